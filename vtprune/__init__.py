@@ -1,0 +1,34 @@
+"""Visual token pruning for multimodal LLMs on stock transformers, without retraining."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.engine import Trace, pruning
+    from vtprune.preset import Preset, load_preset
+    from vtprune.report import Report
+    from vtprune.run import answer
+
+__version__ = "0.1.0"
+
+# Found on first use, so that `import vtprune` and the command line start without torch.
+_LAZY = {
+    "Preset": "vtprune.preset",
+    "Report": "vtprune.report",
+    "Trace": "vtprune.engine",
+    "answer": "vtprune.run",
+    "load_preset": "vtprune.preset",
+    "pruning": "vtprune.engine",
+}
+
+__all__ = ["Preset", "Report", "Trace", "VtpruneError", "answer", "load_preset", "pruning"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vtprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,63 @@
+"""What the shell offers for a half-typed value; none of it imports torch."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def complete_model(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The short names of models, and directories."""
+    from vtprune import catalog
+    from vtprune.models import FAMILIES
+
+    names = [alias.name for alias in catalog.aliases() if alias.model_type in FAMILIES]
+    return [*_starting(names, incomplete), CompletionItem(incomplete, type="dir")]
+
+
+def complete_preset(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The packaged presets, and files."""
+    from vtprune.preset import preset_names
+
+    return [*_starting(preset_names(), incomplete), CompletionItem(incomplete, type="file")]
+
+
+def complete_method(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The methods."""
+    from vtprune.pruners import METHODS
+
+    return _starting(list(METHODS), incomplete)
+
+
+def complete_option(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """key=value for the options of the method that is named, or of all."""
+    from vtprune.pruners import METHODS
+
+    named = METHODS.get(str(ctx.params.get("method")))
+    methods = [named] if named else METHODS.values()
+    pairs = [
+        f"{option.name}={choice}"
+        for method in methods
+        for option in method.options
+        for choice in option.choices
+    ]
+    return _starting(pairs, incomplete)
+
+
+def complete_place(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The places with a name."""
+    return _starting(["input", "ecl", "horizon"], incomplete)
+
+
+def _starting(names: list[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -1,0 +1,36 @@
+"""`vtprune demo`: sample media and questions of the embedded model's world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+EPILOG = """\b
+Examples:
+  vtprune demo samples
+  vtprune demo samples --num 20 --seed 7
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--num", default=8, show_default=True, metavar="N", help="How many files.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed, same files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the questions as JSON.")
+def demo(directory: Path, num: int, seed: int, as_json: bool) -> None:
+    """Write sample clips, pictures and questions to DIR.
+
+    questions.jsonl there has a question, its answer and its kind for each file: what the embedded
+    model was trained for.
+    """
+    from vtprune import demo as world
+
+    questions = world.write(directory, num, seed)
+    if as_json:
+        click.echo(json.dumps(questions, indent=2))
+        return
+    first = questions[0]
+    click.echo(f"{directory / 'questions.jsonl'}: {len(questions)} questions")
+    click.echo(f'try: vtprune ask {directory / str(first["file"])} "{first["question"]}"')

@@ -1,0 +1,187 @@
+"""The options of one `ask`, checked, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.config import Config
+    from vtprune.models.base import Sampling
+    from vtprune.preset import Preset
+
+RANGES = (
+    ("frames", 1, math.inf),
+    ("max_frames", 1, math.inf),
+    ("max_tiles", 0, math.inf),
+    ("max_pixels", 1, math.inf),
+    ("max_new_tokens", 1, math.inf),
+    ("seed", 0, 2**63 - 1),
+)
+"""Whole numbers: option, least and greatest value."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user gave; None where nothing."""
+
+    model: str | None
+    device: str | None
+    dtype: str | None
+    attention: str | None
+    calibration: Path | None
+    trust_remote_code: bool
+    preset: str | None
+    keep: str | None
+    method: str | None
+    at: str | None
+    option: tuple[str, ...]
+    seed: int | None
+    frames: int | None
+    fps: float | None
+    max_frames: int | None
+    start: float | None
+    end: float | None
+    max_tiles: int | None
+    max_pixels: int | None
+    allow_partial: bool
+    question: tuple[str, ...]
+    system: str | None
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    compare: bool
+    json: bool
+    save: Path | None
+    quiet: bool
+
+
+def check_ranges(flags: Flags) -> None:
+    """Refuses numbers out of range, and options that exclude each other.
+
+    Raises:
+        VtpruneError: names the option, the value and the range.
+    """
+    for name, low, high in RANGES:
+        value = getattr(flags, name)
+        if value is not None and not low <= value <= high:
+            rule = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise _out_of_range(name, value, f"a whole number, {rule}")
+    if flags.fps is not None and not 0 < flags.fps < math.inf:
+        raise _out_of_range("fps", flags.fps, "frames a second, above 0")
+    if not 0 < flags.top_p <= 1:
+        raise _out_of_range("top_p", flags.top_p, "above 0, up to 1; 1 leaves no token out")
+    if not 0 <= flags.temperature < math.inf:
+        raise _out_of_range("temperature", flags.temperature, "0 is greedy; 0.7 is usual else")
+    if flags.frames is not None and flags.fps is not None:
+        raise VtpruneError("--frames and --fps exclude each other", "give one of them")
+    if flags.quiet and flags.json:
+        raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
+
+
+def _out_of_range(name: str, value: float, rule: str) -> VtpruneError:
+    return VtpruneError(f"--{name.replace('_', '-')} {value} is out of range", rule)
+
+
+def media_and_questions(
+    inputs: Sequence[str], asked: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The media files, and the questions, of which "-" is read from standard input.
+
+    Args:
+        inputs: the positional arguments; the last is the question where `asked` is empty.
+        asked: the questions given as options.
+
+    Raises:
+        click.UsageError: media or question are missing.
+        VtpruneError: an empty question, or one that is a file.
+    """
+    paths, questions = list(inputs), list(asked)
+    if not questions and paths:
+        questions = [paths.pop()]
+        if paths and Path(questions[0]).is_file():
+            raise VtpruneError(
+                f"the question {questions[0]!r} is a file",
+                "the question comes last: vtprune ask MEDIA... QUESTION",
+            )
+    if not paths:
+        missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
+        raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
+    return paths, [_read_question(question) for question in questions]
+
+
+def _read_question(question: str) -> str:
+    if question == "-":
+        question = sys.stdin.read()
+        if not question.strip():
+            raise VtpruneError(
+                "the question from standard input is empty", "echo 'what happens?' | vtprune ... -"
+            )
+    if not question.strip():
+        raise VtpruneError("the question is empty", "ask something")
+    # What a shell passes on may be no valid text; no tokenizer takes that.
+    return question.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def method_options(pairs: Sequence[str]) -> dict[str, str]:
+    """The `-o key=value` options by key.
+
+    Raises:
+        VtpruneError: one has no "=".
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise VtpruneError(f"-o {pair} is not key=value", "for example: -o norm=none")
+        options[key.strip()] = value.strip()
+    return options
+
+
+def preset_from(flags: Flags, user: Config) -> Preset:
+    """The user's preset under the flags.
+
+    Raises:
+        PresetError: it can't be read, or a flag does not fit it.
+    """
+    from vtprune.preset import load_preset, override
+
+    return override(
+        load_preset(flags.preset or user.preset),
+        keep=flags.keep,
+        method=flags.method,
+        at=flags.at,
+        options=method_options(flags.option),
+        seed=flags.seed,
+    )
+
+
+def sampling_from(preset: Preset, flags: Flags) -> Sampling:
+    """How much of the media is looked at: the preset's word, under the flags.
+
+    A flag's frames replace a preset's fps and cap, a flag's fps the preset's frames.
+    """
+    from vtprune.models.base import Sampling
+
+    video = preset.video
+    frames, fps, max_frames = video.frames, video.fps, video.max_frames
+    if flags.frames is not None:
+        frames, fps, max_frames = flags.frames, None, None
+    elif flags.fps is not None:
+        frames, fps = None, flags.fps
+    return Sampling(
+        frames=frames,
+        fps=fps,
+        max_frames=max_frames if flags.max_frames is None else flags.max_frames,
+        start=flags.start,
+        end=flags.end,
+        max_tiles=preset.image.max_tiles if flags.max_tiles is None else flags.max_tiles,
+    )

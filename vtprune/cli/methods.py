@@ -1,0 +1,33 @@
+"""`vtprune methods`: the pruning methods and their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+EPILOG = """\b
+Examples:
+  vtprune methods
+  vtprune ask clip.mp4 "what happens?" --method entropy --at 2 -o norm=none
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def methods(as_json: bool) -> None:
+    """List the pruning methods and their options."""
+    from vtprune.pruners import METHODS
+
+    if as_json:
+        found = []
+        for name, method in METHODS.items():
+            values = dataclasses.asdict(method)
+            del values["path"]
+            found.append({"name": name, **values})
+        click.echo(json.dumps(found, indent=2))
+        return
+    from vtprune.console import show_methods, stdout_console
+
+    show_methods(METHODS, stdout_console())

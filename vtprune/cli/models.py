@@ -1,0 +1,34 @@
+"""`vtprune models`: the models with a short name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+EPILOG = """\b
+Examples:
+  vtprune models
+  vtprune models --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> None:
+    """List the models with a short name, and where they can be cut.
+
+    Any other checkpoint of the same families works by its hub id or directory. ecl is the entropy
+    collapse layer, horizon the layer from which visual tokens are not needed any more.
+    """
+    from vtprune.catalog import aliases
+    from vtprune.models import FAMILIES
+
+    found = [alias for alias in aliases() if alias.model_type in FAMILIES]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(alias) for alias in found], indent=2))
+        return
+    from vtprune.console import show_models, stdout_console
+
+    show_models(found, stdout_console())

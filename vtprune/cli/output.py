@@ -1,0 +1,155 @@
+"""What `ask` writes: the answer on stdout, the report to a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from vtprune.console import ProgressLine, printable, render, show_question, stderr_console
+from vtprune.errors import VtpruneError
+from vtprune.report import Report
+
+
+class Transcript:
+    """What one `ask` shows: answers on stdout as they are produced, the rest on stderr.
+
+    Args:
+        num_questions: how many will be answered.
+        as_json: reports on stdout, in place of answers and tables.
+        quiet: answers only.
+    """
+
+    def __init__(self, num_questions: int, as_json: bool = False, quiet: bool = False) -> None:
+        self._num_questions = num_questions
+        self._json, self._quiet = as_json, quiet
+        self._console = stderr_console()
+        self._progress = ProgressLine(self._console, silent=quiet)
+        self._begun = False  # some of this answer is on stdout
+        self._in_line = False  # and its line has not ended
+
+    def __enter__(self) -> Transcript:
+        if not self._progress.shown:
+            _hide_download_bars()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+        self._end_line()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Shows how far a stage of the work is."""
+        self._end_line()
+        self._progress.update(stage, done, total)
+
+    def question(self, number: int, question: str) -> None:
+        """Heads an answer with its question where there are several."""
+        self._progress.stop()
+        if self._num_questions > 1 and not (self._json or self._quiet):
+            show_question(number + 1, self._num_questions, question, self._console)
+
+    def text(self, piece: str) -> None:
+        """Goes on with the answer."""
+        piece = printable(piece)
+        if piece and not self._json:
+            self._progress.stop()
+            click.echo(piece, nl=False)
+            self._begun, self._in_line = True, not piece.endswith("\n")
+
+    def report(self, report: Report) -> None:
+        """Ends the answer, and shows what it cost."""
+        self._progress.stop()
+        if self._json:
+            click.echo(to_json(report.to_dict()))
+            return
+        if not self._begun:
+            self.text(report.answer or "\n")
+        self._end_line()
+        self._begun = False
+        if not self._quiet:
+            render(report.to_dict(), self._console)
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            click.echo()
+            self._in_line = False
+
+
+def to_json(report: Mapping[str, object]) -> str:
+    """A report as JSON on one line, in ASCII, so that any terminal and file can hold it."""
+    return json.dumps(report)
+
+
+def check_target(path: Path) -> None:
+    """Refuses a place that a file can't be written to, before anything expensive is done.
+
+    Raises:
+        VtpruneError: a directory, a device, no such folder, or no permission.
+    """
+    hint = "give --save a file in a folder that exists"
+    if path.is_dir():
+        raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
+    if path.exists() and not path.is_file():
+        raise VtpruneError(f"{path}: can't save there: not a regular file", hint)
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise VtpruneError(f"{path}: can't save there: no folder {folder}", hint)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
+    """Writes one report, or several as one line of JSON each, all or nothing.
+
+    Raises:
+        VtpruneError: the file can't be written; what was there before is left as it was.
+    """
+    if len(reports) == 1:
+        text = json.dumps(reports[0], indent=2) + "\n"
+    else:
+        text = "".join(to_json(report) + "\n" for report in reports)
+    target = path.resolve()  # so that a link stays a link
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            with part.open("x", encoding="utf-8") as file:
+                file.write(text)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> VtpruneError:
+    return VtpruneError(
+        f"{path}: can't save there: {error.strerror}", "give --save a file that can be written"
+    )
+
+
+@contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """Keeps warnings and log lines of other libraries off stderr: the report has its own."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _hide_download_bars() -> None:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()

@@ -1,0 +1,70 @@
+"""`vtprune presets`: what there is, what is in it, and whether a file of one's own is valid."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vtprune.cli import complete
+from vtprune.errors import VtpruneError
+
+EPILOG = """\b
+Examples:
+  vtprune presets list
+  vtprune presets show balanced > mine.yaml
+  vtprune presets check mine.yaml && vtprune ask clip.mp4 "what happens?" --preset mine.yaml
+"""
+
+
+@click.group(epilog=EPILOG)
+def presets() -> None:
+    """List, show and check presets.
+
+    A preset says where which method cuts how much; it is one of the packaged ones, or a YAML file.
+    """
+
+
+@presets.command("list", epilog="\b\nExample:\n  vtprune presets list --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the packaged presets."""
+    from vtprune.preset import load_preset, preset_names
+
+    found = [load_preset(name) for name in preset_names()]
+    if as_json:
+        click.echo(json.dumps([preset.to_dict() for preset in found], indent=2))
+        return
+    from vtprune.console import show_presets, stdout_console
+
+    show_presets(found, stdout_console())
+
+
+@presets.command(epilog="\b\nExample:\n  vtprune presets show balanced")
+@click.argument("name", shell_complete=complete.complete_preset)
+def show(name: str) -> None:
+    """Print the YAML of a preset."""
+    from vtprune.preset import find_preset, load_preset
+
+    load_preset(name)  # so that what is printed is a preset
+    click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
+
+
+@presets.command(epilog="\b\nExample:\n  vtprune presets check mine.yaml")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+def check(files: tuple[str, ...]) -> None:
+    """Check preset files; every fault of every file is named, with its line."""
+    from vtprune.preset import load_preset
+
+    faults = []
+    for file in files:
+        try:
+            load_preset(file)
+        except VtpruneError as error:
+            faults.append(error)
+            click.echo(f"Error: {error.message}", err=True)
+        else:
+            click.echo(f"{file}: ok")
+    if faults:
+        click.echo(f"hint: {faults[-1].hint}", err=True)
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,152 @@
+"""The trainer's forward pass: many questions about one picture read in one pass of the decoder.
+
+Each question sees the visual tokens and itself, never another question, and its positions go on from the
+last visual token. So every question costs only its own tokens, and what is learned is exactly the prompt of
+inference: one picture, one question. The parameters are those of transformers' own Qwen2 layers, used in
+place; `tests/test_demo.py` holds this pass equal to the stock one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LayerWeights = tuple[Tensor, ...]
+
+
+def layer_weights(layer: nn.Module) -> LayerWeights:
+    """The parameters of one Qwen2 decoder layer, in the order `decoder_layer` takes them."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        layer.input_layernorm.weight,
+        attention.q_proj.weight, attention.q_proj.bias,
+        attention.k_proj.weight, attention.k_proj.bias,
+        attention.v_proj.weight, attention.v_proj.bias,
+        attention.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
+    )  # fmt: skip
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last axis, in float32."""
+    y = x.float()
+    y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
+    return (y * weight).to(torch.bfloat16 if x.dtype == torch.bfloat16 else x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on x (B, L, H, head width); cos and sin are (L, 1, head width)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def decoder_layer(
+    x: Tensor,
+    weights: LayerWeights,
+    cos: Tensor,
+    sin: Tensor,
+    num_prefix: int,
+    num_questions: int,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> Tensor:
+    """One decoder layer over x (B, prefix + questions x length, D), questions apart from each other."""
+    norm1, wq, bq, wk, bk, wv, bv, wo, norm2, w_gate, w_up, w_down = weights
+    batch, total, width = x.shape
+    group, head = heads // kv_heads, wq.shape[0] // heads
+    length = (total - num_prefix) // num_questions
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+    y = rms_norm(x, norm1, eps).to(dtype)
+    q = rotate(F.linear(y, wq, bq).view(batch, total, heads, head), cos, sin)
+    k = rotate(F.linear(y, wk, bk).view(batch, total, kv_heads, head), cos, sin)
+    v = F.linear(y, wv, bv).view(batch, total, kv_heads, head)
+    # (B, KV, group, L, head): the query heads of one key head side by side, so that keys are never repeated.
+    q = q.view(batch, total, kv_heads, group, head).permute(0, 2, 3, 1, 4) * head**-0.5
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, KV, L, head)
+    q_prefix, q_question = q[..., :num_prefix, :], q[..., num_prefix:, :]
+    k_prefix, k_question = k[:, :, :num_prefix], k[:, :, num_prefix:]
+    v_prefix, v_question = v[:, :, :num_prefix], v[:, :, num_prefix:]
+
+    rows = q_prefix.reshape(batch, kv_heads, group * num_prefix, head)
+    scores = (rows @ k_prefix.transpose(-1, -2)).view(batch, kv_heads, group, num_prefix, num_prefix)
+    causal = torch.ones(num_prefix, num_prefix, dtype=torch.bool, device=x.device).tril()
+    weight = scores.float().masked_fill(~causal, -torch.inf).softmax(-1).to(dtype)
+    out_prefix = weight.view(batch, kv_heads, group * num_prefix, num_prefix) @ v_prefix
+    out_prefix = out_prefix.view(batch, kv_heads, group, num_prefix, head)
+
+    rest = num_questions * length
+    rows = q_question.reshape(batch, kv_heads, group * rest, head)
+    seen = (rows @ k_prefix.transpose(-1, -2)).view(
+        batch, kv_heads, group, num_questions, length, num_prefix
+    )
+    blocks = q_question.reshape(batch, kv_heads, group, num_questions, length, head)
+    k_blocks = k_question.reshape(batch, kv_heads, 1, num_questions, length, head)
+    v_blocks = v_question.reshape(batch, kv_heads, 1, num_questions, length, head)
+    own = blocks @ k_blocks.transpose(-1, -2)  # (B, KV, group, questions, length, length)
+    causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+    own = own.float().masked_fill(~causal, -torch.inf)
+    # One softmax over both parts, without laying them side by side.
+    seen = seen.float()
+    top = torch.maximum(seen.amax(-1, keepdim=True), own.amax(-1, keepdim=True)).detach()
+    seen, own = (seen - top).exp(), (own - top).exp()
+    total_weight = seen.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
+    from_prefix = seen.to(dtype).view(batch, kv_heads, group * rest, num_prefix) @ v_prefix
+    from_own = own.to(dtype) @ v_blocks
+    share = total_weight.reciprocal().reshape(batch, kv_heads, group, rest, 1)
+    shape = (batch, kv_heads, group, rest, head)
+    out_question = ((from_prefix.view(shape).float() + from_own.reshape(shape).float()) * share).to(dtype)
+    out = torch.cat((out_prefix, out_question), dim=3)  # (B, KV, group, L, head)
+    out = out.permute(0, 3, 1, 2, 4).reshape(batch, total, heads * head)
+    x = x + F.linear(out, wo)
+    y = rms_norm(x, norm2, eps).to(dtype)
+    return x + F.linear(F.silu(F.linear(y, w_gate)) * F.linear(y, w_up), w_down)
+
+
+def read_packed(
+    decoder: nn.Module,
+    prefix: Tensor,
+    questions: Tensor,
+    layer: Callable[..., Tensor] = decoder_layer,
+) -> Tensor:
+    """The decoder's last states of prefix (B, P, D) and questions (B, Q, L, D), at the questions' tokens: (B, Q, L, D).
+
+    Args:
+        decoder: a Qwen2 model (the language model of the checkpoint).
+        prefix: embeddings of everything before a question, visual tokens in place.
+        questions: embeddings of Q questions with their answers, padded on the right to one length.
+        layer: `decoder_layer`, or a compiled version of it.
+    """
+    config = decoder.config
+    batch, num_prefix, width = prefix.shape
+    num_questions, length = questions.shape[1:3]
+    positions = torch.cat(
+        (
+            torch.arange(num_prefix, device=prefix.device),
+            torch.arange(num_prefix, num_prefix + length, device=prefix.device).repeat(num_questions),
+        )
+    )
+    x = torch.cat((prefix, questions.flatten(1, 2)), dim=1)
+    cos, sin = decoder.rotary_emb(x.float(), positions[None])
+    cos, sin = cos[0, :, None].to(x.dtype), sin[0, :, None].to(x.dtype)
+    for one in decoder.layers:
+        x = layer(
+            x,
+            layer_weights(one),
+            cos,
+            sin,
+            num_prefix,
+            num_questions,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.rms_norm_eps,
+        )
+    x = rms_norm(x[:, num_prefix:], decoder.norm.weight, config.rms_norm_eps)
+    return x.view(batch, num_questions, length, width)

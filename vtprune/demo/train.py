@@ -1,0 +1,372 @@
+"""Train the embedded model from nothing: `python -m vtprune.demo.train --out DIR`.
+
+First the tower alone on the world's dense labels (per patch: colour, shape, digits; the heads are thrown away),
+then everything on questions with a loss on answers only. Both parts resume from DIR after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from transformers import LlavaOnevisionForConditionalGeneration
+from transformers.image_processing_utils import select_best_resolution
+
+from .batches import IGNORED, LAYOUTS, PREFIX, Batch, make_batch, tile_batch, training_batch
+from .checkpoint import PINPOINTS, make_model, make_tokenizer, save
+from .muon import Muon
+from .packed import decoder_layer, read_packed
+from .questions import KINDS
+from .world import COLOURS, SHAPES, TILE
+
+COMPILED = ("picture", "picture 2x2", "clip 8")
+DEV = (
+    ("picture", 3), ("picture 2x2", 3), ("picture 3x3", 2), ("picture 260x320", 1), ("clip 8", 4), ("clip 16", 1)
+)  # fmt: skip
+Layer = Callable[..., Tensor]
+
+
+def tiles(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 to tiles (B, n, 3, 112, 112) uint8, the base picture first, by the official recipe."""
+    height, width = pictures.shape[-2:]
+    tall, wide = select_best_resolution((height, width), PINPOINTS)
+    scale = min(tall / height, wide / width)
+    size = min(-(-int(height * scale * 1e6) // 10**6), tall), min(-(-int(width * scale * 1e6) // 10**6), wide)
+    whole = resize(pictures, *size)
+    top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
+    whole = F.pad(whole, (left, wide - size[1] - left, top, tall - size[0] - top))
+    cut = whole.unfold(2, TILE, TILE).unfold(3, TILE, TILE)  # (B, 3, rows, columns, 112, 112)
+    cut = cut.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    return torch.cat((resize(pictures, TILE, TILE)[:, None], cut), dim=1)
+
+
+def resize(pictures: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased, on uint8, as the processors do."""
+    if pictures.shape[-2:] == (height, width):
+        return pictures
+    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+def visual_tokens(model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device) -> Tensor:
+    """The visual tokens (B, N, D) of a batch, packed by the model's own functions."""
+    pixels = torch.from_numpy(batch.pixels).to(device)
+    if batch.layout.num_frames > 1:
+        return model.model.get_video_features(normalise(pixels)).pooler_output
+    sizes = torch.tensor([[batch.layout.height, batch.layout.width]] * len(pixels), device=device)
+    features = model.model.get_image_features(normalise(tiles(pixels[:, 0])), sizes)
+    return torch.stack(list(features.pooler_output))
+
+
+def answer_states(
+    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device, layer: Layer, tower: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
+    with torch.set_grad_enabled(tower):
+        if tower:
+            visual = visual_tokens(model, batch, device)
+        else:
+            visual = visual_tokens(model, batch, device)
+    embed = model.get_input_embeddings()
+    start = torch.tensor(make_tokenizer().encode(PREFIX).ids, device=device)
+    prefix = torch.cat((embed(start).expand(len(visual), -1, -1), visual.float()), dim=1)
+    tokens = torch.from_numpy(batch.tokens).to(device)
+    targets = torch.from_numpy(batch.targets).to(device)
+    states = read_packed(model.model.language_model, prefix, embed(tokens), layer)
+    wanted = targets != IGNORED
+    return model.lm_head(states[wanted]).float(), targets[wanted]
+
+
+class Dense(nn.Module):
+    """Heads on the tower's patches for pretraining: colour, shape, tens, units; 0 is none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        states = self.norm(states)
+        return [head(states) for head in self.heads]
+
+
+def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and heads; a learning rate a module."""
+    matrices, others = [], []
+    for module, rate in groups:
+        for name, parameter in module.named_parameters():
+            plain = parameter.ndim != 2 or "embed" in name or "head" in name
+            (others if plain else matrices).append({"params": [parameter], "lr": rate, "full": rate})
+    adam = torch.optim.AdamW(_merge(others), betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(_merge(matrices)), adam]
+
+
+def _merge(groups: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One group a learning rate."""
+    merged: dict[object, dict[str, object]] = {}
+    for group in groups:
+        kept = merged.setdefault(group["full"], {"params": [], "lr": group["lr"], "full": group["full"]})
+        kept["params"] += group["params"]  # type: ignore[operator]
+    return list(merged.values())
+
+
+def set_rates(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group["full"] * factor
+
+
+def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Linear warm-up, constant, then linear to 2 % over the last `decay` of the steps."""
+    left = (steps - step) / max(steps * decay, 1)
+    return min(1.0, (step + 1) / warmup, max(left, 0.02))
+
+
+def write_atomically(path: Path, state: dict[str, object]) -> None:
+    torch.save(state, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def log(path: Path, **fields: object) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(fields) + "\n")
+    print(json.dumps(fields), flush=True)
+
+
+def train_tower(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace) -> None:
+    """Pretrain the tower on patch labels; its weights go to `tower.pt`."""
+    device = torch.device(args.device)
+    tower = model.model.vision_tower
+    state_path = out / "tower.pt"
+    torch.manual_seed(args.seed)
+    heads = Dense(tower.config.hidden_size).to(device)
+    optims = optimisers([(tower, 4e-3), (heads, 2e-3)])
+    first, seconds = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        tower.load_state_dict(state["tower"])
+        heads.load_state_dict(state["heads"])
+        for optim, saved in zip(optims, state["optimisers"], strict=True):
+            optim.load_state_dict(saved)
+        first, seconds = state["step"], state["seconds"]
+    if first >= args.tower_steps:
+        return
+    begin = time.monotonic() - seconds
+    rank, processes = share = ranks()
+    for step in range(first, args.tower_steps):
+        batch = tile_batch(args.seed, step, 64 // processes, share)
+        pixels = normalise(torch.from_numpy(batch.pixels).to(device))
+        labels = torch.from_numpy(batch.labels).to(device)
+        set_rates(optims, schedule(step, args.tower_steps, 50, 0.4))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            states = tower(pixels, output_hidden_states=True).hidden_states[-1]
+            logits = heads(states.float())
+        losses = []
+        for head, label in zip(logits, labels, strict=True):
+            loss = F.cross_entropy(head.float().flatten(0, 1), label.flatten(), reduction="none")
+            # Patches that show something weigh as much as all the ground together.
+            shown = (label.flatten() > 0).float()
+            losses.append((loss * (0.3 + 3 * shown)).mean())
+        torch.stack(losses).sum().backward()
+        average_gradients([*tower.parameters(), *heads.parameters()])
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == args.tower_steps):
+            right = [
+                round(float(((h.argmax(-1) == y) & (y > 0)).sum() / (y > 0).sum().clamp(min=1)), 4)
+                for h, y in zip(logits, labels, strict=True)
+            ]
+            took = time.monotonic() - begin
+            log(
+                out / "tower.jsonl", step=step + 1, seconds=round(took, 1), loss=round(sum(loss.item() for loss in losses), 4), right=right
+            )
+        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == args.tower_steps):
+            write_atomically(
+                state_path,
+                {
+                    "tower": tower.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimisers": [optim.state_dict() for optim in optims],
+                    "step": step + 1,
+                    "seconds": time.monotonic() - begin,
+                },
+            )
+
+
+@torch.no_grad()
+def dev_accuracy(model: LlavaOnevisionForConditionalGeneration, device: torch.device) -> dict[str, float]:
+    """Accuracy by kind on fixed dev scenes: a question counts where every token of its answer is the likeliest.
+
+    That is what greedy decoding would answer, without decoding.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    model.eval()
+    rank, processes = ranks()
+    jobs = [(name, number) for name, num in DEV for number in range(num)]
+    for name, number in jobs[rank::processes]:
+        batch = make_batch("dev", 0, number, LAYOUTS[name], extra=False)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits, targets = answer_states(model, batch, device, decoder_layer, False)
+        hits = torch.zeros(batch.targets.shape, dtype=torch.bool)
+        wanted = torch.from_numpy(batch.targets) != IGNORED
+        hits[wanted] = (logits.argmax(-1) == targets).cpu()
+        rows = (hits | ~wanted).all(-1)
+        for i, questions in enumerate(batch.questions):
+            for j, question in enumerate(questions):
+                right[question.kind].append(bool(rows[i, j]))
+    counts = torch.tensor([[sum(right[kind]), len(right[kind])] for kind in KINDS], dtype=torch.float64)
+    if processes > 1:
+        distributed.all_reduce(counts)
+    return {kind: round(float(r / max(n, 1)), 4) for kind, (r, n) in zip(KINDS, counts, strict=True)}
+
+
+def train(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace) -> None:
+    """Train everything on questions; the best averaged weights go to `snapshot/`, in the hub's format."""
+    device = torch.device(args.device)
+    parts = model.model
+    decoder = [(parts.language_model, 2e-3), (parts.multi_modal_projector, 2e-3), (model.lm_head, 2e-3)]
+    optims = optimisers([*decoder, (parts.vision_tower, 5e-4)])
+    newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
+    optims.append(newline)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    step, seconds, best = 0, 0.0, 0.0
+    state_path = out / "train.pt"
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        model.load_state_dict(state["model"])
+        average = state["average"]
+        for optim, saved in zip(optims, state["optimisers"], strict=True):
+            optim.load_state_dict(saved)
+        step, seconds, best = state["step"], state["seconds"], state["best"]
+    begin = time.monotonic() - seconds
+    compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
+    torch._dynamo.config.cache_size_limit = 64
+    losses: dict[str, list[float]] = defaultdict(list)
+    rank, processes = share = ranks()
+    for number in range(step, args.steps):
+        batch = training_batch(args.seed, number, share)
+        model.train()
+        set_rates(optims, schedule(number, args.steps, 100, args.decay))
+        layer = compiled if batch.layout.name in COMPILED else decoder_layer
+        # The tower learns once the decoder can read it, from clips only every other time: they are 8 frames long.
+        tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits, targets = answer_states(model, batch, device, layer, tower)
+        loss = F.cross_entropy(logits, targets)
+        loss.backward()
+        average_gradients(model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        losses[batch.layout.name.split()[0]].append(loss.item())
+        with torch.no_grad():
+            pull = 1 - min(0.995, (number + 1) / (number + 20))
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value.float(), pull)
+        done = number + 1
+        if rank == 0 and done % 20 == 0:
+            means = {name: round(sum(v) / len(v), 4) for name, v in losses.items()}
+            log(out / "loss.jsonl", step=done, seconds=round(time.monotonic() - begin, 1), loss=means)
+            losses.clear()
+        if done % args.evaluate_every == 0 or done == args.steps:
+            current = {k: v.clone() for k, v in model.state_dict().items()}
+            model.load_state_dict(average)
+            accuracy = dev_accuracy(model, device)
+            mean = sum(accuracy.values()) / len(accuracy)
+            if mean > best and rank == 0:
+                best = mean
+                save(model, out / "snapshot")
+                (out / "snapshot.json").write_text(json.dumps({"step": done, "dev": mean, "kinds": accuracy}))
+            model.load_state_dict(current)
+            if rank > 0:
+                continue
+            took = round(time.monotonic() - begin, 1)
+            log(out / "dev.jsonl", step=done, seconds=took, mean=round(mean, 4), kinds=accuracy)
+            write_atomically(
+                state_path,
+                {
+                    "model": current,
+                    "average": average,
+                    "optimisers": [optim.state_dict() for optim in optims],
+                    "step": done,
+                    "seconds": time.monotonic() - begin,
+                    "best": best,
+                },
+            )
+
+
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean of every process's gradients, in one message."""
+    if ranks()[1] == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= ranks()[1]
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One process of the training: its share of every batch, one thread, gradients averaged once a step."""
+    if args.processes > 1:
+        torch.set_num_threads(1)
+        meeting = f"file://{args.out.resolve()}/meeting"
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
+    model = make_model(args.seed).to(args.device)
+    model.model.vision_tower.set_attn_implementation("eager")  # 64 tokens: faster than fused, here
+    if args.compile:
+        for layer in model.model.vision_tower.encoder.layers:
+            layer.compile()
+    train_tower(model, args.out, args)
+    if ranks()[1] > 1:
+        distributed.barrier()
+    tower = torch.load(args.out / "tower.pt", map_location=args.device)["tower"]
+    model.model.vision_tower.load_state_dict(tower)
+    train(model, args.out, args)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--unfreeze", type=int, default=300, help="the step from which the tower learns too")
+    parser.add_argument("--decay", type=float, default=0.25, help="the last part of the steps, of falling rate")
+    parser.add_argument("--evaluate-every", type=int, default=150)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--processes", type=int, default=2, help="CPU processes of one thread each; 1 on a GPU")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "meeting").unlink(missing_ok=True)
+    if args.processes == 1:
+        work(0, args)
+    else:
+        torch.multiprocessing.spawn(work, (args,), nprocs=args.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""Prunes inside an unpatched transformers model: the only hooks in the project."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vtprune.catalog import Calibration
+from vtprune.errors import ModelError
+from vtprune.layout import MODALITIES
+from vtprune.models.structure import find_structure, lay_out_batch
+from vtprune.packing import gather, valid_columns
+from vtprune.prefill import (
+    CacheState,
+    ContinuedMasks,
+    Plan,
+    Prefill,
+    cache_length,
+    continue_masks,
+)
+from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.trace import Trace
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+MARK = "_vtprune_session"
+Kwargs = dict[str, object]
+
+
+@contextmanager
+def pruning(
+    model: PreTrainedModel,
+    preset: str | Path | Mapping[str, object] | Preset | None = None,
+    keep: Keep | None = None,
+    seed: int | None = None,
+    *,
+    method: str | None = None,
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    modality: str | None = None,
+    calibration: Calibration | None = None,
+    encoded: dict[object, object] | None = None,
+) -> Iterator[Trace]:
+    """Drops visual tokens in every forward of `model` inside the block, and only there.
+
+    Args:
+        model: any supported transformers model, loaded by the caller, left as it was found.
+        preset: packaged name, path, mapping in the preset schema, or a Preset; None: "balanced".
+        keep: layer average of the kept fraction, for all modalities or by modality.
+        seed: of all random choices; None: the preset's.
+        method: replaces the preset's stages by one free stage of this method, cutting at `at`.
+        at: the place of that stage; None: the method's own.
+        options: of that stage, or of every stage whose method has such an option.
+        modality: what placeholders hold that images and videos share; None: images, unless the
+            model's inputs tell.
+        calibration: where `ecl` and `horizon` are; None: the packaged one of this model.
+        encoded: what the vision tower made of pixel tensors, kept by the caller from block to
+            block, so that the same tensors are encoded once.
+
+    Yields:
+        The trace, filled by each prefill.
+
+    Raises:
+        ModelError: a model or a case that can't be pruned, with the reason.
+        PresetError: a preset that is not valid or a keep that can't be reached.
+    """
+    resolved = override(load_preset(preset), keep, method, at, options, seed)
+    if modality not in (None, *MODALITIES):
+        raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
+    session = _Session(model, resolved, modality, calibration, encoded)
+    try:
+        session.attach()
+        yield session.trace
+    finally:
+        session.detach()
+
+
+class _Session:
+    """The hooks of one block, and what they share."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        preset: Preset,
+        modality: str | None,
+        calibration: Calibration | None,
+        encoded: dict[object, object] | None,
+    ) -> None:
+        self.model = model
+        self.modality = modality
+        self.trace = Trace()
+        self.structure = find_structure(model)
+        self.plan = Plan(preset, self.structure, calibration, self.trace)
+        self.inner, self.decoder = self.structure.inner, self.structure.decoder
+        self.inner_signature = inspect.signature(self.inner.forward)
+        self.decoder_signature = inspect.signature(self.decoder.forward)
+        self.vision: dict[str, dict[str, object]] = {}
+        self.vision_seconds = 0.0
+        self.encoded = encoded
+        self.pending: Prefill | None = None
+        self.running: Prefill | None = None
+        self.started = 0.0
+        self.handles: list[RemovableHandle] = []
+        self.layer_handles: list[RemovableHandle] = []
+        self.wrapped: list[str] = []
+
+    # -- on and off ------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Puts the hooks on."""
+        if MARK in self.inner.__dict__:
+            raise ModelError(
+                "this model is being pruned already by an enclosing block",
+                "leave that block first; one preset can hold several stages",
+            )
+        self.inner.__dict__[MARK] = self
+        for name in ("get_image_features", "get_video_features"):
+            if hasattr(self.inner, name):
+                self.inner.__dict__[name] = self.recording(name)
+                self.wrapped.append(name)
+        self.handles = [
+            self.model.register_forward_pre_hook(self.refuse_labels, with_kwargs=True),
+            self.inner.register_forward_pre_hook(self.see_inputs, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(self.start_decoder, with_kwargs=True),
+            self.decoder.register_forward_hook(
+                self.end_decoder, with_kwargs=True, always_call=True
+            ),
+        ]
+
+    def detach(self) -> None:
+        """Takes everything off; the model is as it was found."""
+        self.unhook_layers()
+        for handle in self.handles:
+            handle.remove()
+        if self.inner.__dict__.get(MARK) is self:
+            del self.inner.__dict__[MARK]
+            for name in self.wrapped:
+                del self.inner.__dict__[name]
+        self.encoded, self.vision, self.pending, self.running = None, {}, None, None
+
+    def unhook_layers(self) -> None:
+        for handle in self.layer_handles:
+            handle.remove()
+        self.layer_handles = []
+
+    def recording(self, name: str) -> Callable[..., object]:
+        """The model's own encoder call, whose arguments and time are noted on the way."""
+        encode = getattr(self.inner, name)
+        signature = inspect.signature(encode)
+        modality = "image" if "image" in name else "video"
+
+        @functools.wraps(encode)
+        def encode_and_note(*args: object, **kwargs: object) -> object:
+            given = dict(signature.bind_partial(*args, **kwargs).arguments)
+            self.vision[modality] = given
+            key = (name, *(_identity(value) for value in given.values()))
+            if self.encoded is not None and key in self.encoded:
+                return self.encoded[key]
+            started = self.now()
+            features = encode(*args, **kwargs)
+            self.vision_seconds += self.now() - started
+            if self.encoded is not None:
+                self.encoded[key] = features
+            return features
+
+        return encode_and_note
+
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was given."""
+        if self.structure.device_type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    # -- before the decoder ----------------------------------------------------------------------
+
+    def refuse_labels(self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs) -> None:
+        if kwargs.get("labels") is not None:
+            raise ModelError(
+                "labels were given, but a pruned prompt has fewer positions than labels",
+                "compute the loss from the logits of the answer, without labels",
+            )
+
+    def see_inputs(self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs) -> None:
+        """Notes where visual tokens sit in this forward, if it is a prompt that has any."""
+        self.pending = None
+        if torch.compiler.is_compiling():
+            raise ModelError(
+                "this model's forward is being compiled, and hooks do not run in a compiled graph",
+                "pass disable_compile=True to generate",
+            )
+        given = dict(self.inner_signature.bind_partial(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", None) or {})  # type: ignore[call-overload]
+        pixels = [name for name in PIXELS if given.get(name) is not None]
+        has_vision = bool(given.get("mm_encoder_outputs")) or bool(pixels)
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if not isinstance(ids, torch.Tensor):
+            if has_vision or (isinstance(embeds, torch.Tensor) and embeds.shape[1] > 1):
+                raise ModelError(
+                    "the prompt was given as inputs_embeds, which don't say what is visual",
+                    "pass input_ids and pixel values",
+                )
+            return
+        if ids.shape[1] < 2 or not has_vision:
+            return  # decoding, or text alone
+        for name in pixels:  # encoded inside this forward, so not recorded yet
+            self.vision["video" if "video" in name else "image"] = given
+        self.pending = self.see_prompt(ids, given)
+
+    def see_prompt(self, ids: torch.Tensor, given: Kwargs) -> Prefill:
+        """Lays out the visual tokens of a prompt and plans its cuts."""
+        valid = valid_columns(given.get("attention_mask"), *ids.shape)
+        layouts, warnings = lay_out_batch(
+            self.structure, ids.cpu(), valid, self.vision, self.modality
+        )
+        for warning in warnings:
+            self.trace.warn(warning)
+        past = cache_length(given.get("past_key_values"))
+        if past and self.structure.two_way:
+            raise ModelError(
+                f"{self.structure.model_type}: new pictures on top of a cached conversation",
+                "ask about them in a new conversation",
+            )
+        columns = [row.nonzero().squeeze(1) for row in valid]
+        return self.plan.prefill(layouts, columns, ids.shape[1], past)
+
+    # -- the decoder -----------------------------------------------------------------------------
+
+    def start_decoder(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs
+    ) -> tuple[tuple[object, ...], Kwargs] | None:
+        """Cuts at the input, and puts on the layer hooks that this forward needs."""
+        self.running, self.pending = self.pending, None
+        given: Kwargs = {**self.decoder_signature.bind_partial(*args).arguments, **kwargs}
+        embeds = given.get("inputs_embeds")
+        if not isinstance(embeds, torch.Tensor):
+            return None
+        cache = given.get("past_key_values")
+        if self.running is not None:
+            self.started = self.now()
+            return (), self.start_prefill(self.running, embeds, given)
+        state = getattr(cache, "_vtprune", None)
+        if isinstance(state, CacheState) and cache_length(cache):
+            return (), self.start_continuation(state, embeds, given)
+        return None
+
+    def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
+        prefill.begin(given.get("past_key_values"))
+        if 0 in prefill.layers:
+            for name in sorted(prefill.needs(0) - {"hidden"}):
+                prefill.states[name] = self.first_states(prefill, embeds, name)
+            self.timed_cut(prefill, 0, embeds)
+            given = prefill.shorten_inputs(given, embeds)
+        later = [layer for layer in prefill.layers if layer > 0]
+        for layer in later:
+            for name in sorted(prefill.needs(layer) - {"hidden"}):
+                module = self.structure.projection(layer - 1, name)
+                keep = functools.partial(self.keep_states, prefill, name)
+                self.layer_handles.append(module.register_forward_hook(keep))
+        if later:
+            self.hook_layers(later[0], functools.partial(self.enter_layer, prefill))
+        return given
+
+    def hook_layers(
+        self, first: int, enter: Callable[..., tuple[tuple[object, ...], Kwargs]]
+    ) -> None:
+        """Calls `enter(number, module, args, kwargs)` before every layer from `first` on."""
+        for number in range(first, len(self.structure.layers)):
+            hook = functools.partial(enter, number)
+            handle = self.structure.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
+            self.layer_handles.append(handle)
+
+    def first_states(self, prefill: Prefill, embeds: torch.Tensor, name: str) -> torch.Tensor:
+        """(B, S, H x D) states that layer 0 would compute from the uncut embeddings."""
+        with torch.no_grad():
+            normed = self.structure.norm(0)(embeds)
+            states = self.structure.projection(0, name)(normed)
+        assert isinstance(states, torch.Tensor)
+        return states
+
+    def keep_states(
+        self, prefill: Prefill, name: str, module: nn.Module, args: object, output: torch.Tensor
+    ) -> None:
+        prefill.states[name] = output.detach()
+
+    def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> None:
+        started = self.now()
+        with torch.no_grad():
+            prefill.cut(layer, hidden)
+        seconds = self.trace.seconds
+        seconds["select"] = seconds.get("select", 0.0) + self.now() - started
+
+    def enter_layer(
+        self,
+        prefill: Prefill,
+        number: int,
+        module: nn.Module,
+        args: tuple[object, ...],
+        kwargs: Kwargs,
+    ) -> tuple[tuple[object, ...], Kwargs]:
+        """Cuts before a layer where it is time, and gives it what fits the shorter sequence."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        if number in prefill.layers:
+            self.timed_cut(prefill, number, hidden)
+            hidden = gather(hidden, prefill.last_cut.index)
+        changed = prefill.shorten_layer(kwargs, number, hidden)
+        if args:
+            return (hidden, *args[1:]), changed
+        return args, {**changed, "hidden_states": hidden}
+
+    def start_continuation(self, state: CacheState, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
+        """Decoding, or more text, on a cache that was cut."""
+        masks = continue_masks(state, self.structure, given, embeds)
+        if masks.first_layer is not None:
+            self.hook_layers(masks.first_layer, functools.partial(self.replace_mask, masks))
+        if masks.replace_input:
+            given["attention_mask"] = masks.input_mask()
+        return given
+
+    def replace_mask(
+        self,
+        masks: ContinuedMasks,
+        number: int,
+        module: nn.Module,
+        args: tuple[object, ...],
+        kwargs: Kwargs,
+    ) -> tuple[tuple[object, ...], Kwargs]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        return args, {**kwargs, "attention_mask": masks.mask(number, hidden)}
+
+    def end_decoder(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs, output: object
+    ) -> None:
+        """Takes the layer hooks off; after a prefill, writes the trace and marks the cache."""
+        self.unhook_layers()
+        prefill, self.running = self.running, None
+        if prefill is None or output is None:  # None: the forward raised
+            return
+        seconds = {
+            "vision": self.vision_seconds,
+            "select": self.trace.seconds.pop("select", 0.0),
+            "prefill": self.now() - self.started,
+        }
+        self.vision_seconds = 0.0
+        prefill.end(getattr(output, "past_key_values", None))
+        self.trace.seconds = seconds
+
+
+def _identity(value: object) -> object:
+    """What tells one argument of an encoder call from another: for a tensor its memory."""
+    if isinstance(value, torch.Tensor):
+        return (value.data_ptr(), tuple(value.shape), value._version)
+    return repr(value)

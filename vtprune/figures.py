@@ -1,0 +1,213 @@
+"""From a run's trace and clock to the report's figures."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune import __version__, cost
+from vtprune.layout import MODALITIES, Layout
+from vtprune.report import Report
+
+if TYPE_CHECKING:
+    from vtprune.generation import Run
+    from vtprune.loading import Loaded
+    from vtprune.models.base import Inputs, Prepared
+    from vtprune.preset import Preset
+    from vtprune.trace import Trace
+
+PARTS = ("load", "media", "preprocess", "vision", "prefill")
+
+
+def build_report(
+    loaded: Loaded,
+    items: Sequence[Prepared],
+    decoders: Sequence[str],
+    inputs: Inputs,
+    question: str,
+    preset: Preset,
+    run: Run,
+) -> Report:
+    """The report of one run, without comparison."""
+    import transformers
+
+    answer_tokens = len(run.tokens)
+    flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens)
+    return Report(
+        question=question,
+        answer=run.answer,
+        model=describe_model(loaded),
+        input=describe_input(items, decoders, inputs),
+        preset=resolve_preset(preset, run.trace),
+        tokens=count_tokens(run.trace, answer_tokens),
+        flops=flops,
+        kv_cache_bytes=kv_bytes,
+        memory_bytes=measure_memory(loaded),
+        seconds=sum_seconds(run.seconds),
+        version={
+            "vtprune": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+    )
+
+
+def describe_model(loaded: Loaded) -> dict[str, object]:
+    model = loaded.model
+    decoder = model.get_decoder()
+    return {
+        "name": loaded.name,
+        "family": str(model.config.model_type),
+        "layers": len(decoder.layers),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(getattr(decoder.config, "_attn_implementation", "eager")),
+    }
+
+
+def describe_input(
+    items: Sequence[Prepared], decoders: Sequence[str], inputs: Inputs
+) -> dict[str, object]:
+    """What was read; of several files sizes and durations are those of the first."""
+    kinds = {item.source.kind for item in items}
+    videos = [item for item in items if item.source.kind == "video"]
+    first = items[0].source if items else None
+    return {
+        "files": [str(item.source.path) for item in items],
+        "modality": "mixed" if len(kinds) > 1 else next(iter(kinds), "text"),
+        "frames": sum(len(item.index) for item in videos),
+        "tiles": sum(inputs.tiles),
+        "timestamps": [round(time, 3) for item in videos for time in item.timestamps],
+        "decoder": ", ".join(dict.fromkeys(decoders)),
+        "duration": sum(item.source.duration for item in videos),
+        "width": first.width if first else 0,
+        "height": first.height if first else 0,
+    }
+
+
+def resolve_preset(preset: Preset, trace: Trace) -> dict[str, object]:
+    """The preset, its stages as they ran: each with its layer and all its options."""
+    told = preset.to_dict()
+    for modality in MODALITIES:
+        own = told.get(modality)
+        if isinstance(own, dict):
+            own.pop("stages", None)
+    stages = [
+        {
+            "at": one.at,
+            "layer": one.layer,
+            "modality": one.modality,
+            "method": one.method,
+            "keep": one.keep,
+            "per": one.per,
+            "split": "even",
+            "positions": "keep",
+            **one.options,
+        }
+        for one in trace.stages
+    ]
+    return {**told, "stages": stages}
+
+
+def count_tokens(trace: Trace, answer_tokens: int) -> dict[str, object]:
+    """Counts of the first sample, from what the engine really cut."""
+    if not trace.layouts:
+        return {
+            "visual": 0, "text": trace.text[0] if trace.text else 0, "answer": answer_tokens,
+            "keep_mean": 1.0, "kept_after": 0, "by_modality": {}, "stages": [],
+            "by_frame": [], "by_tile": [],
+        }  # fmt: skip
+    layout, kept = trace.layouts[0], trace.kept[0]
+    shown = [name for name in MODALITIES if len(layout.of_modality(name))]
+    return {
+        "visual": len(layout),
+        "text": trace.text[0],
+        "answer": answer_tokens,
+        "keep_mean": trace.keep_mean(0),
+        "kept_after": len(kept),
+        "by_modality": {name: len(kept.of_modality(name)) for name in shown},
+        "stages": [
+            {"at": one.at, "layer": one.layer, "modality": one.modality, "method": one.method,
+             "options": dict(one.options), "before": one.before[0], "after": one.after[0]}
+            for one in trace.stages
+        ],
+        "by_frame": count_kept(layout, kept, "video", "frame"),
+        "by_tile": count_kept(layout, kept, "image", "tile"),
+    }  # fmt: skip
+
+
+def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[int]:
+    """Tokens kept in each frame or tile of a modality, those with none left included."""
+    own = layout.take(layout.of_modality(modality))
+    if not len(own):
+        return []
+    groups = own.groups(per)
+    present = torch.isin(own.columns, kept.columns)
+    counts = torch.zeros(int(groups.max()) + 1, dtype=torch.long)
+    return counts.scatter_add_(0, groups, present.long()).tolist()
+
+
+def compute_costs(
+    loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """FLOPs and KV bytes of the first sample, beside those of the whole prompt."""
+    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    text = trace.text[0] if trace.text else int(inputs.tensors["input_ids"].shape[1])
+    seen = trace.visual_by_layer[0] if trace.visual_by_layer else [0] * shape.layers
+    visual = len(trace.layouts[0]) if trace.layouts else 0
+    kept, full = [text + count for count in seen], [text + visual] * shape.layers
+    prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
+    size = loaded.model.dtype.itemsize
+    flops = {
+        "vision": compute_vision_flops(loaded, inputs.tensors),
+        "prefill": prefill,
+        "prefill_full": prefill_full,
+        "decode": cost.decode_flops(shape, kept, answer_tokens),
+        "decode_full": cost.decode_flops(shape, full, answer_tokens),
+        "reduction": 1 - prefill / prefill_full,
+    }
+    kv_bytes = {
+        "kept": cost.kv_bytes(shape, kept, size),
+        "full": cost.kv_bytes(shape, full, size),
+    }
+    return flops, kv_bytes
+
+
+def compute_vision_flops(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> float:
+    """FLOPs of tower and projector for what was encoded; 0 where the tower is not known."""
+    shape = cost.vision_shape(loaded.model.config)
+    if shape is None:
+        return 0.0
+    units: list[Sequence[int]] = []
+    for kind, grid in (("pixel_values", "image"), ("pixel_values_videos", "video")):
+        if kind not in tensors:
+            continue
+        if f"{grid}_grid_thw" in tensors:
+            units += tensors[f"{grid}_grid_thw"].tolist()
+        else:
+            units += cost.tile_units(shape, tuple(tensors[kind].shape))
+    return cost.vision_flops(shape, units)
+
+
+def measure_memory(loaded: Loaded) -> dict[str, int]:
+    """Bytes of the weights, and the process's peak (on a GPU, that of the device)."""
+    weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
+    if loaded.model.device.type == "cuda":
+        peak = int(torch.cuda.max_memory_allocated(loaded.model.device))
+    else:
+        scale = 1 if Path("/usr/lib/dyld").exists() else 1024  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return {"weights": weights, "peak": peak}
+
+
+def sum_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The parts, the time to the first token, and the total."""
+    first = sum(seconds[part] for part in ("preprocess", "first_choice"))
+    total = seconds["load"] + seconds["media"] + first + seconds["decode"]
+    parts = {name: seconds[name] for name in (*PARTS[:4], "select", "prefill", "decode")}
+    return {**parts, "first_token": first, "total": total}

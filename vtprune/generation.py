@@ -1,0 +1,143 @@
+"""One generation: the answer as it comes, and the clock beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.trace import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vtprune.loading import Loaded
+    from vtprune.models.base import Inputs
+
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is chosen.
+
+    Args:
+        max_new_tokens: its greatest length.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens that make up this probability.
+        system: a system prompt; empty for none.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    system: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one generation gave.
+
+    Args:
+        answer: its text, special tokens left out.
+        tokens: (n,) int64 ids, the end-of-sequence token included.
+        seconds: by part, as in the report.
+        trace: what was cut; a snapshot.
+    """
+
+    answer: str
+    tokens: torch.Tensor
+    seconds: Mapping[str, float]
+    trace: Trace
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Watch:
+    """A streamer for `generate`: passes text on, and notes when tokens came."""
+
+    tokenizer: PreTrainedTokenizerBase
+    on_text: Callable[[str], None] | None = None
+    ids: list[int] = field(default_factory=list)
+    first: float = 0.0
+    shown: str = ""
+    prompt_seen: bool = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:  # the first call holds the prompt
+            self.prompt_seen = True
+            return
+        if not self.ids:
+            self.first = time.perf_counter()
+        self.ids += value.flatten().tolist()
+        if self.on_text:
+            self.show(self.text())
+
+    def end(self) -> None:
+        if self.on_text:
+            self.show(self.text(), whole=True)
+
+    def text(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def show(self, text: str, whole: bool = False) -> None:
+        """Passes on what is new; holds half characters back until they are whole."""
+        assert self.on_text is not None
+        if not whole:
+            text = text.rstrip(REPLACEMENT)
+        if text.startswith(self.shown) and len(text) > len(self.shown):
+            piece = text[len(self.shown) :]
+            self.on_text(piece if self.shown else piece.lstrip())
+            self.shown = text
+
+
+def generate(
+    loaded: Loaded,
+    inputs: Inputs,
+    generation: Generation,
+    trace: Trace,
+    on_text: Callable[[str], None] | None = None,
+    length: int | None = None,
+) -> Run:
+    """Generates inside a `pruning` block, whose trace is given.
+
+    Args:
+        length: force exactly so many new tokens, greedily; for comparing times.
+    """
+    watch = Watch(loaded.files.tokenizer, on_text)
+    options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
+    if length:
+        options["min_new_tokens"] = length
+    if generation.temperature > 0 and not length:
+        options |= {"do_sample": True, "temperature": generation.temperature,
+                    "top_p": generation.top_p, "top_k": 0}  # fmt: skip
+    else:
+        options |= {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None,
+                    "top_k": None}  # fmt: skip
+    started = time.perf_counter()
+    devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
+        torch.manual_seed(generation.seed)
+        loaded.model.generate(**inputs.tensors, **options, streamer=watch, disable_compile=True)
+    ended = time.perf_counter()
+    parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+    seconds = {
+        "load": 0.0,
+        "media": 0.0,
+        "preprocess": 0.0,
+        **parts,
+        "decode": ended - watch.first,
+        "first_choice": watch.first - started,
+    }
+    return Run(
+        answer=watch.text().strip(),
+        tokens=torch.tensor(watch.ids, dtype=torch.long),
+        seconds=seconds,
+        trace=Trace(**vars(trace)),
+        warnings=tuple(trace.warnings),
+    )

@@ -1,0 +1,307 @@
+"""A model from a name: the embedded one, an alias, a hub id or a directory."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.catalog import Calibration, read_calibration, resolve, suggest
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.models import FAMILIES, find_family
+from vtprune.models.base import Family, Files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+EMBEDDED = "embedded"
+EMBEDDED_WARNING = (
+    "this is the small embedded demonstration model: it knows coloured shapes, digits and moving "
+    "objects only; name a real one with --model (vtprune models)"
+)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with what is needed to ask it.
+
+    Args:
+        name: as the user gave it.
+        model: the transformers model, in eval mode.
+        files: its checkpoint's tokenizer and preparation files.
+        family: what is known about its inputs.
+        calibration: from a file of the user's; None takes the packaged one.
+        seconds: that loading took.
+        warnings: what the user should know about this model.
+    """
+
+    name: str
+    model: PreTrainedModel
+    files: Files
+    family: Family
+    calibration: Calibration | None = None
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+def load(
+    name: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    calibration: Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> Loaded:
+    """Loads a model, its tokenizer and its preparation files; safetensors only.
+
+    Args:
+        name: a directory, an alias (`vtprune models`) or a hub id; None: the embedded model.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "auto" (the checkpoint's; bfloat16 for a float16 one on a CPU), "float32",
+            "bfloat16" or "float16".
+        attention: a transformers kernel; None leaves the choice to transformers.
+        calibration: a file from `vtprune calibrate`.
+        trust_remote_code: run Python code that the checkpoint brings.
+
+    Raises:
+        ModelError: not found, not complete, not supported, or too large, with the way out.
+    """
+    from transformers import AutoTokenizer
+
+    started = time.perf_counter()
+    target = find_device(device)
+    where = find_checkpoint(name)
+    if on_progress:
+        on_progress("loading", 0, 1)
+    with quiet(), loading_errors(name or EMBEDDED):
+        config = read_config(where, trust_remote_code)
+        family = find_family(str(config.model_type))
+        if family is None:
+            raise ModelError(
+                f"{name}: {config.model_type} is not a family that can be asked",
+                f"families: {', '.join(FAMILIES)} (vtprune models)",
+            )
+        chosen = find_dtype(dtype, config, target)
+        model = read_weights(where, config, chosen, target, attention, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        from vtprune.models.files import read_files
+
+        files = read_files(where, model.config, tokenizer)
+    own = None
+    if calibration is not None:
+        text = model.get_decoder().config
+        own = read_calibration(
+            calibration,
+            text.num_hidden_layers,
+            model_type=str(config.model_type),
+            hidden=text.hidden_size,
+        )
+    if on_progress:
+        on_progress("loading", 1, 1)
+    seconds = time.perf_counter() - started
+    notes = (EMBEDDED_WARNING,) if name is None else ()
+    return Loaded(name or EMBEDDED, model, files, family, own, seconds, notes)
+
+
+def adopt(model: PreTrainedModel) -> Loaded:
+    """A model that the caller has loaded, with the tokenizer and files of its checkpoint.
+
+    Raises:
+        ModelError: its family is not known, or its checkpoint is not found again.
+    """
+    from transformers import AutoTokenizer
+
+    from vtprune.models.files import read_files
+
+    family = find_family(str(model.config.model_type))
+    where = str(getattr(model.config, "_name_or_path", "") or "")
+    if family is None or not where:
+        raise ModelError(
+            f"{model.config.model_type}: its tokenizer and preparation files can't be found",
+            "load it by name or directory: vtprune.answer('DIR', ...)",
+        )
+    with quiet(), loading_errors(where):
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        files = read_files(where, model.config, tokenizer)
+    return Loaded(where, model, files, family)
+
+
+def find_checkpoint(name: str | None) -> str:
+    """A directory or hub id for what the user named.
+
+    Raises:
+        ModelError: neither, with the closest alias.
+    """
+    if name is None:
+        from vtprune.demo import weights_path
+
+        path = weights_path()
+        if not (path / "config.json").is_file():
+            raise ModelError("the embedded model is not in this installation", "name a --model")
+        return str(path)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
+        return name
+    resolved = resolve(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", resolved):
+        close = suggest(name)
+        raise ModelError(
+            f"no model {name!r}: neither a directory nor a known name",
+            f"did you mean {close}?"
+            if close
+            else "vtprune models lists the known names; a hub id has the form owner/name",
+        )
+    return resolved
+
+
+def find_device(name: str) -> torch.device:
+    """The device for a name.
+
+    Raises:
+        ModelError: not a device, or not there.
+    """
+    kind = name.split(":")[0]
+    if kind not in DEVICES or not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, there in has.items() if there), "cpu"))
+    device = torch.device(name)
+    there = has.get(kind, True)
+    if kind == "cuda" and there and device.index is not None:
+        there = device.index < torch.cuda.device_count()
+    if not there:
+        raise ModelError(f"device {name}: there is none on this machine", "use --device auto")
+    return device
+
+
+def find_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """The dtype to load in.
+
+    Raises:
+        ModelError: not a dtype.
+    """
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPES)}")
+    own = getattr(config, "dtype", None) or torch.float32
+    if isinstance(own, str):
+        own = DTYPES.get(own, torch.float32)
+    assert isinstance(own, torch.dtype)
+    return torch.bfloat16 if own == torch.float16 and device.type == "cpu" else own
+
+
+def read_config(where: str, trust_remote_code: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+
+
+def read_weights(
+    where: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """The model with its weights, all of them.
+
+    Raises:
+        ModelError: the checkpoint lacks weights, which would be left random.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        where,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{where}: {len(missing)} weights are missing, such as {missing[0]}",
+            "download the checkpoint again",
+        )
+    return model.to(device).eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' own progress bars and warnings off, and on again as they were."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """What goes wrong in transformers while loading, as one line with a way out."""
+    try:
+        yield
+    except VtpruneError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelError(
+            f"{name}: its weights do not fit in memory", "try --dtype bfloat16 or a smaller model"
+        ) from error
+    except Exception as error:
+        raise ModelError(*explain(name, error)) from error
+
+
+def explain(name: str, error: Exception) -> tuple[str, str]:
+    """Message and hint for what transformers or safetensors said."""
+    text, kind = str(error), type(error).__name__
+    first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
+    if "gated" in text.lower() or kind == "GatedRepoError":
+        return f"{name}: access to this model is restricted", "accept its terms on the hub, log in"
+    if "trust_remote_code" in text:
+        return f"{name}: brings Python code of its own", "read it, then pass --trust-remote-code"
+    if kind == "SafetensorError" or "incomplete metadata" in text.lower():
+        return f"{name}: a weights file is damaged ({first})", "download the checkpoint again"
+    if "safetensors" in text and ("no file named" in text or "does not appear" in text):
+        return f"{name}: no safetensors weights", "pickled weights are not loaded; convert them"
+    offline = ("couldn't connect", "offline", "connection", "resolve", "cached files")
+    if any(word in text.lower() for word in offline) and not Path(name).is_dir():
+        return (
+            f"{name}: not in the local cache, and the hub can't be reached",
+            "check the name and the connection, or download it and give its directory",
+        )
+    if kind == "ImportError":
+        return f"{name}: {first}", "install what it names, or choose another --attention"
+    if "not a valid model identifier" in text or kind == "RepositoryNotFoundError":
+        return f"{name}: no such model on the hub", "vtprune models lists known names"
+    return f"{name}: can't be loaded: {first}", "check that the checkpoint is complete"

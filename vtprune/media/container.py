@@ -1,0 +1,186 @@
+"""Video files as containers: the stream that counts, the packets of its frames, a missing end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from vtprune.errors import MediaError
+from vtprune.media.source import shown, unreadable
+
+# FFmpeg may only take a file for one of these: others (hls, concat, dash, image2, ...) open further
+# files and addresses named inside it, or make a video of any text (tty).
+_FORMATS = (
+    "apng,asf,avi,av1,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
+    "ogg,rm,wtv,yuv4mpegpipe"
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BOXES = (b"ftyp", b"free", b"mdat", b"moof", b"moov", b"sidx", b"skip", b"styp", b"uuid", b"wide")
+_UNKNOWN_RIFF = (1 << 32) - 1  # written as a live stream
+_UNKNOWN_SIZE = (1 << 56) - 1  # the same, of an EBML element
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The packets of a stream that make its frames, in decoding order.
+
+    Args:
+        pts: the time of each, in the stream's units; None where the container tells none.
+        is_key: whether decoding may start there.
+        last_duration: of the last one, in the stream's units; 0 if unknown.
+        num_left_out: packets without a frame: discarded by an edit list, hidden, before the first
+            keyframe, incomplete.
+        has_leading: whether a frame is shown before the keyframe that it is decoded after (an open
+            group of pictures): decord numbers the frames around such a keyframe wrongly.
+        incomplete: whether the file ends within a packet.
+    """
+
+    pts: list[int | None]
+    is_key: list[bool]
+    last_duration: int
+    num_left_out: int
+    has_leading: bool
+    incomplete: bool
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a local video, and nothing that it may refer to.
+
+    Raises:
+        MediaError: for a file that is no video.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS:
+        raise MediaError(f"{shown(path)}: HEIC pictures are not read", "convert it to JPEG or PNG")
+    try:
+        return av.open(
+            str(path.absolute()),
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if head[4:8] in (b"ftyp", b"moov", b"mdat"):
+            raise MediaError(
+                f"{shown(path)}: the video has no index (moov): it is cut short or unfinished",
+                "copy or download it again; nothing of it can be read as it is",
+            ) from error
+        raise unreadable(path) from error
+
+
+def best_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The stream with the largest frames, then the default one, then the first; no cover art.
+
+    Raises:
+        MediaError: for a file without a video stream.
+    """
+    streams = []
+    for stream in container.streams.video:
+        known = stream.codec_context is not None  # else a codec that FFmpeg doesn't know
+        if known and stream.width and not stream.disposition & Disposition.attached_pic:
+            streams.append(stream)
+    if not streams:
+        raise MediaError(
+            f"{shown(path)}: the file has no video stream that can be read",
+            "give a video, or convert it to an H.264 mp4; sound is not read",
+        )
+    return max(
+        streams,
+        key=lambda s: (s.width * s.height, bool(s.disposition & Disposition.default), -s.index),
+    )
+
+
+def read_packets(container: InputContainer, stream: VideoStream) -> Packets:
+    """Read the packets of a stream, without decoding them."""
+    pts: list[int | None] = []
+    is_key: list[bool] = []
+    last_duration = num_left_out = 0
+    incomplete = has_leading = False
+    first_key: int | None = None
+    last_key: int | None = None
+    may_hide = stream.codec_context.codec.canonical_name == "vp8"
+    off_air = container.format.name == "mpegts"  # a recording begins and ends anywhere
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:  # PyAV's mark of the end, or AVI's of a frame that stays
+                continue
+            if packet.is_keyframe and not any(is_key):
+                first_key = packet.pts
+                num_left_out, pts, is_key = num_left_out + len(pts), [], []
+            if packet.is_keyframe:
+                last_key = packet.pts
+            elif last_key is not None and packet.pts is not None:
+                has_leading |= packet.pts < last_key
+            if packet.is_corrupt:
+                incomplete |= not off_air
+            hidden = may_hide and not bytes(packet)[0] & 0x10  # VP8's show_frame bit
+            early = first_key is not None and packet.pts is not None and packet.pts < first_key
+            if packet.is_corrupt or packet.is_discard or hidden or early:
+                num_left_out += 1
+                continue
+            pts.append(packet.pts)
+            is_key.append(packet.is_keyframe)
+            last_duration = packet.duration or last_duration
+    except av.FFmpegError:
+        incomplete = True
+    return Packets(pts, is_key, last_duration, num_left_out, has_leading, incomplete)
+
+
+def stated_end(stream: VideoStream) -> float:
+    """When Matroska says that the stream ends, in seconds; 0.0 where nothing is said."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0.0
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether the end of an MP4, Matroska, AVI or GIF file is missing, by its own headers."""
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+        if head[:4] == b"RIFF":
+            size = int.from_bytes(head[4:8], "little")
+            return size < _UNKNOWN_RIFF and size + 8 > total
+        if head[:3] == b"GIF":
+            file.seek(-min(total, 64), os.SEEK_END)
+            return file.read().rstrip(b"\0")[-1:] != b";"
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _ends_within_segment(head, total)
+        start = 0
+        while start + 8 <= total:  # MP4: boxes of (size, name), one after the other
+            file.seek(start)
+            header = file.read(16)
+            size = int.from_bytes(header[:4], "big")
+            if size == 1:
+                size = int.from_bytes(header[8:], "big")
+            if header[4:8] not in _BOXES or size < 8:  # not MP4, padding, or a box to the end
+                return False
+            start += size
+        return start > total
+
+
+def _ends_within_segment(head: bytes, total: int) -> bool:
+    """Matroska: an EBML header, then a segment, each with an id and a size of variable length."""
+    size, start = _ebml_size(head, 4)
+    if head[start + size : start + size + 4] != b"\x18\x53\x80\x67":
+        return False
+    size, start = _ebml_size(head, start + size + 4)
+    return size < _UNKNOWN_SIZE and start + size > total
+
+
+def _ebml_size(data: bytes, start: int) -> tuple[int, int]:
+    """The size at `start`, and where its content begins."""
+    first = data[start] if start < len(data) else 0
+    length = 9 - first.bit_length()
+    value = int.from_bytes(data[start : start + length], "big") & ((1 << 7 * length) - 1)
+    if value == (1 << 7 * length) - 1:
+        value = _UNKNOWN_SIZE
+    return value, start + length

@@ -1,0 +1,96 @@
+"""A directory of numbered pictures, read as a video of one frame a second."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from vtprune.errors import MediaError
+from vtprune.media import still
+from vtprune.media.source import Limits, Source, shown
+
+_SUFFIXES = {
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".ppm",
+    ".qoi",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+
+
+def open_folder(path: Path, limits: Limits) -> Source:
+    """The pictures of a directory in natural order (2 before 10) as frames at 0, 1, 2, ... seconds.
+
+    Hidden files, files that are not named like a picture, and subdirectories are passed over.
+
+    Raises:
+        MediaError: for no pictures, or pictures of different sizes.
+    """
+    try:
+        files = sorted((file for file in path.iterdir() if _is_picture(file)), key=_natural)
+    except OSError as error:
+        raise MediaError(
+            f"{shown(path)}: {error.strerror}", "check the path and its permissions"
+        ) from error
+    if not files:
+        raise MediaError(
+            f"{shown(path)}: the directory has no pictures",
+            "give a file, or a directory of numbered pictures such as 001.png, 002.png",
+        )
+    sizes = []
+    for file in files:
+        found = still.open_picture(file, limits)
+        if found is None or found.kind == "video":
+            raise MediaError(
+                f"{shown(file)}: not a still picture that can be read",
+                "take it out of the directory",
+            )
+        sizes.append((found.width, found.height))
+        if sizes[-1] != sizes[0]:
+            raise MediaError(
+                f"{shown(file)}: {sizes[-1][0]} x {sizes[-1][1]}, but {shown(files[0].name)} is "
+                f"{sizes[0][0]} x {sizes[0][1]}: the frames of a video have one size",
+                "take it out of the directory, or give the pictures one by one",
+            )
+    times = tuple(float(i) for i in range(len(files)))
+    return Source(
+        path,
+        "video",
+        *sizes[0],
+        len(files),
+        times,
+        1.0,
+        float(len(files)),
+        "directory",
+        (),
+        _pictures=tuple(files),
+    )
+
+
+def pictures(
+    source: Source, index: list[int], limits: Limits, problems: list[str]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The pictures `index` of a source, each (H, W, 3) uint8 RGB; warnings go to `problems`."""
+    for i in index:
+        frame, warnings = still.picture(source._pictures[i], limits)
+        problems.extend(warnings)
+        yield i, frame
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def _natural(file: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"([0-9]+)", file.name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]

@@ -1,0 +1,164 @@
+"""Open media files, and read their frames in chunks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vtprune.errors import MediaError
+from vtprune.media import folder, still
+from vtprune.media.clip import open_clip
+from vtprune.media.decoding import DecordUnfitError, decord_frames, pyav_frames
+from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
+
+_CHUNK_BYTES = 64 << 20
+_UNRESIZED_BYTES = 2 << 30
+
+
+def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
+    """What a file, or a directory of numbered pictures, holds.
+
+    Raises:
+        MediaError: for anything that can't be read, with the file, the reason and a way out.
+    """
+    local = local_path(path)
+    if local.is_dir():
+        return folder.open_folder(local, limits)
+    return still.open_picture(local, limits) or open_clip(local, limits)
+
+
+def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
+    """`open_source` for each of several paths."""
+    return [open_source(path, limits) for path in paths]
+
+
+def read(
+    source: Source,
+    index: Sequence[int] | None = None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Frames:
+    """Decode frames, and transform them chunk by chunk as they come, so that memory stays bounded.
+
+    Args:
+        source: from `open_source`, with the same limits.
+        index: the frames to read, in any order, repeats allowed; each is decoded once. None: all of
+            them.
+        transform: gets (n, 3, H, W) uint8 RGB pictures on the CPU, channels last in memory, of 64
+            MiB at most (or one picture); gives the same number of entries for each picture, along
+            dimension 0. None: keeps the pictures.
+        progress: called after each chunk with the numbers of frames done and wanted.
+
+    Raises:
+        MediaError: for a frame number out of range, a file that changed or is damaged (unless the
+        limits allow a
+            part: then the frames that decode, with a warning), or 2 GiB of pictures without a
+                transform.
+    """
+    name = shown(source.path)
+    asked = list(range(source.num_frames)) if index is None else [int(i) for i in index]
+    outside = [i for i in asked if not 0 <= i < source.num_frames]
+    if outside or not asked:
+        what = f"frame {outside[0]} is out of range" if outside else "no frame is asked for"
+        raise MediaError(f"{name}: {what}", f"its frames are 0 to {source.num_frames - 1}")
+    once = sorted(set(asked))
+    size = len(once) * source.width * source.height * 3
+    if transform is None and size > _UNRESIZED_BYTES and len(once) > 1:
+        raise MediaError(
+            f"{name}: {len(once)} frames of {source.width} x {source.height} "
+            f"take {size / 2**30:.1f} GiB",
+            "ask for fewer frames, or resize them as they are read",
+        )
+    done: list[int] = []
+    pictures = torch.empty(0)
+    for attempt in _attempts(source, once, limits):
+        try:
+            done, pictures = _gather(attempt.frames, source, len(once), transform, progress)
+            break
+        except DecordUnfitError:
+            continue
+    if not done:
+        raise damaged(source.path, "none of the frames decodes", limits)
+    place = {number: i for i, number in enumerate(done)}
+    kept = [i for i in asked if i in place]
+    if kept != done:
+        grouped = pictures.view(len(done), -1, *pictures.shape[1:])
+        pictures = grouped[torch.tensor([place[i] for i in kept])].flatten(0, 1)
+    times = tuple(source.timestamps[i] for i in kept) if source.timestamps else ()
+    warnings = (*source.warnings, *attempt.problems)
+    return Frames(pictures, tuple(kept), times, attempt.decoder, warnings)
+
+
+def _gather(
+    frames: Iterator[tuple[int, torch.Tensor]],
+    source: Source,
+    total: int,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[int], torch.Tensor]:
+    """The numbers of the frames that came, and one tensor of their transformed pictures."""
+    done: list[int] = []
+    pictures = torch.empty(0)
+    for numbers, chunk in _chunks(frames, source, total):
+        part = chunk if transform is None else transform(chunk)
+        each = len(part) // len(numbers)
+        if len(numbers) == total:
+            pictures = part
+        else:
+            if not done:
+                pictures = part.new_empty((total * each, *part.shape[1:]))
+            pictures[len(done) * each : (len(done) + len(numbers)) * each] = part
+        done += numbers
+        if progress is not None:
+            progress(len(done), total)
+    return done, pictures[: len(pictures) // total * len(done)]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One decoder's frames, (number, (H, W, 3) uint8), and the warnings that it adds meanwhile."""
+
+    decoder: str
+    frames: Iterator[tuple[int, torch.Tensor]]
+    problems: list[str]
+
+
+def _attempts(source: Source, index: list[int], limits: Limits) -> Iterator[_Attempt]:
+    """The decoders to try, in turn."""
+    problems: list[str] = []
+    if source.kind == "image" or source.decoder == "directory":
+        frames = folder.pictures(source, index, limits, problems)
+        yield _Attempt(source.decoder, frames, problems)
+        return
+    if source.decoder == "pillow":
+        yield _Attempt("pillow", still.animation(source, index, limits, problems), problems)
+        return
+    if source.decoder == "decord":
+        yield _Attempt("decord", decord_frames(source, index), problems)
+    yield _Attempt("pyav", pyav_frames(source, index, limits, problems), problems)
+
+
+def _chunks(
+    frames: Iterator[tuple[int, torch.Tensor]], source: Source, total: int
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Frames gathered to (n, 3, H, W), with their numbers."""
+    most = max(1, min(_CHUNK_BYTES // (source.width * source.height * 3), total))
+    numbers: list[int] = []
+    pixels = torch.empty(0)
+    for number, frame in frames:
+        if most == 1:
+            yield [number], frame[None].permute(0, 3, 1, 2)
+            continue
+        if not numbers:
+            pixels = torch.empty((most, *frame.shape), dtype=torch.uint8)  # (n, H, W, 3)
+        pixels[len(numbers)] = frame
+        numbers.append(number)
+        if len(numbers) == most:
+            yield numbers, pixels.permute(0, 3, 1, 2)
+            numbers = []
+    if numbers:
+        yield numbers, pixels[: len(numbers)].permute(0, 3, 1, 2)

@@ -1,0 +1,185 @@
+"""What a media file holds, and how much of it may be read."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vtprune.errors import MediaError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be read from a file that nobody has vouched for.
+
+    Args:
+        max_pixels: the largest picture or video frame, width x height. The default is the size
+            above which Pillow itself refuses.
+        allow_partial: read what can be decoded of a damaged file, with a warning, instead of
+            refusing it.
+    """
+
+    max_pixels: int = 178_956_970
+    allow_partial: bool = False
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Track:
+    """How the frames of one video stream are found again.
+
+    Args:
+        stream: its number in the container.
+        width: of a coded frame, before rotation.
+        height: of a coded frame, before rotation.
+        rotation: degrees, counter-clockwise, that bring a coded frame upright; a multiple of 90.
+        pts: the time of every frame in display order, in the container's units; empty where the
+            container tells no times, and the frames have to be counted.
+        keyframes: the frame numbers that decoding may start from; empty where the container has no
+            index to trust.
+    """
+
+    stream: int
+    width: int
+    height: int
+    rotation: int
+    pts: tuple[int, ...]
+    keyframes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file holds, found from headers and timestamps (of a video, one frame is decoded for
+    its rotation).
+
+    Args:
+        path: the file, or the directory of pictures.
+        kind: "image" or "video".
+        width: as displayed, with the rotation of the file applied. Pixels count as square.
+        height: as displayed.
+        num_frames: 1 for an image. Frame i is the i-th in display order, whichever decoder reads
+            it.
+        timestamps: seconds, of every frame, on the file's own clock: nothing is subtracted, so a
+            first frame at 0.033 s stays there. Empty for an image.
+        fps: average frames a second, num_frames / duration; 0.0 for an image.
+        duration: seconds from the start of the first frame to the end of the last; 0.0 for an
+            image.
+        decoder: "pillow", "decord", "pyav" or "directory": what `read` tries first.
+        warnings: what a user should know about the file.
+    """
+
+    path: Path
+    kind: str
+    width: int
+    height: int
+    num_frames: int
+    timestamps: tuple[float, ...]
+    fps: float
+    duration: float
+    decoder: str
+    warnings: tuple[str, ...]
+    _track: Track | None = field(default=None, repr=False, compare=False)
+    _pictures: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What was read.
+
+    Args:
+        pictures: what the transform returned for each chunk, concatenated along dimension 0.
+        index: the frame numbers that were read, in the order asked for.
+        timestamps: their times in seconds; empty for an image.
+        decoder: the one that ran.
+        warnings: the source's, then what reading found.
+    """
+
+    pictures: torch.Tensor
+    index: tuple[int, ...]
+    timestamps: tuple[float, ...]
+    decoder: str
+    warnings: tuple[str, ...]
+
+
+def shown(path: str | Path) -> str:
+    """A path as it may be printed: on one line, whatever its name holds."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def local_path(path: str | Path) -> Path:
+    """The path of an existing regular file that may be read, or of a directory.
+
+    Decoders are only ever given such a path, made absolute: to FFmpeg, a name like `concat:a|b` or
+    `http://...` is something else than a file, and a pipe or a device may never end.
+
+    Raises:
+        MediaError: for anything else.
+    """
+    local = Path(path)
+    try:
+        mode = local.stat().st_mode
+        if stat.S_ISREG(mode):
+            with local.open("rb") as file:
+                empty = not file.read(1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileNotFoundError) and re.match(
+            r"[A-Za-z][A-Za-z0-9+.-]+:", str(path)
+        ):
+            raise MediaError(
+                f"{shown(path)}: not a local file",
+                "download it first, and give the path of the copy",
+            ) from error
+        hint = (
+            "check the path"
+            if isinstance(error, FileNotFoundError)
+            else "check the path and its permissions"
+        )
+        raise MediaError(f"{shown(path)}: {reason[0].lower() + reason[1:]}", hint) from error
+    if stat.S_ISDIR(mode):
+        return local
+    if not stat.S_ISREG(mode):
+        raise MediaError(
+            f"{shown(path)}: a device, pipe or socket, not a file",
+            "save its content to a file first",
+        )
+    if empty:
+        raise MediaError(f"{shown(path)}: the file is empty", "copy or download it again")
+    return local
+
+
+def check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
+    """Refuse a picture above the limit, before memory is taken for it."""
+    if width * height > limits.max_pixels:
+        raise too_large(path, f"{width} x {height} = {width * height:,}", limits)
+
+
+def too_large(path: Path, pixels: str, limits: Limits) -> MediaError:
+    """The error for a picture above the limit."""
+    return MediaError(
+        f"{shown(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
+        "raise the limit with --max-pixels if you trust the file, or scale the picture down",
+    )
+
+
+def damaged(path: Path, reason: str, limits: Limits) -> MediaError:
+    """The error for a file of which at most a part can be decoded."""
+    again = "copy or download it again"
+    partial = "" if limits.allow_partial else ", or read what decodes with --allow-partial"
+    return MediaError(f"{shown(path)}: {reason}", again + partial)
+
+
+def unreadable(path: Path, reason: str = "") -> MediaError:
+    """The error for a file that is neither a picture nor a video."""
+    return MediaError(
+        f"{shown(path)}: not a picture or a video that can be read"
+        + (f" ({reason})" if reason else ""),
+        "convert it, for example to PNG or to an H.264 mp4",
+    )

@@ -1,0 +1,79 @@
+"""Out of memory, said with a keep or a frame count that would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune import cost
+from vtprune.errors import ModelError, VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.loading import Loaded
+    from vtprune.preset import Preset
+    from vtprune.trace import Trace
+
+HEADROOM = 0.8  # of the free memory; the rest is fragmentation and other users
+SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
+
+
+@contextmanager
+def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
+    """Turns running out of memory into an error that names what would fit."""
+    try:
+        yield
+    except VtpruneError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        told = str(error).lower()
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if not any(sign in told for sign in SIGNS):
+                raise
+        raise ModelError(*explain(loaded, preset, trace)) from error
+
+
+def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
+    """Message and hint for a prompt that did not fit."""
+    device = loaded.model.device
+    visual = len(trace.layouts[0]) if trace.layouts else 0
+    if not visual:
+        return (
+            f"out of memory on {device} while the vision tower encoded the media",
+            "give fewer frames (--frames 8) or tiles (--max-tiles 4)",
+        )
+    frames = len(set(trace.layouts[0].grid.frame.tolist()))
+    fitting = fit_tokens(loaded, trace.text[0])
+    share = min(fitting / visual, 0.5)
+    asked = preset.keep_for("video" if frames > 1 else "image") or 1.0
+    keep = max(0.01, round(min(share, asked / 2), 2))
+    hint = f"try --keep {keep:g}"
+    if frames > 1:
+        hint += f" or --frames {max(1, int(frames * share))}"
+    return f"out of memory on {device} with {visual} visual tokens", hint
+
+
+def fit_tokens(loaded: Loaded, text: int) -> int:
+    """Visual tokens that should fit in the memory that is free now."""
+    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    size = loaded.model.dtype.itemsize
+    cached = cost.kv_bytes(shape, [1] * shape.layers, size)
+    activations = size * (8 * shape.hidden + 3 * shape.intermediate)
+    return max(0, int(HEADROOM * free_memory(loaded.model.device) / (cached + activations)) - text)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device; of the machine where it is a CPU, 0 where that is not told."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,151 @@
+"""Pictures cut into tiles beside a base picture: LLaVA's "any resolution"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from vtprune.errors import ModelError
+from vtprune.layout import NEWLINE, PATCH, Grid, box, join, single
+from vtprune.models.preprocess import Recipe, finish, pad_to, resize
+
+Size = tuple[int, int]
+"""(height, width)"""
+
+
+def best_resolution(size: Size, resolutions: Sequence[Sequence[int]]) -> Size:
+    """The resolution that keeps most of a picture's pixels; of equals, that which wastes least."""
+    height, width = size
+    best: Size | None = None
+    most, least = 0, math.inf
+    for rows, cols in resolutions:
+        scale = min(cols / width, rows / height)
+        useful = min(int(width * scale) * int(height * scale), width * height)
+        wasted = rows * cols - useful
+        if useful > most or (useful == most and wasted < least):
+            most, least, best = useful, wasted, (rows, cols)
+    assert best is not None, "a checkpoint has at least one resolution"
+    return best
+
+
+def fit_inside(size: Size, resolution: Size) -> Size:
+    """The largest size of a picture's aspect inside `resolution`."""
+    across, down = resolution[1] / size[1], resolution[0] / size[0]
+    if across < down:
+        return min(math.ceil(size[0] * across), resolution[0]), resolution[1]
+    return resolution[0], min(math.ceil(size[1] * down), resolution[1])
+
+
+def count_tiles(resolution: Size, tile: int) -> int:
+    """Tiles of `resolution`, the base picture not counted."""
+    return -(-resolution[0] // tile) * -(-resolution[1] // tile)
+
+
+def limited_size(
+    size: Size, resolutions: Sequence[Sequence[int]], tile: int, max_tiles: int | None
+) -> Size:
+    """The size to tell the model so that it cuts a picture into at most `max_tiles` tiles.
+
+    The model chooses the resolution from the size alone, so a limit has to be a smaller size: the
+    picture shrunk to fit the best of the allowed resolutions. All others waste more on it, so the
+    model chooses that one too; and the number of its tiles as a limit gives the same size again. A
+    picture within the limit keeps its own size.
+
+    Raises:
+        ModelError: every resolution has more tiles than that.
+    """
+    if max_tiles is None or count_tiles(best_resolution(size, resolutions), tile) <= max_tiles:
+        return size
+    counts = [count_tiles((rows, cols), tile) for rows, cols in resolutions]
+    if max_tiles < min(counts):
+        raise ModelError(
+            f"at most {max_tiles} tiles a picture; this model takes {min(counts)} or more",
+            f"ask for at least {min(counts)} tiles",
+        )
+    pairs = zip(resolutions, counts, strict=True)
+    allowed = [resolution for resolution, count in pairs if count <= max_tiles]
+    return fit_inside(size, best_resolution(size, allowed))
+
+
+def cut(
+    pixels: torch.Tensor,
+    told: Size,
+    resolutions: Sequence[Sequence[int]],
+    tile: int,
+    recipe: Recipe,
+) -> torch.Tensor:
+    """(1, 3, H, W) uint8 -> (1 + tiles, 3, h, w) uint8: the base picture, then its tiles.
+
+    Args:
+        told: the size that the model is told, from `limited_size`.
+        tile: side of a tile.
+        recipe: `size` (the base picture's) and `crop` hold for every tile.
+    """
+    resolution = best_resolution(told, resolutions)
+    inner = resize(pixels, fit_inside(told, resolution), recipe.resample)
+    whole = pad_to(inner, resolution, (0, 0, 0))
+    tiles = [
+        whole[..., top : top + tile, left : left + tile]
+        for top in range(0, resolution[0], tile)
+        for left in range(0, resolution[1], tile)
+    ]
+    edge = recipe.size.get("shortest_edge", 0)
+    base = (recipe.size.get("height", edge), recipe.size.get("width", edge))
+    parts = [resize(pixels, base, recipe.resample), *tiles]
+    return torch.cat([finish(part, recipe) for part in parts])
+
+
+def tiled_grid(
+    size: Size,
+    resolutions: Sequence[Sequence[int]],
+    tile: int,
+    side: int,
+    max_tiles: int | None = None,
+) -> Grid:
+    """Coordinates of a tiled picture's tokens: the base picture, then rows that end in a newline.
+
+    Padding is cut off, so the first row may lie inside its tile; above `max_tiles` tiles' worth of
+    tokens the rest is interpolated to fewer, and a token belongs to the tile its centre lies in.
+
+    Args:
+        size: (height, width) that the model was told.
+        tile: side of a tile in pixels.
+        side: side of a tile in tokens.
+        max_tiles: N of "anyres_max_N"; None never interpolates.
+    """
+    resolution = best_resolution(size, resolutions)
+    across = resolution[1] // tile
+    rows, cols = resolution[0] // tile * side, across * side
+    above, before = _padding(size, rows, cols)
+    rows, cols = rows - 2 * above, cols - 2 * before
+    num_rows, num_cols = rows, cols
+    if max_tiles is not None:
+        ratio = math.sqrt(rows * cols / (max_tiles * side**2))
+        if ratio > 1.1:
+            num_rows, num_cols = int(rows // ratio), int(cols // ratio)
+    row, col = torch.meshgrid(
+        torch.arange(num_rows), torch.arange(num_cols + 1), indexing="ij"
+    )  # (R, C + 1), the last column newlines
+    seen = col.clamp(max=max(num_cols - 1, 0))
+    # Centres: (index + 1/2) * old / new, in whole numbers.
+    in_row = above + (2 * row + 1) * rows // (2 * max(num_rows, 1))
+    in_col = before + (2 * seen + 1) * cols // (2 * max(num_cols, 1))
+    number = 1 + in_row // side * across + (in_col // side).clamp(max=across - 1)
+    kind = torch.where(col == num_cols, NEWLINE, PATCH)
+    packed = [part.reshape(-1) for part in (torch.zeros_like(row), number, row, col, kind)]
+    return join([box(1, side, side), Grid(*packed)])
+
+
+def plain_grid(side: int) -> Grid:
+    """Coordinates of an untiled picture's tokens: side x side and one newline."""
+    return join([box(1, side, side), single(NEWLINE, row=side - 1, col=side)])
+
+
+def _padding(size: Size, rows: int, cols: int) -> tuple[int, int]:
+    """Rows of tokens above (and below), columns before (and after) the picture itself."""
+    height, width = size
+    if width / height > cols / rows:
+        return (rows - int(round(height * (cols / width), 7))) // 2, 0
+    return 0, (cols - int(round(width * (rows / height), 7))) // 2

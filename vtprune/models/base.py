@@ -1,0 +1,153 @@
+"""What a model family has to say about itself, and the types that say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from vtprune.layout import Grid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from vtprune.media import Source
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of the media the user wants to be looked at; None leaves it to the family.
+
+    Args:
+        frames: number of frames of a video, evenly from the first to the last.
+        fps: frames a second instead.
+        max_frames: the most frames, for `fps` and for the family's own sampling.
+        start: seconds from which on a video is looked at.
+        end: seconds up to which it is.
+        max_tiles: the most tiles of a picture, the base picture not counted.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+    max_tiles: int | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a checkpoint's own files say about preparing inputs.
+
+    Args:
+        config: the model's config.
+        tokenizer: its tokenizer, chat template included where the checkpoint has one.
+        image: contents of preprocessor_config.json (or of "image_processor" in
+            processor_config.json), {} where absent.
+        video: contents of video_preprocessor_config.json (or "video_processor"), {} where absent.
+        processor: contents of processor_config.json, {} where absent.
+    """
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    image: Mapping[str, object] = field(default_factory=dict)
+    video: Mapping[str, object] = field(default_factory=dict)
+    processor: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to read of one source, and what to do with each chunk of frames after decoding.
+
+    Args:
+        index: the frame numbers to read, ascending; (0,) for a picture.
+        transform: (n, 3, H, W) uint8 on the CPU -> (m, ...) tensor; called on each chunk, results
+            are joined along the first dimension. Resizes by the family's official recipe.
+    """
+
+    index: tuple[int, ...]
+    transform: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One media item after decoding and resizing.
+
+    Args:
+        source: the file it came from.
+        pixels: what the plan's transform made of it.
+        index: the frame numbers really read.
+        timestamps: their times in seconds; () for a picture.
+    """
+
+    source: Source
+    pixels: torch.Tensor
+    index: tuple[int, ...] = ()
+    timestamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation.
+
+    Args:
+        role: "system", "user" or "assistant".
+        text: what it says.
+        media: how many of the prompt's media items, in order, it begins with.
+    """
+
+    role: str
+    text: str
+    media: int = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model's inputs for one prompt.
+
+    Args:
+        tensors: keyword arguments for `model.generate` (batch of 1), on the CPU, float32 pixels.
+        prompt: the text that was tokenized, placeholders not expanded.
+        tiles: tiles of each picture, the base picture included; 1 for an untiled one.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    prompt: str
+    tiles: tuple[int, ...] = ()
+
+
+VisionInputs = Mapping[str, Mapping[str, object]]
+"""Modality -> the arguments by name that the model's get_image_features / get_video_features
+was called with (pixel values, grids, sizes), as recorded, or as given to forward."""
+
+
+class Family(Protocol):
+    """One model family: transformers' inputs in, inputs and grids out. Holds no state.
+
+    The first half serves the engine, on any user's own inputs; the second serves `vtprune ask`.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    modalities: tuple[str, ...]
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """Modality -> token ids that stand for its features in `input_ids`.
+
+        Two modalities with the same ids share them: which it is follows from the vision inputs.
+        """
+        ...
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """Modality -> one grid a media item, in the order of the prompts of the whole batch."""
+        ...
+
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+        """What to read of `source`, when the prompt holds `num_media` media items of its kind."""
+        ...
+
+    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+        """The model's inputs for a conversation about `media`."""
+        ...

@@ -1,0 +1,47 @@
+"""Which frames of a video a family looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vtprune import media
+from vtprune.media import Source
+from vtprune.models.base import Sampling
+
+
+def chosen(
+    source: Source, sampling: Sampling, official: Callable[[list[int]], list[int]]
+) -> tuple[int, ...]:
+    """The frame numbers to read: those asked for, else the family's own choice.
+
+    Args:
+        official: the frames between start and end -> those the family takes, `max_frames` obeyed.
+    """
+    if sampling.frames is not None or sampling.fps is not None:
+        return tuple(
+            media.sample_evenly(
+                source,
+                num_frames=sampling.frames,
+                fps=sampling.fps,
+                max_frames=sampling.max_frames,
+                start=sampling.start,
+                end=sampling.end,
+            )
+        )
+    return tuple(official(media.frames_between(source, sampling.start, sampling.end)))
+
+
+def first_to_last(frames: list[int], count: int) -> list[int]:
+    """`count` of the frames, evenly, the first and the last included, rounded down."""
+    if count >= len(frames):
+        return frames
+    if count == 1:
+        return frames[:1]
+    return [frames[i * (len(frames) - 1) // (count - 1)] for i in range(count)]
+
+
+def starts_of_parts(frames: list[int], count: int) -> list[int]:
+    """The first frame of each of `count` equal parts."""
+    if count >= len(frames):
+        return frames
+    return [frames[i * len(frames) // count] for i in range(count)]

@@ -1,0 +1,145 @@
+"""LLaVA-NeXT (1.6): tiled pictures, whatever the language model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.nn import functional
+
+from vtprune.errors import ModelError
+from vtprune.layout import Grid
+from vtprune.models import anyres, preprocess, prompt
+from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
+
+TOKENS = {"image": "<image>"}
+DEFAULTS: Mapping[str, object] = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": 3,
+    "image_mean": preprocess.CLIP_MEAN,
+    "image_std": preprocess.CLIP_STD,
+}
+
+# The chat formats of the official checkpoints, one a language model; pictures before the text.
+_PARTS = (
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+)
+VICUNA = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    + _PARTS
+    + "{{ ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+MISTRAL = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ '<<SYS>>\n' }}" + _PARTS + "{{ '\n<</SYS>>\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '[INST] ' }}" + _PARTS + "{{ ' [/INST]' }}"
+    "{% else %}{{ ' ' }}" + _PARTS + "{{ '</s> ' }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    + _PARTS
+    + "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class LlavaNext:
+    """Every picture is a base picture and its tiles, also beside others; no video."""
+
+    name = "LLaVA-NeXT"
+    model_types = ("llava_next",)
+    modalities = ("image",)
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        return {"image": (config.image_token_id,)}
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """Base picture, then the unpadded picture, every row of which ends in a newline."""
+        if "image" not in vision:
+            return {}
+        tile = config.vision_config.image_size
+        side = tile // config.vision_config.patch_size
+        sizes = cast(torch.Tensor, vision["image"]["image_sizes"]).tolist()
+        resolutions = config.image_grid_pinpoints
+        return {"image": [anyres.tiled_grid(size, resolutions, tile, side) for size in sizes]}
+
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+        """The whole picture; max_tiles leaves out the resolutions with more tiles."""
+        if source.kind != "image":
+            raise _no_video(source)
+        tile, resolutions = _tiling(files)
+        size = (source.height, source.width)
+        told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
+        return Plan(
+            (0,),
+            functools.partial(
+                anyres.cut,
+                told=told,
+                resolutions=resolutions,
+                tile=tile,
+                recipe=_recipe(files),
+            ),
+        )
+
+    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+        """The inputs; pictures with fewer tiles than the others are filled up with zeros."""
+        for one in media:
+            if one.source.kind != "image":
+                raise _no_video(one.source)
+        vision: dict[str, dict[str, torch.Tensor]] = {}
+        if media:
+            recipe = _recipe(files)
+            tile, resolutions = _tiling(files)
+            pixels = [preprocess.normalize(one.pixels, recipe) for one in media]
+            most = max(map(len, pixels))
+            padded = [functional.pad(one, (0, 0) * 3 + (0, most - len(one))) for one in pixels]
+            told = [
+                anyres.limited_size(
+                    (one.source.height, one.source.width), resolutions, tile, len(one.pixels) - 1
+                )
+                for one in media
+            ]
+            vision["image"] = {
+                "pixel_values": torch.stack(padded),
+                "image_sizes": torch.tensor(told),
+            }
+        text = prompt.render(files, media, turns, TOKENS, _template(files))
+        grids = self.grids(files.config, vision)
+        counts = {modality: [len(grid) for grid in items] for modality, items in grids.items()}
+        tensors = prompt.encode(files, text, TOKENS, counts) | vision.get("image", {})
+        return Inputs(tensors, text, tuple(len(one.pixels) for one in media))
+
+
+def _no_video(source: Source) -> ModelError:
+    return ModelError(
+        f"{source.path} is a video; LLaVA-NeXT takes pictures only",
+        "take a model for videos, such as LLaVA-OneVision or Qwen2.5-VL",
+    )
+
+
+def _recipe(files: Files) -> preprocess.Recipe:
+    return preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS))
+
+
+def _tiling(files: Files) -> tuple[int, list[list[int]]]:
+    """Side of a tile, and the resolutions to choose from."""
+    resolutions = files.image.get("image_grid_pinpoints") or files.config.image_grid_pinpoints
+    return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)
+
+
+def _template(files: Files) -> str:
+    """The official format of the language model, for a checkpoint without a chat template."""
+    if "<|im_start|>" in files.tokenizer.get_vocab():
+        return CHATML
+    return MISTRAL if files.config.text_config.model_type == "mistral" else VICUNA

@@ -1,0 +1,95 @@
+"""A conversation as token ids, by the checkpoint's chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+
+from vtprune.errors import ModelError
+from vtprune.models.base import Files, Prepared, Turn
+
+
+def render(
+    files: Files,
+    media: Sequence[Prepared],
+    turns: Sequence[Turn],
+    tokens: Mapping[str, str],
+    default: str,
+) -> str:
+    """The conversation as text, one placeholder a media item, ready for the model's answer.
+
+    The processor's template goes before the tokenizer's, as in transformers. Special tokens that
+    the conversation itself spells out, placeholders above all, are broken up by a space.
+
+    Args:
+        tokens: modality -> text of its placeholder.
+        default: the template where the checkpoint has none.
+
+    Raises:
+        ModelError: the template does not write every media item.
+    """
+    kinds = iter([one.source.kind for one in media])
+    special = _special(files, tokens)
+    messages = []
+    for turn in turns:
+        content = [{"type": next(kinds)} for _ in range(turn.media)]
+        text = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", turn.text)
+        messages.append({"role": turn.role, "content": [*content, {"type": "text", "text": text}]})
+    assert next(kinds, None) is None, "every media item belongs to a turn"
+    template = files.processor.get("chat_template") or files.tokenizer.chat_template or default
+    prompt = cast(
+        str,
+        files.tokenizer.apply_chat_template(
+            cast("list[dict[str, str]]", messages),
+            chat_template=cast(str, template),
+            tokenize=False,
+            add_generation_prompt=True,
+        ),
+    )
+    for modality, token in tokens.items():
+        wanted = sum(one.source.kind == modality for one in media)
+        if prompt.count(token) != wanted:
+            raise ModelError(
+                f"the checkpoint's chat template wrote {prompt.count(token)} of {wanted}"
+                f" {modality} placeholders ({token})",
+                "take the chat template of the model's own repository",
+            )
+    return prompt
+
+
+def _special(files: Files, tokens: Mapping[str, str]) -> re.Pattern[str]:
+    added = files.tokenizer.added_tokens_decoder.values()
+    texts = {token.content for token in added if token.special} | set(tokens.values())
+    longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(re.escape(text) for text in longest_first))
+
+
+def encode(
+    files: Files, prompt: str, tokens: Mapping[str, str], counts: Mapping[str, Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """The prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
+
+    Special tokens are added as by the official processors: the tokenizer's own, but no second
+    start token where the template has written it.
+
+    Args:
+        tokens: modality -> text of its placeholder.
+        counts: modality -> visual tokens of each of its media items, in the order of the prompt.
+    """
+    left = {tokens[modality]: iter(numbers) for modality, numbers in counts.items()}
+    if left:
+        pattern = "|".join(re.escape(token) for token in left)
+        prompt = re.sub(pattern, lambda match: match[0] * next(left[match[0]]), prompt)
+    start = files.tokenizer.bos_token
+    made = files.tokenizer(
+        prompt,
+        add_special_tokens=not (start is not None and prompt.startswith(str(start))),
+        return_tensors="pt",
+    )
+    return {
+        "input_ids": cast(torch.Tensor, made["input_ids"]),
+        "attention_mask": cast(torch.Tensor, made["attention_mask"]),
+    }

@@ -1,0 +1,293 @@
+"""What the engine has to find in a model before it can prune it, or the reason why it can't."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vtprune.errors import ModelError
+from vtprune.layout import Grid, Layout, box, lay_out
+from vtprune.models import FAMILIES, find_family
+from vtprune.models.base import Family, VisionInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+LINEAR_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "moe_linear")
+IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
+VIDEO_IDS = ("video_token_id", "video_token_index")
+WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The parts of one model that pruning touches.
+
+    Args:
+        inner: the multimodal model whose forward takes input_ids and pixel values.
+        decoder: its language model.
+        layers: the decoder's layers.
+        family: what is known about its tokens; None where only the structure is.
+        warnings: what the user should know about this model.
+    """
+
+    inner: nn.Module
+    decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    family: Family | None
+    config: PreTrainedConfig
+    model_type: str
+    num_heads: int
+    head_dim: int
+    hidden_size: int
+    attention: str
+    two_way: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def device_type(self) -> str:
+        return str(next(self.decoder.parameters()).device.type)
+
+    def projection(self, layer: int, state: str) -> nn.Module:
+        """The module whose output is the query, key or value of a layer.
+
+        Raises:
+            ModelError: this model computes them together.
+        """
+        attention = getattr(self.layers[layer], "self_attn", None)
+        module = getattr(attention, f"{state[0]}_proj", None)
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"{self.model_type}: layer {layer} has no separate {state} projection to read",
+                "use a method without states, such as random or uniform",
+            )
+        return module
+
+    def norm(self, layer: int) -> nn.Module:
+        """The norm that a layer applies before attention."""
+        module = getattr(self.layers[layer], "input_layernorm", None)
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"{self.model_type}: layer {layer} has no input_layernorm to read states after",
+                "cut at a layer number instead of the input, or use random or uniform",
+            )
+        return module
+
+    def window(self, layer: int) -> int | None:
+        """Width of a layer's sliding window; None where it sees everything."""
+        types = getattr(self.decoder_config, "layer_types", None)
+        if types is not None and "sliding" not in str(types[layer]):
+            return None
+        uses = getattr(self.decoder_config, "use_sliding_window", True)
+        window = getattr(self.decoder_config, "sliding_window", None)
+        return int(window) if uses and window else None
+
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        return self.decoder.config  # type: ignore[return-value]
+
+
+def find_structure(model: PreTrainedModel) -> Structure:
+    """The parts of `model` that pruning touches.
+
+    Raises:
+        ModelError: a model that can't be pruned, with the reason.
+    """
+    model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
+        raise ModelError(f"{model_type}: not a transformers model with a decoder", WAY_OUT)
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise ModelError(f"{model_type}: its decoder has no list of layers to cut between", WAY_OUT)
+    family = find_family(model_type)
+    _check_decoder(model_type, decoder, family)
+    _check_not_compiled(model, decoder, layers)
+    config = decoder.config
+    num_heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    attention = str(getattr(config, "_attn_implementation", "eager"))
+    if attention not in ("sdpa", "eager") and not attention.startswith("flash_attention"):
+        raise ModelError(
+            f"attention {attention!r} prepares masks that can't be cut",
+            "load the model with attention sdpa, eager or flash_attention_2",
+        )
+    inner = _find_inner(model)
+    if not _placeholder_ids(model.config):
+        raise ModelError(f"{model_type}: its config names no image or video token", WAY_OUT)
+    warnings = []
+    if family is None:
+        warnings.append(
+            f"{model_type} is not a listed family: it has the same structure and is pruned, but "
+            "the place of its tokens in frames and tiles is not known"
+        )
+    return Structure(
+        inner=inner,
+        decoder=decoder,
+        layers=tuple(layers),
+        family=family,
+        config=model.config,
+        model_type=model_type,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        hidden_size=int(config.hidden_size),
+        attention=attention,
+        two_way="token_type_ids" in inspect.signature(inner.forward).parameters,
+        warnings=tuple(warnings),
+    )
+
+
+def _find_inner(model: PreTrainedModel) -> nn.Module:
+    for module in (getattr(model, "model", None), model):
+        if isinstance(module, nn.Module):
+            takes = inspect.signature(module.forward).parameters
+            if any(name.startswith("pixel_values") for name in takes):
+                return module
+    raise ModelError(f"{type(model).__name__} takes no pixel values", WAY_OUT)
+
+
+def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -> None:
+    """Refuses decoders whose layers do not each keep their own keys for their own input."""
+    config = decoder.config
+    types = {str(name) for name in getattr(config, "layer_types", None) or ()}
+    linear = sorted(name for name in types if name in LINEAR_LAYERS)
+    if linear:
+        raise ModelError(
+            f"{model_type}: layers of type {linear[0]} carry a state over all tokens, which a cut "
+            "between layers would change",
+            WAY_OUT,
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(f"{model_type}: its layers share keys and values", WAY_OUT)
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        raise ModelError(f"{model_type}: its layers take an input of their own a token", WAY_OUT)
+    takes = inspect.signature(decoder.forward).parameters  # type: ignore[arg-type]
+    if "deepstack_visual_embeds" in takes:
+        raise ModelError(
+            f"{model_type}: visual features enter its first layers a second time (deepstack), "
+            "which this version can't cut",
+            WAY_OUT,
+        )
+    if any("cross_attention" in name for name in takes):
+        raise ModelError(f"{model_type}: reads its pictures by cross-attention", WAY_OUT)
+
+
+def _check_not_compiled(model: nn.Module, decoder: nn.Module, layers: nn.ModuleList) -> None:
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    for module in (model, decoder, *layers):
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if isinstance(module, OptimizedModule) or compiled:
+            raise ModelError(
+                f"{type(module).__name__} is compiled, and hooks do not run in a compiled graph",
+                "prune the model before compiling it",
+            )
+
+
+def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Modality -> placeholder ids, as the config names them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
+        for name in names:
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value >= 0:
+                found[modality] = (value,)
+                break
+    return found
+
+
+def lay_out_batch(
+    structure: Structure,
+    ids: torch.Tensor,
+    valid: torch.Tensor,
+    vision: VisionInputs,
+    modality: str | None,
+) -> tuple[list[Layout], list[str]]:
+    """The layout of every row's visual tokens, and what had to be said about it.
+
+    Args:
+        ids: (B, S) on the CPU.
+        valid: (B, S) bool, False on padding.
+        vision: what the vision encoder was given.
+        modality: what placeholders hold that images and videos share.
+
+    Raises:
+        ModelError: fewer placeholders than features, as in a chunked prefill.
+    """
+    family = structure.family
+    tokens = family.placeholders(structure.config) if family else _placeholder_ids(structure.config)
+    if len(set(tokens.values())) < len(tokens):  # both modalities use the same token
+        shown = modality or ("video" if "video" in vision and "image" not in vision else "image")
+        tokens = {shown: tokens[shown]}
+    elif modality and len(tokens) == 1:
+        tokens = {modality: next(iter(tokens.values()))}
+    columns = [
+        {
+            name: (torch.isin(row, torch.tensor(wanted)) & keep).nonzero().squeeze(1)
+            for name, wanted in tokens.items()
+        }
+        for row, keep in zip(ids, valid, strict=True)
+    ]
+    grids = family.grids(structure.config, vision) if family else {}
+    shares: dict[str, list[list[Grid]]] = {}
+    warnings = []
+    for name in tokens:
+        counts = [len(row[name]) for row in columns]
+        shared = share_grids(grids.get(name, []), counts)
+        if shared is None:
+            if family:
+                warnings.append(
+                    f"the {name} tokens do not match the pictures that were encoded: their place "
+                    "in frames and tiles is not known"
+                )
+            shared = [_runs(row[name]) for row in columns]
+        shares[name] = shared
+    layouts = [
+        lay_out(row, {name: shares[name][number] for name in tokens})
+        for number, row in enumerate(columns)
+    ]
+    return layouts, warnings
+
+
+def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None:
+    """Gives every row the grids of its media; None where they do not fit.
+
+    Rows may be repeated, each as often (beams, several return sequences).
+
+    Raises:
+        ModelError: the rows hold only part of the grids' tokens.
+    """
+    total, have = sum(len(grid) for grid in grids), sum(counts)
+    if not total:
+        return None if have else [[] for _ in counts]
+    if have < total:
+        raise ModelError(
+            f"only {have} of {total} visual tokens are in this forward",
+            "prefill in one piece: leave prefill_chunk_size unset",
+        )
+    repeat = have // total
+    if have % total or len(counts) % repeat:
+        return None
+    shared: list[list[Grid]] = []
+    left = list(grids)
+    for count in counts[::repeat]:
+        mine: list[Grid] = []
+        while left and sum(len(grid) for grid in mine) < count:
+            mine.append(left.pop(0))
+        if sum(len(grid) for grid in mine) != count:
+            return None
+        shared += [mine] * repeat
+    return shared if [sum(len(g) for g in row) for row in shared] == counts else None
+
+
+def _runs(columns: torch.Tensor) -> list[Grid]:
+    """One flat grid for every unbroken run of placeholders."""
+    if not len(columns):
+        return []
+    breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1
+    lengths = torch.cat([breaks, torch.tensor([len(columns)])]).diff(prepend=torch.tensor([0]))
+    return [box(1, 1, int(length)) for length in lengths]

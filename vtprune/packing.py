@@ -1,0 +1,133 @@
+"""Rows of different length as one left-padded batch: which columns stay, and their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """B sequences packed to the right, padded on the left.
+
+    Args:
+        columns: for each row its (n_b,) int64 ascending columns of the batch it was cut from.
+        index: (B, n) int64 column in every slot; 0 in a padding slot.
+        valid: (B, n) bool, False in padding slots; None where there are none.
+    """
+
+    columns: tuple[torch.Tensor, ...]
+    index: torch.Tensor
+    valid: torch.Tensor | None
+
+    @property
+    def length(self) -> int:
+        return int(self.index.shape[1])
+
+
+def pack(columns: Sequence[torch.Tensor]) -> Packed:
+    """Packs the rows' columns, each (n_b,) int64 ascending, to the longest row."""
+    length = max(len(row) for row in columns)
+    if all(len(row) == length for row in columns):
+        return Packed(tuple(columns), torch.stack(list(columns)), None)
+    index = torch.zeros(len(columns), length, dtype=torch.long)
+    valid = torch.zeros(len(columns), length, dtype=torch.bool)
+    for number, row in enumerate(columns):
+        index[number, length - len(row) :] = row
+        valid[number, length - len(row) :] = True
+    return Packed(tuple(columns), index, valid)
+
+
+def repack(before: Packed, after: Packed) -> Packed:
+    """`after` with its columns counted in the slots of `before`, which holds them all."""
+    columns, index = [], torch.zeros_like(after.index)
+    for number, (old, new) in enumerate(zip(before.columns, after.columns, strict=True)):
+        row = torch.searchsorted(old, new) + before.length - len(old)
+        columns.append(row)
+        index[number, after.length - len(row) :] = row
+    return Packed(tuple(columns), index, after.valid)
+
+
+def gather(states: torch.Tensor, index: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Takes the slots `index`, (B, n), along `dim`; the dimension before it is B, or 1."""
+    index = index.to(states.device, non_blocking=True)
+    shape = list(states.shape)
+    shape[dim - 1] = index.shape[0]
+    states = states.expand(shape)
+    shape[dim] = index.shape[1]
+    around = [1] * states.dim()
+    around[dim - 1], around[dim] = index.shape
+    return states.gather(dim, index.view(around).expand(shape))
+
+
+def gather_mask(mask: object, packed: Packed) -> object:
+    """The rows and columns of a prepared attention mask that are left after a cut.
+
+    Args:
+        mask: (B or 1, 1 or H, S, W), bool (True attends) or added to the scores; W is S, or more
+            for a static cache, whose further columns stay masked. (B, S) for flash attention,
+            None where all is seen, or a mapping of such by layer type.
+        packed: what is left of the S columns.
+    """
+    if isinstance(mask, Mapping):
+        return {name: gather_mask(one, packed) for name, one in mask.items()}
+    if not isinstance(mask, torch.Tensor) or mask.dim() == 2:
+        return packed.valid
+    index = packed.index.to(mask.device)
+    batch, length = index.shape
+    _, heads, source, width = mask.shape
+    mask = mask.expand(batch, heads, source, width)
+    mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, length, width))
+    kept = mask[..., :source].gather(
+        3, index[:, None, None, :].expand(batch, heads, length, length)
+    )
+    masked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    if packed.valid is not None:
+        valid = packed.valid.to(mask.device)
+        kept = kept.masked_fill(~valid[:, None, None, :], masked)
+    if width > source:
+        rest = kept.new_full((batch, heads, length, width - length), masked)
+        kept = torch.cat([kept, rest], dim=3)
+    return kept
+
+
+def valid_columns(mask: object, batch: int, length: int) -> torch.Tensor:
+    """(B, length) bool on the CPU: which of the last `length` columns hold a token.
+
+    Args:
+        mask: as the caller gave it to the model: None, (B, past + length), a prepared 4-D mask,
+            or a mapping of such, where the last position sees every token of its row.
+    """
+    if isinstance(mask, Mapping):
+        prepared = [one for name, one in mask.items() if "full" in str(name)]
+        mask = next((one for one in [*prepared, *mask.values()] if one is not None), None)
+    if not isinstance(mask, torch.Tensor):
+        return torch.ones(batch, length, dtype=torch.bool)
+    if mask.dim() == 4:
+        mask = mask[:, 0, -1, :length]
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    else:
+        seen = mask[:, -length:].bool()
+    return seen.cpu().expand(batch, length)
+
+
+def join_valid(
+    past: torch.Tensor | None, past_length: int, new: torch.Tensor | None, shape: tuple[int, int]
+) -> torch.Tensor | None:
+    """Validity of the keys of a layer, (B, past_length + n); None where all are valid.
+
+    Args:
+        past: (B, at least past_length) of the keys in the cache, None where all are valid.
+        new: (B, n) of this forward's tokens, None where all are valid.
+        shape: (B, n).
+    """
+    if past is None and new is None:
+        return None
+    if past is None:
+        past = torch.ones(shape[0], past_length, dtype=torch.bool)
+    if new is None:
+        new = torch.ones(shape, dtype=torch.bool)
+    past = past[:, :past_length]
+    return torch.cat([past, new.to(past.device)], dim=1)

@@ -1,0 +1,537 @@
+"""One forward over a prompt with visual tokens: its cuts, and what the layers get after them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.catalog import Calibration, find_calibration
+from vtprune.errors import ModelError, PresetError
+from vtprune.layout import MODALITIES, Layout
+from vtprune.models.structure import Structure
+from vtprune.packing import Packed, gather, gather_mask, join_valid, pack, repack
+from vtprune.preset import Preset, StageSpec
+from vtprune.pruners import create
+from vtprune.pruners.base import Budget, Pruner, VisualTokens
+from vtprune.schedule import Cut, Place, Schedule, resolve_layer, solve
+from vtprune.trace import StageRecord, Trace
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+Kwargs = dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One budget: the stages of one modality, or of both where they share them."""
+
+    modality: str
+    stages: tuple[StageSpec, ...]
+    keep: float | None
+    places: tuple[Place, ...]
+    pruners: tuple[Pruner, ...]
+
+
+class Plan:
+    """A preset, resolved for one model."""
+
+    def __init__(
+        self, preset: Preset, structure: Structure, calibration: Calibration | None, trace: Trace
+    ) -> None:
+        self.preset = preset
+        self.structure = structure
+        self.calibration = calibration
+        self.trace = trace
+        self.groups: dict[str, Group] = {}
+        for warning in structure.warnings:
+            trace.warn(warning)
+        if preset.shared():
+            self.group("all")  # so that its faults show before anything runs
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.structure.layers)
+
+    def group(self, modality: str) -> Group:
+        """The budget of a modality, with the layers of its stages in this model."""
+        if modality not in self.groups:
+            of = "image" if modality == "all" else modality
+            keep = self.preset.keep_for(of)
+            whole = keep is not None and keep >= 1
+            stages = () if whole else self.preset.stages_for(of)
+            for stage in stages:
+                if stage.keep is None and keep is None:
+                    raise PresetError(
+                        f"preset {self.preset.name}: the stage at {stage.at} ({stage.method}) has "
+                        "no keep, and no keep was given",
+                        "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
+                    )
+            places = self.places(stages)
+            pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
+            self.groups[modality] = Group(modality, stages, keep, places, pruners)
+        return self.groups[modality]
+
+    def places(self, stages: tuple[StageSpec, ...]) -> tuple[Place, ...]:
+        """The stages' layers; warns where `ecl` or `horizon` is a guess."""
+        calibration = self.calibration
+        if calibration is None:
+            calibration, warnings = find_calibration(
+                self.structure.model_type, self.num_layers, self.structure.hidden_size
+            )
+            if any(stage.at in ("ecl", "horizon") for stage in stages):
+                for warning in warnings:
+                    self.trace.warn(warning)
+        ecl, horizon = calibration.ecl, calibration.horizon
+        return tuple(
+            Place(stage.at, resolve_layer(stage.at, self.num_layers, ecl, horizon), stage.keep)
+            for stage in stages
+        )
+
+    def prefill(
+        self, layouts: list[Layout], columns: list[torch.Tensor], length: int, past: int
+    ) -> Prefill:
+        """The cuts of a batch, from every sample's own number of tokens.
+
+        Args:
+            layouts: of every sample.
+            columns: for every sample its columns that hold a token, text or visual.
+            length: columns of the batch.
+            past: columns that the cache holds already.
+        """
+        shared = self.preset.shared()
+        present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
+        groups = [self.group(name) for name in (["all"] if shared else present)]
+        schedules = []
+        for group in groups:
+            sizes = [len(layout.of_modality(group.modality)) for layout in layouts]
+            schedules.append(
+                [solve(group.places, group.keep, self.num_layers, size) for size in sizes]
+            )
+        for schedule in (one for solved in schedules for one in solved):
+            for warning in schedule.warnings:
+                self.trace.warn(warning)
+        self.trace.layouts = layouts
+        self.trace.text = [len(row) - len(one) for row, one in zip(columns, layouts, strict=True)]
+        whole = pack([torch.arange(length)] * len(columns))
+        return Prefill(self, groups, schedules, list(layouts), list(columns), whole, whole, past)
+
+
+@dataclass
+class CacheState:
+    """What the engine has to know about a cache that it shortened.
+
+    Args:
+        valid: for every layer the (B, n) bool validity of its keys; None where all are valid.
+        first_cut: the first layer that saw a shorter sequence than the decoder was given.
+        offset: columns that were dropped at the input.
+    """
+
+    valid: list[torch.Tensor | None]
+    first_cut: int | None
+    offset: int
+
+
+@dataclass
+class Prefill:
+    """One forward over a prompt with visual tokens.
+
+    Args:
+        plan: the preset for this model.
+        groups: the budgets, and `schedules` their cuts, for every group and sample.
+        layouts: of every sample's visual tokens still there; columns of this forward's input_ids.
+        columns: for every sample its columns still there.
+        base: the columns in the sequence that the decoder's layers were prepared for.
+        packed: the columns in the sequence as it is now.
+        past: columns that the cache held before.
+    """
+
+    plan: Plan
+    groups: list[Group]
+    schedules: list[list[Schedule]]
+    layouts: list[Layout]
+    columns: list[torch.Tensor]
+    base: Packed
+    packed: Packed
+    past: int
+    states: dict[str, torch.Tensor] = field(default_factory=dict)
+    records: list[StageRecord] = field(default_factory=list)
+    valid: list[tuple[int, torch.Tensor | None, int]] = field(default_factory=list)
+    replaced: dict[object, tuple[object, object]] = field(default_factory=dict)
+    cache: Cache | None = None
+    earlier: CacheState | None = None
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.layers = sorted(
+            {cut.layer for solved in self.schedules for one in solved for cut in one.cuts}
+        )
+        self.done: set[int] = set()
+        self.last_cut = self.packed
+        self.visual_by_layer: list[list[int]] = [[] for _ in self.columns]
+
+    @property
+    def structure(self) -> Structure:
+        return self.plan.structure
+
+    def begin(self, cache: object) -> None:
+        """Takes note of the cache before anything is in it."""
+        self.cache = cache  # type: ignore[assignment]
+        state = getattr(cache, "_vtprune", None)
+        if isinstance(state, CacheState) and self.past:
+            self.earlier = state
+        full = all(len(row) == self.packed.length for row in self.columns)
+        self.valid = [(0, None if full else pack(self.columns).valid, self.packed.length)]
+        if not full:  # the batch as it came, wherever its padding is
+            mask = torch.zeros(len(self.columns), self.packed.length, dtype=torch.bool)
+            for row, held in zip(mask, self.columns, strict=True):
+                row[held] = True
+            self.valid = [(0, mask, self.packed.length)]
+
+    def cuts_at(self, layer: int) -> list[tuple[Group, int, list[Cut | None]]]:
+        """(group, number of the stage, every sample's cut) of the stages that cut at `layer`."""
+        found = []
+        for group, solved in zip(self.groups, self.schedules, strict=True):
+            for number in range(len(group.stages)):
+                cuts = [
+                    next((c for c in one.cuts if c.stage == number and c.layer == layer), None)
+                    for one in solved
+                ]
+                if any(cuts):
+                    found.append((group, number, cuts))
+        return found
+
+    def needs(self, layer: int) -> set[str]:
+        """Names of the states that the methods cutting at `layer` read."""
+        return {
+            name for group, number, _ in self.cuts_at(layer) for name in group.pruners[number].needs
+        }
+
+    def cut(self, layer: int, hidden: torch.Tensor) -> None:
+        """Selects what every sample keeps from `layer` on.
+
+        Args:
+            hidden: (B, n, d) states that enter the layer, before this cut.
+        """
+        for group, number, cuts in self.cuts_at(layer):
+            stage, pruner = group.stages[number], group.pruners[number]
+            before, after, kept = [], [], []
+            for sample, cut in enumerate(cuts):
+                own = self.layouts[sample].of_modality(group.modality)
+                before.append(len(own))
+                if cut is not None and cut.count < len(own):
+                    self.cut_sample(sample, own, cut, stage, pruner, hidden)
+                left = self.layouts[sample]
+                left = left.take(left.of_modality(group.modality))
+                assert cut is None or len(left) == cut.count, "a method must meet its budget"
+                after.append(len(left))
+                kept.append((left.columns + self.past).tolist())
+            self.records.append(
+                StageRecord(
+                    layer=layer,
+                    method=stage.method,
+                    at=stage.at,
+                    modality=group.modality,
+                    options=dict(stage.options),
+                    keep=stage.keep,
+                    per=stage.per,
+                    before=before,
+                    after=after,
+                    kept=kept,
+                )
+            )
+        now = pack(self.columns)
+        self.last_cut = repack(self.packed, now)
+        self.packed = now
+        self.valid.append((layer, now.valid, now.length))
+        self.states.clear()
+        self.replaced.clear()
+        self.done.add(layer)
+
+    def cut_sample(
+        self,
+        sample: int,
+        own: torch.Tensor,
+        cut: Cut,
+        stage: StageSpec,
+        pruner: Pruner,
+        hidden: torch.Tensor,
+    ) -> None:
+        """Drops what a method does not keep of one sample's tokens at `own` in its layout."""
+        layout = self.layouts[sample]
+        mine = layout.take(own)
+        held = self.packed.columns[sample]
+        slots = torch.searchsorted(held, mine.columns) + self.packed.length - len(held)
+        states = {}
+        for name in pruner.needs:
+            source = hidden if name == "hidden" else self.states[name]
+            width = self.structure.head_dim
+            if name == "hidden":
+                width = source.shape[-1] // self.structure.num_heads
+            picked = source[sample].index_select(0, slots.to(source.device))
+            states[name] = picked.unflatten(-1, (-1, width))  # (N, H, D)
+        seed = self.plan.preset.seed * 1009 + cut.stage
+        budget = Budget.share(cut.count, mine.groups(stage.per))
+        if cut.count < len(budget.quota):
+            self.plan.trace.warn(
+                f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
+                "keep one each, the others none"
+            )
+        selection = pruner.select(VisualTokens(mine, states, seed), budget)
+        dropped = torch.ones(len(mine), dtype=torch.bool)
+        dropped[selection.index.cpu()] = False
+        gone = own[dropped]
+        keep = torch.ones(len(layout), dtype=torch.bool)
+        keep[gone] = False
+        self.layouts[sample] = layout.take(keep.nonzero().squeeze(1))
+        row = self.columns[sample]
+        present = torch.ones(len(row), dtype=torch.bool)
+        present[torch.searchsorted(row, layout.columns[gone])] = False
+        self.columns[sample] = row[present]
+
+    # -- what the decoder and its layers get -----------------------------------------------------
+
+    def shorten_inputs(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
+        """The decoder's arguments after a cut at the input."""
+        index = self.last_cut.index
+        positions = given.get("position_ids")
+        if not isinstance(positions, torch.Tensor):
+            positions = torch.arange(self.past, self.past + embeds.shape[1], device=embeds.device)
+            positions = positions[None]
+        mask = given.get("attention_mask")
+        self.offset = self.base.length - self.packed.length
+        self.base = self.packed
+        self.valid = self.valid[1:]
+        shape = (len(self.columns), self.packed.length)
+        if self.past:
+            past = self.earlier.valid[0] if self.earlier else None
+            length = int(_layer_length(self.cache, 0))
+            mask = join_valid(past, length, self.packed.valid, shape)
+        elif isinstance(mask, Mapping) or (isinstance(mask, torch.Tensor) and mask.dim() == 4):
+            mask = gather_mask(mask, self.last_cut)
+        else:
+            mask = self.packed.valid
+        if mask is None and self.cache is None:
+            # Without mask and cache, gaps in the position ids would be read as packed sequences.
+            mask = torch.ones(shape, dtype=torch.bool)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            mask = mask.to(embeds.device, torch.long)
+        return {
+            **given,
+            "inputs_embeds": gather(embeds, index),
+            "position_ids": gather(positions, index, dim=positions.dim() - 1),
+            "attention_mask": mask,
+        }
+
+    def shorten_layer(self, kwargs: Kwargs, layer: int, hidden: torch.Tensor) -> Kwargs:
+        """A layer's arguments for the sequence as it is now."""
+        changed = dict(kwargs)
+        for name in ("position_embeddings", "position_ids"):
+            if kwargs.get(name) is not None:
+                changed[name] = self.once(kwargs[name], self.shorten_positions)
+        mask = kwargs.get("attention_mask")
+        if self.past or (mask is None and self.packed.valid is not None):
+            window = self.structure.window(layer)
+            changed["attention_mask"] = self.once(
+                ("mask", window), lambda _: self.build_mask(layer, hidden)
+            )
+        else:
+            changed["attention_mask"] = self.once(mask, self.shorten_mask)
+        return changed
+
+    def once(self, value: object, change: object) -> object:
+        """`change(value)`, worked out once for all layers up to the next cut."""
+        key = value if isinstance(value, tuple) and value[0] == "mask" else id(value)
+        if key not in self.replaced:
+            self.replaced[key] = (value, change(value))  # type: ignore[operator]
+        return self.replaced[key][1]
+
+    def shorten_positions(self, value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(self.shorten_positions(one) for one in value)
+        assert isinstance(value, torch.Tensor)
+        return gather(value, repack(self.base, self.packed).index)
+
+    def shorten_mask(self, mask: object) -> object:
+        short = gather_mask(mask, repack(self.base, self.packed))
+        if isinstance(short, torch.Tensor) and short.dim() == 2 and isinstance(mask, torch.Tensor):
+            return short.to(mask.device, mask.dtype)
+        return short
+
+    def build_mask(self, layer: int, hidden: torch.Tensor) -> object:
+        past = self.earlier.valid[layer] if self.earlier else None
+        length = int(_layer_length(self.cache, layer))
+        shape = (len(self.columns), self.packed.length)
+        valid = join_valid(past, length, self.packed.valid, shape)
+        return build_mask(self.structure, layer, hidden, valid, self.cache)
+
+    def end(self, cache: object) -> None:
+        """Checks that all was done as planned, writes the trace, marks the cache."""
+        missed = [layer for layer in self.layers if layer not in self.done]
+        if missed:
+            raise ModelError(
+                f"the cut at layer {missed[0]} did not run: this model's layers are not called as "
+                "modules (compiled?)",
+                "prune the model before compiling it",
+            )
+        trace = self.plan.trace
+        trace.stages, trace.kept = self.records, self.layouts
+        trace.visual_by_layer = self.count_by_layer()
+        trace.prefills += 1
+        if cache is None or not self.layers:
+            return
+        spans = [*self.valid, (self.plan.num_layers, None, 0)]
+        valid: list[torch.Tensor | None] = []
+        for (first, new, length), (until, _, _) in zip(spans, spans[1:], strict=False):
+            for layer in range(first, until):
+                past = self.earlier.valid[layer] if self.earlier else None
+                held = int(_layer_length(cache, layer)) - length
+                valid.append(join_valid(past, held, new, (len(self.columns), length)))
+        first_cut = next((layer for layer in self.layers if layer > 0), None)
+        offset = self.offset + (self.earlier.offset if self.earlier else 0)
+        if self.earlier and self.earlier.first_cut is not None:
+            first_cut = min(first_cut or self.plan.num_layers, self.earlier.first_cut)
+        mark_cache(cache, CacheState(valid, first_cut, offset))
+
+    def count_by_layer(self) -> list[list[int]]:
+        """For every sample the visual tokens of each layer, from what was really kept."""
+        counts = []
+        for sample, layout in enumerate(self.plan.trace.layouts):
+            drops = [0] * self.plan.num_layers
+            for record in self.records:
+                drops[record.layer] += record.before[sample] - record.after[sample]
+            present, row = len(layout), []
+            for drop in drops:
+                present -= drop
+                row.append(present)
+            assert present == len(self.layouts[sample])
+            counts.append(row)
+        return counts
+
+
+# -- caches and masks ----------------------------------------------------------------------------
+
+
+def cache_length(cache: object) -> int:
+    """Columns of the original prompts that a cache stands for; 0 without one."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    return int(cache.get_seq_length())
+
+
+def _layer_length(cache: object, layer: int) -> int:
+    """Keys that one layer of a cache holds."""
+    layers = getattr(cache, "layers", ())
+    return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
+
+
+def mark_cache(cache: object, state: CacheState) -> None:
+    """Ties what was cut to the cache, for the forwards that go on with it.
+
+    Where the input was cut, the cache answers with the length of the original prompt when it is
+    asked for its length without a layer: generation places new tokens by that answer.
+    """
+    cache._vtprune = state  # type: ignore[attr-defined]
+    if state.offset and "get_seq_length" not in cache.__dict__:
+        cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
+
+
+def _source_length(cache: Cache, layer_idx: int | None = None) -> int:
+    held = type(cache).get_seq_length(cache, layer_idx or 0)
+    if layer_idx is not None or not held:
+        return held
+    return held + cache._vtprune.offset  # type: ignore[attr-defined]
+
+
+def build_mask(
+    structure: Structure,
+    layer: int,
+    hidden: torch.Tensor,
+    valid: torch.Tensor | None,
+    cache: object,
+) -> object:
+    """A causal mask for one layer, in the form that the model's attention takes.
+
+    Args:
+        hidden: (B, n, d) of this forward.
+        valid: (B, past + n) bool of the layer's keys, None where all are valid.
+        cache: sized by this layer's own length.
+    """
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    config = structure.decoder_config
+    windowed = structure.window(layer) is not None
+    create = create_sliding_window_causal_mask if windowed else create_causal_mask
+    mask = None if valid is None else valid.to(hidden.device)
+    return create(config, hidden, mask, cache, layer_idx=layer)  # type: ignore[arg-type]
+
+
+class ContinuedMasks:
+    """Masks of the layers, for a forward on top of a shortened cache."""
+
+    def __init__(
+        self,
+        state: CacheState,
+        structure: Structure,
+        cache: object,
+        new: torch.Tensor | None,
+        shape: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.state, self.structure, self.cache = state, structure, cache
+        self.new, self.shape, self.device = new, shape, device
+        self.built: dict[object, object] = {}
+        self.replace_input = bool(state.offset)
+        self.first_layer = state.first_cut if self.needed() else None
+
+    def needed(self) -> bool:
+        """Whether layers past a cut would get a mask that does not fit their keys."""
+        first = self.state.first_cut
+        if first is None:
+            return False
+        plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
+        growing = not getattr(self.cache, "is_compileable", False)
+        windows = any(self.structure.window(layer) for layer in range(len(self.structure.layers)))
+        unmasked = self.new is None and all(one is None for one in self.state.valid)
+        return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
+
+    def valid(self, layer: int) -> torch.Tensor | None:
+        """(B, past + n) bool of a layer's keys after this forward."""
+        past = self.state.valid[layer]
+        held = int(_layer_length(self.cache, layer))
+        grown = past
+        if past is not None and past.shape[1] < held:  # tokens that were decoded since
+            more = torch.ones(past.shape[0], held - past.shape[1], dtype=torch.bool)
+            grown = torch.cat([past, more], dim=1)
+        return join_valid(grown, held, self.new, self.shape)
+
+    def input_mask(self) -> torch.Tensor | None:
+        """What the decoder gets instead of a mask over the original columns."""
+        valid = self.valid(0)
+        return None if valid is None else valid.to(self.device, torch.long)
+
+    def mask(self, layer: int, hidden: torch.Tensor) -> object:
+        """The mask of a layer past a cut, built once for the layers that share it."""
+        key = (id(self.state.valid[layer]), _layer_length(self.cache, layer),
+               self.structure.window(layer))  # fmt: skip
+        if key not in self.built:
+            valid = self.valid(layer)
+            self.built[key] = build_mask(self.structure, layer, hidden, valid, self.cache)
+        return self.built[key]
+
+
+def continue_masks(
+    state: CacheState, structure: Structure, given: Kwargs, embeds: torch.Tensor
+) -> ContinuedMasks:
+    """The masks of a forward on a shortened cache: decoding, or a further turn of text."""
+    shape = (embeds.shape[0], embeds.shape[1])
+    mask, new = given.get("attention_mask"), None
+    if shape[1] > 1 and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        new = mask[:, -shape[1] :].bool().cpu()
+        new = None if bool(new.all()) else new
+    cache = given["past_key_values"]
+    return ContinuedMasks(state, structure, cache, new, shape, embeds.device)

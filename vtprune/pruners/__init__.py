@@ -1,0 +1,111 @@
+"""Which methods there are, with their options; nothing is imported until one is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, cast
+
+from vtprune.errors import PresetError
+
+if TYPE_CHECKING:
+    from vtprune.pruners.base import Pruner
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its values and what it is for."""
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: where its class lives, and what can be said without importing it.
+
+    Args:
+        path: "module:Class".
+        at: the place it cuts at where the user names none.
+        summary: what it keeps, in its own words.
+        paper: where it was published; empty for a baseline.
+    """
+
+    path: str
+    at: str
+    summary: str
+    paper: str = ""
+    options: tuple[Option, ...] = ()
+
+
+METHODS: dict[str, Method] = {
+    "entropy": Method(
+        path="vtprune.pruners.entropy:Entropy",
+        at="ecl",
+        summary="tokens whose states differ most between attention heads (matrix entropy)",
+        paper="EntropyPrune, arXiv 2602.17196",
+        options=(
+            Option("norm", "row", ("row", "none"), "row: unit rows, as in the paper; none: as in "
+                   "the released code"),
+            Option("states", "query", ("query", "key", "value", "hidden"), "which states to score"),
+        ),
+    ),
+    "random": Method(
+        path="vtprune.pruners.random:Random",
+        at="horizon",
+        summary="a uniform draw without replacement, seeded",
+        paper="baseline; past the information horizon: arXiv 2512.07580",
+    ),
+    "uniform": Method(
+        path="vtprune.pruners.uniform:Uniform",
+        at="input",
+        summary="a regular sub-grid of every frame",
+    ),
+}  # fmt: skip
+
+
+def find_method(name: str) -> Method:
+    """The registry's entry for `name`.
+
+    Raises:
+        PresetError: there is none; the hint lists those there are.
+    """
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise PresetError(
+            f"unknown method {name!r}", f"{hint}methods: {', '.join(METHODS)} (vtprune methods)"
+        )
+    return METHODS[name]
+
+
+def check_options(name: str, options: Mapping[str, object]) -> dict[str, str]:
+    """All options of method `name`: the given values, checked, over the defaults.
+
+    Raises:
+        PresetError: an option that the method does not have, or a value it can't take.
+    """
+    method = find_method(name)
+    known = {option.name: option for option in method.options}
+    for key, value in options.items():
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no options"
+            raise PresetError(f"method {name} has no option {key!r}", has)
+        if str(value) not in known[key].choices:
+            raise PresetError(
+                f"{key}: {value} is not a value of method {name}",
+                f"choose from {', '.join(known[key].choices)}",
+            )
+    given = {key: str(value) for key, value in options.items()}
+    return {option.name: given.get(option.name, option.default) for option in method.options}
+
+
+def create(name: str, options: Mapping[str, object]) -> Pruner:
+    """The method `name` with its options."""
+    checked = check_options(name, options)
+    module, cls = find_method(name).path.split(":")
+    return cast("Pruner", getattr(importlib.import_module(module), cls)(**checked))

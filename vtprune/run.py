@@ -1,0 +1,241 @@
+"""The order of events: media, inputs, generation under pruning, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.compare import compare_runs
+from vtprune.engine import pruning
+from vtprune.errors import ModelError
+from vtprune.figures import build_report
+from vtprune.generation import Generation, generate
+from vtprune.loading import Loaded, Progress, adopt, load, quiet
+from vtprune.media import Limits, Source, open_source, read
+from vtprune.memory import fitting_errors
+from vtprune.models.base import Inputs, Plan, Prepared, Sampling, Turn
+from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.report import Report
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Generation", "Loaded", "answer", "ask", "load"]
+
+Media = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All media of a question, read and resized.
+
+    Args:
+        items: one a file.
+        decoders: that really ran, one a file.
+        media_seconds: opening and decoding.
+        resize_seconds: the family's resizing.
+    """
+
+    items: tuple[Prepared, ...]
+    decoders: tuple[str, ...]
+    warnings: tuple[str, ...]
+    media_seconds: float
+    resize_seconds: float
+
+
+def ask(
+    loaded: Loaded,
+    paths: Sequence[str | Path],
+    questions: Sequence[str],
+    preset: Preset,
+    *,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    compare: bool = False,
+    on_text: Callable[[str], None] | None = None,
+    on_question: Callable[[int, str], None] | None = None,
+    on_progress: Progress | None = None,
+) -> Iterator[Report]:
+    """Answers questions about the same media, which are decoded and encoded once.
+
+    Args:
+        paths: pictures, videos, or directories of numbered pictures.
+        sampling: how much of them; None: the preset's, else the family's own.
+        compare: measure the unpruned model beside it, the vision tower included.
+        on_text: gets the pieces of an answer as they are produced.
+
+    Yields:
+        One report a question. Media and vision seconds are in the first, which paid for them.
+
+    Raises:
+        MediaError, ModelError, PresetError: with the way out.
+    """
+    sampling = sampling or sampling_of(preset)
+    generation = generation or Generation(seed=preset.seed)
+    gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
+    pixels: dict[str, torch.Tensor] = {}
+    encoded: dict[object, object] = {}
+    for number, question in enumerate(questions):
+        if on_question:
+            on_question(number, question)
+        started = time.perf_counter()
+        inputs = encode(loaded, gathered, question, generation)
+        tensors = to_device(loaded, {**inputs.tensors, **pixels})
+        inputs = replace(inputs, tensors=tensors)
+        pixels = {name: value for name, value in tensors.items() if name.startswith("pixel")}
+        spent = {"preprocess": time.perf_counter() - started}
+        if number == 0:
+            spent["preprocess"] += gathered.resize_seconds
+            spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
+        block = pruning(loaded.model, preset, calibration=loaded.calibration, encoded=encoded)
+        with quiet(), block as trace, fitting_errors(loaded, preset, trace):
+            run = generate(loaded, inputs, generation, trace, on_text)
+        run = replace(run, seconds={**run.seconds, **spent})
+        made = build_report(
+            loaded, gathered.items, gathered.decoders, inputs, question, preset, run
+        )
+        beside = None
+        if compare:
+            with quiet():
+                beside = compare_runs(loaded, inputs, preset, generation, run, made, on_progress)
+        notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
+        yield replace(made, compare=beside, warnings=tuple(dict.fromkeys(notes)))
+
+
+def gather(
+    loaded: Loaded,
+    paths: Sequence[str | Path],
+    sampling: Sampling,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> Gathered:
+    """Opens, decodes and resizes every file, in the family's way."""
+    started = time.perf_counter()
+    sources = [open_source(path, limits) for path in paths]
+    for source in sources:
+        if source.kind not in loaded.family.modalities:
+            takes = " and ".join(loaded.family.modalities)
+            raise ModelError(
+                f"{source.path}: {loaded.family.name} takes {takes} input, no {source.kind}",
+                "choose another --model (vtprune models)",
+            )
+    items: list[Prepared] = []
+    decoders: list[str] = []
+    warnings: list[str] = []
+    clock = _Clock()
+    for source in sources:
+        warnings += source.warnings
+        plan = loaded.family.plan(loaded.files, source, sampling, len(sources))
+        item, decoder, notes = read_one(source, plan, limits, clock, on_progress)
+        items.append(item)
+        decoders.append(decoder)
+        warnings += notes
+    total = time.perf_counter() - started
+    return Gathered(
+        tuple(items), tuple(decoders), tuple(warnings), total - clock.seconds, clock.seconds
+    )
+
+
+@dataclass
+class _Clock:
+    seconds: float = 0.0
+
+
+def read_one(
+    source: Source, plan: Plan, limits: Limits, clock: _Clock, on_progress: Progress | None
+) -> tuple[Prepared, str, tuple[str, ...]]:
+    """One file, each chunk of it resized right after it is decoded."""
+
+    def resize(pixels: torch.Tensor) -> torch.Tensor:
+        started = time.perf_counter()
+        resized = plan.transform(pixels)
+        clock.seconds += time.perf_counter() - started
+        return resized
+
+    def show(done: int, total: int) -> None:
+        if on_progress:
+            on_progress(f"decoding {source.path.name}", done, total)
+
+    frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
+    prepared = Prepared(source, frames.pictures, frames.index,
+                        frames.timestamps if source.kind == "video" else ())  # fmt: skip
+    return prepared, frames.decoder, frames.warnings
+
+
+def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Generation) -> Inputs:
+    """The model's inputs for one question about the media."""
+    if not question.strip():
+        raise ModelError("the question is empty", 'ask something: vtprune ask FILE "what is it?"')
+    system = [Turn("system", generation.system)] if generation.system else []
+    turns = [*system, Turn("user", question, len(gathered.items))]
+    return loaded.family.encode(loaded.files, gathered.items, turns)
+
+
+def to_device(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs on the model's device, pixels in its dtype."""
+    model = loaded.model
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() and
+                       name.startswith("pixel_values") else None)
+        for name, value in tensors.items()
+    }  # fmt: skip
+
+
+def sampling_of(preset: Preset) -> Sampling:
+    """How much of the media a preset wants to be looked at."""
+    video = preset.video
+    return Sampling(
+        frames=video.frames,
+        fps=video.fps,
+        max_frames=video.max_frames,
+        max_tiles=preset.image.max_tiles,
+    )
+
+
+def answer(
+    model: PreTrainedModel | Loaded | str | Path | None,
+    items: Sequence[tuple[Media, str]],
+    preset: str | Path | Mapping[str, object] | Preset | None = None,
+    keep: Keep | None = None,
+    *,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    compare: bool = False,
+) -> list[Report]:
+    """Answers a question about each item's media.
+
+    Args:
+        model: a loaded transformers model, a name as for `load`, or None for the embedded one.
+        items: (a file or several, a question).
+        preset: packaged name, path, mapping or Preset; None: "balanced".
+        keep: layer average of the kept fraction, for all modalities or by modality.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    if model is None or isinstance(model, (str, Path)):
+        loaded = load(None if model is None else str(model))
+    else:
+        loaded = model if isinstance(model, Loaded) else adopt(model)
+    resolved = override(load_preset(preset), keep)
+    reports: list[Report] = []
+    for media, question in items:
+        paths = [media] if isinstance(media, (str, Path)) else list(media)
+        reports += ask(
+            loaded,
+            paths,
+            [question],
+            resolved,
+            sampling=sampling,
+            generation=generation,
+            limits=limits,
+            compare=compare,
+        )
+    return reports

@@ -1,0 +1,312 @@
+"""From a kept fraction to how many tokens are there from which layer on; the only rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vtprune.errors import PresetError
+
+NAMED = ("ecl", "horizon")
+SLACK = 1e-6  # so that 0.3 x 10 is 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """One cut before its count is known.
+
+    Args:
+        at: as the preset says it.
+        layer: the first layer that sees the shorter sequence; 0 is the language model's input.
+        keep: fraction of the original tokens left, None for the free stage.
+        drops_all: the method leaves nothing (`vtw`).
+    """
+
+    at: str
+    layer: int
+    keep: float | None = None
+    drops_all: bool = False
+
+    @property
+    def named(self) -> bool:
+        return self.at in NAMED
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut of one sample: which stage, at which layer, how many tokens it leaves."""
+
+    stage: int
+    layer: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The cuts of one sample of `num_tokens` visual tokens, and what had to be said about them."""
+
+    num_layers: int
+    num_tokens: int
+    cuts: tuple[Cut, ...]
+    warnings: tuple[str, ...] = ()
+
+    def tokens_by_layer(self) -> list[int]:
+        """Visual tokens that each layer sees."""
+        return tokens_by_layer(self.num_tokens, self.num_layers, self.cuts)
+
+    def keep_mean(self) -> float:
+        """The average over the layers of the fraction of tokens present."""
+        if not self.num_tokens:
+            return 1.0
+        return sum(self.tokens_by_layer()) / (self.num_layers * self.num_tokens)
+
+
+def tokens_by_layer(num_tokens: int, num_layers: int, cuts: Sequence[Cut]) -> list[int]:
+    """Tokens that each of `num_layers` layers sees, with `cuts` in order."""
+    present = num_tokens
+    counts = []
+    for layer in range(num_layers):
+        for cut in cuts:
+            if cut.layer == layer:
+                present = cut.count
+        counts.append(present)
+    return counts
+
+
+def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
+    """The layer that a place names, in a decoder of `num_layers`.
+
+    Raises:
+        PresetError: not a place, or past the last layer.
+    """
+    if at == "input":
+        return 0
+    if at in NAMED:
+        return min(ecl if at == "ecl" else horizon, num_layers - 1)
+    if at.endswith("%"):
+        return math.floor(float(at[:-1]) / 100 * num_layers + SLACK)
+    layer = int(at)
+    if layer >= num_layers:
+        raise PresetError(
+            f"at: {layer}: this model has {num_layers} decoder layers, 0 to {num_layers - 1}",
+            f'a depth such as "{round(100 * min(layer, 99) / max(layer + 1, 100))}%", ecl or '
+            "horizon fits any model",
+        )
+    return layer
+
+
+def merge_places(places: Sequence[Place]) -> tuple[list[tuple[int, Place]], list[str]]:
+    """Numbered places in order, each layer once.
+
+    Two named places that meet become one: the later stage, which keeps less, stays.
+
+    Raises:
+        PresetError: layers that do not increase, or keeps that grow.
+    """
+    kept: list[tuple[int, Place]] = []
+    warnings: list[str] = []
+    for number, place in enumerate(places):
+        if kept:
+            _, before = kept[-1]
+            if place.layer == before.layer and place.named and before.named:
+                warnings.append(
+                    f"{before.at} and {place.at} are both layer {place.layer} of this model: "
+                    f"only the stage at {place.at}, which keeps fewer tokens, cuts"
+                )
+                kept[-1] = (number, place)
+                continue
+            if place.layer <= before.layer:
+                raise PresetError(
+                    f"stages must cut at increasing layers: {place.at} (layer {place.layer}) "
+                    f"comes after {before.at} (layer {before.layer})",
+                    "put the earlier layer first, or drop one of the two",
+                )
+        kept.append((number, place))
+    fixed = [place for _, place in kept if place.keep is not None]
+    for before, place in pairwise(fixed):
+        if (place.keep or 0.0) > (before.keep or 0.0):
+            raise PresetError(
+                f"keep {place.keep:g} at {place.at} comes after keep {before.keep:g} at "
+                f"{before.at}: tokens that were cut can't come back",
+                "a stage's keep is a fraction of the original tokens and can only fall",
+            )
+    return kept, warnings
+
+
+def fixed_count(keep: float, num_tokens: int) -> int:
+    """Tokens that a stage with its own keep leaves: at least one, unless keep is 0."""
+    if keep == 0 or num_tokens == 0:
+        return 0
+    return max(1, math.floor(keep * num_tokens + SLACK))
+
+
+def solve(
+    places: Sequence[Place], keep: float | None, num_layers: int, num_tokens: int
+) -> Schedule:
+    """Counts for every stage of one sample.
+
+    Args:
+        places: the stages in order; at most one without a keep.
+        keep: the layer average to meet through that stage; None where every stage has a keep.
+        num_layers: decoder layers L.
+        num_tokens: visual tokens N before any cut.
+
+    Raises:
+        PresetError: the average can't be reached; the message says what can.
+    """
+    if not num_tokens or (keep is not None and keep >= 1):
+        return Schedule(num_layers, num_tokens, ())
+    numbered, warnings = merge_places(places)
+    counts = [
+        None if place.keep is None else fixed_count(place.keep, num_tokens) for _, place in numbered
+    ]
+    layers = [place.layer for _, place in numbered]
+    if None in counts and keep is not None:
+        free = counts.index(None)
+        budget = keep * num_layers * num_tokens
+        solver = _Solver([place for _, place in numbered], layers, counts, num_layers, num_tokens)
+        if numbered[free][1].drops_all:
+            layers[free] = solver.layer_to_drop_all(free, budget, keep)
+            counts[free] = 0
+        else:
+            warnings += solver.place_free(free, budget, keep)
+    cuts = tuple(
+        Cut(number, layer, count if count is not None else num_tokens)
+        for (number, _), layer, count in zip(numbered, layers, counts, strict=True)
+    )
+    return Schedule(num_layers, num_tokens, cuts, tuple(warnings))
+
+
+@dataclass
+class _Solver:
+    """Finds the free stage's count; changes `layers` and `counts`, which it shares."""
+
+    places: list[Place]
+    layers: list[int]
+    counts: list[int | None]
+    num_layers: int
+    num_tokens: int
+
+    def total(self, counts: Sequence[int | None], layers: Sequence[int]) -> int:
+        """Sum over the layers of tokens present; a None count adds nothing."""
+        bounds = [*layers, self.num_layers]
+        whole = layers[0] * self.num_tokens
+        return whole + sum(
+            (count or 0) * (bounds[i + 1] - bounds[i]) for i, count in enumerate(counts)
+        )
+
+    def free_count(self, free: int, layer: int, budget: float) -> int:
+        """Tokens that the free stage leaves when it cuts at `layer`."""
+        layers = [*self.layers[:free], layer, *self.layers[free + 1 :]]
+        until = layers[free + 1] if free + 1 < len(layers) else self.num_layers
+        counts = [None if i == free else count for i, count in enumerate(self.counts)]
+        left = budget - self.total(counts, layers)
+        return math.floor(left / (until - layer) + SLACK)
+
+    def bounds(self, free: int) -> tuple[int, int]:
+        """Fewest and most tokens that the free stage may leave."""
+        after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
+        before = self.counts[free - 1] if free else self.num_tokens
+        assert after is not None
+        assert before is not None
+        return max(after, 1), before
+
+    def place_free(self, free: int, budget: float, keep: float) -> list[str]:
+        """Sets the free stage's count; moves its cut or lifts later ones where it must."""
+        lowest, highest = self.bounds(free)
+        asked = self.layers[free]
+        count = self.free_count(free, asked, budget)
+        if lowest <= count <= highest:
+            self.counts[free] = count
+            return []
+        if count > highest:
+            return self.lift_later(free, budget, keep, highest)
+        first = self.layers[free - 1] + 1 if free else 0
+        if self.places[free].named:
+            for layer in range(asked - 1, first - 1, -1):
+                count = self.free_count(free, layer, budget)
+                if count >= lowest:
+                    self.layers[free] = layer
+                    self.counts[free] = min(count, highest)
+                    return [
+                        f"the cut at {self.places[free].at} moved from layer {asked} to {layer}: "
+                        f"keep {keep:g} can't be reached from layer {asked} on"
+                    ]
+            self.layers[free] = first
+        self.counts[free] = lowest
+        reach = self.total(self.counts, self.layers) / (self.num_layers * self.num_tokens)
+        raise PresetError(
+            f"keep {keep:g} can't be reached with a cut at {self.places[free].at} "
+            f"(layer {asked} of {self.num_layers}) and {self.num_tokens} visual tokens: "
+            f"the lowest reachable keep is {math.ceil(reach * 1e4) / 1e4:g}",
+            "raise keep, cut earlier (at: input), or give later stages a smaller keep",
+        )
+
+    def lift_later(self, free: int, budget: float, keep: float, highest: int) -> list[str]:
+        """All of the budget can't be spent before the next stage: later named ones keep more."""
+        self.counts[free] = highest
+        fixed = list(self.counts)
+        low, high = 0, self.num_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.total(self._lifted(fixed, free, middle), self.layers) <= budget + SLACK:
+                low = middle
+            else:
+                high = middle - 1
+        lifted = self._lifted(fixed, free, low)
+        reached = self.total(lifted, self.layers)
+        most = self.total(self._lifted(fixed, free, self.num_tokens), self.layers)
+        if most < math.floor(budget + SLACK) and reached == most:
+            reach = most / (self.num_layers * self.num_tokens)
+            raise PresetError(
+                f"keep {keep:g} can't be reached: the stages around {self.places[free].at} "
+                f"leave less; the highest reachable keep is {math.floor(reach * 1e4) / 1e4:g}",
+                "lower keep, or give the other stages a larger keep",
+            )
+        self.counts[:] = lifted
+        names = ", ".join(place.at for place in self.places[free + 1 :] if place.named)
+        return [f"keep {keep:g} leaves more than the stages at {names} ask for: they keep more"]
+
+    def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
+        lifted: list[int | None] = list(counts)
+        for i in range(free + 1, len(lifted)):
+            if self.places[i].named:
+                lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
+        return lifted
+
+    def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
+        """The layer from which on a free stage may drop everything within the budget."""
+        before = self.counts[free - 1] if free else self.num_tokens
+        start = self.layers[free - 1] if free else 0
+        spent = self.total([*self.counts[:free], 0], [*self.layers[:free], start])
+        assert before is not None
+        layer = start + math.floor((budget - spent) / max(before, 1) + SLACK)
+        if layer <= start and free:
+            raise PresetError(
+                f"keep {keep:g} is spent before the stage that drops all tokens",
+                "raise keep, or lower the keep of the stages before it",
+            )
+        return min(max(layer, 0), self.num_layers - 1)
+
+
+def quotas(count: int, sizes: Sequence[int]) -> list[int]:
+    """Shares `count` over groups of `sizes` tokens: equal, remainders to the earlier groups.
+
+    What a group can't use is handed on; every group gets at least one where `count` allows, else
+    evenly spaced groups get one each. The shares add up to `count`.
+    """
+    assert 0 <= count <= sum(sizes)
+    if 0 < count < len(sizes):
+        chosen = {(2 * i + 1) * len(sizes) // (2 * count) for i in range(count)}
+        return [int(i in chosen) for i in range(len(sizes))]
+    shares = [0] * len(sizes)
+    while count:
+        open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
+        each, extra = divmod(count, len(open_groups))
+        for order, i in enumerate(open_groups):
+            given = min(each + (order < extra), sizes[i] - shares[i])
+            shares[i] += given
+            count -= given
+    return shares

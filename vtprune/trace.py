@@ -1,0 +1,73 @@
+"""What a pruned prefill really did, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vtprune.layout import Layout
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did to one prefill; lists have one entry a sample of the batch.
+
+    Args:
+        layer: the first layer that saw the shorter sequence; 0 is the language model's input.
+        method: the registered method.
+        at: the place as the preset names it.
+        modality: "image", "video", or "all" where they share the stage.
+        options: all options of the method.
+        keep: the stage's own; None for the free stage.
+        per: the scope over which the budget was shared.
+        before, after: counts of visual tokens.
+        kept: ascending columns of the original input_ids with visual tokens still present.
+    """
+
+    layer: int
+    method: str
+    at: str
+    modality: str
+    options: Mapping[str, str]
+    keep: float | None
+    per: str
+    before: list[int]
+    after: list[int]
+    kept: list[list[int]]
+
+
+@dataclass
+class Trace:
+    """What happened in a `pruning` block; filled anew by every prefill with visual tokens.
+
+    Args:
+        stages: one record a stage, in the order of the cuts.
+        layouts: of every sample's visual tokens, before any cut.
+        kept: of every sample's visual tokens, after the last cut.
+        text: tokens of every sample that are not visual, padding left out.
+        visual_by_layer: for every sample the visual tokens that each decoder layer saw.
+        seconds: of the last prefill: vision (encoding, summed since the prefill before), select,
+            prefill (the decoder's forward, selection included).
+        prefills: how many prefills with visual tokens have run.
+        warnings: what the reader should know.
+    """
+
+    stages: list[StageRecord] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    kept: list[Layout] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    visual_by_layer: list[list[int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    prefills: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Adds a warning once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def keep_mean(self, sample: int = 0) -> float:
+        """The layer average of the fraction of visual tokens present, as cut."""
+        total = len(self.layouts[sample])
+        seen = self.visual_by_layer[sample]
+        return sum(seen) / (len(seen) * total) if total else 1.0
