@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vtprune.caches import CacheState, ContinuedMasks, cache_length, continue_masks
 from vtprune.catalog import Calibration
 from vtprune.errors import ModelError
 from vtprune.layout import MODALITIES
 from vtprune.models.structure import find_structure, lay_out_batch
 from vtprune.packing import gather, valid_columns
-from vtprune.prefill import (
-    CacheState,
-    ContinuedMasks,
-    Plan,
-    Prefill,
-    cache_length,
-    continue_masks,
-)
+from vtprune.plan import Plan
+from vtprune.prefill import Prefill, start_prefill
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.trace import Trace
 
@@ -232,7 +227,7 @@ class _Session:
                 "ask about them in a new conversation",
             )
         columns = [row.nonzero().squeeze(1) for row in valid]
-        return self.plan.prefill(layouts, columns, ids.shape[1], past)
+        return start_prefill(self.plan, layouts, columns, ids.shape[1], past)
 
     # -- the decoder -----------------------------------------------------------------------------
 

@@ -123,7 +123,8 @@ def generate(
     devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(generation.seed)
-        loaded.model.generate(**inputs.tensors, **options, streamer=watch, disable_compile=True)
+        call: Callable[..., object] = loaded.model.generate  # a union in transformers' own types
+        call(**inputs.tensors, **options, streamer=watch, disable_compile=True)
     ended = time.perf_counter()
     parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     seconds = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -231,7 +231,7 @@ def read_weights(
     """
     from transformers import AutoModelForImageTextToText
 
-    model, info = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         where,
         config=config,
         dtype=dtype,
@@ -240,13 +240,14 @@ def read_weights(
         use_safetensors=True,
         output_loading_info=True,
     )
+    model, info = loaded  # transformers types this call as if it gave the model alone
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"{where}: {len(missing)} weights are missing, such as {missing[0]}",
             "download the checkpoint again",
         )
-    return model.to(device).eval()
+    return cast("PreTrainedModel", model.to(device).eval())
 
 
 @contextmanager

@@ -27,11 +27,10 @@ def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[Non
         yield
     except VtpruneError:
         raise
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        told = str(error).lower()
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if not any(sign in told for sign in SIGNS):
-                raise
+    except (MemoryError, RuntimeError) as error:
+        certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not certain and not any(sign in str(error).lower() for sign in SIGNS):
+            raise
         raise ModelError(*explain(loaded, preset, trace)) from error
 
 

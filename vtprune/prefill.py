@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.catalog import Calibration, find_calibration
-from vtprune.errors import ModelError, PresetError
-from vtprune.layout import MODALITIES, Layout
+from vtprune.caches import CacheState, build_mask, layer_length, mark_cache
+from vtprune.errors import ModelError
+from vtprune.layout import Layout
 from vtprune.models.structure import Structure
 from vtprune.packing import Packed, gather, gather_mask, join_valid, pack, repack
-from vtprune.preset import Preset, StageSpec
-from vtprune.pruners import create
+from vtprune.plan import Group, Plan
+from vtprune.preset import StageSpec
 from vtprune.pruners.base import Budget, Pruner, VisualTokens
-from vtprune.schedule import Cut, Place, Schedule, resolve_layer, solve
-from vtprune.trace import StageRecord, Trace
+from vtprune.schedule import Cut, Schedule
+from vtprune.trace import StageRecord
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -26,114 +26,23 @@ if TYPE_CHECKING:
 Kwargs = dict[str, object]
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """One budget: the stages of one modality, or of both where they share them."""
-
-    modality: str
-    stages: tuple[StageSpec, ...]
-    keep: float | None
-    places: tuple[Place, ...]
-    pruners: tuple[Pruner, ...]
-
-
-class Plan:
-    """A preset, resolved for one model."""
-
-    def __init__(
-        self, preset: Preset, structure: Structure, calibration: Calibration | None, trace: Trace
-    ) -> None:
-        self.preset = preset
-        self.structure = structure
-        self.calibration = calibration
-        self.trace = trace
-        self.groups: dict[str, Group] = {}
-        for warning in structure.warnings:
-            trace.warn(warning)
-        if preset.shared():
-            self.group("all")  # so that its faults show before anything runs
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.structure.layers)
-
-    def group(self, modality: str) -> Group:
-        """The budget of a modality, with the layers of its stages in this model."""
-        if modality not in self.groups:
-            of = "image" if modality == "all" else modality
-            keep = self.preset.keep_for(of)
-            whole = keep is not None and keep >= 1
-            stages = () if whole else self.preset.stages_for(of)
-            for stage in stages:
-                if stage.keep is None and keep is None:
-                    raise PresetError(
-                        f"preset {self.preset.name}: the stage at {stage.at} ({stage.method}) has "
-                        "no keep, and no keep was given",
-                        "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
-                    )
-            places = self.places(stages)
-            pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
-            self.groups[modality] = Group(modality, stages, keep, places, pruners)
-        return self.groups[modality]
-
-    def places(self, stages: tuple[StageSpec, ...]) -> tuple[Place, ...]:
-        """The stages' layers; warns where `ecl` or `horizon` is a guess."""
-        calibration = self.calibration
-        if calibration is None:
-            calibration, warnings = find_calibration(
-                self.structure.model_type, self.num_layers, self.structure.hidden_size
-            )
-            if any(stage.at in ("ecl", "horizon") for stage in stages):
-                for warning in warnings:
-                    self.trace.warn(warning)
-        ecl, horizon = calibration.ecl, calibration.horizon
-        return tuple(
-            Place(stage.at, resolve_layer(stage.at, self.num_layers, ecl, horizon), stage.keep)
-            for stage in stages
-        )
-
-    def prefill(
-        self, layouts: list[Layout], columns: list[torch.Tensor], length: int, past: int
-    ) -> Prefill:
-        """The cuts of a batch, from every sample's own number of tokens.
-
-        Args:
-            layouts: of every sample.
-            columns: for every sample its columns that hold a token, text or visual.
-            length: columns of the batch.
-            past: columns that the cache holds already.
-        """
-        shared = self.preset.shared()
-        present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
-        groups = [self.group(name) for name in (["all"] if shared else present)]
-        schedules = []
-        for group in groups:
-            sizes = [len(layout.of_modality(group.modality)) for layout in layouts]
-            schedules.append(
-                [solve(group.places, group.keep, self.num_layers, size) for size in sizes]
-            )
-        for schedule in (one for solved in schedules for one in solved):
-            for warning in schedule.warnings:
-                self.trace.warn(warning)
-        self.trace.layouts = layouts
-        self.trace.text = [len(row) - len(one) for row, one in zip(columns, layouts, strict=True)]
-        whole = pack([torch.arange(length)] * len(columns))
-        return Prefill(self, groups, schedules, list(layouts), list(columns), whole, whole, past)
-
-
-@dataclass
-class CacheState:
-    """What the engine has to know about a cache that it shortened.
+def start_prefill(
+    plan: Plan, layouts: list[Layout], columns: list[torch.Tensor], length: int, past: int
+) -> Prefill:
+    """The cuts of a batch, from every sample's own number of tokens.
 
     Args:
-        valid: for every layer the (B, n) bool validity of its keys; None where all are valid.
-        first_cut: the first layer that saw a shorter sequence than the decoder was given.
-        offset: columns that were dropped at the input.
+        layouts: of every sample.
+        columns: for every sample its columns that hold a token, text or visual.
+        length: columns of the batch.
+        past: columns that the cache holds already.
     """
-
-    valid: list[torch.Tensor | None]
-    first_cut: int | None
-    offset: int
+    groups = plan.groups_for(layouts)
+    schedules = [plan.solve(group, layouts) for group in groups]
+    plan.trace.layouts = layouts
+    plan.trace.text = [len(row) - len(one) for row, one in zip(columns, layouts, strict=True)]
+    whole = pack([torch.arange(length)] * len(columns))
+    return Prefill(plan, groups, schedules, list(layouts), list(columns), whole, whole, past)
 
 
 @dataclass
@@ -309,7 +218,7 @@ class Prefill:
         shape = (len(self.columns), self.packed.length)
         if self.past:
             past = self.earlier.valid[0] if self.earlier else None
-            length = int(_layer_length(self.cache, 0))
+            length = int(layer_length(self.cache, 0))
             mask = join_valid(past, length, self.packed.valid, shape)
         elif isinstance(mask, Mapping) or (isinstance(mask, torch.Tensor) and mask.dim() == 4):
             mask = gather_mask(mask, self.last_cut)
@@ -364,7 +273,7 @@ class Prefill:
 
     def build_mask(self, layer: int, hidden: torch.Tensor) -> object:
         past = self.earlier.valid[layer] if self.earlier else None
-        length = int(_layer_length(self.cache, layer))
+        length = int(layer_length(self.cache, layer))
         shape = (len(self.columns), self.packed.length)
         valid = join_valid(past, length, self.packed.valid, shape)
         return build_mask(self.structure, layer, hidden, valid, self.cache)
@@ -386,10 +295,10 @@ class Prefill:
             return
         spans = [*self.valid, (self.plan.num_layers, None, 0)]
         valid: list[torch.Tensor | None] = []
-        for (first, new, length), (until, _, _) in zip(spans, spans[1:], strict=False):
+        for (first, new, length), (until, _, _) in pairwise(spans):
             for layer in range(first, until):
                 past = self.earlier.valid[layer] if self.earlier else None
-                held = int(_layer_length(cache, layer)) - length
+                held = int(layer_length(cache, layer)) - length
                 valid.append(join_valid(past, held, new, (len(self.columns), length)))
         first_cut = next((layer for layer in self.layers if layer > 0), None)
         offset = self.offset + (self.earlier.offset if self.earlier else 0)
@@ -411,127 +320,3 @@ class Prefill:
             assert present == len(self.layouts[sample])
             counts.append(row)
         return counts
-
-
-# -- caches and masks ----------------------------------------------------------------------------
-
-
-def cache_length(cache: object) -> int:
-    """Columns of the original prompts that a cache stands for; 0 without one."""
-    if cache is None or not hasattr(cache, "get_seq_length"):
-        return 0
-    return int(cache.get_seq_length())
-
-
-def _layer_length(cache: object, layer: int) -> int:
-    """Keys that one layer of a cache holds."""
-    layers = getattr(cache, "layers", ())
-    return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
-
-
-def mark_cache(cache: object, state: CacheState) -> None:
-    """Ties what was cut to the cache, for the forwards that go on with it.
-
-    Where the input was cut, the cache answers with the length of the original prompt when it is
-    asked for its length without a layer: generation places new tokens by that answer.
-    """
-    cache._vtprune = state  # type: ignore[attr-defined]
-    if state.offset and "get_seq_length" not in cache.__dict__:
-        cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
-
-
-def _source_length(cache: Cache, layer_idx: int | None = None) -> int:
-    held = type(cache).get_seq_length(cache, layer_idx or 0)
-    if layer_idx is not None or not held:
-        return held
-    return held + cache._vtprune.offset  # type: ignore[attr-defined]
-
-
-def build_mask(
-    structure: Structure,
-    layer: int,
-    hidden: torch.Tensor,
-    valid: torch.Tensor | None,
-    cache: object,
-) -> object:
-    """A causal mask for one layer, in the form that the model's attention takes.
-
-    Args:
-        hidden: (B, n, d) of this forward.
-        valid: (B, past + n) bool of the layer's keys, None where all are valid.
-        cache: sized by this layer's own length.
-    """
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    config = structure.decoder_config
-    windowed = structure.window(layer) is not None
-    create = create_sliding_window_causal_mask if windowed else create_causal_mask
-    mask = None if valid is None else valid.to(hidden.device)
-    return create(config, hidden, mask, cache, layer_idx=layer)  # type: ignore[arg-type]
-
-
-class ContinuedMasks:
-    """Masks of the layers, for a forward on top of a shortened cache."""
-
-    def __init__(
-        self,
-        state: CacheState,
-        structure: Structure,
-        cache: object,
-        new: torch.Tensor | None,
-        shape: tuple[int, int],
-        device: torch.device,
-    ) -> None:
-        self.state, self.structure, self.cache = state, structure, cache
-        self.new, self.shape, self.device = new, shape, device
-        self.built: dict[object, object] = {}
-        self.replace_input = bool(state.offset)
-        self.first_layer = state.first_cut if self.needed() else None
-
-    def needed(self) -> bool:
-        """Whether layers past a cut would get a mask that does not fit their keys."""
-        first = self.state.first_cut
-        if first is None:
-            return False
-        plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
-        growing = not getattr(self.cache, "is_compileable", False)
-        windows = any(self.structure.window(layer) for layer in range(len(self.structure.layers)))
-        unmasked = self.new is None and all(one is None for one in self.state.valid)
-        return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
-
-    def valid(self, layer: int) -> torch.Tensor | None:
-        """(B, past + n) bool of a layer's keys after this forward."""
-        past = self.state.valid[layer]
-        held = int(_layer_length(self.cache, layer))
-        grown = past
-        if past is not None and past.shape[1] < held:  # tokens that were decoded since
-            more = torch.ones(past.shape[0], held - past.shape[1], dtype=torch.bool)
-            grown = torch.cat([past, more], dim=1)
-        return join_valid(grown, held, self.new, self.shape)
-
-    def input_mask(self) -> torch.Tensor | None:
-        """What the decoder gets instead of a mask over the original columns."""
-        valid = self.valid(0)
-        return None if valid is None else valid.to(self.device, torch.long)
-
-    def mask(self, layer: int, hidden: torch.Tensor) -> object:
-        """The mask of a layer past a cut, built once for the layers that share it."""
-        key = (id(self.state.valid[layer]), _layer_length(self.cache, layer),
-               self.structure.window(layer))  # fmt: skip
-        if key not in self.built:
-            valid = self.valid(layer)
-            self.built[key] = build_mask(self.structure, layer, hidden, valid, self.cache)
-        return self.built[key]
-
-
-def continue_masks(
-    state: CacheState, structure: Structure, given: Kwargs, embeds: torch.Tensor
-) -> ContinuedMasks:
-    """The masks of a forward on a shortened cache: decoding, or a further turn of text."""
-    shape = (embeds.shape[0], embeds.shape[1])
-    mask, new = given.get("attention_mask"), None
-    if shape[1] > 1 and isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        new = mask[:, -shape[1] :].bool().cpu()
-        new = None if bool(new.all()) else new
-    cache = given["past_key_values"]
-    return ContinuedMasks(state, structure, cache, new, shape, embeds.device)

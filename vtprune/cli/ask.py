@@ -98,10 +98,11 @@ _output = partial(click.option, cls=Option, section="Output")
     __version__, "-V", "--version", message="vtprune %(version)s", cls=Option, section="Other"
 )
 def ask(inputs: tuple[str, ...], **values: object) -> None:
-    """Answer a QUESTION about MEDIA: pictures, videos, or directories of numbered pictures.
+    """Answer a question about pictures or videos.
 
-    The answer goes to standard output as it is produced, everything else to standard error. The
-    question - is read from standard input.
+    MEDIA are files, or directories of numbered pictures, which are read as a video. The QUESTION -
+    is read from standard input. The answer goes to standard output as it is produced, everything
+    else to standard error.
     """
     from vtprune.cli import output
     from vtprune.config import load_config

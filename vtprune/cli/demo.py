@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from vtprune.errors import VtpruneError
+
 EPILOG = """\b
 Examples:
   vtprune demo samples
@@ -25,12 +27,24 @@ def demo(directory: Path, num: int, seed: int, as_json: bool) -> None:
     questions.jsonl there has a question, its answer and its kind for each file: what the embedded
     model was trained for.
     """
+    if num < 1:
+        raise VtpruneError(f"--num {num} is out of range", "1 or more")
+    if seed < 0:
+        raise VtpruneError(f"--seed {seed} is out of range", "0 or more")
+    if directory.exists() and not directory.is_dir():
+        raise VtpruneError(f"{directory}: not a directory", "give one that is new or empty")
     from vtprune import demo as world
 
-    questions = world.write(directory, num, seed)
+    try:
+        questions = world.write(directory, num, seed)
+    except OSError as error:
+        raise VtpruneError(
+            f"{directory}: can't write there: {error.strerror}", "give another directory"
+        ) from error
     if as_json:
         click.echo(json.dumps(questions, indent=2))
         return
     first = questions[0]
-    click.echo(f"{directory / 'questions.jsonl'}: {len(questions)} questions")
+    count = f"{len(questions)} question{'s' if len(questions) > 1 else ''}"
+    click.echo(f"{directory / 'questions.jsonl'}: {count}")
     click.echo(f'try: vtprune ask {directory / str(first["file"])} "{first["question"]}"')

@@ -13,7 +13,8 @@ EPILOG = """\b
 Examples:
   vtprune presets list
   vtprune presets show balanced > mine.yaml
-  vtprune presets check mine.yaml && vtprune ask clip.mp4 "what happens?" --preset mine.yaml
+  vtprune presets check mine.yaml
+  vtprune ask clip.mp4 "what happens?" --preset mine.yaml
 """
 
 

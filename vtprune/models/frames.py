@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vtprune import media
+from vtprune.errors import MediaError
 from vtprune.media import Source
 from vtprune.models.base import Sampling
 
@@ -16,7 +17,15 @@ def chosen(
 
     Args:
         official: the frames between start and end -> those the family takes, `max_frames` obeyed.
+
+    Raises:
+        MediaError: a count below 1, or no frame between start and end.
     """
+    if sampling.max_frames is not None and sampling.max_frames < 1:
+        raise MediaError(
+            f"max-frames {sampling.max_frames} is out of range: it must be 1 or more",
+            "change --max-frames",
+        )
     if sampling.frames is not None or sampling.fps is not None:
         return tuple(
             media.sample_evenly(

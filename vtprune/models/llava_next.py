@@ -70,7 +70,7 @@ class LlavaNext:
             return {}
         tile = config.vision_config.image_size
         side = tile // config.vision_config.patch_size
-        sizes = cast(torch.Tensor, vision["image"]["image_sizes"]).tolist()
+        sizes = torch.as_tensor(vision["image"]["image_sizes"]).tolist()
         resolutions = config.image_grid_pinpoints
         return {"image": [anyres.tiled_grid(size, resolutions, tile, side) for size in sizes]}
 
@@ -116,8 +116,8 @@ class LlavaNext:
             }
         text = prompt.render(files, media, turns, TOKENS, _template(files))
         grids = self.grids(files.config, vision)
-        counts = {modality: [len(grid) for grid in items] for modality, items in grids.items()}
-        tensors = prompt.encode(files, text, TOKENS, counts) | vision.get("image", {})
+        tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
+        tensors |= vision.get("image", {})
         return Inputs(tensors, text, tuple(len(one.pixels) for one in media))
 
 

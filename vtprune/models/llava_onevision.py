@@ -54,7 +54,7 @@ class LlavaOnevision:
         side = tile // config.vision_config.patch_size
         grids: dict[str, list[Grid]] = {}
         if "image" in vision:
-            sizes = cast(torch.Tensor, vision["image"]["image_sizes"]).tolist()
+            sizes = torch.as_tensor(vision["image"]["image_sizes"]).tolist()
             asked = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
             most = int(cast(str, asked).removeprefix("anyres_max_"))
             grids["image"] = [
@@ -126,8 +126,7 @@ class LlavaOnevision:
             vision["video"] = {"pixel_values_videos": torch.stack(pixels)}
         text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
         grids = self.grids(files.config, vision)
-        counts = {modality: [len(grid) for grid in items] for modality, items in grids.items()}
-        tensors = prompt.encode(files, text, TOKENS, counts)
+        tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
         for made in vision.values():
             tensors |= made
         return Inputs(tensors, text, tuple(len(one.pixels) for one in pictures))
@@ -138,7 +137,7 @@ def _tiled(vision: Mapping[str, object], num_images: int) -> list[bool]:
     together = vision.get("batch_num_images")
     if together is None:
         return [True] * num_images
-    counts = cast(torch.Tensor, together).tolist()
+    counts = torch.as_tensor(together).tolist()
     return [count == 1 for count in counts for _ in range(count)]
 
 

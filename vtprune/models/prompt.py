@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from vtprune.errors import ModelError
+from vtprune.layout import Grid
 from vtprune.models.base import Files, Prepared, Turn
 
 
@@ -39,12 +40,13 @@ def render(
         text = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", turn.text)
         messages.append({"role": turn.role, "content": [*content, {"type": "text", "text": text}]})
     assert next(kinds, None) is None, "every media item belongs to a turn"
-    template = files.processor.get("chat_template") or files.tokenizer.chat_template or default
+    own = files.processor.get("chat_template")
+    template = own or (None if files.tokenizer.chat_template else default)
     prompt = cast(
         str,
         files.tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", messages),
-            chat_template=cast(str, template),
+            chat_template=cast("str | None", template),
             tokenize=False,
             add_generation_prompt=True,
         ),
@@ -68,7 +70,11 @@ def _special(files: Files, tokens: Mapping[str, str]) -> re.Pattern[str]:
 
 
 def encode(
-    files: Files, prompt: str, tokens: Mapping[str, str], counts: Mapping[str, Sequence[int]]
+    files: Files,
+    prompt: str,
+    tokens: Mapping[str, str],
+    ids: Mapping[str, tuple[int, ...]],
+    grids: Mapping[str, Sequence[Grid]],
 ) -> dict[str, torch.Tensor]:
     """The prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
 
@@ -77,10 +83,15 @@ def encode(
 
     Args:
         tokens: modality -> text of its placeholder.
-        counts: modality -> visual tokens of each of its media items, in the order of the prompt.
+        ids: modality -> token ids of its placeholder.
+        grids: modality -> the grid of each of its media items, in the order of the prompt.
+
+    Raises:
+        ModelError: the tokenizer does not know a placeholder as one token.
     """
-    left = {tokens[modality]: iter(numbers) for modality, numbers in counts.items()}
-    if left:
+    counts = {tokens[modality]: [len(grid) for grid in items] for modality, items in grids.items()}
+    if counts:
+        left = {token: iter(numbers) for token, numbers in counts.items()}
         pattern = "|".join(re.escape(token) for token in left)
         prompt = re.sub(pattern, lambda match: match[0] * next(left[match[0]]), prompt)
     start = files.tokenizer.bos_token
@@ -89,7 +100,16 @@ def encode(
         add_special_tokens=not (start is not None and prompt.startswith(str(start))),
         return_tensors="pt",
     )
+    input_ids = cast(torch.Tensor, made["input_ids"])
+    for modality, items in grids.items():
+        found = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
+        if found != sum(map(len, items)):
+            raise ModelError(
+                f"the tokenizer made {found} of {sum(map(len, items))} placeholders of"
+                f" {tokens[modality]}; the model's config has id {ids[modality][0]} for it",
+                "take the tokenizer of the model's own repository",
+            )
     return {
-        "input_ids": cast(torch.Tensor, made["input_ids"]),
+        "input_ids": input_ids,
         "attention_mask": cast(torch.Tensor, made["attention_mask"]),
     }

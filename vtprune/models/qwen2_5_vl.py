@@ -67,7 +67,7 @@ class Qwen25VL:
         return {
             modality: [
                 box(time, rows // merge, cols // merge)
-                for time, rows, cols in cast(torch.Tensor, given[f"{modality}_grid_thw"]).tolist()
+                for time, rows, cols in torch.as_tensor(given[f"{modality}_grid_thw"]).tolist()
             ]
             for modality, given in vision.items()
         }
@@ -102,25 +102,23 @@ class Qwen25VL:
             if not items:
                 continue
             values = _values(files, modality)
-            patches, grids = zip(*[_patches(one.pixels, values) for one in items], strict=True)
-            grid = torch.tensor(grids)
-            vision[modality] = {key: torch.cat(patches), f"{modality}_grid_thw": grid}
+            patches, sizes = zip(*[_patches(one.pixels, values) for one in items], strict=True)
+            thw = torch.tensor(sizes)
+            vision[modality] = {key: torch.cat(patches), f"{modality}_grid_thw": thw}
             if modality == "video":
                 temporal = cast(int, values["temporal_patch_size"])
                 seconds = [temporal / _sampled_fps(one) for one in items]
                 tensors["second_per_grid_ts"] = torch.tensor(seconds)
         text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        made = self.grids(files.config, vision)
-        counts = {modality: [len(grid) for grid in items] for modality, items in made.items()}
-        encoded = prompt.encode(files, text, TOKENS, counts)
-        ids = encoded["input_ids"]
-        tokens = self.placeholders(files.config)
-        image, video = (ids == tokens[modality][0] for modality in ("image", "video"))
-        encoded["mm_token_type_ids"] = image.long() + 2 * video.long()
+        ids = self.placeholders(files.config)
+        grids = self.grids(files.config, vision)
+        tensors |= prompt.encode(files, text, TOKENS, ids, grids)
+        image, video = (tensors["input_ids"] == ids[modality][0] for modality in ids)
+        tensors["mm_token_type_ids"] = image.long() + 2 * video.long()
         for given in vision.values():
-            encoded |= given
+            tensors |= given
         pictures = sum(one.source.kind == "image" for one in media)
-        return Inputs(encoded | tensors, text, (1,) * pictures)
+        return Inputs(tensors, text, (1,) * pictures)
 
 
 def _values(files: Files, modality: str) -> dict[str, object]:

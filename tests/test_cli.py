@@ -1,0 +1,730 @@
+"""The command line as a product: what is printed where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from vtprune import __version__, catalog, demo, run
+from vtprune.cli import COMMANDS, cli, output
+from vtprune.cli.ask import ask
+from vtprune.cli.flags import Flags, sampling_from
+from vtprune.config import config_path, load_config
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.models.base import Sampling
+from vtprune.preset import load_preset, preset_names
+from vtprune.pruners import METHODS
+from vtprune.report import Report
+
+from test_console import REPORT
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class FakeRun:
+    """Stands in for loading and asking: notes what it was given, and answers from a list."""
+
+    answers: list[list[str]] = field(default_factory=lambda: [["A red ", "circle."]])
+    warnings: tuple[str, ...] = ()
+    error: Exception | None = None
+    fail_at: int = -1
+    load: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def fake_load(self, name: str | None, **options: Any) -> str:
+        self.load = {"name": name, **options}
+        options["on_progress"]("loading", 0, 1)
+        options["on_progress"]("loading", 1, 1)
+        return "loaded"
+
+    def fake_ask(
+        self, loaded: object, paths: Sequence[str], questions: Sequence[str], preset: object,
+        **options: Any,
+    ) -> Iterator[Report]:  # fmt: skip
+        self.asked = {"paths": paths, "questions": questions, "preset": preset, **options}
+        for number, question in enumerate(questions):
+            options["on_question"](number, question)
+            pieces = self.answers[number % len(self.answers)]
+            for piece in pieces:
+                options["on_text"](piece)
+                if number == self.fail_at:
+                    assert self.error is not None
+                    raise self.error
+            values = {key: value for key, value in REPORT.items() if key != "warnings"}
+            answer = {"question": question, "answer": "".join(pieces)}
+            yield Report(**{**values, **answer, "warnings": self.warnings})
+
+
+@pytest.fixture(autouse=True)
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's config file, which is not there."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    found = FakeRun()
+    monkeypatch.setattr(run, "load", found.fake_load)
+    monkeypatch.setattr(run, "ask", found.fake_ask)
+    return found
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"not looked at")
+    return str(path)
+
+
+def invoke(*args: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, args, input=stdin, prog_name="vtprune")
+
+
+def lines(text: str) -> str:
+    """Text without the blanks that pad a table."""
+    return re.sub(r" +$", "", text, flags=re.MULTILINE)
+
+
+def in_process(*args: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+# ask: what goes where
+
+
+def test_answer_on_stdout_and_tables_on_stderr(fake: FakeRun, clip: str) -> None:
+    result = invoke("ask", clip, "what happens?")
+    assert result.exit_code == 0
+    assert result.stdout == "A red circle.\n"
+    assert lines(result.stderr).startswith("\nread      clip.mp4: video 1280 x 720, 42.03 s")
+    assert "prefill                      33.5 of 106 TFLOP" in result.stderr
+    assert "loading" not in result.stderr
+
+
+def test_quiet_prints_the_answer_only(fake: FakeRun, clip: str) -> None:
+    fake.warnings = ("careful",)
+    result = invoke("ask", clip, "what happens?", "--quiet")
+    assert (result.stdout, result.stderr) == ("A red circle.\n", "")
+
+
+def test_warnings_are_shown(fake: FakeRun, clip: str) -> None:
+    fake.warnings = ("careful",)
+    assert invoke("ask", clip, "what happens?").stderr.endswith("\nwarning   careful\n")
+
+
+def test_json_is_the_report_and_nothing_else(fake: FakeRun, clip: str) -> None:
+    result = invoke("ask", clip, "what happens?", "--json")
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+    assert found["answer"] == "A red circle."
+    assert set(found) == set(REPORT)
+
+
+def test_several_questions_share_the_media(fake: FakeRun, clip: str) -> None:
+    fake.answers = [["one"], ["two\n"]]
+    result = invoke("ask", clip, clip, "-q", "first?", "--question", "second?")
+    assert result.stdout == "one\ntwo\n"
+    assert "[1/2] first?" in result.stderr
+    assert "[2/2] second?" in result.stderr
+    assert fake.asked["paths"] == [clip, clip]
+    assert fake.asked["questions"] == ["first?", "second?"]
+
+
+def test_several_reports_are_one_line_of_json_each(fake: FakeRun, clip: str) -> None:
+    result = invoke("ask", clip, "-q", "first?", "-q", "second?", "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [report["question"] for report in found] == ["first?", "second?"]
+
+
+def test_answer_without_pieces_is_printed_whole(fake: FakeRun, clip: str) -> None:
+    fake.answers = [[""]]
+    assert invoke("ask", clip, "what?").stdout == "\n"
+
+
+def test_question_from_standard_input(fake: FakeRun, clip: str) -> None:
+    invoke("ask", clip, "-", stdin="what happens\nat the end?\n")
+    assert fake.asked["questions"] == ["what happens\nat the end?"]
+
+
+def test_control_characters_in_an_answer_are_dropped(fake: FakeRun, clip: str) -> None:
+    fake.answers = [["\x1b[2J\x07red\n\tcircle"]]
+    assert invoke("ask", clip, "what?").stdout == "[2Jred\n\tcircle\n"
+
+
+# ask: what is passed on
+
+
+def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str) -> None:
+    invoke("ask", clip, "what?")
+    assert fake.load.pop("on_progress")
+    assert fake.load == {
+        "name": None, "device": "auto", "dtype": "auto", "attention": None, "calibration": None,
+        "trust_remote_code": False,
+    }  # fmt: skip
+    assert fake.asked["preset"] == load_preset("balanced")
+    assert fake.asked["sampling"] == Sampling()
+    assert fake.asked["generation"] == run.Generation()
+    assert fake.asked["limits"].max_pixels == 178_956_970
+    assert fake.asked["compare"] is False
+
+
+def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
+    arguments = (
+        "--model qwen2.5-vl-7b --device cpu --dtype float32 --attention eager --calibration c.yaml "
+        "--trust-remote-code --method entropy --at 3 --keep image=0.5,video=0.2 -o norm=none "
+        "-o states=key --seed 7 --frames 4 --max-frames 9 --start 1.5 --end 3 --max-tiles 2 "
+        "--max-pixels 99 --allow-partial --system short --max-new-tokens 5 --temperature 0.5 "
+        "--top-p 0.9 --compare"
+    )
+    result = invoke("ask", clip, "what?", *arguments.split())
+    assert result.exit_code == 0, result.stderr
+    assert fake.load["name"] == "qwen2.5-vl-7b"
+    assert fake.load["calibration"] == Path("c.yaml")
+    assert (fake.load["device"], fake.load["dtype"]) == ("cpu", "float32")
+    assert (fake.load["attention"], fake.load["trust_remote_code"]) == ("eager", True)
+    preset = fake.asked["preset"]
+    (stage,) = preset.stages_for("image")
+    assert (stage.at, stage.method) == ("3", "entropy")
+    assert dict(stage.options) == {"norm": "none", "states": "key"}
+    assert (preset.keep_for("image"), preset.keep_for("video"), preset.seed) == (0.5, 0.2, 7)
+    assert fake.asked["sampling"] == Sampling(4, None, 9, 1.5, 3.0, 2)
+    assert fake.asked["generation"] == run.Generation(5, 0.5, 0.9, "short", 7)
+    limits = fake.asked["limits"]
+    assert (limits.max_pixels, limits.allow_partial, fake.asked["compare"]) == (99, True, True)
+
+
+def test_embedded_names_the_model_of_the_package(fake: FakeRun, clip: str) -> None:
+    invoke("ask", clip, "what?", "--model", "embedded")
+    assert fake.load["name"] is None
+
+
+NO_FLAGS = Flags(
+    **dict.fromkeys(Flags.__dataclass_fields__)  # type: ignore[arg-type]
+)
+
+
+@pytest.mark.parametrize(
+    ("video", "flags", "expected"),
+    [
+        ({"frames": 8}, {}, Sampling(frames=8)),
+        ({"frames": 8}, {"frames": 4}, Sampling(frames=4)),
+        ({"frames": 8}, {"fps": 2.0}, Sampling(fps=2.0)),
+        ({"fps": 1.0, "max_frames": 16}, {}, Sampling(fps=1.0, max_frames=16)),
+        ({"fps": 1.0, "max_frames": 16}, {"frames": 64}, Sampling(frames=64)),
+        ({"fps": 1.0, "max_frames": 16}, {"fps": 3.0}, Sampling(fps=3.0, max_frames=16)),
+        ({"fps": 1.0}, {"max_frames": 5}, Sampling(fps=1.0, max_frames=5)),
+    ],
+)
+def test_sampling_flags_replace_the_presets(
+    video: dict[str, object], flags: dict[str, Any], expected: Sampling
+) -> None:
+    stages = [{"at": 2, "method": "random"}]
+    preset = load_preset({"keep": 0.5, "stages": stages, "video": video})
+    given = Flags(**{**NO_FLAGS.__dict__, **flags})
+    assert sampling_from(preset, given) == expected
+
+
+def test_config_file_sets_defaults_under_flags(
+    fake: FakeRun, clip: str, own_config: Path
+) -> None:
+    own_config.write_text("model: qwen2.5-vl-7b\npreset: fast\nmax_new_tokens: 9\nsystem: brief\n")
+    invoke("ask", clip, "what?", "--max-new-tokens", "3")
+    assert fake.load["name"] == "qwen2.5-vl-7b"
+    assert fake.asked["preset"].name == "fast"
+    assert fake.asked["generation"] == run.Generation(3, system="brief")
+    invoke("ask", clip, "what?", "--preset", "document", "--model", "embedded")
+    assert (fake.asked["preset"].name, fake.load["name"]) == ("document", None)
+
+
+# ask: errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep", "0"], r"Error: keep 0 is not a fraction in \(0, 1\]\nhint: "),
+        (["--keep", "1.5"], r"Error: keep 1.5 is not a fraction in \(0, 1\]\n"),
+        (["--keep", "abc"], r"Error: keep abc is not a fraction in \(0, 1\]\n"),
+        (["--keep", "nan"], r"Error: keep nan is not a fraction in \(0, 1\]\n"),
+        (["--keep", "sound=1"], r"Error: keep for 'sound': no such modality\n"),
+        (["--method", "entropi"], r"Error: unknown method 'entropi'\nhint: did you mean entropy\?"),
+        (["--preset", "balance"], r"Error: no preset 'balance'.*\nhint: did you mean balanced\?"),
+        (["--at", "2"], r"Error: --at without --method\n"),
+        (["--method", "random", "--at", "x"], r"Error: at: x is not a place\nhint: "),
+        (["-o", "norm"], r"Error: -o norm is not key=value\nhint: "),
+        (["-o", "norm=x"], r"Error: norm: x is not a value of method entropy\nhint: "),
+        (["--frames", "0"], r"Error: --frames 0 is out of range\nhint: .*1 or more"),
+        (["--fps", "0"], r"Error: --fps 0.0 is out of range\n"),
+        (["--fps", "inf"], r"Error: --fps inf is out of range\n"),
+        (["--frames", "2", "--fps", "1"], r"Error: --frames and --fps exclude each other\n"),
+        (["--max-tiles", "-1"], r"Error: --max-tiles -1 is out of range\n"),
+        (["--max-pixels", "0"], r"Error: --max-pixels 0 is out of range\n"),
+        (["--max-new-tokens", "0"], r"Error: --max-new-tokens 0 is out of range\n"),
+        (["--seed", "-1"], r"Error: --seed -1 is out of range\n"),
+        (["--temperature", "-1"], r"Error: --temperature -1.0 is out of range\n"),
+        (["--temperature", "nan"], r"Error: --temperature nan is out of range\n"),
+        (["--top-p", "0"], r"Error: --top-p 0.0 is out of range\n"),
+        (["--quiet", "--json"], r"Error: --quiet and --json exclude each other\n"),
+    ],
+)
+def test_bad_value_is_one_error_line(
+    fake: FakeRun, clip: str, arguments: list[str], message: str
+) -> None:
+    result = invoke("ask", clip, "what?", *arguments)
+    assert result.exit_code == 1
+    assert re.match(message, result.stderr)
+    assert len(result.stderr.splitlines()) <= 2
+    assert result.stdout == ""
+    assert fake.load == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask"], "Missing argument 'MEDIA... QUESTION'"),
+        (["ask", "clip.mp4"], "Missing argument 'QUESTION'"),
+        (["ask", "-q", "what?"], "Missing argument 'MEDIA'"),
+        (["ask", "clip.mp4", "what?", "--kep", "1"], "No such option '?--kep"),
+        (["ask", "clip.mp4", "what?", "--frames", "many"], "'many' is not a valid integer"),
+        (["ask", "clip.mp4", "what?", "--keep"], "requires an argument"),
+        (["aks"], "No such command 'aks'"),
+        (["presets", "check"], "Missing argument 'FILE...'"),
+    ],
+)
+def test_what_the_parser_rejects_exits_2(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr)
+
+
+def test_misspelt_option_is_corrected(clip: str) -> None:
+    assert "--keep" in invoke("ask", clip, "what?", "--kep", "1").stderr
+
+
+def test_missing_file_is_told_before_a_model_is_loaded(fake: FakeRun) -> None:
+    result = invoke("ask", "none.mp4", "what?")
+    assert result.stderr == "Error: none.mp4: no such file or directory\nhint: check the path\n"
+    assert (result.exit_code, fake.load) == (1, {})
+
+
+def test_question_that_is_a_file_is_refused(fake: FakeRun, clip: str) -> None:
+    result = invoke("ask", "what?", clip)
+    assert re.match("Error: the question '.*clip.mp4' is a file\nhint: ", result.stderr)
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(("question", "stdin"), [("", ""), (" ", ""), ("-", " \n")])
+def test_empty_question_is_refused(fake: FakeRun, clip: str, question: str, stdin: str) -> None:
+    result = invoke("ask", clip, question, stdin=stdin)
+    assert re.match("Error: the question.* is empty\nhint: ", result.stderr)
+    assert result.exit_code == 1
+
+
+def test_error_in_the_middle_of_an_answer_begins_a_line(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = ModelError("out of memory", "try --keep 0.1"), 0
+    result = CliRunner().invoke(cli, ["ask", clip, "what?"])
+    assert result.output.endswith("A red \nError: out of memory\nhint: try --keep 0.1\n")
+    assert result.exit_code == 1
+
+
+def test_error_of_several_lines_is_printed_as_one(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = VtpruneError("one\n  two"), 0
+    assert invoke("ask", clip, "what?").stderr.endswith("Error: one two\n")
+
+
+def test_unexpected_error_has_no_traceback_unless_asked_for(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = KeyError("layer"), 0
+    result = invoke("ask", clip, "what?")
+    assert "Error: internal: KeyError: 'layer'\nhint: this is a bug" in result.stderr
+    assert result.exit_code == 1
+    asked = invoke("--traceback", "ask", clip, "what?")
+    assert isinstance(asked.exception, KeyError)
+
+
+def test_running_out_of_memory_is_an_error_line(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = MemoryError(), 0
+    assert "Error: out of memory\nhint: " in invoke("ask", clip, "what?").stderr
+
+
+def test_interrupt_exits_130_without_traceback(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = KeyboardInterrupt(), 0  # type: ignore[assignment]
+    result = invoke("ask", clip, "what?")
+    assert result.exit_code == 130
+    assert result.stderr == "\n"
+
+
+def test_closed_pipe_is_silent(fake: FakeRun, clip: str) -> None:
+    fake.error, fake.fail_at = BrokenPipeError(32, "Broken pipe"), 0
+    result = invoke("ask", clip, "what?")
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+# ask: --save
+
+
+def test_save_writes_the_report(fake: FakeRun, clip: str, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    result = invoke("ask", clip, "what?", "--save", str(target))
+    assert result.exit_code == 0
+    assert json.loads(target.read_text())["answer"] == "A red circle."
+    assert [path.name for path in tmp_path.glob("*report*")] == ["report.json"]
+
+
+def test_save_writes_several_reports_as_lines(fake: FakeRun, clip: str, tmp_path: Path) -> None:
+    target = tmp_path / "reports.jsonl"
+    invoke("ask", clip, "-q", "a?", "-q", "b?", "--save", str(target))
+    found = [json.loads(line)["question"] for line in target.read_text().splitlines()]
+    assert found == ["a?", "b?"]
+
+
+def test_save_leaves_the_old_file_when_a_question_fails(
+    fake: FakeRun, clip: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "report.json"
+    target.write_text("old")
+    fake.error, fake.fail_at = ModelError("no"), 1
+    assert invoke("ask", clip, "-q", "a?", "-q", "b?", "--save", str(target)).exit_code == 1
+    assert target.read_text() == "old"
+
+
+def test_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(VtpruneError, match="can't save there: No space left on device"):
+        output.save_reports(tmp_path / "report.json", [{}])
+    assert list(tmp_path.glob("*report*")) == []
+
+
+def test_save_through_a_link_keeps_the_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "report.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    output.save_reports(link, [{"answer": "red"}])
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == {"answer": "red"}
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("", "a directory"), ("none/report.json", "no folder"), ("/dev/null", "not a regular file")],
+)
+def test_save_target_is_checked_before_the_model_is_loaded(
+    fake: FakeRun, clip: str, tmp_path: Path, target: str, reason: str
+) -> None:
+    result = invoke("ask", clip, "what?", "--save", str(tmp_path / target))
+    assert re.match(f"Error: .*can't save there: .*{reason}", result.stderr)
+    assert (result.exit_code, fake.load) == (1, {})
+
+
+# The other commands
+
+
+def test_presets_list_names_all() -> None:
+    result = invoke("presets", "list")
+    assert result.exit_code == 0
+    assert all(f"{name}  keep " in result.stdout for name in preset_names())
+    found = json.loads(invoke("presets", "list", "--json").stdout)
+    assert [preset["name"] for preset in found] == preset_names()
+
+
+def test_presets_show_prints_the_file_itself() -> None:
+    result = invoke("presets", "show", "balanced")
+    assert result.stdout == (ROOT / "presets" / "balanced.yaml").read_text()
+
+
+def test_presets_show_of_an_unknown_one_suggests() -> None:
+    result = invoke("presets", "show", "blanced")
+    assert result.exit_code == 1
+    assert "did you mean balanced?" in result.stderr
+
+
+def test_presets_check_says_ok(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(invoke("presets", "show", "fast").stdout)
+    result = invoke("presets", "check", str(path), "balanced")
+    assert (result.exit_code, result.stdout) == (0, f"{path}: ok\nbalanced: ok\n")
+
+
+def test_presets_check_names_every_fault_of_every_file(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.yaml" for name in "abc")
+    first.write_text("keep: 2\nstages:\n  - {at: nowhere, method: entropy}\n")
+    second.write_text("kep: 0.3\nstages:\n  - {at: 2, method: random}\n")
+    third.write_text("keep: 0.3\nstages:\n  - {at: 2, method: random}\n")
+    result = invoke("presets", "check", str(first), str(second), str(third))
+    assert result.exit_code == 1
+    assert result.stdout == f"{third}: ok\n"
+    one, two, hint = result.stderr.splitlines()
+    assert "line 1: keep: 2" in one
+    assert "line 3: at: nowhere is not a place" in one
+    assert "line 1: unknown key 'kep', did you mean keep?" in two
+    assert hint.startswith("hint: ")
+
+
+def test_models_lists_the_families_that_can_be_asked() -> None:
+    found = json.loads(invoke("models", "--json").stdout)
+    names = [model["name"] for model in found]
+    assert "qwen2.5-vl-7b" in names
+    assert "llava-1.5-7b" not in names
+    assert found[names.index("qwen2.5-vl-7b")]["calibration"]["ecl"] == 1
+    assert "qwen2.5-vl-7b" in invoke("models").stdout
+
+
+def test_methods_lists_the_registry() -> None:
+    found = json.loads(invoke("methods", "--json").stdout)
+    assert [method["name"] for method in found] == list(METHODS)
+    assert found[0]["options"][0]["choices"] == ["row", "none"]
+    assert all(name in invoke("methods").stdout for name in METHODS)
+
+
+def test_demo_writes_and_says_what_to_try(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[object] = []
+
+    def write(directory: Path, num: int, seed: int) -> list[dict[str, str]]:
+        given.extend([directory, num, seed])
+        return [{"file": "0.mp4", "question": "what moves?", "answer": "a circle", "kind": "what"}]
+
+    monkeypatch.setattr(demo, "write", write, raising=False)
+    result = invoke("demo", str(tmp_path), "--num", "3", "--seed", "5")
+    assert given == [tmp_path, 3, 5]
+    assert result.stdout == (
+        f"{tmp_path / 'questions.jsonl'}: 1 question\n"
+        f'try: vtprune ask {tmp_path / "0.mp4"} "what moves?"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--num", "0"], "--num 0 is out of range"), (["--seed", "-1"], "--seed -1 is out of range")],
+)
+def test_demo_refuses_numbers_out_of_range(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = invoke("demo", str(tmp_path / "new"), *arguments)
+    assert (result.exit_code, message in result.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_demo_that_cannot_write_is_an_error_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(directory: Path, num: int, seed: int) -> list[dict[str, str]]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(demo, "write", write, raising=False)
+    result = invoke("demo", str(tmp_path))
+    assert result.stderr.startswith(f"Error: {tmp_path}: can't write there: Permission denied\n")
+
+
+def test_demo_refuses_a_file_in_place_of_a_directory(clip: str) -> None:
+    result = invoke("demo", clip)
+    assert result.exit_code == 1
+    assert f"Error: {clip}: not a directory" in result.stderr
+
+
+# Config file
+
+
+def test_config_file_that_is_absent_or_empty_sets_nothing(own_config: Path) -> None:
+    nothing = load_config()
+    own_config.write_text("# nothing yet\n")
+    assert load_config() == nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: a\nmodle: b\n", "line 2: unknown key 'modle', did you mean model?"),
+        ("max_new_tokens: many\n", "line 1: max_new_tokens: 'many' is not a whole number"),
+        ("\ndevice: [1]\n", r"line 2: device: \[1\] is not text"),
+        ("- a\n", "a config file is a mapping of keys"),
+        ("a: b: c\n", "line 1: mapping values are not allowed here"),
+        ("x: 1\ny: 2\n", "line 1: unknown key 'x'; line 2: unknown key 'y'"),
+    ],
+)
+def test_bad_config_file_is_named_with_its_line(
+    fake: FakeRun, clip: str, own_config: Path, text: str, message: str
+) -> None:
+    own_config.write_text(text)
+    result = invoke("ask", clip, "what?")
+    assert result.exit_code == 1
+    assert re.match(f"Error: {re.escape(str(own_config))}.*{message}", result.stderr)
+
+
+# Help, version, completion
+
+
+def every_command() -> Iterator[tuple[str, ...]]:
+    for name in COMMANDS:
+        yield (name,)
+        command = cli.get_command(click.Context(cli), name)
+        if isinstance(command, click.Group):
+            yield from ((name, child) for child in command.commands)
+
+
+@pytest.mark.parametrize("words", [(), *every_command()], ids=" ".join)
+def test_every_help_shows_an_example(words: tuple[str, ...]) -> None:
+    result = invoke(*words, "--help")
+    assert result.exit_code == 0
+    assert re.search(r"Examples?:\n +vtprune ", result.stdout)
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_summaries_in_the_groups_help_are_the_commands_own() -> None:
+    for name, (_, summary) in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.get_short_help_str(100) == summary.rstrip(".")
+
+
+def test_every_option_of_ask_has_a_help_line() -> None:
+    for parameter in ask.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("arguments", [["-V"], ["--version"], ["ask", "-V"]])
+def test_version(arguments: list[str]) -> None:
+    assert invoke(*arguments).stdout == f"vtprune {__version__}\n"
+
+
+def completions(words: list[str], incomplete: str) -> list[str]:
+    shell = ShellComplete(cli, {}, "vtprune", "_VTPRUNE_COMPLETE")
+    return [item.value for item in shell.get_completions(words, incomplete)]
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ([], "mo", {"models"}),
+        (["ask", "--model"], "qwen2.5-vl-7", {"qwen2.5-vl-7b"}),
+        (["ask", "--preset"], "ba", {"balanced"}),
+        (["ask", "--method"], "", set(METHODS)),
+        (["ask", "--at"], "h", {"horizon"}),
+        (["ask", "--method", "entropy", "-o"], "norm", {"norm=row", "norm=none"}),
+        (["presets", "show"], "f", {"fast"}),
+    ],
+)
+def test_shell_completion(words: list[str], incomplete: str, expected: set[str]) -> None:
+    assert expected <= set(completions(words, incomplete))
+
+
+def test_completion_of_models_offers_what_can_be_asked() -> None:
+    offered = completions(["ask", "--model"], "")
+    runnable = [alias.name for alias in catalog.aliases()]
+    assert "llava-1.5-7b" in runnable
+    assert "llava-1.5-7b" not in offered
+
+
+LIGHT = [
+    ["--help"], *([name, "--help"] for name in COMMANDS), ["presets", "list"],
+    ["presets", "show", "fast"], ["presets", "check", "fast"], ["models"], ["methods"],
+    ["ask", "none.mp4", "what?", "--keep", "0"],
+]  # fmt: skip
+HEAVY = ("torch", "transformers", "numpy", "PIL", "av", "decord")
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from vtprune.cli import cli\n"
+        "try:\n"
+        f"    cli({arguments!r}, prog_name='vtprune')\n"
+        "finally:\n"
+        f"    found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not found, found\n"
+    )
+    result = in_process("-c", program)
+    assert "AssertionError" not in result.stderr
+
+
+def test_help_imports_no_rich_and_no_yaml() -> None:
+    result = in_process("-X", "importtime", "-m", "vtprune", "ask", "--help")
+    assert result.returncode == 0
+    modules = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "click" in modules
+    assert modules.isdisjoint({"rich", "yaml", "torch", "numpy"})
+
+
+# The process itself
+
+SLOW = """
+import sys, time
+from vtprune import run
+from vtprune.cli import main
+def load(name, **options):
+    print("ready", flush=True)
+    time.sleep(30)
+run.load = load
+sys.argv = ["vtprune", "ask", {clip!r}, "what?"]
+main()
+"""
+
+
+def test_ctrl_c_ends_the_process_with_130(clip: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(clip=clip)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == ""
+
+
+def test_reader_that_goes_away_is_no_traceback() -> None:
+    command = f"{sys.executable} -m vtprune methods --json | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert result.stdout.strip() in ("0", "1")
+
+
+def test_text_that_stdout_cannot_encode_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    stages = "stages: [{at: 2, method: random}]"
+    path.write_text(f"description: 红色 é\nkeep: 0.3\n{stages}\n", encoding="utf-8")
+    result = in_process("-m", "vtprune", "presets", "show", str(path), PYTHONIOENCODING="latin-1")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "description: ?? " in result.stdout

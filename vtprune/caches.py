@@ -1,0 +1,153 @@
+"""What a shortened cache needs: how long it is, which keys are valid, and masks that fit it."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.models.structure import Structure
+from vtprune.packing import join_valid
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+Kwargs = dict[str, object]
+
+
+@dataclass
+class CacheState:
+    """What the engine has to know about a cache that it shortened.
+
+    Args:
+        valid: for every layer the (B, n) bool validity of its keys; None where all are valid.
+        first_cut: the first layer that saw a shorter sequence than the decoder was given.
+        offset: columns that were dropped at the input.
+    """
+
+    valid: list[torch.Tensor | None]
+    first_cut: int | None
+    offset: int
+
+
+def cache_length(cache: object) -> int:
+    """Columns of the original prompts that a cache stands for; 0 without one."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    return int(cache.get_seq_length())
+
+
+def layer_length(cache: object, layer: int) -> int:
+    """Keys that one layer of a cache holds."""
+    layers = getattr(cache, "layers", ())
+    return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
+
+
+def mark_cache(cache: object, state: CacheState) -> None:
+    """Ties what was cut to the cache, for the forwards that go on with it.
+
+    Where the input was cut, the cache answers with the length of the original prompt when it is
+    asked for its length without a layer: generation places new tokens by that answer.
+    """
+    cache._vtprune = state  # type: ignore[attr-defined]
+    if state.offset and "get_seq_length" not in cache.__dict__:
+        cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
+
+
+def _source_length(cache: Cache, layer_idx: int | None = None) -> int:
+    held = type(cache).get_seq_length(cache, layer_idx or 0)
+    if layer_idx is not None or not held:
+        return held
+    return held + cache._vtprune.offset  # type: ignore[attr-defined]
+
+
+def build_mask(
+    structure: Structure,
+    layer: int,
+    hidden: torch.Tensor,
+    valid: torch.Tensor | None,
+    cache: object,
+) -> object:
+    """A causal mask for one layer, in the form that the model's attention takes.
+
+    Args:
+        hidden: (B, n, d) of this forward.
+        valid: (B, past + n) bool of the layer's keys, None where all are valid.
+        cache: sized by this layer's own length.
+    """
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    config = structure.decoder_config
+    windowed = structure.window(layer) is not None
+    create = create_sliding_window_causal_mask if windowed else create_causal_mask
+    mask = None if valid is None else valid.to(hidden.device)
+    return create(config, hidden, mask, cache, layer_idx=layer)  # type: ignore[arg-type]
+
+
+class ContinuedMasks:
+    """Masks of the layers, for a forward on top of a shortened cache."""
+
+    def __init__(
+        self,
+        state: CacheState,
+        structure: Structure,
+        cache: object,
+        new: torch.Tensor | None,
+        shape: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.state, self.structure, self.cache = state, structure, cache
+        self.new, self.shape, self.device = new, shape, device
+        self.built: dict[object, object] = {}
+        self.replace_input = bool(state.offset)
+        self.first_layer = state.first_cut if self.needed() else None
+
+    def needed(self) -> bool:
+        """Whether layers past a cut would get a mask that does not fit their keys."""
+        first = self.state.first_cut
+        if first is None:
+            return False
+        plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
+        growing = not getattr(self.cache, "is_compileable", False)
+        windows = any(self.structure.window(layer) for layer in range(len(self.structure.layers)))
+        unmasked = self.new is None and all(one is None for one in self.state.valid)
+        return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
+
+    def valid(self, layer: int) -> torch.Tensor | None:
+        """(B, past + n) bool of a layer's keys after this forward."""
+        past = self.state.valid[layer]
+        held = int(layer_length(self.cache, layer))
+        grown = past
+        if past is not None and past.shape[1] < held:  # tokens that were decoded since
+            more = torch.ones(past.shape[0], held - past.shape[1], dtype=torch.bool)
+            grown = torch.cat([past, more], dim=1)
+        return join_valid(grown, held, self.new, self.shape)
+
+    def input_mask(self) -> torch.Tensor | None:
+        """What the decoder gets instead of a mask over the original columns."""
+        valid = self.valid(0)
+        return None if valid is None else valid.to(self.device, torch.long)
+
+    def mask(self, layer: int, hidden: torch.Tensor) -> object:
+        """The mask of a layer past a cut, built once for the layers that share it."""
+        key = (id(self.state.valid[layer]), layer_length(self.cache, layer),
+               self.structure.window(layer))  # fmt: skip
+        if key not in self.built:
+            valid = self.valid(layer)
+            self.built[key] = build_mask(self.structure, layer, hidden, valid, self.cache)
+        return self.built[key]
+
+
+def continue_masks(
+    state: CacheState, structure: Structure, given: Kwargs, embeds: torch.Tensor
+) -> ContinuedMasks:
+    """The masks of a forward on a shortened cache: decoding, or a further turn of text."""
+    shape = (embeds.shape[0], embeds.shape[1])
+    mask, new = given.get("attention_mask"), None
+    if shape[1] > 1 and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        new = mask[:, -shape[1] :].bool().cpu()
+        new = None if bool(new.all()) else new
+    cache = given["past_key_values"]
+    return ContinuedMasks(state, structure, cache, new, shape, embeds.device)

@@ -1,0 +1,100 @@
+"""A preset, resolved for one model: its budgets, its stages' layers, its methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtprune.catalog import Calibration, find_calibration
+from vtprune.errors import PresetError
+from vtprune.layout import MODALITIES, Layout
+from vtprune.models.structure import Structure
+from vtprune.preset import Preset, StageSpec
+from vtprune.pruners import create
+from vtprune.pruners.base import Pruner
+from vtprune.schedule import Place, Schedule, resolve_layer, solve
+from vtprune.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One budget: the stages of one modality, or of both where they share them."""
+
+    modality: str
+    stages: tuple[StageSpec, ...]
+    keep: float | None
+    places: tuple[Place, ...]
+    pruners: tuple[Pruner, ...]
+
+
+class Plan:
+    """A preset, resolved for one model."""
+
+    def __init__(
+        self, preset: Preset, structure: Structure, calibration: Calibration | None, trace: Trace
+    ) -> None:
+        self.preset = preset
+        self.structure = structure
+        self.calibration = calibration
+        self.trace = trace
+        self.groups: dict[str, Group] = {}
+        for warning in structure.warnings:
+            trace.warn(warning)
+        if preset.shared():
+            self.group("all")  # so that its faults show before anything runs
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.structure.layers)
+
+    def group(self, modality: str) -> Group:
+        """The budget of a modality, with the layers of its stages in this model."""
+        if modality not in self.groups:
+            of = "image" if modality == "all" else modality
+            keep = self.preset.keep_for(of)
+            whole = keep is not None and keep >= 1
+            stages = () if whole else self.preset.stages_for(of)
+            for stage in stages:
+                if stage.keep is None and keep is None:
+                    raise PresetError(
+                        f"preset {self.preset.name}: the stage at {stage.at} ({stage.method}) has "
+                        "no keep, and no keep was given",
+                        "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
+                    )
+            places = self.places(stages)
+            pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
+            self.groups[modality] = Group(modality, stages, keep, places, pruners)
+        return self.groups[modality]
+
+    def places(self, stages: tuple[StageSpec, ...]) -> tuple[Place, ...]:
+        """The stages' layers; warns where `ecl` or `horizon` is a guess."""
+        calibration = self.calibration
+        if calibration is None:
+            calibration, warnings = find_calibration(
+                self.structure.model_type, self.num_layers, self.structure.hidden_size
+            )
+            if any(stage.at in ("ecl", "horizon") for stage in stages):
+                for warning in warnings:
+                    self.trace.warn(warning)
+        ecl, horizon = calibration.ecl, calibration.horizon
+        return tuple(
+            Place(stage.at, resolve_layer(stage.at, self.num_layers, ecl, horizon), stage.keep)
+            for stage in stages
+        )
+
+    def groups_for(self, layouts: list[Layout]) -> list[Group]:
+        """The budgets that a batch needs."""
+        if self.preset.shared():
+            return [self.group("all")]
+        present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
+        return [self.group(name) for name in present]
+
+    def solve(self, group: Group, layouts: list[Layout]) -> list[Schedule]:
+        """Every sample's cuts under one budget."""
+        solved = []
+        for layout in layouts:
+            size = len(layout.of_modality(group.modality))
+            schedule = solve(group.places, group.keep, self.num_layers, size)
+            for warning in schedule.warnings:
+                self.trace.warn(warning)
+            solved.append(schedule)
+        return solved

@@ -1,0 +1,224 @@
+"""Checks presets against the schema; every fault is named, with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from vtprune.errors import PresetError, VtpruneError
+from vtprune.pruners import check_options
+from vtprune.spec import (
+    CHOICES,
+    IMAGE_KEYS,
+    PRESET_KEYS,
+    STAGE_KEYS,
+    VIDEO_KEYS,
+    ModalityPreset,
+    Preset,
+    StageSpec,
+    check_place,
+)
+
+LARGEST_FILE = 65_536  # bytes of a preset; a longer one is a mistake or an attack
+
+
+def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
+    """A YAML file's data, and the line of every key and item by its path.
+
+    Raises:
+        PresetError: not readable, too large, not YAML, or with anchors (which can be made to
+            grow without bound).
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise PresetError(f"{path}: can't be read: {reason}", "give a YAML file") from error
+    if len(raw) > LARGEST_FILE:
+        raise PresetError(f"{path}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
+    lines: dict[tuple[str | int, ...], int] = {}
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise PresetError(f"{path}: anchors and aliases are not allowed", "write it out")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _note_lines(node, (), lines)
+        return yaml.safe_load(text), lines
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise PresetError(f"{path}{where}: {problem}", "vtprune presets show balanced has an "
+                          "example") from error  # fmt: skip
+
+
+def _note_lines(
+    node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
+) -> None:
+    lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _note_lines(value, (*path, str(key.value)), lines)
+            lines[(*path, str(key.value))] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _note_lines(item, (*path, number), lines)
+
+
+class Reader:
+    """Checks data against the preset schema, and collects every fault before it raises."""
+
+    def __init__(self, source: str, lines: Mapping[tuple[str | int, ...], int]) -> None:
+        self.source = source
+        self.lines = lines
+        self.faults: list[str] = []
+
+    def fault(self, path: tuple[str | int, ...], message: str) -> None:
+        line = self.lines.get(path) or self.lines.get(path[:-1])
+        name = ".".join(str(part) for part in path)
+        self.faults.append(f"line {line}: {message}" if line else f"{name}: {message}")
+
+    def preset(self, data: object, name: str) -> Preset:
+        values = self.mapping(data, (), PRESET_KEYS)
+        preset = {
+            "description": self.text(values, ("description",)),
+            "keep": self.number(values, ("keep",), low=0, high=1, open_low=True),
+            "seed": self.whole(values, ("seed",), low=0) or 0,
+            "stages": self.stages(values, ("stages",)),
+            "image": self.modality(values, "image", IMAGE_KEYS),
+            "video": self.modality(values, "video", VIDEO_KEYS),
+        }
+        if self.faults:
+            raise PresetError(
+                f"{self.source}: {'; '.join(self.faults)}",
+                "vtprune presets show balanced has an example",
+            )
+        return Preset(name=name, **preset)  # type: ignore[arg-type]
+
+    def modality(
+        self, values: Mapping[str, object], name: str, keys: tuple[str, ...]
+    ) -> ModalityPreset:
+        if values.get(name) is None:
+            return ModalityPreset()
+        own = self.mapping(values[name], (name,), keys)
+        fields: dict[str, object] = {}
+        for key in keys:
+            if key == "stages":
+                fields[key] = self.stages(own, (name, key))
+            elif key == "keep":
+                fields[key] = self.number(own, (name, key), low=0, high=1, open_low=True)
+            elif key == "fps":
+                fields[key] = self.number(own, (name, key), low=0, open_low=True)
+            else:
+                fields[key] = self.whole(own, (name, key), low=0 if key == "max_tiles" else 1)
+        if fields.get("frames") is not None and fields.get("fps") is not None:
+            self.fault((name, "fps"), "frames and fps exclude each other")
+        return ModalityPreset(**fields)  # type: ignore[arg-type]
+
+    def stages(
+        self, values: Mapping[str, object], path: tuple[str | int, ...]
+    ) -> tuple[StageSpec, ...] | None:
+        items = values.get(str(path[-1]))
+        if items is None:
+            return None
+        if not isinstance(items, (list, tuple)) or not items:
+            self.fault(path, "stages must be a list of at least one stage")
+            return None
+        specs = [self.stage(item, (*path, number)) for number, item in enumerate(items)]
+        return tuple(spec for spec in specs if spec is not None)
+
+    def stage(self, item: object, path: tuple[str | int, ...]) -> StageSpec | None:
+        if not isinstance(item, Mapping):
+            self.fault(path, "a stage is a mapping with at and method")
+            return None
+        missing = [key for key in ("at", "method") if key not in item]
+        for key in missing:
+            self.fault(path, f"a stage needs {key}")
+        at = self.place(item["at"], (*path, "at")) if "at" in item else None
+        extra = {str(k): v for k, v in item.items() if k not in STAGE_KEYS}
+        method = str(item.get("method", ""))
+        options: dict[str, str] = {}
+        if "method" in item:
+            try:
+                options = check_options(method, extra)
+            except VtpruneError as error:
+                key = next((k for k in extra if repr(k) in str(error)), "method")
+                self.fault((*path, key), f"{error.message} ({error.hint})")
+        keep = self.number(item, (*path, "keep"), low=0, high=1)
+        if keep == 0:
+            self.fault((*path, "keep"), "keep 0 drops every token, which only vtw may")
+        choices = {key: self.choice(item, (*path, key)) for key in CHOICES}
+        if missing or at is None:
+            return None
+        return StageSpec(at, method, keep, options=tuple(options.items()), **choices)
+
+    def place(self, value: object, path: tuple[str | int, ...]) -> str | None:
+        try:
+            return check_place(value)
+        except PresetError as error:
+            self.fault(path, f"{error.message} ({error.hint})")
+            return None
+
+    def mapping(
+        self, data: object, path: tuple[str | int, ...], keys: tuple[str, ...]
+    ) -> Mapping[str, object]:
+        if not isinstance(data, Mapping):
+            self.fault(path, f"{path[-1] if path else 'a preset'} must be a mapping of keys")
+            return {}
+        for key in data:
+            if key not in keys:
+                close = get_close_matches(str(key), keys, n=1)
+                also = f", did you mean {close[0]}?" if close else f" (keys: {', '.join(keys)})"
+                self.fault((*path, str(key)), f"unknown key {key!r}{also}")
+        return data
+
+    def text(self, values: Mapping[str, object], path: tuple[str, ...]) -> str:
+        value = values.get(path[-1])
+        if value is not None and not isinstance(value, str):
+            self.fault(path, f"{path[-1]} must be text")
+        return value if isinstance(value, str) else ""
+
+    def choice(self, values: Mapping[str, object], path: tuple[str | int, ...]) -> str:
+        key = str(path[-1])
+        value = str(values.get(key, CHOICES[key][0]))
+        if value not in CHOICES[key]:
+            self.fault(path, f"{key}: {value} is not one of {', '.join(CHOICES[key])}")
+        return value
+
+    def number(
+        self,
+        values: Mapping[str, object],
+        path: tuple[str | int, ...],
+        low: float,
+        high: float | None = None,
+        open_low: bool = False,
+    ) -> float | None:
+        key = str(path[-1])
+        value = values.get(key)
+        if value is None:
+            return None
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if good:
+            number = float(value)  # type: ignore[arg-type]
+            good = (number > low or (number == low and not open_low)) and (
+                high is None or number <= high
+            )
+            if good and number < float("inf"):
+                return number
+        span = f"{'(' if open_low else '['}{low:g}, {f'{high:g}]' if high else '...)'}"
+        self.fault(path, f"{key}: {value!r} is not a number in {span}")
+        return None
+
+    def whole(self, values: Mapping[str, object], path: tuple[str, ...], low: int) -> int | None:
+        value = values.get(path[-1])
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            self.fault(path, f"{path[-1]}: {value!r} is not a whole number from {low} on")
+            return None
+        return value

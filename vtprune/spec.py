@@ -1,0 +1,183 @@
+"""What a preset can say: stages, budgets and how much of the media is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vtprune.errors import PresetError
+
+DEFAULT = "balanced"
+STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions")
+PRESET_KEYS = ("description", "keep", "seed", "stages", "image", "video")
+IMAGE_KEYS = ("keep", "max_tiles", "stages")
+VIDEO_KEYS = ("keep", "frames", "fps", "max_frames", "stages")
+CHOICES = {"per": ("all", "frame", "tile"), "split": ("even",), "positions": ("keep",)}
+
+Keep = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage as a preset says it.
+
+    Args:
+        at: "input", "ecl", "horizon", a layer number or a depth such as "60%".
+        method: a registered method.
+        keep: fraction of the original tokens left from here on; None for the free stage.
+        per: "all", "frame" or "tile": the scope over which the budget is shared.
+        split: "even".
+        positions: "keep": kept tokens keep their position ids.
+        options: every option of the method, defaults included.
+    """
+
+    at: str
+    method: str
+    keep: float | None = None
+    per: str = "all"
+    split: str = "even"
+    positions: str = "keep"
+    options: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """The stage in the preset schema."""
+        values: dict[str, object] = {"at": self.at, "method": self.method}
+        if self.keep is not None:
+            values["keep"] = self.keep
+        return {**values, "per": self.per, "split": self.split, "positions": self.positions,
+                **dict(self.options)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModalityPreset:
+    """What a preset says about one modality; None where it says nothing."""
+
+    keep: float | None = None
+    stages: tuple[StageSpec, ...] | None = None
+    max_tiles: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that decides what is cut."""
+
+    name: str = "custom"
+    description: str = ""
+    keep: float | None = None
+    seed: int = 0
+    stages: tuple[StageSpec, ...] | None = None
+    image: ModalityPreset = field(default_factory=ModalityPreset)
+    video: ModalityPreset = field(default_factory=ModalityPreset)
+
+    def __post_init__(self) -> None:
+        for modality in ("image", "video"):
+            if self._own(modality).stages or self.stages:
+                self._check_budget(modality)
+
+    def _own(self, modality: str) -> ModalityPreset:
+        return self.image if modality == "image" else self.video
+
+    def _check_budget(self, modality: str) -> None:
+        keep, stages = self.keep_for(modality), self.stages_for(modality)
+        free = [stage for stage in stages if stage.keep is None]
+        if len(free) > 1:
+            raise PresetError(
+                f"preset {self.name}: the stages at {free[0].at} and {free[1].at} "
+                f"({modality}) both have no keep; at most one can be free",
+                f"give the stage at {free[1].at} a keep of its own",
+            )
+        if keep is not None and keep < 1 and not free:
+            raise PresetError(
+                f"preset {self.name}: every {modality} stage has its own keep, so keep {keep:g} "
+                "sets nothing",
+                f"remove the keep of the stage at {stages[0].at} ({stages[0].method}) to free it, "
+                "or give no keep",
+            )
+
+    def stages_for(self, modality: str) -> tuple[StageSpec, ...]:
+        """The stages of `modality`.
+
+        Raises:
+            PresetError: the preset has none for it.
+        """
+        stages = self._own(modality).stages or self.stages
+        if not stages:
+            raise PresetError(
+                f"preset {self.name} has no stages for {modality}",
+                f"add {modality}: stages: to it, or use --preset {DEFAULT} or --method",
+            )
+        return stages
+
+    def keep_for(self, modality: str) -> float | None:
+        """The layer average asked for `modality`; None where its stages' own keeps say it all."""
+        own = self._own(modality).keep
+        return self.keep if own is None else own
+
+    def shared(self) -> bool:
+        """Whether all modalities have the same stages and keep, and so one budget together."""
+        same_stages = self.image.stages is None and self.video.stages is None
+        return same_stages and self.keep_for("image") == self.keep_for("video")
+
+    def to_dict(self) -> dict[str, object]:
+        """The preset in its own schema, every stage with all its options."""
+        out: dict[str, object] = {"name": self.name, "description": self.description,
+                                  "keep": self.keep, "seed": self.seed}  # fmt: skip
+        if self.stages is not None:
+            out["stages"] = [stage.to_dict() for stage in self.stages]
+        for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):
+            own = self._own(modality)
+            values: dict[str, object] = {
+                key: getattr(own, key)
+                for key in keys
+                if key != "stages" and getattr(own, key) is not None
+            }
+            if own.stages is not None:
+                values["stages"] = [stage.to_dict() for stage in own.stages]
+            if values:
+                out[modality] = values
+        return out
+
+
+def check_place(value: object) -> str:
+    """A place as text.
+
+    Raises:
+        PresetError: not a place, or one that nothing can cut at.
+    """
+    text = str(value).strip()
+    if text in ("input", "ecl", "horizon"):
+        return text
+    if not isinstance(value, (bool, float)) and text.isdigit() and text.isascii():
+        return str(int(text))
+    if text.endswith("%"):
+        try:
+            if 0 <= float(text[:-1]) < 100:
+                return text
+        except ValueError:
+            pass
+    if text == "pixels":
+        raise PresetError("at: pixels: no method cuts before the vision tower yet", "use input")
+    raise PresetError(
+        f"at: {value} is not a place", 'use input, ecl, horizon, a layer number or a depth "60%"'
+    )
+
+
+def check_keep(value: float | str) -> float:
+    """A kept fraction in (0, 1].
+
+    Raises:
+        PresetError: not a number, or out of range.
+    """
+    try:
+        keep = float(value)
+    except (TypeError, ValueError):
+        keep = float("nan")
+    if not 0 < keep <= 1:
+        raise PresetError(
+            f"keep {value} is not a fraction in (0, 1]",
+            "keep 0.3 keeps 30 % of the visual tokens; it is never a drop rate",
+        )
+    return keep
