@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from test_console import REPORT
 
 from vtprune import __version__, catalog, demo, run
 from vtprune.cli import COMMANDS, cli, output
@@ -28,8 +29,6 @@ from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 from vtprune.report import Report
-
-from test_console import REPORT
 
 ROOT = Path(__file__).parents[1]
 
@@ -603,7 +602,7 @@ def test_summaries_in_the_groups_help_are_the_commands_own() -> None:
     for name, (_, summary) in COMMANDS.items():
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        assert command.get_short_help_str(100) == summary.rstrip(".")
+        assert command.get_short_help_str(100).rstrip(".") == summary.rstrip(".")
 
 
 def test_every_option_of_ask_has_a_help_line() -> None:

@@ -75,21 +75,22 @@ read      clip.mp4: video 1280 x 720, 42.03 s, 32 frames at 0.0, 1.4 ... 42.0 s
 model     llava-onevision-7b: 8.03 B parameters, 28 layers, cuda:0, bfloat16,
           sdpa
 preset    balanced, keep 0.3 on average over the layers, seed 0
-prompt    6,272 visual tokens, 45 of text; the answer has 12
 
+prompt    6,272 visual tokens, 45 of text; the answer has 12
 tokens    entropy, layer 2 (ecl)          2,212 of 6,272  █████░░░░░░░░░   35.3%
           random, layer 21 (horizon)        313 of 6,272  █░░░░░░░░░░░░░    5.0%
           layer average                   1,882 of 6,272  ████░░░░░░░░░░   30.0%
+          left in a frame                       10 to 10
 compute   vision                      12.3 of 12.3 TFLOP  ██████████████  100.0%
           prefill                      33.5 of 106 TFLOP  ████░░░░░░░░░░   31.7%
           decode                        200 of 230 GFLOP  ████████████░░   87.0%
-          all                          46.0 of 118 TFLOP  █████░░░░░░░░░   38.9%
+          total                        46.0 of 118 TFLOP  █████░░░░░░░░░   38.9%
 memory    KV cache                         108 of 360 MB  ████░░░░░░░░░░   30.0%
           weights 16.1 GB, peak 18.4 GB
 
-time      load 8.31 s, media 0.42 s, preprocess 81 ms, vision 0.31 s, prefill
-          0.52 s (selection 9.3 ms), decode 0.40 s
-          first token 0.95 s, total 10.10 s
+time      load 8.31 s, media 0.42 s, preprocess 81 ms, vision 0.31 s
+          prefill 0.52 s (selection 9.3 ms), decode 0.40 s, first token 0.95 s,
+          total 10.10 s
 """
 
 
@@ -138,6 +139,15 @@ def test_warnings_come_last() -> None:
     assert text.endswith("\nwarning   one\nwarning   two\n")
 
 
+def test_a_further_question_says_only_what_is_new() -> None:
+    first = {**REPORT, "warnings": ["old"]}
+    file = io.StringIO()
+    console.render({**first, "warnings": ["old", "new"]}, Console(file=file), first)
+    assert file.getvalue().startswith("\nprompt ")
+    assert "warning   new" in file.getvalue()
+    assert "old" not in file.getvalue()
+
+
 def test_stages_of_one_modality_are_shares_of_its_tokens() -> None:
     stages = [
         {"at": "input", "layer": 0, "modality": "video", "method": "uniform", "before": 400,
@@ -149,6 +159,19 @@ def test_stages_of_one_modality_are_shares_of_its_tokens() -> None:
     text = " ".join(rendered({**REPORT, "tokens": tokens}).split())
     assert "video: uniform, input 100 of 400" in text
     assert "image: entropy, layer 2 400 of 800" in text
+
+
+def test_mixed_media_show_what_is_left_of_each() -> None:
+    tokens = {**REPORT["tokens"], "kept_after": 400, "by_modality": {"image": 100, "video": 300}}
+    text = " ".join(rendered({**REPORT, "tokens": tokens}).split())
+    assert "image, of what is left 100 of 400" in text
+    assert "video, of what is left 300 of 400" in text
+
+
+def test_tokens_left_in_frames_and_tiles_are_a_range() -> None:
+    tokens = {**REPORT["tokens"], "by_frame": [9, 12, 10], "by_tile": [3, 0]}
+    text = " ".join(rendered({**REPORT, "tokens": tokens}).split())
+    assert "left in a frame 9 to 12 left in a tile 0 to 3" in text
 
 
 def test_a_picture_has_tiles_and_no_frames() -> None:

@@ -377,7 +377,7 @@ def test_a_compiled_layer_is_refused() -> None:
 def test_a_chunked_prefill_is_refused() -> None:
     model = shared_model("llava_onevision")
     inputs = tiny.inputs("llava_onevision", model, "video")
-    with pytest.raises(ModelError, match="2 of 17 visual tokens"), torch.no_grad():  # noqa: SIM117
+    with pytest.raises(ModelError, match="visual tokens"), torch.no_grad():  # noqa: SIM117
         with vtprune.pruning(model, LAYER_TWO):
             model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
 

@@ -376,6 +376,16 @@ def test_frames_are_transformed_in_chunks_of_bounded_size(
     assert torch.equal(frames.pictures, read(source).pictures[:, :, ::2, ::2].float())
 
 
+@needs_decord
+def test_dense_reading_of_a_large_clip_is_left_to_pyav(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtprune.media.reading._AHEAD_BYTES", 1000)
+    source = open_source(write_video(tmp_path / "a.mp4", ramp(20)))
+    assert read(source, [0, 19]).decoder == "decord"
+    assert read(source).decoder == "pyav"
+
+
 def test_several_entries_for_each_picture_stay_together(tmp_path: Path) -> None:
     source = open_source(write_video(tmp_path / "a.mp4", ramp(3)))
     tiles = read(source, [2, 0], lambda x: x.repeat_interleave(2, 0)).pictures

@@ -26,7 +26,6 @@ BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
-PARTS = ("load", "media", "preprocess", "vision", "prefill", "decode")
 
 Values = Mapping[str, object]
 
@@ -85,7 +84,7 @@ class ProgressLine:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}", style="dim", markup=False),
-                BarColumn(bar_width=BAR),
+                BarColumn(bar_width=BAR, complete_style="cyan", pulse_style="cyan"),
                 TextColumn("{task.fields[counts]}", style="dim", markup=False),
                 TimeElapsedColumn(),
                 console=self._console,
@@ -113,23 +112,26 @@ def show_question(number: int, total: int, question: str, console: Console) -> N
     console.print(Text.assemble((f"[{number}/{total}] ", "dim"), (printable(question), "bold")))
 
 
-def render(report: Values, console: Console) -> None:
+def render(report: Values, console: Console, before: Values | None = None) -> None:
     """Prints what one question cost.
 
     Args:
         report: `Report.to_dict()`.
         console: where to.
+        before: the report of the question before, about the same media; what that said of them,
+            of the model and as a warning is not said again.
     """
     groups = [
-        [_facts(report)],
-        [_shares(report), _peak(_dict(report, "memory_bytes"))],
+        [] if before else [_facts(report)],
+        [_prompt(_dict(report, "tokens")), _shares(report), _peak(_dict(report, "memory_bytes"))],
         [_seconds(_dict(report, "seconds"))],
     ]
     if report.get("compare"):
         compare = _dict(report, "compare")
         groups.append([_speed(compare), _verdict(compare, str(report["answer"]))])
-    warnings = [_warning(str(warning)) for warning in _list(report, "warnings")]
-    for group in [*groups, warnings]:
+    said = _list(before or {}, "warnings")
+    groups.append([_warning(str(one)) for one in _list(report, "warnings") if one not in said])
+    for group in groups:
         if group:
             console.print()
         for table in group:
@@ -138,7 +140,7 @@ def render(report: Values, console: Console) -> None:
 
 def _facts(report: Values) -> Table:
     """What was read, by which model, cut by what."""
-    model, preset, tokens = (_dict(report, key) for key in ("model", "preset", "tokens"))
+    model, preset = _dict(report, "model"), _dict(report, "preset")
     parameters = _si(_number(model, "parameters")).replace("G", "B").strip()  # a billion
     keep = preset.get("keep")
     asked = f", keep {keep:g} on average over the layers" if isinstance(keep, (int, float)) else ""
@@ -152,6 +154,12 @@ def _facts(report: Values) -> Table:
         ),
     )
     lines.add_row("preset", Text(f"{preset['name']}{asked}, seed {preset['seed']}"))
+    return lines
+
+
+def _prompt(tokens: Values) -> Table:
+    """How long the prompt and the answer are."""
+    lines = _lines()
     lines.add_row(
         "prompt",
         f"{tokens['visual']:,} visual tokens, {tokens['text']:,} of text; the answer has "
@@ -191,11 +199,17 @@ def _shares(report: Values) -> Table:
     """Tokens, compute and memory: what is left of what there would be unpruned."""
     lines = _lines("left", "right", "left", "right")
     sections = {"tokens": _token_rows, "compute": _compute_rows, "memory": _memory_rows}
-    for label, rows in sections.items():
+    for section, rows in sections.items():
+        label = section
         for item, left, whole, unit in rows(report):
             share = left / whole if whole else 1.0
             lines.add_row(label, Text(item), _of(left, whole, unit), Bar(share), f"{share:.1%}")
             label = ""
+        if section == "tokens":
+            for group in ("frame", "tile"):
+                left_in = cast("list[int]", _list(_dict(report, "tokens"), f"by_{group}"))
+                if len(left_in) > 1:
+                    lines.add_row("", f"left in a {group}", f"{min(left_in)} to {max(left_in)}")
     return lines
 
 
@@ -215,6 +229,12 @@ def _token_rows(report: Values) -> Iterable[Row]:
             name = f"{modality}: {name}"
         yield name, _number(stage, "after"), whole[modality], ""
     yield "layer average", _number(tokens, "keep_mean") * total, total, ""
+    left = _dict(tokens, "by_modality")
+    if len(left) > 1:
+        for modality in left:
+            yield f"{modality}, of what is left", _number(left, modality), _number(
+                tokens, "kept_after"
+            ), ""
 
 
 def _compute_rows(report: Values) -> Iterable[Row]:
@@ -226,7 +246,7 @@ def _compute_rows(report: Values) -> Iterable[Row]:
         pruned, full = _number(flops, part), _number(flops, f"{part}_full")
         left, whole = left + pruned, whole + full
         yield part, pruned, full, "FLOP"
-    yield "all", left, whole, "FLOP"
+    yield "total", left, whole, "FLOP"
 
 
 def _memory_rows(report: Values) -> Iterable[Row]:
@@ -244,12 +264,17 @@ def _peak(memory: Values) -> Table:
 
 def _seconds(seconds: Values) -> Table:
     """Seconds by part, in the order in which they pass."""
-    parts = {part: f"{part} {_time(_number(seconds, part))}" for part in PARTS}
-    parts["prefill"] += f" (selection {_time(_number(seconds, 'select'))})"
+    took = {part: _time(_number(seconds, part)) for part in seconds}
+    before = ", ".join(f"{part} {took[part]}" for part in ("load", "media", "preprocess", "vision"))
     lines = _lines()
-    lines.add_row("time", ", ".join(parts.values()))
-    first, total = _time(_number(seconds, "first_token")), _time(_number(seconds, "total"))
-    lines.add_row("", Text.assemble("first token ", (first, "bold"), ", total ", (total, "bold")))
+    lines.add_row("time", before)
+    lines.add_row(
+        "",
+        Text.assemble(
+            f"prefill {took['prefill']} (selection {took['select']}), decode {took['decode']}, ",
+            "first token ", (took["first_token"], "bold"), ", total ", (took["total"], "bold"),
+        ),
+    )  # fmt: skip
     return lines
 
 

@@ -206,11 +206,28 @@ class _Session:
                     "pass input_ids and pixel values",
                 )
             return
-        if ids.shape[1] < 2 or not has_vision:
-            return  # decoding, or text alone
+        if ids.shape[1] < 2:
+            return  # decoding
+        if not has_vision:
+            self.refuse_lone_placeholders(ids, given)
+            return
         for name in pixels:  # encoded inside this forward, so not recorded yet
             self.vision["video" if "video" in name else "image"] = given
         self.pending = self.see_prompt(ids, given)
+
+    def refuse_lone_placeholders(self, ids: torch.Tensor, given: Kwargs) -> None:
+        """Visual tokens without pictures: a piece of a prompt that was cut up.
+
+        Further tokens on a cache that was pruned may hold a copied placeholder; that is text.
+        """
+        if isinstance(getattr(given.get("past_key_values"), "_vtprune", None), CacheState):
+            return
+        wanted = torch.tensor(sorted(self.structure.placeholder_ids()), device=ids.device)
+        if bool(torch.isin(ids, wanted).any()):
+            raise ModelError(
+                "visual tokens without their pictures are in this forward",
+                "prefill in one piece: leave prefill_chunk_size unset",
+            )
 
     def see_prompt(self, ids: torch.Tensor, given: Kwargs) -> Prefill:
         """Lays out the visual tokens of a prompt and plans its cuts."""

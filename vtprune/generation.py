@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -123,7 +123,7 @@ def generate(
     devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(generation.seed)
-        call: Callable[..., object] = loaded.model.generate  # a union in transformers' own types
+        call = cast("Callable[..., object]", loaded.model.generate)  # typed as a union upstream
         call(**inputs.tensors, **options, streamer=watch, disable_compile=True)
     ended = time.perf_counter()
     parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}

@@ -183,7 +183,7 @@ class Prefill:
                 width = source.shape[-1] // self.structure.num_heads
             picked = source[sample].index_select(0, slots.to(source.device))
             states[name] = picked.unflatten(-1, (-1, width))  # (N, H, D)
-        seed = self.plan.preset.seed * 1009 + cut.stage
+        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
         budget = Budget.share(cut.count, mine.groups(stage.per))
         if cut.count < len(budget.quota):
             self.plan.trace.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -61,9 +62,8 @@ def find_preset(name: str | Path) -> Path:
     packaged = preset_directory() / f"{text}.yaml"
     if "/" not in text and "\\" not in text and packaged.is_file():
         return packaged
-    path = Path(text)
-    if path.is_file():
-        return path
+    if os.path.isfile(text):  # Path.is_file raises for a name that is too long
+        return Path(text)
     close = get_close_matches(text, preset_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise PresetError(
@@ -117,14 +117,15 @@ def override(
         stages = (StageSpec(place, method, options=_options(method, options or {})),)
         image, video = replace(image, stages=None), replace(video, stages=None)
     elif options:
-        changed = [_apply(group, options) for group in (stages, image.stages, video.stages)]
-        if not any(hit for _, hit in changed):
+        groups = (stages, image.stages, video.stages)
+        known = {key for group in groups for stage in group or () for key, _ in stage.options}
+        if missing := [key for key in options if key not in known]:
             raise PresetError(
-                f"no stage of preset {preset.name} has the option {', '.join(options)}",
+                f"no stage of preset {preset.name} has the option {', '.join(missing)}",
                 "vtprune methods lists every method's options",
             )
-        stages = changed[0][0]
-        image, video = replace(image, stages=changed[1][0]), replace(video, stages=changed[2][0])
+        stages, own, other = (_apply(group, options) for group in groups)
+        image, video = replace(image, stages=own), replace(video, stages=other)
     top = preset.keep
     if isinstance(keep, str):
         keep = parse_keep(keep)
@@ -155,14 +156,13 @@ def _options(method: str, options: Mapping[str, str]) -> tuple[tuple[str, str], 
 
 def _apply(
     stages: tuple[StageSpec, ...] | None, options: Mapping[str, str]
-) -> tuple[tuple[StageSpec, ...] | None, bool]:
-    """The stages with the options that their methods have, and whether any had one."""
+) -> tuple[StageSpec, ...] | None:
+    """The stages with the options that their methods have."""
     if stages is None:
-        return None, False
-    changed, hit = [], False
+        return None
+    changed = []
     for stage in stages:
         own = dict(stage.options)
         fitting = {key: value for key, value in options.items() if key in own}
-        hit = hit or bool(fitting)
         changed.append(replace(stage, options=_options(stage.method, {**own, **fitting})))
-    return tuple(changed), hit
+    return tuple(changed)

@@ -130,8 +130,8 @@ def gather(
     warnings: list[str] = []
     clock = _Clock()
     for source in sources:
-        warnings += source.warnings
-        plan = loaded.family.plan(loaded.files, source, sampling, len(sources))
+        alike = sum(one.kind == source.kind for one in sources)
+        plan = loaded.family.plan(loaded.files, source, sampling, alike)
         item, decoder, notes = read_one(source, plan, limits, clock, on_progress)
         items.append(item)
         decoders.append(decoder)

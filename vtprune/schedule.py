@@ -86,7 +86,8 @@ def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
     if at in NAMED:
         return min(ecl if at == "ecl" else horizon, num_layers - 1)
     if at.endswith("%"):
-        return math.floor(float(at[:-1]) / 100 * num_layers + SLACK)
+        depth = math.floor(float(at[:-1]) / 100 * num_layers + SLACK)
+        return min(depth, num_layers - 1)  # 99.999999% rounds up to the end
     layer = int(at)
     if layer >= num_layers:
         raise PresetError(
@@ -97,25 +98,43 @@ def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
     return layer
 
 
-def merge_places(places: Sequence[Place]) -> tuple[list[tuple[int, Place]], list[str]]:
+def merge_places(
+    places: Sequence[Place], over: bool = False
+) -> tuple[list[tuple[int, Place]], list[str]]:
     """Numbered places in order, each layer once.
 
-    Two named places that meet become one: the later stage, which keeps less, stays.
+    Two named places that meet become one: the stage that keeps fewer tokens stays.
+
+    Args:
+        over: the stages with a keep spend more than the budget, so that the free one keeps fewer.
 
     Raises:
         PresetError: layers that do not increase, or keeps that grow.
     """
+    fixed = [place for place in places if place.keep is not None]
+    for before, place in pairwise(fixed):
+        if (place.keep or 0.0) > (before.keep or 0.0):
+            raise PresetError(
+                f"keep {place.keep:g} at {place.at} comes after keep {before.keep:g} at "
+                f"{before.at}: tokens that were cut can't come back",
+                "a stage's keep is a fraction of the original tokens and can only fall",
+            )
     kept: list[tuple[int, Place]] = []
     warnings: list[str] = []
     for number, place in enumerate(places):
         if kept:
             _, before = kept[-1]
             if place.layer == before.layer and place.named and before.named:
+                if place.drops_all or (place.keep is None) == (before.keep is None):
+                    stays = place
+                else:
+                    stays = place if (place.keep is None) == over else before
                 warnings.append(
                     f"{before.at} and {place.at} are both layer {place.layer} of this model: "
-                    f"only the stage at {place.at}, which keeps fewer tokens, cuts"
+                    f"only the stage at {stays.at}, which keeps fewer tokens, cuts"
                 )
-                kept[-1] = (number, place)
+                if stays is place:
+                    kept[-1] = (number, place)
                 continue
             if place.layer <= before.layer:
                 raise PresetError(
@@ -124,14 +143,6 @@ def merge_places(places: Sequence[Place]) -> tuple[list[tuple[int, Place]], list
                     "put the earlier layer first, or drop one of the two",
                 )
         kept.append((number, place))
-    fixed = [place for _, place in kept if place.keep is not None]
-    for before, place in pairwise(fixed):
-        if (place.keep or 0.0) > (before.keep or 0.0):
-            raise PresetError(
-                f"keep {place.keep:g} at {place.at} comes after keep {before.keep:g} at "
-                f"{before.at}: tokens that were cut can't come back",
-                "a stage's keep is a fraction of the original tokens and can only fall",
-            )
     return kept, warnings
 
 
@@ -158,7 +169,14 @@ def solve(
     """
     if not num_tokens or (keep is not None and keep >= 1):
         return Schedule(num_layers, num_tokens, ())
-    numbered, warnings = merge_places(places)
+    fixed = [
+        Cut(number, place.layer, fixed_count(place.keep, num_tokens))
+        for number, place in enumerate(places)
+        if place.keep is not None
+    ]
+    spent = sum(tokens_by_layer(num_tokens, num_layers, fixed))
+    over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
+    numbered, warnings = merge_places(places, over)
     counts = [
         None if place.keep is None else fixed_count(place.keep, num_tokens) for _, place in numbered
     ]
@@ -266,7 +284,10 @@ class _Solver:
                 "lower keep, or give the other stages a larger keep",
             )
         self.counts[:] = lifted
-        names = ", ".join(place.at for place in self.places[free + 1 :] if place.named)
+        higher = [place.at for place, a, b in zip(self.places, fixed, lifted, strict=True) if a != b]
+        if not higher:  # what is left is less than one token in each of the later layers
+            return []
+        names = ", ".join(higher)
         return [f"keep {keep:g} leaves more than the stages at {names} ask for: they keep more"]
 
     def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
@@ -304,9 +325,11 @@ def quotas(count: int, sizes: Sequence[int]) -> list[int]:
     shares = [0] * len(sizes)
     while count:
         open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
-        each, extra = divmod(count, len(open_groups))
-        for order, i in enumerate(open_groups):
-            given = min(each + (order < extra), sizes[i] - shares[i])
+        each = count // len(open_groups)
+        if not each:  # all that are open have the same so far
+            open_groups, each = open_groups[:count], 1
+        for i in open_groups:
+            given = min(each, sizes[i] - shares[i])
             shares[i] += given
             count -= given
     return shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,11 +44,13 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
         raise PresetError(f"{path}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
     lines: dict[tuple[str | int, ...], int] = {}
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        if any(getattr(event, "anchor", None) for event in yaml.parse(text, yaml.SafeLoader)):
             raise PresetError(f"{path}: anchors and aliases are not allowed", "write it out")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            _note_lines(node, (), lines)
+            twice = _note_lines(node, (), lines)
+            if twice:
+                raise PresetError(f"{path}: {'; '.join(twice)}", "keep one of the two")
         return yaml.safe_load(text), lines
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -59,15 +62,21 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
 
 def _note_lines(
     node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
-) -> None:
+) -> list[str]:
+    """Fills `lines`; returns a fault for every key that is given twice, as YAML takes the last."""
+    twice: list[str] = []
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _note_lines(value, (*path, str(key.value)), lines)
-            lines[(*path, str(key.value))] = key.start_mark.line + 1
+            inside, line = (*path, str(key.value)), key.start_mark.line + 1
+            if inside in lines:
+                twice.append(f"line {line}: {key.value} is given twice")
+            twice += _note_lines(value, inside, lines)
+            lines[inside] = line
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            _note_lines(item, (*path, number), lines)
+            twice += _note_lines(item, (*path, number), lines)
+    return twice
 
 
 class Reader:
@@ -80,8 +89,8 @@ class Reader:
 
     def fault(self, path: tuple[str | int, ...], message: str) -> None:
         line = self.lines.get(path) or self.lines.get(path[:-1])
-        name = ".".join(str(part) for part in path)
-        self.faults.append(f"line {line}: {message}" if line else f"{name}: {message}")
+        where = f"line {line}" if line else ".".join(str(part) for part in path)
+        self.faults.append(f"{where}: {message}" if where else message)
 
     def preset(self, data: object, name: str) -> Preset:
         values = self.mapping(data, (), PRESET_KEYS)
@@ -142,13 +151,7 @@ class Reader:
         at = self.place(item["at"], (*path, "at")) if "at" in item else None
         extra = {str(k): v for k, v in item.items() if k not in STAGE_KEYS}
         method = str(item.get("method", ""))
-        options: dict[str, str] = {}
-        if "method" in item:
-            try:
-                options = check_options(method, extra)
-            except VtpruneError as error:
-                key = next((k for k in extra if repr(k) in str(error)), "method")
-                self.fault((*path, key), f"{error.message} ({error.hint})")
+        options = self.options(method, extra, path) if "method" in item else {}
         keep = self.number(item, (*path, "keep"), low=0, high=1)
         if keep == 0:
             self.fault((*path, "keep"), "keep 0 drops every token, which only vtw may")
@@ -156,6 +159,23 @@ class Reader:
         if missing or at is None:
             return None
         return StageSpec(at, method, keep, options=tuple(options.items()), **choices)
+
+    def options(
+        self, method: str, extra: Mapping[str, object], path: tuple[str | int, ...]
+    ) -> dict[str, str]:
+        """All options of a stage's method; each one that is wrong is a fault of its own."""
+        options: dict[str, str] = {}
+        try:
+            options = check_options(method, {})
+        except VtpruneError as error:
+            self.fault((*path, "method"), f"{error.message} ({error.hint})")
+            return options
+        for key, value in extra.items():
+            try:
+                options[key] = check_options(method, {key: value})[key]
+            except VtpruneError as error:
+                self.fault((*path, key), f"{error.message} ({error.hint})")
+        return options
 
     def place(self, value: object, path: tuple[str | int, ...]) -> str | None:
         try:
@@ -202,14 +222,10 @@ class Reader:
         value = values.get(key)
         if value is None:
             return None
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if good:
-            number = float(value)  # type: ignore[arg-type]
-            good = (number > low or (number == low and not open_low)) and (
-                high is None or number <= high
-            )
-            if good and number < float("inf"):
-                return number
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            top = sys.float_info.max if high is None else high
+            if low <= value <= top and not (open_low and value == low):
+                return float(value)
         span = f"{'(' if open_low else '['}{low:g}, {f'{high:g}]' if high else '...)'}"
         self.fault(path, f"{key}: {value!r} is not a number in {span}")
         return None

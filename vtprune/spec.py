@@ -150,8 +150,8 @@ def check_place(value: object) -> str:
     text = str(value).strip()
     if text in ("input", "ecl", "horizon"):
         return text
-    if not isinstance(value, (bool, float)) and text.isdigit() and text.isascii():
-        return str(int(text))
+    if not isinstance(value, (bool, float)) and text.isdecimal() and text.isascii():
+        return text.lstrip("0") or "0"
     if text.endswith("%"):
         try:
             if 0 <= float(text[:-1]) < 100:
@@ -172,8 +172,8 @@ def check_keep(value: float | str) -> float:
         PresetError: not a number, or out of range.
     """
     try:
-        keep = float(value)
-    except (TypeError, ValueError):
+        keep = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         keep = float("nan")
     if not 0 < keep <= 1:
         raise PresetError(

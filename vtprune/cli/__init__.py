@@ -15,9 +15,12 @@ from vtprune.errors import VtpruneError
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
-    "models": ("vtprune.cli.models:models", "List the models with a short name, and where they can be cut."),
+    "models": (
+        "vtprune.cli.models:models",
+        "List the models with a short name, and where they can be cut.",
+    ),
     "methods": ("vtprune.cli.methods:methods", "List the pruning methods and their options."),
-    "demo": ("vtprune.cli.demo:demo", "Write sample clips, pictures and questions."),
+    "demo": ("vtprune.cli.demo:demo", "Write sample clips, pictures and questions to DIR."),
 }
 """Name -> where the command lives, and the line about it in the group's help."""
 

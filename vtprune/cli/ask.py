@@ -103,6 +103,9 @@ def ask(inputs: tuple[str, ...], **values: object) -> None:
     MEDIA are files, or directories of numbered pictures, which are read as a video. The QUESTION -
     is read from standard input. The answer goes to standard output as it is produced, everything
     else to standard error.
+
+    The config file (on Linux ~/.config/vtprune/config.yaml) can set model, preset, device, dtype,
+    attention, system and max_new_tokens.
     """
     from vtprune.cli import output
     from vtprune.config import load_config

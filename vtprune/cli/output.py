@@ -32,6 +32,7 @@ class Transcript:
         self._json, self._quiet = as_json, quiet
         self._console = stderr_console()
         self._progress = ProgressLine(self._console, silent=quiet)
+        self._last: Mapping[str, object] | None = None  # the report before
         self._begun = False  # some of this answer is on stdout
         self._in_line = False  # and its line has not ended
 
@@ -54,6 +55,7 @@ class Transcript:
         self._progress.stop()
         if self._num_questions > 1 and not (self._json or self._quiet):
             show_question(number + 1, self._num_questions, question, self._console)
+        self._progress.update("answering", 0, 0)  # until the first piece comes
 
     def text(self, piece: str) -> None:
         """Goes on with the answer."""
@@ -66,15 +68,17 @@ class Transcript:
     def report(self, report: Report) -> None:
         """Ends the answer, and shows what it cost."""
         self._progress.stop()
+        values = report.to_dict()
         if self._json:
-            click.echo(to_json(report.to_dict()))
+            click.echo(to_json(values))
             return
         if not self._begun:
             self.text(report.answer or "\n")
         self._end_line()
         self._begun = False
         if not self._quiet:
-            render(report.to_dict(), self._console)
+            render(values, self._console, self._last)
+            self._last = values
 
     def _end_line(self) -> None:
         if self._in_line:

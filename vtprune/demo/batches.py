@@ -36,28 +36,30 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("picture", 112, 112, 1, 32, 12, 20),
-        Layout("picture 2x2", 224, 224, 1, 16, 12, 20),
-        Layout("picture 1x2", 112, 224, 1, 24, 12, 20),
-        Layout("picture 2x1", 224, 112, 1, 24, 12, 20),
-        Layout("picture 3x3", 336, 336, 1, 8, 12, 20),
-        Layout("picture 200x180", 200, 180, 1, 16, 12, 20),
-        Layout("picture 260x320", 260, 320, 1, 8, 12, 20),
-        Layout("clip 8", 112, 112, 8, 32, 8, 24),
-        Layout("clip 16", 112, 112, 16, 16, 8, 24),
-        Layout("clip 32", 112, 112, 32, 8, 8, 24),
+        Layout("one of several", 112, 112, 1, 16, 12, 16),
+        Layout("picture", 112, 112, 1, 16, 12, 16),
+        Layout("picture 2x2", 224, 224, 1, 8, 12, 16),
+        Layout("picture 1x2", 112, 224, 1, 12, 12, 16),
+        Layout("picture 2x1", 224, 112, 1, 12, 12, 16),
+        Layout("picture 3x3", 336, 336, 1, 4, 12, 16),
+        Layout("picture 200x180", 200, 180, 1, 8, 12, 16),
+        Layout("picture 260x320", 260, 320, 1, 4, 12, 16),
+        Layout("clip 8", 112, 112, 8, 16, 8, 24),
+        Layout("clip 16", 112, 112, 16, 8, 8, 24),
+        Layout("clip 32", 112, 112, 32, 4, 8, 24),
     )
 }
 # From which step on, how often each layout comes, and the most things in a picture and in a clip.
 CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
-    (0, {"picture": 1.0}, 4, 2),
-    (300, {"picture": 0.75, "clip 8": 0.25}, 5, 2),
-    (600, {"picture": 0.4, "picture 2x2": 0.2, "clip 8": 0.4}, 6, 3),
+    (0, {"one of several": 1.0}, 4, 2),
+    (300, {"one of several": 0.35, "picture": 0.3, "clip 8": 0.35}, 5, 2),
+    (700, {"one of several": 0.1, "picture": 0.4, "clip 8": 0.5}, 6, 3),
     (
-        1000,
+        1500,
         {
-            "picture": 0.26, "picture 2x2": 0.18, "picture 1x2": 0.03, "picture 2x1": 0.03, "picture 3x3": 0.05,
-            "picture 200x180": 0.02, "picture 260x320": 0.02, "clip 8": 0.32, "clip 16": 0.06, "clip 32": 0.03,
+            "one of several": 0.08, "picture": 0.18, "picture 2x2": 0.18, "picture 1x2": 0.03, "picture 2x1": 0.03,
+            "picture 3x3": 0.05, "picture 200x180": 0.02, "picture 260x320": 0.02, "clip 8": 0.32, "clip 16": 0.06,
+            "clip 32": 0.03,
         },
         7,
         4,

@@ -27,9 +27,9 @@ from .packed import decoder_layer, read_packed
 from .questions import KINDS
 from .world import COLOURS, SHAPES, TILE
 
-COMPILED = ("picture", "picture 2x2", "clip 8")
+COMPILED = ("one of several", "picture", "picture 2x2", "clip 8")
 DEV = (
-    ("picture", 3), ("picture 2x2", 3), ("picture 3x3", 2), ("picture 260x320", 1), ("clip 8", 4), ("clip 16", 1)
+    ("picture", 5), ("picture 2x2", 4), ("picture 3x3", 2), ("picture 260x320", 1), ("clip 8", 6), ("clip 16", 2)
 )  # fmt: skip
 Layer = Callable[..., Tensor]
 
@@ -65,19 +65,22 @@ def visual_tokens(model: LlavaOnevisionForConditionalGeneration, batch: Batch, d
     if batch.layout.num_frames > 1:
         return model.model.get_video_features(normalise(pixels)).pooler_output
     sizes = torch.tensor([[batch.layout.height, batch.layout.width]] * len(pixels), device=device)
+    if batch.layout.name == "one of several":
+        # A picture among others in one prompt is not tiled: the model has only the base picture of it.
+        several = torch.tensor([len(pixels), 0])
+        features = model.model.get_image_features(
+            normalise(pixels[:, 0]), sizes, batch_num_images=several
+        )
+        return torch.stack(list(features.pooler_output))
     features = model.model.get_image_features(normalise(tiles(pixels[:, 0])), sizes)
     return torch.stack(list(features.pooler_output))
 
 
 def answer_states(
-    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device, layer: Layer, tower: bool
+    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device, layer: Layer
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
-    with torch.set_grad_enabled(tower):
-        if tower:
-            visual = visual_tokens(model, batch, device)
-        else:
-            visual = visual_tokens(model, batch, device)
+    visual = visual_tokens(model, batch, device)
     embed = model.get_input_embeddings()
     start = torch.tensor(make_tokenizer().encode(PREFIX).ids, device=device)
     prefix = torch.cat((embed(start).expand(len(visual), -1, -1), visual.float()), dim=1)
@@ -219,7 +222,7 @@ def dev_accuracy(model: LlavaOnevisionForConditionalGeneration, device: torch.de
     for name, number in jobs[rank::processes]:
         batch = make_batch("dev", 0, number, LAYOUTS[name], extra=False)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits, targets = answer_states(model, batch, device, decoder_layer, False)
+            logits, targets = answer_states(model, batch, device, decoder_layer)
         hits = torch.zeros(batch.targets.shape, dtype=torch.bool)
         wanted = torch.from_numpy(batch.targets) != IGNORED
         hits[wanted] = (logits.argmax(-1) == targets).cpu()
@@ -263,8 +266,9 @@ def train(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argpar
         layer = compiled if batch.layout.name in COMPILED else decoder_layer
         # The tower learns once the decoder can read it, from clips only every other time: they are 8 frames long.
         tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
+        parts.vision_tower.requires_grad_(tower)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits, targets = answer_states(model, batch, device, layer, tower)
+            logits, targets = answer_states(model, batch, device, layer)
         loss = F.cross_entropy(logits, targets)
         loss.backward()
         average_gradients(model.parameters())
@@ -351,9 +355,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=1500)
+    parser.add_argument("--tower-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--unfreeze", type=int, default=300, help="the step from which the tower learns too")
+    parser.add_argument("--unfreeze", type=int, default=500, help="the step from which the tower learns too")
     parser.add_argument("--decay", type=float, default=0.25, help="the last part of the steps, of falling rate")
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")

@@ -15,6 +15,10 @@ from vtprune.media.decoding import DecordUnfitError, decord_frames, pyav_frames
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
 
 _CHUNK_BYTES = 64 << 20
+# While frames are transformed, decord decodes ahead, without a bound, until it has to seek: of
+# large clips it only gets to read one frame in so many.
+_AHEAD_BYTES = 512 << 20
+_SPARSE = 8
 _UNRESIZED_BYTES = 2 << 30
 
 
@@ -137,7 +141,9 @@ def _attempts(source: Source, index: list[int], limits: Limits) -> Iterator[_Att
     if source.decoder == "pillow":
         yield _Attempt("pillow", still.animation(source, index, limits, problems), problems)
         return
-    if source.decoder == "decord":
+    ahead = source.num_frames * source.width * source.height * 3
+    sparse = len(index) * _SPARSE <= source.num_frames
+    if source.decoder == "decord" and (sparse or ahead <= _AHEAD_BYTES):
         yield _Attempt("decord", decord_frames(source, index), problems)
     yield _Attempt("pyav", pyav_frames(source, index, limits, problems), problems)
 

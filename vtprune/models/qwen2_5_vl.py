@@ -102,9 +102,8 @@ class Qwen25VL:
             if not items:
                 continue
             values = _values(files, modality)
-            patches, sizes = zip(*[_patches(one.pixels, values) for one in items], strict=True)
-            thw = torch.tensor(sizes)
-            vision[modality] = {key: torch.cat(patches), f"{modality}_grid_thw": thw}
+            patches, thw = _patches([one.pixels for one in items], values)
+            vision[modality] = {key: patches, f"{modality}_grid_thw": thw}
             if modality == "video":
                 temporal = cast(int, values["temporal_patch_size"])
                 seconds = [temporal / _sampled_fps(one) for one in items]
@@ -193,15 +192,31 @@ def _sampled_fps(video: Prepared) -> float:
 
 
 def _patches(
-    pixels: torch.Tensor, values: Mapping[str, object]
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """(T, 3, H, W) uint8 -> patches (n, 3 * temporal * patch * patch) and (time, rows, columns)."""
+    clips: Sequence[torch.Tensor], values: Mapping[str, object]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, 3, H, W) uint8 each -> patches (n, 3 * temporal * patch * patch) and (clips, 3) grids.
+
+    A few frames at a time: in float32 a long video is gigabytes, and should be there once.
+    """
     patch, merge = cast(int, values["patch_size"]), cast(int, values["merge_size"])
     temporal = cast(int, values["temporal_patch_size"])
-    normal = preprocess.normalize(pixels, preprocess.read_recipe(values))
-    height, width = pixels.shape[-2:]
-    grid = (-(-len(pixels) // temporal), height // patch, width // patch)
-    return preprocess.patchify(normal, patch, merge, temporal), grid
+    recipe = preprocess.read_recipe(values)
+    grids = torch.tensor(
+        [
+            (-(-len(clip) // temporal), clip.shape[-2] // patch, clip.shape[-1] // patch)
+            for clip in clips
+        ]
+    )
+    dtype = preprocess.normalize(clips[0][:1, :, :1, :1], recipe).dtype
+    patches = torch.empty(int(grids.prod(1).sum()), 3 * temporal * patch**2, dtype=dtype)
+    at = 0
+    for clip in clips:
+        for chunk in clip.split(8 * temporal):
+            normal = preprocess.normalize(chunk, recipe)
+            part = preprocess.patchify(normal, patch, merge, temporal)
+            patches[at : at + len(part)] = part
+            at += len(part)
+    return patches, grids
 
 
 def _unchanged(pixels: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,11 @@ class Structure:
             )
         return module
 
+    def placeholder_ids(self) -> set[int]:
+        """All token ids that stand for visual features."""
+        found = self.family.placeholders(self.config) if self.family else None
+        return {one for ids in (found or _placeholder_ids(self.config)).values() for one in ids}
+
     def window(self, layer: int) -> int | None:
         """Width of a layer's sliding window; None where it sees everything."""
         types = getattr(self.decoder_config, "layer_types", None)

@@ -92,8 +92,8 @@ def _chunk_entropy(states: torch.Tensor, norm: str, double: bool) -> torch.Tenso
         rows = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
     num_heads = rows.shape[1]
     gram = rows @ rows.transpose(1, 2) / num_heads  # (n, H, H)
-    eigenvalues = torch.linalg.eigvalsh(gram)
+    # LAPACK stops at a Gram matrix with NaN in it, or returns garbage: the NaN is carried by hand.
+    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))
     eigenvalues = eigenvalues.clamp_min(SMALLEST_EIGENVALUE)
     entropy = -(eigenvalues * eigenvalues.log()).sum(dim=-1) / math.log(num_heads)
-    # LAPACK gives finite garbage for a Gram matrix with NaN in it, so the NaN is carried by hand.
     return entropy + 0 * gram.sum(dim=(1, 2))
