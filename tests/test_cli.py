@@ -533,21 +533,10 @@ def test_demo_refuses_numbers_out_of_range(
     assert not (tmp_path / "new").exists()
 
 
-def test_demo_that_cannot_write_is_an_error_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def write(directory: Path, num: int, seed: int) -> list[dict[str, str]]:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(demo, "write", write, raising=False)
-    result = invoke("demo", str(tmp_path))
-    assert result.stderr.startswith(f"Error: {tmp_path}: can't write there: Permission denied\n")
-
-
 def test_demo_refuses_a_file_in_place_of_a_directory(clip: str) -> None:
-    result = invoke("demo", clip)
+    result = invoke("demo", clip, "--num", "1")
     assert result.exit_code == 1
-    assert f"Error: {clip}: not a directory" in result.stderr
+    assert result.stderr.startswith(f"Error: {clip}")
 
 
 # Config file

@@ -161,6 +161,26 @@ def test_stages_of_one_modality_are_shares_of_its_tokens() -> None:
     assert "image: entropy, layer 2 400 of 800" in text
 
 
+@pytest.mark.parametrize(
+    ("preset", "told"),
+    [
+        ({"keep": 0.3}, "balanced, keep 0.3 on average over the layers, seed 0"),
+        ({"keep": None}, "balanced, seed 0"),
+        (
+            {"keep": 0.3, "image": {"keep": 0.5}},
+            "balanced, keep image 0.5, video 0.3 on average over the layers, seed 0",
+        ),
+        (
+            {"keep": None, "video": {"keep": 0.2}},
+            "balanced, keep video 0.2 on average over the layers, seed 0",
+        ),
+    ],
+)
+def test_the_keep_that_was_asked_for_is_shown(preset: dict[str, object], told: str) -> None:
+    text = rendered({**REPORT, "preset": {"name": "balanced", "seed": 0, **preset}})
+    assert f"preset    {told}\n" in text
+
+
 def test_mixed_media_show_what_is_left_of_each() -> None:
     tokens = {**REPORT["tokens"], "kept_after": 400, "by_modality": {"image": 100, "video": 300}}
     text = " ".join(rendered({**REPORT, "tokens": tokens}).split())

@@ -12,6 +12,7 @@ from conftest import shared_model
 from transformers import StaticCache
 
 import vtprune
+from vtprune.engine import Encoded
 from vtprune.errors import ModelError, PresetError
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
@@ -354,7 +355,7 @@ def test_pixels_are_encoded_once_where_the_caller_keeps_them() -> None:
     inputs = tiny.inputs("llava_onevision", model, "image")
     calls = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    encoded: dict[object, object] = {}
+    encoded: Encoded = {}
     logits = []
     for _ in range(2):
         with vtprune.pruning(model, LAYER_TWO, encoded=encoded):

@@ -142,8 +142,6 @@ def _facts(report: Values) -> Table:
     """What was read, by which model, cut by what."""
     model, preset = _dict(report, "model"), _dict(report, "preset")
     parameters = _si(_number(model, "parameters")).replace("G", "B").strip()  # a billion
-    keep = preset.get("keep")
-    asked = f", keep {keep:g} on average over the layers" if isinstance(keep, (int, float)) else ""
     lines = _lines()
     lines.add_row("read", Text(_read(_dict(report, "input"))))
     lines.add_row(
@@ -153,8 +151,19 @@ def _facts(report: Values) -> Table:
             f"{model['device']}, {model['dtype']}, {model['attention']}"
         ),
     )
-    lines.add_row("preset", Text(f"{preset['name']}{asked}, seed {preset['seed']}"))
+    lines.add_row("preset", Text(f"{preset['name']}{_asked(preset)}, seed {preset['seed']}"))
     return lines
+
+
+def _asked(preset: Values) -> str:
+    """The keep that was asked for, as ", keep 0.3 on average over the layers"."""
+    top = preset.get("keep")
+    own = {name: _dict(preset, name).get("keep", top) for name in ("image", "video")}
+    if own["image"] == own["video"]:
+        keeps = "" if own["image"] is None else f"{own['image']:g}"
+    else:
+        keeps = ", ".join(f"{name} {keep:g}" for name, keep in own.items() if keep is not None)
+    return f", keep {keeps} on average over the layers" if keeps else ""
 
 
 def _prompt(tokens: Values) -> Table:
@@ -232,9 +241,12 @@ def _token_rows(report: Values) -> Iterable[Row]:
     left = _dict(tokens, "by_modality")
     if len(left) > 1:
         for modality in left:
-            yield f"{modality}, of what is left", _number(left, modality), _number(
-                tokens, "kept_after"
-            ), ""
+            yield (
+                f"{modality}, of what is left",
+                _number(left, modality),
+                _number(tokens, "kept_after"),
+                "",
+            )
 
 
 def _compute_rows(report: Values) -> Iterable[Row]:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 MARK = "_vtprune_session"
+SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
 Kwargs = dict[str, object]
+Encoded = dict[object, tuple[object, object]]
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def pruning(
     options: Mapping[str, str] | None = None,
     modality: str | None = None,
     calibration: Calibration | None = None,
-    encoded: dict[object, object] | None = None,
+    encoded: Encoded | None = None,
 ) -> Iterator[Trace]:
     """Drops visual tokens in every forward of `model` inside the block, and only there.
 
@@ -90,7 +92,7 @@ class _Session:
         preset: Preset,
         modality: str | None,
         calibration: Calibration | None,
-        encoded: dict[object, object] | None,
+        encoded: Encoded | None,
     ) -> None:
         self.model = model
         self.modality = modality
@@ -161,12 +163,12 @@ class _Session:
             self.vision[modality] = given
             key = (name, *(_identity(value) for value in given.values()))
             if self.encoded is not None and key in self.encoded:
-                return self.encoded[key]
+                return self.encoded[key][1]
             started = self.now()
             features = encode(*args, **kwargs)
             self.vision_seconds += self.now() - started
             if self.encoded is not None:
-                self.encoded[key] = features
+                self.encoded[key] = (given, features)  # the pixels stay, and so their address
             return features
 
         return encode_and_note
@@ -371,7 +373,9 @@ class _Session:
 
 
 def _identity(value: object) -> object:
-    """What tells one argument of an encoder call from another: for a tensor its memory."""
-    if isinstance(value, torch.Tensor):
-        return (value.data_ptr(), tuple(value.shape), value._version)
-    return repr(value)
+    """What tells one argument of an encoder call from another: for pixels their memory."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    if value.numel() <= SMALL:
+        return (tuple(value.shape), tuple(value.flatten().tolist()))
+    return (tuple(value.shape), value.data_ptr(), value._version)

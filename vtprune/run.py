@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.compare import compare_runs
-from vtprune.engine import pruning
+from vtprune.engine import Encoded, pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
 from vtprune.generation import Generation, generate
@@ -80,7 +80,7 @@ def ask(
     generation = generation or Generation(seed=preset.seed)
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
     pixels: dict[str, torch.Tensor] = {}
-    encoded: dict[object, object] = {}
+    encoded: Encoded = {}
     for number, question in enumerate(questions):
         if on_question:
             on_question(number, question)

@@ -284,10 +284,10 @@ class _Solver:
                 "lower keep, or give the other stages a larger keep",
             )
         self.counts[:] = lifted
-        higher = [place.at for place, a, b in zip(self.places, fixed, lifted, strict=True) if a != b]
-        if not higher:  # what is left is less than one token in each of the later layers
+        raised = [i for i, count in enumerate(lifted) if count != fixed[i]]
+        if not raised:  # what is left is less than one token in each of the later layers
             return []
-        names = ", ".join(higher)
+        names = ", ".join(self.places[i].at for i in raised)
         return [f"keep {keep:g} leaves more than the stages at {names} ask for: they keep more"]
 
     def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:

@@ -28,8 +28,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 EPILOG = """\b
 Examples:
-  vtprune demo samples --num 4
-  vtprune ask clip.mp4 "what happens?" --keep 0.3
+  vtprune demo samples
+  vtprune ask samples/clip-000.mp4 "what happens?" --keep 0.3
   vtprune ask page.png "what is the total?" --model qwen2.5-vl-7b --compare
 
 \b
@@ -86,9 +86,7 @@ def _say(message: str, hint: str) -> None:
             click.echo(f"{label}: {click.unstyle(' '.join(text.split()))}", err=True)
 
 
-@click.group(
-    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an internal error.")
 def cli(traceback: bool) -> None:

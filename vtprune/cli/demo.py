@@ -18,29 +18,22 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--num", default=8, show_default=True, metavar="N", help="How many files.")
+@click.option("--num", default=24, show_default=True, metavar="N", help="How many questions.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed, same files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the questions as JSON.")
 def demo(directory: Path, num: int, seed: int, as_json: bool) -> None:
     """Write sample clips, pictures and questions to DIR.
 
-    questions.jsonl there has a question, its answer and its kind for each file: what the embedded
-    model was trained for.
+    Each line of its questions.jsonl has a file, a question, its answer and its kind. They are of
+    the world that the embedded model was trained for.
     """
     if num < 1:
         raise VtpruneError(f"--num {num} is out of range", "1 or more")
     if seed < 0:
         raise VtpruneError(f"--seed {seed} is out of range", "0 or more")
-    if directory.exists() and not directory.is_dir():
-        raise VtpruneError(f"{directory}: not a directory", "give one that is new or empty")
     from vtprune import demo as world
 
-    try:
-        questions = world.write(directory, num, seed)
-    except OSError as error:
-        raise VtpruneError(
-            f"{directory}: can't write there: {error.strerror}", "give another directory"
-        ) from error
+    questions = world.write(directory, num, seed)
     if as_json:
         click.echo(json.dumps(questions, indent=2))
         return

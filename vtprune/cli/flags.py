@@ -91,9 +91,7 @@ def _out_of_range(name: str, value: float, rule: str) -> VtpruneError:
     return VtpruneError(f"--{name.replace('_', '-')} {value} is out of range", rule)
 
 
-def media_and_questions(
-    inputs: Sequence[str], asked: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
     """The media files, and the questions, of which "-" is read from standard input.
 
     Args:

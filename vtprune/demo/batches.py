@@ -172,7 +172,9 @@ def make_batch(
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
         kinds = KINDS
         if extra:
-            kinds = (CLIP_KINDS + ("what_happens",) + PICTURE_KINDS) if scene.is_clip else PICTURE_KINDS
+            kinds = (
+                (CLIP_KINDS + ("what_happens",) + PICTURE_KINDS) if scene.is_clip else PICTURE_KINDS
+            )
             kinds = kinds + EXTRA_KINDS * 2
         questions = draw_questions(scene, rng, layout.questions, kinds)
         rows = [encoder.row(question, layout.length) for question in questions]
@@ -212,7 +214,10 @@ def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
             scene, time = make_clip("train", seed, index), float(rng.random())
         else:
             factor = (1, 1, 2, 3)[int(rng.integers(4))]
-            scene, time = make_picture("train", seed, index, size=(TILE * factor, TILE * factor)), 0.0
+            scene, time = (
+                make_picture("train", seed, index, size=(TILE * factor, TILE * factor)),
+                0.0,
+            )
         # One time in three a large picture is seen as its base picture.
         base = rng.random() < 1 / 3
         sides = (TILE, TILE) if base else (scene.height, scene.width)

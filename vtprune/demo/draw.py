@@ -67,7 +67,9 @@ def labels(scene: Scene, time: float, height: int = 0, width: int = 0) -> NDArra
     return out
 
 
-def _window(canvas: NDArray[np.int64], mask: Mask, top: int, left: int) -> tuple[NDArray[np.int64], Mask]:
+def _window(
+    canvas: NDArray[np.int64], mask: Mask, top: int, left: int
+) -> tuple[NDArray[np.int64], Mask]:
     """The part of (C, H, W) under a mask laid at (top, left), and the part of the mask inside it."""
     height, width = canvas.shape[1:]
     y0, x0 = max(top, 0), max(left, 0)
@@ -75,7 +77,9 @@ def _window(canvas: NDArray[np.int64], mask: Mask, top: int, left: int) -> tuple
     return canvas[:, y0:y1, x0:x1], mask[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
-def _blend(canvas: NDArray[np.float32], mask: Mask, top: int, left: int, colour: NDArray[np.int64]) -> None:
+def _blend(
+    canvas: NDArray[np.float32], mask: Mask, top: int, left: int, colour: NDArray[np.int64]
+) -> None:
     """Lay a colour on (H, W, 3) through a mask."""
     height, width = canvas.shape[:2]
     y0, x0 = max(top, 0), max(left, 0)

@@ -76,7 +76,9 @@ def decoder_layer(
     v_prefix, v_question = v[:, :, :num_prefix], v[:, :, num_prefix:]
 
     rows = q_prefix.reshape(batch, kv_heads, group * num_prefix, head)
-    scores = (rows @ k_prefix.transpose(-1, -2)).view(batch, kv_heads, group, num_prefix, num_prefix)
+    scores = (rows @ k_prefix.transpose(-1, -2)).view(
+        batch, kv_heads, group, num_prefix, num_prefix
+    )
     causal = torch.ones(num_prefix, num_prefix, dtype=torch.bool, device=x.device).tril()
     weight = scores.float().masked_fill(~causal, -torch.inf).softmax(-1).to(dtype)
     out_prefix = weight.view(batch, kv_heads, group * num_prefix, num_prefix) @ v_prefix
@@ -102,7 +104,9 @@ def decoder_layer(
     from_own = own.to(dtype) @ v_blocks
     share = total_weight.reciprocal().reshape(batch, kv_heads, group, rest, 1)
     shape = (batch, kv_heads, group, rest, head)
-    out_question = ((from_prefix.view(shape).float() + from_own.reshape(shape).float()) * share).to(dtype)
+    out_question = ((from_prefix.view(shape).float() + from_own.reshape(shape).float()) * share).to(
+        dtype
+    )
     out = torch.cat((out_prefix, out_question), dim=3)  # (B, KV, group, L, head)
     out = out.permute(0, 3, 1, 2, 4).reshape(batch, total, heads * head)
     x = x + F.linear(out, wo)
@@ -130,7 +134,9 @@ def read_packed(
     positions = torch.cat(
         (
             torch.arange(num_prefix, device=prefix.device),
-            torch.arange(num_prefix, num_prefix + length, device=prefix.device).repeat(num_questions),
+            torch.arange(num_prefix, num_prefix + length, device=prefix.device).repeat(
+                num_questions
+            ),
         )
     )
     x = torch.cat((prefix, questions.flatten(1, 2)), dim=1)

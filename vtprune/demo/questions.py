@@ -103,10 +103,16 @@ def _colour(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
-    colours = [colour for colour, _ in _ever(scene)] if scene.is_clip else [t.colour for t in scene.things]
+    colours = (
+        [colour for colour, _ in _ever(scene)]
+        if scene.is_clip
+        else [t.colour for t in scene.things]
+    )
     thing = _pick(rng, [thing for thing in _still(scene) if colours.count(thing.colour) == 1])
     if thing is not None and (scene.is_clip or rng.random() < 0.7):
-        return _fill("shape", "what shape is the {colour} object?", thing.shape, colour=thing.colour)
+        return _fill(
+            "shape", "what shape is the {colour} object?", thing.shape, colour=thing.colour
+        )
     if scene.is_clip:
         return None
     thing = _pick(rng, list(scene.things))

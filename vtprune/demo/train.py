@@ -39,7 +39,10 @@ def tiles(pictures: Tensor) -> Tensor:
     height, width = pictures.shape[-2:]
     tall, wide = select_best_resolution((height, width), PINPOINTS)
     scale = min(tall / height, wide / width)
-    size = min(-(-int(height * scale * 1e6) // 10**6), tall), min(-(-int(width * scale * 1e6) // 10**6), wide)
+    size = (
+        min(-(-int(height * scale * 1e6) // 10**6), tall),
+        min(-(-int(width * scale * 1e6) // 10**6), wide),
+    )
     whole = resize(pictures, *size)
     top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
     whole = F.pad(whole, (left, wide - size[1] - left, top, tall - size[0] - top))
@@ -59,7 +62,9 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def visual_tokens(model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device) -> Tensor:
+def visual_tokens(
+    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device
+) -> Tensor:
     """The visual tokens (B, N, D) of a batch, packed by the model's own functions."""
     pixels = torch.from_numpy(batch.pixels).to(device)
     if batch.layout.num_frames > 1:
@@ -111,7 +116,9 @@ def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimi
     for module, rate in groups:
         for name, parameter in module.named_parameters():
             plain = parameter.ndim != 2 or "embed" in name or "head" in name
-            (others if plain else matrices).append({"params": [parameter], "lr": rate, "full": rate})
+            (others if plain else matrices).append(
+                {"params": [parameter], "lr": rate, "full": rate}
+            )
     adam = torch.optim.AdamW(_merge(others), betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(_merge(matrices)), adam]
 
@@ -120,7 +127,9 @@ def _merge(groups: list[dict[str, object]]) -> list[dict[str, object]]:
     """One group a learning rate."""
     merged: dict[object, dict[str, object]] = {}
     for group in groups:
-        kept = merged.setdefault(group["full"], {"params": [], "lr": group["lr"], "full": group["full"]})
+        kept = merged.setdefault(
+            group["full"], {"params": [], "lr": group["lr"], "full": group["full"]}
+        )
         kept["params"] += group["params"]  # type: ignore[operator]
     return list(merged.values())
 
@@ -148,7 +157,9 @@ def log(path: Path, **fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def train_tower(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace) -> None:
+def train_tower(
+    model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace
+) -> None:
     """Pretrain the tower on patch labels; its weights go to `tower.pt`."""
     device = torch.device(args.device)
     tower = model.model.vision_tower
@@ -194,7 +205,11 @@ def train_tower(model: LlavaOnevisionForConditionalGeneration, out: Path, args: 
             ]
             took = time.monotonic() - begin
             log(
-                out / "tower.jsonl", step=step + 1, seconds=round(took, 1), loss=round(sum(loss.item() for loss in losses), 4), right=right
+                out / "tower.jsonl",
+                step=step + 1,
+                seconds=round(took, 1),
+                loss=round(sum(loss.item() for loss in losses), 4),
+                right=right,
             )
         if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == args.tower_steps):
             write_atomically(
@@ -210,7 +225,9 @@ def train_tower(model: LlavaOnevisionForConditionalGeneration, out: Path, args: 
 
 
 @torch.no_grad()
-def dev_accuracy(model: LlavaOnevisionForConditionalGeneration, device: torch.device) -> dict[str, float]:
+def dev_accuracy(
+    model: LlavaOnevisionForConditionalGeneration, device: torch.device
+) -> dict[str, float]:
     """Accuracy by kind on fixed dev scenes: a question counts where every token of its answer is the likeliest.
 
     That is what greedy decoding would answer, without decoding.
@@ -230,17 +247,27 @@ def dev_accuracy(model: LlavaOnevisionForConditionalGeneration, device: torch.de
         for i, questions in enumerate(batch.questions):
             for j, question in enumerate(questions):
                 right[question.kind].append(bool(rows[i, j]))
-    counts = torch.tensor([[sum(right[kind]), len(right[kind])] for kind in KINDS], dtype=torch.float64)
+    counts = torch.tensor(
+        [[sum(right[kind]), len(right[kind])] for kind in KINDS], dtype=torch.float64
+    )
     if processes > 1:
         distributed.all_reduce(counts)
-    return {kind: round(float(r / max(n, 1)), 4) for kind, (r, n) in zip(KINDS, counts, strict=True)}
+    return {
+        kind: round(float(r / max(n, 1)), 4) for kind, (r, n) in zip(KINDS, counts, strict=True)
+    }
 
 
-def train(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace) -> None:
+def train(
+    model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace
+) -> None:
     """Train everything on questions; the best averaged weights go to `snapshot/`, in the hub's format."""
     device = torch.device(args.device)
     parts = model.model
-    decoder = [(parts.language_model, 2e-3), (parts.multi_modal_projector, 2e-3), (model.lm_head, 2e-3)]
+    decoder = [
+        (parts.language_model, 2e-3),
+        (parts.multi_modal_projector, 2e-3),
+        (model.lm_head, 2e-3),
+    ]
     optims = optimisers([*decoder, (parts.vision_tower, 5e-4)])
     newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
     optims.append(newline)
@@ -284,7 +311,12 @@ def train(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argpar
         done = number + 1
         if rank == 0 and done % 20 == 0:
             means = {name: round(sum(v) / len(v), 4) for name, v in losses.items()}
-            log(out / "loss.jsonl", step=done, seconds=round(time.monotonic() - begin, 1), loss=means)
+            log(
+                out / "loss.jsonl",
+                step=done,
+                seconds=round(time.monotonic() - begin, 1),
+                loss=means,
+            )
             losses.clear()
         if done % args.evaluate_every == 0 or done == args.steps:
             current = {k: v.clone() for k, v in model.state_dict().items()}
@@ -294,7 +326,9 @@ def train(model: LlavaOnevisionForConditionalGeneration, out: Path, args: argpar
             if mean > best and rank == 0:
                 best = mean
                 save(model, out / "snapshot")
-                (out / "snapshot.json").write_text(json.dumps({"step": done, "dev": mean, "kinds": accuracy}))
+                (out / "snapshot.json").write_text(
+                    json.dumps({"step": done, "dev": mean, "kinds": accuracy})
+                )
             model.load_state_dict(current)
             if rank > 0:
                 continue
@@ -337,7 +371,9 @@ def work(rank: int, args: argparse.Namespace) -> None:
     if args.processes > 1:
         torch.set_num_threads(1)
         meeting = f"file://{args.out.resolve()}/meeting"
-        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
+        distributed.init_process_group(
+            "gloo", init_method=meeting, rank=rank, world_size=args.processes
+        )
     model = make_model(args.seed).to(args.device)
     model.model.vision_tower.set_attn_implementation("eager")  # 64 tokens: faster than fused, here
     if args.compile:
@@ -353,16 +389,24 @@ def work(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--unfreeze", type=int, default=500, help="the step from which the tower learns too")
-    parser.add_argument("--decay", type=float, default=0.25, help="the last part of the steps, of falling rate")
+    parser.add_argument(
+        "--unfreeze", type=int, default=500, help="the step from which the tower learns too"
+    )
+    parser.add_argument(
+        "--decay", type=float, default=0.25, help="the last part of the steps, of falling rate"
+    )
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--processes", type=int, default=2, help="CPU processes of one thread each; 1 on a GPU")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="CPU processes of one thread each; 1 on a GPU"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "meeting").unlink(missing_ok=True)

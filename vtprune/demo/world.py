@@ -139,7 +139,9 @@ def make_picture(
     height, width = size
     cells = [(int(cell) // 3, int(cell) % 3) for cell in rng.permutation(9)]
     colours, shapes = _palette(rng)
-    names = [_pair(rng, split, colours, shapes) for _ in range(int(rng.integers(1, most_things + 1)))]
+    names = [
+        _pair(rng, split, colours, shapes) for _ in range(int(rng.integers(1, most_things + 1)))
+    ]
     things = tuple(_thing(rng, *name, *cells.pop(), height, width) for name in names)
     numbers = []
     if cells and rng.random() < 0.5:
@@ -275,7 +277,10 @@ def _number(
     # The plate that carries the digits is 1.6 digits wide and 1.4 tall, from centre to edge 0.8 and 0.7.
     x, y = _spot(rng, row, column, 0.82 * tall, 0.72 * tall, height, width)
     if not large:
-        x, y = _inside_tile(x, 0.82 * tall, shorter, width), _inside_tile(y, 0.72 * tall, shorter, height)
+        x, y = (
+            _inside_tile(x, 0.82 * tall, shorter, width),
+            _inside_tile(y, 0.72 * tall, shorter, height),
+        )
     return Number(digits, large, row, column, x, y, tall)
 
 

@@ -1,0 +1,296 @@
+"""From files on disk to answers and reports, through the real loading path."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import vtprune
+from vtprune import cost, run
+from vtprune.errors import MediaError, ModelError
+from vtprune.memory import explain, fitting_errors
+from vtprune.models.base import Sampling
+from vtprune.preset import load_preset, override
+from vtprune.run import Generation
+from vtprune.trace import Trace
+
+SHORT = Generation(max_new_tokens=4)
+BLOCKS = {
+    "question", "answer", "model", "input", "preset", "tokens", "flops", "kv_cache_bytes",
+    "memory_bytes", "seconds", "warnings", "version",
+}  # fmt: skip
+FIELDS = {
+    "model": {"name", "family", "layers", "parameters", "device", "dtype", "attention"},
+    "input": {"files", "modality", "frames", "tiles", "timestamps", "decoder", "duration",
+              "width", "height"},
+    "tokens": {"visual", "text", "answer", "keep_mean", "kept_after", "by_modality", "stages",
+               "by_frame", "by_tile"},
+    "flops": {"vision", "prefill", "prefill_full", "decode", "decode_full", "reduction"},
+    "kv_cache_bytes": {"kept", "full"},
+    "memory_bytes": {"weights", "peak"},
+    "seconds": {"load", "media", "preprocess", "vision", "select", "prefill", "decode",
+                "first_token", "total"},
+    "version": {"vtprune", "torch", "transformers"},
+    "compare": {"answer", "same_answer", "seconds", "prefill_speedup", "prefill_predicted",
+                "prefill_roofline", "realised_fraction", "first_token_speedup", "total_speedup"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    noise = torch.randint(0, 256, (90, 150, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A directory of numbered pictures, which is a video of one frame a second."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (64, 48), (40 * number, 20, 200)).save(folder / f"{number:03}.png")
+    return folder
+
+
+def ask(loaded: run.Loaded, path: Path, questions=("what?",), preset="balanced", **options):  # type: ignore[no-untyped-def]
+    options.setdefault("generation", SHORT)
+    keep = options.pop("keep", None)
+    resolved = override(load_preset(preset), keep)
+    return list(run.ask(loaded, [path], list(questions), resolved, **options))
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_picture_is_answered_with_every_field_of_the_report(
+    name: str, checkpoints, picture: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints(name)))
+    report = ask(loaded, picture, keep=0.4)[0].to_dict()
+    assert report.keys() == BLOCKS
+    for block, fields in FIELDS.items():
+        if block in report:
+            assert report[block].keys() == fields, block
+    json.loads(json.dumps(report, allow_nan=False))
+    tokens = report["tokens"]
+    assert tokens["kept_after"] == tokens["stages"][-1]["after"]
+    assert sum(tokens["by_modality"].values()) == sum(tokens["by_tile"]) == tokens["kept_after"]
+    assert tokens["keep_mean"] == pytest.approx(0.4, abs=2 / tokens["visual"])
+    assert [one["layer"] for one in report["preset"]["stages"]] == [
+        one["layer"] for one in tokens["stages"]
+    ]
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_a_video_is_answered_and_its_frames_are_reported(
+    name: str, checkpoints, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints(name)))
+    report = ask(loaded, clip, keep=0.4, sampling=Sampling(frames=4))[0].to_dict()
+    assert report["input"]["frames"] == 4
+    assert report["input"]["timestamps"] == [0.0, 2.0, 3.0, 5.0]
+    assert (report["input"]["width"], report["input"]["height"]) == (64, 48)
+    assert sum(report["tokens"]["by_frame"]) == report["tokens"]["kept_after"]
+
+
+def test_the_flops_are_those_of_the_counts_that_were_cut(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    preset = {"stages": [{"at": 2, "method": "random", "keep": 0.25}]}
+    report = ask(loaded, picture, preset=preset)[0].to_dict()
+    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    visual, text = report["tokens"]["visual"], report["tokens"]["text"]
+    left = math.floor(0.25 * visual + 1e-6)
+    counts = [text + visual] * 2 + [text + left] * 4
+    assert report["flops"]["prefill"] == cost.prefill_flops(shape, counts)
+    assert report["kv_cache_bytes"]["kept"] == cost.kv_bytes(shape, counts, 4)
+    full = cost.prefill_flops(shape, [text + visual] * 6)
+    assert report["flops"]["reduction"] == pytest.approx(1 - report["flops"]["prefill"] / full)
+
+
+def test_several_questions_encode_the_media_once(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    calls = []
+    tower = loaded.model.model.vision_tower
+    handle = tower.register_forward_hook(lambda *_: calls.append(1))
+    reports = ask(loaded, picture, questions=("what?", "where is it?"))
+    handle.remove()
+    assert len(calls) == 1
+    assert [one.question for one in reports] == ["what?", "where is it?"]
+    assert reports[1].seconds["vision"] == reports[1].seconds["media"] == 0
+    alone = ask(loaded, picture, questions=("where is it?",))
+    assert reports[1].answer == alone[0].answer
+
+
+def test_pieces_of_the_answer_make_up_the_answer(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    pieces: list[str] = []
+    generation = Generation(max_new_tokens=12)
+    report = ask(loaded, picture, on_text=pieces.append, generation=generation)[0]
+    assert "".join(pieces).strip() == report.answer
+
+
+def test_sampling_depends_on_the_seed_alone(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    state = torch.random.get_rng_state()
+    answers = [
+        ask(loaded, picture, generation=Generation(12, temperature=1.0, seed=seed))[0].answer
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_compare_measures_both_and_says_what_was_realised(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    report = ask(loaded, picture, compare=True, keep=0.4)[0].to_dict()
+    beside = report["compare"]
+    assert beside.keys() == FIELDS["compare"]
+    predicted = report["flops"]["prefill_full"] / report["flops"]["prefill"]
+    assert beside["prefill_predicted"] == pytest.approx(predicted)
+    assert beside["realised_fraction"] == pytest.approx(beside["prefill_speedup"] / predicted)
+    same = ask(loaded, picture, compare=True, keep=1.0)[0].to_dict()["compare"]
+    assert same["same_answer"]
+    assert same["prefill_predicted"] == 1
+
+
+def test_keep_one_reports_no_stage(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    report = ask(loaded, picture, keep=1.0)[0].to_dict()
+    assert report["tokens"]["stages"] == report["preset"]["stages"] == []
+    assert report["tokens"]["keep_mean"] == 1
+    assert report["tokens"]["kept_after"] == report["tokens"]["visual"]
+    assert report["flops"]["reduction"] == 0
+
+
+def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    model = loaded.model
+    reports = vtprune.answer(
+        model, [(picture, "what?"), ([picture, picture], "which?")], keep=0.5, generation=SHORT
+    )
+    assert [one.question for one in reports] == ["what?", "which?"]
+    assert len(reports[1].input["files"]) == 2
+    assert reports[1].tokens["visual"] > 0
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_exist_is_named_with_a_way_out() -> None:
+    with pytest.raises(ModelError, match="no model 'llava-nxt'") as raised:
+        run.load("llava-nxt")
+    assert "llava-next" in raised.value.hint
+    with pytest.raises(ModelError, match="neither a directory"):
+        run.load("./nothing/here")
+
+
+def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        run.load(str(tmp_path))
+
+
+def test_a_hub_id_that_is_not_cached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="not in the local cache|no such model|can't be loaded"):
+        run.load("nobody/nothing-of-the-kind")
+
+
+def copy_checkpoint(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_half_downloaded_weights_are_refused(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken = copy_checkpoint(checkpoints("llava_onevision"), tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="damaged"):
+        run.load(str(broken))
+
+
+def test_missing_weights_are_not_left_random(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import load_file, save_file
+
+    broken = copy_checkpoint(checkpoints("llava_onevision"), tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    name = next(key for key in weights if "layers.3" in key)
+    del weights[name]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="1 weights are missing"):
+        run.load(str(broken))
+
+
+def test_pickled_weights_are_not_loaded(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import load_file
+
+    pickled = copy_checkpoint(checkpoints("llava_onevision"), tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        run.load(str(pickled))
+
+
+def test_a_family_that_can_not_be_asked_is_refused_with_the_list(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="llama is not a family") as raised:
+        run.load(str(tmp_path))
+    assert "qwen2_5_vl" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"device": "tpu"}, "device 'tpu' is not known"),
+        ({"device": "cuda:99"}, "there is none"),
+        ({"dtype": "int3"}, "dtype 'int3' is not known"),
+        ({"attention": "no_such_kernel"}, "no_such_kernel|can't be loaded"),
+    ],
+)
+def test_options_of_loading_are_checked(checkpoints, option: dict[str, str], match: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ModelError, match=match):
+        run.load(str(checkpoints("llava_onevision")), **option)
+
+
+def test_a_video_is_refused_where_the_family_takes_none(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_next")))
+    with pytest.raises(ModelError, match="takes image input, no video"):
+        ask(loaded, clip)
+
+
+def test_an_empty_question_is_refused(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_next")))
+    with pytest.raises(ModelError, match="question is empty"):
+        ask(loaded, picture, questions=("  ",))
+
+
+def test_a_missing_file_is_named(checkpoints) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_next")))
+    with pytest.raises(MediaError, match=r"nothing\.png"):
+        ask(loaded, Path("nothing.png"))
+
+
+def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    preset = load_preset("balanced")
+    with (
+        pytest.raises(ModelError, match="out of memory") as raised,
+        fitting_errors(loaded, preset, Trace()),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert "--frames" in raised.value.hint
+    inputs = tiny.inputs("llava_onevision", loaded.model, "video")
+    with torch.no_grad(), vtprune.pruning(loaded.model, keep=0.5) as trace:
+        loaded.model(**inputs)
+    message, hint = explain(loaded, preset, trace)
+    assert "visual tokens" in message
+    assert "--keep 0.15 or --frames 2" in hint
+    with pytest.raises(RuntimeError, match="shape"), fitting_errors(loaded, preset, trace):
+        raise RuntimeError("shape mismatch")

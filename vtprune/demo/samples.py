@@ -1,0 +1,144 @@
+"""Clips as mp4, pictures as png and their questions, written to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import VtpruneError
+from .draw import Frame, frame
+from .questions import KINDS, Question, draw_questions
+from .world import SPLITS, TILE, Scene, generator, make_clip, make_picture
+
+MOST_QUESTIONS = 4
+FRAMES_PER_SECOND = 8
+CLIP_SIDE = (
+    2 * TILE
+)  # twice the tile, so that a codec's halved colour is still that of every pixel read
+CLIP_FRAMES = (16, 24, 32)
+# Height and width in pixels, and how often.
+PICTURE_SIZES = (
+    ((112, 112), 0.3),
+    ((224, 224), 0.34),
+    ((336, 336), 0.1),
+    ((112, 224), 0.06),
+    ((224, 112), 0.06),
+    ((200, 180), 0.07),
+    ((260, 320), 0.07),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file to be: its name, its scene and the questions about it."""
+
+    name: str
+    scene: Scene
+    questions: tuple[Question, ...]
+
+
+def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
+    """Files with `num` questions in all: clips and pictures in turn, the first a clip asked "what happens?"."""
+    left, index = num, 0
+    while left > 0:
+        rng = generator(split, seed + 4_000_000, index)
+        if index % 2 == 0:
+            num_frames = CLIP_FRAMES[int(rng.integers(len(CLIP_FRAMES)))]
+            scene = make_clip(split, seed, index, num_frames=num_frames, size=CLIP_SIDE)
+        else:
+            shares = np.array([share for _, share in PICTURE_SIZES])
+            size = PICTURE_SIZES[int(rng.choice(len(PICTURE_SIZES), p=shares / shares.sum()))][0]
+            scene = make_picture(split, seed, index, size=size)
+        questions = draw_questions(scene, rng, MOST_QUESTIONS)
+        if index == 0:
+            asked = [q for q in questions if q.kind != "what_happens"]
+            questions = draw_questions(scene, rng, 1, ("what_happens",)) + asked
+        questions = questions[: min(left, MOST_QUESTIONS)]
+        if questions:
+            name = f"clip-{index:03d}.mp4" if scene.is_clip else f"picture-{index:03d}.png"
+            yield Sample(name, scene, tuple(questions))
+        left -= len(questions)
+        index += 1
+
+
+def frames_of(scene: Scene) -> Frame:
+    """All frames of a scene as (T, H, W, 3); a picture has one."""
+    times = np.linspace(0, 1, scene.num_frames) if scene.is_clip else np.zeros(1)
+    return np.stack([frame(scene, float(time)) for time in times])
+
+
+def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict[str, str]]:
+    """See `vtprune.demo.write`."""
+    if num < 1:
+        raise VtpruneError(f"num is {num}: the number of questions must be at least 1")
+    if split not in SPLITS:
+        raise VtpruneError(f"split is {split!r}: it must be one of {', '.join(SPLITS)}")
+    if directory.exists() and not directory.is_dir():
+        raise VtpruneError(f"{directory} is a file: samples need a folder", "name a new folder")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".samples-", dir=directory))
+    except OSError as error:
+        message = f"{directory} can't be written to: {error.strerror}"
+        raise VtpruneError(message, "name a folder that you may write to") from error
+    try:
+        lines = []
+        for sample in samples(num, seed, split):
+            write_file(made / sample.name, sample.scene)
+            for question in sample.questions:
+                lines.append(
+                    {
+                        "file": sample.name,
+                        "question": question.text,
+                        "answer": question.answer,
+                        "kind": question.kind,
+                    }
+                )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (made / "questions.jsonl").write_text(text, encoding="utf-8")
+        # The list of questions goes last: it never names a file that is not there.
+        for name in [*dict.fromkeys(line["file"] for line in lines), "questions.jsonl"]:
+            os.replace(made / name, directory / name)
+    except OSError as error:
+        message = f"{directory} can't be written to: {error.strerror or error}"
+        raise VtpruneError(message, "free some space, or name another folder") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return lines
+
+
+def write_file(path: Path, scene: Scene) -> None:
+    """One scene as png, or as mp4 with so little loss that a model reads it like the original."""
+    if scene.is_clip:
+        _write_clip(path, frames_of(scene))
+    else:
+        from PIL import Image
+
+        Image.fromarray(frames_of(scene)[0]).save(path, optimize=False)
+
+
+def _write_clip(path: Path, frames: Frame) -> None:
+    import av
+
+    try:
+        av.codec.Codec("libx264", "w")
+        # x264's look-ahead gave other bytes now and then; without it the same frames give the same file.
+        steady = "mbtree=0:rc-lookahead=0:scenecut=0:bframes=0"
+        codec, options = "libx264", {"crf": "10", "preset": "veryfast", "threads": "1"}
+        options["x264-params"] = steady
+    except ValueError:  # av.codec.codec.UnknownCodecError: a build without H.264
+        codec, options = "mpeg4", {"qscale": "2", "threads": "1"}
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
