@@ -17,6 +17,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from PIL import Image
 from test_console import REPORT
 
 from vtprune import __version__, catalog, demo, run
@@ -90,7 +91,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
 @pytest.fixture
 def clip(tmp_path: Path) -> str:
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"not looked at")
+    Image.new("RGB", (8, 8)).save(path, format="png")  # opened, never decoded
     return str(path)
 
 
@@ -154,7 +155,7 @@ def test_several_questions_share_the_media(fake: FakeRun, clip: str) -> None:
     assert result.stdout == "one\ntwo\n"
     assert "[1/2] first?" in result.stderr
     assert "[2/2] second?" in result.stderr
-    assert fake.asked["paths"] == [clip, clip]
+    assert [str(one.path) for one in fake.asked["paths"]] == [clip, clip]
     assert fake.asked["questions"] == ["first?", "second?"]
 
 
@@ -252,9 +253,7 @@ def test_sampling_flags_replace_the_presets(
     assert sampling_from(preset, given) == expected
 
 
-def test_config_file_sets_defaults_under_flags(
-    fake: FakeRun, clip: str, own_config: Path
-) -> None:
+def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_config: Path) -> None:
     own_config.write_text("model: qwen2.5-vl-7b\npreset: fast\nmax_new_tokens: 9\nsystem: brief\n")
     invoke("ask", clip, "what?", "--max-new-tokens", "3")
     assert fake.load["name"] == "qwen2.5-vl-7b"

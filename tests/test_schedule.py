@@ -273,7 +273,9 @@ def test_a_named_cut_never_moves_onto_an_earlier_stage() -> None:
 
 
 def test_a_free_stage_leaves_no_fewer_than_the_next_one() -> None:
-    with pytest.raises(PresetError, match="lowest reachable keep is 0.2938"):
+    with pytest.raises(
+        PresetError, match="lowest reachable keep is 0.2969"
+    ):  # 160 + 30 x 20 of 2560
         solve([at_layer(2), at_layer(20, 0.25)], 0.2, 32, 80)
 
 
@@ -319,7 +321,9 @@ def test_a_free_stage_after_a_fixed_one_never_keeps_more_than_it() -> None:
         solve([at_layer(4, 0.5), at_layer(8)], 0.7, 32, 100)
 
 
-@pytest.mark.parametrize(("keep", "layer"), [(0.3, 9), (0.5, 16), (0.99, 31), (0.01, 0), (1 / 32, 1)])
+@pytest.mark.parametrize(
+    ("keep", "layer"), [(0.3, 9), (0.5, 16), (0.99, 31), (0.01, 0), (1 / 32, 1)]
+)
 def test_a_free_stage_that_drops_all_is_placed_by_the_budget(keep: float, layer: int) -> None:
     schedule = solve([Place("horizon", 20, None, drops_all=True)], keep, 32, 576)
     assert cuts(schedule) == [(layer, 0)]
@@ -381,7 +385,9 @@ def test_the_layer_average_is_never_above_keep() -> None:
         assert seen <= case[1] * case[2] * case[3] + 1e-4, case
 
 
-def test_the_layer_average_is_below_keep_by_less_than_one_token_in_the_stretch_that_is_free() -> None:
+def test_the_layer_average_is_below_keep_by_less_than_one_token_in_the_stretch_that_is_free() -> (
+    None
+):
     for (places, keep, num_layers, num_tokens), schedule in solved_cases():
         left = keep * num_layers * num_tokens - sum(schedule.tokens_by_layer())
         # One token more: in the free stage's stretch, or in all later ones that rise together.
@@ -420,15 +426,20 @@ def test_the_reachable_keep_that_an_error_names_can_be_reached(which: str) -> No
             found = re.search(rf"{which} reachable keep is ([\d.e-]+)$", error.message)
             if found:
                 tried += 1
-                reached = solve(places, float(found.group(1)), num_layers, num_tokens)
-                assert reached.keep_mean() <= float(found.group(1)) + 1e-6
+                named = float(found.group(1))
+                try:
+                    reached = solve(places, named, num_layers, num_tokens)
+                except PresetError as other:  # one count alone is possible, between two figures
+                    assert which == "highest"
+                    assert f"lowest reachable keep is {named + 1e-4:.4g}" in other.message
+                else:
+                    assert reached.keep_mean() <= named + 1e-6
 
 
 def test_more_keep_never_gives_fewer_tokens() -> None:
     for places in ([ecl(2), horizon(24, 0.05)], [at_layer(0), horizon(24, 0.03)]):
-        seen = [
-            sum(solve(places, percent / 100, 32, 576).tokens_by_layer()) for percent in range(4, 100)
-        ]
+        keeps = [percent / 100 for percent in range(5, 100)]
+        seen = [sum(solve(places, keep, 32, 576).tokens_by_layer()) for keep in keeps]
         assert seen == sorted(seen)
 
 

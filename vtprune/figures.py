@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -195,13 +194,16 @@ def compute_vision_flops(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) ->
 
 
 def measure_memory(loaded: Loaded) -> dict[str, int]:
-    """Bytes of the weights, and the process's peak (on a GPU, that of the device)."""
+    """Bytes of the weights, and the peak of the process (on a GPU, of the device); 0: not told."""
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
     if loaded.model.device.type == "cuda":
-        peak = int(torch.cuda.max_memory_allocated(loaded.model.device))
-    else:
-        scale = 1 if Path("/usr/lib/dyld").exists() else 1024  # macOS counts bytes, Linux KiB
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        return {"weights": weights, "peak": int(torch.cuda.max_memory_allocated())}
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return {"weights": weights, "peak": 0}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"weights": weights, "peak": peak}
 
 

@@ -50,7 +50,7 @@ class Gathered:
 
 def ask(
     loaded: Loaded,
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Source],
     questions: Sequence[str],
     preset: Preset,
     *,
@@ -65,7 +65,7 @@ def ask(
     """Answers questions about the same media, which are decoded and encoded once.
 
     Args:
-        paths: pictures, videos, or directories of numbered pictures.
+        paths: pictures, videos, or directories of numbered pictures; or opened already.
         sampling: how much of them; None: the preset's, else the family's own.
         compare: measure the unpruned model beside it, the vision tower included.
         on_text: gets the pieces of an answer as they are produced.
@@ -110,14 +110,14 @@ def ask(
 
 def gather(
     loaded: Loaded,
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Source],
     sampling: Sampling,
     limits: Limits,
     on_progress: Progress | None = None,
 ) -> Gathered:
     """Opens, decodes and resizes every file, in the family's way."""
     started = time.perf_counter()
-    sources = [open_source(path, limits) for path in paths]
+    sources = [one if isinstance(one, Source) else open_source(one, limits) for one in paths]
     for source in sources:
         if source.kind not in loaded.family.modalities:
             takes = " and ".join(loaded.family.modalities)

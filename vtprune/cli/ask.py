@@ -132,14 +132,12 @@ def _answers(
     """Loads the model and answers one question after the other, each shown as it is done."""
     from vtprune import run
     from vtprune.cli.output import Transcript
-    from vtprune.media import Limits
-    from vtprune.media.source import local_path
+    from vtprune.media import Limits, open_sources
 
-    for path in paths:
-        local_path(path)  # a missing file is told before a model is loaded for minutes
     limits = Limits(allow_partial=flags.allow_partial)
     if flags.max_pixels is not None:
         limits = replace(limits, max_pixels=flags.max_pixels)
+    sources = open_sources(paths, limits)  # what can't be read is told before a long load
     generation = run.Generation(
         max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
         temperature=flags.temperature,
@@ -159,7 +157,7 @@ def _answers(
         )
         for report in run.ask(
             loaded,
-            paths,
+            sources,
             questions,
             preset,
             sampling=sampling_from(preset, flags),
