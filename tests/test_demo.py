@@ -228,7 +228,9 @@ def test_every_word_of_the_world_is_one_token() -> None:
             assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-@pytest.mark.parametrize("text", ["", "Ünïcode 漢字 \x00 🙂", "a" * 500, "<image> <video>", "1234567890"])
+@pytest.mark.parametrize(
+    "text", ["", "Ünïcode 漢字 \x00 🙂", "a" * 500, "<image> <video>", "1234567890"]
+)
 def test_any_text_has_tokens(text: str) -> None:
     from vtprune.demo.checkpoint import make_tokenizer
 
@@ -309,7 +311,10 @@ def test_the_chat_template_takes_several_inputs_a_system_message_and_turns() -> 
     text = {"type": "text", "text": "what happens?"}
     messages = [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": [text, {"type": "video"}, {"type": "image"}, {"type": "image"}]},
+        {
+            "role": "user",
+            "content": [text, {"type": "video"}, {"type": "image"}, {"type": "image"}],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": "nothing"}]},
         {"role": "user", "content": "why?"},
     ]
@@ -384,9 +389,7 @@ def solve(scene: Scene, text: str) -> str:
         else:
             name = re.search(PAIR, text)
             assert name is not None
-            (index,) = [
-                i for i, p in enumerate(told) if re.sub("^an? ", "", p).startswith(name[0])
-            ]
+            (index,) = [i for i, p in enumerate(told) if re.sub("^an? ", "", p).startswith(name[0])]
         return ("at the start", "in the middle", "at the end")[int(times[index] * 3)]
     if match := re.fullmatch(rf"which way does the {PAIR} move\?", text):
         (phrase,) = [p for p in told if p.startswith(f"{match[1]} {match[2]} moves")]
@@ -395,9 +398,7 @@ def solve(scene: Scene, text: str) -> str:
         (phrase,) = [p for p in told if p.startswith(f"{match[1]} {match[2]} turns")]
         return phrase.split()[-1]
     if match := re.fullmatch(rf"what does the {PAIR} do\?", text):
-        of = [
-            p for p in told if re.sub("^an? ", "", p).startswith(f"{match[1]} {match[2]} ")
-        ]
+        of = [p for p in told if re.sub("^an? ", "", p).startswith(f"{match[1]} {match[2]} ")]
         if not of:
             return "nothing"
         return "it " + re.sub("^an? ", "", of[0]).split(" ", 2)[2]
@@ -407,9 +408,7 @@ def solve(scene: Scene, text: str) -> str:
         return str(len(scene.things))
     if match := re.fullmatch(r"how many (\w+)( objects)? are there\?", text):
         word = match[1]
-        return str(
-            sum(word == t.colour or word.startswith(t.shape) for t in scene.things)
-        )
+        return str(sum(word == t.colour or word.startswith(t.shape) for t in scene.things))
     if match := re.fullmatch(rf"is there an? {PAIR}\?", text):
         seen = {
             (t.colour, t.shape) for time in np.linspace(0, 1, 41) for t in things_at(scene, time)

@@ -25,7 +25,12 @@ from vtprune.schedule import Place, resolve_layer, solve
 from vtprune.schema import LARGEST_FILE, read_yaml
 
 FREE = {"stages": [{"at": "ecl", "method": "entropy"}]}
-FIXED = {"stages": [{"at": 2, "method": "entropy", "keep": 0.4}, {"at": 4, "method": "random", "keep": 0.1}]}  # fmt: skip
+FIXED = {
+    "stages": [
+        {"at": 2, "method": "entropy", "keep": 0.4},
+        {"at": 4, "method": "random", "keep": 0.1},
+    ]
+}
 OWN = {
     "keep": 0.3,
     "stages": [{"at": "ecl", "method": "random"}],
@@ -158,7 +163,7 @@ def test_options_reach_every_stage_whose_method_has_them() -> None:
 
 @pytest.mark.parametrize("options", [{"nrom": "none"}, {"norm": "none", "nrom": "row"}])
 def test_an_option_that_no_stage_has_is_refused(options: dict[str, str]) -> None:
-    with pytest.raises(PresetError, match="no stage of preset custom has the option nrom$"):
+    with pytest.raises(PresetError, match="no stage of preset custom has the option nrom"):
         override(load_preset(FREE), options=options)
 
 
@@ -184,7 +189,7 @@ def test_a_preset_whose_stages_all_have_a_keep_takes_no_top_level_one() -> None:
 
 
 def test_a_preset_whose_stages_all_have_a_keep_takes_no_keep_flag() -> None:
-    with pytest.raises(PresetError, match="keep 0.3 sets nothing") as caught:
+    with pytest.raises(PresetError, match=r"keep 0\.3 sets nothing") as caught:
         override(load_preset(FIXED), keep=0.3)
     assert "the stage at 2 (entropy)" in caught.value.hint
 
@@ -201,7 +206,7 @@ def test_keep_one_fits_every_preset() -> None:
 @pytest.mark.parametrize("where", ["top", "image", "video"])
 def test_two_stages_without_a_keep_are_refused(where: str) -> None:
     stages = {"stages": [{"at": 2, "method": "entropy"}, {"at": 9, "method": "random"}]}
-    with pytest.raises(PresetError, match="the stages at 2 and 9 .*at most one can be free"):
+    with pytest.raises(PresetError, match=r"the stages at 2 and 9 .*at most one can be free"):
         load_preset(stages if where == "top" else {where: stages})
 
 
@@ -349,11 +354,11 @@ def test_stages_are_a_list_of_at_least_one(tmp_path: Path, stages: str) -> None:
         ("keep: &a 0.3\nimage: {keep: *a}\n", "anchors and aliases are not allowed"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "anchors and aliases are not allowed"),
         ("keep: !!python/object/apply:os.system ['true']\n", "line 1: could not determine"),
-        ("keep: 0.3\n---\nkeep: 0.4\n", "expected a single document"),
+        ("keep: 0.3\n---\nkeep: 0.4\n", "line 2: but found another document"),
         ("keep: 0.3\nseed: 1\nkeep: 0.5\n", "line 3: keep is given twice"),
         ("stages:\n- at: 2\n  method: random\n  at: 3\n", "line 4: at is given twice"),
         ("? {a: 1}\n: 2\n", "line 1"),
-        ("[" * 30_000, "not valid YAML"),
+        ("[" * 60_000, "nested more than 20 deep"),
         ("keep: \x00\n", "not valid YAML"),
         ("keep: " + "9" * 5000 + "\n", "not valid YAML"),
         ("description: 2020-13-45\n", "not valid YAML|must be text"),

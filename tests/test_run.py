@@ -179,6 +179,22 @@ def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) 
     assert reports[1].tokens["visual"] > 0
 
 
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_a_batch_gives_each_item_what_it_gets_alone(
+    name: str, checkpoints, picture: Path, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints(name)))
+    items = [(picture, "what?"), (clip, "what happens here?"), ([picture, picture], "which?")]
+    options = {"sampling": Sampling(frames=4), "generation": SHORT}
+    together = vtprune.answer(loaded, items, "balanced", 0.4, **options)
+    for item, report in zip(items, together, strict=True):
+        alone = vtprune.answer(loaded, [item], "balanced", 0.4, **options)[0]
+        assert report.answer == alone.answer
+        assert report.tokens == alone.tokens
+        assert report.flops == alone.flops
+        assert report.input == alone.input
+
+
 # -- what goes wrong -----------------------------------------------------------------------------
 
 

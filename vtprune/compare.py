@@ -88,7 +88,7 @@ def timed(
     """One generation with its own hooks; without a preset nothing is cut."""
     keep = None if preset else 1.0
     with pruning(loaded.model, preset, keep, calibration=loaded.calibration) as trace:
-        return generate(loaded, inputs, generation, trace, length=length)
+        return generate(loaded, inputs.tensors, generation, trace, length=length)[0]
 
 
 def add_up(seconds: Mapping[str, float], preprocess: float, media: float) -> dict[str, float]:

@@ -35,14 +35,14 @@ def build_report(
     import transformers
 
     answer_tokens = len(run.tokens)
-    flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens)
+    flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens, run.sample)
     return Report(
         question=question,
         answer=run.answer,
         model=describe_model(loaded),
         input=describe_input(items, decoders, inputs),
-        preset=resolve_preset(preset, run.trace),
-        tokens=count_tokens(run.trace, answer_tokens),
+        preset=resolve_preset(preset, run.trace, run.sample),
+        tokens=count_tokens(run.trace, answer_tokens, run.sample),
         flops=flops,
         kv_cache_bytes=kv_bytes,
         memory_bytes=measure_memory(loaded),
@@ -89,7 +89,7 @@ def describe_input(
     }
 
 
-def resolve_preset(preset: Preset, trace: Trace) -> dict[str, object]:
+def resolve_preset(preset: Preset, trace: Trace, sample: int) -> dict[str, object]:
     """The preset, its stages as they ran: each with its layer and all its options."""
     told = preset.to_dict()
     for modality in MODALITIES:
@@ -109,31 +109,33 @@ def resolve_preset(preset: Preset, trace: Trace) -> dict[str, object]:
             **one.options,
         }
         for one in trace.stages
+        if one.cuts[sample]
     ]
     return {**told, "stages": stages}
 
 
-def count_tokens(trace: Trace, answer_tokens: int) -> dict[str, object]:
-    """Counts of the first sample, from what the engine really cut."""
+def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> dict[str, object]:
+    """Counts of one sample, from what the engine really cut."""
     if not trace.layouts:
         return {
-            "visual": 0, "text": trace.text[0] if trace.text else 0, "answer": answer_tokens,
+            "visual": 0, "text": trace.text[sample] if trace.text else 0, "answer": answer_tokens,
             "keep_mean": 1.0, "kept_after": 0, "by_modality": {}, "stages": [],
             "by_frame": [], "by_tile": [],
         }  # fmt: skip
-    layout, kept = trace.layouts[0], trace.kept[0]
+    layout, kept = trace.layouts[sample], trace.kept[sample]
     shown = [name for name in MODALITIES if len(layout.of_modality(name))]
     return {
         "visual": len(layout),
-        "text": trace.text[0],
+        "text": trace.text[sample],
         "answer": answer_tokens,
-        "keep_mean": trace.keep_mean(0),
+        "keep_mean": trace.keep_mean(sample),
         "kept_after": len(kept),
         "by_modality": {name: len(kept.of_modality(name)) for name in shown},
         "stages": [
             {"at": one.at, "layer": one.layer, "modality": one.modality, "method": one.method,
-             "options": dict(one.options), "before": one.before[0], "after": one.after[0]}
+             "options": dict(one.options), "before": one.before[sample], "after": one.after[sample]}
             for one in trace.stages
+            if one.cuts[sample]
         ],
         "by_frame": count_kept(layout, kept, "video", "frame"),
         "by_tile": count_kept(layout, kept, "image", "tile"),
@@ -152,13 +154,13 @@ def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[in
 
 
 def compute_costs(
-    loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int
+    loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int, sample: int
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """FLOPs and KV bytes of the first sample, beside those of the whole prompt."""
+    """FLOPs and KV bytes of one sample, beside those of the whole prompt."""
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
-    text = trace.text[0] if trace.text else int(inputs.tensors["input_ids"].shape[1])
-    seen = trace.visual_by_layer[0] if trace.visual_by_layer else [0] * shape.layers
-    visual = len(trace.layouts[0]) if trace.layouts else 0
+    text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
+    seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
+    visual = len(trace.layouts[sample]) if trace.layouts else 0
     kept, full = [text + count for count in seen], [text + visual] * shape.layers
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize

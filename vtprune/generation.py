@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vtprune.loading import Loaded
-    from vtprune.models.base import Inputs
 
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 
@@ -41,25 +40,27 @@ class Generation:
 
 @dataclass(frozen=True)
 class Run:
-    """What one generation gave.
+    """What one generation gave one sample.
 
     Args:
         answer: its text, special tokens left out.
         tokens: (n,) int64 ids, the end-of-sequence token included.
-        seconds: by part, as in the report.
+        seconds: by part, as in the report; of a batch: those of all its samples together.
         trace: what was cut; a snapshot.
+        sample: the row of the batch that this is.
     """
 
     answer: str
     tokens: torch.Tensor
     seconds: Mapping[str, float]
     trace: Trace
+    sample: int = 0
     warnings: tuple[str, ...] = ()
 
 
 @dataclass
 class Watch:
-    """A streamer for `generate`: passes text on, and notes when tokens came."""
+    """A streamer for `generate`: notes when tokens came, and passes on the first row's text."""
 
     tokenizer: PreTrainedTokenizerBase
     on_text: Callable[[str], None] | None = None
@@ -72,10 +73,9 @@ class Watch:
         if not self.prompt_seen:  # the first call holds the prompt
             self.prompt_seen = True
             return
-        if not self.ids:
-            self.first = time.perf_counter()
-        self.ids += value.flatten().tolist()
+        self.first = self.first or time.perf_counter()
         if self.on_text:
+            self.ids.append(int(value.flatten()[0]))
             self.show(self.text())
 
     def end(self) -> None:
@@ -98,33 +98,40 @@ class Watch:
 
 def generate(
     loaded: Loaded,
-    inputs: Inputs,
+    tensors: Mapping[str, torch.Tensor],
     generation: Generation,
     trace: Trace,
     on_text: Callable[[str], None] | None = None,
     length: int | None = None,
-) -> Run:
-    """Generates inside a `pruning` block, whose trace is given.
+) -> list[Run]:
+    """Generates inside a `pruning` block, whose trace is given; one run a row of the batch.
 
     Args:
+        tensors: the model's inputs, on its device.
+        on_text: gets the pieces of the first row's answer as they are produced.
         length: force exactly so many new tokens, greedily; for comparing times.
     """
-    watch = Watch(loaded.files.tokenizer, on_text)
+    tokenizer = loaded.files.tokenizer
+    watch = Watch(tokenizer, on_text)
     options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
     if length:
         options["min_new_tokens"] = length
     if generation.temperature > 0 and not length:
-        options |= {"do_sample": True, "temperature": generation.temperature,
-                    "top_p": generation.top_p, "top_k": 0}  # fmt: skip
+        options |= {
+            "do_sample": True,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "top_k": 0,
+        }
     else:
-        options |= {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None,
-                    "top_k": None}  # fmt: skip
+        options |= {"do_sample": False, "num_beams": 1}
+        options |= {"temperature": None, "top_p": None, "top_k": None}
     started = time.perf_counter()
     devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(generation.seed)
-        call = cast("Callable[..., object]", loaded.model.generate)  # typed as a union upstream
-        call(**inputs.tensors, **options, streamer=watch, disable_compile=True)
+        call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
+        ids = call(**tensors, **options, streamer=watch, disable_compile=True)
     ended = time.perf_counter()
     parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     seconds = {
@@ -135,10 +142,27 @@ def generate(
         "decode": ended - watch.first,
         "first_choice": watch.first - started,
     }
-    return Run(
-        answer=watch.text().strip(),
-        tokens=torch.tensor(watch.ids, dtype=torch.long),
-        seconds=seconds,
-        trace=Trace(**vars(trace)),
-        warnings=tuple(trace.warnings),
-    )
+    snapshot = Trace(**vars(trace))
+    return [
+        Run(
+            answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
+            tokens=row,
+            seconds=seconds,
+            trace=snapshot,
+            sample=number,
+            warnings=tuple(trace.warnings),
+        )
+        for number, row in enumerate(new_tokens(loaded, ids, tensors["input_ids"].shape[1]))
+    ]
+
+
+def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+    """What follows the prompt in every row, up to and with its end-of-sequence token."""
+    config = loaded.model.generation_config
+    ends = getattr(config, "eos_token_id", None)
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).flatten()
+    rows = []
+    for row in ids[:, prompt:].cpu():
+        stops = torch.isin(row, ends).nonzero()
+        rows.append(row[: int(stops[0]) + 1] if len(stops) else row)
+    return rows

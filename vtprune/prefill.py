@@ -148,6 +148,7 @@ class Prefill:
                     options=dict(stage.options),
                     keep=stage.keep,
                     per=stage.per,
+                    cuts=[cut is not None for cut in cuts],
                     before=before,
                     after=after,
                     kept=kept,

@@ -58,11 +58,11 @@ def load_preset(preset: str | Path | Mapping[str, object] | Preset | None) -> Pr
 
 def find_preset(name: str | Path) -> Path:
     """The file of a preset given by packaged name or path."""
-    text = str(name)
+    text = str(name)  # may be anything: Path.is_file raises where a name is too long
     packaged = preset_directory() / f"{text}.yaml"
-    if "/" not in text and "\\" not in text and packaged.is_file():
+    if "/" not in text and "\\" not in text and os.path.isfile(packaged):
         return packaged
-    if os.path.isfile(text):  # Path.is_file raises for a name that is too long
+    if os.path.isfile(text):
         return Path(text)
     close = get_close_matches(text, preset_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""

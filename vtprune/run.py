@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.batching import collate, group_alike
 from vtprune.compare import compare_runs
 from vtprune.engine import Encoded, pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
-from vtprune.generation import Generation, generate
+from vtprune.generation import Generation, Run, generate
 from vtprune.loading import Loaded, Progress, adopt, load, quiet
 from vtprune.media import Limits, Source, open_source, read
 from vtprune.memory import fitting_errors
@@ -93,19 +94,37 @@ def ask(
         if number == 0:
             spent["preprocess"] += gathered.resize_seconds
             spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
-        block = pruning(loaded.model, preset, calibration=loaded.calibration, encoded=encoded)
-        with quiet(), block as trace, fitting_errors(loaded, preset, trace):
-            run = generate(loaded, inputs, generation, trace, on_text)
+        run = pruned(loaded, tensors, preset, generation, on_text, encoded)[0]
         run = replace(run, seconds={**run.seconds, **spent})
-        made = build_report(
-            loaded, gathered.items, gathered.decoders, inputs, question, preset, run
-        )
-        beside = None
+        made = finish(loaded, gathered, inputs, question, preset, run)
         if compare:
             with quiet():
                 beside = compare_runs(loaded, inputs, preset, generation, run, made, on_progress)
-        notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
-        yield replace(made, compare=beside, warnings=tuple(dict.fromkeys(notes)))
+            made = replace(made, compare=beside)
+        yield made
+
+
+def pruned(
+    loaded: Loaded,
+    tensors: Mapping[str, torch.Tensor],
+    preset: Preset,
+    generation: Generation,
+    on_text: Callable[[str], None] | None = None,
+    encoded: Encoded | None = None,
+) -> list[Run]:
+    """One generation under the preset; a run for every row of the batch."""
+    block = pruning(loaded.model, preset, calibration=loaded.calibration, encoded=encoded)
+    with quiet(), block as trace, fitting_errors(loaded, preset, trace):
+        return generate(loaded, tensors, generation, trace, on_text)
+
+
+def finish(
+    loaded: Loaded, gathered: Gathered, inputs: Inputs, question: str, preset: Preset, run: Run
+) -> Report:
+    """The report of one run, with everything that its reader was to be warned of."""
+    made = build_report(loaded, gathered.items, gathered.decoders, inputs, question, preset, run)
+    notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
+    return replace(made, warnings=tuple(dict.fromkeys(notes)))
 
 
 def gather(
@@ -208,14 +227,20 @@ def answer(
     generation: Generation | None = None,
     limits: Limits | None = None,
     compare: bool = False,
+    batch_size: int = 8,
 ) -> list[Report]:
-    """Answers a question about each item's media.
+    """Answers a question about each item's media, many at once in left-padded batches.
 
     Args:
         model: a loaded transformers model, a name as for `load`, or None for the embedded one.
         items: (a file or several, a question).
         preset: packaged name, path, mapping or Preset; None: "balanced".
         keep: layer average of the kept fraction, for all modalities or by modality.
+        compare: measure the unpruned model beside it, one item at a time.
+        batch_size: the most items in one batch.
+
+    Returns:
+        One report an item, in order; seconds of vision, prefill and decode are its batch's.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -225,17 +250,41 @@ def answer(
     else:
         loaded = model if isinstance(model, Loaded) else adopt(model)
     resolved = override(load_preset(preset), keep)
-    reports: list[Report] = []
-    for media, question in items:
-        paths = [media] if isinstance(media, (str, Path)) else list(media)
-        reports += ask(
-            loaded,
-            paths,
-            [question],
-            resolved,
-            sampling=sampling,
-            generation=generation,
-            limits=limits,
-            compare=compare,
-        )
-    return reports
+    sampling = sampling or sampling_of(resolved)
+    generation = generation or Generation(seed=resolved.seed)
+    limits = limits or Limits()
+    paths = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
+    questions = [question for _, question in items]
+    if compare:
+        return [
+            report
+            for files, question in zip(paths, questions, strict=True)
+            for report in ask(loaded, files, [question], resolved, sampling=sampling,
+                              generation=generation, limits=limits, compare=True)
+        ]  # fmt: skip
+    gathered = [gather(loaded, files, sampling, limits) for files in paths]
+    inputs, spent = [], []
+    for files, question in zip(gathered, questions, strict=True):
+        started = time.perf_counter()
+        inputs.append(encode(loaded, files, question, generation))
+        preprocess = time.perf_counter() - started + files.resize_seconds
+        spent.append({"media": files.media_seconds, "preprocess": preprocess})
+    reports: dict[int, Report] = {}
+    for numbers in group_alike([one.tensors for one in inputs], batch_size):
+        batch = collate([inputs[number].tensors for number in numbers], pad_id(loaded))
+        runs = pruned(loaded, to_device(loaded, batch), resolved, generation)
+        for number, run in zip(numbers, runs, strict=True):
+            run = replace(run, seconds={**run.seconds, **spent[number]})
+            if len(numbers) > 1:
+                note = f"one of a batch of {len(numbers)}: seconds from vision on are the batch's"
+                run = replace(run, warnings=(*run.warnings, note))
+            reports[number] = finish(
+                loaded, gathered[number], inputs[number], questions[number], resolved, run
+            )
+    return [reports[number] for number in range(len(items))]
+
+
+def pad_id(loaded: Loaded) -> int:
+    """The token that fills short rows up; it is masked, so any will do."""
+    own = loaded.files.tokenizer.pad_token_id
+    return int(own) if isinstance(own, int) else 0

@@ -24,6 +24,7 @@ from vtprune.spec import (
 )
 
 LARGEST_FILE = 65_536  # bytes of a preset; a longer one is a mistake or an attack
+DEEPEST = 20  # lists and mappings inside one another; a preset has 5
 
 
 def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
@@ -44,8 +45,14 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
         raise PresetError(f"{path}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
     lines: dict[tuple[str | int, ...], int] = {}
     try:
-        if any(getattr(event, "anchor", None) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise PresetError(f"{path}: anchors and aliases are not allowed", "write it out")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if getattr(event, "anchor", None):
+                raise PresetError(f"{path}: anchors and aliases are not allowed", "write it out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # PyYAML takes half a minute for 64 KB of brackets
+                raise PresetError(f"{path}: nested more than {DEEPEST} deep", "give a YAML preset")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             twice = _note_lines(node, (), lines)

@@ -20,6 +20,8 @@ class StageRecord:
         options: all options of the method.
         keep: the stage's own; None for the free stage.
         per: the scope over which the budget was shared.
+        cuts: whether this was where the sample's stage cut; a stage at a named place may cut at
+            different layers for samples of very different size, with a record for each layer.
         before, after: counts of visual tokens.
         kept: ascending columns of the original input_ids with visual tokens still present.
     """
@@ -31,6 +33,7 @@ class StageRecord:
     options: Mapping[str, str]
     keep: float | None
     per: str
+    cuts: list[bool]
     before: list[int]
     after: list[int]
     kept: list[list[int]]

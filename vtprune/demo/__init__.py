@@ -1,4 +1,4 @@
-"""The embedded model and its world: where its weights are, and samples of the world to ask about."""
+"""The embedded model: where its weights are, and samples of its world to ask about."""
 
 from __future__ import annotations
 

@@ -53,26 +53,34 @@ LAYOUTS = {
 CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
     (0, {"one of several": 1.0}, 4, 2),
     (300, {"one of several": 0.35, "picture": 0.3, "clip 8": 0.35}, 5, 2),
-    (700, {"one of several": 0.1, "picture": 0.4, "clip 8": 0.5}, 6, 3),
+    (600, {"picture": 0.35, "picture 2x2": 0.2, "clip 8": 0.45}, 6, 3),
     (
-        1500,
+        900,
         {
-            "one of several": 0.08, "picture": 0.18, "picture 2x2": 0.18, "picture 1x2": 0.03, "picture 2x1": 0.03,
-            "picture 3x3": 0.05, "picture 200x180": 0.02, "picture 260x320": 0.02, "clip 8": 0.32, "clip 16": 0.06,
-            "clip 32": 0.03,
+            "one of several": 0.04,
+            "picture": 0.18,
+            "picture 2x2": 0.22,
+            "picture 1x2": 0.03,
+            "picture 2x1": 0.03,
+            "picture 3x3": 0.05,
+            "picture 200x180": 0.02,
+            "picture 260x320": 0.02,
+            "clip 8": 0.34,
+            "clip 16": 0.05,
+            "clip 32": 0.02,
         },
         7,
         4,
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Scenes as pixels and questions as tokens.
 
-    `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, Q, L): a target is the token to be predicted AFTER its
-    position, or -100; `kinds` and `questions` are those of each row.
+    `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, Q, L): a target is the token to be
+    predicted AFTER its position, or -100; `questions` are those of each scene.
     """
 
     layout: Layout
@@ -115,7 +123,7 @@ class Encoder:
 
 
 def frame_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """When the frames of a clip are taken: from first to last, or in equal steps that leave out the last."""
+    """When a clip's frames are taken: first to last, or in equal steps that leave out the last."""
     if num_frames == 1:
         return np.zeros(1)
     if rng.random() < 0.5:
@@ -124,7 +132,7 @@ def frame_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64
 
 
 def to_pixels(scene: Scene, times: NDArray[np.float64], rng: np.random.Generator) -> Frame:
-    """Frames (T, 3, H, W), every third clip with its colour at half resolution, as a video codec stores it."""
+    """Frames (T, 3, H, W), every third clip with its colour at half resolution, as codecs do."""
     frames = np.stack([frame(scene, float(time)) for time in times])
     if scene.is_clip and rng.random() < 0.35:
         frames = _halve_colour(frames)
@@ -145,9 +153,15 @@ def _halve_colour(frames: Frame) -> Frame:
 def make_scene(split: str, seed: int, index: int, layout: Layout, most: tuple[int, int]) -> Scene:
     if layout.num_frames > 1:
         return make_clip(
-            split, seed, index, num_frames=layout.num_frames, most_things=most[1], most_events=min(most[1], 3)
-        )  # fmt: skip
-    return make_picture(split, seed, index, size=(layout.height, layout.width), most_things=most[0])
+            split,
+            seed,
+            index,
+            num_frames=layout.num_frames,
+            most_things=most[1],
+            most_events=min(most[1], 3),
+        )
+    size = layout.height, layout.width
+    return make_picture(split, seed, index, size=size, most_things=most[0])
 
 
 def make_batch(
@@ -172,10 +186,9 @@ def make_batch(
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
         kinds = KINDS
         if extra:
-            kinds = (
-                (CLIP_KINDS + ("what_happens",) + PICTURE_KINDS) if scene.is_clip else PICTURE_KINDS
-            )
-            kinds = kinds + EXTRA_KINDS * 2
+            kinds = PICTURE_KINDS + EXTRA_KINDS * 2
+            if scene.is_clip:
+                kinds += (*CLIP_KINDS, "what_happens")
         questions = draw_questions(scene, rng, layout.questions, kinds)
         rows = [encoder.row(question, layout.length) for question in questions]
         empty = [0] * layout.length, [IGNORED] * layout.length
@@ -187,7 +200,7 @@ def make_batch(
 
 
 def training_batch(seed: int, step: int, share: tuple[int, int] = (0, 1)) -> Batch:
-    """The batch of one training step, whatever came before: an interrupted run goes on with the same data."""
+    """The batch of one step, whatever came before: an interrupted run goes on with the same."""
     rng = generator("train", seed + 2_000_000, step)
     _, shares, most_picture, most_clip = [row for row in CURRICULUM if step >= row[0]][-1]
     names = list(shares)
@@ -204,7 +217,7 @@ class TileBatch:
 
 
 def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0, 1)) -> TileBatch:
-    """Tiles with dense labels, for the tower: whole small pictures, tiles of large ones, frames of clips."""
+    """Tiles with dense labels: whole small pictures, tiles of large ones, frames of clips."""
     rng = generator("train", seed + 3_000_000 + share[0], step)
     pixels: list[Frame] = []
     marks: list[NDArray[np.int64]] = []
@@ -233,7 +246,7 @@ def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
 
 
 def patch_labels(marks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels (4, 112, 112) to (4, 64): what covers most of a patch that anything covers a tenth of."""
+    """Labels (4, 112, 112) to (4, 64): what covers most of a patch, if a tenth is covered."""
     patches = marks.reshape(4, 8, 14, 8, 14).transpose(0, 1, 3, 2, 4).reshape(256, 196)
     cells = (np.arange(256)[:, None] * 12 + patches).ravel()
     counts = np.bincount(cells, minlength=256 * 12).reshape(4, 64, 12)[..., 1:]

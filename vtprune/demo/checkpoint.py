@@ -1,8 +1,9 @@
-"""The embedded model's checkpoint: architecture, tokenizer and processor files, in the hub's format."""
+"""The embedded model's checkpoint: architecture, tokenizer and processors, in the hub's format."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ NUM_FRAMES = 8
 SPECIALS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 PAD, END, IMAGE, VIDEO = 0, 3, 4, 5
 PINPOINTS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
-# Every other word of the world's questions and answers; `tests/test_demo.py` holds the list complete.
+# The other words of the world's questions and answers; `tests/test_demo.py` holds them complete.
 WORDS = (
-    "a above an and appear appears are assistant at below chapter circles colour color count crosses "
-    "do does down end first flash flashes happens how image in is it large larger last left line many "
-    "middle move moves no not nothing number object objects of one or picture right rings row shape "
-    "small smaller squares stars start system than the then there to triangles turn turns two up user "
-    "vanish vanishes video way what when where which yes you i answer question clip"
+    "a above an and appear appears are assistant at below chapter circles colour color count "
+    "crosses do does down end first flash flashes happens how image in is it large larger last "
+    "left line many middle move moves no not nothing number object objects of one or picture "
+    "right rings row shape small smaller squares stars start system than the then there to "
+    "triangles turn turns two up user vanish vanishes video way what when where which yes you i "
+    "answer question clip"
 )
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -113,7 +115,7 @@ def make_model(seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
 
 
 def save(model: LlavaOnevisionForConditionalGeneration, directory: Path) -> None:
-    """Write the checkpoint: weights in float16 (loaded as float32), and every file a hub model has."""
+    """Write weights in float16 (loaded as float32), and every other file that a hub model has."""
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -171,7 +173,7 @@ def save(model: LlavaOnevisionForConditionalGeneration, directory: Path) -> None
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -184,15 +186,17 @@ pipeline_tag: image-text-to-text
 
 # vtprune's embedded demonstration model
 
-A LLaVA-OneVision model of 7 million parameters (SigLIP tower, 5 layers of width 128; Qwen2 decoder, 16 layers of
-width 192 with 8 query heads), trained from nothing on vtprune's own generated world of coloured shapes, written
-numbers and moving objects. It exists so that pruning can be measured with right answers on a CPU in seconds.
+A LLaVA-OneVision model of 7 million parameters (SigLIP tower, 5 layers of width 128; Qwen2 decoder,
+16 layers of width 192 with 8 query heads), trained from nothing on vtprune's own generated world of
+coloured shapes, written numbers and moving objects. It exists so that pruning can be measured with
+right answers on a CPU in seconds.
 
 It answers questions about that world and knows nothing else: do not use it for real pictures.
 Kinds of question: {kinds}.
 
-Trained by `python -m vtprune.demo.train`; the world, the recipe and what was reached, by kind and with intervals,
-are in the project's `docs/demo-model.md`. Weights are stored in float16 and load as float32.
+Trained by `python -m vtprune.demo.train`; the world, the recipe and what was reached, by kind and
+with intervals, are in the project's `docs/demo-model.md`. Weights are stored in float16 and load as
+float32.
 
 Licence: Apache-2.0, as the project. No data of others was used.
 """

@@ -51,7 +51,7 @@ def frame(scene: Scene, time: float, height: int = 0, width: int = 0) -> Frame:
 
 
 def labels(scene: Scene, time: float, height: int = 0, width: int = 0) -> NDArray[np.int64]:
-    """What each pixel shows, as (4, H, W): colour, shape, tens and units of a number; 0 is none of it."""
+    """What each pixel shows, as (4, H, W): colour, shape, a number's tens and units; 0 is none."""
     height, width = height or scene.height, width or scene.width
     out = np.zeros((4, height, width), dtype=np.int64)
     for thing in things_at(scene, time):
@@ -70,7 +70,7 @@ def labels(scene: Scene, time: float, height: int = 0, width: int = 0) -> NDArra
 def _window(
     canvas: NDArray[np.int64], mask: Mask, top: int, left: int
 ) -> tuple[NDArray[np.int64], Mask]:
-    """The part of (C, H, W) under a mask laid at (top, left), and the part of the mask inside it."""
+    """The part of (C, H, W) under a mask laid at (top, left), and the mask's part inside it."""
     height, width = canvas.shape[1:]
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + mask.shape[0], height), min(left + mask.shape[1], width)
@@ -155,7 +155,7 @@ def _number_masks(digits: str, tall: int) -> tuple[Mask, Mask]:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """A dull ground: plain, gradient, stripes, checks or grain; always far from the colours of things."""
+    """A dull ground: plain, gradient, stripes, checks or grain; far from the colours of things."""
     base = float(rng.uniform(45, 105)) + rng.uniform(-7, 7, size=3)
     other = base + rng.uniform(-22, 22)
     style, period = int(rng.integers(5)), float(rng.uniform(6, 24))

@@ -1,7 +1,8 @@
-"""Measure the embedded model on test questions: `python -m vtprune.demo.measure WEIGHTS --num 2000`.
+"""Measure the embedded model on test questions: `python -m vtprune.demo.measure WEIGHTS`.
 
-Everything goes the user's way: files are written, decoded, prepared by the official recipe and answered one by one
-with `generate`. Beside each kind stand its chance and what the model answers to blank and to exchanged pictures.
+Everything goes the user's way: files are written, decoded, prepared by the official recipe and
+answered one by one with `generate`. Beside each kind stand its chance and what the model answers to
+blank and to exchanged pictures.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -119,7 +121,9 @@ def answer_all(
             visual, shown[key] = shown.get(key, torch.full_like(visual, 128)), visual
         questions = [question.text for question in sample.questions]
         answers = answer(model, tokenizer, visual, sample.scene.is_clip, questions)
-        done += [Answered(sample.name, q, a) for q, a in zip(sample.questions, answers, strict=True)]
+        done += [
+            Answered(sample.name, q, a) for q, a in zip(sample.questions, answers, strict=True)
+        ]
     return done
 
 
@@ -145,7 +149,11 @@ def guesses(num_scenes: int = 3000) -> dict[str, str]:
     for index in range(num_scenes):
         rng = generator("train", 5_000_000, index)
         size = ((112, 112), (224, 224))[index // 2 % 2]
-        scene = make_clip("train", 9, index) if index % 2 else make_picture("train", 9, index, size=size)
+        scene = (
+            make_clip("train", 9, index)
+            if index % 2
+            else make_picture("train", 9, index, size=size)
+        )
         for question in draw_questions(scene, rng, 4):
             counts[question.template][question.answer] += 1
             for name, word in fields(question).items():
@@ -168,7 +176,7 @@ def guess(question: Question, best: dict[str, str]) -> str:
 
 
 def table(results: dict[str, list[Answered]]) -> list[dict[str, object]]:
-    """A row for each kind: share right with its interval, chance, blank and exchanged, held-out pairs."""
+    """A row for each kind: share right, its interval, chance, blank, exchanged, held-out pairs."""
     best = guesses()
     rows: list[dict[str, object]] = []
     for kind in (*KINDS, "all"):
@@ -218,7 +226,7 @@ def main() -> None:
             for manner in args.manners
         }
     for row in table(results):
-        print(json.dumps(row), flush=True)
+        sys.stdout.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

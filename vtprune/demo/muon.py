@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices to (B, rows, columns), roughly, by Newton-Schulz steps in bfloat16."""
+    """The nearest orthogonal matrices to (B, rows, columns), roughly: Newton-Schulz in bfloat16."""
     x = matrices.to(torch.bfloat16)
     wide = x.shape[-1] >= x.shape[-2]
     x = x if wide else x.transpose(-1, -2)
@@ -23,7 +23,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Muon (Keller Jordan, 2024) with the update scaled to AdamW's, matrices of one shape taken together.
+    """Muon (Keller Jordan, 2024), its update scaled to AdamW's, matrices of one shape together.
 
     Args:
         parameters: matrices; each group may have its own `lr`.

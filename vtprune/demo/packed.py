@@ -1,9 +1,9 @@
 """The trainer's forward pass: many questions about one picture read in one pass of the decoder.
 
-Each question sees the visual tokens and itself, never another question, and its positions go on from the
-last visual token. So every question costs only its own tokens, and what is learned is exactly the prompt of
-inference: one picture, one question. The parameters are those of transformers' own Qwen2 layers, used in
-place; `tests/test_demo.py` holds this pass equal to the stock one.
+Each question sees the visual tokens and itself, never another question, and its positions go on
+from the last visual token. So every question costs only its own tokens, and what is learned is
+exactly the prompt of inference: one picture, one question. The parameters are those of transformers'
+own Qwen2 layers, used in place; `tests/test_demo.py` holds this pass equal to the stock one.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def decoder_layer(
     kv_heads: int,
     eps: float,
 ) -> Tensor:
-    """One decoder layer over x (B, prefix + questions x length, D), questions apart from each other."""
+    """One decoder layer over x (B, prefix + questions x length, D), questions kept apart."""
     norm1, wq, bq, wk, bk, wv, bv, wo, norm2, w_gate, w_up, w_down = weights
-    batch, total, width = x.shape
+    batch, total, _ = x.shape
     group, head = heads // kv_heads, wq.shape[0] // heads
     length = (total - num_prefix) // num_questions
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -68,7 +68,7 @@ def decoder_layer(
     q = rotate(F.linear(y, wq, bq).view(batch, total, heads, head), cos, sin)
     k = rotate(F.linear(y, wk, bk).view(batch, total, kv_heads, head), cos, sin)
     v = F.linear(y, wv, bv).view(batch, total, kv_heads, head)
-    # (B, KV, group, L, head): the query heads of one key head side by side, so that keys are never repeated.
+    # (B, KV, group, L, head): the query heads of one key head together, so keys are never repeated.
     q = q.view(batch, total, kv_heads, group, head).permute(0, 2, 3, 1, 4) * head**-0.5
     k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, KV, L, head)
     q_prefix, q_question = q[..., :num_prefix, :], q[..., num_prefix:, :]
@@ -120,12 +120,12 @@ def read_packed(
     questions: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,
 ) -> Tensor:
-    """The decoder's last states of prefix (B, P, D) and questions (B, Q, L, D), at the questions' tokens: (B, Q, L, D).
+    """The decoder's last states (B, Q, L, D) at the tokens of questions that share a prefix.
 
     Args:
         decoder: a Qwen2 model (the language model of the checkpoint).
-        prefix: embeddings of everything before a question, visual tokens in place.
-        questions: embeddings of Q questions with their answers, padded on the right to one length.
+        prefix: embeddings (B, P, D) of everything before a question, visual tokens in place.
+        questions: embeddings (B, Q, L, D) of Q questions with their answers, padded on the right.
         layer: `decoder_layer`, or a compiled version of it.
     """
     config = decoder.config

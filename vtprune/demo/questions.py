@@ -70,7 +70,7 @@ def _pick(rng: np.random.Generator, options: list[Thing]) -> Thing | None:
 
 
 def _still(scene: Scene) -> list[Thing]:
-    """The things nothing happens to: a question about how something is must not depend on the time."""
+    """The things nothing happens to: how they are does not depend on the time."""
     touched = {event.thing for event in scene.events if event.verb != "flashes"}
     return [thing for i, thing in enumerate(scene.things) if i not in touched]
 
@@ -173,7 +173,7 @@ RELATIONS = ("left of", "right of", "above", "below", "larger than", "smaller th
 
 
 def holds(relation: str, one: Thing, other: Thing) -> bool | None:
-    """Whether `one` stands in the relation to `other`; None where the two are level or of one size."""
+    """Whether `one` is so related to `other`; None where the two are level or of one size."""
     if relation in ("larger than", "smaller than"):
         if one.size == other.size:
             return None
@@ -320,6 +320,6 @@ MAKERS: dict[str, Maker] = {
 
 
 def names_held_out(question: Question) -> bool:
-    """Whether the question or its answer names a pair of colour and shape that training never shows."""
+    """Whether the question or its answer names a colour and shape that training never shows."""
     words = f" {question.text} {question.answer} "
     return any(f" {colour} {shape}" in words for colour, shape in HELD_OUT)

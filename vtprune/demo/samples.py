@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import VtpruneError
 from .draw import Frame, frame
-from .questions import KINDS, Question, draw_questions
+from .questions import Question, draw_questions
 from .world import SPLITS, TILE, Scene, generator, make_clip, make_picture
 
 MOST_QUESTIONS = 4
@@ -45,7 +45,7 @@ class Sample:
 
 
 def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
-    """Files with `num` questions in all: clips and pictures in turn, the first a clip asked "what happens?"."""
+    """Files with `num` questions in all: clips and pictures in turn; the first asks what happens."""
     left, index = num, 0
     while left > 0:
         rng = generator(split, seed + 4_000_000, index)
@@ -129,7 +129,7 @@ def _write_clip(path: Path, frames: Frame) -> None:
 
     try:
         av.codec.Codec("libx264", "w")
-        # x264's look-ahead gave other bytes now and then; without it the same frames give the same file.
+        # x264's look-ahead gave other bytes now and then; without it, the same frames, the same file.
         steady = "mbtree=0:rc-lookahead=0:scenecut=0:bframes=0"
         codec, options = "libx264", {"crf": "10", "preset": "veryfast", "threads": "1"}
         options["x264-params"] = steady

@@ -1,7 +1,8 @@
 """Train the embedded model from nothing: `python -m vtprune.demo.train --out DIR`.
 
-First the tower alone on the world's dense labels (per patch: colour, shape, digits; the heads are thrown away),
-then everything on questions with a loss on answers only. Both parts resume from DIR after an interruption.
+First the tower alone on the world's dense labels (per patch: colour, shape, digits; the heads are
+thrown away), then everything on questions with a loss on answers only. Both parts resume from DIR
+after an interruption.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -28,14 +30,23 @@ from .questions import KINDS
 from .world import COLOURS, SHAPES, TILE
 
 COMPILED = ("one of several", "picture", "picture 2x2", "clip 8")
+# How many batches of each layout the accuracy on dev is taken from.
 DEV = (
-    ("picture", 5), ("picture 2x2", 4), ("picture 3x3", 2), ("picture 260x320", 1), ("clip 8", 6), ("clip 16", 2)
-)  # fmt: skip
+    ("picture", 5),
+    ("picture 2x2", 4),
+    ("picture 3x3", 2),
+    ("picture 260x320", 1),
+    ("clip 8", 6),
+    ("clip 16", 2),
+)
 Layer = Callable[..., Tensor]
 
 
 def tiles(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 to tiles (B, n, 3, 112, 112) uint8, the base picture first, by the official recipe."""
+    """Pictures (B, 3, H, W) to tiles (B, n, 3, 112, 112), the base picture first, all uint8.
+
+    This is the official recipe, for pictures of one size; padding is black.
+    """
     height, width = pictures.shape[-2:]
     tall, wide = select_best_resolution((height, width), PINPOINTS)
     scale = min(tall / height, wide / width)
@@ -71,7 +82,7 @@ def visual_tokens(
         return model.model.get_video_features(normalise(pixels)).pooler_output
     sizes = torch.tensor([[batch.layout.height, batch.layout.width]] * len(pixels), device=device)
     if batch.layout.name == "one of several":
-        # A picture among others in one prompt is not tiled: the model has only the base picture of it.
+        # A picture among others in one prompt is not tiled: the model sees its base picture only.
         several = torch.tensor([len(pixels), 0])
         features = model.model.get_image_features(
             normalise(pixels[:, 0]), sizes, batch_num_images=several
@@ -111,7 +122,7 @@ class Dense(nn.Module):
 
 
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and heads; a learning rate a module."""
+    """Muon for the matrices inside layers, AdamW for all else; a learning rate a module."""
     matrices, others = [], []
     for module, rate in groups:
         for name, parameter in module.named_parameters():
@@ -154,7 +165,7 @@ def write_atomically(path: Path, state: dict[str, object]) -> None:
 def log(path: Path, **fields: object) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(fields) + "\n")
-    print(json.dumps(fields), flush=True)
+    sys.stdout.write(json.dumps(fields) + "\n")
 
 
 def train_tower(
@@ -228,9 +239,10 @@ def train_tower(
 def dev_accuracy(
     model: LlavaOnevisionForConditionalGeneration, device: torch.device
 ) -> dict[str, float]:
-    """Accuracy by kind on fixed dev scenes: a question counts where every token of its answer is the likeliest.
+    """Accuracy by kind on fixed dev scenes.
 
-    That is what greedy decoding would answer, without decoding.
+    An answer is right where each of its tokens is the likeliest: that is what greedy decoding would
+    give, without decoding.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     model.eval()
@@ -260,7 +272,7 @@ def dev_accuracy(
 def train(
     model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace
 ) -> None:
-    """Train everything on questions; the best averaged weights go to `snapshot/`, in the hub's format."""
+    """Train everything on questions; the best averaged weights go to `snapshot/`."""
     device = torch.device(args.device)
     parts = model.model
     decoder = [
@@ -285,13 +297,14 @@ def train(
     compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
     torch._dynamo.config.cache_size_limit = 64
     losses: dict[str, list[float]] = defaultdict(list)
-    rank, processes = share = ranks()
+    share = ranks()
+    rank = share[0]
     for number in range(step, args.steps):
         batch = training_batch(args.seed, number, share)
         model.train()
         set_rates(optims, schedule(number, args.steps, 100, args.decay))
         layer = compiled if batch.layout.name in COMPILED else decoder_layer
-        # The tower learns once the decoder can read it, from clips only every other time: they are 8 frames long.
+        # The tower learns once the decoder can read it; from clips, 8 frames each, every other time.
         tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
         parts.vision_tower.requires_grad_(tower)
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -367,7 +380,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def work(rank: int, args: argparse.Namespace) -> None:
-    """One process of the training: its share of every batch, one thread, gradients averaged once a step."""
+    """One process: its share of every batch, one thread, gradients averaged once a step."""
     if args.processes > 1:
         torch.set_num_threads(1)
         meeting = f"file://{args.out.resolve()}/meeting"

@@ -1,4 +1,4 @@
-"""The world of the embedded model: scenes of coloured shapes and written numbers, drawn by a seed."""
+"""The world of the embedded model: scenes of coloured shapes and numbers, drawn by a seed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVENT_LENGTH = 0.22
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape; `x`, `y` are its centre as fractions of the picture, `radius` of the shorter side."""
+    """A coloured shape; centre `x`, `y` in fractions of the picture, `radius` of the shorter side."""
 
     colour: str
     shape: str
@@ -88,7 +88,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (one frame, no events) or a clip, as state; `vtprune.demo.draw` makes pixels of it."""
+    """A picture (one frame, no events) or a clip, as state; `draw.frame` makes pixels of it."""
 
     things: tuple[Thing, ...]
     numbers: tuple[Number, ...]
@@ -134,7 +134,7 @@ def what_happens(scene: Scene) -> str:
 def make_picture(
     split: str, seed: int, index: int, *, size: tuple[int, int] = (TILE, TILE), most_things: int = 7
 ) -> Scene:
-    """A picture of `size` (height, width): things in the cells of a 3 x 3 grid, numbers in others."""
+    """A picture of `size` (height, width): things and numbers in the cells of a 3 x 3 grid."""
     rng = generator(split, seed, index)
     height, width = size
     cells = [(int(cell) // 3, int(cell) % 3) for cell in rng.permutation(9)]
@@ -152,9 +152,16 @@ def make_picture(
 
 
 def make_clip(
-    split: str, seed: int, index: int, *, num_frames: int = 16, size: int = TILE, most_things: int = 4, most_events: int = 3
-) -> Scene:  # fmt: skip
-    """A clip of 1 to `most_events` events, one after another, each in a third of the clip of its own."""
+    split: str,
+    seed: int,
+    index: int,
+    *,
+    num_frames: int = 16,
+    size: int = TILE,
+    most_things: int = 4,
+    most_events: int = 3,
+) -> Scene:
+    """A clip of 1 to `most_events` events, each in a third of the clip of its own."""
     rng = generator(split, seed, index)
     cells = [(int(cell) // 3, int(cell) % 3) for cell in rng.permutation(9)]
     names: list[tuple[str, str]] = []
@@ -197,7 +204,7 @@ def make_clip(
 
 
 def things_at(scene: Scene, time: float) -> list[Thing]:
-    """The things that are there at `time` in [0, 1], where they are and in the colour they have then."""
+    """The things that are there at `time` in [0, 1], where and in the colour they are then."""
     present = list(scene.things)
     gone = set()
     for event in scene.events:
@@ -274,7 +281,7 @@ def _number(
     digits = str(int(rng.integers(10, 100)))
     shorter = min(height, width)
     tall = float(rng.uniform(0.18, 0.21)) if large else float(rng.uniform(9.0, 11.0)) / shorter
-    # The plate that carries the digits is 1.6 digits wide and 1.4 tall, from centre to edge 0.8 and 0.7.
+    # The digits' plate, in digit heights, from centre to edge: 0.82 wide and 0.72 high at most.
     x, y = _spot(rng, row, column, 0.82 * tall, 0.72 * tall, height, width)
     if not large:
         x, y = (
@@ -287,7 +294,7 @@ def _number(
 def _spot(
     rng: np.random.Generator, row: int, column: int, rx: float, ry: float, height: int, width: int
 ) -> tuple[float, float]:
-    """A centre in the cell such that the object stays inside it; rx, ry are fractions of the shorter side."""
+    """A centre such that the object stays in its cell; rx, ry are fractions of the shorter side."""
     shorter = min(height, width)
     room_x = max(0.5 - 3 * rx * shorter / width, 0.0)
     room_y = max(0.5 - 3 * ry * shorter / height, 0.0)
@@ -310,7 +317,7 @@ def _inside_tile(centre: float, half: float, shorter: int, length: int) -> float
 def _free_way(
     rng: np.random.Generator, thing: Thing, cells: list[tuple[int, int]]
 ) -> tuple[str, int]:
-    """A direction and 1 or 2 steps over free cells, which are taken out of `cells`; 0 steps if there is none."""
+    """A direction and 1 or 2 steps over free cells, which are taken; 0 steps if there is none."""
     for direction in (list(DIRECTIONS)[i] for i in rng.permutation(4)):
         down, right = DIRECTIONS[direction]
         way = [(thing.row + down * s, thing.column + right * s) for s in (1, 2)]

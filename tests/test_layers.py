@@ -1,0 +1,237 @@
+"""Modules import downward only, and what is light stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    ("errors",),
+    ("layout", "schedule", "packing", "cost", "trace", "report"),
+    ("pruners", "spec", "schema", "preset", "catalog", "config", "media", "models"),
+    ("plan", "caches", "prefill", "engine"),
+    ("loading", "generation", "memory", "figures", "compare", "run"),
+    ("console",),
+    ("cli",),
+    ("__main__",),
+)
+"""The first part of a module's name after "vtprune", from the bottom up; a part imports from its
+own layer and from those below."""
+BESIDE = ("demo",)
+"""Made by nothing, and imported by nothing but the loader and the command line."""
+WITHIN = {
+    "schedule": {"errors"},
+    "layout": set(),
+    "cost": {"errors"},
+    "report": set(),
+    "spec": {"errors"},
+    "schema": {"errors", "pruners", "spec"},
+    "preset": {"errors", "pruners", "schema", "spec"},
+    "catalog": {"errors"},
+    "pruners": {"errors", "layout", "schedule"},
+    "media": {"errors"},
+    "models": {"errors", "layout", "media"},
+    "console": set(),
+}
+"""What the parts that everything rests on may import, apart from themselves."""
+LIGHT = (
+    "vtprune",
+    "vtprune.errors",
+    "vtprune.schedule",
+    "vtprune.cost",
+    "vtprune.report",
+    "vtprune.spec",
+    "vtprune.schema",
+    "vtprune.preset",
+    "vtprune.pruners",
+    "vtprune.models",
+    "vtprune.catalog",
+    "vtprune.config",
+    "vtprune.console",
+    "vtprune.demo",
+    "vtprune.cli",
+    "vtprune.cli.complete",
+    "vtprune.cli.flags",
+    "vtprune.cli.output",
+)
+HEAVY = ("torch", "transformers", "numpy", "av", "decord", "PIL", "safetensors")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "vtprune").rglob("*.py"))}
+
+
+def imported_from(node: ast.ImportFrom, path: Path) -> str:
+    """The full name of the module that a `from` import names."""
+    if not node.level:
+        return str(node.module)
+    package = path.relative_to(ROOT).parts[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a file imports anywhere, but not for type checking alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {inside for part in node.body for inside in ast.walk(part)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = imported_from(node, path)
+            found |= {f"{source}.{alias.name}" for alias in node.names} & set(MODULES) or {source}
+    return found
+
+
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def part(module: str) -> str:
+    """What follows "vtprune." in a module's name, up to the next dot; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def parts_imported(module: str) -> set[str]:
+    own = {name for name in IMPORTS[module] if name.split(".")[0] == "vtprune"}
+    return {part(name) for name in own} - {"", part(module)}
+
+
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name in names)
+
+
+def test_every_module_has_its_layer() -> None:
+    known = {name for names in LAYERS for name in names} | set(BESIDE) | {""}
+    assert {part(module) for module in MODULES} == known
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) not in ("", *BESIDE)])
+def test_a_module_imports_from_its_own_layer_and_below(module: str) -> None:
+    above = {
+        name for name in parts_imported(module) - set(BESIDE) if layer(name) > layer(part(module))
+    }
+    assert not above
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_part_rests_on_little(name: str) -> None:
+    for module in MODULES:
+        if part(module) == name and module != "vtprune.models.structure":
+            assert parts_imported(module) <= WITHIN[name], module
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way, module])
+        if module in done:
+            return
+        for name in sorted(top_level(module)):
+            visit(name, (*way, module))
+        done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def top_level(module: str) -> set[str]:
+    """Modules of this project that are imported as soon as `module` is."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            source = imported_from(node, MODULES[module])
+            names = {f"{source}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= names or ({source} & set(MODULES))
+    return found - {module}
+
+
+def test_the_demo_world_is_imported_by_the_loader_and_its_command_alone() -> None:
+    users = {name for name in MODULES if "demo" in parts_imported(name)}
+    assert users <= {"vtprune.loading", "vtprune.cli.demo"}
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if part(name) == "pruners" and name != "vtprune.pruners"]
+)
+def test_a_method_never_sees_a_model(module: str) -> None:
+    outside = {name.split(".")[0] for name in IMPORTS[module]} - {"vtprune"}
+    assert outside - set(sys.stdlib_module_names) <= {"torch"}
+    assert not parts_imported(module) & {"models", "engine", "plan", "prefill", "caches"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "models"])
+def test_a_family_never_sees_a_method(module: str) -> None:
+    assert not parts_imported(module) & {"pruners", "schedule", "preset", "plan", "engine"}
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("decord", ("media",)),
+        ("av", ("media", "demo")),
+        ("PIL", ("media", "demo")),
+        ("rich", ("console",)),
+        ("click", ("cli",)),
+    ],
+)
+def test_a_library_is_imported_in_one_place(library: str, allowed: tuple[str, ...]) -> None:
+    users = {
+        module
+        for module, names in IMPORTS.items()
+        if library in {name.split(".")[0] for name in names} and part(module) not in allowed
+    }
+    assert not users
+
+
+HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
+
+
+def test_only_the_engine_puts_hooks_on() -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in HOOKS
+    }
+    assert users == {"vtprune.engine"}
+
+
+def test_nothing_but_the_console_and_the_command_line_writes() -> None:
+    users = {
+        part(module)
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
+    }
+    assert users <= {"console", "cli", "demo"}  # training is a script of its own
+
+
+def test_what_is_light_imports_nothing_heavy() -> None:
+    script = f"""
+import importlib, sys
+for name in {LIGHT!r}:
+    importlib.import_module(name)
+    heavy = [one for one in {HEAVY!r} if one in sys.modules]
+    if heavy:
+        sys.exit(f"{{name}} imports {{', '.join(heavy)}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,65 @@
+"""Several prompts as one left-padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn.functional import pad
+
+ROWS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+FRAMES = "pixel_values_videos"
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def group_alike(prompts: Sequence[Tensors], size: int) -> list[list[int]]:
+    """Numbers of the prompts that can be one batch, at most `size` in each, order kept inside.
+
+    Videos that a family stacks as (1, frames, 3, h, w) need the same number of frames: a padding
+    frame would be looked at.
+    """
+    alike: dict[object, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        video = prompt.get(FRAMES)
+        key = tuple(video.shape[1:]) if video is not None and video.dim() == 5 else None
+        alike.setdefault(key, []).append(number)
+    # A prompt without such a video fits beside any, but order and simplicity count for more.
+    return [
+        numbers[start : start + size]
+        for numbers in alike.values()
+        for start in range(0, len(numbers), size)
+    ]
+
+
+def collate(prompts: Sequence[Tensors], pad_id: int) -> dict[str, torch.Tensor]:
+    """One batch of prompts of batch 1.
+
+    Token rows are padded on the left to the longest; pixel tensors are joined along their first
+    dimension, smaller ones filled up with zeros (tiles that the models cut off by the sizes that
+    they are given).
+    """
+    if len(prompts) == 1:
+        return dict(prompts[0])
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    batch = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt):
+        parts = [prompt[name] for prompt in prompts if name in prompt]
+        if name in ROWS:
+            fill = pad_id if name == "input_ids" else 0
+            rows = [pad(part, (longest - part.shape[1], 0), value=fill) for part in parts]
+            batch[name] = torch.cat(rows)
+        else:
+            batch[name] = torch.cat(fill_up(parts))
+    return batch
+
+
+def fill_up(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors with zeros behind, so that they agree in all dimensions but the first."""
+    sizes = [max(part.shape[dim] for part in parts) for dim in range(1, parts[0].dim())]
+    filled = []
+    for part in parts:
+        missing = [size - have for size, have in zip(sizes, part.shape[1:], strict=True)]
+        ends = [end for gap in reversed(missing) for end in (0, gap)]
+        filled.append(pad(part, ends) if any(missing) else part)
+    return filled
