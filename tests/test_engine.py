@@ -335,6 +335,22 @@ def test_modalities_can_have_their_own_stages_and_keeps() -> None:
     assert {one.modality for one in trace.stages} == {"video"}
 
 
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_dropping_every_visual_token_equals_masking_them_all(name: str) -> None:
+    model = shared_model(name)
+    inputs = batch_of_two(name, model, "image")
+    stages = [{"at": 1, "method": "entropy", "keep": 0.5}, {"at": 4, "method": "vtw", "keep": 0}]
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        tokens, logits = oracle.generate(model, inputs)
+    assert trace.stages[1].after == [0, 0]
+    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    with torch.no_grad(), vtprune.pruning(model, method="vtw", keep=0.5) as trace:
+        model(**inputs)
+    assert [stage.layer for stage in trace.stages] == [3]
+    assert trace.keep_mean() == 0.5
+
+
 def test_equal_quotas_are_kept_in_every_frame() -> None:
     model = shared_model("llava_onevision")
     inputs = tiny.inputs("llava_onevision", model, "video")

@@ -256,14 +256,7 @@ def test_random_of_another_seed_is_another_draw() -> None:
 
 
 def test_random_draws_what_it_drew_in_every_release() -> None:
-    assert choose("random", flat(10), 4, seed=0).index.tolist() == RANDOM_OF_TEN
-
-
-RANDOM_OF_TEN = sorted(
-    torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    .argsort(descending=True)[:4]
-    .tolist()
-)
+    assert choose("random", flat(10), 4, seed=0).index.tolist() == [2, 5, 7, 8]
 
 
 # -- entropy: the score ---------------------------------------------------------------------------
@@ -414,7 +407,7 @@ def test_row_entropy_is_the_same_for_every_head_times_its_own_positive_factor() 
 def test_row_entropy_lies_between_zero_and_that_of_all_directions_alike() -> None:
     for kind in ("random", "low rank", "structured"):
         scores = token_entropy(random_states(kind), "row", double=True)
-        assert 0 <= float(scores.min())
+        assert float(scores.min()) >= 0
         assert float(scores.max()) <= math.log(7) / math.log(8) + 1e-7
 
 

@@ -17,8 +17,8 @@ from vtprune.caches import CacheState, ContinuedMasks, cache_length, continue_ma
 from vtprune.catalog import Calibration
 from vtprune.errors import ModelError
 from vtprune.layout import MODALITIES
-from vtprune.models.structure import find_structure, lay_out_batch
-from vtprune.packing import gather, valid_columns
+from vtprune.models.structure import DEEPSTACK, find_structure, lay_out_batch
+from vtprune.packing import gather, gather_marked, valid_columns
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill, start_prefill
 from vtprune.preset import Keep, Preset, load_preset, override
@@ -110,7 +110,7 @@ class _Session:
         self.started = 0.0
         self.handles: list[RemovableHandle] = []
         self.layer_handles: list[RemovableHandle] = []
-        self.wrapped: list[str] = []
+        self.wrapped: list[tuple[nn.Module, str]] = []
 
     # -- on and off ------------------------------------------------------------------------------
 
@@ -124,8 +124,9 @@ class _Session:
         self.inner.__dict__[MARK] = self
         for name in ("get_image_features", "get_video_features"):
             if hasattr(self.inner, name):
-                self.inner.__dict__[name] = self.recording(name)
-                self.wrapped.append(name)
+                self.wrap(self.inner, name, self.recording(name))
+        if hasattr(self.decoder, DEEPSTACK):
+            self.wrap(self.decoder, DEEPSTACK, self.adding())
         self.handles = [
             self.model.register_forward_pre_hook(self.refuse_labels, with_kwargs=True),
             self.inner.register_forward_pre_hook(self.see_inputs, with_kwargs=True),
@@ -142,9 +143,13 @@ class _Session:
             handle.remove()
         if self.inner.__dict__.get(MARK) is self:
             del self.inner.__dict__[MARK]
-            for name in self.wrapped:
-                del self.inner.__dict__[name]
+            for module, name in self.wrapped:
+                del module.__dict__[name]
         self.encoded, self.vision, self.pending, self.running = None, {}, None, None
+
+    def wrap(self, module: nn.Module, name: str, function: Callable[..., object]) -> None:
+        module.__dict__[name] = function
+        self.wrapped.append((module, name))
 
     def unhook_layers(self) -> None:
         for handle in self.layer_handles:
@@ -172,6 +177,25 @@ class _Session:
             return features
 
         return encode_and_note
+
+    def adding(self) -> Callable[..., torch.Tensor]:
+        """The decoder's own adding of features to states (deepstack), for the tokens still there.
+
+        It runs after a layer with the marks and features of the uncut sequence.
+        """
+        add = getattr(self.decoder, DEEPSTACK)
+
+        @functools.wraps(add)
+        def add_to_those_left(
+            hidden_states: torch.Tensor, visual_pos_masks: torch.Tensor, visual_embeds: torch.Tensor
+        ) -> torch.Tensor:
+            if self.running is not None and self.running.done:
+                visual_pos_masks, visual_embeds = gather_marked(
+                    visual_pos_masks, visual_embeds, self.running.packed
+                )
+            return add(hidden_states, visual_pos_masks, visual_embeds)
+
+        return add_to_those_left
 
     def now(self) -> float:
         """Seconds on a clock, once the device has done what it was given."""

@@ -62,6 +62,24 @@ def gather(states: torch.Tensor, index: torch.Tensor, dim: int = 1) -> torch.Ten
     return states.gather(dim, index.view(around).expand(shape))
 
 
+def gather_marked(
+    marked: torch.Tensor, rows: torch.Tensor, packed: Packed
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The marked columns that are left after a cut, and their rows.
+
+    Args:
+        marked: (B, S) bool.
+        rows: (V, d), one for each marked column, sample by sample.
+        packed: what is left of the S columns.
+    """
+    index = packed.index.to(marked.device)
+    number = (marked.flatten().cumsum(0) - 1).view_as(marked)  # (B, S) row of a marked column
+    left = marked.gather(1, index)
+    if packed.valid is not None:
+        left &= packed.valid.to(marked.device)
+    return left, rows[number.gather(1, index)[left].to(rows.device)]
+
+
 def gather_mask(mask: object, packed: Packed) -> object:
     """The rows and columns of a prepared attention mask that are left after a cut.
 

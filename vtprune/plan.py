@@ -9,7 +9,7 @@ from vtprune.errors import PresetError
 from vtprune.layout import MODALITIES, Layout
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
-from vtprune.pruners import create
+from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Pruner
 from vtprune.schedule import Place, Schedule, resolve_layer, solve
 from vtprune.trace import Trace
@@ -77,7 +77,12 @@ class Plan:
                     self.trace.warn(warning)
         ecl, horizon = calibration.ecl, calibration.horizon
         return tuple(
-            Place(stage.at, resolve_layer(stage.at, self.num_layers, ecl, horizon), stage.keep)
+            Place(
+                stage.at,
+                resolve_layer(stage.at, self.num_layers, ecl, horizon),
+                stage.keep,
+                METHODS[stage.method].drops_all,
+            )
             for stage in stages
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from vtprune.errors import PresetError, VtpruneError
-from vtprune.pruners import check_options
+from vtprune.pruners import METHODS, check_options
 from vtprune.spec import (
     CHOICES,
     IMAGE_KEYS,
@@ -160,8 +160,11 @@ class Reader:
         method = str(item.get("method", ""))
         options = self.options(method, extra, path) if "method" in item else {}
         keep = self.number(item, (*path, "keep"), low=0, high=1)
-        if keep == 0:
+        withdraws = method in METHODS and METHODS[method].drops_all
+        if keep == 0 and not withdraws:
             self.fault((*path, "keep"), "keep 0 drops every token, which only vtw may")
+        if keep and withdraws:
+            self.fault((*path, "keep"), f"{method} drops every token: its keep is 0, or none")
         choices = {key: self.choice(item, (*path, key)) for key in CHOICES}
         if missing or at is None:
             return None

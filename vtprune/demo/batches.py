@@ -184,7 +184,7 @@ def make_batch(
         scene = make_scene(split, seed, index, layout, most)
         rng = generator(split, seed + 1_000_000, index)
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
-        kinds = KINDS
+        kinds: tuple[str, ...] = KINDS
         if extra:
             kinds = PICTURE_KINDS + EXTRA_KINDS * 2
             if scene.is_clip:

@@ -142,7 +142,7 @@ def save(model: LlavaOnevisionForConditionalGeneration, directory: Path) -> None
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    pixels = {
+    pixels: dict[str, object] = {
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
@@ -154,10 +154,10 @@ def save(model: LlavaOnevisionForConditionalGeneration, directory: Path) -> None
         "size": {"height": TILE, "width": TILE},
         "processor_class": "LlavaOnevisionProcessor",
     }
-    picture = {"do_pad": True, "image_grid_pinpoints": PINPOINTS}
+    picture: dict[str, object] = {"do_pad": True, "image_grid_pinpoints": PINPOINTS}
     picture["image_processor_type"] = "LlavaOnevisionImageProcessor"
     _write_json(directory / "preprocessor_config.json", pixels | picture)
-    video = {"do_sample_frames": True, "num_frames": NUM_FRAMES}
+    video: dict[str, object] = {"do_sample_frames": True, "num_frames": NUM_FRAMES}
     video["video_processor_type"] = "LlavaOnevisionVideoProcessor"
     _write_json(directory / "video_preprocessor_config.json", pixels | video)
     processor = {

@@ -131,7 +131,7 @@ def _shape_mask(shape: str, radius: float) -> Mask:
             angle, reach = np.pi * i / 5, 1.0 if i % 2 == 0 else 0.42
             points.append((float(np.sin(angle) * reach), float(-np.cos(angle) * reach)))
         polygon(points)
-    return np.asarray(image.reduce(scale), dtype=np.float32) / 255
+    return np.asarray(image.reduce(scale), dtype=np.float32) / np.float32(255)
 
 
 def _plate(number: Number, height: int, width: int) -> tuple[Mask, Mask, int, int]:
@@ -150,7 +150,7 @@ def _number_masks(digits: str, tall: int) -> tuple[Mask, Mask]:
         dots[1:8, 6 * i + 1 : 6 * i + 6] = [[255 * int(dot) for dot in row] for row in rows]
     size = round(dots.shape[1] * tall / 7), round(9 * tall / 7)
     large = Image.fromarray(dots).resize((dots.shape[1] * 8, 72), Image.Resampling.NEAREST)
-    ink = np.asarray(large.resize(size, Image.Resampling.BOX), dtype=np.float32) / 255
+    ink = np.asarray(large.resize(size, Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     return np.ones_like(ink), ink
 
 

@@ -86,14 +86,16 @@ def answer(
     answers = []
     for question in questions:
         turn = {"role": "user", "content": [content, {"type": "text", "text": question}]}
-        prompt = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        prompt = str(
+            tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        )
         ids = tokenizer(prompt.replace(mark, mark * len(features)), return_tensors="pt").input_ids
         embeddings = model.get_input_embeddings()(ids)
         embeddings[ids == tokenizer.convert_tokens_to_ids(mark)] = features
         out = model.generate(
             inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), max_new_tokens=40
         )
-        answers.append(tokenizer.decode(out[0], skip_special_tokens=True).strip())
+        answers.append(str(tokenizer.decode(out[0], skip_special_tokens=True)).strip())
     return answers
 
 
@@ -107,7 +109,8 @@ def answer_all(
     manner: str,
 ) -> list[Answered]:
     """Answer `num` questions; `manner` says what the model is shown."""
-    done, shown = [], {}
+    done: list[Answered] = []
+    shown: dict[torch.Size, Tensor] = {}
     for sample in samples(num, seed, split):
         path = folder / sample.name
         if not path.exists():

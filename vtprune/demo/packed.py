@@ -2,8 +2,8 @@
 
 Each question sees the visual tokens and itself, never another question, and its positions go on
 from the last visual token. So every question costs only its own tokens, and what is learned is
-exactly the prompt of inference: one picture, one question. The parameters are those of transformers'
-own Qwen2 layers, used in place; `tests/test_demo.py` holds this pass equal to the stock one.
+exactly the prompt of inference: one picture, one question. The parameters are those of the stock
+Qwen2 layers, used in place; `tests/test_demo.py` holds this pass equal to the stock one.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
 LayerWeights = tuple[Tensor, ...]
 
 
-def layer_weights(layer: nn.Module) -> LayerWeights:
+def layer_weights(layer: Qwen2DecoderLayer) -> LayerWeights:
     """The parameters of one Qwen2 decoder layer, in the order `decoder_layer` takes them."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
@@ -115,7 +116,7 @@ def decoder_layer(
 
 
 def read_packed(
-    decoder: nn.Module,
+    decoder: Qwen2Model,
     prefix: Tensor,
     questions: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,

@@ -45,7 +45,7 @@ class Sample:
 
 
 def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
-    """Files with `num` questions in all: clips and pictures in turn; the first asks what happens."""
+    """Files of `num` questions in all, clips and pictures in turn; the first asks what happens."""
     left, index = num, 0
     while left > 0:
         rng = generator(split, seed + 4_000_000, index)
@@ -126,10 +126,11 @@ def write_file(path: Path, scene: Scene) -> None:
 
 def _write_clip(path: Path, frames: Frame) -> None:
     import av
+    from av.video.stream import VideoStream
 
     try:
         av.codec.Codec("libx264", "w")
-        # x264's look-ahead gave other bytes now and then; without it, the same frames, the same file.
+        # x264's look-ahead gives other bytes now and then; without it, the file is always the same.
         steady = "mbtree=0:rc-lookahead=0:scenecut=0:bframes=0"
         codec, options = "libx264", {"crf": "10", "preset": "veryfast", "threads": "1"}
         options["x264-params"] = steady
@@ -137,6 +138,7 @@ def _write_clip(path: Path, frames: Frame) -> None:
         codec, options = "mpeg4", {"qscale": "2", "threads": "1"}
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
+        assert isinstance(stream, VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in frames:

@@ -10,7 +10,7 @@ ARTICLES = {"a", "an", "the"}
 def score(kind: str, expected: str, given: str) -> float:
     """How right an answer is, in [0, 1]: 1 is right, and less than 1 is wrong.
 
-    Case, articles, spaces and a final full stop don't count. `what_happens` is scored by its events:
+    Case, articles, spaces and a final full stop don't count. `what_happens` is scored by events:
     twice the number of events in common, in the same order, over the number in both answers.
     """
     if kind != "what_happens":
@@ -22,7 +22,7 @@ def score(kind: str, expected: str, given: str) -> float:
 
 
 def events(answer: str) -> list[str]:
-    """The events an answer names, in order: "red circle moves left, then a ring appears" has two."""
+    """The events that an answer names, in order: two in "red circle moves left, then ..."."""
     parts = re.split(r",|\bthen\b|\band\b|\.|;", answer.lower())
     return [words for part in parts if (words := _words(part))]
 

@@ -123,7 +123,8 @@ class Dense(nn.Module):
 
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside layers, AdamW for all else; a learning rate a module."""
-    matrices, others = [], []
+    matrices: list[dict[str, object]] = []
+    others: list[dict[str, object]] = []
     for module, rate in groups:
         for name, parameter in module.named_parameters():
             plain = parameter.ndim != 2 or "embed" in name or "head" in name
@@ -304,7 +305,7 @@ def train(
         model.train()
         set_rates(optims, schedule(number, args.steps, 100, args.decay))
         layer = compiled if batch.layout.name in COMPILED else decoder_layer
-        # The tower learns once the decoder can read it; from clips, 8 frames each, every other time.
+        # The tower learns once the decoder can read it, from clips every second time: they cost more.
         tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
         parts.vision_tower.requires_grad_(tower)
         with torch.autocast(device.type, dtype=torch.bfloat16):

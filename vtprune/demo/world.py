@@ -37,7 +37,7 @@ EVENT_LENGTH = 0.22
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape; centre `x`, `y` in fractions of the picture, `radius` of the shorter side."""
+    """A coloured shape: centre `x`, `y` in parts of the picture, `radius` of the shorter side."""
 
     colour: str
     shape: str
@@ -219,9 +219,7 @@ def things_at(scene: Scene, time: float) -> list[Thing]:
             present[event.thing] = replace(thing, x=x, y=y, row=row, column=column)
         elif event.verb == "turns" and time >= event.middle:
             present[event.thing] = replace(present[event.thing], colour=event.detail)
-        elif event.verb == "appears" and time < event.middle:
-            gone.add(event.thing)
-        elif event.verb == "vanishes" and time >= event.middle:
+        elif event.verb == ("appears" if time < event.middle else "vanishes"):
             gone.add(event.thing)
     return [thing for i, thing in enumerate(present) if i not in gone]
 
@@ -280,13 +278,13 @@ def _number(
 ) -> Number:
     digits = str(int(rng.integers(10, 100)))
     shorter = min(height, width)
-    tall = float(rng.uniform(0.18, 0.21)) if large else float(rng.uniform(9.0, 11.0)) / shorter
-    # The digits' plate, in digit heights, from centre to edge: 0.82 wide and 0.72 high at most.
-    x, y = _spot(rng, row, column, 0.82 * tall, 0.72 * tall, height, width)
+    tall = float(rng.uniform(0.165, 0.18)) if large else float(rng.uniform(9.0, 11.0)) / shorter
+    # From its centre, the plate under two digits is 0.93 of their height wide and 0.65 high.
+    x, y = _spot(rng, row, column, 0.93 * tall, 0.65 * tall, height, width)
     if not large:
         x, y = (
-            _inside_tile(x, 0.82 * tall, shorter, width),
-            _inside_tile(y, 0.72 * tall, shorter, height),
+            _inside_tile(x, 0.95 * tall, shorter, width),
+            _inside_tile(y, 0.67 * tall, shorter, height),
         )
     return Number(digits, large, row, column, x, y, tall)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINEAR_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "moe_linear")
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
+DEEPSTACK = "_deepstack_process"
+"""The decoder's method that adds visual features to the states after a layer, as in Qwen3-VL."""
+DEEPSTACK_TAKES = ["hidden_states", "visual_pos_masks", "visual_embeds"]
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 
 
@@ -171,12 +174,14 @@ def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -
     if getattr(config, "hidden_size_per_layer_input", 0):
         raise ModelError(f"{model_type}: its layers take an input of their own a token", WAY_OUT)
     takes = inspect.signature(decoder.forward).parameters  # type: ignore[arg-type]
-    if "deepstack_visual_embeds" in takes:
-        raise ModelError(
-            f"{model_type}: visual features enter its first layers a second time (deepstack), "
-            "which this version can't cut",
-            WAY_OUT,
-        )
+    if any("deepstack" in name for name in takes):
+        process = getattr(decoder, DEEPSTACK, None)
+        if process is None or list(inspect.signature(process).parameters) != DEEPSTACK_TAKES:
+            raise ModelError(
+                f"{model_type}: visual features enter several of its layers (deepstack), but not "
+                "as in Qwen3-VL, so they can't be cut",
+                WAY_OUT,
+            )
     if any("cross_attention" in name for name in takes):
         raise ModelError(f"{model_type}: reads its pictures by cross-attention", WAY_OUT)
 

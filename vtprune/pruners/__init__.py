@@ -33,6 +33,7 @@ class Method:
         at: the place it cuts at where the user names none.
         summary: what it keeps, in its own words.
         paper: where it was published; empty for a baseline.
+        drops_all: it leaves nothing; without a keep, the budget says from which layer on.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Method:
     summary: str
     paper: str = ""
     options: tuple[Option, ...] = ()
+    drops_all: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -64,6 +66,13 @@ METHODS: dict[str, Method] = {
         path="vtprune.pruners.uniform:Uniform",
         at="input",
         summary="a regular sub-grid of every frame",
+    ),
+    "vtw": Method(
+        path="vtprune.pruners.vtw:Withdraw",
+        at="horizon",
+        summary="nothing: all visual tokens go, from the layer that the budget allows on",
+        paper="VTW, arXiv 2405.05803",
+        drops_all=True,
     ),
 }  # fmt: skip
 

@@ -1,0 +1,211 @@
+"""Rows of different length in one batch, and masks that fit what is left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vtprune.packing import gather, gather_mask, join_valid, pack, repack, valid_columns
+
+ROWS = [torch.tensor([0, 2, 3, 5]), torch.tensor([1, 5])]
+LOWEST = torch.finfo(torch.float32).min
+
+
+def causal(batch: int, length: int, width: int | None = None) -> torch.Tensor:
+    """(B, 1, S, W) bool: every position sees itself and those before it."""
+    seen = torch.zeros(length, width or length, dtype=torch.bool)
+    seen[:, :length] = torch.ones(length, length, dtype=torch.bool).tril()
+    return seen.expand(batch, 1, -1, -1)
+
+
+def additive(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+# -- packing --------------------------------------------------------------------------------------
+
+
+def test_ragged_rows_are_padded_on_the_left() -> None:
+    packed = pack(ROWS)
+    assert packed.length == 4
+    assert packed.index.tolist() == [[0, 2, 3, 5], [0, 0, 1, 5]]
+    assert packed.valid is not None
+    assert packed.valid.tolist() == [[True] * 4, [False, False, True, True]]
+    assert packed.index.dtype == torch.int64
+
+
+def test_equal_rows_have_no_padding() -> None:
+    packed = pack([torch.tensor([0, 2]), torch.tensor([1, 3])])
+    assert packed.index.tolist() == [[0, 2], [1, 3]]
+    assert packed.valid is None
+
+
+def test_a_row_without_columns_is_all_padding() -> None:
+    packed = pack([torch.tensor([4]), torch.zeros(0, dtype=torch.long)])
+    assert packed.valid is not None
+    assert packed.valid.tolist() == [[True], [False]]
+
+
+def test_repacking_counts_in_the_slots_of_the_batch_before() -> None:
+    before = pack(ROWS)
+    after = pack([torch.tensor([2, 5]), torch.tensor([5])])
+    again = repack(before, after)
+    assert again.index.tolist() == [[1, 3], [0, 3]]
+    assert again.valid is after.valid
+    assert [row.tolist() for row in again.columns] == [[1, 3], [3]]
+
+
+def test_cuts_one_after_the_other_are_one_cut() -> None:
+    states = torch.arange(12.0).view(2, 6, 1)
+    first = pack([torch.tensor([0, 1, 3, 4, 5]), torch.tensor([2, 3, 5])])
+    second = pack([torch.tensor([0, 3, 5]), torch.tensor([5])])
+    twice = gather(gather(states, first.index), repack(first, second).index)
+    once = gather(states, second.index)
+    assert second.valid is not None
+    assert torch.equal(twice[second.valid], once[second.valid])
+
+
+# -- gathering ------------------------------------------------------------------------------------
+
+
+def test_gathering_takes_each_rows_own_slots() -> None:
+    states = torch.arange(24.0).view(2, 6, 2)
+    taken = gather(states, pack(ROWS).index)
+    assert taken.shape == (2, 4, 2)
+    assert torch.equal(taken[0], states[0, ROWS[0]])
+    assert torch.equal(taken[1, 2:], states[1, ROWS[1]])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_positions_of_three_axes_are_gathered_along_the_last(batch: int) -> None:
+    positions = torch.arange(3 * batch * 6).view(3, batch, 6)
+    taken = gather(positions, pack(ROWS).index, dim=2)
+    assert taken.shape == (3, 2, 4)
+    assert torch.equal(taken[:, 0], positions[:, 0, ROWS[0]])
+    assert torch.equal(taken[:, 1, 2:], positions[:, batch - 1, ROWS[1]])
+
+
+def test_one_row_of_positions_serves_the_whole_batch() -> None:
+    assert gather(torch.arange(6)[None] * 10, pack(ROWS).index).tolist() == [
+        [0, 20, 30, 50],
+        [0, 0, 10, 50],
+    ]
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_keeps_the_rows_and_columns_that_are_left(
+    batch: int, heads: int, kind: torch.dtype
+) -> None:
+    full = causal(batch, 6).expand(-1, heads, -1, -1).clone()
+    full[:, :, 3, 2] = False  # something that is not merely causal
+    mask = full if kind == torch.bool else additive(full, kind)
+    short = gather_mask(mask, pack(ROWS))
+    assert isinstance(short, torch.Tensor)
+    assert short.shape == (2, heads, 4, 4)
+    assert short.dtype == kind
+    seen = short if kind == torch.bool else short == 0
+    first = full[0][:, ROWS[0]][:, :, ROWS[0]]
+    assert torch.equal(seen[0], first)
+    second = full[-1][:, ROWS[1]][:, :, ROWS[1]]
+    assert torch.equal(seen[1, :, 2:, 2:], second)
+    assert not seen[1, :, :, :2].any(), "padding is seen"
+
+
+def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -> None:
+    for mask in (causal(2, 6, width=10), additive(causal(2, 6, width=10))):
+        short = gather_mask(mask, pack(ROWS))
+        assert isinstance(short, torch.Tensor)
+        assert short.shape == (2, 1, 4, 10)
+        seen = short if short.dtype == torch.bool else short == 0
+        assert not seen[..., 4:].any()
+        assert torch.equal(seen[0, 0, :, :4], torch.ones(4, 4, dtype=torch.bool).tril())
+        assert torch.equal(seen[1, 0, 2:, 2:4], torch.ones(2, 2, dtype=torch.bool).tril())
+        assert short.dtype == torch.bool or float(short.min()) == LOWEST
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 6, dtype=torch.long)])
+def test_a_mask_of_columns_becomes_that_of_the_padding(mask: torch.Tensor | None) -> None:
+    packed = pack(ROWS)
+    assert gather_mask(mask, packed) is packed.valid
+    assert gather_mask(mask, pack([torch.tensor([1]), torch.tensor([2])])) is None
+
+
+def test_masks_by_layer_type_are_cut_each() -> None:
+    masks = {"full_attention": causal(2, 6), "sliding_attention": None}
+    short = gather_mask(masks, pack(ROWS))
+    assert isinstance(short, dict)
+    full = short["full_attention"]
+    assert isinstance(full, torch.Tensor)
+    assert full.shape == (2, 1, 4, 4)
+    assert short["sliding_attention"] is not None
+    assert short["sliding_attention"].tolist()[1] == [False, False, True, True]
+
+
+def test_a_mask_is_not_changed_in_place() -> None:
+    mask = additive(causal(2, 6))
+    before = mask.clone()
+    gather_mask(mask, pack(ROWS))
+    assert torch.equal(mask, before)
+
+
+# -- which columns hold tokens --------------------------------------------------------------------
+
+
+PADDED = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+
+
+def prepared(dtype: torch.dtype, width: int = 4) -> torch.Tensor:
+    seen = causal(2, 4, width).clone()
+    seen[..., :4] &= PADDED.bool()[:, None, None, :]
+    return seen if dtype == torch.bool else additive(seen, dtype)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        PADDED,
+        PADDED.bool(),
+        torch.cat([torch.zeros(2, 3, dtype=torch.long), PADDED], dim=1),  # three in the cache
+        prepared(torch.bool),
+        prepared(torch.float32),
+        prepared(torch.bfloat16),
+        prepared(torch.float32, width=9),
+        {"full_attention": prepared(torch.bool), "sliding_attention": causal(2, 4) & False},
+        {"sliding_attention": causal(2, 4) & False, "full_attention": prepared(torch.float32)},
+        {"other": None, "more": PADDED},
+    ],
+)
+def test_valid_columns_are_found_in_every_form_of_mask(mask: object) -> None:
+    assert valid_columns(mask, 2, 4).tolist() == PADDED.bool().tolist()
+
+
+@pytest.mark.parametrize("mask", [None, {}, {"full_attention": None}])
+def test_without_a_mask_every_column_is_valid(mask: object) -> None:
+    assert valid_columns(mask, 2, 3).tolist() == [[True] * 3] * 2
+
+
+def test_a_mask_for_one_row_serves_the_whole_batch() -> None:
+    assert (
+        valid_columns(prepared(torch.bool)[1:], 3, 4).tolist() == [[False, False, True, True]] * 3
+    )
+
+
+@pytest.mark.parametrize("past", [None, torch.tensor([[True, False, True]])])
+@pytest.mark.parametrize("new", [None, torch.tensor([[False, True]])])
+def test_validity_of_old_and_new_keys_is_joined(
+    past: torch.Tensor | None, new: torch.Tensor | None
+) -> None:
+    joined = join_valid(past, 2, new, (1, 2))
+    if past is None and new is None:
+        assert joined is None
+        return
+    assert joined is not None
+    assert joined.tolist() == [[
+        *([True, True] if past is None else [True, False]),  # the third is past the end
+        *([True, True] if new is None else [False, True]),
+    ]]  # fmt: skip

@@ -1,0 +1,278 @@
+"""What is found in a model, and the share of the grids that each row of a batch gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from conftest import shared_model
+from torch import nn
+from transformers import PreTrainedModel
+
+import vtprune
+from vtprune.errors import ModelError, PresetError
+from vtprune.layout import box
+from vtprune.models.structure import Structure, find_structure, lay_out_batch, share_grids
+from vtprune.plan import Plan
+from vtprune.preset import load_preset
+from vtprune.trace import Trace
+
+
+def structure_of(name: str = "llava_onevision") -> Structure:
+    return find_structure(shared_model(name))
+
+
+def unlisted(name: str = "llava_onevision") -> Structure:
+    return dataclasses.replace(structure_of(name), family=None)
+
+
+# -- the parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_the_parts_of_every_family_are_found(name: str) -> None:
+    model = shared_model(name)
+    found = find_structure(model)
+    assert found.decoder is model.get_decoder()
+    assert found.layers == tuple(found.decoder.layers)
+    assert (found.num_heads, found.head_dim) == (tiny.HEADS, tiny.WIDTH // tiny.HEADS)
+    assert found.hidden_size == tiny.WIDTH
+    assert found.family is not None
+    assert found.warnings == ()
+    assert found.device_type == "cpu"
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+@pytest.mark.parametrize(
+    ("state", "heads"), [("query", tiny.HEADS), ("key", tiny.KV_HEADS), ("value", tiny.KV_HEADS)]
+)
+def test_a_projection_gives_all_heads_side_by_side(name: str, state: str, heads: int) -> None:
+    found = structure_of(name)
+    projected = found.projection(1, state)(torch.randn(1, 3, tiny.WIDTH))
+    assert projected.shape == (1, 3, heads * found.head_dim)
+
+
+def test_a_fused_projection_is_refused_with_a_way_out() -> None:
+    layer = nn.Module()
+    layer.self_attn = nn.Module()
+    found = dataclasses.replace(structure_of(), layers=(layer,), model_type="phi3_v")
+    with pytest.raises(ModelError, match="phi3_v: layer 0 has no separate query projection"):
+        found.projection(0, "query")
+    with pytest.raises(ModelError, match="phi3_v: layer 0 has no input_layernorm"):
+        found.norm(0)
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": 8}, 8),  # Mistral names no switch
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "use_sliding_window": True}, 8),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, None),
+        ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, 8),
+    ],
+)
+def test_a_layers_window_is_what_its_config_says(
+    config: dict[str, object], window: int | None
+) -> None:
+    decoder = nn.Module()
+    decoder.config = SimpleNamespace(**config)
+    assert dataclasses.replace(structure_of(), decoder=decoder).window(0) == window
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+class Changed:
+    """A model whose config and parts can be changed without changing the shared one."""
+
+    def __init__(self, **changes: object) -> None:
+        self.changes = changes
+
+    def __enter__(self) -> PreTrainedModel:
+        self.config = shared_model("llava_onevision").get_decoder().config
+        self.before = dict(self.config.__dict__)
+        self.config.__dict__.update(self.changes)
+        return shared_model("llava_onevision")
+
+    def __exit__(self, *error: object) -> None:
+        self.config.__dict__.clear()
+        self.config.__dict__.update(self.before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_kv_shared_layers": 2}, "its layers share keys and values"),
+        ({"hidden_size_per_layer_input": 8}, "its layers take an input of their own a token"),
+        ({"layer_types": ["full_attention", "conv"]}, "layers of type conv carry a state"),
+        ({"_attn_implementation_internal": "flex_attention"}, "attention 'flex_attention'"),
+    ],
+)
+def test_a_decoder_that_cannot_be_cut_is_refused_with_the_reason(
+    changes: dict[str, object], match: str
+) -> None:
+    with Changed(**changes) as model, pytest.raises(ModelError, match=match):
+        find_structure(model)
+
+
+@pytest.mark.parametrize("thing", [nn.Linear(2, 2), object(), None])
+def test_what_is_no_model_is_refused(thing: object) -> None:
+    with pytest.raises(ModelError, match="not a transformers model with a decoder"):
+        find_structure(thing)  # type: ignore[arg-type]
+
+
+# -- grids over rows ------------------------------------------------------------------------------
+
+
+def grids(*sizes: int) -> list[object]:
+    return [box(1, 1, size) for size in sizes]
+
+
+def lengths(shared: object) -> list[list[int]]:
+    return [[len(grid) for grid in row] for row in shared]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "expected"),
+    [
+        ((4,), [4], [[4]]),
+        ((4, 6), [10], [[4, 6]]),
+        ((4, 6), [4, 6], [[4], [6]]),
+        ((4, 6), [0, 10], [[], [4, 6]]),
+        ((4, 6), [4, 0, 6], [[4], [], [6]]),
+        ((4,), [4, 4, 4], [[4]] * 3),  # beams
+        ((4, 6), [4, 4, 6, 6], [[4], [4], [6], [6]]),
+        ((), [0, 0], [[], []]),
+    ],
+)
+def test_every_row_gets_the_grids_of_its_media(
+    sizes: tuple[int, ...], counts: list[int], expected: list[list[int]]
+) -> None:
+    shared = share_grids(grids(*sizes), counts)  # type: ignore[arg-type]
+    assert shared is not None
+    assert lengths(shared) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ((4, 6), [5, 5]),
+        ((4, 6), [6, 4]),
+        ((4,), [6]),
+        ((4,), [8]),
+        ((4, 6), [4, 6, 6, 4]),
+        ((), [3]),
+    ],
+)
+def test_grids_that_do_not_fit_the_rows_are_not_guessed(
+    sizes: tuple[int, ...], counts: list[int]
+) -> None:
+    assert share_grids(grids(*sizes), counts) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("counts", [[3], [0], [4, 5]])
+def test_fewer_placeholders_than_tokens_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ModelError, match=rf"only {sum(counts)} of 10 visual tokens") as caught:
+        share_grids(grids(4, 6), counts)  # type: ignore[arg-type]
+    assert "prefill_chunk_size" in caught.value.hint
+
+
+# -- layouts of a batch ---------------------------------------------------------------------------
+
+
+IMAGE, VIDEO = (tiny.token("llava_onevision", f"<{name}>") for name in ("image", "video"))
+
+
+def test_every_unbroken_run_is_one_picture_of_an_unlisted_family() -> None:
+    ids = torch.tensor([[1, IMAGE, IMAGE, 2, IMAGE, VIDEO, VIDEO]])
+    layouts, warnings = lay_out_batch(unlisted(), ids, torch.ones_like(ids).bool(), {}, None)
+    assert warnings == []
+    assert layouts[0].columns.tolist() == [1, 2, 4, 5, 6]
+    assert layouts[0].media.tolist() == [0, 0, 1, 2, 2]
+    assert layouts[0].modality.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_placeholders_in_the_padding_are_not_visual_tokens() -> None:
+    ids = torch.tensor([[IMAGE, IMAGE, 1], [IMAGE, IMAGE, 1]])
+    valid = torch.tensor([[True] * 3, [False, True, True]])
+    layouts, _ = lay_out_batch(unlisted(), ids, valid, {}, None)
+    assert [layout.columns.tolist() for layout in layouts] == [[0, 1], [1]]
+
+
+def test_a_listed_family_says_so_where_the_place_of_its_tokens_is_not_known() -> None:
+    ids = torch.tensor([[1, IMAGE, IMAGE, 2]])
+    layouts, warnings = lay_out_batch(structure_of(), ids, ids > 0, {}, None)
+    assert len(layouts[0]) == 2
+    assert "the image tokens do not match the pictures that were encoded" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("modality", "vision", "expected"),
+    [(None, {}, 0), ("video", {}, 1), ("image", {}, 0), (None, {"video": {}}, 1),
+     (None, {"video": {}, "image": {}}, 0), ("image", {"video": {}}, 0)],
+)  # fmt: skip
+def test_a_shared_placeholder_holds_what_the_caller_or_the_encoder_says(
+    modality: str | None, vision: dict[str, dict[str, object]], expected: int
+) -> None:
+    config = SimpleNamespace(image_token_id=7, video_token_id=7)
+    shared = dataclasses.replace(unlisted(), config=config)  # type: ignore[arg-type]
+    ids = torch.tensor([[1, 7, 7]])
+    layouts, _ = lay_out_batch(shared, ids, ids > 0, vision, modality)
+    assert layouts[0].modality.tolist() == [expected] * 2
+
+
+# -- plans ----------------------------------------------------------------------------------------
+
+
+def plan(preset: object, trace: Trace | None = None) -> Plan:
+    return Plan(load_preset(preset), structure_of(), None, trace or Trace())  # type: ignore[arg-type]
+
+
+def test_a_free_stage_without_any_keep_is_refused_before_anything_runs() -> None:
+    with pytest.raises(PresetError, match=r"the stage at 2 \(random\) has no keep, and no keep"):
+        plan({"stages": [{"at": 2, "method": "random"}]})
+
+
+def test_a_default_calibration_is_said_once_and_only_where_it_is_used() -> None:
+    trace = Trace()
+    plan({"keep": 0.5, "stages": [{"at": 2, "method": "random"}]}, trace)
+    assert trace.warnings == []
+    plan({"keep": 0.5, "stages": [{"at": "ecl", "method": "random"}]}, trace)
+    plan({"keep": 0.5, "stages": [{"at": "horizon", "method": "random"}]}, trace)
+    assert len(trace.warnings) == 1
+    assert "by default, not measured" in trace.warnings[0]
+
+
+def test_keep_one_needs_no_stage_to_fit_the_model() -> None:
+    preset = {"keep": 1, "stages": [{"at": 60, "method": "random"}]}
+    assert plan(preset).group("all").stages == ()
+    with pytest.raises(PresetError, match="this model has 6 decoder layers"):
+        plan({**preset, "keep": 0.5})
+
+
+def test_a_seed_of_any_size_draws() -> None:
+    model = shared_model("llava_onevision")
+    inputs = tiny.inputs("llava_onevision", model, "image")
+    kept = []
+    for seed in (0, 10**30):
+        preset = {"seed": seed, "stages": [{"at": "input", "method": "random", "keep": 0.3}]}
+        with vtprune.pruning(model, preset) as trace, torch.no_grad():
+            model(**inputs)
+        kept.append(trace.stages[0].kept)
+    assert kept[0] != kept[1]
+
+
+def test_frames_without_a_token_are_spoken_of() -> None:
+    model = shared_model("qwen2_5_vl")
+    inputs = tiny.inputs("qwen2_5_vl", model, "video", frames=12)
+    stages = [{"at": 1, "method": "uniform", "keep": 0.1, "per": "frame"}]
+    with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == [3]
+    assert any("3 tokens for 6 frames: evenly spaced ones keep one" in w for w in trace.warnings)

@@ -1,0 +1,32 @@
+"""Drop every visual token.
+
+Idea: from one layer on the language model goes on without any visual token.
+
+Why it works: by then what the pictures say has moved into the text tokens.
+
+Paper: Visual Tokens Withdrawal, arXiv 2405.05803.
+Official code: lzhxmu/VTW (no licence; not looked at).
+Differences: the layer comes from the budget (keep x layers, rounded down) or from the stage's place;
+the paper searches the first layer with a small KL divergence on about 20 samples.
+
+Options: none. As a stage it leaves `keep: 0`, which no other method may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        assert budget.count == 0, "a stage that drops all has nothing to choose"
+        return Selection(torch.zeros(0, dtype=torch.long))
