@@ -191,7 +191,7 @@ def test_a_bad_calibration_file_is_refused_with_its_line(
     path = write(tmp_path, GOOD.replace(good, bad, 1))
     with pytest.raises(PresetError, match=message) as caught:
         catalog.read_calibration(path, 8, model_type="llava_onevision", hidden=64)
-    assert "vtprune calibrate" in caught.value.hint
+    assert "model_type, layers, hidden_size" in caught.value.hint
     assert "\n" not in caught.value.message
 
 

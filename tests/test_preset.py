@@ -300,6 +300,15 @@ def test_all_faults_are_shown_at_once_with_their_lines(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+def test_only_a_method_that_drops_all_takes_a_keep_of_zero_and_it_takes_no_other() -> None:
+    preset = load_preset({"stages": [{"at": 2, "method": "vtw", "keep": 0}]})
+    assert preset.stages_for("image")[0].keep == 0
+    with pytest.raises(PresetError, match="keep 0 drops every token, which only vtw may"):
+        load_preset({"stages": [{"at": 2, "method": "random", "keep": 0}]})
+    with pytest.raises(PresetError, match="vtw drops every token: its keep is 0, or none"):
+        load_preset({"stages": [{"at": 2, "method": "vtw", "keep": 0.1}]})
+
+
 @pytest.mark.parametrize("split", ["uneven", "positions"])
 def test_values_that_are_not_there_yet_are_refused(split: str) -> None:
     key = "split" if split == "uneven" else "positions"

@@ -99,6 +99,17 @@ def test_a_free_stage_finds_the_published_count(
     assert cuts(solve(places, average / 576, 32, 576)) == [first, second]
 
 
+@pytest.mark.parametrize(
+    ("first", "layer", "average"),
+    [((2, 260), 21, 190.4), ((1, 60), 26, 64.9), ((0, 284), 20, 177.5), ((0, 98), 21, 64.4)],
+)
+def test_a_free_stage_that_drops_all_finds_the_published_layer(
+    first: tuple[int, int], layer: int, average: float
+) -> None:
+    places = [at_layer(first[0], first[1] / 576), Place("horizon", 16, None, drops_all=True)]
+    assert cuts(solve(places, average / 576, 32, 576)) == [first, (layer, 0)]
+
+
 @pytest.mark.parametrize(("dropped", "average"), [(0.7778, 0.25), (0.9074, 0.125)])
 def test_qwen_drop_rates_are_layer_averages(dropped: float, average: float) -> None:
     assert (1 + 27 * (1 - dropped)) / 28 == pytest.approx(average, abs=1e-4)
@@ -333,6 +344,19 @@ def test_a_free_stage_that_drops_all_counts_what_is_cut_before_it() -> None:
     assert cuts(solve(places, 0.25, 32, 100)) == [(2, 50), (14, 0)]  # 8 = 2 + 12 x 0.5
     with pytest.raises(PresetError, match="spent before the stage that drops all"):
         solve(places, 0.05, 32, 100)
+
+
+def test_nothing_can_come_after_a_stage_that_drops_all() -> None:
+    places = [Place("ecl", 2, None, drops_all=True), horizon(20, 0.05)]
+    with pytest.raises(PresetError, match=r"keep 0\.05 at horizon comes after keep 0 at ecl"):
+        solve(places, 0.3, 32, 100)
+
+
+def test_a_named_stage_that_drops_all_never_rises() -> None:
+    places = [ecl(2), Place("horizon", 20, 0.0, drops_all=True)]
+    assert cuts(solve(places, 0.6, 32, 100)) == [(2, 95), (20, 0)]
+    with pytest.raises(PresetError, match=r"highest reachable keep is 0\.625"):
+        solve(places, 0.9, 32, 100)
 
 
 # -- properties -----------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
 def read_calibration(
     path: str | Path, layers: int, *, model_type: str | None = None, hidden: int | None = None
 ) -> Calibration:
-    """The calibration in a file from `vtprune calibrate`.
+    """The calibration in a file.
 
     Args:
         path: a YAML file with model_type, layers, hidden_size, ecl, horizon and, optionally,
@@ -129,7 +129,7 @@ def read_calibration(
     if problems:
         raise PresetError(
             "; ".join(f"{path}:{line}: {fault}" for line, fault in sorted(problems)),
-            hint="`vtprune calibrate -o FILE` writes a file for the model in use",
+            hint="needed: model_type, layers, hidden_size, ecl, horizon",
         )
     sources = data.get("sources") or {}
     return Calibration(
@@ -176,7 +176,7 @@ def _known(
     chosen = " and ".join(f"{figure} {layer}" for figure, layer in missing.items())
     return calibration, [
         f"{chosen} by default, not measured: no figure is published for {model_type} with "
-        f"{layers} layers of width {hidden}; `vtprune calibrate` measures them"
+        f"{layers} layers of width {hidden}; --calibration FILE sets them"
     ]
 
 
@@ -184,7 +184,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """A YAML file's mapping, and the line of each of its keys."""
     import yaml
 
-    hint = "give a file that `vtprune calibrate -o FILE` wrote"
+    hint = "give a YAML file with model_type, layers, hidden_size, ecl and horizon"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

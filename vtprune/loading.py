@@ -76,7 +76,7 @@ def load(
         dtype: "auto" (the checkpoint's; bfloat16 for a float16 one on a CPU), "float32",
             "bfloat16" or "float16".
         attention: a transformers kernel; None leaves the choice to transformers.
-        calibration: a file from `vtprune calibrate`.
+        calibration: a YAML file that says where ecl and horizon are.
         trust_remote_code: run Python code that the checkpoint brings.
 
     Raises:

@@ -111,12 +111,16 @@ def merge_places(
     Raises:
         PresetError: layers that do not increase, or keeps that grow.
     """
-    fixed = [place for place in places if place.keep is not None]
-    for before, place in pairwise(fixed):
-        if (place.keep or 0.0) > (before.keep or 0.0):
+    fixed = [
+        (place.at, place.keep or 0.0)
+        for place in places
+        if place.keep is not None or place.drops_all
+    ]
+    for (earlier, most), (at, keep) in pairwise(fixed):
+        if keep > most:
             raise PresetError(
-                f"keep {place.keep:g} at {place.at} comes after keep {before.keep:g} at "
-                f"{before.at}: tokens that were cut can't come back",
+                f"keep {keep:g} at {at} comes after keep {most:g} at {earlier}: tokens that were "
+                "cut can't come back",
                 "a stage's keep is a fraction of the original tokens and can only fall",
             )
     kept: list[tuple[int, Place]] = []
@@ -293,7 +297,7 @@ class _Solver:
     def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
         lifted: list[int | None] = list(counts)
         for i in range(free + 1, len(lifted)):
-            if self.places[i].named:
+            if self.places[i].named and not self.places[i].drops_all:
                 lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
         return lifted
 

@@ -161,6 +161,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
     style, period = int(rng.integers(5)), float(rng.uniform(6, 24))
     y = np.linspace(0, 112, height, endpoint=False, dtype=np.float32)[:, None]
     x = np.linspace(0, 112, width, endpoint=False, dtype=np.float32)[None, :]
+    part: NDArray[np.floating]
     if style == 0:
         part = np.zeros((height, width), dtype=np.float32)
     elif style == 1:

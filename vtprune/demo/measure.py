@@ -82,17 +82,15 @@ def answer(
     else:
         features = model.model.get_image_features(**inputs).pooler_output[0]
     mark = "<video>" if is_clip else "<image>"
-    content = {"type": "video" if is_clip else "image"}
     answers = []
     for question in questions:
-        turn = {"role": "user", "content": [content, {"type": "text", "text": question}]}
-        prompt = str(
-            tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        prompt = (
+            f"<|im_start|>user {mark * len(features)}\n{question}<|im_end|><|im_start|>assistant\n"
         )
-        ids = tokenizer(prompt.replace(mark, mark * len(features)), return_tensors="pt").input_ids
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
         embeddings = model.get_input_embeddings()(ids)
         embeddings[ids == tokenizer.convert_tokens_to_ids(mark)] = features
-        out = model.generate(
+        out = model.generate(  # type: ignore[misc]
             inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), max_new_tokens=40
         )
         answers.append(str(tokenizer.decode(out[0], skip_special_tokens=True)).strip())

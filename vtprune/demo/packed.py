@@ -144,6 +144,7 @@ def read_packed(
     cos, sin = decoder.rotary_emb(x.float(), positions[None])
     cos, sin = cos[0, :, None].to(x.dtype), sin[0, :, None].to(x.dtype)
     for one in decoder.layers:
+        assert isinstance(one, Qwen2DecoderLayer)
         x = layer(
             x,
             layer_weights(one),

@@ -146,6 +146,15 @@ def _merge(groups: list[dict[str, object]]) -> list[dict[str, object]]:
     return list(merged.values())
 
 
+def restore(optims: list[torch.optim.Optimizer], saved: list[dict[str, object]]) -> None:
+    """Load optimiser states, but keep the learning rates of the present code."""
+    for optim, state in zip(optims, saved, strict=True):
+        rates = [group["full"] for group in optim.param_groups]
+        optim.load_state_dict(state)
+        for group, rate in zip(optim.param_groups, rates, strict=True):
+            group["full"] = rate
+
+
 def set_rates(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
     for optimiser in optimisers:
         for group in optimiser.param_groups:
@@ -184,8 +193,7 @@ def train_tower(
         state = torch.load(state_path, map_location=device)
         tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
-        for optim, saved in zip(optims, state["optimisers"], strict=True):
-            optim.load_state_dict(saved)
+        restore(optims, state["optimisers"])
         first, seconds = state["step"], state["seconds"]
     if first >= args.tower_steps:
         return
@@ -281,7 +289,7 @@ def train(
         (parts.multi_modal_projector, 2e-3),
         (model.lm_head, 2e-3),
     ]
-    optims = optimisers([*decoder, (parts.vision_tower, 5e-4)])
+    optims = optimisers([*decoder, (parts.vision_tower, 1.5e-3)])
     newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
     optims.append(newline)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -291,8 +299,7 @@ def train(
         state = torch.load(state_path, map_location=device)
         model.load_state_dict(state["model"])
         average = state["average"]
-        for optim, saved in zip(optims, state["optimisers"], strict=True):
-            optim.load_state_dict(saved)
+        restore(optims, state["optimisers"])
         step, seconds, best = state["step"], state["seconds"], state["best"]
     begin = time.monotonic() - seconds
     compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
@@ -305,7 +312,7 @@ def train(
         model.train()
         set_rates(optims, schedule(number, args.steps, 100, args.decay))
         layer = compiled if batch.layout.name in COMPILED else decoder_layer
-        # The tower learns once the decoder can read it, from clips every second time: they cost more.
+        # The tower learns once the decoder reads it; from clips every second time: they cost more.
         tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
         parts.vision_tower.requires_grad_(tower)
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -410,7 +417,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument(
-        "--unfreeze", type=int, default=500, help="the step from which the tower learns too"
+        "--unfreeze", type=int, default=450, help="the step from which the tower learns too"
     )
     parser.add_argument(
         "--decay", type=float, default=0.25, help="the last part of the steps, of falling rate"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "llava_onevision": "vtprune.models.llava_onevision:LlavaOnevision",
     "llava_next": "vtprune.models.llava_next:LlavaNext",
+    "qwen2_vl": "vtprune.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "vtprune.models.qwen2_5_vl:Qwen25VL",
 }
 """`config.model_type` -> where its family lives."""

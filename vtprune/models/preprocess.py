@@ -183,6 +183,17 @@ def patchify(pixels: torch.Tensor, patch: int, merge: int, temporal: int) -> tor
     )
 
 
+def check_aspect(height: int, width: int) -> None:
+    """Raises ModelError where one side is more than 200 times the other, which Qwen refuses."""
+    ratio = max(height, width) / min(height, width)
+    if ratio > 200:
+        raise ModelError(
+            f"a picture of {width} x {height} is {ratio:.0f} times as long as wide;"
+            " this model takes at most 200",
+            "cut it into parts",
+        )
+
+
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
@@ -191,13 +202,7 @@ def smart_resize(
     Raises:
         ModelError: one side is more than 200 times the other, which Qwen refuses.
     """
-    ratio = max(height, width) / min(height, width)
-    if ratio > 200:
-        raise ModelError(
-            f"a picture of {width} x {height} is {ratio:.0f} times as long as wide;"
-            " this model takes at most 200",
-            "cut it into parts",
-        )
+    check_aspect(height, width)
     rows, cols = round(height / factor), round(width / factor)
     if rows * cols * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

@@ -75,6 +75,7 @@ def encode(
     tokens: Mapping[str, str],
     ids: Mapping[str, tuple[int, ...]],
     grids: Mapping[str, Sequence[Grid]],
+    written: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
 
@@ -85,15 +86,21 @@ def encode(
         tokens: modality -> text of its placeholder.
         ids: modality -> token ids of its placeholder.
         grids: modality -> the grid of each of its media items, in the order of the prompt.
+        written: modality -> what each of its placeholders is replaced by, timestamps and markers
+            included; for the others the placeholder is repeated.
 
     Raises:
         ModelError: the tokenizer does not know a placeholder as one token.
     """
-    counts = {tokens[modality]: [len(grid) for grid in items] for modality, items in grids.items()}
-    if counts:
-        left = {token: iter(numbers) for token, numbers in counts.items()}
-        pattern = "|".join(re.escape(token) for token in left)
-        prompt = re.sub(pattern, lambda match: match[0] * next(left[match[0]]), prompt)
+    texts = {
+        tokens[modality]: iter(
+            (written or {}).get(modality) or [tokens[modality] * len(grid) for grid in items]
+        )
+        for modality, items in grids.items()
+    }
+    if texts:
+        pattern = "|".join(re.escape(token) for token in texts)
+        prompt = re.sub(pattern, lambda match: next(texts[match[0]]), prompt)
     start = files.tokenizer.bos_token
     made = files.tokenizer(
         prompt,
@@ -101,11 +108,13 @@ def encode(
         return_tensors="pt",
     )
     input_ids = cast(torch.Tensor, made["input_ids"])
-    for modality, items in grids.items():
+    for modality in grids:
         found = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
-        if found != sum(map(len, items)):
+        alike = [items for other, items in grids.items() if ids[other] == ids[modality]]
+        wanted = sum(len(grid) for items in alike for grid in items)
+        if found != wanted:
             raise ModelError(
-                f"the tokenizer made {found} of {sum(map(len, items))} placeholders of"
+                f"the tokenizer made {found} of {wanted} placeholders of"
                 f" {tokens[modality]}; the model's config has id {ids[modality][0]} for it",
                 "take the tokenizer of the model's own repository",
             )

@@ -1,16 +1,14 @@
-"""Qwen2.5-VL: pictures and videos of any size, frames merged two by two."""
+"""Qwen2.5-VL: Qwen2-VL with a video's seconds, and windows in its vision tower."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import Grid, box
-from vtprune.models import frames, preprocess, prompt
+from vtprune.layout import Grid
+from vtprune.models import qwen2_vl
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 
 if TYPE_CHECKING:
@@ -18,37 +16,8 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
 
-TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-COMMON: Mapping[str, object] = {
-    "resample": 3,
-    "image_mean": preprocess.CLIP_MEAN,
-    "image_std": preprocess.CLIP_STD,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-}
-IMAGE = {**COMMON, "size": {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}}
-VIDEO = {
-    **COMMON,
-    "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
-    "fps": 2.0,
-    "min_frames": 4,
-    "max_frames": 768,
-    "cap_pixels_per_frame": True,
-    "max_video_tokens": 128_000,
-}
-LIMITS = ("size", "min_pixels", "max_pixels")
-
-# The chat format of the official checkpoints, their default system prompt included.
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}{% endif %}"
-    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+TEMPLATE = qwen2_vl.TEMPLATE
+_SAME = qwen2_vl.Qwen2VL()
 
 
 class Qwen25VL:
@@ -59,124 +28,23 @@ class Qwen25VL:
     modalities = ("image", "video")
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,), "video": (config.video_token_id,)}
+        return _SAME.placeholders(config)
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """merge x merge patches are one token; a frame of the grid is a pair of the video's."""
-        merge = config.vision_config.spatial_merge_size
-        return {
-            modality: [
-                box(time, rows // merge, cols // merge)
-                for time, rows, cols in torch.as_tensor(given[f"{modality}_grid_thw"]).tolist()
-            ]
-            for modality, given in vision.items()
-        }
+        return _SAME.grids(config, vision)
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """Without frames or fps, the official sampling, after start and end.
-
-        That is 2 frames a second, at least 4 and at most 768, an even number, each the first of an
-        equal part (transformers' Qwen2VLVideoProcessor; qwen-vl-utils takes as many, but from the
-        first to the last). A video's frames share a budget of pixels, as in qwen-vl-utils.
-        max_tiles does not apply: there are no tiles, and a picture's own limits are in pixels.
-        """
-        values = _values(files, source.kind)
-        index: tuple[int, ...] = (0,)
-        if source.kind == "video":
-            official = functools.partial(
-                _official, source=source, values=values, most=sampling.max_frames
-            )
-            index = frames.chosen(source, sampling, official)
-        if not values.get("do_resize", True):
-            return Plan(index, _unchanged)
-        size = _size(source, values, len(index))
-        resample = preprocess.read_recipe(values).resample
-        return Plan(index, functools.partial(preprocess.resize, size=size, resample=resample))
+        return _SAME.plan(files, source, sampling, num_media)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""
-        tensors: dict[str, torch.Tensor] = {}
-        vision: dict[str, dict[str, torch.Tensor]] = {}
-        for modality, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            items = [one for one in media if one.source.kind == modality]
-            if not items:
-                continue
-            values = _values(files, modality)
-            patches, thw = _patches([one.pixels for one in items], values)
-            vision[modality] = {key: patches, f"{modality}_grid_thw": thw}
-            if modality == "video":
-                temporal = cast(int, values["temporal_patch_size"])
-                seconds = [temporal / _sampled_fps(one) for one in items]
-                tensors["second_per_grid_ts"] = torch.tensor(seconds)
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        ids = self.placeholders(files.config)
-        grids = self.grids(files.config, vision)
-        tensors |= prompt.encode(files, text, TOKENS, ids, grids)
-        image, video = (tensors["input_ids"] == ids[modality][0] for modality in ids)
-        tensors["mm_token_type_ids"] = image.long() + 2 * video.long()
-        for given in vision.values():
-            tensors |= given
-        pictures = sum(one.source.kind == "image" for one in media)
-        return Inputs(tensors, text, (1,) * pictures)
-
-
-def _values(files: Files, modality: str) -> dict[str, object]:
-    """The preprocessor's values, older names of the pixel limits understood.
-
-    A checkpoint without a file for videos has that for pictures serve both, except for the limits:
-    a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
-    """
-    if modality == "image":
-        own, defaults = files.image, IMAGE
-    elif files.video:
-        own, defaults = files.video, VIDEO
-    else:
-        own = {key: value for key, value in files.image.items() if key not in LIMITS}
-        defaults = VIDEO
-    values = preprocess.merged(own, defaults)
-    size = dict(cast("Mapping[str, int]", values["size"]))
-    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        if values.get(key) is not None:
-            size[edge] = cast(int, values[key])
-    return {**values, "size": size}
-
-
-def _size(source: Source, values: Mapping[str, object], num_frames: int) -> tuple[int, int]:
-    """(height, width) of each frame, or of a picture."""
-    size = cast("Mapping[str, int]", values["size"])
-    factor = cast(int, values["patch_size"]) * cast(int, values["merge_size"])
-    least, most = size["shortest_edge"], size["longest_edge"]
-    if source.kind == "video" and values["cap_pixels_per_frame"]:
-        budget = int(cast(int, values["max_video_tokens"]) * factor * factor * 0.9)
-        share = budget * cast(int, values["temporal_patch_size"]) // num_frames
-        most = max(min(most, share), int(least * 1.05))
-    return preprocess.smart_resize(source.height, source.width, factor, least, most)
-
-
-def _official(
-    between: list[int], source: Source, values: Mapping[str, object], most: int | None
-) -> list[int]:
-    """`fps` frames a second within the limits, rounded down to whole groups; short clips whole."""
-    group = cast(int, values["temporal_patch_size"])
-    total = len(between)
-    own = cast("int | None", values.get("num_frames"))
-    if own:
-        count = round(own / group) * group
-    else:
-        limit = min(cast(int, values["max_frames"]), total) // group * group
-        wanted = total / source.fps * cast(float, values["fps"])
-        count = math.floor(min(max(wanted, cast(int, values["min_frames"])), limit) / group) * group
-    if most is not None:
-        count = min(count, max(most // group * group, min(most, group)))
-    return between if count < 1 else _even_parts(between, count)
-
-
-def _even_parts(between: list[int], count: int) -> list[int]:
-    """The first frame of each of `count` equal parts, in torch's float32, as the official one."""
-    if count >= len(between):
-        return between
-    positions = torch.arange(0, len(between), len(between) / count).int()
-    return [between[position] for position in positions.tolist()]
+        """Qwen2-VL's inputs, and the seconds of a step of each video's grid."""
+        inputs = _SAME.encode(files, media, turns)
+        videos = [one for one in media if one.source.kind == "video"]
+        if videos:
+            group = cast(int, qwen2_vl.read_values(files, "video")["temporal_patch_size"])
+            seconds = [group / _sampled_fps(one) for one in videos]
+            inputs.tensors["second_per_grid_ts"] = torch.tensor(seconds)
+        return inputs
 
 
 def _sampled_fps(video: Prepared) -> float:
@@ -184,40 +52,8 @@ def _sampled_fps(video: Prepared) -> float:
     sampled like that; else by the times of the frames."""
     source, count = video.source, len(video.index)
     seconds = video.timestamps[-1] - video.timestamps[0]
-    official = _even_parts(list(range(source.num_frames)), count)
+    official = qwen2_vl.even_parts(list(range(source.num_frames)), count)
     if seconds <= 0 or list(video.index) == official:
         return count / source.num_frames * source.fps
     # Rounded, since transformers before 5.23 cuts 0.9999 seconds off to 0.
     return 1 / round(seconds / (count - 1), 6)
-
-
-def _patches(
-    clips: Sequence[torch.Tensor], values: Mapping[str, object]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, 3, H, W) uint8 each -> patches (n, 3 * temporal * patch * patch) and (clips, 3) grids.
-
-    A few frames at a time: in float32 a long video is gigabytes, and should be there once.
-    """
-    patch, merge = cast(int, values["patch_size"]), cast(int, values["merge_size"])
-    temporal = cast(int, values["temporal_patch_size"])
-    recipe = preprocess.read_recipe(values)
-    grids = torch.tensor(
-        [
-            (-(-len(clip) // temporal), clip.shape[-2] // patch, clip.shape[-1] // patch)
-            for clip in clips
-        ]
-    )
-    dtype = preprocess.normalize(clips[0][:1, :, :1, :1], recipe).dtype
-    patches = torch.empty(int(grids.prod(1).sum()), 3 * temporal * patch**2, dtype=dtype)
-    at = 0
-    for clip in clips:
-        for chunk in clip.split(8 * temporal):
-            normal = preprocess.normalize(chunk, recipe)
-            part = preprocess.patchify(normal, patch, merge, temporal)
-            patches[at : at + len(part)] = part
-            at += len(part)
-    return patches, grids
-
-
-def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels

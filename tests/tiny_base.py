@@ -1,0 +1,66 @@
+"""What the tiny models of all families share, and what each family's module says about its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+LAYERS, WIDTH, HEADS, KV_HEADS, VOCABULARY = 6, 64, 4, 2, 320
+BYTES = 256
+"""Ids below are single bytes; a family's special tokens follow, in its order."""
+TILE, PATCH = 56, 14
+TEXT: Mapping[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 8192,
+}
+VISION: Mapping[str, Any] = {"hidden_size": 32, "intermediate_size": 48}
+
+Made = tuple[dict[str, torch.Tensor], list[list[int]]]
+"""A prompt's vision inputs, and for each media item, pictures first, the ids that stand for it."""
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The tiny model of one family.
+
+    Args:
+        kinds: what a prompt can hold, apart from "text": "image", "several", "video", "mixed".
+        special: its special tokens, in the order of their ids.
+        config: token text -> id, to the fields of its config, "model_type" among them; text and
+            vision start from TEXT and VISION.
+        media: (model, token -> id, sizes of pictures, frames of a video or 0, generator) to made-up
+            vision inputs.
+        template: its official chat template.
+        files: file name -> contents, of the checkpoint's processor files.
+        finish: (made inputs, token -> id) to further inputs, such as token types.
+        pad, eos, bos: which special tokens these are; with `bos`, every prompt starts with it.
+    """
+
+    kinds: tuple[str, ...]
+    special: tuple[str, ...]
+    config: Callable[[Callable[[str], int]], dict[str, Any]]
+    media: Callable[[Any, Callable[[str], int], Sequence[Size], int, torch.Generator], Made]
+    template: str
+    files: Mapping[str, Mapping[str, Any]]
+    pad: str
+    eos: str
+    bos: str | None = None
+    unk: str | None = None
+    finish: Callable[
+        [dict[str, torch.Tensor], Callable[[str], int]], dict[str, torch.Tensor]
+    ] | None = None  # fmt: skip
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Further attributes of the tokenizer, such as `image_token`."""
+
+
+def noise(shape: Sequence[int], generator: torch.Generator, model: Any) -> torch.Tensor:
+    return torch.randn(tuple(shape), generator=generator).to(model.dtype)

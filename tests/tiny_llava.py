@@ -1,0 +1,150 @@
+"""Tiny models of LLaVA and what descends from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tiny_base import PATCH, TEXT, TILE, VISION, Made, Size, Tiny, noise
+
+from vtprune.models import llava_next, llava_onevision
+
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168], [168, 168], [112, 168]]
+HALF = [0.5, 0.5, 0.5]
+TILES = {"height": TILE, "width": TILE}
+Token = Callable[[str], int]
+
+
+def _tower(kind: str) -> dict[str, Any]:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    return {**VISION, **sizes, "image_size": TILE, "patch_size": PATCH, "model_type": kind}
+
+
+def _llama(token: Token, kind: str = "llama") -> dict[str, Any]:
+    named = {f"{name}_token_id": token(text) for name, text in START.items()}
+    return {**TEXT, **named, "model_type": kind, "sliding_window": None}
+
+
+START = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
+LLAMA: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+LLAMA_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+
+
+def _onevision_config(token: Token) -> dict[str, Any]:
+    text = {**TEXT, "model_type": "qwen2", "eos_token_id": token("<|im_end|>")}
+    return {
+        "model_type": "llava_onevision",
+        "text_config": text,
+        "vision_config": _tower("siglip_vision_model") | {"vision_use_head": False},
+        "image_token_index": token("<image>"),
+        "video_token_index": token("<video>"),
+        "image_grid_pinpoints": PINPOINTS,
+        "vision_aspect_ratio": "anyres_max_4",
+    }
+
+
+def _next_config(token: Token, kind: str = "llama") -> dict[str, Any]:
+    return {
+        "model_type": "llava_next",
+        "text_config": _llama(token, kind),
+        "vision_config": _tower("clip_vision_model"),
+        "image_token_index": token("<image>"),
+        "image_grid_pinpoints": PINPOINTS,
+    }
+
+
+def _mistral_config(token: Token) -> dict[str, Any]:
+    return _next_config(token, "mistral")
+
+
+def _tiled(
+    model: Any, token: Token, sizes: Sequence[Size], frames: int, generator: torch.Generator
+) -> Made:
+    """Pictures in tiles, and for LLaVA-OneVision a video."""
+    made: dict[str, torch.Tensor] = {}
+    items: list[list[int]] = []
+    onevision = model.config.model_type == "llava_onevision"
+    if sizes:
+        # More tiles than any pinpoint has: the model cuts off what it does not need.
+        tiles = 1 if onevision and len(sizes) > 1 else 10
+        made["pixel_values"] = noise((len(sizes), tiles, 3, TILE, TILE), generator, model)
+        made["image_sizes"] = torch.tensor(sizes)
+        if onevision:
+            made["batch_num_images"] = torch.tensor([len(sizes)])
+        with torch.no_grad():
+            features = model.model.get_image_features(**made, return_dict=True).pooler_output
+        items += [[token("<image>")] * len(feature) for feature in features]
+    if frames:
+        made["pixel_values_videos"] = noise((1, frames, 3, TILE, TILE), generator, model)
+        side = -(-(TILE // PATCH) // 2)
+        items.append([token("<video>")] * (frames * side**2 + 1))
+    return made, items
+
+
+ONEVISION_FILES: dict[str, dict[str, Any]] = {
+    "preprocessor_config.json": {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "size": TILES,
+        "image_grid_pinpoints": PINPOINTS,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+    "video_preprocessor_config.json": {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "size": TILES,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+    "processor_config.json": {
+        "processor_class": "LlavaOnevisionProcessor",
+        "num_image_tokens": (TILE // PATCH) ** 2,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_4",
+    },
+}
+NEXT_FILES: dict[str, dict[str, Any]] = {
+    "preprocessor_config.json": {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": TILE},
+        "crop_size": TILES,
+        "image_grid_pinpoints": PINPOINTS,
+    },
+    "processor_config.json": {
+        "processor_class": "LlavaNextProcessor",
+        "patch_size": PATCH,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    },
+}
+
+MODELS: dict[str, Tiny] = {
+    "llava_onevision": Tiny(
+        kinds=("image", "several", "video", "mixed"),
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
+        config=_onevision_config,
+        media=_tiled,
+        template=llava_onevision.TEMPLATE,
+        files=ONEVISION_FILES,
+        pad="<|endoftext|>",
+        eos="<|im_end|>",
+    ),
+    "llava_next": Tiny(
+        kinds=("image", "several"),
+        special=LLAMA_SPECIAL,
+        config=_next_config,
+        media=_tiled,
+        template=llava_next.VICUNA,
+        files=NEXT_FILES,
+        **LLAMA,
+    ),
+    "llava_next_mistral": Tiny(
+        kinds=("image", "several"),
+        special=LLAMA_SPECIAL,
+        config=_mistral_config,
+        media=_tiled,
+        template=llava_next.MISTRAL,
+        files=NEXT_FILES,
+        **LLAMA,
+    ),
+}
