@@ -69,7 +69,9 @@ def rendered(report: Mapping[str, object], width: int = 80, encoding: str = "utf
 
 
 def test_report_at_80_columns() -> None:
-    assert rendered(REPORT) == """
+    assert (
+        rendered(REPORT)
+        == """
 read      clip.mp4: video 1280 x 720, 42.03 s, 32 frames at 0.0, 1.4 ... 42.0 s
           (decord)
 model     llava-onevision-7b: 8.03 B parameters, 28 layers, cuda:0, bfloat16,
@@ -92,11 +94,14 @@ time      load 8.31 s, media 0.42 s, preprocess 81 ms, vision 0.31 s
           prefill 0.52 s (selection 9.3 ms), decode 0.40 s, first token 0.95 s,
           total 10.10 s
 """
+    )
 
 
 def test_comparison_shows_speed_ups_and_both_answers() -> None:
     text = rendered({**REPORT, "compare": COMPARE}, width=100)
-    assert text[text.index("compare") :] == """compare   medians                unpruned  speed-up
+    assert (
+        text[text.index("compare") :]
+        == """compare   medians                unpruned  speed-up
           prefill                  1.10 s    2.11 x
           first token              1.60 s    1.68 x
           total without loading    2.20 s    1.47 x
@@ -104,6 +109,7 @@ def test_comparison_shows_speed_ups_and_both_answers() -> None:
           unpruned  A red circle moves right.
           pruned    A red circle moves to the right.
 """
+    )
 
 
 def test_same_answer_is_said_once() -> None:

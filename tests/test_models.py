@@ -243,30 +243,7 @@ def test_without_a_chat_template_the_official_one_is_taken(name, template):
     turns = [Turn("system", "Be brief."), Turn("user", "First?", 2), Turn("assistant", "Red.")]
     turns.append(Turn("user", "And now?", 1))
     prompt = family.encode(files, media, turns).prompt
-    expected = {
-        "llava_onevision": (
-            "<|im_start|>system \nBe brief.<|im_end|>"
-            "<|im_start|>user <image><image>\nFirst?<|im_end|>"
-            "<|im_start|>assistant \nRed.<|im_end|>"
-            "<|im_start|>user <image>\nAnd now?<|im_end|><|im_start|>assistant\n"
-        ),
-        "llava_next": (
-            "Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. "
-            "USER: <image>\nAnd now? ASSISTANT:"
-        ),
-        "llava_next_mistral": (
-            "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\n<image>\nFirst? [/INST] Red.</s> "
-            "[INST] <image>\nAnd now? [/INST]"
-        ),
-        "qwen2_5_vl": (
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
-            + "<|vision_start|><|image_pad|><|vision_end|>" * 2
-            + "First?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n<|im_start|>user\n"
-            "<|vision_start|><|image_pad|><|vision_end|>And now?<|im_end|>\n"
-            "<|im_start|>assistant\n"
-        ),
-    }
-    assert prompt == expected[name]
+    assert prompt == tiny.FAMILIES[name].conversation
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

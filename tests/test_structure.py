@@ -38,7 +38,8 @@ def test_the_parts_of_every_family_are_found(name: str) -> None:
     found = find_structure(model)
     assert found.decoder is model.get_decoder()
     assert found.layers == tuple(found.decoder.layers)
-    assert (found.num_heads, found.head_dim) == (tiny.HEADS, tiny.WIDTH // tiny.HEADS)
+    assert found.num_heads == found.decoder.config.num_attention_heads
+    assert found.num_heads * found.head_dim == tiny.WIDTH
     assert found.hidden_size == tiny.WIDTH
     assert found.family is not None
     assert found.warnings == ()
@@ -46,11 +47,11 @@ def test_the_parts_of_every_family_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
-@pytest.mark.parametrize(
-    ("state", "heads"), [("query", tiny.HEADS), ("key", tiny.KV_HEADS), ("value", tiny.KV_HEADS)]
-)
-def test_a_projection_gives_all_heads_side_by_side(name: str, state: str, heads: int) -> None:
+@pytest.mark.parametrize("state", ["query", "key", "value"])
+def test_a_projection_gives_all_heads_side_by_side(name: str, state: str) -> None:
     found = structure_of(name)
+    config = found.decoder.config
+    heads = config.num_attention_heads if state == "query" else config.num_key_value_heads
     projected = found.projection(1, state)(torch.randn(1, 3, tiny.WIDTH))
     assert projected.shape == (1, 3, heads * found.head_dim)
 
@@ -276,3 +277,14 @@ def test_frames_without_a_token_are_spoken_of() -> None:
         model(**inputs)
     assert trace.stages[0].after == [3]
     assert any("3 tokens for 6 frames: evenly spaced ones keep one" in w for w in trace.warnings)
+
+
+@pytest.mark.parametrize("per", ["all", "frame"])
+def test_dropping_all_is_not_spoken_of_as_few_tokens_for_many_groups(per: str) -> None:
+    model = shared_model("llava_onevision")
+    inputs = tiny.inputs("llava_onevision", model, "video")
+    stages = [{"at": 2, "method": "vtw", "keep": 0, "per": per}]
+    with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == [0]
+    assert trace.warnings == []

@@ -41,6 +41,8 @@ class Tiny:
             vision inputs.
         template: its official chat template.
         files: file name -> contents, of the checkpoint's processor files.
+        conversation: what its template makes of "Be brief." as the system, "First?" with two
+            pictures, the answer "Red." and "And now?" with one.
         finish: (made inputs, token -> id) to further inputs, such as token types.
         pad, eos, bos: which special tokens these are; with `bos`, every prompt starts with it.
     """
@@ -51,6 +53,7 @@ class Tiny:
     media: Callable[[Any, Callable[[str], int], Sequence[Size], int, torch.Generator], Made]
     template: str
     files: Mapping[str, Mapping[str, Any]]
+    conversation: str
     pad: str
     eos: str
     bos: str | None = None

@@ -126,6 +126,9 @@ MODELS: dict[str, Tiny] = {
         media=_tiled,
         template=llava_onevision.TEMPLATE,
         files=ONEVISION_FILES,
+        conversation="<|im_start|>system \nBe brief.<|im_end|>"
+        "<|im_start|>user <image><image>\nFirst?<|im_end|><|im_start|>assistant \nRed.<|im_end|>"
+        "<|im_start|>user <image>\nAnd now?<|im_end|><|im_start|>assistant\n",
         pad="<|endoftext|>",
         eos="<|im_end|>",
     ),
@@ -136,6 +139,8 @@ MODELS: dict[str, Tiny] = {
         media=_tiled,
         template=llava_next.VICUNA,
         files=NEXT_FILES,
+        conversation="Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. "
+        "USER: <image>\nAnd now? ASSISTANT:",
         **LLAMA,
     ),
     "llava_next_mistral": Tiny(
@@ -145,6 +150,8 @@ MODELS: dict[str, Tiny] = {
         media=_tiled,
         template=llava_next.MISTRAL,
         files=NEXT_FILES,
+        conversation="<<SYS>>\nBe brief.\n<</SYS>>\n\n"
+        "[INST] <image>\n<image>\nFirst? [/INST] Red.</s> [INST] <image>\nAnd now? [/INST]",
         **LLAMA,
     ),
 }

@@ -220,6 +220,9 @@ class _Session:
                 "this model's forward is being compiled, and hooks do not run in a compiled graph",
                 "pass disable_compile=True to generate",
             )
+        ids = kwargs.get("input_ids")
+        if isinstance(ids, torch.Tensor) and ids.shape[1] < 2:
+            return  # decoding: nothing to see, and no time to lose
         given = dict(self.inner_signature.bind_partial(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", None) or {})  # type: ignore[call-overload]
         pixels = [name for name in PIXELS if given.get(name) is not None]

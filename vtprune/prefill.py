@@ -186,7 +186,7 @@ class Prefill:
             states[name] = picked.unflatten(-1, (-1, width))  # (N, H, D)
         seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
         budget = Budget.share(cut.count, mine.groups(stage.per))
-        if cut.count < len(budget.quota):
+        if 0 < cut.count < len(budget.quota):
             self.plan.trace.warn(
                 f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
                 "keep one each, the others none"

@@ -13,6 +13,7 @@ FAMILIES: dict[str, str] = {
     "llava_next": "vtprune.models.llava_next:LlavaNext",
     "qwen2_vl": "vtprune.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "vtprune.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "vtprune.models.qwen3_vl:Qwen3VL",
 }
 """`config.model_type` -> where its family lives."""
 

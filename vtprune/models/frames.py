@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vtprune import media
 from vtprune.errors import MediaError
 from vtprune.media import Source
-from vtprune.models.base import Sampling
+from vtprune.models.base import Prepared, Sampling
 
 
 def chosen(
@@ -54,3 +54,15 @@ def starts_of_parts(frames: list[int], count: int) -> list[int]:
     if count >= len(frames):
         return frames
     return [frames[i * len(frames) // count] for i in range(count)]
+
+
+def seconds(video: Prepared) -> list[float]:
+    """The times of a video's frames for its prompt: number / fps, as the official processors count.
+
+    Of a clip whose frames do not come at even times, or not from 0 on, the real ones.
+    """
+    rate = video.source.fps
+    official = [number / rate for number in video.index]
+    pairs = zip(official, video.timestamps, strict=True)
+    even = all(abs(counted - real) <= 0.5 / rate for counted, real in pairs)
+    return official if even else list(video.timestamps)

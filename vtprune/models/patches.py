@@ -11,12 +11,13 @@ import torch
 
 from vtprune.layout import Grid, box
 from vtprune.models import preprocess
-from vtprune.models.base import Plan, Prepared, VisionInputs
+from vtprune.models.base import Files, Plan, Prepared, VisionInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Values = Mapping[str, object]
+LIMITS = ("size", "min_pixels", "max_pixels")
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -32,9 +33,19 @@ def grids(config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid
     }
 
 
-def read_values(own: Values, defaults: Values) -> dict[str, object]:
-    """A preprocessor file's values over `defaults`, older names of the pixel limits understood."""
-    values = preprocess.merged(own, defaults)
+def read_values(files: Files, modality: str, defaults: Mapping[str, Values]) -> dict[str, object]:
+    """A preprocessor file's values over the defaults, older names of the pixel limits understood.
+
+    A checkpoint without a file for videos has that for pictures serve both, except for the limits:
+    a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
+
+    Args:
+        defaults: modality -> the values where the file has none.
+    """
+    own = files.image if modality == "image" else files.video
+    if modality == "video" and not own:
+        own = {key: value for key, value in files.image.items() if key not in LIMITS}
+    values = preprocess.merged(own, defaults[modality])
     size = dict(cast("Mapping[str, int]", values["size"]))
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         if values.get(key) is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.layout import Grid
-from vtprune.models import qwen2_vl
+from vtprune.models import patches, qwen2_vl
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
 
-TEMPLATE = qwen2_vl.TEMPLATE
 _SAME = qwen2_vl.Qwen2VL()
 
 
@@ -41,7 +40,8 @@ class Qwen25VL:
         inputs = _SAME.encode(files, media, turns)
         videos = [one for one in media if one.source.kind == "video"]
         if videos:
-            group = cast(int, qwen2_vl.read_values(files, "video")["temporal_patch_size"])
+            values = patches.read_values(files, "video", qwen2_vl.DEFAULTS)
+            group = cast(int, values["temporal_patch_size"])
             seconds = [group / _sampled_fps(one) for one in videos]
             inputs.tensors["second_per_grid_ts"] = torch.tensor(seconds)
         return inputs

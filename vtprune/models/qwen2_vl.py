@@ -37,7 +37,7 @@ VIDEO = {
     "cap_pixels_per_frame": True,
     "max_video_tokens": 128_000,
 }
-LIMITS = ("size", "min_pixels", "max_pixels")
+DEFAULTS = {"image": IMAGE, "video": VIDEO}
 
 # The chat format of the official checkpoints, their default system prompt included.
 TEMPLATE = (
@@ -73,7 +73,7 @@ class Qwen2VL:
         first to the last). A video's frames share a budget of pixels, as in qwen-vl-utils.
         max_tiles does not apply: there are no tiles, and a picture's own limits are in pixels.
         """
-        values = read_values(files, source.kind)
+        values = patches.read_values(files, source.kind, DEFAULTS)
         index: tuple[int, ...] = (0,)
         if source.kind == "video":
             official = functools.partial(
@@ -84,7 +84,9 @@ class Qwen2VL:
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""
-        vision = patches.vision_inputs(media, functools.partial(read_values, files))
+        vision = patches.vision_inputs(
+            media, functools.partial(patches.read_values, files, defaults=DEFAULTS)
+        )
         text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
         ids = self.placeholders(files.config)
         tensors = prompt.encode(files, text, TOKENS, ids, self.grids(files.config, vision))
@@ -93,22 +95,6 @@ class Qwen2VL:
             tensors |= given
         pictures = sum(one.source.kind == "image" for one in media)
         return Inputs(tensors, text, (1,) * pictures)
-
-
-def read_values(files: Files, modality: str) -> dict[str, object]:
-    """The preprocessor's values, older names of the pixel limits understood.
-
-    A checkpoint without a file for videos has that for pictures serve both, except for the limits:
-    a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
-    """
-    if modality == "image":
-        own, defaults = files.image, IMAGE
-    elif files.video:
-        own, defaults = files.video, VIDEO
-    else:
-        own = {key: value for key, value in files.image.items() if key not in LIMITS}
-        defaults = VIDEO
-    return patches.read_values(own, defaults)
 
 
 def _size(source: Source, values: Mapping[str, object], num_frames: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Why it works: by then what the pictures say has moved into the text tokens.
 
 Paper: Visual Tokens Withdrawal, arXiv 2405.05803.
 Official code: lzhxmu/VTW (no licence; not looked at).
-Differences: the layer comes from the budget (keep x layers, rounded down) or from the stage's place;
+Differences: the layer comes from the budget (keep x layers, rounded down) or the stage's place;
 the paper searches the first layer with a small KL divergence on about 20 samples.
 
 Options: none. As a stage it leaves `keep: 0`, which no other method may.
