@@ -1,4 +1,4 @@
-"""The README's picture: `vtprune ask FILE QUESTION --compare --json | python docs/draw.py OUT.svg`."""
+"""The README's picture: `vtprune ask FILE QUESTION --compare --json | python docs/draw.py FILE`."""
 
 from __future__ import annotations
 

@@ -42,3 +42,66 @@ def media() -> Path:
     if not path.is_dir():
         pytest.skip("the real media set is not beside this checkout")
     return path
+
+
+# -- docs/correctness.md, written by the tests that it speaks of ---------------------------------
+
+CELL = "test_pruned_equals_masked_at_prefill_and_decode"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--correctness-table", metavar="FILE", help="write which cells of pruned = masked hold"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    target = config.getoption("--correctness-table")
+    if target and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(CorrectnessTable(Path(target)), "correctness-table")
+
+
+class CorrectnessTable:
+    """Collects the oracle test's cells, in one process or from all workers, and writes them."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.cells: dict[tuple[str, str], dict[str, str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if CELL not in report.nodeid or (report.when != "call" and report.passed):
+            return
+        name, kind, schedule, *rest = report.nodeid.partition("[")[2].rstrip("]").split("-")
+        reason = ""
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        cell = {"passed": "yes", "skipped": f"skipped: {reason}"}.get(report.outcome, "**NO**")
+        self.cells.setdefault((name, kind), {})["-".join([schedule, *rest])] = cell
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.cells:
+            return
+        columns = ("sdpa, one", "sdpa, ragged", "eager, one", "eager, ragged")
+        rows = [
+            "# Pruned equals masked",
+            "",
+            "Written by `python -m pytest tests/test_engine.py --correctness-table "
+            "docs/correctness.md`. A cell holds if the pruned logits equal those of the unpruned "
+            "model with the dropped tokens masked as keys, to 1e-5 in float32, at prefill and over "
+            "8 decode steps, for a cut at the input, at one layer, at two layers, and at the input "
+            "and a layer, with a dynamic and with a static cache. `ragged` is a left-padded batch "
+            "of two prompts of different length.",
+            "",
+            f"| model | prompt | {' | '.join(columns)} |",
+            "| --- " * (len(columns) + 2) + "|",
+        ]
+        for (name, kind), cells in sorted(self.cells.items()):
+            shown = []
+            for column in columns:
+                attention, batch = column.split(", ")
+                own = {
+                    cell for key, cell in cells.items() if f"-{attention}-{batch}-" in f"-{key}-"
+                }
+                shown.append("; ".join(sorted(own)) or "not run")
+            rows.append(f"| {name} | {kind} | {' | '.join(shown)} |")
+        self.target.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -44,6 +44,17 @@ def generate(
     return out.sequences[:, length:], torch.stack(out.logits, dim=1)
 
 
+def both_ways(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """(B, S) number of the block whose tokens see each other both ways; -1 for none."""
+    if model.config.model_type == "gemma3":  # each picture is one
+        visual = inputs["token_type_ids"] == 1
+        starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+        return torch.where(visual, starts.cumsum(1) - 1, -1)
+    if model.config.model_type == "molmo2":  # all pictures together are one, markers included
+        return torch.where(inputs["mm_token_type_ids"] == 1, 0, -1)
+    return None
+
+
 def masked(
     model: PreTrainedModel,
     inputs: dict[str, torch.Tensor],
@@ -57,6 +68,7 @@ def masked(
         force: (B, steps) tokens to go on with.
     """
     given = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    blocks = both_ways(model, inputs)
     hooks = []
     for number, layer in enumerate(model.get_decoder().layers):
         hidden_from = [columns for first, columns in drops if first <= number]
@@ -71,6 +83,9 @@ def masked(
             batch, length = hidden.shape[:2]
             total = past + length
             seen = torch.ones(batch, 1, length, total, dtype=torch.bool).tril(past)
+            if blocks is not None and not past:
+                same = (blocks[:, :, None] == blocks[:, None, :]) & (blocks >= 0)[:, None]
+                seen |= same[:, None]
             seen[:, :, :, : given.shape[1]] &= given.bool()[:, None, None, :]
             for row, gone in enumerate(columns):
                 seen[row, :, :, list(gone)] = False
@@ -93,11 +108,7 @@ def dropped(trace: object, inputs: dict[str, torch.Tensor]) -> list[tuple[int, l
     """What a trace says was dropped, as `masked` wants it."""
     gone = []
     before = [set(layout.columns.tolist()) for layout in trace.layouts]
-    present = [set(row) for row in before]
     for record in trace.stages:
-        for row, kept in enumerate(record.kept):
-            layout = trace.layouts[row]
-            own = set(layout.columns[layout.of_modality(record.modality)].tolist())
-            present[row] -= own - set(kept)
+        present = [set(row) for row in record.kept]
         gone.append((record.layer, [sorted(b - p) for b, p in zip(before, present, strict=True)]))
     return gone

@@ -14,6 +14,7 @@ from transformers import StaticCache
 import vtprune
 from vtprune.engine import Encoded
 from vtprune.errors import ModelError, PresetError
+from vtprune.models.structure import find_structure
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SCHEDULES = {
@@ -132,8 +133,7 @@ def test_the_trace_names_the_columns_that_are_left(name: str, kind: str) -> None
     model = shared_model(name)
     inputs = batch_of_two(name, model, kind)
     ids = inputs["input_ids"]
-    visual = torch.isin(ids, torch.tensor([tiny.token(name, text) for text in tiny.SPECIAL[name]
-                                           if "image" in text or "video" in text]))  # fmt: skip
+    visual = torch.isin(ids, torch.tensor(sorted(find_structure(model).placeholder_ids())))
     with torch.no_grad(), vtprune.pruning(model, BOTH, seed=3) as trace:
         model(**inputs)
     assert [stage.layer for stage in trace.stages] == [0, 3]
@@ -381,6 +381,89 @@ def test_pixels_are_encoded_once_where_the_caller_keeps_them() -> None:
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_prompts_of_different_modalities_follow_each_other_in_one_block(name: str) -> None:
+    model = shared_model(name)
+    prompts = {kind: tiny.inputs(name, model, kind) for kind in ("image", "video", "mixed", "text")}
+    alone = {}
+    for kind, inputs in prompts.items():
+        with vtprune.pruning(model, BOTH):
+            alone[kind] = oracle.generate(model, inputs, steps=2)[1]
+    with vtprune.pruning(model, BOTH):
+        for first in prompts:
+            for second in prompts:
+                for kind in (first, second):
+                    logits = oracle.generate(model, prompts[kind], steps=2)[1]
+                    assert torch.equal(logits, alone[kind]), (first, second)
+
+
+def forward_both(model, inputs, cache):  # type: ignore[no-untyped-def]
+    """Logits of a prompt and of one token after it, by plain forwards on a cache."""
+    mask = inputs["attention_mask"]
+    new = torch.full((len(mask), 1), 65)
+    with torch.no_grad():
+        first = model(**inputs, past_key_values=cache, use_cache=True)
+        mask = torch.cat([mask, torch.ones_like(new)], dim=1)
+        second = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True)
+    return torch.cat([first.logits[:, -1], second.logits[:, -1]])
+
+
+@pytest.mark.parametrize("where", ["same block", "keep one", "outside"])
+def test_a_cache_that_was_emptied_remembers_nothing_of_what_was_cut(where: str) -> None:
+    name = "llava_onevision"
+    model = shared_model(name)
+    config = model.get_decoder().config
+    pictures, text = batch_of_two(name, model, "image"), batch_of_two(name, model, "text")
+    expected = forward_both(model, text, StaticCache(config=config, max_cache_len=400))
+    cache = StaticCache(config=config, max_cache_len=400)
+    with vtprune.pruning(model, BOTH):
+        forward_both(model, pictures, cache)
+        cache.reset()
+        if where == "same block":
+            logits = forward_both(model, text, cache)
+    if where == "keep one":
+        with vtprune.pruning(model, keep=1.0):
+            logits = forward_both(model, text, cache)
+    if where == "outside":
+        logits = forward_both(model, text, cache)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def windowed(width: int):  # type: ignore[no-untyped-def]
+    """A model whose layers see the last `width` tokens only."""
+    model = tiny.model("llava_next_mistral")
+    model.get_decoder().config.sliding_window = width
+    return model
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_keep_one_is_exact_on_a_model_with_a_sliding_window(cache: str) -> None:
+    model = windowed(40)
+    inputs = tiny.inputs("llava_next_mistral", model, "image")
+    options = {"cache_implementation": "static"} if cache == "static" else {}
+    expected = oracle.generate(model, inputs, steps=3, **options)[1]
+    with vtprune.pruning(model, keep=1.0):
+        assert torch.equal(oracle.generate(model, inputs, steps=3, **options)[1], expected)
+
+
+def test_a_prompt_longer_than_a_sliding_window_is_refused() -> None:
+    model = windowed(40)
+    inputs = tiny.inputs("llava_next_mistral", model, "image")
+    with pytest.raises(ModelError, match="sliding window"), vtprune.pruning(model, LAYER_TWO):
+        oracle.generate(model, inputs, steps=2)
+
+
+def test_an_answer_past_a_sliding_window_is_warned_of() -> None:
+    model = windowed(1)
+    inputs = tiny.inputs("llava_next_mistral", model, "image")
+    model.get_decoder().config.sliding_window = inputs["input_ids"].shape[1] + 2
+    with vtprune.pruning(model, LAYER_TWO) as trace:
+        oracle.generate(model, inputs, steps=2)
+        assert not trace.warnings
+        oracle.generate(model, inputs, steps=5)
+    assert any("sliding window" in warning for warning in trace.warnings)
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
@@ -404,6 +487,13 @@ def test_labels_are_refused() -> None:
     inputs = tiny.inputs("llava_onevision", model, "image")
     with pytest.raises(ModelError, match="labels"), vtprune.pruning(model, LAYER_TWO):
         model(**inputs, labels=inputs["input_ids"])
+
+
+def test_columns_to_keep_logits_of_are_refused() -> None:
+    model = shared_model("llava_onevision")
+    inputs = tiny.inputs("llava_onevision", model, "image")
+    with pytest.raises(ModelError, match="logits_to_keep"), vtprune.pruning(model, LAYER_TWO):
+        model(**inputs, logits_to_keep=torch.tensor([3]))
 
 
 def test_embeddings_without_ids_are_refused() -> None:
@@ -449,6 +539,7 @@ def test_a_model_without_pictures_is_refused() -> None:
         ({"stages": [{"at": 2, "method": "random"}]}, None, "no keep"),
         ({"stages": [{"at": 4, "method": "random"}]}, 0.3, "lowest reachable keep is 0.6"),
         ({"stages": [{"at": 4, "method": "random", "keep": 0.3}]}, 0.5, "sets nothing"),
+        ({"seed": -1, "stages": SCHEDULES["input"]}, None, "seed: -1"),
         ("balanced", 1.5, r"\(0, 1\]"),
         ("no-such", 0.5, "no preset"),
     ],

@@ -22,7 +22,7 @@ from vtprune.preset import (
 )
 from vtprune.pruners import METHODS
 from vtprune.schedule import Place, resolve_layer, solve
-from vtprune.schema import LARGEST_FILE, read_yaml
+from vtprune.yaml_file import LARGEST_FILE, read_yaml
 
 FREE = {"stages": [{"at": "ecl", "method": "entropy"}]}
 FIXED = {

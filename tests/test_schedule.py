@@ -232,7 +232,7 @@ def test_two_named_places_that_meet_keep_the_smaller_count() -> None:
 
 def test_a_named_and_an_explicit_place_that_meet_are_refused() -> None:
     with pytest.raises(PresetError, match="increasing"):
-        merge_places([at_layer(2, 0.5), ecl(2, 0.1)])
+        merge_places([at_layer(2, 0.5), ecl(2, 0.1)], 6)
 
 
 @pytest.mark.parametrize(
@@ -514,3 +514,10 @@ def test_fewer_tokens_than_groups_are_spread_evenly(count: int) -> None:
     gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert abs(chosen[0] - (11 - chosen[-1])) <= 1
+
+
+def test_a_horizon_past_the_last_layer_cuts_nothing_and_says_so() -> None:
+    assert resolve_layer("horizon", 8, 1, 8) == 8
+    solved = solve([Place("ecl", 1), Place("horizon", 8, 0.1)], 0.5, 8, 100)
+    assert [cut.layer for cut in solved.cuts] == [1]
+    assert "no layer of this model can do without" in solved.warnings[0]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiny_blocks
 import tiny_llava
 import tiny_qwen
 import torch
@@ -25,7 +26,7 @@ from transformers import (
 
 __all__ = ["BYTES", "LAYERS", "PATCH", "PINPOINTS", "TILE", "TILES", "WIDTH"]
 
-FAMILIES: dict[str, Tiny] = {**tiny_llava.MODELS, **tiny_qwen.MODELS}
+FAMILIES: dict[str, Tiny] = {**tiny_llava.MODELS, **tiny_qwen.MODELS, **tiny_blocks.MODELS}
 MODELS = tuple(FAMILIES)
 KINDS = {name: one.kinds for name, one in FAMILIES.items()}
 """What a prompt of each model can hold, apart from "text"."""

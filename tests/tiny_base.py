@@ -61,7 +61,7 @@ class Tiny:
     finish: Callable[
         [dict[str, torch.Tensor], Callable[[str], int]], dict[str, torch.Tensor]
     ] | None = None  # fmt: skip
-    named: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, Any] = field(default_factory=dict)
     """Further attributes of the tokenizer, such as `image_token`."""
 
 

@@ -13,6 +13,7 @@ from vtprune.models import llava_next, llava_onevision
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168], [168, 168], [112, 168]]
 HALF = [0.5, 0.5, 0.5]
 TILES = {"height": TILE, "width": TILE}
+SIDE = TILE // PATCH
 Token = Callable[[str], int]
 
 
@@ -54,6 +55,26 @@ def _next_config(token: Token, kind: str = "llama") -> dict[str, Any]:
     }
 
 
+def _next_video_config(token: Token) -> dict[str, Any]:
+    own = {"model_type": "llava_next_video", "video_token_index": token("<video>")}
+    return _next_config(token) | own
+
+
+def _plain_config(token: Token) -> dict[str, Any]:
+    return {
+        "model_type": "llava",
+        "text_config": _llama(token),
+        "vision_config": _tower("clip_vision_model"),
+        "image_token_index": token("<image>"),
+        "image_seq_length": SIDE**2,
+    }
+
+
+def _video_llava_config(token: Token) -> dict[str, Any]:
+    own = {"model_type": "video_llava", "video_token_index": token("<video>")}
+    return _plain_config(token) | own | {"video_seq_length": 4 * (SIDE**2 + 1)}
+
+
 def _mistral_config(token: Token) -> dict[str, Any]:
     return _next_config(token, "mistral")
 
@@ -61,7 +82,7 @@ def _mistral_config(token: Token) -> dict[str, Any]:
 def _tiled(
     model: Any, token: Token, sizes: Sequence[Size], frames: int, generator: torch.Generator
 ) -> Made:
-    """Pictures in tiles, and for LLaVA-OneVision a video."""
+    """Pictures in tiles, and where the family has them a video."""
     made: dict[str, torch.Tensor] = {}
     items: list[list[int]] = []
     onevision = model.config.model_type == "llava_onevision"
@@ -77,8 +98,24 @@ def _tiled(
         items += [[token("<image>")] * len(feature) for feature in features]
     if frames:
         made["pixel_values_videos"] = noise((1, frames, 3, TILE, TILE), generator, model)
-        side = -(-(TILE // PATCH) // 2)
-        items.append([token("<video>")] * (frames * side**2 + 1))
+        count = frames * (SIDE // 2) ** 2
+        items.append([token("<video>")] * (count + 1 if onevision else count))
+    return made, items
+
+
+def _square(
+    model: Any, token: Token, sizes: Sequence[Size], frames: int, generator: torch.Generator
+) -> Made:
+    """Square pictures, and for Video-LLaVA a video with a CLS token a frame."""
+    made: dict[str, torch.Tensor] = {}
+    items: list[list[int]] = []
+    if sizes:
+        key = "pixel_values_images" if model.config.model_type == "video_llava" else "pixel_values"
+        made[key] = noise((len(sizes), 3, TILE, TILE), generator, model)
+        items += [[token("<image>")] * SIDE**2 for _ in sizes]
+    if frames:
+        made["pixel_values_videos"] = noise((1, frames, 3, TILE, TILE), generator, model)
+        items.append([token("<video>")] * (frames * (SIDE**2 + 1)))
     return made, items
 
 
@@ -117,6 +154,33 @@ NEXT_FILES: dict[str, dict[str, Any]] = {
         "vision_feature_select_strategy": "default",
     },
 }
+CROPPED = {"size": {"shortest_edge": TILE}, "crop_size": TILES}
+NEXT_VIDEO_FILES: dict[str, dict[str, Any]] = {
+    **NEXT_FILES,
+    "video_preprocessor_config.json": {
+        "video_processor_type": "LlavaNextVideoVideoProcessor",
+        **CROPPED,
+    },
+    "processor_config.json": NEXT_FILES["processor_config.json"]
+    | {"processor_class": "LlavaNextVideoProcessor"},
+}
+PLAIN_FILES: dict[str, dict[str, Any]] = {
+    "preprocessor_config.json": {"image_processor_type": "CLIPImageProcessor", **CROPPED},
+    "processor_config.json": NEXT_FILES["processor_config.json"]
+    | {"processor_class": "LlavaProcessor"},
+}
+VIDEO_LLAVA_FILES: dict[str, dict[str, Any]] = {
+    "preprocessor_config.json": {"image_processor_type": "VideoLlavaImageProcessor", **CROPPED},
+    "video_preprocessor_config.json": {
+        "video_processor_type": "VideoLlavaVideoProcessor",
+        **CROPPED,
+    },
+    "processor_config.json": NEXT_FILES["processor_config.json"]
+    | {"processor_class": "VideoLlavaProcessor"},
+}
+VICUNA_SAYS = (
+    "Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. USER: <image>\nAnd now? ASSISTANT:"
+)
 
 MODELS: dict[str, Tiny] = {
     "llava_onevision": Tiny(
@@ -139,8 +203,7 @@ MODELS: dict[str, Tiny] = {
         media=_tiled,
         template=llava_next.VICUNA,
         files=NEXT_FILES,
-        conversation="Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. "
-        "USER: <image>\nAnd now? ASSISTANT:",
+        conversation=VICUNA_SAYS,
         **LLAMA,
     ),
     "llava_next_mistral": Tiny(
@@ -152,6 +215,36 @@ MODELS: dict[str, Tiny] = {
         files=NEXT_FILES,
         conversation="<<SYS>>\nBe brief.\n<</SYS>>\n\n"
         "[INST] <image>\n<image>\nFirst? [/INST] Red.</s> [INST] <image>\nAnd now? [/INST]",
+        **LLAMA,
+    ),
+    "llava": Tiny(
+        kinds=("image", "several"),
+        special=LLAMA_SPECIAL,
+        config=_plain_config,
+        media=_square,
+        template=llava_next.VICUNA,
+        files=PLAIN_FILES,
+        conversation=VICUNA_SAYS,
+        **LLAMA,
+    ),
+    "llava_next_video": Tiny(
+        kinds=("image", "several", "video", "mixed"),
+        special=(*LLAMA_SPECIAL, "<video>"),
+        config=_next_video_config,
+        media=_tiled,
+        template=llava_next.VICUNA,
+        files=NEXT_VIDEO_FILES,
+        conversation=VICUNA_SAYS,
+        **LLAMA,
+    ),
+    "video_llava": Tiny(
+        kinds=("image", "several", "video", "mixed"),
+        special=(*LLAMA_SPECIAL, "<video>"),
+        config=_video_llava_config,
+        media=_square,
+        template=llava_next.VICUNA,
+        files=VIDEO_LLAVA_FILES,
+        conversation=VICUNA_SAYS,
         **LLAMA,
     ),
 }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.engine import Trace, pruning
+    from vtprune.engine import pruning
     from vtprune.preset import Preset, load_preset
     from vtprune.report import Report
     from vtprune.run import answer
+    from vtprune.trace import Trace
 
 __version__ = "0.1.0"
 
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Preset": "vtprune.preset",
     "Report": "vtprune.report",
-    "Trace": "vtprune.engine",
+    "Trace": "vtprune.trace",
     "answer": "vtprune.run",
     "load_preset": "vtprune.preset",
     "pruning": "vtprune.engine",

@@ -49,11 +49,24 @@ def mark_cache(cache: object, state: CacheState) -> None:
     """Ties what was cut to the cache, for the forwards that go on with it.
 
     Where the input was cut, the cache answers with the length of the original prompt when it is
-    asked for its length without a layer: generation places new tokens by that answer.
+    asked for its length without a layer: generation places new tokens by that answer. Emptying
+    the cache ends both.
     """
     cache._vtprune = state  # type: ignore[attr-defined]
-    if state.offset and "get_seq_length" not in cache.__dict__:
+    cache.reset = types.MethodType(_reset, cache)  # type: ignore[attr-defined]
+    if state.offset:
         cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
+
+
+def unmark_cache(cache: object) -> None:
+    """Makes a cache an ordinary one again."""
+    for name in ("_vtprune", "reset", "get_seq_length"):
+        getattr(cache, "__dict__", {}).pop(name, None)
+
+
+def _reset(cache: Cache) -> None:
+    unmark_cache(cache)
+    cache.reset()
 
 
 def _source_length(cache: Cache, layer_idx: int | None = None) -> int:

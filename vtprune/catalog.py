@@ -182,27 +182,15 @@ def _known(
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """A YAML file's mapping, and the line of each of its keys."""
-    import yaml
+    from vtprune.yaml_file import read_yaml
 
-    hint = "give a YAML file with model_type, layers, hidden_size, ecl and horizon"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PresetError(f"can't read calibration {path}: {error.strerror}", hint) from None
-    except UnicodeDecodeError:
-        raise PresetError(f"can't read calibration {path}: not a text file", hint) from None
-    try:
-        data = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise PresetError(f"{where}: not valid YAML: {reason}", hint) from None
-    names = isinstance(data, dict) and all(isinstance(key, str) for key in data)
-    if not names or not isinstance(root, yaml.MappingNode):
-        raise PresetError(f"{path}:1: a calibration is a mapping of {', '.join(KEYS)}", hint)
-    return data, {key.value: key.start_mark.line + 1 for key, _ in root.value}
+    data, lines = read_yaml(path)
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise PresetError(
+            f"{path}:1: a calibration is a mapping of {', '.join(KEYS)}",
+            "give a YAML file with model_type, layers, hidden_size, ecl and horizon",
+        )
+    return data, {str(where[0]): line for where, line in lines.items() if len(where) == 1}
 
 
 def _fault(key: str, value: object, layers: int, expected: object) -> str:

@@ -87,7 +87,8 @@ def timed(
 ) -> Run:
     """One generation with its own hooks; without a preset nothing is cut."""
     keep = None if preset else 1.0
-    with pruning(loaded.model, preset, keep, calibration=loaded.calibration) as trace:
+    block = pruning(loaded.model, preset, keep, calibration=loaded.calibration, media=inputs.media)
+    with block as trace:
         return generate(loaded, inputs.tensors, generation, trace, length=length)[0]
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vtprune.errors import VtpruneError
-from vtprune.preset import read_yaml
+from vtprune.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vtprune.caches import CacheState, ContinuedMasks, cache_length, continue_masks
+from vtprune.caches import (
+    CacheState,
+    ContinuedMasks,
+    cache_length,
+    continue_masks,
+    unmark_cache,
+)
 from vtprune.catalog import Calibration
 from vtprune.errors import ModelError
-from vtprune.layout import MODALITIES
+from vtprune.layout import MODALITIES, Grid
 from vtprune.models.structure import DEEPSTACK, find_structure, lay_out_batch
 from vtprune.packing import gather, gather_marked, valid_columns
 from vtprune.plan import Plan
@@ -48,6 +54,7 @@ def pruning(
     modality: str | None = None,
     calibration: Calibration | None = None,
     encoded: Encoded | None = None,
+    media: Sequence[tuple[str, Grid]] = (),
 ) -> Iterator[Trace]:
     """Drops visual tokens in every forward of `model` inside the block, and only there.
 
@@ -64,6 +71,8 @@ def pruning(
         calibration: where `ecl` and `horizon` are; None: the packaged one of this model.
         encoded: what the vision tower made of pixel tensors, kept by the caller from block to
             block, so that the same tensors are encoded once.
+        media: modality and grid of each media item of the prompts, in order, as `encode` gave them,
+            for placeholders that images and videos share.
 
     Yields:
         The trace, filled by each prefill.
@@ -75,7 +84,7 @@ def pruning(
     resolved = override(load_preset(preset), keep, method, at, options, seed)
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
-    session = _Session(model, resolved, modality, calibration, encoded)
+    session = _Session(model, resolved, modality, calibration, encoded, media)
     try:
         session.attach()
         yield session.trace
@@ -93,9 +102,11 @@ class _Session:
         modality: str | None,
         calibration: Calibration | None,
         encoded: Encoded | None,
+        media: Sequence[tuple[str, Grid]],
     ) -> None:
         self.model = model
         self.modality = modality
+        self.media = media
         self.trace = Trace()
         self.structure = find_structure(model)
         self.plan = Plan(preset, self.structure, calibration, self.trace)
@@ -105,6 +116,7 @@ class _Session:
         self.vision: dict[str, dict[str, object]] = {}
         self.vision_seconds = 0.0
         self.encoded = encoded
+        self.encoding = False
         self.pending: Prefill | None = None
         self.running: Prefill | None = None
         self.started = 0.0
@@ -128,7 +140,7 @@ class _Session:
         if hasattr(self.decoder, DEEPSTACK):
             self.wrap(self.decoder, DEEPSTACK, self.adding())
         self.handles = [
-            self.model.register_forward_pre_hook(self.refuse_labels, with_kwargs=True),
+            self.model.register_forward_pre_hook(self.refuse_columns, with_kwargs=True),
             self.inner.register_forward_pre_hook(self.see_inputs, with_kwargs=True),
             self.decoder.register_forward_pre_hook(self.start_decoder, with_kwargs=True),
             self.decoder.register_forward_hook(
@@ -164,13 +176,18 @@ class _Session:
 
         @functools.wraps(encode)
         def encode_and_note(*args: object, **kwargs: object) -> object:
+            if self.encoding:  # called by the other: some models encode videos as pictures
+                return encode(*args, **kwargs)
             given = dict(signature.bind_partial(*args, **kwargs).arguments)
             self.vision[modality] = given
             key = (name, *(_identity(value) for value in given.values()))
             if self.encoded is not None and key in self.encoded:
                 return self.encoded[key][1]
-            started = self.now()
-            features = encode(*args, **kwargs)
+            started, self.encoding = self.now(), True
+            try:
+                features = encode(*args, **kwargs)
+            finally:
+                self.encoding = False
             self.vision_seconds += self.now() - started
             if self.encoded is not None:
                 self.encoded[key] = (given, features)  # the pixels stay, and so their address
@@ -205,11 +222,16 @@ class _Session:
 
     # -- before the decoder ----------------------------------------------------------------------
 
-    def refuse_labels(self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs) -> None:
+    def refuse_columns(self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs) -> None:
         if kwargs.get("labels") is not None:
             raise ModelError(
                 "labels were given, but a pruned prompt has fewer positions than labels",
                 "compute the loss from the logits of the answer, without labels",
+            )
+        if isinstance(kwargs.get("logits_to_keep"), torch.Tensor):
+            raise ModelError(
+                "logits_to_keep names columns, which are not the same after a cut",
+                "give a number: the last positions are always there",
             )
 
     def see_inputs(self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs) -> None:
@@ -226,10 +248,13 @@ class _Session:
         given = dict(self.inner_signature.bind_partial(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", None) or {})  # type: ignore[call-overload]
         pixels = [name for name in PIXELS if given.get(name) is not None]
-        has_vision = bool(given.get("mm_encoder_outputs")) or bool(pixels)
+        encoded = given.get("mm_encoder_outputs") or {}
+        assert isinstance(encoded, Mapping)
+        shown = {name for name, features in encoded.items() if features is not None}
+        shown |= {"video" if "video" in name else "image" for name in pixels}
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if not isinstance(ids, torch.Tensor):
-            if has_vision or (isinstance(embeds, torch.Tensor) and embeds.shape[1] > 1):
+            if shown or (isinstance(embeds, torch.Tensor) and embeds.shape[1] > 1):
                 raise ModelError(
                     "the prompt was given as inputs_embeds, which don't say what is visual",
                     "pass input_ids and pixel values",
@@ -237,12 +262,13 @@ class _Session:
             return
         if ids.shape[1] < 2:
             return  # decoding
-        if not has_vision:
+        if not shown:
             self.refuse_lone_placeholders(ids, given)
             return
         for name in pixels:  # encoded inside this forward, so not recorded yet
             self.vision["video" if "video" in name else "image"] = given
-        self.pending = self.see_prompt(ids, given)
+        vision = {name: noted for name, noted in self.vision.items() if name in shown}
+        self.pending = self.see_prompt(ids, given, vision)
 
     def refuse_lone_placeholders(self, ids: torch.Tensor, given: Kwargs) -> None:
         """Visual tokens without pictures: a piece of a prompt that was cut up.
@@ -258,22 +284,25 @@ class _Session:
                 "prefill in one piece: leave prefill_chunk_size unset",
             )
 
-    def see_prompt(self, ids: torch.Tensor, given: Kwargs) -> Prefill:
+    def see_prompt(
+        self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]
+    ) -> Prefill:
         """Lays out the visual tokens of a prompt and plans its cuts."""
-        valid = valid_columns(given.get("attention_mask"), *ids.shape)
+        past = cache_length(given.get("past_key_values"))
+        batch, length = ids.shape
+        valid = valid_columns(given.get("attention_mask"), batch, length, past)
         layouts, warnings = lay_out_batch(
-            self.structure, ids.cpu(), valid, self.vision, self.modality
+            self.structure, ids.cpu(), valid, vision, self.modality, self.media
         )
         for warning in warnings:
             self.trace.warn(warning)
-        past = cache_length(given.get("past_key_values"))
         if past and self.structure.two_way:
             raise ModelError(
                 f"{self.structure.model_type}: new pictures on top of a cached conversation",
                 "ask about them in a new conversation",
             )
         columns = [row.nonzero().squeeze(1) for row in valid]
-        return start_prefill(self.plan, layouts, columns, ids.shape[1], past)
+        return start_prefill(self.plan, layouts, columns, length, past)
 
     # -- the decoder -----------------------------------------------------------------------------
 
@@ -287,6 +316,8 @@ class _Session:
         if not isinstance(embeds, torch.Tensor):
             return None
         cache = given.get("past_key_values")
+        if not cache_length(cache):
+            unmark_cache(cache)  # it was emptied since
         if self.running is not None:
             self.started = self.now()
             return (), self.start_prefill(self.running, embeds, given)
@@ -296,6 +327,8 @@ class _Session:
         return None
 
     def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
+        if prefill.layers:
+            self.refuse_windows(prefill.past + embeds.shape[1])
         prefill.begin(given.get("past_key_values"))
         if 0 in prefill.layers:
             for name in sorted(prefill.needs(0) - {"hidden"}):
@@ -320,6 +353,22 @@ class _Session:
             hook = functools.partial(enter, number)
             handle = self.structure.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
             self.layer_handles.append(handle)
+
+    def narrowest_window(self) -> int | None:
+        """The smallest sliding window of the decoder's layers; None where all see everything."""
+        layers = range(len(self.structure.layers))
+        windows = [self.structure.window(layer) for layer in layers]
+        return min((window for window in windows if window), default=None)
+
+    def refuse_windows(self, length: int) -> None:
+        """A window counts original columns in the model, but kept ones in a shorter cache."""
+        window = self.narrowest_window()
+        if window is not None and length > window:
+            raise ModelError(
+                f"the prompt has {length} tokens, and layers of this model see the last {window} "
+                "only (sliding window): dropping tokens would widen what they see",
+                "ask with fewer frames or tiles, or with --keep 1",
+            )
 
     def first_states(self, prefill: Prefill, embeds: torch.Tensor, name: str) -> torch.Tensor:
         """(B, S, H x D) states that layer 0 would compute from the uncut embeddings."""
@@ -362,6 +411,12 @@ class _Session:
 
     def start_continuation(self, state: CacheState, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
         """Decoding, or more text, on a cache that was cut."""
+        window = self.narrowest_window()
+        if window is not None and cache_length(given["past_key_values"]) >= window:
+            self.trace.warn(
+                f"the answer has gone past the model's sliding window of {window} tokens: from "
+                "there on its layers see further back than without pruning"
+            )
         masks = continue_masks(state, self.structure, given, embeds)
         if masks.first_layer is not None:
             self.hook_layers(masks.first_layer, functools.partial(self.replace_mask, masks))

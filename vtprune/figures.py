@@ -132,8 +132,15 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> dict[str, obj
         "kept_after": len(kept),
         "by_modality": {name: len(kept.of_modality(name)) for name in shown},
         "stages": [
-            {"at": one.at, "layer": one.layer, "modality": one.modality, "method": one.method,
-             "options": dict(one.options), "before": one.before[sample], "after": one.after[sample]}
+            {
+                "at": one.at,
+                "layer": one.layer,
+                "modality": one.modality,
+                "method": one.method,
+                "options": dict(one.options),
+                "before": one.own_before[sample],
+                "after": one.own_after[sample],
+            }
             for one in trace.stages
             if one.cuts[sample]
         ],
@@ -165,7 +172,7 @@ def compute_costs(
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
     flops = {
-        "vision": compute_vision_flops(loaded, inputs.tensors),
+        "vision": compute_vision_flops(loaded, inputs),
         "prefill": prefill,
         "prefill_full": prefill_full,
         "decode": cost.decode_flops(shape, kept, answer_tokens),
@@ -179,19 +186,20 @@ def compute_costs(
     return flops, kv_bytes
 
 
-def compute_vision_flops(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> float:
+def compute_vision_flops(loaded: Loaded, inputs: Inputs) -> float:
     """FLOPs of tower and projector for what was encoded; 0 where the tower is not known."""
     shape = cost.vision_shape(loaded.model.config)
     if shape is None:
         return 0.0
     units: list[Sequence[int]] = []
     for kind, grid in (("pixel_values", "image"), ("pixel_values_videos", "video")):
-        if kind not in tensors:
+        if kind not in inputs.tensors:
             continue
-        if f"{grid}_grid_thw" in tensors:
-            units += tensors[f"{grid}_grid_thw"].tolist()
-        else:
-            units += cost.tile_units(shape, tuple(tensors[kind].shape))
+        if f"{grid}_grid_thw" in inputs.tensors:
+            units += inputs.tensors[f"{grid}_grid_thw"].tolist()
+        else:  # tensors of several pictures are filled up with tiles that are not encoded
+            own = sum(inputs.tiles) if grid == "image" and inputs.tiles else None
+            units += cost.tile_units(shape, tuple(inputs.tensors[kind].shape), own)
     return cost.vision_flops(shape, units)
 
 

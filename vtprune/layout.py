@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,10 @@ class Grid:
         return Grid(
             self.frame[index], self.tile[index], self.row[index], self.col[index], self.kind[index]
         )
+
+    def at_frame(self, frame: int) -> Grid:
+        """The same tokens, all of time step `frame`."""
+        return replace(self, frame=torch.full_like(self.frame, frame))
 
 
 def box(num_frames: int, num_rows: int, num_cols: int, tile: int = 0) -> Grid:

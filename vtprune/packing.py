@@ -111,21 +111,21 @@ def gather_mask(mask: object, packed: Packed) -> object:
     return kept
 
 
-def valid_columns(mask: object, batch: int, length: int) -> torch.Tensor:
+def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch.Tensor:
     """(B, length) bool on the CPU: which of the last `length` columns hold a token.
 
     Args:
         mask: as the caller gave it to the model: None, (B, past + length), a prepared 4-D mask,
-            or a mapping of such, where the last position sees every token of its row.
+            or a mapping of such by layer type, where a token sees itself and padding nothing.
+        past: columns before them, in the cache.
     """
     if isinstance(mask, Mapping):
-        prepared = [one for name, one in mask.items() if "full" in str(name)]
-        mask = next((one for one in [*prepared, *mask.values()] if one is not None), None)
+        mask = next((one for one in mask.values() if one is not None), None)
     if not isinstance(mask, torch.Tensor):
         return torch.ones(batch, length, dtype=torch.bool)
     if mask.dim() == 4:
-        mask = mask[:, 0, -1, :length]
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        own = mask[:, 0, :, past : past + length].diagonal(dim1=1, dim2=2)
+        seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
     else:
         seen = mask[:, -length:].bool()
     return seen.cpu().expand(batch, length)

@@ -128,17 +128,15 @@ class Prefill:
         """
         for group, number, cuts in self.cuts_at(layer):
             stage, pruner = group.stages[number], group.pruners[number]
-            before, after, kept = [], [], []
+            before = [len(layout) for layout in self.layouts]
+            own_before, own_after = [], []
             for sample, cut in enumerate(cuts):
                 own = self.layouts[sample].of_modality(group.modality)
-                before.append(len(own))
+                own_before.append(len(own))
                 if cut is not None and cut.count < len(own):
                     self.cut_sample(sample, own, cut, stage, pruner, hidden)
-                left = self.layouts[sample]
-                left = left.take(left.of_modality(group.modality))
-                assert cut is None or len(left) == cut.count, "a method must meet its budget"
-                after.append(len(left))
-                kept.append((left.columns + self.past).tolist())
+                own_after.append(len(self.layouts[sample].of_modality(group.modality)))
+                assert cut is None or own_after[-1] == cut.count, "a method must meet its budget"
             self.records.append(
                 StageRecord(
                     layer=layer,
@@ -150,8 +148,10 @@ class Prefill:
                     per=stage.per,
                     cuts=[cut is not None for cut in cuts],
                     before=before,
-                    after=after,
-                    kept=kept,
+                    after=[len(layout) for layout in self.layouts],
+                    own_before=own_before,
+                    own_after=own_after,
+                    kept=[(layout.columns + self.past).tolist() for layout in self.layouts],
                 )
             )
         now = pack(self.columns)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from vtprune.errors import PresetError
 from vtprune.pruners import check_options, find_method
-from vtprune.schema import Reader, read_yaml
+from vtprune.schema import Reader
 from vtprune.spec import DEFAULT, Keep, Preset, StageSpec, check_keep, check_place
+from vtprune.yaml_file import read_yaml
 
 __all__ = [
     "DEFAULT",
@@ -24,7 +25,6 @@ __all__ = [
     "parse_keep",
     "preset_directory",
     "preset_names",
-    "read_yaml",
 ]
 
 
@@ -109,6 +109,8 @@ def override(
     Raises:
         PresetError: a value out of range, an unknown name, or a keep that sets nothing.
     """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise PresetError(f"seed {seed!r} is not a whole number from 0 on", "seed 0 is the default")
     if at is not None and method is None:
         raise PresetError("--at without --method", "name the method that should cut there")
     stages, image, video = preset.stages, preset.image, preset.video

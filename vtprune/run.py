@@ -16,6 +16,7 @@ from vtprune.engine import Encoded, pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
 from vtprune.generation import Generation, Run, generate
+from vtprune.layout import Grid
 from vtprune.loading import Loaded, Progress, adopt, load, quiet
 from vtprune.media import Limits, Source, open_source, read
 from vtprune.memory import fitting_errors
@@ -94,9 +95,11 @@ def ask(
         if number == 0:
             spent["preprocess"] += gathered.resize_seconds
             spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
-        run = pruned(loaded, tensors, preset, generation, on_text, encoded)[0]
+        run = pruned(loaded, tensors, preset, generation, on_text, encoded, inputs.media)[0]
         run = replace(run, seconds={**run.seconds, **spent})
         made = finish(loaded, gathered, inputs, question, preset, run)
+        if number:  # encoded for the first question
+            made = replace(made, flops={**made.flops, "vision": 0.0})
         if compare:
             with quiet():
                 beside = compare_runs(loaded, inputs, preset, generation, run, made, on_progress)
@@ -111,9 +114,12 @@ def pruned(
     generation: Generation,
     on_text: Callable[[str], None] | None = None,
     encoded: Encoded | None = None,
+    media: Sequence[tuple[str, Grid]] = (),
 ) -> list[Run]:
     """One generation under the preset; a run for every row of the batch."""
-    block = pruning(loaded.model, preset, calibration=loaded.calibration, encoded=encoded)
+    block = pruning(
+        loaded.model, preset, calibration=loaded.calibration, encoded=encoded, media=media
+    )
     with quiet(), block as trace, fitting_errors(loaded, preset, trace):
         return generate(loaded, tensors, generation, trace, on_text)
 
@@ -272,7 +278,8 @@ def answer(
     reports: dict[int, Report] = {}
     for numbers in group_alike([one.tensors for one in inputs], batch_size):
         batch = collate([inputs[number].tensors for number in numbers], pad_id(loaded))
-        runs = pruned(loaded, to_device(loaded, batch), resolved, generation)
+        laid = [item for number in numbers for item in inputs[number].media]
+        runs = pruned(loaded, to_device(loaded, batch), resolved, generation, media=laid)
         for number, run in zip(numbers, runs, strict=True):
             run = replace(run, seconds={**run.seconds, **spent[number]})
             if len(numbers) > 1:

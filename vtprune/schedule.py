@@ -78,13 +78,15 @@ def tokens_by_layer(num_tokens: int, num_layers: int, cuts: Sequence[Cut]) -> li
 def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
     """The layer that a place names, in a decoder of `num_layers`.
 
+    A horizon may lie past the last layer: then no layer can do without visual tokens.
+
     Raises:
         PresetError: not a place, or past the last layer.
     """
     if at == "input":
         return 0
     if at in NAMED:
-        return min(ecl if at == "ecl" else horizon, num_layers - 1)
+        return min(ecl, num_layers - 1) if at == "ecl" else min(horizon, num_layers)
     if at.endswith("%"):
         depth = math.floor(float(at[:-1]) / 100 * num_layers + SLACK)
         return min(depth, num_layers - 1)  # 99.999999% rounds up to the end
@@ -99,11 +101,12 @@ def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
 
 
 def merge_places(
-    places: Sequence[Place], over: bool = False
+    places: Sequence[Place], num_layers: int, over: bool = False
 ) -> tuple[list[tuple[int, Place]], list[str]]:
     """Numbered places in order, each layer once.
 
-    Two named places that meet become one: the stage that keeps fewer tokens stays.
+    Two named places that meet become one: the stage that keeps fewer tokens stays. A named place
+    past the last layer is left out.
 
     Args:
         over: the stages with a keep spend more than the budget, so that the free one keeps fewer.
@@ -126,6 +129,12 @@ def merge_places(
     kept: list[tuple[int, Place]] = []
     warnings: list[str] = []
     for number, place in enumerate(places):
+        if place.layer >= num_layers:
+            warnings.append(
+                f"no layer of this model can do without visual tokens (its {place.at} is "
+                f"{place.layer}): the stage there does not cut"
+            )
+            continue
         if kept:
             _, before = kept[-1]
             if place.layer == before.layer and place.named and before.named:
@@ -180,7 +189,7 @@ def solve(
     ]
     spent = sum(tokens_by_layer(num_tokens, num_layers, fixed))
     over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
-    numbered, warnings = merge_places(places, over)
+    numbered, warnings = merge_places(places, num_layers, over)
     counts = [
         None if place.keep is None else fixed_count(place.keep, num_tokens) for _, place in numbered
     ]

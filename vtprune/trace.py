@@ -22,8 +22,10 @@ class StageRecord:
         per: the scope over which the budget was shared.
         cuts: whether this was where the sample's stage cut; a stage at a named place may cut at
             different layers for samples of very different size, with a record for each layer.
-        before, after: counts of visual tokens.
-        kept: ascending columns of the original input_ids with visual tokens still present.
+        before, after: counts of visual tokens, of every modality.
+        own_before, own_after: counts of the tokens that the stage is about, of its modality.
+        kept: ascending columns of the original input_ids with visual tokens still present, of
+            every modality.
     """
 
     layer: int
@@ -36,6 +38,8 @@ class StageRecord:
     cuts: list[bool]
     before: list[int]
     after: list[int]
+    own_before: list[int]
+    own_after: list[int]
     kept: list[list[int]]
 
 

@@ -43,17 +43,22 @@ def list_(as_json: bool) -> None:
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets show balanced")
 @click.argument("name", shell_complete=complete.complete_preset)
-def show(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, all options filled in.")
+def show(name: str, as_json: bool) -> None:
     """Print the YAML of a preset."""
     from vtprune.preset import find_preset, load_preset
 
-    load_preset(name)  # so that what is printed is a preset
+    preset = load_preset(name)  # so that what is printed is a preset
+    if as_json:
+        click.echo(json.dumps(preset.to_dict(), indent=2))
+        return
     click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets check mine.yaml")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-def check(files: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
+def check(files: tuple[str, ...], as_json: bool) -> None:
     """Check preset files; every fault of every file is named, with its line."""
     from vtprune.preset import load_preset
 
@@ -63,9 +68,14 @@ def check(files: tuple[str, ...]) -> None:
             load_preset(file)
         except VtpruneError as error:
             faults.append(error)
-            click.echo(f"Error: {error.message}", err=True)
+            if as_json:
+                click.echo(json.dumps({"file": file, "ok": False, "error": error.message}))
+            else:
+                click.echo(f"Error: {error.message}", err=True)
         else:
-            click.echo(f"{file}: ok")
+            click.echo(json.dumps({"file": file, "ok": True}) if as_json else f"{file}: ok")
+    if faults and as_json:
+        raise click.exceptions.Exit(1)
     if faults:
         click.echo(f"hint: {faults[-1].hint}", err=True)
         raise click.exceptions.Exit(1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .checkpoint import END, make_tokenizer
 from .draw import Frame, frame, labels
 from .questions import CLIP_KINDS, EXTRA_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
-from .world import TILE, Scene, generator, make_clip, make_picture
+from .world import TILE, Scene, generator, make_clip, make_picture, with_numbers
 
 IGNORED = -100
 PREFIX = "<|im_start|>user "
@@ -55,19 +55,19 @@ CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
     (300, {"one of several": 0.35, "picture": 0.3, "clip 8": 0.35}, 5, 2),
     (600, {"picture": 0.35, "picture 2x2": 0.2, "clip 8": 0.45}, 6, 3),
     (
-        900,
+        1150,
         {
             "one of several": 0.04,
-            "picture": 0.18,
-            "picture 2x2": 0.22,
-            "picture 1x2": 0.03,
-            "picture 2x1": 0.03,
-            "picture 3x3": 0.05,
+            "picture": 0.22,
+            "picture 2x2": 0.25,
+            "picture 1x2": 0.02,
+            "picture 2x1": 0.02,
+            "picture 3x3": 0.03,
             "picture 200x180": 0.02,
-            "picture 260x320": 0.02,
-            "clip 8": 0.34,
-            "clip 16": 0.05,
-            "clip 32": 0.02,
+            "picture 260x320": 0.01,
+            "clip 8": 0.35,
+            "clip 16": 0.03,
+            "clip 32": 0.01,
         },
         7,
         4,
@@ -226,11 +226,10 @@ def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
         if index % 4 == 3:
             scene, time = make_clip("train", seed, index), float(rng.random())
         else:
-            factor = (1, 1, 2, 3)[int(rng.integers(4))]
-            scene, time = (
-                make_picture("train", seed, index, size=(TILE * factor, TILE * factor)),
-                0.0,
-            )
+            side = TILE * (1, 1, 2, 3)[int(rng.integers(4))]
+            scene, time = make_picture("train", seed, index, size=(side, side)), 0.0
+            # Digits are the hardest to learn and the rarest to be seen: more of them.
+            scene = with_numbers(scene, rng, 3)
         # One time in three a large picture is seen as its base picture.
         base = rng.random() < 1 / 3
         sides = (TILE, TILE) if base else (scene.height, scene.width)

@@ -22,7 +22,16 @@ from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
-from .batches import IGNORED, LAYOUTS, PREFIX, Batch, make_batch, tile_batch, training_batch
+from .batches import (
+    IGNORED,
+    LAYOUTS,
+    PREFIX,
+    Batch,
+    TileBatch,
+    make_batch,
+    tile_batch,
+    training_batch,
+)
 from .checkpoint import PINPOINTS, make_model, make_tokenizer, save
 from .muon import Muon
 from .packed import decoder_layer, read_packed
@@ -108,12 +117,12 @@ def answer_states(
 
 
 class Dense(nn.Module):
-    """Heads on the tower's patches for pretraining: colour, shape, tens, units; 0 is none."""
+    """Heads on the tower's patches: colour, shape, tens, units (0 is none), the patch's place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11)
+        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11, 64)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
 
     def forward(self, states: Tensor) -> list[Tensor]:
@@ -121,16 +130,42 @@ class Dense(nn.Module):
         return [head(states) for head in self.heads]
 
 
+def dense_loss(
+    tower: nn.Module, heads: Dense, batch: TileBatch, device: torch.device
+) -> tuple[Tensor, list[float]]:
+    """The loss of a batch of tiles and, for each head, the share of its patches that are right.
+
+    Without the last head, where a patch lies would be lost: no other label asks for it.
+    """
+    pixels = normalise(torch.from_numpy(batch.pixels).to(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        states = tower(pixels, output_hidden_states=True).hidden_states[-1]
+        logits = heads(states.float())
+    places = torch.arange(64).expand(len(pixels), 64)
+    labels = [*torch.from_numpy(batch.labels), places]
+    losses, right = [], []
+    for i, (head, label) in enumerate(zip(logits, labels, strict=True)):
+        label = label.to(device)
+        shown = label > 0 if i < 4 else torch.ones_like(label, dtype=torch.bool)
+        loss = F.cross_entropy(head.float().flatten(0, 1), label.flatten(), reduction="none")
+        # Patches that show something weigh as much as all the ground together.
+        weight = 0.3 + (3.0 if i < 2 else 6.0) * shown if i < 4 else torch.full_like(loss, 0.3)
+        losses.append((loss * weight.flatten()).mean())
+        hits = (head.argmax(-1) == label) & shown
+        right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
+    return torch.stack(losses).sum(), right
+
+
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for all else; a learning rate a module."""
+    """Muon for the matrices inside layers, AdamW at half its rate for all else."""
     matrices: list[dict[str, object]] = []
     others: list[dict[str, object]] = []
     for module, rate in groups:
         for name, parameter in module.named_parameters():
             plain = parameter.ndim != 2 or "embed" in name or "head" in name
-            (others if plain else matrices).append(
-                {"params": [parameter], "lr": rate, "full": rate}
-            )
+            rate_here = rate / 2 if plain else rate
+            group = {"params": [parameter], "lr": rate_here, "full": rate_here}
+            (others if plain else matrices).append(group)
     adam = torch.optim.AdamW(_merge(others), betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(_merge(matrices)), adam]
 
@@ -187,48 +222,33 @@ def train_tower(
     state_path = out / "tower.pt"
     torch.manual_seed(args.seed)
     heads = Dense(tower.config.hidden_size).to(device)
-    optims = optimisers([(tower, 4e-3), (heads, 2e-3)])
+    optims = optimisers([(tower, 4e-3), (heads, 4e-3)])
     first, seconds = 0, 0.0
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
-        restore(optims, state["optimisers"])
         first, seconds = state["step"], state["seconds"]
-    if first >= args.tower_steps:
-        return
+        if first >= args.tower_steps:
+            return
+        restore(optims, state["optimisers"])
     begin = time.monotonic() - seconds
     rank, processes = share = ranks()
     for step in range(first, args.tower_steps):
         batch = tile_batch(args.seed, step, 64 // processes, share)
-        pixels = normalise(torch.from_numpy(batch.pixels).to(device))
-        labels = torch.from_numpy(batch.labels).to(device)
         set_rates(optims, schedule(step, args.tower_steps, 50, 0.4))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            states = tower(pixels, output_hidden_states=True).hidden_states[-1]
-            logits = heads(states.float())
-        losses = []
-        for head, label in zip(logits, labels, strict=True):
-            loss = F.cross_entropy(head.float().flatten(0, 1), label.flatten(), reduction="none")
-            # Patches that show something weigh as much as all the ground together.
-            shown = (label.flatten() > 0).float()
-            losses.append((loss * (0.3 + 3 * shown)).mean())
-        torch.stack(losses).sum().backward()
+        loss, right = dense_loss(tower, heads, batch, device)
+        loss.backward()
         average_gradients([*tower.parameters(), *heads.parameters()])
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == args.tower_steps):
-            right = [
-                round(float(((h.argmax(-1) == y) & (y > 0)).sum() / (y > 0).sum().clamp(min=1)), 4)
-                for h, y in zip(logits, labels, strict=True)
-            ]
-            took = time.monotonic() - begin
             log(
                 out / "tower.jsonl",
                 step=step + 1,
-                seconds=round(took, 1),
-                loss=round(sum(loss.item() for loss in losses), 4),
+                seconds=round(time.monotonic() - begin, 1),
+                loss=round(loss.item(), 4),
                 right=right,
             )
         if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == args.tower_steps):
@@ -285,13 +305,17 @@ def train(
     device = torch.device(args.device)
     parts = model.model
     decoder = [
-        (parts.language_model, 2e-3),
-        (parts.multi_modal_projector, 2e-3),
-        (model.lm_head, 2e-3),
+        (parts.language_model, 5e-3),
+        (parts.multi_modal_projector, 5e-3),
+        (model.lm_head, 5e-3),
     ]
-    optims = optimisers([*decoder, (parts.vision_tower, 1.5e-3)])
+    optims = optimisers([*decoder, (parts.vision_tower, 2e-3)])
     newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
     optims.append(newline)
+    heads = Dense(parts.vision_tower.config.hidden_size).to(device)
+    heads.load_state_dict(torch.load(out / "tower.pt", map_location=device)["heads"])
+    group = {"params": list(heads.parameters()), "lr": 1e-3, "full": 1e-3}
+    optims.append(torch.optim.AdamW([group]))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, seconds, best = 0, 0.0, 0.0
     state_path = out / "train.pt"
@@ -299,14 +323,14 @@ def train(
         state = torch.load(state_path, map_location=device)
         model.load_state_dict(state["model"])
         average = state["average"]
+        heads.load_state_dict(state["heads"])
         restore(optims, state["optimisers"])
         step, seconds, best = state["step"], state["seconds"], state["best"]
     begin = time.monotonic() - seconds
     compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
     torch._dynamo.config.cache_size_limit = 64
     losses: dict[str, list[float]] = defaultdict(list)
-    share = ranks()
-    rank = share[0]
+    rank, processes = share = ranks()
     for number in range(step, args.steps):
         batch = training_batch(args.seed, number, share)
         model.train()
@@ -319,7 +343,11 @@ def train(
             logits, targets = answer_states(model, batch, device, layer)
         loss = F.cross_entropy(logits, targets)
         loss.backward()
-        average_gradients(model.parameters())
+        if number >= args.unfreeze:
+            parts.vision_tower.requires_grad_(True)
+            extra = tile_batch(args.seed + 1, number, 48 // processes, share)
+            (0.3 * dense_loss(parts.vision_tower, heads, extra, device)[0]).backward()
+        average_gradients([*model.parameters(), *heads.parameters()])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -360,6 +388,7 @@ def train(
                 {
                     "model": current,
                     "average": average,
+                    "heads": heads.state_dict(),
                     "optimisers": [optim.state_dict() for optim in optims],
                     "step": done,
                     "seconds": time.monotonic() - begin,

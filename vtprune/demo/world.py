@@ -203,6 +203,18 @@ def make_clip(
     return Scene(tuple(things), tuple(numbers), tuple(events), size, size, num_frames, background)
 
 
+def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:
+    """A picture with up to `num` more numbers, large and small, in its free cells."""
+    taken = {(one.row, one.column) for one in (*scene.things, *scene.numbers)}
+    cells = [(row, column) for row in range(3) for column in range(3)]
+    free = [cell for cell in cells if cell not in taken]
+    more = tuple(
+        _number(rng, bool(rng.integers(2)), *free[int(i)], scene.height, scene.width)
+        for i in rng.permutation(len(free))[:num]
+    )
+    return replace(scene, numbers=scene.numbers + more)
+
+
 def things_at(scene: Scene, time: float) -> list[Thing]:
     """The things that are there at `time` in [0, 1], where and in the colour they are then."""
     present = list(scene.things)

@@ -11,9 +11,18 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "llava_onevision": "vtprune.models.llava_onevision:LlavaOnevision",
     "llava_next": "vtprune.models.llava_next:LlavaNext",
+    "llava": "vtprune.models.llava:Llava",
+    "llava_next_video": "vtprune.models.llava_next_video:LlavaNextVideo",
+    "video_llava": "vtprune.models.video_llava:VideoLlava",
+    "internvl": "vtprune.models.internvl:InternVL",
+    "smolvlm": "vtprune.models.smolvlm:SmolVLM",
+    "idefics3": "vtprune.models.idefics3:Idefics3",
     "qwen2_vl": "vtprune.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "vtprune.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "vtprune.models.qwen3_vl:Qwen3VL",
+    "gemma3": "vtprune.models.gemma3:Gemma3",
+    "glm4v": "vtprune.models.glm4v:Glm4v",
+    "molmo2": "vtprune.models.molmo2:Molmo2",
 }
 """`config.model_type` -> where its family lives."""
 

@@ -111,11 +111,14 @@ class Inputs:
         tensors: keyword arguments for `model.generate` (batch of 1), on the CPU, float32 pixels.
         prompt: the text that was tokenized, placeholders not expanded.
         tiles: tiles of each picture, the base picture included; 1 for an untiled one.
+        media: modality and grid of each media item in the order of the prompt, where the tensors
+            don't say it, such as when pictures and videos share their placeholders.
     """
 
     tensors: dict[str, torch.Tensor]
     prompt: str
     tiles: tuple[int, ...] = ()
+    media: tuple[tuple[str, Grid], ...] = ()
 
 
 VisionInputs = Mapping[str, Mapping[str, object]]
@@ -141,7 +144,11 @@ class Family(Protocol):
         ...
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """Modality -> one grid a media item, in the order of the prompts of the whole batch."""
+        """Modality -> one grid a media item, in the order of the prompts of the whole batch.
+
+        The engine adds the batch's `input_ids`, (B, S), to what each encoder was called with.
+        Where images and videos share placeholders, `vision` has only the one they are taken for.
+        """
         ...
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
 
 from vtprune import media
-from vtprune.errors import MediaError
+from vtprune.errors import MediaError, ModelError
 from vtprune.media import Source
-from vtprune.models.base import Prepared, Sampling
+from vtprune.models import preprocess
+from vtprune.models.base import Plan, Prepared, Sampling
 
 
 def chosen(
@@ -66,3 +71,38 @@ def seconds(video: Prepared) -> list[float]:
     pairs = zip(official, video.timestamps, strict=True)
     even = all(abs(counted - real) <= 0.5 / rate for counted, real in pairs)
     return official if even else list(video.timestamps)
+
+
+def plan_parts(
+    source: Source,
+    sampling: Sampling,
+    values: Mapping[str, object],
+    count: int,
+    recipe: preprocess.Recipe,
+) -> Plan:
+    """What to read of a video: without frames or fps, the first frame of each of equal parts.
+
+    Args:
+        values: the video preprocessor's; its `num_frames` goes before `count`.
+        recipe: how every frame is resized and cropped.
+    """
+    count = cast("int | None", values.get("num_frames")) or count
+    count = min(count, sampling.max_frames or count)
+    index = chosen(source, sampling, functools.partial(starts_of_parts, count=count))
+    return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
+
+
+def stacked(videos: Sequence[torch.Tensor], family: str) -> torch.Tensor:
+    """(T, ...) each -> (videos, T, ...), for models that take them as one tensor.
+
+    Raises:
+        ModelError: they have different numbers of frames.
+    """
+    lengths = sorted({len(video) for video in videos})
+    if len(lengths) > 1:
+        raise ModelError(
+            f"videos of {' and '.join(map(str, lengths))} frames in one question;"
+            f" {family} takes several videos of the same number of frames",
+            f"ask for {lengths[0]} frames of each",
+        )
+    return torch.stack(list(videos))

@@ -29,9 +29,10 @@ DEFAULTS: Mapping[str, object] = {
     "image_std": preprocess.CLIP_STD,
 }
 
-# The chat formats of the official checkpoints, one a language model; pictures before the text.
+# The chat formats of the official checkpoints, one a language model; pictures, videos, then text.
 _PARTS = (
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
 )
 VICUNA = (
@@ -66,64 +67,67 @@ class LlavaNext:
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         """Base picture, then the unpadded picture, every row of which ends in a newline."""
-        if "image" not in vision:
-            return {}
-        tile = config.vision_config.image_size
-        side = tile // config.vision_config.patch_size
-        sizes = torch.as_tensor(vision["image"]["image_sizes"]).tolist()
-        resolutions = config.image_grid_pinpoints
-        return {"image": [anyres.tiled_grid(size, resolutions, tile, side) for size in sizes]}
+        return {"image": picture_grids(config, vision["image"])} if "image" in vision else {}
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """The whole picture; max_tiles leaves out the resolutions with more tiles."""
         if source.kind != "image":
-            raise _no_video(source)
-        tile, resolutions = _tiling(files)
-        size = (source.height, source.width)
-        told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
-        return Plan(
-            (0,),
-            functools.partial(
-                anyres.cut,
-                told=told,
-                resolutions=resolutions,
-                tile=tile,
-                recipe=_recipe(files),
-            ),
-        )
+            raise no_video(source, self.name)
+        return plan_picture(files, source, sampling)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs; pictures with fewer tiles than the others are filled up with zeros."""
         for one in media:
             if one.source.kind != "image":
-                raise _no_video(one.source)
-        vision: dict[str, dict[str, torch.Tensor]] = {}
-        if media:
-            recipe = _recipe(files)
-            tile, resolutions = _tiling(files)
-            pixels = [preprocess.normalize(one.pixels, recipe) for one in media]
-            most = max(map(len, pixels))
-            padded = [functional.pad(one, (0, 0) * 3 + (0, most - len(one))) for one in pixels]
-            told = [
-                anyres.limited_size(
-                    (one.source.height, one.source.width), resolutions, tile, len(one.pixels) - 1
-                )
-                for one in media
-            ]
-            vision["image"] = {
-                "pixel_values": torch.stack(padded),
-                "image_sizes": torch.tensor(told),
-            }
-        text = prompt.render(files, media, turns, TOKENS, _template(files))
+                raise no_video(one.source, self.name)
+        vision = {"image": picture_inputs(files, media)} if media else {}
+        text = prompt.render(files, media, turns, TOKENS, template_of(files))
         grids = self.grids(files.config, vision)
         tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
         tensors |= vision.get("image", {})
         return Inputs(tensors, text, tuple(len(one.pixels) for one in media))
 
 
-def _no_video(source: Source) -> ModelError:
+def picture_grids(config: PreTrainedConfig, given: Mapping[str, object]) -> list[Grid]:
+    """Base picture, then the unpadded picture, every row of which ends in a newline."""
+    tile = config.vision_config.image_size
+    side = tile // config.vision_config.patch_size
+    sizes = torch.as_tensor(given["image_sizes"]).tolist()
+    return [anyres.tiled_grid(size, config.image_grid_pinpoints, tile, side) for size in sizes]
+
+
+def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
+    """A base picture and the tiles of the best resolution, of those with at most max_tiles."""
+    tile, resolutions = _tiling(files)
+    size = (source.height, source.width)
+    told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
+    return Plan(
+        (0,),
+        functools.partial(
+            anyres.cut, told=told, resolutions=resolutions, tile=tile, recipe=_recipe(files)
+        ),
+    )
+
+
+def picture_inputs(files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    """The model's inputs; pictures with fewer tiles than others are filled up with zeros."""
+    recipe = _recipe(files)
+    tile, resolutions = _tiling(files)
+    pixels = [preprocess.normalize(one.pixels, recipe) for one in pictures]
+    most = max(map(len, pixels))
+    padded = [functional.pad(one, (0, 0) * 3 + (0, most - len(one))) for one in pixels]
+    told = [
+        anyres.limited_size(
+            (one.source.height, one.source.width), resolutions, tile, len(one.pixels) - 1
+        )
+        for one in pictures
+    ]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(told)}
+
+
+def no_video(source: Source, family: str) -> ModelError:
     return ModelError(
-        f"{source.path} is a video; LLaVA-NeXT takes pictures only",
+        f"{source.path} is a video; {family} takes pictures only",
         "take a model for videos, such as LLaVA-OneVision or Qwen2.5-VL",
     )
 
@@ -138,7 +142,7 @@ def _tiling(files: Files) -> tuple[int, list[list[int]]]:
     return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)
 
 
-def _template(files: Files) -> str:
+def template_of(files: Files) -> str:
     """The official format of the language model, for a checkpoint without a chat template."""
     if "<|im_start|>" in files.tokenizer.get_vocab():
         return CHATML

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.errors import ModelError
 from vtprune.layout import NEWLINE, Grid, box, join, single
 from vtprune.models import anyres, frames, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
@@ -114,16 +113,9 @@ class LlavaOnevision:
                 "batch_num_images": torch.tensor([len(pictures)]),
             }
         if videos:
-            lengths = sorted({len(one.pixels) for one in videos})
-            if len(lengths) > 1:
-                raise ModelError(
-                    f"videos of {' and '.join(map(str, lengths))} frames in one question;"
-                    " LLaVA-OneVision takes several videos of the same number of frames",
-                    f"ask for {lengths[0]} frames of each",
-                )
             recipe = _video_recipe(files)
             pixels = [preprocess.normalize(one.pixels, recipe) for one in videos]
-            vision["video"] = {"pixel_values_videos": torch.stack(pixels)}
+            vision["video"] = {"pixel_values_videos": frames.stacked(pixels, self.name)}
         text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
         grids = self.grids(files.config, vision)
         tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)

@@ -120,6 +120,20 @@ def resize(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.
     return floats.round_().to(torch.uint8)
 
 
+def resize_pil(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
+    """(n, 3, H, W) uint8 -> (n, 3, *size) uint8 by Pillow, whose filters are not torch's."""
+    from PIL import Image
+
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    resized = [
+        Image.fromarray(one.permute(1, 2, 0).contiguous().numpy()).resize(size[::-1], resample)
+        for one in pixels
+    ]
+    arrays = [torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8) for one in resized]
+    return torch.stack(arrays).view(-1, *size, 3).permute(0, 3, 1, 2).contiguous()
+
+
 def center_crop(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(n, 3, H, W) -> (n, 3, *size), black where the picture is smaller."""
     missing = [max(want - have, 0) for want, have in zip(size, pixels.shape[-2:], strict=True)]
@@ -162,6 +176,16 @@ def normalize(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     mean = torch.tensor(recipe.mean) * factor
     std = torch.tensor(recipe.std) * factor
     return pixels.float().sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
+def normalize_singly(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """(n, 3, H, W) uint8 -> float32, rescaled first: how the processors without torch do it."""
+    if recipe.scale is not None:
+        pixels = (pixels.double() * recipe.scale).float()
+    if recipe.mean is None or recipe.std is None:
+        return pixels
+    mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
+    return pixels.float().sub(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
 def patchify(pixels: torch.Tensor, patch: int, merge: int, temporal: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,7 +145,9 @@ def find_structure(model: PreTrainedModel) -> Structure:
         head_dim=head_dim,
         hidden_size=int(config.hidden_size),
         attention=attention,
-        two_way="token_type_ids" in inspect.signature(inner.forward).parameters,
+        two_way="token_type_ids" in inspect.signature(inner.forward).parameters
+        # Prepares masks of its own for generation.
+        or "create_masks_for_generate" in vars(type(model)),
         warnings=tuple(warnings),
     )
 
@@ -216,6 +219,7 @@ def lay_out_batch(
     valid: torch.Tensor,
     vision: VisionInputs,
     modality: str | None,
+    media: Sequence[tuple[str, Grid]] = (),
 ) -> tuple[list[Layout], list[str]]:
     """The layout of every row's visual tokens, and what had to be said about it.
 
@@ -224,6 +228,7 @@ def lay_out_batch(
         valid: (B, S) bool, False on padding.
         vision: what the vision encoder was given.
         modality: what placeholders hold that images and videos share.
+        media: what they hold one after the other, where that is known.
 
     Raises:
         ModelError: fewer placeholders than features, as in a chunked prefill.
@@ -233,8 +238,13 @@ def lay_out_batch(
     if len(set(tokens.values())) < len(tokens):  # both modalities use the same token
         shown = modality or ("video" if "video" in vision and "image" not in vision else "image")
         tokens = {shown: tokens[shown]}
+        if vision:
+            vision = {shown: next(iter(vision.values()))}
     elif modality and len(tokens) == 1:
         tokens = {modality: next(iter(tokens.values()))}
+    if media:
+        return _lay_out_media(ids, valid, {one for some in tokens.values() for one in some}, media)
+    vision = {name: {**given, "input_ids": ids} for name, given in vision.items()}
     columns = [
         {
             name: (torch.isin(row, torch.tensor(wanted)) & keep).nonzero().squeeze(1)
@@ -261,6 +271,33 @@ def lay_out_batch(
         for number, row in enumerate(columns)
     ]
     return layouts, warnings
+
+
+def _lay_out_media(
+    ids: torch.Tensor, valid: torch.Tensor, tokens: set[int], media: Sequence[tuple[str, Grid]]
+) -> tuple[list[Layout], list[str]]:
+    """The layout of every row, whose placeholders hold `media` one after the other."""
+    visual = torch.isin(ids, torch.tensor(sorted(tokens))) & valid
+    columns = [row.nonzero().squeeze(1) for row in visual]
+    shares = share_grids([grid for _, grid in media], [len(row) for row in columns])
+    if shares is None:
+        raise ModelError(
+            "the visual tokens of this prompt are not those of the media it was made for",
+            "give the inputs as the family made them",
+        )
+    kinds = {id(grid): kind for kind, grid in media}
+    layouts = []
+    for row, grids in zip(columns, shares, strict=True):
+        parts = row.split([len(grid) for grid in grids])
+        held = [(kinds[id(grid)], part, grid) for part, grid in zip(parts, grids, strict=True)]
+        names = dict.fromkeys(kind for kind, _, _ in held)
+        where = {
+            name: torch.cat([part for kind, part, _ in held if kind == name]) for name in names
+        }
+        layouts.append(
+            lay_out(where, {n: [grid for kind, _, grid in held if kind == n] for n in names})
+        )
+    return layouts, []
 
 
 def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None:

@@ -1,0 +1,239 @@
+"""Idefics3: pictures split into tiles, each behind a marker of its row and column."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.layout import Grid, box
+from vtprune.models import llava_next, preprocess, prompt, splitting
+from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
+
+TOKENS = {"image": "<image>"}
+AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
+LANCZOS = 1
+LARGEST = 4096
+"""Pixels along a side that no picture is resized beyond."""
+DEFAULTS: Mapping[str, object] = {
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "resample": LANCZOS,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "do_image_splitting": True,
+}
+
+# The chat format of the official checkpoints, after their start token.
+MESSAGES = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ '<' + part['type'] + '>' }}{% endif %}{% endfor %}"
+    "{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+TEMPLATE = "{{ '<|begin_of_text|>' }}" + MESSAGES
+
+
+class Idefics3:
+    """Tiles row by row, then the whole picture, each a block of its own; no video."""
+
+    name = "Idefics3"
+    model_types = ("idefics3",)
+    modalities = ("image",)
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        return {"image": (config.image_token_id,)}
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """Which tiles are one picture is told from the markers between them in `input_ids`."""
+        return block_grids(config, vision)
+
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+        """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
+
+        Of the two official ways to resize, by Pillow and by torchvision, this is Pillow's: it is
+        what transformers takes for this family unless told otherwise, and the only one whose
+        Lanczos, which the checkpoints ask for, is not bicubic in every version.
+        """
+        if source.kind != "image":
+            raise llava_next.no_video(source, self.name)
+        return plan_picture(files, source, sampling)
+
+    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+        for one in media:
+            if one.source.kind != "image":
+                raise llava_next.no_video(one.source, self.name)
+        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
+        return encode_pictures(files, media, text, self.placeholders(files.config))
+
+
+def token_side(config: PreTrainedConfig, edge: int) -> int:
+    """Tokens along a side of a tile of `edge` pixels."""
+    return int(edge // config.vision_config.patch_size // config.scale_factor)
+
+
+def block_grids(config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    """The grids of pictures, or of one video a prompt, from the blocks of `input_ids`."""
+    made: dict[str, list[Grid]] = {}
+    for modality, given in vision.items():
+        pixels = cast(torch.Tensor, given["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
+        side = token_side(config, pixels.shape[-1])
+        num_blocks = max(int(pixels.flatten(0, 1).flatten(1).any(1).sum()), 1)
+        ids = cast("torch.Tensor | None", given.get("input_ids"))
+        token = config.image_token_id
+        rows = None
+        if ids is not None:
+            rows = splitting.tokens_of_prompts(ids, token, num_blocks * side**2)
+        if rows is None or ids is None:
+            made[modality] = [box(1, side, side)] * num_blocks
+        elif modality == "video":
+            made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
+        else:
+            repeat = len(ids) // len(rows)
+            made[modality] = [
+                splitting.split_grid(*shape, side)
+                for row, mine in zip(ids[::repeat].tolist(), rows, strict=True)
+                if len(mine)
+                for shape in splitting.parse_markers(row, mine.tolist(), side**2)
+            ]
+    return made
+
+
+def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
+    """A picture and its tiles; the longest edge is shortened until they are at most max_tiles."""
+    values = preprocess.merged(files.image, DEFAULTS)
+    longest, shape = _resized(source, values, sampling.max_tiles)
+    return Plan(
+        (0,), functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
+    )
+
+
+def encode_pictures(
+    files: Files, media: Sequence[Prepared], text: str, ids: Mapping[str, tuple[int, ...]]
+) -> Inputs:
+    """The inputs for a rendered prompt with pictures; what several of them share is one row."""
+    values = preprocess.merged(files.image, DEFAULTS)
+    laid: list[tuple[str, Grid]] = []
+    written = []
+    for one in media:
+        side = token_side(files.config, one.pixels.shape[-1])
+        _, (rows, cols) = _resized(one.source, values, len(one.pixels) - 1)
+        laid.append(("image", splitting.split_grid(rows, cols, side)))
+        written.append(_written(rows, cols, side**2))
+    grids = {"image": [grid for _, grid in laid]} if laid else {}
+    tensors = prompt.encode(files, text, TOKENS, ids, grids, {"image": written})
+    if media:
+        recipe = recipe_of(values)
+        tensors |= pixel_inputs([preprocess.normalize_singly(one.pixels, recipe) for one in media])
+    return Inputs(tensors, text, tuple(len(one.pixels) for one in media), tuple(laid))
+
+
+def pixel_inputs(parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """(n, 3, H, W) each -> pixels of one prompt and their mask, in which all is picture."""
+    pixels = torch.cat(list(parts))[None]
+    mask = torch.ones((1, pixels.shape[1], *pixels.shape[-2:]), dtype=torch.long)
+    return {"pixel_values": pixels, "pixel_attention_mask": mask}
+
+
+def recipe_of(values: Mapping[str, object]) -> preprocess.Recipe:
+    """The recipe, Lanczos included."""
+    recipe = preprocess.read_recipe({**values, "resample": 3})
+    if values["resample"] == LANCZOS:
+        return replace(recipe, resample=LANCZOS)
+    return preprocess.read_recipe(values)
+
+
+def longest_to(height: int, width: int, edge: int) -> tuple[int, int]:
+    """(height, width) with the longer side `edge` and the other one even."""
+    aspect = width / height
+    if width >= height:
+        short = int(edge / aspect)
+        return max(short + short % 2, 1), edge
+    short = int(edge * aspect)
+    return edge, max(short + short % 2, 1)
+
+
+def edge_of(values: Mapping[str, object], key: str) -> int:
+    return int(cast("Mapping[str, int]", values[key])["longest_edge"])
+
+
+def _resized(
+    source: Source, values: Mapping[str, object], limit: int | None
+) -> tuple[int, tuple[int, int]]:
+    """Longest edge that a picture is resized to, and the rows and columns of its tiles.
+
+    (0, 0) where it is not split. The number of tiles chosen, as a limit, gives the same again.
+    """
+    longest, tile = edge_of(values, "size"), edge_of(values, "max_image_size")
+    if not values["do_image_splitting"]:
+        return longest, (0, 0)
+    while True:
+        height, width = _whole_tiles(*_first_size(source.height, source.width, longest), tile)
+        rows, cols = height // tile, width // tile
+        if rows * cols == 1:
+            return longest, (0, 0)
+        if limit is None or rows * cols <= limit:
+            return longest, (rows, cols)
+        longest = (max(rows, cols) - 1) * tile
+
+
+def _first_size(height: int, width: int, longest: int) -> tuple[int, int]:
+    """The first of the resizes: to the longest edge, and below the largest size."""
+    height, width = longest_to(height, width, longest)
+    aspect = width / height
+    if width >= height and width > LARGEST:
+        height, width = int(LARGEST / aspect), LARGEST
+    elif height > width and height > LARGEST:
+        height, width = LARGEST, int(LARGEST * aspect)
+    return max(height, 1), max(width, 1)
+
+
+def _whole_tiles(height: int, width: int, tile: int) -> tuple[int, int]:
+    """The second: both sides up to whole tiles."""
+    aspect = width / height
+    if width >= height:
+        width = math.ceil(width / tile) * tile
+        return math.ceil(int(width / aspect) / tile) * tile, width
+    height = math.ceil(height / tile) * tile
+    return height, math.ceil(int(height * aspect) / tile) * tile
+
+
+def _cut(
+    pixels: torch.Tensor, values: Mapping[str, object], longest: int, rows: int, cols: int
+) -> torch.Tensor:
+    """(1, 3, H, W) uint8 -> (tiles + 1, 3, h, w): the tiles, then the whole; or it alone."""
+    recipe, tile = recipe_of(values), edge_of(values, "max_image_size")
+    if recipe.do_resize:
+        height, width = pixels.shape[-2:]
+        pixels = preprocess.resize_pil(pixels, _first_size(height, width, longest), recipe.resample)
+    if not rows:
+        return preprocess.resize_pil(pixels, (tile, tile), recipe.resample)
+    pixels = preprocess.resize_pil(pixels, (rows * tile, cols * tile), recipe.resample)
+    whole = preprocess.resize_pil(pixels, (tile, tile), recipe.resample)
+    return torch.cat([splitting.cut(pixels, tile), whole])
+
+
+def whole_block(count: int) -> str:
+    """A picture that was not split, in the prompt."""
+    return AROUND + WHOLE + TOKENS["image"] * count + AROUND
+
+
+def _written(rows: int, cols: int, count: int) -> str:
+    """A picture in the prompt: a line for each row of tiles, an empty one, then the whole."""
+    tokens = TOKENS["image"] * count
+    lines = [
+        "".join(f"{AROUND}<row_{row + 1}_col_{col + 1}>{tokens}" for col in range(cols)) + "\n"
+        for row in range(rows)
+    ]
+    return "".join(lines) + ("\n" if lines else "") + whole_block(count)

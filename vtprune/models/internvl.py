@@ -1,0 +1,206 @@
+"""InternVL3 and 3.5: tiled pictures, and video frames as blocks of the same placeholder."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.layout import Grid, box
+from vtprune.models import frames, preprocess, prompt, splitting
+from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
+
+TOKENS = {"image": "<IMG_CONTEXT>", "video": "<video>"}
+DEFAULTS: Mapping[str, object] = {
+    "size": {"height": 384, "width": 384},
+    "resample": 3,
+    "image_mean": preprocess.CLIP_MEAN,
+    "image_std": preprocess.CLIP_STD,
+    "min_patches": 1,
+    "max_patches": 12,
+}
+OFFICIAL_FRAMES = 8
+
+# The chat format of the official checkpoints.
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class InternVL:
+    """Tiles row by row, then the whole picture; a video's frame is a picture of one tile."""
+
+    name = "InternVL"
+    model_types = ("internvl",)
+    modalities = ("image", "video")
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """One token for both."""
+        return {"image": (config.image_token_id,), "video": (config.image_token_id,)}
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """An unbroken run of placeholders is a picture; as a video, all of a prompt are frames.
+
+        What a prompt's ids don't say: the rows and columns of a picture's tiles, which are told
+        from the pixels, and where one video of a prompt ends and the next begins.
+        """
+        made: dict[str, list[Grid]] = {}
+        for modality, given in vision.items():
+            pixels = cast(torch.Tensor, given["pixel_values"])
+            side = _side(config, pixels.shape[-1])
+            rows = None
+            if given.get("input_ids") is not None:
+                ids = cast(torch.Tensor, given["input_ids"])
+                total = len(pixels) * side**2
+                rows = splitting.tokens_of_prompts(ids, config.image_token_id, total)
+            if rows is None:
+                made[modality] = [box(1, side, side)] * len(pixels)
+            elif modality == "video":
+                made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
+            else:
+                made[modality] = _pictures(pixels, rows, side)
+        return made
+
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+        """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own.
+
+        A video: without frames or fps, after start and end, the checkpoint's own `num_frames`, else
+        8 (the authors' example), each from the middle of an equal part.
+        """
+        if source.kind == "image":
+            values = preprocess.merged(files.image, DEFAULTS)
+            rows, cols = _tiles(source, values, sampling.max_tiles)
+            recipe = preprocess.read_recipe(values)
+            return Plan((0,), functools.partial(_cut, rows=rows, cols=cols, recipe=recipe))
+        count = cast("int | None", files.video.get("num_frames")) or OFFICIAL_FRAMES
+        count = min(count, sampling.max_frames or count)
+        index = frames.chosen(source, sampling, functools.partial(_middles, count=count))
+        recipe = _video_recipe(files)
+        return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
+
+    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+        """The inputs; tiles and frames are in one tensor, in the order of the prompt."""
+        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
+        left = {kind: [one for one in media if one.source.kind == kind] for kind in TOKENS}
+        pattern = "|".join(re.escape(token) for token in TOKENS.values())
+        kinds = {token: kind for kind, token in TOKENS.items()}
+        ordered = [left[kinds[match[0]]].pop(0) for match in re.finditer(pattern, text)]
+        laid = tuple((one.source.kind, _grid(files, one)) for one in ordered)
+        grids: dict[str, list[Grid]] = {}
+        written: dict[str, list[str]] = {}
+        for kind, grid in laid:
+            grids.setdefault(kind, []).append(grid)
+            written.setdefault(kind, []).append(_written(kind, grid))
+        ids = self.placeholders(files.config)
+        tensors = prompt.encode(files, text, TOKENS, ids, grids, written)
+        if ordered:
+            recipes = {
+                "image": preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS)),
+                "video": _video_recipe(files),
+            }
+            parts = [preprocess.normalize(one.pixels, recipes[one.source.kind]) for one in ordered]
+            tensors["pixel_values"] = torch.cat(parts)
+        tiles = tuple(len(one.pixels) for one in media if one.source.kind == "image")
+        return Inputs(tensors, text, tiles, laid)
+
+
+def _side(config: PreTrainedConfig, edge: int) -> int:
+    """Tokens along a side of a tile of `edge` pixels."""
+    patch = config.vision_config.patch_size
+    patch = patch[0] if isinstance(patch, Sequence) else patch
+    return int(edge // patch * config.downsample_ratio)
+
+
+def _pictures(pixels: torch.Tensor, rows: Sequence[torch.Tensor], side: int) -> list[Grid]:
+    """One grid for every run of placeholders, its tiles arranged as the pixels show."""
+    made, at = [], 0
+    for row in rows:
+        for length in splitting.runs(row):
+            num_tiles = length // side**2
+            shape = splitting.arrangement(pixels[at : at + num_tiles])
+            made.append(splitting.split_grid(*shape, side))
+            at += num_tiles
+    return made
+
+
+def _grid(files: Files, one: Prepared) -> Grid:
+    side = _side(files.config, one.pixels.shape[-1])
+    if one.source.kind == "video":
+        return box(len(one.pixels), side, side)
+    values = preprocess.merged(files.image, DEFAULTS)
+    return splitting.split_grid(*_tiles(one.source, values, len(one.pixels) - 1), side)
+
+
+def _written(kind: str, grid: Grid) -> str:
+    """A picture or a video in the prompt."""
+    token = TOKENS["image"]
+    if kind == "image":
+        return f"<img>{token * len(grid)}</img>"
+    num_frames = int(grid.frame[-1]) + 1
+    block = f"<img>{token * (len(grid) // num_frames)}</img>"
+    return "\n".join(f"Frame{number}: {block}" for number in range(1, num_frames + 1))
+
+
+def _tiles(source: Source, values: Mapping[str, object], limit: int | None) -> tuple[int, int]:
+    """(rows, columns) of tiles of the shape nearest the picture's.
+
+    Of equal shapes, the larger where the picture has more than half of its pixels. The number of
+    tiles chosen, as a limit, gives the same choice again.
+    """
+    least, most = cast(int, values["min_patches"]), cast(int, values["max_patches"])
+    if limit is not None:
+        most = max(min(most, limit), 1)
+        least = min(least, most)
+    size = cast("Mapping[str, int]", values["size"])
+    pairs = [(rows, cols) for cols in range(1, most + 1) for rows in range(1, most // cols + 1)]
+    pairs = sorted((pair for pair in pairs if pair[0] * pair[1] >= least), key=_area)
+    wanted = source.width / source.height
+    best, nearest = (1, 1), float("inf")
+    for rows, cols in pairs:
+        distance = abs(wanted - cols / rows)
+        pixels = size["height"] * size["width"] * rows * cols
+        larger = distance == nearest and source.width * source.height > 0.5 * pixels
+        if distance < nearest or larger:
+            best, nearest = (rows, cols), distance
+    return best
+
+
+def _area(pair: tuple[int, int]) -> int:
+    return pair[0] * pair[1]
+
+
+def _cut(pixels: torch.Tensor, rows: int, cols: int, recipe: preprocess.Recipe) -> torch.Tensor:
+    """(1, 3, H, W) uint8 -> (tiles + 1, 3, h, w): the tiles, then the whole; or it alone."""
+    height, width = recipe.size["height"], recipe.size["width"]
+    whole = preprocess.resize(pixels, (height, width), recipe.resample)
+    if rows * cols == 1:
+        return whole
+    large = preprocess.resize(pixels, (rows * height, cols * width), recipe.resample)
+    return torch.cat([splitting.cut(large, height), whole])
+
+
+def _middles(between: list[int], count: int) -> list[int]:
+    """A frame from the middle of each of `count` equal parts, in torch's float32."""
+    if count >= len(between):
+        return between
+    part = len(between) / count
+    positions = torch.arange(part / 2, len(between), part).int().tolist()
+    return [between[position] for position in positions[:count]]
+
+
+def _video_recipe(files: Files) -> preprocess.Recipe:
+    return preprocess.read_recipe(preprocess.merged(files.video or files.image, DEFAULTS))

@@ -1,0 +1,293 @@
+"""Molmo2: pictures as a base picture and overlapping tiles, or a video's frames."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.nn import functional
+
+from vtprune.errors import ModelError
+from vtprune.layout import PATCH, Grid, box, join
+from vtprune.models import frames, preprocess, prompt
+from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models.qwen2_vl import even_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
+
+TOKENS = {"image": "<|image|>", "video": "<|video|>"}
+MARKERS = (
+    "<im_patch>",
+    "<im_col>",
+    "<im_start>",
+    "<low_res_im_start>",
+    "<frame_start>",
+    "<im_end>",
+    "<frame_end>",
+    "<im_low>",
+)
+COMMON: Mapping[str, object] = {
+    "size": {"height": 378, "width": 378},
+    "resample": 2,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "patch_size": 14,
+}
+IMAGE = {**COMMON, "max_crops": 8, "overlap_margins": (4, 4), "pooling_size": (2, 2)}
+VIDEO = {**COMMON, "pooling_size": (3, 3), "num_frames": 64, "max_fps": 2}
+PROCESSOR: Mapping[str, object] = {
+    "image_use_col_tokens": True,
+    "use_single_crop_start_token": True,
+    "video_use_col_tokens": False,
+    "use_frame_special_tokens": True,
+}
+
+# For a checkpoint without a template of its own: that of the language model it is built on.
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ '<|' + part['type'] + '|>' }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class Molmo2:
+    """Pictures in two resolutions, or one video, pooled; all visual tokens see each other."""
+
+    name = "Molmo2"
+    model_types = ("molmo2",)
+    modalities = ("image", "video")
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        return {"image": (config.image_patch_id,), "video": (config.image_patch_id,)}
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """A picture's base, then its tiles' rows across the whole picture. A token belongs to the
+        tile that its first patch comes from; overlaps are cut off, and columns' ends are text."""
+        grids: dict[str, list[Grid]] = {}
+        if "image" in vision:
+            pooling = torch.as_tensor(vision["image"]["image_token_pooling"]).cpu()
+            first = torch.where(pooling >= 0, pooling, pooling.max() + 1).amin(1)  # (N,)
+            crop = first // config.vision_config.num_position_embeddings
+            grids["image"], at = [], 0
+            for low, wide, rows, cols in torch.as_tensor(vision["image"]["image_grids"]).tolist():
+                base, tiles = box(1, low, wide), box(1, rows, cols)
+                number = crop[at + len(base) : at + len(base) + len(tiles)] - crop[at]
+                kind = torch.full_like(number, PATCH).long()
+                tiles = Grid(tiles.frame, number.long(), tiles.row, tiles.col, kind)
+                grids["image"].append(join([base, tiles]))
+                at += len(base) + len(tiles)
+        if "video" in vision:
+            shapes = torch.as_tensor(vision["video"]["video_grids"]).tolist()
+            grids["video"] = [box(*shape) for shape in shapes]
+        return grids
+
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+        """Without frames or fps, the official sampling, after start and end.
+
+        That is 2 frames a second and at most 64, each the first of an equal part. max_tiles is
+        the most tiles of a picture.
+        """
+        values = _values(files, source.kind)
+        side = cast("Mapping[str, int]", values["size"])["height"]
+        if source.kind == "image":
+            most = cast(int, values["max_crops"])
+            most = most if sampling.max_tiles is None else min(most, max(sampling.max_tiles, 1))
+            tiling = _tiling(source.height, source.width, values, most)
+            return Plan((0,), functools.partial(_cut, tiling=tiling, values=values))
+        official = functools.partial(
+            _official, source=source, values=values, most=sampling.max_frames
+        )
+        index = frames.chosen(source, sampling, official)
+        return Plan(index, functools.partial(_resize, size=(side, side)))
+
+    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+        """The inputs; `mm_token_type_ids` say which tokens, markers included, see each other."""
+        kinds = [one.source.kind for one in media]
+        if kinds.count("video") > 1 or len(set(kinds)) > 1:
+            counts = f"{kinds.count('image')} pictures and {kinds.count('video')} videos"
+            raise ModelError(
+                f"{counts} in one question; Molmo2 takes pictures, or one video",
+                "ask about each video separately",
+            )
+        kind = "video" if "video" in kinds else "image"
+        values = _values(files, kind)
+        flags = preprocess.merged(files.processor, PROCESSOR)
+        tensors: dict[str, torch.Tensor] = {}
+        written: list[str] = []
+        if media and kind == "image":
+            tensors = _pictures(media, values)
+            written = [_picture(grid, flags) for grid in tensors["image_grids"].tolist()]
+        elif media:
+            tensors = _video(media[0], values)
+            written = [_frames(media[0], tensors["video_grids"][0].tolist(), flags)]
+        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
+        start = str(files.tokenizer.bos_token or files.tokenizer.eos_token)
+        text = text if text.startswith(start) else start + text
+        grids = self.grids(files.config, {kind: tensors} if media else {})
+        ids = self.placeholders(files.config)
+        made = prompt.encode(files, text, TOKENS, ids, grids, {kind: written})
+        markers = files.tokenizer.convert_tokens_to_ids(list(MARKERS))
+        marked = torch.isin(made["input_ids"], torch.tensor(markers))
+        tiles = tuple(len(one.pixels) for one in media if one.source.kind == "image")
+        return Inputs({**made, "mm_token_type_ids": marked.long(), **tensors}, text, tiles)
+
+
+def _values(files: Files, kind: str) -> dict[str, object]:
+    if kind == "image":
+        return preprocess.merged(files.image, IMAGE)
+    return preprocess.merged(files.video, VIDEO)
+
+
+# Pictures
+
+
+def _window(values: Mapping[str, object]) -> tuple[int, int, int]:
+    """In patches: side of a tile, its first margin, and its side without margins."""
+    side = cast("Mapping[str, int]", values["size"])["height"] // cast(int, values["patch_size"])
+    before, after = cast("Sequence[int]", values["overlap_margins"])
+    return side, before, side - before - after
+
+
+def _tiling(height: int, width: int, values: Mapping[str, object], most: int) -> tuple[int, int]:
+    """(rows, columns) of tiles: the least that the picture is not shrunk for; else the largest."""
+    patch = cast(int, values["patch_size"])
+    side, _, window = _window(values)
+    margin = (side - window) * patch
+    tilings = [(rows, cols) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
+    tilings.sort(key=lambda tiling: (tiling[0] * tiling[1], tiling[0]))
+    # In torch's float32, sizes less than the margins included, as the official one.
+    size = torch.tensor([height - margin, width - margin], dtype=torch.float32)
+    scale = (torch.tensor(tilings) * (window * patch) / size).amin(1)
+    if bool((scale < 1).all()):
+        return tilings[int(scale.argmax())]
+    return tilings[int(torch.where(scale < 1, 1e10, scale).argmin())]
+
+
+def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(n, 3, H, W) uint8 -> (n, 3, *size) uint8, bilinear without antialiasing, in float."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    floats = functional.interpolate(pixels.float(), size, mode="bilinear", align_corners=False)
+    return floats.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _cut(
+    pixels: torch.Tensor, tiling: tuple[int, int], values: Mapping[str, object]
+) -> torch.Tensor:
+    """(1, 3, H, W) uint8 -> (1 + tiles, 3, h, w) uint8: the base picture, overlapping tiles."""
+    patch = cast(int, values["patch_size"])
+    side, _, window = _window(values)
+    rows, cols = [((count - 1) * window + side) * patch for count in tiling]
+    canvas = _resize(pixels, (rows, cols))
+    tiles = [
+        canvas[..., top : top + side * patch, left : left + side * patch]
+        for top in range(0, tiling[0] * window * patch, window * patch)
+        for left in range(0, tiling[1] * window * patch, window * patch)
+    ]
+    return torch.cat([_resize(pixels, (side * patch, side * patch)), *tiles])
+
+
+def _pictures(media: Sequence[Prepared], values: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Patches of all pictures, which of them each token pools, and the pictures' grids."""
+    side, before, window = _window(values)
+    pool = cast("Sequence[int]", values["pooling_size"])
+    base = torch.arange(side * side, dtype=torch.int32).view(side, side)
+    poolings, grids, at = [], [], 0
+    for one in media:
+        tiling = _tiling(one.source.height, one.source.width, values, len(one.pixels) - 1)
+        owner, inside = zip(
+            *(_owners(count, side, before, window) for count in tiling), strict=True
+        )
+        number = 1 + owner[0][:, None] * tiling[1] + owner[1]
+        whole = (number * side + inside[0][:, None]) * side + inside[1]
+        low, high = _pool(base, pool), _pool(whole.int(), pool)
+        grids.append([*low.shape[:2], *high.shape[:2]])
+        both = torch.cat([low.flatten(0, 1), high.flatten(0, 1)])
+        poolings.append(torch.where(both >= 0, both + at * side * side, both))
+        at += len(one.pixels)
+    return {
+        "pixel_values": torch.cat([_patches(one.pixels, values) for one in media]),
+        "image_token_pooling": torch.cat(poolings),
+        "image_grids": torch.tensor(grids),
+        "image_num_crops": torch.tensor([len(one.pixels) for one in media]),
+    }
+
+
+def _owners(count: int, side: int, before: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every patch along a side of the canvas, the tile it is taken from, and where in it."""
+    patch = torch.arange((count - 1) * window + side)
+    tile = ((patch - before) // window).clamp(0, count - 1)
+    return tile, patch - tile * window
+
+
+def _pool(index: torch.Tensor, pool: Sequence[int]) -> torch.Tensor:
+    """(R, C) numbers of patches -> (rows, cols, patches of a token), filled up with -1 around."""
+    missing = [-length % size for length, size in zip(index.shape, pool, strict=True)]
+    (top, bottom), (left, right) = [(edge // 2, (edge + 1) // 2) for edge in missing]
+    index = functional.pad(index, (left, right, top, bottom), value=-1)
+    rows, cols = index.shape[0] // pool[0], index.shape[1] // pool[1]
+    return index.view(rows, pool[0], cols, pool[1]).transpose(1, 2).flatten(2)
+
+
+def _patches(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor:
+    """(n, 3, h, w) uint8 -> (n, patches, patch * patch * 3), normalised."""
+    patch = cast(int, values["patch_size"])
+    normal = preprocess.normalize(pixels, preprocess.read_recipe(values))
+    blocks = normal.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
+    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
+
+
+def _picture(grid: Sequence[int], flags: Mapping[str, object]) -> str:
+    """A picture in the prompt: the base picture, then the tiles' rows."""
+    low, wide, rows, cols = grid
+    ends = bool(flags["image_use_col_tokens"])
+    low_ends = bool(flags.get("use_single_crop_col_tokens", ends))
+    start = "<low_res_im_start>" if flags["use_single_crop_start_token"] else "<im_start>"
+    return f"{start}{_rows(low, wide, low_ends)}<im_end><im_start>{_rows(rows, cols, ends)}<im_end>"
+
+
+def _rows(rows: int, cols: int, ends: bool) -> str:
+    return ("<im_patch>" * cols + "<im_col>" * ends) * rows
+
+
+# Videos
+
+
+def _video(video: Prepared, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Patches of all frames, which of them each token pools, and the video's grid."""
+    side = cast("Mapping[str, int]", values["size"])["height"] // cast(int, values["patch_size"])
+    pool = cast("Sequence[int]", values["pooling_size"])
+    low = _pool(torch.arange(side * side).view(side, side), pool)
+    shift = torch.arange(len(video.pixels))[:, None, None] * side * side
+    index = low.flatten(0, 1)[None]
+    return {
+        "pixel_values_videos": torch.cat(
+            [_patches(chunk, values) for chunk in video.pixels.split(16)]
+        ),
+        "video_token_pooling": torch.where(index >= 0, index + shift, index).flatten(0, 1),
+        "video_grids": torch.tensor([[len(video.pixels), *low.shape[:2]]]),
+    }
+
+
+def _frames(video: Prepared, grid: Sequence[int], flags: Mapping[str, object]) -> str:
+    """A video in the prompt: a time before each frame's tokens."""
+    kind = "frame" if flags["use_frame_special_tokens"] else "im"
+    rows = _rows(grid[1], grid[2], bool(flags["video_use_col_tokens"]))
+    times = frames.seconds(video)
+    return " ".join(f"{time:.1f} <{kind}_start>{rows}<{kind}_end>" for time in times)
+
+
+def _official(
+    between: list[int], source: Source, values: Mapping[str, object], most: int | None
+) -> list[int]:
+    """`num_frames` at most, `max_fps` a second at most, each the first of an equal part."""
+    count, rate = cast(int, values["num_frames"]), cast(float, values["max_fps"])
+    if source.fps > rate:
+        count = min(count, int(len(between) / source.fps * rate))
+    return even_parts(between, max(min(count, len(between), most or count), 1))
