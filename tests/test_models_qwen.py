@@ -24,8 +24,10 @@ from test_models import (
     source_of,
 )
 
+from vtprune.errors import ModelError
 from vtprune.models import frames
 from vtprune.models.base import Prepared, Sampling
+from vtprune.models.structure import find_structure
 
 VIDEO_MODELS = ["qwen2_vl", "qwen3_vl", "glm4v"]
 VIDEO_MODELS += [name for name in ("molmo2",) if name in tiny.MODELS]
@@ -133,3 +135,53 @@ def test_qwen3_takes_a_clip_of_one_frame():
     media = prepare(family, files, [(noise(60, 90, 1), 10.0)])
     inputs = family.encode(files, media, ask("what?", media))
     assert inputs.tensors["video_grid_thw"][0, 0] == 1
+
+
+def test_features_that_enter_layers_in_another_way_are_refused(monkeypatch):
+    model = tiny.model("qwen3_vl")
+    decoder = type(model.get_decoder())
+    monkeypatch.setattr(decoder, "_deepstack_process", lambda self, states, features: states)
+    with pytest.raises(ModelError, match="not as in Qwen3-VL"):
+        find_structure(model)
+
+
+def test_glm_takes_pictures_or_videos():
+    family, files = family_of("glm4v"), files_of("glm4v")
+    media = prepare(family, files, [(noise(60, 90), 0.0), (noise(60, 90, 8), 4.0)])
+    with pytest.raises(ModelError, match="pictures and videos in one question"):
+        family.encode(files, media, ask("what?", media))
+
+
+def test_gemma_cuts_long_pictures_where_the_checkpoint_asks_for_it():
+    family = family_of("gemma3")
+    files = files_of("gemma3")
+    long = [(noise(300, 1000), 0.0)]
+    assert len(prepare(family, files, long)[0].pixels) == 1
+    files = files_of("gemma3", image={**files.image, "do_pan_and_scan": True})
+    media = prepare(family, files, long)
+    inputs = family.encode(files, media, ask("what?", media))
+    assert inputs.tiles == (4,)
+    assert inputs.tensors["pixel_values"].shape[0] == 4
+    assert len(prepare(family, files, [(noise(300, 310), 0.0)])[0].pixels) == 1
+    assert len(prepare(family, files, long, Sampling(max_tiles=2))[0].pixels) == 3
+
+
+@pytest.mark.parametrize("size", [(90, 150), (200, 70), (40, 40), (111, 300), (56, 700)])
+def test_molmo_tokens_lie_where_their_patches_were(size):
+    if "molmo2" not in tiny.MODELS:
+        pytest.skip("this transformers has no Molmo2")
+    family, files = family_of("molmo2"), files_of("molmo2")
+    media = prepare(family, files, [(noise(*size), 0.0), (noise(70, 80), 0.0)])
+    tensors = family.encode(files, media, ask("what?", media)).tensors
+    grids = family.grids(files.config, {"image": tensors})["image"]
+    side, at = tiny.TILE // tiny.PATCH, 0
+    for grid, one in zip(grids, media, strict=True):
+        used = tensors["image_token_pooling"][: sum(map(len, grids))]
+        pooled = used[at : at + len(grid)]
+        base = int(tensors["image_num_crops"][: grids.index(grid)].sum()) * side**2
+        tiles = grid.tile.unique().tolist()
+        assert tiles == list(range(len(one.pixels)))
+        for token in range(len(grid)):
+            owners = {(int(i) - base) // side**2 for i in pooled[token] if i >= 0}
+            assert int(grid.tile[token]) == min(owners)
+        at += len(grid)

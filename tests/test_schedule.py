@@ -175,7 +175,7 @@ def test_tokens_by_layer_start_at_the_cut() -> None:
         ("31", 32, 31),
         ("ecl", 32, 2),
         ("horizon", 32, 20),
-        ("horizon", 6, 5),
+        ("horizon", 6, 6),  # past the last layer: never
         ("60%", 32, 19),
         ("0%", 32, 0),
         ("70%", 10, 7),  # 0.7 x 10 is 7.000000000000001, 0.29 x 100 is 28.999999999999996

@@ -352,6 +352,8 @@ MOLMO_FILES: dict[str, dict[str, Any]] = {
     },
     "video_preprocessor_config.json": {
         "video_processor_type": "Molmo2VideoProcessor",
+        "do_rescale": True,  # unlike all others, its class does not say so
+        "do_normalize": True,
         "size": {"height": TILE, "width": TILE},
     },
     "processor_config.json": {"processor_class": "Molmo2Processor"},

@@ -120,7 +120,8 @@ def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch
         past: columns before them, in the cache.
     """
     if isinstance(mask, Mapping):
-        mask = next((one for one in mask.values() if one is not None), None)
+        whole = [one for name, one in mask.items() if "full" in str(name)]
+        mask = next((one for one in [*whole, *mask.values()] if one is not None), None)
     if not isinstance(mask, torch.Tensor):
         return torch.ones(batch, length, dtype=torch.bool)
     if mask.dim() == 4:

@@ -47,9 +47,10 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise PresetError(f"{path}{where}: {problem}", "check the indentation and the "
-                          "brackets") from error  # fmt: skip
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise PresetError(
+            f"{path}{where}: not valid YAML: {problem}", "check the indentation and the brackets"
+        ) from error
 
 
 def _note_lines(
