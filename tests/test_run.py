@@ -87,7 +87,7 @@ def test_a_picture_is_answered_with_every_field_of_the_report(
     ]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", [name for name in tiny.MODELS if "video" in tiny.KINDS[name]])
 def test_a_video_is_answered_and_its_frames_are_reported(
     name: str, checkpoints, clip: Path
 ) -> None:  # type: ignore[no-untyped-def]
@@ -261,9 +261,27 @@ def test_a_family_that_can_not_be_asked_is_refused_with_the_list(tmp_path: Path)
     assert "qwen2_5_vl" in raised.value.hint
 
 
+def test_a_device_map_spreads_the_model_and_prunes_alike(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("accelerate", reason="device maps need accelerate")
+    spread = run.load(str(checkpoints("llava_onevision")), device="map")
+    plain = run.load(str(checkpoints("llava_onevision")))
+    assert ask(spread, picture)[0].tokens == ask(plain, picture)[0].tokens
+
+
+def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("vtprune.loading.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="needs the package accelerate") as raised:
+        run.load(str(checkpoints("llava_onevision")), device="map")
+    assert "devices" in raised.value.hint
+    monkeypatch.setattr("vtprune.loading.find_spec", lambda name: name == "accelerate" or None)
+    with pytest.raises(ModelError, match="4bit weights needs the package bitsandbytes"):
+        run.load(str(checkpoints("llava_onevision")), quantize="4bit")
+
+
 @pytest.mark.parametrize(
     ("option", "match"),
     [
+        ({"quantize": "3bit"}, "quantize '3bit' is not known|needs the package accelerate"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"device": "cuda:99"}, "there is none"),
         ({"dtype": "int3"}, "dtype 'int3' is not known"),

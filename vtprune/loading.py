@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,8 @@ from vtprune.models.base import Family, Files
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "mps", "map")
+QUANTIZED = ("4bit", "8bit")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -64,6 +66,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
+    quantize: str | None = None,
     calibration: Path | None = None,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
@@ -72,10 +75,13 @@ def load(
 
     Args:
         name: a directory, an alias (`vtprune models`) or a hub id; None: the embedded model.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps", or "map": spread
+            over all there are, by transformers' own device map.
         dtype: "auto" (the checkpoint's; bfloat16 for a float16 one on a CPU), "float32",
             "bfloat16" or "float16".
         attention: a transformers kernel; None leaves the choice to transformers.
+        quantize: "4bit" or "8bit", by transformers' own bitsandbytes configuration; None leaves the
+            weights as the checkpoint has them.
         calibration: a YAML file that says where ecl and horizon are.
         trust_remote_code: run Python code that the checkpoint brings.
 
@@ -98,7 +104,9 @@ def load(
                 f"families: {', '.join(FAMILIES)} (vtprune models)",
             )
         chosen = find_dtype(dtype, config, target)
-        model = read_weights(where, config, chosen, target, attention, trust_remote_code)
+        options = placing(device, quantize) | {"attn_implementation": attention}
+        model = read_weights(where, config, chosen, options, trust_remote_code)
+        model = model if "device_map" in options else model.to(target)  # type: ignore[arg-type]
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         from vtprune.models.files import read_files
 
@@ -182,7 +190,7 @@ def find_device(name: str) -> torch.device:
     if kind not in DEVICES or not re.fullmatch(r"[a-z]+(:\d+)?", name):
         raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
+    if name in ("auto", "map"):
         return torch.device(next((kind for kind, there in has.items() if there), "cpu"))
     device = torch.device(name)
     there = has.get(kind, True)
@@ -220,8 +228,7 @@ def read_weights(
     where: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    device: torch.device,
-    attention: str | None,
+    options: dict[str, object],
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     """The model with its weights, all of them.
@@ -235,7 +242,7 @@ def read_weights(
         where,
         config=config,
         dtype=dtype,
-        attn_implementation=attention,
+        **options,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
@@ -247,7 +254,35 @@ def read_weights(
             f"{where}: {len(missing)} weights are missing, such as {missing[0]}",
             "download the checkpoint again",
         )
-    return cast("PreTrainedModel", model.to(device).eval())
+    return cast("PreTrainedModel", model.eval())
+
+
+def placing(device: str, quantize: str | None) -> dict[str, object]:
+    """What `from_pretrained` is told of devices and quantisation.
+
+    Raises:
+        ModelError: a package is missing, or the value is not known.
+    """
+    options: dict[str, object] = {}
+    if device == "map" or quantize:
+        need("accelerate", "a device map", "pip install 'vtprune[devices]'")
+        options["device_map"] = "auto" if device in ("map", "auto") else device
+    if quantize:
+        if quantize not in QUANTIZED:
+            raise ModelError(
+                f"quantize {quantize!r} is not known", f"one of {', '.join(QUANTIZED)}"
+            )
+        need("bitsandbytes", f"{quantize} weights", "pip install bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True})
+    return options
+
+
+def need(package: str, what: str, hint: str) -> None:
+    """Raises a ModelError where `package` is not installed."""
+    if find_spec(package) is None:
+        raise ModelError(f"{what} needs the package {package}, which is not installed", hint)
 
 
 @contextmanager

@@ -63,7 +63,9 @@ _output = partial(click.option, cls=Option, section="Output")
 @_model("--model", metavar="NAME", shell_complete=complete.complete_model,
         help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
         "demonstration model]")
-@_model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]")
+@_model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
+        "there are.  [default: auto]")
+@_model("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes.")
 @_model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]")
 @_model("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, eager, "
         "flash_attention_2.")
@@ -151,6 +153,7 @@ def _answers(
             device=flags.device or user.device or "auto",
             dtype=flags.dtype or user.dtype or "auto",
             attention=flags.attention or user.attention,
+            quantize=flags.quantize,
             calibration=flags.calibration,
             trust_remote_code=flags.trust_remote_code,
             on_progress=transcript.progress,

@@ -37,6 +37,7 @@ class Flags:
     device: str | None
     dtype: str | None
     attention: str | None
+    quantize: str | None
     calibration: Path | None
     trust_remote_code: bool
     preset: str | None

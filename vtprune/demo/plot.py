@@ -17,10 +17,10 @@ def lines(path: Path) -> list[dict[str, dict[str, float]]]:
 
 def draw(out: Path, picture: Path) -> None:
     """Loss on train, accuracy on dev by kind, against steps."""
-    import matplotlib as mpl
+    import matplotlib as mpl  # type: ignore[import-not-found]
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # type: ignore[import-not-found]
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5))
     loss, dev = lines(out / "loss.jsonl"), lines(out / "dev.jsonl")

@@ -129,6 +129,16 @@ class Dense(nn.Module):
         states = self.norm(states)
         return [head(states) for head in self.heads]
 
+    def rows(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each head; the last one's 64 places as 8 rows and 8 columns."""
+        rows: list[tuple[Tensor, Tensor]] = []
+        for head in self.heads:
+            assert isinstance(head, nn.Linear)
+            rows.append((head.weight, head.bias))
+        weight, bias = rows.pop()
+        weight, bias = weight.view(8, 8, -1), bias.view(8, 8)
+        return [*rows, *((weight.mean(axis), bias.mean(axis)) for axis in (1, 0))]
+
 
 def dense_loss(
     tower: nn.Module, heads: Dense, batch: TileBatch, device: torch.device
@@ -154,6 +164,44 @@ def dense_loss(
         hits = (head.argmax(-1) == label) & shown
         right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
     return torch.stack(losses).sum(), right
+
+
+@torch.no_grad()
+def start_projector(
+    model: LlavaOnevisionForConditionalGeneration, heads: Dense, batch: TileBatch, seed: int
+) -> None:
+    """Let some of the projector's units begin as the pretraining's heads, all equally loud.
+
+    The tower's states tell colours loudly, shapes and places faintly, and a decoder learns to look
+    by what is loud long before it looks by what is faint. Each class gets a unit of the projector's
+    hidden layer and a direction of its own in the decoder's width; the rest stays random.
+    """
+    pixels = normalise(torch.from_numpy(batch.pixels).to(model.device))
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+    states = states.flatten(0, 1)
+    centre = torch.eye(states.shape[-1], device=states.device) - 1 / states.shape[-1]
+    spread = states.std(-1, unbiased=False).mean()
+    rows, biases = [], []
+    for weight, bias in heads.rows():
+        weight, bias = weight - weight.mean(0), bias - bias.mean()
+        # The head's LayerNorm, with every token's spread taken as the mean one.
+        row = (weight * heads.norm.weight) @ centre / spread
+        offset = weight @ heads.norm.bias + bias
+        loudest = (states @ row.T + offset).max(dim=-1).values.mean()
+        rows.append(3 / loudest * row)
+        biases.append(3 / loudest * offset)
+    projector = model.model.multi_modal_projector
+    first, second = projector.linear_1, projector.linear_2
+    num = sum(len(row) for row in rows)
+    first.weight[:num], first.bias[:num] = torch.cat(rows), torch.cat(biases)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(len(second.weight), num, generator=generator))[0]
+    second.weight[:, :num] = directions.to(states.device)
+    # Visual tokens and words as loud as each other, not beyond what layers can change.
+    width = len(second.weight)
+    out: Tensor = projector(states)  # type: ignore[operator]
+    second.weight *= 0.3 * width**0.5 / out.norm(dim=-1).mean()
+    model.get_input_embeddings().weight.normal_(std=0.3, generator=generator)
 
 
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
@@ -305,15 +353,16 @@ def train(
     device = torch.device(args.device)
     parts = model.model
     decoder = [
-        (parts.language_model, 5e-3),
-        (parts.multi_modal_projector, 5e-3),
-        (model.lm_head, 5e-3),
+        (parts.language_model, 3e-3),
+        (parts.multi_modal_projector, 3e-3),
+        (model.lm_head, 3e-3),
     ]
     optims = optimisers([*decoder, (parts.vision_tower, 2e-3)])
     newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
     optims.append(newline)
     heads = Dense(parts.vision_tower.config.hidden_size).to(device)
     heads.load_state_dict(torch.load(out / "tower.pt", map_location=device)["heads"])
+    start_projector(model, heads, tile_batch(args.seed, args.tower_steps), args.seed)
     group = {"params": list(heads.parameters()), "lr": 1e-3, "full": 1e-3}
     optims.append(torch.optim.AdamW([group]))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}

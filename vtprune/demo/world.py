@@ -205,7 +205,8 @@ def make_clip(
 
 def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:
     """A picture with up to `num` more numbers, large and small, in its free cells."""
-    taken = {(one.row, one.column) for one in (*scene.things, *scene.numbers)}
+    taken = {(thing.row, thing.column) for thing in scene.things}
+    taken |= {(number.row, number.column) for number in scene.numbers}
     cells = [(row, column) for row in range(3) for column in range(3)]
     free = [cell for cell in cells if cell not in taken]
     more = tuple(
