@@ -186,9 +186,10 @@ def make_batch(
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
         kinds: tuple[str, ...] = KINDS
         if extra:
-            kinds = PICTURE_KINDS + EXTRA_KINDS * 2
+            # "what colour is the ring?" is the one question that has to look for a shape, and came last.
+            kinds = (*PICTURE_KINDS, "colour", "colour", "place", *EXTRA_KINDS)
             if scene.is_clip:
-                kinds += (*CLIP_KINDS, "what_happens")
+                kinds += (*CLIP_KINDS, "direction", "what_happens")
         questions = draw_questions(scene, rng, layout.questions, kinds)
         rows = [encoder.row(question, layout.length) for question in questions]
         empty = [0] * layout.length, [IGNORED] * layout.length
