@@ -19,18 +19,18 @@ from vtprune.models.structure import find_structure
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SCHEDULES = {
     "input": [{"at": "input", "method": "random", "keep": 0.3}],
-    "one layer": [{"at": 2, "method": "entropy", "keep": 0.3}],
-    "two layers": [
+    "one_layer": [{"at": 2, "method": "entropy", "keep": 0.3}],
+    "two_layers": [
         {"at": 1, "method": "entropy", "keep": 0.5},
         {"at": 4, "method": "random", "keep": 0.1},
     ],
-    "input and layer": [
+    "input_and_layer": [
         {"at": "input", "method": "entropy", "keep": 0.6, "per": "frame"},
         {"at": 3, "method": "uniform", "keep": 0.2, "per": "tile"},
     ],
 }
-LAYER_TWO = {"stages": SCHEDULES["one layer"]}
-BOTH = {"stages": SCHEDULES["input and layer"]}
+LAYER_TWO = {"stages": SCHEDULES["one_layer"]}
+BOTH = {"stages": SCHEDULES["input_and_layer"]}
 
 
 def batch_of_two(name: str, model, kind: str):  # type: ignore[no-untyped-def]
@@ -191,7 +191,7 @@ def test_random_is_the_same_alone_in_a_batch_and_in_beams(name: str) -> None:
     assert trace.stages[0].kept[0] != kept[0]
 
 
-@pytest.mark.parametrize("schedule", ["one layer", "input and layer"])
+@pytest.mark.parametrize("schedule", ["one_layer", "input_and_layer"])
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_beams_score_what_forced_decoding_of_their_answer_scores(name: str, schedule: str) -> None:
     model = shared_model(name)

@@ -186,7 +186,7 @@ def make_batch(
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
         kinds: tuple[str, ...] = KINDS
         if extra:
-            # "what colour is the ring?" is the one question that has to look for a shape, and came last.
+            # "what colour is the ring?" alone has to look for a shape, and is learned last.
             kinds = (*PICTURE_KINDS, "colour", "colour", "place", *EXTRA_KINDS)
             if scene.is_clip:
                 kinds += (*CLIP_KINDS, "direction", "what_happens")
@@ -211,7 +211,7 @@ def training_batch(seed: int, step: int, share: tuple[int, int] = (0, 1)) -> Bat
 
 @dataclass(frozen=True)
 class TileBatch:
-    """Tiles (B, 3, 112, 112) uint8 and the labels of their patches (4, B, 64)."""
+    """Tiles (B, 3, 112, 112) uint8 and the labels of their patches (6, B, 64)."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -239,15 +239,20 @@ def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
         for i in rng.permutation(len(places))[:3]:
             y, x = places[int(i)]
             pixels.append(image[y : y + TILE, x : x + TILE].transpose(2, 0, 1))
-            marks.append(patch_labels(mark[:, y : y + TILE, x : x + TILE]))
+            mine = patch_labels(mark[:, y : y + TILE, x : x + TILE])
+            if sides != (TILE, TILE):
+                # How large a thing is, and where, can't be told from one tile of a picture.
+                mine[4:][mine[4:] > 0] = IGNORED
+            marks.append(mine)
         if len(pixels) >= num:
             break
     return TileBatch(np.stack(pixels[:num]), np.stack(marks[:num], axis=1))
 
 
 def patch_labels(marks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels (4, 112, 112) to (4, 64): what covers most of a patch, if a tenth is covered."""
-    patches = marks.reshape(4, 8, 14, 8, 14).transpose(0, 1, 3, 2, 4).reshape(256, 196)
-    cells = (np.arange(256)[:, None] * 12 + patches).ravel()
-    counts = np.bincount(cells, minlength=256 * 12).reshape(4, 64, 12)[..., 1:]
+    """Labels (6, 112, 112) to (6, 64): what covers most of a patch, if a tenth is covered."""
+    num = len(marks)
+    patches = marks.reshape(num, 8, 14, 8, 14).transpose(0, 1, 3, 2, 4).reshape(num * 64, 196)
+    cells = (np.arange(num * 64)[:, None] * 12 + patches).ravel()
+    counts = np.bincount(cells, minlength=num * 64 * 12).reshape(num, 64, 12)[..., 1:]
     return np.where(counts.max(axis=-1) >= 20, counts.argmax(axis=-1) + 1, 0)

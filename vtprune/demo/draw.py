@@ -51,19 +51,26 @@ def frame(scene: Scene, time: float, height: int = 0, width: int = 0) -> Frame:
 
 
 def labels(scene: Scene, time: float, height: int = 0, width: int = 0) -> NDArray[np.int64]:
-    """What each pixel shows, as (4, H, W): colour, shape, a number's tens and units; 0 is none."""
+    """What each pixel shows, as (6, H, W); 0 is none.
+
+    Colour, shape, a number's tens and units, small (1) or large (2), and the cell of what is there.
+    """
     height, width = height or scene.height, width or scene.width
-    out = np.zeros((4, height, width), dtype=np.int64)
+    out = np.zeros((6, height, width), dtype=np.int64)
     for thing in things_at(scene, time):
         mask, top, left = _place(thing, height, width)
         part, mask = _window(out, mask, top, left)
         part[0][mask > 0.5] = 1 + list(COLOURS).index(thing.colour)
         part[1][mask > 0.5] = 1 + SHAPES.index(thing.shape)
+        part[4][mask > 0.5] = 1 + (thing.size == "large")
+        part[5][mask > 0.5] = 1 + 3 * thing.row + thing.column
     for number in numbers_at(scene, time):
         plate, _, top, left = _plate(number, height, width)
         part, plate = _window(out, plate, top, left)
         part[2][plate > 0.5] = 1 + int(number.digits[0])
         part[3][plate > 0.5] = 1 + int(number.digits[1])
+        part[4][plate > 0.5] = 1 + number.large
+        part[5][plate > 0.5] = 1 + 3 * number.row + number.column
     return out
 
 

@@ -117,12 +117,12 @@ def answer_states(
 
 
 class Dense(nn.Module):
-    """Heads on the tower's patches: colour, shape, tens, units (0 is none), the patch's place."""
+    """Heads on the tower's patches: what `draw.labels` says of them, and each patch's own place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11, 64)
+        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11, 3, 10, 64)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
 
     def forward(self, states: Tensor) -> list[Tensor]:
@@ -156,11 +156,11 @@ def dense_loss(
     losses, right = [], []
     for i, (head, label) in enumerate(zip(logits, labels, strict=True)):
         label = label.to(device)
-        shown = label > 0 if i < 4 else torch.ones_like(label, dtype=torch.bool)
+        shown = label > 0 if i < 6 else torch.ones_like(label, dtype=torch.bool)
         loss = F.cross_entropy(head.float().flatten(0, 1), label.flatten(), reduction="none")
         # Patches that show something weigh as much as all the ground together.
-        weight = 0.3 + (3.0 if i < 2 else 6.0) * shown if i < 4 else torch.full_like(loss, 0.3)
-        losses.append((loss * weight.flatten()).mean())
+        weight = (0.3 + (6.0 if i in (2, 3) else 3.0) * shown.flatten()) if i < 6 else 0.3
+        losses.append((loss * weight).mean())
         hits = (head.argmax(-1) == label) & shown
         right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
     return torch.stack(losses).sum(), right
