@@ -49,7 +49,7 @@ def read(path: Path) -> Tensor:
     if path.suffix == ".png":
         from PIL import Image
 
-        return torch.from_numpy(np.asarray(Image.open(path))).permute(2, 0, 1)[None]
+        return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
     import av
 
     with av.open(str(path)) as container:
@@ -82,19 +82,19 @@ def answer(
     else:
         features = model.model.get_image_features(**inputs).pooler_output[0]
     mark = "<video>" if is_clip else "<image>"
-    answers = []
-    for question in questions:
-        prompt = (
-            f"<|im_start|>user {mark * len(features)}\n{question}<|im_end|><|im_start|>assistant\n"
-        )
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        embeddings = model.get_input_embeddings()(ids)
-        embeddings[ids == tokenizer.convert_tokens_to_ids(mark)] = features
-        out = model.generate(  # type: ignore[misc]
-            inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), max_new_tokens=40
-        )
-        answers.append(str(tokenizer.decode(out[0], skip_special_tokens=True)).strip())
-    return answers
+    seen = mark * len(features)
+    prompts = [
+        f"<|im_start|>user {seen}\n{question}<|im_end|><|im_start|>assistant\n"
+        for question in questions
+    ]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    embeddings = model.get_input_embeddings()(batch.input_ids)
+    places = batch.input_ids == tokenizer.convert_tokens_to_ids(mark)
+    embeddings[places] = features.repeat(len(questions), 1)
+    out = model.generate(  # type: ignore[misc]
+        inputs_embeds=embeddings, attention_mask=batch.attention_mask, max_new_tokens=24
+    )
+    return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in out]
 
 
 def answer_all(

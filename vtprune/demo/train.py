@@ -199,9 +199,9 @@ def start_projector(
     second.weight[:, :num] = directions.to(states.device)
     # Visual tokens and words as loud as each other, not beyond what layers can change.
     width = len(second.weight)
-    out: Tensor = projector(states)  # type: ignore[operator]
+    out: Tensor = second(F.gelu(first(states)))  # type: ignore[operator]
     second.weight *= 0.3 * width**0.5 / out.norm(dim=-1).mean()
-    model.get_input_embeddings().weight.normal_(std=0.3, generator=generator)
+    model.get_input_embeddings().weight.normal_(std=0.3, generator=generator)  # type: ignore[operator]
 
 
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
@@ -492,10 +492,10 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--tower-steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
-        "--unfreeze", type=int, default=450, help="the step from which the tower learns too"
+        "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
     )
     parser.add_argument(
         "--decay", type=float, default=0.25, help="the last part of the steps, of falling rate"
