@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models; the workers share the cores
 
 
 @functools.cache
