@@ -209,3 +209,10 @@ def test_validity_of_old_and_new_keys_is_joined(
         *([True, True] if past is None else [True, False]),  # the third is past the end
         *([True, True] if new is None else [False, True]),
     ]]  # fmt: skip
+
+
+def test_keys_that_were_decoded_since_a_cut_are_valid() -> None:
+    past = torch.tensor([[False, True], [True, True]])
+    joined = join_valid(past, 4, torch.tensor([[True], [False]]), (2, 1))
+    assert joined is not None
+    assert joined.tolist() == [[False, True, True, True, True], [True, True, True, True, False]]

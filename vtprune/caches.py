@@ -124,19 +124,14 @@ class ContinuedMasks:
             return False
         plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
         growing = not getattr(self.cache, "is_compileable", False)
-        windows = any(self.structure.window(layer) for layer in range(len(self.structure.layers)))
+        windows = self.structure.narrowest_window is not None
         unmasked = self.new is None and all(one is None for one in self.state.valid)
         return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
 
     def valid(self, layer: int) -> torch.Tensor | None:
         """(B, past + n) bool of a layer's keys after this forward."""
-        past = self.state.valid[layer]
-        held = int(layer_length(self.cache, layer))
-        grown = past
-        if past is not None and past.shape[1] < held:  # tokens that were decoded since
-            more = torch.ones(past.shape[0], held - past.shape[1], dtype=torch.bool)
-            grown = torch.cat([past, more], dim=1)
-        return join_valid(grown, held, self.new, self.shape)
+        held = layer_length(self.cache, layer)
+        return join_valid(self.state.valid[layer], held, self.new, self.shape)
 
     def input_mask(self) -> torch.Tensor | None:
         """What the decoder gets instead of a mask over the original columns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -133,14 +133,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, f
     return 2 * side**3 / product, 2 * source.numel() * source.element_size() / copy
 
 
-def best(work: object, device: torch.device, tries: int = 5) -> float:
+def best(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
     """Seconds of the fastest of a few runs."""
     fastest = float("inf")
     for _ in range(tries):
         if device.type == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        work()  # type: ignore[operator]
+        work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - started)

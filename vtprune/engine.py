@@ -354,15 +354,9 @@ class _Session:
             handle = self.structure.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
             self.layer_handles.append(handle)
 
-    def narrowest_window(self) -> int | None:
-        """The smallest sliding window of the decoder's layers; None where all see everything."""
-        layers = range(len(self.structure.layers))
-        windows = [self.structure.window(layer) for layer in layers]
-        return min((window for window in windows if window), default=None)
-
     def refuse_windows(self, length: int) -> None:
         """A window counts original columns in the model, but kept ones in a shorter cache."""
-        window = self.narrowest_window()
+        window = self.structure.narrowest_window
         if window is not None and length > window:
             raise ModelError(
                 f"the prompt has {length} tokens, and layers of this model see the last {window} "
@@ -399,8 +393,7 @@ class _Session:
         kwargs: Kwargs,
     ) -> tuple[tuple[object, ...], Kwargs]:
         """Cuts before a layer where it is time, and gives it what fits the shorter sequence."""
-        hidden = args[0] if args else kwargs["hidden_states"]
-        assert isinstance(hidden, torch.Tensor)
+        hidden = _hidden(args, kwargs)
         if number in prefill.layers:
             self.timed_cut(prefill, number, hidden)
             hidden = gather(hidden, prefill.last_cut.index)
@@ -411,7 +404,7 @@ class _Session:
 
     def start_continuation(self, state: CacheState, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
         """Decoding, or more text, on a cache that was cut."""
-        window = self.narrowest_window()
+        window = self.structure.narrowest_window
         if window is not None and cache_length(given["past_key_values"]) >= window:
             self.trace.warn(
                 f"the answer has gone past the model's sliding window of {window} tokens: from "
@@ -432,8 +425,7 @@ class _Session:
         args: tuple[object, ...],
         kwargs: Kwargs,
     ) -> tuple[tuple[object, ...], Kwargs]:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        assert isinstance(hidden, torch.Tensor)
+        hidden = _hidden(args, kwargs)
         return args, {**kwargs, "attention_mask": masks.mask(number, hidden)}
 
     def end_decoder(
@@ -452,6 +444,13 @@ class _Session:
         self.vision_seconds = 0.0
         prefill.end(getattr(output, "past_key_values", None))
         self.trace.seconds = seconds
+
+
+def _hidden(args: tuple[object, ...], kwargs: Kwargs) -> torch.Tensor:
+    """The states that enter a layer, however it was called."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
 
 
 def _identity(value: object) -> object:

@@ -138,7 +138,8 @@ def join_valid(
     """Validity of the keys of a layer, (B, past_length + n); None where all are valid.
 
     Args:
-        past: (B, at least past_length) of the keys in the cache, None where all are valid.
+        past: (B, m) of the first keys in the cache, None where all are valid; keys that came
+            after them, as in decoding, are valid.
         new: (B, n) of this forward's tokens, None where all are valid.
         shape: (B, n).
     """
@@ -149,4 +150,5 @@ def join_valid(
     if new is None:
         new = torch.ones(shape, dtype=torch.bool)
     past = past[:, :past_length]
-    return torch.cat([past, new.to(past.device)], dim=1)
+    since = torch.ones(shape[0], past_length - past.shape[1], dtype=torch.bool, device=past.device)
+    return torch.cat([past, since, new.to(past.device)], dim=1)

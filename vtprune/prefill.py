@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -81,7 +81,6 @@ class Prefill:
         )
         self.done: set[int] = set()
         self.last_cut = self.packed
-        self.visual_by_layer: list[list[int]] = [[] for _ in self.columns]
 
     @property
     def structure(self) -> Structure:
@@ -94,12 +93,12 @@ class Prefill:
         if isinstance(state, CacheState) and self.past:
             self.earlier = state
         full = all(len(row) == self.packed.length for row in self.columns)
-        self.valid = [(0, None if full else pack(self.columns).valid, self.packed.length)]
+        mask = None
         if not full:  # the batch as it came, wherever its padding is
             mask = torch.zeros(len(self.columns), self.packed.length, dtype=torch.bool)
             for row, held in zip(mask, self.columns, strict=True):
                 row[held] = True
-            self.valid = [(0, mask, self.packed.length)]
+        self.valid = [(0, mask, self.packed.length)]
 
     def cuts_at(self, layer: int) -> list[tuple[Group, int, list[Cut | None]]]:
         """(group, number of the stage, every sample's cut) of the stages that cut at `layer`."""
@@ -219,7 +218,7 @@ class Prefill:
         shape = (len(self.columns), self.packed.length)
         if self.past:
             past = self.earlier.valid[0] if self.earlier else None
-            length = int(layer_length(self.cache, 0))
+            length = layer_length(self.cache, 0)
             mask = join_valid(past, length, self.packed.valid, shape)
         elif isinstance(mask, Mapping) or (isinstance(mask, torch.Tensor) and mask.dim() == 4):
             mask = gather_mask(mask, self.last_cut)
@@ -241,40 +240,49 @@ class Prefill:
         """A layer's arguments for the sequence as it is now."""
         changed = dict(kwargs)
         for name in ("position_embeddings", "position_ids"):
-            if kwargs.get(name) is not None:
-                changed[name] = self.once(kwargs[name], self.shorten_positions)
+            value = kwargs.get(name)
+            if value is not None:
+                changed[name] = self.once(id(value), value, self.shorten_positions)
         mask = kwargs.get("attention_mask")
         if self.past or (mask is None and self.packed.valid is not None):
-            window = self.structure.window(layer)
+            key = ("mask", self.structure.window(layer))
             changed["attention_mask"] = self.once(
-                ("mask", window), lambda _: self.build_mask(layer, hidden)
+                key, None, lambda _: self.build_mask(layer, hidden)
             )
         else:
-            changed["attention_mask"] = self.once(mask, self.shorten_mask)
+            changed["attention_mask"] = self.once(id(mask), mask, self.shorten_mask)
         return changed
 
-    def once(self, value: object, change: object) -> object:
-        """`change(value)`, worked out once for all layers up to the next cut."""
-        key = value if isinstance(value, tuple) and value[0] == "mask" else id(value)
+    def once(self, key: object, value: object, change: Callable[[object], object]) -> object:
+        """`change(value)`, worked out once for all layers up to the next cut.
+
+        The value is held, so that its id stays its own.
+        """
         if key not in self.replaced:
-            self.replaced[key] = (value, change(value))  # type: ignore[operator]
+            self.replaced[key] = (value, change(value))
         return self.replaced[key][1]
+
+    def from_base(self) -> Packed:
+        """The sequence as it is now, in the slots that the layers were prepared for."""
+        packed = self.once("packed", None, lambda _: repack(self.base, self.packed))
+        assert isinstance(packed, Packed)
+        return packed
 
     def shorten_positions(self, value: object) -> object:
         if isinstance(value, tuple):
             return tuple(self.shorten_positions(one) for one in value)
         assert isinstance(value, torch.Tensor)
-        return gather(value, repack(self.base, self.packed).index)
+        return gather(value, self.from_base().index)
 
     def shorten_mask(self, mask: object) -> object:
-        short = gather_mask(mask, repack(self.base, self.packed))
+        short = gather_mask(mask, self.from_base())
         if isinstance(short, torch.Tensor) and short.dim() == 2 and isinstance(mask, torch.Tensor):
             return short.to(mask.device, mask.dtype)
         return short
 
     def build_mask(self, layer: int, hidden: torch.Tensor) -> object:
         past = self.earlier.valid[layer] if self.earlier else None
-        length = int(layer_length(self.cache, layer))
+        length = layer_length(self.cache, layer)
         shape = (len(self.columns), self.packed.length)
         valid = join_valid(past, length, self.packed.valid, shape)
         return build_mask(self.structure, layer, hidden, valid, self.cache)
@@ -299,7 +307,7 @@ class Prefill:
         for (first, new, length), (until, _, _) in pairwise(spans):
             for layer in range(first, until):
                 past = self.earlier.valid[layer] if self.earlier else None
-                held = int(layer_length(cache, layer)) - length
+                held = layer_length(cache, layer) - length
                 valid.append(join_valid(past, held, new, (len(self.columns), length)))
         first_cut = next((layer for layer in self.layers if layer > 0), None)
         offset = self.offset + (self.earlier.offset if self.earlier else 0)

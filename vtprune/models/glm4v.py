@@ -69,13 +69,7 @@ class Glm4v:
         of a video's pixels are for all frames together. max_tiles does not apply.
         """
         values = patches.read_values(files, source.kind, DEFAULTS)
-        index: tuple[int, ...] = (0,)
-        if source.kind == "video":
-            official = functools.partial(
-                _official, source=source, values=values, most=sampling.max_frames
-            )
-            index = frames.chosen(source, sampling, official)
-        return patches.plan(index, values, lambda: _size(source, values, len(index)))
+        return patches.plan_source(source, sampling, values, _official, _size)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.layout import Grid, box
-from vtprune.models import preprocess
-from vtprune.models.base import Files, Plan, Prepared, VisionInputs
+from vtprune.models import frames, preprocess
+from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
 
 Values = Mapping[str, object]
 LIMITS = ("size", "min_pixels", "max_pixels")
@@ -99,6 +101,27 @@ def plan(index: tuple[int, ...], values: Values, size: Callable[[], tuple[int, i
         return Plan(index, _unchanged)
     resample = preprocess.read_recipe(values).resample
     return Plan(index, functools.partial(preprocess.resize, size=size(), resample=resample))
+
+
+def plan_source(
+    source: Source,
+    sampling: Sampling,
+    values: Values,
+    official: Callable[..., list[int]],
+    size: Callable[[Source, Values, int], tuple[int, int]],
+) -> Plan:
+    """What to read of a picture or video.
+
+    Args:
+        official: (frames between start and end, source, values, most) -> the frames of the
+            family's own sampling.
+        size: (source, values, number of frames) -> (height, width) of each.
+    """
+    index: tuple[int, ...] = (0,)
+    if source.kind == "video":
+        own = functools.partial(official, source=source, values=values, most=sampling.max_frames)
+        index = frames.chosen(source, sampling, own)
+    return plan(index, values, lambda: size(source, values, len(index)))
 
 
 def _unchanged(pixels: torch.Tensor) -> torch.Tensor:

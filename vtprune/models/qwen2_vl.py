@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.layout import Grid
-from vtprune.models import frames, patches, preprocess, prompt
+from vtprune.models import patches, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 
 if TYPE_CHECKING:
@@ -74,13 +74,7 @@ class Qwen2VL:
         max_tiles does not apply: there are no tiles, and a picture's own limits are in pixels.
         """
         values = patches.read_values(files, source.kind, DEFAULTS)
-        index: tuple[int, ...] = (0,)
-        if source.kind == "video":
-            official = functools.partial(
-                _official, source=source, values=values, most=sampling.max_frames
-            )
-            index = frames.chosen(source, sampling, official)
-        return patches.plan(index, values, lambda: _size(source, values, len(index)))
+        return patches.plan_source(source, sampling, values, _official, _size)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""

@@ -70,13 +70,7 @@ class Qwen3VL:
         share of them and 768 tokens, as in the authors' qwen-vl-utils. max_tiles does not apply.
         """
         values = patches.read_values(files, source.kind, DEFAULTS)
-        index: tuple[int, ...] = (0,)
-        if source.kind == "video":
-            official = functools.partial(
-                _official, source=source, values=values, most=sampling.max_frames
-            )
-            index = frames.chosen(source, sampling, official)
-        return patches.plan(index, values, lambda: _size(source, values, len(index)))
+        return patches.plan_source(source, sampling, values, _official, _size)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs; a video is a block for each pair of frames, the pair's mean time before it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,12 @@ class Structure:
         uses = getattr(self.decoder_config, "use_sliding_window", True)
         window = getattr(self.decoder_config, "sliding_window", None)
         return int(window) if uses and window else None
+
+    @functools.cached_property
+    def narrowest_window(self) -> int | None:
+        """The smallest sliding window of the decoder's layers; None where all see everything."""
+        windows = [self.window(layer) for layer in range(len(self.layers))]
+        return min((window for window in windows if window), default=None)
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
