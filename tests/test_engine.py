@@ -291,6 +291,41 @@ def test_a_second_question_goes_on_with_the_cache(name: str, schedule: str) -> N
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+def two_turns(model, turns):  # type: ignore[no-untyped-def]
+    """Last logits of a second prompt with a picture, on a cache with two tokens decoded since."""
+    cache, mask = None, torch.zeros(len(turns[0]["input_ids"]), 0, dtype=torch.long)
+    token = {"input_ids": torch.full((len(mask), 1), 65), "attention_mask": torch.ones_like}
+    for step in (turns[0], token, token, turns[1]):
+        ids = step["input_ids"]
+        own = step["attention_mask"]
+        mask = torch.cat([mask, own(ids) if callable(own) else own], dim=1)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        given = {**step, "attention_mask": mask, "position_ids": positions}
+        with torch.no_grad():
+            out = model(**given, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+    return out.logits[:, -1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_new_picture_after_decoding_is_in_a_ragged_batch_as_alone(
+    schedule: str, attention: str
+) -> None:
+    name = "llava_onevision"
+    model = shared_model(name, attention)
+    turns = [
+        [tiny.inputs(name, model, "image", seed=seed),
+         tiny.inputs(name, model, "image", seed=seed + 1, text=9, sizes=((200, 70),))]
+        for seed in (0, 2)
+    ]  # fmt: skip
+    preset = {"stages": SCHEDULES[schedule]}
+    with vtprune.pruning(model, preset):
+        together = two_turns(model, [tiny.left_pad(name, turn) for turn in turns])
+        alone = [two_turns(model, [turn[row] for turn in turns]) for row in (0, 1)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_prompt_lookup_gives_the_greedy_answer(name: str) -> None:
     model = shared_model(name)
