@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("layout", "schedule", "packing", "cost", "trace", "report", "batching"),
+    ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models"),
-    ("plan", "caches", "prefill", "engine"),
+    ("attention", "plan", "caches", "prefill", "engine"),
     ("calibrate", "loading", "generation", "memory", "figures", "compare", "run"),
     ("console",),
     ("cli",),
@@ -29,7 +29,7 @@ WITHIN = {
     "layout": set(),
     "cost": {"errors"},
     "report": set(),
-    "spec": {"errors"},
+    "spec": {"errors", "pruners"},
     "schema": {"errors", "pruners", "spec"},
     "yaml_file": {"errors"},
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,11 +25,21 @@ class CacheState:
         valid: for every layer the (B, n) bool validity of its keys; None where all are valid.
         first_cut: the first layer that saw a shorter sequence than the decoder was given.
         offset: columns that were dropped at the input.
+        shifts: for every layer the (B,) int64 by which its positions are less than the original
+            ones; None where they are the original ones.
     """
 
     valid: list[torch.Tensor | None]
     first_cut: int | None
     offset: int
+    shifts: list[torch.Tensor | None] = field(default_factory=list)
+
+    def shift(self, layer: int) -> torch.Tensor | None:
+        return self.shifts[layer] if self.shifts else None
+
+    @property
+    def renumbered(self) -> bool:
+        return any(one is not None for one in self.shifts)
 
 
 def cache_length(cache: object) -> int:
@@ -99,8 +109,8 @@ def build_mask(
     return create(config, hidden, mask, cache, layer_idx=layer)  # type: ignore[arg-type]
 
 
-class ContinuedMasks:
-    """Masks of the layers, for a forward on top of a shortened cache."""
+class Continued:
+    """Masks and positions of the layers, for a forward on top of a shortened cache."""
 
     def __init__(
         self,
@@ -115,7 +125,52 @@ class ContinuedMasks:
         self.new, self.shape, self.device = new, shape, device
         self.built: dict[object, object] = {}
         self.replace_input = bool(state.offset)
-        self.first_layer = state.first_cut if self.needed() else None
+        self.masked_from = state.first_cut if self.needed() else None
+        self.positions: torch.Tensor | None = None
+
+    def first_layer(self) -> int | None:
+        """The first layer that needs a mask or positions of its own; None where none does."""
+        num_layers = len(self.structure.layers)
+        own = [n for n in range(num_layers) if self.state.shift(n) is not self.state.shift(0)]
+        found = [*own[:1], *([] if self.masked_from is None else [self.masked_from])]
+        return min(found, default=None)
+
+    def place(self, given: Kwargs, length: int) -> Kwargs:
+        """The decoder's arguments with layer 0's positions, and notes the original ones.
+
+        Only where something was renumbered.
+        """
+        if not self.state.renumbered:
+            return given
+        positions = given.get("position_ids")
+        if not isinstance(positions, torch.Tensor):
+            past = cache_length(self.cache)
+            positions = torch.arange(past, past + length, device=self.device)[None]
+        self.positions = positions
+        return {**given, "position_ids": self.shifted(0)}
+
+    def shifted(self, layer: int) -> torch.Tensor:
+        """(B, n) positions of a layer."""
+        assert self.positions is not None
+        shift = self.state.shift(layer)
+        if shift is None:
+            return self.positions
+        return self.positions - shift.to(self.positions.device)[:, None]
+
+    def change(self, layer: int, kwargs: Kwargs, hidden: torch.Tensor) -> Kwargs:
+        """A layer's arguments."""
+        changed = dict(kwargs)
+        if self.masked_from is not None and layer >= self.masked_from:
+            changed["attention_mask"] = self.mask(layer, hidden)
+        if self.positions is not None and self.state.shift(layer) is not self.state.shift(0):
+            key = ("positions", id(self.state.shift(layer)), self.structure.rope_type(layer))
+            if key not in self.built:
+                positions = self.shifted(layer)
+                self.built[key] = self.structure.rotary(layer, hidden, positions)
+            changed["position_embeddings"] = self.built[key]
+            if "position_ids" in changed:
+                changed["position_ids"] = self.shifted(layer)
+        return changed
 
     def needed(self) -> bool:
         """Whether layers past a cut would get a mask that does not fit their keys."""
@@ -148,14 +203,14 @@ class ContinuedMasks:
         return self.built[key]
 
 
-def continue_masks(
+def continue_from(
     state: CacheState, structure: Structure, given: Kwargs, embeds: torch.Tensor
-) -> ContinuedMasks:
-    """The masks of a forward on a shortened cache: decoding, or a further turn of text."""
+) -> Continued:
+    """What a forward on a shortened cache needs: decoding, or a further turn of text."""
     shape = (embeds.shape[0], embeds.shape[1])
     mask, new = given.get("attention_mask"), None
     if shape[1] > 1 and isinstance(mask, torch.Tensor) and mask.dim() == 2:
         new = mask[:, -shape[1] :].bool().cpu()
         new = None if bool(new.all()) else new
     cache = given["past_key_values"]
-    return ContinuedMasks(state, structure, cache, new, shape, embeds.device)
+    return Continued(state, structure, cache, new, shape, embeds.device)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vtprune.attention import Tap
 from vtprune.caches import (
     CacheState,
-    ContinuedMasks,
+    Continued,
     cache_length,
-    continue_masks,
+    continue_from,
     unmark_cache,
 )
 from vtprune.catalog import Calibration
@@ -296,6 +297,12 @@ class _Session:
         )
         for warning in warnings:
             self.trace.warn(warning)
+        state = getattr(given.get("past_key_values"), "_vtprune", None)
+        if past and isinstance(state, CacheState) and state.renumbered:
+            raise ModelError(
+                "new pictures on top of a cached conversation whose positions were renumbered",
+                "ask about them in a new conversation, or leave positions: keep",
+            )
         if past and self.structure.two_way:
             raise ModelError(
                 f"{self.structure.model_type}: new pictures on top of a cached conversation",
@@ -329,21 +336,37 @@ class _Session:
     def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
         if prefill.layers:
             self.refuse_windows(prefill.past + embeds.shape[1])
-        prefill.begin(given.get("past_key_values"))
+        prefill.begin(given.get("past_key_values"), given.get("position_ids"))
         if 0 in prefill.layers:
-            for name in sorted(prefill.needs(0) - {"hidden"}):
-                prefill.states[name] = self.first_states(prefill, embeds, name)
-            self.timed_cut(prefill, 0, embeds)
+            for name in prefill.projections(0):
+                prefill.states[name] = self.first_states(embeds, name)
+            embeds = self.timed_cut(prefill, 0, embeds)
             given = prefill.shorten_inputs(given, embeds)
         later = [layer for layer in prefill.layers if layer > 0]
         for layer in later:
-            for name in sorted(prefill.needs(layer) - {"hidden"}):
+            for name in prefill.projections(layer):
                 module = self.structure.projection(layer - 1, name)
                 keep = functools.partial(self.keep_states, prefill, name)
                 self.layer_handles.append(module.register_forward_hook(keep))
+            if prefill.reads_attention(layer):
+                self.tap(prefill, layer)
         if later:
             self.hook_layers(later[0], functools.partial(self.enter_layer, prefill))
         return given
+
+    def tap(self, prefill: Prefill, layer: int) -> None:
+        """Reads the attention of the layer before a cut."""
+
+        def take(query: torch.Tensor, key: torch.Tensor, scale: float) -> None:
+            started = self.now()
+            with torch.no_grad():
+                prefill.take_attention(layer, query, key, scale)
+            self.add_select(self.now() - started)
+
+        module = self.structure.attention_module(layer - 1)
+        tap = Tap(module, self.structure.attention, take)
+        self.layer_handles.append(module.register_forward_pre_hook(tap.enter))
+        self.layer_handles.append(module.register_forward_hook(tap.leave, always_call=True))
 
     def hook_layers(
         self, first: int, enter: Callable[..., tuple[tuple[object, ...], Kwargs]]
@@ -364,7 +387,7 @@ class _Session:
                 "ask with fewer frames or tiles, or with --keep 1",
             )
 
-    def first_states(self, prefill: Prefill, embeds: torch.Tensor, name: str) -> torch.Tensor:
+    def first_states(self, embeds: torch.Tensor, name: str) -> torch.Tensor:
         """(B, S, H x D) states that layer 0 would compute from the uncut embeddings."""
         with torch.no_grad():
             normed = self.structure.norm(0)(embeds)
@@ -377,12 +400,18 @@ class _Session:
     ) -> None:
         prefill.states[name] = output.detach()
 
-    def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> None:
+    def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Cuts; gives the states back, those of kept tokens with what was merged into them."""
         started = self.now()
         with torch.no_grad():
-            prefill.cut(layer, hidden)
-        seconds = self.trace.seconds
-        seconds["select"] = seconds.get("select", 0.0) + self.now() - started
+            hidden = prefill.cut(layer, hidden)
+        self.add_select(self.now() - started)
+        return hidden
+
+    def add_select(self, seconds: float) -> None:
+        """Adds to the time that was spent on choosing."""
+        spent = self.trace.seconds
+        spent["select"] = spent.get("select", 0.0) + seconds
 
     def enter_layer(
         self,
@@ -395,7 +424,7 @@ class _Session:
         """Cuts before a layer where it is time, and gives it what fits the shorter sequence."""
         hidden = _hidden(args, kwargs)
         if number in prefill.layers:
-            self.timed_cut(prefill, number, hidden)
+            hidden = self.timed_cut(prefill, number, hidden)
             hidden = gather(hidden, prefill.last_cut.index)
         changed = prefill.shorten_layer(kwargs, number, hidden)
         if args:
@@ -410,23 +439,24 @@ class _Session:
                 f"the answer has gone past the model's sliding window of {window} tokens: from "
                 "there on its layers see further back than without pruning"
             )
-        masks = continue_masks(state, self.structure, given, embeds)
-        if masks.first_layer is not None:
-            self.hook_layers(masks.first_layer, functools.partial(self.replace_mask, masks))
-        if masks.replace_input:
-            given["attention_mask"] = masks.input_mask()
+        continued = continue_from(state, self.structure, given, embeds)
+        given = continued.place(given, embeds.shape[1])
+        first = continued.first_layer()
+        if first is not None:
+            self.hook_layers(first, functools.partial(self.continue_layer, continued))
+        if continued.replace_input:
+            given["attention_mask"] = continued.input_mask()
         return given
 
-    def replace_mask(
+    def continue_layer(
         self,
-        masks: ContinuedMasks,
+        continued: Continued,
         number: int,
         module: nn.Module,
         args: tuple[object, ...],
         kwargs: Kwargs,
     ) -> tuple[tuple[object, ...], Kwargs]:
-        hidden = _hidden(args, kwargs)
-        return args, {**kwargs, "attention_mask": masks.mask(number, hidden)}
+        return args, continued.change(number, kwargs, _hidden(args, kwargs))
 
     def end_decoder(
         self, module: nn.Module, args: tuple[object, ...], kwargs: Kwargs, output: object

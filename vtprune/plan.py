@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtprune.catalog import Calibration, find_calibration
-from vtprune.errors import PresetError
+from vtprune.errors import ModelError, PresetError
 from vtprune.layout import MODALITIES, Layout
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
-from vtprune.pruners import METHODS, create
+from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Pruner
 from vtprune.schedule import Place, Schedule, resolve_layer, solve
 from vtprune.trace import Trace
@@ -60,13 +60,18 @@ class Plan:
                         "no keep, and no keep was given",
                         "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
                     )
-            places = self.places(stages)
+            stages, places = self.places(stages)
             pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
             self.groups[modality] = Group(modality, stages, keep, places, pruners)
         return self.groups[modality]
 
-    def places(self, stages: tuple[StageSpec, ...]) -> tuple[Place, ...]:
-        """The stages' layers; warns where `ecl` or `horizon` is a guess."""
+    def places(
+        self, stages: tuple[StageSpec, ...]
+    ) -> tuple[tuple[StageSpec, ...], tuple[Place, ...]]:
+        """The stages, a stage with a schedule of its own as many, and their layers.
+
+        Warns where `ecl` or `horizon` is a guess.
+        """
         calibration = self.calibration
         if calibration is None:
             calibration, warnings = find_calibration(
@@ -75,23 +80,57 @@ class Plan:
             if any(stage.at in ("ecl", "horizon") for stage in stages):
                 for warning in warnings:
                     self.trace.warn(warning)
-        ecl, horizon = calibration.ecl, calibration.horizon
-        return tuple(
-            Place(
-                stage.at,
-                resolve_layer(stage.at, self.num_layers, ecl, horizon),
-                stage.keep,
-                METHODS[stage.method].drops_all,
+        cuts: list[tuple[StageSpec, Place]] = []
+        for stage in stages:
+            self.check(stage)
+            method = METHODS[stage.method]
+            if stage.at == "schedule":
+                profile = find_profile(stage.method)
+                layers = profile.layers(self.num_layers, method.lowest)
+                cuts += [
+                    (stage, Place(stage.at, layer, profile=profile, part=part))
+                    for part, layer in enumerate(layers)
+                ]
+                continue
+            layer = resolve_layer(stage.at, self.num_layers, calibration.ecl, calibration.horizon)
+            if layer < method.lowest:
+                raise PresetError(
+                    f"{stage.method} reads the attention of the layer before its cut, and there is "
+                    f"none before layer {layer} (at: {stage.at})",
+                    f"at: {method.lowest} or later",
+                )
+            place = Place(stage.at, layer, stage.keep, method.drops_all, method.lowest)
+            cuts.append((stage, place))
+        return tuple(stage for stage, _ in cuts), tuple(place for _, place in cuts)
+
+    def check(self, stage: StageSpec) -> None:
+        """Refuses a stage that this model can't run."""
+        if stage.positions == "renumber" and not self.structure.one_dimensional:
+            raise ModelError(
+                f"positions: renumber: a position of {self.structure.model_type} is a time, a row "
+                "and a column (mrope), which have no gaps to close",
+                "leave positions: keep",
             )
-            for stage in stages
-        )
 
     def groups_for(self, layouts: list[Layout]) -> list[Group]:
-        """The budgets that a batch needs."""
-        if self.preset.shared():
-            return [self.group("all")]
+        """The budgets that a batch needs.
+
+        Raises:
+            PresetError: a method that can't cut what is there.
+        """
         present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
-        return [self.group(name) for name in present]
+        groups = [self.group(name) for name in (["all"] if self.preset.shared() else present)]
+        for group in groups:
+            found = present if group.modality == "all" else [group.modality]
+            for stage in group.stages:
+                takes = METHODS[stage.method].modalities
+                if other := [name for name in found if name not in takes]:
+                    raise PresetError(
+                        f"{stage.method} cuts {' and '.join(takes)} tokens, and these are of "
+                        f"{' and '.join(other)} input",
+                        f"choose another method for {other[0]}: vtprune methods",
+                    )
+        return groups
 
     def solve(self, group: Group, layouts: list[Layout]) -> list[Schedule]:
         """Every sample's cuts under one budget."""

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.attention import Rows, attention_rows
 from vtprune.caches import CacheState, build_mask, layer_length, mark_cache
 from vtprune.errors import ModelError
+from vtprune.information import group_information
 from vtprune.layout import Layout
 from vtprune.models.structure import Structure
 from vtprune.packing import Packed, gather, gather_mask, join_valid, pack, repack
 from vtprune.plan import Group, Plan
 from vtprune.preset import StageSpec
-from vtprune.pruners.base import Budget, Pruner, VisualTokens
+from vtprune.pruners import METHODS
+from vtprune.pruners.base import ATTENTION, Budget, VisualTokens, merge
 from vtprune.schedule import Cut, Schedule
 from vtprune.trace import StageRecord
 
@@ -74,6 +77,10 @@ class Prefill:
     cache: Cache | None = None
     earlier: CacheState | None = None
     offset: int = 0
+    attention: list[torch.Tensor] = field(default_factory=list)
+    first: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    shifts: list[tuple[int, torch.Tensor | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.layers = sorted(
@@ -86,9 +93,11 @@ class Prefill:
     def structure(self) -> Structure:
         return self.plan.structure
 
-    def begin(self, cache: object) -> None:
-        """Takes note of the cache before anything is in it."""
+    def begin(self, cache: object, positions: object) -> None:
+        """Takes note of the cache before anything is in it, and of the positions, (B or 1, S)."""
         self.cache = cache  # type: ignore[assignment]
+        if self.renumbers:
+            self.first = first_positions(positions, self.columns, self.past)
         state = getattr(cache, "_vtprune", None)
         if isinstance(state, CacheState) and self.past:
             self.earlier = state
@@ -119,23 +128,91 @@ class Prefill:
             name for group, number, _ in self.cuts_at(layer) for name in group.pruners[number].needs
         }
 
-    def cut(self, layer: int, hidden: torch.Tensor) -> None:
+    @property
+    def renumbers(self) -> bool:
+        """Whether any stage gives positions without gaps."""
+        return any(s.positions == "renumber" for group in self.groups for s in group.stages)
+
+    def projections(self, layer: int) -> list[str]:
+        """Which of a layer's projections the methods cutting at `layer` read."""
+        needs = {name.removeprefix("text_") for name in self.needs(layer)}
+        return sorted(needs & {"query", "key", "value"})
+
+    def reads_attention(self, layer: int) -> bool:
+        return bool(self.needs(layer) & set(ATTENTION))
+
+    def slots(self, sample: int, columns: torch.Tensor) -> torch.Tensor:
+        """Where a sample's columns are in the sequence as it is now."""
+        held = self.packed.columns[sample]
+        return torch.searchsorted(held, columns) + self.packed.length - len(held)
+
+    def text_columns(self, sample: int) -> torch.Tensor:
+        """Columns of a sample's text after its last visual token.
+
+        Raises:
+            ModelError: there is none.
+        """
+        visual = self.plan.trace.layouts[sample].columns
+        row = self.columns[sample]
+        text = row[row > (visual[-1] if len(visual) else -1)]
+        if not len(text):
+            raise ModelError(
+                "this method reads the question, and no text follows the pictures in the prompt",
+                "put the question after the pictures, or use a method that reads no text",
+            )
+        return text
+
+    def take_attention(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float
+    ) -> None:
+        """Keeps the attention rows that the methods cutting at `layer` read: (B) x (R, S)."""
+        wanted = []
+        all_text = "text_attention" in self.needs(layer)
+        for sample, row in enumerate(self.columns):
+            text = self.text_columns(sample)
+            valid = torch.zeros(self.packed.length, dtype=torch.bool)
+            valid[self.slots(sample, row)] = True
+            past = torch.ones(self.past_length(layer - 1), dtype=torch.bool)
+            earlier = self.earlier.valid[layer - 1] if self.earlier else None
+            if earlier is not None:
+                past[: earlier.shape[1]] = earlier[sample]
+            queries = self.slots(sample, text if all_text else text[-1:])
+            wanted.append(Rows(queries, valid, past))
+        self.attention = attention_rows(query, key, scale, wanted)
+
+    def past_length(self, layer: int) -> int:
+        """Keys that a layer's cache held before this forward."""
+        held = layer_length(self.cache, layer) if self.past else 0
+        return held - self.packed.length if held else 0
+
+    def cut(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Selects what every sample keeps from `layer` on.
 
         Args:
             hidden: (B, n, d) states that enter the layer, before this cut.
+
+        Returns:
+            The same states; where tokens were merged, a copy with the kept ones' new states.
         """
+        entering = hidden
+        renumber = False
         for group, number, cuts in self.cuts_at(layer):
-            stage, pruner = group.stages[number], group.pruners[number]
+            stage = group.stages[number]
+            renumber = renumber or stage.positions == "renumber"
             before = [len(layout) for layout in self.layouts]
             own_before, own_after = [], []
             for sample, cut in enumerate(cuts):
                 own = self.layouts[sample].of_modality(group.modality)
                 own_before.append(len(own))
                 if cut is not None and cut.count < len(own):
-                    self.cut_sample(sample, own, cut, stage, pruner, hidden)
+                    merged = self.cut_sample(sample, own, cut, group, hidden)
+                    if merged is not None:
+                        entering = entering.clone() if entering is hidden else entering
+                        slots, rows = merged
+                        entering[sample, slots.to(entering.device)] = rows
                 own_after.append(len(self.layouts[sample].of_modality(group.modality)))
-                assert cut is None or own_after[-1] == cut.count, "a method must meet its budget"
+                if cut is not None:
+                    self.check_count(stage.method, own_after[-1], cut.count)
             self.records.append(
                 StageRecord(
                     layer=layer,
@@ -157,40 +234,88 @@ class Prefill:
         self.last_cut = repack(self.packed, now)
         self.packed = now
         self.valid.append((layer, now.valid, now.length))
+        self.place(layer, renumber, hidden.device)
         self.states.clear()
+        self.attention = []
         self.replaced.clear()
         self.done.add(layer)
+        return entering
 
-    def cut_sample(
-        self,
-        sample: int,
-        own: torch.Tensor,
-        cut: Cut,
-        stage: StageSpec,
-        pruner: Pruner,
-        hidden: torch.Tensor,
-    ) -> None:
-        """Drops what a method does not keep of one sample's tokens at `own` in its layout."""
-        layout = self.layouts[sample]
-        mine = layout.take(own)
-        held = self.packed.columns[sample]
-        slots = torch.searchsorted(held, mine.columns) + self.packed.length - len(held)
-        states = {}
-        for name in pruner.needs:
-            source = hidden if name == "hidden" else self.states[name]
-            width = self.structure.head_dim
-            if name == "hidden":
-                width = source.shape[-1] // self.structure.num_heads
-            picked = source[sample].index_select(0, slots.to(source.device))
-            states[name] = picked.unflatten(-1, (-1, width))  # (N, H, D)
-        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
-        budget = Budget.share(cut.count, mine.groups(stage.per))
-        if 0 < cut.count < len(budget.quota):
+    def check_count(self, method: str, kept: int, planned: int) -> None:
+        """Holds a method to its budget."""
+        if METHODS[method].exact:
+            assert kept == planned, f"{method} must meet its budget: {kept}, not {planned}"
+        assert kept <= planned, f"{method} must keep to its budget: {kept}, not {planned}"
+
+    def place(self, layer: int, renumber: bool, device: torch.device) -> None:
+        """The positions from a cut on, where a stage at it or before it renumbered them."""
+        if renumber:
+            assert self.first is not None
+            now = self.packed
+            lengths = torch.tensor([len(row) for row in now.columns])
+            slots = torch.arange(now.length)[None] - (now.length - lengths)[:, None]
+            self.positions = (self.first[:, :1] + slots.clamp_min(0)).to(device)
+            end = self.first[:, 0] + lengths
+            self.shifts.append((layer, self.first[:, 1] - end))
+        elif self.positions is not None:
+            self.positions = gather(self.positions, self.last_cut.index)
+
+    def read(self, sample: int, name: str, mine: Layout, hidden: torch.Tensor) -> torch.Tensor:
+        """The states of one sample that a method reads by this name, as VisualTokens has them."""
+        slots = self.slots(sample, mine.columns)
+        if name in ATTENTION:
+            rows = self.attention[sample]
+            rows = rows[:, slots.to(rows.device)]
+            return rows if name == "text_attention" else rows[-1]
+        if name.startswith("text_"):
+            slots = self.slots(sample, self.text_columns(sample))
+        name = name.removeprefix("text_")
+        source = hidden if name == "hidden" else self.states[name]
+        width = self.structure.head_dim
+        if name == "hidden":
+            width = source.shape[-1] // self.structure.num_heads
+        return source[sample].index_select(0, slots.to(source.device)).unflatten(-1, (-1, width))
+
+    def budget(
+        self, sample: int, mine: Layout, cut: Cut, stage: StageSpec, hidden: torch.Tensor
+    ) -> Budget:
+        """How many tokens each frame or tile of a sample may keep."""
+        group = mine.groups(stage.per)
+        if stage.split == "even":
+            budget = Budget.share(cut.count, group)
+        else:
+            slots = self.slots(sample, mine.columns).to(hidden.device)
+            weights = group_information(hidden[sample, slots], group)
+            least = 0 if stage.split == "entropy-or-none" else 1
+            budget = Budget.share_by(cut.count, group, weights, least)
+        if 0 < cut.count < len(budget.quota) and stage.split != "entropy-or-none":
             self.plan.trace.warn(
                 f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
                 "keep one each, the others none"
             )
-        selection = pruner.select(VisualTokens(mine, states, seed), budget)
+        return budget
+
+    def cut_sample(
+        self, sample: int, own: torch.Tensor, cut: Cut, group: Group, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Drops what a method does not keep of one sample's tokens at `own` in its layout.
+
+        Returns:
+            Where tokens were merged: the (K,) slots of the kept ones, and their (K, d) new states.
+        """
+        stage, pruner = group.stages[cut.stage], group.pruners[cut.stage]
+        layout = self.layouts[sample]
+        mine = layout.take(own)
+        states = {name: self.read(sample, name, mine, hidden) for name in pruner.needs}
+        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
+        budget = self.budget(sample, mine, cut, stage, hidden)
+        tokens = VisualTokens(mine, states, seed, group.places[cut.stage].part)
+        selection = pruner.select(tokens, budget)
+        merged = None
+        if selection.assign is not None:
+            slots = self.slots(sample, mine.columns)
+            rows = merge(hidden[sample, slots.to(hidden.device)], selection)
+            merged = slots[selection.index.cpu()], rows
         dropped = torch.ones(len(mine), dtype=torch.bool)
         dropped[selection.index.cpu()] = False
         gone = own[dropped]
@@ -201,6 +326,7 @@ class Prefill:
         present = torch.ones(len(row), dtype=torch.bool)
         present[torch.searchsorted(row, layout.columns[gone])] = False
         self.columns[sample] = row[present]
+        return merged
 
     # -- what the decoder and its layers get -----------------------------------------------------
 
@@ -229,10 +355,13 @@ class Prefill:
             mask = torch.ones(shape, dtype=torch.bool)
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             mask = mask.to(embeds.device, torch.long)
+        positions = gather(positions, index, dim=positions.dim() - 1)
+        if self.positions is not None:
+            positions = self.positions.to(embeds.device)
         return {
             **given,
             "inputs_embeds": gather(embeds, index),
-            "position_ids": gather(positions, index, dim=positions.dim() - 1),
+            "position_ids": positions,
             "attention_mask": mask,
         }
 
@@ -241,8 +370,16 @@ class Prefill:
         changed = dict(kwargs)
         for name in ("position_embeddings", "position_ids"):
             value = kwargs.get(name)
-            if value is not None:
+            if value is not None and self.positions is None:
                 changed[name] = self.once(id(value), value, self.shorten_positions)
+        if self.positions is not None:
+            rotary = ("rotary", self.structure.rope_type(layer))
+            positions = self.positions
+            changed["position_embeddings"] = self.once(
+                rotary, None, lambda _: self.structure.rotary(layer, hidden, positions)
+            )
+            if kwargs.get("position_ids") is not None:
+                changed["position_ids"] = positions
         mask = kwargs.get("attention_mask")
         if self.past or (mask is None and self.packed.valid is not None):
             key = ("mask", self.structure.window(layer))
@@ -304,6 +441,11 @@ class Prefill:
             return
         spans = [*self.valid, (self.plan.num_layers, None, 0)]
         valid: list[torch.Tensor | None] = []
+        shifts: list[torch.Tensor | None] = []
+        if self.shifts:
+            for layer in range(self.plan.num_layers):
+                own = [shift for first, shift in self.shifts if first <= layer]
+                shifts.append(own[-1] if own else None)
         for (first, new, length), (until, _, _) in pairwise(spans):
             for layer in range(first, until):
                 past = self.earlier.valid[layer] if self.earlier else None
@@ -313,7 +455,7 @@ class Prefill:
         offset = self.offset + (self.earlier.offset if self.earlier else 0)
         if self.earlier and self.earlier.first_cut is not None:
             first_cut = min(first_cut or self.plan.num_layers, self.earlier.first_cut)
-        mark_cache(cache, CacheState(valid, first_cut, offset))
+        mark_cache(cache, CacheState(valid, first_cut, offset, shifts))
 
     def count_by_layer(self) -> list[list[int]]:
         """For every sample the visual tokens of each layer, from what was really kept."""
@@ -329,3 +471,19 @@ class Prefill:
             assert present == len(self.layouts[sample])
             counts.append(row)
         return counts
+
+
+def first_positions(positions: object, columns: list[torch.Tensor], past: int) -> torch.Tensor:
+    """(B, 2) int64: every sample's first position in this forward, and the one after its last.
+
+    Args:
+        positions: (B or 1, S) as the decoder was given them; None: columns counted from `past`.
+    """
+    rows = []
+    for sample, row in enumerate(columns):
+        if isinstance(positions, torch.Tensor):
+            own = positions[min(sample, len(positions) - 1)].cpu()
+            rows.append([int(own[row[0]]), int(own[row[-1]]) + 1])
+        else:
+            rows.append([past + int(row[0]), past + int(row[-1]) + 1])
+    return torch.tensor(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from vtprune.errors import PresetError
 from vtprune.pruners import check_options, find_method
 from vtprune.schema import Reader
-from vtprune.spec import DEFAULT, Keep, Preset, StageSpec, check_keep, check_place
+from vtprune.spec import DEFAULT, Keep, Preset, StageSpec, check_keep, check_place, check_stage
 from vtprune.yaml_file import read_yaml
 
 __all__ = [
@@ -117,6 +117,7 @@ def override(
     if method is not None:
         place = check_place(find_method(method).at if at is None else at)
         stages = (StageSpec(place, method, options=_options(method, options or {})),)
+        check_stage(stages[0])
         image, video = replace(image, stages=None), replace(video, stages=None)
     elif options:
         groups = (stages, image.stages, video.stages)

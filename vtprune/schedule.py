@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,37 @@ from vtprune.errors import PresetError
 
 NAMED = ("ecl", "horizon")
 SLACK = 1e-6  # so that 0.3 x 10 is 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The schedule of a method that cuts several times by a rule of its own.
+
+    Args:
+        depths: where it cuts, as fractions of the decoder's layers, ascending.
+        fractions: t in [0, 1] -> the fraction of the original tokens that each cut leaves; 1 at
+            t = 1, none rises from cut to cut, and their layer average never falls with t.
+    """
+
+    depths: tuple[float, ...]
+    fractions: Callable[[float], tuple[float, ...]]
+
+    def layers(self, num_layers: int, lowest: int = 0) -> list[int]:
+        """The layers of the cuts, each after the one before.
+
+        Raises:
+            PresetError: the decoder is too shallow.
+        """
+        layers: list[int] = []
+        for depth in self.depths:
+            after = layers[-1] + 1 if layers else lowest
+            layers.append(max(math.floor(depth * num_layers + SLACK), after))
+        if layers[-1] >= num_layers:
+            raise PresetError(
+                f"{num_layers} decoder layers are too few for {len(layers)} cuts",
+                "name a place: --at ecl, or a layer number",
+            )
+        return layers
 
 
 @dataclass(frozen=True)
@@ -22,12 +53,17 @@ class Place:
         layer: the first layer that sees the shorter sequence; 0 is the language model's input.
         keep: fraction of the original tokens left, None for the free stage.
         drops_all: the method leaves nothing (`vtw`).
+        lowest: the first layer that the method can cut at.
+        profile: of the method's own schedule, and `part` the number of this cut in it.
     """
 
     at: str
     layer: int
     keep: float | None = None
     drops_all: bool = False
+    lowest: int = 0
+    profile: Profile | None = None
+    part: int = 0
 
     @property
     def named(self) -> bool:
@@ -198,7 +234,9 @@ def solve(
         free = counts.index(None)
         budget = keep * num_layers * num_tokens
         solver = _Solver([place for _, place in numbered], layers, counts, num_layers, num_tokens)
-        if numbered[free][1].drops_all:
+        if numbered[free][1].profile:
+            solver.follow_profile(budget, keep)
+        elif numbered[free][1].drops_all:
             layers[free] = solver.layer_to_drop_all(free, budget, keep)
             counts[free] = 0
         else:
@@ -254,7 +292,7 @@ class _Solver:
             return []
         if count > highest:
             return self.lift_later(free, budget, keep, highest)
-        first = self.layers[free - 1] + 1 if free else 0
+        first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
         if self.places[free].named:
             for layer in range(asked - 1, first - 1, -1):
                 count = self.free_count(free, layer, budget)
@@ -310,6 +348,38 @@ class _Solver:
                 lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
         return lifted
 
+    def follow_profile(self, budget: float, keep: float) -> None:
+        """Sets the counts of a method's own schedule: the most that the budget allows."""
+        low, high = 0.0, 1.0
+        lowest = self._on_profile(low)
+        if self.total(lowest, self.layers) > budget + SLACK:
+            reach = self.total(lowest, self.layers) / (self.num_layers * self.num_tokens)
+            raise PresetError(
+                f"keep {keep:g} can't be reached by the method's own schedule, whose first cut is "
+                f"at layer {self.layers[0]} of {self.num_layers}: the lowest reachable keep is "
+                f"{math.ceil(reach * 1e4) / 1e4:g}",
+                "raise keep, or name a place to cut at once: --at 1",
+            )
+        for _ in range(40):  # halves the interval; then t is exact to 1e-12
+            middle = (low + high) / 2
+            if self.total(self._on_profile(middle), self.layers) <= budget + SLACK:
+                low = middle
+            else:
+                high = middle
+        self.counts[:] = self._on_profile(low)
+
+    def _on_profile(self, t: float) -> list[int | None]:
+        """All counts, those of the profile's cuts at t, never above an earlier or below a later."""
+        counts = list(self.counts)
+        most = self.num_tokens
+        for i, place in enumerate(self.places):
+            if place.profile:
+                least = max((c for c in self.counts[i + 1 :] if c is not None), default=1)
+                share = place.profile.fractions(t)[place.part]
+                counts[i] = min(max(math.floor(share * self.num_tokens + SLACK), least, 1), most)
+            most = min(most, counts[i] or 0)
+        return counts
+
     def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
         """The layer from which on a free stage may drop everything within the budget."""
         before = self.counts[free - 1] if free else self.num_tokens
@@ -323,6 +393,47 @@ class _Solver:
                 "raise keep, or lower the keep of the stages before it",
             )
         return min(max(layer, 0), self.num_layers - 1)
+
+
+def weighted_quotas(
+    count: int, sizes: Sequence[int], weights: Sequence[float], least: int = 1
+) -> list[int]:
+    """Shares `count` over groups of `sizes` tokens in proportion to `weights`.
+
+    What a group can't use goes to the others by the same weights; largest remainder, ties to the
+    earlier. The shares add up to `count`.
+
+    Args:
+        weights: not negative, finite; all zero: equal shares.
+        least: every group gets so many (0 or 1) where `count` allows; else evenly spaced groups.
+    """
+    assert 0 <= count <= sum(sizes)
+    if least and count < len(sizes):
+        return quotas(count, sizes)
+    shares = [min(least, size) for size in sizes]
+    if sum(weights) <= 0:
+        weights = [1.0] * len(sizes)
+    open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
+    while (left := count - sum(shares)) > 0:
+        # The shares that would be exact, over groups that have room; full groups leave the round.
+        total = sum(weights[i] for i in open_groups)
+        each = {
+            i: left * (weights[i] / total if total > 0 else 1 / len(open_groups))
+            for i in open_groups
+        }
+        full = [i for i in open_groups if each[i] >= sizes[i] - shares[i]]
+        if full:
+            for i in full:
+                shares[i] = sizes[i]
+            open_groups = [i for i in open_groups if i not in full]
+            continue
+        for i in open_groups:
+            shares[i] += math.floor(each[i])
+        rest = count - sum(shares)
+        by_remainder = sorted(open_groups, key=lambda i: (-(each[i] - math.floor(each[i])), i))
+        for i in by_remainder[:rest]:
+            shares[i] += 1
+    return shares
 
 
 def quotas(count: int, sizes: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ from vtprune.spec import (
     Preset,
     StageSpec,
     check_place,
+    check_stage,
 )
 
 
@@ -87,12 +88,14 @@ class Reader:
         if not isinstance(item, Mapping):
             self.fault(path, "a stage is a mapping with at and method")
             return None
+        method = str(item.get("method", ""))
+        if method in METHODS and METHODS[method].schedule:
+            item = {"at": "schedule", **item}
         missing = [key for key in ("at", "method") if key not in item]
         for key in missing:
             self.fault(path, f"a stage needs {key}")
         at = self.place(item["at"], (*path, "at")) if "at" in item else None
         extra = {str(k): v for k, v in item.items() if k not in STAGE_KEYS}
-        method = str(item.get("method", ""))
         options = self.options(method, extra, path) if "method" in item else {}
         keep = self.number(item, (*path, "keep"), low=0, high=1)
         withdraws = method in METHODS and METHODS[method].drops_all
@@ -103,7 +106,13 @@ class Reader:
         choices = {key: self.choice(item, (*path, key)) for key in CHOICES}
         if missing or at is None:
             return None
-        return StageSpec(at, method, keep, options=tuple(options.items()), **choices)
+        spec = StageSpec(at, method, keep, options=tuple(options.items()), **choices)
+        if method in METHODS and not any(fault for fault in self.faults):
+            try:
+                check_stage(spec)
+            except PresetError as error:
+                self.fault(path, f"{error.message} ({error.hint})")
+        return spec
 
     def options(
         self, method: str, extra: Mapping[str, object], path: tuple[str | int, ...]

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtprune.errors import PresetError
+from vtprune.pruners import METHODS
 
 DEFAULT = "balanced"
 STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions")
 PRESET_KEYS = ("description", "keep", "seed", "stages", "image", "video")
 IMAGE_KEYS = ("keep", "max_tiles", "stages")
 VIDEO_KEYS = ("keep", "frames", "fps", "max_frames", "stages")
-CHOICES = {"per": ("all", "frame", "tile"), "split": ("even",), "positions": ("keep",)}
+CHOICES = {
+    "per": ("all", "frame", "tile"),
+    "split": ("even", "entropy", "entropy-or-none"),
+    "positions": ("keep", "renumber"),
+}
 
 Keep = float | Mapping[str, float]
 
@@ -22,12 +27,15 @@ class StageSpec:
     """One stage as a preset says it.
 
     Args:
-        at: "input", "ecl", "horizon", a layer number or a depth such as "60%".
+        at: "input", "ecl", "horizon", a layer number, a depth such as "60%", or "schedule": the
+            method's own.
         method: a registered method.
         keep: fraction of the original tokens left from here on; None for the free stage.
         per: "all", "frame" or "tile": the scope over which the budget is shared.
-        split: "even".
-        positions: "keep": kept tokens keep their position ids.
+        split: how frames or tiles share the budget: "even"; "entropy": more to those that carry
+            more information; "entropy-or-none": likewise, and one may get none.
+        positions: "keep": kept tokens keep their position ids; "renumber": they get new ones
+            without gaps.
         options: every option of the method, defaults included.
     """
 
@@ -148,7 +156,7 @@ def check_place(value: object) -> str:
         PresetError: not a place, or one that nothing can cut at.
     """
     text = str(value).strip()
-    if text in ("input", "ecl", "horizon"):
+    if text in ("input", "ecl", "horizon", "schedule"):
         return text
     if not isinstance(value, (bool, float)) and text.isdecimal() and text.isascii():
         return text.lstrip("0") or "0"
@@ -163,6 +171,38 @@ def check_place(value: object) -> str:
     raise PresetError(
         f"at: {value} is not a place", 'use input, ecl, horizon, a layer number or a depth "60%"'
     )
+
+
+def check_stage(stage: StageSpec) -> None:
+    """Refuses what a stage's parts say against each other.
+
+    Raises:
+        PresetError: with the way out.
+    """
+    method = METHODS[stage.method]
+    if stage.at == "schedule":
+        if not method.schedule:
+            raise PresetError(
+                f"at: schedule: {stage.method} has no schedule of its own",
+                "use input, ecl, horizon, a layer number or a depth",
+            )
+        if stage.keep is not None:
+            raise PresetError(
+                f"keep {stage.keep:g} for the schedule of {stage.method}: its cuts are solved from "
+                "the preset's keep",
+                "give the keep to the preset, or a place to the stage",
+            )
+    if stage.split != "even" and stage.per == "all":
+        raise PresetError(
+            f"split: {stage.split} shares a budget over frames or tiles, and per is all",
+            "add per: frame or per: tile",
+        )
+    if stage.at == "input" and method.lowest:
+        raise PresetError(
+            f"{stage.method} reads the attention of the layer before its cut, and there is none "
+            "at the input",
+            "at: 1 or later, ecl or horizon",
+        )
 
 
 def check_keep(value: float | str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,41 @@ class Structure:
                 "use a method without states, such as random or uniform",
             )
         return module
+
+    def attention_module(self, layer: int) -> nn.Module:
+        """The module in which a layer attends."""
+        module = getattr(self.layers[layer], "self_attn", None)
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"{self.model_type}: layer {layer} has no self_attn to read attention from",
+                "use a method that reads no attention, such as entropy, dart or random",
+            )
+        return module
+
+    @property
+    def one_dimensional(self) -> bool:
+        """Whether a position is one number, and not a time, a row and a column (mrope)."""
+        return not hasattr(self.inner, "get_rope_index")
+
+    def rope_type(self, layer: int) -> str:
+        """Which of the decoder's rotary embeddings a layer has, where they are named by layer.
+
+        Molmo2 scales those of some layers; Gemma 3's differ by the layer's type.
+        """
+        types = getattr(self.decoder, "rope_types", None)
+        if types is None:
+            types = getattr(self.decoder_config, "layer_types", None)
+        return str(types[layer]) if types else ""
+
+    def rotary(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> object:
+        """What a layer takes as position embeddings, for positions (B, n)."""
+        rotary: Callable[..., object] = self.decoder.rotary_emb  # type: ignore[assignment]
+        if self.rope_type(layer) == "unscaled":
+            rotary = self.decoder.rotary_emb_unscaled  # type: ignore[assignment]
+        takes = inspect.signature(self.decoder.rotary_emb.forward).parameters  # type: ignore[arg-type, union-attr]
+        if "layer_type" in takes:
+            return rotary(hidden, positions, self.decoder_config.layer_types[layer])
+        return rotary(hidden, positions)
 
     def norm(self, layer: int) -> nn.Module:
         """The norm that a layer applies before attention."""

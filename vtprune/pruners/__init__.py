@@ -12,6 +12,7 @@ from vtprune.errors import PresetError
 
 if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner
+    from vtprune.schedule import Profile
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Method:
         summary: what it keeps, in its own words.
         paper: where it was published; empty for a baseline.
         drops_all: it leaves nothing; without a keep, the budget says from which layer on.
+        exact: it meets its budget exactly; otherwise it may keep fewer.
+        lowest: the first layer that it can cut at; 1 where it reads what the layer before did.
+        modalities: what it can cut.
+        schedule: "module:function" of a schedule of its own, for the place `at`: see
+            `vtprune.schedule.Profile`.
     """
 
     path: str
@@ -42,6 +48,10 @@ class Method:
     paper: str = ""
     options: tuple[Option, ...] = ()
     drops_all: bool = False
+    exact: bool = True
+    lowest: int = 0
+    modalities: tuple[str, ...] = ("image", "video")
+    schedule: str = ""
 
 
 METHODS: dict[str, Method] = {
@@ -118,3 +128,9 @@ def create(name: str, options: Mapping[str, object]) -> Pruner:
     checked = check_options(name, options)
     module, cls = find_method(name).path.split(":")
     return cast("Pruner", getattr(importlib.import_module(module), cls)(**checked))
+
+
+def find_profile(name: str) -> Profile:
+    """The schedule of its own that method `name` has."""
+    module, function = METHODS[name].schedule.split(":")
+    return cast("Profile", getattr(importlib.import_module(module), function)())

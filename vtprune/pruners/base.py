@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from vtprune.layout import Layout
-from vtprune.schedule import quotas
+from vtprune.schedule import quotas, weighted_quotas
 
 STATES = ("query", "key", "value", "hidden")
+"""States of the visual tokens that a method can read; with "text_" before them, those of the text
+tokens that follow the last visual token: the question, and what the chat template adds to it."""
+ATTENTION = ("attention", "text_attention")
+"""Attention of the layer before the cut, mean over heads: from the prompt's last token, and from
+every text token that follows the last visual token."""
+TOWER = ("tower_attention",)
+"""Attention that each patch receives in the vision tower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +29,17 @@ class VisualTokens:
         layout: where they sit, on the CPU.
         states: only those that the method needs: "query", "key", "value" -> (N, H, D) of the layer
             before the cut, without rotary positions, at the input those of layer 0; "hidden" ->
-            (N, H, D) states that enter the layer of the cut, in as many parts as query heads.
+            (N, H, D) states that enter the layer of the cut, in as many parts as query heads;
+            "text_query" and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention"
+            -> (M, N) probabilities, float32; "tower_attention" -> (N,) float32.
         seed: of the preset and stage: the same in every row of a batch.
+        stage: how many stages of the same schedule cut before this one.
     """
 
     layout: Layout
     states: Mapping[str, torch.Tensor] = field(default_factory=dict)
     seed: int = 0
+    stage: int = 0
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -56,16 +67,31 @@ class Budget:
         sizes = torch.bincount(group).tolist()
         return cls(group, torch.tensor(quotas(count, sizes), dtype=torch.long))
 
+    @classmethod
+    def share_by(
+        cls, count: int, group: torch.Tensor, weights: Sequence[float], least: int
+    ) -> Budget:
+        """`count` tokens shared over the groups of `group` by `weights`, at least `least` each."""
+        sizes = torch.bincount(group).tolist()
+        shares = weighted_quotas(count, sizes, weights, least)
+        return cls(group, torch.tensor(shares, dtype=torch.long))
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a method keeps.
+    """What a method keeps, and what it merges into that.
 
     Args:
         index: (K,) int64, ascending, into the N tokens.
+        assign: (N,) int64, for every token the place in `index` of the kept token that it is merged
+            into, -1 for none; a kept token is merged into itself. None: nothing is merged.
+        weight: (N,) float, the share of every token in the one it is merged into; the shares of one
+            kept token add up to 1.
     """
 
     index: torch.Tensor
+    assign: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
 
 class Pruner(Protocol):
@@ -73,12 +99,32 @@ class Pruner(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names of STATES that `select` reads from `tokens.states`."""
+        """The names that `select` reads from `tokens.states`."""
         ...
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        """Keeps exactly the budget's quota of every group."""
+        """Keeps exactly the budget's quota of every group; fewer where its registry entry says
+        that it may (`exact=False`)."""
         ...
+
+
+def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """(K, d) states of the kept tokens, with those that are merged into them.
+
+    The sums are made in float32.
+
+    Args:
+        states: (N, d) of all tokens.
+    """
+    kept = states[selection.index.to(states.device)]
+    if selection.assign is None or selection.weight is None:
+        return kept
+    assign, weight = selection.assign.to(states.device), selection.weight.to(states.device)
+    used = assign >= 0
+    shares = states.float() * weight.float()[:, None]
+    merged = torch.zeros_like(kept, dtype=torch.float32)
+    merged.index_add_(0, assign.clamp_min(0), shares * used[:, None])
+    return merged.to(states.dtype)
 
 
 def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:

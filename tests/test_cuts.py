@@ -1,0 +1,536 @@
+"""What a cut can do besides dropping: read text and attention, merge, renumber, share unevenly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import oracle
+import pytest
+import tiny
+import torch
+from conftest import shared_model
+
+import vtprune
+from vtprune.errors import ModelError, PresetError
+from vtprune.information import group_information
+from vtprune.models.structure import find_structure
+from vtprune.pruners import METHODS, Method
+from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.schedule import Place, Profile, solve, weighted_quotas
+
+ONE_DIMENSIONAL = [
+    name for name in tiny.MODELS if not hasattr(shared_model(name).model, "get_rope_index")
+]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Keeps the first tokens and remembers what it was given."""
+
+    given: ClassVar[list[VisualTokens]] = []
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        self.given.append(tokens)
+        return Selection(torch.arange(len(tokens))[: budget.count])
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Keeps every third token or so, and gives each the mean of those up to the next."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        num, count = len(tokens), budget.count
+        index = torch.arange(count) * num // count
+        assign = torch.searchsorted(index, torch.arange(num), right=True) - 1
+        weight = 1 / torch.bincount(assign)[assign]
+        assign[-1] = -1 if num > index[-1] + 1 else assign[-1]  # one token is not merged
+        sums = torch.zeros(count).index_add_(0, assign.clamp_min(0), weight * (assign >= 0))
+        return Selection(index, assign, weight / sums[assign.clamp_min(0)])
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Keeps one token, whatever it may keep."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return Selection(torch.zeros(1, dtype=torch.long))
+
+
+def thirds() -> Profile:
+    return Profile((1 / 3, 2 / 3), lambda t: (t, t * t))
+
+
+@pytest.fixture(autouse=True)
+def methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Probe, "given", [])
+    here = __name__
+    for name, extra in (
+        ("probe", {}),
+        ("merging", {}),
+        ("lazy", {"exact": False}),
+        ("strict", {"exact": True}),
+        ("attentive", {"lowest": 1}),
+        ("moving", {"modalities": ("video",)}),
+        ("thirds", {"schedule": f"{here}:thirds", "at": "schedule"}),
+    ):
+        cls = {"merging": "Merging", "lazy": "Lazy", "strict": "Lazy"}.get(name, "Probe")
+        entry = Method(**{"path": f"{here}:{cls}", "at": "2", "summary": name, **extra})
+        monkeypatch.setitem(METHODS, name, entry)
+
+
+def two(name: str, model, kind: str = "image"):  # type: ignore[no-untyped-def]
+    first = tiny.inputs(name, model, kind)
+    second = tiny.inputs(name, model, kind, seed=1, text=9, sizes=((200, 70), (90, 150)))
+    return tiny.left_pad(name, [first, second])
+
+
+# -- text and attention ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_attention_is_what_the_eager_model_says(
+    name: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "needs", ("attention", "text_attention"))
+    model, eager = shared_model(name, attention), shared_model(name, "eager")
+    eager.load_state_dict(model.state_dict())
+    inputs = two(name, model)
+    with vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}) as trace:
+        oracle.generate(model, inputs, steps=1)
+    with torch.no_grad():
+        whole = eager(**inputs, output_attentions=True).attentions[1].float().mean(1)  # (B, S, S)
+    for number, tokens in enumerate(Probe.given):
+        columns = trace.layouts[number].columns
+        after = torch.arange(inputs["input_ids"].shape[1]) > columns[-1]
+        expected = whole[number][after][:, columns]
+        found = tokens.states["text_attention"]
+        if model.config.model_type == "molmo2":  # a marker after the picture sees it both ways
+            causal = oracle.both_ways(model, inputs)[number][after] < 0
+            expected, found = expected[causal], found[causal]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(tokens.states["attention"], expected[-1], atol=1e-6, rtol=1e-4)
+        assert expected[-1].sum() > 0.1
+    assert len(Probe.given) == 2
+
+
+def test_no_kernel_is_left_behind_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    monkeypatch.setattr(Probe, "needs", ("attention",))
+    monkeypatch.setattr(Probe, "select", lambda *_: 1 / 0)
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    expected = oracle.generate(model, inputs, steps=1)[1]
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    with (
+        pytest.raises(ZeroDivisionError),
+        vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}),
+    ):
+        oracle.generate(model, inputs, steps=1)
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
+    assert torch.equal(oracle.generate(model, inputs, steps=1)[1], expected)
+
+
+@pytest.mark.parametrize("place", ["input", 2])
+def test_text_states_are_those_after_the_last_visual_token(
+    place: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "needs", ("text_hidden", "hidden", "text_key", "key"))
+    model = shared_model("llava")
+    inputs = two("llava", model)
+    layer = 0 if place == "input" else 2
+    with vtprune.pruning(
+        model, {"stages": [{"at": place, "method": "probe", "keep": 0.3}]}
+    ) as trace:
+        oracle.generate(model, inputs, steps=1)
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        before = model.model.language_model.layers[max(layer - 1, 0)]
+        keys = before.self_attn.k_proj(before.input_layernorm(states[max(layer - 1, 0)]))
+    for number, tokens in enumerate(Probe.given):
+        last = trace.layouts[number].columns[-1] + 1
+        read = tokens.states["text_hidden"].flatten(1)
+        torch.testing.assert_close(read, states[layer][number, last:])
+        torch.testing.assert_close(tokens.states["text_key"].flatten(1), keys[number, last:])
+        columns = trace.layouts[number].columns
+        torch.testing.assert_close(tokens.states["key"].flatten(1), keys[number, columns])
+
+
+def test_a_prompt_that_ends_in_a_picture_has_no_text_to_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Probe, "needs", ("text_hidden",))
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    last = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
+    inputs = {
+        key: value[:, :last] if key in ("input_ids", "attention_mask") else value
+        for key, value in inputs.items()
+    }
+    with (
+        pytest.raises(ModelError, match="no text follows the pictures"),
+        vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}),
+        torch.no_grad(),
+    ):
+        model(**inputs)
+
+
+def test_a_method_that_reads_attention_is_refused_at_the_input() -> None:
+    model = shared_model("llava")
+    for place in ("input", 0, "5%"):
+        with (
+            pytest.raises(PresetError, match="reads the attention of the layer before"),
+            vtprune.pruning(model, method="attentive", at=place, keep=0.5),
+        ):
+            pass
+
+
+def test_a_named_cut_of_such_a_method_never_moves_to_the_input() -> None:
+    place = Place("ecl", 2, lowest=1)
+    with pytest.raises(PresetError, match=r"lowest reachable keep is 0\.1[78]"):
+        solve([place], 0.1, 6, 100)
+    assert solve([Place("ecl", 2)], 0.1, 6, 100).cuts[0].layer == 0
+
+
+def test_a_method_for_clips_is_refused_for_pictures() -> None:
+    model = shared_model("llava_onevision")
+    preset = {"stages": [{"at": 2, "method": "moving", "keep": 0.3}]}
+    with (
+        pytest.raises(PresetError, match="moving cuts video tokens, and these are of image input"),
+        vtprune.pruning(model, preset),
+    ):
+        oracle.generate(model, tiny.inputs("llava_onevision", model, "image"), steps=1)
+    with vtprune.pruning(model, preset) as trace:
+        oracle.generate(model, tiny.inputs("llava_onevision", model, "video"), steps=1)
+    assert trace.stages[0].method == "moving"
+
+
+# -- fewer than the budget ------------------------------------------------------------------------
+
+
+def test_a_method_may_keep_fewer_only_where_its_entry_says_so() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    with vtprune.pruning(model, {"stages": [{"at": 2, "method": "lazy", "keep": 0.5}]}) as trace:
+        oracle.generate(model, inputs, steps=1)
+    assert trace.stages[0].after == [1]
+    assert trace.keep_mean() < 0.5
+    with (
+        pytest.raises(AssertionError, match="strict must meet its budget"),
+        vtprune.pruning(model, {"stages": [{"at": 2, "method": "strict", "keep": 0.5}]}),
+    ):
+        oracle.generate(model, inputs, steps=1)
+
+
+# -- merging --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["input", 2])
+@pytest.mark.parametrize("name", ["llava", "llava_onevision", "qwen2_5_vl", "gemma3", "molmo2"])
+def test_merged_equals_masked_with_the_same_merged_states(name: str, place: str | int) -> None:
+    model = shared_model(name)
+    inputs = two(name, model)
+    with vtprune.pruning(
+        model, {"stages": [{"at": place, "method": "merging", "keep": 0.4}]}
+    ) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=4)
+    layer = model.get_decoder().layers[0 if place == "input" else place]
+
+    def merge(module, args, kwargs):  # type: ignore[no-untyped-def]
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        if hidden.shape[1] > 1:
+            for row, layout in enumerate(trace.layouts):
+                states = hidden[row, layout.columns]
+                count = len(trace.stages[0].kept[row])
+                budget = Budget.share(count, layout.groups("all"))
+                chosen = Merging().select(VisualTokens(layout), budget)
+                for k, column in enumerate(trace.stages[0].kept[row]):
+                    share = (chosen.weight * (chosen.assign == k))[:, None]
+                    hidden[row, column] = (states * share).sum(0)
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
+
+    handle = layer.register_forward_pre_hook(merge, with_kwargs=True)
+    try:
+        expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    plain = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
+    assert (plain - logits).abs().max() > 1e-3, "the check would not notice merging"
+
+
+def test_merging_leaves_the_caller_s_embeddings_alone() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    seen: list[torch.Tensor] = []
+    decoder = model.get_decoder()
+    handle = decoder.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True, prepend=True
+    )
+    with vtprune.pruning(model, {"stages": [{"at": "input", "method": "merging", "keep": 0.4}]}):
+        oracle.generate(model, inputs, steps=1)
+    handle.remove()
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+    text = inputs["input_ids"][0] != model.config.image_token_id
+    torch.testing.assert_close(seen[0][0, text], embeds[0, text])
+
+
+# -- positions ------------------------------------------------------------------------------------
+
+RENUMBERED = {
+    "input": [{"at": "input", "method": "random", "keep": 0.3, "positions": "renumber"}],
+    "layer": [{"at": 2, "method": "random", "keep": 0.3, "positions": "renumber"}],
+    "keep_then_renumber": [
+        {"at": "input", "method": "random", "keep": 0.6},
+        {"at": 3, "method": "random", "keep": 0.2, "positions": "renumber"},
+    ],
+    "renumber_then_keep": [
+        {"at": "input", "method": "random", "keep": 0.6, "positions": "renumber"},
+        {"at": 3, "method": "random", "keep": 0.2},
+    ],
+    "twice": [
+        {"at": 1, "method": "random", "keep": 0.6, "positions": "renumber"},
+        {"at": 3, "method": "random", "keep": 0.2, "positions": "renumber"},
+    ],
+}
+
+
+def by_hand(model, inputs, embeds, stages, trace, tokens) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Logits after every token of `tokens`, each from a whole forward over layers without a cache.
+
+    Args:
+        embeds: (1, S, d) of the prompt, visual tokens in place.
+    """
+    decoder, structure = model.get_decoder(), find_structure(model)
+    blocks = oracle.both_ways(model, inputs)
+    own = {r.layer: s for r, s in zip(trace.stages, stages, strict=True)}
+    visual = set(trace.layouts[0].columns.tolist())
+    logits = []
+    for step in range(tokens.shape[1]):
+        new = model.get_input_embeddings()(tokens[:, :step])
+        hidden = torch.cat([embeds, new], dim=1)
+        columns = torch.arange(hidden.shape[1])
+        positions = columns.clone()
+        for number, layer in enumerate(decoder.layers):
+            if number in own:
+                kept = next(set(r.kept[0]) for r in trace.stages if r.layer == number)
+                stays = torch.tensor([c not in visual or c in kept for c in columns.tolist()])
+                columns, positions, hidden = columns[stays], positions[stays], hidden[:, stays]
+                if own[number].get("positions") == "renumber":
+                    positions = torch.arange(len(columns))
+            seen = columns[:, None] >= columns[None]
+            if blocks is not None:
+                block = torch.nn.functional.pad(blocks[0], (0, step), value=-1)[columns]
+                seen |= (block[:, None] == block[None]) & (block >= 0)[:, None]
+            bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+            out = layer(
+                hidden,
+                attention_mask=bias[None, None],
+                position_embeddings=structure.rotary(number, hidden, positions[None]),
+                position_ids=positions[None],
+            )
+            hidden = out[0] if isinstance(out, tuple) else out
+        logits.append(model.lm_head(decoder.norm(hidden))[:, -1])
+    return torch.stack(logits, dim=1)
+
+
+def recorded(model, run: Callable[[], object]) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """The embeddings that the decoder is given at prefill."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True, prepend=True
+    )
+    run()
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("stages", RENUMBERED)
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+def test_renumbered_positions_equal_a_hand_written_loop(name: str, stages: str) -> None:
+    model = shared_model(name)
+    inputs = tiny.inputs(name, model, "image")
+    embeds = recorded(model, lambda: oracle.generate(model, inputs, steps=1))
+    with vtprune.pruning(model, {"stages": RENUMBERED[stages]}) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    with torch.no_grad():
+        expected = by_hand(model, inputs, embeds, RENUMBERED[stages], trace, tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    kept = [{**stage, "positions": "keep"} for stage in RENUMBERED[stages]]
+    with vtprune.pruning(model, {"stages": kept}):
+        other = oracle.generate(model, inputs, steps=3, force=tokens)[1]
+    assert (other - logits).abs().max() > 1e-4, "the check would not notice the positions"
+
+
+@pytest.mark.parametrize("stages", RENUMBERED)
+def test_renumbered_in_a_ragged_batch_is_as_alone(stages: str) -> None:
+    name = "llava_onevision"
+    model = shared_model(name)
+    rows = [
+        tiny.inputs(name, model, "image"),
+        tiny.inputs(name, model, "image", seed=1, text=9, sizes=((200, 70), (90, 150))),
+    ]
+    with vtprune.pruning(model, {"stages": RENUMBERED[stages]}):
+        tokens, together = oracle.generate(model, tiny.left_pad(name, rows), steps=4)
+        alone = [
+            oracle.generate(model, row, steps=4, force=tokens[[number]])[1]
+            for number, row in enumerate(rows)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stages", RENUMBERED)
+@pytest.mark.parametrize("given", [True, False])
+def test_more_text_on_a_renumbered_cache_equals_one_token_at_a_time(
+    stages: str, given: bool
+) -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    more = torch.tensor([[65, 66, 67]])
+    length = inputs["input_ids"].shape[1]
+    with vtprune.pruning(model, {"stages": RENUMBERED[stages]}), torch.no_grad():
+        stepped = oracle.generate(model, inputs, steps=4, force=torch.cat([more, more[:, :1]], 1))
+        cache = model(**inputs, use_cache=True).past_key_values
+        positions = {"position_ids": torch.arange(length, length + 3)[None]} if given else {}
+        out = model(input_ids=more, past_key_values=cache, use_cache=True, **positions)
+    torch.testing.assert_close(out.logits, stepped[1][:, 1:], atol=1e-5, rtol=0)
+
+
+def test_renumbering_is_refused_for_positions_of_three_numbers() -> None:
+    model = shared_model("qwen2_5_vl")
+    with (
+        pytest.raises(ModelError, match=r"positions: renumber.*mrope"),
+        vtprune.pruning(model, {"stages": RENUMBERED["layer"]}),
+    ):
+        pass
+
+
+def test_new_pictures_on_a_renumbered_cache_are_refused() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    with vtprune.pruning(model, {"stages": RENUMBERED["layer"]}), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ModelError, match="positions were renumbered"):
+            model(**inputs, past_key_values=cache, use_cache=True)
+
+
+# -- shares ---------------------------------------------------------------------------------------
+
+
+def test_information_is_the_number_of_directions() -> None:
+    torch.manual_seed(0)
+    axes = torch.eye(8) * 5
+    same = axes[:1].repeat(4, 1)  # one direction
+    pair = torch.stack([axes[1], axes[1], -axes[1], -axes[1]])  # one line, both ways
+    four = axes[2:6]
+    states = torch.cat([same, pair, four])
+    states = torch.cat([states, -states])  # the mean token is zero
+    group = torch.arange(3).repeat_interleave(4).repeat(2)
+    counts = group_information(states, group)
+    assert counts == pytest.approx([1.0, 1.0, 4.0], abs=1e-3)
+
+
+def test_information_of_a_group_does_not_depend_on_the_others_size() -> None:
+    torch.manual_seed(0)
+    states = torch.randn(30, 16)
+    group = torch.tensor([0] * 10 + [1] * 13 + [2] * 7)
+    mixed = torch.randperm(30)
+    shuffled = group_information(states[mixed], group[mixed])
+    assert group_information(states, group) == pytest.approx(shuffled, rel=1e-4)
+
+
+def test_shares_follow_the_weights_and_add_up() -> None:
+    assert weighted_quotas(10, [8, 8, 8], [1, 3, 4]) == [2, 4, 4]
+    assert weighted_quotas(10, [8, 8, 8], [0, 0, 1]) == [1, 1, 8]
+    assert weighted_quotas(10, [8, 8, 8], [0, 0, 1], least=0) == [1, 1, 8]
+    assert weighted_quotas(8, [8, 8, 8], [0, 0, 1], least=0) == [0, 0, 8]
+    assert weighted_quotas(2, [8, 8, 8], [1, 2, 3]) == [1, 0, 1]
+    assert weighted_quotas(9, [3, 3, 3], [1, 1, 1]) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_any_shares_are_exact_and_within_their_groups(least: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(300):
+        groups = int(torch.randint(1, 9, (), generator=generator))
+        sizes = torch.randint(1, 12, (groups,), generator=generator).tolist()
+        weights = torch.rand(groups, generator=generator).mul(10).tolist()
+        count = int(torch.randint(0, sum(sizes) + 1, (), generator=generator))
+        shares = weighted_quotas(count, sizes, weights, least)
+        assert sum(shares) == count
+        assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
+        if least and count >= groups:
+            assert min(shares) >= 1
+
+
+def test_frames_that_say_more_get_more() -> None:
+    name = "llava_onevision"
+    model = shared_model(name)
+    inputs = tiny.inputs(name, model, "video")
+    inputs["pixel_values_videos"][:, 0] = 0.5  # a blank frame
+    counts = {}
+    for split in ("even", "entropy", "entropy-or-none"):
+        stage = {"at": "input", "method": "random", "keep": 0.4, "per": "frame", "split": split}
+        with vtprune.pruning(model, {"stages": [stage]}) as trace:
+            oracle.generate(model, inputs, steps=1)
+        frames = trace.kept[0].grid.frame
+        counts[split] = torch.bincount(frames).tolist()
+    assert sum(counts["even"]) == sum(counts["entropy"]) == sum(counts["entropy-or-none"])
+    assert counts["entropy"][0] < counts["even"][0]
+    assert counts["entropy"][0] >= 1
+
+
+def test_a_split_needs_frames_or_tiles() -> None:
+    stage = {"at": 2, "method": "random", "keep": 0.4, "split": "entropy"}
+    with pytest.raises(PresetError, match="split: entropy shares a budget over frames or tiles"):
+        vtprune.engine.load_preset({"stages": [stage]})
+
+
+# -- schedules of a method's own ------------------------------------------------------------------
+
+
+def test_a_schedule_of_its_own_is_solved_for_the_layer_average() -> None:
+    profile = thirds()
+    places = [
+        Place("schedule", layer, profile=profile, part=part)
+        for part, layer in enumerate(profile.layers(6))
+    ]
+    solved = solve(places, 0.5, 6, 1000)
+    # 2 + 2 t + 2 t^2 = 3 -> t = (sqrt(3) - 1) / 2 = 0.366
+    assert [(cut.layer, cut.count) for cut in solved.cuts] == [(2, 366), (4, 134)]
+    assert solve(places, 0.34, 6, 1000).cuts[1].count == 1
+    with pytest.raises(PresetError, match=r"lowest reachable keep is 0\.334"):
+        solve(places, 0.3, 6, 1000)
+
+
+def test_a_schedule_of_its_own_cuts_in_the_model() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    with vtprune.pruning(model, method="thirds", keep=0.5) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    assert [record.layer for record in trace.stages] == [2, 4]
+    assert [tokens.stage for tokens in Probe.given] == [0, 1]
+    assert trace.keep_mean() <= 0.5
+    assert trace.keep_mean() > 0.47
+    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
+    with pytest.raises(PresetError, match=r"keep 0\.5 for the schedule of thirds"):
+        vtprune.engine.load_preset({"stages": [{"method": "thirds", "keep": 0.5}]})
+    with pytest.raises(PresetError, match="probe has no schedule of its own"):
+        vtprune.engine.load_preset({"stages": [{"at": "schedule", "method": "probe"}]})
+    with pytest.raises(PresetError, match="2 decoder layers are too few for 2 cuts"):
+        Profile((0.9, 0.95), lambda t: (t, t)).layers(2, 1)
