@@ -1,0 +1,1 @@
+"""The project's own speed figures, each made by one command."""
