@@ -104,8 +104,8 @@ def resolve_preset(preset: Preset, trace: Trace, sample: int) -> dict[str, objec
             "method": one.method,
             "keep": one.keep,
             "per": one.per,
-            "split": "even",
-            "positions": "keep",
+            "split": one.split,
+            "positions": one.positions,
             **one.options,
         }
         for one in trace.stages

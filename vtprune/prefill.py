@@ -228,6 +228,8 @@ class Prefill:
                     own_before=own_before,
                     own_after=own_after,
                     kept=[(layout.columns + self.past).tolist() for layout in self.layouts],
+                    split=stage.split,
+                    positions=stage.positions,
                 )
             )
         now = pack(self.columns)

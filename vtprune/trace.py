@@ -19,7 +19,8 @@ class StageRecord:
         modality: "image", "video", or "all" where they share the stage.
         options: all options of the method.
         keep: the stage's own; None for the free stage.
-        per: the scope over which the budget was shared.
+        per: the scope over which the budget was shared, and `split` how.
+        positions: whether kept tokens kept their position ids.
         cuts: whether this was where the sample's stage cut; a stage at a named place may cut at
             different layers for samples of very different size, with a record for each layer.
         before, after: counts of visual tokens, of every modality.
@@ -41,6 +42,8 @@ class StageRecord:
     own_before: list[int]
     own_after: list[int]
     kept: list[list[int]]
+    split: str = "even"
+    positions: str = "keep"
 
 
 @dataclass
