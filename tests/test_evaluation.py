@@ -1,0 +1,116 @@
+"""Scores and intervals are what their definitions say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vtprune.evaluation.intervals import difference, estimate, holm
+from vtprune.evaluation.scoring import chosen, pick_metric, score
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "value"),
+    [
+        ("red", "The cups are red.", 1),
+        ("red", "They are reddish", 0),
+        ("dark red", "a dark, red car", 1),
+        ("yes", "Yes, it does.", 1),
+        ("yes", "No. Yes would be wrong", 0),
+        ("no", "there is no dog", 0),
+        ("3", "There are three cups", 1),
+        ("three", "3", 1),
+        ("3", "13", 0),
+        ("1,200", "1200 people", 1),
+        ("07", "7", 0),
+        ("2.50", "it costs 2.5 euro", 1),
+        ("red", "", 0),
+    ],
+)
+def test_an_answer_is_scored_by_what_is_asked_for(expected: str, given: str, value: float) -> None:
+    assert score(expected, given) == value
+
+
+def test_the_metric_follows_the_answer() -> None:
+    assert pick_metric("42", ()) == "number"
+    assert pick_metric("forty cats", ()) == "contains"
+    assert pick_metric("7", ("7", "8")) == "choice"
+
+
+@pytest.mark.parametrize(
+    ("given", "choice"),
+    [
+        ("B", "dog"),
+        ("(b) dog", "dog"),
+        ("b.", "dog"),
+        ("Answer: C", "a bird"),
+        ("dog", "dog"),
+        ("a dog", "dog"),
+        ("It is the cat", "cat"),
+        ("the cat and the dog", ""),
+        ("A bird", "a bird"),
+        ("Z", ""),
+        ("", ""),
+    ],
+)
+def test_a_choice_is_named_by_letter_or_by_text(given: str, choice: str) -> None:
+    assert chosen(given, ("cat", "dog", "a bird")) == choice
+
+
+def test_a_choice_is_right_by_its_letter_and_wrong_for_none() -> None:
+    assert score("dog", "B", ("cat", "dog")) == 1
+    assert score("dog", "A", ("cat", "dog")) == 0
+    assert score("dog", "perhaps", ("cat", "dog")) == 0
+
+
+def test_exact_and_anls() -> None:
+    assert score("a red cup", "Red cup.", metric="exact") == 1
+    assert score("red cup", "the red cup there", metric="exact") == 0
+    # "kitten" to "sitting" takes 3 edits of 7: 1 - 3/7
+    assert score("kitten", "sitting", metric="anls") == pytest.approx(4 / 7)
+    assert score("abcd", "wxyz", metric="anls") == 0
+    assert score("abcdefgh", "abc", metric="anls") == 0  # 3/8 is below one half
+    with pytest.raises(ValueError, match="metric 'bleu' is not one of"):
+        score("a", "b", metric="bleu")
+
+
+def test_an_interval_by_file_is_wider_than_one_by_question() -> None:
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(20) < 0.5, 10).astype(float)  # ten alike questions a file
+    files = [str(i // 10) for i in range(200)]
+    by_file = estimate(right.tolist(), files)
+    by_question = estimate(right.tolist(), [str(i) for i in range(200)])
+    assert by_file.low <= by_file.mean == right.mean() <= by_file.high
+    # sqrt(p (1 - p) / 20) against sqrt(p (1 - p) / 200): the first is sqrt(10) times as wide.
+    ratio = (by_file.high - by_file.low) / (by_question.high - by_question.low)
+    assert ratio == pytest.approx(10**0.5, rel=0.15)
+
+
+def test_an_interval_covers_what_it_should() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for trial in range(200):
+        values = (rng.random(80) < 0.7).astype(float).tolist()
+        found = estimate(values, [str(i) for i in range(80)], seed=trial)
+        inside += found.low <= 0.7 <= found.high
+    assert 180 <= inside <= 199
+
+
+def test_a_paired_difference_leaves_out_what_both_share() -> None:
+    rng = np.random.default_rng(2)
+    base = (rng.random(400) < 0.5).astype(float)
+    worse = base.copy()
+    worse[:20] = 0
+    files = [str(i // 4) for i in range(400)]
+    found = difference(worse.tolist(), base.tolist(), files)
+    assert found.mean == pytest.approx(-base[:20].sum() / 400)
+    assert found.low < found.mean < found.high < 0.01
+    assert found.worse < 0.05
+    assert difference(base.tolist(), base.tolist(), files).worse == 1.0
+
+
+def test_holm_is_the_textbook_case() -> None:
+    # 4 x 0.01, 3 x 0.02, 2 x 0.03 -> 0.06 stays, 1 x 0.04 -> raised to 0.06
+    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

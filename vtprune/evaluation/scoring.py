@@ -1,0 +1,131 @@
+"""Is an answer right? By what is asked for: a choice, a number, yes or no, words, or text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+METRICS = ("auto", "exact", "contains", "choice", "number", "anls")
+ARTICLES = {"a", "an", "the"}
+COUNTING = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
+NUMBERS = {word: str(number) for number, word in enumerate(COUNTING)}
+ANLS_FLOOR = 0.5
+"""Below this similarity an answer counts as a different text (arXiv 1905.13648)."""
+LETTER = re.compile(r"^\W*(?:answer|option|choice)?\W*([a-z])(?:\W|$)", re.IGNORECASE)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = "auto") -> float:
+    """How right an answer is, in [0, 1].
+
+    Args:
+        expected: the right answer; where there are choices, one of them.
+        given: what the model answered.
+        choices: the answers to choose from; the prompt may have named them A, B, C ...
+        metric: one of METRICS. "auto": "choice" where there are choices, "number" where the right
+            answer is one, else "contains".
+
+    Raises:
+        ValueError: not a metric.
+    """
+    if metric == "auto":
+        metric = pick_metric(expected, choices)
+    if metric == "choice":
+        return float(chosen(given, choices) == chosen(expected, choices))
+    if metric not in SCORES:
+        raise ValueError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
+    return SCORES[metric](expected, given)
+
+
+def pick_metric(expected: str, choices: Sequence[str]) -> str:
+    """The metric that suits a question."""
+    if choices:
+        return "choice"
+    return "number" if NUMBER.fullmatch(_one(expected)) else "contains"
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, articles and punctuation left out, small numbers as digits."""
+    found = re.findall(r"[^\W_]+(?:[.,]\d+)?", text.lower())
+    return [NUMBERS.get(word, word) for word in found if word not in ARTICLES]
+
+
+def exact(expected: str, given: str) -> float:
+    """Whether the words are the same."""
+    return float(words(expected) == words(given))
+
+
+def contains(expected: str, given: str) -> float:
+    """Whether the expected words stand in the answer, one after the other.
+
+    Yes and no have to be its first word: "no, but yes" is no.
+    """
+    wanted, said = words(expected), words(given)
+    if wanted in (["yes"], ["no"]):
+        return float(said[:1] == wanted)
+    places = range(len(said) - len(wanted) + 1)
+    return float(bool(wanted) and any(said[i : i + len(wanted)] == wanted for i in places))
+
+
+def number(expected: str, given: str) -> float:
+    """Whether the answer's first number is the expected one; "07" is not "7"."""
+    found = NUMBER.search(" ".join(NUMBERS.get(w, w) for w in given.lower().split()))
+    return float(found is not None and _plain(found[0]) == _plain(_one(expected)))
+
+
+def anls(expected: str, given: str) -> float:
+    """Normalised Levenshtein similarity of two texts, 0 below one half (arXiv 1905.13648)."""
+    one, other = " ".join(expected.lower().split()), " ".join(given.lower().split())
+    longest = max(len(one), len(other))
+    similar = 1 - _edits(one, other) / longest if longest else 1.0
+    return similar if similar >= ANLS_FLOOR else 0.0
+
+
+def chosen(answer: str, choices: Sequence[str]) -> str:
+    """The choice that an answer names, by text or letter; "" where it names none or several.
+
+    The whole text counts first, then a letter in front ("B", "(b) red"), then the one choice whose
+    words are in the answer.
+    """
+    same = [choice for choice in choices if words(choice) == words(answer)]
+    if same:
+        return same[0]
+    letter = LETTER.match(answer)
+    if letter and not re.match(r"^\W*a\s+\w", answer, re.IGNORECASE):  # "a cat" is no letter
+        place = ord(letter[1].lower()) - ord("a")
+        if place < len(choices):
+            return choices[place]
+    held = [choice for choice in choices if contains(choice, answer)]
+    return held[0] if len(held) == 1 else ""
+
+
+def _one(text: str) -> str:
+    text = text.strip().strip(".").lower()
+    return NUMBERS.get(text, text)
+
+
+def _plain(text: str) -> str:
+    """A number without thousands separators and without zeros behind its point."""
+    text = text.replace(",", "")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _edits(one: str, other: str) -> int:
+    """The Levenshtein distance."""
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one, 1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(other, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+SCORES: dict[str, Callable[[str, str], float]] = {
+    "exact": exact,
+    "contains": contains,
+    "number": number,
+    "anls": anls,
+}
