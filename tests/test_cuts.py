@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import oracle
@@ -16,10 +18,17 @@ import vtprune
 from vtprune.errors import ModelError, PresetError
 from vtprune.information import group_information
 from vtprune.models.structure import find_structure
+from vtprune.prefill import Prefill
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.schedule import Place, Profile, solve, weighted_quotas
 
+CUTTING = [
+    (name, kind)
+    for name, method in METHODS.items()
+    for kind in method.modalities
+    if method.at != "pixels"
+]
 ONE_DIMENSIONAL = [
     name for name in tiny.MODELS if not hasattr(shared_model(name).model, "get_rope_index")
 ]
@@ -534,3 +543,76 @@ def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
         vtprune.engine.load_preset({"stages": [{"at": "schedule", "method": "probe"}]})
     with pytest.raises(PresetError, match="2 decoder layers are too few for 2 cuts"):
         Profile((0.9, 0.95), lambda t: (t, t)).layers(2, 1)
+
+
+# -- every method of the registry -----------------------------------------------------------------
+
+Choice = tuple[int, int, torch.Tensor, Selection]
+"""Layer, sample, the columns that a method chose from, and what it chose."""
+
+
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
+    """Every choice that a method makes from now on."""
+    made: list[Choice] = []
+    cut_sample = Prefill.cut_sample
+
+    def cut(self, sample, own, cut, group, hidden):  # type: ignore[no-untyped-def]
+        method = type(group.pruners[cut.stage])
+        select = method.select
+
+        def choose(pruner, tokens, budget):  # type: ignore[no-untyped-def]
+            selection = select(pruner, tokens, budget)
+            made.append((cut.layer, sample, tokens.layout.columns, selection))
+            return selection
+
+        with monkeypatch.context() as patch:
+            patch.setattr(method, "select", choose)
+            return cut_sample(self, sample, own, cut, group, hidden)
+
+    monkeypatch.setattr(Prefill, "cut_sample", cut)
+    return made
+
+
+@contextmanager
+def merging_by_hand(model, choices: list[Choice]) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    """The same states that were merged, in a model that drops no token."""
+
+    def merge(module, args, kwargs, layer):  # type: ignore[no-untyped-def]
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        for at, sample, columns, chosen in choices if hidden.shape[1] > 1 else []:
+            if at == layer and chosen.assign is not None:
+                states = hidden[sample, columns]
+                for k, column in enumerate(columns[chosen.index].tolist()):
+                    share = (chosen.weight * (chosen.assign == k))[:, None]
+                    hidden[sample, column] = (states * share).sum(0)
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
+
+    handles = [
+        block.register_forward_pre_hook(partial(merge, layer=number), with_kwargs=True)
+        for number, block in enumerate(model.get_decoder().layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("name", "kind"), CUTTING)
+def test_pruned_equals_masked_with_every_method(
+    name: str, kind: str, choices: list[Choice]
+) -> None:
+    model = shared_model("llava_onevision")
+    inputs = two("llava_onevision", model, kind)
+    with vtprune.pruning(model, method=name, keep=0.4) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    assert len(choices) == 2 * len(trace.stages)
+    assert 0.2 < trace.keep_mean() <= 0.4
+    made = list(choices)
+    with merging_by_hand(model, made):
+        expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert len(choices) == len(made), "the model that is compared with is not pruned"
