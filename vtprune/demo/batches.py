@@ -73,6 +73,20 @@ CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
         4,
     ),
 )
+# From which step on, what is asked more often than the rest, of things and of events: first what
+# has to look for a shape alone and is learned last of the simple questions, then what takes two
+# looks.
+Emphasis = tuple[tuple[str, ...], tuple[str, ...]]
+EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
+    (0, (("colour", "colour", "place"), ("direction", "what_happens"))),
+    (
+        2100,
+        (
+            ("comparison", "comparison", "comparison", "count", "place", "number_small"),
+            ("change", "change", "moment", "moment", "order", "what_happens"),
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -170,12 +184,13 @@ def make_batch(
     number: int,
     layout: Layout,
     most: tuple[int, int] = (7, 4),
-    extra: bool = True,
+    emphasis: Emphasis | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Batch:
     """Batch `number` of a layout; `most` is the most things in a picture and in a clip.
 
-    `share` (rank, processes) is the part of its scenes that one of several processes takes.
+    `emphasis` are kinds to ask more often, of things and of events, beside the training's own
+    kinds; None asks the kinds of dev and test evenly. `share` (rank, processes) is the part of its scenes that one of several processes takes.
     """
     check_split(split)
     encoder = Encoder()
@@ -185,11 +200,10 @@ def make_batch(
         rng = generator(split, seed + 1_000_000, index)
         pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
         kinds: tuple[str, ...] = KINDS
-        if extra:
-            # "what colour is the ring?" alone has to look for a shape, and is learned last.
-            kinds = (*PICTURE_KINDS, "colour", "colour", "place", *EXTRA_KINDS)
+        if emphasis is not None:
+            kinds = (*PICTURE_KINDS, *emphasis[0], *EXTRA_KINDS)
             if scene.is_clip:
-                kinds += (*CLIP_KINDS, "direction", "what_happens")
+                kinds += (*CLIP_KINDS, *emphasis[1])
         questions = draw_questions(scene, rng, layout.questions, kinds)
         rows = [encoder.row(question, layout.length) for question in questions]
         empty = [0] * layout.length, [IGNORED] * layout.length
@@ -206,7 +220,9 @@ def training_batch(seed: int, step: int, share: tuple[int, int] = (0, 1)) -> Bat
     _, shares, most_picture, most_clip = [row for row in CURRICULUM if step >= row[0]][-1]
     names = list(shares)
     layout = LAYOUTS[names[int(rng.choice(len(names), p=np.array(list(shares.values()))))]]
-    return make_batch("train", seed, step, layout, (most_picture, most_clip), share=share)
+    emphasis = [asked for first, asked in EMPHASIS if step >= first][-1]
+    most = most_picture, most_clip
+    return make_batch("train", seed, step, layout, most, emphasis, share)
 
 
 @dataclass(frozen=True)

@@ -326,7 +326,7 @@ def dev_accuracy(
     rank, processes = ranks()
     jobs = [(name, number) for name, num in DEV for number in range(num)]
     for name, number in jobs[rank::processes]:
-        batch = make_batch("dev", 0, number, LAYOUTS[name], extra=False)
+        batch = make_batch("dev", 0, number, LAYOUTS[name])
         with torch.autocast(device.type, dtype=torch.bfloat16):
             logits, targets = answer_states(model, batch, device, decoder_layer)
         hits = torch.zeros(batch.targets.shape, dtype=torch.bool)
