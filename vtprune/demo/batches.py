@@ -190,7 +190,8 @@ def make_batch(
     """Batch `number` of a layout; `most` is the most things in a picture and in a clip.
 
     `emphasis` are kinds to ask more often, of things and of events, beside the training's own
-    kinds; None asks the kinds of dev and test evenly. `share` (rank, processes) is the part of its scenes that one of several processes takes.
+    kinds; None asks the kinds of dev and test evenly.
+    `share` (rank, processes) is the part of its scenes that one of several processes takes.
     """
     check_split(split)
     encoder = Encoder()
