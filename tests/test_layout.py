@@ -136,3 +136,21 @@ def test_indices_are_int64() -> None:
                    grid.col, grid.kind, layout.groups("tile"), layout.groups("all"),
                    layout.of_modality("image")):  # fmt: skip
         assert tensor.dtype == torch.int64
+
+
+def test_the_previous_token_is_at_the_same_place_of_the_nearest_earlier_frame() -> None:
+    layout = lay_out({"video": columns(0, 12)}, {"video": [box(3, 1, 2)] * 2})
+    assert layout.previous().tolist() == [-1, -1, 0, 1, 2, 3, -1, -1, 6, 7, 8, 9]
+    left = layout.take(torch.tensor([0, 1, 3, 4, 5]))  # frame 1 has lost a place
+    assert left.previous().tolist() == [-1, -1, 1, 0, 2]
+    still = lay_out({"image": columns(0, 11)}, {"image": [picture()]})
+    assert set(still.previous().tolist()) == {-1}
+    assert len(empty_layout().previous()) == 0
+
+
+def test_the_first_frame_is_the_first_that_is_left_of_each_video() -> None:
+    layout = lay_out({"video": columns(0, 12)}, {"video": [box(3, 1, 2)] * 2})
+    assert layout.in_first_frame().nonzero().squeeze(1).tolist() == [0, 1, 6, 7]
+    left = layout.take(torch.tensor([2, 4, 5, 10]))
+    assert left.in_first_frame().tolist() == [True, False, False, True]
+    assert len(empty_layout().in_first_frame()) == 0

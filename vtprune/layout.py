@@ -128,6 +128,30 @@ class Layout:
         )
         return torch.unique(key, dim=1, return_inverse=True)[1]
 
+    def previous(self) -> torch.Tensor:
+        """(N,) int64 index of the token at the same place (tile, row and column) of its video, in
+        the nearest earlier frame that has one; -1 where none has."""
+        before = torch.full((len(self),), -1, dtype=torch.long)
+        if not len(self):
+            return before
+        grid = self.grid
+        key = torch.stack([self.media, grid.tile, grid.row, grid.col, grid.kind])
+        place = torch.unique(key, dim=1, return_inverse=True)[1]
+        order = grid.frame.argsort(stable=True)
+        order = order[place[order].argsort(stable=True)]  # by place, then by frame
+        again = place[order[1:]] == place[order[:-1]]
+        before[order[1:][again]] = order[:-1][again]
+        return before
+
+    def in_first_frame(self) -> torch.Tensor:
+        """(N,) bool: the tokens of the first frame of each media item."""
+        if not len(self):
+            return torch.zeros(0, dtype=torch.bool)
+        item = torch.unique(self.media, return_inverse=True)[1]
+        first = torch.full((int(item.max()) + 1,), int(self.grid.frame.max()))
+        first = first.scatter_reduce(0, item, self.grid.frame, "amin")
+        return self.grid.frame == first[item]
+
 
 def empty_layout() -> Layout:
     """The layout of a sample without visual tokens."""

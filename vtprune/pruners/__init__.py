@@ -66,6 +66,21 @@ METHODS: dict[str, Method] = {
             Option("states", "query", ("query", "key", "value", "hidden"), "which states to score"),
         ),
     ),
+    "evs": Method(
+        path="vtprune.pruners.evs:Evs",
+        at="input",
+        summary="the first frame, then tokens that differ most from the same place in the frame "
+        "before",
+        paper="EVS, arXiv 2510.14624",
+        modalities=("video",),
+    ),
+    "holitom": Method(
+        path="vtprune.pruners.holitom:HoliTom",
+        at="input",
+        summary="runs that stay the same merged over time, then each frame's cluster centres",
+        paper="HoliTom, arXiv 2505.21334",
+        modalities=("video",),
+    ),
     "random": Method(
         path="vtprune.pruners.random:Random",
         at="horizon",
@@ -76,6 +91,13 @@ METHODS: dict[str, Method] = {
         path="vtprune.pruners.uniform:Uniform",
         at="input",
         summary="a regular sub-grid of every frame",
+    ),
+    "vidcom2": Method(
+        path="vtprune.pruners.vidcom2:VidCom2",
+        at="input",
+        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
+        paper="VidCom2, arXiv 2505.14454",
+        modalities=("video",),
     ),
     "vtw": Method(
         path="vtprune.pruners.vtw:Withdraw",

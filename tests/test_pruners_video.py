@@ -1,0 +1,298 @@
+"""Methods for videos: what changed, what is unusual, what can be merged over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import tiny
+import torch
+from conftest import shared_model
+
+import vtprune
+from vtprune.errors import PresetError
+from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
+from vtprune.pruners import METHODS, create
+from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.pruners.holitom import cut_into_stretches, density_peaks
+from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
+
+VIDEO = ("evs", "vidcom2", "holitom")
+
+
+def clip(frames: int, rows: int, cols: int, newline: bool = False, videos: int = 1) -> Layout:
+    grid = box(frames, rows, cols)
+    if newline:
+        grid = join([grid, single(NEWLINE, frame=frames - 1, row=rows - 1, col=cols)])
+    return lay_out({"video": torch.arange(videos * len(grid))}, {"video": [grid] * videos})
+
+
+def select(
+    method: str, layout: Layout, rows: Sequence[Sequence[float]] | torch.Tensor, count: int,
+    per: str = "all",
+) -> Selection:  # fmt: skip
+    states = torch.as_tensor(rows, dtype=torch.float32)[:, None]
+    budget = Budget.share(count, layout.groups(per))
+    return create(method, {}).select(VisualTokens(layout, {"hidden": states}), budget)
+
+
+def moving(layout: Layout, width: int = 16, seed: int = 0) -> torch.Tensor:
+    """States of which half of the places stay about as they are from frame to frame."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(layout), width, generator=generator)
+    base = torch.randn(64, width, generator=generator)
+    place = layout.grid.row * 8 + layout.grid.col
+    still = place % 2 == 0
+    return torch.where(still[:, None], base[place] + 0.05 * noise, noise)
+
+
+# -- evs ------------------------------------------------------------------------------------------
+
+# Frame by frame, two places: the first stays, then turns by a cosine of 0.6; the second turns by a
+# right angle, then stays. Changes of tokens 2 to 5: 0, 1, 0.4, 0. Token 6 is a newline.
+TURNING = [[1, 0], [0, 1], [1, 0], [1, 0], [0.6, 0.8], [1, 0], [9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [
+        (2, [0, 1]),
+        (3, [0, 1, 3]),
+        (4, [0, 1, 3, 4]),
+        (5, [0, 1, 2, 3, 4]),
+        (6, [0, 1, 2, 3, 4, 5]),
+        (7, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_evs_keeps_the_first_frame_then_what_changed_most(count: int, kept: list[int]) -> None:
+    layout = clip(3, 1, 2, newline=True)
+    assert select("evs", layout, TURNING, count).index.tolist() == kept
+
+
+def test_evs_gives_a_first_frame_that_does_not_fit_its_equal_share() -> None:
+    layout = clip(2, 3, 3)
+    states = torch.eye(9).repeat(2, 1)
+    states[10], states[13] = states[0], states[1]  # two places of the second frame change
+    # Nine tokens do not fit into 4: 2 for each frame, a regular sub-grid of the first.
+    kept = select("evs", layout, states, 4).index.tolist()
+    assert kept[2:] == [10, 13]
+    assert all(number < 9 for number in kept[:2])
+    assert kept[:2] == select("uniform", clip(1, 3, 3), states[:9], 2).index.tolist()
+    assert select("evs", layout, states, 9).index.tolist() == list(range(9))
+
+
+def test_evs_in_every_frame_keeps_what_changed_most_there() -> None:
+    layout = clip(3, 1, 2)
+    assert select("evs", layout, TURNING[:6], 3, "frame").index.tolist()[1:] == [3, 4]
+
+
+def test_evs_compares_within_each_video() -> None:
+    layout = clip(2, 1, 2, videos=2)
+    states = [[1, 0], [0, 1], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [1, 0]]
+    assert select("evs", layout, states, 6).index.tolist() == [0, 1, 3, 4, 5, 7]
+
+
+def test_evs_takes_a_place_that_was_not_there_before_for_new() -> None:
+    layout = clip(3, 1, 2).take(torch.tensor([0, 2, 3, 4, 5]))  # as after an earlier cut
+    states = [[1, 0], [0, 1], [1, 0], [0, 1], [0, 1]]
+    # Changes: 1, new, 0 and 1; the frame before the last has the second place, the first has not.
+    assert select("evs", layout, states, 2).index.tolist() == [0, 2]
+    assert select("evs", layout, states, 3).index.tolist() == [0, 1, 2]
+
+
+def test_evs_sees_no_change_between_rows_of_zeros() -> None:
+    layout = clip(3, 1, 2)
+    states = [[0, 0], [1, 0], [0, 0], [0, 1], [0, 0], [0, 1]]
+    assert select("evs", layout, states, 3).index.tolist() == [0, 1, 3]
+
+
+# -- vidcom2 --------------------------------------------------------------------------------------
+
+
+def usual(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Rows with as many channels that vary more, which are not looked at."""
+    own = torch.tensor(rows)
+    return torch.cat([own, 50 * torch.randn(own.shape, generator=torch.manual_seed(0))], dim=1)
+
+
+def test_vidcom2_gives_the_unusual_frame_more_and_keeps_the_outlier() -> None:
+    # The second frame has the one token that is unlike all others, so it is further from the
+    # video's mean: the softmax at 0.01 gives it all, and the weights are 4 (1 + 0 - 1/2) = 2 and
+    # 4 (1 + 1 - 1/2) = 6. Of 4 tokens it has 3: the outlier, and the earliest of equal ones.
+    states = usual([[1, 0], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0], [0, 1]])
+    layout = clip(2, 2, 2)
+    assert select("vidcom2", layout, states, 4).index.tolist() == [0, 4, 5, 7]
+    assert select("vidcom2", layout, states, 4, "frame").index.tolist() == [0, 1, 4, 7]
+
+
+def test_vidcom2_scores_by_the_published_kernels() -> None:
+    states = moving(clip(3, 2, 4))
+    rows = steady_rows(states)
+    frames = rows.view(3, 8, -1)
+    expected = sum(
+        torch.exp(-(frames - mean).square().sum(-1) / (2 * 2.0**power))
+        for power in range(-3, 2)
+        for mean in (rows.mean(0), frames.mean(1, keepdim=True))
+    )
+    assert tuple(2.0**power for power in range(-3, 2)) == WIDTHS
+    best = expected.argsort(dim=1)[:, :2].sort().values + torch.tensor([[0], [8], [16]])
+    chosen = select("vidcom2", clip(3, 2, 4), states, 6, "frame").index
+    assert chosen.tolist() == best.flatten().tolist()
+
+
+def test_vidcom2_looks_at_the_channels_that_vary_least() -> None:
+    states = torch.randn(20, 6) * torch.tensor([5.0, 0.1, 3.0, 0.2, 0.3, 4.0])
+    expected = torch.nn.functional.normalize(states[:, [1, 3, 4]], dim=1)
+    torch.testing.assert_close(steady_rows(states), expected)
+
+
+def test_vidcom2_compares_each_frame_with_its_own_video() -> None:
+    # Both videos are the same but for their direction: each frame is as usual as its twin.
+    one = [[1, 0], [1, 0], [1, 0], [0, 1]]
+    other = [[-1, 0], [-1, 0], [-1, 0], [0, -1]]
+    chosen = select("vidcom2", clip(2, 1, 2, videos=2), usual([*one, *other]), 4).index
+    # Weights of the frames: 2 (1 + 0 - 1/2) and 2 (1 + 1 - 1/2), so 1 and 3 of 8: 2 fit at most.
+    assert chosen.tolist() == [2, 3, 6, 7] or chosen.tolist() == [0, 3, 4, 7]
+    frames = clip(2, 1, 2, videos=2).groups("frame")[chosen]
+    shares = torch.bincount(frames, minlength=4).tolist()
+    assert shares[:2] == shares[2:]
+
+
+# -- holitom --------------------------------------------------------------------------------------
+
+# Four frames, two places: the first never changes, the second is another one from frame 2 on.
+SCENES = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
+
+
+def test_stretches_save_the_most_tokens() -> None:
+    # One stretch saves the first place 3 times; two of two frames save both places once each.
+    still = torch.tensor([[False, False], [True, True], [True, False], [True, True]])
+    assert cut_into_stretches(still) == [(0, 1), (2, 3)]
+    still[:, 1] = False
+    assert cut_into_stretches(still) == [(0, 3)]
+    assert cut_into_stretches(torch.zeros(3, 2, dtype=torch.bool)) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_stretches_are_the_best_of_all() -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def saved(still: torch.Tensor, first: int, last: int) -> int:
+        return int(still[first + 1 : last + 1].all(0).sum()) * (last - first)
+
+    def best(still: torch.Tensor, frames: int) -> int:
+        return max(
+            (best(still, first) + saved(still, first, frames - 1) for first in range(frames)),
+            default=0,
+        )
+
+    for _ in range(20):
+        still = torch.rand(7, 5, generator=generator) < 0.7
+        found = cut_into_stretches(still)
+        assert [first for first, _ in found] == [0, *(last + 1 for _, last in found[:-1])]
+        assert found[-1][1] == 6
+        assert sum(saved(still, first, last) for first, last in found) == best(still, 7)
+
+
+def test_holitom_merges_what_stays_the_same_into_its_first_token() -> None:
+    chosen = select("holitom", clip(4, 1, 2), SCENES, 4)
+    assert chosen.index.tolist() == [0, 1, 4, 5]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert chosen.weight is not None
+    assert chosen.weight.tolist() == [0.5] * 8
+
+
+def test_holitom_with_room_to_spare_keeps_what_changed_most_on_its_own() -> None:
+    states = torch.tensor(SCENES, dtype=torch.float32)
+    states[6] = torch.tensor([0.9, 0.0, 0.1])  # a small change
+    chosen = select("holitom", clip(4, 1, 2), states, 5)
+    assert chosen.index.tolist() == [0, 1, 4, 5, 6]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 1, 0, 1, 2, 3, 4, 3]
+    assert chosen.weight is not None
+    assert chosen.weight.tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 1.0, 0.5]
+
+
+def test_holitom_clusters_what_is_left_and_a_centre_keeps_most_of_itself() -> None:
+    # Both runs of each scene are alike to the clustering: the earlier is the centre. Of it, its own
+    # run of two has 0.6 and the other run 0.4.
+    chosen = select("holitom", clip(4, 1, 2), SCENES, 2)
+    assert chosen.index.tolist() == [0, 4]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert chosen.weight is not None
+    assert chosen.weight.tolist() == pytest.approx([0.3, 0.2, 0.3, 0.2, 0.3, 0.2, 0.3, 0.2])
+    merged = merge(torch.tensor(SCENES, dtype=torch.float32), chosen)
+    torch.testing.assert_close(merged, torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.0, 0.4]]))
+
+
+def test_cluster_centres_are_one_of_each_cluster() -> None:
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.arange(40) % 4
+    rows = 3 * torch.eye(8)[truth] + 0.1 * torch.randn(40, 8, generator=generator)
+    chosen, nearest = density_peaks(rows, 4)
+    assert sorted(truth[chosen].tolist()) == [0, 1, 2, 3]
+    assert torch.equal(truth[chosen[nearest]], truth)
+
+
+def test_holitom_keeps_an_equal_ratio_of_every_frame_that_repeats_nothing() -> None:
+    layout = clip(4, 2, 5)
+    states = torch.eye(40)
+    index = select("holitom", layout, states, 20).index
+    assert torch.bincount(layout.grid.frame[index]).tolist() == [5] * 4
+
+
+def test_holitom_in_every_frame_merges_across_frames_all_the_same() -> None:
+    chosen = select("holitom", clip(4, 1, 2), SCENES, 4, "frame")
+    # One of each frame. Frames 1 and 3 only hold what repeats, so one token of each stays alone.
+    assert chosen.index.tolist() == [0, 2, 4, 6]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 0, 1, 0, 2, 2, 3, 2]
+
+
+def test_holitom_does_not_merge_over_a_frame_that_has_lost_the_place() -> None:
+    layout = clip(3, 1, 2).take(torch.tensor([0, 1, 3, 4, 5]))
+    states = [[1, 0], [0, 1], [0, 1], [1, 0], [0, 1]]
+    chosen = select("holitom", layout, states, 3)
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 1, 1, 2, 1]
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0])
+@pytest.mark.parametrize("name", VIDEO)
+def test_a_longer_state_says_the_same(name: str, factor: float) -> None:
+    layout = clip(5, 4, 6, newline=True)
+    states = moving(layout)
+    for count in (7, 40, 90):
+        first, second = (select(name, layout, one, count) for one in (states, factor * states))
+        assert torch.equal(first.index, second.index)
+        if first.assign is not None:
+            assert torch.equal(first.assign, second.assign)
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_a_video_method_is_refused_for_pictures(name: str) -> None:
+    model = shared_model("llava_onevision")
+    inputs = tiny.inputs("llava_onevision", model, "image")
+    assert METHODS[name].modalities == ("video",)
+    with (
+        pytest.raises(PresetError, match=f"{name} cuts video tokens.*image input"),
+        vtprune.pruning(model, method=name, keep=0.4),
+    ):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("zeros", [slice(3, 12), slice(None)])
+def test_rows_of_zeros_make_no_nan(name: str, zeros: slice) -> None:
+    layout = clip(4, 2, 3, newline=True)
+    states = moving(layout)
+    states[zeros] = 0
+    for per in ("all", "frame"):
+        chosen = select(name, layout, states, 11, per)
+        assert len(chosen.index) == 11
+        if chosen.weight is not None:
+            assert bool(merge(states, chosen).isfinite().all())

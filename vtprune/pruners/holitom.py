@@ -1,0 +1,219 @@
+"""Merge what stays the same over a stretch of a video, then cluster what is left in each frame.
+
+Idea: cut the video into stretches of frames so that as many tokens as possible repeat from frame to
+frame at their place throughout a stretch, and merge each such run into its first token. What is
+left gets an equal ratio in every frame: cluster centres by density peaks stay, each token that goes
+is merged into the nearest of them.
+
+Why it works: stretches chosen over the whole video find more that repeats than windows of fixed
+length; a mean loses less than a dropped token.
+
+Paper: HoliTom, arXiv 2505.21334 (NeurIPS 2025), its part before the language model.
+Official code: cokeshao/HoliTom (Apache-2.0).
+Differences: the budget is met exactly: where more tokens are kept than repeat, those of the runs
+that changed most stay on their own (that code then keeps less than asked). Of the tokens that do
+not repeat, that code keeps those with the most attention in the vision tower and drops the rest;
+here they are clustered like the others, since not every tower shows its attention. Distances are
+between unit rows of the states that enter the layer of the cut; ties go to the earlier token where
+that code adds noise. Tokens that are no patches (newlines) go first. The merging inside the
+language model is not done. As in that code: a run is merged where every step is more similar
+(cosine) than 0.8, a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster.
+
+Options: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.layout import PATCH, Layout
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.evs import changes, unit
+from vtprune.schedule import weighted_quotas
+
+# Of the released code.
+SIMILAR = 0.8
+OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into
+NEIGHBOURS = 7  # of a token's density, itself included
+
+
+@dataclass(frozen=True)
+class HoliTom:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("hidden",)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
+        changed = changes(states, layout.previous()).cpu()
+        head = run_heads(layout, changed < 1 - SIMILAR)
+        alone = stay_alone(layout, head, changed, budget)
+        own = torch.arange(len(layout))
+        centres, into = cluster_heads(layout, states, head, budget)
+        single = own[alone].to(states.device)
+        into[single] = single
+        index = torch.cat([centres, single]).sort().values
+        head = torch.where(alone, own, head).to(states.device)
+        place = torch.full((len(layout) + 1,), -1, device=states.device)  # the last one for none
+        place[index] = torch.arange(len(index), device=states.device)
+        return Selection(index, place[into[head]], shares(head, into))
+
+
+def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
+    """(N,) int64: for every token the first one of the run that it is in; itself for no run.
+
+    Args:
+        repeats: (N,) bool, whether a token is like the one before it at its place.
+    """
+    heads, grid = torch.arange(len(layout)), layout.grid
+    for number in layout.media.unique().tolist():
+        mine = ((layout.media == number) & (grid.kind == PATCH)).nonzero().squeeze(1)
+        frames, frame = grid.frame[mine].unique(return_inverse=True)
+        key = torch.stack([grid.tile[mine], grid.row[mine], grid.col[mine]])
+        places, place = torch.unique(key, dim=1, return_inverse=True)
+        table = torch.full((len(frames), places.shape[1]), -1)
+        table[frame, place] = mine  # (T, P) tokens
+        there = table >= 0
+        still = repeats[table] & there
+        still[1:] &= there[:-1]
+        for first, last in cut_into_stretches(still):
+            static = still[first + 1 : last + 1].all(dim=0)
+            run = table[first : last + 1, static]
+            heads[run] = run[:1].expand_as(run)
+    return heads
+
+
+def cut_into_stretches(still: torch.Tensor) -> list[tuple[int, int]]:
+    """(first, last) frame of the stretches of a video over which the most tokens are saved.
+
+    A stretch saves, for every place that repeats throughout it, all tokens but the first. Found by
+    dynamic programming; of equal ones the shorter stretches.
+
+    Args:
+        still: (T, P) bool, whether a place repeats the frame before.
+    """
+    num_frames = len(still)
+    best, start = [0] * (num_frames + 1), list(range(num_frames))
+    saved = []
+    for first in range(num_frames):  # places that repeat from there to each later frame
+        lasting = still[first + 1 :].int().cummin(dim=0).values.sum(dim=1)
+        saved.append((lasting * torch.arange(1, len(lasting) + 1)).tolist())
+    for last in range(num_frames):
+        best[last + 1] = best[last]
+        for first in range(last - 1, -1, -1):
+            total = best[first] + saved[first][last - first - 1]
+            if total > best[last + 1]:
+                best[last + 1], start[last] = total, first
+    stretches, last = [], num_frames - 1
+    while last >= 0:
+        stretches.append((start[last], last))
+        last = start[last] - 1
+    return stretches[::-1]
+
+
+def stay_alone(
+    layout: Layout, head: torch.Tensor, changed: torch.Tensor, budget: Budget
+) -> torch.Tensor:
+    """(N,) bool: tokens that are kept though they repeat, or are no patches.
+
+    Where a budget has room for more than the heads: those that changed most.
+    """
+    scores = changed.clone()
+    is_head = head == torch.arange(len(layout))
+    scores[is_head] = 3.0  # more than any change
+    scores[layout.grid.kind != PATCH] = -1.0
+    kept = torch.zeros(len(layout), dtype=torch.bool)
+    kept[keep_best(scores, budget)] = True
+    return kept & (scores < 3.0)
+
+
+def cluster_heads(
+    layout: Layout, states: torch.Tensor, head: torch.Tensor, budget: Budget
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heads that are kept, and for every token (N,) the one that it goes into; -1 for none."""
+    into = torch.full((len(layout),), -1, device=states.device)
+    kept = []
+    for members, share in parts_of(layout, head, budget):
+        here = members.to(states.device)
+        if 0 < share < len(members):
+            chosen, nearest = density_peaks(unit(states[here]), share)
+            into[here] = here[chosen][nearest]
+            kept.append(here[chosen])
+        elif share:
+            into[here] = here
+            kept.append(here)
+    return torch.cat(kept) if kept else into[:0], into
+
+
+def parts_of(
+    layout: Layout, head: torch.Tensor, budget: Budget
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """(tokens, how many of them are kept) of what is clustered together.
+
+    That is, in every group of the budget, each frame's heads with a run, and those without: of all
+    these parts the same ratio stays, and at least one token where the budget allows.
+    """
+    patch = layout.grid.kind == PATCH
+    heads = ((head == torch.arange(len(layout))) & patch).nonzero().squeeze(1)
+    has_run = torch.bincount(head, minlength=len(layout))[heads] > 1
+    group = budget.group[heads]
+    key = torch.stack([group, layout.groups("frame")[heads], has_run.long()])
+    kinds, part = torch.unique(key, dim=1, return_inverse=True)
+    sizes = torch.bincount(part, minlength=kinds.shape[1])
+    members = heads[part.argsort(stable=True)].split(sizes.tolist())
+    for number, quota in enumerate(budget.quota.tolist()):
+        mine = (kinds[0] == number).nonzero().squeeze(1).tolist()
+        own = [int(sizes[one]) for one in mine]
+        counts = weighted_quotas(min(quota, sum(own)), own, own) if own else []
+        for one, count in zip(mine, counts, strict=True):
+            yield members[one], count
+
+
+def density_peaks(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the `count` cluster centres, ascending, and for every row (n,) its nearest one's.
+
+    The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
+    squared distance to the nearest neighbours.
+
+    Args:
+        rows: (n, d) float32.
+    """
+    squares = rows.square().sum(dim=1)
+    distance = squares[:, None] + squares[None] - 2 * rows @ rows.T
+    distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
+    near = min(NEIGHBOURS, count)
+    density = (-distance.topk(near, largest=False).values.mean(dim=1)).exp()
+    distance = distance.sqrt()
+    order = density.argsort(descending=True, stable=True)
+    rank = order.argsort()
+    not_denser = rank[None] >= rank[:, None]
+    to_denser = distance.masked_fill(not_denser, torch.inf).amin(dim=1)
+    score = density * torch.where(rank == 0, distance.amax(), to_denser)
+    chosen = score.argsort(descending=True, stable=True)[:count].sort().values
+    nearest = distance[:, chosen].argmin(dim=1)
+    nearest[chosen] = torch.arange(count, device=rows.device)
+    return chosen, nearest
+
+
+def shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    """(N,) float32 share of every token in the one that it is merged into.
+
+    A run is a plain mean; a centre keeps OWN_SHARE of itself, and the other heads of its cluster
+    have equal parts of the rest.
+
+    Args:
+        head: (N,) int64 head of each token's run.
+        into: (N,) int64 centre of each head, -1 for none.
+    """
+    own = torch.arange(len(head), device=head.device)
+    ones = torch.ones(len(head), device=head.device)
+    length = torch.zeros_like(ones).index_add_(0, head, ones)
+    target = into.clamp_min(0)
+    joins = ((head == own) & (into >= 0) & (into != own)).float()
+    others = torch.zeros_like(ones).index_add_(0, target, joins)[target]
+    share = torch.where(into == own, OWN_SHARE, (1 - OWN_SHARE) / others.clamp_min(1))
+    share = torch.where(others > 0, share, 1.0) * (into >= 0)
+    return (share / length.clamp_min(1))[head]

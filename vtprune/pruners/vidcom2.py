@@ -1,0 +1,111 @@
+"""Give unusual frames of a video more tokens, and keep each frame's most unusual tokens.
+
+Idea: a token is unusual if it is far from the mean token of its video and from that of its frame; a
+frame, if its tokens are far from the video's mean on average. Frames share the budget by how
+unusual they are, and each keeps its most unusual tokens.
+
+Why it works: what makes a frame different from the rest of the video is lost if every frame is cut
+to the same share.
+
+Paper: VidCom2, arXiv 2505.14454 (EMNLP 2025).
+Official code: xuyang-liu16/VidCom2 (Apache-2.0).
+Differences: the shares of the frames add up to the budget exactly (that code rounds each), and what
+a full frame can't use goes to the others; states that enter the layer of the cut are compared, the
+projected features at the input; several videos share one budget, and each frame is compared within
+its own video; tokens that are no patches (newlines) are in no mean and go first (in LLaVA-Video
+that code keeps all of them). With `per: frame` or `per: tile` the budget's own shares hold, and
+only the choice inside a frame is VidCom2's. As in that code: the half of the channels that vary
+least, unit rows, and the sum of five Gaussian kernels.
+
+Options: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.layout import PATCH, Layout
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+
+# Of the released code.
+STEADY = 0.5  # share of the channels, those that vary least
+WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of the Gaussian kernels
+TEMPERATURE = 0.01  # of the frames' shares
+LAST = -100.0  # score of what is no patch; of patches it is from -10 to 0
+
+
+@dataclass(frozen=True)
+class VidCom2:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("hidden",)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        layout = tokens.layout
+        rows = steady_rows(tokens.states["hidden"].flatten(1))
+        patch = (layout.grid.kind == PATCH).to(rows.device)
+        frame = layout.groups("frame")
+        video = torch.unique(layout.media, return_inverse=True)[1]
+        to_video, to_frame = (likeness(rows, group, patch) for group in (video, frame))
+        if len(budget.quota) == 1:
+            weights = frame_weights(layout, frame, to_video, patch)
+            # None goes without; where the weights see to that, they alone say the shares.
+            least = 1 if budget.count * min(weights) < sum(weights) else 0
+            budget = Budget.share_by(budget.count, frame, weights, least)
+        scores = -(to_video + to_frame)
+        return Selection(keep_best(scores.masked_fill(~patch, LAST), budget))
+
+
+def steady_rows(states: torch.Tensor) -> torch.Tensor:
+    """(N, d') float32 unit rows of the channels that vary least; equal ones: the earlier.
+
+    Args:
+        states: (N, d).
+    """
+    rows = states.float()
+    count = max(1, int(rows.shape[1] * STEADY))
+    channels = rows.var(dim=0, unbiased=False).argsort(stable=True)[:count]
+    rows = rows[:, channels]
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(N,) in (0, 5]: the sum of Gaussian kernels between each row and the mean of its group.
+
+    Args:
+        rows: (N, d).
+        group: (N,) int64, from 0, on the CPU.
+        counted: (N,) bool, the rows that the means are taken over.
+    """
+    ones, num_groups = counted.to(rows.dtype), len(torch.bincount(group))
+    group = group.to(rows.device)
+    total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, group, rows * ones[:, None])
+    counts = rows.new_zeros(num_groups).index_add_(0, group, ones).clamp_min(1)
+    apart = (rows - (total / counts[:, None])[group]).square().sum(dim=1)
+    return sum(((-apart / (2 * width)).exp() for width in WIDTHS), torch.zeros_like(apart))
+
+
+def frame_weights(
+    layout: Layout, frame: torch.Tensor, to_video: torch.Tensor, patch: torch.Tensor
+) -> list[float]:
+    """The weight of every frame: its tokens, times 1 + p - 1/T.
+
+    p is the softmax over the T frames of its video of how unusual each is.
+
+    Args:
+        frame: (N,) int64 number of each token's frame.
+        to_video, patch: (N,) likeness to the video's mean, and whether it is a patch.
+    """
+    sizes = torch.bincount(frame)
+    where, ones = frame.to(to_video.device), patch.to(to_video.dtype)
+    zero = to_video.new_zeros(len(sizes))
+    mean = zero.index_add(0, where, to_video * ones) / zero.index_add(0, where, ones).clamp_min(1)
+    unusual = -mean.cpu() / TEMPERATURE
+    weights = sizes.double()
+    item = torch.zeros(len(sizes), dtype=torch.long).scatter_(0, frame, layout.media)
+    for number in item.unique().tolist():
+        mine = (item == number).nonzero().squeeze(1)
+        weights[mine] *= 1 + unusual[mine].double().softmax(dim=0) - 1 / len(mine)
+    return [float(weight) for weight in weights.tolist()]
