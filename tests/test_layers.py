@@ -10,16 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# fmt: off
 LAYERS = (
     ("errors",),
-    ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching"),
-    ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models"),
+    ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching",
+     "comparison"),
+    ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
+     "lineup"),
     ("attention", "plan", "caches", "prefill", "engine"),
-    ("calibrate", "loading", "generation", "memory", "figures", "compare", "run", "evaluation"),
-    ("console",),
+    ("calibrate", "loading", "generation", "memory", "figures", "compare", "run", "evaluation",
+     "standing", "contest"),
+    ("console", "speed_chart"),
     ("cli",),
     ("__main__",),
 )
+# fmt: on
 """The first part of a module's name after "vtprune", from the bottom up; a part imports from its
 own layer and from those below."""
 BESIDE = ("demo", "bench")
@@ -29,10 +34,12 @@ WITHIN = {
     "layout": set(),
     "cost": {"errors"},
     "report": set(),
+    "comparison": set(),
     "spec": {"errors", "pruners"},
     "schema": {"errors", "pruners", "spec"},
     "yaml_file": {"errors"},
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
+    "lineup": {"errors", "preset", "pruners", "spec"},
     "catalog": {"errors", "yaml_file"},
     "pruners": {"errors", "layout", "schedule"},
     "media": {"errors"},
@@ -46,18 +53,22 @@ LIGHT = (
     "vtprune.schedule",
     "vtprune.cost",
     "vtprune.report",
+    "vtprune.comparison",
     "vtprune.spec",
     "vtprune.schema",
     "vtprune.preset",
+    "vtprune.lineup",
     "vtprune.pruners",
     "vtprune.models",
     "vtprune.catalog",
     "vtprune.config",
     "vtprune.console",
+    "vtprune.console.comparison",
     "vtprune.demo",
     "vtprune.cli",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
+    "vtprune.cli.options",
     "vtprune.cli.output",
 )
 HEAVY = ("torch", "transformers", "numpy", "av", "decord", "PIL", "safetensors")

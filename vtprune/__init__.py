@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
+    from vtprune.comparison import Comparison
+    from vtprune.contest import compare_methods
     from vtprune.engine import pruning
     from vtprune.preset import Preset, load_preset
     from vtprune.report import Report
@@ -18,15 +20,27 @@ __version__ = "0.1.0"
 
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
+    "Comparison": "vtprune.comparison",
     "Preset": "vtprune.preset",
     "Report": "vtprune.report",
     "Trace": "vtprune.trace",
     "answer": "vtprune.run",
+    "compare_methods": "vtprune.contest",
     "load_preset": "vtprune.preset",
     "pruning": "vtprune.engine",
 }
 
-__all__ = ["Preset", "Report", "Trace", "VtpruneError", "answer", "load_preset", "pruning"]
+__all__ = [
+    "Comparison",
+    "Preset",
+    "Report",
+    "Trace",
+    "VtpruneError",
+    "answer",
+    "compare_methods",
+    "load_preset",
+    "pruning",
+]
 
 
 def __getattr__(name: str) -> object:

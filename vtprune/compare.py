@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,34 @@ if TYPE_CHECKING:
     from vtprune.report import Report
 
 PAIRS = 5
-PARTS = ("vision", "prefill", "decode", "first_token", "total")
+PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
+SPEEDUPS = ("prefill", "first_token", "total")
+
+Seconds = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are timed side by side.
+
+    Args:
+        inputs: of the model, on its device.
+        preset: what is cut; None for nothing.
+        preprocess, media: seconds that making the inputs took, and reading what they are made of.
+    """
+
+    inputs: Inputs
+    preset: Preset | None
+    preprocess: float
+    media: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one unpruned and one pruned run, one right after the other."""
+
+    unpruned: Seconds
+    pruned: Seconds
 
 
 def compare_runs(
@@ -39,38 +67,16 @@ def compare_runs(
     """
     steps = 2 * PAIRS + 2
     greedy = Generation(generation.max_new_tokens, system=generation.system)
-    unpruned = timed(loaded, inputs, greedy, None)
+    spent = report.seconds["preprocess"], report.seconds["media"]
+    plain, pruned = Side(inputs, None, *spent), Side(inputs, preset, *spent)
+    unpruned = timed(loaded, plain, greedy)
     show(on_progress, 1, steps)
-    length = max(1, len(unpruned.tokens))
-    timed(loaded, inputs, greedy, preset, length)
-    show(on_progress, 2, steps)
-    before = report.seconds["preprocess"]
-    media = report.seconds["media"]
-    pairs = []
-    for number in range(PAIRS):
-        order = (None, preset) if number % 2 == 0 else (preset, None)
-        took = {}
-        for one in order:
-            ran = timed(loaded, inputs, greedy, one, length)
-            took["pruned" if one else "unpruned"] = add_up(ran.seconds, before, media)
-            show(on_progress, 2 + 2 * number + len(took), steps)
-        pairs.append(took)
-    ratio = {
-        part: median(pair["unpruned"][part] / max(pair["pruned"][part], 1e-9) for pair in pairs)
-        for part in ("prefill", "first_token", "total")
-    }
-    predicted = report.flops["prefill_full"] / report.flops["prefill"]
-    return {
-        "answer": unpruned.answer,
-        "same_answer": unpruned.answer == run.answer,
-        "seconds": {part: median(pair["unpruned"][part] for pair in pairs) for part in PARTS},
-        "prefill_speedup": ratio["prefill"],
-        "prefill_predicted": predicted,
-        "prefill_roofline": roofline_speedup(loaded, run),
-        "realised_fraction": ratio["prefill"] / predicted,
-        "first_token_speedup": ratio["first_token"],
-        "total_speedup": ratio["total"],
-    }
+    pairs = time_pairs(
+        loaded, plain, pruned, greedy, len(unpruned.tokens), PAIRS,
+        lambda done: show(on_progress, 1 + done, steps),
+    )  # fmt: skip
+    ceilings = measure_ceilings(loaded.model.device, loaded.model.dtype)
+    return sum_up(pairs, unpruned.answer, run, report, roofline_speedup(loaded, run, ceilings))
 
 
 def show(on_progress: Progress | None, done: int, total: int) -> None:
@@ -78,38 +84,100 @@ def show(on_progress: Progress | None, done: int, total: int) -> None:
         on_progress("comparing", done, total)
 
 
-def timed(
+def time_pairs(
     loaded: Loaded,
-    inputs: Inputs,
+    unpruned: Side,
+    pruned: Side,
     generation: Generation,
-    preset: Preset | None,
-    length: int | None = None,
-) -> Run:
-    """One generation with its own hooks; without a preset nothing is cut."""
-    keep = None if preset else 1.0
-    block = pruning(loaded.model, preset, keep, calibration=loaded.calibration, media=inputs.media)
-    with block as trace:
-        return generate(loaded, inputs.tensors, generation, trace, length=length)[0]
+    length: int,
+    num_pairs: int,
+    on_run: Callable[[int], None],
+) -> list[Pair]:
+    """Seconds of both sides in ABBA order, after a warm-up of the pruned one.
+
+    Args:
+        generation: greedy.
+        length: new tokens that every run is forced to.
+        on_run: gets the number of runs done.
+    """
+    length = max(1, length)
+    timed(loaded, pruned, generation, length)
+    on_run(1)
+    pairs = []
+    for number in range(num_pairs):
+        order = (unpruned, pruned) if number % 2 == 0 else (pruned, unpruned)
+        took = {}
+        for side in order:
+            took[id(side)] = add_up(timed(loaded, side, generation, length).seconds, side)
+            on_run(1 + 2 * number + len(took))
+        pairs.append(Pair(took[id(unpruned)], took[id(pruned)]))
+    return pairs
 
 
-def add_up(seconds: Mapping[str, float], preprocess: float, media: float) -> dict[str, float]:
-    first = preprocess + seconds["first_choice"]
+def medians(seconds: Iterable[Seconds]) -> dict[str, float]:
+    """The median of each part."""
+    runs = list(seconds)
+    return {part: median(run[part] for run in runs) for part in PARTS}
+
+
+def sum_up(
+    pairs: Sequence[Pair], answer: str, run: Run, report: Report, roofline: float
+) -> dict[str, object]:
+    """The report's `compare`: what was measured beside what the FLOPs promise.
+
+    Args:
+        answer: of the unpruned model.
+        run, report: of the pruned one.
+    """
+    ratio = {
+        part: median(pair.unpruned[part] / max(pair.pruned[part], 1e-9) for pair in pairs)
+        for part in SPEEDUPS
+    }
+    predicted = report.flops["prefill_full"] / report.flops["prefill"]
+    took = medians(pair.unpruned for pair in pairs)
+    del took["select"]
     return {
-        "vision": seconds["vision"],
-        "prefill": seconds["prefill"],
-        "decode": seconds["decode"],
-        "first_token": first,
-        "total": media + first + seconds["decode"],
+        "answer": answer,
+        "same_answer": answer == run.answer,
+        "seconds": took,
+        "prefill_speedup": ratio["prefill"],
+        "prefill_predicted": predicted,
+        "prefill_roofline": roofline,
+        "realised_fraction": ratio["prefill"] / predicted,
+        "first_token_speedup": ratio["first_token"],
+        "total_speedup": ratio["total"],
     }
 
 
-def roofline_speedup(loaded: Loaded, run: Run) -> float:
+def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None = None) -> Run:
+    """One generation with its own hooks, the vision tower included."""
+    keep = None if side.preset else 1.0
+    block = pruning(
+        loaded.model, side.preset, keep, calibration=loaded.calibration, media=side.inputs.media
+    )
+    with block as trace:
+        return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]
+
+
+def add_up(seconds: Seconds, side: Side) -> dict[str, float]:
+    first = side.preprocess + seconds["first_choice"]
+    return {
+        **{part: seconds[part] for part in ("vision", "select", "prefill", "decode")},
+        "first_token": first,
+        "total": side.media + first + seconds["decode"],
+    }
+
+
+def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) -> float:
     """The prefill speed-up that this machine's measured ceilings allow.
 
     Every layer takes the longer of its arithmetic and the reading of its weights.
+
+    Args:
+        ceilings: as `measure_ceilings` gives them.
     """
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
-    flops, bandwidth = measure_ceilings(loaded.model.device, loaded.model.dtype)
+    flops, bandwidth = ceilings
     layers = loaded.model.get_decoder().layers
     weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
     read = weights * loaded.model.dtype.itemsize / bandwidth

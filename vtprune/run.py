@@ -253,10 +253,7 @@ def answer(
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    if model is None or isinstance(model, (str, Path)):
-        loaded = load(None if model is None else str(model))
-    else:
-        loaded = model if isinstance(model, Loaded) else adopt(model)
+    loaded = find_loaded(model)
     resolved = override(load_preset(preset), keep)
     sampling = sampling or sampling_of(resolved)
     generation = generation or Generation(seed=resolved.seed)
@@ -291,6 +288,13 @@ def answer(
                 loaded, gathered[number], inputs[number], questions[number], resolved, run
             )
     return [reports[number] for number in range(len(items))]
+
+
+def find_loaded(model: PreTrainedModel | Loaded | str | Path | None) -> Loaded:
+    """A model that is loaded already, is found by its name, or is the embedded one."""
+    if model is None or isinstance(model, (str, Path)):
+        return load(None if model is None else str(model))
+    return model if isinstance(model, Loaded) else adopt(model)
 
 
 def pad_id(loaded: Loaded) -> int:

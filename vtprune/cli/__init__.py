@@ -14,6 +14,7 @@ from vtprune.errors import VtpruneError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
+    "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",
@@ -31,6 +32,7 @@ Examples:
   vtprune demo samples
   vtprune ask samples/clip-000.mp4 "what happens?" --keep 0.3
   vtprune ask page.png "what is the total?" --model qwen2.5-vl-7b --compare
+  vtprune compare samples/clip-000.mp4 "what happens?" --methods entropy
 
 \b
 Shell completion (bash; zsh and fish likewise):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,21 +12,22 @@ import click
 from vtprune import __version__
 from vtprune.cli import complete
 from vtprune.cli.flags import (
+    MAX_NEW_TOKENS,
     Flags,
     check_ranges,
+    limits_from,
+    loading_from,
     media_and_questions,
     preset_from,
     sampling_from,
 )
 from vtprune.cli.help import Option, SectionedCommand
+from vtprune.cli.options import media_options, model_options
 
 if TYPE_CHECKING:
     from vtprune.config import Config
     from vtprune.preset import Preset
     from vtprune.report import Report
-
-EMBEDDED = "embedded"  # the name of the model that ships with the package
-MAX_NEW_TOKENS = 256
 
 EPILOG = """\b
 Examples:
@@ -38,9 +38,7 @@ Examples:
   echo "what is this?" | vtprune ask photo.jpg -
 """
 
-_model = partial(click.option, cls=Option, section="Model")
 _pruning = partial(click.option, cls=Option, section="Pruning")
-_media = partial(click.option, cls=Option, section="Media")
 _answer = partial(click.option, cls=Option, section="Answer")
 _output = partial(click.option, cls=Option, section="Output")
 
@@ -60,28 +58,8 @@ _output = partial(click.option, cls=Option, section="Output")
           shell_complete=complete.complete_option, help="An option of the method; repeatable.")
 @_pruning("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
 @_pruning("--compare", is_flag=True, help="Run without pruning too, and measure the speed-up.")
-@_model("--model", metavar="NAME", shell_complete=complete.complete_model,
-        help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
-        "demonstration model]")
-@_model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
-        "there are.  [default: auto]")
-@_model("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes.")
-@_model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]")
-@_model("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, eager, "
-        "flash_attention_2.")
-@_model("--calibration", type=click.Path(path_type=Path), metavar="FILE",
-        help="Where ecl and horizon are in this model.")
-@_model("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint brings.")
-@_media("--frames", type=int, metavar="N", help="Frames of a video, evenly from first to last.  "
-        "[default: the model's own sampling]")
-@_media("--fps", type=float, metavar="RATE", help="Frames a second instead.")
-@_media("--max-frames", type=int, metavar="N", help="The most frames.")
-@_media("--start", type=float, metavar="SECONDS", help="Where to start in a video.")
-@_media("--end", type=float, metavar="SECONDS", help="Where to end.")
-@_media("--max-tiles", type=int, metavar="N", help="The most tiles of a picture.")
-@_media("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
-        "height.  [default: 178956970]")
-@_media("--allow-partial", is_flag=True, help="Read what decodes of a damaged file.")
+@model_options
+@media_options
 @_answer("-q", "--question", multiple=True, metavar="TEXT", help="A question; repeatable. Every "
          "positional argument is then media, and is encoded once.")
 @_answer("--system", metavar="TEXT", help="System prompt.")
@@ -134,11 +112,9 @@ def _answers(
     """Loads the model and answers one question after the other, each shown as it is done."""
     from vtprune import run
     from vtprune.cli.output import Transcript
-    from vtprune.media import Limits, open_sources
+    from vtprune.media import open_sources
 
-    limits = Limits(allow_partial=flags.allow_partial)
-    if flags.max_pixels is not None:
-        limits = replace(limits, max_pixels=flags.max_pixels)
+    limits = limits_from(flags)
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
     generation = run.Generation(
         max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
@@ -148,16 +124,7 @@ def _answers(
         seed=preset.seed,
     )
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
-        loaded = run.load(
-            _model_name(flags.model or user.model),
-            device=flags.device or user.device or "auto",
-            dtype=flags.dtype or user.dtype or "auto",
-            attention=flags.attention or user.attention,
-            quantize=flags.quantize,
-            calibration=flags.calibration,
-            trust_remote_code=flags.trust_remote_code,
-            on_progress=transcript.progress,
-        )
+        loaded = run.load(**loading_from(flags, user), on_progress=transcript.progress)
         for report in run.ask(
             loaded,
             sources,
@@ -173,7 +140,3 @@ def _answers(
         ):
             transcript.report(report)
             yield report
-
-
-def _model_name(name: str | None) -> str | None:
-    return None if name == EMBEDDED else name

@@ -35,14 +35,32 @@ def complete_method(
     return _starting(list(METHODS), incomplete)
 
 
+def complete_methods(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The methods, after those that are listed already."""
+    from vtprune.pruners import METHODS
+
+    return _going_on(list(METHODS), incomplete)
+
+
+def complete_presets(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The packaged presets, after those that are listed already."""
+    from vtprune.preset import preset_names
+
+    return _going_on(preset_names(), incomplete)
+
+
 def complete_option(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """key=value for the options of the method that is named, or of all."""
     from vtprune.pruners import METHODS
 
-    named = METHODS.get(str(ctx.params.get("method")))
-    methods = [named] if named else METHODS.values()
+    given = str(ctx.params.get("method") or ctx.params.get("methods")).split(",")
+    methods = [METHODS[name] for name in given if name in METHODS] or METHODS.values()
     pairs = [
         f"{option.name}={choice}"
         for method in methods
@@ -57,6 +75,17 @@ def complete_place(
 ) -> list[CompletionItem]:
     """The places with a name."""
     return _starting(["input", "ecl", "horizon"], incomplete)
+
+
+def _going_on(names: list[str], incomplete: str) -> list[CompletionItem]:
+    """One more name for a list with commas."""
+    before, comma, last = incomplete.rpartition(",")
+    named = before.split(",")
+    return [
+        CompletionItem(f"{before}{comma}{name}")
+        for name in names
+        if name.startswith(last) and name not in named
+    ]
 
 
 def _starting(names: list[str], incomplete: str) -> list[CompletionItem]:

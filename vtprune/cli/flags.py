@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -15,8 +15,12 @@ from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.config import Config
+    from vtprune.media import Limits
     from vtprune.models.base import Sampling
     from vtprune.preset import Preset
+
+EMBEDDED = "embedded"  # the name of the model that ships with the package
+MAX_NEW_TOKENS = 256
 
 RANGES = (
     ("frames", 1, math.inf),
@@ -31,38 +35,38 @@ RANGES = (
 
 @dataclass(frozen=True)
 class Flags:
-    """What the user gave; None where nothing."""
+    """What the user gave; None where nothing. A command sets those that it has."""
 
-    model: str | None
-    device: str | None
-    dtype: str | None
-    attention: str | None
-    quantize: str | None
-    calibration: Path | None
-    trust_remote_code: bool
-    preset: str | None
-    keep: str | None
-    method: str | None
-    at: str | None
-    option: tuple[str, ...]
-    seed: int | None
-    frames: int | None
-    fps: float | None
-    max_frames: int | None
-    start: float | None
-    end: float | None
-    max_tiles: int | None
-    max_pixels: int | None
-    allow_partial: bool
-    question: tuple[str, ...]
-    system: str | None
-    max_new_tokens: int | None
-    temperature: float
-    top_p: float
-    compare: bool
-    json: bool
-    save: Path | None
-    quiet: bool
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    quantize: str | None = None
+    calibration: Path | None = None
+    trust_remote_code: bool = False
+    preset: str | None = None
+    keep: str | None = None
+    method: str | None = None
+    at: str | None = None
+    option: tuple[str, ...] = ()
+    seed: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+    max_tiles: int | None = None
+    max_pixels: int | None = None
+    allow_partial: bool = False
+    question: tuple[str, ...] = ()
+    system: str | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    compare: bool = False
+    json: bool = False
+    save: Path | None = None
+    quiet: bool = False
 
 
 def check_ranges(flags: Flags) -> None:
@@ -161,6 +165,40 @@ def preset_from(flags: Flags, user: Config) -> Preset:
         options=method_options(flags.option),
         seed=flags.seed,
     )
+
+
+class Loading(TypedDict):
+    """The options of `run.load`."""
+
+    name: str | None
+    device: str
+    dtype: str
+    attention: str | None
+    quantize: str | None
+    calibration: Path | None
+    trust_remote_code: bool
+
+
+def loading_from(flags: Flags, user: Config) -> Loading:
+    """What `run.load` is told: the flags, over the user's config file."""
+    name = flags.model or user.model
+    return {
+        "name": None if name == EMBEDDED else name,
+        "device": flags.device or user.device or "auto",
+        "dtype": flags.dtype or user.dtype or "auto",
+        "attention": flags.attention or user.attention,
+        "quantize": flags.quantize,
+        "calibration": flags.calibration,
+        "trust_remote_code": flags.trust_remote_code,
+    }
+
+
+def limits_from(flags: Flags) -> Limits:
+    """How large a file may be, and whether it may be damaged."""
+    from vtprune.media import Limits
+
+    limits = Limits(allow_partial=flags.allow_partial)
+    return limits if flags.max_pixels is None else replace(limits, max_pixels=flags.max_pixels)
 
 
 def sampling_from(preset: Preset, flags: Flags) -> Sampling:

@@ -1,4 +1,4 @@
-"""What `ask` writes: the answer on stdout, the report to a file."""
+"""What commands write: answers on stdout, reports to a file, progress on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,13 +91,16 @@ def to_json(report: Mapping[str, object]) -> str:
     return json.dumps(report)
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, option: str = "--save") -> None:
     """Refuses a place that a file can't be written to, before anything expensive is done.
+
+    Args:
+        option: that the path was given by.
 
     Raises:
         VtpruneError: a directory, a device, no such folder, or no permission.
     """
-    hint = "give --save a file in a folder that exists"
+    hint = f"give {option} a file in a folder that exists"
     if path.is_dir():
         raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
     if path.exists() and not path.is_file():
@@ -109,7 +112,7 @@ def check_target(path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
 def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
@@ -122,23 +125,44 @@ def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
         text = json.dumps(reports[0], indent=2) + "\n"
     else:
         text = "".join(to_json(report) + "\n" for report in reports)
+    save_file(path, text.encode())
+
+
+def save_file(path: Path, data: bytes, option: str = "--save") -> None:
+    """Writes a file, all or nothing.
+
+    Raises:
+        VtpruneError: it can't be written; what was there before is left as it was.
+    """
     target = path.resolve()  # so that a link stays a link
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:
-            with part.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with part.open("xb") as file:
+                file.write(data)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
-def _unwritable(path: Path, error: OSError) -> VtpruneError:
+def _unwritable(path: Path, error: OSError, option: str) -> VtpruneError:
     return VtpruneError(
-        f"{path}: can't save there: {error.strerror}", "give --save a file that can be written"
+        f"{path}: can't save there: {error.strerror}", f"give {option} a file that can be written"
     )
+
+
+@contextmanager
+def progress_line(silent: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """What shows how far a stage of the work is, on standard error; gone at the end."""
+    line = ProgressLine(stderr_console(), silent)
+    if not line.shown:
+        _hide_download_bars()
+    try:
+        yield line.update
+    finally:
+        line.stop()
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from vtprune.cli import complete
+from vtprune.cli.help import Option
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
+    """One decorator of several; their order in the help is that in which they are given."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(cls=Option, section=section)(command)
+        return command
+
+    return decorate
+
+
+_opt = partial(partial, click.option)
+
+# fmt: off
+model_options = _group(
+    "Model",
+    _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
+         help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
+         "demonstration model]"),
+    _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
+         "there are.  [default: auto]"),
+    _opt("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes."),
+    _opt("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+    _opt("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, "
+         "eager, flash_attention_2."),
+    _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+         help="Where ecl and horizon are in this model."),
+    _opt("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint brings."),
+)
+"""Which model, and how it is loaded."""
+
+media_options = _group(
+    "Media",
+    _opt("--frames", type=int, metavar="N", help="Frames of a video, evenly from first to last.  "
+         "[default: the model's own sampling]"),
+    _opt("--fps", type=float, metavar="RATE", help="Frames a second instead."),
+    _opt("--max-frames", type=int, metavar="N", help="The most frames."),
+    _opt("--start", type=float, metavar="SECONDS", help="Where to start in a video."),
+    _opt("--end", type=float, metavar="SECONDS", help="Where to end."),
+    _opt("--max-tiles", type=int, metavar="N", help="The most tiles of a picture."),
+    _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
+         "height.  [default: 178956970]"),
+    _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
+)
+"""How much of the media is looked at."""
+# fmt: on
