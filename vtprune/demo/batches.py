@@ -86,6 +86,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
             ("change", "change", "moment", "moment", "order", "what_happens"),
         ),
     ),
+    (
+        2400,
+        (
+            ("relation", "relation", "relation", "relation", "comparison", "comparison", "count"),
+            ("whereabouts", "whereabouts", "change", "moment", "moment", "order", "what_happens"),
+        ),
+    ),
 )
 
 

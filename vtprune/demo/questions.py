@@ -28,6 +28,8 @@ CLIP_KINDS = ("direction", "order", "change", "moment", "what_happens")
 KINDS = PICTURE_KINDS + CLIP_KINDS
 # Asked in training alone: they make a picture's every object answerable.
 EXTRA_KINDS = ("describe",)
+# Asked in training's later part alone: the single looks that comparisons and events are made of.
+LOOK_KINDS = ("relation", "whereabouts")
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,40 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Question | None:
     return _fill("describe", "what is at the {place}?", answer, place=PLACES[row][column])
 
 
+def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """All of `holds` at once: "left above larger", "no" where nothing differs."""
+    named = _named(scene)
+    if len(named) < 2 or scene.is_clip:
+        return None
+    i, j = (int(n) for n in rng.choice(len(named), size=2, replace=False))
+    words = [relation.split()[0] for relation in RELATIONS if holds(relation, named[i], named[j])]
+    template = "where is the {one} to the {other}?"
+    answer = " ".join(words) or "no"
+    return _fill("relation", template, answer, one=named[i].name, other=named[j].name)
+
+
+def _whereabouts(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Where a thing is at the start or at the end of a clip; "nothing" while it is not there."""
+    if not scene.is_clip:
+        return None
+    names = [thing.name for thing in scene.things]
+    turned = {event.thing for event in scene.events if event.verb == "turns"}
+    later = {f"{e.detail} {scene.things[e.thing].shape}" for e in scene.events if e.verb == "turns"}
+    options = [
+        i
+        for i, name in enumerate(names)
+        if names.count(name) == 1 and name not in later and i not in turned
+    ]
+    if not options:
+        return None
+    name = names[options[int(rng.integers(len(options)))]]
+    when = ("start", "end")[int(rng.integers(2))]
+    there = [t for t in things_at(scene, 0.0 if when == "start" else 1.0) if t.name == name]
+    answer = PLACES[there[0].row][there[0].column] if there else "nothing"
+    template = "where is the {name} at the {when}?"
+    return _fill("whereabouts", template, answer, name=name, when=when)
+
+
 MAKERS: dict[str, Maker] = {
     "colour": _colour,
     "shape": _shape,
@@ -316,6 +352,8 @@ MAKERS: dict[str, Maker] = {
     "moment": _moment,
     "what_happens": _what_happens,
     "describe": _describe,
+    "relation": _relation,
+    "whereabouts": _whereabouts,
 }
 
 
