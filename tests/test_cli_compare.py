@@ -185,6 +185,7 @@ def test_a_csv_that_can_not_be_written_leaves_the_old_one(
         (["--seed", "-1"], r"Error: --seed -1 is out of range\nhint: "),
         (["--max-new-tokens", "0"], r"Error: --max-new-tokens 0 is out of range\n"),
         (["--plot", "a.png", "--no-measure"], r"Error: --plot and --no-measure exclude each other"),
+        (["--plot", "a.svg"], r"Error: --plot a.svg is not a PNG\nhint: name it a.png"),
         (["--csv", "none/a.csv"], r"Error: none/a.csv: can't save there: no folder .*\nhint: give "
          "--csv a file"),
         (["--plot", "none/a.png"], r"Error: none/a.png: can't save there: no folder .*\nhint: give "

@@ -101,6 +101,8 @@ def compare(
         raise VtpruneError(f"--repeats {repeats} is out of range", "1 or more; 5 to rely on")
     if plot is not None and no_measure:
         raise VtpruneError("--plot and --no-measure exclude each other", "it draws speed-ups")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise VtpruneError(f"--plot {plot} is not a PNG", f"name it {plot.stem or 'speed'}.png")
     for option, path in (("--csv", csv), ("--plot", plot)):
         if path is not None:
             output.check_target(path, option)
