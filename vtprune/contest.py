@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.compare import PAIRS, Side, measure_ceilings, roofline_speedup, time_pairs
+from vtprune.compare import PAIRS, measure_ceilings, roofline_speedup, time_pairs
 from vtprune.comparison import Comparison
 from vtprune.errors import ModelError, PresetError, VtpruneError
 from vtprune.generation import Generation
 from vtprune.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unpruned
 from vtprune.loading import Loaded, Progress, quiet
 from vtprune.media import Limits, Source
-from vtprune.models.base import Inputs, Sampling
+from vtprune.models.base import Sampling
 from vtprune.run import (
     Gathered,
     Media,
@@ -28,7 +28,7 @@ from vtprune.run import (
     sampling_of,
     to_device,
 )
-from vtprune.standing import Standing
+from vtprune.standing import Prompt, Standing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,7 +108,8 @@ def run_lineup(
     greedy = Generation(asked.max_new_tokens, system=asked.system)
     sampling = sampling or sampling_of(lineup.media)
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
-    table = _Contest(loaded, gathered, question, greedy, on_progress)
+    prompt = encode_prompt(loaded, gathered, question, greedy)
+    table = _Contest(loaded, prompt, question, greedy, on_progress)
     table.answer_all([unpruned(lineup.seed), *lineup.entries])
     notes = list(lineup.notes)
     if repeats:
@@ -119,25 +120,32 @@ def run_lineup(
     return table.result(notes, repeats)
 
 
+def encode_prompt(
+    loaded: Loaded, gathered: Gathered, question: str, generation: Generation
+) -> Prompt:
+    """The question about what was gathered, as the model takes it."""
+    started = time.perf_counter()
+    inputs = encode(loaded, gathered, question, generation)
+    inputs = replace(inputs, tensors=to_device(loaded, inputs.tensors))
+    preprocess = gathered.resize_seconds + time.perf_counter() - started
+    return Prompt(gathered, inputs, {"preprocess": preprocess, "media": gathered.media_seconds})
+
+
 class _Contest:
     """One question, ready for the model, and its rows in order."""
 
     def __init__(
         self,
         loaded: Loaded,
-        gathered: Gathered,
+        prompt: Prompt,
         question: str,
         generation: Generation,
         on_progress: Progress | None,
     ) -> None:
-        self.loaded, self.gathered = loaded, gathered
+        self.loaded, self.prompt = loaded, prompt
         self.question, self.generation = question, generation
         self.on_progress = on_progress
         self.encoded: Encoded = {}
-        started = time.perf_counter()
-        inputs = encode(loaded, gathered, question, generation)
-        self.inputs: Inputs = replace(inputs, tensors=to_device(loaded, inputs.tensors))
-        self.preprocess = gathered.resize_seconds + time.perf_counter() - started
         self.rows: list[Standing] = []
 
     @property
@@ -163,15 +171,16 @@ class _Contest:
         try:
             if entry.error is not None:
                 raise entry.error
-            run = pruned(self.loaded, self.inputs.tensors, entry.preset, self.generation,
-                         encoded=self.encoded, media=self.inputs.media)[0]  # fmt: skip
+            prompt = self.prompt
+            run = pruned(self.loaded, prompt.inputs.tensors, entry.preset, self.generation,
+                         encoded=self.encoded, media=prompt.inputs.media)[0]  # fmt: skip
         except VtpruneError as error:
             return Standing(entry, error=error)
-        spent = {"preprocess": self.preprocess, "media": self.gathered.media_seconds,
-                 "load": self.loaded.seconds}  # fmt: skip
-        run = replace(run, seconds={**run.seconds, **spent})
-        report = finish(self.loaded, self.gathered, self.inputs, self.question, entry.preset, run)
-        return Standing(entry, report, run)
+        run = replace(run, seconds={**run.seconds, **prompt.seconds, "load": self.loaded.seconds})
+        report = finish(
+            self.loaded, prompt.gathered, prompt.inputs, self.question, entry.preset, run
+        )
+        return Standing(entry, report, run, prompt)
 
     def stand_beside(self, row: Standing) -> None:
         """Puts `random` and `uniform` at a row's own layers and counts right after it.
@@ -211,13 +220,9 @@ class _Contest:
 
             with quiet():
                 row.pairs = time_pairs(
-                    self.loaded, self.side(self.base), self.side(row), self.generation, length,
-                    repeats, show,
+                    self.loaded, self.base.side(), row.side(), self.generation, length, repeats,
+                    show,
                 )  # fmt: skip
-
-    def side(self, row: Standing) -> Side:
-        preset = None if row is self.base else row.entry.preset
-        return Side(self.inputs, preset, self.preprocess, self.gathered.media_seconds)
 
     def show(self, stage: str, done: int, total: int) -> None:
         if self.on_progress:
@@ -232,15 +237,15 @@ class _Contest:
         assert base.run is not None
         told = Counter(note for row in self.rows if row.report for note in row.report.warnings)
         own = [note for row in self.rows for note in row.notes(told)]
-        spent = {"load": self.loaded.seconds, "media": self.gathered.media_seconds,
-                 "preprocess": self.preprocess}  # fmt: skip
         took = {id(row): [pair.pruned for pair in row.pairs] for row in self.rows}
         took[id(base)] = [pair.unpruned for row in self.rows for pair in row.pairs]
         return Comparison(
             question=self.question,
             model=base.report.model,
             input=base.report.input,
-            rows=tuple(row.row(base.run.answer, spent, took[id(row)]) for row in self.rows),
+            rows=tuple(
+                row.row(base.run.answer, self.loaded.seconds, took[id(row)]) for row in self.rows
+            ),
             pairs=pairs,
             warnings=tuple(dict.fromkeys([*notes, *own])),
             version=base.report.version,

@@ -6,14 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vtprune.compare import Pair, Seconds, medians, sum_up
+from vtprune.compare import Pair, Seconds, Side, medians, sum_up
 from vtprune.comparison import Row
-from vtprune.lineup import Entry, counts_of
+from vtprune.lineup import UNPRUNED, Entry, counts_of
 
 if TYPE_CHECKING:
     from vtprune.errors import VtpruneError
     from vtprune.generation import Run
+    from vtprune.models.base import Inputs
     from vtprune.report import Report
+    from vtprune.run import Gathered
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The question about the media that a row looks at, on the model's device.
+
+    Args:
+        seconds: that it took: media and preprocess.
+    """
+
+    gathered: Gathered
+    inputs: Inputs
+    seconds: Seconds
 
 
 @dataclass(eq=False)
@@ -21,7 +36,7 @@ class Standing:
     """What is known of one row.
 
     Args:
-        report, run: of its answer; None where there is none.
+        report, run, prompt: of its answer; None where there is none.
         error: why there is none.
         beside: the asked rows whose layers and counts it has.
         pairs: seconds of its runs, each beside one of the unpruned model.
@@ -31,6 +46,7 @@ class Standing:
     entry: Entry
     report: Report | None = None
     run: Run | None = None
+    prompt: Prompt | None = None
     error: VtpruneError | None = None
     beside: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
@@ -71,12 +87,18 @@ class Standing:
         hint = f" ({self.error.hint})" if self.error.hint else ""
         return self.error.message + hint
 
-    def row(self, answer: str, spent: Seconds, took: Sequence[Seconds]) -> Row:
+    def side(self) -> Side:
+        """What is timed."""
+        assert self.prompt is not None
+        preset = None if self.entry.role == UNPRUNED else self.entry.preset
+        return Side(self.prompt.inputs, preset, **self.prompt.seconds)
+
+    def row(self, answer: str, load: float, took: Sequence[Seconds]) -> Row:
         """What comes out of it.
 
         Args:
             answer: of the unpruned model.
-            spent: seconds before the model, the same for every row; loading too.
+            load: seconds that loading took.
             took: seconds of its timed runs; none where nothing was measured.
         """
         entry, report, run = self.entry, self.report, self.run
@@ -85,9 +107,11 @@ class Standing:
                     tuple(self.beside))  # fmt: skip
         if report is None or run is None:
             return replace(known, error=self.reason)
-        seconds = {**spent, **medians(took)} if took else None
-        if seconds:
-            seconds["total"] += spent["load"]
+        seconds = None
+        if took:
+            assert self.prompt is not None
+            seconds = {"load": load, **self.prompt.seconds, **medians(took)}
+            seconds["total"] += load
         compare = sum_up(self.pairs, answer, run, report, self.roofline) if self.pairs else None
         return replace(
             known,
