@@ -310,17 +310,22 @@ def _molmo_config(token: Token) -> dict[str, Any]:
 def _molmo_media(
     model: Any, token: Token, sizes: Sequence[Size], frames: int, generator: torch.Generator
 ) -> Made:
-    """Pictures of a base picture and two tiles of 3 columns each; frames of 2 x 2 tokens."""
+    """Pictures of a base picture and two tiles of 3 columns each; frames of 2 x 2 tokens.
+
+    A token pools 2 x 2 patches of a picture; of a frame 3 x 3, filled up with -1 at its edges.
+    """
     one = MOLMO_SIDE**2
     square = torch.arange(one).view(MOLMO_SIDE, MOLMO_SIDE)
     low = square.view(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
     patch, col = token("<im_patch>"), token("<im_col>")
     if frames:
         shift = torch.arange(frames)[:, None, None] * one
+        filled = torch.nn.functional.pad(square, (1, 1, 1, 1), value=-1)
+        low = filled.view(2, 3, 2, 3).transpose(1, 2).reshape(4, 9)
         block = [*b"1.0 ", token("<frame_start>"), *[patch] * 4, token("<frame_end>")]
         return {
             "pixel_values_videos": noise((frames, one, 3 * PATCH**2), generator, model),
-            "video_token_pooling": (low + shift).flatten(0, 1),
+            "video_token_pooling": torch.where(low < 0, low, low + shift).flatten(0, 1),
             "video_grids": torch.tensor([[frames, 2, 2]]),
         }, [block * frames]
     if not sizes:

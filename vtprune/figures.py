@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
     from vtprune.trace import Trace
 
+PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
+"""A tensor of the inputs -> what it holds; where both share a tensor, they are encoded alike."""
 PARTS = ("load", "media", "preprocess", "vision", "prefill")
 
 
@@ -188,19 +190,25 @@ def compute_costs(
 
 def compute_vision_flops(loaded: Loaded, inputs: Inputs) -> float:
     """FLOPs of tower and projector for what was encoded; 0 where the tower is not known."""
-    shape = cost.vision_shape(loaded.model.config)
-    if shape is None:
-        return 0.0
-    units: list[Sequence[int]] = []
-    for kind, grid in (("pixel_values", "image"), ("pixel_values_videos", "video")):
-        if kind not in inputs.tensors:
+    flops = 0.0
+    for name, modality in PIXELS.items():
+        shape = cost.vision_shape(loaded.model.config, modality)
+        if name not in inputs.tensors or shape is None:
             continue
-        if f"{grid}_grid_thw" in inputs.tensors:
-            units += inputs.tensors[f"{grid}_grid_thw"].tolist()
-        else:  # tensors of several pictures are filled up with tiles that are not encoded
-            own = sum(inputs.tiles) if grid == "image" and inputs.tiles else None
-            units += cost.tile_units(shape, tuple(inputs.tensors[kind].shape), own)
-    return cost.vision_flops(shape, units)
+        size = tuple(inputs.tensors[name].shape)
+        grid = inputs.tensors.get(f"{modality}_grid_thw")
+        pooling = inputs.tensors.get(f"{modality}_token_pooling")
+        units: Sequence[Sequence[int]]
+        if grid is not None:
+            units = grid.tolist()
+        elif pooling is not None:  # (tiles, patches, values): cut into patches already
+            units = [(1, 1, size[1])] * size[0]
+        else:
+            # Tensors of several pictures are filled up with tiles that are not encoded.
+            filled = "image_sizes" in inputs.tensors and modality == "image"
+            units = cost.tile_units(shape, size, sum(inputs.tiles) if filled else None)
+        flops += cost.vision_flops(shape, units, None if pooling is None else len(pooling))
+    return flops
 
 
 def measure_memory(loaded: Loaded) -> dict[str, int]:

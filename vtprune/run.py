@@ -130,7 +130,7 @@ def finish(
     """The report of one run, with everything that its reader was to be warned of."""
     made = build_report(loaded, gathered.items, gathered.decoders, inputs, question, preset, run)
     notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
-    if not made.flops["vision"]:
+    if gathered.items and not made.flops["vision"]:
         notes.append(f"vision FLOPs of {loaded.family.name} are not counted: they stand as 0")
     return replace(made, warnings=tuple(dict.fromkeys(notes)))
 
