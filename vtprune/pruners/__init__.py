@@ -66,6 +66,38 @@ METHODS: dict[str, Method] = {
             Option("states", "query", ("query", "key", "value", "hidden"), "which states to score"),
         ),
     ),
+    "divprune": Method(
+        path="vtprune.pruners.divprune:DivPrune",
+        at="input",
+        summary="tokens that are farthest from each other, one after the other",
+        paper="DivPrune, arXiv 2503.02175",
+        options=(
+            Option("states", "hidden", ("hidden", "query", "key", "value"), "which states to "
+                   "compare"),
+        ),
+    ),
+    "dart": Method(
+        path="vtprune.pruners.dart:Dart",
+        at="ecl",
+        summary="a few pivots with long keys, and the tokens that repeat them least; reads text",
+        paper="DART, arXiv 2502.11494",
+        options=(
+            Option("visual_pivots", "4", ("1", "2", "4", "8", "16"), "how many visual tokens"),
+            Option("text_pivots", "4", ("0", "1", "2", "4", "8", "16"), "how many text tokens; 0 "
+                   "reads no text"),
+        ),
+    ),
+    "cdpruner": Method(
+        path="vtprune.pruners.cdpruner:CDPruner",
+        at="input",
+        summary="a likely set of a determinantal point process: unlike each other, near the "
+                "question; reads text",
+        paper="CDPruner, arXiv 2506.10967",
+        options=(
+            Option("relevance", "text", ("text", "none"), "none: unlike each other, whatever is "
+                   "asked"),
+        ),
+    ),
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",
@@ -91,6 +123,12 @@ METHODS: dict[str, Method] = {
         path="vtprune.pruners.uniform:Uniform",
         at="input",
         summary="a regular sub-grid of every frame",
+    ),
+    "pool": Method(
+        path="vtprune.pruners.pool:Pool",
+        at="input",
+        summary="the mean of every window of each picture, tile or frame; may keep fewer",
+        exact=False,
     ),
     "vidcom2": Method(
         path="vtprune.pruners.vidcom2:VidCom2",

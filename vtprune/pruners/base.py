@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from vtprune.errors import ModelError
 from vtprune.layout import Layout
 from vtprune.schedule import quotas, weighted_quotas
 
@@ -125,6 +126,19 @@ def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
     merged = torch.zeros_like(kept, dtype=torch.float32)
     merged.index_add_(0, assign.clamp_min(0), shares * used[:, None])
     return merged.to(states.dtype)
+
+
+def check_finite(values: torch.Tensor, method: str) -> None:
+    """Refuses NaN and infinity; reads from the device once.
+
+    Raises:
+        ModelError: there is some in `values`, which come from the model's states.
+    """
+    if not bool(values.isfinite().all()):
+        raise ModelError(
+            f"the model's states hold NaN or infinity, so {method} can't rank its tokens",
+            "try --dtype float32 or bfloat16",
+        )
 
 
 def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 
 SMALLEST_EIGENVALUE = 1e-10  # the released code's clamp
 CHUNK = 4096  # tokens whose Gram matrices are held at once
@@ -47,11 +47,7 @@ class Entropy:
         states = tokens.states[self.states]  # (N, H, D)
         check_heads(states.shape[1], self.norm, self.states)
         scores = token_entropy(states, self.norm)
-        if not bool(scores.isfinite().all()):
-            raise ModelError(
-                "the model's states hold NaN or infinity, so entropy can't rank its tokens",
-                "try --dtype float32 or bfloat16",
-            )
+        check_finite(scores, "entropy")
         return Selection(keep_best(scores, budget))
 
 

@@ -1,0 +1,100 @@
+"""Keep visual tokens that are unlike each other and bear on the question.
+
+Idea: a determinantal point process over the tokens, whose kernel is relevance x cosine similarity x
+relevance: a set is the likelier, the larger the volume that its states, each as long as it is
+relevant, span. The set is found greedily: each step takes the token that adds most to the volume.
+
+Why it works: similarity alone keeps the same tokens whatever is asked, and relevance alone keeps
+copies of one region; the determinant weighs both at once.
+
+Paper: CDPruner, arXiv 2506.10967; greedy search: Chen, Zhang and Zhou, arXiv 1709.05135.
+Official code: Theia-4869/CDPruner (looked at only where its issues quote it).
+Differences: the paper takes relevance from CLIP's text tower, and the released code negates it,
+which its author found to fit CLIP alone; there is no text tower here. Relevance is the mean cosine
+between a visual token and the text tokens after the last visual one, both as they enter the layer
+of the cut, then scaled to (0, 1] over the tokens of the sample as in the released code. The
+template's tokens after the question count as text. With `per: frame` or `tile`, each group is
+chosen from by itself. Where a token lies in the span of those kept (what is left of its square is
+under 1e-5), the more relevant comes first; ties go to the earlier. Float32.
+
+Options:
+    relevance: "text" (default), or "none" for a process that reads no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.pruners.similarity import Similarity, choose_in_groups, unit_rows
+
+SPANNED = 1e-5  # of a unit row's square: less than this is rounding
+LEAST = 1e-6  # relevance of the least relevant token, before scaling; the released code's
+
+
+@dataclass(frozen=True)
+class CDPruner:
+    relevance: str = "text"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("hidden", "text_hidden") if self.relevance == "text" else ("hidden",)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        rows = unit_rows(tokens.states["hidden"])
+        weight = torch.ones_like(rows[:, 0])
+        if self.relevance == "text":
+            weight = text_relevance(rows, tokens.states["text_hidden"])
+        index = choose_in_groups(
+            rows, budget, lambda own, numbers, count: largest_volume(own, weight[numbers], count)
+        )
+        check_finite(torch.cat([rows.sum(dim=1), weight]), "cdpruner")
+        return Selection(index)
+
+
+def text_relevance(rows: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """(N,) float32 in (0, 1], 1 for the most relevant token; all 1 where all are as relevant.
+
+    Args:
+        rows: (N, d) unit rows of the visual tokens.
+        text: (M, H, D) states of the text tokens.
+    """
+    mean = rows @ unit_rows(text).mean(dim=0)  # the mean of the cosines
+    least, most = mean.aminmax()
+    return (mean - least + LEAST) / (most - least + LEAST)
+
+
+def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> torch.Tensor:
+    """(G, count) int64 tokens of each group, in the order of choice.
+
+    One step of a pivoted Cholesky factorisation each. Relevance scales rows and columns of the
+    kernel, so the factors are those of the cosines alone, and a token's gain is its relevance
+    squared x what is left of its row. Holds (G, count, n) factors.
+
+    Args:
+        rows: (G, n, d) of unit length, or zero.
+        relevance: (G, n), above 0.
+    """
+    groups, num, _ = rows.shape
+    similarity = Similarity(rows, hold=count > num // 16)
+    lines = torch.arange(groups, device=rows.device)
+    left = rows.square().sum(dim=2)  # (G, n) of each row outside the span of those chosen
+    weight = relevance.square()
+    last = weight * 1e-20  # below any gain that is not rounding
+    factors = rows.new_zeros(groups, count, num)
+    order: list[torch.Tensor] = []
+    for step in range(count):
+        gain = torch.where(left > SPANNED, weight * left, last)
+        if order:
+            gain.scatter_(1, torch.stack(order, dim=1), -1.0)
+        picked = gain.argmax(dim=1)
+        own = left[lines, picked][:, None]
+        known = factors[:, :step]
+        line = similarity.to(picked) - (known[lines, :, picked][:, None] @ known)[:, 0]
+        line = torch.where(own > SPANNED, line * own.clamp_min(SPANNED).rsqrt(), 0.0)
+        factors[:, step] = line
+        left = left - line.square()
+        order.append(picked)
+    return torch.stack(order, dim=1)

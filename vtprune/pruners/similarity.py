@@ -1,0 +1,119 @@
+"""Cosine similarity of tokens, and choices that are made one token after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from vtprune.pruners.base import Budget
+
+HELD = 2**28  # similarities held at once: 1 GiB
+BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
+SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
+
+
+def unit_rows(states: torch.Tensor) -> torch.Tensor:
+    """(N, d) float32 states of unit length; a state that is zero stays zero.
+
+    Args:
+        states: (N, H, D) of any floating dtype; d = H x D.
+    """
+    rows = states.flatten(1).float()
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(..., n, m) cosines of unit rows (..., n, d) and (..., m, d); 1 for one direction.
+
+    What rounding leaves of 1 would rank tokens that are equal.
+    """
+    made = left @ right.transpose(-1, -2)
+    return made.masked_fill_(made > SAME, 1.0)
+
+
+class Similarity:
+    """Cosines inside G groups of n tokens each.
+
+    Args:
+        rows: (G, n, d) from `unit_rows`.
+        hold: work all cosines out at once and hold them, unless they are too many: one product
+            of n x n is limited by arithmetic, n products of one row by memory.
+    """
+
+    def __init__(self, rows: torch.Tensor, hold: bool) -> None:
+        groups, num, _ = rows.shape
+        self.rows = rows
+        self.lines = torch.arange(groups, device=rows.device)
+        self.held = cosines(rows, rows) if hold and groups * num**2 <= HELD else None
+
+    def to(self, token: torch.Tensor) -> torch.Tensor:
+        """(G, n) cosines with one token of each group, (G,) int64."""
+        if self.held is not None:
+            return self.held[self.lines, token]
+        return cosines(self.rows[self.lines, token][:, None], self.rows)[:, 0]
+
+    def nearest(self) -> torch.Tensor:
+        """(G, n) cosine of every token with its nearest neighbour; -inf where it is alone."""
+        groups, num, _ = self.rows.shape
+        best = self.rows.new_full((groups, num), -torch.inf)
+        for first in range(0, num, BLOCK):
+            part = slice(first, first + BLOCK)
+            block = (
+                cosines(self.rows[:, part], self.rows)
+                if self.held is None
+                else self.held[:, part].clone()
+            )
+            block.diagonal(first, dim1=1, dim2=2).fill_(-torch.inf)
+            # Both ways, so that two nearest neighbours tie whatever the rounding of either side.
+            best[:, part] = torch.maximum(best[:, part], block.amax(dim=2))
+            best = torch.maximum(best, block.amax(dim=1))
+        return best
+
+
+def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Groups of one size at once, but no more than can have all their cosines held.
+
+    Args:
+        group: (N,) int64 group of each token.
+        wanted: (G,) bool, the groups to give.
+
+    Yields:
+        (g, n) int64 tokens of g groups, and the groups' numbers.
+    """
+    sizes = torch.bincount(group).tolist()
+    tokens = group.argsort(stable=True).split(sizes)
+    alike: dict[int, list[int]] = {}
+    for number in wanted.nonzero().squeeze(1).tolist():
+        alike.setdefault(sizes[number], []).append(number)
+    for size, numbers in alike.items():
+        most = max(1, HELD // size**2)
+        for first in range(0, len(numbers), most):
+            some = numbers[first : first + most]
+            yield torch.stack([tokens[number] for number in some]), some
+
+
+def choose_in_groups(
+    rows: torch.Tensor,
+    budget: Budget,
+    choose: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
+    """Index, (K,) ascending, of what a greedy choice keeps in each group.
+
+    Reads nothing back from the device.
+
+    Args:
+        rows: (N, d) from `unit_rows`.
+        choose: (rows (G, n, d) of G groups, the tokens' numbers (G, n), k) -> (G, k) int64 places
+            in the group in the order of choice; a smaller quota takes the first of them.
+    """
+    whole = budget.quota == torch.bincount(budget.group)
+    kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device)]
+    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole):
+        quota = budget.quota[numbers]
+        most = int(quota.max())
+        own = tokens.to(rows.device)
+        order = own.gather(1, choose(rows[own], own, most))
+        first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
+        kept.append(order.flatten()[first.to(rows.device)])
+    return torch.cat(kept).sort().values
