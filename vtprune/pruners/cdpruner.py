@@ -80,21 +80,20 @@ def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> t
     groups, num, _ = rows.shape
     similarity = Similarity(rows, hold=count > num // 16)
     lines = torch.arange(groups, device=rows.device)
-    left = rows.square().sum(dim=2)  # (G, n) of each row outside the span of those chosen
+    left = rows.any(dim=2).float()  # (G, n) of each row's square outside the span of those chosen
     weight = relevance.square()
-    last = weight * 1e-20  # below any gain that is not rounding
+    last = weight * 1e-20  # the gain of what is spanned: below any that is not rounding
     factors = rows.new_zeros(groups, count, num)
     order: list[torch.Tensor] = []
     for step in range(count):
-        gain = torch.where(left > SPANNED, weight * left, last)
-        if order:
-            gain.scatter_(1, torch.stack(order, dim=1), -1.0)
-        picked = gain.argmax(dim=1)
+        picked = torch.where(left > SPANNED, weight * left, last).argmax(dim=1)
         own = left[lines, picked][:, None]
         known = factors[:, :step]
         line = similarity.to(picked) - (known[lines, :, picked][:, None] @ known)[:, 0]
         line = torch.where(own > SPANNED, line * own.clamp_min(SPANNED).rsqrt(), 0.0)
         factors[:, step] = line
         left = left - line.square()
+        for gain in (left, last):
+            gain[lines, picked] = -1.0  # not again
         order.append(picked)
     return torch.stack(order, dim=1)
