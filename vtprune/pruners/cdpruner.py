@@ -26,11 +26,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import threshold
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
 from vtprune.pruners.similarity import Similarity, choose_in_groups, unit_rows
 
-SPANNED = 1e-5  # of a unit row's square: less than this is rounding
+SPANNED = 1e-5  # of a unit row's square: no more than this is rounding
+NOTHING = 1e-20  # in its place: the gain is then below that of any row that is not spanned
 LEAST = 1e-6  # relevance of the least relevant token, before scaling; the released code's
 
 
@@ -80,20 +82,20 @@ def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> t
     groups, num, _ = rows.shape
     similarity = Similarity(rows, hold=count > num // 16)
     lines = torch.arange(groups, device=rows.device)
-    left = rows.any(dim=2).float()  # (G, n) of each row's square outside the span of those chosen
     weight = relevance.square()
-    last = weight * 1e-20  # the gain of what is spanned: below any that is not rounding
+    left = threshold(rows.any(dim=2).float(), SPANNED, NOTHING)  # (G, n) of each row's square
     factors = rows.new_zeros(groups, count, num)
     order: list[torch.Tensor] = []
-    for step in range(count):
-        picked = torch.where(left > SPANNED, weight * left, last).argmax(dim=1)
-        own = left[lines, picked][:, None]
-        known = factors[:, :step]
-        line = similarity.to(picked) - (known[lines, :, picked][:, None] @ known)[:, 0]
-        line = torch.where(own > SPANNED, line * own.clamp_min(SPANNED).rsqrt(), 0.0)
-        factors[:, step] = line
-        left = left - line.square()
-        for gain in (left, last):
-            gain[lines, picked] = -1.0  # not again
+    for step in range(count):  # few and small operations: on a GPU their launches are the cost
+        picked = (weight * left).argmax(dim=1)
         order.append(picked)
+        known = factors[:, :step]
+        line = torch.baddbmm(
+            similarity.to(picked)[:, None], known[lines, :, picked][:, None], known, alpha=-1
+        )[:, 0]
+        # Of a token that is spanned nothing is left but rounding: divided by infinity, it is gone.
+        line *= threshold(left[lines, picked], SPANNED, torch.inf).rsqrt()[:, None]
+        factors[:, step] = line
+        left = threshold(left.addcmul(line, line, value=-1), SPANNED, NOTHING)
+        weight.scatter_(1, picked[:, None], -1.0)  # not again
     return torch.stack(order, dim=1)

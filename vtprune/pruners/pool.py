@@ -15,7 +15,8 @@ makes a difference; they are the same in all pictures, tiles and frames of a gro
 not patches are averaged among their own kind: the newlines of one row of windows become one
 newline. Where a quota is too small for a window a picture, they are dropped; where it still is,
 pictures or frames that follow each other are averaged too. A mean takes the place, and the
-position, of the token nearest its window's centre (the earlier of two).
+position, of the token nearest its window's centre (the earlier of two); features that a model adds
+in later layers (Qwen3-VL) are that token's alone.
 
 Options: none.
 """
