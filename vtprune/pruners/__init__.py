@@ -113,6 +113,13 @@ METHODS: dict[str, Method] = {
         paper="HoliTom, arXiv 2505.21334",
         modalities=("video",),
     ),
+    "vidcom2": Method(
+        path="vtprune.pruners.vidcom2:VidCom2",
+        at="input",
+        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
+        paper="VidCom2, arXiv 2505.14454",
+        modalities=("video",),
+    ),
     "random": Method(
         path="vtprune.pruners.random:Random",
         at="horizon",
@@ -129,13 +136,6 @@ METHODS: dict[str, Method] = {
         at="input",
         summary="the mean of every window of each picture, tile or frame; may keep fewer",
         exact=False,
-    ),
-    "vidcom2": Method(
-        path="vtprune.pruners.vidcom2:VidCom2",
-        at="input",
-        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
-        paper="VidCom2, arXiv 2505.14454",
-        modalities=("video",),
     ),
     "vtw": Method(
         path="vtprune.pruners.vtw:Withdraw",

@@ -26,6 +26,7 @@ import torch
 
 from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
 from vtprune.schedule import quotas
 
@@ -60,15 +61,9 @@ def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     for part in now.split(1024):  # in float32 all of them would be gigabytes of a long video
         here, before = part.to(states.device), previous[part].to(states.device)
         # Half the squared distance of unit rows is that, and 0, not noise, where both are equal.
-        apart = unit(states[here]) - unit(states[before])
+        apart = unit_rows(states[here]) - unit_rows(states[before])
         changed[here] = apart.square().sum(dim=1) / 2
     return changed
-
-
-def unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length in float32; a row of zeros stays."""
-    rows = rows.float()
-    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def fixed_scores(layout: Layout, budget: Budget) -> torch.Tensor:

@@ -31,7 +31,8 @@ import torch
 
 from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
-from vtprune.pruners.evs import changes, unit
+from vtprune.pruners.evs import changes
+from vtprune.pruners.similarity import unit_rows
 from vtprune.schedule import weighted_quotas
 
 # Of the released code.
@@ -139,7 +140,7 @@ def cluster_heads(
     for members, share in parts_of(layout, head, budget):
         here = members.to(states.device)
         if 0 < share < len(members):
-            chosen, nearest = density_peaks(unit(states[here]), share)
+            chosen, nearest = density_peaks(unit_rows(states[here]), share)
             into[here] = here[chosen][nearest]
             kept.append(here[chosen])
         elif share:

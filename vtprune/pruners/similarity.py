@@ -17,7 +17,7 @@ def unit_rows(states: torch.Tensor) -> torch.Tensor:
     """(N, d) float32 states of unit length; a state that is zero stays zero.
 
     Args:
-        states: (N, H, D) of any floating dtype; d = H x D.
+        states: (N, d), or (N, H, D) with d = H x D, of any floating dtype.
     """
     rows = states.flatten(1).float()
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

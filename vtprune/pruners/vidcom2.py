@@ -28,6 +28,7 @@ import torch
 
 from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.similarity import unit_rows
 
 # Of the released code.
 STEADY = 0.5  # share of the channels, those that vary least
@@ -67,8 +68,7 @@ def steady_rows(states: torch.Tensor) -> torch.Tensor:
     rows = states.float()
     count = max(1, int(rows.shape[1] * STEADY))
     channels = rows.var(dim=0, unbiased=False).argsort(stable=True)[:count]
-    rows = rows[:, channels]
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return unit_rows(rows[:, channels])
 
 
 def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
