@@ -336,9 +336,11 @@ def _verdict(compare: Values, answer: str) -> Table:
 
 def show_methods(methods: Mapping[str, Method], console: Console) -> None:
     """Prints every method with its options."""
+    names = [option.name for method in methods.values() for option in method.options]
+    label = max([LABEL, *map(len, names)])
     for name, method in methods.items():
         console.print(Text.assemble((name, "bold"), (f"  at {method.at} by default", "dim")))
-        lines = _lines()
+        lines = _lines(label=label)
         lines.add_row("keeps", method.summary)
         for option in method.options:
             choices = f"{' | '.join(option.choices)} (default {option.default})"
@@ -425,10 +427,10 @@ class Bar:
         return Measurement(6, BAR)
 
 
-def _lines(*justify: JustifyMethod) -> Table:
+def _lines(*justify: JustifyMethod, label: int = LABEL) -> Table:
     """A table without lines whose left column labels the rest; text is taken literally."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", width=LABEL, no_wrap=True)
+    table.add_column(style="dim", width=label, no_wrap=True)
     for side in justify or ("left",):
         table.add_column(justify=side, overflow="fold")
     return table
