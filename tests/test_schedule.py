@@ -521,3 +521,15 @@ def test_a_horizon_past_the_last_layer_cuts_nothing_and_says_so() -> None:
     solved = solve([Place("ecl", 1), Place("horizon", 8, 0.1)], 0.5, 8, 100)
     assert [cut.layer for cut in solved.cuts] == [1]
     assert "no layer of this model can do without" in solved.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("drops_all", "expected"),
+    # 2.4 of 8 layers: two whole ones and 40 of 100 tokens' worth in six; or two whole ones
+    [(False, [(2, 6)]), (True, [(2, 0)])],
+)
+def test_a_free_stage_past_the_last_layer_still_meets_the_budget(
+    drops_all: bool, expected: list[tuple[int, int]]
+) -> None:
+    solved = solve([Place("horizon", 8, None, drops_all)], 0.3, 8, 100)
+    assert cuts(solved) == expected

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -12,7 +13,7 @@ from vtprune.models.structure import Structure
 from vtprune.packing import join_valid
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+    from transformers.cache_utils import Cache, DynamicLayer
 
 Kwargs = dict[str, object]
 
@@ -72,6 +73,49 @@ def unmark_cache(cache: object) -> None:
     """Makes a cache an ordinary one again."""
     for name in ("_vtprune", "reset", "get_seq_length"):
         getattr(cache, "__dict__", {}).pop(name, None)
+
+
+def can_branch(cache: object) -> bool:
+    """Whether every layer of a cache holds all keys in order, as plain growing tensors."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Of the keys and values that a cache holds."""
+    held = [getattr(one, name, None) for one in cache.layers for name in ("keys", "values")]
+    return sum(one.nbytes for one in held if isinstance(one, torch.Tensor))
+
+
+def branch_cache(cache: Cache, layer: int, kept: torch.Tensor) -> Cache:
+    """A cache as it would be had a prefill been cut at `layer`; the given one stays as it is.
+
+    What goes on with a branch leaves the others alone: growing makes new tensors.
+
+    Args:
+        cache: of a prompt without padding and without a cut; see `can_branch`.
+        layer: the first layer that holds the shorter sequence; past the last: nothing is cut.
+        kept: (B, n) int64 ascending columns that it and later layers hold. A cache of 1 row is
+            branched into B rows.
+    """
+    length, rows = cache_length(cache), len(kept)
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(one) for one in cache.layers]
+    for number, one in enumerate(cast("list[DynamicLayer]", branch.layers)):
+        for name in ("keys", "values"):
+            held: torch.Tensor = getattr(one, name)  # (1, H, S, D)
+            if number < layer:
+                changed = held.expand(rows, *held.shape[1:])
+            else:  # (H, B, n, D) -> (B, H, n, D)
+                changed = held[0][:, kept.to(held.device)].transpose(0, 1)
+            setattr(one, name, changed)
+    if layer < len(branch.layers):
+        offset = 0 if layer else length - kept.shape[1]
+        state = CacheState([None] * len(branch.layers), layer or None, offset)
+        mark_cache(branch, state)
+    return branch
 
 
 def _reset(cache: Cache) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,7 +146,28 @@ def read_calibration(
     )
 
 
-def _packaged() -> dict[str, Any]:
+def write_calibration(
+    calibration: Calibration, model_type: str, layers: int, hidden: int, comment: str = ""
+) -> str:
+    """What `read_calibration` reads, as text.
+
+    Args:
+        comment: lines to put before it.
+    """
+    import yaml
+
+    values = (model_type, layers, hidden, calibration.ecl, calibration.horizon)
+    data: dict[str, object] = dict(zip(REQUIRED, values, strict=True))
+    if calibration.horizon_text is not None:
+        data["horizon_text"] = calibration.horizon_text
+    data["sources"] = dict(calibration.sources)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    return head + text
+
+
+@functools.cache  # every `pruning` block asks; reading it takes a tenth of a second
+def _packaged() -> Mapping[str, Any]:
     import yaml
 
     text = resources.files("vtprune").joinpath("_data/models.yaml").read_text(encoding="utf-8")

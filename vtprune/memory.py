@@ -28,10 +28,15 @@ def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[Non
     except VtpruneError:
         raise
     except (MemoryError, RuntimeError) as error:
-        certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not certain and not any(sign in str(error).lower() for sign in SIGNS):
+        if not ran_out(error):
             raise
         raise ModelError(*explain(loaded, preset, trace)) from error
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error is one of memory, on any device."""
+    certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return certain or any(sign in str(error).lower() for sign in SIGNS)
 
 
 def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:

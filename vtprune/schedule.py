@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vtprune.errors import PresetError
@@ -142,7 +142,7 @@ def merge_places(
     """Numbered places in order, each layer once.
 
     Two named places that meet become one: the stage that keeps fewer tokens stays. A named place
-    past the last layer is left out.
+    past the last layer is left out, unless it is the one that has to meet the budget.
 
     Args:
         over: the stages with a keep spend more than the budget, so that the free one keeps fewer.
@@ -165,6 +165,8 @@ def merge_places(
     kept: list[tuple[int, Place]] = []
     warnings: list[str] = []
     for number, place in enumerate(places):
+        if place.layer >= num_layers and place.keep is None:
+            place = replace(place, layer=num_layers - 1)  # the budget moves it where it fits
         if place.layer >= num_layers:
             warnings.append(
                 f"no layer of this model can do without visual tokens (its {place.at} is "

@@ -15,6 +15,10 @@ from vtprune.errors import VtpruneError
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
+    "calibrate": (
+        "vtprune.cli.calibrate:calibrate",
+        "Find the layers where a model can be cut, on questions of yours.",
+    ),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",

@@ -76,10 +76,7 @@ def check_ranges(flags: Flags) -> None:
         VtpruneError: names the option, the value and the range.
     """
     for name, low, high in RANGES:
-        value = getattr(flags, name)
-        if value is not None and not low <= value <= high:
-            rule = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-            raise _out_of_range(name, value, f"a whole number, {rule}")
+        check_number(name, getattr(flags, name), low, high)
     if flags.fps is not None and not 0 < flags.fps < math.inf:
         raise _out_of_range("fps", flags.fps, "frames a second, above 0")
     if not 0 < flags.top_p <= 1:
@@ -90,6 +87,17 @@ def check_ranges(flags: Flags) -> None:
         raise VtpruneError("--frames and --fps exclude each other", "give one of them")
     if flags.quiet and flags.json:
         raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
+
+
+def check_number(name: str, value: int | None, low: int, high: float = math.inf) -> None:
+    """Refuses a whole number out of range.
+
+    Raises:
+        VtpruneError: names the option, the value and the range.
+    """
+    if value is not None and not low <= value <= high:
+        rule = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        raise _out_of_range(name, value, f"a whole number, {rule}")
 
 
 def _out_of_range(name: str, value: float, rule: str) -> VtpruneError:
@@ -118,10 +126,15 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     if not paths:
         missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
-    return paths, [_read_question(question) for question in questions]
+    return paths, [read_question(question) for question in questions]
 
 
-def _read_question(question: str) -> str:
+def read_question(question: str) -> str:
+    """A question as it was given; "-" is read from standard input.
+
+    Raises:
+        VtpruneError: it is empty.
+    """
     if question == "-":
         question = sys.stdin.read()
         if not question.strip():

@@ -29,8 +29,7 @@ def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[
 _opt = partial(partial, click.option)
 
 # fmt: off
-model_options = _group(
-    "Model",
+_LOADING = (
     _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
          help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
          "demonstration model]"),
@@ -40,11 +39,17 @@ model_options = _group(
     _opt("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"),
     _opt("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, "
          "eager, flash_attention_2."),
-    _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
-         help="Where ecl and horizon are in this model."),
-    _opt("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint brings."),
 )
+_CALIBRATION = _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+                    help="Where ecl and horizon are in this model.")
+_TRUST = _opt("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint "
+              "brings.")
+
+model_options = _group("Model", *_LOADING, _CALIBRATION, _TRUST)
 """Which model, and how it is loaded."""
+
+uncalibrated_options = _group("Model", *_LOADING, _TRUST)
+"""The same, for what finds out where it can be cut."""
 
 media_options = _group(
     "Media",

@@ -376,20 +376,15 @@ def _stages(stages: Iterable[StageSpec]) -> str:
 
 def show_models(aliases: Iterable[Alias], console: Console) -> None:
     """Prints every short name, with where the model can be cut and who says so."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for heading in ("model", "family", "size", "ecl", "horizon", "source"):
-        right = heading in ("size", "ecl", "horizon")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "source")
-    guessed = False
-    for alias in aliases:
-        known = alias.calibration
-        table.add_row(
-            alias.name, alias.model_type, alias.parameters, _figure(known, "ecl"),
-            _figure(known, "horizon"), _sources(known.sources),
-        )  # fmt: skip
-        guessed = guessed or "default" in known.sources.values()
-    console.print(table)
-    if guessed:
+    headings = ("model", "family", "<size", "<ecl", "<horizon", "source")
+    known = [(alias, alias.calibration) for alias in aliases]
+    rows = [
+        (alias.name, alias.model_type, alias.parameters, _figure(own, "ecl"),
+         _figure(own, "horizon"), _sources(own.sources))
+        for alias, own in known
+    ]  # fmt: skip
+    show_table(headings, rows, console)
+    if any("default" in own.sources.values() for _, own in known):
         console.print(Text("(in brackets: a default, not measured for this model)", "dim"))
 
 
@@ -406,6 +401,35 @@ def _sources(sources: Mapping[str, str]) -> str:
         if source != "default" and figure in ("ecl", "horizon")
     ]
     return ", ".join(parts) or "default"
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
+    """Prints rows under headings; a heading that begins with "<" is of numbers, set to the right.
+
+    The last column is folded where it is too long for its line.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for number, heading in enumerate(headings):
+        right, last = heading.startswith("<"), number == len(headings) - 1
+        table.add_column(
+            heading.removeprefix("<"), justify="right" if right else "left", no_wrap=not last
+        )
+    for row in rows:
+        table.add_row(*(printable(cell) for cell in row))
+    console.print(table)
+
+
+def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
+    """Prints lines with a label each."""
+    lines = _lines()
+    for label, text in facts:
+        lines.add_row(label, Text(printable(text)))
+    console.print(lines)
+
+
+def show_warning(text: str, console: Console) -> None:
+    """Prints what the reader should know."""
+    console.print(_warning(text))
 
 
 # Pieces

@@ -73,12 +73,27 @@ def _draw(
     """Means of DRAWS draws of files, and the mean itself."""
     if not len(values):
         return np.full(1, np.nan), float("nan")
+    draws, sums = draw_files(np.stack([values, np.ones_like(values)], axis=1), files, seed)
+    drawn = draws @ sums
+    return drawn[:, 0] / drawn[:, 1], float(values.mean())
+
+
+def draw_files(
+    values: NDArray[np.float64], files: Sequence[str], seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """How often each of G files comes up in each draw, and what each adds up to.
+
+    Args:
+        values: (n, k), a row a question.
+
+    Returns:
+        (DRAWS, G), rows add up to G; and (G, k) sums over the questions of a file.
+    """
     _, group = np.unique(np.asarray(files), return_inverse=True)
     num_files = int(group.max()) + 1
-    sums, counts = np.zeros(num_files), np.zeros(num_files)
+    sums = np.zeros((num_files, values.shape[1]))
     np.add.at(sums, group, values)
-    np.add.at(counts, group, 1.0)
     draws = np.random.default_rng(seed).multinomial(
         num_files, [1 / num_files] * num_files, size=DRAWS
     )
-    return (draws @ sums) / (draws @ counts), float(values.mean())
+    return draws, sums

@@ -1,0 +1,192 @@
+"""A layer-average budget, spent on breadth (tokens) or depth (layers): which split loses least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vtprune.answers import Prompt, Score, score_forced
+from vtprune.calibrate.horizon import FEWEST_FILES, Change, Figures, relative_change
+from vtprune.catalog import Calibration
+from vtprune.engine import Encoded, pruning
+from vtprune.errors import ModelError, PresetError
+from vtprune.pruners import METHODS, find_method
+from vtprune.schedule import SLACK
+
+if TYPE_CHECKING:
+    from vtprune.loading import Loaded
+
+SELECTORS = ("entropy", "random", "uniform")
+DEPTHS = (1 / 4, 1 / 2, 3 / 4)  # between the depth where all tokens use the budget up, and the end
+LEFT = 1 / 6  # of the budget that random keeps past the horizon, as in the packaged presets
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to spend a budget.
+
+    Args:
+        name: as in the table.
+        stages: in the preset schema; one is free, and meets the budget.
+    """
+
+    name: str
+    stages: tuple[Mapping[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a schedule did.
+
+    Args:
+        schedule: which.
+        keep_mean: layer average of what was really kept, over the questions.
+        change: of quality against the unpruned model; one entry.
+        apart: whether the best schedule is better than this one, by the lower bound.
+        exact: share of the answers that are what greedy decoding gives.
+        unreachable: why the budget can't be met; the rest says nothing then.
+    """
+
+    schedule: Schedule
+    keep_mean: float = 0.0
+    change: Change | None = None
+    apart: bool = False
+    exact: float = 0.0
+    unreachable: str = ""
+
+    @property
+    def mean(self) -> float:
+        """The change of quality, by which schedules are ranked."""
+        return self.change.mean[0] if self.change else -np.inf
+
+
+def schedules(
+    keep: float, num_layers: int, calibration: Calibration, selectors: Sequence[str] = SELECTORS
+) -> list[Schedule]:
+    """A few splits of a budget, from one cut at the start to all tokens until it is used up.
+
+    Every selector alone; with random past the horizon; and with everything dropped at the horizon
+    and at depths between; last, no selector: all tokens to the depth that the budget pays for.
+
+    Raises:
+        PresetError: a selector is no method that chooses tokens.
+    """
+    found = []
+    horizon, paid = calibration.horizon, keep * num_layers
+    depths = {round(paid + part * (num_layers - paid)): False for part in DEPTHS}
+    depths[horizon] = True
+    for name in selectors:
+        method = find_method(name)
+        if method.drops_all:
+            raise PresetError(
+                f"method {name} chooses no tokens: all schedules end with it or without it",
+                f"choose from {', '.join(n for n, one in METHODS.items() if not one.drops_all)}",
+            )
+        if method.schedule:
+            found.append(
+                Schedule(f"{name}, its own schedule", ({"at": "schedule", "method": name},))
+            )
+            continue
+        at = "ecl" if method.at == "ecl" or method.lowest else "input"
+        first = {"at": at, "method": name}
+        start = calibration.ecl if at == "ecl" else 0
+        found.append(Schedule(f"{name} at {at}", (first,)))
+        if start < horizon < num_layers:
+            last = {"at": "horizon", "method": "random", "keep": round(LEFT * keep, 4)}
+            found.append(Schedule(f"{name} at {at}, random at horizon", (first, last)))
+        for depth, named in sorted(depths.items()):
+            if max(start, paid) < depth < num_layers:
+                place = "horizon" if named else depth
+                last = {"at": place, "method": "vtw", "keep": 0}
+                shown = f"horizon ({depth})" if named else f"layer {depth}"
+                found.append(Schedule(f"{name} at {at}, none from {shown}", (first, last)))
+    if (last_paid := int(paid + SLACK)) >= 1:
+        whole = {"at": last_paid, "method": "vtw"}
+        found.append(Schedule(f"all, none from layer {last_paid}", (whole,)))
+    return found
+
+
+class Search:
+    """Tries schedules on one prompt after the other.
+
+    Args:
+        loaded: the model.
+        keep: the layer average.
+        calibration: where `ecl` and `horizon` are.
+        candidates: what to try.
+    """
+
+    def __init__(
+        self, loaded: Loaded, keep: float, calibration: Calibration, candidates: Sequence[Schedule]
+    ) -> None:
+        self.loaded, self.keep, self.calibration = loaded, keep, calibration
+        self.candidates = candidates
+        self.scores: list[list[Score]] = [[] for _ in candidates]
+        self.kept: list[list[float]] = [[] for _ in candidates]
+        self.unreachable: dict[int, str] = {}
+
+    def prompt(self, prompt: Prompt, encoded: Encoded) -> None:
+        """Scores a prompt's answer under every schedule that still meets the budget."""
+        for number, one in enumerate(self.candidates):
+            if number in self.unreachable:
+                continue
+            block = pruning(
+                self.loaded.model,
+                {"stages": list(one.stages)},
+                self.keep,
+                SEED,
+                calibration=self.calibration,
+                encoded=encoded,
+                media=prompt.media,
+            )
+            try:
+                with block as trace:
+                    self.scores[number].append(score_forced(self.loaded, prompt))
+            except (PresetError, ModelError) as error:
+                self.unreachable[number] = error.message
+                continue
+            self.kept[number].append(trace.keep_mean())
+
+    def table(self, before: Sequence[Score], files: Sequence[str]) -> list[Tried]:
+        """All schedules, the best first.
+
+        Args:
+            before: the unpruned model's scores of the same prompts.
+            files: the file of each.
+        """
+        quality = {
+            number: np.array([[one.probability] for one in scores])
+            for number, scores in enumerate(self.scores)
+            if number not in self.unreachable
+        }
+        unpruned = [one.probability for one in before]
+        tried = [
+            Tried(
+                self.candidates[number],
+                float(np.mean(self.kept[number])),
+                relative_change(unpruned, values, files),
+                exact=float(np.mean([one.greedy for one in self.scores[number]])),
+            )
+            for number, values in quality.items()
+        ]
+        if tried:
+            best = list(quality.values())[int(np.argmax([one.mean for one in tried]))]
+            tried = [
+                replace(one, apart=_better(best, values, files))
+                for one, values in zip(tried, quality.values(), strict=True)
+            ]
+        tried.sort(key=lambda one: -one.mean)
+        return tried + [
+            Tried(self.candidates[number], unreachable=why)
+            for number, why in self.unreachable.items()
+        ]
+
+
+def _better(best: Figures, other: Figures, files: Sequence[str]) -> bool:
+    """Whether one schedule's quality, (n, 1), is above another's beyond doubt."""
+    change = relative_change(other[:, 0].tolist(), best, files)
+    return change.files >= FEWEST_FILES and change.lower[0] > 0

@@ -1,0 +1,105 @@
+"""What `calibrate` shows: tables on standard output, warnings beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vtprune.console import (
+    show_facts,
+    show_table,
+    show_warning,
+    stderr_console,
+    stdout_console,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vtprune.calibrate import Horizon, Information, Measured
+
+Shown = tuple[list[str], list[list[str]]]
+
+
+def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
+    """Prints what was measured, and which files say it."""
+    console = stdout_console()
+    show_table(*_layers(measured), console)
+    console.print()
+    show_facts(_found(measured), console)
+    if measured.information:
+        console.print()
+        show_table(*_windows(measured.information), console)
+    if measured.tried:
+        console.print()
+        show_table(*_schedules(measured), console)
+        console.print()
+        show_facts([("propose", measured.proposal() or "no schedule meets this budget")], console)
+    for warning in measured.warnings:
+        show_warning(warning, stderr_console())
+    show_facts([("wrote", ", ".join(map(str, written)))], stderr_console())
+
+
+def _layers(measured: Measured) -> Shown:
+    """A row a layer: entropy, and what dropping all visual tokens from there on does."""
+    headings = ["<layer", "<entropy", "<fall"]
+    for group in measured.horizons:
+        headings += [f"<{group}", "<lower", "<exact"]
+    curve = measured.collapse.curve
+    rows = []
+    for layer, entropy in enumerate(curve):
+        fall = f"{curve[layer - 1] - entropy:+.3f}" if layer else ""
+        row = [str(layer), f"{entropy:.3f}", fall]
+        for one in measured.horizons.values():
+            change = one.change
+            row += [f"{change.mean[layer]:+.1%}", f"{change.lower[layer]:+.1%}",
+                    f"{one.exact[layer]:.0%}"]  # fmt: skip
+        rows.append(row)
+    return headings, rows
+
+
+def _windows(told: Information) -> Shown:
+    """A row a layer: what the text reads from single 2 x 2 windows from there on."""
+    headings = ["<layer", "<window, mean", "<largest"]
+    rows = [
+        [str(layer), f"{mean:+.4f}", f"{largest:.4f}"]
+        for layer, (mean, largest) in enumerate(zip(told.mean, told.largest, strict=True))
+    ]
+    return headings, rows
+
+
+def _found(measured: Measured) -> Iterable[tuple[str, str]]:
+    from vtprune.calibrate.horizon import counted
+
+    collapse = measured.collapse
+    fall = f"falls by {collapse.drop:.3f}" if collapse.drop > 0 else "does not fall before half way"
+    yield (
+        "ecl",
+        f"layer {collapse.layer}: entropy {fall}; {collapse.share:.0%} of "
+        f"{counted(measured.inputs, 'input')} agree",
+    )
+    for group, horizon in measured.horizons.items():
+        yield "horizon", f"{group}: {_horizon(horizon)}"
+    yield "measure", f"{measured.quality()}, in {measured.seconds:.0f} s"
+
+
+def _horizon(horizon: Horizon) -> str:
+    if horizon.layer is None:
+        return f"not found ({horizon.asked()}): {horizon.reason()}"
+    lowest = min(horizon.change.lower[horizon.layer :])
+    told = f"layer {horizon.layer} ({horizon.asked()}): the lower bound is {lowest:+.1%} from there"
+    return f"{told}; {horizon.reason()}" if horizon.reason() else told
+
+
+def _schedules(measured: Measured) -> Shown:
+    headings = ["<keep", "<change", "<lower", "<exact", "", "schedule"]
+    rows = []
+    for number, one in enumerate(measured.tried):
+        if one.change is None:
+            rows.append(["", "", "", "", "", f"{one.schedule.name}: {one.unreachable}"])
+            continue
+        verdict = "best" if number == 0 else "" if one.apart else "alike"
+        rows.append([f"{one.keep_mean:.3f}", f"{one.change.mean[0]:+.1%}",
+                     f"{one.change.lower[0]:+.1%}", f"{one.exact:.0%}", verdict,
+                     one.schedule.name])  # fmt: skip
+    return headings, rows

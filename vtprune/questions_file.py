@@ -1,0 +1,127 @@
+"""Questions about media files, one JSON object a line, as `vtprune demo` writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from vtprune.errors import VtpruneError
+
+LARGEST_FILE = 64 * 2**20  # bytes
+MOST_FAULTS = 20  # that are spelt out
+KEYS = ("file", "question", "answer", "choices", "kind")
+TEXT_KINDS = ("number_*", "ocr*", "text*", "document*", "chart*", "table*")
+HINT = 'a line is {"file": "clip.mp4", "question": "what moves?", "answer": "a circle"}'
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about one file.
+
+    Args:
+        file: the picture, video or directory of pictures.
+        question: what is asked.
+        answer: the right answer; None where it is not known.
+        choices: the answers to choose from; () where any may be given.
+        kind: what the question is about, such as "colour" or "ocr"; "" where nobody said.
+    """
+
+    file: Path
+    question: str
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+    kind: str = ""
+
+    @property
+    def text_heavy(self) -> bool:
+        """Whether it is about written text: its kind is one of TEXT_KINDS."""
+        return any(fnmatchcase(self.kind.lower(), pattern) for pattern in TEXT_KINDS)
+
+
+def read_questions(path: str | Path) -> list[Asked]:
+    """The questions of a file.
+
+    Args:
+        path: lines of JSON objects with file (relative to this file) and question, and, where
+            known, answer, choices and kind. Further keys are left alone.
+
+    Raises:
+        VtpruneError: not readable, or faults, all named with their lines.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        text = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise VtpruneError(f"{path}: can't be read: {reason}", HINT) from error
+    if len(raw) > LARGEST_FILE:
+        raise VtpruneError(f"{path}: larger than {LARGEST_FILE} bytes", "split it")
+    asked: list[Asked] = []
+    faults: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            found = _read_line(line, path.parent)
+            if isinstance(found, Asked):
+                asked.append(found)
+            else:
+                faults += [f"{path}:{number}: {fault}" for fault in found]
+    if len(faults) > MOST_FAULTS:
+        faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
+    if faults:
+        raise VtpruneError("; ".join(faults), HINT)
+    if not asked:
+        raise VtpruneError(f"{path}: holds no question", HINT)
+    return asked
+
+
+def _read_line(line: str, folder: Path) -> Asked | list[str]:
+    """The question of one line, or what is wrong with it."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return [f"not JSON: {getattr(error, 'msg', 'nested too deep')}"]
+    if not isinstance(data, dict):
+        return [f"{reprlib.repr(data)} is not a JSON object"]
+    faults = [f"{key} is missing" for key in ("file", "question") if key not in data]
+    for key in data:
+        close = [] if key in KEYS else get_close_matches(key, KEYS, n=1, cutoff=0.8)
+        faults += [f"unknown key {key!r}, did you mean {one}?" for one in close]
+    for key in ("file", "question", "answer", "kind"):
+        value = data.get(key)
+        absent = value is None if key == "answer" else key == "kind" and value in (None, "")
+        if key in data and not absent and not (isinstance(value, str) and value.strip()):
+            faults.append(f"{key} is {reprlib.repr(value)}, not text")
+    choices = data.get("choices")
+    if choices is not None and not _is_choices(choices):
+        faults.append(f"choices is {reprlib.repr(choices)}, not a list of texts")
+    if faults:
+        return faults
+    answer = data.get("answer")
+    if choices and answer is not None and answer not in choices:
+        faults.append(f"answer {reprlib.repr(answer)} is not one of the choices")
+    file = folder / data["file"]
+    if not os.path.exists(file):  # False too for what can't be a name
+        faults.append(f"file {reprlib.repr(data['file'])}: no such file in {folder}")
+    return faults or Asked(
+        file,
+        _whole(data["question"].strip()),
+        None if answer is None else _whole(answer.strip()),
+        tuple(map(_whole, choices or ())),
+        data.get("kind") or "",
+    )
+
+
+def _whole(text: str) -> str:
+    """Text that a tokenizer takes: JSON can spell out half a character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_choices(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
