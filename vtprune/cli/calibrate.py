@@ -34,8 +34,9 @@ LONGEST = 64  # tokens of the model's own answer
 EPILOG = """\b
 Examples:
   vtprune calibrate questions.jsonl --model qwen2.5-vl-7b -o calibration.yaml
-  vtprune calibrate *.jpg -q "what is shown?" -q "what colour is it?" -o c.yaml
-  vtprune calibrate questions.jsonl -o c.yaml --propose 0.3 --propose-preset p.yaml
+  vtprune calibrate *.jpg -q "what is shown?" -q "how many?" -o c.yaml
+  vtprune calibrate questions.jsonl -o c.yaml --propose 0.3 \\
+    --propose-preset p.yaml
   vtprune ask clip.mp4 "what happens?" --calibration c.yaml --preset p.yaml
 """
 
