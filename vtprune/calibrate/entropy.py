@@ -51,7 +51,7 @@ def matrix_entropy(states: torch.Tensor) -> float:
     Raises:
         ModelError: the states hold NaN or infinity.
     """
-    rows = states.double()
+    rows = (states.cpu() if states.device.type == "mps" else states).double()  # mps has no float64
     if not bool(rows.isfinite().all()):
         raise ModelError(
             "the model's states hold NaN or infinity, so they have no entropy",
