@@ -19,7 +19,7 @@ from vtprune.schedule import SLACK
 if TYPE_CHECKING:
     from vtprune.loading import Loaded
 
-SELECTORS = ("entropy", "random", "uniform")
+SELECTORS = ("entropy", "divprune", "random", "uniform")
 DEPTHS = (1 / 4, 1 / 2, 3 / 4)  # between the depth where all tokens use the budget up, and the end
 LEFT = 1 / 6  # of the budget that random keeps past the horizon, as in the packaged presets
 SEED = 0
