@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vtprune.batching import count_on
+
 __all__ = ["BYTES", "LAYERS", "PATCH", "PINPOINTS", "TILE", "TILES", "WIDTH"]
 
 FAMILIES: dict[str, Tiny] = {**tiny_llava.MODELS, **tiny_qwen.MODELS, **tiny_blocks.MODELS}
@@ -118,7 +120,10 @@ def left_pad(name: str, batch: Sequence[dict[str, torch.Tensor]]) -> dict[str, t
     made: dict[str, torch.Tensor] = {}
     for key in dict.fromkeys(key for one in batch for key in one):
         parts = [one[key] for one in batch if key in one]
-        if key in fill:
+        if key.endswith("_token_pooling"):  # numbers of patches, counted over the batch
+            pixels = "pixel_values" if key.startswith("image") else "pixel_values_videos"
+            parts = count_on(parts, [one[pixels] for one in batch if key in one])
+        elif key in fill:
             parts = [
                 torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=fill[key])
                 for part in parts

@@ -9,6 +9,9 @@ from torch.nn.functional import pad
 
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 FRAMES = "pixel_values_videos"
+POOLED = {"image_token_pooling": "pixel_values", "video_token_pooling": FRAMES}
+"""Numbers of patches, counted over the whole batch -> the (tiles or frames, patches, d) they are of
+(Molmo2)."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -17,14 +20,13 @@ def group_alike(prompts: Sequence[Tensors], size: int) -> list[list[int]]:
     """Numbers of the prompts that can be one batch, at most `size` in each, order kept inside.
 
     Videos that a family stacks as (1, frames, 3, h, w) need the same number of frames: a padding
-    frame would be looked at.
+    frame would be looked at. All others are apart from pictures, whose placeholders they may share.
     """
     alike: dict[object, list[int]] = {}
     for number, prompt in enumerate(prompts):
         video = prompt.get(FRAMES)
-        key = tuple(video.shape[1:]) if video is not None and video.dim() == 5 else None
-        alike.setdefault(key, []).append(number)
-    # A prompt without such a video fits beside any, but order and simplicity count for more.
+        shape = () if video is None or video.dim() < 5 else tuple(video.shape[1:])
+        alike.setdefault((video is None, shape), []).append(number)
     return [
         numbers[start : start + size]
         for numbers in alike.values()
@@ -49,9 +51,25 @@ def collate(prompts: Sequence[Tensors], pad_id: int) -> dict[str, torch.Tensor]:
             fill = pad_id if name == "input_ids" else 0
             rows = [pad(part, (longest - part.shape[1], 0), value=fill) for part in parts]
             batch[name] = torch.cat(rows)
+        elif name in POOLED:
+            own = [prompt for prompt in prompts if name in prompt]
+            batch[name] = torch.cat(count_on(parts, [one[POOLED[name]] for one in own]))
         else:
             batch[name] = torch.cat(fill_up(parts))
     return batch
+
+
+def count_on(parts: Sequence[torch.Tensor], pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Numbers of patches, each part's own, as numbers among those of all parts; -1 is none.
+
+    Args:
+        pixels: (tiles or frames, patches, d) of each part.
+    """
+    counted, before = [], 0
+    for part, own in zip(parts, pixels, strict=True):
+        counted.append(torch.where(part >= 0, part + before, part))
+        before += own.shape[0] * own.shape[1]
+    return counted
 
 
 def fill_up(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
