@@ -283,6 +283,11 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
         (["--method", "random", "--at", "x"], r"Error: at: x is not a place\nhint: "),
         (["-o", "norm"], r"Error: -o norm is not key=value\nhint: "),
         (["-o", "norm=x"], r"Error: norm: x is not a value of method entropy\nhint: "),
+        (["--at", "pixels", "--method", "entropy"], r"Error: entropy at pixels: .*\nhint: "),
+        (
+            ["--method", "predictable", "-o", "tolerance=x"],
+            r"Error: tolerance: x is not a value of method predictable\nhint: give a number ",
+        ),
         (["--frames", "0"], r"Error: --frames 0 is out of range\nhint: .*1 or more"),
         (["--fps", "0"], r"Error: --fps 0.0 is out of range\n"),
         (["--fps", "inf"], r"Error: --fps inf is out of range\n"),

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching",
-     "comparison"),
+     "comparison", "units"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
-    ("attention", "plan", "caches", "prefill", "engine"),
+    ("attention", "plan", "caches", "prefill", "thinning", "thin_tower", "engine"),
     ("calibrate", "loading", "generation", "memory", "figures", "compare", "run", "evaluation",
      "standing", "contest", "answers"),
     ("console", "speed_chart"),
@@ -33,6 +33,7 @@ WITHIN = {
     "schedule": {"errors"},
     "layout": set(),
     "cost": {"errors"},
+    "units": set(),
     "report": set(),
     "comparison": set(),
     "spec": {"errors", "pruners"},
@@ -41,10 +42,10 @@ WITHIN = {
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
     "lineup": {"errors", "preset", "pruners", "spec"},
     "catalog": {"errors", "yaml_file"},
-    "pruners": {"errors", "layout", "schedule"},
+    "pruners": {"errors", "layout", "schedule", "units"},
     "media": {"errors"},
     "questions_file": {"errors"},
-    "models": {"errors", "layout", "media"},
+    "models": {"errors", "layout", "media", "units"},
     "console": set(),
 }
 """What the parts that everything rests on may import, apart from themselves."""

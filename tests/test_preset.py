@@ -145,7 +145,73 @@ def test_a_method_flag_replaces_all_stages_by_one_free_one() -> None:
 def test_a_method_cuts_at_its_own_place_unless_told_otherwise(method: str) -> None:
     preset = load_preset(FREE)
     assert override(preset, method=method).stages_for("image")[0].at == METHODS[method].at
-    assert override(preset, method=method, at=3).stages_for("image")[0].at == "3"
+    other = "pixels" if METHODS[method].units else 3
+    assert override(preset, method=method, at=other).stages_for("image")[0].at == str(other)
+
+
+PIXELS = {"at": "pixels", "method": "predictable"}
+
+
+def test_a_stage_at_pixels_is_not_the_free_one() -> None:
+    stages = [{**PIXELS, "tolerance": 4}, {"at": 2, "method": "entropy"}]
+    preset = load_preset({"keep": 0.3, "stages": stages})
+    first = preset.stages_for("video")[0]
+    assert (first.at, first.keep, first.options) == ("pixels", None, (("tolerance", 4.0),))
+    with pytest.raises(PresetError, match=r"every image stage has its own keep") as raised:
+        load_preset({"keep": 0.3, "stages": [PIXELS, {"at": 2, "method": "random", "keep": 0.5}]})
+    assert "the stage at 2 (random)" in raised.value.hint
+
+
+def test_a_stage_at_pixels_needs_no_keep_and_may_have_one() -> None:
+    for stage in (PIXELS, {**PIXELS, "keep": 0.5}):
+        assert load_preset({"stages": [stage]}).at_pixels() is not None
+    alone = load_preset({"keep": 0.5, "stages": [PIXELS]})
+    assert alone.keep_for("image") == 0.5
+    assert load_preset({"keep": 1.0, "stages": [PIXELS]}).at_pixels() is None
+    assert load_preset({"stages": [{"at": 2, "method": "random", "keep": 0.5}]}).at_pixels() is None
+
+
+@pytest.mark.parametrize("where", ["top", "image", "video"])
+@pytest.mark.parametrize("second", [PIXELS, {**PIXELS, "keep": 0.5}])
+def test_a_stage_at_pixels_comes_first_and_once(where: str, second: object) -> None:
+    stages = {"stages": [{"at": "input", "method": "random", "keep": 0.5}, second]}
+    with pytest.raises(PresetError, match=r"a stage at pixels .* comes after another one"):
+        load_preset(stages if where == "top" else {where: stages})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_on_the_wrong_side_of_the_vision_tower_is_refused(method: str) -> None:
+    place, told = ("input", "before") if METHODS[method].units else ("pixels", "chooses tokens")
+    with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):
+        load_preset({"stages": [{"at": place, "method": method}]})
+    with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):
+        override(load_preset(FREE), method=method, at=place)
+
+
+@pytest.mark.parametrize("extra", [{"per": "frame"}, {"positions": "renumber"}])
+def test_a_stage_at_pixels_takes_nothing_that_is_about_tokens(extra: dict[str, str]) -> None:
+    with pytest.raises(PresetError, match="per, split or positions for predictable at pixels"):
+        load_preset({"stages": [{**PIXELS, **extra}]})
+
+
+def test_without_a_keep_of_its_own_the_flag_for_pixels_drops_what_is_predictable_alone() -> None:
+    preset = load_preset({"keep": 0.3, "image": {"keep": 0.2}, **FREE})
+    assert override(preset, method="predictable").keep_for("image") is None
+    assert override(preset, method="predictable").keep_for("video") is None
+    assert override(preset, method="predictable", keep=0.4).keep_for("image") == 0.4
+    assert override(preset, method="predictable", keep="video=0.4").keep_for("video") == 0.4
+
+
+def test_a_number_is_read_from_a_file_and_from_a_flag(tmp_path: Path) -> None:
+    path = write(tmp_path, "stages:\n  - {at: pixels, method: predictable, tolerance: 0.5}\n")
+    preset = load_preset(path)
+    assert preset.stages_for("image")[0].options == (("tolerance", 0.5),)
+    changed = override(preset, options={"tolerance": "3"})
+    assert changed.stages_for("image")[0].options == (("tolerance", 3.0),)
+    assert load_preset({"stages": changed.to_dict()["stages"]}).stages == changed.stages
+    path = write(tmp_path, "stages:\n  - at: pixels\n    method: predictable\n    tolerance: -2\n")
+    with pytest.raises(PresetError, match="line 4: tolerance: -2 is not a value of method"):
+        load_preset(path)
 
 
 def test_a_place_without_a_method_is_refused() -> None:
@@ -285,7 +351,7 @@ def test_all_faults_are_shown_at_once_with_their_lines(tmp_path: Path) -> None:
         6: "max_tiles: 'many' is not a whole number from 0 on",
         7: "unknown key 'frames'",
         9: "a stage needs at",
-        10: "at: pixels: no method cuts before the vision tower yet",
+        10: "entropy at pixels: it chooses tokens, which only the vision tower makes",
         12: "norm: rows is not a value of method entropy",
         13: "states: keys is not a value of method entropy",
         14: "method entropy has no option 'nrom'",

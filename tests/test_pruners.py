@@ -15,7 +15,7 @@ import torch
 
 from vtprune.errors import ModelError, PresetError
 from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
-from vtprune.pruners import METHODS, check_options, create, find_method
+from vtprune.pruners import METHODS, Option, check_options, create, find_method
 from vtprune.pruners.base import STATES, Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.entropy import CHUNK, token_entropy
 from vtprune.spec import check_place
@@ -39,7 +39,9 @@ def flat(count: int) -> Layout:
     return lay_out({"image": torch.arange(count)}, {"image": [box(1, 1, count)]})
 
 
-KEEPING = [name for name in METHODS if not METHODS[name].drops_all]
+CUTTING = [name for name in METHODS if not METHODS[name].units]
+"""Methods that choose tokens; those that act before the vision tower have a file of their own."""
+KEEPING = [name for name in CUTTING if not METHODS[name].drops_all]
 LAYOUTS = {"video": video(), "tiles": tiles(), "flat": flat(37), "one": flat(1)}
 
 
@@ -92,7 +94,8 @@ def test_a_docstring_says_what_a_reader_asks_in_this_order(name: str) -> None:
     options = text[found[-1] :]
     for option in METHODS[name].options:
         assert f"{option.name}: " in options
-        assert f'"{option.default}" (default)' in options
+        default = f'"{option.default}"' if option.choices else option.shown(option.default)
+        assert f"{default} (default)" in options
         assert all(f'"{choice}"' in options for choice in option.choices)
 
 
@@ -102,7 +105,7 @@ def test_a_method_names_a_real_place_and_says_what_it_does(name: str) -> None:
     assert check_place(method.at) == method.at
     assert method.summary
     for option in method.options:
-        assert option.default in option.choices
+        assert option.check(option.default) == option.default
         assert option.help
 
 
@@ -111,6 +114,43 @@ def test_every_value_of_every_option_is_taken(name: str) -> None:
     for option in METHODS[name].options:
         for choice in option.choices:
             assert getattr(create(name, {option.name: choice}), option.name) == choice
+        for bound in (option.low, option.high):
+            if bound is not None:
+                made = create(name, {option.name: f"{bound:g}"})
+                assert getattr(made, option.name) == bound
+
+
+NUMBER = Option("share", 0.25, (), "of something", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(0, 0.0), ("0.5", 0.5), (1.0, 1.0), (" 1e-3 ", 1e-3)]
+)
+def test_a_number_within_its_bounds_is_taken_as_a_number(value: object, number: float) -> None:
+    checked = NUMBER.check(value)
+    assert (checked, type(checked)) == (number, float)
+
+
+@pytest.mark.parametrize(
+    "value", [-0.1, 1.1, "nan", float("inf"), "-inf", True, None, "", "half", [0.5], "9" * 400]
+)
+def test_what_is_no_number_within_the_bounds_is_none(value: object) -> None:
+    assert NUMBER.check(value) is None
+
+
+def test_a_number_without_bounds_is_any_finite_one() -> None:
+    free = Option("shift", 0.0, (), "by how much")
+    assert free.check("-1e300") == -1e300
+    assert free.check("inf") is None
+    assert (NUMBER.values, free.values) == ("a number from 0 to 1", "a number")
+    assert NUMBER.shown(0.25) == "0.25"
+
+
+@pytest.mark.parametrize("value", ["-1", "256", "some", "nan"])
+def test_a_number_out_of_range_is_refused_with_the_range(value: str) -> None:
+    with pytest.raises(PresetError, match=f"tolerance: {value} is not a value of") as caught:
+        check_options("predictable", {"tolerance": value})
+    assert caught.value.hint == "give a number from 0 to 255"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -130,7 +170,7 @@ def test_an_unknown_method_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("per", ["all", "frame", "tile"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CUTTING)
 def test_a_method_keeps_every_groups_quota_of_ascending_unique_tokens(
     name: str, layout: str, per: str
 ) -> None:
@@ -212,7 +252,7 @@ def test_a_method_chooses_the_same_for_the_same_seed(name: str) -> None:
     assert torch.equal(first.index, second.index)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CUTTING)
 def test_a_method_leaves_what_it_is_given_as_it_was(name: str) -> None:
     tokens = tokens_of(LAYOUTS["video"])
     before = {key: value.clone() for key, value in tokens.states.items()}
@@ -223,7 +263,7 @@ def test_a_method_leaves_what_it_is_given_as_it_was(name: str) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CUTTING)
 def test_a_method_reads_only_the_states_that_it_names(name: str) -> None:
     pruner = create(name, {})
     everything = tokens_of(LAYOUTS["video"])

@@ -104,7 +104,7 @@ def prepare(
         if known:
             answer = known[number]
         elif one.answer is None:
-            runs = pruned(loaded, tensors, whole, generation, None, encoded, inputs.media)
+            runs = pruned(loaded, tensors, whole, generation, None, encoded, [inputs])
             answer = runs[0].tokens
         else:
             answer = answer_ids(loaded, gathered, one, inputs.tensors["input_ids"], generation)

@@ -13,6 +13,7 @@ import torch
 from vtprune import cost
 from vtprune.engine import pruning
 from vtprune.generation import Generation, Run, generate
+from vtprune.units import Shown
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
@@ -153,7 +154,12 @@ def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None
     """One generation with its own hooks, the vision tower included."""
     keep = None if side.preset else 1.0
     block = pruning(
-        loaded.model, side.preset, keep, calibration=loaded.calibration, media=side.inputs.media
+        loaded.model,
+        side.preset,
+        keep,
+        calibration=loaded.calibration,
+        media=side.inputs.media,
+        shown=Shown(side.inputs.tensors, [side.inputs.units]),
     )
     with block as trace:
         return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]

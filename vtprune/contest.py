@@ -173,7 +173,7 @@ class _Contest:
                 raise entry.error
             prompt = self.prompt
             run = pruned(self.loaded, prompt.inputs.tensors, entry.preset, self.generation,
-                         encoded=self.encoded, media=prompt.inputs.media)[0]  # fmt: skip
+                         encoded=self.encoded, prompts=[prompt.inputs])[0]  # fmt: skip
         except VtpruneError as error:
             return Standing(entry, error=error)
         run = replace(run, seconds={**run.seconds, **prompt.seconds, "load": self.loaded.seconds})

@@ -29,7 +29,10 @@ from vtprune.packing import gather, gather_marked, valid_columns
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill, start_prefill
 from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.thin_tower import Thinned
+from vtprune.thinning import Thinning, choose_units, refuse_pixels
 from vtprune.trace import Trace
+from vtprune.units import Shown
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -56,6 +59,7 @@ def pruning(
     calibration: Calibration | None = None,
     encoded: Encoded | None = None,
     media: Sequence[tuple[str, Grid]] = (),
+    shown: Shown | None = None,
 ) -> Iterator[Trace]:
     """Drops visual tokens in every forward of `model` inside the block, and only there.
 
@@ -74,6 +78,8 @@ def pruning(
             block, so that the same tensors are encoded once.
         media: modality and grid of each media item of the prompts, in order, as `encode` gave them,
             for placeholders that images and videos share.
+        shown: the inputs and media of the one batch that is to be prefilled, which stages at
+            `pixels` need; None: there are none.
 
     Yields:
         The trace, filled by each prefill.
@@ -85,7 +91,7 @@ def pruning(
     resolved = override(load_preset(preset), keep, method, at, options, seed)
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
-    session = _Session(model, resolved, modality, calibration, encoded, media)
+    session = _Session(model, resolved, modality, calibration, encoded, media, shown)
     try:
         session.attach()
         yield session.trace
@@ -104,10 +110,14 @@ class _Session:
         calibration: Calibration | None,
         encoded: Encoded | None,
         media: Sequence[tuple[str, Grid]],
+        shown: Shown | None,
     ) -> None:
+        refuse_pixels(preset, shown)
         self.model = model
         self.modality = modality
         self.media = media
+        self.shown = shown if preset.at_pixels() else None
+        self.thinning: Thinning | None = None
         self.trace = Trace()
         self.structure = find_structure(model)
         self.plan = Plan(preset, self.structure, calibration, self.trace)
@@ -181,12 +191,14 @@ class _Session:
                 return encode(*args, **kwargs)
             given = dict(signature.bind_partial(*args, **kwargs).arguments)
             self.vision[modality] = given
-            key = (name, *(_identity(value) for value in given.values()))
+            rows = self.rows_for(modality)
+            key = (name, None if rows is None else tuple(rows.tolist()),
+                   *(_identity(value) for value in given.values()))  # fmt: skip
             if self.encoded is not None and key in self.encoded:
                 return self.encoded[key][1]
             started, self.encoding = self.now(), True
             try:
-                features = encode(*args, **kwargs)
+                features = self.encode(functools.partial(encode, *args, **kwargs), rows)
             finally:
                 self.encoding = False
             self.vision_seconds += self.now() - started
@@ -195,6 +207,52 @@ class _Session:
             return features
 
         return encode_and_note
+
+    def encode(self, encode: Callable[[], object], rows: torch.Tensor | None) -> object:
+        """What an encoder makes of the frames and tiles that stay; zeros for the others.
+
+        Args:
+            rows: (U,) bool: those that stay, of all that its vision tower would get; None: all.
+        """
+        if rows is None or bool(rows.all()):
+            return encode()
+        thinned = Thinned(rows)
+        handles: list[RemovableHandle] = []
+        try:
+            for module, before, after in thinned.hooks(self.inner):
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(module.register_forward_hook(after))
+            features = encode()
+        finally:
+            for handle in handles:
+                handle.remove()
+        thinned.check_ran()
+        return features
+
+    def thin(self) -> Thinning | None:
+        """What stays at `pixels` of the one batch that is to be prefilled; None: no such stage."""
+        if self.shown is None or self.thinning is not None:
+            return self.thinning
+        started = self.now()
+        tensors = self.shown.tensors
+        ids = tensors["input_ids"]
+        valid = valid_columns(tensors.get("attention_mask"), *ids.shape)
+        names = {"video" if "video" in name else "image" for name in PIXELS if name in tensors}
+        layouts, _ = lay_out_batch(
+            self.structure, ids.cpu(), valid, dict.fromkeys(names, tensors), self.modality,
+            self.media,
+        )  # fmt: skip
+        self.thinning = choose_units(self.plan, layouts, self.shown.units)
+        self.vision_seconds += self.now() - started
+        return self.thinning
+
+    def rows_for(self, modality: str) -> torch.Tensor | None:
+        """Which rows an encoder's vision tower is to get; None: all."""
+        thinning = self.thin()
+        if thinning is None:
+            return None
+        own = hasattr(self.inner, "get_video_features")
+        return thinning.rows(modality if own else None)
 
     def adding(self) -> Callable[..., torch.Tensor]:
         """The decoder's own adding of features to states (deepstack), for the tokens still there.
@@ -309,7 +367,12 @@ class _Session:
                 "ask about them in a new conversation",
             )
         columns = [row.nonzero().squeeze(1) for row in valid]
-        return start_prefill(self.plan, layouts, columns, length, past)
+        thinning = self.thin()
+        gone = None
+        if thinning is not None:
+            gone = thinning.gone_of(layouts)
+            self.trace.encoded = thinning.encoded()
+        return start_prefill(self.plan, layouts, columns, length, past, gone)
 
     # -- the decoder -----------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ def compute_costs(
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
     flops = {
-        "vision": compute_vision_flops(loaded, inputs),
+        "vision": compute_vision_flops(loaded, inputs, trace, sample),
         "prefill": prefill,
         "prefill_full": prefill_full,
         "decode": cost.decode_flops(shape, kept, answer_tokens),
@@ -188,9 +188,17 @@ def compute_costs(
     return flops, kv_bytes
 
 
-def compute_vision_flops(loaded: Loaded, inputs: Inputs) -> float:
-    """FLOPs of tower and projector for what was encoded; 0 where the tower is not known."""
+def compute_vision_flops(
+    loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
+) -> float:
+    """FLOPs of tower and projector for what was encoded; 0 where the tower is not known.
+
+    Args:
+        trace: says what went before the tower; None: nothing.
+        sample: of the trace.
+    """
     flops = 0.0
+    encoded = trace.encoded[sample] if trace and trace.encoded else None
     for name, modality in PIXELS.items():
         shape = cost.vision_shape(loaded.model.config, modality)
         if name not in inputs.tensors or shape is None:
@@ -200,13 +208,19 @@ def compute_vision_flops(loaded: Loaded, inputs: Inputs) -> float:
         pooling = inputs.tensors.get(f"{modality}_token_pooling")
         units: Sequence[Sequence[int]]
         if grid is not None:
-            units = grid.tolist()
+            steps = encoded[modality] if encoded else grid[:, 0].tolist()
+            pairs = zip(steps, grid[:, 1:].tolist(), strict=True)
+            units = [(kept, *sides) for kept, sides in pairs]
         elif pooling is not None:  # (tiles, patches, values): cut into patches already
-            units = [(1, 1, size[1])] * size[0]
+            units = [(1, 1, size[1])] * (sum(encoded[modality]) if encoded else size[0])
         else:
             # Tensors of several pictures are filled up with tiles that are not encoded.
             filled = "image_sizes" in inputs.tensors and modality == "image"
-            units = cost.tile_units(shape, size, sum(inputs.tiles) if filled else None)
+            count = sum(inputs.tiles) if filled else None
+            if encoded:  # one tensor may hold pictures and videos
+                apart = any(PIXELS[other] == "video" for other in PIXELS if other in inputs.tensors)
+                count = sum(sum(encoded[one]) for one in MODALITIES if one == modality or not apart)
+            units = cost.tile_units(shape, size, count)
         flops += cost.vision_flops(shape, units, None if pooling is None else len(pooling))
     return flops
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from vtprune.catalog import Calibration, find_calibration
 from vtprune.errors import ModelError, PresetError
 from vtprune.layout import MODALITIES, Layout
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
-from vtprune.pruners import METHODS, create, find_profile
-from vtprune.pruners.base import Pruner
-from vtprune.schedule import Place, Schedule, resolve_layer, solve
+from vtprune.pruners import METHODS, create, create_units, find_profile
+from vtprune.pruners.base import Pruner, UnitPruner
+from vtprune.schedule import Place, Schedule, fixed_count, resolve_layer, solve
+from vtprune.spec import PIXELS
 from vtprune.trace import Trace
 
 
@@ -24,6 +28,15 @@ class Group:
     keep: float | None
     places: tuple[Place, ...]
     pruners: tuple[Pruner, ...]
+    at_pixels: UnitPruner | None = None
+    """The method of the first stage, where that acts before the vision tower."""
+
+    def most_at_pixels(self, num_tokens: int) -> int | None:
+        """The most tokens that may be left before the vision tower; None where nothing says."""
+        keep = self.stages[0].keep
+        if keep is None and len(self.stages) == 1:
+            keep = self.keep
+        return None if keep is None else fixed_count(keep, num_tokens)
 
 
 class Plan:
@@ -54,7 +67,7 @@ class Plan:
             whole = keep is not None and keep >= 1
             stages = () if whole else self.preset.stages_for(of)
             for stage in stages:
-                if stage.keep is None and keep is None:
+                if stage.keep is None and keep is None and stage.at != PIXELS:
                     raise PresetError(
                         f"preset {self.preset.name}: the stage at {stage.at} ({stage.method}) has "
                         "no keep, and no keep was given",
@@ -62,7 +75,10 @@ class Plan:
                     )
             stages, places = self.places(stages)
             pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
-            self.groups[modality] = Group(modality, stages, keep, places, pruners)
+            at_pixels = None
+            if stages and stages[0].at == PIXELS:
+                at_pixels = create_units(stages[0].method, dict(stages[0].options))
+            self.groups[modality] = Group(modality, stages, keep, places, pruners, at_pixels)
         return self.groups[modality]
 
     def places(
@@ -132,13 +148,22 @@ class Plan:
                     )
         return groups
 
-    def solve(self, group: Group, layouts: list[Layout]) -> list[Schedule]:
-        """Every sample's cuts under one budget."""
+    def solve(
+        self, group: Group, layouts: list[Layout], gone: Sequence[torch.Tensor]
+    ) -> list[Schedule]:
+        """Every sample's cuts under one budget.
+
+        Args:
+            gone: for every sample the columns of the tokens that went at `pixels`.
+        """
         solved = []
-        for layout in layouts:
-            size = len(layout.of_modality(group.modality))
-            schedule = solve(group.places, group.keep, self.num_layers, size)
+        for layout, columns in zip(layouts, gone, strict=True):
+            own = layout.columns[layout.of_modality(group.modality)]
+            size, present = len(own), len(own) - int(torch.isin(own, columns).sum())
+            first = 0 if group.at_pixels is None else 1
+            places = group.places[first:]
+            schedule = solve(places, group.keep, self.num_layers, size, present)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
-            solved.append(schedule)
+            solved.append(schedule.after_pixels(present) if first else schedule)
         return solved

@@ -21,6 +21,7 @@ from vtprune.preset import StageSpec
 from vtprune.pruners import METHODS
 from vtprune.pruners.base import ATTENTION, Budget, VisualTokens, merge
 from vtprune.schedule import Cut, Schedule
+from vtprune.spec import PIXELS
 from vtprune.trace import StageRecord
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ Kwargs = dict[str, object]
 
 
 def start_prefill(
-    plan: Plan, layouts: list[Layout], columns: list[torch.Tensor], length: int, past: int
+    plan: Plan,
+    layouts: list[Layout],
+    columns: list[torch.Tensor],
+    length: int,
+    past: int,
+    gone: list[torch.Tensor] | None = None,
 ) -> Prefill:
     """The cuts of a batch, from every sample's own number of tokens.
 
@@ -39,13 +45,16 @@ def start_prefill(
         columns: for every sample its columns that hold a token, text or visual.
         length: columns of the batch.
         past: columns that the cache holds already.
+        gone: for every sample the columns of visual tokens that went before the vision tower.
     """
     groups = plan.groups_for(layouts)
-    schedules = [plan.solve(group, layouts) for group in groups]
+    if gone is None:
+        gone = [torch.zeros(0, dtype=torch.long)] * len(layouts)
+    schedules = [plan.solve(group, layouts, gone) for group in groups]
     plan.trace.layouts = layouts
     plan.trace.text = [len(row) - len(one) for row, one in zip(columns, layouts, strict=True)]
     whole = pack([torch.arange(length)] * len(columns))
-    return Prefill(plan, groups, schedules, list(layouts), list(columns), whole, whole, past)
+    return Prefill(plan, groups, schedules, list(layouts), list(columns), whole, whole, past, gone)
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Prefill:
         base: the columns in the sequence that the decoder's layers were prepared for.
         packed: the columns in the sequence as it is now.
         past: columns that the cache held before.
+        gone: for every sample the columns of visual tokens that went before the vision tower.
     """
 
     plan: Plan
@@ -70,6 +80,7 @@ class Prefill:
     base: Packed
     packed: Packed
     past: int
+    gone: list[torch.Tensor]
     states: dict[str, torch.Tensor] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     valid: list[tuple[int, torch.Tensor | None, int]] = field(default_factory=list)
@@ -125,7 +136,10 @@ class Prefill:
     def needs(self, layer: int) -> set[str]:
         """Names of the states that the methods cutting at `layer` read."""
         return {
-            name for group, number, _ in self.cuts_at(layer) for name in group.pruners[number].needs
+            name
+            for group, number, _ in self.cuts_at(layer)
+            if group.stages[number].at != PIXELS
+            for name in group.pruners[number].needs
         }
 
     @property
@@ -204,7 +218,10 @@ class Prefill:
             for sample, cut in enumerate(cuts):
                 own = self.layouts[sample].of_modality(group.modality)
                 own_before.append(len(own))
-                if cut is not None and cut.count < len(own):
+                if cut is not None and stage.at == PIXELS:
+                    here = torch.isin(self.layouts[sample].columns[own], self.gone[sample])
+                    self.drop(sample, own[here])
+                elif cut is not None and cut.count < len(own):
                     merged = self.cut_sample(sample, own, cut, group, hidden)
                     if merged is not None:
                         entering = entering.clone() if entering is hidden else entering
@@ -320,7 +337,12 @@ class Prefill:
             merged = slots[selection.index.cpu()], rows
         dropped = torch.ones(len(mine), dtype=torch.bool)
         dropped[selection.index.cpu()] = False
-        gone = own[dropped]
+        self.drop(sample, own[dropped])
+        return merged
+
+    def drop(self, sample: int, gone: torch.Tensor) -> None:
+        """Takes tokens, at `gone` in a sample's layout, out of it and out of its columns."""
+        layout = self.layouts[sample]
         keep = torch.ones(len(layout), dtype=torch.bool)
         keep[gone] = False
         self.layouts[sample] = layout.take(keep.nonzero().squeeze(1))
@@ -328,7 +350,6 @@ class Prefill:
         present = torch.ones(len(row), dtype=torch.bool)
         present[torch.searchsorted(row, layout.columns[gone])] = False
         self.columns[sample] = row[present]
-        return merged
 
     # -- what the decoder and its layers get -----------------------------------------------------
 

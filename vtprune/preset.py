@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vtprune.errors import PresetError
-from vtprune.pruners import check_options, find_method
+from vtprune.pruners import METHODS, Value, check_options, find_method
 from vtprune.schema import Reader
 from vtprune.spec import DEFAULT, Keep, Preset, StageSpec, check_keep, check_place, check_stage
 from vtprune.yaml_file import read_yaml
@@ -119,6 +119,9 @@ def override(
         stages = (StageSpec(place, method, options=_options(method, options or {})),)
         check_stage(stages[0])
         image, video = replace(image, stages=None), replace(video, stages=None)
+        if METHODS[method].units and keep is None:  # what is predictable goes, and no more
+            preset = replace(preset, keep=None, stages=stages)
+            image, video = replace(image, keep=None), replace(video, keep=None)
     elif options:
         groups = (stages, image.stages, video.stages)
         known = {key for group in groups for stage in group or () for key, _ in stage.options}
@@ -153,7 +156,7 @@ def override(
     )
 
 
-def _options(method: str, options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _options(method: str, options: Mapping[str, object]) -> tuple[tuple[str, Value], ...]:
     return tuple(check_options(method, options).items())
 
 
@@ -165,7 +168,7 @@ def _apply(
         return None
     changed = []
     for stage in stages:
-        own = dict(stage.options)
+        own: dict[str, object] = dict(stage.options)
         fitting = {key: value for key, value in options.items() if key in own}
         changed.append(replace(stage, options=_options(stage.method, {**own, **fitting})))
     return tuple(changed)

@@ -16,13 +16,14 @@ from vtprune.engine import Encoded, pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
 from vtprune.generation import Generation, Run, generate
-from vtprune.layout import Grid
+from vtprune.layout import MODALITIES
 from vtprune.loading import Loaded, Progress, adopt, load, quiet
 from vtprune.media import Limits, Source, open_source, read
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Plan, Prepared, Sampling, Turn
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.report import Report
+from vtprune.units import Shown, Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +96,7 @@ def ask(
         if number == 0:
             spent["preprocess"] += gathered.resize_seconds
             spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
-        run = pruned(loaded, tensors, preset, generation, on_text, encoded, inputs.media)[0]
+        run = pruned(loaded, tensors, preset, generation, on_text, encoded, [inputs])[0]
         run = replace(run, seconds={**run.seconds, **spent})
         made = finish(loaded, gathered, inputs, question, preset, run)
         if number:  # encoded for the first question
@@ -114,11 +115,21 @@ def pruned(
     generation: Generation,
     on_text: Callable[[str], None] | None = None,
     encoded: Encoded | None = None,
-    media: Sequence[tuple[str, Grid]] = (),
+    prompts: Sequence[Inputs] = (),
 ) -> list[Run]:
-    """One generation under the preset; a run for every row of the batch."""
+    """One generation under the preset; a run for every row of the batch.
+
+    Args:
+        tensors: of the batch, on the model's device.
+        prompts: its rows, which say what is shown; needed for stages at `pixels`.
+    """
     block = pruning(
-        loaded.model, preset, calibration=loaded.calibration, encoded=encoded, media=media
+        loaded.model,
+        preset,
+        calibration=loaded.calibration,
+        encoded=encoded,
+        media=[item for one in prompts for item in one.media],
+        shown=Shown(tensors, [one.units for one in prompts]) if prompts else None,
     )
     with quiet(), block as trace, fitting_errors(loaded, preset, trace):
         return generate(loaded, tensors, generation, trace, on_text)
@@ -191,7 +202,8 @@ def read_one(
 
     frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
     prepared = Prepared(source, frames.pictures, frames.index,
-                        frames.timestamps if source.kind == "video" else ())  # fmt: skip
+                        frames.timestamps if source.kind == "video" else (),
+                        plan.regions)  # fmt: skip
     return prepared, frames.decoder, frames.warnings
 
 
@@ -201,7 +213,23 @@ def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Genera
         raise ModelError("the question is empty", 'ask something: vtprune ask FILE "what is it?"')
     system = [Turn("system", generation.system)] if generation.system else []
     turns = [*system, Turn("user", question, len(gathered.items))]
-    return loaded.family.encode(loaded.files, gathered.items, turns)
+    inputs = loaded.family.encode(loaded.files, gathered.items, turns)
+    return replace(inputs, units=units_of(loaded, gathered.items, inputs))
+
+
+def units_of(loaded: Loaded, items: Sequence[Prepared], inputs: Inputs) -> tuple[Units, ...]:
+    """What the vision tower encodes on its own; in the order of the prompt, where that is told."""
+    tower = getattr(loaded.files.config, "vision_config", None)
+    together = int(getattr(tower, "temporal_patch_size", 1))
+    units = [
+        Units("video", one.pixels, together)
+        if one.source.kind == "video"
+        else Units("image", one.pixels, regions=one.regions)
+        for one in items
+    ]
+    left = {kind: [one for one in units if one.modality == kind] for kind in MODALITIES}
+    ordered = [left[kind].pop(0) for kind, _ in inputs.media]
+    return (*ordered, *left["image"], *left["video"])
 
 
 def to_device(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -277,8 +305,9 @@ def answer(
     reports: dict[int, Report] = {}
     for numbers in group_alike([one.tensors for one in inputs], batch_size):
         batch = collate([inputs[number].tensors for number in numbers], pad_id(loaded))
-        laid = [item for number in numbers for item in inputs[number].media]
-        runs = pruned(loaded, to_device(loaded, batch), resolved, generation, media=laid)
+        rows = [inputs[number] for number in numbers]
+        tensors = to_device(loaded, batch)
+        runs = pruned(loaded, tensors, resolved, generation, prompts=rows)
         for number, run in zip(numbers, runs, strict=True):
             run = replace(run, seconds={**run.seconds, **spent[number]})
             if len(numbers) > 1:

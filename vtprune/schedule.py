@@ -88,6 +88,13 @@ class Schedule:
     cuts: tuple[Cut, ...]
     warnings: tuple[str, ...] = ()
 
+    def after_pixels(self, present: int) -> Schedule:
+        """The same cuts as those of stages 1, 2 ..., and stage 0, which left `present` tokens."""
+        if not self.num_tokens:
+            return self
+        later = (replace(cut, stage=cut.stage + 1) for cut in self.cuts)
+        return replace(self, cuts=(Cut(0, 0, present), *later))
+
     def tokens_by_layer(self) -> list[int]:
         """Visual tokens that each layer sees."""
         return tokens_by_layer(self.num_tokens, self.num_layers, self.cuts)
@@ -119,7 +126,7 @@ def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
     Raises:
         PresetError: not a place, or past the last layer.
     """
-    if at == "input":
+    if at in ("pixels", "input"):
         return 0
     if at in NAMED:
         return min(ecl, num_layers - 1) if at == "ecl" else min(horizon, num_layers)
@@ -205,7 +212,11 @@ def fixed_count(keep: float, num_tokens: int) -> int:
 
 
 def solve(
-    places: Sequence[Place], keep: float | None, num_layers: int, num_tokens: int
+    places: Sequence[Place],
+    keep: float | None,
+    num_layers: int,
+    num_tokens: int,
+    present: int | None = None,
 ) -> Schedule:
     """Counts for every stage of one sample.
 
@@ -213,39 +224,47 @@ def solve(
         places: the stages in order; at most one without a keep.
         keep: the layer average to meet through that stage; None where every stage has a keep.
         num_layers: decoder layers L.
-        num_tokens: visual tokens N before any cut.
+        num_tokens: visual tokens N before any cut; all fractions are of these.
+        present: those that are there at the input, since others went before the vision tower; None
+            for all. Where the budget is more than they can fill, all of them are kept.
 
     Raises:
         PresetError: the average can't be reached; the message says what can.
     """
     if not num_tokens or (keep is not None and keep >= 1):
         return Schedule(num_layers, num_tokens, ())
+    present = num_tokens if present is None else present
     fixed = [
-        Cut(number, place.layer, fixed_count(place.keep, num_tokens))
+        Cut(number, place.layer, min(fixed_count(place.keep, num_tokens), present))
         for number, place in enumerate(places)
         if place.keep is not None
     ]
-    spent = sum(tokens_by_layer(num_tokens, num_layers, fixed))
+    spent = sum(tokens_by_layer(present, num_layers, fixed))
     over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
     numbered, warnings = merge_places(places, num_layers, over)
     counts = [
-        None if place.keep is None else fixed_count(place.keep, num_tokens) for _, place in numbered
+        None if place.keep is None else min(fixed_count(place.keep, num_tokens), present)
+        for _, place in numbered
     ]
     layers = [place.layer for _, place in numbered]
     if None in counts and keep is not None:
         free = counts.index(None)
         budget = keep * num_layers * num_tokens
-        solver = _Solver([place for _, place in numbered], layers, counts, num_layers, num_tokens)
+        stages = [place for _, place in numbered]
+        solver = _Solver(stages, layers, counts, num_layers, num_tokens, present)
         if numbered[free][1].profile:
-            solver.follow_profile(budget, keep)
+            warnings += solver.follow_profile(budget, keep)
         elif numbered[free][1].drops_all:
             layers[free] = solver.layer_to_drop_all(free, budget, keep)
             counts[free] = 0
+            if layers[free] == num_layers:
+                warnings.append(solver.all_stay(keep))
         else:
             warnings += solver.place_free(free, budget, keep)
     cuts = tuple(
         Cut(number, layer, count if count is not None else num_tokens)
         for (number, _), layer, count in zip(numbered, layers, counts, strict=True)
+        if layer < num_layers
     )
     return Schedule(num_layers, num_tokens, cuts, tuple(warnings))
 
@@ -259,11 +278,12 @@ class _Solver:
     counts: list[int | None]
     num_layers: int
     num_tokens: int
+    present: int
 
     def total(self, counts: Sequence[int | None], layers: Sequence[int]) -> int:
         """Sum over the layers of tokens present; a None count adds nothing."""
         bounds = [*layers, self.num_layers]
-        whole = layers[0] * self.num_tokens
+        whole = layers[0] * self.present
         return whole + sum(
             (count or 0) * (bounds[i + 1] - bounds[i]) for i, count in enumerate(counts)
         )
@@ -279,7 +299,7 @@ class _Solver:
     def bounds(self, free: int) -> tuple[int, int]:
         """Fewest and most tokens that the free stage may leave."""
         after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
-        before = self.counts[free - 1] if free else self.num_tokens
+        before = self.counts[free - 1] if free else self.present
         assert after is not None
         assert before is not None
         return max(after, 1), before
@@ -329,7 +349,8 @@ class _Solver:
         lifted = self._lifted(fixed, free, low)
         reached = self.total(lifted, self.layers)
         most = self.total(self._lifted(fixed, free, self.num_tokens), self.layers)
-        if most < math.floor(budget + SLACK) and reached == most:
+        short = most < math.floor(budget + SLACK) and reached == most
+        if short and self.present == self.num_tokens:
             reach = most / (self.num_layers * self.num_tokens)
             raise PresetError(
                 f"keep {keep:g} can't be reached: the stages around {self.places[free].at} "
@@ -337,6 +358,8 @@ class _Solver:
                 "lower keep, or give the other stages a larger keep",
             )
         self.counts[:] = lifted
+        if short:
+            return [self.all_stay(keep)]
         raised = [i for i, count in enumerate(lifted) if count != fixed[i]]
         if not raised:  # what is left is less than one token in each of the later layers
             return []
@@ -350,7 +373,7 @@ class _Solver:
                 lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
         return lifted
 
-    def follow_profile(self, budget: float, keep: float) -> None:
+    def follow_profile(self, budget: float, keep: float) -> list[str]:
         """Sets the counts of a method's own schedule: the most that the budget allows."""
         low, high = 0.0, 1.0
         lowest = self._on_profile(low)
@@ -369,11 +392,13 @@ class _Solver:
             else:
                 high = middle
         self.counts[:] = self._on_profile(low)
+        short = self.total(self._on_profile(1.0), self.layers) < math.floor(budget + SLACK)
+        return [self.all_stay(keep)] if short else []
 
     def _on_profile(self, t: float) -> list[int | None]:
         """All counts, those of the profile's cuts at t, never above an earlier or below a later."""
         counts = list(self.counts)
-        most = self.num_tokens
+        most = self.present
         for i, place in enumerate(self.places):
             if place.profile:
                 least = max((c for c in self.counts[i + 1 :] if c is not None), default=1)
@@ -384,7 +409,7 @@ class _Solver:
 
     def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
         """The layer from which on a free stage may drop everything within the budget."""
-        before = self.counts[free - 1] if free else self.num_tokens
+        before = self.counts[free - 1] if free else self.present
         start = self.layers[free - 1] if free else 0
         spent = self.total([*self.counts[:free], 0], [*self.layers[:free], start])
         assert before is not None
@@ -394,7 +419,15 @@ class _Solver:
                 f"keep {keep:g} is spent before the stage that drops all tokens",
                 "raise keep, or lower the keep of the stages before it",
             )
-        return min(max(layer, 0), self.num_layers - 1)
+        last = self.num_layers - (self.present == self.num_tokens)
+        return min(max(layer, 0), last)
+
+    def all_stay(self, keep: float) -> str:
+        """What is said where the tokens that were not dropped before the tower don't fill keep."""
+        return (
+            f"keep {keep:g} asks for more than the {self.present} of {self.num_tokens} tokens that "
+            "the stage at pixels has left: later stages cut less, or nothing"
+        )
 
 
 def weighted_quotas(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from vtprune.errors import PresetError, VtpruneError
-from vtprune.pruners import METHODS, check_options
+from vtprune.pruners import METHODS, Value, check_options
 from vtprune.spec import (
     CHOICES,
     IMAGE_KEYS,
@@ -18,6 +18,7 @@ from vtprune.spec import (
     Preset,
     StageSpec,
     check_place,
+    check_side,
     check_stage,
 )
 
@@ -94,7 +95,7 @@ class Reader:
         missing = [key for key in ("at", "method") if key not in item]
         for key in missing:
             self.fault(path, f"a stage needs {key}")
-        at = self.place(item["at"], (*path, "at")) if "at" in item else None
+        at = self.place(item["at"], (*path, "at"), method) if "at" in item else None
         extra = {str(k): v for k, v in item.items() if k not in STAGE_KEYS}
         options = self.options(method, extra, path) if "method" in item else {}
         keep = self.number(item, (*path, "keep"), low=0, high=1)
@@ -116,9 +117,9 @@ class Reader:
 
     def options(
         self, method: str, extra: Mapping[str, object], path: tuple[str | int, ...]
-    ) -> dict[str, str]:
+    ) -> dict[str, Value]:
         """All options of a stage's method; each one that is wrong is a fault of its own."""
-        options: dict[str, str] = {}
+        options: dict[str, Value] = {}
         try:
             options = check_options(method, {})
         except VtpruneError as error:
@@ -131,9 +132,12 @@ class Reader:
                 self.fault((*path, key), f"{error.message} ({error.hint})")
         return options
 
-    def place(self, value: object, path: tuple[str | int, ...]) -> str | None:
+    def place(self, value: object, path: tuple[str | int, ...], method: str) -> str | None:
         try:
-            return check_place(value)
+            place = check_place(value)
+            if method in METHODS:
+                check_side(method, place)
+            return place
         except PresetError as error:
             self.fault(path, f"{error.message} ({error.hint})")
             return None

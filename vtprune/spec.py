@@ -9,6 +9,7 @@ from vtprune.errors import PresetError
 from vtprune.pruners import METHODS
 
 DEFAULT = "balanced"
+PIXELS = "pixels"  # before the vision tower
 STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions")
 PRESET_KEYS = ("description", "keep", "seed", "stages", "image", "video")
 IMAGE_KEYS = ("keep", "max_tiles", "stages")
@@ -19,6 +20,9 @@ CHOICES = {
     "positions": ("keep", "renumber"),
 }
 
+SHARED = ("all", "even", "keep")
+"""A stage's per, split and positions where it says nothing."""
+
 Keep = float | Mapping[str, float]
 
 
@@ -27,8 +31,8 @@ class StageSpec:
     """One stage as a preset says it.
 
     Args:
-        at: "input", "ecl", "horizon", a layer number, a depth such as "60%", or "schedule": the
-            method's own.
+        at: "pixels", "input", "ecl", "horizon", a layer number, a depth such as "60%", or
+            "schedule": the method's own.
         method: a registered method.
         keep: fraction of the original tokens left from here on; None for the free stage.
         per: "all", "frame" or "tile": the scope over which the budget is shared.
@@ -45,7 +49,7 @@ class StageSpec:
     per: str = "all"
     split: str = "even"
     positions: str = "keep"
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str | float], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The stage in the preset schema."""
@@ -90,7 +94,17 @@ class Preset:
 
     def _check_budget(self, modality: str) -> None:
         keep, stages = self.keep_for(modality), self.stages_for(modality)
-        free = [stage for stage in stages if stage.keep is None]
+        if any(stage.at == PIXELS for stage in stages[1:]):
+            raise PresetError(
+                f"preset {self.name}: a stage at pixels ({modality}) comes after another one, but "
+                "it acts before the vision tower, and so before all others",
+                "put it first; there can be one",
+            )
+        free = [
+            stage
+            for stage in stages
+            if stage.keep is None and (stage.at != PIXELS or len(stages) == 1)
+        ]
         if len(free) > 1:
             raise PresetError(
                 f"preset {self.name}: the stages at {free[0].at} and {free[1].at} "
@@ -98,10 +112,11 @@ class Preset:
                 f"give the stage at {free[1].at} a keep of its own",
             )
         if keep is not None and keep < 1 and not free:
+            first = next(stage for stage in stages if stage.keep is not None)
             raise PresetError(
                 f"preset {self.name}: every {modality} stage has its own keep, so keep {keep:g} "
                 "sets nothing",
-                f"remove the keep of the stage at {stages[0].at} ({stages[0].method}) to free it, "
+                f"remove the keep of the stage at {first.at} ({first.method}) to free it, "
                 "or give no keep",
             )
 
@@ -118,6 +133,14 @@ class Preset:
                 f"add {modality}: stages: to it, or use --preset {DEFAULT} or --method",
             )
         return stages
+
+    def at_pixels(self) -> StageSpec | None:
+        """A stage that acts before the vision tower; None where none does, or all is kept."""
+        for modality in ("image", "video"):
+            keep, stages = self.keep_for(modality), self._own(modality).stages or self.stages
+            if stages and stages[0].at == PIXELS and (keep is None or keep < 1):
+                return stages[0]
+        return None
 
     def keep_for(self, modality: str) -> float | None:
         """The layer average asked for `modality`; None where its stages' own keeps say it all."""
@@ -153,10 +176,10 @@ def check_place(value: object) -> str:
     """A place as text.
 
     Raises:
-        PresetError: not a place, or one that nothing can cut at.
+        PresetError: not a place.
     """
     text = str(value).strip()
-    if text in ("input", "ecl", "horizon", "schedule"):
+    if text in (PIXELS, "input", "ecl", "horizon", "schedule"):
         return text
     if not isinstance(value, (bool, float)) and text.isdecimal() and text.isascii():
         return text.lstrip("0") or "0"
@@ -166,10 +189,9 @@ def check_place(value: object) -> str:
                 return text
         except ValueError:
             pass
-    if text == "pixels":
-        raise PresetError("at: pixels: no method cuts before the vision tower yet", "use input")
     raise PresetError(
-        f"at: {value} is not a place", 'use input, ecl, horizon, a layer number or a depth "60%"'
+        f"at: {value} is not a place",
+        'use pixels, input, ecl, horizon, a layer number or a depth "60%"',
     )
 
 
@@ -180,6 +202,13 @@ def check_stage(stage: StageSpec) -> None:
         PresetError: with the way out.
     """
     method = METHODS[stage.method]
+    check_side(stage.method, stage.at)
+    if stage.at == PIXELS and (stage.per, stage.split, stage.positions) != SHARED:
+        raise PresetError(
+            f"per, split or positions for {stage.method} at pixels, where whole frames and tiles "
+            "go",
+            "give it keep and its own options alone",
+        )
     if stage.at == "schedule":
         if not method.schedule:
             raise PresetError(
@@ -203,6 +232,27 @@ def check_stage(stage: StageSpec) -> None:
             "at the input",
             "at: 1 or later, ecl or horizon",
         )
+
+
+def check_side(method: str, at: str) -> None:
+    """Refuses a method on the wrong side of the vision tower.
+
+    Raises:
+        PresetError: with the way out.
+    """
+    units = METHODS[method].units
+    if (at == PIXELS) == units:
+        return
+    others = ", ".join(name for name, one in METHODS.items() if one.units != units)
+    if units:
+        raise PresetError(
+            f"{method} at {at}: it drops whole frames and tiles before the vision tower",
+            f"at: pixels; for tokens: {others}",
+        )
+    raise PresetError(
+        f"{method} at pixels: it chooses tokens, which only the vision tower makes",
+        f"at: input or later; before the tower: {others}",
+    )
 
 
 def check_keep(value: float | str) -> float:

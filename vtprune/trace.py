@@ -33,7 +33,7 @@ class StageRecord:
     method: str
     at: str
     modality: str
-    options: Mapping[str, str]
+    options: Mapping[str, str | float]
     keep: float | None
     per: str
     cuts: list[bool]
@@ -56,8 +56,10 @@ class Trace:
         kept: of every sample's visual tokens, after the last cut.
         text: tokens of every sample that are not visual, padding left out.
         visual_by_layer: for every sample the visual tokens that each decoder layer saw.
-        seconds: of the last prefill: vision (encoding, summed since the prefill before), select,
-            prefill (the decoder's forward, selection included).
+        seconds: of the last prefill: vision (encoding, and comparing pixels before it, summed since
+            the prefill before), select, prefill (the decoder's forward, selection included).
+        encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
+            of each media item; empty where it got all.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know.
     """
@@ -68,6 +70,7 @@ class Trace:
     text: list[int] = field(default_factory=list)
     visual_by_layer: list[list[int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    encoded: list[dict[str, list[int]]] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
 

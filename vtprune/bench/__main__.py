@@ -31,7 +31,7 @@ def main() -> None:
     names = (
         args.methods.split(",")
         if args.methods
-        else [name for name, method in METHODS.items() if not method.drops_all]
+        else [name for name, one in METHODS.items() if not (one.drops_all or one.units)]
     )
     device = torch.device(args.device)
     rows: list[Row] = []

@@ -81,10 +81,11 @@ def schedules(
     depths[horizon] = True
     for name in selectors:
         method = find_method(name)
-        if method.drops_all:
+        if method.drops_all or method.units:
+            choosing = [n for n, one in METHODS.items() if not (one.drops_all or one.units)]
             raise PresetError(
                 f"method {name} chooses no tokens: all schedules end with it or without it",
-                f"choose from {', '.join(n for n, one in METHODS.items() if not one.drops_all)}",
+                f"choose from {', '.join(choosing)}",
             )
         if method.schedule:
             found.append(

@@ -53,7 +53,8 @@ _output = partial(click.option, cls=Option, section="Output")
 @_pruning("--method", metavar="NAME", shell_complete=complete.complete_method,
           help="One method in place of the preset's stages.")
 @_pruning("--at", metavar="PLACE", shell_complete=complete.complete_place,
-          help="Where --method cuts: input, ecl, horizon, a layer number or a depth such as 60%.")
+          help="Where --method cuts: pixels, input, ecl, horizon, a layer number or a depth such "
+          "as 60%.")
 @_pruning("-o", "option", multiple=True, metavar="KEY=VALUE",
           shell_complete=complete.complete_option, help="An option of the method; repeatable.")
 @_pruning("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")

@@ -65,7 +65,7 @@ def complete_option(
         f"{option.name}={choice}"
         for method in methods
         for option in method.options
-        for choice in option.choices
+        for choice in option.choices or [option.shown(option.default)]
     ]
     return _starting(pairs, incomplete)
 
@@ -74,7 +74,7 @@ def complete_place(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """The places with a name."""
-    return _starting(["input", "ecl", "horizon"], incomplete)
+    return _starting(["pixels", "input", "ecl", "horizon"], incomplete)
 
 
 def _going_on(names: list[str], incomplete: str) -> list[CompletionItem]:

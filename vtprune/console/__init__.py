@@ -232,7 +232,11 @@ def _token_rows(report: Values) -> Iterable[Row]:
     for stage in cast("list[Values]", _list(tokens, "stages")):
         modality, at, layer = (str(stage[key]) for key in ("modality", "at", "layer"))
         whole.setdefault(modality, _number(stage, "before"))
-        place = at if at == "input" else f"layer {layer}" + ("" if at == layer else f" ({at})")
+        place = (
+            at
+            if at in ("pixels", "input")
+            else f"layer {layer}" + ("" if at == layer else f" ({at})")
+        )
         name = f"{stage['method']}, {place}"
         if modality != "all":
             name = f"{modality}: {name}"
@@ -343,7 +347,7 @@ def show_methods(methods: Mapping[str, Method], console: Console) -> None:
         lines = _lines(label=label)
         lines.add_row("keeps", method.summary)
         for option in method.options:
-            choices = f"{' | '.join(option.choices)} (default {option.default})"
+            choices = f"{option.values} (default {option.shown(option.default)})"
             lines.add_row(option.name, Text.assemble(choices, (f"  {option.help}", "dim")))
         if method.paper:
             lines.add_row("paper", method.paper)

@@ -10,6 +10,7 @@ import torch
 from vtprune.errors import ModelError
 from vtprune.layout import NEWLINE, PATCH, Grid, box, join, single
 from vtprune.models.preprocess import Recipe, finish, pad_to, resize
+from vtprune.units import WHOLE, Region
 
 Size = tuple[int, int]
 """(height, width)"""
@@ -97,6 +98,24 @@ def cut(
     return torch.cat([finish(part, recipe) for part in parts])
 
 
+def regions(told: Size, resolutions: Sequence[Sequence[int]], tile: int) -> tuple[Region, ...]:
+    """The part of a picture that the base picture and each tile show, in the order of `cut`."""
+    resolution = best_resolution(told, resolutions)
+    height, width = fit_inside(told, resolution)
+    above, before = (resolution[0] - height) // 2, (resolution[1] - width) // 2
+    tiles = [
+        (
+            (top - above) / height,
+            (left - before) / width,
+            (top + tile - above) / height,
+            (left + tile - before) / width,
+        )
+        for top in range(0, resolution[0], tile)
+        for left in range(0, resolution[1], tile)
+    ]
+    return (WHOLE, *tiles)
+
+
 def tiled_grid(
     size: Size,
     resolutions: Sequence[Sequence[int]],
@@ -120,11 +139,7 @@ def tiled_grid(
     rows, cols = resolution[0] // tile * side, across * side
     above, before = _padding(size, rows, cols)
     rows, cols = rows - 2 * above, cols - 2 * before
-    num_rows, num_cols = rows, cols
-    if max_tiles is not None:
-        ratio = math.sqrt(rows * cols / (max_tiles * side**2))
-        if ratio > 1.1:
-            num_rows, num_cols = int(rows // ratio), int(cols // ratio)
+    num_rows, num_cols = _shrunk(rows, cols, side, max_tiles)
     row, col = torch.meshgrid(
         torch.arange(num_rows), torch.arange(num_cols + 1), indexing="ij"
     )  # (R, C + 1), the last column newlines
@@ -136,6 +151,25 @@ def tiled_grid(
     kind = torch.where(col == num_cols, NEWLINE, PATCH)
     packed = [part.reshape(-1) for part in (torch.zeros_like(row), number, row, col, kind)]
     return join([box(1, side, side), Grid(*packed)])
+
+
+def is_shrunk(
+    size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int, max_tiles: int
+) -> bool:
+    """Whether a picture's tokens are interpolated to fewer, across the borders of its tiles."""
+    resolution = best_resolution(size, resolutions)
+    rows, cols = resolution[0] // tile * side, resolution[1] // tile * side
+    above, before = _padding(size, rows, cols)
+    rows, cols = rows - 2 * above, cols - 2 * before
+    return _shrunk(rows, cols, side, max_tiles) != (rows, cols)
+
+
+def _shrunk(rows: int, cols: int, side: int, max_tiles: int | None) -> tuple[int, int]:
+    """Rows and columns of tokens that are left of a picture's own."""
+    if max_tiles is None:
+        return rows, cols
+    ratio = math.sqrt(rows * cols / (max_tiles * side**2))
+    return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
 
 
 def plain_grid(side: int) -> Grid:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from vtprune.layout import Grid
+from vtprune.units import Region, Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -65,10 +66,13 @@ class Plan:
         index: the frame numbers to read, ascending; (0,) for a picture.
         transform: (n, 3, H, W) uint8 on the CPU -> (m, ...) tensor; called on each chunk, results
             are joined along the first dimension. Resizes by the family's official recipe.
+        regions: of a picture in tiles, the part of it that each of the transform's rows shows;
+            empty where tokens of its tiles depend on each other.
     """
 
     index: tuple[int, ...]
     transform: Callable[[torch.Tensor], torch.Tensor]
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,14 @@ class Prepared:
         pixels: what the plan's transform made of it.
         index: the frame numbers really read.
         timestamps: their times in seconds; () for a picture.
+        regions: the plan's.
     """
 
     source: Source
     pixels: torch.Tensor
     index: tuple[int, ...] = ()
     timestamps: tuple[float, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,12 +119,14 @@ class Inputs:
         tiles: tiles of each picture, the base picture included; 1 for an untiled one.
         media: modality and grid of each media item in the order of the prompt, where the tensors
             don't say it, such as when pictures and videos share their placeholders.
+        units: what the vision tower encodes on its own, of each media item; set by `run`.
     """
 
     tensors: dict[str, torch.Tensor]
     prompt: str
     tiles: tuple[int, ...] = ()
     media: tuple[tuple[str, Grid], ...] = ()
+    units: tuple[Units, ...] = ()
 
 
 VisionInputs = Mapping[str, Mapping[str, object]]

@@ -114,9 +114,8 @@ def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
     """A picture and its tiles; the longest edge is shortened until they are at most max_tiles."""
     values = preprocess.merged(files.image, DEFAULTS)
     longest, shape = _resized(source, values, sampling.max_tiles)
-    return Plan(
-        (0,), functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
-    )
+    cut = functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
+    return Plan((0,), cut, splitting.regions(*shape))
 
 
 def encode_pictures(

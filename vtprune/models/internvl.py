@@ -85,7 +85,8 @@ class InternVL:
             values = preprocess.merged(files.image, DEFAULTS)
             rows, cols = _tiles(source, values, sampling.max_tiles)
             recipe = preprocess.read_recipe(values)
-            return Plan((0,), functools.partial(_cut, rows=rows, cols=cols, recipe=recipe))
+            cut = functools.partial(_cut, rows=rows, cols=cols, recipe=recipe)
+            return Plan((0,), cut, splitting.regions(rows, cols))
         count = cast("int | None", files.video.get("num_frames")) or OFFICIAL_FRAMES
         count = min(count, sampling.max_frames or count)
         index = frames.chosen(source, sampling, functools.partial(_middles, count=count))

@@ -106,6 +106,7 @@ def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
         functools.partial(
             anyres.cut, told=told, resolutions=resolutions, tile=tile, recipe=_recipe(files)
         ),
+        anyres.regions(told, resolutions, tile),
     )
 
 

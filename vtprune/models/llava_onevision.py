@@ -11,6 +11,7 @@ import torch
 from vtprune.layout import NEWLINE, Grid, box, join, single
 from vtprune.models import anyres, frames, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.units import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -55,7 +56,7 @@ class LlavaOnevision:
         if "image" in vision:
             sizes = torch.as_tensor(vision["image"]["image_sizes"]).tolist()
             asked = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
-            most = int(cast(str, asked).removeprefix("anyres_max_"))
+            most = _most_tiles(cast(str, asked))
             grids["image"] = [
                 anyres.tiled_grid(size, config.image_grid_pinpoints, tile, side, most)
                 if tiled
@@ -97,6 +98,7 @@ class LlavaOnevision:
             functools.partial(
                 anyres.cut, told=told, resolutions=resolutions, tile=tile, recipe=recipe
             ),
+            _regions(files, told, resolutions, tile),
         )
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
@@ -153,6 +155,22 @@ def _tiling(files: Files) -> tuple[int, list[list[int]]]:
     """Side of a tile, and the resolutions to choose from."""
     resolutions = files.image.get("image_grid_pinpoints") or files.config.image_grid_pinpoints
     return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)
+
+
+def _most_tiles(aspect_ratio: str) -> int:
+    """N of "anyres_max_N": with more tiles' worth of tokens, they are interpolated to fewer."""
+    return int(aspect_ratio.removeprefix("anyres_max_"))
+
+
+def _regions(
+    files: Files, told: anyres.Size, resolutions: list[list[int]], tile: int
+) -> tuple[Region, ...]:
+    """The part of a picture that each tile shows; empty where tokens are interpolated."""
+    side = tile // files.config.vision_config.patch_size
+    most = _most_tiles(files.config.vision_aspect_ratio)
+    if anyres.is_shrunk(told, resolutions, tile, side, most):
+        return ()
+    return anyres.regions(told, resolutions, tile)
 
 
 def _told(files: Files, picture: Prepared, num_pictures: int) -> anyres.Size:

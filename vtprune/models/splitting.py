@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from vtprune.layout import Grid, box, join
+from vtprune.units import WHOLE, Region
 
 
 def split_grid(rows: int, cols: int, side: int) -> Grid:
@@ -34,6 +35,22 @@ def cut(pixels: torch.Tensor, edge: int) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     tiles = pixels.reshape(3, height // edge, edge, width // edge, edge)
     return tiles.permute(1, 3, 0, 2, 4).reshape(-1, 3, edge, edge)
+
+
+def regions(rows: int, cols: int) -> tuple[Region, ...]:
+    """The part of a picture that each tile shows, row by row, and the base picture after them.
+
+    Args:
+        rows, cols: of tiles; 1 x 1 or 0 x 0 is a picture that was not split.
+    """
+    if rows * cols <= 1:
+        return (WHOLE,)
+    tiles = [
+        (row / rows, col / cols, (row + 1) / rows, (col + 1) / cols)
+        for row in range(rows)
+        for col in range(cols)
+    ]
+    return (*tiles, WHOLE)
 
 
 def tokens_of_prompts(ids: torch.Tensor, token: int, total: int) -> list[torch.Tensor] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,18 +13,54 @@ from typing import TYPE_CHECKING, cast
 from vtprune.errors import PresetError
 
 if TYPE_CHECKING:
-    from vtprune.pruners.base import Pruner
+    from vtprune.pruners.base import Pruner, UnitPruner
     from vtprune.schedule import Profile
+
+Value = str | float
+"""Of an option: one of its choices, or a number."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method: its values and what it is for."""
+    """One option of a method: its values and what it is for.
+
+    Args:
+        default: a choice, or for a number that number.
+        choices: the values there are; empty for a number.
+        low, high: the lowest and the highest number, both allowed; None where there is no bound.
+    """
 
     name: str
-    default: str
+    default: Value
     choices: tuple[str, ...]
     help: str
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def values(self) -> str:
+        """The values as a reader sees them: "row | none", or "a number from 0 to 255"."""
+        if self.choices:
+            return " | ".join(self.choices)
+        bounds = [] if self.low is None else [f"from {self.low:g}"]
+        bounds += [] if self.high is None else [f"to {self.high:g}"]
+        return " ".join(["a number", *bounds])
+
+    def shown(self, value: Value) -> str:
+        """A value as a preset or a command line has it."""
+        return value if isinstance(value, str) else f"{value:g}"
+
+    def check(self, value: object) -> Value | None:
+        """A value as the method takes it; None where it is not one of this option."""
+        if self.choices:
+            return str(value) if str(value) in self.choices else None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            return None
+        low = -sys.float_info.max if self.low is None else self.low
+        high = sys.float_info.max if self.high is None else self.high
+        return number if low <= number <= high else None
 
 
 @dataclass(frozen=True)
@@ -40,6 +78,7 @@ class Method:
         modalities: what it can cut.
         schedule: "module:function" of a schedule of its own, for the place `at`: see
             `vtprune.schedule.Profile`.
+        units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
     """
 
     path: str
@@ -52,6 +91,7 @@ class Method:
     lowest: int = 0
     modalities: tuple[str, ...] = ("image", "video")
     schedule: str = ""
+    units: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -113,6 +153,18 @@ METHODS: dict[str, Method] = {
         paper="HoliTom, arXiv 2505.21334",
         modalities=("video",),
     ),
+    "predictable": Method(
+        path="vtprune.pruners.predictable:Predictable",
+        at="pixels",
+        summary="frames that differ from the last kept one, and tiles that show more than the base "
+        "picture",
+        paper="baseline; for patches: PixelPrune",
+        options=(
+            Option("tolerance", 2.0, (), "the most levels, of 255, that what goes may differ by in "
+                   "its most different block of 16 x 16 pixels; 0: bit for bit", 0, 255),
+        ),
+        units=True,
+    ),
     "vidcom2": Method(
         path="vtprune.pruners.vidcom2:VidCom2",
         at="input",
@@ -162,7 +214,7 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def check_options(name: str, options: Mapping[str, object]) -> dict[str, str]:
+def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
     """All options of method `name`: the given values, checked, over the defaults.
 
     Raises:
@@ -170,24 +222,40 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, str]:
     """
     method = find_method(name)
     known = {option.name: option for option in method.options}
+    given: dict[str, Value] = {}
     for key, value in options.items():
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has no options"
             raise PresetError(f"method {name} has no option {key!r}", has)
-        if str(value) not in known[key].choices:
+        checked = known[key].check(value)
+        if checked is None:
             raise PresetError(
-                f"{key}: {value} is not a value of method {name}",
-                f"choose from {', '.join(known[key].choices)}",
+                f"{key}: {value} is not a value of method {name}", _choose_from(known[key])
             )
-    given = {key: str(value) for key, value in options.items()}
+        given[key] = checked
     return {option.name: given.get(option.name, option.default) for option in method.options}
+
+
+def _choose_from(option: Option) -> str:
+    if option.choices:
+        return f"choose from {', '.join(option.choices)}"
+    return f"give {option.values}"
 
 
 def create(name: str, options: Mapping[str, object]) -> Pruner:
     """The method `name` with its options."""
+    return cast("Pruner", _create(name, options))
+
+
+def create_units(name: str, options: Mapping[str, object]) -> UnitPruner:
+    """The method `name`, one for `pixels`, with its options."""
+    return cast("UnitPruner", _create(name, options))
+
+
+def _create(name: str, options: Mapping[str, object]) -> object:
     checked = check_options(name, options)
     module, cls = find_method(name).path.split(":")
-    return cast("Pruner", getattr(importlib.import_module(module), cls)(**checked))
+    return getattr(importlib.import_module(module), cls)(**checked)
 
 
 def find_profile(name: str) -> Profile:

@@ -11,6 +11,7 @@ import torch
 from vtprune.errors import ModelError
 from vtprune.layout import Layout
 from vtprune.schedule import quotas, weighted_quotas
+from vtprune.units import Units
 
 STATES = ("query", "key", "value", "hidden")
 """States of the visual tokens that a method can read; with "text_" before them, those of the text
@@ -139,6 +140,31 @@ def check_finite(values: torch.Tensor, method: str) -> None:
             f"the model's states hold NaN or infinity, so {method} can't rank its tokens",
             "try --dtype float32 or bfloat16",
         )
+
+
+class UnitPruner(Protocol):
+    """One method for whole frames and tiles: pixels in, the numbers of those that stay out."""
+
+    def keep(self, units: Units) -> list[int]:
+        """The units of one media item that stay, ascending; its base among them."""
+        ...
+
+    def shrink(
+        self,
+        media: Sequence[Units],
+        kept: Sequence[Sequence[int]],
+        sizes: Sequence[Sequence[int]],
+        most: int,
+    ) -> list[list[int]]:
+        """Fewer of the units `kept` of each item, so that their tokens are at most `most`.
+
+        Where that can't be, the base of each is left.
+
+        Args:
+            media: the items of one prompt.
+            sizes: tokens of every unit of each.
+        """
+        ...
 
 
 def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:

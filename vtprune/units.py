@@ -1,0 +1,90 @@
+"""What a vision tower encodes on its own: a video's frames, a picture's tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Region = tuple[float, float, float, float]
+"""(top, left, bottom, right) of a part of a picture, in fractions of its height and width; past the
+picture's edges there is black padding."""
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of one media item: frames, or steps of a few frames, or tiles.
+
+    A picture whose tiles are not told apart, or share tokens, is one unit.
+
+    Args:
+        modality: "image" or "video".
+        pixels: (R, 3, h, w) uint8, as they were before they were normalised: frames in order, or
+            the base picture and its tiles in the order in which the tower gets them.
+        group: frames of a video that are encoded together; the last one fills its group up.
+        regions: for each of a picture's R rows the part of the whole that it shows; WHOLE is the
+            base picture. Empty: the picture is one unit.
+    """
+
+    modality: str
+    pixels: torch.Tensor
+    group: int = 1
+    regions: tuple[Region, ...] = ()
+
+    def __len__(self) -> int:
+        if self.modality == "video":
+            return -(-len(self.pixels) // self.group)
+        return len(self.regions) or 1
+
+    @property
+    def rows(self) -> int:
+        """What the tower gets of it: frames or steps, or all tiles of a picture."""
+        return len(self) if self.modality == "video" else len(self.pixels)
+
+    @property
+    def base(self) -> int:
+        """The number of the unit that is never dropped: the first frame, the base picture."""
+        return self.regions.index(WHOLE) if self.regions else 0
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether there are tiles that can't be dropped one by one."""
+        return len(self) < self.rows
+
+    def unit(self, number: int) -> torch.Tensor:
+        """(group, 3, h, w) uint8 of one unit; (1, 3, h, w) of a tile."""
+        if self.modality != "video":
+            return self.pixels[number : number + 1]
+        frames = self.pixels[number * self.group : (number + 1) * self.group]
+        missing = self.group - len(frames)
+        return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
+
+    def place(self, number: int) -> tuple[int, int]:
+        """(frame, tile) of a unit as a Layout counts them."""
+        if self.modality == "video":
+            return number, 0
+        if number == self.base:
+            return 0, 0
+        return 0, number + 1 if number < self.base else number
+
+    def rows_kept(self, kept: Sequence[int]) -> torch.Tensor:
+        """(rows,) bool: which of its rows the tower gets, where it gets the units `kept`."""
+        rows = torch.zeros(self.rows, dtype=torch.bool)
+        rows[slice(None) if self.in_one_piece else list(kept)] = True
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a batch of prompts shows: the model's inputs, and the media that they were made of.
+
+    Args:
+        tensors: the inputs by name.
+        units: for every row of the batch its media items; those that the same encoder takes, in the
+            order of the prompt.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    units: Sequence[Sequence[Units]]
