@@ -176,9 +176,9 @@ def top_level(module: str) -> set[str]:
     return found - {module}
 
 
-def test_the_demo_world_is_imported_by_the_loader_and_its_command_alone() -> None:
+def test_the_demo_world_is_imported_by_the_loader_and_its_commands_alone() -> None:
     users = {name for name in MODULES if "demo" in parts_imported(name)}
-    assert users <= {"vtprune.loading", "vtprune.cli.demo"}
+    assert users <= {"vtprune.loading", "vtprune.cli.demo", "vtprune.cli.evaluate"}
 
 
 @pytest.mark.parametrize(

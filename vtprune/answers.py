@@ -205,9 +205,14 @@ def score_whole(loaded: Loaded, prompt: Prompt) -> Score:
     return score(out.logits[0, -count:], prompt.answer)
 
 
-@torch.no_grad()
 def score_forced(loaded: Loaded, prompt: Prompt) -> Score:
-    """The score from a prefill of the prompt and a continuation, inside a `pruning` block.
+    """The score from a prefill of the prompt and a continuation, inside a `pruning` block."""
+    return score(forced_logits(loaded, prompt), prompt.answer)
+
+
+@torch.no_grad()
+def forced_logits(loaded: Loaded, prompt: Prompt) -> torch.Tensor:
+    """(m, V) predictions of an answer's m tokens, from a prefill of the prompt and a continuation.
 
     The methods see the prompt alone, as when the model answers.
     """
@@ -223,4 +228,4 @@ def score_forced(loaded: Loaded, prompt: Prompt) -> Score:
             **places(loaded, whole, prompt.tensors["input_ids"].shape[1]),
         )
         logits = torch.cat([logits, more.logits[0]])
-    return score(logits, prompt.answer)
+    return logits

@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vtprune.cli.calibrate:calibrate",
         "Find the layers where a model can be cut, on questions of yours.",
     ),
+    "evaluate": (
+        "vtprune.cli.evaluate:evaluate",
+        "Ask many questions with and without pruning: does the answer survive?",
+    ),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",

@@ -79,7 +79,7 @@ def _draw(
 
 
 def draw_files(
-    values: NDArray[np.float64], files: Sequence[str], seed: int
+    values: NDArray[np.float64], files: Sequence[str], seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """How often each of G files comes up in each draw, and what each adds up to.
 

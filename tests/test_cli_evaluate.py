@@ -1,0 +1,171 @@
+"""`vtprune evaluate`, as a user runs it, on the embedded model and a few of its questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vtprune import demo
+from vtprune.cli import cli
+from vtprune.evaluation import answering
+from vtprune.evaluation.records import Book, Record
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five questions about two files."""
+    folder = tmp_path_factory.mktemp("questions")
+    lines = demo.write(folder, 8, 0)
+    few = [lines[0], lines[1], lines[2], lines[4], lines[5]]
+    text = "".join(json.dumps(line) + "\n" for line in few)
+    (folder / "few.jsonl").write_text(text, encoding="utf-8")
+    bare = [{"file": line["file"], "question": line["question"]} for line in few]
+    text = "".join(json.dumps(line) + "\n" for line in bare)
+    (folder / "bare.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def whole(questions: Path) -> Result:
+    return run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
+               "--beside", "--metric", "exact", "-o", questions / "answers.jsonl", "--plot",
+               questions / "plot.png", "--json")  # fmt: skip
+
+
+def test_the_rows_are_the_unpruned_model_what_was_asked_and_the_baselines(whole: Result) -> None:
+    assert whole.exit_code == 0, whole.output
+    rows = json.loads(whole.stdout)["rows"]
+    names = [row["row"] for row in rows]
+    assert names[0] == "unpruned"
+    for name in ("entropy at ecl keep 0.3", "random at input keep 0.3", "uniform at input keep 0.3",
+                 "random beside entropy at ecl keep 0.3"):  # fmt: skip
+        assert name in names
+    for row in rows:
+        if row["role"] == "unpruned":
+            assert row["agreement"] == row["relative"] == row["first_token_speedup"] == 1
+            continue
+        if "errors" in row:
+            continue
+        assert row["questions"] == 5
+        assert row["keep"] == 0.3
+        assert row["keep_mean"] == pytest.approx(0.3, abs=0.05)
+        assert row["seeds"] == (2 if row["method"] == "random" else 1)
+        low, high = row["interval"]
+        assert low <= row["accuracy"] <= high
+        assert row["divergence"] >= 0
+        assert set(row["by_kind"]) == set(rows[0]["by_kind"])
+
+
+def test_every_answer_is_in_the_file_and_the_plot_is_a_picture(
+    whole: Result, questions: Path
+) -> None:
+    lines = [json.loads(line) for line in (questions / "answers.jsonl").open(encoding="utf-8")]
+    head, *records = lines
+    assert set(head) == {"vtprune"}
+    keys = {(one["question"], one["cell"]) for one in records}
+    assert len(keys) == len(records)
+    assert {number for number, _ in keys} == set(range(5))
+    for record in records:
+        assert record["score"] in (0, 1) or record["error"]
+    assert (questions / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_baselines_beside_a_row_keep_its_counts_question_by_question(
+    whole: Result, questions: Path
+) -> None:
+    records = [json.loads(line) for line in (questions / "answers.jsonl").open(encoding="utf-8")]
+    kept = {(one["question"], one["cell"]): one["keep_mean"] for one in records[1:]}
+    for number in range(5):
+        own = kept[number, "entropy at ecl keep 0.3"]
+        beside = kept[number, "random beside entropy at ecl keep 0.3 seed 1"]
+        assert beside == pytest.approx(own, abs=1e-9)
+
+
+def test_a_second_run_asks_nothing_again_and_says_the_same(
+    whole: Result, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
+    again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
+                "--beside", "--metric", "exact", "-o", questions / "answers.jsonl",
+                "--json")  # fmt: skip
+    assert json.loads(again.stdout)["rows"] == json.loads(whole.stdout)["rows"]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(whole: Result, questions: Path) -> None:
+    lines = (questions / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    torn = questions / "torn.jsonl"
+    torn.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])
+    again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
+                "--beside", "--metric", "exact", "-o", torn, "--json")  # fmt: skip
+    before = {row["row"]: row for row in json.loads(whole.stdout)["rows"]}
+    for row in json.loads(again.stdout)["rows"]:
+        for key in ("accuracy", "agreement", "questions", "keep_mean"):
+            assert row[key] == before[row["row"]][key]
+    assert len(torn.read_bytes().splitlines()) == len(lines)
+
+
+def test_answers_of_other_questions_are_not_gone_on_with(whole: Result, questions: Path) -> None:
+    kept = (questions / "answers.jsonl").read_bytes()
+    other = run(questions / "bare.jsonl", "--keep", "0.3", "-o", questions / "answers.jsonl")
+    assert other.exit_code == 1
+    assert "holds the answers of another evaluation" in other.stderr
+    assert (questions / "answers.jsonl").read_bytes() == kept
+
+
+def test_without_answers_agreement_is_measured(questions: Path) -> None:
+    found = run(questions / "bare.jsonl", "--methods", "vtw", "--keep", "0.9", "--seeds", 1)
+    assert found.exit_code == 0, found.output
+    assert "accuracy" not in found.stdout
+    assert "same" in found.stdout
+    assert "5 questions about 2 files" in found.stderr
+
+
+def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("demo", "--limit", 2, "--methods", "uniform", "--keep", "0.5", "--seeds", 1,
+                "--json")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["questions"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--metric", "bleu"), "--metric bleu is unknown"),
+        (("--limit", "0"), "--limit 0 is out of range"),
+        (("--seeds", "0"), "seeds 0 is out of range"),
+        (("--methods", "entropi"), "unknown method 'entropi'"),
+        (("--at", "2"), "--at without --methods"),
+        (("--keep", "1.5"), "keep 1.5 is not a fraction"),
+        (("-o", "no/such/folder/a.jsonl"), "no folder"),
+    ],
+)
+def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
+    questions: Path, args: tuple[str, ...], message: str
+) -> None:
+    found = run(questions / "few.jsonl", *args)
+    assert found.exit_code == 1
+    assert message in found.stderr
+    assert "Traceback" not in found.output
+
+
+def test_a_record_that_is_none_ends_what_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    book = Book(path, {"a": 1})
+    book.add([Record(0, "x", answer="one"), Record(0, "y", answer="two")])
+    book.close()
+    with path.open("ab") as file:
+        file.write(b'{"question": 1, "cell": "x"}\nnonsense\n{"question": 2, "cell": "x"}\n')
+    again = Book(path, {"a": 1})
+    assert sorted(again.records) == [(0, "x"), (0, "y"), (1, "x")]
+    again.add([Record(3, "z")])
+    again.close()
+    assert sorted(Book(path, {"a": 1}).records) == [(0, "x"), (0, "y"), (1, "x"), (3, "z")]

@@ -1,0 +1,226 @@
+"""One question after the other, each in every cell, on features that were encoded once a file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from vtprune.answers import Prompt, forced_logits, prepare
+from vtprune.engine import Encoded, pruning
+from vtprune.errors import VtpruneError
+from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.records import Book, Record
+from vtprune.evaluation.scoring import score
+from vtprune.figures import count_tokens
+from vtprune.generation import Generation, generate
+from vtprune.lineup import UNPRUNED, beside
+from vtprune.loading import quiet
+from vtprune.media import Limits
+from vtprune.memory import fitting_errors
+from vtprune.models.base import Sampling
+from vtprune.questions_file import Asked
+from vtprune.spec import Preset
+
+if TYPE_CHECKING:
+    from vtprune.loading import Loaded, Progress
+    from vtprune.trace import Trace
+
+FIRST = 8  # answer tokens whose predictions are compared
+Scorer = Callable[[Asked, str], float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are asked.
+
+    Args:
+        sampling: how much of the media is looked at.
+        generation: greedy; its length is that of the longest answer.
+        score: how right an answer is, where the right one is known.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    generation: Generation = field(default_factory=lambda: Generation(max_new_tokens=64))
+    limits: Limits = field(default_factory=Limits)
+    score: Scorer | None = None
+
+    def rate(self, asked: Asked, given: str) -> float | None:
+        """How right an answer is; None where nobody knows."""
+        if asked.answer is None:
+            return None
+        if self.score is not None:
+            return self.score(asked, given)
+        return score(asked.answer, given, asked.choices)
+
+
+def answer_all(
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    cells: Sequence[Cell],
+    book: Book,
+    settings: Settings,
+    on_progress: Progress | None = None,
+) -> None:
+    """Fills the book: every question in every cell that it does not hold yet.
+
+    Files follow each other; each is read and encoded once. The unpruned model answers first: every
+    cell is compared with that answer, token by token, and generates one of its own only where
+    greedy decoding leaves it.
+
+    Raises:
+        VtpruneError: a file that can't be read, or a question the unpruned model can't answer.
+    """
+    files: dict[Path, list[int]] = {}
+    for number, one in enumerate(asked):
+        files.setdefault(one.file, []).append(number)
+    done = 0
+    for numbers in files.values():
+        open_numbers = [
+            number for number in numbers if any(not book.has(number, cell.key) for cell in cells)
+        ]
+        if open_numbers:
+            file = _File(loaded, [asked[number] for number in open_numbers], settings)
+            for place, number in enumerate(open_numbers):
+                _show(on_progress, done + place, len(asked))
+                missing = [cell for cell in cells if not book.has(number, cell.key)]
+                book.add(file.ask(place, number, missing, cells))
+        done += len(numbers)
+        _show(on_progress, done, len(asked))
+
+
+def _show(on_progress: Progress | None, done: int, total: int) -> None:
+    if on_progress:
+        on_progress("answering", done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What one cell gave: the predictions of the unpruned answer's tokens, and the clock."""
+
+    logits: torch.Tensor
+    trace: Trace
+    prefill: float
+    first: float
+
+
+class _File:
+    """The questions about one file, on features that are encoded once."""
+
+    def __init__(self, loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> None:
+        self.loaded, self.asked, self.settings = loaded, asked, settings
+        self.encoded: Encoded = {}
+        unlabelled = [Asked(one.file, one.question) for one in asked]  # their answers: the model's
+        with quiet():
+            self.prompts, self.notes = prepare(
+                loaded, unlabelled, settings.sampling, settings.generation, settings.limits,
+                self.encoded,
+            )  # fmt: skip
+        self.vision = 0.0
+
+    def ask(
+        self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
+    ) -> list[Record]:
+        """The records of one question in the cells that miss it."""
+        prompt, asked = self.prompts[place], self.asked[place]
+        base = self.force(prompt, Preset(name=UNPRUNED, keep=1.0))
+        unpruned = self.text(prompt.answer)
+        stages: dict[str, Sequence[Mapping[str, object]]] = {}
+        parents = {cell.beside for cell in missing if cell.beside}
+        records = []
+        for cell in [c for c in cells if c in missing or c.key in parents]:
+            try:
+                preset = self.preset(cell, stages)
+                given = base if cell.key == UNPRUNED else self.force(prompt, preset)
+                stages[cell.key] = _stages(given.trace)
+                made = functools.partial(self.record, prompt, asked, base, unpruned)
+                record = made(number, cell, given, preset)
+            except VtpruneError as error:
+                if cell.key == UNPRUNED:
+                    raise
+                record = Record(number, cell.key, error=error.message)
+            if cell in missing:
+                records.append(record)
+        return records
+
+    def preset(self, cell: Cell, stages: Mapping[str, Sequence[Mapping[str, object]]]) -> Preset:
+        """What a cell cuts of this question.
+
+        Raises:
+            VtpruneError: it stands beside a cell that cut nothing past the input.
+        """
+        if cell.entry.error is not None:
+            raise cell.entry.error
+        if not cell.beside:
+            return cell.entry.preset
+        parent = stages.get(cell.beside)
+        for entry in beside(cell.entry, parent) if parent else ():
+            if entry.method == cell.entry.method:
+                return entry.preset
+        raise VtpruneError("the row that it stands beside cuts nothing past the input")
+
+    def force(self, prompt: Prompt, preset: Preset) -> _Given:
+        """One prefill, and the unpruned answer's tokens after it."""
+        block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
+                        encoded=self.encoded, media=prompt.media)  # fmt: skip
+        with quiet(), block as trace, fitting_errors(self.loaded, preset, trace):
+            logits = forced_logits(self.loaded, prompt)
+        seconds = trace.seconds
+        self.vision = max(self.vision, seconds.get("vision", 0.0))
+        prefill = seconds.get("prefill", 0.0)
+        return _Given(logits, trace, prefill, prefill + self.vision)
+
+    def record(
+        self,
+        prompt: Prompt,
+        asked: Asked,
+        base: _Given,
+        unpruned: str,
+        number: int,
+        cell: Cell,
+        given: _Given,
+        preset: Preset,
+    ) -> Record:
+        """What one cell made of one question."""
+        answer = unpruned
+        if not bool((given.logits.argmax(-1).cpu() == prompt.answer.cpu()).all()):
+            answer = self.generated(prompt, preset)
+        losses = given.logits.float().log_softmax(-1)
+        taken = losses.gather(1, prompt.answer.to(losses.device)[:, None]).mean()
+        before = base.logits[:FIRST].float().log_softmax(-1)
+        gap = F.kl_div(losses[:FIRST], before, log_target=True, reduction="batchmean")
+        return Record(
+            question=number,
+            cell=cell.key,
+            answer=answer,
+            score=self.settings.rate(asked, answer),
+            same=answer == unpruned,
+            loss=-float(taken),
+            divergence=max(float(gap), 0.0),
+            keep_mean=given.trace.keep_mean() if given.trace.layouts else 1.0,
+            prefill=given.prefill,
+            first=given.first,
+        )
+
+    def generated(self, prompt: Prompt, preset: Preset) -> str:
+        """A cell's own greedy answer."""
+        block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
+                        encoded=self.encoded, media=prompt.media)  # fmt: skip
+        with quiet(), block as trace:
+            run = generate(self.loaded, prompt.tensors, self.settings.generation, trace)[0]
+        return run.answer
+
+    def text(self, ids: torch.Tensor) -> str:
+        decoded = self.loaded.files.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(decoded).strip()
+
+
+def _stages(trace: Trace) -> Sequence[Mapping[str, object]]:
+    found = count_tokens(trace, 0, 0)["stages"]
+    assert isinstance(found, list)
+    return found

@@ -1,0 +1,86 @@
+"""Accuracy against what is kept, and against the time to the first token."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vtprune.evaluation.summary import Evaluation, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "os^Dvx"
+
+
+def plot(evaluation: Evaluation) -> bytes:
+    """Quality by keep and by measured time to the first token, one line a method or preset.
+
+    Returns:
+        a PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    base, *rows = evaluation.rows
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.keep is not None and row.questions:
+            lines.setdefault(_label(row), []).append(row)
+    figure = Figure(figsize=(9, 8.5), dpi=110, layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for number, (label, own) in enumerate(lines.items()):
+        style: dict[str, object] = {
+            "label": label,
+            "color": f"C{number % 10}",
+            "marker": MARKERS[number // 10 % len(MARKERS)],
+            "linestyle": "dashed" if own[0].role == "baseline" else "solid",
+            "linewidth": 1.3,
+            "markersize": 4,
+        }
+        _by_keep(upper, own, style)
+        _by_time(lower, own, style)
+    what = "accuracy" if evaluation.labelled else "same answer as unpruned"
+    for axes in (upper, lower):
+        if base.questions:
+            axes.axhline(_quality(base), color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylabel(what)
+        axes.grid(alpha=0.3)
+    upper.set_xlabel("layer average of the visual tokens kept (bands: 95 %, files drawn anew)")
+    lower.set_xlabel("time to the first token over the unpruned one's, vision tower counted")
+    count = f"{evaluation.questions:,} questions about {evaluation.files:,} files"
+    name = str(evaluation.model.get("name", "")).replace("$", r"\$")
+    upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
+    if lines:
+        upper.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _label(row: Row) -> str:
+    if " beside " in row.name:
+        return f"{row.method} beside {row.name.split(' beside ')[1].split(' keep ')[0]}"
+    return f"{row.method} at {row.at}" if row.method else str(row.preset)
+
+
+def _quality(row: Row) -> float:
+    return (row.accuracy or row.agreement).mean
+
+
+def _by_keep(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> None:
+    rows = sorted(rows, key=lambda row: row.keep_mean)
+    found = [row.accuracy or row.agreement for row in rows]
+    kept = [row.keep_mean for row in rows]
+    axes.plot(kept, [one.mean for one in found], **style)  # type: ignore[arg-type]
+    if rows[0].role == "asked":
+        low, high = [one.low for one in found], [one.high for one in found]
+        axes.fill_between(kept, low, high, color=str(style["color"]), alpha=0.12, linewidth=0)
+
+
+def _by_time(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> None:
+    rows = sorted(rows, key=lambda row: -row.first_token_speedup)
+    times = [1 / max(row.first_token_speedup, 1e-9) for row in rows]
+    axes.plot(times, [_quality(row) for row in rows], **style)  # type: ignore[arg-type]

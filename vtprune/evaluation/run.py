@@ -1,0 +1,109 @@
+"""The order of an evaluation: cells, answers, rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtprune import __version__
+from vtprune.errors import VtpruneError
+from vtprune.evaluation.answering import Settings, answer_all
+from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.records import Book
+from vtprune.evaluation.summary import Evaluation, summarise
+from vtprune.figures import describe_model
+from vtprune.questions_file import Asked
+
+if TYPE_CHECKING:
+    from vtprune.loading import Loaded, Progress
+
+FEW_FILES = 20  # below, drawing files again says little about other files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and in which cells."""
+
+    asked: tuple[Asked, ...]
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    loaded: Loaded,
+    plan: Plan,
+    settings: Settings | None = None,
+    path: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Asks every question in every cell, and says what survived.
+
+    Args:
+        path: where the answers are kept, one a line; what is there already is not asked again.
+            None: nowhere.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    import torch
+    import transformers
+
+    settings = settings or Settings()
+    book = Book(path, _head(loaded, plan, settings))
+    try:
+        answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress)
+    finally:
+        book.close()
+    rows = summarise(plan.asked, plan.cells, book.records)
+    files = len({one.file for one in plan.asked})
+    notes = [*loaded.warnings, *plan.notes]
+    if files < FEW_FILES:
+        notes.append(f"{files} files: intervals from fewer than {FEW_FILES} are rough")
+    blind = [row.name for row in rows if row.reads_question]
+    if blind:
+        notes.append(f"what these keep depends on the question, so a second one on the same cached "
+                     f"conversation finds what the first left: {', '.join(blind)}")  # fmt: skip
+    return Evaluation(
+        model=describe_model(loaded),
+        rows=tuple(rows),
+        questions=len(plan.asked),
+        files=files,
+        labelled=all(one.answer is not None for one in plan.asked),
+        warnings=tuple(dict.fromkeys(notes)),
+        version={
+            "vtprune": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+    )
+
+
+def _head(loaded: Loaded, plan: Plan, settings: Settings) -> Mapping[str, object]:
+    """What two runs must have in common to share a file of answers; the cells may differ."""
+    asked = [[str(one.file.name), one.question, one.answer, one.choices, one.kind]
+             for one in plan.asked]  # fmt: skip
+    return {
+        "version": __version__,
+        "model": describe_model(loaded),
+        "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "sampling": asdict(settings.sampling),
+        "max_new_tokens": settings.generation.max_new_tokens,
+        "system": settings.generation.system,
+    }
+
+
+def first_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
+    """At most so many questions, evenly from all files.
+
+    Raises:
+        VtpruneError: fewer than one.
+    """
+    if most is None or most >= len(asked):
+        return list(asked)
+    if most < 1:
+        raise VtpruneError(f"--limit {most} is out of range", "1 or more")
+    return [asked[i * len(asked) // most] for i in range(most)]
