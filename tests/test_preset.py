@@ -179,6 +179,14 @@ def test_a_stage_at_pixels_comes_first_and_once(where: str, second: object) -> N
         load_preset(stages if where == "top" else {where: stages})
 
 
+def test_a_keep_after_pixels_can_only_fall() -> None:
+    stages = [{**PIXELS, "keep": 0.5}, {"at": 2, "method": "random", "keep": 0.6}]
+    with pytest.raises(PresetError, match=r"keep 0\.6 at 2 comes after keep 0\.5 at pixels"):
+        load_preset({"stages": stages})
+    stages[1]["keep"] = 0.5
+    assert len(load_preset({"stages": stages}).stages_for("image")) == 2
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_on_the_wrong_side_of_the_vision_tower_is_refused(method: str) -> None:
     place, told = ("input", "before") if METHODS[method].units else ("pixels", "chooses tokens")

@@ -100,6 +100,14 @@ class Preset:
                 "it acts before the vision tower, and so before all others",
                 "put it first; there can be one",
             )
+        first = stages[0].keep if stages[0].at == PIXELS else None
+        for stage in stages[1:]:
+            if first is not None and stage.keep is not None and stage.keep > first:
+                raise PresetError(
+                    f"preset {self.name}: keep {stage.keep:g} at {stage.at} comes after keep "
+                    f"{first:g} at pixels: tokens that were cut can't come back",
+                    "a stage's keep is a fraction of the original tokens and can only fall",
+                )
         free = [
             stage
             for stage in stages
@@ -112,11 +120,11 @@ class Preset:
                 f"give the stage at {free[1].at} a keep of its own",
             )
         if keep is not None and keep < 1 and not free:
-            first = next(stage for stage in stages if stage.keep is not None)
+            kept = next(stage for stage in stages if stage.keep is not None)
             raise PresetError(
                 f"preset {self.name}: every {modality} stage has its own keep, so keep {keep:g} "
                 "sets nothing",
-                f"remove the keep of the stage at {first.at} ({first.method}) to free it, "
+                f"remove the keep of the stage at {kept.at} ({kept.method}) to free it, "
                 "or give no keep",
             )
 
