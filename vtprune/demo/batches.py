@@ -93,6 +93,22 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
             ("whereabouts", "whereabouts", "change", "moment", "moment", "order", "what_happens"),
         ),
     ),
+    (
+        3150,
+        (
+            ("places", "places", "places", "relation", "relation", "comparison", "comparison"),
+            (
+                "between",
+                "between",
+                "between",
+                "change",
+                "moment",
+                "moment",
+                "order",
+                "what_happens",
+            ),
+        ),
+    ),
 )
 
 

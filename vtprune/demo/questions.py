@@ -29,7 +29,8 @@ KINDS = PICTURE_KINDS + CLIP_KINDS
 # Asked in training alone: they make a picture's every object answerable.
 EXTRA_KINDS = ("describe",)
 # Asked in training's later part alone: the single looks that comparisons and events are made of.
-LOOK_KINDS = ("relation", "whereabouts")
+BETWEEN = (0.33, 0.6)  # times after one third's events and before the next one's
+LOOK_KINDS = ("relation", "places", "whereabouts", "between")
 
 
 @dataclass(frozen=True)
@@ -315,8 +316,38 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     return _fill("relation", template, answer, one=named[i].name, other=named[j].name)
 
 
+def _places(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Where each of two things is: what a comparison has to look at."""
+    named = _named(scene)
+    if len(named) < 2 or scene.is_clip:
+        return None
+    i, j = (int(n) for n in rng.choice(len(named), size=2, replace=False))
+    one, other = named[i], named[j]
+    answer = f"{PLACES[one.row][one.column]} {PLACES[other.row][other.column]}"
+    return _fill("places", "{one} and {other}?", answer, one=one.name, other=other.name)
+
+
 def _whereabouts(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where a thing is at the start or at the end of a clip; "nothing" while it is not there."""
+    when = ("start", "end")
+    return _place_at(scene, rng, "whereabouts", "where is the {name} at the {when}?", when, (0, 1))
+
+
+def _between(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Likewise between a clip's thirds: what happens in each is told by its two ends."""
+    when, times = ("start to middle", "middle to end"), BETWEEN
+    return _place_at(scene, rng, "between", "where is the {name}, {when}?", when, times)
+
+
+def _place_at(
+    scene: Scene,
+    rng: np.random.Generator,
+    kind: str,
+    template: str,
+    words: tuple[str, str],
+    times: tuple[float, float],
+) -> Question | None:
+    """Where a thing is at one of two times."""
     if not scene.is_clip:
         return None
     names = [thing.name for thing in scene.things]
@@ -330,11 +361,10 @@ def _whereabouts(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not options:
         return None
     name = names[options[int(rng.integers(len(options)))]]
-    when = ("start", "end")[int(rng.integers(2))]
-    there = [t for t in things_at(scene, 0.0 if when == "start" else 1.0) if t.name == name]
+    which = int(rng.integers(2))
+    there = [t for t in things_at(scene, times[which]) if t.name == name]
     answer = PLACES[there[0].row][there[0].column] if there else "nothing"
-    template = "where is the {name} at the {when}?"
-    return _fill("whereabouts", template, answer, name=name, when=when)
+    return _fill(kind, template, answer, name=name, when=words[which])
 
 
 MAKERS: dict[str, Maker] = {
@@ -353,7 +383,9 @@ MAKERS: dict[str, Maker] = {
     "what_happens": _what_happens,
     "describe": _describe,
     "relation": _relation,
+    "places": _places,
     "whereabouts": _whereabouts,
+    "between": _between,
 }
 
 
