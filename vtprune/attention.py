@@ -1,10 +1,11 @@
-"""Attention of a few query rows, read on the way from any kernel that transformers has."""
+"""Attention, read on the way from any kernel that transformers has: rows, and what tokens get."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -30,8 +31,29 @@ class Rows:
     past: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a kernel is given.
+
+    Args:
+        query: (B, H, S, D), norms and rotary positions applied.
+        key: (B, KV, W, D) likewise; those of a cache before them, free slots of one behind them.
+        scale: of the scores.
+        mask: (B or 1, 1 or H, S, W), bool (True attends) or added to the scores; None: as causal as
+            the module is.
+        bounds: (n + 1,) where each of n sequences begins that lie one after the other in one row,
+            and the end; None: each row is one.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    scale: float
+    mask: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+
+
 class Tap:
-    """Reads attention rows while one attention module runs, whatever its kernel.
+    """Reads attention while one attention module runs, whatever its kernel.
 
     `enter` and `leave` are to be hooked around the module's forward. Every attention module of
     transformers asks a registry for its kernel by name. While the module
@@ -41,18 +63,13 @@ class Tap:
     Args:
         module: the attention module.
         kernel: the name its config has for the kernel.
-        take: gets the queries (B, H, S, D), keys (B, KV, P + S, D) and the scale of the scores.
+        take: gets what the kernel is given.
 
     Raises:
         ModelError: the module asks no registry.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        kernel: str,
-        take: Callable[[torch.Tensor, torch.Tensor, float], None],
-    ) -> None:
+    def __init__(self, module: nn.Module, kernel: str, take: Callable[[Call], None]) -> None:
         self.module, self.kernel, self.take = module, kernel, take
         names = vars(sys.modules[type(module).__module__])
         registry = names.get("ALL_ATTENTION_FUNCTIONS")
@@ -90,7 +107,17 @@ class Tap:
         """The kernel's place in the registry."""
         if module is self.module:
             scale = kwargs.get("scaling")
-            self.take(query, key, float(scale) if scale else query.shape[-1] ** -0.5)  # type: ignore[arg-type]
+            mask = args[0] if args else kwargs.get("attention_mask")
+            bounds = kwargs.get("cu_seq_lens_k")
+            self.take(
+                Call(
+                    query,
+                    key,
+                    float(scale) if scale else query.shape[-1] ** -0.5,  # type: ignore[arg-type]
+                    mask if isinstance(mask, torch.Tensor) else None,
+                    bounds if isinstance(bounds, torch.Tensor) else None,
+                )
+            )
         return self.attend()(module, query, key, value, *args, **kwargs)
 
     def attend(self) -> Attend:
@@ -103,28 +130,24 @@ class Tap:
         return found
 
 
-def attention_rows(
-    query: torch.Tensor, key: torch.Tensor, scale: float, wanted: Sequence[Rows]
-) -> list[torch.Tensor]:
+def attention_rows(call: Call, wanted: Sequence[Rows]) -> list[torch.Tensor]:
     """For every sample the attention of its rows to this forward's slots, mean over heads.
 
-    The softmax is over all keys that a row sees, those of the cache too, in float32.
-
-    Args:
-        query: (B, H, S, D), rotary positions applied.
-        key: (B, KV, P + S or more, D); slots past P + S of a static cache are left out.
+    The softmax is over all keys that a row sees, those of the cache too, in float32. Slots past
+    P + S of a static cache are left out, and so is the call's mask: a row sees what is before it.
 
     Returns:
         For every sample (R, S) float32.
     """
     return [
-        _rows_of_one(query[number], key[number], scale, rows) for number, rows in enumerate(wanted)
+        _rows_of_one(call.query[number], call.key[number], call.scale, rows)
+        for number, rows in enumerate(wanted)
     ]
 
 
 def _rows_of_one(query: torch.Tensor, key: torch.Tensor, scale: float, rows: Rows) -> torch.Tensor:
     device = query.device
-    heads, num_slots, width = query.shape
+    heads, num_slots, _ = query.shape
     num_past = len(rows.past)
     total = num_past + num_slots
     keys = key[:, :total].float().transpose(1, 2)  # (KV, D, P + S)
@@ -132,10 +155,69 @@ def _rows_of_one(query: torch.Tensor, key: torch.Tensor, scale: float, rows: Row
     slots = torch.arange(total, device=device)
     parts = []
     for part in rows.queries.to(device).split(max(1, CHUNK // (heads * total))):
-        picked = query[:, part].float() * scale  # (H, r, D)
-        grouped = picked.reshape(len(keys), -1, width)  # (KV, group x r, D)
-        scores = (grouped @ keys).view(heads, len(part), total)
         seen = valid & (slots <= (part + num_past)[:, None])  # (r, P + S)
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-        parts.append(scores.softmax(-1).mean(0)[:, num_past:])
+        parts.append(_softmax(query[:, part], keys, scale, seen).mean(0)[:, num_past:])
     return torch.cat(parts)
+
+
+def received(call: Call, by_first: bool) -> list[torch.Tensor]:
+    """For every sequence of an encoder the attention that each of its tokens receives.
+
+    It is the mean over the heads, and over the queries that see the token; float32.
+
+    Args:
+        by_first: of the first query (a CLS token) alone.
+
+    Returns:
+        (S,) each.
+    """
+    found = []
+    for number in range(len(call.query)):
+        query, key, seen = call.query[number], call.key[number], None
+        if call.mask is not None:
+            mask = call.mask[min(number, len(call.mask) - 1)].amax(0)  # (S, S), of any head
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            seen = seen & seen.diagonal()[:, None]  # padding does not count as a query
+        bounds = [0, query.shape[1]] if call.bounds is None else call.bounds.tolist()
+        for first, end in pairwise(bounds):
+            part = slice(first, end)
+            inside = None if seen is None else seen[part, part]
+            found.append(_received(query[:, part], key[:, part], call.scale, inside, by_first))
+    return found
+
+
+def _received(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    seen: torch.Tensor | None,
+    by_first: bool,
+) -> torch.Tensor:
+    """(S,) of one sequence; `seen` is (S, S) bool, None where all is seen."""
+    heads, length, _ = query.shape
+    keys = key.float().transpose(1, 2)  # (KV, D, S)
+    total = keys.new_zeros(length)
+    num_rows = 1 if by_first else length
+    step = max(1, CHUNK // (heads * length))
+    for first in range(0, num_rows, step):
+        part = slice(first, min(first + step, num_rows))
+        own = None if seen is None else seen[part]
+        rows = _softmax(query[:, part], keys, scale, own).mean(0)  # (r, S)
+        total += rows.sum(0) if own is None else (rows * own).sum(0)
+    return total / (num_rows if seen is None else seen[:num_rows].sum(0).clamp_min(1))
+
+
+def _softmax(
+    query: torch.Tensor, keys: torch.Tensor, scale: float, seen: torch.Tensor | None
+) -> torch.Tensor:
+    """(H, r, T) float32 attention of queries (H, r, D) to keys (KV, D, T).
+
+    Args:
+        seen: (r, T) bool, the keys that each query sees; None: all.
+    """
+    heads, rows, width = query.shape
+    grouped = (query.float() * scale).reshape(len(keys), -1, width)  # (KV, group x r, D)
+    scores = (grouped @ keys).view(heads, rows, -1)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vtprune.attention import Tap
+from vtprune.attention import Call, Tap, received
 from vtprune.caches import (
     CacheState,
     Continued,
@@ -29,8 +29,10 @@ from vtprune.packing import gather, gather_marked, valid_columns
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill, start_prefill
 from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.pruners.base import TOWER
 from vtprune.thin_tower import Thinned
 from vtprune.thinning import Thinning, choose_units, refuse_pixels
+from vtprune.tower import Reading, find_tower, read_scores
 from vtprune.trace import Trace
 from vtprune.units import Shown
 
@@ -42,7 +44,7 @@ PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 MARK = "_vtprune_session"
 SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
 Kwargs = dict[str, object]
-Encoded = dict[object, tuple[object, object]]
+Encoded = dict[object, tuple[Kwargs, object]]
 
 
 @contextmanager
@@ -125,7 +127,9 @@ class _Session:
         self.inner_signature = inspect.signature(self.inner.forward)
         self.decoder_signature = inspect.signature(self.decoder.forward)
         self.vision: dict[str, dict[str, object]] = {}
+        self.modalities: tuple[str, ...] = ()
         self.vision_seconds = 0.0
+        self.select_seconds = 0.0
         self.encoded = encoded
         self.encoding = False
         self.pending: Prefill | None = None
@@ -194,11 +198,14 @@ class _Session:
             rows = self.rows_for(modality)
             key = (name, None if rows is None else tuple(rows.tolist()),
                    *(_identity(value) for value in given.values()))  # fmt: skip
-            if self.encoded is not None and key in self.encoded:
-                return self.encoded[key][1]
+            known = self.encoded.get(key) if self.encoded is not None else None
+            if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
+                self.vision[modality] = known[0]
+                return known[1]
             started, self.encoding = self.now(), True
             try:
-                features = self.encode(functools.partial(encode, *args, **kwargs), rows)
+                with self.tapped_tower(modality, given, rows):
+                    features = self.encode(functools.partial(encode, *args, **kwargs), rows)
             finally:
                 self.encoding = False
             self.vision_seconds += self.now() - started
@@ -253,6 +260,40 @@ class _Session:
             return None
         own = hasattr(self.inner, "get_video_features")
         return thinning.rows(modality if own else None)
+
+    @contextmanager
+    def tapped_tower(
+        self, modality: str, given: Kwargs, rows: torch.Tensor | None
+    ) -> Iterator[None]:
+        """Notes beside an encoder call's arguments what its tower attends to, if a method asks.
+
+        Args:
+            rows: (U,) bool: those that the tower gets; None: all.
+        """
+        if not self.plan.reads_tower:
+            yield
+            return
+        tower = find_tower(self.structure, modality, given)
+        reading = Reading(tower.has_cls, [])
+
+        def take(call: Call) -> None:
+            with torch.no_grad():
+                reading.rows.extend(received(call, tower.has_cls))
+
+        handles = self.put_on(Tap(tower.attention, tower.kernel, take))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        given[TOWER[0]] = reading.among(rows)
+
+    def put_on(self, tap: Tap) -> list[RemovableHandle]:
+        """Reads the attention of a tap's module in every forward, until the hooks are removed."""
+        return [
+            tap.module.register_forward_pre_hook(tap.enter),
+            tap.module.register_forward_hook(tap.leave, always_call=True),
+        ]
 
     def adding(self) -> Callable[..., torch.Tensor]:
         """The decoder's own adding of features to states (deepstack), for the tokens still there.
@@ -327,6 +368,7 @@ class _Session:
         for name in pixels:  # encoded inside this forward, so not recorded yet
             self.vision["video" if "video" in name else "image"] = given
         vision = {name: noted for name, noted in self.vision.items() if name in shown}
+        self.modalities = tuple(vision)
         self.pending = self.see_prompt(ids, given, vision)
 
     def refuse_lone_placeholders(self, ids: torch.Tensor, given: Kwargs) -> None:
@@ -389,7 +431,7 @@ class _Session:
         if not cache_length(cache):
             unmark_cache(cache)  # it was emptied since
         if self.running is not None:
-            self.started = self.now()
+            self.started, self.select_seconds = self.now(), 0.0
             return (), self.start_prefill(self.running, embeds, given)
         state = getattr(cache, "_vtprune", None)
         if isinstance(state, CacheState) and cache_length(cache):
@@ -400,6 +442,9 @@ class _Session:
         if prefill.layers:
             self.refuse_windows(prefill.past + embeds.shape[1])
         prefill.begin(given.get("past_key_values"), given.get("position_ids"))
+        if prefill.reads_tower:
+            vision = {name: self.vision[name] for name in self.modalities}
+            prefill.tower = read_scores(self.structure, vision, self.trace.layouts)
         if 0 in prefill.layers:
             for name in prefill.projections(0):
                 prefill.states[name] = self.first_states(embeds, name)
@@ -420,16 +465,14 @@ class _Session:
     def tap(self, prefill: Prefill, layer: int) -> None:
         """Reads the attention of the layer before a cut."""
 
-        def take(query: torch.Tensor, key: torch.Tensor, scale: float) -> None:
+        def take(call: Call) -> None:
             started = self.now()
             with torch.no_grad():
-                prefill.take_attention(layer, query, key, scale)
-            self.add_select(self.now() - started)
+                prefill.take_attention(layer, call)
+            self.select_seconds += self.now() - started
 
         module = self.structure.attention_module(layer - 1)
-        tap = Tap(module, self.structure.attention, take)
-        self.layer_handles.append(module.register_forward_pre_hook(tap.enter))
-        self.layer_handles.append(module.register_forward_hook(tap.leave, always_call=True))
+        self.layer_handles += self.put_on(Tap(module, self.structure.attention, take))
 
     def hook_layers(
         self, first: int, enter: Callable[..., tuple[tuple[object, ...], Kwargs]]
@@ -468,13 +511,8 @@ class _Session:
         started = self.now()
         with torch.no_grad():
             hidden = prefill.cut(layer, hidden)
-        self.add_select(self.now() - started)
+        self.select_seconds += self.now() - started
         return hidden
-
-    def add_select(self, seconds: float) -> None:
-        """Adds to the time that was spent on choosing."""
-        spent = self.trace.seconds
-        spent["select"] = spent.get("select", 0.0) + seconds
 
     def enter_layer(
         self,
@@ -531,7 +569,7 @@ class _Session:
             return
         seconds = {
             "vision": self.vision_seconds,
-            "select": self.trace.seconds.pop("select", 0.0),
+            "select": self.select_seconds,
             "prefill": self.now() - self.started,
         }
         self.vision_seconds = 0.0

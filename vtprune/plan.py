@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from vtprune.layout import MODALITIES, Layout
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.pruners import METHODS, create, create_units, find_profile
-from vtprune.pruners.base import Pruner, UnitPruner
+from vtprune.pruners.base import TOWER, Pruner, UnitPruner
 from vtprune.schedule import Place, Schedule, fixed_count, resolve_layer, solve
 from vtprune.spec import PIXELS
 from vtprune.trace import Trace
@@ -58,6 +59,19 @@ class Plan:
     @property
     def num_layers(self) -> int:
         return len(self.structure.layers)
+
+    @functools.cached_property
+    def reads_tower(self) -> bool:
+        """Whether a method of any stage reads what the vision tower attends to."""
+        preset = self.preset
+        whole = [(keep := preset.keep_for(one)) is not None and keep >= 1 for one in MODALITIES]
+        stages = (preset.stages, preset.image.stages, preset.video.stages)
+        return not all(whole) and any(
+            set(create(stage.method, dict(stage.options)).needs) & set(TOWER)
+            for own in stages
+            for stage in own or ()
+            if stage.at != PIXELS
+        )
 
     def group(self, modality: str) -> Group:
         """The budget of a modality, with the layers of its stages in this model."""

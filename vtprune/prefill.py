@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.attention import Rows, attention_rows
+from vtprune.attention import Call, Rows, attention_rows
 from vtprune.caches import CacheState, build_mask, layer_length, mark_cache
 from vtprune.errors import ModelError
 from vtprune.information import group_information
@@ -19,7 +19,7 @@ from vtprune.packing import Packed, gather, gather_mask, join_valid, pack, repac
 from vtprune.plan import Group, Plan
 from vtprune.preset import StageSpec
 from vtprune.pruners import METHODS
-from vtprune.pruners.base import ATTENTION, Budget, VisualTokens, merge
+from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens, merge
 from vtprune.schedule import Cut, Schedule
 from vtprune.spec import PIXELS
 from vtprune.trace import StageRecord
@@ -89,6 +89,7 @@ class Prefill:
     earlier: CacheState | None = None
     offset: int = 0
     attention: list[torch.Tensor] = field(default_factory=list)
+    tower: list[torch.Tensor] = field(default_factory=list)
     first: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     shifts: list[tuple[int, torch.Tensor | None]] = field(default_factory=list)
@@ -152,6 +153,11 @@ class Prefill:
         needs = {name.removeprefix("text_") for name in self.needs(layer)}
         return sorted(needs & {"query", "key", "value"})
 
+    @property
+    def reads_tower(self) -> bool:
+        """Whether a method reads what the vision tower attended to, which is then in `tower`."""
+        return any(self.needs(layer) & set(TOWER) for layer in self.layers)
+
     def reads_attention(self, layer: int) -> bool:
         return bool(self.needs(layer) & set(ATTENTION))
 
@@ -176,9 +182,7 @@ class Prefill:
             )
         return text
 
-    def take_attention(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float
-    ) -> None:
+    def take_attention(self, layer: int, call: Call) -> None:
         """Keeps the attention rows that the methods cutting at `layer` read: (B) x (R, S)."""
         wanted = []
         all_text = "text_attention" in self.needs(layer)
@@ -192,7 +196,7 @@ class Prefill:
                 past[: earlier.shape[1]] = earlier[sample]
             queries = self.slots(sample, text if all_text else text[-1:])
             wanted.append(Rows(queries, valid, past))
-        self.attention = attention_rows(query, key, scale, wanted)
+        self.attention = attention_rows(call, wanted)
 
     def past_length(self, layer: int) -> int:
         """Keys that a layer's cache held before this forward."""
@@ -286,6 +290,9 @@ class Prefill:
             rows = self.attention[sample]
             rows = rows[:, slots.to(rows.device)]
             return rows if name == "text_attention" else rows[-1]
+        if name in TOWER:
+            place = torch.searchsorted(self.plan.trace.layouts[sample].columns, mine.columns)
+            return self.tower[sample][place.to(self.tower[sample].device)].to(hidden.device)
         if name.startswith("text_"):
             slots = self.slots(sample, self.text_columns(sample))
         name = name.removeprefix("text_")

@@ -56,8 +56,9 @@ class Trace:
         kept: of every sample's visual tokens, after the last cut.
         text: tokens of every sample that are not visual, padding left out.
         visual_by_layer: for every sample the visual tokens that each decoder layer saw.
-        seconds: of the last prefill: vision (encoding, and comparing pixels before it, summed since
-            the prefill before), select, prefill (the decoder's forward, selection included).
+        seconds: of the last prefill: vision (encoding, comparing pixels before it and reading the
+            tower's attention, summed since the prefill before), select, prefill (the decoder's
+            forward, selection included).
         encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
             of each media item; empty where it got all.
         prefills: how many prefills with visual tokens have run.

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from vtprune.attention import Rows, attention_rows
+from vtprune.attention import Call, Rows, attention_rows
 from vtprune.cost import DecoderShape, prefill_flops
 from vtprune.layout import Layout, box, join, lay_out
 from vtprune.pruners import METHODS, create
@@ -115,7 +115,8 @@ def attention_reader(
     first = total - (QUESTION if "text_attention" in needs else 1)
     valid, past = torch.ones(total, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
     rows = Rows(torch.arange(first, total), valid, past)
-    return lambda: attention_rows(query, key, SHAPE.head_dim**-0.5, [rows])
+    call = Call(query, key, SHAPE.head_dim**-0.5)
+    return lambda: attention_rows(call, [rows])
 
 
 def clock(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +15,22 @@ from vtprune.units import WHOLE, Region
 
 Size = tuple[int, int]
 """(height, width)"""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """How the tiles of a picture lie, and what its padding takes of them.
+
+    Args:
+        rows, cols: of tiles.
+        above, before: rows of patches at the top (and bottom), columns on the left (and right),
+            that are padding and become no tokens.
+    """
+
+    rows: int
+    cols: int
+    above: int = 0
+    before: int = 0
 
 
 def best_resolution(size: Size, resolutions: Sequence[Sequence[int]]) -> Size:
@@ -134,11 +151,9 @@ def tiled_grid(
         side: side of a tile in tokens.
         max_tiles: N of "anyres_max_N"; None never interpolates.
     """
-    resolution = best_resolution(size, resolutions)
-    across = resolution[1] // tile
-    rows, cols = resolution[0] // tile * side, across * side
-    above, before = _padding(size, rows, cols)
-    rows, cols = rows - 2 * above, cols - 2 * before
+    plane = plane_of(size, resolutions, tile, side)
+    across, above, before = plane.cols, plane.above, plane.before
+    rows, cols = plane.rows * side - 2 * above, across * side - 2 * before
     num_rows, num_cols = _shrunk(rows, cols, side, max_tiles)
     row, col = torch.meshgrid(
         torch.arange(num_rows), torch.arange(num_cols + 1), indexing="ij"
@@ -153,14 +168,20 @@ def tiled_grid(
     return join([box(1, side, side), Grid(*packed)])
 
 
+def plane_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Plane:
+    """Where a tiled picture's tiles lie; arguments as for `tiled_grid`."""
+    resolution = best_resolution(size, resolutions)
+    rows, cols = resolution[0] // tile, resolution[1] // tile
+    return Plane(rows, cols, *_padding(size, rows * side, cols * side))
+
+
 def is_shrunk(
     size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int, max_tiles: int
 ) -> bool:
     """Whether a picture's tokens are interpolated to fewer, across the borders of its tiles."""
-    resolution = best_resolution(size, resolutions)
-    rows, cols = resolution[0] // tile * side, resolution[1] // tile * side
-    above, before = _padding(size, rows, cols)
-    rows, cols = rows - 2 * above, cols - 2 * before
+    plane = plane_of(size, resolutions, tile, side)
+    rows = plane.rows * side - 2 * plane.above
+    cols = plane.cols * side - 2 * plane.before
     return _shrunk(rows, cols, side, max_tiles) != (rows, cols)
 
 

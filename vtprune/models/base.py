@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from vtprune.media import Source
+    from vtprune.models.anyres import Plane
 
 
 @dataclass(frozen=True)
@@ -165,4 +166,22 @@ class Family(Protocol):
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The model's inputs for a conversation about `media`."""
+        ...
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """A family some of whose pictures are tiles that are laid together and cut to the picture."""
+
+    def planes(
+        self, config: PreTrainedConfig, given: Mapping[str, object]
+    ) -> list[Plane | None] | None:
+        """How the tiles of each picture lie, which follow its base picture in the tower.
+
+        Args:
+            given: the arguments of the encoder call, by name.
+
+        Returns:
+            None for a picture that is not tiled, and for a call that encodes videos.
+        """
         ...

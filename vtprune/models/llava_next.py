@@ -69,6 +69,12 @@ class LlavaNext:
         """Base picture, then the unpadded picture, every row of which ends in a newline."""
         return {"image": picture_grids(config, vision["image"])} if "image" in vision else {}
 
+    def planes(
+        self, config: PreTrainedConfig, given: Mapping[str, object]
+    ) -> list[anyres.Plane | None] | None:
+        """Every picture is tiled."""
+        return picture_planes(config, given)
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """The whole picture; max_tiles leaves out the resolutions with more tiles."""
         if source.kind != "image":
@@ -94,6 +100,18 @@ def picture_grids(config: PreTrainedConfig, given: Mapping[str, object]) -> list
     side = tile // config.vision_config.patch_size
     sizes = torch.as_tensor(given["image_sizes"]).tolist()
     return [anyres.tiled_grid(size, config.image_grid_pinpoints, tile, side) for size in sizes]
+
+
+def picture_planes(
+    config: PreTrainedConfig, given: Mapping[str, object]
+) -> list[anyres.Plane | None] | None:
+    """How the tiles of each picture lie; None for a call that encodes videos."""
+    if given.get("image_sizes") is None or given.get("pixel_values_videos") is not None:
+        return None
+    tile = config.vision_config.image_size
+    side = tile // config.vision_config.patch_size
+    sizes = torch.as_tensor(given["image_sizes"]).tolist()
+    return [anyres.plane_of(size, config.image_grid_pinpoints, tile, side) for size in sizes]
 
 
 def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.layout import Grid, box
-from vtprune.models import frames, llava_next, preprocess, prompt
+from vtprune.models import anyres, frames, llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class LlavaNextVideo:
             num_videos, num_frames = videos.shape[:2]
             grids["video"] = [box(num_frames, side, side)] * num_videos
         return grids
+
+    def planes(
+        self, config: PreTrainedConfig, given: Mapping[str, object]
+    ) -> list[anyres.Plane | None] | None:
+        """Every picture is tiled."""
+        return llava_next.picture_planes(config, given)
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the checkpoint's own `num_frames`, after start and end; else 8.

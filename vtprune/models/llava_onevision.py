@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.layout import NEWLINE, Grid, box, join, single
-from vtprune.models import anyres, frames, preprocess, prompt
+from vtprune.models import anyres, frames, llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 from vtprune.units import Region
 
@@ -71,6 +71,16 @@ class LlavaOnevision:
             grid = join([box(num_frames, half, half), newline])
             grids["video"] = [grid] * num_videos
         return grids
+
+    def planes(
+        self, config: PreTrainedConfig, given: Mapping[str, object]
+    ) -> list[anyres.Plane | None] | None:
+        """A picture that is alone in its prompt is tiled."""
+        planes = llava_next.picture_planes(config, given)
+        if planes is None:
+            return None
+        tiled = _tiled(given, len(planes))
+        return [plane if own else None for plane, own in zip(planes, tiled, strict=False)]
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the official sampling, after start and end.

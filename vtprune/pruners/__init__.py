@@ -138,6 +138,47 @@ METHODS: dict[str, Method] = {
                    "asked"),
         ),
     ),
+    "fastv": Method(
+        path="vtprune.pruners.fastv:FastV",
+        at="ecl",
+        summary="tokens that the prompt's last token attends to in the layer before the cut",
+        paper="FastV, arXiv 2403.06764",
+        lowest=1,
+    ),
+    "pyramiddrop": Method(
+        path="vtprune.pruners.pyramiddrop:PyramidDrop",
+        at="schedule",
+        summary="ever fewer of the tokens that the prompt's last token attends to, after each "
+        "quarter of the layers",
+        paper="PyramidDrop, arXiv 2410.17247",
+        lowest=1,
+        schedule="vtprune.pruners.pyramiddrop:schedule",
+    ),
+    "sparsevlm": Method(
+        path="vtprune.pruners.sparsevlm:SparseVLM",
+        at="schedule",
+        summary="tokens that the question's telling words attend to; others merged into clusters",
+        paper="SparseVLM, arXiv 2410.04417",
+        options=(
+            Option("ratio", "budget", ("budget", "rank"), "rank: fewer than the budget where the "
+                   "attention's rank is low"),
+            Option("recycle", "clusters", ("clusters", "none"), "what becomes of the better part "
+                   "of the dropped tokens"),
+        ),
+        exact=False,
+        lowest=1,
+        schedule="vtprune.pruners.sparsevlm:schedule",
+    ),
+    "visionzip": Method(
+        path="vtprune.pruners.visionzip:VisionZip",
+        at="input",
+        summary="tokens that the vision tower attends to; the others merged into a few",
+        paper="VisionZip, arXiv 2412.04467",
+        options=(
+            Option("contextual", "10/64", ("10/64", "20/64", "32/64", "none"), "the part of the "
+                   "budget for merged tokens"),
+        ),
+    ),
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",

@@ -142,6 +142,22 @@ def check_finite(values: torch.Tensor, method: str) -> None:
         )
 
 
+def merged_into(target: torch.Tensor, index: torch.Tensor) -> Selection:
+    """A selection in which each kept token is the mean of those that are merged into it.
+
+    Args:
+        target: (N,) int64, the token that each is merged into, -1 for none; a kept one is its own.
+        index: (K,) int64, ascending, the kept ones.
+    """
+    used = target >= 0
+    assign = torch.searchsorted(index, target.clamp_min(0))
+    assign = torch.where(used, assign, -1)
+    sizes = torch.zeros(len(index), device=target.device)
+    sizes = sizes.index_add(0, assign.clamp_min(0), used.float())
+    weight = torch.where(used, 1 / sizes[assign.clamp_min(0)], 0.0)
+    return Selection(index, assign, weight)
+
+
 class UnitPruner(Protocol):
     """One method for whole frames and tiles: pixels in, the numbers of those that stay out."""
 

@@ -1,0 +1,322 @@
+"""Methods that read attention: FastV, PyramidDrop, SparseVLM and VisionZip by their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_pruners import HEADS, TEXT, WIDTH, flat, tokens_of
+
+from vtprune.errors import PresetError
+from vtprune.layout import Layout
+from vtprune.pruners import METHODS, create, find_profile
+from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.pruners.sparsevlm import choose_raters, cluster, count_clusters, fractions, shrink
+from vtprune.schedule import Cut, Place, solve
+
+
+def whole(count: int, layout: Layout) -> Budget:
+    return Budget.share(count, layout.groups("all"))
+
+
+def scheduled(name: str, keep: float, num_layers: int, num_tokens: int) -> list[tuple[int, int]]:
+    """(layer, tokens left) of every cut of a method's own schedule."""
+    profile = find_profile(name)
+    places = [
+        Place("schedule", layer, profile=profile, part=part)
+        for part, layer in enumerate(profile.layers(num_layers, METHODS[name].lowest))
+    ]
+    cuts: tuple[Cut, ...] = solve(places, keep, num_layers, num_tokens).cuts
+    return [(cut.layer, cut.count) for cut in cuts]
+
+
+# -- fastv and pyramiddrop ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+def test_those_that_the_last_token_attends_to_most_are_kept(name: str) -> None:
+    attention = torch.tensor([0.1, 0.3, 0.05, 0.3, 0.2, 0.05])
+    tokens = VisualTokens(flat(6), {"attention": attention})
+    pruner = create(name, {})
+    assert pruner.needs == ("attention",)
+    kept = [pruner.select(tokens, whole(k, tokens.layout)).index.tolist() for k in range(1, 6)]
+    assert kept == [[1], [1, 3], [1, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]]  # ties: the earlier
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+def test_every_group_keeps_its_own_most_attended_to(name: str) -> None:
+    attention = torch.tensor([0.5, 0.2, 0.1, 0.01, 0.02, 0.03])
+    tokens = VisualTokens(flat(6), {"attention": attention})
+    budget = Budget(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 2]))
+    assert create(name, {}).select(tokens, budget).index.tolist() == [0, 4, 5]
+
+
+def test_the_published_pyramid_is_a_layer_average_of_15_32ths() -> None:
+    cuts = scheduled("pyramiddrop", 0.46875, 32, 576)  # (1 + 1/2 + 1/4 + 1/8) / 4
+    assert cuts == [(8, 288), (16, 144), (24, 72)]
+
+
+def test_a_pyramid_keeps_the_same_fraction_at_every_cut() -> None:
+    # 1 + t + t^2 + t^3 = 4 x 0.4 at t = 0.38937; rounding down leaves room for one token more.
+    assert scheduled("pyramiddrop", 0.4, 28, 10000) == [(7, 3894), (14, 1516), (21, 590)]
+
+
+def test_a_pyramid_can_leave_no_less_than_the_first_quarter_of_the_layers() -> None:
+    with pytest.raises(PresetError, match=r"lowest reachable keep is 0\.2514"):
+        scheduled("pyramiddrop", 0.2, 32, 576)  # 8 layers of 576 and 24 of 1
+
+
+# -- sparsevlm: the schedule ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [(300, 200, 110), (303, 110, 36), (66, 30, 17)])
+def test_the_published_counts_come_out_at_their_layer_average(counts: tuple[int, ...]) -> None:
+    a, b, c = counts  # after layers 2, 6 and 15 of 32
+    keep = (3 * 576 + 4 * a + 9 * b + 16 * c) / (32 * 576)
+    assert scheduled("sparsevlm", keep, 32, 576) == [(3, a), (7, b), (16, c)]
+
+
+def test_between_the_published_budgets_each_cut_is_in_proportion() -> None:
+    assert [round(576 * one, 9) for one in fractions(96 / 576)] == [184.5, 70.0, 26.5]
+    assert [round(576 * one, 9) for one in fractions(32 / 576)] == [33.0, 15.0, 8.5]
+    assert [round(576 * one, 9) for one in fractions(384 / 576)] == [438.0, 388.0, 343.0]
+    assert fractions(0.0) == (0.0, 0.0, 0.0)
+    assert fractions(1.0) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_layers", [6, 16, 28, 32, 40, 80])
+def test_any_keep_is_met_in_any_depth(num_layers: int) -> None:
+    for keep in (0.3, 0.5, 0.9, 0.99):
+        cuts = scheduled("sparsevlm", keep, num_layers, 2880)
+        layers, counts = zip(*cuts, strict=True)
+        left = [2880, *counts]
+        spans = [
+            layers[0],
+            *(b - a for a, b in zip(layers, [*layers[1:], num_layers], strict=True)),
+        ]
+        total = sum(count * span for count, span in zip(left, spans, strict=True))
+        assert keep * num_layers * 2880 - num_layers < total <= keep * num_layers * 2880 + 1e-3
+        assert list(counts) == sorted(counts, reverse=True)
+
+
+# -- sparsevlm: raters ----------------------------------------------------------------------------
+
+
+def test_raters_are_the_text_tokens_that_relate_to_the_picture_more_than_the_mean() -> None:
+    # The products of the two visual tokens with the three text tokens are ln 6, ln 3, 0 each, whose
+    # softmax is 6/10, 3/10, 1/10; the mean is 1/3.
+    visual = torch.tensor([[1.0, 0.0], [1.0, 5.0]])
+    text = torch.tensor([[math.log(6), 0.0], [math.log(3), 0.0], [0.0, 0.0]])
+    assert choose_raters(visual, text).tolist() == [1.0, 0.0, 0.0]
+    # The second sees 0, ln 9 and 0: 1/11, 9/11, 1/11. The means: 0.345, 0.559, 0.095.
+    visual = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    text = torch.tensor([[math.log(6), 0.0], [math.log(3), math.log(9)], [0.0, 0.0]])
+    assert choose_raters(visual, text).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_where_no_text_token_stands_out_all_rate() -> None:
+    assert choose_raters(torch.zeros(4, 2), torch.ones(3, 2)).tolist() == [1.0, 1.0, 1.0]
+    assert choose_raters(torch.randn(4, 2), torch.ones(1, 2)).tolist() == [1.0]
+
+
+def rated(attention: list[list[float]], raters: int) -> VisualTokens:
+    """Tokens that the first `raters` of the text tokens rate."""
+    rows = torch.tensor(attention)
+    num_text, num = rows.shape
+    text = torch.zeros(num_text, 1, 2)
+    text[:raters, 0, 0] = 3.0
+    hidden = torch.zeros(num, 1, 2)
+    hidden[:, 0, 0] = 1.0
+    hidden[:, 0, 1] = torch.arange(num) * 1e-3
+    return VisualTokens(flat(num), {"text_attention": rows, "text_hidden": text, "hidden": hidden})
+
+
+def test_only_raters_score() -> None:
+    attention = [[0.0, 0.5, 0.1, 0.0], [0.4, 0.0, 0.1, 0.0], [0.0, 0.0, 0.0, 0.9]]
+    pruner = create("sparsevlm", {"recycle": "none"})
+    tokens = rated(attention, 1)
+    assert pruner.select(tokens, whole(2, tokens.layout)).index.tolist() == [1, 2]
+    tokens = rated(attention, 2)
+    assert pruner.select(tokens, whole(2, tokens.layout)).index.tolist() == [0, 1]
+
+
+def test_text_tokens_may_come_in_any_order() -> None:
+    tokens = tokens_of(flat(37))
+    shuffled = torch.tensor([3, 0, 4, 1, 2])
+    assert len(shuffled) == TEXT
+    states = {
+        key: one[shuffled] if key.startswith("text_") else one for key, one in tokens.states.items()
+    }
+    first, second = (
+        create("sparsevlm", {}).select(one, whole(12, tokens.layout))
+        for one in (tokens, VisualTokens(tokens.layout, states))
+    )
+    assert torch.equal(first.index, second.index)
+    assert first.assign is not None
+    assert second.assign is not None
+    assert torch.equal(first.assign, second.assign)
+
+
+# -- sparsevlm: recycling -------------------------------------------------------------------------
+
+
+def test_how_many_places_go_to_clusters() -> None:
+    # The released code keeps 300 of 576 and makes clusters besides: of 276 dropped tokens it takes
+    # 82 + 1, and makes 8 + 1 of them.
+    assert count_clusters(576, 309) == 9
+    # 309 to 200 and more: of 109, 32 + 1, in 3 + 1.
+    assert count_clusters(309, 204) == 4
+    assert count_clusters(12, 4) == 1
+    assert count_clusters(10, 10) == 0
+    assert count_clusters(10, 9) == 1
+    assert count_clusters(10, 1) == 0  # nothing would be left
+    assert count_clusters(576, 17) == 8  # 18 are asked for: no more than half
+
+
+def test_a_cluster_s_centre_is_dense_and_far_from_what_is_denser() -> None:
+    # Squared distances to the nearer of itself and its neighbour: 0.005 for all in the mean, so the
+    # earlier counts as denser. To the nearest denser one: (none), 0.01, 0.01, 96.04, 0.01.
+    states = torch.tensor([[0.0], [0.1], [0.2], [10.0], [10.1]])
+    centres, nearest = cluster(states, 2)
+    assert centres.tolist() == [0, 3]
+    assert nearest.tolist() == [0, 0, 0, 3, 3]
+    # A lone token has no near neighbour, but is far from all: mean of 0 and 16 is 8, e^-8 x 4 is
+    # less than e^-0.5 x 1 of the third. Spreads 0.5, 0.5, 0.5, 8; distances 6, 1, 1, 4.
+    centres, nearest = cluster(torch.tensor([[0.0], [1.0], [2.0], [6.0]]), 2)
+    assert centres.tolist() == [0, 1]
+    assert nearest.tolist() == [0, 1, 1, 1]
+
+
+def test_the_best_of_the_dropped_tokens_become_one() -> None:
+    # 12 tokens, 4 places: 3 go to the best, 1 to a cluster; of 9 dropped, 2 + 1 are recycled.
+    scores = torch.arange(12, 0, -1.0)
+    hidden = torch.zeros(12, 1, 1)
+    hidden[:, 0, 0] = torch.arange(12) * 2.0
+    states = {
+        "text_attention": scores[None] / scores.sum(),
+        "text_hidden": torch.ones(1, 1, 1),
+        "hidden": hidden,
+    }
+    tokens = VisualTokens(flat(12), states)
+    chosen = create("sparsevlm", {}).select(tokens, whole(4, tokens.layout))
+    assert chosen.index.tolist() == [0, 1, 2, 3]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 1, 2, 3, 3, 3] + [-1] * 6
+    assert merge(hidden.flatten(1), chosen).flatten().tolist() == [0.0, 2.0, 4.0, 8.0]
+    plain = create("sparsevlm", {"recycle": "none"}).select(tokens, whole(4, tokens.layout))
+    assert plain.index.tolist() == [0, 1, 2, 3]
+    assert plain.assign is None
+
+
+def test_clusters_of_far_states_do_not_underflow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(60, 8, generator=generator) * 1e4
+    centres, nearest = cluster(states, 6)
+    assert centres.tolist() != list(range(6))
+    assert torch.equal(nearest[centres], centres)
+
+
+# -- sparsevlm: the rank --------------------------------------------------------------------------
+
+
+def test_a_lower_rank_keeps_fewer() -> None:
+    budget = whole(6, flat(10))
+    # At full rank 3 of 10 tokens, 4 of 7 surplus ones go; at rank 1, 4/7 of 9: 5.14 of 10.
+    assert shrink(budget, rank=3, num_raters=3).count == 6
+    assert shrink(budget, rank=1, num_raters=3).count == 4
+    assert shrink(budget, rank=0, num_raters=3).count == 4
+    assert shrink(whole(3, flat(10)), rank=0, num_raters=9).count == 1
+    assert shrink(whole(3, flat(3)), rank=1, num_raters=5).count == 1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_rank_is_that_of_the_raters_attention(rows: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.rand(rows, 10, generator=generator)
+    attention = torch.rand(3, rows, generator=generator) @ basis
+    other = torch.rand(1, 10, generator=generator)  # not a rater's
+    tokens = rated([*attention.tolist(), *other.tolist()], 3)
+    pruner = create("sparsevlm", {"ratio": "rank"})
+    kept = pruner.select(tokens, whole(6, tokens.layout)).index
+    assert len(kept) == {1: 4, 3: 6}[rows]
+
+
+def test_every_group_loses_the_same_fraction_and_keeps_one() -> None:
+    budget = Budget(torch.arange(4).repeat_interleave(10), torch.tensor([8, 4, 1, 0]))
+    # 40 tokens, 13 places: 27 of 32 surplus ones go; at rank 2, 27/32 of 38: 7 stay.
+    assert shrink(budget, rank=2, num_raters=8).quota.tolist() == [4, 2, 1, 0]
+
+
+# -- visionzip ------------------------------------------------------------------------------------
+
+
+def zipped(
+    contextual: str, count: int, scores: list[float], states: list[list[float]]
+) -> Selection:
+    tokens = VisualTokens(
+        flat(len(scores)),
+        {"tower_attention": torch.tensor(scores), "hidden": torch.tensor(states)[:, None]},
+    )
+    pruner = create("visionzip", {"contextual": contextual})
+    return pruner.select(tokens, whole(count, tokens.layout))
+
+
+def test_dominant_tokens_stay_and_the_others_go_to_the_contextual_one_they_resemble() -> None:
+    scores = [0.5, 0.1, 0.4, 0.0, 0.0, 0.1, 0.0, 0.1]
+    states = [[9, 9], [1, 0], [9, 9], [2, 1], [0, 3], [0, 1], [1, 2], [3, 0]]
+    states = [[float(value) for value in one] for one in states]
+    # Dominant: 0 and 2. Of the six others, in steps of 6 // 2 from the first: 1 and 5. By their
+    # direction 3 and 7 go to 1, 4 and 6 to 5.
+    chosen = zipped("32/64", 4, scores, states)
+    assert chosen.index.tolist() == [0, 1, 2, 5]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 1, 2, 1, 3, 3, 3, 1]
+    merged = merge(torch.tensor(states), chosen)
+    expected = torch.tensor([[9.0, 9.0], [2.0, 1 / 3], [9.0, 9.0], [1 / 3, 2.0]])
+    torch.testing.assert_close(merged, expected)
+
+
+def test_the_published_split_is_54_and_10_of_64() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.rand(576, generator=generator)
+    states = torch.randn(576, 4, generator=generator)
+    chosen = zipped("10/64", 64, scores.tolist(), states.tolist())
+    assert chosen.assign is not None
+    sizes = torch.bincount(chosen.assign, minlength=64)
+    assert int((sizes == 1).sum()) == 54
+    assert int(sizes.sum()) == 576  # nothing is lost
+    best = set(scores.argsort(descending=True)[:54].tolist())
+    assert best <= set(chosen.index.tolist())
+    others = [n for n in range(576) if n not in best]
+    aims = sorted(set(chosen.index.tolist()) - best)
+    assert aims == others[:: 522 // 10][:10]
+
+
+def test_without_contextual_tokens_the_dominant_fill_the_budget() -> None:
+    chosen = zipped("none", 2, [0.1, 0.4, 0.2, 0.3], [[1.0, 0.0]] * 4)
+    assert chosen.index.tolist() == [1, 3]
+    assert chosen.assign is None
+
+
+def test_a_budget_too_small_for_a_contextual_token_keeps_dominant_ones() -> None:
+    chosen = zipped("10/64", 6, [0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], [[1.0, 0.0]] * 8)
+    assert chosen.index.tolist() == [1, 2, 3, 4, 5, 6]
+    assert chosen.weight is not None
+    assert chosen.weight.tolist() == [0.0, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_contextual_tokens_do_not_depend_on_the_length_of_states() -> None:
+    tokens = tokens_of(flat(37))
+    scaled = dict(tokens.states)
+    scaled["hidden"] = scaled["hidden"] * torch.rand(37, 1, 1).add(0.1)
+    assert scaled["hidden"].shape == (37, HEADS, WIDTH)
+    first, second = (
+        create("visionzip", {}).select(
+            VisualTokens(tokens.layout, states), whole(14, tokens.layout)
+        )
+        for states in (tokens.states, scaled)
+    )
+    assert first.assign is not None
+    assert second.assign is not None
+    assert torch.equal(first.assign, second.assign)

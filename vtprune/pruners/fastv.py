@@ -1,0 +1,36 @@
+"""Keep the visual tokens that the prompt's last token attends to most, in one early layer.
+
+Idea: the last token of the prompt is about to write the answer; what it looks at in the layer
+before the cut is what the later layers get to see.
+
+Why it works: past the first layers attention to visual tokens is thin and stays on the same few, so
+that one row of one early layer tells them from the rest.
+
+Paper: FastV, arXiv 2403.06764.
+Official code: pkunlp-icler/FastV (no licence).
+Differences: only that row is computed, from the queries and keys of whichever kernel the model has,
+where the released code switches a layer to eager attention and averages its whole map over the
+heads; it then takes the last token's row, as here, though the paper defines the score as the mean
+over all tokens that attend. The budget is a layer average that is solved exactly. The default place
+is the model's entropy collapse layer in place of layer 2 of every model: the two are the same for
+the paper's LLaVA-1.5-7B, and the place exists in decoders of any depth and moves to an earlier
+layer where a small budget asks for it. Ties go to the earlier token.
+
+Options: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+
+
+@dataclass(frozen=True)
+class FastV:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return Selection(keep_best(tokens.states["attention"], budget))

@@ -1,0 +1,40 @@
+"""Keep ever fewer visual tokens after each quarter of the layers, those attended to most.
+
+Idea: three cuts, at L/4, L/2 and 3L/4, to r, r^2 and r^3 of the tokens; each keeps those that the
+prompt's last token attends to most at that depth.
+
+Why it works: shallow layers need nearly all visual tokens, deep layers ever fewer, so that what is
+dropped late costs the least; and later attention is the better judge of what the question is about.
+
+Paper: PyramidDrop, arXiv 2410.17247.
+Official code: Cooperx521/PyramidDrop.
+Differences: r is solved from the budget; the published r = 0.5 at layers 8, 16 and 24 of 32 is a
+layer average of 0.46875. The attention is that of the layer before each cut, which has run anyway;
+the released code computes queries and keys of the layer after it once more to rank by them. It also
+closes the gaps in the positions after each cut (here: `positions: renumber`). At a place of its own
+(`at:`) there is one cut by the same score. Ties go to the earlier token.
+
+Options: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.schedule import Profile
+
+
+def schedule() -> Profile:
+    """Cuts after each quarter of the layers, each to the same fraction of the one before."""
+    return Profile((0.25, 0.5, 0.75), lambda t: (t, t**2, t**3))
+
+
+@dataclass(frozen=True)
+class PyramidDrop:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return Selection(keep_best(tokens.states["attention"], budget))

@@ -1,0 +1,190 @@
+"""Keep the visual tokens that the question's telling words attend to; recycle part of the rest.
+
+Idea: text tokens that relate to the picture ("raters") score the visual tokens by the attention
+they pay them. Of those that are dropped, the better part is clustered, and each cluster goes on as
+one token.
+
+Why it works: "the" and "is" attend to whatever is there; words that resemble visual tokens attend
+to what they name. And what many dropped tokens share costs one token, not none.
+
+Paper: SparseVLM, arXiv 2410.04417.
+Official code: Gumpest/SparseVLMs.
+Differences: raters are chosen at every cut, from the states that enter its layer; the paper chooses
+them once, from the input embeddings. Recycled tokens count in the budget, where the published
+counts leave them out; a cluster's token stays at the place of its centre, where the released code
+moves all of them behind the kept ones and renumbers (`positions: renumber`). Between the published
+budgets of LLaVA-1.5-7B the schedule interpolates, so that the layer average is met. Dropped tokens
+of a group with fewer than two places are not recycled, and no more than half of a group's places go
+to clusters. Equal densities are broken by order in place of noise; ties go to the earlier token.
+With `ratio: rank` the factor that the paper sets by hand is solved so that an attention matrix of
+full rank keeps the budget; the budget stays the upper bound.
+
+Options:
+    ratio: "budget" (default) keeps the whole budget; "rank" drops more where the attention of the
+        raters has a lower rank than their number: fewer tokens than the budget.
+    recycle: "clusters" (default) merges the best 3 of 10 dropped tokens, about ten into one;
+        "none" drops them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, merged_into
+from vtprune.schedule import Profile
+
+LAYERS = (3, 7, 16)  # of 32: the released code ranks by layers 2, 6 and 15 and cuts what they leave
+BUDGETS = ((0, (0, 0, 0)), (64, (66, 30, 17)), (128, (303, 110, 36)), (192, (300, 200, 110)),
+           (576, (576, 576, 576)))  # fmt: skip
+"""The published tokens after each cut, of 576, by the budget's name."""
+
+
+def schedule() -> Profile:
+    """The published cuts, between the published budgets in proportion."""
+    return Profile(tuple(layer / 32 for layer in LAYERS), fractions)
+
+
+def fractions(t: float) -> tuple[float, ...]:
+    """The fraction that each cut leaves, where t is the budget's name as a fraction of 576."""
+    budget = t * 576
+    for (low, below), (high, above) in pairwise(BUDGETS):
+        if budget <= high:
+            way = (budget - low) / (high - low)
+            # 303 falls to 300 late, when the later cuts have long gained more than it loses.
+            ways = (way if a < b else way**8 for a, b in zip(below, above, strict=True))
+            return tuple(
+                (a + w * (b - a)) / 576 for a, b, w in zip(below, above, ways, strict=True)
+            )
+    return (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SparseVLM:
+    ratio: str = "budget"
+    recycle: str = "clusters"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("text_attention", "text_hidden", "hidden")
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        visual = tokens.states["hidden"].flatten(1).float()  # (N, d)
+        text = tokens.states["text_hidden"].flatten(1).float()  # (M, d)
+        attention = tokens.states["text_attention"].float()  # (M, N)
+        rates = choose_raters(visual, text).to(attention.device)  # (M,)
+        if self.ratio == "rank":
+            budget = shrink(budget, *torch.stack([*rank_of(attention, rates)]).tolist())
+        scores = rates @ attention / rates.sum()
+        if self.recycle == "none":
+            return Selection(keep_best(scores, budget))
+        return keep_and_recycle(scores, visual, budget)
+
+
+def choose_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """(M,) float32, 1 for text tokens that relate to the visual ones more than the mean, else 0.
+
+    Every visual token shares itself out over the text by a softmax of their products; a text
+    token's relevance is the mean of what it gets. All rate where none stands out.
+
+    Args:
+        visual: (N, d) float32.
+        text: (M, d) float32.
+    """
+    relevance = (visual @ text.T).softmax(dim=1).mean(dim=0)
+    chosen = relevance > relevance.mean()
+    return torch.where(chosen.any(), chosen, True).float()
+
+
+def rank_of(attention: torch.Tensor, rates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rank of the raters' attention, and how many raters there are."""
+    rank = torch.linalg.matrix_rank(attention * rates[:, None])
+    return rank, rates.sum().to(rank.dtype)
+
+
+def shrink(budget: Budget, rank: int, num_raters: int) -> Budget:
+    """What is left of a budget under the paper's rule: drop factor x (N - rank) tokens.
+
+    The factor is that which keeps the whole budget at full rank. Every group loses the same
+    fraction, and keeps one token where it had any.
+    """
+    total, count = len(budget.group), budget.count
+    full = min(num_raters, total)
+    factor = (total - count) / (total - full) if total > full else 1.0
+    kept = max(1, int(total - factor * (total - rank) + 1e-6))
+    if kept >= count:
+        return budget
+    quota = (budget.quota * kept // count).clamp_min(1)
+    return Budget(budget.group, quota.minimum(budget.quota))
+
+
+def count_clusters(size: int, quota: int) -> int:
+    """How many of a group's `quota` places go to clusters of what it drops, of `size` tokens.
+
+    Three in ten of the dropped tokens, and one, are recycled; one cluster for ten of them, and one.
+    """
+    if quota >= size:
+        return 0
+    for clusters in range(quota // 2):
+        if count_recycled(size - quota + clusters) // 10 + 1 <= clusters:
+            return clusters
+    return quota // 2
+
+
+def count_recycled(dropped: int) -> int:
+    return dropped * 3 // 10 + 1
+
+
+def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget) -> Selection:
+    """The best tokens of every group, and clusters of the best of the others.
+
+    Args:
+        scores: (N,).
+        states: (N, d) float32.
+    """
+    device = scores.device
+    group = budget.group.to(device)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]  # by group, best first
+    sizes = torch.bincount(budget.group, minlength=len(budget.quota)).tolist()
+    kept: list[torch.Tensor] = []
+    target = torch.full((len(scores),), -1, device=device)  # the token that each is merged into
+    for members, quota in zip(order.split(sizes), budget.quota.tolist(), strict=True):
+        clusters = count_clusters(len(members), quota)
+        plain, dropped = members[: quota - clusters], members[quota - clusters :]
+        kept.append(plain)
+        target[plain] = plain
+        if clusters:
+            recycled = dropped[: count_recycled(len(dropped))].sort().values
+            centres, nearest = cluster(states[recycled], clusters)
+            kept.append(recycled[centres])
+            target[recycled] = recycled[nearest]
+    return merged_into(target, torch.cat(kept).sort().values)
+
+
+def cluster(states: torch.Tensor, num_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The centres of clusters, (c,) int64 ascending, and for each of m tokens its centre, (m,).
+
+    Density peaks: a centre has near neighbours, and the next denser token is far.
+
+    Args:
+        states: (m, d) float32, m at least `num_clusters`.
+    """
+    count, width = states.shape
+    squares = states.square().sum(dim=1)
+    squared = (squares[:, None] + squares[None] - 2 * states @ states.T).clamp_min(0) / width
+    squared = squared.fill_diagonal_(0)  # mean squared difference of two tokens
+    spread = squared.topk(num_clusters, dim=1, largest=False).values.mean(dim=1)  # -ln density
+    place = torch.arange(count, device=states.device)
+    denser = (spread[None] < spread[:, None]) | (
+        (spread[None] == spread[:, None]) & (place[None] < place[:, None])
+    )
+    far = squared.max()
+    away = torch.where(denser, squared, far).min(dim=1).values  # squared, to the next denser
+    peak = 0.5 * away.log() - spread  # ln of distance x density, which underflows by itself
+    centres = peak.argsort(descending=True, stable=True)[:num_clusters].sort().values
+    nearest = centres[squared[:, centres].argmin(dim=1)]
+    nearest[centres] = centres
+    return centres, nearest

@@ -1,0 +1,90 @@
+"""Keep the visual tokens that the vision tower attends to most; merge the rest into a few.
+
+Idea: in its last layers a vision tower gathers what it has seen in a few patches. Those are kept
+("dominant"); the others, similar ones together, become a few "contextual" tokens.
+
+Why it works: the few dominant patches hold most of the attention, and so most of what the projector
+is given to say; the contextual ones hold what is small and was not gathered.
+
+Paper: VisionZip, arXiv 2412.04467.
+Official code: dvlab-research/VisionZip (Apache-2.0).
+Differences: tokens are merged at the language model's input, behind the projector, where the
+released code merges before it; their similarity is the cosine of those states, where the code's is
+that of the tower's keys, averaged over the heads. A contextual token is the mean of its own and
+those that are merged into it; the code adds the mean of the others to it, which doubles its length.
+Kept tokens stay at their places. The budget and its dominant part are over all pictures and frames
+together unless the stage says `per: tile` or `per: frame`; the code handles each tile by itself. A
+tower's own CLS token can be kept only where the model has it among its visual tokens, and there it
+counts as the most attended to of its frame; a newline, which no patch stands behind, counts as the
+least. Where a model joins patches into one token (pixel shuffle, merging, pooling), a token is
+attended to as its patches are in the mean. Ties go to the earlier token.
+
+Options:
+    contextual: the part of the budget for contextual tokens: "10/64" (default) as published (54
+        dominant and 10 contextual ones), "20/64", "32/64", or "none".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, merged_into
+
+
+@dataclass(frozen=True)
+class VisionZip:
+    contextual: str = "10/64"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("tower_attention", "hidden")
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        scores = tokens.states["tower_attention"]
+        if self.contextual == "none":
+            return Selection(keep_best(scores, budget))
+        sizes = torch.bincount(budget.group, minlength=len(budget.quota))
+        contextual = budget.quota * int(self.contextual.removesuffix("/64")) // 64
+        contextual = torch.where(budget.quota < sizes, contextual, 0)
+        dominant = budget.quota - contextual
+        kept = keep_best(scores, Budget(budget.group, dominant))
+        states = functional.normalize(tokens.states["hidden"].flatten(1).float(), dim=1)
+        return merge_rest(states, kept, budget.group, (sizes - dominant).tolist(),
+                          contextual.tolist())  # fmt: skip
+
+
+def merge_rest(
+    states: torch.Tensor,
+    dominant: torch.Tensor,
+    group: torch.Tensor,
+    others: list[int],
+    contextual: list[int],
+) -> Selection:
+    """The dominant tokens, and in every group contextual ones that all others are merged into.
+
+    Targets lie evenly among a group's other tokens; each of those goes to its most similar target.
+
+    Args:
+        states: (N, d) float32 of unit length.
+        dominant: (k,) int64 ascending.
+        group: (N,) int64 of each token, from 0.
+        others: of every group, how many tokens are not dominant.
+        contextual: of every group, how many of those are targets.
+    """
+    target = torch.full((len(states),), -1, device=states.device)  # what each is merged into
+    target[dominant] = dominant
+    kept = [dominant]
+    order = group.argsort(stable=True).to(states.device)
+    sizes = torch.bincount(group).tolist()
+    for members, rest, count in zip(order.split(sizes), others, contextual, strict=True):
+        if not count:
+            continue
+        left = members[(target[members] >= 0).argsort(stable=True)[:rest]]
+        aims = left[torch.arange(count, device=left.device) * (rest // count)]
+        target[left] = aims[(states[left] @ states[aims].T).argmax(dim=1)]
+        target[aims] = aims
+        kept.append(aims)
+    return merged_into(target, torch.cat(kept).sort().values)
