@@ -96,6 +96,8 @@ class Tiles:
         found = maps[0].new_zeros(len(grid))
         found[base.to(found.device)] = panes.of_pane(grid.take(base.nonzero().squeeze(1)), maps[0])
         row, col = grid.row[inside], grid.col[inside]
+        if not len(row):  # a picture so narrow that all of it is cut off
+            return found
         shape = int(row.max()) + 1, int(col.max()) + 1
         found[inside.to(found.device)] = _look_up(pool(self.lay(plane, maps[1:]), shape), row, col)
         return found
