@@ -12,7 +12,8 @@ from vtprune.errors import PresetError
 from vtprune.layout import Layout
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
-from vtprune.pruners.sparsevlm import choose_raters, cluster, count_clusters, fractions, shrink
+from vtprune.pruners.holitom import density_peaks
+from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
 from vtprune.schedule import Cut, Place, solve
 
 
@@ -143,7 +144,7 @@ def test_only_raters_score() -> None:
 
 def test_text_tokens_may_come_in_any_order() -> None:
     tokens = tokens_of(flat(37))
-    shuffled = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = torch.tensor([3, 0, 5, 4, 1, 2])
     assert len(shuffled) == TEXT
     states = {
         key: one[shuffled] if key.startswith("text_") else one for key, one in tokens.states.items()
@@ -175,15 +176,15 @@ def test_how_many_places_go_to_clusters() -> None:
 
 
 def test_a_cluster_s_centre_is_dense_and_far_from_what_is_denser() -> None:
-    # Squared distances to the nearer of itself and its neighbour: 0.005 for all in the mean, so the
-    # earlier counts as denser. To the nearest denser one: (none), 0.01, 0.01, 96.04, 0.01.
-    states = torch.tensor([[0.0], [0.1], [0.2], [10.0], [10.1]])
-    centres, nearest = cluster(states, 2)
+    # Squared distances to the nearer of itself and its neighbour: 1/32 for all in the mean, so the
+    # earlier counts as denser. To the nearest denser one: (none), 1/16, 1/16, 90.25, 1/16.
+    rows = torch.tensor([[0.0], [0.25], [0.5], [10.0], [10.25]])
+    centres, nearest = density_peaks(rows, 2, 2)
     assert centres.tolist() == [0, 3]
-    assert nearest.tolist() == [0, 0, 0, 3, 3]
-    # A lone token has no near neighbour, but is far from all: mean of 0 and 16 is 8, e^-8 x 4 is
-    # less than e^-0.5 x 1 of the third. Spreads 0.5, 0.5, 0.5, 8; distances 6, 1, 1, 4.
-    centres, nearest = cluster(torch.tensor([[0.0], [1.0], [2.0], [6.0]]), 2)
+    assert nearest.tolist() == [0, 0, 0, 1, 1]
+    # A lone token has no near neighbour: means 0.5, 0.5, 0.5, 8; it is 4 from the nearest denser
+    # one, but e^-8 x 4 is less than e^-0.5 x 1. The first is denser than all, and 6 is the most.
+    centres, nearest = density_peaks(torch.tensor([[0.0], [1.0], [2.0], [6.0]]), 2, 2)
     assert centres.tolist() == [0, 1]
     assert nearest.tolist() == [0, 1, 1, 1]
 
@@ -212,9 +213,9 @@ def test_the_best_of_the_dropped_tokens_become_one() -> None:
 def test_clusters_of_far_states_do_not_underflow() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(60, 8, generator=generator) * 1e4
-    centres, nearest = cluster(states, 6)
+    centres, nearest = density_peaks(states, 6, 6)
     assert centres.tolist() != list(range(6))
-    assert torch.equal(nearest[centres], centres)
+    assert nearest[centres].tolist() == list(range(6))
 
 
 # -- sparsevlm: the rank --------------------------------------------------------------------------

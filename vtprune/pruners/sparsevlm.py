@@ -34,6 +34,7 @@ from itertools import pairwise
 import torch
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, merged_into
+from vtprune.pruners.holitom import density_peaks
 from vtprune.schedule import Profile
 
 LAYERS = (3, 7, 16)  # of 32: the released code ranks by layers 2, 6 and 15 and cuts what they leave
@@ -158,33 +159,8 @@ def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget)
         target[plain] = plain
         if clusters:
             recycled = dropped[: count_recycled(len(dropped))].sort().values
-            centres, nearest = cluster(states[recycled], clusters)
+            rows = states[recycled] / states.shape[1] ** 0.5
+            centres, nearest = density_peaks(rows, clusters, clusters)
             kept.append(recycled[centres])
-            target[recycled] = recycled[nearest]
+            target[recycled] = recycled[centres][nearest]
     return merged_into(target, torch.cat(kept).sort().values)
-
-
-def cluster(states: torch.Tensor, num_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The centres of clusters, (c,) int64 ascending, and for each of m tokens its centre, (m,).
-
-    Density peaks: a centre has near neighbours, and the next denser token is far.
-
-    Args:
-        states: (m, d) float32, m at least `num_clusters`.
-    """
-    count, width = states.shape
-    squares = states.square().sum(dim=1)
-    squared = (squares[:, None] + squares[None] - 2 * states @ states.T).clamp_min(0) / width
-    squared = squared.fill_diagonal_(0)  # mean squared difference of two tokens
-    spread = squared.topk(num_clusters, dim=1, largest=False).values.mean(dim=1)  # -ln density
-    place = torch.arange(count, device=states.device)
-    denser = (spread[None] < spread[:, None]) | (
-        (spread[None] == spread[:, None]) & (place[None] < place[:, None])
-    )
-    far = squared.max()
-    away = torch.where(denser, squared, far).min(dim=1).values  # squared, to the next denser
-    peak = 0.5 * away.log() - spread  # ln of distance x density, which underflows by itself
-    centres = peak.argsort(descending=True, stable=True)[:num_clusters].sort().values
-    nearest = centres[squared[:, centres].argmin(dim=1)]
-    nearest[centres] = centres
-    return centres, nearest
