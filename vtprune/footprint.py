@@ -62,7 +62,7 @@ class Panes:
         found = received.new_zeros(len(grid))
         if not len(received):
             return found
-        patch = grid.kind == PATCH
+        patch = (grid.kind == PATCH).nonzero().squeeze(1)
         row, col = grid.row[patch], grid.col[patch]
         shape = int(row.max() - row.min()) + 1, int(col.max() - col.min()) + 1
         pooled = pool(unflatten(received[int(self.has_cls) :], shape), shape)
@@ -92,9 +92,10 @@ class Tiles:
         plane, panes = self.planes[number], Panes(self.has_cls)
         if plane is None:
             return panes.of_pane(grid, maps[0])
-        base, inside = grid.tile == 0, (grid.tile > 0) & (grid.kind == PATCH)
+        base = (grid.tile == 0).nonzero().squeeze(1)
+        inside = ((grid.tile > 0) & (grid.kind == PATCH)).nonzero().squeeze(1)
         found = maps[0].new_zeros(len(grid))
-        found[base.to(found.device)] = panes.of_pane(grid.take(base.nonzero().squeeze(1)), maps[0])
+        found[base.to(found.device)] = panes.of_pane(grid.take(base), maps[0])
         row, col = grid.row[inside], grid.col[inside]
         if not len(row):  # a picture so narrow that all of it is cut off
             return found
