@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_pruners import HEADS, TEXT, WIDTH, flat, tokens_of
 
-from vtprune.errors import PresetError
+from vtprune.errors import ModelError, PresetError
 from vtprune.layout import Layout
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
-from vtprune.pruners.holitom import density_peaks
+from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
 from vtprune.schedule import Cut, Place, solve
 
@@ -321,3 +321,20 @@ def test_contextual_tokens_do_not_depend_on_the_length_of_states() -> None:
     assert first.assign is not None
     assert second.assign is not None
     assert torch.equal(first.assign, second.assign)
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("fastv", "attention"), ("pyramiddrop", "attention"), ("sparsevlm", "text_attention"),
+     ("visionzip", "tower_attention")],
+)  # fmt: skip
+def test_attention_with_nan_is_refused(name: str, state: str, bad: float) -> None:
+    tokens = tokens_of(flat(30))
+    tokens.states[state][..., 3] = bad
+    with pytest.raises(ModelError, match=f"states hold NaN or infinity, so {name} can't rank") as e:
+        create(name, {}).select(tokens, whole(4, tokens.layout))
+    assert "--dtype" in e.value.hint

@@ -14,7 +14,8 @@ from vtprune.errors import PresetError
 from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
 from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
-from vtprune.pruners.holitom import cut_into_stretches, density_peaks
+from vtprune.pruners.holitom import NEIGHBOURS, cut_into_stretches
+from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
 
 VIDEO = ("evs", "vidcom2", "holitom")
@@ -230,7 +231,7 @@ def test_cluster_centres_are_one_of_each_cluster() -> None:
     generator = torch.Generator().manual_seed(1)
     truth = torch.arange(40) % 4
     rows = 3 * torch.eye(8)[truth] + 0.1 * torch.randn(40, 8, generator=generator)
-    chosen, nearest = density_peaks(rows, 4)
+    chosen, nearest = density_peaks(rows, 4, NEIGHBOURS)
     assert sorted(truth[chosen].tolist()) == [0, 1, 2, 3]
     assert torch.equal(truth[chosen[nearest]], truth)
 

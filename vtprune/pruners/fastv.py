@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,6 @@ class FastV:
         return ("attention",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(keep_best(tokens.states["attention"], budget))
+        attention = tokens.states["attention"]
+        check_finite(attention, "fastv")
+        return Selection(keep_best(attention, budget))

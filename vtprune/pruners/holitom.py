@@ -32,7 +32,7 @@ import torch
 from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.evs import changes
-from vtprune.pruners.similarity import unit_rows
+from vtprune.pruners.similarity import density_peaks, unit_rows
 from vtprune.schedule import weighted_quotas
 
 # Of the released code.
@@ -140,7 +140,7 @@ def cluster_heads(
     for members, share in parts_of(layout, head, budget):
         here = members.to(states.device)
         if 0 < share < len(members):
-            chosen, nearest = density_peaks(unit_rows(states[here]), share)
+            chosen, nearest = density_peaks(unit_rows(states[here]), share, NEIGHBOURS)
             into[here] = here[chosen][nearest]
             kept.append(here[chosen])
         elif share:
@@ -171,34 +171,6 @@ def parts_of(
         counts = weighted_quotas(min(quota, sum(own)), own, own) if own else []
         for one, count in zip(mine, counts, strict=True):
             yield members[one], count
-
-
-def density_peaks(
-    rows: torch.Tensor, count: int, neighbours: int = NEIGHBOURS
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the `count` cluster centres, ascending, and for every row (n,) its nearest one's.
-
-    The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
-    squared distance to the nearest `neighbours`, the row itself included, at most `count`.
-
-    Args:
-        rows: (n, d) float32.
-    """
-    squares = rows.square().sum(dim=1)
-    distance = squares[:, None] + squares[None] - 2 * rows @ rows.T
-    distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
-    near = min(neighbours, count)
-    spread = distance.topk(near, largest=False).values.mean(dim=1)  # -ln density
-    order = spread.argsort(stable=True)
-    rank = order.argsort()
-    not_denser = rank[None] >= rank[:, None]
-    to_denser = distance.masked_fill(not_denser, torch.inf).amin(dim=1)
-    # ln of density x distance: a density itself may be too small for its dtype.
-    score = 0.5 * torch.where(rank == 0, distance.amax(), to_denser).log() - spread
-    chosen = score.argsort(descending=True, stable=True)[:count].sort().values
-    nearest = distance[:, chosen].argmin(dim=1)
-    nearest[chosen] = torch.arange(count, device=rows.device)
-    return chosen, nearest
 
 
 def shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 from vtprune.schedule import Profile
 
 
@@ -37,4 +37,6 @@ class PyramidDrop:
         return ("attention",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(keep_best(tokens.states["attention"], budget))
+        attention = tokens.states["attention"]
+        check_finite(attention, "pyramiddrop")
+        return Selection(keep_best(attention, budget))

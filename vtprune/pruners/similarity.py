@@ -1,4 +1,4 @@
-"""Cosine similarity of tokens, and choices that are made one token after the other."""
+"""Similarity of tokens: cosines, choices made one token after the other, clusters."""
 
 from __future__ import annotations
 
@@ -117,3 +117,31 @@ def choose_in_groups(
         first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
         kept.append(order.flatten()[first.to(rows.device)])
     return torch.cat(kept).sort().values
+
+
+def density_peaks(
+    rows: torch.Tensor, count: int, neighbours: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the `count` cluster centres, ascending, and for every row (n,) its nearest one's.
+
+    The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
+    squared distance to the nearest `neighbours`, the row itself included, at most `count`.
+
+    Args:
+        rows: (n, d) float32.
+    """
+    squares = rows.square().sum(dim=1)
+    distance = squares[:, None] + squares[None] - 2 * rows @ rows.T
+    distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
+    near = min(neighbours, count)
+    spread = distance.topk(near, largest=False).values.mean(dim=1)  # -ln density
+    order = spread.argsort(stable=True)
+    rank = order.argsort()
+    not_denser = rank[None] >= rank[:, None]
+    to_denser = distance.masked_fill(not_denser, torch.inf).amin(dim=1)
+    # ln of density x distance: a density itself may be too small for its dtype.
+    score = 0.5 * torch.where(rank == 0, distance.amax(), to_denser).log() - spread
+    chosen = score.argsort(descending=True, stable=True)[:count].sort().values
+    nearest = distance[:, chosen].argmin(dim=1)
+    nearest[chosen] = torch.arange(count, device=rows.device)
+    return chosen, nearest

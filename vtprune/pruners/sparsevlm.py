@@ -33,8 +33,15 @@ from itertools import pairwise
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, merged_into
-from vtprune.pruners.holitom import density_peaks
+from vtprune.pruners.base import (
+    Budget,
+    Selection,
+    VisualTokens,
+    check_finite,
+    keep_best,
+    merged_into,
+)
+from vtprune.pruners.similarity import density_peaks
 from vtprune.schedule import Profile
 
 LAYERS = (3, 7, 16)  # of 32: the released code ranks by layers 2, 6 and 15 and cuts what they leave
@@ -75,6 +82,7 @@ class SparseVLM:
         visual = tokens.states["hidden"].flatten(1).float()  # (N, d)
         text = tokens.states["text_hidden"].flatten(1).float()  # (M, d)
         attention = tokens.states["text_attention"].float()  # (M, N)
+        check_finite(attention, "sparsevlm")
         rates = choose_raters(visual, text).to(attention.device)  # (M,)
         if self.ratio == "rank":
             budget = shrink(budget, *torch.stack([*rank_of(attention, rates)]).tolist())

@@ -29,9 +29,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, merged_into
+from vtprune.pruners.base import (
+    Budget,
+    Selection,
+    VisualTokens,
+    check_finite,
+    keep_best,
+    merged_into,
+)
+from vtprune.pruners.similarity import cosines, unit_rows
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class VisionZip:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         scores = tokens.states["tower_attention"]
+        check_finite(scores, "visionzip")
         if self.contextual == "none":
             return Selection(keep_best(scores, budget))
         sizes = torch.bincount(budget.group, minlength=len(budget.quota))
@@ -51,7 +59,7 @@ class VisionZip:
         contextual = torch.where(budget.quota < sizes, contextual, 0)
         dominant = budget.quota - contextual
         kept = keep_best(scores, Budget(budget.group, dominant))
-        states = functional.normalize(tokens.states["hidden"].flatten(1).float(), dim=1)
+        states = unit_rows(tokens.states["hidden"])
         return merge_rest(states, kept, budget.group, (sizes - dominant).tolist(),
                           contextual.tolist())  # fmt: skip
 
@@ -84,7 +92,7 @@ def merge_rest(
             continue
         left = members[(target[members] >= 0).argsort(stable=True)[:rest]]
         aims = left[torch.arange(count, device=left.device) * (rest // count)]
-        target[left] = aims[(states[left] @ states[aims].T).argmax(dim=1)]
+        target[left] = aims[cosines(states[left], states[aims]).argmax(dim=1)]
         target[aims] = aims
         kept.append(aims)
     return merged_into(target, torch.cat(kept).sort().values)
