@@ -217,14 +217,14 @@ def check_against_the_model(
             encode(eager.model, modality, inputs)
         by_cls = eager.config.model_type in WITH_CLS
         means = [one for probabilities in noted for one in probabilities.mean(1)]
-        rows = [one[0] if by_cls else one.mean(0) for one in means]
+        rows = [(one[0] if by_cls else one.mean(0)) * one.shape[1] for one in means]
         with monkeypatch.context() as patch:
             expected = through_the_model(eager, modality, rows, inputs, patch)
         kind, own = layout.grid.kind[index], found[index]
         if len(expected) == len(index):  # transformers 5.17 adds a video's newline later
             expected = expected[kind == PATCH]
         torch.testing.assert_close(own[kind == PATCH], expected, atol=1e-6, rtol=1e-4)
-        assert float(own[kind == PATCH].std()) > 1e-4
+        assert float(own[kind == PATCH].std()) > 1e-2
         assert not own[kind == NEWLINE].any()
         for frame in layout.grid.frame[index][kind == CLS].tolist():
             assert own[kind == CLS][frame] == rows[frame].max()
@@ -392,7 +392,7 @@ def test_rows_that_are_not_those_of_the_tokens_are_refused() -> None:
         given = {"tower_attention": tower.Reading(True, list(rows))}
         return tower.read_scores(structure, {"image": given}, [layout])
 
-    assert torch.equal(read(torch.ones(17))[0], torch.ones(16))
+    assert torch.equal(read(torch.ones(17) / 17)[0], torch.ones(16))
     for rows in ([torch.ones(17)] * 2, [torch.ones(13)], []):
         with pytest.raises(ModelError, match="rows of its tower are not those of the image tokens"):
             read(*rows)

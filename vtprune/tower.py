@@ -126,6 +126,9 @@ def read_scores(
 ) -> list[torch.Tensor]:
     """What the visual tokens of every sample receive of their tower's attention, (N,) float32.
 
+    It is a multiple of what they would receive if their row's attention went to all alike, so that
+    pictures of different sizes compare.
+
     Args:
         vision: for every modality that is shown, the arguments of its encoder call, and with them
             the Reading, under the name of the state.
@@ -143,7 +146,8 @@ def read_scores(
         kind = modality if len(ids) > 1 else "all"  # one placeholder: one encoder call for all
         own = [layout.of_modality(kind) for layout in layouts]
         try:
-            maps, footprint = find_footprint(structure, given, reading)
+            rows = [one * len(one) for one in reading.rows]
+            maps, footprint = find_footprint(structure, given, rows, reading.has_cls)
             found = distribute(layouts, own, maps, footprint)
         except MisfitError:
             raise _unreadable(
@@ -156,21 +160,19 @@ def read_scores(
 
 
 def find_footprint(
-    structure: Structure, given: Mapping[str, object], reading: Reading
+    structure: Structure, given: Mapping[str, object], rows: list[torch.Tensor], has_cls: bool
 ) -> tuple[Maps, Footprint]:
     """How the rows of a tower become tokens, and the rows; of tokens that say which patches they
     are made of, one row a token."""
     config, family = structure.config, structure.family
     pooling = next((value for name, value in given.items() if name.endswith("token_pooling")), None)
     if isinstance(pooling, torch.Tensor):
-        return gather_patches(reading.rows, pooling), Gathered()
+        return gather_patches(rows, pooling), Gathered()
     if any(name.endswith("grid_thw") for name in given):
         tower = config.vision_config
         merge, window = tower.spatial_merge_size, 0
         if getattr(tower, "fullatt_block_indexes", None):
             window = tower.window_size // merge // tower.patch_size
-        return reading.rows, Blocks(merge**2, window)
+        return rows, Blocks(merge**2, window)
     planes = family.planes(config, given) if isinstance(family, Tiled) else None
-    if planes is None:
-        return reading.rows, Panes(reading.has_cls)
-    return reading.rows, Tiles(reading.has_cls, planes)
+    return rows, Panes(has_cls) if planes is None else Tiles(has_cls, planes)

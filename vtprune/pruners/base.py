@@ -20,7 +20,8 @@ ATTENTION = ("attention", "text_attention")
 """Attention of the layer before the cut, mean over heads: from the prompt's last token, and from
 every text token that follows the last visual token."""
 TOWER = ("tower_attention",)
-"""Attention that each patch receives in the vision tower."""
+"""Attention that each token's patches receive in the vision tower, as a multiple of what they would
+receive if it went to all of their frame or tile alike."""
 
 
 @dataclass(frozen=True, eq=False)

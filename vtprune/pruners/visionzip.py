@@ -7,7 +7,7 @@ Why it works: the few dominant patches hold most of the attention, and so most o
 is given to say; the contextual ones hold what is small and was not gathered.
 
 Paper: VisionZip, arXiv 2412.04467.
-Official code: dvlab-research/VisionZip (Apache-2.0).
+Official code: dvlab-research/VisionZip.
 Differences: tokens are merged at the language model's input, behind the projector, where the
 released code merges before it; their similarity is the cosine of those states, where the code's is
 that of the tower's keys, averaged over the heads. A contextual token is the mean of its own and
