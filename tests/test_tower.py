@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import oracle
 import pytest
+import test_pixels
 import tiny
 import torch
 from conftest import shared_model
@@ -300,6 +301,24 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
             assert torch.equal(tokens.states["tower_attention"], expected)
     handle.remove()
     assert counts == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("name", "kind"), test_pixels.CASES)
+def test_what_goes_before_the_tower_leaves_what_the_others_receive(name: str, kind: str) -> None:
+    model = shared_model(name)
+    inputs = test_pixels.prompts(name, model, kind, "ragged")
+    modality = test_pixels.modality_of(name, kind)
+    shown = test_pixels.shown(model, inputs, modality)
+    stage = {"at": "input", "method": "watcher", "keep": 0.05}
+    found = []
+    for stages in ([stage], [test_pixels.STAGE, stage]):
+        Watcher.given.clear()
+        with vtprune.pruning(model, {"stages": stages}, modality=modality, shown=shown):
+            oracle.generate(model, inputs, steps=1)
+        found.append([(one.layout, one.states["tower_attention"]) for one in Watcher.given])
+    for (every, whole), (left, part) in zip(*found, strict=True):
+        place = torch.searchsorted(every.columns, left.columns)
+        torch.testing.assert_close(part, whole[place], atol=1e-5, rtol=1e-4)
 
 
 def test_the_tower_is_read_only_where_a_method_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,18 @@ class Reading:
     has_cls: bool
     rows: list[torch.Tensor]
 
+    def among(self, kept: torch.Tensor | None) -> Reading:
+        """The same, (0,) in the places of rows that the tower did not get.
+
+        Args:
+            kept: (U,) bool: those that it got; None: all.
+        """
+        if kept is None or len(self.rows) != int(kept.sum()):
+            return self
+        rows = iter(self.rows)
+        empty = self.rows[0].new_zeros(0)
+        return Reading(self.has_cls, [next(rows) if one else empty for one in kept.tolist()])
+
 
 def find_tower(structure: Structure, modality: str, given: Mapping[str, object]) -> Tower:
     """The tower that encodes `modality`.
