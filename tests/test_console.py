@@ -68,6 +68,17 @@ def rendered(report: Mapping[str, object], width: int = 80, encoding: str = "utf
     return "\n".join(line.rstrip() for line in raw.getvalue().decode(encoding).split("\n"))
 
 
+def test_what_a_tower_that_was_given_less_would_have_cost_is_not_told() -> None:
+    stage = {"at": "pixels", "layer": 0, "modality": "all", "method": "downsample", "options": {},
+             "before": 6272, "after": 313}  # fmt: skip
+    report = {**REPORT, "tokens": {**REPORT["tokens"], "stages": [stage]}}
+    lines = rendered(report).splitlines()
+    shown = {name: next(line for line in lines if name in line) for name in ("vision ", "prefill ")}
+    assert shown["vision "].split() == ["compute", "vision", "12.3", "TFLOP"]
+    assert "33.5 of 106 TFLOP" in shown["prefill "]
+    assert next(line for line in lines if "total" in line).split() == ["total", "46.0", "TFLOP"]
+
+
 def test_report_at_80_columns() -> None:
     assert (
         rendered(REPORT)

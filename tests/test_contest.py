@@ -18,8 +18,8 @@ import vtprune
 from vtprune import compare, contest, cost, demo, run
 from vtprune.comparison import COLUMNS, Comparison, Row
 from vtprune.errors import ModelError, PresetError
-from vtprune.lineup import BASELINES, counts_of
-from vtprune.pruners import METHODS
+from vtprune.lineup import counts_of
+from vtprune.pruners import BASELINES, METHODS
 from vtprune.run import Generation, Loaded
 
 SHORT = Generation(max_new_tokens=4)
@@ -53,8 +53,8 @@ def found(loaded: Loaded, picture: Path) -> Comparison:
 @pytest.fixture(scope="module")
 def measured(loaded: Loaded, picture: Path) -> Comparison:
     return vtprune.compare_methods(
-        loaded, picture, "what?", ["entropy"], [0.4], generation=SHORT, repeats=2, at=2
-    )
+        loaded, picture, "what?", ["entropy"], [0.6], generation=SHORT, repeats=2, at=2
+    )  # downsample can't leave less than 0.579 of this picture
 
 
 def pick(found: Comparison, name: str, keep: float, at: str | None = None) -> Row:
@@ -80,7 +80,7 @@ def test_the_embedded_model_is_compared_on_a_sample(tmp_path: Path) -> None:
     assert told["model"]["name"] == "embedded"  # type: ignore[index]
     names = [(row.name, row.at) for row in found.rows]
     assert names[:4] == [("unpruned", ""), ("entropy", "ecl"), ("random", "2"), ("uniform", "2")]
-    assert {name for name, _ in names[4:]} == set(BASELINES) & set(METHODS)
+    assert {name for name, _ in names[4:]} == set(BASELINES)
     assert all(row.compare for row in found.rows[1:])
 
 
@@ -149,10 +149,10 @@ def test_without_measuring_the_tower_runs_once_and_there_are_no_times(
     calls: list[int] = []
     handle = loaded.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     found = vtprune.compare_methods(
-        loaded, picture, "what?", ["entropy"], [0.5, 0.3], generation=SHORT, repeats=0
+        loaded, picture, "what?", ["entropy"], [0.7, 0.6], generation=SHORT, repeats=0
     )
     handle.remove()
-    assert len(calls) == 1
+    assert len(calls) == 1 + 2  # once for all who look at the same picture; downsample's two
     assert found.pairs == 0
     for row in found.to_dict()["rows"]:  # type: ignore[attr-defined]
         assert row.keys() & {"seconds", "compare"} == set()
@@ -181,10 +181,37 @@ def test_the_tower_runs_in_every_timed_run(loaded: Loaded, picture: Path) -> Non
     calls: list[int] = []
     handle = loaded.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     found = vtprune.compare_methods(
-        loaded, picture, "what?", ["uniform"], [0.3], generation=SHORT, repeats=1
+        loaded, picture, "what?", ["uniform"], [0.6], generation=SHORT, repeats=1
     )
     handle.remove()
-    assert len(calls) == 1 + 3 * (len(found.rows) - 1)  # once for all answers; 1 + 2 a row
+    assert [row.name for row in found.rows][-1] == "downsample"
+    # Once for all answers and once for downsample's; 1 + 2 a row.
+    assert len(calls) == 2 + 3 * (len(found.rows) - 1)
+
+
+def test_downsample_is_timed_beside_the_whole_picture(
+    loaded: Loaded, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    timed = compare.timed
+
+    def noted(loaded: Loaded, side: compare.Side, *rest):  # type: ignore[no-untyped-def]
+        seen.append((side.preset is not None, side.inputs.tensors["input_ids"].shape[1]))
+        return timed(loaded, side, *rest)
+
+    monkeypatch.setattr(compare, "timed", noted)
+    found = vtprune.compare_methods(
+        loaded, picture, "what?", ["downsample"], [0.6], generation=SHORT, repeats=1
+    )
+    row = pick(found, "downsample", 0.6)
+    assert row.tokens is not None
+    assert row.compare is not None
+    whole, left = row.tokens["visual"], row.tokens["kept_after"]
+    lengths = {pruned: {length for own, length in seen[:3] if own == pruned} for pruned in
+               (True, False)}  # fmt: skip
+    assert max(lengths[False]) - max(lengths[True]) == whole - left  # type: ignore[operator]
+    assert found.rows[0].tokens["visual"] == whole  # type: ignore[index]
+    assert not row.beside
 
 
 def test_pairs_are_in_abba_order_after_a_warm_up_and_forced_to_one_length(

@@ -145,7 +145,7 @@ def test_a_method_flag_replaces_all_stages_by_one_free_one() -> None:
 def test_a_method_cuts_at_its_own_place_unless_told_otherwise(method: str) -> None:
     preset = load_preset(FREE)
     assert override(preset, method=method).stages_for("image")[0].at == METHODS[method].at
-    other = "pixels" if METHODS[method].units else 3
+    other = "pixels" if METHODS[method].before_tower else 3
     assert override(preset, method=method, at=other).stages_for("image")[0].at == str(other)
 
 
@@ -189,7 +189,9 @@ def test_a_keep_after_pixels_can_only_fall() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_on_the_wrong_side_of_the_vision_tower_is_refused(method: str) -> None:
-    place, told = ("input", "before") if METHODS[method].units else ("pixels", "chooses tokens")
+    place, told = (
+        ("input", "before") if METHODS[method].before_tower else ("pixels", "chooses tokens")
+    )
     with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):
         load_preset({"stages": [{"at": place, "method": method}]})
     with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):

@@ -39,7 +39,7 @@ def flat(count: int) -> Layout:
     return lay_out({"image": torch.arange(count)}, {"image": [box(1, 1, count)]})
 
 
-CUTTING = [name for name in METHODS if not METHODS[name].units]
+CUTTING = [name for name in METHODS if not METHODS[name].before_tower]
 """Methods that choose tokens; those that act before the vision tower have a file of their own."""
 KEEPING = [name for name in CUTTING if not METHODS[name].drops_all]
 LAYOUTS = {"video": video(), "tiles": tiles(), "flat": flat(37), "one": flat(1)}

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.batching import ROWS
+from vtprune.compare import shown
 from vtprune.engine import Encoded
+from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.layout import Grid
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.structure import find_structure
 from vtprune.preset import load_preset, override
-from vtprune.run import Gathered, encode, gather, pruned, to_device
+from vtprune.run import encode, pruned, to_device
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded
     from vtprune.media import Limits
+    from vtprune.models.base import Inputs
+    from vtprune.preset import Preset
     from vtprune.questions_file import Asked
+    from vtprune.units import Shown
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -36,6 +41,7 @@ class Prompt:
         media: modality and grid of the media, as `encode` gave them.
         answer: (m,) int64 ids of the answer, the end of its turn included; on the same device.
         labelled: whether it is the right answer; else it is what the unpruned model answers.
+        inputs: what `tensors` were made of, which stages before the vision tower need.
     """
 
     asked: Asked
@@ -43,6 +49,12 @@ class Prompt:
     media: Sequence[tuple[str, Grid]]
     answer: torch.Tensor
     labelled: bool
+    inputs: Inputs | None = None
+
+    @property
+    def shown(self) -> Shown | None:
+        """What the prompt shows, for `pruning`."""
+        return None if self.inputs is None else shown(self.tensors, [self.inputs])
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ def prepare(
     limits: Limits,
     encoded: Encoded,
     known: Sequence[torch.Tensor] = (),
+    preset: Preset | None = None,
 ) -> tuple[list[Prompt], tuple[str, ...]]:
     """Questions about one file, which is read and, with `encoded`, encoded once.
 
@@ -89,12 +102,13 @@ def prepare(
 
     Args:
         known: the ids of the answers, from an earlier call.
+        preset: less of the file is looked at where this one downsamples; None: all of it.
 
     Returns:
         the prompts, and what is to be said about the file.
     """
-    gathered = gather(loaded, [asked[0].file], sampling, limits)
     whole = override(load_preset(None), keep=1.0)
+    gathered = gather_for(loaded, [asked[0].file], sampling, preset or whole, limits)
     pixels: dict[str, torch.Tensor] = {}
     prompts = []
     for number, one in enumerate(asked):
@@ -109,7 +123,8 @@ def prepare(
         else:
             answer = answer_ids(loaded, gathered, one, inputs.tensors["input_ids"], generation)
         answer = answer.to(tensors["input_ids"].device)
-        prompts.append(Prompt(one, tensors, inputs.media, answer, one.answer is not None))
+        labelled = one.answer is not None
+        prompts.append(Prompt(one, tensors, inputs.media, answer, labelled, inputs))
     return prompts, gathered.warnings
 
 

@@ -60,16 +60,20 @@ def compare_runs(
     run: Run,
     report: Report,
     on_progress: Progress | None = None,
+    full: Side | None = None,
 ) -> Mapping[str, object]:
     """Answers and times with and without pruning.
 
     One warm-up each, then unpruned and pruned in ABBA order; both are greedy and forced to the
     length of the unpruned answer. Speed-ups are medians of the pairs' ratios; loading is left out.
+
+    Args:
+        full: the unpruned side, where it looks at more of the media; None: at the same.
     """
     steps = 2 * PAIRS + 2
     greedy = Generation(generation.max_new_tokens, system=generation.system)
     spent = report.seconds["preprocess"], report.seconds["media"]
-    plain, pruned = Side(inputs, None, *spent), Side(inputs, preset, *spent)
+    plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
     unpruned = timed(loaded, plain, greedy)
     show(on_progress, 1, steps)
     pairs = time_pairs(
@@ -159,10 +163,21 @@ def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None
         keep,
         calibration=loaded.calibration,
         media=side.inputs.media,
-        shown=Shown(side.inputs.tensors, [side.inputs.units]),
+        shown=shown(side.inputs.tensors, [side.inputs]),
     )
     with block as trace:
         return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]
+
+
+def shown(tensors: Mapping[str, torch.Tensor], prompts: Sequence[Inputs]) -> Shown:
+    """What a batch shows.
+
+    Args:
+        tensors: of the batch.
+        prompts: its rows.
+    """
+    whole = [one.whole for one in prompts if one.whole]
+    return Shown(tensors, [one.units for one in prompts], whole)
 
 
 def add_up(seconds: Seconds, side: Side) -> dict[str, float]:
@@ -187,13 +202,13 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
     layers = loaded.model.get_decoder().layers
     weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
     read = weights * loaded.model.dtype.itemsize / bandwidth
-    text, visual = run.trace.text[0], len(run.trace.layouts[0])
+    text = run.trace.text[0]
 
     def total(counts: list[int]) -> float:
         return sum(max(cost.layer_flops(shape, n, n) / flops, read) for n in counts)
 
     kept = [text + count for count in run.trace.visual_by_layer[0]]
-    return total([text + visual] * shape.layers) / total(kept)
+    return total([sum(run.trace.before())] * shape.layers) / total(kept)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.compare import PAIRS, measure_ceilings, roofline_speedup, time_pairs
 from vtprune.comparison import Comparison
 from vtprune.errors import ModelError, PresetError, VtpruneError
+from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation
+from vtprune.layout import MODALITIES
 from vtprune.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unpruned
 from vtprune.loading import Loaded, Progress, quiet
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
-from vtprune.run import (
-    Gathered,
-    Media,
-    encode,
-    find_loaded,
-    finish,
-    gather,
-    pruned,
-    sampling_of,
-    to_device,
-)
-from vtprune.standing import Prompt, Standing
+from vtprune.run import Media, Prompt, find_loaded, finish, pruned, ready, sampling_of
+from vtprune.standing import Standing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,8 +100,9 @@ def run_lineup(
     greedy = Generation(asked.max_new_tokens, system=asked.system)
     sampling = sampling or sampling_of(lineup.media)
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
-    prompt = encode_prompt(loaded, gathered, question, greedy)
-    table = _Contest(loaded, prompt, question, greedy, on_progress)
+    again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())
+    prompt = ready(loaded, gathered, question, greedy)
+    table = _Contest(loaded, prompt, again, question, greedy, on_progress)
     table.answer_all([unpruned(lineup.seed), *lineup.entries])
     notes = list(lineup.notes)
     if repeats:
@@ -120,17 +113,6 @@ def run_lineup(
     return table.result(notes, repeats)
 
 
-def encode_prompt(
-    loaded: Loaded, gathered: Gathered, question: str, generation: Generation
-) -> Prompt:
-    """The question about what was gathered, as the model takes it."""
-    started = time.perf_counter()
-    inputs = encode(loaded, gathered, question, generation)
-    inputs = replace(inputs, tensors=to_device(loaded, inputs.tensors))
-    preprocess = gathered.resize_seconds + time.perf_counter() - started
-    return Prompt(gathered, inputs, {"preprocess": preprocess, "media": gathered.media_seconds})
-
-
 class _Contest:
     """One question, ready for the model, and its rows in order."""
 
@@ -138,11 +120,12 @@ class _Contest:
         self,
         loaded: Loaded,
         prompt: Prompt,
+        gather_for: Callable[[Preset], Gathered],
         question: str,
         generation: Generation,
         on_progress: Progress | None,
     ) -> None:
-        self.loaded, self.prompt = loaded, prompt
+        self.loaded, self.prompt, self.gather_for = loaded, prompt, gather_for
         self.question, self.generation = question, generation
         self.on_progress = on_progress
         self.encoded: Encoded = {}
@@ -171,7 +154,7 @@ class _Contest:
         try:
             if entry.error is not None:
                 raise entry.error
-            prompt = self.prompt
+            prompt = self.prompt_for(entry.preset)
             run = pruned(self.loaded, prompt.inputs.tensors, entry.preset, self.generation,
                          encoded=self.encoded, prompts=[prompt.inputs])[0]  # fmt: skip
         except VtpruneError as error:
@@ -181,6 +164,12 @@ class _Contest:
             self.loaded, prompt.gathered, prompt.inputs, self.question, entry.preset, run
         )
         return Standing(entry, report, run, prompt)
+
+    def prompt_for(self, preset: Preset) -> Prompt:
+        """What a row is asked: the same as all others, unless it is to look at less."""
+        if not any(preset.downsamples(modality) for modality in MODALITIES):
+            return self.prompt
+        return ready(self.loaded, self.gather_for(preset), self.question, self.generation)
 
     def stand_beside(self, row: Standing) -> None:
         """Puts `random` and `uniform` at a row's own layers and counts right after it.

@@ -119,6 +119,7 @@ class _Session:
         self.modality = modality
         self.media = media
         self.shown = shown if preset.at_pixels() else None
+        self.whole = list(shown.whole) if shown else []
         self.thinning: Thinning | None = None
         self.trace = Trace()
         self.structure = find_structure(model)
@@ -414,7 +415,7 @@ class _Session:
         if thinning is not None:
             gone = thinning.gone_of(layouts)
             self.trace.encoded = thinning.encoded()
-        return start_prefill(self.plan, layouts, columns, length, past, gone)
+        return start_prefill(self.plan, layouts, columns, length, past, gone, self.whole)
 
     # -- the decoder -----------------------------------------------------------------------------
 

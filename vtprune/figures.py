@@ -127,7 +127,7 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> dict[str, obj
     layout, kept = trace.layouts[sample], trace.kept[sample]
     shown = [name for name in MODALITIES if len(layout.of_modality(name))]
     return {
-        "visual": len(layout),
+        "visual": trace.before(sample)[0],
         "text": trace.text[sample],
         "answer": answer_tokens,
         "keep_mean": trace.keep_mean(sample),
@@ -169,8 +169,8 @@ def compute_costs(
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
     text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
     seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
-    visual = len(trace.layouts[sample]) if trace.layouts else 0
-    kept, full = [text + count for count in seen], [text + visual] * shape.layers
+    visual, whole_text = trace.before(sample) if trace.layouts else (0, text)
+    kept, full = [text + count for count in seen], [whole_text + visual] * shape.layers
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
     flops = {

@@ -11,12 +11,10 @@ from typing import TypeVar
 
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.preset import load_preset, override
-from vtprune.pruners import METHODS, check_options, find_method
+from vtprune.pruners import BASELINES, METHODS, check_options, find_method
 from vtprune.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
 
 KEEPS = (0.5, 0.3, 0.1)
-BASELINES = ("random", "uniform", "downsample")
-"""In every comparison at every keep, as soon as they are registered."""
 DRAWN = ("random", "uniform")
 """The baselines that can leave any count at any layer: they stand at the input, and again wherever
 an asked method cuts."""
@@ -103,7 +101,7 @@ def line_up(
         asked = [_method("asked", name, keep, at, own[name], seed) for name in own]
         asked += [_preset(one, keep, seed) for one in loaded if _takes_keep(one)]
         entries += asked
-        for name in (name for name in BASELINES if name in METHODS):
+        for name in BASELINES:
             place = "input" if name in DRAWN else None
             entry = _method("baseline", name, keep, place, {}, seed)
             if all(one.preset != entry.preset for one in asked):

@@ -18,6 +18,7 @@ from vtprune.pruners.base import TOWER, Pruner, UnitPruner
 from vtprune.schedule import Place, Schedule, fixed_count, resolve_layer, solve
 from vtprune.spec import PIXELS
 from vtprune.trace import Trace
+from vtprune.units import Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,11 @@ class Group:
     pruners: tuple[Pruner, ...]
     at_pixels: UnitPruner | None = None
     """The method of the first stage, where that acts before the vision tower."""
+
+    @property
+    def before_tower(self) -> bool:
+        """Whether the first stage acts before the vision tower."""
+        return bool(self.stages) and self.stages[0].at == PIXELS
 
     def most_at_pixels(self, num_tokens: int) -> int | None:
         """The most tokens that may be left before the vision tower; None where nothing says."""
@@ -90,7 +96,7 @@ class Plan:
             stages, places = self.places(stages)
             pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
             at_pixels = None
-            if stages and stages[0].at == PIXELS:
+            if stages and METHODS[stages[0].method].units:
                 at_pixels = create_units(stages[0].method, dict(stages[0].options))
             self.groups[modality] = Group(modality, stages, keep, places, pruners, at_pixels)
         return self.groups[modality]
@@ -163,21 +169,29 @@ class Plan:
         return groups
 
     def solve(
-        self, group: Group, layouts: list[Layout], gone: Sequence[torch.Tensor]
+        self,
+        group: Group,
+        layouts: list[Layout],
+        gone: Sequence[torch.Tensor],
+        whole: Sequence[Whole],
     ) -> list[Schedule]:
         """Every sample's cuts under one budget.
 
         Args:
             gone: for every sample the columns of the tokens that went at `pixels`.
+            whole: what every sample would hold if its media had not been made smaller; empty where
+                they were not.
         """
         solved = []
-        for layout, columns in zip(layouts, gone, strict=True):
+        first = int(group.before_tower)
+        for sample, (layout, columns) in enumerate(zip(layouts, gone, strict=True)):
             own = layout.columns[layout.of_modality(group.modality)]
-            size, present = len(own), len(own) - int(torch.isin(own, columns).sum())
-            first = 0 if group.at_pixels is None else 1
+            present = len(own) - int(torch.isin(own, columns).sum())
+            size = whole[sample].total(group.modality) if whole else len(own)
             places = group.places[first:]
             schedule = solve(places, group.keep, self.num_layers, size, present)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
-            solved.append(schedule.after_pixels(present) if first else schedule)
+            cut = None if group.at_pixels is None else present
+            solved.append(schedule.after_pixels(cut) if first else schedule)
         return solved

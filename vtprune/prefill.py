@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ from vtprune.pruners import METHODS
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens, merge
 from vtprune.schedule import Cut, Schedule
 from vtprune.spec import PIXELS
-from vtprune.trace import StageRecord
+from vtprune.trace import StageRecord, Trace
+from vtprune.units import Whole
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -37,6 +38,7 @@ def start_prefill(
     length: int,
     past: int,
     gone: list[torch.Tensor] | None = None,
+    whole: Sequence[Whole] = (),
 ) -> Prefill:
     """The cuts of a batch, from every sample's own number of tokens.
 
@@ -46,15 +48,17 @@ def start_prefill(
         length: columns of the batch.
         past: columns that the cache holds already.
         gone: for every sample the columns of visual tokens that went before the vision tower.
+        whole: what every sample would hold if its media had not been made smaller; empty where
+            they were not.
     """
     groups = plan.groups_for(layouts)
     if gone is None:
         gone = [torch.zeros(0, dtype=torch.long)] * len(layouts)
-    schedules = [plan.solve(group, layouts, gone) for group in groups]
-    plan.trace.layouts = layouts
+    schedules = [plan.solve(group, layouts, gone, whole) for group in groups]
+    plan.trace.layouts, plan.trace.whole = layouts, list(whole)
     plan.trace.text = [len(row) - len(one) for row, one in zip(columns, layouts, strict=True)]
-    whole = pack([torch.arange(length)] * len(columns))
-    return Prefill(plan, groups, schedules, list(layouts), list(columns), whole, whole, past, gone)
+    uncut = pack([torch.arange(length)] * len(columns))
+    return Prefill(plan, groups, schedules, list(layouts), list(columns), uncut, uncut, past, gone)
 
 
 @dataclass
@@ -464,7 +468,8 @@ class Prefill:
                 "prune the model before compiling it",
             )
         trace = self.plan.trace
-        trace.stages, trace.kept = self.records, self.layouts
+        trace.stages = [*smaller_media(self.groups, trace, self.past), *self.records]
+        trace.kept = self.layouts
         trace.visual_by_layer = self.count_by_layer()
         trace.prefills += 1
         if cache is None or not self.layers:
@@ -501,6 +506,43 @@ class Prefill:
             assert present == len(self.layouts[sample])
             counts.append(row)
         return counts
+
+
+def smaller_media(groups: Sequence[Group], trace: Trace, past: int) -> list[StageRecord]:
+    """The records of stages that made media smaller before the prompts were made of them.
+
+    Args:
+        past: columns that the cache held before.
+    """
+    records: list[StageRecord] = []
+    before = [whole.total() for whole in trace.whole]
+    for group in groups:
+        if not (group.stages and METHODS[group.stages[0].method].media):
+            continue
+        stage = group.stages[0]
+        own_before = [whole.total(group.modality) for whole in trace.whole]
+        own_after = [len(one.of_modality(group.modality)) for one in trace.layouts]
+        rows = zip(before, own_before, own_after, strict=True)
+        after = [total - whole + left for total, whole, left in rows]
+        records.append(
+            StageRecord(
+                layer=0,
+                method=stage.method,
+                at=stage.at,
+                modality=group.modality,
+                options=dict(stage.options),
+                keep=stage.keep,
+                per=stage.per,
+                cuts=[size > 0 for size in own_before],
+                before=before,
+                after=after,
+                own_before=own_before,
+                own_after=own_after,
+                kept=[(layout.columns + past).tolist() for layout in trace.layouts],
+            )
+        )
+        before = after
+    return records
 
 
 def first_positions(positions: object, columns: list[torch.Tensor], past: int) -> torch.Tensor:

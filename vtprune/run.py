@@ -11,44 +11,27 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.batching import collate, group_alike
-from vtprune.compare import compare_runs
+from vtprune.compare import Side, compare_runs, shown
 from vtprune.engine import Encoded, pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
+from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation, Run, generate
 from vtprune.layout import MODALITIES
 from vtprune.loading import Loaded, Progress, adopt, load, quiet
-from vtprune.media import Limits, Source, open_source, read
+from vtprune.media import Limits, Source
 from vtprune.memory import fitting_errors
-from vtprune.models.base import Inputs, Plan, Prepared, Sampling, Turn
+from vtprune.models.base import Inputs, Prepared, Sampling, Turn
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.report import Report
-from vtprune.units import Shown, Units
+from vtprune.units import Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Generation", "Loaded", "answer", "ask", "load"]
+__all__ = ["Gathered", "Generation", "Loaded", "answer", "ask", "gather", "load"]
 
 Media = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """All media of a question, read and resized.
-
-    Args:
-        items: one a file.
-        decoders: that really ran, one a file.
-        media_seconds: opening and decoding.
-        resize_seconds: the family's resizing.
-    """
-
-    items: tuple[Prepared, ...]
-    decoders: tuple[str, ...]
-    warnings: tuple[str, ...]
-    media_seconds: float
-    resize_seconds: float
 
 
 def ask(
@@ -81,7 +64,11 @@ def ask(
     """
     sampling = sampling or sampling_of(preset)
     generation = generation or Generation(seed=preset.seed)
-    gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
+    limits = limits or Limits()
+    gathered = gather_for(loaded, paths, sampling, preset, limits, on_progress)
+    full = gathered
+    if compare and gathered.whole:
+        full = gather(loaded, gathered.sources, sampling, limits, on_progress)
     pixels: dict[str, torch.Tensor] = {}
     encoded: Encoded = {}
     for number, question in enumerate(questions):
@@ -102,8 +89,13 @@ def ask(
         if number:  # encoded for the first question
             made = replace(made, flops={**made.flops, "vision": 0.0})
         if compare:
+            plain = None
+            if full is not gathered:
+                plain = ready(loaded, full, question, generation).side(None, again=number > 0)
             with quiet():
-                beside = compare_runs(loaded, inputs, preset, generation, run, made, on_progress)
+                beside = compare_runs(
+                    loaded, inputs, preset, generation, run, made, on_progress, plain
+                )
             made = replace(made, compare=beside)
         yield made
 
@@ -129,7 +121,7 @@ def pruned(
         calibration=loaded.calibration,
         encoded=encoded,
         media=[item for one in prompts for item in one.media],
-        shown=Shown(tensors, [one.units for one in prompts]) if prompts else None,
+        shown=shown(tensors, prompts) if prompts else None,
     )
     with quiet(), block as trace, fitting_errors(loaded, preset, trace):
         return generate(loaded, tensors, generation, trace, on_text)
@@ -139,72 +131,11 @@ def finish(
     loaded: Loaded, gathered: Gathered, inputs: Inputs, question: str, preset: Preset, run: Run
 ) -> Report:
     """The report of one run, with everything that its reader was to be warned of."""
-    made = build_report(loaded, gathered.items, gathered.decoders, inputs, question, preset, run)
+    made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run)
     notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
     if gathered.items and not made.flops["vision"]:
         notes.append(f"vision FLOPs of {loaded.family.name} are not counted: they stand as 0")
     return replace(made, warnings=tuple(dict.fromkeys(notes)))
-
-
-def gather(
-    loaded: Loaded,
-    paths: Sequence[str | Path | Source],
-    sampling: Sampling,
-    limits: Limits,
-    on_progress: Progress | None = None,
-) -> Gathered:
-    """Opens, decodes and resizes every file, in the family's way."""
-    started = time.perf_counter()
-    sources = [one if isinstance(one, Source) else open_source(one, limits) for one in paths]
-    for source in sources:
-        if source.kind not in loaded.family.modalities:
-            takes = " and ".join(loaded.family.modalities)
-            raise ModelError(
-                f"{source.path}: {loaded.family.name} takes {takes} input, no {source.kind}",
-                "choose another --model (vtprune models)",
-            )
-    items: list[Prepared] = []
-    decoders: list[str] = []
-    warnings: list[str] = []
-    clock = _Clock()
-    for source in sources:
-        alike = sum(one.kind == source.kind for one in sources)
-        plan = loaded.family.plan(loaded.files, source, sampling, alike)
-        item, decoder, notes = read_one(source, plan, limits, clock, on_progress)
-        items.append(item)
-        decoders.append(decoder)
-        warnings += notes
-    total = time.perf_counter() - started
-    return Gathered(
-        tuple(items), tuple(decoders), tuple(warnings), total - clock.seconds, clock.seconds
-    )
-
-
-@dataclass
-class _Clock:
-    seconds: float = 0.0
-
-
-def read_one(
-    source: Source, plan: Plan, limits: Limits, clock: _Clock, on_progress: Progress | None
-) -> tuple[Prepared, str, tuple[str, ...]]:
-    """One file, each chunk of it resized right after it is decoded."""
-
-    def resize(pixels: torch.Tensor) -> torch.Tensor:
-        started = time.perf_counter()
-        resized = plan.transform(pixels)
-        clock.seconds += time.perf_counter() - started
-        return resized
-
-    def show(done: int, total: int) -> None:
-        if on_progress:
-            on_progress(f"decoding {source.path.name}", done, total)
-
-    frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
-    prepared = Prepared(source, frames.pictures, frames.index,
-                        frames.timestamps if source.kind == "video" else (),
-                        plan.regions)  # fmt: skip
-    return prepared, frames.decoder, frames.warnings
 
 
 def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Generation) -> Inputs:
@@ -214,7 +145,46 @@ def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Genera
     system = [Turn("system", generation.system)] if generation.system else []
     turns = [*system, Turn("user", question, len(gathered.items))]
     inputs = loaded.family.encode(loaded.files, gathered.items, turns)
-    return replace(inputs, units=units_of(loaded, gathered.items, inputs))
+    units = units_of(loaded, gathered.items, inputs)
+    return replace(inputs, units=units, whole=gathered.whole)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about media, ready for the model.
+
+    Args:
+        gathered: the media.
+        inputs: on the model's device.
+        preprocess: seconds of resizing, and of making the inputs.
+    """
+
+    gathered: Gathered
+    inputs: Inputs
+    preprocess: float
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What it took to get there, by part of the report."""
+        return {"preprocess": self.preprocess, "media": self.gathered.media_seconds}
+
+    def side(self, preset: Preset | None, again: bool = False) -> Side:
+        """It, as one of two that are timed.
+
+        Args:
+            again: for a further question, whose media were read and resized for the first.
+        """
+        read = 0.0 if again else self.gathered.media_seconds
+        resized = self.gathered.resize_seconds if again else 0.0
+        return Side(self.inputs, preset, self.preprocess - resized, read)
+
+
+def ready(loaded: Loaded, gathered: Gathered, question: str, generation: Generation) -> Prompt:
+    """A question about media that were gathered."""
+    started = time.perf_counter()
+    inputs = encode(loaded, gathered, question, generation)
+    inputs = replace(inputs, tensors=to_device(loaded, inputs.tensors))
+    return Prompt(gathered, inputs, gathered.resize_seconds + time.perf_counter() - started)
 
 
 def units_of(loaded: Loaded, items: Sequence[Prepared], inputs: Inputs) -> tuple[Units, ...]:
@@ -295,7 +265,7 @@ def answer(
             for report in ask(loaded, files, [question], resolved, sampling=sampling,
                               generation=generation, limits=limits, compare=True)
         ]  # fmt: skip
-    gathered = [gather(loaded, files, sampling, limits) for files in paths]
+    gathered = [gather_for(loaded, files, sampling, resolved, limits) for files in paths]
     inputs, spent = [], []
     for files, question in zip(gathered, questions, strict=True):
         started = time.perf_counter()

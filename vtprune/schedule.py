@@ -88,12 +88,16 @@ class Schedule:
     cuts: tuple[Cut, ...]
     warnings: tuple[str, ...] = ()
 
-    def after_pixels(self, present: int) -> Schedule:
-        """The same cuts as those of stages 1, 2 ..., and stage 0, which left `present` tokens."""
+    def after_pixels(self, present: int | None) -> Schedule:
+        """The same cuts as those of stages 1, 2 ..., and stage 0, which left `present` tokens.
+
+        Args:
+            present: None: what it left is all that the prompt holds, so that there is no cut.
+        """
         if not self.num_tokens:
             return self
-        later = (replace(cut, stage=cut.stage + 1) for cut in self.cuts)
-        return replace(self, cuts=(Cut(0, 0, present), *later))
+        later = tuple(replace(cut, stage=cut.stage + 1) for cut in self.cuts)
+        return replace(self, cuts=later if present is None else (Cut(0, 0, present), *later))
 
     def tokens_by_layer(self) -> list[int]:
         """Visual tokens that each layer sees."""

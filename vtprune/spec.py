@@ -108,6 +108,12 @@ class Preset:
                     f"{first:g} at pixels: tokens that were cut can't come back",
                     "a stage's keep is a fraction of the original tokens and can only fall",
                 )
+        if METHODS[stages[0].method].media and stages[0].keep is None and len(stages) > 1:
+            raise PresetError(
+                f"preset {self.name}: the stage at pixels ({stages[0].method}, {modality}) has no "
+                "keep, and others follow it",
+                "give it a keep of its own, the fraction that it leaves to them",
+            )
         free = [
             stage
             for stage in stages
@@ -143,11 +149,19 @@ class Preset:
         return stages
 
     def at_pixels(self) -> StageSpec | None:
-        """A stage that acts before the vision tower; None where none does, or all is kept."""
-        for modality in ("image", "video"):
-            keep, stages = self.keep_for(modality), self._own(modality).stages or self.stages
-            if stages and stages[0].at == PIXELS and (keep is None or keep < 1):
-                return stages[0]
+        """A stage that drops frames and tiles before the vision tower; None where none does."""
+        stages = [self._before_tower(modality) for modality in ("image", "video")]
+        return next((one for one in stages if one and METHODS[one.method].units), None)
+
+    def downsamples(self, modality: str) -> StageSpec | None:
+        """The stage that makes media smaller before they are prepared; None where none does."""
+        stage = self._before_tower(modality)
+        return stage if stage and METHODS[stage.method].media else None
+
+    def _before_tower(self, modality: str) -> StageSpec | None:
+        keep, stages = self.keep_for(modality), self._own(modality).stages or self.stages
+        if stages and stages[0].at == PIXELS and (keep is None or keep < 1):
+            return stages[0]
         return None
 
     def keep_for(self, modality: str) -> float | None:
@@ -213,8 +227,7 @@ def check_stage(stage: StageSpec) -> None:
     check_side(stage.method, stage.at)
     if stage.at == PIXELS and (stage.per, stage.split, stage.positions) != SHARED:
         raise PresetError(
-            f"per, split or positions for {stage.method} at pixels, where whole frames and tiles "
-            "go",
+            f"per, split or positions for {stage.method} at pixels, where there are no tokens yet",
             "give it keep and its own options alone",
         )
     if stage.at == "schedule":
@@ -248,13 +261,14 @@ def check_side(method: str, at: str) -> None:
     Raises:
         PresetError: with the way out.
     """
-    units = METHODS[method].units
-    if (at == PIXELS) == units:
+    early = METHODS[method].before_tower
+    if (at == PIXELS) == early:
         return
-    others = ", ".join(name for name, one in METHODS.items() if one.units != units)
-    if units:
+    others = ", ".join(name for name, one in METHODS.items() if one.before_tower != early)
+    if early:
+        does = "makes media smaller" if METHODS[method].media else "drops whole frames and tiles"
         raise PresetError(
-            f"{method} at {at}: it drops whole frames and tiles before the vision tower",
+            f"{method} at {at}: it {does} before the vision tower",
             f"at: pixels; for tokens: {others}",
         )
     raise PresetError(

@@ -13,22 +13,8 @@ from vtprune.lineup import UNPRUNED, Entry, counts_of
 if TYPE_CHECKING:
     from vtprune.errors import VtpruneError
     from vtprune.generation import Run
-    from vtprune.models.base import Inputs
     from vtprune.report import Report
-    from vtprune.run import Gathered
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """The question about the media that a row looks at, on the model's device.
-
-    Args:
-        seconds: that it took: media and preprocess.
-    """
-
-    gathered: Gathered
-    inputs: Inputs
-    seconds: Seconds
+    from vtprune.run import Prompt
 
 
 @dataclass(eq=False)
@@ -36,7 +22,7 @@ class Standing:
     """What is known of one row.
 
     Args:
-        report, run, prompt: of its answer; None where there is none.
+        report, run, prompt: of its answer, and what was asked; None where there is none.
         error: why there is none.
         beside: the asked rows whose layers and counts it has.
         pairs: seconds of its runs, each beside one of the unpruned model.
@@ -90,8 +76,7 @@ class Standing:
     def side(self) -> Side:
         """What is timed."""
         assert self.prompt is not None
-        preset = None if self.entry.role == UNPRUNED else self.entry.preset
-        return Side(self.prompt.inputs, preset, **self.prompt.seconds)
+        return self.prompt.side(None if self.entry.role == UNPRUNED else self.entry.preset)
 
     def row(self, answer: str, load: float, took: Sequence[Seconds]) -> Row:
         """What comes out of it.
@@ -105,12 +90,10 @@ class Standing:
         preset = report.preset if report else entry.preset.to_dict()
         known = Row(entry.role, entry.method or None, preset, entry.at, entry.keep,
                     tuple(self.beside))  # fmt: skip
-        if report is None or run is None:
+        if report is None or run is None or self.prompt is None:
             return replace(known, error=self.reason)
-        seconds = None
-        if took:
-            assert self.prompt is not None
-            seconds = {"load": load, **self.prompt.seconds, **medians(took)}
+        seconds = {"load": load, **self.prompt.seconds, **medians(took)} if took else None
+        if seconds:
             seconds["total"] += load
         compare = sum_up(self.pairs, answer, run, report, self.roofline) if self.pairs else None
         return replace(

@@ -78,6 +78,14 @@ def refuse_pixels(preset: Preset, shown: Shown | None) -> None:
     Raises:
         PresetError: with the way out.
     """
+    stages = [stage for name in MODALITIES if (stage := preset.downsamples(name))]
+    if stages and (shown is None or not shown.whole):
+        raise PresetError(
+            f"at: pixels: {stages[0].method} makes smaller pictures or takes fewer frames, and "
+            "prepared inputs hold them as they are",
+            "give the media: vtprune.answer(model, [(file, question)], ...) or vtprune ask; or "
+            "cut at the input",
+        )
     stage = preset.at_pixels()
     if stage is not None and shown is None:
         raise PresetError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtprune.layout import Layout
+from vtprune.units import Whole
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Trace:
             forward, selection included).
         encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
             of each media item; empty where it got all.
+        whole: for every sample what its prompt would hold if its media had not been made smaller;
+            empty where they were not.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know.
     """
@@ -72,6 +75,7 @@ class Trace:
     visual_by_layer: list[list[int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
+    whole: list[Whole] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -80,8 +84,14 @@ class Trace:
         if message not in self.warnings:
             self.warnings.append(message)
 
+    def before(self, sample: int = 0) -> tuple[int, int]:
+        """Visual and text tokens of a sample before anything was made smaller or cut."""
+        more = self.whole[sample] if self.whole else Whole({})
+        visual = more.total() if self.whole else len(self.layouts[sample])
+        return visual, self.text[sample] + more.more_text
+
     def keep_mean(self, sample: int = 0) -> float:
         """The layer average of the fraction of visual tokens present, as cut."""
-        total = len(self.layouts[sample])
+        total, _ = self.before(sample)
         seen = self.visual_by_layer[sample]
         return sum(seen) / (len(seen) * total) if total else 1.0

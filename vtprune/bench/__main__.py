@@ -31,7 +31,7 @@ def main() -> None:
     names = (
         args.methods.split(",")
         if args.methods
-        else [name for name, one in METHODS.items() if not (one.drops_all or one.units)]
+        else [name for name, one in METHODS.items() if not (one.drops_all or one.before_tower)]
     )
     device = torch.device(args.device)
     rows: list[Row] = []

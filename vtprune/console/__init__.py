@@ -211,8 +211,11 @@ def _shares(report: Values) -> Table:
     for section, rows in sections.items():
         label = section
         for item, left, whole, unit in rows(report):
-            share = left / whole if whole else 1.0
-            lines.add_row(label, Text(item), _of(left, whole, unit), Bar(share), f"{share:.1%}")
+            if whole is None:
+                lines.add_row(label, Text(item), f"{_si(left)}{unit}", "", "")
+            else:
+                share = left / whole if whole else 1.0
+                lines.add_row(label, Text(item), _of(left, whole, unit), Bar(share), f"{share:.1%}")
             label = ""
         if section == "tokens":
             for group in ("frame", "tile"):
@@ -222,7 +225,7 @@ def _shares(report: Values) -> Table:
     return lines
 
 
-Row = tuple[str, float, float, str]  # what, what is left, of what, unit
+Row = tuple[str, float, float | None, str]  # what, what is left, of what (None: not told), unit
 
 
 def _token_rows(report: Values) -> Iterable[Row]:
@@ -257,12 +260,15 @@ def _compute_rows(report: Values) -> Iterable[Row]:
     flops = _dict(report, "flops")
     vision = _number(flops, "vision")
     left, whole = vision, vision
-    yield "vision", vision, vision, "FLOP"
+    # Of a tower that was given less, what all of it would have been is not in the report.
+    stages = cast("list[Values]", _list(_dict(report, "tokens"), "stages"))
+    early = any(stage["at"] == "pixels" for stage in stages)
+    yield "vision", vision, None if early else vision, "FLOP"
     for part in ("prefill", "decode"):
         pruned, full = _number(flops, part), _number(flops, f"{part}_full")
         left, whole = left + pruned, whole + full
         yield part, pruned, full, "FLOP"
-    yield "total", left, whole, "FLOP"
+    yield "total", left, None if early else whole, "FLOP"
 
 
 def _memory_rows(report: Values) -> Iterable[Row]:

@@ -19,6 +19,7 @@ from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.scoring import score
 from vtprune.figures import count_tokens
 from vtprune.generation import Generation, generate
+from vtprune.layout import MODALITIES
 from vtprune.lineup import UNPRUNED, beside
 from vtprune.loading import quiet
 from vtprune.media import Limits
@@ -99,6 +100,18 @@ def _show(on_progress: Progress | None, done: int, total: int) -> None:
         on_progress("answering", done, total)
 
 
+@dataclass(eq=False)
+class _Looked:
+    """The questions about one file, as it is looked at: in full, or less of it.
+
+    Args:
+        vision: seconds that encoding what is looked at took.
+    """
+
+    prompts: Sequence[Prompt]
+    vision: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class _Given:
     """What one cell gave: the predictions of the unpruned answer's tokens, and the clock."""
@@ -115,29 +128,57 @@ class _File:
     def __init__(self, loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> None:
         self.loaded, self.asked, self.settings = loaded, asked, settings
         self.encoded: Encoded = {}
-        unlabelled = [Asked(one.file, one.question) for one in asked]  # their answers: the model's
+        self.full = _Looked(self.prepare())
+        self.less: dict[Preset, _Looked | VtpruneError] = {}
+
+    def prepare(
+        self, known: Sequence[torch.Tensor] = (), preset: Preset | None = None
+    ) -> list[Prompt]:
+        """The questions, with the unpruned model's answers."""
+        unlabelled = [Asked(one.file, one.question) for one in self.asked]
+        settings = self.settings
         with quiet():
-            self.prompts, self.notes = prepare(
-                loaded, unlabelled, settings.sampling, settings.generation, settings.limits,
-                self.encoded,
-            )  # fmt: skip
-        self.vision = 0.0
+            return prepare(self.loaded, unlabelled, settings.sampling, settings.generation,
+                           settings.limits, self.encoded, known, preset)[0]  # fmt: skip
+
+    def look(self, preset: Preset) -> _Looked:
+        """The questions as a cell is asked them: about less of the file where it downsamples.
+
+        Raises:
+            VtpruneError: its budget can't be met.
+        """
+        smaller = any(preset.downsamples(modality) for modality in MODALITIES)
+        if not smaller and preset.at_pixels() is None:
+            return self.full
+        if preset not in self.less:
+            try:
+                known = [prompt.answer for prompt in self.full.prompts]
+                prompts = self.prepare(known, preset) if smaller else self.full.prompts
+                self.less[preset] = _Looked(prompts)
+            except VtpruneError as error:
+                self.less[preset] = error
+        found = self.less[preset]
+        if isinstance(found, VtpruneError):
+            raise found
+        return found
 
     def ask(
         self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
     ) -> list[Record]:
         """The records of one question in the cells that miss it."""
-        prompt, asked = self.prompts[place], self.asked[place]
-        base = self.force(prompt, Preset(name=UNPRUNED, keep=1.0))
-        unpruned = self.text(prompt.answer)
+        asked, answer = self.asked[place], self.full.prompts[place].answer
+        base = self.force(self.full, place, Preset(name=UNPRUNED, keep=1.0))
+        unpruned = self.text(answer)
         stages: dict[str, Sequence[Mapping[str, object]]] = {}
         parents = {cell.beside for cell in missing if cell.beside}
         records = []
         for cell in [c for c in cells if c in missing or c.key in parents]:
             try:
                 preset = self.preset(cell, stages)
-                given = base if cell.key == UNPRUNED else self.force(prompt, preset)
+                looked = self.look(preset)
+                given = base if cell.key == UNPRUNED else self.force(looked, place, preset)
                 stages[cell.key] = _stages(given.trace)
+                prompt = looked.prompts[place]
                 made = functools.partial(self.record, prompt, asked, base, unpruned)
                 record = made(number, cell, given, preset)
             except VtpruneError as error:
@@ -164,16 +205,17 @@ class _File:
                 return entry.preset
         raise VtpruneError("the row that it stands beside cuts nothing past the input")
 
-    def force(self, prompt: Prompt, preset: Preset) -> _Given:
+    def force(self, looked: _Looked, place: int, preset: Preset) -> _Given:
         """One prefill, and the unpruned answer's tokens after it."""
+        prompt = looked.prompts[place]
         block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
-                        encoded=self.encoded, media=prompt.media)  # fmt: skip
+                        encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
         with quiet(), block as trace, fitting_errors(self.loaded, preset, trace):
             logits = forced_logits(self.loaded, prompt)
         seconds = trace.seconds
-        self.vision = max(self.vision, seconds.get("vision", 0.0))
+        looked.vision = max(looked.vision, seconds.get("vision", 0.0))
         prefill = seconds.get("prefill", 0.0)
-        return _Given(logits, trace, prefill, prefill + self.vision)
+        return _Given(logits, trace, prefill, prefill + looked.vision)
 
     def record(
         self,
@@ -210,7 +252,7 @@ class _File:
     def generated(self, prompt: Prompt, preset: Preset) -> str:
         """A cell's own greedy answer."""
         block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
-                        encoded=self.encoded, media=prompt.media)  # fmt: skip
+                        encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
         with quiet(), block as trace:
             run = generate(self.loaded, prompt.tensors, self.settings.generation, trace)[0]
         return run.answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vtprune.errors import PresetError
 from vtprune.lineup import DRAWN, UNPRUNED, Entry, Lineup, line_up, unpruned
-from vtprune.pruners import create
+from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import ATTENTION
 from vtprune.spec import Preset
 
@@ -97,6 +97,7 @@ def reads_question(entry: Entry) -> bool:
         need
         for group in groups
         for stage in group or ()
+        if not METHODS[stage.method].before_tower
         for need in create(stage.method, dict(stage.options)).needs
     }
     return any(need in ATTENTION or need.startswith("text_") for need in needs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 
 from vtprune.layout import Grid
-from vtprune.units import Region, Units
+from vtprune.units import Region, Units, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -121,6 +121,8 @@ class Inputs:
         media: modality and grid of each media item in the order of the prompt, where the tensors
             don't say it, such as when pictures and videos share their placeholders.
         units: what the vision tower encodes on its own, of each media item; set by `run`.
+        whole: what the prompt would hold if its media had not been made smaller; None where they
+            were not; set by `run`.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -128,6 +130,7 @@ class Inputs:
     tiles: tuple[int, ...] = ()
     media: tuple[tuple[str, Grid], ...] = ()
     units: tuple[Units, ...] = ()
+    whole: Whole | None = None
 
 
 VisionInputs = Mapping[str, Mapping[str, object]]

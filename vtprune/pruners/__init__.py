@@ -79,6 +79,7 @@ class Method:
         schedule: "module:function" of a schedule of its own, for the place `at`: see
             `vtprune.schedule.Profile`.
         units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
+        media: it makes the media themselves smaller, and acts at `pixels` alone.
     """
 
     path: str
@@ -92,9 +93,22 @@ class Method:
     modalities: tuple[str, ...] = ("image", "video")
     schedule: str = ""
     units: bool = False
+    media: bool = False
+
+    @property
+    def before_tower(self) -> bool:
+        """Whether it acts before the vision tower, at `pixels` alone."""
+        return self.units or self.media
 
 
 METHODS: dict[str, Method] = {
+    "downsample": Method(
+        path="vtprune.pruners.downsample:Downsample",
+        at="pixels",
+        summary="all tokens of smaller pictures, or of fewer frames",
+        exact=False,
+        media=True,
+    ),
     "entropy": Method(
         path="vtprune.pruners.entropy:Entropy",
         at="ecl",
@@ -238,6 +252,10 @@ METHODS: dict[str, Method] = {
         drops_all=True,
     ),
 }  # fmt: skip
+
+
+BASELINES = ("random", "uniform", "downsample")
+"""What every method is to be compared with."""
 
 
 def find_method(name: str) -> Method:
