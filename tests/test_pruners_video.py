@@ -227,6 +227,21 @@ def test_holitom_clusters_what_is_left_and_a_centre_keeps_most_of_itself() -> No
     torch.testing.assert_close(merged, torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.0, 0.4]]))
 
 
+def test_holitom_merges_what_is_more_similar_than_asked() -> None:
+    states = torch.tensor([[1, 0], [0.8, 0.6], [1, 0]])  # one place: changes of 0.2
+    layout = clip(3, 1, 1)
+    tokens = VisualTokens(layout, {"hidden": states[:, None]})
+    budget = Budget.share(1, layout.groups("all"))
+    loose, strict = (
+        create("holitom", {"similar": similar}).select(tokens, budget).assign
+        for similar in ("0.79", "0.81")
+    )
+    assert loose is not None
+    assert strict is not None
+    assert loose.tolist() == [0, 0, 0]
+    assert sorted(strict.tolist()) == [-1, -1, 0]  # a frame is a part of its own: nothing joins it
+
+
 def test_cluster_centres_are_one_of_each_cluster() -> None:
     generator = torch.Generator().manual_seed(1)
     truth = torch.arange(40) % 4

@@ -102,13 +102,6 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "downsample": Method(
-        path="vtprune.pruners.downsample:Downsample",
-        at="pixels",
-        summary="all tokens of smaller pictures, or of fewer frames",
-        exact=False,
-        media=True,
-    ),
     "entropy": Method(
         path="vtprune.pruners.entropy:Entropy",
         at="ecl",
@@ -206,6 +199,17 @@ METHODS: dict[str, Method] = {
         at="input",
         summary="runs that stay the same merged over time, then each frame's cluster centres",
         paper="HoliTom, arXiv 2505.21334",
+        options=(
+            Option("similar", 0.8, (), "the cosine above which a token repeats the one before it",
+                   0, 1),
+        ),
+        modalities=("video",),
+    ),
+    "vidcom2": Method(
+        path="vtprune.pruners.vidcom2:VidCom2",
+        at="input",
+        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
+        paper="VidCom2, arXiv 2505.14454",
         modalities=("video",),
     ),
     "predictable": Method(
@@ -219,13 +223,6 @@ METHODS: dict[str, Method] = {
                    "its most different block of 16 x 16 pixels; 0: bit for bit", 0, 255),
         ),
         units=True,
-    ),
-    "vidcom2": Method(
-        path="vtprune.pruners.vidcom2:VidCom2",
-        at="input",
-        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
-        paper="VidCom2, arXiv 2505.14454",
-        modalities=("video",),
     ),
     "random": Method(
         path="vtprune.pruners.random:Random",
@@ -243,6 +240,13 @@ METHODS: dict[str, Method] = {
         at="input",
         summary="the mean of every window of each picture, tile or frame; may keep fewer",
         exact=False,
+    ),
+    "downsample": Method(
+        path="vtprune.pruners.downsample:Downsample",
+        at="pixels",
+        summary="all tokens of smaller pictures, or of fewer frames",
+        exact=False,
+        media=True,
     ),
     "vtw": Method(
         path="vtprune.pruners.vtw:Withdraw",

@@ -15,11 +15,13 @@ that changed most stay on their own (that code then keeps less than asked). Of t
 not repeat, that code keeps those with the most attention in the vision tower and drops the rest;
 here they are clustered like the others, since not every tower shows its attention. Distances are
 between unit rows of the states that enter the layer of the cut; ties go to the earlier token where
-that code adds noise. Tokens that are no patches (newlines) go first. The merging inside the
-language model is not done. As in that code: a run is merged where every step is more similar
-(cosine) than 0.8, a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster.
+that code adds noise; every part of a frame keeps a token where the budget allows. Tokens that are
+no patches (newlines) go first. The merging inside the language model is not done. As in that code:
+a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster.
 
-Options: none.
+Options:
+    similar: 0.8 (default), as in that code: a run is merged where every step of it is more similar
+        (cosine) than that; 1 merges no run.
 """
 
 from __future__ import annotations
@@ -36,13 +38,14 @@ from vtprune.pruners.similarity import density_peaks, unit_rows
 from vtprune.schedule import weighted_quotas
 
 # Of the released code.
-SIMILAR = 0.8
 OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into
 NEIGHBOURS = 7  # of a token's density, itself included
 
 
 @dataclass(frozen=True)
 class HoliTom:
+    similar: float = 0.8
+
     @property
     def needs(self) -> tuple[str, ...]:
         return ("hidden",)
@@ -50,7 +53,7 @@ class HoliTom:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
         changed = changes(states, layout.previous()).cpu()
-        head = run_heads(layout, changed < 1 - SIMILAR)
+        head = run_heads(layout, changed < 1 - self.similar)
         alone = stay_alone(layout, head, changed, budget)
         own = torch.arange(len(layout))
         centres, into = cluster_heads(layout, states, head, budget)
