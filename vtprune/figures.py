@@ -197,7 +197,14 @@ def compute_vision_flops(
         trace: says what went before the tower; None: nothing.
         sample: of the trace.
     """
-    flops = 0.0
+    return sum(cost.vision_flops(*one) for one in find_encoded(loaded, inputs, trace, sample))
+
+
+def find_encoded(
+    loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
+) -> list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]]:
+    """What the vision tower encodes: the arguments of `cost.vision_flops`, for each modality."""
+    found: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
     encoded = trace.encoded[sample] if trace and trace.encoded else None
     for name, modality in PIXELS.items():
         shape = cost.vision_shape(loaded.model.config, modality)
@@ -221,8 +228,8 @@ def compute_vision_flops(
                 apart = any(PIXELS[other] == "video" for other in PIXELS if other in inputs.tensors)
                 count = sum(sum(encoded[one]) for one in MODALITIES if one == modality or not apart)
             units = cost.tile_units(shape, size, count)
-        flops += cost.vision_flops(shape, units, None if pooling is None else len(pooling))
-    return flops
+        found.append((shape, units, None if pooling is None else len(pooling)))
+    return found
 
 
 def measure_memory(loaded: Loaded) -> dict[str, int]:

@@ -61,6 +61,12 @@ def count_tiles(resolution: Size, tile: int) -> int:
     return -(-resolution[0] // tile) * -(-resolution[1] // tile)
 
 
+def largest(resolutions: Sequence[Sequence[int]], tile: int) -> Size:
+    """The resolution with the most tiles; of equals, the one nearest to a square."""
+    found = max(resolutions, key=lambda one: (count_tiles((one[0], one[1]), tile), min(one)))
+    return found[0], found[1]
+
+
 def limited_size(
     size: Size, resolutions: Sequence[Sequence[int]], tile: int, max_tiles: int | None
 ) -> Size:

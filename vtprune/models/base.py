@@ -163,6 +163,10 @@ class Family(Protocol):
         """
         ...
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        """(height, width) of the largest picture that is not made smaller, in the most tiles."""
+        ...
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """What to read of `source`, when the prompt holds `num_media` media items of its kind."""
         ...

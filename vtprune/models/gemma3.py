@@ -66,6 +66,10 @@ class Gemma3:
         pixels = cast(torch.Tensor, vision["image"]["pixel_values"])
         return {"image": [box(1, side, side)] * len(pixels)}
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        values = preprocess.merged(files.image, DEFAULTS)
+        return preprocess.whole_size(preprocess.read_recipe(values))
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """The whole picture, and its crops where the checkpoint asks for pan and scan (no official
         one does); max_tiles is the most crops."""

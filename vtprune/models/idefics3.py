@@ -59,6 +59,10 @@ class Idefics3:
         """Which tiles are one picture is told from the markers between them in `input_ids`."""
         return block_grids(config, vision)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        edge = edge_of(preprocess.merged(files.image, DEFAULTS), "size")
+        return edge, edge
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
 

@@ -75,6 +75,12 @@ class InternVL:
                 made[modality] = _pictures(pixels, rows, side)
         return made
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        values = preprocess.merged(files.image, DEFAULTS)
+        rows, cols = splitting.squarest(cast(int, values["max_patches"]))
+        size = cast("Mapping[str, int]", values["size"])
+        return rows * size["height"], cols * size["width"]
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own.
 

@@ -62,6 +62,9 @@ class Llava:
         grid = square(config, whole=strategy == "full")
         return {"image": [grid] * len(cast(torch.Tensor, given["pixel_values"]))}
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        return preprocess.whole_size(_recipe(files))
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Resized and cropped; max_tiles does not apply."""
         if source.kind != "image":

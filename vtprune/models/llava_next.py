@@ -75,6 +75,10 @@ class LlavaNext:
         """Every picture is tiled."""
         return picture_planes(config, given)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        tile, resolutions = tiling_of(files)
+        return anyres.largest(resolutions, tile)
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """The whole picture; max_tiles leaves out the resolutions with more tiles."""
         if source.kind != "image":
@@ -116,7 +120,7 @@ def picture_planes(
 
 def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
     """A base picture and the tiles of the best resolution, of those with at most max_tiles."""
-    tile, resolutions = _tiling(files)
+    tile, resolutions = tiling_of(files)
     size = (source.height, source.width)
     told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
     return Plan(
@@ -131,7 +135,7 @@ def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
 def picture_inputs(files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
     """The model's inputs; pictures with fewer tiles than others are filled up with zeros."""
     recipe = _recipe(files)
-    tile, resolutions = _tiling(files)
+    tile, resolutions = tiling_of(files)
     pixels = [preprocess.normalize(one.pixels, recipe) for one in pictures]
     most = max(map(len, pixels))
     padded = [functional.pad(one, (0, 0) * 3 + (0, most - len(one))) for one in pixels]
@@ -155,7 +159,7 @@ def _recipe(files: Files) -> preprocess.Recipe:
     return preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS))
 
 
-def _tiling(files: Files) -> tuple[int, list[list[int]]]:
+def tiling_of(files: Files) -> tuple[int, list[list[int]]]:
     """Side of a tile, and the resolutions to choose from."""
     resolutions = files.image.get("image_grid_pinpoints") or files.config.image_grid_pinpoints
     return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)

@@ -51,6 +51,10 @@ class LlavaNextVideo:
         """Every picture is tiled."""
         return llava_next.picture_planes(config, given)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        tile, resolutions = llava_next.tiling_of(files)
+        return anyres.largest(resolutions, tile)
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the checkpoint's own `num_frames`, after start and end; else 8.
 

@@ -82,6 +82,10 @@ class LlavaOnevision:
         tiled = _tiled(given, len(planes))
         return [plane if own else None for plane, own in zip(planes, tiled, strict=False)]
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        tile, resolutions = _tiling(files)
+        return anyres.largest(resolutions, tile)
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the official sampling, after start and end.
 

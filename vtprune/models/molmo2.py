@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vtprune.errors import ModelError
 from vtprune.layout import PATCH, Grid, box, join
-from vtprune.models import frames, preprocess, prompt
+from vtprune.models import frames, preprocess, prompt, splitting
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 from vtprune.models.qwen2_vl import even_parts
 
@@ -86,6 +86,15 @@ class Molmo2:
             shapes = torch.as_tensor(vision["video"]["video_grids"]).tolist()
             grids["video"] = [box(*shape) for shape in shapes]
         return grids
+
+    def largest(self, files: Files) -> tuple[int, int]:
+        values = _values(files, "image")
+        side, _, window = _window(values)
+        tiling = splitting.squarest(cast(int, values["max_crops"]))
+        rows, cols = (
+            ((count - 1) * window + side) * cast(int, values["patch_size"]) for count in tiling
+        )
+        return rows, cols
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the official sampling, after start and end.

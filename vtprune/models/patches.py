@@ -66,6 +66,17 @@ def limits(values: Values) -> tuple[int, int]:
     return size["shortest_edge"], size["longest_edge"]
 
 
+def largest(values: Values, num_frames: int = 1) -> tuple[int, int]:
+    """(height, width) of the largest square picture that is not made smaller.
+
+    Args:
+        num_frames: that a picture counts as.
+    """
+    side = factor(values)
+    edge = max(math.isqrt(limits(values)[1] // num_frames) // side, 1) * side
+    return edge, edge
+
+
 def clip_size(
     num_frames: int, height: int, width: int, values: Values, least: int, most: int
 ) -> tuple[int, int]:

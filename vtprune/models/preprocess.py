@@ -102,6 +102,14 @@ def output_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, 
     return (new[1], new[0]) if width <= height else new
 
 
+def whole_size(recipe: Recipe) -> tuple[int, int]:
+    """(height, width) of the picture that a recipe leaves as it is."""
+    if recipe.crop is not None:
+        return recipe.crop
+    edge = recipe.size.get("shortest_edge", 0)
+    return recipe.size.get("height", edge), recipe.size.get("width", edge)
+
+
 def resize(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
     """(n, 3, H, W) uint8 -> (n, 3, *size) uint8, antialiased, as torchvision's v2 resize does.
 

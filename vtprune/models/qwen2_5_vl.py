@@ -32,6 +32,9 @@ class Qwen25VL:
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         return _SAME.grids(config, vision)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        return _SAME.largest(files)
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         return _SAME.plan(files, source, sampling, num_media)
 

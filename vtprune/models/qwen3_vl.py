@@ -62,6 +62,9 @@ class Qwen3VL:
         """merge x merge patches are one token; a frame of the grid is a pair of the video's."""
         return patches.grids(config, vision)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        return patches.largest(patches.read_values(files, "image", DEFAULTS))
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the official sampling, after start and end.
 

@@ -51,6 +51,10 @@ class SmolVLM:
         """
         return idefics3.block_grids(config, vision)
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        edge = idefics3.edge_of(preprocess.merged(files.image, idefics3.DEFAULTS), "size")
+        return edge, edge
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """A picture as in Idefics3; a video's frames are squared, not split.
 

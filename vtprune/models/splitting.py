@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,12 @@ def split_grid(rows: int, cols: int, side: int) -> Grid:
         tile = box(1, side, side, tile=1 + number)
         tiles.append(Grid(tile.frame, tile.tile, tile.row + top, tile.col + left, tile.kind))
     return join([*tiles, base])
+
+
+def squarest(most: int) -> tuple[int, int]:
+    """Rows and columns of `most` tiles, as near to a square as can be, wide rather than high."""
+    rows = next(one for one in range(math.isqrt(most), 0, -1) if most % one == 0)
+    return rows, most // rows
 
 
 def cut(pixels: torch.Tensor, edge: int) -> torch.Tensor:

@@ -50,6 +50,9 @@ class VideoLlava:
             grids["video"] = [join(whole)] * num_videos
         return grids
 
+    def largest(self, files: Files) -> tuple[int, int]:
+        return preprocess.whole_size(_image_recipe(files))
+
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Without frames or fps, the checkpoint's own `num_frames`, after start and end; else 8.
 
