@@ -20,8 +20,8 @@ LAYERS = (
     ("attention", "footprint", "tower", "plan", "caches", "prefill", "thinning", "thin_tower",
      "engine"),
     ("calibrate", "loading", "generation", "memory", "figures", "compare", "downsampling",
-     "gathering", "run", "evaluation", "standing", "contest", "answers"),
-    ("console", "speed_chart"),
+     "gathering", "run", "evaluation", "standing", "contest", "answers", "profiling"),
+    ("console", "speed_chart", "profile_chart"),
     ("cli",),
     ("__main__",),
 )
@@ -72,6 +72,7 @@ LIGHT = (
     "vtprune.cli",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
+    "vtprune.cli.profile",
     "vtprune.cli.options",
     "vtprune.cli.output",
 )

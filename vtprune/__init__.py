@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vtprune.contest import compare_methods
     from vtprune.engine import pruning
     from vtprune.preset import Preset, load_preset
+    from vtprune.profiling.profile import profile
     from vtprune.report import Report
     from vtprune.run import answer
     from vtprune.trace import Trace
@@ -27,6 +28,7 @@ _LAZY = {
     "answer": "vtprune.run",
     "compare_methods": "vtprune.contest",
     "load_preset": "vtprune.preset",
+    "profile": "vtprune.profiling.profile",
     "pruning": "vtprune.engine",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "answer",
     "compare_methods",
     "load_preset",
+    "profile",
     "pruning",
 ]
 

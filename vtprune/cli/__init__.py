@@ -15,6 +15,10 @@ from vtprune.errors import VtpruneError
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
+    "profile": (
+        "vtprune.cli.profile:profile",
+        "Tell what pruning saves on this machine, without a model's weights.",
+    ),
     "calibrate": (
         "vtprune.cli.calibrate:calibrate",
         "Find the layers where a model can be cut, on questions of yours.",
@@ -41,6 +45,7 @@ Examples:
   vtprune ask samples/clip-000.mp4 "what happens?" --keep 0.3
   vtprune ask page.png "what is the total?" --model qwen2.5-vl-7b --compare
   vtprune compare samples/clip-000.mp4 "what happens?" --methods entropy
+  vtprune profile --model llava-next
 
 \b
 Shell completion (bash; zsh and fish likewise):

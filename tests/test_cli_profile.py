@@ -1,0 +1,186 @@
+"""`vtprune profile` as a product: what is printed and written where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from test_profile import example
+
+from vtprune.cli import cli
+from vtprune.cli.profile import profile
+from vtprune.models.base import Sampling
+from vtprune.profiling import profile as module
+from vtprune.profiling.inputs import Shown
+from vtprune.profiling.profile import Profile
+
+
+@dataclass
+class FakeProfile:
+    """Stands in for profiling: notes what it was given."""
+
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def profile(self, name: str | None, shown: Shown | None, **options: Any) -> Profile:
+        self.asked = {"name": name, "shown": shown, **options}
+        values = example()
+        return Profile(**{key: tuple(value) if key in ("rows", "warnings") else value
+                          for key, value in values.items()})  # fmt: skip
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeProfile:
+    found = FakeProfile()
+    monkeypatch.setattr(module, "profile", found.profile)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return found
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["profile", *arguments])
+
+
+def test_tables_go_to_stdout_and_warnings_to_stderr(fake: FakeProfile) -> None:
+    result = invoke("--model", "llava-next")
+    assert result.exit_code == 0
+    assert "keep 0.3 2:958 24:146" in result.stdout
+    assert "verdict" in result.stdout
+    assert "a note" not in result.stdout
+    assert result.stderr.split() == ["warning", "a", "note"]
+    assert fake.asked["name"] == "llava-next"
+    assert fake.asked["shown"] is None
+
+
+def test_quiet_leaves_the_warnings_out(fake: FakeProfile) -> None:
+    assert invoke("--quiet").stderr == ""
+
+
+def test_json_is_one_object_with_the_fixed_names(fake: FakeProfile) -> None:
+    result = invoke("--json")
+    found = json.loads(result.stdout)
+    assert {"model", "machine", "rows", "verdict"} <= set(found)
+    assert {"keep", "preset", "tokens", "flops", "kv_cache_bytes", "seconds", "compare"} <= set(
+        found["rows"][0]
+    )
+    assert result.stderr == ""
+
+
+def test_options_reach_the_profile(fake: FakeProfile) -> None:
+    arguments = "--model llava-next --device cpu --dtype bfloat16 --attention eager --keep 0.5,0.2 "
+    arguments += "--method entropy --at 3 -o norm=none --preset fast,balanced --seconds 9 "
+    arguments += "--repeats 2 --text-tokens 99 --answer-tokens 7 --frames 4 --max-tiles 3"
+    assert invoke(*arguments.split(), "--image", "640x480").exit_code == 0
+    asked, options = fake.asked, fake.asked["options"]
+    assert asked["shown"] == Shown("image", 640, 480)
+    assert (asked["keeps"], asked["presets"]) == ([0.5, 0.2], ["fast", "balanced"])
+    assert (asked["method"], asked["at"], asked["method_options"]) == (
+        "entropy", "3", {"norm": "none"},
+    )  # fmt: skip
+    assert (options.device, options.dtype, options.attention) == ("cpu", "bfloat16", "eager")
+    assert (options.seconds, options.repeats, options.timed) == (9, 2, True)
+    assert (options.text_tokens, options.answer_tokens) == (99, 7)
+    assert options.sampling == Sampling(frames=4, max_tiles=3)
+
+
+def test_no_measure_times_nothing(fake: FakeProfile) -> None:
+    invoke("--no-measure")
+    assert fake.asked["options"].timed is False
+
+
+def test_the_embedded_model_is_the_default(fake: FakeProfile) -> None:
+    invoke("--model", "embedded")
+    assert fake.asked["name"] is None
+
+
+@pytest.mark.parametrize("arguments", [["{}"], ["--image", "{}"]])
+def test_a_media_file_is_an_input_too(
+    arguments: list[str], fake: FakeProfile, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.png"
+    Image.new("RGB", (30, 20)).save(path)
+    assert invoke(*(one.format(path) for one in arguments)).exit_code == 0
+    assert fake.asked["shown"] == Shown("image", 30, 20, 1, (str(path),))
+
+
+def test_a_video_is_given_by_its_size(fake: FakeProfile) -> None:
+    invoke("--video", "8x64x48")
+    assert fake.asked["shown"] == Shown("video", 64, 48, 8)
+
+
+def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
+    path = tmp_path / "speed.png"
+    assert invoke("--plot", str(path)).exit_code == 0
+    assert Image.open(path).format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--seconds", "0"], "--seconds 0 is out of range", "above 0"),
+        (["--seconds", "inf"], "--seconds inf is out of range", "above 0"),
+        (["--repeats", "0"], "--repeats 0 is out of range", "1 or more"),
+        (["--text-tokens", "0"], "--text-tokens 0 is out of range", "1 or more"),
+        (["--answer-tokens", "-1"], "--answer-tokens -1 is out of range", "1 or more"),
+        (["--frames", "0"], "--frames 0 is out of range", "1 or more"),
+        (["--keep", "0.3,2"], "keep 2 is not a fraction", "drop rate"),
+        (["--keep", ""], "keep is not a fraction", "drop rate"),
+        (["-o", "norm"], "-o norm is not key=value", "norm=none"),
+        (["--image", "2x2", "--video", "2x2x2"], "more than one input", "one of MEDIA"),
+        (["--image", "0x2"], "0 is out of range", "1344x1344"),
+        (["--image", "none.png"], "none.png", "check the path"),
+        (["--plot", "no/such/folder/a.png"], "can't save there", "give --plot"),
+    ],
+)
+def test_what_can_not_be_is_one_error_line(
+    arguments: list[str], message: str, hint: str, fake: FakeProfile
+) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    error, told = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert message in error
+    assert hint in told
+    assert not fake.asked
+
+
+def test_a_model_that_is_not_there_is_one_error_line() -> None:
+    result = invoke("--model", "no-such-model", "--no-measure")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no model 'no-such-model'")
+
+
+def test_every_option_has_help_and_a_word_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    options = [one for one in profile.params if isinstance(one, click.Option)]
+    assert all(one.help for one in options)
+    missing = [one.opts[0] for one in options if f"`{one.opts[0]}`" not in readme]
+    assert not missing
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import sys; from click.testing import CliRunner; from vtprune.cli import cli; "
+        "done = CliRunner().invoke(cli, ['profile', '--help']); assert done.exit_code == 0; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_embedded_model_is_counted_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    result = invoke("--no-measure", "--keep", "0.5", "--preset", "fast", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["model"]["name"] == "embedded"
+    assert [row["preset"] or row["keep"] for row in found["rows"]] == [1.0, 0.5, "fast"]

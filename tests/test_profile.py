@@ -1,0 +1,458 @@
+"""Whole profiles: their figures, their verdict, their tables and their chart."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from PIL import Image
+from rich.console import Console
+from transformers import CONFIG_MAPPING
+
+import vtprune
+from vtprune.catalog import aliases
+from vtprune.console.profile import show_profile, show_warnings
+from vtprune.errors import ModelError
+from vtprune.models.base import Sampling
+from vtprune.profile_chart import draw_profile
+from vtprune.profiling import profile as module
+from vtprune.profiling.inputs import Shown
+from vtprune.profiling.machine import Machine
+from vtprune.profiling.profile import Options, Profile, profile
+from vtprune.profiling.verdict import Facts, judge
+from vtprune.pruners import METHODS
+from vtprune.pruners.entropy import Entropy
+
+KNOWN = [one.name for one in aliases() if one.model_type in CONFIG_MAPPING]
+MACHINE = Machine("cpu", "a CPU", 2, "float32", 1e12, 1e10, 2**36)
+SMALL = Shown("image", 448, 336)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose ceilings take no time to measure."""
+    monkeypatch.setattr(module, "measure_machine", lambda device, dtype: MACHINE)
+
+
+def tiny_folder(name: str, folder: Path) -> str:
+    tiny.config(name).save_pretrained(folder)
+    for file, values in tiny.FILES[name].items():
+        (folder / file).write_text(json.dumps(values), encoding="utf-8")
+    return str(folder)
+
+
+def counted(name: str, shown: Shown | None = SMALL, **options: Any) -> Profile:
+    return profile(name, shown, options=Options(timed=False, **options))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_alias_is_profiled_without_weights_or_a_network(name: str) -> None:
+    found = counted(name).to_dict()
+    json.dumps(found)
+    rows: Any = found["rows"]
+    assert [row["keep"] for row in rows[:5]] == [1.0, 0.5, 0.3, 0.2, 0.1]
+    good = [row for row in rows if "error" not in row]
+    assert len(good) > 4, [row.get("error") for row in rows]
+    for row in good:
+        kept, flops = row["tokens"]["keep_mean"], row["flops"]
+        assert kept <= (row["keep"] or 1) + 1e-9
+        assert flops["tower"] > 0
+        assert flops["projector"] > 0
+        assert flops["prefill"] <= flops["prefill_full"]
+        assert row["compare"]["prefill_predicted"] >= 1
+        assert row["seconds"] is None
+        assert row["memory_bytes"]["peak"] > row["memory_bytes"]["weights"]
+    assert found["verdict"]
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_a_tiny_model_is_measured(name: str, how: str, tmp_path: Path) -> None:
+    options = Options(how=how, repeats=2, dtype="float32", text_tokens=20, answer_tokens=5)
+    found = profile(
+        tiny_folder(name, tmp_path), keeps=[0.5], presets=["fast"], options=options
+    ).to_dict()
+    measured: Any = found["measured"]
+    assert (measured["how"], measured["passes"]) == (how, 2)
+    assert measured["seconds"] > 0
+    rows: Any = found["rows"]
+    assert [row["preset"] or row["keep"] for row in rows] == [1, 0.5, "fast"]
+    for row in rows:
+        check_measured(row)
+    assert rows[0]["compare"]["prefill_speedup"] == pytest.approx(1, abs=0.05)
+    assert rows[1]["seconds"]["select"] > 0
+    assert found["findings"]["best"] == "preset fast"  # type: ignore[index]
+
+
+def check_measured(row: dict[str, Any]) -> None:
+    """The figures of one row belong together."""
+    seconds, compare = row["seconds"], row["compare"]
+    assert min(seconds[part] for part in ("vision", "prefill", "decode", "first_token")) > 0
+    assert seconds["first_token"] > seconds["vision"] + seconds["prefill"]
+    assert seconds["decode"] == pytest.approx(4 * seconds["decode_per_token"])
+    assert seconds["total"] == pytest.approx(seconds["first_token"] + seconds["decode"])
+    assert compare["realised_fraction"] == pytest.approx(
+        compare["prefill_speedup"] / compare["prefill_predicted"]
+    )
+    low, high = compare["prefill_spread"]
+    assert low <= compare["prefill_speedup"] <= high
+    first = compare["seconds"]["first_token"] / seconds["first_token"]
+    assert compare["first_token_speedup"] == pytest.approx(first)
+
+
+def test_layers_of_two_kinds_are_timed_both(tmp_path: Path) -> None:
+    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("gemma3", tmp_path), keeps=[0.4], presets=[], method="uniform",
+                    options=options)  # fmt: skip
+    assert [row["seconds"]["prefill"] > 0 for row in found.rows] == [True, True]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_measured(method: str, tmp_path: Path) -> None:
+    own = METHODS[method]
+    video = own.modalities == ("video",) or own.units or own.media
+    shown = Shown("video", 60, 60, 8) if video else None
+    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("llava_onevision", tmp_path), shown, keeps=[0.6], presets=[],
+                    method=method, options=options)  # fmt: skip
+    plain, pruned = found.rows
+    assert "error" not in pruned, pruned
+    assert pruned["tokens"]["kept_after"] < plain["tokens"]["visual"]  # type: ignore[index]
+    assert pruned["seconds"]["prefill"] > 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_what_goes_before_the_vision_tower_spares_it_work(how: str, tmp_path: Path) -> None:
+    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("llava_onevision", tmp_path), Shown("video", 60, 60, 8),
+                    keeps=[0.5], presets=[], method="predictable", options=options)  # fmt: skip
+    plain, pruned = found.rows
+    # 33 tokens of 8 frames, 4 each, and a newline; 3 frames are 12, and the newline.
+    assert pruned["tokens"]["stages"][0]["at"] == "pixels"  # type: ignore[index]
+    left = pruned["tokens"]["kept_after"]  # type: ignore[index]
+    assert pruned["flops"]["tower"] == pytest.approx(  # type: ignore[index]
+        plain["flops"]["tower"] * (left // 4) / 8  # type: ignore[index]
+    )
+    assert left < plain["tokens"]["visual"]  # type: ignore[index]
+    assert pruned["seconds"]["vision"] > 0  # type: ignore[index]
+    assert any("the pixels are random" in note for note in found.warnings)
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_fewer_frames_are_held_against_all_of_them(how: str, tmp_path: Path) -> None:
+    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("llava_onevision", tmp_path), Shown("video", 60, 60, 8),
+                    keeps=[0.5], presets=[], method="downsample", options=options)  # fmt: skip
+    plain, fewer = found.rows
+    # 8 frames of 4 tokens and a newline; half of the 33 are 3 frames and the newline.
+    assert fewer["tokens"]["visual"] == 33  # type: ignore[index]
+    assert fewer["tokens"]["kept_after"] == 13  # type: ignore[index]
+    (stage,) = fewer["tokens"]["stages"]  # type: ignore[index]
+    assert (stage["at"], stage["before"], stage["after"]) == ("pixels", 33, 13)
+    flops = fewer["flops"]
+    assert flops["prefill_full"] == plain["flops"]["prefill_full"]  # type: ignore[index]
+    assert flops["tower"] == pytest.approx(plain["flops"]["tower"] * 3 / 8)  # type: ignore[index]
+    before = fewer["compare"]["seconds"]["prefill"]  # type: ignore[index]
+    assert before == plain["seconds"]["prefill"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_a_row_that_fails_when_it_runs_has_its_reason(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ModelError("no such states here")
+
+    monkeypatch.setattr(Entropy, "select", refuse)
+    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("llava_onevision", tmp_path), keeps=[0.5], presets=["balanced",
+                    "fast"], method="uniform", options=options)  # fmt: skip
+    errors = [row.get("error") for row in found.rows]
+    assert errors == [None, None, "no such states here", None]
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.MODELS if "video" in tiny.KINDS[name]])
+def test_a_video_is_measured_in_every_family_that_takes_one(name: str, tmp_path: Path) -> None:
+    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=48)
+    found = profile(tiny_folder(name, tmp_path), Shown("video", 60, 60, 8), keeps=[0.4], presets=[],
+                    options=options)  # fmt: skip
+    assert found.input["frames"] == 8
+    assert found.rows[1]["seconds"]["prefill"] > 0  # type: ignore[index]
+
+
+def test_where_the_budget_is_short_layers_are_scaled_and_it_is_said(tmp_path: Path) -> None:
+    options = Options(how="layers", seconds=1e-3, repeats=3, dtype="float32", text_tokens=20)
+    found = profile(tiny_folder("llava_onevision", tmp_path), options=options)
+    assert found.measured is not None
+    assert found.measured["passes"] == 1
+    assert any("scaled" in note for note in found.warnings), found.warnings
+    assert all(row["seconds"]["prefill"] > 0 for row in found.rows if "error" not in row)  # type: ignore[index]
+
+
+def test_a_model_that_does_not_fit_is_measured_by_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1.3 times the weights are free; the whole model and its states need more than 0.8 of that.
+    weights = counted(tiny_folder("llava", tmp_path), None).rows[0]["memory_bytes"]["weights"]  # type: ignore[index]
+    small = Machine("cpu", "a CPU", 2, "float32", 1e12, 1e10, int(1.3 * weights))
+    monkeypatch.setattr(module, "measure_machine", lambda device, dtype: small)
+    options = Options(repeats=1, dtype="float32", text_tokens=20)
+    found = profile(str(tmp_path), keeps=[0.5], presets=[], options=options)
+    assert found.measured is not None
+    assert found.measured["how"] == "layers"
+    none = Machine("cpu", "a CPU", 2, "float32", 1e12, 1e10, 1000)
+    monkeypatch.setattr(module, "measure_machine", lambda device, dtype: none)
+    with pytest.raises(ModelError, match="not even a few of its layers fit in memory"):
+        profile(str(tmp_path), keeps=[0.5], presets=[], options=options)
+
+
+def test_a_preset_that_takes_fewer_tiles_has_an_input_of_its_own() -> None:
+    found = counted("llava-onevision-7b", Shown("image", 1536, 1536))
+    rows = {row["preset"] or row["keep"]: row for row in found.rows}
+    assert rows[1.0]["tokens"]["visual"] == 7371  # type: ignore[index]
+    # `document` takes 9 of the 16 tiles: the tower encodes 10 pictures, not 17.
+    assert rows["document"]["flops"]["tower"] == pytest.approx(  # type: ignore[index]
+        rows[1.0]["flops"]["tower"] * 10 / 17  # type: ignore[index]
+    )
+
+
+def test_frames_that_are_asked_for_go_before_a_presets() -> None:
+    found = counted("llava-onevision-0.5b", Shown("video", 448, 448, 16))
+    assert {row["tokens"]["visual"] for row in found.rows} == {16 * 196 + 1}  # type: ignore[index]
+
+
+def test_a_media_file_is_read_and_sampled(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    Image.new("RGB", (672, 672), "white").save(path)
+    found = counted("llava-next", Shown(paths=(str(path),)))
+    assert found.input["files"] == [str(path)]
+    assert found.input["visual_tokens"] == 2928
+    few = counted("llava-next", Shown(paths=(str(path),)), sampling=Sampling(max_tiles=2))
+    assert few.input["visual_tokens"] < 2928
+
+
+def test_the_default_input_is_the_largest_picture() -> None:
+    found = counted("llava-next", None)
+    assert (found.input["width"], found.input["height"]) == (672, 672)
+
+
+def test_a_row_that_can_not_be_cut_has_its_reason_and_the_others_go_on() -> None:
+    options = Options(timed=False)
+    found = profile("llava-1.5-7b", SMALL, keeps=[0.3, 0.9], presets=[], method="uniform", at="16",
+                    options=options)  # fmt: skip
+    errors = [row.get("error") for row in found.rows]
+    assert errors[:2] == [None, None]
+    assert "the lowest reachable keep is" in str(errors[2])
+
+
+def test_a_device_map_is_refused() -> None:
+    with pytest.raises(ModelError, match="a profile is of one device"):
+        counted("llava-1.5-7b", device="map")
+
+
+def test_the_profile_is_part_of_the_library() -> None:
+    assert vtprune.profile is profile
+
+
+# -- the verdict ---------------------------------------------------------------------------------
+
+
+def facts(name: str, pruned: bool = True, named: bool = False, **changes: float) -> Facts:
+    parts = {"preprocess": 0.1, "vision": 1.0, "select": 0.0, "prefill": 4.0, "around": 0.1,
+             "decode": 1.0}  # fmt: skip
+    parts |= {key: value for key, value in changes.items() if key in parts}
+    first = sum(parts[part] for part in ("preprocess", "vision", "prefill", "around"))
+    seconds = {**parts, "first_token": first, "total": first + parts["decode"]}
+    return Facts(
+        name, 1000, seconds, speedup=changes.get("speedup", 6.2 / seconds["total"]),
+        prefill_speedup=changes.get("prefill_speedup", 4.0 / parts["prefill"]), predicted=4.0,
+        roofline=changes.get("roofline", 4.0), frames=int(changes.get("frames", 0)),
+        tiles=int(changes.get("tiles", 0)), pruned=pruned, named=named,
+    )  # fmt: skip
+
+
+PLAIN = facts("keep 1", pruned=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "text"),
+    [
+        ({"prefill": 1.0, "vision": 3.0}, "vision", "the vision tower limits: 58% of the time"),
+        ({"prefill": 1.0, "decode": 5.0}, "decode", "decoding 33 tokens limits"),
+        ({"prefill": 2.0, "select": 0.5}, "selection", "choosing the tokens limits: it takes 25%"),
+        ({"prefill": 2.0}, "launch overhead", "the prefill gets 2.00 x faster, where its FLOPs"),
+        ({"prefill": 2.0, "roofline": 2.1}, "prefill", "the decoder's prefill limits"),
+        ({"prefill": 1.0, "preprocess": 3.0}, "preprocess", "preparing the pixels limits"),
+    ],
+)
+def test_the_verdict_names_what_limits(changes: dict[str, float], limit: str, text: str) -> None:
+    row = facts("keep 0.3", **changes)
+    verdict = judge([PLAIN, row], row, 33)
+    assert verdict.limit == limit
+    assert text in verdict.text
+
+
+@pytest.mark.parametrize(("speedup", "pays"), [(1.5, True), (1.02, False)])
+def test_the_verdict_says_whether_pruning_pays(speedup: float, pays: bool) -> None:
+    row = facts("keep 0.3", prefill=1.0, speedup=speedup)
+    verdict = judge([PLAIN, row], row, 32)
+    assert verdict.pays is pays
+    assert ("Pruning pays here" in verdict.text) is pays
+    assert ("Pruning does not pay here" in verdict.text) is not pays
+
+
+def test_the_verdict_names_the_preset_that_pays_most() -> None:
+    row = facts("keep 0.3", prefill=2.0)
+    fast, slow = (facts(f"preset {name}", named=True, prefill=took)
+                  for name, took in (("fast", 1.0), ("document", 3.0)))  # fmt: skip
+    verdict = judge([PLAIN, row, slow, fast], row, 32)
+    assert verdict.best == "preset fast"
+    # 6.2 s unpruned, 3.2 s with it; 5.2 s and 2.2 s to the first token.
+    assert "Preset fast would pay more: 1.94 x on the whole, 2.36 x to the first" in verdict.text
+
+
+def test_where_the_tower_limits_fewer_frames_are_said_to_pay() -> None:
+    row = facts("keep 0.3", prefill=1.0, vision=4.0, frames=32)
+    plain = facts("keep 1", pruned=False, vision=4.0, frames=32)
+    # 6.2 s, of which pixels, tower and prefill, 5.1 s, are halved: 3.65 s; unpruned 9.2 s.
+    assert (
+        "16 frames would make the whole about 2.52 x as fast" in judge([plain, row], row, 32).text
+    )
+    tiles = facts("keep 0.3", prefill=1.0, vision=4.0, tiles=13)
+    assert "--max-tiles 6 would" in judge([plain, tiles], tiles, 32).text
+
+
+# -- tables and chart ----------------------------------------------------------------------------
+
+
+def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill: float,
+        timed: bool = True) -> dict[str, Any]:  # fmt: skip
+    compare: dict[str, Any] = {
+        "prefill_predicted": 40e12 / prefill, "prefill_roofline": 39e12 / prefill,
+        "first_token_roofline": 2.0,
+    }  # fmt: skip
+    if timed:
+        compare |= {"prefill_speedup": 36e12 / prefill, "prefill_spread": [1.0, 3.0],
+                    "realised_fraction": 0.9, "first_token_speedup": 1.5}  # fmt: skip
+    seconds = {"preprocess": 0.03, "vision": 2.0, "select": 0.01, "prefill": prefill / 1e12,
+               "decode": 1.0, "first_token": 3 + prefill / 1e12}  # fmt: skip
+    return {
+        "keep": keep, "preset": preset,
+        "tokens": {"visual": 2928, "text": 64, "answer": 32, "keep_mean": keep,
+                   "stages": [{"layer": layer, "after": after} for layer, after in stages]},
+        "flops": {"vision": 2e12, "tower": 1.9e12, "projector": 0.1e12, "prefill": prefill,
+                  "prefill_full": 40e12, "decode": 0.4e12, "decode_per_token": 13e9,
+                  "prefill_by_layer": [1.3e12, 1.3e12 if not stages else prefill / 40]},
+        "kv_cache_bytes": {"kept": int(1.5e9 * keep), "full": int(1.5e9)},
+        "memory_bytes": {"weights": int(14e9), "peak": int(16e9)},
+        "seconds": seconds if timed else None,
+        "roofline": {"vision": 2.0, "prefill": 3.0, "decode_per_token": 0.5, "first_token": 5.0},
+        "compare": compare,
+    }  # fmt: skip
+
+
+def example(timed: bool = True) -> dict[str, Any]:
+    return {
+        "model": {"name": "llava-next", "parameters": 7_063_431_168, "layers": 32,
+                  "device": "cpu", "dtype": "bfloat16", "attention": "sdpa"},
+        "machine": {"name": "a CPU", "device": "cpu", "threads": 2, "flops_per_second": 9e11,
+                    "bytes_per_second": 7e9},
+        "input": {"files": ["672x672"], "modality": "image", "frames": 0, "tiles": 5,
+                  "decoder": "none", "duration": 0, "width": 672, "height": 672,
+                  "visual_tokens": 2928, "text_tokens": 64, "timestamps": []},
+        "rows": [
+            row(1.0, None, [], 40e12, timed),
+            row(0.3, None, [(2, 958), (24, 146)], 13e12, timed),
+            row(0.15, "fast", [(0, 556), (24, 87)], 7e12, timed),
+            {"keep": 0.05, "preset": None, "error": "keep 0.05 can't be reached"},
+        ],
+        "verdict": "Pruning pays here.",
+        "measured": {"how": "layers", "passes": 2, "seconds": 41.0} if timed else None,
+        "warnings": ["a note"],
+    }  # fmt: skip
+
+
+def rendered(found: Mapping[str, object]) -> str:
+    file = io.StringIO()
+    show_profile(found, Console(file=file, width=80, highlight=False, markup=False))
+    return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
+
+
+def test_a_profile_at_80_columns() -> None:
+    assert (
+        rendered(example())
+        == """\
+model     llava-next: 7.06 B parameters, 32 layers, cpu, bfloat16, sdpa
+input     a picture of 672 x 672 in 5 tiles: 2,928 visual tokens, 64 of text
+machine   a CPU, 2 threads: 900 GFLOP/s, 7.00 GB/s
+measured  single layers with random weights, summed over all 32, 2 passes in
+          41.00 s
+
+                         prefill             KV   first prefill     at    of
+         layer:left        FLOPs          cache   token  faster   most FLOPs
+keep 1   all 2,928        40.0 T ██████ 1.50 GB 43.00 s  0.90 x 0.97 x   90%
+keep 0.3 2:958 24:146     13.0 T ██░░░░  450 MB 16.00 s  2.77 x 3.00 x   90%
+fast     0:556 24:87      7.00 T █░░░░░  225 MB 10.00 s  5.14 x 5.57 x   90%
+          keep 0.05: keep 0.05 can't be reached
+
+               FLOPs         keep 0.3  seconds  keep 0.3
+preprocess                               30 ms     30 ms  █░░░░░░░░░░░░░
+vision tower  1.90 T           1.90 T   2.00 s    2.00 s  █░░░░░░░░░░░░░
+  projector    100 G            100 G
+prefill       40.0 T           13.0 T  40.00 s   13.00 s  ████░░░░░░░░░░
+  a layer     1.30 T  325 G to 1.30 T
+decode         400 G            400 G   1.00 s    1.00 s  █░░░░░░░░░░░░░
+  a token     13.0 G           13.0 G
+
+memory    weights 14.0 GB; peak about 16.0 GB, keep 0.3 16.0 GB
+range     prefill with keep 0.3: 1.00 to 3.00 x faster in the passes
+
+verdict   Pruning pays here.
+"""
+    )
+
+
+def test_without_measuring_the_tables_show_what_the_ceilings_allow() -> None:
+    text = rendered(example(timed=False))
+    assert "nothing but the machine's ceilings" in text
+    assert "faster" not in text
+    assert "keep 0.3 2:958 24:146" in text
+    assert "3.00 x" in text
+    assert "at best" in text
+
+
+def test_warnings_are_told_apart() -> None:
+    file = io.StringIO()
+    show_warnings(example(), Console(file=file, width=80))
+    assert file.getvalue().split() == ["warning", "a", "note"]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_chart_is_a_picture(timed: bool) -> None:
+    picture = Image.open(io.BytesIO(draw_profile(example(timed))))
+    assert picture.format == "PNG"
+    assert picture.size == (800, 500)
+
+
+def test_the_chart_has_the_lines_for_flops_and_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, list[float]] = {}
+    plot = Axes.plot
+
+    def note(axes: Axes, *args: Any, **kwargs: Any) -> Any:
+        drawn[str(kwargs.get("label"))] = [float(one) for one in args[1]]
+        return plot(axes, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", note)
+    found = example()
+    del found["rows"][2]
+    draw_profile(found)
+    assert drawn["by FLOPs"] == pytest.approx([40 / 13, 1.0])
+    assert drawn["limit of this machine"] == pytest.approx([39 / 13, 39 / 40])
+    assert drawn["prefill, measured"] == pytest.approx([36 / 13, 36 / 40])

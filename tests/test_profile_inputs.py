@@ -1,0 +1,157 @@
+"""What a profiled model is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import CONFIG_MAPPING
+
+from vtprune.errors import MediaError, ModelError
+from vtprune.loading import Loaded
+from vtprune.models.base import Sampling
+from vtprune.preset import load_preset, override
+from vtprune.profiling.build import build_skeleton
+from vtprune.profiling.inputs import (
+    Case,
+    Shown,
+    largest_picture,
+    make_case,
+    parse_picture,
+    parse_video,
+    text_runs,
+)
+from vtprune.profiling.profile import UNPRUNED
+from vtprune.profiling.shapes import find_shape
+
+
+def loaded(name: str) -> Loaded:
+    shape = find_shape(name)
+    return Loaded(name, build_skeleton(shape.config), shape.files, shape.family)
+
+
+def tiny_loaded(name: str, folder: Path) -> Loaded:
+    tiny.config(name).save_pretrained(folder)
+    for file, values in tiny.FILES[name].items():
+        (folder / file).write_text(json.dumps(values), encoding="utf-8")
+    return loaded(str(folder))
+
+
+def case(name: str, size: str, text: int = 64) -> Case:
+    shown = parse_video(size) or parse_picture(size)
+    assert shown is not None
+    return make_case(loaded(name), shown, Sampling(), text, UNPRUNED)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [("1344x672", Shown("image", 1344, 672)), (" 5X7 ", Shown("image", 5, 7))],
+)
+def test_a_picture_is_width_times_height(size: str, shown: Shown) -> None:
+    assert parse_picture(size) == shown
+    assert parse_video(size) is None
+
+
+def test_a_video_is_frames_width_and_height() -> None:
+    assert parse_video("64x448x336") == Shown("video", 448, 336, 64)
+    assert parse_picture("64x448x336") is None
+
+
+@pytest.mark.parametrize("size", ["0x7", "70000x7"])
+def test_a_side_out_of_range_is_refused(size: str) -> None:
+    with pytest.raises(MediaError, match=r"is out of range: a side, or the frames, are 1 to 65536"):
+        parse_picture(size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"),
+    [
+        ("llava-1.5-7b", "1000x600", 24 * 24),
+        # The base picture, 2 x 2 tiles, and a newline at the end of each of their 48 rows.
+        ("llava-next", "672x672", 24 * 24 + 48 * (48 + 1)),
+        # 3 x 3 tiles of 27 x 27 and their newlines: no more than the 9 that are not interpolated.
+        ("llava-onevision-0.5b", "1152x1152", 27 * 27 + 81 * (81 + 1)),
+        # Frames pooled to 14 x 14, and one newline.
+        ("llava-onevision-0.5b", "32x448x448", 32 * 14 * 14 + 1),
+        ("llava-next-video-7b", "8x448x448", 8 * 12 * 12),
+        ("video-llava-7b", "8x448x448", 8 * (16 * 16 + 1)),
+        # 28 x 28 pixels a token; two frames are one.
+        ("qwen2.5-vl-7b", "1344x1344", 48 * 48),
+        ("qwen2-vl-2b", "16x448x448", 8 * 16 * 16),
+        # 12 tiles of 3 rows and 4 columns, and the whole picture, 256 tokens each.
+        ("internvl3-8b", "1792x1344", 13 * 256),
+        ("smolvlm2-2.2b", "1536x1536", 17 * 81),
+        ("gemma-3-4b", "800x600", 256),
+    ],
+)
+def test_a_picture_has_the_tokens_that_its_family_gives_it(
+    name: str, size: str, tokens: int
+) -> None:
+    made = case(name, size)
+    assert len(made.layout) == tokens
+    assert made.text == 64
+    assert made.inputs.tensors["input_ids"].shape == (1, tokens + 64)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+@pytest.mark.parametrize("text", [48, 200])
+def test_the_largest_picture_is_laid_out_among_that_many_text_tokens(
+    name: str, text: int, tmp_path: Path
+) -> None:
+    model = tiny_loaded(name, tmp_path)
+    made = make_case(model, largest_picture(model), Sampling(), text, UNPRUNED)
+    ids = made.inputs.tensors["input_ids"]
+    assert ids.shape[1] == len(made.layout) + made.text == len(made.layout) + text
+    columns = made.layout.columns
+    tokens = model.family.placeholders(model.files.config)["image"]
+    assert bool(torch.isin(ids[0, columns], torch.tensor(tokens)).all())
+    assert int(columns[-1]) < ids.shape[1] - 1  # text follows
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "glm4v", "smolvlm", "molmo2"])
+def test_blocks_of_a_video_stay_apart_however_few_text_tokens_are_asked_for(
+    name: str, tmp_path: Path
+) -> None:
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    model = tiny_loaded(name, tmp_path)
+    made = make_case(model, Shown("video", 60, 60, 8), Sampling(), 1, UNPRUNED)
+    frames = int(made.layout.grid.frame.max()) + 1
+    visual = torch.zeros(made.inputs.tensors["input_ids"].shape[1], dtype=torch.bool)
+    visual[made.layout.columns] = True
+    assert len(text_runs(visual)) >= frames
+    assert "markers need as many" in made.warnings[-1]
+    assert made.text == int((~visual).sum())
+
+
+def test_a_video_is_refused_by_a_family_without() -> None:
+    with pytest.raises(ModelError, match=r"LLaVA-1.5 takes image input, no video"):
+        case("llava-1.5-7b", "8x448x448")
+
+
+def test_fewer_tiles_are_another_input() -> None:
+    model = loaded("internvl3-1b")
+    shown = Shown("image", 1792, 1344)
+    most, few = (make_case(model, shown, Sampling(max_tiles=n), 64, UNPRUNED) for n in (12, 4))
+    assert most.key != few.key
+    assert len(few.layout) == 5 * 256
+    assert most.key == make_case(model, shown, Sampling(max_tiles=99), 64, UNPRUNED).key
+
+
+def test_a_smaller_input_has_that_share_of_the_pixels() -> None:
+    assert Shown("image", 400, 200).smaller(0.25) == Shown("image", 200, 100)
+    assert Shown("video", 400, 200, 64).smaller(0.25) == Shown("video", 400, 200, 16)
+
+
+def test_a_preset_that_makes_pictures_smaller_gets_a_smaller_picture() -> None:
+    model = loaded("qwen2.5-vl-7b")
+    preset = override(load_preset(None), 0.25, method="downsample")
+    made = make_case(model, Shown("image", 1344, 1344), Sampling(), 64, preset)
+    assert made.inputs.whole is not None
+    assert made.inputs.whole.total() == 48 * 48
+    assert len(made.layout) == 24 * 24
+    assert made.text == 64
+    assert made.inputs.whole.more_text == 0

@@ -1,0 +1,175 @@
+"""What the rows of a profile keep and cost, by counts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vtprune import cost
+from vtprune.errors import PresetError
+from vtprune.loading import Loaded
+from vtprune.models.base import Sampling
+from vtprune.preset import load_preset, preset_names
+from vtprune.profiling.build import build_skeleton
+from vtprune.profiling.costs import cost_row
+from vtprune.profiling.inputs import Case, Shown, make_case
+from vtprune.profiling.machine import Machine, Weights, estimate, peak_bytes
+from vtprune.profiling.profile import UNPRUNED
+from vtprune.profiling.rows import Planned, plan_row, want_rows
+from vtprune.profiling.shapes import find_shape
+
+MACHINE = Machine("cpu", "a CPU", 1, "float32", 1e12, 1e10, 2**34)
+
+
+def loaded(name: str) -> Loaded:
+    shape = find_shape(name)
+    return Loaded(name, build_skeleton(shape.config), shape.files, shape.family)
+
+
+@pytest.fixture(scope="module")
+def llava() -> Loaded:
+    return loaded("llava-1.5-7b")
+
+
+@pytest.fixture(scope="module")
+def case(llava: Loaded) -> Case:
+    return make_case(llava, Shown("image", 336, 336), Sampling(), 64, UNPRUNED)
+
+
+def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -> list[Planned]:
+    wanted = want_rows(keeps, [], **options)  # type: ignore[arg-type]
+    return [plan_row(model, case, one) for one in wanted]
+
+
+@pytest.mark.parametrize(
+    ("average", "teraflops"),
+    # Of the decoder's layers, as EntropyPrune counts them: cut at layer 2, 64 tokens of text.
+    [(576, 8.504), (192, 3.350), (128, 2.511), (64, 1.665)],
+)
+def test_flops_of_the_layers_are_the_published_ones(
+    llava: Loaded, case: Case, average: int, teraflops: float
+) -> None:
+    row = rows(llava, case, [average / 576], method="entropy", at="2")[-1]
+    made = cost_row(llava, row, 1, 2)
+    layers = made.flops["prefill_by_layer"]
+    assert isinstance(layers, list)
+    assert sum(layers) / 1e12 == pytest.approx(teraflops, abs=6e-4)
+    head = cost.head_flops(cost.decoder_shape(llava.model.config.get_text_config()))
+    assert made.flops["prefill"] == pytest.approx(sum(layers) + head)
+
+
+@pytest.mark.parametrize(("average", "megabytes"), [(576, 288), (192, 95.8), (64, 31.6)])
+def test_the_cache_of_the_picture_is_the_published_one(
+    llava: Loaded, case: Case, average: int, megabytes: float
+) -> None:
+    row = rows(llava, case, [average / 576], method="entropy", at="2")[-1]
+    text = 2 * 2 * 4096 * 32 * 64  # keys and values of 64 tokens of text in 32 layers
+    kept = cost_row(llava, row, 1, 2).kv_cache_bytes["kept"] - text
+    assert kept / 2**20 == pytest.approx(megabytes, abs=0.06)
+
+
+def test_counts_of_a_row_are_those_of_the_schedule(llava: Loaded, case: Case) -> None:
+    whole, row = rows(llava, case, [0.5], method="uniform", at="8")
+    assert whole.visual == (576,) * 32
+    # (0.5 x 32 x 576 - 8 x 576) / 24 = 192
+    assert row.visual == (576,) * 8 + (192,) * 24
+    assert row.counts == tuple(count + 64 for count in row.visual)
+    made = cost_row(llava, row, 32, 2)
+    assert made.tokens["keep_mean"] == pytest.approx(0.5)
+    assert made.tokens["kept_after"] == 192
+    assert made.tokens["by_modality"] == {"image": 192}
+    (stage,) = made.tokens["stages"]  # type: ignore[misc]
+    assert (stage["layer"], stage["before"], stage["after"]) == (8, 576, 192)
+
+
+def test_tower_and_projector_add_up_to_the_vision_part(llava: Loaded, case: Case) -> None:
+    flops = cost_row(llava, rows(llava, case, [])[0], 32, 2).flops
+    assert flops["tower"] + flops["projector"] == pytest.approx(flops["vision"])  # type: ignore[operator]
+    # 576 tokens through 1024 x 4096 and 4096 x 4096.
+    assert flops["projector"] == 2 * 576 * (1024 * 4096 + 4096 * 4096)
+
+
+def test_a_decoded_token_costs_what_one_step_does(llava: Loaded, case: Case) -> None:
+    made = cost_row(llava, rows(llava, case, [])[0], 3, 2)
+    shape = cost.decoder_shape(llava.model.config.get_text_config())
+    assert made.flops["decode"] == cost.decode_flops(shape, [640] * 32, 3)
+    assert made.flops["decode_per_token"] == cost.decode_flops(shape, [640] * 32, 2)
+
+
+def test_the_rows_are_the_keeps_and_then_every_preset() -> None:
+    wanted = want_rows()
+    assert [one.keep for one in wanted[:5]] == [1.0, 0.5, 0.3, 0.2, 0.1]
+    assert [one.name for one in wanted] == [None] * 5 + preset_names()
+    assert [one.whole for one in wanted[:2]] == [True, False]
+
+
+def test_the_unpruned_row_is_there_whatever_is_asked_for() -> None:
+    assert [one.keep for one in want_rows([0.3, 0.3], [])] == [1.0, 0.3]
+
+
+def test_keeps_cut_like_the_first_preset_that_takes_one() -> None:
+    stages = want_rows([0.4], ["fast"])[1].preset.stages
+    assert stages == load_preset("fast").stages
+    assert want_rows([0.4], [])[1].preset.stages == load_preset("balanced").stages
+    assert want_rows([0.4], None, base="fast")[1].preset.stages == stages
+
+
+def test_a_preset_that_sets_every_keep_itself_leaves_the_keeps_to_balanced(tmp_path: Path) -> None:
+    path = tmp_path / "fixed.yaml"
+    path.write_text("stages: [{at: 2, method: random, keep: 0.5}]\n", encoding="utf-8")
+    wanted = want_rows([0.3], [str(path)])
+    assert wanted[1].preset.stages == load_preset("balanced").stages
+    assert (wanted[2].keep, wanted[2].name) == (None, "fixed")
+
+
+def test_a_method_of_no_such_name_is_refused() -> None:
+    with pytest.raises(PresetError, match="unknown method 'entropie'"):
+        want_rows([0.3], [], method="entropie")
+
+
+def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: Case) -> None:
+    row = rows(llava, case, [0.1], method="uniform", at="16")[-1]
+    assert "the lowest reachable keep" in row.error
+
+
+def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: Case) -> None:
+    wanted = want_rows([0.3], ["balanced", "fast"])
+    plain, keep, balanced, fast = (plan_row(llava, case, one).key for one in wanted)
+    assert keep == balanced
+    assert len({plain, keep, fast}) == 3
+
+
+def test_a_prompt_longer_than_a_window_is_refused_as_pruning_would() -> None:
+    model = loaded("gemma-3-4b")
+    case = make_case(model, Shown("image", 896, 896), Sampling(), 800, UNPRUNED)
+    row = rows(model, case, [0.3])[-1]
+    assert "the prompt has 1056 tokens" in row.error
+    assert "1024" in row.error
+
+
+def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
+    shape = cost.DecoderShape(2, 100, 10, 10, 10, 400, 1000)
+    # One layer: 2 n (4 x 100^2 + 3 x 100 x 400) + 4 n^2 x 100 FLOPs.
+    machine = Machine("cpu", "", 1, "float32", 1e6, 1e6, 0)
+    weights = Weights(total=0, layer=640_000, head=400_000)
+    roof = estimate(machine, shape, weights, [10, 1], vision_flops=3e6, dtype_size=4)
+    arithmetic = (2 * 10 * 160_000 + 4 * 100 * 100) / 1e6  # 3.24 s, more than reading
+    reading = 640_000 / 1e6  # 0.64 s, more than the arithmetic of one token, 0.3204
+    head = max(2 * 100 * 1000, 400_000) / 1e6
+    assert roof.prefill == pytest.approx(arithmetic + reading + head)
+    assert roof.vision == pytest.approx(3.0)
+    cached = 2 * 10 * 10 * 4
+    steps = [(640_000 + cached * count) / 1e6 for count in (10, 1)]
+    assert roof.decode_per_token == pytest.approx(sum(steps) + head)
+
+
+def test_the_peak_is_weights_cache_and_one_layers_states() -> None:
+    shape = cost.DecoderShape(2, 100, 10, 5, 10, 400, 1000)
+    weights = Weights(total=5000, layer=0, head=0)
+    cache = 2 * 5 * 10 * 2 * (7 + 3)
+    states = 2 * 7 * (8 * 100 + 3 * 400)
+    assert peak_bytes(shape, weights, [7, 3], 2) == 5000 + cache + states
+    scores = (2 + 4) * 10 * 7**2
+    assert peak_bytes(shape, weights, [7, 3], 2, eager=True) == 5000 + cache + states + scores

@@ -1,0 +1,177 @@
+"""Shapes of models by name, and the models that are built from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import CONFIG_MAPPING
+
+from vtprune.catalog import aliases
+from vtprune.errors import ModelError
+from vtprune.models import FAMILIES
+from vtprune.profiling.build import (
+    build_random,
+    build_skeleton,
+    count_weights,
+    layer_kinds,
+    shallow_config,
+    tower_kinds,
+)
+from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.stand_in import WORD, stand_in_tokenizer
+
+# Parameters of the published checkpoints, as their safetensors files count them.
+PUBLISHED = {
+    "llava-1.5-7b": 7_063_427_072,
+    "llava-next-7b-mistral": 7_566_747_648,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2-vl-72b": 73_405_560_320,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "internvl3-1b": 938_193_024,
+    "internvl3-8b": 7_944_373_760,
+    "internvl3-38b": 38_388_164_992,
+    "internvl3-78b": 78_408_318_336,
+    "smolvlm2-256m": 256_484_928,
+    "smolvlm2-500m": 507_482_304,
+    "smolvlm2-2.2b": 2_246_784_880,
+    "gemma-3-4b": 4_300_079_472,
+    "gemma-3-12b": 12_187_325_040,
+    "gemma-3-27b": 27_432_406_640,
+    "glm-4.1v-9b": 10_292_777_472,
+}
+KNOWN = [one for one in aliases() if one.model_type in CONFIG_MAPPING]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_packaged_shape_has_the_published_number_of_parameters(name: str) -> None:
+    assert count_weights(build_skeleton(find_shape(name).config)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("alias", KNOWN, ids=lambda one: one.name)
+def test_every_alias_has_a_whole_shape_with_the_decoder_of_the_catalog(alias: object) -> None:
+    shape = find_shape(alias.name)  # type: ignore[attr-defined]
+    text = shape.config.get_text_config()
+    decoder = alias.decoder  # type: ignore[attr-defined]
+    assert (text.num_hidden_layers, text.hidden_size) == (decoder["layers"], decoder["hidden"])
+    assert (text.vocab_size, text.intermediate_size) == (decoder["vocab"], decoder["intermediate"])
+    assert shape.family.name
+    assert shape.source == "packaged"
+    height, width = shape.family.largest(shape.files)
+    assert min(height, width) >= 224
+
+
+def test_a_hub_id_of_a_published_model_needs_no_network() -> None:
+    assert find_shape("Qwen/Qwen2.5-VL-7B-Instruct").source == "packaged"
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_directory_is_read_with_its_preparation_files(
+    name: str, checkpoints: object, tmp_path: Path
+) -> None:
+    tiny.config(name).save_pretrained(tmp_path)
+    for file, values in tiny.FILES[name].items():
+        (tmp_path / file).write_text(json.dumps(values), encoding="utf-8")
+    shape = find_shape(str(tmp_path))
+    assert shape.config.model_type == tiny.config(name).model_type
+    assert dict(shape.files.image) == tiny.FILES[name]["preprocessor_config.json"]
+    assert not shape.warnings
+
+
+def test_a_config_file_alone_is_prepared_like_the_family_and_says_so(tmp_path: Path) -> None:
+    tiny.config("llava").save_pretrained(tmp_path)
+    shape = find_shape(str(tmp_path / "config.json"))
+    assert shape.files.image["crop_size"] == {"height": tiny.TILE, "width": tiny.TILE}
+    assert "no preprocessor_config.json" in shape.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not JSON"), ("[]", "no model_type"), ('{"a": 1}', "no model_type")],
+)
+def test_a_file_that_is_no_config_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        find_shape(str(path))
+
+
+def test_a_model_of_no_known_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"llama is not a family that can be profiled"):
+        find_shape(str(tmp_path))
+
+
+def test_a_misspelt_name_is_told_the_nearest() -> None:
+    with pytest.raises(ModelError) as caught:
+        find_shape("llava-nxt")
+    assert "llava-next" in caught.value.hint
+
+
+def test_words_are_alike_and_special_tokens_keep_their_ids() -> None:
+    tokenizer = stand_in_tokenizer({"<image>": 300, "<a>": None})
+    word, image, other = tokenizer.convert_tokens_to_ids([WORD, "<image>", "<a>"])
+    assert image == 300
+    assert len({word, image, other}) == 3
+    assert tokenizer("one two<image><image>!")["input_ids"] == [word, word, 300, 300, word]
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_random_model_is_as_large_as_a_real_one_and_gives_numbers(name: str) -> None:
+    config = tiny.config(name)
+    model = build_random(config, torch.device("cpu"), torch.float32)
+    assert count_weights(model) == count_weights(tiny.model(name))
+    assert all(weight.device.type == "cpu" for weight in model.parameters())
+    inputs = tiny.inputs(name, tiny.model(name), "image")
+    with torch.no_grad():
+        made = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        logits = model(**inputs).logits
+    assert made.shape[1] == inputs["input_ids"].shape[1] + 2
+    assert bool(logits.isfinite().all())
+    assert float(logits.std()) > 0
+
+
+def test_a_skeleton_takes_no_memory() -> None:
+    model = build_skeleton(find_shape("qwen2.5-vl-72b").config)
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+
+
+def test_tied_weights_are_one() -> None:
+    config = tiny.config("llava_onevision", tie_word_embeddings=True)
+    config.get_text_config().tie_word_embeddings = True
+    model = build_random(config, torch.device("cpu"), torch.float32)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_shallow_model_has_every_kind_of_layer(name: str) -> None:
+    config = tiny.config(name)
+    short = shallow_config(config, 4)
+    assert set(layer_kinds(short)) == set(layer_kinds(config))
+    assert set(tower_kinds(short)) == set(tower_kinds(config))
+    assert short.get_text_config().num_hidden_layers == 4
+    assert len(tower_kinds(short)) <= len(tower_kinds(config))
+    assert config.get_text_config().num_hidden_layers == tiny.LAYERS  # left as it was
+
+
+def test_layers_beyond_the_first_use_their_weights_where_memory_is_short() -> None:
+    config = tiny.config("llava")
+    model = build_random(config, torch.device("cpu"), torch.float32, own_layers=1)
+    layers = model.get_decoder().layers
+    assert layers[5].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
+    assert count_weights(layers) == count_weights(layers[0])
+
+
+def test_every_family_has_its_packaged_entry() -> None:
+    found = {one.model_type for one in aliases()}
+    assert set(FAMILIES) <= found

@@ -1,0 +1,198 @@
+"""`vtprune profile`: what pruning saves on this machine, without a model's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vtprune.cli import complete
+from vtprune.cli.flags import EMBEDDED, Flags, check_ranges, limits_from, method_options
+from vtprune.cli.help import Option, SectionedCommand
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.config import Config
+    from vtprune.profiling.inputs import Shown
+    from vtprune.profiling.profile import Profile
+
+EPILOG = """\b
+Examples:
+  vtprune profile --model llava-next
+  vtprune profile --model qwen2.5-vl-7b --image 1344x1344 --no-measure
+  vtprune profile --model llava-onevision-0.5b --video 32x448x448 --plot s.png
+  vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --method entropy
+"""
+
+_model = partial(click.option, cls=Option, section="Model")
+_input = partial(click.option, cls=Option, section="Input")
+_rows = partial(click.option, cls=Option, section="Rows")
+_time = partial(click.option, cls=Option, section="Measuring")
+_output = partial(click.option, cls=Option, section="Output")
+
+
+# fmt: off
+@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.argument("media", nargs=-1, metavar="[MEDIA]...")
+@_model("--model", metavar="NAME", shell_complete=complete.complete_model,
+        help="Short name (vtprune models), hub id, directory or config.json; no weights are "
+        "needed.  [default: embedded]")
+@_model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]")
+@_model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@_model("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, eager, "
+        "flash_attention_2.")
+@_model("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+        help="Where ecl and horizon are in this model.")
+@_input("--image", metavar="SIZE", help="A picture of this size, such as 1344x1344, or a file.  "
+        "[default: the largest that the family takes]")
+@_input("--video", metavar="SIZE", help="A video: frames, width and height, such as 64x448x448; "
+        "or a file.")
+@_input("--text-tokens", type=int, metavar="N", default=64, show_default=True,
+        help="All tokens of the prompt that are not visual.")
+@_input("--answer-tokens", type=int, metavar="N", default=32, show_default=True,
+        help="Tokens of the answer, for what decoding costs.")
+@_input("--frames", type=int, metavar="N", help="Frames of a video file, evenly.  [default: the "
+        "model's own sampling]")
+@_input("--max-tiles", type=int, metavar="N", help="The most tiles of a picture.")
+@_rows("--keep", metavar="FRACTION,...", default="1,0.5,0.3,0.2,0.1", show_default=True,
+       help="Kept fractions of the visual tokens, each an average over the decoder's layers.")
+@_rows("--method", metavar="NAME", shell_complete=complete.complete_method,
+       help="The method that cuts in the rows of --keep.  [default: the stages of the first "
+       "--preset, or of balanced]")
+@_rows("--at", metavar="PLACE", shell_complete=complete.complete_place,
+       help="Where --method cuts: input, ecl, horizon, a layer number or a depth such as 60%.")
+@_rows("-o", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
+       help="An option of --method; repeatable.")
+@_rows("--preset", metavar="NAME,...", shell_complete=complete.complete_presets,
+       help="Presets with a row each, at their own keep.  [default: all packaged ones]")
+@_time("--seconds", type=float, metavar="S", default=60.0, show_default=True,
+       help="How long measuring may take.")
+@_time("--repeats", type=int, metavar="N", default=5, show_default=True,
+       help="The most passes over all rows.")
+@_time("--no-measure", is_flag=True, help="Counts, and what the machine's ceilings allow; no model "
+       "is built.")
+@_output("--json", is_flag=True, help="Print one JSON object instead of the tables.")
+@_output("--plot", type=click.Path(path_type=Path), metavar="FILE",
+         help="Draw the speed-ups against what is kept to FILE, a PNG.")
+@_output("--quiet", is_flag=True, help="No warnings and no progress.")
+def profile(
+    media: tuple[str, ...],
+    image: str | None,
+    video: str | None,
+    text_tokens: int,
+    answer_tokens: int,
+    seconds: float,
+    repeats: int,
+    no_measure: bool,
+    plot: Path | None,
+    **values: object,
+) -> None:
+    """Tell what pruning saves on this machine, without a model's weights.
+
+    Builds the model's shape with random weights, lays out the real input, and shows for each keep
+    and preset: tokens, FLOPs, memory, the speed-up that this machine's ceilings allow, and the one
+    that was measured. Where the whole model would take longer than --seconds or not fit in memory,
+    single layers are timed and summed. It ends with what limits the case, and what would pay more.
+    """
+    # fmt: on
+    from vtprune.cli import output
+    from vtprune.config import load_config
+
+    flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
+    check_ranges(flags)
+    check_numbers(text_tokens=text_tokens, answer_tokens=answer_tokens, repeats=repeats)
+    if not 0 < seconds < math.inf:
+        raise VtpruneError(f"--seconds {seconds:g} is out of range", "above 0; 60 is usual")
+    if plot is not None:
+        output.check_target(plot, "--plot")
+    with output.libraries_silenced():
+        shown = what_is_shown(media, image, video, flags)
+        found = run(flags, user, shown, {
+            "text_tokens": text_tokens, "answer_tokens": answer_tokens, "seconds": seconds,
+            "repeats": repeats, "timed": not no_measure,
+        })  # fmt: skip
+    values_found = found.to_dict()
+    if plot is not None:
+        from vtprune.profile_chart import draw_profile
+
+        output.save_file(plot, draw_profile(values_found), "--plot")
+    if flags.json:
+        click.echo(output.to_json(values_found))
+        return
+    from vtprune.console import stderr_console, stdout_console
+    from vtprune.console.profile import show_profile, show_warnings
+
+    show_profile(values_found, stdout_console())
+    if not flags.quiet:
+        show_warnings(values_found, stderr_console())
+
+
+def check_numbers(**values: int) -> None:
+    """Refuses whole numbers below 1."""
+    for name, value in values.items():
+        if value < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise VtpruneError(f"{option} {value} is out of range", "a whole number, 1 or more")
+
+
+def what_is_shown(
+    media: Sequence[str], image: str | None, video: str | None, flags: Flags
+) -> Shown | None:
+    """The input that was asked for; None for the family's own.
+
+    Raises:
+        VtpruneError: more than one of them, or what can't be read.
+    """
+    from vtprune.profiling.inputs import open_media, parse_picture, parse_video
+
+    if sum(map(bool, (media, image, video))) > 1:
+        raise VtpruneError("more than one input was given", "one of MEDIA, --image and --video")
+    if image is not None:
+        made, paths = parse_picture(image), [image]
+    elif video is not None:
+        made, paths = parse_video(video), [video]
+    else:
+        made, paths = None, list(media)
+    if made is not None or not paths:
+        return made
+    return open_media(paths, limits_from(flags))
+
+
+def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]) -> Profile:
+    """The profile, with progress on standard error."""
+    from vtprune.cli.output import progress_line
+    from vtprune.models.base import Sampling
+    from vtprune.preset import check_keep
+    from vtprune.profiling.profile import Options, profile
+
+    name = flags.model or user.model
+    keeps = [check_keep(part.strip()) for part in str(flags.keep).split(",")]
+    presets = None
+    if flags.preset is not None:
+        presets = [part.strip() for part in flags.preset.split(",")]
+    options = Options(
+        device=flags.device or user.device or "auto",
+        dtype=flags.dtype or user.dtype or "auto",
+        attention=flags.attention or user.attention,
+        calibration=flags.calibration,
+        limits=limits_from(flags),
+        sampling=Sampling(frames=flags.frames, max_tiles=flags.max_tiles),
+        **numbers,
+    )
+    with progress_line(flags.quiet) as show:
+        return profile(
+            None if name == EMBEDDED else name,
+            shown,
+            keeps=keeps,
+            presets=presets,
+            method=flags.method,
+            at=flags.at,
+            method_options=method_options(flags.option),
+            base=user.preset,
+            options=options,
+            on_progress=show,
+        )

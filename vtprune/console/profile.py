@@ -1,0 +1,258 @@
+"""What pruning saves on this machine, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vtprune.console import (
+    Bar,
+    Values,
+    _dict,
+    _lines,
+    _list,
+    _number,
+    _read,
+    _si,
+    _time,
+    _warning,
+    printable,
+)
+
+PARTS = {
+    "preprocess": "preprocess",
+    "vision": "vision tower",
+    "prefill": "prefill",
+    "decode": "decode",
+}
+
+
+def show_profile(profile: Values, console: Console) -> None:
+    """Prints a profile.
+
+    Args:
+        profile: `Profile.to_dict()`.
+        console: where to.
+    """
+    rows = cast("list[Values]", _list(profile, "rows"))
+    console.print(_facts(profile))
+    console.print()
+    console.print(_rows(rows))
+    good = [row for row in rows if "error" not in row]
+    for row in rows:
+        if "error" in row:
+            told = f"{_name(row)}: {printable(str(row['error']))}"
+            console.print(_labelled("", Text(told, "yellow")))
+    pruned = [row for row in good[1:] if _list(_dict(row, "tokens"), "stages")]
+    if pruned:
+        beside = min(pruned, key=_likeness)
+        console.print()
+        console.print(_parts(good[0], beside))
+        console.print()
+        console.print(_labelled("memory", Text(_memory(good[0], beside))))
+        if spread := _spread(beside):
+            console.print(_labelled("range", Text(spread)))
+    console.print()
+    console.print(_labelled("verdict", Text(str(profile["verdict"]), "bold")))
+
+
+def _likeness(row: Values) -> tuple[bool, float]:
+    """How far a row is from the one that the verdict speaks of: of the keeps, near 0.3."""
+    return row["preset"] is not None, abs((cast("float | None", row["keep"]) or 0.0) - 0.3)
+
+
+def show_warnings(profile: Values, console: Console) -> None:
+    """Prints what the reader should know before believing a figure."""
+    for one in _list(profile, "warnings"):
+        console.print(_warning(printable(str(one))))
+
+
+def _labelled(label: str, text: Text) -> Table:
+    lines = _lines()
+    lines.add_row(label, text)
+    return lines
+
+
+def _facts(profile: Values) -> Table:
+    """Which model, on which input, where, and how it was measured."""
+    model, machine = _dict(profile, "model"), _dict(profile, "machine")
+    shown, measured = _dict(profile, "input"), _dict(profile, "measured")
+    parameters = _si(_number(model, "parameters")).replace("G", "B").strip()
+    lines = _lines()
+    lines.add_row(
+        "model",
+        Text(
+            f"{printable(str(model['name']))}: {parameters} parameters, {model['layers']} layers, "
+            f"{model['device']}, {model['dtype']}, {model['attention']}"
+        ),
+    )
+    tokens = f"{shown['visual_tokens']:,} visual tokens, {shown['text_tokens']:,} of text"
+    lines.add_row("input", Text(f"{_shown(shown)}: {tokens}"))
+    threads = _number(machine, "threads")
+    where = f"{printable(str(machine['name']))}, " + (
+        f"{threads:.0f} thread{'s' if threads != 1 else ''}" if threads else str(machine["device"])
+    )
+    lines.add_row(
+        "machine",
+        Text(f"{where}: {_si(_number(machine, 'flops_per_second'))}FLOP/s, "
+             f"{_si(_number(machine, 'bytes_per_second'))}B/s"),
+    )  # fmt: skip
+    lines.add_row("measured", Text(_how(measured, model)))
+    return lines
+
+
+def _shown(shown: Values) -> str:
+    """What was looked at: files, or pixels that were made up."""
+    if shown["decoder"] != "none":
+        return _read(shown)
+    size = f"{shown['width']} x {shown['height']}"
+    if shown["frames"]:
+        return f"a video of {size}, {shown['frames']} frames"
+    tiles = _number(shown, "tiles")
+    return f"a picture of {size}" + (f" in {tiles:.0f} tiles" if tiles > 1 else "")
+
+
+def _how(measured: Values, model: Values) -> str:
+    if not measured:
+        return "nothing but the machine's ceilings"
+    passes = _number(measured, "passes")
+    times = (
+        f"{passes:.0f} pass{'es' if passes != 1 else ''} in {_time(_number(measured, 'seconds'))}"
+    )
+    if measured["how"] == "whole":
+        return f"the whole model with random weights, {times}"
+    return f"single layers with random weights, summed over all {model['layers']}, {times}"
+
+
+def _name(row: Values) -> str:
+    return str(row["preset"]) if row["preset"] else f"keep {row['keep']:g}"
+
+
+def _rows(rows: list[Values]) -> Table:
+    """Every keep and preset: what is left, and how much faster it is."""
+    timed = any(row.get("seconds") for row in rows)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("layer:left", overflow="fold", min_width=15)
+    table.add_column("prefill\nFLOPs", justify="right")
+    table.add_column("", width=6)
+    table.add_column("KV\ncache", justify="right")
+    heads = ("first\ntoken", "prefill\nfaster", "at\nmost", "of\nFLOPs")
+    for head in heads if timed else heads[2:3]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        if "error" in row:
+            continue
+        flops, cache = _dict(row, "flops"), _dict(row, "kv_cache_bytes")
+        share = _number(flops, "prefill") / _number(flops, "prefill_full")
+        table.add_row(
+            Text(printable(_name(row))),
+            Text(_left(row)),
+            f"{_si(_number(flops, 'prefill'))}",
+            Bar(share),
+            f"{_si(_number(cache, 'kept'))}B",
+            *_speeds(row, timed),
+        )
+    return table
+
+
+def _left(row: Values) -> str:
+    """ "2:958 24:146": the layers that were cut at, and the visual tokens left there."""
+    tokens = _dict(row, "tokens")
+    stages = cast("list[Values]", _list(tokens, "stages"))
+    cuts = [f"{stage['layer']}:{stage['after']:,}" for stage in stages]
+    return " ".join(cuts) or f"all {tokens['visual']:,}"
+
+
+def _speeds(row: Values, timed: bool) -> Iterator[str]:
+    compare = _dict(row, "compare")
+    limit = f"{_number(compare, 'prefill_roofline'):.2f} x"
+    if not timed:
+        yield limit
+        return
+    yield _seconds(_number(_dict(row, "seconds"), "first_token"))
+    yield f"{_number(compare, 'prefill_speedup'):.2f} x"
+    yield limit
+    yield f"{_number(compare, 'realised_fraction'):.0%}"
+
+
+def _seconds(seconds: float) -> str:
+    """Like `_time`, but whole seconds from 100 on."""
+    return f"{seconds:,.0f} s" if seconds >= 99.995 else _time(seconds)
+
+
+def _parts(plain: Values, row: Values) -> Table:
+    """Where the time and the FLOPs go, unpruned and pruned."""
+    timed = bool(row.get("seconds"))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for head in ("FLOPs", _name(row)):
+        table.add_column(head, justify="right")
+    for head in ("seconds" if timed else "at best", _name(row)):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    total = max(sum(_took(plain, part) for part in PARTS), 1e-12)
+    for part, flops in _flops_rows(plain, row):
+        took = [_took(one, part) if part in PARTS else -1.0 for one in (plain, row)]
+        shown = [_seconds(one) if one >= 0 else "" for one in took]
+        name = PARTS.get(part, part)
+        bar = Bar(took[1] / total) if took[1] >= 0 else ""
+        table.add_row(name, *flops, *shown, bar)
+    return table
+
+
+def _memory(plain: Values, row: Values) -> str:
+    """The estimated peak, unpruned and pruned."""
+    weights, before = (_number(_dict(plain, "memory_bytes"), key) for key in ("weights", "peak"))
+    after = _number(_dict(row, "memory_bytes"), "peak")
+    return f"weights {_si(weights)}B; peak about {_si(before)}B, {_name(row)} {_si(after)}B"
+
+
+def _spread(row: Values) -> str:
+    """How far the passes are apart."""
+    found = cast("list[float]", _list(_dict(row, "compare"), "prefill_spread"))
+    if not found:
+        return ""
+    low, high = found
+    return f"prefill with {_name(row)}: {low:.2f} to {high:.2f} x faster in the passes"
+
+
+def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every part, with its FLOPs unpruned and pruned."""
+    before, after = _dict(plain, "flops"), _dict(row, "flops")
+
+    def both(key: str) -> tuple[str, str]:
+        found = [_number(flops, key) for flops in (before, after)]
+        return tuple(_si(one).strip() if one else "" for one in found)  # type: ignore[return-value]
+
+    if plain.get("seconds"):
+        yield "preprocess", ("", "")
+    yield "vision", both("tower") if _number(before, "projector") else both("vision")
+    if _number(before, "projector"):
+        yield "  projector", both("projector")
+    yield "prefill", both("prefill")
+    layers = [cast("list[float]", _list(flops, "prefill_by_layer")) for flops in (before, after)]
+    yield "  a layer", (_range(layers[0]), _range(layers[1]))
+    yield "decode", both("decode")
+    yield "  a token", both("decode_per_token")
+
+
+def _range(flops: list[float]) -> str:
+    """ "1.36 T", or "40.2 G to 1.36 T"."""
+    low, high = _si(min(flops)).strip(), _si(max(flops)).strip()
+    return high if low == high else f"{low} to {high}"
+
+
+def _took(row: Values, part: str) -> float:
+    """Seconds of a part: measured, else at the machine's ceilings."""
+    if row.get("seconds"):
+        return _number(_dict(row, "seconds"), part)
+    roof = _dict(row, "roofline")
+    if part == "decode":
+        steps = max(_number(_dict(row, "tokens"), "answer") - 1, 0)
+        return steps * _number(roof, "decode_per_token")
+    return _number(roof, part)

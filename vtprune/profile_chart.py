@@ -1,0 +1,86 @@
+"""Speed-ups of a profile against what is kept, beside what FLOPs and the machine allow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = Mapping[str, object]
+LINES = {
+    "prefill_predicted": ("by FLOPs", "--", "0.45"),
+    "prefill_roofline": ("limit of this machine", ":", "0.45"),
+    "prefill_speedup": ("prefill, measured", "-", "C0"),
+    "first_token_speedup": ("first token, measured", "-", "C1"),
+    "first_token_roofline": ("first token, limit of this machine", ":", "C1"),
+}
+"""Figure of `compare` -> its name, its line and its colour."""
+
+
+def draw_profile(profile: Values) -> bytes:
+    """A PNG: the speed-ups of the keeps as lines, those of the presets as crosses."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in cast("Sequence[Values]", profile["rows"]) if "error" not in row]
+    keeps = sorted((row for row in rows if row["preset"] is None), key=kept)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, (label, line, colour) in LINES.items():
+        if all(name in cast("Values", row["compare"]) for row in keeps):
+            values = [figure_of(row, name) for row in keeps]
+            marker = "o" if line == "-" else ""
+            axes.plot([kept(row) for row in keeps], values, line, color=colour, label=label,
+                      marker=marker)  # fmt: skip
+    draw_spread(axes, keeps)
+    draw_presets(axes, [row for row in rows if row["preset"] is not None])
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(title=title(profile), xlabel="visual tokens kept, average over the layers",
+             ylabel="times as fast as unpruned")  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    return picture.getvalue()
+
+
+def draw_spread(axes: Axes, rows: Sequence[Values]) -> None:
+    """From the slowest to the fastest pass."""
+    spread = [(kept(row), cast("Values", row["compare"]).get("prefill_spread")) for row in rows]
+    known = [(at, cast("Sequence[float]", found)) for at, found in spread if found]
+    if known:
+        at, ranges = zip(*known, strict=True)
+        axes.fill_between(at, [low for low, _ in ranges], [high for _, high in ranges],
+                          color="C0", alpha=0.15, linewidth=0)  # fmt: skip
+
+
+def draw_presets(axes: Axes, rows: Sequence[Values]) -> None:
+    """A cross for every preset's prefill: measured, else the limit."""
+    for row in rows:
+        compare = cast("Values", row["compare"])
+        name = "prefill_speedup" if "prefill_speedup" in compare else "prefill_roofline"
+        point = (kept(row), figure_of(row, name))
+        axes.plot(*point, "x", color="C0")
+        axes.annotate(str(row["preset"]).replace("$", r"\$"), point, fontsize=8,
+                      textcoords="offset points", xytext=(4, 4))  # fmt: skip
+
+
+def kept(row: Values) -> float:
+    return cast(float, cast("Values", row["tokens"])["keep_mean"])
+
+
+def figure_of(row: Values, name: str) -> float:
+    return cast(float, cast("Values", row["compare"])[name])
+
+
+def title(profile: Values) -> str:
+    """The model, the input and the machine."""
+    model, shown = cast("Values", profile["model"]), cast("Values", profile["input"])
+    machine = cast("Values", profile["machine"])
+    told = (f"{model['name']}, {model['dtype']}, {shown['visual_tokens']} visual tokens, "
+            f"{machine['name']}")  # fmt: skip
+    return told.replace("$", r"\$")

@@ -1,0 +1,168 @@
+"""From what was counted and measured of a row to its figures in the report's names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtprune.profiling.costs import cost_row
+from vtprune.profiling.machine import Roofline, estimate, peak_bytes
+from vtprune.profiling.rows import Planned, as_cut, name_of
+from vtprune.profiling.times import Measured, RowTimes
+from vtprune.profiling.verdict import Facts
+
+if TYPE_CHECKING:
+    from vtprune.profiling.measure import Subject
+
+
+class Found:
+    """One row with its costs, its seconds, and what it would take at the machine's ceilings.
+
+    Args:
+        planned: the row before anything ran; `row` is as it was cut then.
+        plain: the row without cuts of the same input.
+        measured: None: nothing was.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        planned: Planned,
+        plain: Planned,
+        answer_tokens: int,
+        measured: Measured | None = None,
+    ) -> None:
+        self.planned, self.answer_tokens = planned, answer_tokens
+        self.times = self.plain_times = None
+        self.row = planned
+        if measured is not None:
+            self.times = measured.rows[planned.key]
+            self.plain_times = measured.rows[plain.key]
+            self.row = as_cut(planned, self.times.visual)
+        size = subject.dtype.itemsize
+        self.costs = cost_row(subject.loaded, self.row, answer_tokens, size)
+        self.peak = peak_bytes(subject.shape, subject.weights, self.row.counts, size, subject.eager)
+        self.weights = subject.weights.total
+        before = cost_row(subject.loaded, plain, answer_tokens, size)
+        self.roof, self.plain_roof = (
+            estimate(subject.machine, subject.shape, subject.weights, one.counts,
+                     float(costs.flops["vision"]), size)  # type: ignore[arg-type]
+            for one, costs in ((self.row, self.costs), (plain, before))
+        )  # fmt: skip
+
+    @property
+    def predicted(self) -> float:
+        """The prefill's speed-up that the FLOPs promise."""
+        flops = self.costs.flops
+        return float(flops["prefill_full"]) / float(flops["prefill"])  # type: ignore[arg-type]
+
+    def facts(self) -> Facts:
+        """What a verdict is made of: what was measured, else what the ceilings allow."""
+        case = self.row.case
+        limit = self.plain_roof.prefill / self.roof.prefill
+        preprocess = case.preprocess_seconds
+        times = self.times or times_of(self.roof, preprocess)
+        plain = self.plain_times or times_of(self.plain_roof, preprocess)
+        return Facts(
+            name=name_of(self.row),
+            tokens=len(case.layout),
+            seconds=time_parts(times, self.answer_tokens),
+            speedup=plain.total(self.answer_tokens) / times.total(self.answer_tokens),
+            prefill_speedup=times.speedup(plain) if self.times else limit,
+            predicted=self.predicted,
+            roofline=limit,
+            frames=sum(len(item.index) for item in case.gathered.items if item.timestamps),
+            tiles=max(case.inputs.tiles, default=0),
+            pruned=bool(self.row.steps),
+            named=self.row.wanted.name is not None,
+            thinned=self.row.encoded is not None or bool(case.inputs.whole),
+        )
+
+
+def times_of(roof: Roofline, preprocess: float) -> RowTimes:
+    """Seconds at the machine's ceilings."""
+    return RowTimes(preprocess, roof.vision, 0.0, roof.prefill, 0.0, roof.decode_per_token)
+
+
+def time_parts(times: RowTimes, answer_tokens: int) -> dict[str, float]:
+    """Seconds by part, and their sums; selection is in the prefill."""
+    return {
+        "preprocess": times.preprocess,
+        "vision": times.vision,
+        "select": times.select,
+        "prefill": times.prefill,
+        "around": times.around,
+        "decode": max(answer_tokens - 1, 0) * times.decode_per_token,
+        "first_token": times.first_token,
+        "total": times.total(answer_tokens),
+    }
+
+
+def make_row(found: Found) -> dict[str, object]:
+    """A row as `--json` prints it.
+
+    `keep`, `preset` (None for a row of the list of keeps), the blocks of a report, `memory_bytes`
+    with an estimated peak, and `roofline`: seconds at the machine's ceilings. Without measuring
+    `seconds` is None, and `compare` has only what needs no clock.
+    """
+    row, costs = found.row, found.costs
+    made: dict[str, object] = {"keep": row.wanted.keep, "preset": row.wanted.name}
+    roof = found.roof
+    first, plain_first = (
+        row.case.preprocess_seconds + one.vision + one.prefill for one in (roof, found.plain_roof)
+    )
+    compare: dict[str, object] = {
+        "prefill_predicted": found.predicted,
+        "prefill_roofline": found.plain_roof.prefill / roof.prefill,
+        "first_token_roofline": plain_first / first,
+    }
+    seconds = None
+    if found.times and found.plain_times:
+        own = seconds_of(found.times, found)
+        seconds = {"load": 0.0, "media": row.case.media_seconds, **own}
+        compare |= compare_times(found.times, found.plain_times, found)
+    return {
+        **made,
+        "tokens": costs.tokens,
+        "flops": costs.flops,
+        "kv_cache_bytes": costs.kv_cache_bytes,
+        "memory_bytes": {"weights": found.weights, "peak": found.peak},
+        "seconds": seconds,
+        "roofline": {
+            "vision": roof.vision,
+            "prefill": roof.prefill,
+            "decode_per_token": roof.decode_per_token,
+            "first_token": first,
+        },
+        "compare": compare,
+        "warnings": list(row.warnings),
+    }
+
+
+def seconds_of(times: RowTimes, found: Found) -> dict[str, float]:
+    """The report's `seconds`, and those of one decoded token."""
+    parts = time_parts(times, found.answer_tokens)
+    del parts["around"]
+    parts["total"] += found.row.case.media_seconds
+    return {**parts, "decode_per_token": times.decode_per_token}
+
+
+def compare_times(own: RowTimes, plain: RowTimes, found: Found) -> dict[str, object]:
+    """The report's `compare`: beside the unpruned model on the same input."""
+    before = seconds_of(plain, found)
+    answer = found.answer_tokens
+    return {
+        "seconds": {
+            part: before[part] for part in ("vision", "prefill", "decode", "first_token", "total")
+        },
+        "prefill_speedup": own.speedup(plain),
+        "prefill_spread": [min(own.speedups(plain)), max(own.speedups(plain))],
+        "realised_fraction": own.speedup(plain) / found.predicted,
+        "first_token_speedup": plain.first_token / own.first_token,
+        "total_speedup": plain.total(answer) / own.total(answer),
+    }
+
+
+def failed_row(row: Planned, measured: Measured | None) -> dict[str, object]:
+    """A row that can't be cut as it was asked for."""
+    error = row.error or (measured.errors[row.key] if measured else "")
+    return {"keep": row.wanted.keep, "preset": row.wanted.name, "error": error}

@@ -1,0 +1,308 @@
+"""What a profiled model is shown: a picture or video of a given size, or a media file."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.downsampling import Look, shrink
+from vtprune.errors import MediaError, ModelError
+from vtprune.gathering import Gathered, gather_for
+from vtprune.layout import Layout
+from vtprune.loading import quiet
+from vtprune.media import Limits, Source
+from vtprune.models.base import Inputs, Prepared, Sampling
+from vtprune.models.structure import find_structure, lay_out_batch
+from vtprune.profiling.stand_in import WORD
+from vtprune.run import Generation, encode
+
+if TYPE_CHECKING:
+    from vtprune.loading import Loaded, Progress
+    from vtprune.preset import Preset
+
+FPS = 2.0  # of a video without a file
+CHUNK = 8  # frames that are resized at once
+SHORT = 0.5  # seconds
+LONGEST = 65536  # pixels along a side, and frames
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a profile is of.
+
+    Args:
+        kind: "image" or "video".
+        width, height: in pixels.
+        frames: of the video, all of which are looked at.
+        paths: media files; where there are any, the rest says nothing.
+    """
+
+    kind: str = "image"
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    paths: tuple[str, ...] = ()
+
+    def smaller(self, share: float) -> Shown:
+        """About that share of the pixels: fewer frames, or a smaller picture."""
+        if self.kind == "video" and self.frames > 2:
+            return replace(self, frames=max(2, int(self.frames * share) // 2 * 2))
+        side = share**0.5
+        return replace(self, width=max(1, int(self.width * side)),
+                       height=max(1, int(self.height * side)))  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One input of the model, as it really is.
+
+    Args:
+        gathered: the media, resized.
+        inputs: the model's own, on the CPU.
+        layout: where the visual tokens sit.
+        text: tokens that are not visual.
+        media_seconds: reading files took; 0 without.
+        preprocess_seconds: resizing and laying out took.
+        warnings: what the user should know about it.
+    """
+
+    gathered: Gathered
+    inputs: Inputs
+    layout: Layout
+    text: int
+    media_seconds: float
+    preprocess_seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for inputs that cost the same everywhere."""
+        pixels = sorted(
+            (name, tuple(value.shape))
+            for name, value in self.inputs.tensors.items()
+            if name.startswith("pixel")
+        )
+        return (len(self.layout), self.text, bool(self.inputs.whole), *pixels)
+
+
+def parse_picture(text: str) -> Shown | None:
+    """A picture "1344x1344", width first; None where it is no size.
+
+    Raises:
+        MediaError: a size that no picture has.
+    """
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    if found is None:
+        return None
+    width, height = (check_length(part, text) for part in found.groups())
+    return Shown("image", width, height)
+
+
+def parse_video(text: str) -> Shown | None:
+    """A video "64x448x448", frames first, then width and height; None where it is no size.
+
+    Raises:
+        MediaError: a size that no video has.
+    """
+    found = re.fullmatch(r"(\d+)[xX](\d+)[xX](\d+)", text.strip())
+    if found is None:
+        return None
+    frames, width, height = (check_length(part, text) for part in found.groups())
+    return Shown("video", width, height, frames)
+
+
+def check_length(part: str, text: str) -> int:
+    if not 1 <= int(part) <= LONGEST:
+        raise MediaError(
+            f"{text}: {part} is out of range: a side, or the frames, are 1 to {LONGEST}",
+            "for example --image 1344x1344, or --video 64x448x448",
+        )
+    return int(part)
+
+
+def largest_picture(loaded: Loaded) -> Shown:
+    """The largest picture that the model's family does not make smaller."""
+    height, width = loaded.family.largest(loaded.files)
+    return Shown("image", width, height)
+
+
+def make_case(
+    loaded: Loaded,
+    shown: Shown,
+    sampling: Sampling,
+    text_tokens: int,
+    preset: Preset,
+    limits: Limits | None = None,
+    on_progress: Progress | None = None,
+) -> Case:
+    """The inputs that the model really gets, and where their tokens sit.
+
+    Args:
+        loaded: structure and preparation files; weights are not needed.
+        sampling: how much of the media; a video without a file is looked at whole.
+        text_tokens: all tokens that are not visual: question, template and markers.
+        preset: that may make media smaller before they are prepared.
+
+    Raises:
+        MediaError, ModelError: what can't be read, or is no input of this family.
+    """
+    if shown.paths:
+        gathered = gather_for(
+            loaded, shown.paths, sampling, preset, limits or Limits(), on_progress
+        )
+    else:
+        gathered = make_up(loaded, shown, sampling, preset)
+    inputs, seconds = timed_encode(loaded, gathered)
+    seconds += gathered.resize_seconds
+    inputs, text = with_text(loaded, inputs, text_tokens)
+    if inputs.whole:  # the text is as long, whatever markers it has
+        inputs = replace(inputs, whole=replace(inputs.whole, more_text=0))
+    notes = gathered.warnings
+    if text > text_tokens:
+        notes += (
+            f"{text} tokens of text, not {text_tokens}: the input's own markers need as many",
+        )
+    layout = lay_out_case(loaded, inputs)
+    if not len(layout):
+        raise ModelError("this input has no visual tokens", "give a larger picture")
+    return Case(gathered, inputs, layout, text, gathered.media_seconds, seconds, notes)
+
+
+def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
+    """The inputs, and the seconds of a second call where that is short: the first is slower."""
+    for _ in range(2):
+        started = time.perf_counter()
+        inputs = encode(loaded, gathered, WORD, Generation())
+        seconds = time.perf_counter() - started
+        if seconds > SHORT:
+            break
+    return inputs, seconds
+
+
+def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset) -> Gathered:
+    """Random pixels, resized in the family's way."""
+    if shown.kind not in loaded.family.modalities:
+        takes = " and ".join(loaded.family.modalities)
+        raise ModelError(
+            f"{loaded.family.name} takes {takes} input, no {shown.kind}",
+            "choose another --model (vtprune models)",
+        )
+    source = make_source(shown)
+    if shown.kind == "video":
+        sampling = replace(sampling, frames=shown.frames, fps=None, max_frames=None)
+    shrunk = shrink(loaded, [source], sampling, preset)
+    look = shrunk.looks[0] if shrunk else Look(source, sampling)
+    plan = look.plan(loaded, 1)
+    generator = torch.Generator().manual_seed(0)
+    parts, seconds = [], 0.0
+    for start in range(0, len(plan.index), CHUNK):
+        count = min(CHUNK, len(plan.index) - start)
+        size = (count, 3, shown.height, shown.width)
+        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        started = time.perf_counter()
+        parts.append(plan.transform(pixels))
+        seconds += time.perf_counter() - started
+    times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
+    item = Prepared(look.seen, torch.cat(parts), plan.index, times, plan.regions)
+    whole = shrunk.whole if shrunk else None
+    return Gathered((item,), ("none",), (), 0.0, seconds, (source,), whole)
+
+
+def make_source(shown: Shown) -> Source:
+    """A source without a file."""
+    video = shown.kind == "video"
+    parts = [shown.frames] * video + [shown.width, shown.height]
+    return Source(
+        path=Path("x".join(map(str, parts))),
+        kind=shown.kind,
+        width=shown.width,
+        height=shown.height,
+        num_frames=shown.frames,
+        timestamps=tuple(number / FPS for number in range(shown.frames)) if video else (),
+        fps=FPS if video else 0.0,
+        duration=shown.frames / FPS if video else 0.0,
+        decoder="none",
+        warnings=(),
+    )
+
+
+def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]:
+    """Inputs with `wanted` tokens that are not visual, or as few more as their markers need.
+
+    Words are left out, or added at the end. Between two blocks of visual tokens one token stays,
+    and one after the last.
+    """
+    ids = inputs.tensors["input_ids"]
+    tokens = loaded.family.placeholders(loaded.files.config)
+    visual = torch.isin(ids[0], torch.tensor([one for some in tokens.values() for one in some]))
+    word = cast(int, loaded.files.tokenizer.convert_tokens_to_ids(WORD))
+    keep = visual.clone()
+    surplus = int((~visual).sum()) - wanted
+    for run in text_runs(visual):
+        words = run[ids[0, run] == word]
+        least = 0 if run[0] == 0 or len(words) < len(run) else 1
+        drop = words[: max(0, min(surplus, len(words) - least))]
+        surplus -= len(drop)
+        keep[run] = True
+        keep[drop] = False
+    columns = keep.nonzero().squeeze(1)
+    more = max(0, -surplus)
+    tensors = {}
+    for name, value in inputs.tensors.items():
+        if value.shape == ids.shape:
+            value = value[:, columns]
+            value = torch.cat([value, value[:, -1:].expand(-1, more)], dim=1)
+        tensors[name] = value
+    if more:
+        tensors["input_ids"][:, -more:] = word
+    return replace(inputs, tensors=tensors), wanted + max(0, surplus)
+
+
+def text_runs(visual: torch.Tensor) -> list[torch.Tensor]:
+    """The columns of every unbroken run of text, (n,) int64 each."""
+    columns = (~visual).nonzero().squeeze(1)
+    if not len(columns):
+        return []
+    breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1
+    return list(columns.tensor_split(breaks))
+
+
+def lay_out_case(loaded: Loaded, inputs: Inputs) -> Layout:
+    """Where the visual tokens of a prompt sit, as pruning will find them."""
+    ids = inputs.tensors["input_ids"]
+    vision = {
+        kind: dict(inputs.tensors)
+        for kind, names in PIXELS.items()
+        if any(name in inputs.tensors for name in names)
+    }
+    with quiet():
+        structure = find_structure(loaded.model)
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    layouts, _ = lay_out_batch(structure, ids, valid, vision, None, inputs.media)
+    return layouts[0]
+
+
+def describe_case(case: Case) -> dict[str, object]:
+    """The report's `input`."""
+    from vtprune.figures import describe_input
+
+    told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs)
+    return {**told, "visual_tokens": len(case.layout), "text_tokens": case.text}
+
+
+def open_media(paths: Sequence[str], limits: Limits) -> Shown:
+    """Media files, checked before anything expensive is done."""
+    from vtprune.media import open_sources
+
+    sources = open_sources(list(paths), limits)
+    kinds = {source.kind for source in sources}
+    first = sources[0]
+    return Shown("video" if "video" in kinds else "image", first.width, first.height,
+                 first.num_frames, tuple(paths))  # fmt: skip

@@ -1,0 +1,327 @@
+"""The order of a profile: a shape, its inputs, its rows, their seconds, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune import __version__
+from vtprune.catalog import read_calibration
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.figures import describe_model
+from vtprune.layout import MODALITIES
+from vtprune.loading import Loaded, find_device, find_dtype
+from vtprune.media import Limits
+from vtprune.models.base import Sampling
+from vtprune.preset import Preset
+from vtprune.profiling.build import build_skeleton
+from vtprune.profiling.figures import Found, failed_row, make_row
+from vtprune.profiling.inputs import Case, Shown, describe_case, largest_picture, make_case
+from vtprune.profiling.machine import measure_machine, weigh
+from vtprune.profiling.measure import MadeOf, Subject, measure
+from vtprune.profiling.rows import KEEPS, Planned, Wanted, plan_row, want_rows
+from vtprune.profiling.shapes import Shape, find_shape
+from vtprune.profiling.times import Budget, Measured
+from vtprune.profiling.verdict import Verdict, judge
+from vtprune.run import sampling_of
+
+if TYPE_CHECKING:
+    from vtprune.loading import Progress
+
+UNPRUNED = Preset("unpruned")
+TEXT_TOKENS, ANSWER_TOKENS, SECONDS, REPEATS = 64, 32, 60.0, 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a profile is made.
+
+    Args:
+        device, dtype, attention: as for loading a model.
+        text_tokens: all tokens of the prompt that are not visual.
+        answer_tokens: of the answer that decoding is counted for.
+        seconds: that measuring may take.
+        repeats: the most passes over all rows.
+        timed: whether anything is run; else tokens, FLOPs, bytes and the roofline only.
+        how: "whole", "layers", or "auto": the whole model where it fits memory and budget.
+        calibration: a file that says where ecl and horizon are.
+        sampling: how much of the media, before what a preset or the family says.
+        limits: of what is read.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str | None = None
+    text_tokens: int = TEXT_TOKENS
+    answer_tokens: int = ANSWER_TOKENS
+    seconds: float = SECONDS
+    repeats: int = REPEATS
+    timed: bool = True
+    how: str = "auto"
+    calibration: Path | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` gives.
+
+    Args:
+        model: as in a report, and `source`: where its shape comes from.
+        machine: the device, its name and its measured ceilings.
+        input: as in a report, and its visual and text tokens.
+        rows: the unpruned model first; see `figures.make_row`.
+        verdict: in sentences.
+        findings: the verdict's parts: limited_by, pays, best.
+        measured: how the seconds were measured: whole or layers, passes, seconds, and the size of
+            the smaller input that they were scaled from; None where nothing was measured.
+        warnings: what the reader should know before believing a figure.
+        version: of vtprune, torch and transformers.
+    """
+
+    model: Mapping[str, object]
+    machine: Mapping[str, object]
+    input: Mapping[str, object]
+    rows: tuple[Mapping[str, object], ...]
+    verdict: str
+    findings: Mapping[str, object] = field(default_factory=dict)
+    measured: Mapping[str, object] | None = None
+    warnings: tuple[str, ...] = ()
+    version: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain dicts, lists, strings and numbers."""
+        return {**vars(self), "rows": list(self.rows), "warnings": list(self.warnings)}
+
+
+def profile(
+    name: str | None = None,
+    shown: Shown | None = None,
+    *,
+    keeps: Sequence[float] = KEEPS,
+    presets: Sequence[str] | None = None,
+    method: str | None = None,
+    at: str | None = None,
+    method_options: Mapping[str, str] | None = None,
+    base: str | None = None,
+    options: Options | None = None,
+    on_progress: Progress | None = None,
+) -> Profile:
+    """What pruning saves on this machine, from a model's shape alone.
+
+    Args:
+        name: short name, hub id, directory or config file; None: the embedded model.
+        shown: the input; None: the largest picture that the model's family takes.
+        keeps, presets, method, at, method_options, base: the rows; see `rows.want_rows`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    options = options or Options()
+    wanted = want_rows(keeps, presets, method, at, method_options, base)
+    shape = find_shape(name)
+    budget = Budget(options.seconds)
+    subject = find_subject(shape, options, on_progress)
+    shown = shown or largest_picture(subject.loaded)
+    cases = Cases(subject.loaded, shown, options, on_progress)
+    planned = [cases.plan(one) for one in wanted]
+    plain = {
+        id(case): plan_row(subject.loaded, cases.whole[id(case)], wanted[0]) for case in cases.made
+    }
+    measured = None
+    if options.timed:
+        fine = [*plain.values(), *(row for row in planned if not row.error)]
+        measured = measure(subject, distinct(fine), cases.shown, budget, options.repeats,
+                           options.how, on_progress)  # fmt: skip
+    found = [
+        Found(subject, row, plain[id(row.case)], options.answer_tokens, measured)
+        for row in planned
+        if not (row.error or (measured and row.key in measured.errors))
+    ]
+    by_row = {id(one.planned): one for one in found}
+    verdict = conclude(found, measured is not None, options)
+    return Profile(
+        model=describe(shape, subject),
+        machine=asdict(subject.machine),
+        input=describe_case(cases.made[0]),
+        rows=tuple(
+            make_row(by_row[id(row)]) if id(row) in by_row else failed_row(row, measured)
+            for row in planned
+        ),
+        verdict=verdict.text,
+        findings={"limited_by": verdict.limit, "pays": verdict.pays, "best": verdict.best},
+        measured=describe_measured(measured),
+        warnings=gather_warnings(shape, cases, planned, measured),
+        version=versions(),
+    )
+
+
+def gather_warnings(
+    shape: Shape, cases: Cases, rows: Sequence[Planned], measured: Measured | None
+) -> tuple[str, ...]:
+    """What the reader should know before believing a figure, each once."""
+    notes = [*shape.warnings, *cases.warnings, *(measured.notes if measured else ())]
+    notes += [note for row in rows for note in row.warnings if "by default" in note]
+    if not cases.what.paths and any(row.encoded for row in rows):
+        notes.append(
+            "the pixels are random, and what goes at pixels depends on what is shown: give a file"
+        )
+    return tuple(dict.fromkeys(notes))
+
+
+def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -> Subject:
+    """The model's structure, and the device that it would run on, measured."""
+    device = find_device(options.device)
+    if options.device == "map":
+        raise ModelError("a profile is of one device", "--device auto, cpu, cuda or cuda:1")
+    dtype = find_dtype(options.dtype, shape.config, device)
+    shape.config.dtype = dtype
+    loaded = without_weights(shape, options)
+    if on_progress:
+        on_progress("measuring this machine", 0, 0)
+    machine = measure_machine(device, dtype)
+    weights = weigh(loaded.model, dtype.itemsize)
+    return Subject(loaded, device, dtype, machine, weights, options.attention)
+
+
+class Cases:
+    """The inputs of a profile: one for every way in which its presets sample the media.
+
+    Args:
+        made: the first is that of the rows without a preset.
+        shown: by the identity of each, what it was made of.
+        whole: by the identity of each, the same media before a preset made them smaller.
+    """
+
+    def __init__(
+        self, loaded: Loaded, shown: Shown, options: Options, on_progress: Progress | None
+    ) -> None:
+        self.loaded, self.what, self.options = loaded, shown, options
+        self.on_progress = on_progress
+        self.made: list[Case] = []
+        self.shown: dict[int, MadeOf] = {}
+        self.whole: dict[int, Case] = {}
+        self.of: dict[object, Case] = {}
+        self.find(Sampling(), UNPRUNED)
+
+    def plan(self, wanted: Wanted) -> Planned:
+        """A row on its input."""
+        sampling = Sampling() if wanted.name is None else sampling_of(wanted.preset)
+        preset = wanted.preset
+        smaller = not wanted.whole and any(preset.downsamples(one) for one in MODALITIES)
+        try:
+            case = self.find(sampling, UNPRUNED)
+            if smaller:
+                case = self.find(sampling, preset, case)
+        except VtpruneError as error:
+            return Planned(wanted, self.made[0], error=error.message)
+        return plan_row(self.loaded, case, wanted)
+
+    def find(self, sampling: Sampling, preset: Preset, whole: Case | None = None) -> Case:
+        """The input for a sampling; one for all that cost the same.
+
+        Args:
+            preset: that makes it smaller.
+            whole: as it was before that.
+        """
+        sampling = overridden(sampling, self.options.sampling)
+        key = (sampling, preset)
+        if key not in self.of:
+            case = make_case(self.loaded, self.what, sampling, self.options.text_tokens, preset,
+                             self.options.limits, self.on_progress)  # fmt: skip
+            same = next((one for one in self.made if one.key == case.key), None)
+            if same is None:
+                self.made.append(case)
+                self.shown[id(case)] = (self.what, sampling, preset)
+                self.whole[id(case)] = whole or case
+            self.of[key] = same or case
+        return self.of[key]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [note for case in self.made for note in case.warnings]
+
+
+def overridden(sampling: Sampling, flags: Sampling) -> Sampling:
+    """What a preset says, under the flags: their frames replace a preset's fps and cap."""
+    if flags.frames is not None:
+        sampling = replace(sampling, frames=flags.frames, fps=None, max_frames=None)
+    if flags.max_tiles is not None:
+        sampling = replace(sampling, max_tiles=flags.max_tiles)
+    return sampling
+
+
+def distinct(rows: Sequence[Planned]) -> list[Planned]:
+    """The rows without those that are cut as another one is, case by case, uncut ones first."""
+    first: dict[object, Planned] = {}
+    for row in rows:
+        first.setdefault(row.key, row)
+    order = list(dict.fromkeys(id(row.case) for row in rows))
+    return sorted(first.values(), key=lambda row: (order.index(id(row.case)), bool(row.steps)))
+
+
+def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
+    """The verdict on the rows that could be cut."""
+    pruned = [one for one in found if one.row.steps]
+    if not pruned:
+        return Verdict("Nothing is cut in any row.", "", False, "")
+    nearest = min(
+        pruned,
+        key=lambda one: (one.row.wanted.name is not None, abs((one.row.wanted.keep or 0) - 0.3)),
+    )
+    facts = [one.facts() for one in found]
+    verdict = judge(facts, nearest.facts(), options.answer_tokens)
+    if timed:
+        return verdict
+    return replace(verdict, text=f"By the machine's ceilings, nothing timed: {verdict.text}")
+
+
+def describe(shape: Shape, subject: Subject) -> dict[str, object]:
+    """The report's `model`, and where the shape is from."""
+    return {
+        **describe_model(subject.loaded),
+        "device": str(subject.device),
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "source": shape.source,
+    }
+
+
+def describe_measured(measured: Measured | None) -> dict[str, object] | None:
+    if measured is None:
+        return None
+    return {
+        "how": measured.how,
+        "passes": measured.passes,
+        "seconds": measured.seconds,
+        "scaled": measured.scaled,
+    }
+
+
+def versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "vtprune": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+    }
+
+
+def without_weights(shape: Shape, options: Options) -> Loaded:
+    """The model's structure on the "meta" device, with what is known of its inputs."""
+    model = build_skeleton(shape.config, options.attention)
+    calibration = None
+    if options.calibration is not None:
+        text = shape.config.get_text_config()
+        calibration = read_calibration(
+            options.calibration,
+            text.num_hidden_layers,
+            model_type=str(shape.config.model_type),
+            hidden=text.hidden_size,
+        )
+    return Loaded(shape.name, model, shape.files, shape.family, calibration)

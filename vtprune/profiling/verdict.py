@@ -1,0 +1,156 @@
+"""What limits a case, whether pruning pays here, and what would pay more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PAYS = 1.05  # a speed-up below this is none
+MUCH = 0.05  # of the pruned prefill, that choosing may take
+SLOW = 0.8  # of the speed-up that the FLOPs promise, below which something else limits
+PARTS = {
+    "preprocess": "preparing the pixels",
+    "vision": "the vision tower",
+    "prefill": "the decoder's prefill",
+    "decode": "decoding",
+    "around": "what generation does around the model",
+}
+OVERHEAD, SELECTION = "launch overhead", "selection"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One row's seconds, as far as a verdict asks.
+
+    Args:
+        name: how the row is called in the verdict's text.
+        tokens: visual, before any cut.
+        seconds: by part, and `select`, `first_token`, `total`.
+        speedup: of the whole, beside the unpruned model on the same input.
+        prefill_speedup, predicted, roofline: of the prefill: measured, by FLOPs, at the machine's
+            ceilings.
+        frames: of a video; 0 for a picture.
+        tiles: of a picture.
+        pruned: whether it is cut at all.
+        named: whether it is a preset's, and not one of the keeps.
+        thinned: whether something goes before the vision tower.
+    """
+
+    name: str
+    tokens: int
+    seconds: Mapping[str, float]
+    speedup: float
+    prefill_speedup: float
+    predicted: float
+    roofline: float
+    frames: int
+    tiles: int
+    pruned: bool
+    named: bool = False
+    thinned: bool = False
+
+    @property
+    def total(self) -> float:
+        return self.seconds["total"]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the total, by part."""
+        return {part: self.seconds[part] / self.total for part in PARTS}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a profile.
+
+    Args:
+        text: in sentences.
+        limit: what most of the time goes to once pruned: "vision", "decode", "prefill",
+            "preprocess", "around", "launch overhead" or "selection".
+        pays: whether the whole gets faster by pruning.
+        best: the preset that takes the least time (without presets, the keep); its name.
+    """
+
+    text: str
+    limit: str
+    pays: bool
+    best: str
+
+
+def judge(rows: Sequence[Facts], reference: Facts, answer_tokens: int) -> Verdict:
+    """The verdict on measured rows.
+
+    Args:
+        rows: the unpruned one first.
+        reference: the pruned row that is spoken of.
+        answer_tokens: of the answer that the totals are for.
+    """
+    plain = rows[0]
+    pruned = [row for row in rows if row.pruned]
+    presets = [row for row in pruned if row.named]
+    best = min(presets or pruned, key=lambda row: row.total)
+    limit = find_limit(reference)
+    pays = reference.speedup >= PAYS or best.speedup >= PAYS
+    text = [say_limit(reference, limit, answer_tokens), say_pays(reference, pays)]
+    if best is not reference and best.total < 0.98 * reference.total:
+        first = plain.seconds["first_token"] / best.seconds["first_token"]
+        text.append(
+            f"{capital(best.name)} would pay more: {plain.total / best.total:.2f} x on the whole, "
+            f"{first:.2f} x to the first token."
+        )
+    text.append(suggest_less(plain, reference, limit))
+    return Verdict(" ".join(part for part in text if part), limit, pays, best.name)
+
+
+def find_limit(row: Facts) -> str:
+    """What most of a pruned row's time goes to; or why its prefill does not get faster."""
+    largest = max(PARTS, key=lambda part: row.seconds[part])
+    if largest != "prefill":
+        return largest
+    if row.seconds["select"] > MUCH * row.seconds["prefill"]:
+        return SELECTION
+    if row.prefill_speedup < SLOW * row.predicted and row.prefill_speedup < SLOW * row.roofline:
+        return OVERHEAD
+    return largest
+
+
+def say_limit(row: Facts, limit: str, answer_tokens: int) -> str:
+    share = row.shares
+    told = f"With {row.name}, "
+    if limit == SELECTION:
+        part = row.seconds["select"] / row.seconds["prefill"]
+        return f"{told}choosing the tokens limits: it takes {part:.0%} of the prefill that is left."
+    if limit == OVERHEAD:
+        return (
+            f"{told}launch overhead limits: the prefill gets {row.prefill_speedup:.2f} x faster, "
+            f"where its FLOPs promise {row.predicted:.2f} x."
+        )
+    what = PARTS[limit] + (f" {answer_tokens} tokens" if limit == "decode" else "")
+    return f"{told}{what} limits: {share[limit]:.0%} of the time to the whole answer."
+
+
+def say_pays(row: Facts, pays: bool) -> str:
+    told = f"the prefill gets {row.prefill_speedup:.2f} x faster, the whole {row.speedup:.2f} x"
+    return f"Pruning pays here: {told}." if pays else f"Pruning does not pay here: {told}."
+
+
+def suggest_less(plain: Facts, row: Facts, limit: str) -> str:
+    """Fewer frames or tiles, where pruning leaves the larger part of the time."""
+    if limit == "vision":
+        # Tower and pixels in proportion; what pruning leaves of the prefill nearly so.
+        halved = row.total - (row.seconds["vision"] + row.seconds["preprocess"]
+                              + row.seconds["prefill"]) / 2  # fmt: skip
+        gain = f"would make the whole about {plain.total / halved:.2f} x as fast."
+        why = "" if row.thinned else "Pruning after the vision tower can't save its time: "
+        if row.frames > 3:
+            return f"{why}{row.frames // 2} frames {gain}"
+        if row.tiles > 3:
+            return f"{why}--max-tiles {(row.tiles - 1) // 2} {gain}"
+        return f"{why}a smaller picture would." if why else "A smaller picture would save more."
+    if limit == "decode":
+        return "A shorter answer, or a smaller model, would save more than fewer visual tokens."
+    return ""
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
