@@ -25,7 +25,7 @@ Examples:
   vtprune profile --model llava-next
   vtprune profile --model qwen2.5-vl-7b --image 1344x1344 --no-measure
   vtprune profile --model llava-onevision-0.5b --video 32x448x448 --plot s.png
-  vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --method entropy
+  vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --method dart
 """
 
 _model = partial(click.option, cls=Option, section="Model")
