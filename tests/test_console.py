@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from vtprune import catalog, console
+from vtprune.console import formats
 from vtprune.models import FAMILIES
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
@@ -246,7 +247,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
      (95.8e6, "95.8 M"), (4e18, "4.00e+03 P")],
 )  # fmt: skip
 def test_numbers_have_three_digits_and_a_prefix(number: float, text: str) -> None:
-    assert console._si(number) == text
+    assert formats.si(number) == text
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_numbers_have_three_digits_and_a_prefix(number: float, text: str) -> Non
      (0.0996, "0.10 s"), (12.345, "12.35 s")],
 )  # fmt: skip
 def test_seconds_are_at_their_own_scale(seconds: float, text: str) -> None:
-    assert console._time(seconds) == text
+    assert formats.duration(seconds) == text
 
 
 class Terminal(io.StringIO):

@@ -6,22 +6,13 @@ from itertools import groupby
 from typing import cast
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from vtprune.console import (
-    PAYS,
-    Values,
-    _dict,
-    _lines,
-    _list,
-    _number,
-    _read,
-    _si,
-    _time,
-    _warning,
-    printable,
-)
+from vtprune.console.facts import PAYS, model_fact, read_fact
+from vtprune.console.formats import duration, si
+from vtprune.console.tables import labelled, plain_table, show_warning
+from vtprune.console.terminal import printable
+from vtprune.console.values import Values, dict_in, list_in, number_in
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
 MEASURED = ("prefill", "first token", "realised")
@@ -34,10 +25,10 @@ def show_comparison(comparison: Values, console: Console) -> None:
         comparison: `Comparison.to_dict()`.
         console: where to.
     """
-    rows = cast("list[Values]", _list(comparison, "rows"))
+    rows = cast("list[Values]", list_in(comparison, "rows"))
     wide = console.width >= WIDE
     parts = _parts(comparison, rows)
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = plain_table()
     for heading in ("", "cuts at"):
         table.add_column(heading, overflow="fold")
     for part in parts:
@@ -60,7 +51,7 @@ def show_comparison(comparison: Values, console: Console) -> None:
     if not wide:
         console.print()
         for (label, answer), names in _by_answer(rows).items():
-            lines = _lines()
+            lines = labelled()
             lines.add_row(label, Text(answer, "bold" if label == "answer" else "yellow"))
             lines.add_row("", Text("; ".join(names), "dim"))
             console.print(lines)
@@ -68,13 +59,11 @@ def show_comparison(comparison: Values, console: Console) -> None:
 
 def show_notes(comparison: Values, console: Console) -> None:
     """Prints what was read by which model, how to read the table, and whether pruning pays."""
-    rows = cast("list[Values]", _list(comparison, "rows"))
-    model, pairs = _dict(comparison, "model"), comparison["pairs"]
-    parameters = _si(_number(model, "parameters")).replace("G", "B").strip()
-    lines = _lines()
-    lines.add_row("read", Text(_read(_dict(comparison, "input"))))
-    lines.add_row("model", Text(f"{model['name']}: {parameters} parameters, {model['layers']} "
-                                f"layers, {model['device']}, {model['dtype']}"))  # fmt: skip
+    rows = cast("list[Values]", list_in(comparison, "rows"))
+    pairs = comparison["pairs"]
+    lines = labelled()
+    lines.add_row("read", Text(read_fact(dict_in(comparison, "input"))))
+    lines.add_row("model", Text(model_fact(dict_in(comparison, "model"), kernel=False)))
     lines.add_row("table", "kept: visual tokens left after each cut; mean: over the layers, of all")
     lines.add_row("", ("vision, FLOPs: of the tower, of the prefill" if _vision(rows) else
                        "FLOPs: of the prefill") + ", beside the unpruned model's")  # fmt: skip
@@ -86,8 +75,8 @@ def show_notes(comparison: Values, console: Console) -> None:
             lines.add_row("", Text(verdict, "yellow"))
     console.print()
     console.print(lines)
-    for one in _list(comparison, "warnings"):
-        console.print(_warning(printable(str(one))))
+    for one in list_in(comparison, "warnings"):
+        show_warning(str(one), console)
 
 
 def _parts(comparison: Values, rows: list[Values]) -> list[str]:
@@ -98,16 +87,16 @@ def _parts(comparison: Values, rows: list[Values]) -> list[str]:
 
 def _vision(rows: list[Values]) -> bool:
     """Whether some row spares the vision tower work."""
-    return len({_number(_dict(row, "flops"), "vision") for row in rows if "flops" in row}) > 1
+    return len({number_in(dict_in(row, "flops"), "vision") for row in rows if "flops" in row}) > 1
 
 
 def _name(row: Values) -> str:
-    return printable(str(row["method"] or _dict(row, "preset").get("name")))
+    return printable(str(row["method"] or dict_in(row, "preset").get("name")))
 
 
 def _places(row: Values, named: bool) -> str:
     """ "2 (ecl), 12 (horizon)": the layers that were cut at, with the names that they had."""
-    stages = cast("list[Values]", _list(_dict(row, "tokens"), "stages"))
+    stages = cast("list[Values]", list_in(dict_in(row, "tokens"), "stages"))
     if "error" in row:
         return str(row["at"])
     places = []
@@ -122,25 +111,25 @@ def _cell(row: Values, base: Values, part: str) -> str:
     """One figure: of the unpruned row as it is, of every other beside that."""
     if "error" in row:
         return "-"
-    tokens, compare = _dict(row, "tokens"), _dict(row, "compare")
+    tokens, compare = dict_in(row, "tokens"), dict_in(row, "compare")
     if part == "kept":
-        stages = cast("list[Values]", _list(tokens, "stages"))
+        stages = cast("list[Values]", list_in(tokens, "stages"))
         left = [stage["after"] for stage in stages] or [tokens["kept_after"]]
         return ", ".join(f"{count:,}" for count in left)
     if part == "mean":
-        return f"{_number(tokens, 'keep_mean'):.1%}"
+        return f"{number_in(tokens, 'keep_mean'):.1%}"
     if part == "same":
         return "yes" if row["same_answer"] else "no"
     if part in ("vision", "FLOPs"):
         key = "vision" if part == "vision" else "prefill"
-        own, whole = (_number(_dict(one, "flops"), key) for one in (row, base))
-        return _si(own).strip() if row is base else f"{own / whole:.1%}" if whole else "-"
+        own, whole = (number_in(dict_in(one, "flops"), key) for one in (row, base))
+        return si(own).strip() if row is base else f"{own / whole:.1%}" if whole else "-"
     if part == "realised":
-        return "" if row is base else f"{_number(compare, 'realised_fraction'):.0%}"
+        return "" if row is base else f"{number_in(compare, 'realised_fraction'):.0%}"
     key = part.replace(" ", "_")
     if row is base:
-        return _time(_number(_dict(row, "seconds"), key))
-    return f"{_number(compare, f'{key}_speedup'):.2f} x"
+        return duration(number_in(dict_in(row, "seconds"), key))
+    return f"{number_in(compare, f'{key}_speedup'):.2f} x"
 
 
 def _answer(row: Values) -> Text:
@@ -164,9 +153,9 @@ def _by_answer(rows: list[Values]) -> dict[tuple[str, str], list[str]]:
 
 def _verdict(rows: list[Values]) -> str:
     """That pruning does not pay, where no row of those asked for makes it."""
-    compared = [_dict(row, "compare") for row in rows if row["role"] == "asked"]
+    compared = [dict_in(row, "compare") for row in rows if row["role"] == "asked"]
     best = {
-        part: max((_number(one, f"{part}_speedup") for one in compared if one), default=PAYS)
+        part: max((number_in(one, f"{part}_speedup") for one in compared if one), default=PAYS)
         for part in ("prefill", "total")
     }
     if best["prefill"] < PAYS:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.console import Values, _dict, _lines, _list, _number, _si, _warning
+from vtprune.console.facts import model_fact
+from vtprune.console.tables import labelled, plain_table, show_warning
+from vtprune.console.values import Values, dict_in, list_in, number_in
 
 WIDE = 100  # columns of a terminal from which on differences have room in the table
 
@@ -21,10 +23,10 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
     Args:
         evaluation: `Evaluation.to_dict()`.
     """
-    rows = cast("list[Values]", _list(evaluation, "rows"))
+    rows = cast("list[Values]", list_in(evaluation, "rows"))
     labelled = bool(evaluation["labelled"])
     wide = console.width >= WIDE
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("", overflow="fold")
     table.add_column("kept", justify="right")
     if labelled:
@@ -60,10 +62,10 @@ def _cells(row: Values, labelled: bool, wide: bool) -> list[Text]:
         reason = next(iter(cast("Sequence[str]", row.get("errors", ()))), "not run")
         return [Text(reason, "yellow")]
     unpruned = row["role"] == "unpruned"
-    cells = [Text(f"{_number(row, 'keep_mean'):.0%}")]
+    cells = [Text(f"{number_in(row, 'keep_mean'):.0%}")]
     if labelled:
         low, high = cast("Sequence[float]", row["interval"])
-        cells += [Text(f"{_number(row, 'accuracy'):.1%}"), Text(f"{low:.0%}-{high:.0%}", "dim")]
+        cells += [Text(f"{number_in(row, 'accuracy'):.1%}"), Text(f"{low:.0%}-{high:.0%}", "dim")]
         relative = row["relative"]
         cells.append(Text("" if unpruned or relative is None else f"{relative:.1%}"))
         if wide:
@@ -73,33 +75,33 @@ def _cells(row: Values, labelled: bool, wide: bool) -> list[Text]:
         return [*cells, Text(""), Text(""), Text("1.00x"), Text("1.00x")]
     return [
         *cells,
-        Text(f"{_number(row, 'agreement'):.1%}"),
-        Text(f"{_number(row, 'divergence'):.3f}"),
-        Text(f"{_number(row, 'prefill_speedup'):.2f}x"),
-        Text(f"{_number(row, 'first_token_speedup'):.2f}x"),
+        Text(f"{number_in(row, 'agreement'):.1%}"),
+        Text(f"{number_in(row, 'divergence'):.3f}"),
+        Text(f"{number_in(row, 'prefill_speedup'):.2f}x"),
+        Text(f"{number_in(row, 'first_token_speedup'):.2f}x"),
     ]
 
 
 def _gap(gap: Values) -> str:
     """A difference in points, with its interval."""
-    mean, low, high = (100 * _number(gap, name) for name in ("mean", "low", "high"))
+    mean, low, high = (100 * number_in(gap, name) for name in ("mean", "low", "high"))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _by_kind(rows: Sequence[Values]) -> Table:
     """Accuracy by kind of question."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in _dict(row, "by_kind")))
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    kinds = list(dict.fromkeys(kind for row in rows for kind in dict_in(row, "by_kind")))
+    table = plain_table(gap=1)
     table.add_column("by kind", overflow="fold")
     for kind in kinds:
         table.add_column((kind or "other").replace("_", "\n"), justify="right", overflow="fold")
     for row in rows:
         if row["questions"]:
-            own = _dict(row, "by_kind")
+            own = dict_in(row, "by_kind")
             keep = (
                 f" {row['keep']:g}" if row["keep"] is not None and row["role"] != "unpruned" else ""
             )
-            cells = [Text(f"{_number(own, kind):.0%}" if kind in own else "") for kind in kinds]
+            cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in kinds]
             style = "dim" if row["role"] == "baseline" else ""
             table.add_row(Text(_name(row) + keep), *cells, style=style)
     return table
@@ -107,18 +109,15 @@ def _by_kind(rows: Sequence[Values]) -> Table:
 
 def show_notes(evaluation: Values, console: Console) -> None:
     """Prints what was asked of which model, how to read the table, and the warnings."""
-    model = _dict(evaluation, "model")
-    parameters = _si(_number(model, "parameters")).replace("G", "B").strip()
-    lines = _lines()
+    lines = labelled()
     count = f"{evaluation['questions']:,} questions about {evaluation['files']:,} files"
     lines.add_row("asked", Text(count))
-    lines.add_row("model", Text(f"{model['name']}: {parameters} parameters, {model['layers']} "
-                                f"layers, {model['device']}, {model['dtype']}"))  # fmt: skip
+    lines.add_row("model", Text(model_fact(dict_in(evaluation, "model"), kernel=False)))
     what = "accuracy with its 95 % interval, files drawn anew; " if evaluation["labelled"] else ""
     lines.add_row("table", f"{what}same answer: share of the unpruned model's answers; KL: of its "
                   "first answer tokens; prefill, first token: measured, medians; random rows are "
                   "means over seeds")  # fmt: skip
     console.print()
     console.print(lines)
-    for warning in cast("list[str]", _list(evaluation, "warnings")):
-        console.print(_warning(warning))
+    for one in list_in(evaluation, "warnings"):
+        show_warning(str(one), console)

@@ -9,19 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.console import (
-    Bar,
-    Values,
-    _dict,
-    _lines,
-    _list,
-    _number,
-    _read,
-    _si,
-    _time,
-    _warning,
-    printable,
-)
+from vtprune.console.facts import model_fact, read_fact
+from vtprune.console.formats import duration, si
+from vtprune.console.tables import Bar, labelled, plain_table, show_warning
+from vtprune.console.terminal import printable
+from vtprune.console.values import Values, dict_in, list_in, number_in
 
 PARTS = {
     "preprocess": "preprocess",
@@ -38,7 +30,7 @@ def show_profile(profile: Values, console: Console) -> None:
         profile: `Profile.to_dict()`.
         console: where to.
     """
-    rows = cast("list[Values]", _list(profile, "rows"))
+    rows = cast("list[Values]", list_in(profile, "rows"))
     console.print(_facts(profile))
     console.print()
     console.print(_rows(rows))
@@ -46,18 +38,18 @@ def show_profile(profile: Values, console: Console) -> None:
     for row in rows:
         if "error" in row:
             told = f"{_name(row)}: {printable(str(row['error']))}"
-            console.print(_labelled("", Text(told, "yellow")))
-    pruned = [row for row in good[1:] if _list(_dict(row, "tokens"), "stages")]
+            console.print(_line("", Text(told, "yellow")))
+    pruned = [row for row in good[1:] if list_in(dict_in(row, "tokens"), "stages")]
     if pruned:
         beside = min(pruned, key=_likeness)
         console.print()
         console.print(_parts(good[0], beside))
         console.print()
-        console.print(_labelled("memory", Text(_memory(good[0], beside))))
+        console.print(_line("memory", Text(_memory(good[0], beside))))
         if spread := _spread(beside):
-            console.print(_labelled("range", Text(spread)))
+            console.print(_line("range", Text(spread)))
     console.print()
-    console.print(_labelled("verdict", Text(str(profile["verdict"]), "bold")))
+    console.print(_line("verdict", Text(str(profile["verdict"]), "bold")))
 
 
 def _likeness(row: Values) -> tuple[bool, float]:
@@ -67,39 +59,32 @@ def _likeness(row: Values) -> tuple[bool, float]:
 
 def show_warnings(profile: Values, console: Console) -> None:
     """Prints what the reader should know before believing a figure."""
-    for one in _list(profile, "warnings"):
-        console.print(_warning(printable(str(one))))
+    for one in list_in(profile, "warnings"):
+        show_warning(str(one), console)
 
 
-def _labelled(label: str, text: Text) -> Table:
-    lines = _lines()
+def _line(label: str, text: Text) -> Table:
+    lines = labelled()
     lines.add_row(label, text)
     return lines
 
 
 def _facts(profile: Values) -> Table:
     """Which model, on which input, where, and how it was measured."""
-    model, machine = _dict(profile, "model"), _dict(profile, "machine")
-    shown, measured = _dict(profile, "input"), _dict(profile, "measured")
-    parameters = _si(_number(model, "parameters")).replace("G", "B").strip()
-    lines = _lines()
-    lines.add_row(
-        "model",
-        Text(
-            f"{printable(str(model['name']))}: {parameters} parameters, {model['layers']} layers, "
-            f"{model['device']}, {model['dtype']}, {model['attention']}"
-        ),
-    )
+    model, machine = dict_in(profile, "model"), dict_in(profile, "machine")
+    shown, measured = dict_in(profile, "input"), dict_in(profile, "measured")
+    lines = labelled()
+    lines.add_row("model", Text(model_fact(model)))
     tokens = f"{shown['visual_tokens']:,} visual tokens, {shown['text_tokens']:,} of text"
     lines.add_row("input", Text(f"{_shown(shown)}: {tokens}"))
-    threads = _number(machine, "threads")
+    threads = number_in(machine, "threads")
     where = f"{printable(str(machine['name']))}, " + (
         f"{threads:.0f} thread{'s' if threads != 1 else ''}" if threads else str(machine["device"])
     )
     lines.add_row(
         "machine",
-        Text(f"{where}: {_si(_number(machine, 'flops_per_second'))}FLOP/s, "
-             f"{_si(_number(machine, 'bytes_per_second'))}B/s"),
+        Text(f"{where}: {si(number_in(machine, 'flops_per_second'))}FLOP/s, "
+             f"{si(number_in(machine, 'bytes_per_second'))}B/s"),
     )  # fmt: skip
     lines.add_row("measured", Text(_how(measured, model)))
     return lines
@@ -108,21 +93,20 @@ def _facts(profile: Values) -> Table:
 def _shown(shown: Values) -> str:
     """What was looked at: files, or pixels that were made up."""
     if shown["decoder"] != "none":
-        return _read(shown)
+        return read_fact(shown)
     size = f"{shown['width']} x {shown['height']}"
     if shown["frames"]:
         return f"a video of {size}, {shown['frames']} frames"
-    tiles = _number(shown, "tiles")
+    tiles = number_in(shown, "tiles")
     return f"a picture of {size}" + (f" in {tiles:.0f} tiles" if tiles > 1 else "")
 
 
 def _how(measured: Values, model: Values) -> str:
     if not measured:
         return "nothing but the machine's ceilings"
-    passes = _number(measured, "passes")
-    times = (
-        f"{passes:.0f} pass{'es' if passes != 1 else ''} in {_time(_number(measured, 'seconds'))}"
-    )
+    passes = number_in(measured, "passes")
+    took = duration(number_in(measured, "seconds"))
+    times = f"{passes:.0f} pass{'es' if passes != 1 else ''} in {took}"
     if measured["how"] == "whole":
         return f"the whole model with random weights, {times}"
     return f"single layers with random weights, summed over all {model['layers']}, {times}"
@@ -135,7 +119,7 @@ def _name(row: Values) -> str:
 def _rows(rows: list[Values]) -> Table:
     """Every keep and preset: what is left, and how much faster it is."""
     timed = any(row.get("seconds") for row in rows)
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    table = plain_table(gap=1)
     table.add_column("", no_wrap=True)
     table.add_column("layer:left", overflow="fold", min_width=15)
     table.add_column("prefill\nFLOPs", justify="right")
@@ -147,14 +131,14 @@ def _rows(rows: list[Values]) -> Table:
     for row in rows:
         if "error" in row:
             continue
-        flops, cache = _dict(row, "flops"), _dict(row, "kv_cache_bytes")
-        share = _number(flops, "prefill") / _number(flops, "prefill_full")
+        flops, cache = dict_in(row, "flops"), dict_in(row, "kv_cache_bytes")
+        share = number_in(flops, "prefill") / number_in(flops, "prefill_full")
         table.add_row(
             Text(printable(_name(row))),
             Text(_left(row)),
-            f"{_si(_number(flops, 'prefill'))}",
+            f"{si(number_in(flops, 'prefill'))}",
             Bar(share),
-            f"{_si(_number(cache, 'kept'))}B",
+            f"{si(number_in(cache, 'kept'))}B",
             *_speeds(row, timed),
         )
     return table
@@ -162,33 +146,33 @@ def _rows(rows: list[Values]) -> Table:
 
 def _left(row: Values) -> str:
     """ "2:958 24:146": the layers that were cut at, and the visual tokens left there."""
-    tokens = _dict(row, "tokens")
-    stages = cast("list[Values]", _list(tokens, "stages"))
+    tokens = dict_in(row, "tokens")
+    stages = cast("list[Values]", list_in(tokens, "stages"))
     cuts = [f"{stage['layer']}:{stage['after']:,}" for stage in stages]
     return " ".join(cuts) or f"all {tokens['visual']:,}"
 
 
 def _speeds(row: Values, timed: bool) -> Iterator[str]:
-    compare = _dict(row, "compare")
-    limit = f"{_number(compare, 'prefill_roofline'):.2f} x"
+    compare = dict_in(row, "compare")
+    limit = f"{number_in(compare, 'prefill_roofline'):.2f} x"
     if not timed:
         yield limit
         return
-    yield _seconds(_number(_dict(row, "seconds"), "first_token"))
-    yield f"{_number(compare, 'prefill_speedup'):.2f} x"
+    yield _seconds(number_in(dict_in(row, "seconds"), "first_token"))
+    yield f"{number_in(compare, 'prefill_speedup'):.2f} x"
     yield limit
-    yield f"{_number(compare, 'realised_fraction'):.0%}"
+    yield f"{number_in(compare, 'realised_fraction'):.0%}"
 
 
 def _seconds(seconds: float) -> str:
-    """Like `_time`, but whole seconds from 100 on."""
-    return f"{seconds:,.0f} s" if seconds >= 99.995 else _time(seconds)
+    """Like `duration`, but whole seconds from 100 on."""
+    return f"{seconds:,.0f} s" if seconds >= 99.995 else duration(seconds)
 
 
 def _parts(plain: Values, row: Values) -> Table:
     """Where the time and the FLOPs go, unpruned and pruned."""
     timed = bool(row.get("seconds"))
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("")
     for head in ("FLOPs", _name(row)):
         table.add_column(head, justify="right")
@@ -207,14 +191,15 @@ def _parts(plain: Values, row: Values) -> Table:
 
 def _memory(plain: Values, row: Values) -> str:
     """The estimated peak, unpruned and pruned."""
-    weights, before = (_number(_dict(plain, "memory_bytes"), key) for key in ("weights", "peak"))
-    after = _number(_dict(row, "memory_bytes"), "peak")
-    return f"weights {_si(weights)}B; peak about {_si(before)}B, {_name(row)} {_si(after)}B"
+    memory = dict_in(plain, "memory_bytes")
+    weights, before = number_in(memory, "weights"), number_in(memory, "peak")
+    after = number_in(dict_in(row, "memory_bytes"), "peak")
+    return f"weights {si(weights)}B; peak about {si(before)}B, {_name(row)} {si(after)}B"
 
 
 def _spread(row: Values) -> str:
     """How far the passes are apart."""
-    found = cast("list[float]", _list(_dict(row, "compare"), "prefill_spread"))
+    found = cast("list[float]", list_in(dict_in(row, "compare"), "prefill_spread"))
     if not found:
         return ""
     low, high = found
@@ -223,19 +208,19 @@ def _spread(row: Values) -> str:
 
 def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, str]]]:
     """Every part, with its FLOPs unpruned and pruned."""
-    before, after = _dict(plain, "flops"), _dict(row, "flops")
+    before, after = dict_in(plain, "flops"), dict_in(row, "flops")
 
     def both(key: str) -> tuple[str, str]:
-        found = [_number(flops, key) for flops in (before, after)]
-        return tuple(_si(one).strip() if one else "" for one in found)  # type: ignore[return-value]
+        found = [number_in(flops, key) for flops in (before, after)]
+        return tuple(si(one).strip() if one else "" for one in found)  # type: ignore[return-value]
 
     if plain.get("seconds"):
         yield "preprocess", ("", "")
-    yield "vision", both("tower") if _number(before, "projector") else both("vision")
-    if _number(before, "projector"):
+    yield "vision", both("tower") if number_in(before, "projector") else both("vision")
+    if number_in(before, "projector"):
         yield "  projector", both("projector")
     yield "prefill", both("prefill")
-    layers = [cast("list[float]", _list(flops, "prefill_by_layer")) for flops in (before, after)]
+    layers = [cast("list[float]", list_in(flops, "prefill_by_layer")) for flops in (before, after)]
     yield "  a layer", (_range(layers[0]), _range(layers[1]))
     yield "decode", both("decode")
     yield "  a token", both("decode_per_token")
@@ -243,16 +228,16 @@ def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, st
 
 def _range(flops: list[float]) -> str:
     """ "1.36 T", or "40.2 G to 1.36 T"."""
-    low, high = _si(min(flops)).strip(), _si(max(flops)).strip()
+    low, high = si(min(flops)).strip(), si(max(flops)).strip()
     return high if low == high else f"{low} to {high}"
 
 
 def _took(row: Values, part: str) -> float:
     """Seconds of a part: measured, else at the machine's ceilings."""
     if row.get("seconds"):
-        return _number(_dict(row, "seconds"), part)
-    roof = _dict(row, "roofline")
+        return number_in(dict_in(row, "seconds"), part)
+    roof = dict_in(row, "roofline")
     if part == "decode":
-        steps = max(_number(_dict(row, "tokens"), "answer") - 1, 0)
-        return steps * _number(roof, "decode_per_token")
-    return _number(roof, part)
+        steps = max(number_in(dict_in(row, "tokens"), "answer") - 1, 0)
+        return steps * number_in(roof, "decode_per_token")
+    return number_in(roof, part)

@@ -1,0 +1,55 @@
+"""What several tables say of a run: what was read, which model, whether pruning pays."""
+
+from __future__ import annotations
+
+import os
+from typing import cast
+
+from vtprune.console.formats import duration, si
+from vtprune.console.terminal import printable
+from vtprune.console.values import Values, list_in, number_in
+
+PAYS = 1.05  # a measured speed-up below this is no speed-up
+
+
+def read_fact(source: Values) -> str:
+    """The files, and what was looked at of them."""
+    files = [
+        printable(os.path.basename(str(file)) or str(file)) for file in list_in(source, "files")
+    ]
+    names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    parts = [f"{names}: {source['modality']}"]
+    if len(files) == 1:
+        parts[0] += f" {source['width']} x {source['height']}"
+    if source["duration"]:
+        parts.append(duration(number_in(source, "duration")))
+    if source["frames"]:
+        parts.append(_frames(source))
+    tiles = number_in(source, "tiles")
+    if tiles > 1:
+        parts.append(f"{tiles:.0f} tiles")
+    return f"{', '.join(parts)} ({source['decoder']})"
+
+
+def model_fact(model: Values, kernel: bool = True) -> str:
+    """A model's name and size, and what it runs on.
+
+    Args:
+        kernel: say which attention kernel, too.
+    """
+    parameters = si(number_in(model, "parameters")).replace("G", "B").strip()  # a billion
+    told = (
+        f"{printable(str(model['name']))}: {parameters} parameters, {model['layers']} layers, "
+        f"{model['device']}, {model['dtype']}"
+    )
+    return f"{told}, {model['attention']}" if kernel else told
+
+
+def _frames(source: Values) -> str:
+    """How many frames, and where they are where that is one clip."""
+    told = f"{source['frames']} frame{'s' if source['frames'] != 1 else ''}"
+    times = [f"{time:.1f}" for time in cast("list[float]", source["timestamps"])]
+    if len(list_in(source, "files")) > 1 or not times:
+        return told
+    shown = ", ".join(times) if len(times) <= 3 else f"{times[0]}, {times[1]} ... {times[-1]}"
+    return f"{told} at {shown} s"

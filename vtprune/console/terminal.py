@@ -1,0 +1,83 @@
+"""Where is written to, and the line that says how far the work is."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+BAR = 14  # characters of the progress bar
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
+
+def stderr_console() -> Console:
+    """For everything that is not the answer; plain text in a pipe and under NO_COLOR."""
+    return _console(stderr=True)
+
+
+def stdout_console() -> Console:
+    """For the tables that a command is asked for."""
+    return _console(stderr=False)
+
+
+def _console(stderr: bool) -> Console:
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
+
+
+def printable(text: str) -> str:
+    """Text from a model or a file's name without what could steer a terminal."""
+    return CONTROLS.sub("", text)
+
+
+class ProgressLine:
+    """One line that says how far the work is, gone when it is done; only ever on a terminal.
+
+    Args:
+        console: where.
+        silent: never show anything.
+    """
+
+    def __init__(self, console: Console, silent: bool = False) -> None:
+        self.shown = console.file.isatty() and not console.is_dumb_terminal and not silent
+        self._console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._stage = ""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Shows `done` of `total` of a stage; a total of 0 or 1 shows that it goes on."""
+        if not self.shown:
+            return
+        if stage != self._stage or (total and done >= total):
+            self.stop()
+        if total and done >= total:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}", style="dim", markup=False),
+                BarColumn(bar_width=BAR, complete_style="cyan", pulse_style="cyan"),
+                TextColumn("{task.fields[counts]}", style="dim", markup=False),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(stage, total=None, counts="")
+            self._stage = stage
+            self._progress.start()
+        if total > 1:
+            counts = f"{done:,} of {total:,}"
+            self._progress.update(self._task, completed=done, total=total, counts=counts)
+
+    def stop(self) -> None:
+        """Takes the line away."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._stage = None, ""
