@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from vtprune.cli.flags import (
     preset_from,
     sampling_from,
 )
-from vtprune.cli.help import Option, SectionedCommand
+from vtprune.cli.help import Option, SectionedCommand, section
 from vtprune.cli.options import media_options, model_options
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ Examples:
   echo "what is this?" | vtprune ask photo.jpg -
 """
 
-_pruning = partial(click.option, cls=Option, section="Pruning")
-_answer = partial(click.option, cls=Option, section="Answer")
-_output = partial(click.option, cls=Option, section="Output")
+_pruning, _answer, _output = section("Pruning"), section("Answer"), section("Output")
 
 
 # fmt: off

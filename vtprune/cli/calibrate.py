@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from vtprune.cli.flags import (
     read_question,
     sampling_from,
 )
-from vtprune.cli.help import Option, SectionedCommand
+from vtprune.cli.help import SectionedCommand, section
 from vtprune.cli.options import media_options, uncalibrated_options
 from vtprune.errors import VtpruneError
 
@@ -40,9 +39,8 @@ Examples:
   vtprune ask clip.mp4 "what happens?" --calibration c.yaml --preset p.yaml
 """
 
-_ask = partial(click.option, cls=Option, section="Questions")
-_search = partial(click.option, cls=Option, section="Search for a schedule")
-_output = partial(click.option, cls=Option, section="Output")
+_ask, _output = section("Questions"), section("Output")
+_search = section("Search for a schedule")
 
 
 @dataclass(frozen=True)

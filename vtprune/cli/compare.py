@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,11 @@ from vtprune.cli.flags import (
     loading_from,
     media_and_questions,
     method_options,
+    rows_asked,
     sampling_from,
 )
-from vtprune.cli.help import Option, SectionedCommand
-from vtprune.cli.options import media_options, model_options
+from vtprune.cli.help import SectionedCommand, section
+from vtprune.cli.options import media_options, model_options, row_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -36,24 +36,14 @@ Examples:
     --plot speed.png
 """
 
-_rows = partial(click.option, cls=Option, section="Rows")
-_time = partial(click.option, cls=Option, section="Measuring")
-_answer = partial(click.option, cls=Option, section="Answer")
-_output = partial(click.option, cls=Option, section="Output")
+_rows, _time = section("Rows"), section("Measuring")
+_answer, _output = section("Answer"), section("Output")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
-@_rows("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-       help="Methods, each at its own place.")
-@_rows("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
-       help="Packaged presets or files, beside the methods.  [default: balanced, where no method "
-       "is named]")
-@_rows("--keep", metavar="FRACTION,...", default="0.5,0.3,0.1", show_default=True,
-       help="Kept fractions of the visual tokens, each an average over the decoder's layers.")
-@_rows("--at", metavar="PLACE", shell_complete=complete.complete_place,
-       help="Where all --methods cut: input, ecl, horizon, a layer number or a depth such as 60%.")
+@row_options
 @_rows("-o", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
        help="An option of all --methods that have it; repeatable.")
 @_rows("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
@@ -73,8 +63,6 @@ _output = partial(click.option, cls=Option, section="Output")
 @_output("--quiet", is_flag=True, help="Print the table only.")
 def compare(
     inputs: tuple[str, ...],
-    methods: str | None,
-    presets: str | None,
     repeats: int,
     no_measure: bool,
     csv: Path | None,
@@ -96,7 +84,7 @@ def compare(
     user = load_config()
     paths, questions = media_and_questions(inputs, ())
     check_ranges(flags)
-    lineup = _line_up(flags, user, methods, presets)
+    lineup = _line_up(flags, user)
     if repeats < 1:
         raise VtpruneError(f"--repeats {repeats} is out of range", "1 or more; 5 to rely on")
     if plot is not None and no_measure:
@@ -114,31 +102,25 @@ def compare(
         from vtprune.speed_chart import draw_speed
 
         output.save_file(plot, draw_speed(found), "--plot")
-    _show(found, flags)  # last, so that a reader who goes away costs no file
+    from vtprune.console import comparison
+
+    output.show_tables(
+        found.to_dict(), flags.json, flags.quiet, comparison.show_comparison, comparison.show_notes
+    )  # last, so that a reader who goes away costs no file
     if all(row.error for row in found.rows if row.role == "asked"):
         raise VtpruneError("nothing of what was asked could be run", "each row says why")
 
 
-def _line_up(flags: Flags, user: Config, methods: str | None, presets: str | None) -> Lineup:
+def _line_up(flags: Flags, user: Config) -> Lineup:
     """The rows that are wanted.
 
     Raises:
         PresetError: every fault of them.
     """
     from vtprune.lineup import line_up
-    from vtprune.preset import DEFAULT
 
-    if methods is None and presets is None:
-        presets = user.preset or DEFAULT
-    if flags.at is not None and methods is None:
-        raise VtpruneError("--at without --methods", "name the methods that should cut there")
     options = method_options(flags.option)
-    given = (_listed(methods), _listed(flags.keep), _listed(presets))
-    return line_up(*given, at=flags.at, options=options, seed=flags.seed)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [] if text is None else [part.strip() for part in text.split(",")]
+    return line_up(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
 
 
 def _run(
@@ -165,18 +147,3 @@ def _run(
             repeats=repeats,
             on_progress=show,
         )
-
-
-def _show(found: Comparison, flags: Flags) -> None:
-    """The table on standard output, what helps to read it on standard error."""
-    from vtprune.cli.output import to_json
-    from vtprune.console import stderr_console, stdout_console
-    from vtprune.console.comparison import show_comparison, show_notes
-
-    values = found.to_dict()
-    if flags.json:
-        click.echo(to_json(values))
-        return
-    show_comparison(values, stdout_console())
-    if not flags.quiet:
-        show_notes(values, stderr_console())

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,11 @@ from vtprune.cli.flags import (
     limits_from,
     loading_from,
     method_options,
+    rows_asked,
     sampling_from,
 )
-from vtprune.cli.help import Option, SectionedCommand
-from vtprune.cli.options import media_options, model_options
+from vtprune.cli.help import SectionedCommand, section
+from vtprune.cli.options import media_options, model_options, row_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -42,23 +42,13 @@ Examples:
   vtprune evaluate demo --presets balanced,fast --keep 0.3
 """
 
-_rows = partial(click.option, cls=Option, section="Rows")
-_ask = partial(click.option, cls=Option, section="Questions")
-_output = partial(click.option, cls=Option, section="Output")
+_rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("questions", metavar="QUESTIONS.jsonl")
-@_rows("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-       help="Methods, each at its own place.")
-@_rows("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
-       help="Packaged presets or files, beside the methods.  [default: balanced, where no method "
-       "is named]")
-@_rows("--keep", metavar="FRACTION,...", default="0.5,0.3,0.1", show_default=True,
-       help="Kept fractions of the visual tokens, each an average over the decoder's layers.")
-@_rows("--at", metavar="PLACE", shell_complete=complete.complete_place,
-       help="Where all --methods cut: input, ecl, horizon, a layer number or a depth such as 60%.")
+@row_options
 @_rows("-O", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
        help="An option of all --methods that have it; repeatable.")
 @_rows("--beside", is_flag=True, help="Random and uniform again at the layers and counts of every "
@@ -82,8 +72,6 @@ _output = partial(click.option, cls=Option, section="Output")
 @_output("--quiet", is_flag=True, help="Print the table only.")
 def evaluate(
     questions: str,
-    methods: str | None,
-    presets: str | None,
     beside: bool,
     seeds: int,
     limit: int | None,
@@ -112,13 +100,17 @@ def evaluate(
         if path is not None:
             output.check_target(path, option)
     with output.libraries_silenced(), _questions(questions, limit, flags) as asked:
-        lineup, plan = _plan(flags, user, methods, presets, asked, seeds, beside)
+        lineup, plan = _plan(flags, user, asked, seeds, beside)
         found = _run(flags, user, lineup, plan, metric, answers, questions == DEMO)
     if plot is not None:
         from vtprune.evaluation.plot import plot as draw
 
         output.save_file(plot, draw(found), "--plot")
-    _show(found, flags)
+    from vtprune.console import evaluation
+
+    output.show_tables(
+        found.to_dict(), flags.json, flags.quiet, evaluation.show_evaluation, evaluation.show_notes
+    )
 
 
 def _check_metric(metric: str) -> None:
@@ -148,13 +140,7 @@ def _questions(source: str, limit: int | None, flags: Flags) -> Iterator[list[As
 
 
 def _plan(
-    flags: Flags,
-    user: Config,
-    methods: str | None,
-    presets: str | None,
-    asked: list[Asked],
-    seeds: int,
-    beside: bool,
+    flags: Flags, user: Config, asked: list[Asked], seeds: int, beside: bool
 ) -> tuple[Lineup, Plan]:
     """The rows that are wanted.
 
@@ -163,21 +149,12 @@ def _plan(
     """
     from vtprune.evaluation.cells import cells_of
     from vtprune.evaluation.run import Plan
-    from vtprune.preset import DEFAULT
 
-    if methods is None and presets is None:
-        presets = user.preset or DEFAULT
-    if flags.at is not None and methods is None:
-        raise VtpruneError("--at without --methods", "name the methods that should cut there")
     lineup, cells = cells_of(
-        _listed(methods), _listed(flags.keep), _listed(presets), at=flags.at,
-        options=method_options(flags.option), seed=flags.seed, seeds=seeds, beside=beside,
+        *rows_asked(flags, user), at=flags.at, options=method_options(flags.option),
+        seed=flags.seed, seeds=seeds, beside=beside,
     )  # fmt: skip
     return lineup, Plan(tuple(asked), tuple(cells), lineup.notes)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [] if text is None else [part.strip() for part in text.split(",")]
 
 
 def _run(
@@ -217,18 +194,3 @@ def _demo_score(asked: Asked, given: str) -> float:
     from vtprune.demo.score import score
 
     return float(score(asked.kind, asked.answer or "", given) == 1.0)
-
-
-def _show(found: Evaluation, flags: Flags) -> None:
-    """The table on standard output, what helps to read it on standard error."""
-    from vtprune.cli.output import to_json
-    from vtprune.console import stderr_console, stdout_console
-    from vtprune.console.evaluation import show_evaluation, show_notes
-
-    values = found.to_dict()
-    if flags.json:
-        click.echo(to_json(values))
-        return
-    show_evaluation(values, stdout_console())
-    if not flags.quiet:
-        show_notes(values, stderr_console())

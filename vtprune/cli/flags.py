@@ -47,6 +47,8 @@ class Flags:
     preset: str | None = None
     keep: str | None = None
     method: str | None = None
+    methods: str | None = None
+    presets: str | None = None
     at: str | None = None
     option: tuple[str, ...] = ()
     seed: int | None = None
@@ -160,6 +162,27 @@ def method_options(pairs: Sequence[str]) -> dict[str, str]:
             raise VtpruneError(f"-o {pair} is not key=value", "for example: -o norm=none")
         options[key.strip()] = value.strip()
     return options
+
+
+def listed(text: str | None) -> list[str]:
+    """The parts of a list with commas."""
+    return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def rows_asked(flags: Flags, user: Config) -> tuple[list[str], list[str], list[str]]:
+    """The methods, keeps and presets of a table; the user's preset where none is named.
+
+    Raises:
+        VtpruneError: a place without methods that could cut there.
+    """
+    from vtprune.preset import DEFAULT
+
+    presets = flags.presets
+    if flags.methods is None and presets is None:
+        presets = user.preset or DEFAULT
+    if flags.at is not None and flags.methods is None:
+        raise VtpruneError("--at without --methods", "name the methods that should cut there")
+    return listed(flags.methods), listed(flags.keep), listed(presets)
 
 
 def preset_from(flags: Flags, user: Config) -> Preset:

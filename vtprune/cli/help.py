@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import click
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class Option(click.Option):
@@ -15,6 +21,11 @@ class Option(click.Option):
     def __init__(self, *args: object, section: str = "Options", **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.section = section
+
+
+def section(heading: str) -> Callable[..., Callable[[F], F]]:
+    """`click.option` for options that are listed under a heading."""
+    return partial(click.option, cls=Option, section=heading)
 
 
 class SectionedCommand(click.Command):

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
 from vtprune.cli import complete
-from vtprune.cli.help import Option
-
-F = TypeVar("F", bound=Callable[..., object])
+from vtprune.cli.help import F, Option
 
 
 def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
@@ -29,6 +26,10 @@ def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[
 _opt = partial(partial, click.option)
 
 # fmt: off
+_DTYPE = _opt("--dtype", metavar="NAME",
+              help="auto, float32, bfloat16 or float16.  [default: auto]")
+_KERNEL = _opt("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, "
+               "eager, flash_attention_2.")
 _LOADING = (
     _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
          help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
@@ -36,9 +37,8 @@ _LOADING = (
     _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
          "there are.  [default: auto]"),
     _opt("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes."),
-    _opt("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"),
-    _opt("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, "
-         "eager, flash_attention_2."),
+    _DTYPE,
+    _KERNEL,
 )
 _CALIBRATION = _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
                     help="Where ecl and horizon are in this model.")
@@ -50,6 +50,33 @@ model_options = _group("Model", *_LOADING, _CALIBRATION, _TRUST)
 
 uncalibrated_options = _group("Model", *_LOADING, _TRUST)
 """The same, for what finds out where it can be cut."""
+
+shape_options = _group(
+    "Model",
+    _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
+         help="Short name (vtprune models), hub id, directory or config.json; no weights are "
+         "needed.  [default: embedded]"),
+    _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]"),
+    _DTYPE,
+    _KERNEL,
+    _CALIBRATION,
+)
+"""Which model, where its shape alone is wanted."""
+
+row_options = _group(
+    "Rows",
+    _opt("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
+         help="Methods, each at its own place."),
+    _opt("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
+         help="Packaged presets or files, beside the methods.  [default: balanced, where no "
+         "method is named]"),
+    _opt("--keep", metavar="FRACTION,...", default="0.5,0.3,0.1", show_default=True,
+         help="Kept fractions of the visual tokens, each an average over the decoder's layers."),
+    _opt("--at", metavar="PLACE", shell_complete=complete.complete_place,
+         help="Where all --methods cut: input, ecl, horizon, a layer number or a depth such as "
+         "60%."),
+)
+"""Which methods and presets, at which keeps; `flags.rows_asked` reads them."""
 
 media_options = _group(
     "Media",

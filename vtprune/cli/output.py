@@ -10,12 +10,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.console import ProgressLine, printable, render, show_question, stderr_console
+from vtprune.console import (
+    ProgressLine,
+    printable,
+    render,
+    show_question,
+    stderr_console,
+    stdout_console,
+)
 from vtprune.errors import VtpruneError
 from vtprune.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Transcript:
@@ -151,6 +162,29 @@ def _unwritable(path: Path, error: OSError, option: str) -> VtpruneError:
     return VtpruneError(
         f"{path}: can't save there: {error.strerror}", f"give {option} a file that can be written"
     )
+
+
+def show_tables(
+    values: Mapping[str, object],
+    as_json: bool,
+    quiet: bool,
+    tables: Callable[[Mapping[str, object], Console], None],
+    notes: Callable[[Mapping[str, object], Console], None],
+) -> None:
+    """Shows what a command found.
+
+    Args:
+        as_json: as one JSON object, in place of everything else.
+        quiet: without the notes.
+        tables: prints them, on standard output.
+        notes: prints what helps to read them, on standard error.
+    """
+    if as_json:
+        click.echo(to_json(values))
+        return
+    tables(values, stdout_console())
+    if not quiet:
+        notes(values, stderr_console())
 
 
 @contextmanager

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vtprune.cli import complete
-from vtprune.cli.flags import EMBEDDED, Flags, check_ranges, limits_from, method_options
-from vtprune.cli.help import Option, SectionedCommand
+from vtprune.cli.flags import (
+    EMBEDDED,
+    Flags,
+    check_number,
+    check_ranges,
+    limits_from,
+    listed,
+    method_options,
+)
+from vtprune.cli.help import SectionedCommand, section
+from vtprune.cli.options import shape_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -28,25 +36,14 @@ Examples:
   vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --method dart
 """
 
-_model = partial(click.option, cls=Option, section="Model")
-_input = partial(click.option, cls=Option, section="Input")
-_rows = partial(click.option, cls=Option, section="Rows")
-_time = partial(click.option, cls=Option, section="Measuring")
-_output = partial(click.option, cls=Option, section="Output")
+_input, _rows = section("Input"), section("Rows")
+_time, _output = section("Measuring"), section("Output")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("media", nargs=-1, metavar="[MEDIA]...")
-@_model("--model", metavar="NAME", shell_complete=complete.complete_model,
-        help="Short name (vtprune models), hub id, directory or config.json; no weights are "
-        "needed.  [default: embedded]")
-@_model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]")
-@_model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]")
-@_model("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, eager, "
-        "flash_attention_2.")
-@_model("--calibration", type=click.Path(path_type=Path), metavar="FILE",
-        help="Where ecl and horizon are in this model.")
+@shape_options
 @_input("--image", metavar="SIZE", help="A picture of this size, such as 1344x1344, or a file.  "
         "[default: the largest that the family takes]")
 @_input("--video", metavar="SIZE", help="A video: frames, width and height, such as 64x448x448; "
@@ -104,39 +101,24 @@ def profile(
 
     flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
     check_ranges(flags)
-    check_numbers(text_tokens=text_tokens, answer_tokens=answer_tokens, repeats=repeats)
+    numbers = {"text_tokens": text_tokens, "answer_tokens": answer_tokens, "repeats": repeats}
+    for name, value in numbers.items():
+        check_number(name, value, 1)
     if not 0 < seconds < math.inf:
         raise VtpruneError(f"--seconds {seconds:g} is out of range", "above 0; 60 is usual")
     if plot is not None:
         output.check_target(plot, "--plot")
     with output.libraries_silenced():
         shown = what_is_shown(media, image, video, flags)
-        found = run(flags, user, shown, {
-            "text_tokens": text_tokens, "answer_tokens": answer_tokens, "seconds": seconds,
-            "repeats": repeats, "timed": not no_measure,
-        })  # fmt: skip
+        found = run(flags, user, shown, {**numbers, "seconds": seconds, "timed": not no_measure})
     values_found = found.to_dict()
     if plot is not None:
         from vtprune.profile_chart import draw_profile
 
         output.save_file(plot, draw_profile(values_found), "--plot")
-    if flags.json:
-        click.echo(output.to_json(values_found))
-        return
-    from vtprune.console import stderr_console, stdout_console
     from vtprune.console.profile import show_profile, show_warnings
 
-    show_profile(values_found, stdout_console())
-    if not flags.quiet:
-        show_warnings(values_found, stderr_console())
-
-
-def check_numbers(**values: int) -> None:
-    """Refuses whole numbers below 1."""
-    for name, value in values.items():
-        if value < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise VtpruneError(f"{option} {value} is out of range", "a whole number, 1 or more")
+    output.show_tables(values_found, flags.json, flags.quiet, show_profile, show_warnings)
 
 
 def what_is_shown(
@@ -170,10 +152,8 @@ def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]
     from vtprune.profiling.profile import Options, profile
 
     name = flags.model or user.model
-    keeps = [check_keep(part.strip()) for part in str(flags.keep).split(",")]
-    presets = None
-    if flags.preset is not None:
-        presets = [part.strip() for part in flags.preset.split(",")]
+    keeps = [check_keep(part) for part in listed(flags.keep)]
+    presets = None if flags.preset is None else listed(flags.preset)
     options = Options(
         device=flags.device or user.device or "auto",
         dtype=flags.dtype or user.dtype or "auto",
