@@ -43,14 +43,23 @@ class FakeRun:
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
     fail_at: int = -1
-    load: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
 
-    def fake_load(self, name: str | None, **options: Any) -> str:
-        self.load = {"name": name, **options}
+    def fake_open(self, name: str | None, **options: Any) -> FakeRun:
+        self.options = {"name": name, **options}
         options["on_progress"]("loading", 0, 1)
-        options["on_progress"]("loading", 1, 1)
+        return self
+
+    def load(self) -> str:
+        self.options["on_progress"]("loading", 1, 1)
         return "loaded"
+
+    def fake_gather(
+        self, opened: FakeRun, prompts: Sequence[Any], sampling: object, preset: object,
+        limits: object, on_progress: object,
+    ) -> tuple[str, list[Any]]:  # fmt: skip
+        return opened.load(), list(prompts)
 
     def fake_ask(
         self, loaded: object, paths: Sequence[str], questions: Sequence[str], preset: object,
@@ -84,7 +93,8 @@ def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     found = FakeRun()
-    monkeypatch.setattr(run, "load", found.fake_load)
+    monkeypatch.setattr(run, "open_model", found.fake_open)
+    monkeypatch.setattr(run, "load_and_gather", found.fake_gather)
     monkeypatch.setattr(run, "ask", found.fake_ask)
     return found
 
@@ -186,8 +196,8 @@ def test_control_characters_in_an_answer_are_dropped(fake: FakeRun, clip: str) -
 
 def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str) -> None:
     invoke("ask", clip, "what?")
-    assert fake.load.pop("on_progress")
-    assert fake.load == {
+    assert fake.options.pop("on_progress")
+    assert fake.options == {
         "name": None, "device": "auto", "dtype": "auto", "attention": None, "quantize": None,
         "calibration": None,
         "trust_remote_code": False,
@@ -210,10 +220,10 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     )
     result = invoke("ask", clip, "what?", *arguments.split())
     assert result.exit_code == 0, result.stderr
-    assert fake.load["name"] == "qwen2.5-vl-7b"
-    assert fake.load["calibration"] == Path("c.yaml")
-    assert (fake.load["device"], fake.load["dtype"]) == ("cpu", "float32")
-    assert (fake.load["attention"], fake.load["trust_remote_code"]) == ("eager", True)
+    assert fake.options["name"] == "qwen2.5-vl-7b"
+    assert fake.options["calibration"] == Path("c.yaml")
+    assert (fake.options["device"], fake.options["dtype"]) == ("cpu", "float32")
+    assert (fake.options["attention"], fake.options["trust_remote_code"]) == ("eager", True)
     preset = fake.asked["preset"]
     (stage,) = preset.stages_for("image")
     assert (stage.at, stage.method) == ("3", "entropy")
@@ -227,7 +237,7 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
 
 def test_embedded_names_the_model_of_the_package(fake: FakeRun, clip: str) -> None:
     invoke("ask", clip, "what?", "--model", "embedded")
-    assert fake.load["name"] is None
+    assert fake.options["name"] is None
 
 
 NO_FLAGS = Flags(
@@ -259,11 +269,11 @@ def test_sampling_flags_replace_the_presets(
 def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_config: Path) -> None:
     own_config.write_text("model: qwen2.5-vl-7b\npreset: fast\nmax_new_tokens: 9\nsystem: brief\n")
     invoke("ask", clip, "what?", "--max-new-tokens", "3")
-    assert fake.load["name"] == "qwen2.5-vl-7b"
+    assert fake.options["name"] == "qwen2.5-vl-7b"
     assert fake.asked["preset"].name == "fast"
     assert fake.asked["generation"] == run.Generation(3, system="brief")
     invoke("ask", clip, "what?", "--preset", "document", "--model", "embedded")
-    assert (fake.asked["preset"].name, fake.load["name"]) == ("document", None)
+    assert (fake.asked["preset"].name, fake.options["name"]) == ("document", None)
 
 
 # ask: errors
@@ -310,7 +320,7 @@ def test_bad_value_is_one_error_line(
     assert re.match(message, result.stderr)
     assert len(result.stderr.splitlines()) <= 2
     assert result.stdout == ""
-    assert fake.load == {}
+    assert fake.options == {}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +349,7 @@ def test_misspelt_option_is_corrected(clip: str) -> None:
 def test_missing_file_is_told_before_a_model_is_loaded(fake: FakeRun) -> None:
     result = invoke("ask", "none.mp4", "what?")
     assert result.stderr == "Error: none.mp4: no such file or directory\nhint: check the path\n"
-    assert (result.exit_code, fake.load) == (1, {})
+    assert (result.exit_code, fake.options) == (1, {})
 
 
 def test_question_that_is_a_file_is_refused(fake: FakeRun, clip: str) -> None:
@@ -449,7 +459,7 @@ def test_save_target_is_checked_before_the_model_is_loaded(
 ) -> None:
     result = invoke("ask", clip, "what?", "--save", str(tmp_path / target))
     assert re.match(f"Error: .*can't save there: .*{reason}", result.stderr)
-    assert (result.exit_code, fake.load) == (1, {})
+    assert (result.exit_code, fake.options) == (1, {})
 
 
 # The other commands
@@ -676,10 +686,10 @@ SLOW = """
 import sys, time
 from vtprune import run
 from vtprune.cli import main
-def load(name, **options):
+def open_model(name, **options):
     print("ready", flush=True)
     time.sleep(30)
-run.load = load
+run.open_model = open_model
 sys.argv = ["vtprune", "ask", {clip!r}, "what?"]
 main()
 """

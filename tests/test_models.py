@@ -651,6 +651,22 @@ def test_resizing_is_chunk_by_chunk_the_same():
     )
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_resizing_is_the_same_whatever_torchs_default_dtype(name, kind):
+    """Which is the model's for a while, when it is loaded: media are resized meanwhile."""
+    if kind not in tiny.KINDS[name]:
+        pytest.skip("this family takes no video")
+    family, files, items = family_of(name), files_of(name), items_of(kind)
+    expected = [one.pixels for one in prepare(family, files, items)]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = [one.pixels for one in prepare(family, files, items)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("resample", [2, 3])
 def test_resizing_a_plain_picture_keeps_its_colour(resample):
     plain = torch.full((1, 3, 40, 70), 200, dtype=torch.uint8)

@@ -12,14 +12,13 @@ import torch
 
 from vtprune.errors import ModelError, PresetError
 from vtprune.layout import MODALITIES
-from vtprune.models.base import Inputs, Plan, Prepared, Sampling, Turn
+from vtprune.models.base import Inputs, Known, Plan, Prepared, Sampling, Turn
 from vtprune.models.preprocess import resize
 from vtprune.pruners.downsample import Downsample
 from vtprune.schedule import fixed_count
 from vtprune.units import Whole
 
 if TYPE_CHECKING:
-    from vtprune.loading import Loaded
     from vtprune.media import Source
     from vtprune.preset import Preset
 
@@ -50,21 +49,21 @@ class Look:
             return self.source
         return replace(self.source, height=self.size[0], width=self.size[1])
 
-    def plan(self, loaded: Loaded, num_alike: int) -> Plan:
+    def plan(self, known: Known, num_alike: int) -> Plan:
         """What to read of it, and what to do with that.
 
         Args:
             num_alike: files of its kind in the prompt.
         """
-        plan = self.plan_seen(loaded, num_alike)
+        plan = self.plan_seen(known, num_alike)
         if self.size is None:
             return plan
         shrink = functools.partial(_shrink_first, size=self.size, transform=plan.transform)
         return replace(plan, transform=shrink)
 
-    def plan_seen(self, loaded: Loaded, num_alike: int) -> Plan:
+    def plan_seen(self, known: Known, num_alike: int) -> Plan:
         """Likewise, for pictures that are of the size `size` already."""
-        return loaded.family.plan(loaded.files, self.seen, self.sampling, num_alike)
+        return known.family.plan(known.files, self.seen, self.sampling, num_alike)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Shrunk:
 
 
 def shrink(
-    loaded: Loaded, sources: Sequence[Source], sampling: Sampling, preset: Preset
+    known: Known, sources: Sequence[Source], sampling: Sampling, preset: Preset
 ) -> Shrunk | None:
     """The largest looks at the files within the preset's budgets for downsampling.
 
@@ -99,10 +98,10 @@ def shrink(
     if not any(preset.downsamples(modality) for modality in MODALITIES):
         return None
     looks = [Look(source, sampling) for source in sources]
-    full = left = count(loaded, looks)
+    full = left = count(known, looks)
     for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
         mine = [i for i, one in enumerate(sources) if modality in ("all", one.kind)]
-        looks, left = _largest(loaded, looks, left, mine, modality, keep)
+        looks, left = _largest(known, looks, left, mine, modality, keep)
     return Shrunk(tuple(looks), Whole(full.visual, full.text - left.text))
 
 
@@ -142,13 +141,13 @@ class Count:
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
 
 
-def count(loaded: Loaded, looks: Sequence[Look]) -> Count:
+def count(known: Known, looks: Sequence[Look]) -> Count:
     """The tokens of a prompt about files that are looked at in this way, without reading them."""
     kinds = [look.source.kind for look in looks]
-    blank = [_blank(look, look.plan_seen(loaded, kinds.count(look.source.kind))) for look in looks]
+    blank = [_blank(look, look.plan_seen(known, kinds.count(look.source.kind))) for look in looks]
     turns = [Turn("user", "what?", len(looks))]
-    inputs = loaded.family.encode(loaded.files, blank, turns)
-    visual = count_visual(loaded, inputs, kinds)
+    inputs = known.family.encode(known.files, blank, turns)
+    visual = count_visual(known, inputs, kinds)
     text = inputs.tensors["input_ids"].numel() - sum(visual.values())
     tiles = iter(inputs.tiles)
     return Count(
@@ -158,13 +157,13 @@ def count(loaded: Loaded, looks: Sequence[Look]) -> Count:
     )
 
 
-def count_visual(loaded: Loaded, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
+def count_visual(known: Known, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
     """Modality -> visual tokens of a prompt with files of these kinds."""
     present = [name for name in MODALITIES if name in kinds]
     if inputs.media:  # placeholders that both share
         grids = [(kind, len(grid)) for kind, grid in inputs.media]
         return {name: sum(size for kind, size in grids if kind == name) for name in present}
-    ids = loaded.family.placeholders(loaded.model.config)
+    ids = known.family.placeholders(known.files.config)
     row = inputs.tensors["input_ids"]
     return {name: int(torch.isin(row, torch.tensor(ids[name])).sum()) for name in present}
 
@@ -181,7 +180,7 @@ class _Search:
         knob: of pictures, "tiles" or "size"; videos have their frames.
     """
 
-    loaded: Loaded
+    known: Known
     looks: Sequence[Look]
     full: Count
     mine: Sequence[int]
@@ -221,7 +220,7 @@ class _Search:
                                    max(1, round(source.width * scale))))  # fmt: skip
 
     def count(self, setting: int) -> Count:
-        return count(self.loaded, self.at(setting)) if setting < self.top else self.full
+        return count(self.known, self.at(setting)) if setting < self.top else self.full
 
     def lowest(self) -> int:
         """The lowest setting that the family takes."""
@@ -237,7 +236,7 @@ class _Search:
 
 
 def _largest(
-    loaded: Loaded,
+    known: Known,
     looks: Sequence[Look],
     full: Count,
     mine: Sequence[int],
@@ -255,7 +254,7 @@ def _largest(
     found: list[tuple[list[Look], Count]] = []
     pictures = any(looks[i].source.kind == "image" for i in mine)
     for knob in ("tiles", "size") if pictures else ("frames",):
-        search = _Search(loaded, looks, full, mine, modality, knob)
+        search = _Search(known, looks, full, mine, modality, knob)
         counted = functools.cache(search.count)
 
         def tokens(setting: int, counted: Callable[[int], Count] = counted) -> int:
@@ -270,7 +269,7 @@ def _largest(
         return max(found, key=lambda one: one[1].total(modality))
     if pictures and least == total:
         raise ModelError(
-            f"downsample: {loaded.family.name} makes the same {total} tokens of what is given, "
+            f"downsample: {known.family.name} makes the same {total} tokens of what is given, "
             "however small it is",
             "use another method: --method uniform",
         )

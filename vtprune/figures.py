@@ -247,8 +247,9 @@ def measure_memory(loaded: Loaded) -> dict[str, int]:
 
 
 def sum_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The parts, the time to the first token, and the total."""
+    """The parts, the time to the first token, and the total, which has what overlaps only once."""
     first = sum(seconds[part] for part in ("preprocess", "first_choice"))
     total = seconds["load"] + seconds["media"] + first + seconds["decode"]
+    total -= seconds.get("overlapped", 0.0)
     parts = {name: seconds[name] for name in (*PARTS[:4], "select", "prefill", "decode")}
     return {**parts, "first_token": first, "total": total}

@@ -11,9 +11,9 @@ import torch
 
 from vtprune.downsampling import Look, shrink
 from vtprune.errors import ModelError
-from vtprune.loading import Loaded, Progress
+from vtprune.loading import Progress
 from vtprune.media import Limits, Source, open_source, read
-from vtprune.models.base import Plan, Prepared, Sampling
+from vtprune.models.base import Known, Plan, Prepared, Sampling
 from vtprune.preset import Preset
 from vtprune.units import Whole
 
@@ -29,6 +29,7 @@ class Gathered:
         resize_seconds: the family's resizing, and choosing how much to look at.
         sources: the files; of what was made smaller, as it was.
         whole: what a prompt would hold if nothing had been made smaller; None where nothing was.
+        overlapped: seconds of decoding and resizing during which the model was loaded.
     """
 
     items: tuple[Prepared, ...]
@@ -38,6 +39,7 @@ class Gathered:
     resize_seconds: float
     sources: tuple[Source, ...] = ()
     whole: Whole | None = None
+    overlapped: float = 0.0
 
     @property
     def read(self) -> list[Prepared]:
@@ -46,46 +48,71 @@ class Gathered:
         return [replace(item, source=source) for item, source in pairs]
 
 
-def gather_for(
-    loaded: Loaded,
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be read of opened files; nothing of it is decoded yet.
+
+    Args:
+        looks: at each file.
+        plans: for each of them.
+        media_seconds, resize_seconds: spent on opening, and on choosing.
+        whole: what a prompt would hold if nothing were made smaller; None where nothing is.
+    """
+
+    looks: tuple[Look, ...]
+    plans: tuple[Plan, ...]
+    media_seconds: float
+    resize_seconds: float
+    whole: Whole | None = None
+
+
+def choose(
+    known: Known,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
-    preset: Preset,
+    preset: Preset | None,
+    limits: Limits,
+) -> Chosen:
+    """Opens every file, and says what to read of it; less where the preset downsamples.
+
+    Raises:
+        MediaError, ModelError, PresetError: all that can be told before decoding.
+    """
+    started = time.perf_counter()
+    sources = open_all(known, paths, limits)
+    opened = time.perf_counter()
+    shrunk = None if preset is None else shrink(known, sources, sampling, preset)
+    looks = tuple(Look(one, sampling) for one in sources) if shrunk is None else shrunk.looks
+    kinds = [one.kind for one in sources]
+    plans = tuple(look.plan(known, kinds.count(look.source.kind)) for look in looks)
+    spent = time.perf_counter() - opened
+    return Chosen(looks, plans, opened - started, spent, shrunk and shrunk.whole)
+
+
+def gather_for(
+    known: Known,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    preset: Preset | None,
     limits: Limits,
     on_progress: Progress | None = None,
 ) -> Gathered:
     """Opens, decodes and resizes every file; as little of it as a preset that downsamples wants."""
-    started = time.perf_counter()
-    sources = open_all(loaded, paths, limits)
-    opened = time.perf_counter()
-    shrunk = shrink(loaded, sources, sampling, preset)
-    if shrunk is None:
-        gathered = gather(loaded, sources, sampling, limits, on_progress)
-    else:
-        chosen = time.perf_counter() - opened
-        gathered = read_all(loaded, shrunk.looks, limits, on_progress)
-        gathered = replace(
-            gathered, resize_seconds=gathered.resize_seconds + chosen, whole=shrunk.whole
-        )
-    return replace(gathered, media_seconds=gathered.media_seconds + opened - started)
+    return read_all(choose(known, paths, sampling, preset, limits), limits, on_progress)
 
 
 def gather(
-    loaded: Loaded,
+    known: Known,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     limits: Limits,
     on_progress: Progress | None = None,
 ) -> Gathered:
     """Opens, decodes and resizes every file, in the family's way."""
-    started = time.perf_counter()
-    sources = open_all(loaded, paths, limits)
-    opened = time.perf_counter() - started
-    gathered = read_all(loaded, [Look(one, sampling) for one in sources], limits, on_progress)
-    return replace(gathered, media_seconds=gathered.media_seconds + opened)
+    return gather_for(known, paths, sampling, None, limits, on_progress)
 
 
-def open_all(loaded: Loaded, paths: Sequence[str | Path | Source], limits: Limits) -> list[Source]:
+def open_all(known: Known, paths: Sequence[str | Path | Source], limits: Limits) -> list[Source]:
     """Every file, opened.
 
     Raises:
@@ -94,39 +121,44 @@ def open_all(loaded: Loaded, paths: Sequence[str | Path | Source], limits: Limit
     """
     sources = [one if isinstance(one, Source) else open_source(one, limits) for one in paths]
     for source in sources:
-        if source.kind not in loaded.family.modalities:
-            takes = " and ".join(loaded.family.modalities)
+        if source.kind not in known.family.modalities:
+            takes = " and ".join(known.family.modalities)
             raise ModelError(
-                f"{source.path}: {loaded.family.name} takes {takes} input, no {source.kind}",
+                f"{source.path}: {known.family.name} takes {takes} input, no {source.kind}",
                 "choose another --model (vtprune models)",
             )
     return sources
 
 
-def read_all(
-    loaded: Loaded, looks: Sequence[Look], limits: Limits, on_progress: Progress | None = None
-) -> Gathered:
-    """Decodes and resizes opened files, each looked at as it is said."""
+def read_all(chosen: Chosen, limits: Limits, on_progress: Progress | None = None) -> Gathered:
+    """Decodes and resizes what was chosen of opened files.
+
+    Args:
+        on_progress: hears of every chunk of frames, and of every one of several pictures.
+    """
     started = time.perf_counter()
-    kinds = [look.source.kind for look in looks]
     items: list[Prepared] = []
     decoders: list[str] = []
     warnings: list[str] = []
     clock = _Clock()
-    for look in looks:
-        plan = look.plan(loaded, kinds.count(look.source.kind))
+    num_pictures = sum(look.source.kind == "image" for look in chosen.looks)
+    for look, plan in zip(chosen.looks, chosen.plans, strict=True):
         item, decoder, notes = read_one(look.source, plan, limits, clock, on_progress)
         items.append(replace(item, source=look.seen))
         decoders.append(decoder)
         warnings += notes
+        if on_progress and look.source.kind == "image" and num_pictures > 1:
+            done = sum(one.source.kind == "image" for one in items)
+            on_progress("reading pictures", done, num_pictures)
     total = time.perf_counter() - started
     return Gathered(
         tuple(items),
         tuple(decoders),
         tuple(warnings),
-        total - clock.seconds,
-        clock.seconds,
-        tuple(look.source for look in looks),
+        chosen.media_seconds + total - clock.seconds,
+        chosen.resize_seconds + clock.seconds,
+        tuple(look.source for look in chosen.looks),
+        chosen.whole,
     )
 
 

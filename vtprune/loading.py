@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vtprune.catalog import Calibration, read_calibration, resolve, suggest
-from vtprune.errors import ModelError, VtpruneError
+from vtprune.errors import ModelError
+from vtprune.loading_errors import loading_errors
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 
@@ -60,6 +61,61 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model before its weights: all that preparing its inputs needs.
+
+    Args:
+        name: as the user gave it; None for the embedded one.
+        where: its directory or hub id.
+        family: what is known about its inputs.
+        files: its checkpoint's tokenizer and preparation files.
+        target, dtype, options: where and how its weights are to be read.
+        seconds: that this took.
+    """
+
+    name: str | None
+    where: str
+    family: Family
+    files: Files
+    target: torch.device
+    dtype: torch.dtype
+    options: Mapping[str, object]
+    calibration: Path | None
+    trust_remote_code: bool
+    seconds: float
+    on_progress: Progress | None = None
+
+    def load(self) -> Loaded:
+        """It, with its weights.
+
+        Raises:
+            ModelError: not complete or too large; the calibration is another model's.
+        """
+        started = time.perf_counter()
+        with quiet(), loading_errors(self.name or EMBEDDED):
+            model = read_weights(
+                self.where, self.files.config, self.dtype, self.options, self.trust_remote_code
+            )
+            if "device_map" not in self.options:
+                model = model.to(self.target)  # type: ignore[arg-type]
+        own = None
+        if self.calibration is not None:
+            text = model.get_decoder().config
+            own = read_calibration(
+                self.calibration,
+                text.num_hidden_layers,
+                model_type=str(self.files.config.model_type),
+                hidden=text.hidden_size,
+            )
+        if self.on_progress:
+            self.on_progress("loading", 1, 1)
+        seconds = self.seconds + time.perf_counter() - started
+        notes = (EMBEDDED_WARNING,) if self.name is None else ()
+        files = replace(self.files, config=model.config)
+        return Loaded(self.name or EMBEDDED, model, files, self.family, own, seconds, notes)
+
+
 def load(
     name: str | None = None,
     *,
@@ -88,6 +144,24 @@ def load(
     Raises:
         ModelError: not found, not complete, not supported, or too large, with the way out.
     """
+    return open_model(
+        name, device=device, dtype=dtype, attention=attention, quantize=quantize,
+        calibration=calibration, trust_remote_code=trust_remote_code, on_progress=on_progress,
+    ).load()  # fmt: skip
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    quantize: str | None = None,
+    calibration: Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> Opened:
+    """Reads all of a checkpoint but its weights; the arguments are those of `load`."""
     from transformers import AutoTokenizer
 
     started = time.perf_counter()
@@ -105,26 +179,14 @@ def load(
             )
         chosen = find_dtype(dtype, config, target)
         options = placing(device, quantize) | {"attn_implementation": attention}
-        model = read_weights(where, config, chosen, options, trust_remote_code)
-        model = model if "device_map" in options else model.to(target)  # type: ignore[arg-type]
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         from vtprune.models.files import read_files
 
-        files = read_files(where, model.config, tokenizer)
-    own = None
-    if calibration is not None:
-        text = model.get_decoder().config
-        own = read_calibration(
-            calibration,
-            text.num_hidden_layers,
-            model_type=str(config.model_type),
-            hidden=text.hidden_size,
-        )
-    if on_progress:
-        on_progress("loading", 1, 1)
-    seconds = time.perf_counter() - started
-    notes = (EMBEDDED_WARNING,) if name is None else ()
-    return Loaded(name or EMBEDDED, model, files, family, own, seconds, notes)
+        files = read_files(where, config, tokenizer)
+    return Opened(
+        name, where, family, files, target, chosen, options, calibration, trust_remote_code,
+        time.perf_counter() - started, on_progress,
+    )  # fmt: skip
 
 
 def adopt(model: PreTrainedModel) -> Loaded:
@@ -228,7 +290,7 @@ def read_weights(
     where: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    options: dict[str, object],
+    options: Mapping[str, object],
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     """The model with its weights, all of them.
@@ -301,45 +363,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def loading_errors(name: str) -> Iterator[None]:
-    """What goes wrong in transformers while loading, as one line with a way out."""
-    try:
-        yield
-    except VtpruneError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelError(
-            f"{name}: its weights do not fit in memory", "try --dtype bfloat16 or a smaller model"
-        ) from error
-    except Exception as error:
-        raise ModelError(*explain(name, error)) from error
-
-
-def explain(name: str, error: Exception) -> tuple[str, str]:
-    """Message and hint for what transformers or safetensors said."""
-    text, kind = str(error), type(error).__name__
-    first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
-    if "attn_implementation" in text:
-        return f"{name}: {first}", "--attention sdpa or eager runs everywhere"
-    if "gated" in text.lower() or kind == "GatedRepoError":
-        return f"{name}: access to this model is restricted", "accept its terms on the hub, log in"
-    if "trust_remote_code" in text:
-        return f"{name}: brings Python code of its own", "read it, then pass --trust-remote-code"
-    if kind == "SafetensorError" or "incomplete metadata" in text.lower():
-        return f"{name}: a weights file is damaged ({first})", "download the checkpoint again"
-    if "safetensors" in text and ("no file named" in text or "does not appear" in text):
-        return f"{name}: no safetensors weights", "pickled weights are not loaded; convert them"
-    offline = ("couldn't connect", "offline", "connection", "resolve", "cached files")
-    if any(word in text.lower() for word in offline) and not Path(name).is_dir():
-        return (
-            f"{name}: not in the local cache, and the hub can't be reached",
-            "check the name and the connection, or download it and give its directory",
-        )
-    if kind == "ImportError":
-        return f"{name}: {first}", "install what it names, or choose another --attention"
-    if "not a valid model identifier" in text or kind == "RepositoryNotFoundError":
-        return f"{name}: no such model on the hub", "vtprune models lists known names"
-    return f"{name}: can't be loaded: {first}", "check that the checkpoint is complete"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.ahead import load_and_gather
 from vtprune.batching import collate, group_alike
 from vtprune.compare import Side, compare_runs, shown
 from vtprune.engine import Encoded, pruning
@@ -18,7 +19,7 @@ from vtprune.figures import build_report
 from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation, Run, generate
 from vtprune.layout import MODALITIES
-from vtprune.loading import Loaded, Progress, adopt, load, quiet
+from vtprune.loading import Loaded, Progress, adopt, load, open_model, quiet
 from vtprune.media import Limits, Source
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Prepared, Sampling, Turn
@@ -29,14 +30,24 @@ from vtprune.units import Units
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Gathered", "Generation", "Loaded", "answer", "ask", "gather", "load"]
+__all__ = [
+    "Gathered",
+    "Generation",
+    "Loaded",
+    "answer",
+    "ask",
+    "gather",
+    "load",
+    "load_and_gather",
+    "open_model",
+]
 
 Media = str | Path | Sequence[str | Path]
 
 
 def ask(
     loaded: Loaded,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[str | Path | Source] | Gathered,
     questions: Sequence[str],
     preset: Preset,
     *,
@@ -51,7 +62,7 @@ def ask(
     """Answers questions about the same media, which are decoded and encoded once.
 
     Args:
-        paths: pictures, videos, or directories of numbered pictures; or opened already.
+        paths: pictures, videos, or directories of numbered pictures; or opened, or read, already.
         sampling: how much of them; None: the preset's, else the family's own.
         compare: measure the unpruned model beside it, the vision tower included.
         on_text: gets the pieces of an answer as they are produced.
@@ -65,7 +76,9 @@ def ask(
     sampling = sampling or sampling_of(preset)
     generation = generation or Generation(seed=preset.seed)
     limits = limits or Limits()
-    gathered = gather_for(loaded, paths, sampling, preset, limits, on_progress)
+    gathered = paths
+    if not isinstance(gathered, Gathered):
+        gathered = gather_for(loaded, gathered, sampling, preset, limits, on_progress)
     full = gathered
     if compare and gathered.whole:
         full = gather(loaded, gathered.sources, sampling, limits, on_progress)
@@ -83,6 +96,7 @@ def ask(
         if number == 0:
             spent["preprocess"] += gathered.resize_seconds
             spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
+            spent["overlapped"] = gathered.overlapped
         run = pruned(loaded, tensors, preset, generation, on_text, encoded, [inputs])[0]
         run = replace(run, seconds={**run.seconds, **spent})
         made = finish(loaded, gathered, inputs, question, preset, run)
@@ -251,7 +265,6 @@ def answer(
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    loaded = find_loaded(model)
     resolved = override(load_preset(preset), keep)
     sampling = sampling or sampling_of(resolved)
     generation = generation or Generation(seed=resolved.seed)
@@ -259,13 +272,14 @@ def answer(
     paths = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
     questions = [question for _, question in items]
     if compare:
+        loaded = find_loaded(model)
         return [
             report
             for files, question in zip(paths, questions, strict=True)
             for report in ask(loaded, files, [question], resolved, sampling=sampling,
                               generation=generation, limits=limits, compare=True)
         ]  # fmt: skip
-    gathered = [gather_for(loaded, files, sampling, resolved, limits) for files in paths]
+    loaded, gathered = _load_and_gather(model, paths, sampling, resolved, limits)
     inputs, spent = [], []
     for files, question in zip(gathered, questions, strict=True):
         started = time.perf_counter()
@@ -287,6 +301,21 @@ def answer(
                 loaded, gathered[number], inputs[number], questions[number], resolved, run
             )
     return [reports[number] for number in range(len(items))]
+
+
+def _load_and_gather(
+    model: PreTrainedModel | Loaded | str | Path | None,
+    prompts: Sequence[Sequence[str | Path]],
+    sampling: Sampling,
+    preset: Preset,
+    limits: Limits,
+) -> tuple[Loaded, list[Gathered]]:
+    """A model and the media of some prompts, both at once where the model has to be loaded."""
+    if prompts and (model is None or isinstance(model, (str, Path))):
+        opened = open_model(None if model is None else str(model))
+        return load_and_gather(opened, prompts, sampling, preset, limits)
+    loaded = find_loaded(model)
+    return loaded, [gather_for(loaded, files, sampling, preset, limits) for files in prompts]
 
 
 def find_loaded(model: PreTrainedModel | Loaded | str | Path | None) -> Loaded:

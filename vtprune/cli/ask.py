@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ from vtprune.cli.options import media_options, model_options
 
 if TYPE_CHECKING:
     from vtprune.config import Config
+    from vtprune.gathering import Gathered
+    from vtprune.media import Source
     from vtprune.preset import Preset
     from vtprune.report import Report
 
@@ -122,13 +124,21 @@ def _answers(
         seed=preset.seed,
     )
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
-        loaded = run.load(**loading_from(flags, user), on_progress=transcript.progress)
+        opened = run.open_model(**loading_from(flags, user), on_progress=transcript.progress)
+        sampling = sampling_from(preset, flags)
+        media: Sequence[Source] | Gathered = sources
+        if flags.compare:  # what is measured has the machine to itself
+            loaded = opened.load()
+        else:
+            loaded, (media,) = run.load_and_gather(
+                opened, [sources], sampling, preset, limits, transcript.progress
+            )
         for report in run.ask(
             loaded,
-            sources,
+            media,
             questions,
             preset,
-            sampling=sampling_from(preset, flags),
+            sampling=sampling,
             generation=generation,
             limits=limits,
             compare=flags.compare,

@@ -176,6 +176,16 @@ class Family(Protocol):
         ...
 
 
+class Known(Protocol):
+    """A model as far as preparing its inputs needs it: its weights may still be missing."""
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def files(self) -> Files: ...
+
+
 @runtime_checkable
 class Tiled(Protocol):
     """A family some of whose pictures are tiles that are laid together and cut to the picture."""

@@ -179,10 +179,10 @@ def finish(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
 def normalize(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """(n, 3, H, W) uint8 -> float32; the rescaling is folded into mean and deviation."""
     if recipe.mean is None or recipe.std is None:
-        return pixels if recipe.scale is None else pixels * recipe.scale
+        return pixels if recipe.scale is None else pixels.float() * recipe.scale
     factor = 1.0 if recipe.scale is None else 1.0 / recipe.scale
-    mean = torch.tensor(recipe.mean) * factor
-    std = torch.tensor(recipe.std) * factor
+    mean = torch.tensor(recipe.mean, dtype=torch.float32) * factor
+    std = torch.tensor(recipe.std, dtype=torch.float32) * factor
     return pixels.float().sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
@@ -192,7 +192,8 @@ def normalize_singly(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         pixels = (pixels.double() * recipe.scale).float()
     if recipe.mean is None or recipe.std is None:
         return pixels
-    mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
+    mean = torch.tensor(recipe.mean, dtype=torch.float32)
+    std = torch.tensor(recipe.std, dtype=torch.float32)
     return pixels.float().sub(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vtprune.loading import loading_errors, quiet
+from vtprune.loading import quiet
+from vtprune.loading_errors import loading_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vtprune.catalog import Alias, aliases, resolve
 from vtprune.errors import ModelError
-from vtprune.loading import EMBEDDED, find_checkpoint, loading_errors, quiet
+from vtprune.loading import EMBEDDED, find_checkpoint, quiet
+from vtprune.loading_errors import loading_errors
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 from vtprune.profiling.stand_in import stand_in_tokenizer

@@ -1,0 +1,53 @@
+"""What goes wrong while a model is loaded, in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vtprune.errors import ModelError, VtpruneError
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """What goes wrong in transformers while loading, as one line with a way out."""
+    try:
+        yield
+    except VtpruneError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelError(
+            f"{name}: its weights do not fit in memory", "try --dtype bfloat16 or a smaller model"
+        ) from error
+    except Exception as error:
+        raise ModelError(*explain(name, error)) from error
+
+
+def explain(name: str, error: Exception) -> tuple[str, str]:
+    """Message and hint for what transformers or safetensors said."""
+    text, kind = str(error), type(error).__name__
+    first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
+    if "attn_implementation" in text:
+        return f"{name}: {first}", "--attention sdpa or eager runs everywhere"
+    if "gated" in text.lower() or kind == "GatedRepoError":
+        return f"{name}: access to this model is restricted", "accept its terms on the hub, log in"
+    if "trust_remote_code" in text:
+        return f"{name}: brings Python code of its own", "read it, then pass --trust-remote-code"
+    if kind == "SafetensorError" or "incomplete metadata" in text.lower():
+        return f"{name}: a weights file is damaged ({first})", "download the checkpoint again"
+    if "safetensors" in text and ("no file named" in text or "does not appear" in text):
+        return f"{name}: no safetensors weights", "pickled weights are not loaded; convert them"
+    offline = ("couldn't connect", "offline", "connection", "resolve", "cached files")
+    if any(word in text.lower() for word in offline) and not Path(name).is_dir():
+        return (
+            f"{name}: not in the local cache, and the hub can't be reached",
+            "check the name and the connection, or download it and give its directory",
+        )
+    if kind == "ImportError":
+        return f"{name}: {first}", "install what it names, or choose another --attention"
+    if "not a valid model identifier" in text or kind == "RepositoryNotFoundError":
+        return f"{name}: no such model on the hub", "vtprune models lists known names"
+    return f"{name}: can't be loaded: {first}", "check that the checkpoint is complete"
