@@ -86,7 +86,8 @@ def choose(
     kinds = [one.kind for one in sources]
     plans = tuple(look.plan(known, kinds.count(look.source.kind)) for look in looks)
     spent = time.perf_counter() - opened
-    return Chosen(looks, plans, opened - started, spent, shrunk and shrunk.whole)
+    whole = None if shrunk is None else shrunk.whole
+    return Chosen(looks, plans, opened - started, spent, whole)
 
 
 def gather_for(
