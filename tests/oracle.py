@@ -112,3 +112,15 @@ def dropped(trace: object, inputs: dict[str, torch.Tensor]) -> list[tuple[int, l
         present = [set(row) for row in record.kept]
         gone.append((record.layer, [sorted(b - p) for b, p in zip(before, present, strict=True)]))
     return gone
+
+
+def assert_masked(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    trace: object,
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+) -> None:
+    """What a pruned generation gave is what masking the tokens that it dropped gives."""
+    expected = masked(model, inputs, dropped(trace, inputs), tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)

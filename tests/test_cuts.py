@@ -241,39 +241,74 @@ def test_a_method_may_keep_fewer_only_where_its_entry_says_so() -> None:
 
 # -- merging --------------------------------------------------------------------------------------
 
+Choice = tuple[int, int, torch.Tensor, Selection]
+"""Layer, sample, the columns that a method chose from, and what it chose."""
+
+
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
+    """Every choice that a method makes from now on."""
+    made: list[Choice] = []
+    cut_sample = Prefill.cut_sample
+
+    def cut(self, sample, own, cut, group, hidden):  # type: ignore[no-untyped-def]
+        method = type(group.pruners[cut.stage])
+        select = method.select
+
+        def choose(pruner, tokens, budget):  # type: ignore[no-untyped-def]
+            selection = select(pruner, tokens, budget)
+            made.append((cut.layer, sample, tokens.layout.columns, selection))
+            return selection
+
+        with monkeypatch.context() as patch:
+            patch.setattr(method, "select", choose)
+            return cut_sample(self, sample, own, cut, group, hidden)
+
+    monkeypatch.setattr(Prefill, "cut_sample", cut)
+    return made
+
+
+@contextmanager
+def merging_by_hand(model, choices: list[Choice]) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    """The same states that were merged, in a model that drops no token."""
+
+    def merge(module, args, kwargs, layer):  # type: ignore[no-untyped-def]
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        for at, sample, columns, chosen in choices if hidden.shape[1] > 1 else []:
+            if at == layer and chosen.assign is not None:
+                states = hidden[sample, columns]
+                for k, column in enumerate(columns[chosen.index].tolist()):
+                    share = (chosen.weight * (chosen.assign == k))[:, None]
+                    hidden[sample, column] = (states * share).sum(0)
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
+
+    handles = [
+        block.register_forward_pre_hook(partial(merge, layer=number), with_kwargs=True)
+        for number, block in enumerate(model.get_decoder().layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
 
 @pytest.mark.parametrize("place", ["input", 2])
 @pytest.mark.parametrize("name", ["llava", "llava_onevision", "qwen2_5_vl", "gemma3", "molmo2"])
-def test_merged_equals_masked_with_the_same_merged_states(name: str, place: str | int) -> None:
+def test_merged_equals_masked_with_the_same_merged_states(
+    name: str, place: str | int, choices: list[Choice]
+) -> None:
     model = shared_model(name)
     inputs = two(name, model)
     with vtprune.pruning(
         model, {"stages": [{"at": place, "method": "merging", "keep": 0.4}]}
     ) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=4)
-    layer = model.get_decoder().layers[0 if place == "input" else place]
-
-    def merge(module, args, kwargs):  # type: ignore[no-untyped-def]
-        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        if hidden.shape[1] > 1:
-            for row, layout in enumerate(trace.layouts):
-                states = hidden[row, layout.columns]
-                count = len(trace.stages[0].kept[row])
-                budget = Budget.share(count, layout.groups("all"))
-                chosen = Merging().select(VisualTokens(layout), budget)
-                for k, column in enumerate(trace.stages[0].kept[row]):
-                    share = (chosen.weight * (chosen.assign == k))[:, None]
-                    hidden[row, column] = (states * share).sum(0)
-        return (
-            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-        )
-
-    handle = layer.register_forward_pre_hook(merge, with_kwargs=True)
-    try:
-        expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    finally:
-        handle.remove()
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert len(choices) == 2
+    with merging_by_hand(model, choices):
+        oracle.assert_masked(model, inputs, trace, tokens, logits)
     plain = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
     assert (plain - logits).abs().max() > 1e-3, "the check would not notice merging"
 
@@ -532,8 +567,7 @@ def test_a_schedule_of_its_own_cuts_in_the_model() -> None:
     assert [tokens.stage for tokens in Probe.given] == [0, 1]
     assert trace.keep_mean() <= 0.5
     assert trace.keep_mean() > 0.47
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
@@ -546,59 +580,6 @@ def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
 
 
 # -- every method of the registry -----------------------------------------------------------------
-
-Choice = tuple[int, int, torch.Tensor, Selection]
-"""Layer, sample, the columns that a method chose from, and what it chose."""
-
-
-@pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
-    """Every choice that a method makes from now on."""
-    made: list[Choice] = []
-    cut_sample = Prefill.cut_sample
-
-    def cut(self, sample, own, cut, group, hidden):  # type: ignore[no-untyped-def]
-        method = type(group.pruners[cut.stage])
-        select = method.select
-
-        def choose(pruner, tokens, budget):  # type: ignore[no-untyped-def]
-            selection = select(pruner, tokens, budget)
-            made.append((cut.layer, sample, tokens.layout.columns, selection))
-            return selection
-
-        with monkeypatch.context() as patch:
-            patch.setattr(method, "select", choose)
-            return cut_sample(self, sample, own, cut, group, hidden)
-
-    monkeypatch.setattr(Prefill, "cut_sample", cut)
-    return made
-
-
-@contextmanager
-def merging_by_hand(model, choices: list[Choice]) -> Iterator[None]:  # type: ignore[no-untyped-def]
-    """The same states that were merged, in a model that drops no token."""
-
-    def merge(module, args, kwargs, layer):  # type: ignore[no-untyped-def]
-        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        for at, sample, columns, chosen in choices if hidden.shape[1] > 1 else []:
-            if at == layer and chosen.assign is not None:
-                states = hidden[sample, columns]
-                for k, column in enumerate(columns[chosen.index].tolist()):
-                    share = (chosen.weight * (chosen.assign == k))[:, None]
-                    hidden[sample, column] = (states * share).sum(0)
-        return (
-            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-        )
-
-    handles = [
-        block.register_forward_pre_hook(partial(merge, layer=number), with_kwargs=True)
-        for number, block in enumerate(model.get_decoder().layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @pytest.mark.parametrize(("name", "kind"), CUTTING)
@@ -613,6 +594,5 @@ def test_pruned_equals_masked_with_every_method(
     assert 0.2 < trace.keep_mean() <= 0.4
     made = list(choices)
     with merging_by_hand(model, made):
-        expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        oracle.assert_masked(model, inputs, trace, tokens, logits)
     assert len(choices) == len(made), "the model that is compared with is not pruned"

@@ -144,8 +144,7 @@ def test_what_goes_before_the_tower_equals_the_same_tokens_dropped_at_the_input(
                 goes = any(one[1] is item and one[2] == unit for one in gone)
                 mine = own if len(item) == 1 else mine
                 assert held[mine].tolist() == [not goes] * int(mine.sum())
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
     unpruned = oracle.generate(model, inputs, steps=1)[1]
     apart = (logits[:, :1] - unpruned).abs().max()
     assert apart > 0.01 if gone else apart == 0
@@ -216,8 +215,7 @@ def test_later_stages_work_on_what_is_left(name: str, kind: str) -> None:
     assert second.after < second.before
     for sample in range(2):
         assert trace.keep_mean(sample) == pytest.approx(0.2, abs=1 / len(trace.layouts[sample]))
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 def test_a_stage_can_act_on_one_modality_alone() -> None:
@@ -230,8 +228,7 @@ def test_a_stage_can_act_on_one_modality_alone() -> None:
     assert [(one.modality, one.at) for one in trace.stages] == [("video", "pixels"), ("image", "2")]
     assert [one["image"] for one in trace.encoded] == [[5], [4]]
     assert [one["video"] for one in trace.encoded] == [[4], [4]]
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 @pytest.mark.parametrize("kernel", ["eager"])
@@ -244,8 +241,7 @@ def test_the_kernel_does_not_matter(name: str, kernel: str) -> None:
     media = shown(model, inputs, "video")
     with vtprune.pruning(model, PRESET, modality="video", shown=media) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=3)
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 def test_the_model_is_as_before_also_after_an_exception_in_the_tower() -> None:
@@ -345,8 +341,7 @@ def test_a_stage_alone_drops_whole_frames_down_to_the_keep_in_every_sample() -> 
     assert trace.stages[0].after == [12, 12]  # 13 would be 0.4; whole frames, never more
     assert trace.keep_mean(0) == 12 / 33
     assert [one["video"] for one in trace.encoded] == [[3], [3]]
-    expected = oracle.masked(model, inputs, oracle.dropped(trace, inputs), tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 def test_a_keep_that_the_content_is_below_is_warned_of() -> None:
@@ -426,9 +421,7 @@ def test_files_are_compared_as_the_family_prepares_them(
         tokens, logits = oracle.generate(loaded.model, inputs.tensors, steps=3)
     counts = trace.encoded[0][kind]
     assert counts == [int(item.rows_kept(kept).sum())]
-    gone = oracle.dropped(trace, inputs.tensors)
-    expected = oracle.masked(loaded.model, inputs.tensors, gone, tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(loaded.model, inputs.tensors, trace, tokens, logits)
 
 
 @pytest.mark.parametrize("name", ["internvl", "llava_onevision", "qwen2_5_vl", "video_llava"])
@@ -447,9 +440,7 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
     by_frame = count_kept(trace.layouts[0], trace.kept[0], "video", "frame")
     assert [count > 0 for count in by_frame] == [n in (0, steps // 2) for n in range(steps)]
     assert trace.encoded[0]["video"] == [2]
-    gone = oracle.dropped(trace, inputs.tensors)
-    expected = oracle.masked(loaded.model, inputs.tensors, gone, tokens)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    oracle.assert_masked(loaded.model, inputs.tensors, trace, tokens, logits)
 
 
 @pytest.mark.parametrize("name", VIDEOS)
