@@ -1,13 +1,17 @@
-"""Models shared by the whole run, and where the real media are."""
+"""Models, made-up media and the surroundings that the whole run shares."""
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
+from PIL import Image
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,6 +37,63 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
     """name -> directory of a tiny checkpoint in the hub's format."""
     root = tmp_path_factory.mktemp("checkpoints")
     return functools.partial(shared_checkpoint, root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The config file of whoever runs the tests is not read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test may write a config file of its own."""
+    from vtprune.config import config_path
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can be put in its place."""
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+
+
+def assert_refused(result: Result, message: str) -> None:
+    """A command ended with one error line, `message` at its start, at most one hint, and no more.
+
+    Args:
+        message: a regular expression.
+    """
+    assert result.exit_code == 1
+    assert re.match(message, result.stderr)
+    assert len(result.stderr.splitlines()) <= 2
+    assert result.stdout == ""
+
+
+def save_noise(path: Path, height: int, width: int) -> Path:
+    """A picture of noise, the same one for the same size."""
+    noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
+    return path
+
+
+def save_clip(folder: Path, num_frames: int) -> Path:
+    """A directory of numbered pictures, which is a video of one frame a second, ever redder."""
+    folder.mkdir()
+    for number in range(num_frames):
+        red = 240 * number // num_frames
+        Image.new("RGB", (64, 48), (red, 20, 200)).save(folder / f"{number:03}.png")
+    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import assert_refused
 from PIL import Image
 from test_calibrate import measured
 
@@ -40,8 +41,7 @@ class Fake:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("COLUMNS", "80")
     found = Fake()
     monkeypatch.setattr(run, "load", found.fake_load)
@@ -189,9 +189,8 @@ def test_what_can_not_be_is_told_before_a_model_is_loaded(
     fake: Fake, folder: Path, arguments: list[str], message: str
 ) -> None:
     result = invoke(*arguments, "-o", "c.yaml")
-    assert result.stderr.startswith("Error: ")
-    assert message in result.stderr
-    assert (result.exit_code, fake.load) == (1, {})
+    assert_refused(result, f"Error: .*{re.escape(message)}")
+    assert fake.load == {}
     assert not Path("c.yaml").exists()
 
 
@@ -212,13 +211,7 @@ def test_what_the_parser_rejects_exits_with_2(
     assert message in result.stderr
 
 
-def test_a_file_that_can_not_be_written_is_said(
-    fake: Fake, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
+def test_a_file_that_can_not_be_written_is_said(fake: Fake, folder: Path, full_disk: None) -> None:
     result = invoke("q.jsonl", "-o", "c.yaml")
     assert "c.yaml: can't save there: No space left on device\nhint: give -o" in result.stderr
     assert result.exit_code == 1
@@ -227,7 +220,6 @@ def test_a_file_that_can_not_be_written_is_said(
 
 def test_the_embedded_model_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     sizes = {"a.png": (112, 112), "b.png": (100, 90)}
     lines = []
     for name, size in sizes.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from conftest import assert_refused
 from PIL import Image
 from test_profile import example
 
@@ -37,10 +37,9 @@ class FakeProfile:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeProfile:
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfile:
     found = FakeProfile()
     monkeypatch.setattr(module, "profile", found.profile)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "80")
     return found
 
@@ -144,11 +143,7 @@ def test_what_can_not_be_is_one_error_line(
     arguments: list[str], message: str, hint: str, fake: FakeProfile
 ) -> None:
     result = invoke(*arguments)
-    assert result.exit_code == 1
-    error, told = result.stderr.splitlines()
-    assert error.startswith("Error: ")
-    assert message in error
-    assert hint in told
+    assert_refused(result, rf"Error: .*{re.escape(message)}.*\n.*{re.escape(hint)}")
     assert not fake.asked
 
 
@@ -158,27 +153,14 @@ def test_a_model_that_is_not_there_is_one_error_line() -> None:
     assert result.stderr.startswith("Error: no model 'no-such-model'")
 
 
-def test_every_option_has_help_and_a_word_in_the_readme() -> None:
+def test_every_option_has_a_word_in_the_readme() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     options = [one for one in profile.params if isinstance(one, click.Option)]
-    assert all(one.help for one in options)
     missing = [one.opts[0] for one in options if f"`{one.opts[0]}`" not in readme]
     assert not missing
 
 
-def test_help_does_not_import_torch() -> None:
-    script = (
-        "import sys; from click.testing import CliRunner; from vtprune.cli import cli; "
-        "done = CliRunner().invoke(cli, ['profile', '--help']); assert done.exit_code == 0; "
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
-
-def test_the_embedded_model_is_counted_from_the_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+def test_the_embedded_model_is_counted_from_the_command_line() -> None:
     result = invoke("--no-measure", "--keep", "0.5", "--preset", "fast", "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -11,8 +11,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
+from conftest import save_noise
 
 import vtprune
 from vtprune import compare, contest, cost, demo, run
@@ -30,10 +29,7 @@ TIMES = {"load", "media", "preprocess", "vision", "select", "prefill", "decode",
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("media") / "picture.png"
-    noise = torch.randint(0, 256, (90, 150, 3), generator=torch.Generator().manual_seed(0))
-    Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
-    return path
+    return save_noise(tmp_path_factory.mktemp("media") / "picture.png", 90, 150)
 
 
 @pytest.fixture(scope="module")

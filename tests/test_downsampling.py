@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import shared_model
+from conftest import save_clip, save_noise, shared_model
 from PIL import Image
 
 import vtprune
@@ -34,19 +34,12 @@ FIXED = ("llava", "video_llava", "gemma3")
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    noise = torch.randint(0, 256, (300, 500, 3), generator=torch.Generator().manual_seed(0))
-    Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
-    return path
+    return save_noise(tmp_path / "picture.png", 300, 500)
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for number in range(12):
-        Image.new("RGB", (64, 48), (20 * number, 20, 200)).save(folder / f"{number:03}.png")
-    return folder
+    return save_clip(tmp_path / "clip", 12)
 
 
 def smaller(loaded: Loaded, paths: list[Path], keep: float, **sampling: int):  # type: ignore[no-untyped-def]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
+from conftest import save_clip, save_noise
 from counted import AGREES, as_encoded, count, loaded, uneven
-from PIL import Image
 
 import vtprune
 from vtprune import run
@@ -50,16 +49,10 @@ def test_flops_of_a_pruned_answer_are_what_torch_counts(name: str, kind: str, cu
 @pytest.fixture
 def media(tmp_path: Path) -> dict[str, list[Path]]:
     """Pictures that are cut into different numbers of tiles, and a video."""
-    generator = torch.Generator().manual_seed(0)
-    for name, size in (("wide.png", (60, 150, 3)), ("large.png", (170, 170, 3))):
-        noise = torch.randint(0, 256, size, generator=generator).to(torch.uint8)
-        Image.fromarray(noise.numpy()).save(tmp_path / name)
-    clip = tmp_path / "clip"
-    clip.mkdir()
-    for number in range(4):
-        Image.new("RGB", (64, 48), (60 * number, 20, 200)).save(clip / f"{number:03}.png")
-    pictures = [tmp_path / "wide.png", tmp_path / "large.png"]
-    return {"several": pictures, "video": [clip], "mixed": [pictures[1], clip]}
+    wide = save_noise(tmp_path / "wide.png", 60, 150)
+    large = save_noise(tmp_path / "large.png", 170, 170)
+    clip = save_clip(tmp_path / "clip", 4)
+    return {"several": [wide, large], "video": [clip], "mixed": [large, clip]}
 
 
 @pytest.mark.parametrize(

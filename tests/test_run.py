@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from PIL import Image
+from conftest import save_clip, save_noise
 
 import vtprune
 from vtprune import cost, run
@@ -44,20 +44,12 @@ FIELDS = {
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    noise = torch.randint(0, 256, (90, 150, 3), generator=torch.Generator().manual_seed(0))
-    Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
-    return path
+    return save_noise(tmp_path / "picture.png", 90, 150)
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """A directory of numbered pictures, which is a video of one frame a second."""
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for number in range(6):
-        Image.new("RGB", (64, 48), (40 * number, 20, 200)).save(folder / f"{number:03}.png")
-    return folder
+    return save_clip(tmp_path / "clip", 6)
 
 
 def ask(loaded: run.Loaded, path: Path, questions=("what?",), preset="balanced", **options):  # type: ignore[no-untyped-def]
