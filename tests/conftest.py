@@ -40,9 +40,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The config file of whoever runs the tests is not read."""
+def on_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The hub is not asked, and the config file of whoever runs the tests is not read."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("HF_HUB_OFFLINE", "1")  # of processes that a test starts
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 

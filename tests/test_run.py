@@ -205,9 +205,8 @@ def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
         run.load(str(tmp_path))
 
 
-def test_a_hub_id_that_is_not_cached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match=r"not in the local cache|no such model|can't be loaded"):
+def test_a_hub_id_that_is_not_cached_says_so() -> None:
+    with pytest.raises(ModelError, match="not in the local cache, and the hub can't be reached"):
         run.load("nobody/nothing-of-the-kind")
 
 
