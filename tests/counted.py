@@ -13,11 +13,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from vtprune.cost import VisionShape
 from vtprune.figures import compute_vision_flops
 from vtprune.loading import Loaded
 from vtprune.models.anyres import best_resolution, count_tiles
 from vtprune.models.base import Inputs
 
+LLAVA_TOWER = VisionShape(
+    layers=24,
+    hidden=1024,
+    intermediate=4096,
+    patch=14,
+    inputs=588,
+    projector=((1024, 4096), (4096, 4096)),
+    extra=1,
+)
+"""Tower and projector of LLaVA-1.5-7B."""
 AGREES = 1e-3
 """transformers 5.17 has a matrix product in its rotary embedding; 5.23 agrees exactly."""
 WIDE_HEADS = ("qwen3_vl", "gemma3", "molmo2", "llava_next_mistral")

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from counted import AGREES, WIDE_HEADS, count, uneven
+from counted import AGREES, LLAVA_TOWER, WIDE_HEADS, count, uneven
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from vtprune.cost import (
     DecoderShape,
-    VisionShape,
     decode_flops,
     decoder_shape,
     head_flops,
@@ -28,15 +27,6 @@ from vtprune.errors import ModelError
 
 LLAVA_7B = DecoderShape(
     layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32064
-)
-LLAVA_TOWER = VisionShape(
-    layers=24,
-    hidden=1024,
-    intermediate=4096,
-    patch=14,
-    inputs=588,
-    projector=((1024, 4096), (4096, 4096)),
-    extra=1,
 )
 
 # Layer average -> image tokens kept from layer 2 on, of 576, and what the method's paper counts:

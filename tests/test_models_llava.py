@@ -14,7 +14,6 @@ from test_models import (
     CLIPS,
     SIZES,
     ask,
-    assert_official,
     family_of,
     files_of,
     noise,
@@ -33,7 +32,6 @@ from vtprune.models.idefics3 import LANCZOS
 from vtprune.models.smolvlm import in_words
 
 SIDE = tiny.TILE // tiny.PATCH
-VIDEO = ("llava_next_video", "video_llava", "internvl")
 LAYER_TWO = {"stages": [{"at": 2, "method": "random", "keep": 0.5, "per": "frame"}]}
 
 
@@ -214,16 +212,6 @@ def test_numbers_are_written_as_in_the_training_prompts(number, words):
 
 
 # Against the official processors
-
-
-@pytest.mark.parametrize("name", VIDEO)
-@pytest.mark.parametrize(("frames", "height", "width", "fps"), CLIPS)
-def test_videos_are_the_official_processors(tmp_path, name, frames, height, width, fps):
-    processor, files = official(tiny.build(name, tmp_path)), files_of(name)
-    clip = (noise(height, width, frames), fps)
-    assert_official(processor, name, files, [clip])
-    assert_official(processor, name, files, [(noise(90, 150), 0.0), clip])
-    assert_official(processor, name, files, [clip, (noise(width, height, frames), fps)])
 
 
 def official_video(processor: Any, files: Any, clip: tuple[torch.Tensor, float]) -> None:

@@ -38,18 +38,6 @@ def clips_of(frames: int, height: int, width: int, fps: float) -> list[Item]:
 
 
 @pytest.mark.parametrize("name", VIDEO_MODELS)
-@pytest.mark.parametrize(("frames", "height", "width", "fps"), CLIPS)
-def test_videos_are_the_official_processors(tmp_path, name, frames, height, width, fps):
-    processor, files = official(tiny.build(name, tmp_path)), files_of(name)
-    clip = (noise(height, width, frames), fps)
-    assert_official(processor, name, files, [clip])
-    if "mixed" in tiny.KINDS[name]:
-        assert_official(processor, name, files, [(noise(90, 150), 0.0), clip])
-    if name != "molmo2":  # one video a question
-        assert_official(processor, name, files, [clip, (noise(width, height, frames), fps)])
-
-
-@pytest.mark.parametrize("name", VIDEO_MODELS)
 @pytest.mark.parametrize(
     ("frames", "fps"),
     [(clip[0], clip[3]) for clip in CLIPS] + [(2000, 2.0), (917, 23.976), (9001, 29.97)],

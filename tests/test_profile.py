@@ -39,11 +39,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure_machine", lambda device, dtype: MACHINE)
 
 
-def tiny_folder(name: str, folder: Path) -> str:
-    tiny.config(name).save_pretrained(folder)
-    for file, values in tiny.FILES[name].items():
-        (folder / file).write_text(json.dumps(values), encoding="utf-8")
-    return str(folder)
+CLIP = Shown("video", 60, 60, 8)
+"""8 frames of 4 tokens and a newline in the tiny LLaVA-OneVision: 33 tokens."""
+
+
+def measured(
+    name: str, folder: Path, shown: Shown | None = None, how: str = "layers", **asked: Any
+) -> Profile:
+    """A tiny model, timed once."""
+    options = Options(how=how, repeats=1, dtype="float32", text_tokens=48)
+    asked = {"presets": [], "options": options, **asked}
+    return profile(str(tiny.describe(name, folder)), shown, **asked)
 
 
 def counted(name: str, shown: Shown | None = SMALL, **options: Any) -> Profile:
@@ -74,12 +80,10 @@ def test_every_alias_is_profiled_without_weights_or_a_network(name: str) -> None
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_a_tiny_model_is_measured(name: str, how: str, tmp_path: Path) -> None:
     options = Options(how=how, repeats=2, dtype="float32", text_tokens=20, answer_tokens=5)
-    found = profile(
-        tiny_folder(name, tmp_path), keeps=[0.5], presets=["fast"], options=options
-    ).to_dict()
-    measured: Any = found["measured"]
-    assert (measured["how"], measured["passes"]) == (how, 2)
-    assert measured["seconds"] > 0
+    found = measured(name, tmp_path, keeps=[0.5], presets=["fast"], options=options).to_dict()
+    told: Any = found["measured"]
+    assert (told["how"], told["passes"]) == (how, 2)
+    assert told["seconds"] > 0
     rows: Any = found["rows"]
     assert [row["preset"] or row["keep"] for row in rows] == [1, 0.5, "fast"]
     for row in rows:
@@ -106,9 +110,7 @@ def check_measured(row: dict[str, Any]) -> None:
 
 
 def test_layers_of_two_kinds_are_timed_both(tmp_path: Path) -> None:
-    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("gemma3", tmp_path), keeps=[0.4], presets=[], method="uniform",
-                    options=options)  # fmt: skip
+    found = measured("gemma3", tmp_path, keeps=[0.4], method="uniform")
     assert [row["seconds"]["prefill"] > 0 for row in found.rows] == [True, True]  # type: ignore[index]
 
 
@@ -116,10 +118,8 @@ def test_layers_of_two_kinds_are_timed_both(tmp_path: Path) -> None:
 def test_every_method_is_measured(method: str, tmp_path: Path) -> None:
     own = METHODS[method]
     video = own.modalities == ("video",) or own.units or own.media
-    shown = Shown("video", 60, 60, 8) if video else None
-    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("llava_onevision", tmp_path), shown, keeps=[0.6], presets=[],
-                    method=method, options=options)  # fmt: skip
+    shown = CLIP if video else None
+    found = measured("llava_onevision", tmp_path, shown, keeps=[0.6], method=method)
     plain, pruned = found.rows
     assert "error" not in pruned, pruned
     assert pruned["tokens"]["kept_after"] < plain["tokens"]["visual"]  # type: ignore[index]
@@ -128,11 +128,9 @@ def test_every_method_is_measured(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "layers"])
 def test_what_goes_before_the_vision_tower_spares_it_work(how: str, tmp_path: Path) -> None:
-    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("llava_onevision", tmp_path), Shown("video", 60, 60, 8),
-                    keeps=[0.5], presets=[], method="predictable", options=options)  # fmt: skip
+    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], method="predictable")
     plain, pruned = found.rows
-    # 33 tokens of 8 frames, 4 each, and a newline; 3 frames are 12, and the newline.
+    # Half of the 33 tokens are 3 frames of 4, and the newline.
     assert pruned["tokens"]["stages"][0]["at"] == "pixels"  # type: ignore[index]
     left = pruned["tokens"]["kept_after"]  # type: ignore[index]
     assert pruned["flops"]["tower"] == pytest.approx(  # type: ignore[index]
@@ -145,11 +143,9 @@ def test_what_goes_before_the_vision_tower_spares_it_work(how: str, tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["whole", "layers"])
 def test_fewer_frames_are_held_against_all_of_them(how: str, tmp_path: Path) -> None:
-    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("llava_onevision", tmp_path), Shown("video", 60, 60, 8),
-                    keeps=[0.5], presets=[], method="downsample", options=options)  # fmt: skip
+    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], method="downsample")
     plain, fewer = found.rows
-    # 8 frames of 4 tokens and a newline; half of the 33 are 3 frames and the newline.
+    # Half of the 33 tokens are 3 frames of 4, and the newline.
     assert fewer["tokens"]["visual"] == 33  # type: ignore[index]
     assert fewer["tokens"]["kept_after"] == 13  # type: ignore[index]
     (stage,) = fewer["tokens"]["stages"]  # type: ignore[index]
@@ -169,25 +165,22 @@ def test_a_row_that_fails_when_it_runs_has_its_reason(
         raise ModelError("no such states here")
 
     monkeypatch.setattr(Entropy, "select", refuse)
-    options = Options(how=how, repeats=1, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("llava_onevision", tmp_path), keeps=[0.5], presets=["balanced",
-                    "fast"], method="uniform", options=options)  # fmt: skip
+    found = measured("llava_onevision", tmp_path, how=how, keeps=[0.5],
+                     presets=["balanced", "fast"], method="uniform")  # fmt: skip
     errors = [row.get("error") for row in found.rows]
     assert errors == [None, None, "no such states here", None]
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.MODELS if "video" in tiny.KINDS[name]])
 def test_a_video_is_measured_in_every_family_that_takes_one(name: str, tmp_path: Path) -> None:
-    options = Options(how="layers", repeats=1, dtype="float32", text_tokens=48)
-    found = profile(tiny_folder(name, tmp_path), Shown("video", 60, 60, 8), keeps=[0.4], presets=[],
-                    options=options)  # fmt: skip
+    found = measured(name, tmp_path, CLIP, keeps=[0.4])
     assert found.input["frames"] == 8
     assert found.rows[1]["seconds"]["prefill"] > 0  # type: ignore[index]
 
 
 def test_where_the_budget_is_short_layers_are_scaled_and_it_is_said(tmp_path: Path) -> None:
     options = Options(how="layers", seconds=1e-3, repeats=3, dtype="float32", text_tokens=20)
-    found = profile(tiny_folder("llava_onevision", tmp_path), options=options)
+    found = profile(str(tiny.describe("llava_onevision", tmp_path)), options=options)
     assert found.measured is not None
     assert found.measured["passes"] == 1
     assert any("scaled" in note for note in found.warnings), found.warnings
@@ -198,7 +191,9 @@ def test_a_model_that_does_not_fit_is_measured_by_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1.3 times the weights are free; the whole model and its states need more than 0.8 of that.
-    weights = counted(tiny_folder("llava", tmp_path), None).rows[0]["memory_bytes"]["weights"]  # type: ignore[index]
+    weights = counted(str(tiny.describe("llava", tmp_path)), None).rows[0]["memory_bytes"][
+        "weights"
+    ]  # type: ignore[index]
     small = Machine("cpu", "a CPU", 2, "float32", 1e12, 1e10, int(1.3 * weights))
     monkeypatch.setattr(module, "measure_machine", lambda device, dtype: small)
     options = Options(repeats=1, dtype="float32", text_tokens=20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,7 @@ def loaded(name: str) -> Loaded:
 
 
 def tiny_loaded(name: str, folder: Path) -> Loaded:
-    tiny.config(name).save_pretrained(folder)
-    for file, values in tiny.FILES[name].items():
-        (folder / file).write_text(json.dumps(values), encoding="utf-8")
-    return loaded(str(folder))
+    return loaded(str(tiny.describe(name, folder)))
 
 
 def case(name: str, size: str, text: int = 64) -> Case:

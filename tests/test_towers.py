@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from counted import AGREES, count, uneven, vision_flops
+from counted import AGREES, LLAVA_TOWER, count, uneven, vision_flops
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from vtprune import cost
@@ -29,15 +29,6 @@ UNUSUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "frames pooled by convolution": ("llava_next_video", "mixed", {"spatial_pool_mode": "conv"}),
     "frames pooled in threes": ("llava_next_video", "video", {"spatial_pool_stride": 3}),
 }  # fmt: skip
-LLAVA_7B = VisionShape(
-    layers=24,
-    hidden=1024,
-    intermediate=4096,
-    patch=14,
-    inputs=588,
-    projector=((1024, 4096), (4096, 4096)),
-    extra=1,
-)
 
 
 def encode(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
@@ -105,14 +96,14 @@ def test_a_picture_costs_llava_7b_what_its_sizes_say() -> None:
     tower |= {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096}
     config = plain({"model_type": "llava", "text_config": text,
                     "vision_config": tower | {"patch_size": 14}})  # fmt: skip
-    assert cost.vision_shape(config) == LLAVA_7B
+    assert cost.vision_shape(config) == LLAVA_TOWER
     n, d, m, out = 24 * 24 + 1, 1024, 4096, 4096
     layer = 8 * n * d**2 + 4 * n * d * m + 4 * n**2 * d
     embedding, projector = 2 * 576 * 588 * d, 2 * 576 * (d * out + out**2)
-    units = cost.tile_units(LLAVA_7B, (1, 3, 336, 336))
-    assert cost.tower_flops(LLAVA_7B, units) == embedding + 24 * layer
-    assert cost.projector_flops(LLAVA_7B, units) == projector
-    assert cost.vision_flops(LLAVA_7B, units) / 1e12 == pytest.approx(0.406, abs=5e-4)
+    units = cost.tile_units(LLAVA_TOWER, (1, 3, 336, 336))
+    assert cost.tower_flops(LLAVA_TOWER, units) == embedding + 24 * layer
+    assert cost.projector_flops(LLAVA_TOWER, units) == projector
+    assert cost.vision_flops(LLAVA_TOWER, units) / 1e12 == pytest.approx(0.406, abs=5e-4)
 
 
 def plain(fields: dict[str, Any]) -> SimpleNamespace:

@@ -164,6 +164,18 @@ def tokenizer(name: str, template: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
+def describe(name: str, directory: Path) -> Path:
+    """What a tiny checkpoint says of itself, in `directory`: no weights, no tokenizer."""
+    config(name).save_pretrained(directory)
+    write_files(name, directory)
+    return directory
+
+
+def write_files(name: str, directory: Path) -> None:
+    for file, values in FILES[name].items():
+        (directory / file).write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
 def build(name: str, directory: Path, template: bool = True, **overrides: Any) -> Path:
     """A tiny checkpoint in the hub's format in `directory`, which is returned.
 
@@ -174,6 +186,5 @@ def build(name: str, directory: Path, template: bool = True, **overrides: Any) -
     directory.mkdir(parents=True, exist_ok=True)
     model(name, **overrides).save_pretrained(directory)
     tokenizer(name, template).save_pretrained(directory)
-    for file, values in FILES[name].items():
-        (directory / file).write_text(json.dumps(values, indent=2), encoding="utf-8")
+    write_files(name, directory)
     return directory

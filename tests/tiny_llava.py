@@ -178,9 +178,12 @@ VIDEO_LLAVA_FILES: dict[str, dict[str, Any]] = {
     "processor_config.json": NEXT_FILES["processor_config.json"]
     | {"processor_class": "VideoLlavaProcessor"},
 }
-VICUNA_SAYS = (
-    "Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. USER: <image>\nAnd now? ASSISTANT:"
-)
+VICUNA: dict[str, Any] = {
+    **LLAMA,
+    "template": llava_next.VICUNA,
+    "conversation": "Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. "
+    "USER: <image>\nAnd now? ASSISTANT:",
+}
 
 MODELS: dict[str, Tiny] = {
     "llava_onevision": Tiny(
@@ -201,10 +204,8 @@ MODELS: dict[str, Tiny] = {
         special=LLAMA_SPECIAL,
         config=_next_config,
         media=_tiled,
-        template=llava_next.VICUNA,
         files=NEXT_FILES,
-        conversation=VICUNA_SAYS,
-        **LLAMA,
+        **VICUNA,
     ),
     "llava_next_mistral": Tiny(
         kinds=("image", "several"),
@@ -222,29 +223,23 @@ MODELS: dict[str, Tiny] = {
         special=LLAMA_SPECIAL,
         config=_plain_config,
         media=_square,
-        template=llava_next.VICUNA,
         files=PLAIN_FILES,
-        conversation=VICUNA_SAYS,
-        **LLAMA,
+        **VICUNA,
     ),
     "llava_next_video": Tiny(
         kinds=("image", "several", "video", "mixed"),
         special=(*LLAMA_SPECIAL, "<video>"),
         config=_next_video_config,
         media=_tiled,
-        template=llava_next.VICUNA,
         files=NEXT_VIDEO_FILES,
-        conversation=VICUNA_SAYS,
-        **LLAMA,
+        **VICUNA,
     ),
     "video_llava": Tiny(
         kinds=("image", "several", "video", "mixed"),
         special=(*LLAMA_SPECIAL, "<video>"),
         config=_video_llava_config,
         media=_square,
-        template=llava_next.VICUNA,
         files=VIDEO_LLAVA_FILES,
-        conversation=VICUNA_SAYS,
-        **LLAMA,
+        **VICUNA,
     ),
 }
