@@ -79,30 +79,32 @@ def plan_parts(
     values: Mapping[str, object],
     count: int,
     recipe: preprocess.Recipe,
+    spread: Callable[[list[int], int], list[int]] = starts_of_parts,
 ) -> Plan:
-    """What to read of a video: without frames or fps, the first frame of each of equal parts.
+    """What to read of a video: without frames or fps, a fixed number of frames.
 
     Args:
         values: the video preprocessor's; its `num_frames` goes before `count`.
         recipe: how every frame is resized and cropped.
+        spread: (frames between start and end, number) -> that many of them.
     """
     count = cast("int | None", values.get("num_frames")) or count
     count = min(count, sampling.max_frames or count)
-    index = chosen(source, sampling, functools.partial(starts_of_parts, count=count))
+    index = chosen(source, sampling, lambda between: spread(between, count))
     return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
 
 
-def stacked(videos: Sequence[torch.Tensor], family: str) -> torch.Tensor:
-    """(T, ...) each -> (videos, T, ...), for models that take them as one tensor.
+def stacked(videos: Sequence[Prepared], recipe: preprocess.Recipe, family: str) -> torch.Tensor:
+    """(videos, T, 3, h, w), normalised, for models that take videos as one tensor.
 
     Raises:
         ModelError: they have different numbers of frames.
     """
-    lengths = sorted({len(video) for video in videos})
+    lengths = sorted({len(video.pixels) for video in videos})
     if len(lengths) > 1:
         raise ModelError(
             f"videos of {' and '.join(map(str, lengths))} frames in one question;"
             f" {family} takes several videos of the same number of frames",
             f"ask for {lengths[0]} frames of each",
         )
-    return torch.stack(list(videos))
+    return torch.stack([preprocess.normalize(video.pixels, recipe) for video in videos])

@@ -93,11 +93,8 @@ class InternVL:
             recipe = preprocess.read_recipe(values)
             cut = functools.partial(_cut, rows=rows, cols=cols, recipe=recipe)
             return Plan((0,), cut, splitting.regions(rows, cols))
-        count = cast("int | None", files.video.get("num_frames")) or OFFICIAL_FRAMES
-        count = min(count, sampling.max_frames or count)
-        index = frames.chosen(source, sampling, functools.partial(_middles, count=count))
         recipe = _video_recipe(files)
-        return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
+        return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, _middles)
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
         """The inputs; tiles and frames are in one tensor, in the order of the prompt."""

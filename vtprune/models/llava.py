@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 TOKENS = {"image": "<image>"}
-CLIP: Mapping[str, object] = {
-    "size": {"shortest_edge": 224},
-    "crop_size": {"height": 224, "width": 224},
-    "do_center_crop": True,
-    "resample": 3,
-    "image_mean": preprocess.CLIP_MEAN,
-    "image_std": preprocess.CLIP_STD,
-}
+CLIP = llava_next.DEFAULTS
 SIGLIP: Mapping[str, object] = {
     "size": {"height": 224, "width": 224},
     "resample": 3,

@@ -135,17 +135,18 @@ def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
 def picture_inputs(files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
     """The model's inputs; pictures with fewer tiles than others are filled up with zeros."""
     recipe = _recipe(files)
-    tile, resolutions = tiling_of(files)
     pixels = [preprocess.normalize(one.pixels, recipe) for one in pictures]
     most = max(map(len, pixels))
     padded = [functional.pad(one, (0, 0) * 3 + (0, most - len(one))) for one in pixels]
-    told = [
-        anyres.limited_size(
-            (one.source.height, one.source.width), resolutions, tile, len(one.pixels) - 1
-        )
-        for one in pictures
-    ]
-    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(told)}
+    sizes = torch.tensor([told(files, one) for one in pictures])
+    return {"pixel_values": torch.stack(padded), "image_sizes": sizes}
+
+
+def told(files: Files, picture: Prepared) -> anyres.Size:
+    """The size that the model is told of a picture: its own, or a smaller one for fewer tiles."""
+    tile, resolutions = tiling_of(files)
+    size = (picture.source.height, picture.source.width)
+    return anyres.limited_size(size, resolutions, tile, len(picture.pixels) - 1)
 
 
 def no_video(source: Source, family: str) -> ModelError:

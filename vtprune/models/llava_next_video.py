@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 TOKENS = {"image": "<image>", "video": "<video>"}
-DEFAULTS: Mapping[str, object] = llava_next.DEFAULTS
 OFFICIAL_FRAMES = 8
 
 
@@ -73,8 +71,7 @@ class LlavaNextVideo:
         if pictures:
             vision["image"] = llava_next.picture_inputs(files, pictures)
         if videos:
-            normalize = functools.partial(preprocess.normalize, recipe=_recipe(files))
-            pixels = frames.stacked([normalize(one.pixels) for one in videos], self.name)
+            pixels = frames.stacked(videos, _recipe(files), self.name)
             vision["video"] = {"pixel_values_videos": pixels}
         text = prompt.render(files, media, turns, TOKENS, llava_next.template_of(files))
         grids = self.grids(files.config, vision)
@@ -85,4 +82,6 @@ class LlavaNextVideo:
 
 
 def _recipe(files: Files) -> preprocess.Recipe:
-    return preprocess.read_recipe(preprocess.merged(files.video or files.image, DEFAULTS))
+    return preprocess.read_recipe(
+        preprocess.merged(files.video or files.image, llava_next.DEFAULTS)
+    )

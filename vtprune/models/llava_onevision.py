@@ -83,7 +83,7 @@ class LlavaOnevision:
         return [plane if own else None for plane, own in zip(planes, tiled, strict=False)]
 
     def largest(self, files: Files) -> tuple[int, int]:
-        tile, resolutions = _tiling(files)
+        tile, resolutions = llava_next.tiling_of(files)
         return anyres.largest(resolutions, tile)
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
@@ -94,17 +94,14 @@ class LlavaOnevision:
         A picture beside others is squared and not tiled, so max_tiles says nothing about it.
         """
         if source.kind == "video":
-            own = cast("int | None", files.video.get("num_frames"))
-            count = own or OFFICIAL_FRAMES
-            count = min(count, sampling.max_frames or count)
+            own = files.video.get("num_frames")
             spread = frames.starts_of_parts if own else frames.first_to_last
-            index = frames.chosen(source, sampling, functools.partial(spread, count=count))
             recipe = _video_recipe(files)
-            return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
+            return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, spread)
         recipe = _image_recipe(files)
         if num_media > 1:
             return Plan((0,), functools.partial(_square, recipe=recipe))
-        tile, resolutions = _tiling(files)
+        tile, resolutions = llava_next.tiling_of(files)
         size = (source.height, source.width)
         told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
         return Plan(
@@ -129,9 +126,8 @@ class LlavaOnevision:
                 "batch_num_images": torch.tensor([len(pictures)]),
             }
         if videos:
-            recipe = _video_recipe(files)
-            pixels = [preprocess.normalize(one.pixels, recipe) for one in videos]
-            vision["video"] = {"pixel_values_videos": frames.stacked(pixels, self.name)}
+            frames_of_all = frames.stacked(videos, _video_recipe(files), self.name)
+            vision["video"] = {"pixel_values_videos": frames_of_all}
         text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
         grids = self.grids(files.config, vision)
         tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
@@ -165,12 +161,6 @@ def _video_recipe(files: Files) -> preprocess.Recipe:
     return preprocess.read_recipe(preprocess.merged(files.video or files.image, DEFAULTS))
 
 
-def _tiling(files: Files) -> tuple[int, list[list[int]]]:
-    """Side of a tile, and the resolutions to choose from."""
-    resolutions = files.image.get("image_grid_pinpoints") or files.config.image_grid_pinpoints
-    return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)
-
-
 def _most_tiles(aspect_ratio: str) -> int:
     """N of "anyres_max_N": with more tiles' worth of tokens, they are interpolated to fewer."""
     return int(aspect_ratio.removeprefix("anyres_max_"))
@@ -189,8 +179,6 @@ def _regions(
 
 def _told(files: Files, picture: Prepared, num_pictures: int) -> anyres.Size:
     """The size that the model is told of a picture: its own, or a smaller one for fewer tiles."""
-    size = (picture.source.height, picture.source.width)
     if num_pictures > 1:
-        return size
-    tile, resolutions = _tiling(files)
-    return anyres.limited_size(size, resolutions, tile, len(picture.pixels) - 1)
+        return picture.source.height, picture.source.width
+    return llava_next.told(files, picture)

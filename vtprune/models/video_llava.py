@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -77,8 +77,7 @@ class VideoLlava:
             )
             vision["image"] = {PIXELS[0]: pixels}
         if videos:
-            normalize = functools.partial(preprocess.normalize, recipe=_video_recipe(files))
-            pixels = frames.stacked([normalize(one.pixels) for one in videos], self.name)
+            pixels = frames.stacked(videos, _video_recipe(files), self.name)
             vision["video"] = {"pixel_values_videos": pixels}
         text = prompt.render(files, media, turns, TOKENS, llava_next.template_of(files))
         grids = self.grids(files.config, vision)
@@ -102,5 +101,4 @@ def _image_recipe(files: Files) -> preprocess.Recipe:
 
 
 def _video_recipe(files: Files) -> preprocess.Recipe:
-    values: Mapping[str, object] = files.video or files.image
-    return preprocess.read_recipe(preprocess.merged(values, llava.CLIP))
+    return preprocess.read_recipe(preprocess.merged(files.video or files.image, llava.CLIP))
