@@ -273,12 +273,6 @@ def test_packed_questions_are_read_as_if_each_were_alone() -> None:
             torch.testing.assert_close(packed[:, i], states, atol=1e-5, rtol=1e-5)
 
 
-weights = pytest.mark.skipif(
-    not (weights_path() / "model.safetensors").exists(), reason="the weights are not there"
-)
-
-
-@weights
 def test_the_checkpoint_is_small_and_has_the_shape_that_pruning_needs() -> None:
     assert sum(path.stat().st_size for path in weights_path().iterdir()) < 30 * 2**20
     config = json.loads((weights_path() / "config.json").read_text())
@@ -289,7 +283,6 @@ def test_the_checkpoint_is_small_and_has_the_shape_that_pruning_needs() -> None:
     assert text["num_key_value_heads"] >= 4
 
 
-@weights
 def test_the_weights_answer_far_above_chance() -> None:
     import torch
     from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
@@ -309,10 +302,36 @@ def test_the_weights_answer_far_above_chance() -> None:
         for question, given in zip(sample.questions, answers, strict=True):
             right.append(score(question.kind, question.answer, given) == 1)
     # Without looking, about a quarter is right.
-    assert sum(right) / len(right) > 0.4
+    assert sum(right) / len(right) > 0.6
 
 
-@weights
+def test_a_template_s_words_are_told_from_a_question() -> None:
+    from vtprune.demo.measure import fields, guess
+
+    question = Question(
+        text="what happens first, red ring moves left or number 4 flashes?",
+        answer="number 4 flashes",
+        kind="order",
+        template="what happens first, {one} or {other}?",
+    )
+    assert fields(question) == {"one": "red ring moves left", "other": "number 4 flashes"}
+    assert guess(question, {question.template: "{one}"}) == "red ring moves left"
+    assert guess(question, {}) == ""
+
+
+def test_the_curves_of_a_training_are_drawn_as_the_last_run_left_them(tmp_path: Path) -> None:
+    from vtprune.demo.plot import draw, lines
+
+    losses = [(1, 3.0), (2, 2.0), (2, 1.0)]  # step 2 was done twice
+    text = [json.dumps({"step": step, "loss": {"picture": loss}}) for step, loss in losses]
+    (tmp_path / "loss.jsonl").write_text("\n".join(text))
+    seen = {"step": 2, "kinds": dict.fromkeys(KINDS, 0.5)}
+    (tmp_path / "dev.jsonl").write_text(json.dumps(seen))
+    assert [one["loss"]["picture"] for one in lines(tmp_path / "loss.jsonl")] == [3.0, 1.0]
+    draw(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_the_chat_template_takes_several_inputs_a_system_message_and_turns() -> None:
     from transformers import PreTrainedTokenizerFast
 

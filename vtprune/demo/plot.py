@@ -1,4 +1,4 @@
-"""Draw the training's curves: `python -m vtprune.demo.plot OUT PICTURE` (needs matplotlib)."""
+"""Draw the training's curves: `python -m vtprune.demo.plot OUT PICTURE`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ def lines(path: Path) -> list[dict[str, dict[str, float]]]:
 
 def draw(out: Path, picture: Path) -> None:
     """Loss on train, accuracy on dev by kind, against steps."""
-    import matplotlib as mpl  # type: ignore[import-not-found]
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot  # type: ignore[import-not-found]
-
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    figure = Figure(figsize=(15, 4.5), dpi=90, layout="tight")
+    left, middle, right = figure.subplots(1, 3)
     loss, dev = lines(out / "loss.jsonl"), lines(out / "dev.jsonl")
     for name, label in (("picture", "pictures"), ("clip", "clips")):
         points = [(entry["step"], entry["loss"][name]) for entry in loss if name in entry["loss"]]
@@ -40,8 +38,7 @@ def draw(out: Path, picture: Path) -> None:
         axes.set(title=title, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=90)
+    figure.savefig(picture)
 
 
 def main() -> None:
