@@ -201,8 +201,8 @@ def test_a_family_never_sees_a_method(module: str) -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("decord", ("media",)),
-        ("av", ("media", "demo")),
+        ("decord", ("media", "bench")),
+        ("av", ("media", "demo", "bench")),
         ("PIL", ("media", "models", "demo")),
         ("rich", ("console",)),
         ("click", ("cli",)),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from vtprune import __version__
+from vtprune.bench.parts import add_parts
 from vtprune.bench.selection import Row, measure_selection, table
 from vtprune.pruners import METHODS
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vtprune.bench", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     selection = parts.add_parser("selection", help="what each method's choice costs")
@@ -26,8 +28,14 @@ def main() -> None:
     selection.add_argument("--device", default="cpu")
     selection.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     selection.add_argument("--out", type=Path, help="write the table to this file too")
-    args = parser.parse_args()
+    selection.set_defaults(run=run_selection)
+    add_parts(parts)
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+def run_selection(args: argparse.Namespace) -> None:
     names = (
         args.methods.split(",")
         if args.methods

@@ -1,0 +1,204 @@
+"""The speed figures: measured in turn, resumed, and put on a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vtprune.bench import baseline, decoding, growth, memory
+from vtprune.bench.__main__ import main
+from vtprune.bench.chart import draw_growth
+from vtprune.bench.page import make_page
+from vtprune.bench.prefill import measure_prefill
+from vtprune.bench.results import Pass, Results, read_passes
+from vtprune.profiling.inputs import Shown
+from vtprune.profiling.shapes import find_shape
+from vtprune.pruners.entropy import token_entropy
+
+CPU = torch.device("cpu")
+MACHINE = {"name": "CPU", "threads": 1, "load": 0.5, "versions": "vtprune 1"}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "speed.jsonl", show=lambda _: None)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip-2s-96x64.mp4"
+    decoding.write_clip(path, 2, 96, 64)
+    return path
+
+
+class Sides:
+    """Two sides that note their runs."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.ran: list[str] = []
+        self.fail_at = fail_at
+
+    def __call__(self):  # type: ignore[no-untyped-def]
+        return {name: lambda name=name: self.run(name) for name in ("a", "b")}
+
+    def run(self, name: str) -> dict[str, float]:
+        if len(self.ran) == self.fail_at:
+            raise KeyboardInterrupt
+        self.ran.append(name)
+        return {"seconds": float(len(self.ran))}
+
+
+def test_sides_run_in_turn_there_and_back_after_a_warm_up(results: Results) -> None:
+    sides = Sides()
+    passes = results.measure("part", {"x": 1}, sides, 3, CPU)
+    assert sides.ran == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert [one.sides["a"]["seconds"] for one in passes] == [3.0, 6.0, 7.0]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_ended(results: Results) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        results.measure("part", {"x": 1}, Sides(fail_at=5), 3, CPU)
+    again = Sides()
+    passes = Results(results.path, lambda _: None).measure("part", {"x": 1}, again, 3, CPU)
+    assert again.ran == ["a", "b", "b", "a", "a", "b"]
+    assert [one.number for one in passes] == [0, 1, 2]
+    Results(results.path).measure("part", {"x": 1}, lambda: pytest.fail("ran"), 3, CPU)
+
+
+def test_other_settings_are_measured_anew(results: Results) -> None:
+    results.measure("part", {"x": 1}, Sides(), 1, CPU)
+    sides = Sides()
+    results.measure("part", {"x": 2}, sides, 1, CPU, warm_up=False)
+    assert sides.ran == ["a", "b"]
+    assert len(read_passes(results.path)) == 2
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_the_next_is_whole(results: Results) -> None:
+    results.measure("part", {"x": 1}, Sides(), 1, CPU)
+    with results.path.open("a", encoding="utf-8") as file:
+        file.write(results.path.read_text(encoding="utf-8")[:40])
+    Results(results.path, lambda _: None).measure("part", {"x": 1}, Sides(), 2, CPU)
+    assert [one.number for one in read_passes(results.path)] == [0, 1]
+
+
+def test_prefills_are_measured_with_what_was_cut(results: Results, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    where, shown = str(checkpoints("llava_onevision")), Shown("video", 40, 40, 4)
+    (one,) = measure_prefill(
+        results, where, shown, ["2", "input"], "entropy", 0.3, CPU, torch.float32, 1
+    )
+    visual = one.sides["unpruned"]["visual"]
+    assert one.sides["unpruned"]["kept"] == visual
+    for at in ("2", "input"):
+        assert one.sides[at]["kept"] == math.floor(0.3 * visual + 1e-6)
+        assert one.sides[at]["flops"] < one.sides["unpruned"]["flops"]
+    assert one.sides["input"]["flops"] < one.sides["2"]["flops"]
+    assert one.sides["2"]["select"] < one.sides["2"]["outside_layers"]
+    assert "after layer 2" in make_page([one])
+
+
+def test_growth_is_measured_for_more_and_more_frames(
+    results: Results, checkpoints, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    where = str(checkpoints("llava_onevision"))
+    monkeypatch.setattr(growth, "narrow_shape", lambda name, side: find_shape(name))
+    passes = growth.measure_growth(
+        results, where, [2, 4, 8], ["entropy"], 0.3, CPU, torch.float32, 1
+    )
+    visual = [one.sides["entropy"]["visual"] for one in passes]
+    assert visual == sorted(set(visual))
+    assert "Fitted exponents: `entropy` " in make_page(passes, "speed.png")
+    assert draw_growth(passes).startswith(b"\x89PNG")
+
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    assert growth.exponent([(x, 3 * x**1.5) for x in (2.0, 5.0, 7.0)]) == pytest.approx(1.5)
+    assert math.isnan(growth.exponent([(2.0, 1.0)]))
+
+
+def test_the_plain_scores_are_ours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 4, 9, 128, generator=generator) for _ in range(2))
+    ours = baseline.own_attention(query, key)
+    assert torch.allclose(baseline.plain_attention(query, key), ours[0][0].flatten(), atol=1e-5)  # type: ignore[index]
+    states = torch.randn(5, 4, 6, generator=generator)  # the same spectrum, but for two zeros
+    plain = baseline.plain_entropy(states) / math.log(4)
+    assert torch.allclose(plain.float(), token_entropy(states, "row"), atol=1e-5)
+
+
+def test_kernels_are_compared_on_one_cut(results: Results, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    where, shown = str(checkpoints("llava_onevision")), Shown("image", 60, 40)
+    (one,) = baseline.measure_kernels(results, where, shown, 0.3, CPU, torch.float32, 1)
+    assert one.sides["plain: fastv, eager"]["kept"] == one.sides["ours: fastv, sdpa"]["kept"]
+    assert "eager" in make_page([one])
+
+
+def test_all_readers_give_the_same_frames(clip: Path) -> None:
+    index = [0, 17, 31, 59]
+    ours = decoding.by_vtprune(clip, index)
+    assert ours.shape == (4, 3, 384, 384)
+    ways = [decoding.by_pyav, decoding.by_pyav_seeking]
+    ways += [decoding.by_decord] if decoding.runs("decord") else []
+    for way in ways:
+        assert (way(clip, index).float() - ours.float()).abs().mean() < 3, way.__name__
+
+
+def test_readers_are_timed_and_the_fastest_other_is_named(results: Results, clip: Path) -> None:
+    (one,) = decoding.measure_decoding(results, clip.parent, 2, 96, 64, 3, 1)
+    assert {side["frames"] for side in one.sides.values()} == {3.0}
+    page = make_page([one])
+    assert "times as long as the fastest of the others" in page
+    assert "3 frames of a clip of 2 s, 96x64" in page
+
+
+def test_memory_is_noted_after_every_tenth(results: Results, clip: Path) -> None:
+    (one,) = memory.measure_memory(results, clip.parent, 2, 96, 64, 30.0)
+    figures = dict(one.sides["vtprune"])
+    assert figures.pop("frames") == 60
+    assert list(figures) == ["before", "opened", *(f"{n} %" for n in range(10, 101, 10))]
+    assert all(value > 2**20 for value in figures.values())
+
+
+def test_the_command_writes_results_and_the_page_is_made_of_them(
+    checkpoints, tmp_path: Path, capsys, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        folder = tmp_path / "frames"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), (80 * number, 20, 200)).save(folder / f"{number}.png")
+    model = ["--model", str(checkpoints("llava_onevision")), "--results", "speed.jsonl",
+             "--repeats", "1"]  # fmt: skip
+    main(["prefill", *model, "--shown", "40x40"])
+    assert "at input" in capsys.readouterr().out
+    main(["end-to-end", "frames", *model, "--frames", "3"])
+    told = capsys.readouterr()
+    assert "pixels, uniform at input" in told.out
+    assert "pass 1 of 1: unpruned" in told.err
+    main(["page", "--results", "speed.jsonl", "--out", "speed.md"])
+    page = Path("speed.md").read_text(encoding="utf-8")
+    assert page.index("## Prefill") < page.index("## First token")
+    assert not Path("speed.png").exists()
+
+
+def test_the_page_has_medians_of_the_passes_ratios() -> None:
+    """Speed-ups 4/1, 6/2, 8/2 = 4, 3, 4; FLOPs promise 5; realised 0.8, 0.6, 0.8."""
+    settings = {"model": "m", "dtype": "float32", "method": "entropy", "keep": 0.3,
+                "places": ["input"]}  # fmt: skip
+    times = [(4.0, 1.0), (6.0, 2.0), (8.0, 2.0)]
+    passes = [
+        Pass("prefill", settings, number, {
+            "unpruned": {"prefill": plain, "flops": 10.0, "visual": 1500.0},
+            "input": {"prefill": cut, "flops": 2.0, "select": 0.06, "visual": 1500.0},
+        }, MACHINE)
+        for number, (plain, cut) in enumerate(times)
+    ]  # fmt: skip
+    page = make_page(passes)
+    assert ("| m, 1,500 visual tokens, float32, at input | 6.00 | 2.00 | 1.00% | 5.00 "
+            "| 4.00 (3.00 to 4.00) | 0.80 (0.60 to 0.80) | 3 |") in page  # fmt: skip
+    assert "CPU, 1 thread, vtprune 1; system load 0.5 to 0.5." in page
+    assert json.loads(json.dumps(vars(passes[0])))["part"] == "prefill"
