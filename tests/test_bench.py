@@ -185,6 +185,17 @@ def test_the_command_writes_results_and_the_page_is_made_of_them(
     assert not Path("speed.png").exists()
 
 
+def test_layers_and_selection_give_tables_with_their_command(checkpoints, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "table.md"
+    model = ["--model", str(checkpoints("llava_onevision")), "--shown", "40x40"]
+    main(["layers", *model, "--keep", "0.5", "--repeats", "1", "--out", str(out)])
+    text = out.read_text(encoding="utf-8")
+    assert "Command: `python -m vtprune.bench layers --model" in text
+    assert "| fast | prefill |" in text
+    main(["selection", "--tokens", "32", "--methods", "uniform,entropy", "--repeats", "1"])
+    assert "| `entropy` |" in capsys.readouterr().out
+
+
 def test_the_page_has_medians_of_the_passes_ratios() -> None:
     """Speed-ups 4/1, 6/2, 8/2 = 4, 3, 4; FLOPs promise 5; realised 0.8, 0.6, 0.8."""
     settings = {"model": "m", "dtype": "float32", "method": "entropy", "keep": 0.3,

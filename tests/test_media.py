@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -374,6 +374,29 @@ def test_frames_are_transformed_in_chunks_of_bounded_size(
     assert seen == [(4, 10), (8, 10), (10, 10)]
     assert frames.pictures.shape == (10, 3, 32, 48)
     assert torch.equal(frames.pictures, read(source).pictures[:, :, ::2, ::2].float())
+
+
+def test_a_large_frame_is_transformed_before_the_next_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def pictures(
+        source: Source, index: list[int], *_: object
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        for i in index:
+            steps.append(f"decode {i}")
+            yield i, torch.zeros(source.height, source.width, 3, dtype=torch.uint8)
+
+    def transform(pixels: torch.Tensor) -> torch.Tensor:
+        steps.append(f"transform {len(pixels)}")
+        return pixels[:, :, :2, :2].clone()
+
+    for number in range(2):
+        Image.new("RGB", (800, 600)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr("vtprune.media.folder.pictures", pictures)
+    read(open_source(tmp_path), transform=transform)
+    assert steps == ["decode 0", "transform 1", "decode 1", "transform 1"]
 
 
 @needs_decord

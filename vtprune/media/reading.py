@@ -1,4 +1,4 @@
-"""Open media files, and read their frames in chunks of bounded size."""
+"""Open media files, and read their frames, each transformed right after it is decoded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vtprune.media.clip import open_clip
 from vtprune.media.decoding import DecordUnfitError, decord_frames, pyav_frames
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
 # While frames are transformed, decord decodes ahead, without a bound, until it has to seek: of
 # large clips it only gets to read one frame in so many.
 _AHEAD_BYTES = 512 << 20
@@ -46,15 +46,15 @@ def read(
     limits: Limits = DEFAULT_LIMITS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Frames:
-    """Decode frames, and transform them chunk by chunk as they come, so that memory stays bounded.
+    """Decode frames, and transform each right after, so that memory stays bounded.
 
     Args:
         source: from `open_source`, with the same limits.
         index: the frames to read, in any order, repeats allowed; each is decoded once. None: all of
             them.
-        transform: gets (n, 3, H, W) uint8 RGB pictures on the CPU, channels last in memory, of 64
-            MiB at most (or one picture); gives the same number of entries for each picture, along
-            dimension 0. None: keeps the pictures.
+        transform: gets (n, 3, H, W) uint8 RGB pictures on the CPU, channels last in memory: one, or
+            as many small ones as make 1 MiB; gives the same number of entries for each picture,
+            along dimension 0. None: keeps the pictures.
         progress: called after each chunk with the numbers of frames done and wanted.
 
     Raises:
