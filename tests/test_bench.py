@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vtprune.bench import baseline, decoding, growth, memory
+from vtprune.bench import baseline, decoding, growth, memory, overlap
 from vtprune.bench.__main__ import main
 from vtprune.bench.chart import draw_growth
 from vtprune.bench.page import make_page
@@ -153,6 +153,17 @@ def test_readers_are_timed_and_the_fastest_other_is_named(results: Results, clip
     page = make_page([one])
     assert "times as long as the fastest of the others" in page
     assert "3 frames of a clip of 2 s, 96x64" in page
+
+
+def test_loading_and_decoding_are_timed_one_by_one_and_at_once(
+    results: Results, checkpoints, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    where = checkpoints("llava_onevision")
+    for _ in range(2):  # the second time with the files that are there
+        (one,) = overlap.measure_overlap(results, str(where), clip.parent, 2, 96, 64, 3, 1)
+        results = Results(results.path.with_name("again.jsonl"), lambda _: None)
+    assert list(one.sides) == ["one after the other", "at once"]
+    assert "## Decoding while a model is loaded" in make_page([one])
 
 
 def test_memory_is_noted_after_every_tenth(results: Results, clip: Path) -> None:

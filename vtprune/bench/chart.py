@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.bench.page import group, middle
 from vtprune.bench.results import Pass
+from vtprune.bench.tables import group, middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,6 +16,7 @@ from vtprune.bench.decoding import measure_decoding
 from vtprune.bench.end_to_end import measure_end_to_end
 from vtprune.bench.growth import measure_growth
 from vtprune.bench.memory import measure_memory
+from vtprune.bench.overlap import measure_overlap
 from vtprune.bench.page import make_page
 from vtprune.bench.prefill import measure_prefill
 from vtprune.bench.results import Pass, Results, read_passes
@@ -45,6 +46,11 @@ def add_parts(parts: Parts) -> None:
     decoding.add_argument("--frames", type=int, default=16)
     decoding.add_argument("--repeats", type=int, default=5)
     clip_options(decoding, 60, "1920x1080")
+    overlap = part(parts, "overlap", "a clip decoded while weights are read", run_overlap)
+    overlap.add_argument("--model", default=MODEL)
+    overlap.add_argument("--frames", type=int, default=16)
+    overlap.add_argument("--repeats", type=int, default=3)
+    clip_options(overlap, 60, "1920x1080")
     memory = part(parts, "memory", "memory while a long video is decoded", run_memory)
     memory.add_argument("--fps", type=float, default=1.0)
     clip_options(memory, 7200, "640x360")
@@ -83,7 +89,9 @@ def model_part(
 
 
 def clip_options(made: argparse.ArgumentParser, seconds: int, size: str) -> None:
-    made.add_argument("--folder", type=Path, default=Path("/tmp"), help="for the clip")
+    made.add_argument(
+        "--folder", type=Path, default=Path("/tmp"), help="for what is written to be read"
+    )
     made.add_argument("--seconds", type=int, default=seconds)
     made.add_argument("--size", default=size)
 
@@ -145,6 +153,15 @@ def run_decoding(args: argparse.Namespace) -> None:
     made = measure_decoding(
         Results(args.results), args.folder, args.seconds, width, height, args.frames, args.repeats
     )
+    tell(made)
+
+
+def run_overlap(args: argparse.Namespace) -> None:
+    width, height = map(int, args.size.split("x"))
+    made = measure_overlap(
+        Results(args.results), args.model, args.folder, args.seconds, width, height, args.frames,
+        args.repeats,
+    )  # fmt: skip
     tell(made)
 
 
