@@ -214,13 +214,16 @@ def test_the_page_has_medians_of_the_passes_ratios() -> None:
     times = [(4.0, 1.0), (6.0, 2.0), (8.0, 2.0)]
     passes = [
         Pass("prefill", settings, number, {
-            "unpruned": {"prefill": plain, "flops": 10.0, "visual": 1500.0},
-            "input": {"prefill": cut, "flops": 2.0, "select": 0.06, "visual": 1500.0},
+            "unpruned": {"prefill": plain, "flops": 10.0, "visual": 1500.0,
+                         "decode_per_token": 0.02, "waits": 2.0},
+            "input": {"prefill": cut, "flops": 2.0, "select": 0.06, "visual": 1500.0,
+                      "decode_per_token": 0.0155, "waits": 3.0},
         }, MACHINE)
         for number, (plain, cut) in enumerate(times)
     ]  # fmt: skip
     page = make_page(passes)
     assert ("| m, 1,500 visual tokens, float32, at input | 6.00 | 2.00 | 1.00% | 5.00 "
-            "| 4.00 (3.00 to 4.00) | 0.80 (0.60 to 0.80) | 3 |") in page  # fmt: skip
+            "| 4.00 (3.00 to 4.00) | 0.80 (0.60 to 0.80) | 20.0, pruned 15.5; the host waits "
+            "2 times, pruned 3 | 3 |") in page  # fmt: skip
     assert "CPU, 1 thread, vtprune 1; system load 0.5 to 0.5." in page
     assert json.loads(json.dumps(vars(passes[0])))["part"] == "prefill"

@@ -32,11 +32,12 @@ def prefill_section(groups: Groups) -> str:
                 f"{promised:.2f}",
                 spread(measured),
                 spread(realised),
+                decoding_of(passes, at),
                 len(passes),
             ])  # fmt: skip
     first = groups[0][0].settings
     head = ["case", "unpruned, s", "pruned, s", "selection / unpruned", "by FLOPs", "measured",
-            "realised", "passes"]  # fmt: skip
+            "realised", "a decoded token, ms", "passes"]  # fmt: skip
     return f"""## Prefill
 
 `{first["method"]}`, {first["keep"]:.0%} of the visual tokens left. Realised is the measured
@@ -49,6 +50,16 @@ passes' ratios, with the least and the greatest. {where(groups)}
     python -m vtprune.bench prefill --dtype bfloat16
 
 {table(head, rows)}"""
+
+
+def decoding_of(passes: Sequence[Pass], at: str) -> str:
+    """A decoded token without and with the cut; of a GPU, how often its host waited for it."""
+    plain, cut = (1000 * middle(passes, name, "decode_per_token") for name in (UNPRUNED, at))
+    told = f"{plain:.1f}, pruned {cut:.1f}"
+    if "waits" in passes[0].sides[at]:
+        waits = [int(passes[0].sides[name]["waits"]) for name in (UNPRUNED, at)]
+        told += f"; the host waits {waits[0]} times, pruned {waits[1]}"
+    return told
 
 
 def place(at: str) -> str:
