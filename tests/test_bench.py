@@ -166,7 +166,8 @@ def test_loading_and_decoding_are_timed_one_by_one_and_at_once(
     assert "## Decoding while a model is loaded" in make_page([one])
 
 
-def test_memory_is_noted_after_every_tenth(results: Results, clip: Path) -> None:
+def test_memory_is_noted_after_every_tenth(results: Results, clip: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     (one,) = memory.measure_memory(results, clip.parent, 2, 96, 64, 30.0)
     figures = dict(one.sides["vtprune"])
     assert figures.pop("frames") == 60
