@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+
+from vtprune.report import Report
 
 torch.set_num_threads(1)  # tiny models; the workers share the cores
 
@@ -47,6 +49,12 @@ def on_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")  # of processes that a test starts
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator of its own is the same in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -80,6 +88,20 @@ def assert_refused(result: Result, message: str) -> None:
     assert re.match(message, result.stderr)
     assert len(result.stderr.splitlines()) <= 2
     assert result.stdout == ""
+
+
+def answer_together(
+    loaded: object, items: Sequence[tuple[object, str]], *args: object, **options: object
+) -> list[Report]:
+    """The reports of a batch, each of which, but for times, is what its item gets alone."""
+    import vtprune
+
+    together = vtprune.answer(loaded, items, *args, **options)
+    for item, report in zip(items, together, strict=True):
+        (alone,) = vtprune.answer(loaded, [item], *args, **options)
+        for block in ("answer", "tokens", "flops", "input", "preset"):
+            assert getattr(report, block) == getattr(alone, block), block
+    return together
 
 
 def save_noise(path: Path, height: int, width: int) -> Path:

@@ -94,12 +94,6 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(METHODS, name, entry)
 
 
-def two(name: str, model, kind: str = "image"):  # type: ignore[no-untyped-def]
-    first = tiny.inputs(name, model, kind)
-    second = tiny.inputs(name, model, kind, seed=1, text=9, sizes=((200, 70), (90, 150)))
-    return tiny.left_pad(name, [first, second])
-
-
 # -- text and attention ---------------------------------------------------------------------------
 
 
@@ -111,7 +105,7 @@ def test_attention_is_what_the_eager_model_says(
     monkeypatch.setattr(Probe, "needs", ("attention", "text_attention"))
     model, eager = shared_model(name, attention), shared_model(name, "eager")
     eager.load_state_dict(model.state_dict())
-    inputs = two(name, model)
+    inputs = tiny.ragged(name, model)
     with vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}) as trace:
         oracle.generate(model, inputs, steps=1)
     with torch.no_grad():
@@ -154,7 +148,7 @@ def test_text_states_are_those_after_the_last_visual_token(
 ) -> None:
     monkeypatch.setattr(Probe, "needs", ("text_hidden", "hidden", "text_key", "key"))
     model = shared_model("llava")
-    inputs = two("llava", model)
+    inputs = tiny.ragged("llava", model)
     layer = 0 if place == "input" else 2
     with vtprune.pruning(
         model, {"stages": [{"at": place, "method": "probe", "keep": 0.3}]}
@@ -301,7 +295,7 @@ def test_merged_equals_masked_with_the_same_merged_states(
     name: str, place: str | int, choices: list[Choice]
 ) -> None:
     model = shared_model(name)
-    inputs = two(name, model)
+    inputs = tiny.ragged(name, model)
     with vtprune.pruning(
         model, {"stages": [{"at": place, "method": "merging", "keep": 0.4}]}
     ) as trace:
@@ -421,10 +415,7 @@ def test_renumbered_positions_equal_a_hand_written_loop(name: str, stages: str) 
 def test_renumbered_in_a_ragged_batch_is_as_alone(stages: str) -> None:
     name = "llava_onevision"
     model = shared_model(name)
-    rows = [
-        tiny.inputs(name, model, "image"),
-        tiny.inputs(name, model, "image", seed=1, text=9, sizes=((200, 70), (90, 150))),
-    ]
+    rows = tiny.two(name, model)
     with vtprune.pruning(model, {"stages": RENUMBERED[stages]}):
         tokens, together = oracle.generate(model, tiny.left_pad(name, rows), steps=4)
         alone = [
@@ -587,7 +578,7 @@ def test_pruned_equals_masked_with_every_method(
     name: str, kind: str, choices: list[Choice]
 ) -> None:
     model = shared_model("llava_onevision")
-    inputs = two("llava_onevision", model, kind)
+    inputs = tiny.ragged("llava_onevision", model, kind)
     with vtprune.pruning(model, method=name, keep=0.4) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=3)
     assert len(choices) == 2 * len(trace.stages)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from vtprune.cli import cli
 from vtprune.cli.ask import ask
+from vtprune.config import KEYS
 from vtprune.models import FAMILIES
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
@@ -55,6 +57,15 @@ def test_every_family_has_a_row(model_type: str) -> None:
 def test_every_option_of_ask_has_a_row(option: click.Option) -> None:
     for name in option.opts:
         assert f"`{name}`" in README, name
+
+
+def test_the_help_that_the_readme_names_tells_where_the_config_file_is() -> None:
+    found = re.search(r"configuration file \(`vtprune (.*--help)` names its place\)", README)
+    assert found is not None
+    told = CliRunner().invoke(cli, found[1].split()).stdout
+    assert "vtprune/config.yaml" in told
+    (keys,) = re.findall(r"can set ([^.]*)\.", " ".join(told.split()))
+    assert re.findall(r"\w+", keys.replace(" and ", " ")) == list(KEYS)
 
 
 def test_the_readmes_commands_parse() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import save_clip, save_noise, shared_model
+from conftest import answer_together, save_clip, save_noise, shared_model
 from PIL import Image
 
 import vtprune
@@ -260,11 +260,7 @@ def test_a_batch_is_answered_as_one_by_one(checkpoints, clip: Path, picture: Pat
     loaded = run.load(str(checkpoints("qwen2_5_vl")))
     preset = override(load_preset(None), 0.5, "downsample")
     items = [(clip, "what?"), (picture, "where is it, and what?"), ([clip, picture], "what?")]
-    together = vtprune.answer(loaded, items, preset, generation=SHORT)
-    for item, report in zip(items, together, strict=True):
-        (alone,) = vtprune.answer(loaded, [item], preset, generation=SHORT)
-        for block in ("answer", "tokens", "flops", "input", "preset"):
-            assert getattr(alone, block) == getattr(report, block)
+    for report in answer_together(loaded, items, preset, generation=SHORT):
         assert report.tokens["keep_mean"] <= 0.5
 
 

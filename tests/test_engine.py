@@ -35,12 +35,6 @@ LAYER_TWO = {"stages": SCHEDULES["one_layer"]}
 BOTH = {"stages": SCHEDULES["input_and_layer"]}
 
 
-def batch_of_two(name: str, model, kind: str):  # type: ignore[no-untyped-def]
-    first = tiny.inputs(name, model, kind)
-    second = tiny.inputs(name, model, kind, seed=1, text=9, sizes=((200, 70), (90, 150)))
-    return tiny.left_pad(name, [first, second])
-
-
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("batch", ["one", "ragged"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -50,7 +44,7 @@ def test_pruned_equals_masked_at_prefill_and_decode(
     name: str, kind: str, schedule: str, attention: str, batch: str, cache: str
 ) -> None:
     model = shared_model(name, attention)
-    inputs = tiny.inputs(name, model, kind) if batch == "one" else batch_of_two(name, model, kind)
+    inputs = tiny.inputs(name, model, kind) if batch == "one" else tiny.ragged(name, model, kind)
     options = {"cache_implementation": "static"} if cache == "static" else {}
     with vtprune.pruning(model, {"stages": SCHEDULES[schedule]}) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=8, **options)
@@ -63,7 +57,7 @@ def test_pruned_equals_masked_at_prefill_and_decode(
 def test_features_that_enter_several_layers_follow_the_cut(layer: str | int) -> None:
     """Qwen3-VL adds features after layers 0, 1 and 2: the cut is before, among and past them."""
     model = shared_model("qwen3_vl")
-    inputs = batch_of_two("qwen3_vl", model, "mixed")
+    inputs = tiny.ragged("qwen3_vl", model, "mixed")
     with vtprune.pruning(
         model, {"stages": [{"at": layer, "method": "random", "keep": 0.3}]}
     ) as trace:
@@ -144,7 +138,7 @@ def test_the_cache_is_really_shorter_from_the_cut_on(name: str) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_trace_names_the_columns_that_are_left(name: str, kind: str) -> None:
     model = shared_model(name)
-    inputs = batch_of_two(name, model, kind)
+    inputs = tiny.ragged(name, model, kind)
     ids = inputs["input_ids"]
     visual = torch.isin(ids, torch.tensor(sorted(find_structure(model).placeholder_ids())))
     with torch.no_grad(), vtprune.pruning(model, BOTH, seed=3) as trace:
@@ -175,7 +169,7 @@ def test_random_is_the_same_alone_in_a_batch_and_in_beams(name: str) -> None:
         (inputs, {}),
         (inputs, {"num_beams": 3}),
         (inputs, {"do_sample": True, "num_return_sequences": 2}),
-        (batch_of_two(name, model, "image"), {}),
+        (tiny.ragged(name, model, "image"), {}),
     ):
         with torch.no_grad(), vtprune.pruning(model, pruned, seed=7) as trace:
             model.generate(**given, max_new_tokens=2, **options)
@@ -387,7 +381,7 @@ def test_modalities_can_have_their_own_stages_and_keeps() -> None:
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_dropping_every_visual_token_equals_masking_them_all(name: str) -> None:
     model = shared_model(name)
-    inputs = batch_of_two(name, model, "image")
+    inputs = tiny.ragged(name, model, "image")
     stages = [{"at": 1, "method": "entropy", "keep": 0.5}, {"at": 4, "method": "vtw", "keep": 0}]
     with vtprune.pruning(model, {"stages": stages}) as trace:
         tokens, logits = oracle.generate(model, inputs)
@@ -461,7 +455,7 @@ def test_a_cache_that_was_emptied_remembers_nothing_of_what_was_cut(where: str) 
     name = "llava_onevision"
     model = shared_model(name)
     config = model.get_decoder().config
-    pictures, text = batch_of_two(name, model, "image"), batch_of_two(name, model, "text")
+    pictures, text = tiny.ragged(name, model, "image"), tiny.ragged(name, model, "text")
     expected = forward_both(model, text, StaticCache(config=config, max_cache_len=400))
     cache = StaticCache(config=config, max_cache_len=400)
     with vtprune.pruning(model, BOTH):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from conftest import save_clip, save_noise
+from conftest import answer_together, save_clip, save_noise
 
 import vtprune
 from vtprune import cost, run
@@ -179,14 +179,7 @@ def test_a_batch_gives_each_item_what_it_gets_alone(
         pytest.skip("not in this transformers")
     loaded = run.load(str(checkpoints(name)))
     items = [(picture, "what?"), (clip, "what happens here?"), ([picture, picture], "which?")]
-    options = {"sampling": Sampling(frames=4), "generation": SHORT}
-    together = vtprune.answer(loaded, items, "balanced", 0.4, **options)
-    for item, report in zip(items, together, strict=True):
-        alone = vtprune.answer(loaded, [item], "balanced", 0.4, **options)[0]
-        assert report.answer == alone.answer
-        assert report.tokens == alone.tokens
-        assert report.flops == alone.flops
-        assert report.input == alone.input
+    answer_together(loaded, items, "balanced", 0.4, sampling=Sampling(frames=4), generation=SHORT)
 
 
 # -- what goes wrong -----------------------------------------------------------------------------

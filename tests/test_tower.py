@@ -258,10 +258,7 @@ def test_pictures_that_are_padded_or_interpolated_are_mapped_like_their_features
 )  # fmt: skip
 def test_a_ragged_batch_and_beams_receive_as_alone(name: str, kind: str) -> None:
     model = shared_model(name)
-    rows = [
-        tiny.inputs(name, model, kind),
-        tiny.inputs(name, model, kind, seed=1, text=9, sizes=((200, 70), (90, 150))),
-    ]
+    rows = tiny.two(name, model, kind)
     alone = [watched(model, row)[0] for row in rows]
     together = watched(model, tiny.left_pad(name, rows))
     for one, other in zip(alone, together, strict=True):

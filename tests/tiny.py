@@ -111,6 +111,17 @@ def inputs(
     return made if family.finish is None else made | family.finish(made, ids_of)
 
 
+def two(name: str, model: PreTrainedModel, kind: str = "image") -> list[dict[str, torch.Tensor]]:
+    """Two prompts of different length, with pictures of different size."""
+    other = inputs(name, model, kind, seed=1, text=9, sizes=((200, 70), (90, 150)))
+    return [inputs(name, model, kind), other]
+
+
+def ragged(name: str, model: PreTrainedModel, kind: str = "image") -> dict[str, torch.Tensor]:
+    """One left-padded batch of `two`."""
+    return left_pad(name, two(name, model, kind))
+
+
 def left_pad(name: str, batch: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One ragged left-padded batch of several `inputs`."""
     fill = {"input_ids": token(name, FAMILIES[name].pad), "attention_mask": 0}
