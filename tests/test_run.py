@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from conftest import answer_together, save_clip, save_noise
 
 import vtprune
-from vtprune import cost, run
+from vtprune import cost, memory, run
 from vtprune.errors import MediaError, ModelError
 from vtprune.memory import explain, fitting_errors
 from vtprune.models.base import Sampling
@@ -314,3 +315,24 @@ def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints, clip: 
     assert "--keep 0.15 or --frames 2" in hint
     with pytest.raises(RuntimeError, match="shape"), fitting_errors(loaded, preset, trace):
         raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_memory_that_is_not_told_is_not_taken_for_none(
+    told: bool, checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    pages = {"SC_PHYS_PAGES": 1_000_000, "SC_PAGE_SIZE": 4096} if told else {}
+
+    def sysconf(name: str) -> int:
+        if name not in pages:
+            raise ValueError("unrecognized configuration name")
+        return pages[name]
+
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(memory.os, "sysconf", sysconf, raising=False)
+    free = memory.free_memory(torch.device("cpu"))
+    assert free == (2_048_000_000 if told else sys.maxsize)
+    loaded = run.load(str(checkpoints("llava")))
+    with torch.no_grad(), vtprune.pruning(loaded.model, keep=0.5) as trace:
+        loaded.model(**tiny.inputs("llava", loaded.model, "image"))
+    assert explain(loaded, load_preset("balanced"), trace)[1] == "try --keep 0.15"

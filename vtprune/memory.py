@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from vtprune.trace import Trace
 
 HEADROOM = 0.8  # of the free memory; the rest is fragmentation and other users
+MEMINFO = Path("/proc/meminfo")
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
 
 
@@ -69,15 +73,19 @@ def fit_tokens(loaded: Loaded, text: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a device; of the machine where it is a CPU, 0 where that is not told."""
+    """Bytes free on a CUDA device; for any other, of the machine.
+
+    Where the machine does not tell (macOS), half of all that it has; where it does not tell that
+    either (Windows), as if there were no limit.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):
+        for line in MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize

@@ -19,9 +19,8 @@ from .world import SPLITS, TILE, Scene, generator, make_clip, make_picture
 
 MOST_QUESTIONS = 4
 FRAMES_PER_SECOND = 8
-CLIP_SIDE = (
-    2 * TILE
-)  # twice the tile, so that a codec's halved colour is still that of every pixel read
+# Twice the tile, so that a codec's halved colour is still that of every pixel read.
+CLIP_SIDE = 2 * TILE
 CLIP_FRAMES = (16, 24, 32)
 # Height and width in pixels, and how often.
 PICTURE_SIZES = (

@@ -5,10 +5,9 @@
     frames = read(source, index, transform=resize)
 
 Which decoder reads what: Pillow pictures and WebP animations; decord the common videos; PyAV what
-decord can't read or would read differently (AV1, GIF, APNG, edit lists, open
-groups of pictures, transparency, interlaced or
-damaged files), and all videos where decord is not installed. Frames are 8-bit RGB: HDR is shown
-without tone mapping.
+decord can't read or would read differently (AV1, GIF, APNG, edit lists, open groups of pictures,
+transparency, interlaced or damaged files), and all videos where decord is not installed. Frames are
+8-bit RGB: HDR is shown without tone mapping.
 """
 
 from vtprune.media.reading import open_source, open_sources, read

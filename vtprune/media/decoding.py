@@ -121,9 +121,8 @@ def _walk(
     track = source._track
     assert track is not None, "a video has a track"
     number_of = {pts: i for i, pts in enumerate(track.pts)}
-    threads = (
-        1 if limits.allow_partial else _num_threads(track)
-    )  # with several, an error may take good frames along
+    # With several, an error may take good frames along.
+    threads = 1 if limits.allow_partial else _num_threads(track)
     at = -1
     with open_container(source.path) as container:
         stream = _stream(container, track.stream, limits, threads)
@@ -163,9 +162,8 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
             packet = None
         if packet is None:
             return
-        if packet.is_corrupt or (
-            not packet.size and packet.dts is not None
-        ):  # AVI's mark of a frame that stays
+        stays = not packet.size and packet.dts is not None  # AVI's mark of a frame that stays
+        if packet.is_corrupt or stays:
             continue
         try:
             frames = packet.decode()
