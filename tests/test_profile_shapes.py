@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -76,13 +75,8 @@ def test_a_hub_id_of_a_published_model_needs_no_network() -> None:
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
-def test_a_directory_is_read_with_its_preparation_files(
-    name: str, checkpoints: object, tmp_path: Path
-) -> None:
-    tiny.config(name).save_pretrained(tmp_path)
-    for file, values in tiny.FILES[name].items():
-        (tmp_path / file).write_text(json.dumps(values), encoding="utf-8")
-    shape = find_shape(str(tmp_path))
+def test_a_directory_is_read_with_its_preparation_files(name: str, tmp_path: Path) -> None:
+    shape = find_shape(str(tiny.describe(name, tmp_path)))
     assert shape.config.model_type == tiny.config(name).model_type
     assert dict(shape.files.image) == tiny.FILES[name]["preprocessor_config.json"]
     assert not shape.warnings
