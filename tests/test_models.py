@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -559,14 +558,6 @@ def test_videos_are_the_official_processors(tmp_path, name, frames, height, widt
         assert_official(processor, name, files, [(noise(90, 150), 0.0), clip])
     if name != "molmo2":  # one video a question
         assert_official(processor, name, files, [clip, (noise(width, height, frames), fps)])
-
-
-@pytest.mark.parametrize(("frames", "height", "width", "fps"), CLIPS)
-def test_qwens_frames_are_the_official_processors(tmp_path, frames, height, width, fps):
-    processor = official(tiny.build("qwen2_5_vl", tmp_path)).video_processor
-    metadata = SimpleNamespace(total_num_frames=frames, fps=fps)
-    expected = processor.sample_frames(metadata, fps=2.0).tolist()
-    assert planned("qwen2_5_vl", frames, fps, files_of("qwen2_5_vl")) == expected
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,7 +255,7 @@ class Metadata(dict):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
-def test_lanczos_is_the_official_one_of_pillow(tmp_path: Path, name: str) -> None:
+def test_lanczos_is_the_official_one_of_pillow(name: str) -> None:
     image = {**tiny.FILES[name]["preprocessor_config.json"], "resample": LANCZOS}
     files = dataclasses.replace(files_of(name), image=image)
     kind = str(image["image_processor_type"])

@@ -12,7 +12,6 @@ import tiny
 import torch
 from test_models import (
     CLIPS,
-    Item,
     ask,
     assert_official,
     family_of,
@@ -29,12 +28,8 @@ from vtprune.models import frames
 from vtprune.models.base import Prepared, Sampling
 from vtprune.models.structure import find_structure
 
-VIDEO_MODELS = ["qwen2_vl", "qwen3_vl", "glm4v"]
+VIDEO_MODELS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
 VIDEO_MODELS += [name for name in ("molmo2",) if name in tiny.MODELS]
-
-
-def clips_of(frames: int, height: int, width: int, fps: float) -> list[Item]:
-    return [(noise(height, width, frames), fps)]
 
 
 @pytest.mark.parametrize("name", VIDEO_MODELS)

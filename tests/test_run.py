@@ -298,7 +298,7 @@ def test_a_missing_file_is_named(checkpoints) -> None:  # type: ignore[no-untype
         ask(loaded, Path("nothing.png"))
 
 
-def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     preset = load_preset("balanced")
     with (
