@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -98,12 +99,14 @@ def test_things_never_overlap_and_stay_inside() -> None:
     for scene in scenes("test", 200):
         for time in np.linspace(0, 1, 9):
             things = things_at(scene, float(time))
+            side = min(scene.height, scene.width)
             for i, one in enumerate(things):
-                radius = one.radius * min(scene.height, scene.width)
-                assert radius * 0.99 <= one.x * scene.width <= scene.width - radius * 0.99
+                radius = one.radius * side
+                assert radius <= one.x * scene.width <= scene.width - radius
+                assert radius <= one.y * scene.height <= scene.height - radius
                 for other in things[i + 1 :]:
-                    apart = abs(one.x - other.x) + abs(one.y - other.y)
-                    assert apart > 0.1, (scene, time)
+                    across, down = (one.x - other.x) * scene.width, (one.y - other.y) * scene.height
+                    assert math.hypot(across, down) >= radius + other.radius * side, (scene, time)
 
 
 def test_a_number_stays_in_its_cell_and_a_small_one_in_one_tile() -> None:
