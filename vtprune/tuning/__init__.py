@@ -1,0 +1,1 @@
+"""The lowest keep whose answers survive: searched on some files, confirmed on others."""
