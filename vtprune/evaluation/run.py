@@ -53,7 +53,7 @@ def evaluate(
     import transformers
 
     settings = settings or Settings()
-    book = Book(path, _head(loaded, plan, settings))
+    book = Book(path, head_of(loaded, plan.asked, settings))
     try:
         answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress)
     finally:
@@ -82,14 +82,14 @@ def evaluate(
     )
 
 
-def _head(loaded: Loaded, plan: Plan, settings: Settings) -> Mapping[str, object]:
+def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mapping[str, object]:
     """What two runs must have in common to share a file of answers; the cells may differ."""
-    asked = [[str(one.file.name), one.question, one.answer, one.choices, one.kind]
-             for one in plan.asked]  # fmt: skip
+    told = [[str(one.file.name), one.question, one.answer, one.choices, one.kind]
+            for one in asked]  # fmt: skip
     return {
         "version": __version__,
         "model": describe_model(loaded),
-        "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "questions": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
         "sampling": asdict(settings.sampling),
         "max_new_tokens": settings.generation.max_new_tokens,
         "system": settings.generation.system,
