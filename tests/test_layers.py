@@ -21,7 +21,7 @@ LAYERS = (
      "engine"),
     ("calibrate", "loading", "loading_errors", "generation", "memory", "figures", "compare",
      "downsampling", "gathering", "ahead", "run", "evaluation", "standing", "contest", "answers",
-     "profiling"),
+     "profiling", "tuning"),
     ("console", "speed_chart", "profile_chart"),
     ("cli",),
     ("__main__",),
@@ -71,6 +71,7 @@ LIGHT = (
     "vtprune.console.comparison",
     "vtprune.demo",
     "vtprune.cli",
+    "vtprune.cli.asking",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
     "vtprune.cli.profile",
@@ -181,7 +182,7 @@ def top_level(module: str) -> set[str]:
 
 def test_the_demo_world_is_imported_by_the_loader_and_its_commands_alone() -> None:
     users = {name for name in MODULES if "demo" in parts_imported(name)}
-    assert users <= {"vtprune.loading", "vtprune.cli.demo", "vtprune.cli.evaluate"}
+    assert users <= {"vtprune.loading", "vtprune.cli.demo", "vtprune.cli.asking"}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vtprune.cli.evaluate:evaluate",
         "Ask many questions with and without pruning: does the answer survive?",
     ),
+    "tune": (
+        "vtprune.cli.tune:tune",
+        "Find the lowest keep that your own questions bear, and write it as a preset.",
+    ),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli import complete
+from vtprune.cli.asking import LONGEST, listed_or_media
 from vtprune.cli.flags import (
     Flags,
     check_number,
     check_ranges,
     limits_from,
     loading_from,
-    read_question,
     sampling_from,
 )
 from vtprune.cli.help import SectionedCommand, section
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vtprune.config import Config
     from vtprune.media import Limits
     from vtprune.questions_file import Asked
-
-LONGEST = 64  # tokens of the model's own answer
 
 EPILOG = """\b
 Examples:
@@ -115,7 +113,7 @@ def calibrate(
     wanted = Wanted(windows, propose, chosen, files)
     _check(flags, wanted)
     limits = limits_from(flags)
-    asked, source = _questions(inputs, flags.question, limits)
+    asked, source = listed_or_media(inputs, flags.question, limits)
     for option, path in files.items():
         check_target(path, option)
     with libraries_silenced():
@@ -153,33 +151,6 @@ def _check(flags: Flags, wanted: Wanted) -> None:
     if len({path.resolve() for path in wanted.files.values()}) < len(wanted.files):
         told = ", ".join(f"{option} {path}" for option, path in wanted.files.items())
         raise VtpruneError(f"two files in one place: {told}", "give each a name of its own")
-
-
-def _questions(
-    inputs: tuple[str, ...], given: tuple[str, ...], limits: Limits
-) -> tuple[list[Asked], str]:
-    """What is asked, and what that is called in the calibration."""
-    from vtprune.media import open_source
-    from vtprune.questions_file import Asked, read_questions
-
-    lists = [one for one in inputs if one.lower().endswith((".jsonl", ".json"))]
-    if lists:
-        if len(inputs) > 1 or given:
-            raise VtpruneError(
-                f"{lists[0]} brings its own files and questions", "give it alone, without -q"
-            )
-        asked, source = read_questions(lists[0]), Path(lists[0]).name
-    elif given:
-        questions = [read_question(one) for one in given]
-        asked = [Asked(Path(one), question) for one in inputs for question in questions]
-        source = f"{len(inputs)} files of one's own"
-    else:
-        raise click.UsageError(
-            "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
-        )
-    for file in dict.fromkeys(one.file for one in asked):  # told before a long load
-        open_source(file, limits)
-    return asked, source
 
 
 def _measure(

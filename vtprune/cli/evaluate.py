@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vtprune.cli import complete
+from vtprune.cli.asking import LONGEST, check_metric, demo_questions, is_demo, settings_from
 from vtprune.cli.flags import (
     Flags,
     check_ranges,
-    limits_from,
     loading_from,
     method_options,
     rows_asked,
-    sampling_from,
 )
 from vtprune.cli.help import SectionedCommand, section
 from vtprune.cli.options import media_options, model_options, row_options
-from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.config import Config
@@ -31,9 +27,6 @@ if TYPE_CHECKING:
     from vtprune.evaluation.summary import Evaluation
     from vtprune.lineup import Lineup
     from vtprune.questions_file import Asked
-
-LONGEST = 64
-DEMO, DEMO_QUESTIONS = "demo", 200
 
 EPILOG = """\b
 Examples:
@@ -95,13 +88,13 @@ def evaluate(
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     check_ranges(flags)
-    _check_metric(metric)
+    check_metric(metric)
     for option, path in (("-o", answers), ("--plot", plot)):
         if path is not None:
             output.check_target(path, option)
-    with output.libraries_silenced(), _questions(questions, limit, flags) as asked:
+    with output.libraries_silenced(), _questions(questions, limit) as asked:
         lineup, plan = _plan(flags, user, asked, seeds, beside)
-        found = _run(flags, user, lineup, plan, metric, answers, questions == DEMO)
+        found = _run(flags, user, lineup, plan, metric, answers, is_demo(questions))
     if plot is not None:
         from vtprune.evaluation.plot import plot as draw
 
@@ -113,30 +106,16 @@ def evaluate(
     )
 
 
-def _check_metric(metric: str) -> None:
-    from vtprune.evaluation.scoring import METRICS
-
-    if metric not in METRICS:
-        raise VtpruneError(f"--metric {metric} is unknown", f"choose from {', '.join(METRICS)}")
-
-
 @contextmanager
-def _questions(source: str, limit: int | None, flags: Flags) -> Iterator[list[Asked]]:
-    """The questions; those of the embedded world are written to a folder that goes afterwards."""
+def _questions(source: str, limit: int | None) -> Iterator[list[Asked]]:
     from vtprune.evaluation.run import first_questions
     from vtprune.questions_file import read_questions
 
-    if source != DEMO or Path(source).is_file():
+    if is_demo(source):
+        with demo_questions(limit, "test") as asked:
+            yield asked
+    else:
         yield first_questions(read_questions(source), limit)
-        return
-    from vtprune import demo
-
-    num = DEMO_QUESTIONS if limit is None else limit
-    if num < 1:
-        raise VtpruneError(f"--limit {num} is out of range", "1 or more")
-    with tempfile.TemporaryDirectory(prefix="vtprune-demo-") as folder:
-        demo.write(folder, num, 0)
-        yield read_questions(Path(folder) / "questions.jsonl")
 
 
 def _plan(
@@ -164,33 +143,13 @@ def _run(
     plan: Plan,
     metric: str,
     answers: Path | None,
-    is_demo: bool,
+    demo: bool,
 ) -> Evaluation:
     from vtprune.cli.output import progress_line
-    from vtprune.evaluation.answering import Settings
     from vtprune.evaluation.run import evaluate
-    from vtprune.evaluation.scoring import score
-    from vtprune.generation import Generation
     from vtprune.loading import load
 
-    settings = Settings(
-        sampling=sampling_from(lineup.media, flags),
-        generation=Generation(
-            flags.max_new_tokens or LONGEST,
-            system=flags.system if flags.system is not None else user.system or "",
-        ),
-        limits=limits_from(flags),
-        score=lambda asked, given: score(asked.answer or "", given, asked.choices, metric),
-    )
-    if is_demo and metric == "auto":
-        settings = replace(settings, score=_demo_score)
+    settings = settings_from(flags, user, lineup.media, metric, demo)
     with progress_line(flags.quiet) as show:
         loaded = load(**loading_from(flags, user), on_progress=show)
         return evaluate(loaded, plan, settings, answers, show)
-
-
-def _demo_score(asked: Asked, given: str) -> float:
-    """Right is right whole: part of a clip's events counts as wrong, as in the model's card."""
-    from vtprune.demo.score import score
-
-    return float(score(asked.kind, asked.answer or "", given) == 1.0)

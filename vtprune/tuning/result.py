@@ -161,6 +161,7 @@ class Tuned:
         """The JSON that `vtprune tune --json` prints."""
         return {
             "chosen": self.chosen.to_dict() if self.chosen else None,
+            "claim": self.claim() if self.chosen else None,
             "preset": preset_data(self.preset) if self.preset else None,
             "floor": self.floor,
             "quality": self.quality,

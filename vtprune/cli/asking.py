@@ -1,0 +1,117 @@
+"""Which questions a command asks, and how their answers are scored."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune.cli.flags import Flags, limits_from, read_question, sampling_from
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.config import Config
+    from vtprune.evaluation.answering import Settings
+    from vtprune.media import Limits
+    from vtprune.preset import Preset
+    from vtprune.questions_file import Asked
+
+LONGEST = 64  # tokens of an answer
+DEMO, DEMO_QUESTIONS = "demo", 200
+
+
+def check_metric(metric: str) -> None:
+    """Refuses a metric that there is not.
+
+    Raises:
+        VtpruneError: names those there are.
+    """
+    from vtprune.evaluation.scoring import METRICS
+
+    if metric not in METRICS:
+        raise VtpruneError(f"--metric {metric} is unknown", f"choose from {', '.join(METRICS)}")
+
+
+def is_demo(source: str) -> bool:
+    """Whether the embedded world's questions are meant, and no file of that name."""
+    return source == DEMO and not Path(source).is_file()
+
+
+@contextmanager
+def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
+    """The embedded world's questions, written to a folder that goes afterwards."""
+    from vtprune import demo
+    from vtprune.questions_file import read_questions
+
+    num = DEMO_QUESTIONS if limit is None else limit
+    if num < 1:
+        raise VtpruneError(f"--limit {num} is out of range", "1 or more")
+    with tempfile.TemporaryDirectory(prefix="vtprune-demo-") as folder:
+        demo.write(folder, num, 0, split)
+        yield read_questions(Path(folder) / "questions.jsonl")
+
+
+def listed_or_media(
+    inputs: Sequence[str], given: Sequence[str], limits: Limits
+) -> tuple[list[Asked], str]:
+    """The questions of a list, or those given, about every file; and what they are called.
+
+    Raises:
+        VtpruneError: a list that is not alone, or a file that can't be opened.
+    """
+    from vtprune.media import open_source
+    from vtprune.questions_file import Asked, read_questions
+
+    lists = [one for one in inputs if one.lower().endswith((".jsonl", ".json"))]
+    if lists:
+        if len(inputs) > 1 or given:
+            raise VtpruneError(
+                f"{lists[0]} brings its own files and questions", "give it alone, without -q"
+            )
+        asked, source = read_questions(lists[0]), Path(lists[0]).name
+    elif given:
+        questions = [read_question(one) for one in given]
+        asked = [Asked(Path(one), question) for one in inputs for question in questions]
+        source = f"{len(inputs)} files of one's own"
+    else:
+        raise click.UsageError(
+            "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
+        )
+    for file in dict.fromkeys(one.file for one in asked):  # told before a long load
+        open_source(file, limits)
+    return asked, source
+
+
+def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: bool) -> Settings:
+    """How questions are asked and scored.
+
+    Args:
+        media: the preset that says how much of the media is looked at.
+        demo: the questions are the embedded world's.
+    """
+    from vtprune.evaluation.answering import Settings
+    from vtprune.evaluation.scoring import score
+    from vtprune.generation import Generation
+
+    settings = Settings(
+        sampling=sampling_from(media, flags),
+        generation=Generation(
+            flags.max_new_tokens or LONGEST,
+            system=flags.system if flags.system is not None else user.system or "",
+        ),
+        limits=limits_from(flags),
+        score=lambda asked, given: score(asked.answer or "", given, asked.choices, metric),
+    )
+    return replace(settings, score=_demo_score) if demo and metric == "auto" else settings
+
+
+def _demo_score(asked: Asked, given: str) -> float:
+    """Right is right whole: part of a clip's events counts as wrong, as in the model's card."""
+    from vtprune.demo.score import score
+
+    return float(score(asked.kind, asked.answer or "", given) == 1.0)

@@ -1,0 +1,146 @@
+"""`vtprune tune`: the lowest keep that your own questions bear, as a preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune.cli import complete
+from vtprune.cli.asking import (
+    LONGEST,
+    check_metric,
+    demo_questions,
+    is_demo,
+    listed_or_media,
+    settings_from,
+)
+from vtprune.cli.flags import Flags, check_ranges, limits_from, listed, loading_from
+from vtprune.cli.help import SectionedCommand, section
+from vtprune.cli.options import media_options, model_options
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.config import Config
+    from vtprune.questions_file import Asked
+    from vtprune.tuning.candidates import Plan
+    from vtprune.tuning.result import Tuned
+
+EPILOG = """\b
+Examples:
+  vtprune tune questions.jsonl --model qwen2.5-vl-7b -o mine.yaml
+  vtprune tune *.mp4 -q "what happens?" --floor 0.95 -o mine.yaml
+  vtprune tune demo --floor 0.9 --keep 0.7,0.5 -o mine.yaml
+  vtprune ask clip.mp4 "what happens?" --preset mine.yaml
+"""
+
+_candidates, _ask, _output = section("Candidates"), section("Questions"), section("Output")
+
+
+# fmt: off
+@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
+@_candidates("--floor", type=float, default=0.98, show_default=True, metavar="SHARE",
+             help="The share of the unpruned model's quality that has to be kept.")
+@_candidates("--keep", metavar="FRACTION,...", default="0.7,0.5,0.4,0.3,0.2,0.1",
+             show_default=True, help="Kept fractions of the visual tokens to try, each an average "
+             "over the decoder's layers.")
+@_candidates("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
+             help="Packaged presets or files.  [default: all packaged ones, where no method is "
+             "named]")
+@_candidates("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
+             help="Methods, each at its own place.  The baselines uniform and downsample are "
+             "always tried.")
+@_ask("-q", "--question", multiple=True, metavar="TEXT",
+      help="Asked about every MEDIA file; repeatable.")
+@_ask("--limit", type=int, metavar="N", help="The most questions, evenly from the list.  "
+      "[default: all; of demo 200]")
+@_ask("--metric", default="auto", show_default=True, metavar="NAME",
+      help="How answers are scored: auto, exact, contains, choice, number or anls.")
+@_ask("--system", metavar="TEXT", help="System prompt.")
+@_ask("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  [default: {LONGEST}]")
+@_ask("--seed", type=int, metavar="N", help="Of the split into two parts, and of all random "
+      "choices.  [default: 0]")
+@model_options
+@media_options
+@_output("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
+         help="Write the preset that is found to FILE, with the evidence in it.")
+@_output("--answers", type=click.Path(path_type=Path), metavar="FILE",
+         help="Keep every answer in FILE, one line each; run again, it goes on from there.")
+@_output("--json", is_flag=True, help="Print one JSON object instead of the tables.")
+@_output("--quiet", is_flag=True, help="Print the tables only.")
+def tune(
+    inputs: tuple[str, ...],
+    floor: float,
+    limit: int | None,
+    metric: str,
+    output: Path,
+    answers: Path | None,
+    **values: object,
+) -> None:
+    """Find the lowest keep that your own questions bear, and write it as a preset.
+
+    QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
+    answer, choices and kind. With an answer to every question, accuracy relative to the unpruned
+    model is to be kept, else the unpruned model's answers. Candidates are searched on a third of
+    the files and tested on the others; what is written holds --floor there with 95 % confidence.
+    If nothing does, the exit code is 1 and no file is written. To show 98 % it takes 223 files or
+    more. QUESTIONS "demo" is the embedded model's own world.
+    """
+    # fmt: on
+    from vtprune.cli.output import check_target, libraries_silenced, save_file, show_tables
+    from vtprune.config import load_config
+    from vtprune.console import tuning
+    from vtprune.tuning.candidates import plan
+
+    flags = Flags(**values)  # type: ignore[arg-type]
+    user = load_config()
+    check_ranges(flags)
+    check_metric(metric)
+    _check_files(output, answers)
+    with libraries_silenced(), _questions(inputs, flags, limit) as asked:
+        made = plan(asked, floor, listed(flags.keep), listed(flags.presets), listed(flags.methods),
+                    flags.seed or 0)  # fmt: skip
+        for option, path in (("-o", output), ("--answers", answers)):
+            if path is not None:
+                check_target(path, option)
+        found = _run(flags, user, made, metric, answers, is_demo(inputs[0]))
+    if found.chosen is not None:
+        save_file(output, found.to_yaml().encode(), "-o")
+    told = {**found.to_dict(), "file": str(output) if found.chosen else None}
+    show_tables(told, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
+    if found.chosen is None:
+        raise VtpruneError(*found.reason)
+
+
+def _check_files(output: Path, answers: Path | None) -> None:
+    if answers is not None and output.resolve() == answers.resolve():
+        raise VtpruneError(f"-o and --answers are both {output}", "give each a name of its own")
+
+
+@contextmanager
+def _questions(inputs: tuple[str, ...], flags: Flags, limit: int | None) -> Iterator[list[Asked]]:
+    from vtprune.evaluation.run import first_questions
+
+    if len(inputs) == 1 and is_demo(inputs[0]):
+        with demo_questions(limit, "dev") as asked:
+            yield asked
+    else:
+        asked = listed_or_media(inputs, flags.question, limits_from(flags))[0]
+        yield first_questions(asked, limit)
+
+
+def _run(
+    flags: Flags, user: Config, made: Plan, metric: str, answers: Path | None, demo: bool
+) -> Tuned:
+    from vtprune.cli.output import progress_line
+    from vtprune.loading import load
+    from vtprune.tuning.run import tune as search
+
+    settings = settings_from(flags, user, made.lineup.media, metric, demo)
+    with progress_line(flags.quiet) as show:
+        loaded = load(**loading_from(flags, user), on_progress=show)
+        return search(loaded, made, settings, answers, show)
