@@ -18,7 +18,7 @@ STYLES = {"chosen": "bold green", "holds": "green", "fails": "yellow"}
 
 
 def show_tuning(tuned: Values, console: Console) -> None:
-    """Prints the search, and the test on the held-out part.
+    """Prints the search, the test on the held-out part, and what was found.
 
     Args:
         tuned: `Tuned.to_dict()`, with "file": where the preset was written, or None.
@@ -33,6 +33,9 @@ def show_tuning(tuned: Values, console: Console) -> None:
         head = f"on {_part(tuned, 'held_out')} held out, from the top until one fails"
         console.print(Text.assemble(("tested ", "bold"), head))
         console.print(_tested(tested))
+    if tuned["chosen"]:
+        console.print()
+        console.print(Text.assemble(("found ", "bold"), printable(str(tuned["claim"]))))
 
 
 def _trials(tuned: Values, key: str) -> Sequence[Values]:
@@ -89,11 +92,10 @@ def _tested(tested: Sequence[Values]) -> Table:
 
 
 def show_notes(tuned: Values, console: Console) -> None:
-    """Prints what was found, where it was written, and the warnings."""
+    """Prints which model was asked, where the preset was written, and the warnings."""
     lines = labelled()
     lines.add_row("model", Text(model_fact(dict_in(tuned, "model"), kernel=False)))
     if tuned["chosen"]:
-        lines.add_row("found", Text(printable(str(tuned["claim"])), "bold"))
         lines.add_row("wrote", Text(printable(str(tuned["file"]))))
     reasons = {
         f"{one['name']} can't run: {one['verdict']}"

@@ -105,10 +105,11 @@ def _mean(sums: Figures) -> float:
 def _lower(sums: Figures, times: float, seed: int) -> float:
     """The lower bound if there were `times` as many files, alike."""
     num_files = len(sums)
-    if not sums[:, 1].any():
+    telling = sums[:, 1] > 0  # the others have nothing to lose
+    if not telling.any():
         return 0.0
-    if (sums[:, 0] == sums[:, 1]).all():
-        return highest_floor(round(num_files * times, 9))  # what the draws come to, without chance
+    if (sums[:, 0] == sums[:, 1]).all():  # what the draws come to, without chance
+        return highest_floor(round(int(telling.sum()) * times, 9))
     rng = np.random.default_rng(seed)
     shares = []
     size = max(1, AT_ONCE // num_files)
@@ -117,6 +118,6 @@ def _lower(sums: Figures, times: float, seed: int) -> float:
         # Gamma weights, divided by their sum, are a Dirichlet's; a file that is there k times
         # has the sum of k of them.
         kept, whole = (rng.standard_gamma(times, (rows, num_files)) @ sums).T
-        unseen = rng.standard_exponential(rows) * sums[:, 1].mean()
+        unseen = rng.standard_exponential(rows) * sums[telling, 1].mean()
         shares.append(kept / (whole + unseen))
     return float(np.quantile(np.concatenate(shares), 1 - CONFIDENCE))

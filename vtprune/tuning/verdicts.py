@@ -56,7 +56,9 @@ def search(plan: Plan, cells: Sequence[Cell], records: Records) -> list[Trial]:
         entry = cell.entry
         name = f"{entry.method} at {entry.at}" if entry.method else entry.preset.name
         found = None if row.errors else _found(asked, cell, row, records, plan)
-        trials.append(Trial(name, entry.preset, entry.keep, found, None, " ".join(row.errors)))
+        trials.append(
+            Trial(name, entry.preset, entry.keep, found, None, next(iter(row.errors), ""))
+        )
     return trials
 
 
@@ -94,7 +96,7 @@ def confirm(
         order, cells[1:], summarise(asked, cells, records)[1:], strict=True
     ):
         if row.errors:
-            verdict = " ".join(row.errors)
+            verdict = next(iter(row.errors), "")
             tested.append(replace(trial, verdict=verdict))
             failed = True
             continue
