@@ -149,6 +149,10 @@ def finish(
     notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
     if gathered.items and not made.flops["vision"]:
         notes.append(f"vision FLOPs of {loaded.family.name} are not counted: they stand as 0")
+    readers = preset.readers()
+    if readers and run.trace.stages:
+        notes.append(f"{' and '.join(readers)} chose by the question: a second one in the same "
+                     "conversation would find only what this one left")  # fmt: skip
     return replace(made, warnings=tuple(dict.fromkeys(notes)))
 
 

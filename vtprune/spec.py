@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtprune.errors import PresetError
-from vtprune.pruners import METHODS
+from vtprune.pruners import METHODS, reads_question
 
 DEFAULT = "balanced"
 PIXELS = "pixels"  # before the vision tower
@@ -173,6 +173,17 @@ class Preset:
         """Whether all modalities have the same stages and keep, and so one budget together."""
         same_stages = self.image.stages is None and self.video.stages is None
         return same_stages and self.keep_for("image") == self.keep_for("video")
+
+    def readers(self) -> tuple[str, ...]:
+        """The methods among its stages whose choice depends on the question.
+
+        None of them: the preset is question-blind, and a second question in a conversation finds
+        the tokens that it would have been given itself.
+        """
+        groups = (self.stages, self.image.stages, self.video.stages)
+        stages = [stage for group in groups for stage in group or ()]
+        found = [one.method for one in stages if reads_question(one.method, dict(one.options))]
+        return tuple(dict.fromkeys(found))
 
     def to_dict(self) -> dict[str, object]:
         """The preset in its own schema, every stage with all its options."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from vtprune.cli import complete
 from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.preset import Preset
 
 EPILOG = """\b
 Examples:
@@ -34,7 +38,7 @@ def list_(as_json: bool) -> None:
 
     found = [load_preset(name) for name in preset_names()]
     if as_json:
-        click.echo(json.dumps([preset.to_dict() for preset in found], indent=2))
+        click.echo(json.dumps([_told(preset) for preset in found], indent=2))
         return
     from vtprune.console import show_presets, stdout_console
 
@@ -50,9 +54,18 @@ def show(name: str, as_json: bool) -> None:
 
     preset = load_preset(name)  # so that what is printed is a preset
     if as_json:
-        click.echo(json.dumps(preset.to_dict(), indent=2))
+        click.echo(json.dumps(_told(preset), indent=2))
         return
     click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
+    from vtprune.console import show_facts, stderr_console
+    from vtprune.console.registries import question_fact
+
+    show_facts([("question", question_fact(preset))], stderr_console())
+
+
+def _told(preset: Preset) -> dict[str, object]:
+    """The preset, and which of its methods choose by the question."""
+    return {**preset.to_dict(), "question_read_by": list(preset.readers())}
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets check mine.yaml")

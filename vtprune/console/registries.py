@@ -27,6 +27,8 @@ def show_methods(methods: Mapping[str, Method], console: Console) -> None:
         for option in method.options:
             choices = f"{option.values} (default {option.shown(option.default)})"
             lines.add_row(option.name, Text.assemble(choices, (f"  {option.help}", "dim")))
+        if method.reads_question:
+            lines.add_row("question", _reader(method))
         if method.paper:
             lines.add_row("paper", method.paper)
         console.print(lines)
@@ -44,7 +46,21 @@ def show_presets(presets: Iterable[Preset], console: Console) -> None:
         else:
             for modality in ("image", "video"):
                 lines.add_row(modality, _stages(preset.stages_for(modality)))
+        lines.add_row("question", question_fact(preset))
         console.print(lines)
+
+
+def question_fact(preset: Preset) -> str:
+    """Whether what a preset keeps depends on what is asked."""
+    readers = preset.readers()
+    if not readers:
+        return "blind: keeps the same tokens whatever is asked"
+    return f"read by {' and '.join(readers)}: a second one finds what the first left"
+
+
+def _reader(method: Method) -> str:
+    told = "decides what is kept: a second one finds what the first left"
+    return f"{told}; not with {method.blind[0]} {method.blind[1]}" if method.blind else told
 
 
 def _stages(stages: Iterable[StageSpec]) -> str:

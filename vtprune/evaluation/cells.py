@@ -8,8 +8,6 @@ from pathlib import Path
 
 from vtprune.errors import PresetError
 from vtprune.lineup import DRAWN, UNPRUNED, Entry, Lineup, line_up, unpruned
-from vtprune.pruners import METHODS, create
-from vtprune.pruners.base import ATTENTION
 from vtprune.spec import Preset
 
 KEEPS = (0.5, 0.3, 0.1)
@@ -87,20 +85,6 @@ def draws(entry: Entry) -> bool:
     groups = (preset.stages, preset.image.stages, preset.video.stages)
     stages = [stage for group in groups for stage in group or ()]
     return bool(stages) and all(stage.method == "random" for stage in stages)
-
-
-def reads_question(entry: Entry) -> bool:
-    """Whether what is kept depends on the question."""
-    preset = entry.preset
-    groups = (preset.stages, preset.image.stages, preset.video.stages)
-    needs = {
-        need
-        for group in groups
-        for stage in group or ()
-        if not METHODS[stage.method].before_tower
-        for need in create(stage.method, dict(stage.options)).needs
-    }
-    return any(need in ATTENTION or need.startswith("text_") for need in needs)
 
 
 def cells_of(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from vtprune.evaluation.cells import Cell, reads_question
+from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.intervals import Difference, Estimate, difference, estimate, holm
 from vtprune.evaluation.records import Record
 from vtprune.lineup import UNPRUNED
@@ -222,7 +222,7 @@ def _row(
         perplexity=math.exp(mean(one.loss for one in flat)) if flat else math.nan,
         prefill_speedup=_speedup(column, before, "prefill"),
         first_token_speedup=_speedup(column, before, "first"),
-        reads_question=entry.role != UNPRUNED and reads_question(entry),
+        reads_question=bool(entry.preset.readers()),
         errors=tuple(errors),
     )
 

@@ -80,6 +80,9 @@ class Method:
             `vtprune.schedule.Profile`.
         units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
         media: it makes the media themselves smaller, and acts at `pixels` alone.
+        reads_question: what it keeps depends on the text that follows the visual tokens, the
+            question.
+        blind: the option and its value with which it does not, although it reads the question.
     """
 
     path: str
@@ -94,6 +97,8 @@ class Method:
     schedule: str = ""
     units: bool = False
     media: bool = False
+    reads_question: bool = False
+    blind: tuple[str, str] | None = None
 
     @property
     def before_tower(self) -> bool:
@@ -133,6 +138,8 @@ METHODS: dict[str, Method] = {
             Option("text_pivots", "4", ("0", "1", "2", "4", "8", "16"), "how many text tokens; 0 "
                    "reads no text"),
         ),
+        reads_question=True,
+        blind=("text_pivots", "0"),
     ),
     "cdpruner": Method(
         path="vtprune.pruners.cdpruner:CDPruner",
@@ -144,6 +151,8 @@ METHODS: dict[str, Method] = {
             Option("relevance", "text", ("text", "none"), "none: unlike each other, whatever is "
                    "asked"),
         ),
+        reads_question=True,
+        blind=("relevance", "none"),
     ),
     "fastv": Method(
         path="vtprune.pruners.fastv:FastV",
@@ -151,6 +160,7 @@ METHODS: dict[str, Method] = {
         summary="tokens that the prompt's last token attends to in the layer before the cut",
         paper="FastV, arXiv 2403.06764",
         lowest=1,
+        reads_question=True,
     ),
     "pyramiddrop": Method(
         path="vtprune.pruners.pyramiddrop:PyramidDrop",
@@ -160,6 +170,7 @@ METHODS: dict[str, Method] = {
         paper="PyramidDrop, arXiv 2410.17247",
         lowest=1,
         schedule="vtprune.pruners.pyramiddrop:schedule",
+        reads_question=True,
     ),
     "sparsevlm": Method(
         path="vtprune.pruners.sparsevlm:SparseVLM",
@@ -175,6 +186,7 @@ METHODS: dict[str, Method] = {
         exact=False,
         lowest=1,
         schedule="vtprune.pruners.sparsevlm:schedule",
+        reads_question=True,
     ),
     "visionzip": Method(
         path="vtprune.pruners.visionzip:VisionZip",
@@ -303,6 +315,15 @@ def _choose_from(option: Option) -> str:
     if option.choices:
         return f"choose from {', '.join(option.choices)}"
     return f"give {option.values}"
+
+
+def reads_question(name: str, options: Mapping[str, object]) -> bool:
+    """Whether what method `name` keeps depends on the question, with these options."""
+    method = METHODS[name]
+    if method.blind is None:
+        return method.reads_question
+    option, value = method.blind
+    return check_options(name, options)[option] != value
 
 
 def create(name: str, options: Mapping[str, object]) -> Pruner:
