@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import shared_model
 from PIL import Image
+from test_answers import loaded_tiny
 from test_tuning import Answerer
 
 from vtprune import demo, loading
@@ -31,7 +31,7 @@ class Fake:
 
     def load(self, **options: object) -> loading.Loaded:
         self.loads.append(options)
-        return loading.adopt(shared_model("llava_onevision"))
+        return loaded_tiny("llava_onevision")
 
 
 @pytest.fixture
