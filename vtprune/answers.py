@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.batching import ROWS
+from vtprune.caches import fork_cache
 from vtprune.compare import shown
 from vtprune.engine import Encoded
 from vtprune.gathering import Gathered, gather_for
@@ -65,11 +66,13 @@ class Score:
         probability: of the whole answer, the product over its tokens.
         first: of its first token.
         greedy: whether it is what greedy decoding gives, token for token.
+        loss: nats a token: minus the mean of the tokens' log-probabilities.
     """
 
     probability: float
     first: float
     greedy: bool
+    loss: float = 0.0
 
 
 def score(logits: torch.Tensor, answer: torch.Tensor) -> Score:
@@ -82,7 +85,9 @@ def score(logits: torch.Tensor, answer: torch.Tensor) -> Score:
     answer = answer.to(logits.device)
     taken = logits.float().log_softmax(dim=1).gather(1, answer[:, None]).squeeze(1).cpu().double()
     greedy = bool((logits.argmax(dim=1) == answer).all())
-    return Score(float(taken.sum().exp()), float(taken[0].exp()), greedy)
+    return Score(
+        float(taken.sum().exp()), float(taken[0].exp()), greedy, max(-float(taken.mean()), 0.0)
+    )
 
 
 def prepare(
@@ -141,19 +146,32 @@ def answer_ids(
         ids: (1, S) of the prompt.
     """
     assert asked.answer is not None
-    tokenizer = loaded.files.tokenizer
     system = [Turn("system", generation.system)] if generation.system else []
-    turns = [*system, Turn("user", asked.question, 1), Turn("assistant", asked.answer)]
-    told = loaded.family.encode(loaded.files, gathered.items, turns).tensors["input_ids"]
+    turns = [*system, Turn("user", asked.question, 1)]
+    return said_ids(loaded, gathered, turns, asked.answer, ids)
+
+
+def said_ids(
+    loaded: Loaded, gathered: Gathered, turns: Sequence[Turn], text: str, ids: torch.Tensor
+) -> torch.Tensor:
+    """(m,) ids of a text as the model would say it next in a conversation; see `answer_ids`.
+
+    Args:
+        turns: the conversation so far.
+        ids: (1, S) of its prompt.
+    """
+    told = loaded.family.encode(
+        loaded.files, gathered.items, [*turns, Turn("assistant", text)]
+    ).tensors["input_ids"]
     length = ids.shape[1]
     answer: list[int] = []
-    if told.shape[1] > length and torch.equal(told[:, :length], ids):
+    if told.shape[1] > length and torch.equal(told[:, :length], ids.to(told.device)):
         rest = told[0, length:].tolist()
-        wanted = _letters(asked.answer)
+        wanted = _letters(text)
         spelt = (k for k in range(1, len(rest) + 1) if _said(loaded, rest[:k]) == wanted)
         answer = rest[: next(spelt, 0)]
     if not answer:
-        answer = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]
+        answer = loaded.files.tokenizer(text, add_special_tokens=False)["input_ids"]
     return torch.tensor([*answer, *end_ids(loaded)[:1]], dtype=torch.long)
 
 
@@ -232,15 +250,44 @@ def forced_logits(loaded: Loaded, prompt: Prompt) -> torch.Tensor:
     The methods see the prompt alone, as when the model answers.
     """
     out = loaded.model(**prompt.tensors, use_cache=True, **predictions(loaded, 1))
-    logits = out.logits[0, -1:]
-    if len(prompt.answer) > 1:
-        forced = prompt.answer[None, :-1]
-        whole = extend(prompt.tensors, forced[0])
-        more = loaded.model(
-            input_ids=forced,
-            past_key_values=out.past_key_values,
-            use_cache=True,
-            **places(loaded, whole, prompt.tensors["input_ids"].shape[1]),
-        )
-        logits = torch.cat([logits, more.logits[0]])
-    return logits
+    return continued_logits(
+        loaded, prompt.tensors, out.logits[0, -1:], out.past_key_values, prompt.answer
+    )
+
+
+@torch.no_grad()
+def score_each(loaded: Loaded, tensors: Tensors, answers: Sequence[torch.Tensor]) -> list[Score]:
+    """The scores of several answers to one prompt, prefilled once, inside a `pruning` block.
+
+    Args:
+        tensors: the model's inputs, a batch of 1, on its device.
+        answers: (m,) int64 of each.
+    """
+    out = loaded.model(**tensors, use_cache=True, **predictions(loaded, 1))
+    first, cache = out.logits[0, -1:], out.past_key_values
+    return [
+        score(continued_logits(loaded, tensors, first, fork_cache(cache), answer), answer)
+        for answer in answers
+    ]
+
+
+def continued_logits(
+    loaded: Loaded, tensors: Tensors, first: torch.Tensor, cache: object, answer: torch.Tensor
+) -> torch.Tensor:
+    """(m, V) predictions of an answer's m tokens on the cache of its prompt, which it lengthens.
+
+    Args:
+        tensors: of the prompt.
+        first: (1, V) the prefill's prediction.
+    """
+    if len(answer) == 1:
+        return first
+    forced = answer[None, :-1].to(first.device)
+    whole = extend(tensors, forced[0])
+    more = loaded.model(
+        input_ids=forced,
+        past_key_values=cache,
+        use_cache=True,
+        **places(loaded, whole, tensors["input_ids"].shape[1]),
+    )
+    return torch.cat([first, more.logits[0]])

@@ -89,6 +89,20 @@ def cache_bytes(cache: Cache) -> int:
     return sum(one.nbytes for one in held if isinstance(one, torch.Tensor))
 
 
+def fork_cache(cache: Cache) -> Cache:
+    """A cache that goes on by itself from where another one is, which stays as it is.
+
+    Of growing caches: what they hold is shared until one of them grows, which makes new tensors.
+    """
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(one) for one in cache.layers]
+    unmark_cache(fork)
+    state = getattr(cache, "_vtprune", None)
+    if isinstance(state, CacheState):
+        mark_cache(fork, state)
+    return fork
+
+
 def branch_cache(cache: Cache, layer: int, kept: torch.Tensor) -> Cache:
     """A cache as it would be had a prefill been cut at `layer`; the given one stays as it is.
 

@@ -161,7 +161,11 @@ def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Genera
     if not question.strip():
         raise ModelError("the question is empty", 'ask something: vtprune ask FILE "what is it?"')
     system = [Turn("system", generation.system)] if generation.system else []
-    turns = [*system, Turn("user", question, len(gathered.items))]
+    return encode_turns(loaded, gathered, [*system, Turn("user", question, len(gathered.items))])
+
+
+def encode_turns(loaded: Loaded, gathered: Gathered, turns: Sequence[Turn]) -> Inputs:
+    """The model's inputs for a conversation about the media."""
     inputs = loaded.family.encode(loaded.files, gathered.items, turns)
     units = units_of(loaded, gathered.items, inputs)
     return replace(inputs, units=units, whole=gathered.whole)

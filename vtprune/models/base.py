@@ -102,12 +102,15 @@ class Turn:
     Args:
         role: "system", "user" or "assistant".
         text: what it says.
-        media: how many of the prompt's media items, in order, it begins with.
+        media: how many of the prompt's media items, in order, it shows.
+        places: how many characters of the text stand before each of them, ascending; () where it
+            begins with them.
     """
 
     role: str
     text: str
     media: int = 0
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

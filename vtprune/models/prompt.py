@@ -36,9 +36,15 @@ def render(
     special = _special(files, tokens)
     messages = []
     for turn in turns:
-        content = [{"type": next(kinds)} for _ in range(turn.media)]
-        text = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", turn.text)
-        messages.append({"role": turn.role, "content": [*content, {"type": "text", "text": text}]})
+        content, done = [], 0
+        for place in turn.places or (0,) * turn.media:
+            if place > done:
+                content.append({"type": "text", "text": _broken_up(special, turn.text[done:place])})
+            content.append({"type": next(kinds)})
+            done = place
+        if done < len(turn.text) or not turn.places:
+            content.append({"type": "text", "text": _broken_up(special, turn.text[done:])})
+        messages.append({"role": turn.role, "content": content})
     assert next(kinds, None) is None, "every media item belongs to a turn"
     own = files.processor.get("chat_template")
     template = own or (None if files.tokenizer.chat_template else default)
@@ -60,6 +66,10 @@ def render(
                 "take the chat template of the model's own repository",
             )
     return prompt
+
+
+def _broken_up(special: re.Pattern[str], text: str) -> str:
+    return special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def _special(files: Files, tokens: Mapping[str, str]) -> re.Pattern[str]:
