@@ -45,6 +45,7 @@ def open_clip(path: Path, limits: Limits) -> Source:
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         indexed = container.format.name.split(",")[0] in _INDEXED
         suits_decord = _suits_decord(container, stream)
+        stated = getattr(stream.codec_context, "color_trc", None)
 
     count = len(packets.pts)
     pts, keyframes = _display_order(packets, indexed) if unit else ((), ())
@@ -65,8 +66,9 @@ def open_clip(path: Path, limits: Limits) -> Source:
 
     frame = first_frame(path, number, limits)
     check_pixels(path, frame.width, frame.height, limits)
-    if frame.color_trc in _HDR:
-        kind = _HDR[frame.color_trc]
+    transfer = getattr(frame, "color_trc", stated)  # frames tell it from PyAV 17 on
+    if transfer in _HDR:
+        kind = _HDR[transfer]
         warnings.append(f"{path.name}: HDR ({kind}), read as 8 bits without tone mapping")
     rotation = round(frame.rotation / 90) * 90 % 360
     track = Track(number, frame.width, frame.height, rotation, pts, keyframes)
