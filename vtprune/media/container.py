@@ -62,7 +62,9 @@ def open_container(path: Path) -> InputContainer:
     try:
         return av.open(
             str(path.absolute()),
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            # Not `options`, which are the streams' too: with them PyAV 15 crashes on containers
+            # without a header, such as FLV.
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):
