@@ -56,6 +56,8 @@ def write_video(
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, fmt
         stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation and not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV writes no rotation")
         if rotation:
             stream.set_display_rotation(rotation)
         for i, value in enumerate(grey):
