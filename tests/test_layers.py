@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching",
-     "comparison", "units"),
+     "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "prefill", "thinning", "thin_tower",
@@ -49,6 +49,7 @@ WITHIN = {
     "questions_file": {"errors"},
     "models": {"errors", "layout", "media", "units"},
     "console": set(),
+    "chart": set(),
 }
 """What the parts that everything rests on may import, apart from themselves."""
 LIGHT = (

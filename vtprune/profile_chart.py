@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
+
+from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TITLE = 90  # characters
 Values = Mapping[str, object]
 LINES = {
     "prefill_predicted": ("by FLOPs", "--", "0.45"),
@@ -18,15 +20,17 @@ LINES = {
     "first_token_roofline": ("first token, limit of this machine", ":", "C1"),
 }
 """Figure of `compare` -> its name, its line and its colour."""
+PRESETS = {
+    "prefill_speedup": "presets: prefill, measured",
+    "prefill_roofline": "presets: prefill, limit of this machine",
+}
 
 
 def draw_profile(profile: Values) -> bytes:
     """A PNG: the speed-ups of the keeps as lines, those of the presets as crosses."""
-    from matplotlib.figure import Figure
-
     rows = [row for row in cast("Sequence[Values]", profile["rows"]) if "error" not in row]
     keeps = sorted((row for row in rows if row["preset"] is None), key=kept)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     for name, (label, line, colour) in LINES.items():
         if all(name in cast("Values", row["compare"]) for row in keeps):
@@ -36,16 +40,9 @@ def draw_profile(profile: Values) -> bytes:
                       marker=marker)  # fmt: skip
     draw_spread(axes, keeps)
     draw_presets(axes, [row for row in rows if row["preset"] is not None])
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(title=title(profile), xlabel="visual tokens kept, average over the layers",
-             ylabel="times as fast as unpruned")  # fmt: skip
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    return picture.getvalue()
+    show_speed_ups(axes, title(profile))
+    axes.legend(fontsize=SMALL)
+    return to_png(figure)
 
 
 def draw_spread(axes: Axes, rows: Sequence[Values]) -> None:
@@ -55,17 +52,18 @@ def draw_spread(axes: Axes, rows: Sequence[Values]) -> None:
     if known:
         at, ranges = zip(*known, strict=True)
         axes.fill_between(at, [low for low, _ in ranges], [high for _, high in ranges],
-                          color="C0", alpha=0.15, linewidth=0)  # fmt: skip
+                          color="C0", alpha=0.15, linewidth=0,
+                          label="prefill, slowest to fastest pass")  # fmt: skip
 
 
 def draw_presets(axes: Axes, rows: Sequence[Values]) -> None:
     """A cross for every preset's prefill: measured, else the limit."""
-    for row in rows:
+    for number, row in enumerate(rows):
         compare = cast("Values", row["compare"])
         name = "prefill_speedup" if "prefill_speedup" in compare else "prefill_roofline"
         point = (kept(row), figure_of(row, name))
-        axes.plot(*point, "x", color="C0")
-        axes.annotate(str(row["preset"]).replace("$", r"\$"), point, fontsize=8,
+        axes.plot(*point, "x", color="C0", label="" if number else PRESETS[name])
+        axes.annotate(literal(str(row["preset"]), TITLE), point, fontsize=SMALL,
                       textcoords="offset points", xytext=(4, 4))  # fmt: skip
 
 
@@ -83,4 +81,4 @@ def title(profile: Values) -> str:
     machine = cast("Values", profile["machine"])
     told = (f"{model['name']}, {model['dtype']}, {shown['visual_tokens']} visual tokens, "
             f"{machine['name']}")  # fmt: skip
-    return told.replace("$", r"\$")
+    return literal(told, TITLE)

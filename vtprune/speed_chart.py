@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_png
 from vtprune.comparison import Comparison, Row
 
 if TYPE_CHECKING:
@@ -44,29 +43,20 @@ def draw_speed(comparison: Comparison) -> bytes:
     What was asked for is a line with dots, in a colour of its own, with a dashed line for what the
     FLOPs promise; `random` and `uniform` beside it have its colour, the other baselines are grey.
     """
-    from matplotlib.figure import Figure
-
     series = collect_series(comparison)
     lines = len(series) + sum(one.name == one.owner for one in series)
-    figure = Figure(figsize=(13, max(5, 0.2 * lines)), layout="constrained")
+    figure = new_figure(13, max(5, 0.2 * lines))
     axes = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
     owners = list(dict.fromkeys(one.owner for one in series if one.owner))
     colours = {owner: f"C{number % 10}" for number, owner in enumerate(owners)}
     for panel, own in axes.items():
         for one in series:
             draw_series(own, one, panel, colours.get(one.owner, GREY))
-        own.axhline(1, color="black", linewidth=0.8)
-        own.set(title=PANELS[panel], xlabel="visual tokens kept, average over the layers",
-                ylabel="times as fast as unpruned")  # fmt: skip
-        own.set_ylim(bottom=0)
-        own.xaxis.set_major_formatter("{x:.0%}")
-        own.grid(alpha=0.3)
+        show_speed_ups(own, PANELS[panel])
     handles, labels = axes["prefill"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    figure.legend(handles, labels, loc="outside right center", fontsize=SMALL)
     figure.suptitle(title(comparison), fontsize=10)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    return picture.getvalue()
+    return to_png(figure)
 
 
 def title(comparison: Comparison) -> str:
@@ -74,7 +64,7 @@ def title(comparison: Comparison) -> str:
     tokens = comparison.rows[0].tokens or {}
     told = (f"{comparison.model['name']}, {tokens.get('visual')} visual tokens: "
             f"{comparison.question}")  # fmt: skip
-    return textwrap.shorten(told, TITLE, placeholder=" ...").replace("$", r"\$")
+    return literal(told, TITLE)
 
 
 def collect_series(comparison: Comparison) -> list[Series]:

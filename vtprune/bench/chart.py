@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vtprune.bench.results import Pass
 from vtprune.bench.tables import group, middle
+from vtprune.chart import SMALL, new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,18 +15,14 @@ if TYPE_CHECKING:
 
 def draw_growth(passes: Sequence[Pass]) -> bytes:
     """A PNG: cost against visual tokens, and against frames, both axes logarithmic."""
-    from matplotlib.figure import Figure
-
     groups = group([one for one in passes if one.part == "growth"])
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = new_figure(12, 5)
     left, right = figure.subplots(1, 2)
     draw(left, groups, [one[0].sides["unpruned"]["visual"] for one in groups], "visual tokens")
     draw(right, groups, [float(one[0].settings["frames"]) for one in groups], "frames")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    return picture.getvalue()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=SMALL)
+    return to_png(figure)
 
 
 def draw(axes: Axes, groups: Sequence[Sequence[Pass]], at: Sequence[float], name: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
 from typing import TYPE_CHECKING
 
 from vtprune.calibrate.horizon import TOLERANCE, counted
 from vtprune.calibrate.result import Information, Measured
+from vtprune.chart import SMALL, literal, new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +21,8 @@ def plot(measured: Measured) -> bytes:
     Returns:
         a PNG.
     """
-    from matplotlib.figure import Figure
-
     count = 2 if measured.information is None else 3
-    figure = Figure(figsize=(8, 3.6 * count), layout="constrained")
+    figure = new_figure(8, 3.6 * count)
     panels = figure.subplots(count, 1, sharex=True)
     draw_entropy(panels[0], measured)
     draw_change(panels[1], measured)
@@ -33,14 +30,12 @@ def plot(measured: Measured) -> bytes:
         draw_information(panels[2], measured.information)
     for axes in panels:
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=SMALL)
     panels[-1].set_xlabel("layer")
     panels[-1].set_xticks(range(0, measured.num_layers, max(1, measured.num_layers // 16)))
     name = f"{measured.model['name']}, {measured.source}"
-    figure.suptitle(textwrap.shorten(name, TITLE, placeholder=" ...").replace("$", r"\$"))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    return picture.getvalue()
+    figure.suptitle(literal(name, TITLE))
+    return to_png(figure)
 
 
 def draw_entropy(axes: Axes, measured: Measured) -> None:

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from vtprune.chart import SMALL, new_figure, to_png
+
 from .questions import CLIP_KINDS, PICTURE_KINDS
 
 
@@ -17,9 +19,7 @@ def lines(path: Path) -> list[dict[str, dict[str, float]]]:
 
 def draw(out: Path, picture: Path) -> None:
     """Loss on train, accuracy on dev by kind, against steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.5), dpi=90, layout="tight")
+    figure = new_figure(15, 4.5)
     left, middle, right = figure.subplots(1, 3)
     loss, dev = lines(out / "loss.jsonl"), lines(out / "dev.jsonl")
     for name, label in (("picture", "pictures"), ("clip", "clips")):
@@ -37,8 +37,8 @@ def draw(out: Path, picture: Path) -> None:
             )
         axes.set(title=title, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(picture)
+        axes.legend(fontsize=SMALL)
+    picture.write_bytes(to_png(figure))
 
 
 def main() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vtprune.chart import literal, new_figure, to_png
 from vtprune.evaluation.summary import Evaluation, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TITLE = 60  # characters of a model's name
 MARKERS = "os^Dvx"
 
 
@@ -20,7 +21,6 @@ def plot(evaluation: Evaluation) -> bytes:
     Returns:
         a PNG.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     base, *rows = evaluation.rows
@@ -28,7 +28,7 @@ def plot(evaluation: Evaluation) -> bytes:
     for row in rows:
         if row.keep is not None and row.questions:
             lines.setdefault(_label(row), []).append(row)
-    figure = Figure(figsize=(9, 8.5), dpi=110, layout="constrained")
+    figure = new_figure(9.9, 9.4)
     upper, lower = figure.subplots(2, 1)
     for number, (label, own) in enumerate(lines.items()):
         style: dict[str, object] = {
@@ -51,13 +51,11 @@ def plot(evaluation: Evaluation) -> bytes:
     upper.set_xlabel("layer average of the visual tokens kept (bands: 95 %, files drawn anew)")
     lower.set_xlabel("time to the first token over the unpruned one's, vision tower counted")
     count = f"{evaluation.questions:,} questions about {evaluation.files:,} files"
-    name = str(evaluation.model.get("name", "")).replace("$", r"\$")
+    name = literal(str(evaluation.model.get("name", "")), TITLE)
     upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
     if lines:
         upper.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return to_png(figure)
 
 
 def _label(row: Row) -> str:

@@ -1,0 +1,29 @@
+"""What charts share."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtprune.chart import literal, new_figure, show_kept
+
+
+@pytest.mark.parametrize("kept", [[0.3], [0.295, 0.302], [0.0, 1.0]])
+def test_no_two_ticks_of_a_share_are_called_the_same(kept: list[float]) -> None:
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.plot(kept, kept, marker="o")
+    show_kept(axes)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    labels = [
+        tick.label1.get_text()
+        for tick in axes.xaxis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    ]
+    assert len(labels) > 2
+    assert len(labels) == len(set(labels))
+    assert low <= min(kept) <= max(kept) <= high
+
+
+def test_text_in_a_chart_is_one_short_line_without_mathematics() -> None:
+    assert literal("a $5 sign\nand a $6 one", 20) == r"a \$5 sign and a ..."

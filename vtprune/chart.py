@@ -1,0 +1,54 @@
+"""What all charts share: a figure without a display, axes of shares, and the PNG that comes out."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 100
+SMALL = 8  # points of a legend's text
+NARROW = 0.1  # an axis of shares is no narrower: its ticks would all be called the same
+KEPT = "visual tokens kept, average over the layers"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, of DPI dots each."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def literal(text: str, most: int) -> str:
+    """Text of at most so many characters on one line, without mathematics in it."""
+    return textwrap.shorten(text, most, placeholder=" ...").replace("$", r"\$")
+
+
+def show_kept(axes: Axes) -> None:
+    """What is kept, in percent, on the x axis."""
+    axes.set_xlabel(KEPT)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    low, high = axes.get_xlim()
+    if high - low < NARROW:
+        middle = (low + high) / 2
+        axes.set_xlim(middle - NARROW / 2, middle + NARROW / 2)
+
+
+def show_speed_ups(axes: Axes, title: str = "") -> None:
+    """Speed-ups against what is kept, once they are drawn; a line where there is none."""
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(title=title, ylabel="times as fast as unpruned")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    show_kept(axes)
