@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -428,6 +429,20 @@ def test_save_that_fails_leaves_nothing(tmp_path: Path, full_disk: None) -> None
     with pytest.raises(VtpruneError, match="can't save there: No space left on device"):
         output.save_reports(tmp_path / "report.json", [{}])
     assert list(tmp_path.glob("*report*")) == []
+
+
+def test_save_does_not_write_over_the_media(fake: FakeRun, clip: str) -> None:
+    kept = Path(clip).read_bytes()
+    result = invoke("ask", clip, "what?", "--save", clip)
+    assert "would be written over a file that is asked about\nhint: give --save" in result.stderr
+    assert (result.exit_code, Path(clip).read_bytes()) == (1, kept)
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    report = {"a": math.nan, "b": [{"c": math.inf, "d": 1.5}]}
+    assert output.to_json(report) == '{"a": null, "b": [{"c": null, "d": 1.5}]}'
+    output.save_reports(tmp_path / "r.json", [report])
+    assert json.loads((tmp_path / "r.json").read_text())["a"] is None
 
 
 def test_save_through_a_link_keeps_the_link(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_list_of_questions_brings_its_files(fake: Fake, folder: Path) -> None:
         (["q.jsonl", "--propose-preset", "p"], "--propose-preset without --propose"),
         (["q.jsonl", "--propose", "0.3", "--methods", "rndom"], "unknown method 'rndom'"),
         (["q.jsonl", "--propose", "0.3", "--propose-preset", "c.yaml"], "two files in one place"),
-        (["q.jsonl", "--plot", "c.pdf"], "--plot c.pdf is not named as a PNG"),
+        (["q.jsonl", "--plot", "c.pdf"], "--plot c.pdf is not a PNG"),
         (["q.jsonl", "--plot", "no/c.png"], "can't save there: no folder"),
         (["q.jsonl", "--plot", "dir.png"], "can't save there: it is a directory"),
     ],
@@ -216,6 +216,34 @@ def test_a_file_that_can_not_be_written_is_said(fake: Fake, folder: Path, full_d
     assert "c.yaml: can't save there: No space left on device\nhint: give -o" in result.stderr
     assert result.exit_code == 1
     assert list(folder.glob("*c.*")) == []
+
+
+def test_the_picture_beside_the_calibration_is_not_drawn_over_one_that_is_asked_about(
+    fake: Fake, folder: Path
+) -> None:
+    kept = Path("a.png").read_bytes()
+    for arguments in (["q.jsonl"], ["a.png", "-q", "what?"]):
+        result = invoke(*arguments, "-o", "a.yaml")
+        assert "--plot a.png would be written over a file that is asked about" in result.stderr
+        assert (result.exit_code, fake.load, Path("a.png").read_bytes()) == (1, {}, kept)
+
+
+def test_what_was_measured_is_shown_where_a_file_can_not_be_written(
+    fake: Fake, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = invoke("q.jsonl", "-o", "c.yaml")
+    assert "horizon" in result.stdout
+    assert "wrote     c.yaml\n" in result.stderr
+    assert "c.png: can't save there: No space left on device\nhint: give --plot" in result.stderr
+    assert (result.exit_code, Path("c.yaml").exists(), Path("c.png").exists()) == (1, True, False)
 
 
 def test_the_embedded_model_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

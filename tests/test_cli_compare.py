@@ -157,6 +157,23 @@ def test_a_csv_that_can_not_be_written_leaves_the_old_one(
     assert "give --csv a file" in result.stderr
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.glob("*table*")] == ["table.csv"]
+    assert "entropy" in result.stdout  # what was measured is not lost with it
+
+
+def test_what_is_asked_about_is_not_written_over(fake: FakeContest, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    kept = picture.read_bytes()
+    result = invoke(str(picture), "what?", "--plot", str(tmp_path / "." / "a.png"))
+    assert "a.png would be written over a file that is asked about\nhint: " in result.stderr
+    assert (result.exit_code, fake.load, picture.read_bytes()) == (1, {}, kept)
+
+
+def test_two_files_in_one_place_are_refused(fake: FakeContest, clip: str, tmp_path: Path) -> None:
+    both = str(tmp_path / "both.png")
+    result = invoke(clip, "what?", "--plot", both, "--csv", both)
+    assert f"two files in one place: --csv {both}, --plot {both}" in result.stderr
+    assert (result.exit_code, fake.load) == (1, {})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from conftest import assert_refused
 
 from vtprune import demo
 from vtprune.cli import cli
+from vtprune.errors import VtpruneError
 from vtprune.evaluation import answering
 from vtprune.evaluation.records import Book, Record
 
@@ -148,6 +149,7 @@ def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--at", "2"), "--at without --methods"),
         (("--keep", "1.5"), "keep 1.5 is not a fraction"),
         (("-o", "no/such/folder/a.jsonl"), "no folder"),
+        (("--plot", "q.svg"), "--plot q.svg is not a PNG"),
     ],
 )
 def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
@@ -155,6 +157,33 @@ def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
 ) -> None:
     found = run(questions / "few.jsonl", *args)
     assert_refused(found, f"Error: .*{re.escape(message)}")
+
+
+def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:
+    path = questions / "few.jsonl"
+    kept = path.read_bytes()
+    found = run(path, "-o", path)
+    assert "few.jsonl would be written over a file that is asked about" in found.stderr
+    assert (found.exit_code, path.read_bytes()) == (1, kept)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"file": "a.png"}', '{"vtprune": {"a": 2}}', "x" * 2**21, '{"vtprune": {"a": 1}} '],
+    ids=["no newline", "another head", "a long line", "more on the line"],
+)  # fmt: skip
+def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    with pytest.raises(VtpruneError, match=r"mine\.jsonl: holds the answers of another .* else"):
+        Book(path, {"a": 1})
+    assert path.read_text() == text
+
+
+def test_half_a_head_of_a_killed_run_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    path.write_text('{"vtprune": {"a"')
+    Book(path, {"a": 1}).close()
+    assert path.read_text() == '{"vtprune": {"a": 1}}\n'
 
 
 def test_a_record_that_is_none_ends_what_is_taken(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
         (["--image", "0x2"], "0 is out of range", "1344x1344"),
         (["--image", "none.png"], "none.png", "check the path"),
         (["--plot", "no/such/folder/a.png"], "can't save there", "give --plot"),
+        (["--plot", "a.svg"], "--plot a.svg is not a PNG", "name it a.png"),
     ],
 )
 def test_what_can_not_be_is_one_error_line(

@@ -95,8 +95,7 @@ def ask(inputs: tuple[str, ...], **values: object) -> None:
     paths, questions = media_and_questions(inputs, flags.question)
     check_ranges(flags)
     preset = preset_from(flags, user)
-    if flags.save is not None:
-        output.check_target(flags.save)
+    output.check_targets({"--save": flags.save}, paths)
     with output.libraries_silenced():
         reports = [
             report.to_dict() for report in _answers(flags, user, preset, paths, questions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +102,8 @@ def calibrate(
     own. Without an answer, the unpruned model's own is to be kept. 50 files or more are wanted.
     """
     # fmt: on
-    from vtprune.cli.output import check_target, libraries_silenced, to_json
+    from vtprune.cli.calibrated import show_calibration
+    from vtprune.cli.output import check_picture, check_targets, libraries_silenced, to_json
     from vtprune.config import load_config
 
     flags = Flags(**values)  # type: ignore[arg-type]
@@ -112,19 +114,21 @@ def calibrate(
     chosen = tuple(name.strip() for name in (methods or "").split(",") if name.strip())
     wanted = Wanted(windows, propose, chosen, files)
     _check(flags, wanted)
+    check_picture(files["--plot"])
     limits = limits_from(flags)
     asked, source = listed_or_media(inputs, flags.question, limits)
-    for option, path in files.items():
-        check_target(path, option)
+    check_targets(files, [*inputs, *(one.file for one in asked)])
+    written: list[Path] = []
     with libraries_silenced():
         measured = _measure(flags, user, wanted, asked, source, limits)
-    written = _write(wanted, measured)
-    if flags.json:
-        click.echo(to_json(measured.to_dict()))
-        return
-    from vtprune.cli.calibrated import show_calibration
-
-    show_calibration(measured, written)
+        try:
+            for path in _write(wanted, measured):
+                written.append(path)
+        finally:  # a file that can't be written costs no table
+            if flags.json:
+                click.echo(to_json(measured.to_dict()))
+            else:
+                show_calibration(measured, written)
 
 
 def _check(flags: Flags, wanted: Wanted) -> None:
@@ -144,13 +148,6 @@ def _check(flags: Flags, wanted: Wanted) -> None:
     ):
         if given and wanted.keep is None:
             raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
-    if wanted.files["--plot"].suffix.lower() != ".png":
-        raise VtpruneError(
-            f"--plot {wanted.files['--plot']} is not named as a PNG", "such as curves.png"
-        )
-    if len({path.resolve() for path in wanted.files.values()}) < len(wanted.files):
-        told = ", ".join(f"{option} {path}" for option, path in wanted.files.items())
-        raise VtpruneError(f"two files in one place: {told}", "give each a name of its own")
 
 
 def _measure(
@@ -178,15 +175,18 @@ def _measure(
         return calibrate(loaded, asked, source, settings, show)
 
 
-def _write(wanted: Wanted, measured: Measured) -> list[Path]:
-    """Everything that has a place to be; where it was written."""
+def _write(wanted: Wanted, measured: Measured) -> Iterator[Path]:
+    """Writes everything that has a place to be; each place as soon as it is written."""
     from vtprune.calibrate.plot import plot
     from vtprune.cli.output import save_file
 
-    made = {"-o": measured.calibration_text().encode(), "--plot": plot(measured)}
+    make: dict[str, Callable[[], bytes]] = {
+        "-o": lambda: measured.calibration_text().encode(),
+        "--plot": lambda: plot(measured),
+    }
     if measured.best() is not None:
-        made["--propose-preset"] = measured.preset_text().encode()
-    written = {option: path for option, path in wanted.files.items() if option in made}
-    for option, path in written.items():
-        save_file(path, made[option], option)
-    return list(written.values())
+        make["--propose-preset"] = lambda: measured.preset_text().encode()
+    for option, path in wanted.files.items():
+        if option in make:
+            save_file(path, make[option](), option)
+            yield path

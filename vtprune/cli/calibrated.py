@@ -37,7 +37,8 @@ def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
         show_facts([("propose", measured.proposal() or "no schedule meets this budget")], console)
     for warning in measured.warnings:
         show_warning(warning, stderr_console())
-    show_facts([("wrote", ", ".join(map(str, written)))], stderr_console())
+    if written:
+        show_facts([("wrote", ", ".join(map(str, written)))], stderr_console())
 
 
 def _layers(measured: Measured) -> Shown:

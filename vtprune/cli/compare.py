@@ -79,6 +79,7 @@ def compare(
     # fmt: on
     from vtprune.cli import output
     from vtprune.config import load_config
+    from vtprune.console.comparison import show_comparison, show_notes
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
@@ -89,26 +90,28 @@ def compare(
         raise VtpruneError(f"--repeats {repeats} is out of range", "1 or more; 5 to rely on")
     if plot is not None and no_measure:
         raise VtpruneError("--plot and --no-measure exclude each other", "it draws speed-ups")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise VtpruneError(f"--plot {plot} is not a PNG", f"name it {plot.stem or 'speed'}.png")
-    for option, path in (("--csv", csv), ("--plot", plot)):
-        if path is not None:
-            output.check_target(path, option)
+    output.check_picture(plot)
+    output.check_targets({"--csv": csv, "--plot": plot}, paths)
     with output.libraries_silenced():
         found = _run(flags, user, paths, questions[0], lineup, 0 if no_measure else repeats)
+        try:
+            _save(found, csv, plot)
+        finally:  # a file that can't be written costs no table, a reader who goes away no file
+            output.show_tables(found.to_dict(), flags.json, flags.quiet, show_comparison,
+                               show_notes)  # fmt: skip
+    if all(row.error for row in found.rows if row.role == "asked"):
+        raise VtpruneError("nothing of what was asked could be run", "each row says why")
+
+
+def _save(found: Comparison, csv: Path | None, plot: Path | None) -> None:
+    from vtprune.cli.output import save_file
+
     if csv is not None:
-        output.save_file(csv, found.to_csv().encode(), "--csv")
+        save_file(csv, found.to_csv().encode(), "--csv")
     if plot is not None:
         from vtprune.speed_chart import draw_speed
 
-        output.save_file(plot, draw_speed(found), "--plot")
-    from vtprune.console import comparison
-
-    output.show_tables(
-        found.to_dict(), flags.json, flags.quiet, comparison.show_comparison, comparison.show_notes
-    )  # last, so that a reader who goes away costs no file
-    if all(row.error for row in found.rows if row.role == "asked"):
-        raise VtpruneError("nothing of what was asked could be run", "each row says why")
+        save_file(plot, draw_speed(found), "--plot")
 
 
 def _line_up(flags: Flags, user: Config) -> Lineup:

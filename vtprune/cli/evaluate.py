@@ -84,26 +84,27 @@ def evaluate(
     # fmt: on
     from vtprune.cli import output
     from vtprune.config import load_config
+    from vtprune.console.evaluation import show_evaluation, show_notes
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     check_ranges(flags)
     check_metric(metric)
-    for option, path in (("-o", answers), ("--plot", plot)):
-        if path is not None:
-            output.check_target(path, option)
+    output.check_picture(plot)
+    targets = {"-o": answers, "--plot": plot}
+    output.check_targets(targets, [questions])
     with output.libraries_silenced(), _questions(questions, limit) as asked:
         lineup, plan = _plan(flags, user, asked, seeds, beside)
+        output.check_targets(targets, [one.file for one in asked])
         found = _run(flags, user, lineup, plan, metric, answers, is_demo(questions))
-    if plot is not None:
-        from vtprune.evaluation.plot import plot as draw
+        try:
+            if plot is not None:
+                from vtprune.evaluation.plot import plot as draw
 
-        output.save_file(plot, draw(found), "--plot")
-    from vtprune.console import evaluation
-
-    output.show_tables(
-        found.to_dict(), flags.json, flags.quiet, evaluation.show_evaluation, evaluation.show_notes
-    )
+                output.save_file(plot, draw(found), "--plot")
+        finally:  # a picture that can't be written costs no table
+            output.show_tables(found.to_dict(), flags.json, flags.quiet, show_evaluation,
+                               show_notes)  # fmt: skip
 
 
 @contextmanager

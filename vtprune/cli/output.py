@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -99,7 +100,16 @@ class Transcript:
 
 def to_json(report: Mapping[str, object]) -> str:
     """A report as JSON on one line, in ASCII, so that any terminal and file can hold it."""
-    return json.dumps(report)
+    return json.dumps(_finite(report), allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    """The same with None for what is no number: JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_target(path: Path, option: str = "--save") -> None:
@@ -126,6 +136,41 @@ def check_target(path: Path, option: str = "--save") -> None:
         raise _unwritable(path, error, option) from error
 
 
+def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str | Path] = ()) -> None:
+    """`check_target` for every place that a command writes to, and none of them in another.
+
+    Args:
+        targets: option -> the path that it gave; None where it was not given.
+        inputs: what is read, and must not be written over.
+
+    Raises:
+        VtpruneError: as `check_target`; two files in one place; an input.
+    """
+    given = {option: path for option, path in targets.items() if path is not None}
+    for option, path in given.items():
+        check_target(path, option)
+        if path.exists() and any(
+            os.path.exists(one) and os.path.samefile(path, one) for one in inputs
+        ):
+            raise VtpruneError(
+                f"{option} {path} would be written over a file that is asked about",
+                f"give {option} a name of its own",
+            )
+    if len({path.resolve() for path in given.values()}) < len(given):
+        told = ", ".join(f"{option} {path}" for option, path in given.items())
+        raise VtpruneError(f"two files in one place: {told}", "give each a name of its own")
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuses a --plot that is not named as a PNG, which is what is drawn.
+
+    Raises:
+        VtpruneError: with a name that would do.
+    """
+    if path is not None and path.suffix.lower() != ".png":
+        raise VtpruneError(f"--plot {path} is not a PNG", f"name it {path.stem or 'plot'}.png")
+
+
 def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
     """Writes one report, or several as one line of JSON each, all or nothing.
 
@@ -133,7 +178,7 @@ def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
         VtpruneError: the file can't be written; what was there before is left as it was.
     """
     if len(reports) == 1:
-        text = json.dumps(reports[0], indent=2) + "\n"
+        text = json.dumps(_finite(reports[0]), indent=2, allow_nan=False) + "\n"
     else:
         text = "".join(to_json(report) + "\n" for report in reports)
     save_file(path, text.encode())

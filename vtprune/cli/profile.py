@@ -98,6 +98,7 @@ def profile(
     # fmt: on
     from vtprune.cli import output
     from vtprune.config import load_config
+    from vtprune.console.profile import show_profile, show_warnings
 
     flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
     check_ranges(flags)
@@ -106,19 +107,19 @@ def profile(
         check_number(name, value, 1)
     if not 0 < seconds < math.inf:
         raise VtpruneError(f"--seconds {seconds:g} is out of range", "above 0; 60 is usual")
-    if plot is not None:
-        output.check_target(plot, "--plot")
+    output.check_picture(plot)
+    output.check_targets({"--plot": plot}, [*media, *filter(None, (image, video))])
     with output.libraries_silenced():
         shown = what_is_shown(media, image, video, flags)
-        found = run(flags, user, shown, {**numbers, "seconds": seconds, "timed": not no_measure})
-    values_found = found.to_dict()
-    if plot is not None:
-        from vtprune.profile_chart import draw_profile
+        told = run(flags, user, shown, {**numbers, "seconds": seconds, "timed": not no_measure})
+        found = told.to_dict()
+        try:
+            if plot is not None:
+                from vtprune.profile_chart import draw_profile
 
-        output.save_file(plot, draw_profile(values_found), "--plot")
-    from vtprune.console.profile import show_profile, show_warnings
-
-    output.show_tables(values_found, flags.json, flags.quiet, show_profile, show_warnings)
+                output.save_file(plot, draw_profile(found), "--plot")
+        finally:  # a picture that can't be written costs no table
+            output.show_tables(found, flags.json, flags.quiet, show_profile, show_warnings)
 
 
 def what_is_shown(

@@ -71,15 +71,15 @@ class Book:
             raise VtpruneError(
                 f"{path}: can't be written: {error.strerror}", "choose another -o"
             ) from error
+        if not self.begins(file, head):
+            file.close()
+            raise VtpruneError(
+                f"{path}: holds the answers of another evaluation (other questions, model, "
+                "settings or version), or something else",
+                "choose another -o, or remove that file",
+            )
         whole = 0
         for number, line in enumerate(self.lines(file)):
-            if number == 0 and line.decode(errors="replace").strip() != head:
-                file.close()
-                raise VtpruneError(
-                    f"{path}: holds the answers of another evaluation (other questions, model, "
-                    "settings or version)",
-                    "choose another -o, or remove that file",
-                )
             if number and not self.take(line):
                 break
             whole += len(line)
@@ -88,6 +88,14 @@ class Book:
         if not whole:
             self.write(file, head)
         return file
+
+    @staticmethod
+    def begins(file: BinaryIO, head: str) -> bool:
+        """Whether a file begins with this head, or with as much of it as a killed run wrote."""
+        whole = head.encode() + b"\n"
+        begun = file.read(len(whole))
+        file.seek(0)
+        return whole.startswith(begun)
 
     @staticmethod
     def lines(file: BinaryIO) -> Iterator[bytes]:

@@ -13,6 +13,8 @@ from vtprune.evaluation.records import Record
 from vtprune.lineup import UNPRUNED
 from vtprune.questions_file import Asked
 
+LARGEST_LOSS = 700.0  # math.exp goes no further
+
 Records = Mapping[tuple[int, str], Record]
 
 
@@ -219,12 +221,16 @@ def _row(
         against_unpruned=None if name == UNPRUNED else _against(asked, column, base),
         against_random=_against(asked, column, random) if random not in (None, column) else None,
         divergence=mean(one.divergence for one in flat) if flat else math.nan,
-        perplexity=math.exp(mean(one.loss for one in flat)) if flat else math.nan,
+        perplexity=_perplexity([one.loss for one in flat]),
         prefill_speedup=_speedup(column, before, "prefill"),
         first_token_speedup=_speedup(column, before, "first"),
         reads_question=bool(entry.preset.readers()),
         errors=tuple(errors),
     )
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return math.exp(min(mean(losses), LARGEST_LOSS)) if losses else math.nan
 
 
 def _aligned(column: _Column, questions: Sequence[int]) -> _Column:
