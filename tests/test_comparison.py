@@ -149,6 +149,17 @@ def test_the_tower_has_a_column_where_some_row_spares_it() -> None:
     assert "vision, FLOPs: of the tower, of the prefill" in notes(found)
 
 
+def test_names_are_whole_at_80_columns() -> None:
+    spared = row("baseline", "downsample", [("pixels", 0, 38)])
+    spared = replace(spared, flops={**spared.flops, "vision": 4e8})  # type: ignore[dict-item]
+    beside = row("baseline", "uniform", [("2", 2, 33)], beside=("entropy",))
+    lines = shown(replace(COMPARISON, rows=(*COMPARISON.rows, beside, spared)), 80).splitlines()
+    end = lines.index("", lines.index("keep 0.3"))
+    names = [line.split()[0] for line in lines[lines.index("keep 0.3") + 1 : end]]
+    assert names == ["entropy", "random", "uniform", "uniform", "downsample"]
+    assert max(map(len, lines)) <= 80
+
+
 def test_notes_say_what_was_read_and_how_to_read_the_table() -> None:
     assert (
         notes(COMPARISON)

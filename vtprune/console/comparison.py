@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vtprune.console.facts import PAYS, model_fact, read_fact
 from vtprune.console.formats import duration, si
-from vtprune.console.tables import labelled, plain_table, show_warning
+from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
@@ -47,7 +47,7 @@ def show_comparison(comparison: Values, console: Console) -> None:
             inward = "  " if row["role"] == "baseline" and row.get("beside") else ""
             name = Text(inward + _name(row))
             table.add_row(name, Text(_places(row, wide)), *cells, *said, style=style)
-    console.print(table)
+    print_fitted(table, console)
     if not wide:
         console.print()
         for (label, answer), names in _by_answer(rows).items():

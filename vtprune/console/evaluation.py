@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.console.facts import model_fact
-from vtprune.console.tables import labelled, plain_table, show_warning
+from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
+from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
 WIDE = 100  # columns of a terminal from which on differences have room in the table
+MOST_REASONS = 5  # why something was not run
 
 
 def show_evaluation(evaluation: Values, console: Console) -> None:
@@ -24,28 +26,57 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
         evaluation: `Evaluation.to_dict()`.
     """
     rows = cast("list[Values]", list_in(evaluation, "rows"))
-    labelled = bool(evaluation["labelled"])
+    run = [row for row in rows if row["questions"]]
+    scored = bool(evaluation["labelled"])
     wide = console.width >= WIDE
     table = plain_table()
     table.add_column("", overflow="fold")
     table.add_column("kept", justify="right")
-    if labelled:
+    if scored:
         against = ["against\nunpruned"] if wide else []
         for heading in ("accuracy", "95 %", "of\nunpruned", *against):
             table.add_column(heading, justify="right")
     for heading in ("same\nanswer", "KL", "prefill", "first\ntoken"):
         table.add_column(heading, justify="right")
-    for place, (keep, group) in enumerate(groupby(rows, key=lambda row: row["keep"])):
+    for place, (keep, group) in enumerate(groupby(run, key=lambda row: row["keep"])):
         if place:
             table.add_row()
             table.add_row(Text("own keeps" if keep is None else f"keep {keep:g}", "bold"))
         for row in group:
             style = "dim" if row["role"] == "baseline" else ""
-            table.add_row(Text(_name(row)), *_cells(row, labelled, wide), style=style)
-    console.print(table)
-    if labelled:
+            table.add_row(Text(_name(row)), *_cells(row, scored, wide), style=style)
+    print_fitted(table, console)
+    if scored:
         console.print()
-        console.print(_by_kind(rows))
+        console.print(_by_kind(run))
+    reasons = _not_run(rows, number_in(evaluation, "questions"))
+    lines = labelled()
+    for reason, names in list(reasons.items())[:MOST_REASONS]:
+        lines.add_row("not run", Text(printable(reason), "yellow"))
+        lines.add_row("", Text("; ".join(names), "dim"))
+    if len(reasons) > MOST_REASONS:
+        lines.add_row("", Text(f"and {len(reasons) - MOST_REASONS} more reasons", "yellow"))
+    if reasons:
+        console.print()
+        console.print(lines)
+
+
+def _not_run(rows: Sequence[Values], total: float) -> dict[str, list[str]]:
+    """Every reason for which something could not be asked, once: of which rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        keep = "" if row["keep"] is None else f", keep {row['keep']:g}"
+        answered = number_in(row, "questions")
+        share = f" ({total - answered:.0f} of {total:.0f} questions)" if answered else ""
+        for reason in list_in(row, "errors"):
+            found.setdefault(str(reason), []).append(f"{_full_name(row)}{keep}{share}")
+    return found
+
+
+def _full_name(row: Values) -> str:
+    """With what it stands beside, also where that is not in the line above."""
+    _, beside, owner = str(row["row"]).partition(" beside ")
+    return f"{row['method']} beside {owner.partition(' keep ')[0]}" if beside else _name(row)
 
 
 def _name(row: Values) -> str:
@@ -57,13 +88,10 @@ def _name(row: Values) -> str:
     return f"{name} at {row['at']}" if row["method"] else name
 
 
-def _cells(row: Values, labelled: bool, wide: bool) -> list[Text]:
-    if not row["questions"]:
-        reason = next(iter(cast("Sequence[str]", row.get("errors", ()))), "not run")
-        return [Text(reason, "yellow")]
+def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
     unpruned = row["role"] == "unpruned"
     cells = [Text(f"{number_in(row, 'keep_mean'):.0%}")]
-    if labelled:
+    if scored:
         low, high = cast("Sequence[float]", row["interval"])
         cells += [Text(f"{number_in(row, 'accuracy'):.1%}"), Text(f"{low:.0%}-{high:.0%}", "dim")]
         relative = row["relative"]
@@ -96,14 +124,11 @@ def _by_kind(rows: Sequence[Values]) -> Table:
     for kind in kinds:
         table.add_column((kind or "other").replace("_", "\n"), justify="right", overflow="fold")
     for row in rows:
-        if row["questions"]:
-            own = dict_in(row, "by_kind")
-            keep = (
-                f" {row['keep']:g}" if row["keep"] is not None and row["role"] != "unpruned" else ""
-            )
-            cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in kinds]
-            style = "dim" if row["role"] == "baseline" else ""
-            table.add_row(Text(_name(row) + keep), *cells, style=style)
+        own = dict_in(row, "by_kind")
+        keep = f" {row['keep']:g}" if row["keep"] is not None and row["role"] != "unpruned" else ""
+        cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in kinds]
+        style = "dim" if row["role"] == "baseline" else ""
+        table.add_row(Text(_name(row) + keep), *cells, style=style)
     return table
 
 

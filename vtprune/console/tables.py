@@ -14,6 +14,8 @@ from vtprune.console.terminal import printable
 
 BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
+NAME = 20  # characters that a name has before it is folded, in a line of NARROW or more
+NARROW = 72
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,21 @@ def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
 def plain_table(gap: int = 2) -> Table:
     """A table without lines, with dim headings and columns `gap` apart."""
     return Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
+
+
+def print_fitted(table: Table, console: Console) -> None:
+    """Prints a plain table; where it is too wide for its line, first its columns move together.
+
+    The first column, of names, gives way last.
+    """
+    endless = console.options.update_width(10_000)
+    names = table.columns[0]
+    if console.width >= NARROW:
+        width = max(console.measure(cell, options=endless).maximum for cell in names.cells)
+        names.min_width = min(width, NAME)
+    if console.measure(table, options=endless).maximum > console.width:
+        table.padding = (0, 1, 0, 0)
+    console.print(table)
 
 
 def warning(text: str) -> Table:

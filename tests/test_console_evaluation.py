@@ -1,0 +1,97 @@
+"""The tables of an evaluation."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from vtprune.console.evaluation import show_evaluation
+
+
+def row(name: str, **values: Any) -> dict[str, Any]:
+    """A row of 24 questions at keep 0.3."""
+    return {
+        "row": name, "role": "asked", "preset": None, "method": name.split()[0], "at": "ecl",
+        "keep": 0.3, "keep_mean": 0.3, "questions": 24, "accuracy": 0.5, "interval": [0.4, 1.0],
+        "relative": 0.75, "agreement": 0.875, "by_kind": {"colour": 0.5, "number_large": 1.0},
+        "against_unpruned": {"mean": -0.1, "low": -0.25, "high": 0.05}, "divergence": 0.125,
+        "prefill_speedup": 2.0, "first_token_speedup": 1.5, **values,
+    }  # fmt: skip
+
+
+UNPRUNED = row("unpruned", role="unpruned", keep=1.0, keep_mean=1.0, method=None)
+ENTROPY = row("entropy at ecl keep 0.3")
+BESIDE = row("uniform beside entropy at ecl keep 0.3", role="baseline")
+DOWNSAMPLE = row("downsample at pixels keep 0.3", role="baseline", at="pixels")
+NOT_RUN = {"questions": 0, "keep_mean": None, "accuracy": None, "interval": None, "by_kind": {}}
+
+
+def shown(*rows: dict[str, Any], width: int = 80) -> str:
+    file = io.StringIO()
+    found = {"rows": [UNPRUNED, *rows], "labelled": True, "questions": 24}
+    show_evaluation(found, Console(file=file, width=width, highlight=False))
+    return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
+
+
+def test_table_at_80_columns() -> None:
+    assert (
+        shown(ENTROPY, BESIDE, DOWNSAMPLE)
+        == """\
+                                                  of   same               first
+                     kept accuracy     95 % unpruned answer    KL prefill token
+unpruned             100%    50.0% 40%-100%                         1.00x 1.00x
+
+keep 0.3
+entropy at ecl        30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
+  uniform, same cuts  30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
+downsample at pixels  30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
+
+                                number
+by kind                  colour  large
+unpruned                    50%   100%
+entropy at ecl 0.3          50%   100%
+  uniform, same cuts 0.3    50%   100%
+downsample at pixels 0.3    50%   100%
+"""
+    )
+
+
+def test_a_wide_terminal_has_room_for_the_difference() -> None:
+    text = shown(ENTROPY, width=110)
+    assert "-10.0 (-25.0 to +5.0)" in text
+    assert "-10.0" not in shown(ENTROPY)
+
+
+def test_what_was_not_run_stands_below_the_table_each_reason_once() -> None:
+    none = {**NOT_RUN, "errors": ["too few tokens"]}
+    text = shown(ENTROPY, {**BESIDE, **none}, {**DOWNSAMPLE, **none})
+    table, below = text.split("not run")
+    assert "same cuts" not in table
+    assert "downsample" not in table
+    assert " ".join(below.split()) == (
+        "too few tokens uniform beside entropy at ecl, keep 0.3; downsample at pixels, keep 0.3"
+    )
+
+
+def test_a_row_that_some_questions_are_missing_from_says_how_many() -> None:
+    text = shown({**DOWNSAMPLE, "questions": 16, "errors": ["a video has one frame"]})
+    assert text.count("downsample at pixels") == 3  # both tables, and below them
+    assert "not run   a video has one frame\n" in text
+    assert "downsample at pixels, keep 0.3 (8 of 24 questions)\n" in text
+
+
+def test_of_many_reasons_the_first_are_told() -> None:
+    text = shown({**DOWNSAMPLE, **NOT_RUN, "errors": [f"reason {i}" for i in range(9)]})
+    assert "reason 4" in text
+    assert "reason 5" not in text
+    assert "and 4 more reasons" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 110, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    long = row("pyramiddrop at schedule keep 0.3", at="schedule")
+    text = shown(ENTROPY, BESIDE, DOWNSAMPLE, long, width=width)
+    assert max(map(len, text.splitlines())) <= width
