@@ -16,8 +16,8 @@ from vtprune.bench.chart import draw_growth
 from vtprune.bench.page import make_page
 from vtprune.bench.prefill import measure_prefill
 from vtprune.bench.results import Pass, Results, read_passes
-from vtprune.profiling.inputs import Shown
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
 
 CPU = torch.device("cpu")

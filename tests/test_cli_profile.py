@@ -19,8 +19,8 @@ from vtprune.cli import cli
 from vtprune.cli.profile import profile
 from vtprune.models.base import Sampling
 from vtprune.profiling import profile as module
-from vtprune.profiling.inputs import Shown
 from vtprune.profiling.profile import Profile
+from vtprune.profiling.shown import Shown
 
 
 @dataclass

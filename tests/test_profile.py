@@ -21,9 +21,10 @@ from vtprune.errors import ModelError
 from vtprune.models.base import Sampling
 from vtprune.profile_chart import draw_profile
 from vtprune.profiling import profile as module
-from vtprune.profiling.inputs import Shown
+from vtprune.profiling.cases import Options
 from vtprune.profiling.machine import Machine
-from vtprune.profiling.profile import Options, Profile, profile
+from vtprune.profiling.profile import Profile, profile
+from vtprune.profiling.shown import Shown
 from vtprune.profiling.verdict import Facts, judge
 from vtprune.pruners import METHODS
 from vtprune.pruners.entropy import Entropy

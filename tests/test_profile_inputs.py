@@ -14,17 +14,10 @@ from vtprune.loading import Loaded
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
 from vtprune.profiling.build import build_skeleton
-from vtprune.profiling.inputs import (
-    Case,
-    Shown,
-    largest_picture,
-    make_case,
-    parse_picture,
-    parse_video,
-    text_runs,
-)
-from vtprune.profiling.profile import UNPRUNED
+from vtprune.profiling.cases import UNPRUNED
+from vtprune.profiling.inputs import Case, largest_picture, make_case, text_runs
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown, parse_picture, parse_video
 
 
 def loaded(name: str) -> Loaded:

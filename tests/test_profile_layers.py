@@ -15,14 +15,15 @@ from vtprune.loading import Loaded
 from vtprune.models.base import Sampling
 from vtprune.preset import StageSpec
 from vtprune.profiling.build import build_random, build_skeleton, shallow_config
+from vtprune.profiling.cases import UNPRUNED
 from vtprune.profiling.clock import Lap, LayerClock, tower_paths
 from vtprune.profiling.heads import FEW, small_head, time_head
-from vtprune.profiling.inputs import Case, Shown, make_case
+from vtprune.profiling.inputs import Case, make_case
 from vtprune.profiling.probes import at_depth, preset_of, probe_count, probe_row
-from vtprune.profiling.profile import UNPRUNED
 from vtprune.profiling.rows import Planned, Step, plan_row, want_rows
 from vtprune.profiling.samples import Samples, sum_layers
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 from vtprune.profiling.times import RowTimes
 from vtprune.profiling.towers import whole_tower
 

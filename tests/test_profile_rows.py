@@ -13,12 +13,13 @@ from vtprune.loading import Loaded
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, preset_names
 from vtprune.profiling.build import build_skeleton
+from vtprune.profiling.cases import UNPRUNED
 from vtprune.profiling.costs import cost_row
-from vtprune.profiling.inputs import Case, Shown, make_case
+from vtprune.profiling.inputs import Case, make_case
 from vtprune.profiling.machine import Machine, Weights, estimate, peak_bytes
-from vtprune.profiling.profile import UNPRUNED
 from vtprune.profiling.rows import Planned, plan_row, want_rows
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 
 MACHINE = Machine("cpu", "a CPU", 1, "float32", 1e12, 1e10, 2**34)
 

@@ -14,8 +14,8 @@ from vtprune import __version__
 from vtprune.bench.layers import measure_layers
 from vtprune.bench.parts import Parts, add_parts
 from vtprune.bench.selection import Row, measure_selection, table
-from vtprune.profiling.inputs import parse_picture, parse_video
-from vtprune.profiling.profile import Options
+from vtprune.profiling.cases import Options
+from vtprune.profiling.shown import parse_picture, parse_video
 from vtprune.pruners import METHODS
 
 PROGRAM = "python -m vtprune.bench"

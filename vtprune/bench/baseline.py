@@ -12,8 +12,8 @@ from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.selection import SHAPE, TEXT, clock
 from vtprune.bench.subject import build_subject, one_stage
-from vtprune.profiling.inputs import Shown
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
 
 PLAIN, OURS = "plain", "ours"

@@ -13,8 +13,8 @@ from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.subject import Subject, build_subject, stages_of
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset
-from vtprune.profiling.inputs import Shown
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 
 PIXELS = {"at": "pixels", "method": "predictable"}
 

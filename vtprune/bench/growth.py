@@ -11,7 +11,7 @@ import torch
 from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.subject import build_subject, narrow_shape, one_stage
-from vtprune.profiling.inputs import Shown
+from vtprune.profiling.shown import Shown
 
 DEPTH = 2  # layers: one before the cut and one after
 SIDE = 196  # pixels; 49 tokens a frame of LLaVA-OneVision's

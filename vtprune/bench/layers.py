@@ -11,8 +11,9 @@ from typing import cast
 import torch
 
 from vtprune import __version__
-from vtprune.profiling.inputs import Shown
-from vtprune.profiling.profile import Options, Profile, profile
+from vtprune.profiling.cases import Options
+from vtprune.profiling.profile import Profile, profile
+from vtprune.profiling.shown import Shown
 
 PARTS = {
     "vision": "vision tower",

@@ -20,7 +20,7 @@ from vtprune.bench.overlap import measure_overlap
 from vtprune.bench.page import make_page
 from vtprune.bench.prefill import measure_prefill
 from vtprune.bench.results import Pass, Results, read_passes
-from vtprune.profiling.inputs import Shown, parse_picture, parse_video
+from vtprune.profiling.shown import Shown, parse_picture, parse_video
 
 RESULTS = Path("docs/speed.jsonl")
 MODEL, FRAMES = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens

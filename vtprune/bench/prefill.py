@@ -9,8 +9,8 @@ import torch
 
 from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.subject import Subject, build_subject, one_stage
-from vtprune.profiling.inputs import Shown
 from vtprune.profiling.shapes import find_shape
+from vtprune.profiling.shown import Shown
 
 UNPRUNED = "unpruned"
 

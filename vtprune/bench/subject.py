@@ -15,11 +15,12 @@ from vtprune.loading import Loaded
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset, load_preset
 from vtprune.profiling.build import build_random, shallow_config, shorten_tower
+from vtprune.profiling.cases import TEXT_TOKENS, UNPRUNED
 from vtprune.profiling.clock import LayerClock
-from vtprune.profiling.inputs import Case, Shown, largest_picture, make_case
+from vtprune.profiling.inputs import Case, largest_picture, make_case
 from vtprune.profiling.probes import layers_of, run_once
-from vtprune.profiling.profile import TEXT_TOKENS, UNPRUNED
 from vtprune.profiling.shapes import Shape, find_shape, packaged_files, read_entry
+from vtprune.profiling.shown import Shown
 from vtprune.run import to_device
 
 STEPS = 3  # tokens decoded after the first

@@ -25,8 +25,8 @@ from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.config import Config
-    from vtprune.profiling.inputs import Shown
     from vtprune.profiling.profile import Profile
+    from vtprune.profiling.shown import Shown
 
 EPILOG = """\b
 Examples:
@@ -130,7 +130,7 @@ def what_is_shown(
     Raises:
         VtpruneError: more than one of them, or what can't be read.
     """
-    from vtprune.profiling.inputs import open_media, parse_picture, parse_video
+    from vtprune.profiling.shown import open_media, parse_picture, parse_video
 
     if sum(map(bool, (media, image, video))) > 1:
         raise VtpruneError("more than one input was given", "one of MEDIA, --image and --video")
@@ -150,7 +150,8 @@ def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]
     from vtprune.cli.output import progress_line
     from vtprune.models.base import Sampling
     from vtprune.preset import check_keep
-    from vtprune.profiling.profile import Options, profile
+    from vtprune.profiling.cases import Options
+    from vtprune.profiling.profile import profile
 
     name = flags.model or user.model
     keeps = [check_keep(part) for part in listed(flags.keep)]

@@ -1,24 +1,22 @@
-"""What a profiled model is shown: a picture or video of a given size, or a media file."""
+"""The inputs that a profiled model gets, and where their tokens sit."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.downsampling import Look, shrink
-from vtprune.errors import MediaError, ModelError
+from vtprune.errors import ModelError
 from vtprune.gathering import Gathered, gather_for
 from vtprune.layout import Layout
 from vtprune.loading import quiet
-from vtprune.media import Limits, Source
+from vtprune.media import Limits
 from vtprune.models.base import Inputs, Prepared, Sampling
 from vtprune.models.structure import find_structure, lay_out_batch
+from vtprune.profiling.shown import Shown, make_source
 from vtprune.profiling.stand_in import WORD
 from vtprune.run import Generation, encode
 
@@ -26,37 +24,9 @@ if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
     from vtprune.preset import Preset
 
-FPS = 2.0  # of a video without a file
 CHUNK = 8  # frames that are resized at once
 SHORT = 0.5  # seconds
-LONGEST = 65536  # pixels along a side, and frames
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a profile is of.
-
-    Args:
-        kind: "image" or "video".
-        width, height: in pixels.
-        frames: of the video, all of which are looked at.
-        paths: media files; where there are any, the rest says nothing.
-    """
-
-    kind: str = "image"
-    width: int = 0
-    height: int = 0
-    frames: int = 1
-    paths: tuple[str, ...] = ()
-
-    def smaller(self, share: float) -> Shown:
-        """About that share of the pixels: fewer frames, or a smaller picture."""
-        if self.kind == "video" and self.frames > 2:
-            return replace(self, frames=max(2, int(self.frames * share) // 2 * 2))
-        side = share**0.5
-        return replace(self, width=max(1, int(self.width * side)),
-                       height=max(1, int(self.height * side)))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,41 +60,6 @@ class Case:
             if name.startswith("pixel")
         )
         return (len(self.layout), self.text, bool(self.inputs.whole), *pixels)
-
-
-def parse_picture(text: str) -> Shown | None:
-    """A picture "1344x1344", width first; None where it is no size.
-
-    Raises:
-        MediaError: a size that no picture has.
-    """
-    found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
-    if found is None:
-        return None
-    width, height = (check_length(part, text) for part in found.groups())
-    return Shown("image", width, height)
-
-
-def parse_video(text: str) -> Shown | None:
-    """A video "64x448x448", frames first, then width and height; None where it is no size.
-
-    Raises:
-        MediaError: a size that no video has.
-    """
-    found = re.fullmatch(r"(\d+)[xX](\d+)[xX](\d+)", text.strip())
-    if found is None:
-        return None
-    frames, width, height = (check_length(part, text) for part in found.groups())
-    return Shown("video", width, height, frames)
-
-
-def check_length(part: str, text: str) -> int:
-    if not 1 <= int(part) <= LONGEST:
-        raise MediaError(
-            f"{text}: {part} is out of range: a side, or the frames, are 1 to {LONGEST}",
-            "for example --image 1344x1344, or --video 64x448x448",
-        )
-    return int(part)
 
 
 def largest_picture(loaded: Loaded) -> Shown:
@@ -215,24 +150,6 @@ def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset) ->
     return Gathered((item,), ("none",), (), 0.0, seconds, (source,), whole)
 
 
-def make_source(shown: Shown) -> Source:
-    """A source without a file."""
-    video = shown.kind == "video"
-    parts = [shown.frames] * video + [shown.width, shown.height]
-    return Source(
-        path=Path("x".join(map(str, parts))),
-        kind=shown.kind,
-        width=shown.width,
-        height=shown.height,
-        num_frames=shown.frames,
-        timestamps=tuple(number / FPS for number in range(shown.frames)) if video else (),
-        fps=FPS if video else 0.0,
-        duration=shown.frames / FPS if video else 0.0,
-        decoder="none",
-        warnings=(),
-    )
-
-
 def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]:
     """Inputs with `wanted` tokens that are not visual, or as few more as their markers need.
 
@@ -295,14 +212,3 @@ def describe_case(case: Case) -> dict[str, object]:
 
     told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs)
     return {**told, "visual_tokens": len(case.layout), "text_tokens": case.text}
-
-
-def open_media(paths: Sequence[str], limits: Limits) -> Shown:
-    """Media files, checked before anything expensive is done."""
-    from vtprune.media import open_sources
-
-    sources = open_sources(list(paths), limits)
-    kinds = {source.kind for source in sources}
-    first = sources[0]
-    return Shown("video" if "video" in kinds else "image", first.width, first.height,
-                 first.num_frames, tuple(paths))  # fmt: skip

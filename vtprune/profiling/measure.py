@@ -23,11 +23,12 @@ from vtprune.profiling.build import (
 )
 from vtprune.profiling.clock import tower_paths
 from vtprune.profiling.costs import trace_of
-from vtprune.profiling.inputs import Case, Shown, make_case
+from vtprune.profiling.inputs import Case, make_case
 from vtprune.profiling.layers import SLOWNESS, Layered, run_passes
 from vtprune.profiling.machine import Machine, Weights, estimate, peak_bytes
 from vtprune.profiling.probes import STEPS, probe_row
 from vtprune.profiling.rows import Planned, name_of, plan_row
+from vtprune.profiling.shown import Shown
 from vtprune.profiling.times import Budget, Measured
 from vtprune.profiling.whole import measure_whole
 from vtprune.trace import Trace

@@ -4,67 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune import __version__
 from vtprune.catalog import read_calibration
-from vtprune.errors import ModelError, VtpruneError
+from vtprune.errors import ModelError
 from vtprune.figures import describe_model
-from vtprune.layout import MODALITIES
 from vtprune.loading import Loaded, find_device, find_dtype
-from vtprune.media import Limits
-from vtprune.models.base import Sampling
-from vtprune.preset import Preset
 from vtprune.profiling.build import build_skeleton
+from vtprune.profiling.cases import Cases, Options
 from vtprune.profiling.figures import Found, failed_row, make_row
-from vtprune.profiling.inputs import Case, Shown, describe_case, largest_picture, make_case
+from vtprune.profiling.inputs import describe_case, largest_picture
 from vtprune.profiling.machine import measure_machine, weigh
-from vtprune.profiling.measure import MadeOf, Subject, measure
-from vtprune.profiling.rows import KEEPS, Planned, Wanted, plan_row, want_rows
+from vtprune.profiling.measure import Subject, measure
+from vtprune.profiling.rows import KEEPS, Planned, plan_row, want_rows
 from vtprune.profiling.shapes import Shape, find_shape
+from vtprune.profiling.shown import Shown
 from vtprune.profiling.times import Budget, Measured
 from vtprune.profiling.verdict import Verdict, judge
-from vtprune.run import sampling_of
 
 if TYPE_CHECKING:
     from vtprune.loading import Progress
-
-UNPRUNED = Preset("unpruned")
-TEXT_TOKENS, ANSWER_TOKENS, SECONDS, REPEATS = 64, 32, 60.0, 5
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a profile is made.
-
-    Args:
-        device, dtype, attention: as for loading a model.
-        text_tokens: all tokens of the prompt that are not visual.
-        answer_tokens: of the answer that decoding is counted for.
-        seconds: that measuring may take.
-        repeats: the most passes over all rows.
-        timed: whether anything is run; else tokens, FLOPs, bytes and the roofline only.
-        how: "whole", "layers", or "auto": the whole model where it fits memory and budget.
-        calibration: a file that says where ecl and horizon are.
-        sampling: how much of the media, before what a preset or the family says.
-        limits: of what is read.
-    """
-
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str | None = None
-    text_tokens: int = TEXT_TOKENS
-    answer_tokens: int = ANSWER_TOKENS
-    seconds: float = SECONDS
-    repeats: int = REPEATS
-    timed: bool = True
-    how: str = "auto"
-    calibration: Path | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -187,73 +149,6 @@ def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -
     machine = measure_machine(device, dtype)
     weights = weigh(loaded.model, dtype.itemsize)
     return Subject(loaded, device, dtype, machine, weights, options.attention)
-
-
-class Cases:
-    """The inputs of a profile: one for every way in which its presets sample the media.
-
-    Args:
-        made: the first is that of the rows without a preset.
-        shown: by the identity of each, what it was made of.
-        whole: by the identity of each, the same media before a preset made them smaller.
-    """
-
-    def __init__(
-        self, loaded: Loaded, shown: Shown, options: Options, on_progress: Progress | None
-    ) -> None:
-        self.loaded, self.what, self.options = loaded, shown, options
-        self.on_progress = on_progress
-        self.made: list[Case] = []
-        self.shown: dict[int, MadeOf] = {}
-        self.whole: dict[int, Case] = {}
-        self.of: dict[object, Case] = {}
-        self.find(Sampling(), UNPRUNED)
-
-    def plan(self, wanted: Wanted) -> Planned:
-        """A row on its input."""
-        sampling = Sampling() if wanted.name is None else sampling_of(wanted.preset)
-        preset = wanted.preset
-        smaller = not wanted.whole and any(preset.downsamples(one) for one in MODALITIES)
-        try:
-            case = self.find(sampling, UNPRUNED)
-            if smaller:
-                case = self.find(sampling, preset, case)
-        except VtpruneError as error:
-            return Planned(wanted, self.made[0], error=error.message)
-        return plan_row(self.loaded, case, wanted)
-
-    def find(self, sampling: Sampling, preset: Preset, whole: Case | None = None) -> Case:
-        """The input for a sampling; one for all that cost the same.
-
-        Args:
-            preset: that makes it smaller.
-            whole: as it was before that.
-        """
-        sampling = overridden(sampling, self.options.sampling)
-        key = (sampling, preset)
-        if key not in self.of:
-            case = make_case(self.loaded, self.what, sampling, self.options.text_tokens, preset,
-                             self.options.limits, self.on_progress)  # fmt: skip
-            same = next((one for one in self.made if one.key == case.key), None)
-            if same is None:
-                self.made.append(case)
-                self.shown[id(case)] = (self.what, sampling, preset)
-                self.whole[id(case)] = whole or case
-            self.of[key] = same or case
-        return self.of[key]
-
-    @property
-    def warnings(self) -> list[str]:
-        return [note for case in self.made for note in case.warnings]
-
-
-def overridden(sampling: Sampling, flags: Sampling) -> Sampling:
-    """What a preset says, under the flags: their frames replace a preset's fps and cap."""
-    if flags.frames is not None:
-        sampling = replace(sampling, frames=flags.frames, fps=None, max_frames=None)
-    if flags.max_tiles is not None:
-        sampling = replace(sampling, max_tiles=flags.max_tiles)
-    return sampling
 
 
 def distinct(rows: Sequence[Planned]) -> list[Planned]:

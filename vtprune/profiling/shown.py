@@ -1,0 +1,102 @@
+"""What a profile is of: a picture or video of a given size, or media files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vtprune.errors import MediaError
+from vtprune.media import Limits, Source, open_sources
+
+FPS = 2.0  # of a video without a file
+LONGEST = 65536  # pixels along a side, and frames
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a profile is of.
+
+    Args:
+        kind: "image" or "video".
+        width, height: in pixels.
+        frames: of the video, all of which are looked at.
+        paths: media files; where there are any, the rest says nothing.
+    """
+
+    kind: str = "image"
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    paths: tuple[str, ...] = ()
+
+    def smaller(self, share: float) -> Shown:
+        """About that share of the pixels: fewer frames, or a smaller picture."""
+        if self.kind == "video" and self.frames > 2:
+            return replace(self, frames=max(2, int(self.frames * share) // 2 * 2))
+        side = share**0.5
+        return replace(self, width=max(1, int(self.width * side)),
+                       height=max(1, int(self.height * side)))  # fmt: skip
+
+
+def parse_picture(text: str) -> Shown | None:
+    """A picture "1344x1344", width first; None where it is no size.
+
+    Raises:
+        MediaError: a size that no picture has.
+    """
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    if found is None:
+        return None
+    width, height = (check_length(part, text) for part in found.groups())
+    return Shown("image", width, height)
+
+
+def parse_video(text: str) -> Shown | None:
+    """A video "64x448x448", frames first, then width and height; None where it is no size.
+
+    Raises:
+        MediaError: a size that no video has.
+    """
+    found = re.fullmatch(r"(\d+)[xX](\d+)[xX](\d+)", text.strip())
+    if found is None:
+        return None
+    frames, width, height = (check_length(part, text) for part in found.groups())
+    return Shown("video", width, height, frames)
+
+
+def check_length(part: str, text: str) -> int:
+    if not 1 <= int(part) <= LONGEST:
+        raise MediaError(
+            f"{text}: {part} is out of range: a side, or the frames, are 1 to {LONGEST}",
+            "for example --image 1344x1344, or --video 64x448x448",
+        )
+    return int(part)
+
+
+def open_media(paths: Sequence[str], limits: Limits) -> Shown:
+    """Media files, checked before anything expensive is done."""
+    sources = open_sources(list(paths), limits)
+    kinds = {source.kind for source in sources}
+    first = sources[0]
+    return Shown("video" if "video" in kinds else "image", first.width, first.height,
+                 first.num_frames, tuple(paths))  # fmt: skip
+
+
+def make_source(shown: Shown) -> Source:
+    """A source without a file."""
+    video = shown.kind == "video"
+    parts = [shown.frames] * video + [shown.width, shown.height]
+    return Source(
+        path=Path("x".join(map(str, parts))),
+        kind=shown.kind,
+        width=shown.width,
+        height=shown.height,
+        num_frames=shown.frames,
+        timestamps=tuple(number / FPS for number in range(shown.frames)) if video else (),
+        fps=FPS if video else 0.0,
+        duration=shown.frames / FPS if video else 0.0,
+        decoder="none",
+        warnings=(),
+    )
