@@ -35,14 +35,20 @@ def literal(text: str, most: int) -> str:
     return textwrap.shorten(text, most, placeholder=" ...").replace("$", r"\$")
 
 
-def show_kept(axes: Axes) -> None:
-    """What is kept, in percent, on the x axis."""
-    axes.set_xlabel(KEPT)
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    low, high = axes.get_xlim()
+def show_shares(axes: Axes, which: str) -> None:
+    """Shares in whole percent on the "x" or "y" axis, once they are drawn."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter("{x:.0%}")
+    low, high = axis.get_view_interval()
     if high - low < NARROW:
         middle = (low + high) / 2
-        axes.set_xlim(middle - NARROW / 2, middle + NARROW / 2)
+        axes.set(**{f"{which}lim": (middle - NARROW / 2, middle + NARROW / 2)})
+
+
+def show_kept(axes: Axes, label: str = KEPT) -> None:
+    """What is kept, in percent, on the x axis."""
+    axes.set_xlabel(label)
+    show_shares(axes, "x")
 
 
 def show_speed_ups(axes: Axes, title: str = "") -> None:

@@ -107,5 +107,5 @@ def draw_series(axes: Axes, series: Series, panel: str, colour: str) -> None:
         MARKS.get(series.name, "s"), linewidth=2 if asked else 1, alpha=1 if asked else 0.7,
     )  # fmt: skip
     if asked:
-        axes.plot(kept, promised, color=colour, linestyle="--", linewidth=1,
+        axes.plot(kept, promised, color=colour, linestyle="--", marker="_", linewidth=1,
                   label=f"{series.label}, by FLOPs")  # fmt: skip

@@ -42,9 +42,10 @@ def draw_entropy(axes: Axes, measured: Measured) -> None:
     """The mean curve, and where it collapses."""
     collapse = measured.collapse
     told = f"mean of {counted(measured.inputs, 'input')}"
+    agreed = f"{collapse.share:.0%} agree" + ("" if collapse.drop > 0 else ", no fall")
     axes.plot(collapse.curve, marker="o", markersize=4, label=told)
     axes.axvline(collapse.layer, color="black", linestyle="--", linewidth=1,
-                 label=f"ecl: layer {collapse.layer} ({collapse.share:.0%} agree)")  # fmt: skip
+                 label=f"ecl: layer {collapse.layer} ({agreed})")  # fmt: skip
     axes.set(title="matrix entropy of the visual tokens that enter a layer", ylabel="entropy")
 
 
@@ -64,7 +65,8 @@ def draw_change(axes: Axes, measured: Measured) -> None:
         if horizon.layer is not None:
             axes.axvline(horizon.layer, color=colour, linestyle="--", linewidth=1,
                          label=f"horizon: layer {horizon.layer}")  # fmt: skip
-    axes.axhline(-TOLERANCE, color="black", linestyle=":", linewidth=1, label=f"{-TOLERANCE:.0%}")
+    most = f"{-TOLERANCE:.0%}: the most that may be lost"
+    axes.axhline(-TOLERANCE, color="black", linestyle=":", linewidth=1, label=most)
     axes.set(title="all visual tokens dropped from a layer on, down to the lower 95 % bound",
              ylabel=f"change of the\n{measured.quality()}")  # fmt: skip
     axes.set_ylim(bottom=max(axes.get_ylim()[0], WORST))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.chart import literal, new_figure, to_png
+from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_png
 from vtprune.evaluation.summary import Evaluation, Row
 
 if TYPE_CHECKING:
@@ -21,12 +21,10 @@ def plot(evaluation: Evaluation) -> bytes:
     Returns:
         a PNG.
     """
-    from matplotlib.ticker import PercentFormatter
-
     base, *rows = evaluation.rows
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        if row.keep is not None and row.questions:
+        if row.questions:
             lines.setdefault(_label(row), []).append(row)
     figure = new_figure(9.9, 9.4)
     upper, lower = figure.subplots(2, 1)
@@ -45,11 +43,14 @@ def plot(evaluation: Evaluation) -> bytes:
     for axes in (upper, lower):
         if base.questions:
             axes.axhline(_quality(base), color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        show_shares(axes, "y")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
-    upper.set_xlabel("layer average of the visual tokens kept (bands: 95 %, files drawn anew)")
-    lower.set_xlabel("time to the first token over the unpruned one's, vision tower counted")
+    show_kept(upper, f"{KEPT} (bands: 95 %, files drawn anew)")
+    show_shares(lower, "x")
+    lower.set_xlabel(
+        "time to the first token, in percent of the unpruned one's (vision tower counted)"
+    )
     count = f"{evaluation.questions:,} questions about {evaluation.files:,} files"
     name = literal(str(evaluation.model.get("name", "")), TITLE)
     upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
@@ -79,6 +80,6 @@ def _by_keep(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> No
 
 
 def _by_time(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> None:
-    rows = sorted(rows, key=lambda row: -row.first_token_speedup)
+    rows = sorted(rows, key=lambda row: row.keep_mean)
     times = [1 / max(row.first_token_speedup, 1e-9) for row in rows]
     axes.plot(times, [_quality(row) for row in rows], **style)  # type: ignore[arg-type]

@@ -173,7 +173,8 @@ def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
     verdict = judge(facts, nearest.facts(), options.answer_tokens)
     if timed:
         return verdict
-    return replace(verdict, text=f"By the machine's ceilings, nothing timed: {verdict.text}")
+    told = "Nothing was timed; this is what the machine's ceilings allow."
+    return replace(verdict, text=f"{told} {verdict.text}")
 
 
 def describe(shape: Shape, subject: Subject) -> dict[str, object]:
