@@ -110,6 +110,19 @@ def test_a_media_file_is_an_input_too(
     assert fake.asked["shown"] == Shown("image", 30, 20, 1, (str(path),))
 
 
+def test_damaged_and_large_media_are_read_where_that_is_asked_for(
+    fake: FakeProfile, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.png"
+    Image.new("RGB", (30, 20)).save(path)
+    assert invoke(str(path), "--allow-partial", "--max-pixels", "600").exit_code == 0
+    limits = fake.asked["options"].limits
+    assert (limits.allow_partial, limits.max_pixels) == (True, 600)
+    too_large = invoke(str(path), "--max-pixels", "599")
+    assert "--max-pixels" in too_large.stderr
+    assert too_large.exit_code == 1
+
+
 def test_a_video_is_given_by_its_size(fake: FakeProfile) -> None:
     invoke("--video", "8x64x48")
     assert fake.asked["shown"] == Shown("video", 64, 48, 8)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from vtprune.calibrate import Horizon, Information, Measured
 
 Shown = tuple[list[str], list[list[str]]]
+TABLE = (
+    "fall: of the entropy from the layer before; general, text-heavy: how the probability of the "
+    "answers changes when all visual tokens are dropped from that layer on; lower: its 95 % bound; "
+    "exact: answers that greedy decoding still gives"
+)
 
 
 def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
@@ -35,6 +40,7 @@ def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
         show_table(*_schedules(measured), console)
         console.print()
         show_facts([("propose", measured.proposal() or "no schedule meets this budget")], console)
+    show_facts([("table", TABLE)], stderr_console())
     for warning in measured.warnings:
         show_warning(warning, stderr_console())
     if written:

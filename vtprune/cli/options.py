@@ -40,6 +40,11 @@ _LOADING = (
     _DTYPE,
     _KERNEL,
 )
+_LIMITS = (
+    _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
+         "height.  [default: 178956970]"),
+    _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
+)
 _CALIBRATION = _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
                     help="Where ecl and horizon are in this model.")
 _TRUST = _opt("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint "
@@ -62,6 +67,9 @@ shape_options = _group(
     _CALIBRATION,
 )
 """Which model, where its shape alone is wanted."""
+
+limit_options = _group("Input", *_LIMITS)
+"""What is read of media files, where little else is looked at."""
 
 row_options = _group(
     "Rows",
@@ -87,9 +95,7 @@ media_options = _group(
     _opt("--start", type=float, metavar="SECONDS", help="Where to start in a video."),
     _opt("--end", type=float, metavar="SECONDS", help="Where to end."),
     _opt("--max-tiles", type=int, metavar="N", help="The most tiles of a picture."),
-    _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
-         "height.  [default: 178956970]"),
-    _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
+    *_LIMITS,
 )
 """How much of the media is looked at."""
 # fmt: on

@@ -72,7 +72,7 @@ def _told(preset: Preset) -> dict[str, object]:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
 def check(files: tuple[str, ...], as_json: bool) -> None:
-    """Check preset files; every fault of every file is named, with its line."""
+    """Check preset files. Every fault of every file is named, with its line."""
     from vtprune.preset import load_preset
 
     faults = []

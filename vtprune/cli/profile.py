@@ -20,7 +20,7 @@ from vtprune.cli.flags import (
     method_options,
 )
 from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import shape_options
+from vtprune.cli.options import limit_options, shape_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _time, _output = section("Measuring"), section("Output")
 @_input("--frames", type=int, metavar="N", help="Frames of a video file, evenly.  [default: the "
         "model's own sampling]")
 @_input("--max-tiles", type=int, metavar="N", help="The most tiles of a picture.")
+@limit_options
 @_rows("--keep", metavar="FRACTION,...", default="1,0.5,0.3,0.2,0.1", show_default=True,
        help="Kept fractions of the visual tokens, each an average over the decoder's layers.")
 @_rows("--method", metavar="NAME", shell_complete=complete.complete_method,
