@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtprune.trace import Trace
 
 HEADROOM = 0.8  # of the free memory; the rest is fragmentation and other users
+FEWER = "give fewer frames (--frames 8) or tiles (--max-tiles 4)"
 MEMINFO = Path("/proc/meminfo")
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
 
@@ -27,6 +28,17 @@ SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "default
 @contextmanager
 def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
     """Turns running out of memory into an error that names what would fit."""
+    with memory_told(lambda: explain(loaded, preset, trace)):
+        yield
+
+
+@contextmanager
+def memory_told(tell: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """Turns running out of memory into an error.
+
+    Args:
+        tell: its message and hint.
+    """
     try:
         yield
     except VtpruneError:
@@ -34,7 +46,7 @@ def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[Non
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        raise ModelError(*explain(loaded, preset, trace)) from error
+        raise ModelError(*tell()) from error
 
 
 def ran_out(error: Exception) -> bool:
@@ -50,7 +62,7 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
     if not visual:
         return (
             f"out of memory on {device} while the vision tower encoded the media",
-            "give fewer frames (--frames 8) or tiles (--max-tiles 4)",
+            FEWER,
         )
     frames = len(set(trace.layouts[0].grid.frame.tolist()))
     fitting = fit_tokens(loaded, trace.text[0])

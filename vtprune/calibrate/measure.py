@@ -21,11 +21,10 @@ from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information
 from vtprune.catalog import Calibration
 from vtprune.engine import Encoded
-from vtprune.errors import ModelError, VtpruneError
 from vtprune.generation import Generation
 from vtprune.loading import quiet
 from vtprune.media import Limits
-from vtprune.memory import ran_out
+from vtprune.memory import FEWER, memory_told
 from vtprune.models.base import Sampling
 from vtprune.questions_file import Asked
 
@@ -122,18 +121,9 @@ def _show(on_progress: Progress | None, stage: str, done: int, total: int) -> No
 @contextmanager
 def _fitting(loaded: Loaded, file: Path) -> Iterator[None]:
     """Upstream's chatter off; running out of memory names the file and the way out."""
-    try:
-        with quiet():
-            yield
-    except VtpruneError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise ModelError(
-            f"out of memory on {loaded.model.device} with {file}",
-            "give fewer frames (--frames 8) or tiles (--max-tiles 4)",
-        ) from error
+    told = f"out of memory on {loaded.model.device} with {file}"
+    with quiet(), memory_told(lambda: (told, FEWER)):
+        yield
 
 
 def _see(
