@@ -159,6 +159,19 @@ def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
     assert_refused(found, f"Error: .*{re.escape(message)}")
 
 
+def test_a_file_that_can_not_be_read_is_told_before_a_model_is_loaded(
+    questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (questions / "empty.mp4").touch()
+    lines = (questions / "few.jsonl").read_text(encoding="utf-8")
+    broken = questions / "broken.jsonl"
+    broken.write_text(lines + json.dumps({"file": "empty.mp4", "question": "what happens?"}))
+    monkeypatch.setattr("vtprune.loading.load", lambda *_, **__: pytest.fail("loaded"))
+    found = run(broken)
+    assert "empty.mp4: the file is empty" in found.stderr
+    assert found.exit_code == 1
+
+
 def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:
     path = questions / "few.jsonl"
     kept = path.read_bytes()

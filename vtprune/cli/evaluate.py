@@ -14,6 +14,7 @@ from vtprune.cli.asking import LONGEST, check_metric, demo_questions, is_demo, s
 from vtprune.cli.flags import (
     Flags,
     check_ranges,
+    limits_from,
     loading_from,
     method_options,
     rows_asked,
@@ -85,6 +86,7 @@ def evaluate(
     from vtprune.cli import output
     from vtprune.config import load_config
     from vtprune.console.evaluation import show_evaluation, show_notes
+    from vtprune.media import open_sources
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
@@ -95,7 +97,9 @@ def evaluate(
     output.check_targets(targets, [questions])
     with output.libraries_silenced(), _questions(questions, limit) as asked:
         lineup, plan = _plan(flags, user, asked, seeds, beside)
-        output.check_targets(targets, [one.file for one in asked])
+        files = dict.fromkeys(one.file for one in asked)
+        output.check_targets(targets, list(files))
+        open_sources(files, limits_from(flags))  # what can't be read is told before a long load
         found = _run(flags, user, lineup, plan, metric, answers, is_demo(questions))
         try:
             if plot is not None:
