@@ -228,3 +228,5 @@ def test_the_page_has_medians_of_the_passes_ratios() -> None:
             "2 times, pruned 3 | 3 |") in page  # fmt: skip
     assert "CPU, 1 thread, vtprune 1; system load 0.5 to 0.5." in page
     assert json.loads(json.dumps(vars(passes[0])))["part"] == "prefill"
+    prose = [line for line in page.splitlines() if not line.startswith(("|", "#", " "))]
+    assert max(map(len, prose)) <= 120

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from vtprune.bench.results import Pass
 from vtprune.bench.sections import SECTIONS
 from vtprune.bench.tables import group
 
+WIDTH = 120
 INTRODUCTION = """# Speed
 
 Every figure is made by the command above it, and this page by `python -m vtprune.bench page`,
@@ -33,5 +35,19 @@ def make_page(passes: Sequence[Pass], plot: str = "") -> str:
         groups = group([one for one in passes if one.part == part])
         if groups:
             parts.append(section(groups))
-    text = "\n".join(parts)
-    return text.replace("PLOT", f"![Cost against visual tokens and frames]({plot})\n" * bool(plot))
+    drawn = f"![Cost against visual tokens and frames]({plot})\n" if plot else ""
+    return filled("\n".join(parts)).replace("PLOT\n", drawn)
+
+
+def filled(text: str) -> str:
+    """Markdown with its paragraphs in lines of even length."""
+    blocks = text.strip().split("\n\n")
+    return (
+        "\n\n".join(
+            block
+            if block.lstrip("\n").startswith(("#", "|", " "))
+            else textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
+            for block in blocks
+        )
+        + "\n"
+    )
