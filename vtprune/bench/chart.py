@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def draw_growth(passes: Sequence[Pass]) -> bytes:
     """A PNG: cost against visual tokens, and against frames, both axes logarithmic."""
     groups = group([one for one in passes if one.part == "growth"])
+    groups.sort(key=lambda passes: passes[0].settings["frames"])
     figure = new_figure(12, 5)
     left, right = figure.subplots(1, 2)
     draw(left, groups, [one[0].sides["unpruned"]["visual"] for one in groups], "visual tokens")

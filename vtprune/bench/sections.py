@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
@@ -9,8 +10,12 @@ from vtprune.bench.growth import exponent
 from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass
 from vtprune.bench.tables import middle, ratios, spread, table, where
+from vtprune.pruners.similarity import HELD
 
 MILLION = 1e6
+FEWEST, MOST = 2000, math.isqrt(HELD)
+"""Tokens between which growth is fitted again: where what does not grow is little, and where all
+similarities of tokens are held at once."""
 Groups = Sequence[Sequence[Pass]]
 """Passes, those of the same settings together."""
 
@@ -152,6 +157,7 @@ computes whole attention maps in every layer, and in one that keeps its own kern
 
 
 def growth_section(groups: Groups) -> str:
+    groups = sorted(groups, key=lambda passes: passes[0].settings["frames"])
     rows, names = [], list(groups[0][0].sides)
     for passes in groups:
         told = passes[0].settings
@@ -161,19 +167,21 @@ def growth_section(groups: Groups) -> str:
             for name in some
         ]
         visual = int(passes[0].sides[UNPRUNED]["visual"])
-        rows.append([f"{told['frames']}", f"{visual:,}", *cells])
+        rows.append([f"{told['frames']}", f"{visual:,}", *cells, len(passes)])
     fits = []
     for name in names[1:]:
         points = [
             (passes[0].sides[name]["visual"], middle(passes, name, "outside_layers"))
             for passes in groups
         ]
-        upper = [one for one in points if one[0] >= 2000]
-        fits.append(f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} from 2,000 tokens on)")
+        upper = [one for one in points if FEWEST <= one[0] <= MOST]
+        fits.append(
+            f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} from {FEWEST:,} to {MOST:,} tokens)"
+        )
     told = groups[0][0].settings
     head = ["frames", "visual tokens",
             *(f"{name}: selection and hooks, ms" for name in names[1:]),
-            *(f"{name}: prefill, ms" for name in names)]  # fmt: skip
+            *(f"{name}: prefill, ms" for name in names), "passes"]  # fmt: skip
     return f"""## Growth
 
 Two decoder layers of the full width of {told["model"]}, {told["dtype"]}, 49 tokens a frame, cut
@@ -182,7 +190,9 @@ between the layers to
 exponent of 2. Selection and
 hooks is all of the prefill that is not inside the layers: reading states, choosing, gathering,
 masks, norms.
-Fitted exponents: {", ".join(fits)}. {where(groups)}
+Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices such as `divprune`'s hold
+all similarities at once, 1 GiB; above that each choice reads all states again, which is limited by
+memory and steeper. {where(groups)}
 
     python -m vtprune.bench growth
 
