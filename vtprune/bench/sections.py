@@ -175,9 +175,8 @@ def growth_section(groups: Groups) -> str:
             for passes in groups
         ]
         upper = [one for one in points if FEWEST <= one[0] <= MOST]
-        fits.append(
-            f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} from {FEWEST:,} to {MOST:,} tokens)"
-        )
+        within = f"from {FEWEST:,} to {MOST:,} tokens"
+        fits.append(f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} {within})")
     told = groups[0][0].settings
     head = ["frames", "visual tokens",
             *(f"{name}: selection and hooks, ms" for name in names[1:]),
