@@ -16,6 +16,11 @@ from vtprune.preset import Preset
 from vtprune.profiling.shapes import find_shape
 from vtprune.profiling.shown import Shown
 
+CLIPS = {
+    "bottles_40s.mp4": " (bottle-detection.mp4 of github.com/intel-iot-devkit/sample-videos, "
+    "CC BY 4.0: 640 x 360, 40 s, a camera that stands still)"
+}
+"""Clips that figures are published of -> where they are from."""
 PIXELS = {"at": "pixels", "method": "predictable"}
 
 

@@ -13,6 +13,7 @@ from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.subject import build_subject, narrow_shape, one_stage
 from vtprune.profiling.shown import Shown
 
+FRAMES = (8, 12, 24, 48, 96, 192, 384, 512, 612)  # up to 30,000 tokens
 DEPTH = 2  # layers: one before the cut and one after
 SIDE = 196  # pixels; 49 tokens a frame of LLaVA-OneVision's
 LONG = 10_000  # tokens from which on one run is seconds, and warming up changes nothing

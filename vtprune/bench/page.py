@@ -30,24 +30,27 @@ def make_page(passes: Sequence[Pass], plot: str = "") -> str:
     Args:
         plot: the file of the chart of growth; empty for none.
     """
-    parts = [INTRODUCTION]
+    parts, missing = [INTRODUCTION], []
     for part, section in SECTIONS.items():
         groups = group([one for one in passes if one.part == part])
         if groups:
             parts.append(section(groups))
-    drawn = f"![Cost against visual tokens and frames]({plot})\n" if plot else ""
-    return filled("\n".join(parts)).replace("PLOT\n", drawn)
+        else:
+            missing.append(part)
+    if missing:
+        parts.insert(1, f"Not measured here: {', '.join(missing)}.")
+    drawn = f"![Cost against visual tokens and frames]({plot})\n\n" if plot else ""
+    return filled("\n\n".join(parts)).replace("PLOT\n\n", drawn)
 
 
 def filled(text: str) -> str:
     """Markdown with its paragraphs in lines of even length."""
-    blocks = text.strip().split("\n\n")
-    return (
-        "\n\n".join(
-            block
-            if block.lstrip("\n").startswith(("#", "|", " "))
-            else textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
-            for block in blocks
-        )
-        + "\n"
-    )
+    blocks = [block.strip("\n") for block in text.split("\n\n")]
+    made = [
+        block
+        if block.startswith(("#", "|", " "))
+        else textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
+        for block in blocks
+        if block
+    ]
+    return "\n\n".join(made) + "\n"

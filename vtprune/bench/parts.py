@@ -14,7 +14,7 @@ from vtprune.bench.baseline import measure_kernels, measure_scores
 from vtprune.bench.chart import draw_growth
 from vtprune.bench.decoding import measure_decoding
 from vtprune.bench.end_to_end import measure_end_to_end
-from vtprune.bench.growth import measure_growth
+from vtprune.bench.growth import FRAMES, measure_growth
 from vtprune.bench.memory import measure_memory
 from vtprune.bench.overlap import measure_overlap
 from vtprune.bench.page import make_page
@@ -23,8 +23,7 @@ from vtprune.bench.results import Pass, Results, read_passes
 from vtprune.profiling.shown import Shown, parse_picture, parse_video
 
 RESULTS = Path("docs/speed.jsonl")
-MODEL, FRAMES = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
-GROWTH = "8,12,24,48,96,192,384,512,612"  # up to 30,000 tokens
+MODEL, CLIP = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
 Parts: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -40,7 +39,9 @@ def add_parts(parts: Parts) -> None:
     plain = model_part(parts, "baseline", "the plain published way beside ours", run_baseline, 3)
     plain.add_argument("--tokens", type=int, default=2880)
     growth = model_part(parts, "growth", "cost against tokens and frames", run_growth, 3)
-    growth.add_argument("--frames", default=GROWTH, help="49 tokens each, comma separated")
+    growth.add_argument(
+        "--frames", default=",".join(map(str, FRAMES)), help="49 tokens each, comma separated"
+    )
     growth.add_argument("--methods", default="entropy,divprune", help="comma separated")
     decoding = part(parts, "decoding", "a few frames of a clip, beside other readers", run_decoding)
     decoding.add_argument("--frames", type=int, default=16)
@@ -98,7 +99,7 @@ def clip_options(made: argparse.ArgumentParser, seconds: int, size: str) -> None
 
 def input_of(args: argparse.Namespace) -> Shown | None:
     """What the model is shown; None for its largest picture."""
-    text = args.shown or (FRAMES if args.model == MODEL else "largest")
+    text = args.shown or (CLIP if args.model == MODEL else "largest")
     if text == "largest":
         return None
     shown = parse_video(text) or parse_picture(text)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from vtprune.bench.growth import exponent
+from vtprune.bench.end_to_end import CLIPS
+from vtprune.bench.growth import FRAMES, exponent
 from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass
-from vtprune.bench.tables import middle, ratios, spread, table, where
+from vtprune.bench.tables import middle, number_of, ratios, spread, table, where
 from vtprune.pruners.similarity import HELD
 
 MILLION = 1e6
@@ -95,8 +96,8 @@ def end_to_end_section(groups: Groups) -> str:
         head = ["row", "vision, s", "prefill, s", "first token, s", "prefill speed-up",
                 "first-token speed-up"]  # fmt: skip
         text += f"""
-{told["model"]}, {told["frames"]} frames of `{told["clip"]}`,
-{int(passes[0].sides[UNPRUNED]["visual"]):,} visual tokens, {told["dtype"]}, {len(passes)} passes;
+{told["model"]}, {told["frames"]} frames of `{told["clip"]}`{CLIPS.get(told["clip"], "")},
+{int(passes[0].sides[UNPRUNED]["visual"]):,} visual tokens, {told["dtype"]}, {number_of(passes)};
 all rows leave
 {told["keep"]:.0%} of the tokens in the end, the stage at the pixels {told["pixels"]:.0%}.
 
@@ -112,7 +113,7 @@ the best single stage.
 Preparation of the frames, vision tower, prefill and first choice; random weights, the real
 frames. {where(groups)}
 
-    python -m vtprune.bench end-to-end CLIP
+    python -m vtprune.bench end-to-end CLIP --dtype {groups[0][0].settings["dtype"]}
 {text}"""
 
 
@@ -177,7 +178,8 @@ def growth_section(groups: Groups) -> str:
         upper = [one for one in points if FEWEST <= one[0] <= MOST]
         within = f"from {FEWEST:,} to {MOST:,} tokens"
         fits.append(f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} {within})")
-    told = groups[0][0].settings
+    told, reached = groups[0][0].settings, groups[-1][0].settings["frames"]
+    rest = f"Above {reached} frames nothing has been measured here." if reached < FRAMES[-1] else ""
     head = ["frames", "visual tokens",
             *(f"{name}: selection and hooks, ms" for name in names[1:]),
             *(f"{name}: prefill, ms" for name in names), "passes"]  # fmt: skip
@@ -193,10 +195,14 @@ Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices such a
 all similarities at once, 1 GiB; above that each choice reads all states again, which is limited by
 memory and steeper. {where(groups)}
 
-    python -m vtprune.bench growth
+    python -m vtprune.bench growth --dtype {told["dtype"]}
 
 {table(head, rows)}
-PLOT"""
+{rest}
+
+PLOT
+
+"""
 
 
 def decoding_section(groups: Groups) -> str:
@@ -241,7 +247,7 @@ def overlap_section(groups: Groups) -> str:
     return f"""## Decoding while a model is loaded
 
 From a checkpoint on disk (random weights, in the system's cache) and a clip to a model and resized
-frames. {where(groups)}
+frames. Both need processors: where others keep them busy, little is saved. {where(groups)}
 
     python -m vtprune.bench overlap
 

@@ -37,6 +37,10 @@ def spread(values: Sequence[float], digits: str = ".2f") -> str:
     return f"{median(values):{digits}} ({min(values):{digits}} to {max(values):{digits}})"
 
 
+def number_of(passes: Sequence[Pass]) -> str:
+    return f"{len(passes)} pass{'es' * (len(passes) > 1)}"
+
+
 def ratios(passes: Sequence[Pass], name: str, figure: str, base: str = UNPRUNED) -> list[float]:
     """How many times as fast as `base` something is, in every pass."""
     return [one.sides[base][figure] / one.sides[name][figure] for one in passes]
