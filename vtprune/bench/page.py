@@ -39,8 +39,8 @@ def make_page(passes: Sequence[Pass], plot: str = "") -> str:
             missing.append(part)
     if missing:
         parts.insert(1, f"Not measured here: {', '.join(missing)}.")
-    drawn = f"![Cost against visual tokens and frames]({plot})\n\n" if plot else ""
-    return filled("\n\n".join(parts)).replace("PLOT\n\n", drawn)
+    drawn = f"![Cost against visual tokens and frames]({plot})" if plot else ""
+    return filled("\n\n".join(parts).replace("PLOT", drawn))
 
 
 def filled(text: str) -> str:
