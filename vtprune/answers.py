@@ -43,6 +43,7 @@ class Prompt:
         answer: (m,) int64 ids of the answer, the end of its turn included; on the same device.
         labelled: whether it is the right answer; else it is what the unpruned model answers.
         inputs: what `tensors` were made of, which stages before the vision tower need.
+        gathered: the media, for going on with the conversation.
     """
 
     asked: Asked
@@ -51,6 +52,7 @@ class Prompt:
     answer: torch.Tensor
     labelled: bool
     inputs: Inputs | None = None
+    gathered: Gathered | None = None
 
     @property
     def shown(self) -> Shown | None:
@@ -129,7 +131,7 @@ def prepare(
             answer = answer_ids(loaded, gathered, one, inputs.tensors["input_ids"], generation)
         answer = answer.to(tensors["input_ids"].device)
         labelled = one.answer is not None
-        prompts.append(Prompt(one, tensors, inputs.media, answer, labelled, inputs))
+        prompts.append(Prompt(one, tensors, inputs.media, answer, labelled, inputs, gathered))
     return prompts, gathered.warnings
 
 

@@ -47,6 +47,8 @@ _rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
        help="An option of all --methods that have it; repeatable.")
 @_rows("--beside", is_flag=True, help="Random and uniform again at the layers and counts of every "
        "row that cuts past the input.")
+@_rows("--turns", is_flag=True, help="Every question again as the second of a conversation, on the "
+       "tokens that the first one left.")
 @_rows("--seeds", type=int, default=5, show_default=True, metavar="N",
        help="How many seeds every random row is the mean of.")
 @_rows("--seed", type=int, metavar="N", help="The first seed.  [default: 0]")
@@ -67,6 +69,7 @@ _rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
 def evaluate(
     questions: str,
     beside: bool,
+    turns: bool,
     seeds: int,
     limit: int | None,
     metric: str,
@@ -96,7 +99,7 @@ def evaluate(
     targets = {"-o": answers, "--plot": plot}
     output.check_targets(targets, [questions])
     with output.libraries_silenced(), _questions(questions, limit) as asked:
-        lineup, plan = _plan(flags, user, asked, seeds, beside)
+        lineup, plan = _plan(flags, user, asked, seeds, beside, turns)
         files = dict.fromkeys(one.file for one in asked)
         output.check_targets(targets, list(files))
         open_sources(files, limits_from(flags))  # what can't be read is told before a long load
@@ -124,7 +127,7 @@ def _questions(source: str, limit: int | None) -> Iterator[list[Asked]]:
 
 
 def _plan(
-    flags: Flags, user: Config, asked: list[Asked], seeds: int, beside: bool
+    flags: Flags, user: Config, asked: list[Asked], seeds: int, beside: bool, turns: bool
 ) -> tuple[Lineup, Plan]:
     """The rows that are wanted.
 
@@ -136,7 +139,7 @@ def _plan(
 
     lineup, cells = cells_of(
         *rows_asked(flags, user), at=flags.at, options=method_options(flags.option),
-        seed=flags.seed, seeds=seeds, beside=beside,
+        seed=flags.seed, seeds=seeds, beside=beside, turns=turns,
     )  # fmt: skip
     return lineup, Plan(tuple(asked), tuple(cells), lineup.notes)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from vtprune.console.facts import model_fact
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
+from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
 WIDE = 100  # columns of a terminal from which on differences have room in the table
@@ -49,6 +50,9 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
     if scored:
         console.print()
         console.print(_by_kind(run))
+    if any(row.get("second") for row in run):
+        console.print()
+        print_fitted(second_table(run, _name), console)
     reasons = _not_run(rows, number_in(evaluation, "questions"))
     lines = labelled()
     for reason, names in list(reasons.items())[:MOST_REASONS]:
@@ -142,6 +146,8 @@ def show_notes(evaluation: Values, console: Console) -> None:
     lines.add_row("table", f"{what}same answer: share of the unpruned model's answers; KL: of its "
                   "first answer tokens; prefill, first token: measured, medians; random rows are "
                   "means over seeds")  # fmt: skip
+    if any(row.get("second") for row in cast("list[Values]", list_in(evaluation, "rows"))):
+        lines.add_row("", Text(LEGEND))
     console.print()
     console.print(lines)
     for one in list_in(evaluation, "warnings"):

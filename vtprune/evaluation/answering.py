@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
 
 from vtprune.answers import Prompt, forced_logits, prepare
 from vtprune.engine import Encoded, pruning
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.scoring import score
+from vtprune.evaluation.second import second_records
 from vtprune.figures import count_tokens
 from vtprune.generation import Generation, generate
 from vtprune.layout import MODALITIES
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
     from vtprune.trace import Trace
 
-FIRST = 8  # answer tokens whose predictions are compared
 Scorer = Callable[[Asked, str], float]
 
 
@@ -80,19 +81,27 @@ def answer_all(
     files: dict[Path, list[int]] = {}
     for number, one in enumerate(asked):
         files.setdefault(one.file, []).append(number)
+    turns = any(cell.second for cell in cells)
     done = 0
     for numbers in files.values():
-        open_numbers = [
-            number for number in numbers if any(not book.has(number, cell.key) for cell in cells)
-        ]
-        if open_numbers:
-            file = _File(loaded, [asked[number] for number in open_numbers], settings)
-            for place, number in enumerate(open_numbers):
-                _show(on_progress, done + place, len(asked))
-                missing = [cell for cell in cells if not book.has(number, cell.key)]
-                book.add(file.ask(place, number, missing, cells))
+        missing = {number: _missing(book, number, cells, len(numbers)) for number in numbers}
+        wanted = [number for number in numbers if missing[number]]
+        if wanted:
+            own = numbers if turns else wanted
+            file = AskedFile(loaded, [asked[number] for number in own], settings)
+            for count, number in enumerate(wanted):
+                _show(on_progress, done + count, len(asked))
+                book.add(file.records(own.index(number), number, missing[number], cells))
         done += len(numbers)
         _show(on_progress, done, len(asked))
+
+
+def _missing(book: Book, number: int, cells: Sequence[Cell], together: int) -> list[Cell]:
+    """The cells that a question has no record of; a file's only question is never a second one."""
+    return [
+        cell for cell in cells
+        if not book.has(number, cell.key) and (together > 1 or not cell.second)
+    ]  # fmt: skip
 
 
 def _show(on_progress: Progress | None, done: int, total: int) -> None:
@@ -122,7 +131,7 @@ class _Given:
     first: float
 
 
-class _File:
+class AskedFile:
     """The questions about one file, on features that are encoded once."""
 
     def __init__(self, loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> None:
@@ -162,10 +171,24 @@ class _File:
             raise found
         return found
 
-    def ask(
+    def block(self, prompt: Prompt, preset: Preset) -> AbstractContextManager[Trace]:
+        """What prunes a prompt about this file."""
+        return pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
+                       encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
+
+    def records(
         self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
     ) -> list[Record]:
         """The records of one question in the cells that miss it."""
+        alone = [cell for cell in missing if not cell.second]
+        second = [cell for cell in missing if cell.second]
+        found = self.ask(place, number, alone, cells) if alone else []
+        return found + (second_records(self, place, number, second) if second else [])
+
+    def ask(
+        self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
+    ) -> list[Record]:
+        """The records of one question, asked alone."""
         asked, answer = self.asked[place], self.full.prompts[place].answer
         base = self.force(self.full, place, Preset(name=UNPRUNED, keep=1.0))
         unpruned = self.text(answer)
@@ -208,9 +231,11 @@ class _File:
     def force(self, looked: _Looked, place: int, preset: Preset) -> _Given:
         """One prefill, and the unpruned answer's tokens after it."""
         prompt = looked.prompts[place]
-        block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
-                        encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
-        with quiet(), block as trace, fitting_errors(self.loaded, preset, trace):
+        with (
+            quiet(),
+            self.block(prompt, preset) as trace,
+            fitting_errors(self.loaded, preset, trace),
+        ):
             logits = forced_logits(self.loaded, prompt)
         seconds = trace.seconds
         looked.vision = max(looked.vision, seconds.get("vision", 0.0))
@@ -232,18 +257,15 @@ class _File:
         answer = unpruned
         if not bool((given.logits.argmax(-1).cpu() == prompt.answer.cpu()).all()):
             answer = self.generated(prompt, preset)
-        losses = given.logits.float().log_softmax(-1)
-        taken = losses.gather(1, prompt.answer.to(losses.device)[:, None]).mean()
-        before = base.logits[:FIRST].float().log_softmax(-1)
-        gap = F.kl_div(losses[:FIRST], before, log_target=True, reduction="batchmean")
+        loss, divergence = loss_and_divergence(given.logits, base.logits, prompt.answer)
         return Record(
             question=number,
             cell=cell.key,
             answer=answer,
             score=self.settings.rate(asked, answer),
             same=answer == unpruned,
-            loss=-float(taken),
-            divergence=max(float(gap), 0.0),
+            loss=loss,
+            divergence=divergence,
             keep_mean=given.trace.keep_mean() if given.trace.layouts else 1.0,
             prefill=given.prefill,
             first=given.first,
@@ -251,9 +273,7 @@ class _File:
 
     def generated(self, prompt: Prompt, preset: Preset) -> str:
         """A cell's own greedy answer."""
-        block = pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
-                        encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
-        with quiet(), block as trace:
+        with quiet(), self.block(prompt, preset) as trace:
             run = generate(self.loaded, prompt.tensors, self.settings.generation, trace)[0]
         return run.answer
 

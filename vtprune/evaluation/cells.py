@@ -12,6 +12,7 @@ from vtprune.spec import Preset
 
 KEEPS = (0.5, 0.3, 0.1)
 SEEDS = 5  # of a random row; fewer say little about it
+SECOND = ", asked second"
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,27 @@ class Cell:
         row: the row of the table that it belongs to: several seeds are one row.
         entry: what is cut.
         beside: the key of the cell whose layers and counts this one has, question by question.
+        second: each question is asked as the second of a conversation, on the tokens that the
+            first one left.
     """
 
     key: str
     row: str
     entry: Entry
     beside: str = ""
+    second: bool = False
 
 
-def lay_cells(lineup: Lineup, seeds: int = SEEDS, beside: bool = False) -> list[Cell]:
+def lay_cells(
+    lineup: Lineup, seeds: int = SEEDS, beside: bool = False, turns: bool = False
+) -> list[Cell]:
     """The cells of an evaluation, the unpruned one first.
 
     Args:
         seeds: how many each row with a random choice is run with.
         beside: random and uniform again at the layers and counts of every asked row that cuts
             past the input.
+        turns: each question again as a second one, in all rows but those that stand beside others.
 
     Raises:
         PresetError: fewer than one seed.
@@ -55,7 +62,12 @@ def lay_cells(lineup: Lineup, seeds: int = SEEDS, beside: bool = False) -> list[
             stand_in = Entry("baseline", name, Preset(name=name), entry.keep, entry.at)
             first = _seeded(Cell(row, row, entry), seeds)[0].key
             cells += _seeded(Cell(own, own, stand_in, beside=first), seeds)
-    return cells
+    if not turns:
+        return cells
+    return cells + [
+        replace(cell, key=cell.key + SECOND, row=cell.row + SECOND, second=True)
+        for cell in cells if not cell.beside
+    ]  # fmt: skip
 
 
 def _row(entry: Entry) -> str:
@@ -97,6 +109,7 @@ def cells_of(
     seed: int | None = None,
     seeds: int = SEEDS,
     beside: bool = False,
+    turns: bool = False,
 ) -> tuple[Lineup, list[Cell]]:
     """The rows and cells of what was asked for.
 
@@ -104,4 +117,4 @@ def cells_of(
         PresetError: every fault of it.
     """
     lineup = line_up(methods, keeps, presets, at, options, seed)
-    return lineup, lay_cells(lineup, seeds, beside)
+    return lineup, lay_cells(lineup, seeds, beside, turns)

@@ -30,6 +30,9 @@ class Difference:
     high: float
     worse: float
 
+    def to_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "worse_p": self.worse}
+
 
 def estimate(values: Sequence[float], files: Sequence[str], seed: int = 0) -> Estimate:
     """The mean of (n,) values, one a question, and its interval.

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from vtprune.evaluation.cells import Cell
-from vtprune.evaluation.intervals import Difference, Estimate, difference, estimate, holm
-from vtprune.evaluation.records import Record
+from vtprune.evaluation.cells import SECOND, Cell
+from vtprune.evaluation.columns import Column, Records, against, aligned, column_of
+from vtprune.evaluation.intervals import Difference, Estimate, estimate, holm
+from vtprune.evaluation.turns import Second, second_of
 from vtprune.lineup import UNPRUNED
 from vtprune.questions_file import Asked
 
 LARGEST_LOSS = 700.0  # math.exp goes no further
-
-Records = Mapping[tuple[int, str], Record]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Row:
         divergence, perplexity: of the unpruned answer's tokens under pruning.
         prefill_speedup, first_token_speedup: medians of the questions' ratios.
         reads_question: what is kept depends on the question.
+        second: of the questions asked second; None where they were not.
         errors: why questions could not be asked.
     """
 
@@ -64,6 +64,7 @@ class Row:
     prefill_speedup: float
     first_token_speedup: float
     reads_question: bool = False
+    second: Second | None = None
     errors: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
@@ -93,13 +94,13 @@ class Row:
             "first_token_speedup": self.first_token_speedup,
             "reads_question": self.reads_question,
         }
+        if self.second:
+            shown["second"] = self.second.to_dict(self.accuracy is not None)
         return {**shown, "errors": list(self.errors)} if self.errors else shown
 
 
 def _told(found: Difference | None) -> dict[str, float] | None:
-    if found is None:
-        return None
-    return {"mean": found.mean, "low": found.low, "high": found.high, "worse_p": found.worse}
+    return None if found is None else found.to_dict()
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,6 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Column:
-    """One row's figures by question, means over its seeds; only questions that all seeds have."""
-
-    questions: list[int]
-    right: list[float] | None
-    same: list[float]
-    records: list[list[Record]]
-
-
 def summarise(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -> list[Row]:
     """The rows of an evaluation, from the records that there are.
 
@@ -153,35 +144,25 @@ def summarise(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.row, []).append(cell)
-    columns = {row: _column(asked, own, records) for row, own in groups.items()}
-    return [_row(asked, row, own, columns, records) for row, own in groups.items()]
-
-
-def _column(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -> _Column:
-    numbers, found = [], []
-    for number in range(len(asked)):
-        own = [records.get((number, cell.key)) for cell in cells]
-        whole = [one for one in own if one is not None and not one.error]
-        if len(whole) == len(cells):
-            numbers.append(number)
-            found.append(whole)
-    labelled = bool(found) and all(one.score is not None for own in found for one in own)
-    right = [mean(one.score or 0.0 for one in own) for own in found] if labelled else None
-    return _Column(numbers, right, [mean(float(o.same) for o in own) for own in found], found)
+    columns = {row: column_of(asked, own, records) for row, own in groups.items()}
+    return [
+        _row(asked, row, own, columns, records)
+        for row, own in groups.items() if not own[0].second
+    ]  # fmt: skip
 
 
 def _row(
     asked: Sequence[Asked],
     name: str,
     cells: Sequence[Cell],
-    columns: Mapping[str, _Column],
+    columns: Mapping[str, Column],
     records: Records,
 ) -> Row:
     column, base = columns[name], columns[UNPRUNED]
     entry = cells[0].entry
     files = [str(asked[number].file) for number in column.questions]
     accuracy = None if column.right is None else estimate(column.right, files)
-    before = _aligned(base, column.questions)
+    before = aligned(base, column.questions)
     relative = None
     if column.right is not None and before.right is not None and any(before.right):
         relative = mean(column.right) / mean(before.right)
@@ -218,13 +199,14 @@ def _row(
         relative=relative,
         agreement=estimate(column.same, files),
         by_kind={kind: mean(values) for kind, values in sorted(by_kind.items())},
-        against_unpruned=None if name == UNPRUNED else _against(asked, column, base),
-        against_random=_against(asked, column, random) if random not in (None, column) else None,
+        against_unpruned=None if name == UNPRUNED else against(asked, column, base),
+        against_random=against(asked, column, random) if random not in (None, column) else None,
         divergence=mean(one.divergence for one in flat) if flat else math.nan,
         perplexity=_perplexity([one.loss for one in flat]),
         prefill_speedup=_speedup(column, before, "prefill"),
         first_token_speedup=_speedup(column, before, "first"),
         reads_question=bool(entry.preset.readers()),
+        second=second_of(asked, name, UNPRUNED, columns, SECOND),
         errors=tuple(errors),
     )
 
@@ -233,33 +215,7 @@ def _perplexity(losses: Sequence[float]) -> float:
     return math.exp(min(mean(losses), LARGEST_LOSS)) if losses else math.nan
 
 
-def _aligned(column: _Column, questions: Sequence[int]) -> _Column:
-    """The same column, of these questions only."""
-    place = {number: i for i, number in enumerate(column.questions)}
-    index = [place[number] for number in questions if number in place]
-    return _Column(
-        [column.questions[i] for i in index],
-        None if column.right is None else [column.right[i] for i in index],
-        [column.same[i] for i in index],
-        [column.records[i] for i in index],
-    )
-
-
-def _against(asked: Sequence[Asked], column: _Column, other: _Column | None) -> Difference | None:
-    """The paired difference over the questions that both have."""
-    if other is None:
-        return None
-    shared = sorted(set(column.questions) & set(other.questions))
-    if not shared:
-        return None
-    one, two = _aligned(column, shared), _aligned(other, shared)
-    files = [str(asked[number].file) for number in shared]
-    if one.right is not None and two.right is not None:
-        return difference(one.right, two.right, files)
-    return difference(one.same, two.same, files)
-
-
-def _speedup(column: _Column, base: _Column, part: str) -> float:
+def _speedup(column: Column, base: Column, part: str) -> float:
     """The median over the questions of unpruned over pruned seconds."""
     ratios = [
         getattr(before[0], part) / max(getattr(one, part), 1e-9)
@@ -278,9 +234,9 @@ def compare_with_rivals(
     after the correction for their number.
     """
     groups: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in (one for one in cells if not one.second):
         groups.setdefault(cell.row, []).append(cell)
-    own = _column(asked, groups[row], records)
+    own = column_of(asked, groups[row], records)
     keep = groups[row][0].entry.keep
     rivals = [
         name
@@ -290,7 +246,7 @@ def compare_with_rivals(
     found = [
         (name, gap)
         for name in rivals
-        if (gap := _against(asked, own, _column(asked, groups[name], records))) is not None
+        if (gap := against(asked, own, column_of(asked, groups[name], records))) is not None
     ]
     adjusted = holm([gap.worse for _, gap in found])
     return [(name, gap, p) for (name, gap), p in zip(found, adjusted, strict=True)]

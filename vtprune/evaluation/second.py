@@ -1,0 +1,186 @@
+"""Second questions, in the conversation of the first and on the tokens that its prefill left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.answers import Prompt, end_ids, extend, places, predictions
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.predicted import loss_and_divergence
+from vtprune.evaluation.records import Record
+from vtprune.lineup import UNPRUNED
+from vtprune.loading import quiet
+from vtprune.memory import fitting_errors
+from vtprune.models.base import Turn
+from vtprune.spec import Preset
+
+if TYPE_CHECKING:
+    from vtprune.evaluation.answering import AskedFile
+    from vtprune.loading import Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """Two questions about one file.
+
+    Args:
+        first: the first one, whose prefill is pruned as when it stands alone.
+        rest: (n,) int64 ids of what follows: the unpruned model's answer to it, as the chat
+            template writes that, and the second question, up to where its answer begins.
+    """
+
+    first: Prompt
+    rest: torch.Tensor
+
+
+def converse(
+    loaded: Loaded, first: Prompt, answer: str, question: str, system: str = ""
+) -> Conversation:
+    """The conversation that goes on with a second question.
+
+    Raises:
+        ModelError: the chat template does not go on from where the first prompt ends.
+    """
+    assert first.gathered is not None
+    turns = [Turn("system", system)] if system else []
+    turns += [
+        Turn("user", first.asked.question, len(first.gathered.items)),
+        Turn("assistant", answer),
+        Turn("user", question),
+    ]
+    told = loaded.family.encode(loaded.files, first.gathered.items, turns).tensors["input_ids"]
+    ids = first.tensors["input_ids"]
+    told, length = told.to(ids.device), ids.shape[1]
+    if told.shape[1] <= length or not torch.equal(told[:, :length], ids):
+        raise ModelError(
+            "the chat template writes a question that has been answered otherwise than one that is "
+            "to be: a second one can't go on from the cache of the first",
+            "leave out --turns",
+        )
+    return Conversation(first, told[0, length:])
+
+
+@torch.no_grad()
+def forced_second(loaded: Loaded, said: Conversation, answer: torch.Tensor) -> torch.Tensor:
+    """(m, V) predictions of a second answer's m tokens, inside a `pruning` block."""
+    out = loaded.model(**said.first.tensors, use_cache=True, **predictions(loaded, 1))
+    start, count = said.first.tensors["input_ids"].shape[1], len(answer)
+    more = torch.cat([said.rest, answer[:-1].to(said.rest.device)])
+    whole = extend(said.first.tensors, more)
+    made = loaded.model(
+        input_ids=more[None],
+        past_key_values=out.past_key_values,
+        use_cache=True,
+        **places(loaded, whole, start),
+        **predictions(loaded, count),
+    )
+    logits = made.logits[0, -count:]
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+@torch.no_grad()
+def greedy_second(loaded: Loaded, said: Conversation, most: int) -> torch.Tensor:
+    """(m,) int64 the second answer by greedy decoding, at most so long, inside a `pruning` block.
+
+    Not by `generate`, which would take the new tokens to follow each other where a video's do not.
+    """
+    ends = set(end_ids(loaded))
+    out = loaded.model(**said.first.tensors, use_cache=True, **predictions(loaded, 1))
+    start = said.first.tensors["input_ids"].shape[1]
+    where = places(loaded, extend(said.first.tensors, said.rest), start)
+    ids, found = said.rest, list[int]()
+    while True:
+        out = loaded.model(
+            input_ids=ids[None],
+            past_key_values=out.past_key_values,
+            use_cache=True,
+            **where,
+            **predictions(loaded, 1),
+        )
+        found.append(int(out.logits[0, -1].argmax()))
+        if found[-1] in ends or len(found) == most:
+            return torch.tensor(found)
+        where = {name: value[..., -1:] + 1 for name, value in where.items()}
+        ids = said.rest.new_tensor(found[-1:])
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """A second answer, and the predictions of the unpruned one's tokens."""
+
+    answer: torch.Tensor
+    logits: torch.Tensor
+    keep_mean: float
+
+
+def second_records(file: AskedFile, place: int, number: int, cells: Sequence[Cell]) -> list[Record]:
+    """The records of one question as the second of a conversation, after the one before it.
+
+    The first question of a file comes after its last. The first answer is the unpruned model's in
+    every cell, so that nothing but the tokens on the cache differs.
+
+    Args:
+        place: of the question among those about the file.
+        cells: those that are missing.
+    """
+    base = _give(file, place, Preset(name=UNPRUNED, keep=1.0), None)
+    records = []
+    for cell in cells:
+        try:
+            if cell.entry.error is not None:
+                raise cell.entry.error
+            given = _give(file, place, cell.entry.preset, base.answer)
+            records.append(_record(file, place, number, cell.key, given, base))
+        except VtpruneError as error:
+            if cell.entry.role == UNPRUNED:
+                raise
+            records.append(Record(number, cell.key, error=error.message))
+    return records
+
+
+def _give(file: AskedFile, place: int, preset: Preset, unpruned: torch.Tensor | None) -> _Given:
+    """The second answer under a preset.
+
+    Args:
+        unpruned: the unpruned model's; None for itself.
+    """
+    settings, before = file.settings, place - 1
+    said = converse(
+        file.loaded,
+        file.look(preset).prompts[before],
+        file.text(file.full.prompts[before].answer),
+        file.asked[place].question,
+        settings.generation.system,
+    )
+    most = settings.generation.max_new_tokens
+    block = file.block(said.first, preset)
+    with quiet(), block as trace, fitting_errors(file.loaded, preset, trace):
+        wanted = greedy_second(file.loaded, said, most) if unpruned is None else unpruned
+        logits = forced_second(file.loaded, said, wanted)
+        answer = wanted
+        if not torch.equal(logits.argmax(-1).cpu(), wanted):
+            answer = greedy_second(file.loaded, said, most)
+    return _Given(answer, logits, trace.keep_mean() if trace.layouts else 1.0)
+
+
+def _record(
+    file: AskedFile, place: int, number: int, key: str, given: _Given, base: _Given
+) -> Record:
+    loss, divergence = loss_and_divergence(given.logits, base.logits, base.answer)
+    text = file.text(given.answer)
+    return Record(
+        question=number,
+        cell=key,
+        answer=text,
+        score=file.settings.rate(file.asked[place], text),
+        same=text == file.text(base.answer),
+        loss=loss,
+        divergence=divergence,
+        keep_mean=given.keep_mean,
+    )
