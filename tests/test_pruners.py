@@ -120,6 +120,20 @@ def test_every_value_of_every_option_is_taken(name: str) -> None:
                 assert getattr(made, option.name) == bound
 
 
+def settings_of(name: str) -> list[dict[str, str]]:
+    """The defaults, and each choice of each option by itself."""
+    return [{}, *({option.name: choice} for option in METHODS[name].options
+                  for choice in option.choices)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].before_tower])
+def test_the_registry_knows_which_methods_read_the_question(name: str) -> None:
+    for options in settings_of(name):
+        needs = create(name, options).needs
+        reads = any(need in ATTENTION or need.startswith("text_") for need in needs)
+        assert reads_question(name, options) == reads, options
+
+
 NUMBER = Option("share", 0.25, (), "of something", 0, 1)
 
 

@@ -27,7 +27,7 @@ def second_table(rows: Sequence[Values], name: Callable[[Values], str]) -> Table
     table.add_column("second questions", overflow="fold")
     for heading in ("keep", "fresh", "second", "unpruned", "lost"):
         table.add_column(heading, justify="right")
-    table.add_column("kept by")
+    table.add_column("question")
     for row in rows:
         own = dict_in(row, "second")
         if not own:
@@ -37,7 +37,7 @@ def second_table(rows: Sequence[Values], name: Callable[[Values], str]) -> Table
         second = number_in(own, "agreement" if accuracy is None else "accuracy")
         shares = [number_in(own, "fresh"), second, number_in(own, "unpruned")]
         keep = "" if unpruned or row["keep"] is None else f"{row['keep']:g}"
-        by = "" if unpruned else "question" if row["reads_question"] else "sight"
+        by = "" if unpruned else "read" if row["reads_question"] else "blind"
         table.add_row(
             Text(name(row)), keep, *(f"{share:.1%}" for share in shares),
             "" if unpruned else _lost(dict_in(own, "change")), by,

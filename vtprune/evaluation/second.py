@@ -135,11 +135,11 @@ def second_records(file: AskedFile, place: int, number: int, cells: Sequence[Cel
         try:
             if cell.entry.error is not None:
                 raise cell.entry.error
-            given = _give(file, place, cell.entry.preset, base.answer)
+            given = base
+            if cell.entry.role != UNPRUNED:
+                given = _give(file, place, cell.entry.preset, base.answer)
             records.append(_record(file, place, number, cell.key, given, base))
         except VtpruneError as error:
-            if cell.entry.role == UNPRUNED:
-                raise
             records.append(Record(number, cell.key, error=error.message))
     return records
 

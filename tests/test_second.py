@@ -1,0 +1,278 @@
+"""Second questions see what the first one left, and what that costs is counted right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from vtprune import demo, run
+from vtprune.answers import Prompt, extend, forced_logits, prepare
+from vtprune.cli import cli
+from vtprune.engine import pruning
+from vtprune.errors import ModelError
+from vtprune.evaluation import answering, second
+from vtprune.evaluation.cells import SECOND
+from vtprune.evaluation.columns import Column
+from vtprune.evaluation.second import Conversation, converse, forced_second, greedy_second
+from vtprune.evaluation.turns import second_of
+from vtprune.loading import Loaded
+from vtprune.media import Limits
+from vtprune.models.base import Sampling
+from vtprune.preset import load_preset
+from vtprune.questions_file import Asked
+from vtprune.run import Generation
+
+ANSWER = torch.tensor([72, 65, 80, 66])
+BLIND = {
+    "stages": [
+        {"at": "input", "method": "uniform", "keep": 0.6},
+        {"at": 2, "method": "random", "keep": 0.3},
+    ]
+}
+CASES = [
+    ("llava", "image"), ("llava_onevision", "image"), ("qwen2_5_vl", "image"),
+    ("internvl", "image"), ("llava_onevision", "video"), ("qwen2_5_vl", "video"),
+    ("qwen3_vl", "video"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def media_files(tmp_path: Path) -> dict[str, Path]:
+    picture = tmp_path / "picture.png"
+    noise = torch.randint(0, 256, (90, 150, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.to(torch.uint8).numpy()).save(picture)
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for number in range(6):
+        noise = torch.randint(0, 256, (48, 64, 3), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(noise.to(torch.uint8).numpy()).save(clip / f"{number:03}.png")
+    return {"image": picture, "video": clip}
+
+
+def conversation(loaded: Loaded, file: Path) -> Conversation:
+    prompts, _ = prepare(loaded, [Asked(file, "what is it?")], Sampling(frames=4),
+                         Generation(max_new_tokens=3), Limits(), {})  # fmt: skip
+    return converse(loaded, prompts[0], "a red circle", "and where?", "be brief")
+
+
+def whole(said: Conversation) -> Prompt:
+    """The same conversation as one prompt, to be prefilled at once."""
+    return replace(said.first, tensors=extend(said.first.tensors, said.rest), answer=ANSWER)
+
+
+@pytest.mark.parametrize("preset", [{**BLIND}, None], ids=["pruned", "unpruned"])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
+    checkpoints: Any, media_files: dict[str, Path], name: str, kind: str, preset: Any
+) -> None:
+    loaded = run.load(str(checkpoints(name)), device="cpu")
+    said = conversation(loaded, media_files[kind])
+    given = {"preset": preset} if preset else {"keep": 1.0}
+    with pruning(loaded.model, media=said.first.media, **given):
+        together = forced_second(loaded, said, ANSWER)
+    with pruning(loaded.model, media=said.first.media, **given):
+        expected = forced_logits(loaded, whole(said))
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
+    checkpoints: Any, media_files: dict[str, Path]
+) -> None:
+    loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
+    said = conversation(loaded, media_files["image"])
+    kept = []
+    for prompt in (said.first, whole(said)):
+        with pruning(loaded.model, keep=0.3, method="fastv", at=2) as trace:
+            forced_logits(loaded, replace(prompt, answer=ANSWER[:1]))
+        kept.append(trace.stages[0].kept[0].tolist())
+    assert kept[0] != kept[1]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_second_answer_is_what_generation_gives(
+    checkpoints: Any, media_files: dict[str, Path], name: str, kind: str
+) -> None:
+    loaded = run.load(str(checkpoints(name)), device="cpu")
+    said = conversation(loaded, media_files[kind])
+    with pruning(loaded.model, keep=1.0, media=said.first.media):
+        own = greedy_second(loaded, said, 4)
+    tensors = dict(whole(said).tensors)
+    ids = loaded.model.generate(**tensors, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    expected = ids[0, tensors["input_ids"].shape[1] :]
+    assert own.tolist() == expected[: len(own)].tolist()
+
+
+def test_a_template_that_rewrites_what_was_said_is_refused(
+    checkpoints: Any, media_files: dict[str, Path]
+) -> None:
+    loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
+    said = conversation(loaded, media_files["image"])
+    loaded.files.tokenizer.chat_template = (
+        "{% for m in messages %}<image>{{ messages | length }}{% endfor %}"
+    )
+    loaded.files.processor.pop("chat_template", None)
+    with pytest.raises(ModelError) as told:
+        converse(loaded, said.first, "a", "b", "be brief")
+    assert "chat template" in told.value.message
+
+
+# -- what is made of it --------------------------------------------------------------------------
+
+
+def column(values: dict[int, float], labelled: bool = True) -> Column:
+    found = [values[number] for number in sorted(values)]
+    return Column(sorted(values), found if labelled else None, found, [])
+
+
+def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
+    asked = [Asked(Path(f"{i // 2}.png"), "?", "yes") for i in range(8)]
+    columns = {
+        "unpruned": column(dict.fromkeys(range(8), 1.0)),
+        "unpruned" + SECOND: column({i: float(i != 0) for i in range(8)}),  # 7 of 8
+        "fastv": column({i: float(i != 1) for i in range(8)}),  # 7 of 8
+        "fastv" + SECOND: column({i: float(i > 3) for i in range(8)}),  # 4 of 8
+    }
+    found = second_of(asked, "fastv", "unpruned", columns, SECOND)
+    assert found is not None
+    assert (found.questions, found.quality.mean) == (8, 0.5)
+    assert (found.unpruned, found.fresh) == (7 / 8, 7 / 8)
+    assert found.against_unpruned.mean == pytest.approx(-3 / 8)
+    assert found.against_fresh.mean == pytest.approx(-3 / 8)
+    # (4 - 7) / 8 second, (7 - 8) / 8 fresh
+    assert found.change.mean == pytest.approx(-2 / 8)
+    told = found.to_dict(labelled=True)
+    assert told["accuracy"] == 0.5
+    own = second_of(asked, "unpruned", "unpruned", columns, SECOND)
+    assert own is not None
+    assert own.change.mean == own.change.low == own.change.high == 0
+
+
+def test_only_questions_that_were_asked_both_ways_count() -> None:
+    asked = [Asked(Path(f"{i // 2}.png"), "?") for i in range(5)]
+    columns = {
+        "unpruned": column(dict.fromkeys(range(5), 1.0), labelled=False),
+        "unpruned" + SECOND: column(dict.fromkeys(range(4), 1.0), labelled=False),
+        "fast": column(dict.fromkeys(range(5), 1.0), labelled=False),
+        "fast" + SECOND: column({0: 1.0, 1: 0.0, 2: 1.0}, labelled=False),
+    }
+    found = second_of(asked, "fast", "unpruned", columns, SECOND)
+    assert found is not None
+    assert (found.questions, found.quality.mean) == (3, pytest.approx(2 / 3))
+    assert found.to_dict(labelled=False)["accuracy"] is None
+    del columns["fast" + SECOND]
+    assert second_of(asked, "fast", "unpruned", columns, SECOND) is None
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five questions about three files: two, two and one."""
+    folder = tmp_path_factory.mktemp("second")
+    lines = demo.write(folder, 12, 0)
+    files = list(dict.fromkeys(line["file"] for line in lines))[:3]
+    few = [line for number, file in enumerate(files)
+           for line in [one for one in lines if one["file"] == file][: 1 if number == 2 else 2]]  # fmt: skip
+    assert len(few) == 5
+    (folder / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in few))
+    return folder
+
+
+def invoke(questions: Path, *args: str) -> Result:
+    return CliRunner().invoke(
+        cli,
+        ["evaluate", str(questions / "few.jsonl"), "--methods", "fastv", "--keep", "0.2",
+         "--seeds", "1", "--turns", "-o", str(questions / "answers.jsonl"), *args],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(questions: Path) -> dict[str, Any]:
+    result = invoke(questions, "--json")
+    assert result.exit_code == 0, result.output
+    return {row["row"]: row for row in json.loads(result.stdout)["rows"]}
+
+
+def test_every_row_says_what_its_second_questions_came_to(rows: dict[str, Any]) -> None:
+    assert not [name for name in rows if SECOND in name]
+    base = rows["unpruned"]["second"]
+    assert base["questions"] == 4  # a file's only question is never a second one
+    assert base["accuracy"] == base["unpruned"]
+    assert base["agreement"] == 1
+    for name in ("fastv at ecl keep 0.2", "random at input keep 0.2", "uniform at input keep 0.2"):
+        own = rows[name]["second"]
+        assert own["questions"] == 4
+        assert own["unpruned"] == base["unpruned"]
+        gap = own["accuracy"] - own["unpruned"] - (own["fresh"] - base["fresh"])
+        assert own["change"]["mean"] == pytest.approx(gap)
+        assert rows[name]["questions"] == 5
+    assert rows["fastv at ecl keep 0.2"]["reads_question"]
+
+
+def test_second_answers_are_kept_and_not_asked_again(
+    rows: dict[str, Any], questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(second, "converse", lambda *_: pytest.fail("asked again"))
+    again = invoke(questions, "--json")
+    told = {row["row"]: row for row in json.loads(again.stdout)["rows"]}
+    assert told == rows
+
+
+def test_the_table_has_the_second_questions(rows: dict[str, Any], questions: Path) -> None:
+    result = invoke(questions)
+    assert "second questions" in result.stdout
+    line = next(line for line in result.stdout.splitlines() if line.startswith("fastv at ecl")
+                and line.rstrip().endswith("read"))  # fmt: skip
+    assert line.split()[3] == "0.2"
+    assert "on the tokens that the first one left" in " ".join(result.stderr.split())
+
+
+# -- who reads it --------------------------------------------------------------------------------
+
+
+def test_a_preset_knows_which_of_its_methods_read_the_question() -> None:
+    stages = [{"at": "input", "method": "cdpruner", "keep": 0.5}, {"at": 3, "method": "fastv"}]
+    assert load_preset({"keep": 0.3, "stages": stages}).readers() == ("cdpruner", "fastv")
+    stages[0]["relevance"] = "none"
+    assert load_preset({"keep": 0.3, "stages": stages}).readers() == ("fastv",)
+    assert load_preset("balanced").readers() == ()
+
+
+def test_lists_say_who_reads_the_question(tmp_path: Path) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(cli, ["presets", "show", "balanced"])
+    assert "question  blind: keeps the same tokens whatever is asked" in shown.stderr
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("keep: 0.3\nstages: [{at: 2, method: fastv}]\n")
+    shown = runner.invoke(cli, ["presets", "show", str(mine)])
+    assert shown.stdout == mine.read_text()
+    assert "read by fastv: a second one finds what the first left" in " ".join(shown.stderr.split())
+    told = json.loads(runner.invoke(cli, ["presets", "show", str(mine), "--json"]).stdout)
+    assert told["question_read_by"] == ["fastv"]
+    assert "blind: keeps the same" in runner.invoke(cli, ["presets", "list"]).stdout
+    listed = runner.invoke(cli, ["methods"]).stdout
+    assert "not with relevance none" in " ".join(listed.split())
+    methods = {
+        one["name"]: one for one in json.loads(runner.invoke(cli, ["methods", "--json"]).stdout)
+    }
+    assert methods["fastv"]["reads_question"]
+    assert not methods["entropy"]["reads_question"]
+
+
+def test_a_report_warns_where_the_question_was_read(media_files: dict[str, Path]) -> None:
+    for method, warned in (("fastv", True), ("uniform", False)):
+        preset = load_preset({"keep": 0.5, "stages": [{"at": 2, "method": method}]})
+        loaded = run.load(None, device="cpu")
+        report = next(iter(run.ask(loaded, [media_files["image"]], ["what?"], preset)))
+        told = [one for one in report.warnings if "chose by the question" in one]
+        assert bool(told) == warned
+        assert all(method in one for one in told)
