@@ -15,8 +15,15 @@ import torch
 
 from vtprune.errors import ModelError, PresetError
 from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
-from vtprune.pruners import METHODS, Option, check_options, create, find_method
-from vtprune.pruners.base import STATES, Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners import (
+    METHODS,
+    Option,
+    check_options,
+    create,
+    find_method,
+    reads_question,
+)
+from vtprune.pruners.base import ATTENTION, STATES, Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.entropy import CHUNK, token_entropy
 from vtprune.spec import check_place
 

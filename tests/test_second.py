@@ -179,8 +179,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("second")
     lines = demo.write(folder, 12, 0)
     files = list(dict.fromkeys(line["file"] for line in lines))[:3]
-    few = [line for number, file in enumerate(files)
-           for line in [one for one in lines if one["file"] == file][: 1 if number == 2 else 2]]  # fmt: skip
+    few = []
+    for file, most in zip(files, (2, 2, 1), strict=True):
+        few += [line for line in lines if line["file"] == file][:most]
     assert len(few) == 5
     (folder / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in few))
     return folder
