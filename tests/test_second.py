@@ -58,7 +58,7 @@ def media_files(tmp_path: Path) -> dict[str, Path]:
 
 def conversation(loaded: Loaded, file: Path) -> Conversation:
     prompts, _ = prepare(loaded, [Asked(file, "what is it?")], Sampling(frames=4),
-                         Generation(max_new_tokens=3), Limits(), {})  # fmt: skip
+                         Generation(max_new_tokens=3, system="be brief"), Limits(), {})  # fmt: skip
     return converse(loaded, prompts[0], "a red circle", "and where?", "be brief")
 
 
@@ -114,9 +114,8 @@ def test_a_template_that_rewrites_what_was_said_is_refused(
 ) -> None:
     loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
     said = conversation(loaded, media_files["image"])
-    loaded.files.tokenizer.chat_template = (
-        "{% for m in messages %}<image>{{ messages | length }}{% endfor %}"
-    )
+    template = "{{ messages | length }}<image>{% for m in messages %}{{ m.role }}{% endfor %}"
+    loaded.files.tokenizer.chat_template = template
     loaded.files.processor.pop("chat_template", None)
     with pytest.raises(ModelError) as told:
         converse(loaded, said.first, "a", "b", "be brief")
@@ -128,7 +127,7 @@ def test_a_template_that_rewrites_what_was_said_is_refused(
 
 def column(values: dict[int, float], labelled: bool = True) -> Column:
     found = [values[number] for number in sorted(values)]
-    return Column(sorted(values), found if labelled else None, found, [])
+    return Column(sorted(values), found if labelled else None, found, [[] for _ in found])
 
 
 def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
