@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -272,6 +273,7 @@ def test_progress_shows_on_a_terminal_and_goes_away(monkeypatch: pytest.MonkeyPa
     line.stop()
     assert "decoding clip.mp4" in file.getvalue()
     assert "3 of 8" in file.getvalue()
+    assert re.search(r"0:00:00\S* .*left", file.getvalue())
     assert file.getvalue().endswith("\x1b[2K")
 
 

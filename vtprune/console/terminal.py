@@ -6,7 +6,15 @@ import os
 import re
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 BAR = 14  # characters of the progress bar
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -61,11 +69,16 @@ class ProgressLine:
         if total and done >= total:
             return
         if self._progress is None:
+            left: list[ProgressColumn] = []
+            if total > 1:
+                left = [TextColumn("left", style="dim"), TimeRemainingColumn(compact=True)]
             self._progress = Progress(
                 TextColumn("{task.description}", style="dim", markup=False),
                 BarColumn(bar_width=BAR, complete_style="cyan", pulse_style="cyan"),
                 TextColumn("{task.fields[counts]}", style="dim", markup=False),
                 TimeElapsedColumn(),
+                *left,
+                speed_estimate_period=600,  # seconds; a question may take a minute
                 console=self._console,
                 transient=True,
             )
