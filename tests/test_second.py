@@ -59,12 +59,17 @@ def media_files(tmp_path: Path) -> dict[str, Path]:
 def conversation(loaded: Loaded, file: Path) -> Conversation:
     prompts, _ = prepare(loaded, [Asked(file, "what is it?")], Sampling(frames=4),
                          Generation(max_new_tokens=3, system="be brief"), Limits(), {})  # fmt: skip
-    return converse(loaded, prompts[0], "a red circle", "and where?", "be brief")
+    return converse(loaded, prompts[0], said(loaded), "and where?", "be brief")
 
 
-def whole(said: Conversation) -> Prompt:
+def said(loaded: Loaded) -> torch.Tensor:
+    ids = loaded.files.tokenizer("a red circle", add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids)
+
+
+def whole(talk: Conversation) -> Prompt:
     """The same conversation as one prompt, to be prefilled at once."""
-    return replace(said.first, tensors=extend(said.first.tensors, said.rest), answer=ANSWER)
+    return replace(talk.first, tensors=extend(talk.first.tensors, talk.rest), answer=ANSWER)
 
 
 @pytest.mark.parametrize("preset", [{**BLIND}, None], ids=["pruned", "unpruned"])
@@ -73,12 +78,12 @@ def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
     checkpoints: Any, media_files: dict[str, Path], name: str, kind: str, preset: Any
 ) -> None:
     loaded = run.load(str(checkpoints(name)), device="cpu")
-    said = conversation(loaded, media_files[kind])
+    talk = conversation(loaded, media_files[kind])
     given = {"preset": preset} if preset else {"keep": 1.0}
-    with pruning(loaded.model, media=said.first.media, **given):
-        together = forced_second(loaded, said, ANSWER)
-    with pruning(loaded.model, media=said.first.media, **given):
-        expected = forced_logits(loaded, whole(said))
+    with pruning(loaded.model, media=talk.first.media, **given):
+        together = forced_second(loaded, talk, ANSWER)
+    with pruning(loaded.model, media=talk.first.media, **given):
+        expected = forced_logits(loaded, whole(talk))
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -86,9 +91,9 @@ def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
     checkpoints: Any, media_files: dict[str, Path]
 ) -> None:
     loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
-    said = conversation(loaded, media_files["image"])
+    talk = conversation(loaded, media_files["image"])
     kept = []
-    for prompt in (said.first, whole(said)):
+    for prompt in (talk.first, whole(talk)):
         with pruning(loaded.model, keep=0.3, method="fastv", at=2) as trace:
             forced_logits(loaded, replace(prompt, answer=ANSWER[:1]))
         kept.append(trace.stages[0].kept[0].tolist())
@@ -100,26 +105,42 @@ def test_the_second_answer_is_what_generation_gives(
     checkpoints: Any, media_files: dict[str, Path], name: str, kind: str
 ) -> None:
     loaded = run.load(str(checkpoints(name)), device="cpu")
-    said = conversation(loaded, media_files[kind])
-    with pruning(loaded.model, keep=1.0, media=said.first.media):
-        own = greedy_second(loaded, said, 4)
-    tensors = dict(whole(said).tensors)
+    talk = conversation(loaded, media_files[kind])
+    with pruning(loaded.model, keep=1.0, media=talk.first.media):
+        own = greedy_second(loaded, talk, 4)
+    tensors = dict(whole(talk).tensors)
     ids = loaded.model.generate(**tensors, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
     expected = ids[0, tensors["input_ids"].shape[1] :]
     assert own.tolist() == expected[: len(own)].tolist()
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(
+def test_a_template_that_leaves_the_answer_out_is_refused(
     checkpoints: Any, media_files: dict[str, Path]
 ) -> None:
     loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
-    said = conversation(loaded, media_files["image"])
+    talk = conversation(loaded, media_files["image"])
     template = "{{ messages | length }}<image>{% for m in messages %}{{ m.role }}{% endfor %}"
     loaded.files.tokenizer.chat_template = template
     loaded.files.processor.pop("chat_template", None)
     with pytest.raises(ModelError) as told:
-        converse(loaded, said.first, "a", "b", "be brief")
-    assert "chat template" in told.value.message
+        converse(loaded, talk.first, said(loaded), "and where?", "be brief")
+    assert "the chat template does not write the answer" in told.value.message
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_the_answer_follows_what_is_on_the_cache(
+    checkpoints: Any, media_files: dict[str, Path], name: str
+) -> None:
+    """LLaVA-OneVision's template writes "assistant \\n" before an answer, "assistant\\n" to ask."""
+    loaded = run.load(str(checkpoints(name)), device="cpu")
+    talk = conversation(loaded, media_files["image"])
+    decode = loaded.files.tokenizer.decode
+    before = str(decode(talk.first.tensors["input_ids"][0]))
+    after = str(decode(talk.rest))
+    assert before.endswith("<|im_start|>assistant\n")
+    assert after.startswith("a red circle<|im_end|>")
+    assert "and where?" in after
+    assert after.endswith("<|im_start|>assistant\n")
 
 
 # -- what is made of it --------------------------------------------------------------------------

@@ -169,8 +169,8 @@ def said_ids(
     answer: list[int] = []
     if told.shape[1] > length and torch.equal(told[:, :length], ids.to(told.device)):
         rest = told[0, length:].tolist()
-        wanted = _letters(text)
-        spelt = (k for k in range(1, len(rest) + 1) if _said(loaded, rest[:k]) == wanted)
+        wanted = letters(text)
+        spelt = (k for k in range(1, len(rest) + 1) if said(loaded, rest[:k]) == wanted)
         answer = rest[: next(spelt, 0)]
     if not answer:
         answer = loaded.files.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -184,11 +184,12 @@ def end_ids(loaded: Loaded) -> list[int]:
     return sorted(ends, key=lambda one: one != loaded.files.tokenizer.eos_token_id)
 
 
-def _said(loaded: Loaded, ids: list[int]) -> str:
-    return _letters(str(loaded.files.tokenizer.decode(ids, skip_special_tokens=True)))
+def said(loaded: Loaded, ids: list[int]) -> str:
+    """What tokens spell, without blanks and special tokens."""
+    return letters(str(loaded.files.tokenizer.decode(ids, skip_special_tokens=True)))
 
 
-def _letters(text: str) -> str:
+def letters(text: str) -> str:
     """A text without its blanks, which tokenizers move about."""
     return "".join(text.split())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.answers import Prompt, end_ids, extend, places, predictions
+from vtprune.answers import Prompt, end_ids, extend, letters, places, predictions, said
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.predicted import loss_and_divergence
@@ -39,39 +39,56 @@ class Conversation:
 
 
 def converse(
-    loaded: Loaded, first: Prompt, answer: str, question: str, system: str = ""
+    loaded: Loaded, first: Prompt, answer: torch.Tensor, question: str, system: str = ""
 ) -> Conversation:
     """The conversation that goes on with a second question.
 
+    Where a template writes an answered question otherwise than one to be answered, what is on the
+    cache counts: the answer's own tokens follow it, and then what the template writes after them.
+
+    Args:
+        answer: (k,) int64 ids of the answer to the first one.
+
     Raises:
-        ModelError: the chat template does not go on from where the first prompt ends.
+        ModelError: the chat template leaves the answer out.
     """
     assert first.gathered is not None
+    spoken = [one for one in answer.tolist() if one not in end_ids(loaded)]
+    text = str(loaded.files.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
     turns = [Turn("system", system)] if system else []
     turns += [
         Turn("user", first.asked.question, len(first.gathered.items)),
-        Turn("assistant", answer),
+        Turn("assistant", text),
         Turn("user", question),
     ]
-    told = loaded.family.encode(loaded.files, first.gathered.items, turns).tensors["input_ids"]
+    told = loaded.family.encode(loaded.files, first.gathered.items, turns).tensors["input_ids"][0]
     ids = first.tensors["input_ids"]
-    told, length = told.to(ids.device), ids.shape[1]
-    if told.shape[1] <= length or not torch.equal(told[:, :length], ids):
+    rest, before = told.tolist(), ids[0].tolist()
+    same = next(
+        (place for place, pair in enumerate(zip(rest, before, strict=False)) if len({*pair}) > 1),
+        min(len(rest), len(before)),
+    )
+    if same == len(before):
+        return Conversation(first, told[same:].to(ids.device))
+    wanted = letters(text)
+    ends = (end for end in range(same + 1, len(rest)) if said(loaded, rest[same:end]) == wanted)
+    end = next(ends, None) if wanted else None
+    if end is None:
         raise ModelError(
-            "the chat template writes a question that has been answered otherwise than one that is "
-            "to be: a second one can't go on from the cache of the first",
+            "the chat template does not write the answer to the first question as it is, so a "
+            "second one can't go on from its cache",
             "leave out --turns",
         )
-    return Conversation(first, told[0, length:])
+    return Conversation(first, torch.tensor(spoken + rest[end:], device=ids.device))
 
 
 @torch.no_grad()
-def forced_second(loaded: Loaded, said: Conversation, answer: torch.Tensor) -> torch.Tensor:
+def forced_second(loaded: Loaded, talk: Conversation, answer: torch.Tensor) -> torch.Tensor:
     """(m, V) predictions of a second answer's m tokens, inside a `pruning` block."""
-    out = loaded.model(**said.first.tensors, use_cache=True, **predictions(loaded, 1))
-    start, count = said.first.tensors["input_ids"].shape[1], len(answer)
-    more = torch.cat([said.rest, answer[:-1].to(said.rest.device)])
-    whole = extend(said.first.tensors, more)
+    out = loaded.model(**talk.first.tensors, use_cache=True, **predictions(loaded, 1))
+    start, count = talk.first.tensors["input_ids"].shape[1], len(answer)
+    more = torch.cat([talk.rest, answer[:-1].to(talk.rest.device)])
+    whole = extend(talk.first.tensors, more)
     made = loaded.model(
         input_ids=more[None],
         past_key_values=out.past_key_values,
@@ -85,16 +102,16 @@ def forced_second(loaded: Loaded, said: Conversation, answer: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def greedy_second(loaded: Loaded, said: Conversation, most: int) -> torch.Tensor:
+def greedy_second(loaded: Loaded, talk: Conversation, most: int) -> torch.Tensor:
     """(m,) int64 the second answer by greedy decoding, at most so long, inside a `pruning` block.
 
     Not by `generate`, which would take the new tokens to follow each other where a video's do not.
     """
     ends = set(end_ids(loaded))
-    out = loaded.model(**said.first.tensors, use_cache=True, **predictions(loaded, 1))
-    start = said.first.tensors["input_ids"].shape[1]
-    where = places(loaded, extend(said.first.tensors, said.rest), start)
-    ids, found = said.rest, list[int]()
+    out = loaded.model(**talk.first.tensors, use_cache=True, **predictions(loaded, 1))
+    start = talk.first.tensors["input_ids"].shape[1]
+    where = places(loaded, extend(talk.first.tensors, talk.rest), start)
+    ids, found = talk.rest, list[int]()
     while True:
         out = loaded.model(
             input_ids=ids[None],
@@ -107,7 +124,7 @@ def greedy_second(loaded: Loaded, said: Conversation, most: int) -> torch.Tensor
         if found[-1] in ends or len(found) == most:
             return torch.tensor(found)
         where = {name: value[..., -1:] + 1 for name, value in where.items()}
-        ids = said.rest.new_tensor(found[-1:])
+        ids = talk.rest.new_tensor(found[-1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,21 +168,21 @@ def _give(file: AskedFile, place: int, preset: Preset, unpruned: torch.Tensor | 
         unpruned: the unpruned model's; None for itself.
     """
     settings, before = file.settings, place - 1
-    said = converse(
+    talk = converse(
         file.loaded,
         file.look(preset).prompts[before],
-        file.text(file.full.prompts[before].answer),
+        file.full.prompts[before].answer,
         file.asked[place].question,
         settings.generation.system,
     )
     most = settings.generation.max_new_tokens
-    block = file.block(said.first, preset)
+    block = file.block(talk.first, preset)
     with quiet(), block as trace, fitting_errors(file.loaded, preset, trace):
-        wanted = greedy_second(file.loaded, said, most) if unpruned is None else unpruned
-        logits = forced_second(file.loaded, said, wanted)
+        wanted = greedy_second(file.loaded, talk, most) if unpruned is None else unpruned
+        logits = forced_second(file.loaded, talk, wanted)
         answer = wanted
         if not torch.equal(logits.argmax(-1).cpu(), wanted):
-            answer = greedy_second(file.loaded, said, most)
+            answer = greedy_second(file.loaded, talk, most)
     return _Given(answer, logits, trace.keep_mean() if trace.layouts else 1.0)
 
 
