@@ -94,7 +94,7 @@ def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
     talk = conversation(loaded, media_files["image"])
     kept = []
     for prompt in (talk.first, whole(talk)):
-        with pruning(loaded.model, keep=0.3, method="fastv", at=2) as trace:
+        with pruning(loaded.model, keep=0.4, method="fastv", at=2) as trace:
             forced_logits(loaded, replace(prompt, answer=ANSWER[:1]))
         kept.append(trace.stages[0].kept[0].tolist())
     assert kept[0] != kept[1]

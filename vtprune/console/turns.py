@@ -26,7 +26,7 @@ def second_table(rows: Sequence[Values], name: Callable[[Values], str]) -> Table
     table = plain_table()
     table.add_column("second questions", overflow="fold")
     for heading in ("keep", "fresh", "second", "unpruned", "lost"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("question")
     for row in rows:
         own = dict_in(row, "second")
@@ -49,4 +49,4 @@ def second_table(rows: Sequence[Values], name: Callable[[Values], str]) -> Table
 def _lost(change: Values) -> str:
     """What is lost, in points, with its interval: a change below 0 is a loss above it."""
     mean, low, high = (100 * number_in(change, key) for key in ("mean", "high", "low"))
-    return f"{0 - mean:.1f} ({0 - low:.1f} to {0 - high:.1f})"
+    return f"{0 - mean:.1f} ({0 - low:.0f} to {0 - high:.0f})"

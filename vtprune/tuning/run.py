@@ -53,13 +53,14 @@ def tune(
         answer_all(
             loaded, plan.part(False), cells, book, settings, _named(on_progress, "searching")
         )
-        _check_answers(plan, book.records)
+        _check_answers(plan, book.records, held_out=False)
         trials = search(plan, cells, book.records)
         order = put_in_order(trials, plan.floor)
         own = [cells[0], *(cells[1 + trials.index(one)] for one in order)]
         if order:
             report = _named(on_progress, "confirming", plan.searched)
             answer_all(loaded, plan.asked, own, book, settings, report)
+            _check_answers(plan, book.records, held_out=True)
     finally:
         book.close()
     shifted = {(number - plan.searched, cell): one for (number, cell), one in book.records.items()}
@@ -94,13 +95,15 @@ def _named(on_progress: Progress | None, stage: str, less: int = 0) -> Progress 
     return lambda _, done, total: show(stage, max(done - less, 0), total - less)
 
 
-def _check_answers(plan: Plan, records: Records) -> None:
+def _check_answers(plan: Plan, records: Records, held_out: bool) -> None:
     """Refuses accuracy as the yardstick where the unpruned model has none."""
-    numbers = range(plan.searched)
+    part = plan.part(held_out)
+    first = plan.searched if held_out else 0
+    numbers = range(first, first + len(part))
     if plan.labelled and not any(records[number, UNPRUNED].score for number in numbers):
         raise VtpruneError(
-            f"the unpruned model has none of {counted(plan.searched, 'question')} right, so there "
-            "is no accuracy to keep",
+            f"the unpruned model has none of {counted(len(part), 'question')} right that are "
+            f"{'held out' if held_out else 'searched on'}, so there is no accuracy to keep",
             "leave the answers out: agreement with the unpruned model then counts; or another "
             "--metric",
         )

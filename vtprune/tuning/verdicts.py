@@ -159,6 +159,6 @@ def say_why(
     whole = round(len({one.file for one in plan.asked}) * times)
     return (
         told,
-        f"too few questions: about {needed:,} about {whole:,} files such as these would tell; or a "
-        "lower --floor",
+        f"too few questions: some {needed:,} questions about {whole:,} files such as these would "
+        "tell; or a lower --floor",
     ), needed
