@@ -96,7 +96,7 @@ def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
     for prompt in (talk.first, whole(talk)):
         with pruning(loaded.model, keep=0.4, method="fastv", at=2) as trace:
             forced_logits(loaded, replace(prompt, answer=ANSWER[:1]))
-        kept.append(trace.stages[0].kept[0].tolist())
+        kept.append(list(trace.stages[0].kept[0]))
     assert kept[0] != kept[1]
 
 
