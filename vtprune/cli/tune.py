@@ -91,7 +91,7 @@ def tune(
     more. QUESTIONS "demo" is the embedded model's own world.
     """
     # fmt: on
-    from vtprune.cli.output import check_target, libraries_silenced, save_file, show_tables
+    from vtprune.cli.output import check_targets, libraries_silenced, save_file, show_tables
     from vtprune.config import load_config
     from vtprune.console import tuning
     from vtprune.tuning.candidates import plan
@@ -100,25 +100,22 @@ def tune(
     user = load_config()
     check_ranges(flags)
     check_metric(metric)
-    _check_files(output, answers)
+    targets = {"-o": output, "--answers": answers}
+    check_targets(targets, inputs)
     with libraries_silenced(), _questions(inputs, flags, limit) as asked:
         made = plan(asked, floor, listed(flags.keep), listed(flags.presets), listed(flags.methods),
                     flags.seed or 0)  # fmt: skip
-        for option, path in (("-o", output), ("--answers", answers)):
-            if path is not None:
-                check_target(path, option)
+        check_targets(targets, list({one.file for one in asked}))
         found = _run(flags, user, made, metric, answers, is_demo(inputs[0]))
-    if found.chosen is not None:
-        save_file(output, found.to_yaml().encode(), "-o")
-    told = {**found.to_dict(), "file": str(output) if found.chosen else None}
-    show_tables(told, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
+    told: dict[str, object] = {**found.to_dict(), "file": None}
+    try:
+        if found.chosen is not None:
+            save_file(output, found.to_yaml().encode(), "-o")
+            told["file"] = str(output)
+    finally:  # a file that can't be written costs no table
+        show_tables(told, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
     if found.chosen is None:
         raise VtpruneError(*found.reason)
-
-
-def _check_files(output: Path, answers: Path | None) -> None:
-    if answers is not None and output.resolve() == answers.resolve():
-        raise VtpruneError(f"-o and --answers are both {output}", "give each a name of its own")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.console.facts import model_fact
-from vtprune.console.tables import labelled, plain_table, show_warning
+from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
@@ -26,13 +26,13 @@ def show_tuning(tuned: Values, console: Console) -> None:
     accuracy = tuned["quality"] == "accuracy"
     what = "accuracy, as a share of the unpruned model's" if accuracy else "the same answer"
     console.print(Text.assemble(("searched ", "bold"), f"on {_part(tuned, 'search')}: {what}"))
-    console.print(_searched(_trials(tuned, "trials"), number_in(tuned, "floor")))
+    print_fitted(_searched(_trials(tuned, "trials"), number_in(tuned, "floor")), console)
     tested = _trials(tuned, "tested")
     if tested:
         console.print()
         head = f"on {_part(tuned, 'held_out')} held out, from the top until one fails"
         console.print(Text.assemble(("tested ", "bold"), head))
-        console.print(_tested(tested))
+        print_fitted(_tested(tested), console)
     if tuned["chosen"]:
         console.print()
         console.print(Text.assemble(("found ", "bold"), printable(str(tuned["claim"]))))
@@ -95,7 +95,7 @@ def show_notes(tuned: Values, console: Console) -> None:
     """Prints which model was asked, where the preset was written, and the warnings."""
     lines = labelled()
     lines.add_row("model", Text(model_fact(dict_in(tuned, "model"), kernel=False)))
-    if tuned["chosen"]:
+    if tuned["file"]:
         lines.add_row("wrote", Text(printable(str(tuned["file"]))))
     reasons = {
         f"{one['name']} can't run: {one['verdict']}"
