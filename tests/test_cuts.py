@@ -21,7 +21,9 @@ from vtprune.models.structure import find_structure
 from vtprune.prefill import Prefill
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.schedule import Place, Profile, solve, weighted_quotas
+from vtprune.quotas import weighted_quotas
+from vtprune.schedule import Place, Profile
+from vtprune.solving import solve
 
 CUTTING = [
     (name, kind)

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
     ("errors",),
-    ("layout", "schedule", "packing", "information", "cost", "trace", "report", "batching",
-     "comparison", "units", "chart"),
+    ("layout", "schedule", "solving", "quotas", "packing", "information", "cost", "trace",
+     "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "prefill", "thinning", "thin_tower",
@@ -33,6 +33,8 @@ BESIDE = ("demo", "bench")
 """Made by nothing, and imported by nothing but the loader and the command line."""
 WITHIN = {
     "schedule": {"errors"},
+    "solving": {"errors", "schedule"},
+    "quotas": set(),
     "layout": set(),
     "cost": {"errors"},
     "units": set(),
@@ -44,7 +46,7 @@ WITHIN = {
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
     "lineup": {"errors", "preset", "pruners", "spec"},
     "catalog": {"errors", "yaml_file"},
-    "pruners": {"errors", "layout", "schedule", "units"},
+    "pruners": {"errors", "layout", "quotas", "schedule", "units"},
     "media": {"errors"},
     "questions_file": {"errors"},
     "models": {"errors", "layout", "media", "units"},
@@ -56,6 +58,7 @@ LIGHT = (
     "vtprune",
     "vtprune.errors",
     "vtprune.schedule",
+    "vtprune.solving",
     "vtprune.cost",
     "vtprune.report",
     "vtprune.comparison",

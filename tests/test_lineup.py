@@ -11,7 +11,8 @@ from vtprune.errors import PresetError
 from vtprune.lineup import DRAWN, Entry, beside, counts_of, line_up
 from vtprune.preset import load_preset
 from vtprune.pruners import BASELINES, METHODS, Method
-from vtprune.schedule import Place, solve
+from vtprune.schedule import Place
+from vtprune.solving import solve
 from vtprune.spec import Preset
 
 

@@ -21,7 +21,8 @@ from vtprune.preset import (
     preset_names,
 )
 from vtprune.pruners import METHODS
-from vtprune.schedule import Place, resolve_layer, solve
+from vtprune.schedule import Place, resolve_layer
+from vtprune.solving import solve
 from vtprune.yaml_file import LARGEST_FILE, read_yaml
 
 FREE = {"stages": [{"at": "ecl", "method": "entropy"}]}

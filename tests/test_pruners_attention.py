@@ -14,7 +14,8 @@ from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
-from vtprune.schedule import Cut, Place, solve
+from vtprune.schedule import Cut, Place
+from vtprune.solving import solve
 
 
 def whole(count: int, layout: Layout) -> Budget:

@@ -10,7 +10,8 @@ import tiny
 from conftest import shared_model
 
 import vtprune
-from vtprune.schedule import Place, solve
+from vtprune.schedule import Place
+from vtprune.solving import solve
 
 LAYERS, TOKENS = 32, 576  # LLaVA-1.5-7B
 

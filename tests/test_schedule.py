@@ -9,6 +9,7 @@ import re
 import pytest
 
 from vtprune.errors import PresetError
+from vtprune.quotas import quotas
 from vtprune.schedule import (
     Cut,
     Place,
@@ -16,11 +17,10 @@ from vtprune.schedule import (
     Schedule,
     fixed_count,
     merge_places,
-    quotas,
     resolve_layer,
-    solve,
     tokens_by_layer,
 )
+from vtprune.solving import solve
 
 
 def at_layer(layer: int, keep: float | None = None) -> Place:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from vtprune.layout import MODALITIES
 from vtprune.models.base import Inputs, Known, Plan, Prepared, Sampling, Turn
 from vtprune.models.preprocess import resize
 from vtprune.pruners.downsample import Downsample
-from vtprune.schedule import fixed_count
+from vtprune.schedule import fixed_count, lowest_keep
 from vtprune.units import Whole
 
 if TYPE_CHECKING:
@@ -275,7 +274,7 @@ def _largest(
         )
     raise PresetError(
         f"keep {keep:g} can't be reached by downsample: of {total} tokens, {least} are left at the "
-        f"least; the lowest reachable keep is {math.ceil(least / total * 1e4) / 1e4:g}",
+        f"least; the lowest reachable keep is {lowest_keep(least, total)}",
         "raise keep, or use another method: --method uniform",
     )
 

@@ -15,7 +15,8 @@ from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.pruners import METHODS, create, create_units, find_profile
 from vtprune.pruners.base import TOWER, Pruner, UnitPruner
-from vtprune.schedule import Place, Schedule, fixed_count, resolve_layer, solve
+from vtprune.schedule import Place, Schedule, fixed_count, resolve_layer
+from vtprune.solving import solve
 from vtprune.spec import PIXELS
 from vtprune.trace import Trace
 from vtprune.units import Whole

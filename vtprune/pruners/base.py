@@ -10,7 +10,7 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.layout import Layout
-from vtprune.schedule import quotas, weighted_quotas
+from vtprune.quotas import quotas, weighted_quotas
 from vtprune.units import Units
 
 STATES = ("query", "key", "value", "hidden")

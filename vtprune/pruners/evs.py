@@ -28,7 +28,7 @@ from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
-from vtprune.schedule import quotas
+from vtprune.quotas import quotas
 
 # Scores beside the changes, which are from 0 to 2.
 FIRST, NEW, LATER, NO_PATCH = 4.0, 2.0, -1.0, -2.0

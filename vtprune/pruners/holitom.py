@@ -35,7 +35,7 @@ from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.evs import changes
 from vtprune.pruners.similarity import density_peaks, unit_rows
-from vtprune.schedule import weighted_quotas
+from vtprune.quotas import weighted_quotas
 
 # Of the released code.
 OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into

@@ -21,7 +21,7 @@ import torch
 
 from vtprune.layout import PATCH, Grid
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.schedule import quotas
+from vtprune.quotas import quotas
 
 
 @dataclass(frozen=True)
