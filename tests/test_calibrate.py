@@ -337,9 +337,11 @@ def test_a_horizon_that_was_not_found_is_in_no_schedule() -> None:
     assert not any("horizon" in one.name for one in found)
 
 
-def test_a_method_that_chooses_nothing_is_no_selector() -> None:
-    with pytest.raises(PresetError, match="method vtw chooses no tokens"):
-        schedules(0.25, 16, KNOWN, ("vtw",))
+@pytest.mark.parametrize("method", ["vtw", "predictable", "downsample"])
+def test_a_method_that_chooses_nothing_is_no_selector(method: str) -> None:
+    with pytest.raises(PresetError, match=f"method {method} chooses no tokens") as caught:
+        schedules(0.25, 16, KNOWN, (method,))
+    assert method not in str(caught.value.hint)
 
 
 def test_every_schedule_meets_its_budget_and_the_best_comes_first() -> None:

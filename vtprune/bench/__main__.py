@@ -79,7 +79,7 @@ def run_selection(args: argparse.Namespace) -> None:
     names = (
         args.methods.split(",")
         if args.methods
-        else [name for name, one in METHODS.items() if not (one.drops_all or one.before_tower)]
+        else [name for name, one in METHODS.items() if one.chooses]
     )
     device = torch.device(args.device)
     rows: list[Row] = []

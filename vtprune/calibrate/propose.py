@@ -81,8 +81,8 @@ def schedules(
     depths[horizon] = True
     for name in selectors:
         method = find_method(name)
-        if method.drops_all or method.units:
-            choosing = [n for n, one in METHODS.items() if not (one.drops_all or one.units)]
+        if not method.chooses:
+            choosing = [other for other, one in METHODS.items() if one.chooses]
             raise PresetError(
                 f"method {name} chooses no tokens: all schedules end with it or without it",
                 f"choose from {', '.join(choosing)}",

@@ -1,0 +1,101 @@
+"""What the registry says of a method and its options."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+Value = str | float
+"""Of an option: one of its choices, or a number."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its values and what it is for.
+
+    Args:
+        default: a choice, or for a number that number.
+        choices: the values there are; empty for a number.
+        low, high: the lowest and the highest number, both allowed; None where there is no bound.
+    """
+
+    name: str
+    default: Value
+    choices: tuple[str, ...]
+    help: str
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def values(self) -> str:
+        """The values as a reader sees them: "row | none", or "a number from 0 to 255"."""
+        if self.choices:
+            return " | ".join(self.choices)
+        bounds = [] if self.low is None else [f"from {self.low:g}"]
+        bounds += [] if self.high is None else [f"to {self.high:g}"]
+        return " ".join(["a number", *bounds])
+
+    def shown(self, value: Value) -> str:
+        """A value as a preset or a command line has it."""
+        return value if isinstance(value, str) else f"{value:g}"
+
+    def check(self, value: object) -> Value | None:
+        """A value as the method takes it; None where it is not one of this option."""
+        if self.choices:
+            return str(value) if str(value) in self.choices else None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            return None
+        low = -sys.float_info.max if self.low is None else self.low
+        high = sys.float_info.max if self.high is None else self.high
+        return number if low <= number <= high else None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: where its class lives, and what can be said without importing it.
+
+    Args:
+        path: "module:Class".
+        at: the place it cuts at where the user names none.
+        summary: what it keeps, in its own words.
+        paper: where it was published; empty for a baseline.
+        drops_all: it leaves nothing; without a keep, the budget says from which layer on.
+        exact: it meets its budget exactly; otherwise it may keep fewer.
+        lowest: the first layer that it can cut at; 1 where it reads what the layer before did.
+        modalities: what it can cut.
+        schedule: "module:function" of a schedule of its own, for the place `at`: see
+            `vtprune.schedule.Profile`.
+        units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
+        media: it makes the media themselves smaller, and acts at `pixels` alone.
+        reads_question: what it keeps depends on the text that follows the visual tokens, the
+            question.
+        blind: the option and its value with which it does not, although it reads the question.
+    """
+
+    path: str
+    at: str
+    summary: str
+    paper: str = ""
+    options: tuple[Option, ...] = ()
+    drops_all: bool = False
+    exact: bool = True
+    lowest: int = 0
+    modalities: tuple[str, ...] = ("image", "video")
+    schedule: str = ""
+    units: bool = False
+    media: bool = False
+    reads_question: bool = False
+    blind: tuple[str, str] | None = None
+
+    @property
+    def before_tower(self) -> bool:
+        """Whether it acts before the vision tower, at `pixels` alone."""
+        return self.units or self.media
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is given tokens, and leaves some of them."""
+        return not (self.drops_all or self.before_tower)
