@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,7 +12,8 @@ from counted import AGREES, as_encoded, count, loaded, uneven
 
 import vtprune
 from vtprune import run
-from vtprune.figures import compute_costs
+from vtprune.clock import time_runs
+from vtprune.figures import compute_costs, measure_memory
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
 from vtprune.run import Generation
@@ -84,3 +86,16 @@ def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch)
     report = next(run.ask(model, media["several"], ["what?"], preset, generation=short))
     assert report.flops["vision"] == 0
     assert "vision FLOPs of LLaVA-1.5 are not counted: they stand as 0" in report.warnings
+
+
+def test_times_and_memory_are_those_of_the_gpu_that_has_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second = torch.device("cuda:1")
+    waited: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {second: 7}[device])
+    model = SimpleNamespace(device=second, parameters=lambda: [torch.zeros(3)])
+    assert measure_memory(SimpleNamespace(model=model)) == {"weights": 12, "peak": 7}  # type: ignore[arg-type]
+    assert len(time_runs(lambda: None, second, 2)) == 2
+    assert waited == [second] * 4

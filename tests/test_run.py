@@ -256,11 +256,11 @@ def test_a_device_map_spreads_the_model_and_prunes_alike(checkpoints, picture: P
 
 
 def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("vtprune.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("vtprune.devices.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs the package accelerate") as raised:
         run.load(str(checkpoints("llava_onevision")), device="map")
     assert "devices" in raised.value.hint
-    monkeypatch.setattr("vtprune.loading.find_spec", lambda name: name == "accelerate" or None)
+    monkeypatch.setattr("vtprune.devices.find_spec", lambda name: name == "accelerate" or None)
     with pytest.raises(ModelError, match="4bit weights needs the package bitsandbytes"):
         run.load(str(checkpoints("llava_onevision")), quantize="4bit")
 

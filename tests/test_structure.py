@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 import vtprune
 from vtprune.errors import ModelError, PresetError
 from vtprune.layout import box
-from vtprune.models.structure import Structure, find_structure, lay_out_batch, share_grids
+from vtprune.models.batch_layout import lay_out_batch, share_grids
+from vtprune.models.structure import Structure, find_structure
 from vtprune.plan import Plan
 from vtprune.preset import load_preset
 from vtprune.trace import Trace
@@ -43,7 +44,7 @@ def test_the_parts_of_every_family_are_found(name: str) -> None:
     assert found.hidden_size == tiny.WIDTH
     assert found.family is not None
     assert found.warnings == ()
-    assert found.device_type == "cpu"
+    assert found.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune import cost
+from vtprune.clock import time_runs
 from vtprune.engine import pruning
 from vtprune.generation import Generation, Run, generate
 from vtprune.units import Shown
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vtprune.report import Report
 
 PAIRS = 5
+TRIES = 5  # of what the machine's ceilings are measured by
 PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
 SPEEDUPS = ("prefill", "first_token", "total")
 
@@ -217,20 +218,6 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, f
     left = torch.randn(side, side, device=device).to(dtype)
     source = torch.randn(2**24, device=device)
     target = torch.empty_like(source)
-    product = best(lambda: left @ left, device)
-    copy = best(lambda: target.copy_(source), device)
+    product = min(time_runs(lambda: left @ left, device, TRIES))
+    copy = min(time_runs(lambda: target.copy_(source), device, TRIES))
     return 2 * side**3 / product, 2 * source.numel() * source.element_size() / copy
-
-
-def best(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
-    """Seconds of the fastest of a few runs."""
-    fastest = float("inf")
-    for _ in range(tries):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - started)
-    return fastest

@@ -16,11 +16,12 @@ from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation
 from vtprune.layout import MODALITIES
 from vtprune.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unpruned
-from vtprune.loading import Loaded, Progress, quiet
+from vtprune.loading import Loaded, Progress
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
 from vtprune.run import Media, Prompt, find_loaded, finish, pruned, ready, sampling_of
 from vtprune.standing import Standing
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +21,11 @@ from vtprune.caches import (
     unmark_cache,
 )
 from vtprune.catalog import Calibration
+from vtprune.clock import now
 from vtprune.errors import ModelError
 from vtprune.layout import MODALITIES, Grid
-from vtprune.models.structure import DEEPSTACK, find_structure, lay_out_batch
+from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.structure import DEEPSTACK, find_structure
 from vtprune.packing import gather, gather_marked, valid_columns
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill, start_prefill
@@ -316,10 +317,7 @@ class _Session:
         return add_to_those_left
 
     def now(self) -> float:
-        """Seconds on a clock, once the device has done what it was given."""
-        if self.structure.device_type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.structure.device)
 
     # -- before the decoder ----------------------------------------------------------------------
 

@@ -235,8 +235,9 @@ def find_encoded(
 def measure_memory(loaded: Loaded) -> dict[str, int]:
     """Bytes of the weights, and the peak of the process (on a GPU, of the device); 0: not told."""
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
-    if loaded.model.device.type == "cuda":
-        return {"weights": weights, "peak": int(torch.cuda.max_memory_allocated())}
+    device = loaded.model.device
+    if device.type == "cuda":
+        return {"weights": weights, "peak": int(torch.cuda.max_memory_allocated(device))}
     try:
         import resource
     except ImportError:  # Windows does not tell

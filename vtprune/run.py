@@ -19,13 +19,14 @@ from vtprune.figures import build_report
 from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation, Run, generate
 from vtprune.layout import MODALITIES
-from vtprune.loading import Loaded, Progress, adopt, load, open_model, quiet
+from vtprune.loading import Loaded, Progress, adopt, load, open_model
 from vtprune.media import Limits, Source
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Prepared, Sampling, Turn
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.report import Report
 from vtprune.units import Units
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -148,14 +148,13 @@ def read_scores(
     Raises:
         ModelError: it was not read, or does not fit the tokens.
     """
-    family = structure.family
-    ids = set(family.placeholders(structure.config).values()) if family else set()
+    shared = len(set(structure.placeholders().values())) == 1
     scores = [torch.zeros(len(layout)) for layout in layouts]
     for modality, given in vision.items():
         reading = given.get(TOWER[0])
         if not isinstance(reading, Reading):
             raise _unreadable(structure, "the pictures were encoded before this block")
-        kind = modality if len(ids) > 1 else "all"  # one placeholder: one encoder call for all
+        kind = "all" if shared else modality  # one placeholder: one encoder call for all
         own = [layout.of_modality(kind) for layout in layouts]
         try:
             rows = [one * len(one) for one in reading.rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +9,7 @@ from statistics import median
 import torch
 
 from vtprune.attention import Call, Rows, attention_rows
+from vtprune.clock import time_runs
 from vtprune.cost import DecoderShape, prefill_flops
 from vtprune.layout import Layout, box, join, lay_out
 from vtprune.pruners import METHODS, create
@@ -122,19 +122,7 @@ def attention_reader(
 def clock(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
     """Seconds of every run after one to warm up."""
     work()
-    times = []
-    for _ in range(repeats):
-        wait(device)
-        started = time.perf_counter()
-        work()
-        wait(device)
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    return time_runs(work, device, repeats)
 
 
 def matmul_rate(num_tokens: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -22,11 +22,11 @@ from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_informa
 from vtprune.catalog import Calibration
 from vtprune.engine import Encoded
 from vtprune.generation import Generation
-from vtprune.loading import quiet
 from vtprune.media import Limits
 from vtprune.memory import FEWER, memory_told
 from vtprune.models.base import Sampling
 from vtprune.questions_file import Asked
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress

@@ -25,12 +25,13 @@ from vtprune.demo import write
 from vtprune.demo.questions import KINDS
 from vtprune.demo.score import score
 from vtprune.engine import Encoded, pruning
-from vtprune.loading import Loaded, load, quiet
+from vtprune.loading import Loaded, load
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
 from vtprune.pruners.entropy import token_entropy
 from vtprune.run import Generation, encode, gather, pad_id, pruned, to_device
+from vtprune.upstream import quiet
 
 KEEPS = (0.5, 0.3, 0.2, 0.1, 0.05)
 SEEDS = 5

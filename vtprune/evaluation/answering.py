@@ -23,12 +23,12 @@ from vtprune.figures import count_tokens
 from vtprune.generation import Generation, generate
 from vtprune.layout import MODALITIES
 from vtprune.lineup import UNPRUNED, beside
-from vtprune.loading import quiet
 from vtprune.media import Limits
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Sampling
 from vtprune.questions_file import Asked
 from vtprune.spec import Preset
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress

@@ -17,11 +17,12 @@ from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.harness.conversation import Conversation, shown_in, store, window
 from vtprune.harness.settings import Settings
-from vtprune.loading import Loaded, quiet
+from vtprune.loading import Loaded
 from vtprune.media import Limits
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Turn
 from vtprune.run import encode_turns, pad_id, pruned, to_device
+from vtprune.upstream import quiet
 
 
 @dataclass(frozen=True)

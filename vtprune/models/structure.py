@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from vtprune.errors import ModelError
-from vtprune.layout import Grid, Layout, box, lay_out
 from vtprune.models import FAMILIES, find_family
-from vtprune.models.base import Family, VisionInputs
+from vtprune.models.base import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,8 +53,9 @@ class Structure:
     warnings: tuple[str, ...] = ()
 
     @property
-    def device_type(self) -> str:
-        return str(next(self.decoder.parameters()).device.type)
+    def device(self) -> torch.device:
+        """Where the decoder begins."""
+        return next(self.decoder.parameters()).device
 
     def projection(self, layer: int, state: str) -> nn.Module:
         """The module whose output is the query, key or value of a layer.
@@ -63,24 +63,39 @@ class Structure:
         Raises:
             ModelError: this model computes them together.
         """
-        attention = getattr(self.layers[layer], "self_attn", None)
-        module = getattr(attention, f"{state[0]}_proj", None)
-        if not isinstance(module, nn.Module):
-            raise ModelError(
-                f"{self.model_type}: layer {layer} has no separate {state} projection to read",
-                "use a method without states, such as random or uniform",
-            )
-        return module
+        return self._part(
+            layer,
+            f"self_attn.{state[0]}_proj",
+            f"separate {state} projection to read",
+            "use a method without states, such as random or uniform",
+        )
 
     def attention_module(self, layer: int) -> nn.Module:
         """The module in which a layer attends."""
-        module = getattr(self.layers[layer], "self_attn", None)
-        if not isinstance(module, nn.Module):
-            raise ModelError(
-                f"{self.model_type}: layer {layer} has no self_attn to read attention from",
-                "use a method that reads no attention, such as entropy, dart or random",
-            )
-        return module
+        return self._part(
+            layer,
+            "self_attn",
+            "self_attn to read attention from",
+            "use a method that reads no attention, such as entropy, dart or random",
+        )
+
+    def norm(self, layer: int) -> nn.Module:
+        """The norm that a layer applies before attention."""
+        return self._part(
+            layer,
+            "input_layernorm",
+            "input_layernorm to read states after",
+            "cut at a layer number instead of the input, or use random or uniform",
+        )
+
+    def _part(self, layer: int, path: str, lacks: str, way_out: str) -> nn.Module:
+        """A module inside a layer."""
+        part: object = self.layers[layer]
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if not isinstance(part, nn.Module):
+            raise ModelError(f"{self.model_type}: layer {layer} has no {lacks}", way_out)
+        return part
 
     @property
     def one_dimensional(self) -> bool:
@@ -107,20 +122,15 @@ class Structure:
             return rotary(hidden, positions, self.decoder_config.layer_types[layer])
         return rotary(hidden, positions)
 
-    def norm(self, layer: int) -> nn.Module:
-        """The norm that a layer applies before attention."""
-        module = getattr(self.layers[layer], "input_layernorm", None)
-        if not isinstance(module, nn.Module):
-            raise ModelError(
-                f"{self.model_type}: layer {layer} has no input_layernorm to read states after",
-                "cut at a layer number instead of the input, or use random or uniform",
-            )
-        return module
+    def placeholders(self) -> Mapping[str, tuple[int, ...]]:
+        """Modality -> token ids that stand for its features."""
+        if self.family is None:
+            return _placeholder_ids(self.config)
+        return self.family.placeholders(self.config)
 
     def placeholder_ids(self) -> set[int]:
         """All token ids that stand for visual features."""
-        found = self.family.placeholders(self.config) if self.family else None
-        return {one for ids in (found or _placeholder_ids(self.config)).values() for one in ids}
+        return {one for ids in self.placeholders().values() for one in ids}
 
     def window(self, layer: int) -> int | None:
         """Width of a layer's sliding window; None where it sees everything."""
@@ -253,130 +263,3 @@ def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
                 found[modality] = (value,)
                 break
     return found
-
-
-def lay_out_batch(
-    structure: Structure,
-    ids: torch.Tensor,
-    valid: torch.Tensor,
-    vision: VisionInputs,
-    modality: str | None,
-    media: Sequence[tuple[str, Grid]] = (),
-) -> tuple[list[Layout], list[str]]:
-    """The layout of every row's visual tokens, and what had to be said about it.
-
-    Args:
-        ids: (B, S) on the CPU.
-        valid: (B, S) bool, False on padding.
-        vision: what the vision encoder was given.
-        modality: what placeholders hold that images and videos share.
-        media: what they hold one after the other, where that is known.
-
-    Raises:
-        ModelError: fewer placeholders than features, as in a chunked prefill.
-    """
-    family = structure.family
-    tokens = family.placeholders(structure.config) if family else _placeholder_ids(structure.config)
-    if len(set(tokens.values())) < len(tokens):  # both modalities use the same token
-        shown = modality or ("video" if "video" in vision and "image" not in vision else "image")
-        tokens = {shown: tokens[shown]}
-        if vision:
-            vision = {shown: next(iter(vision.values()))}
-    elif modality and len(tokens) == 1:
-        tokens = {modality: next(iter(tokens.values()))}
-    if media:
-        return _lay_out_media(ids, valid, {one for some in tokens.values() for one in some}, media)
-    vision = {name: {**given, "input_ids": ids} for name, given in vision.items()}
-    columns = [
-        {
-            name: (torch.isin(row, torch.tensor(wanted)) & keep).nonzero().squeeze(1)
-            for name, wanted in tokens.items()
-        }
-        for row, keep in zip(ids, valid, strict=True)
-    ]
-    grids = family.grids(structure.config, vision) if family else {}
-    shares: dict[str, list[list[Grid]]] = {}
-    warnings = []
-    for name in tokens:
-        counts = [len(row[name]) for row in columns]
-        shared = share_grids(grids.get(name, []), counts)
-        if shared is None:
-            if family:
-                warnings.append(
-                    f"the {name} tokens do not match the pictures that were encoded: their place "
-                    "in frames and tiles is not known"
-                )
-            shared = [_runs(row[name]) for row in columns]
-        shares[name] = shared
-    layouts = [
-        lay_out(row, {name: shares[name][number] for name in tokens})
-        for number, row in enumerate(columns)
-    ]
-    return layouts, warnings
-
-
-def _lay_out_media(
-    ids: torch.Tensor, valid: torch.Tensor, tokens: set[int], media: Sequence[tuple[str, Grid]]
-) -> tuple[list[Layout], list[str]]:
-    """The layout of every row, whose placeholders hold `media` one after the other."""
-    visual = torch.isin(ids, torch.tensor(sorted(tokens))) & valid
-    columns = [row.nonzero().squeeze(1) for row in visual]
-    shares = share_grids([grid for _, grid in media], [len(row) for row in columns])
-    if shares is None:
-        raise ModelError(
-            "the visual tokens of this prompt are not those of the media it was made for",
-            "give the inputs as the family made them",
-        )
-    kinds = {id(grid): kind for kind, grid in media}
-    layouts = []
-    for row, grids in zip(columns, shares, strict=True):
-        parts = row.split([len(grid) for grid in grids])
-        held = [(kinds[id(grid)], part, grid) for part, grid in zip(parts, grids, strict=True)]
-        names = dict.fromkeys(kind for kind, _, _ in held)
-        where = {
-            name: torch.cat([part for kind, part, _ in held if kind == name]) for name in names
-        }
-        layouts.append(
-            lay_out(where, {n: [grid for kind, _, grid in held if kind == n] for n in names})
-        )
-    return layouts, []
-
-
-def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None:
-    """Gives every row the grids of its media; None where they do not fit.
-
-    Rows may be repeated, each as often (beams, several return sequences).
-
-    Raises:
-        ModelError: the rows hold only part of the grids' tokens.
-    """
-    total, have = sum(len(grid) for grid in grids), sum(counts)
-    if not total:
-        return None if have else [[] for _ in counts]
-    if have < total:
-        raise ModelError(
-            f"only {have} of {total} visual tokens are in this forward",
-            "prefill in one piece: leave prefill_chunk_size unset",
-        )
-    repeat = have // total
-    if have % total or len(counts) % repeat:
-        return None
-    shared: list[list[Grid]] = []
-    left = list(grids)
-    for count in counts[::repeat]:
-        mine: list[Grid] = []
-        while left and sum(len(grid) for grid in mine) < count:
-            mine.append(left.pop(0))
-        if sum(len(grid) for grid in mine) != count:
-            return None
-        shared += [mine] * repeat
-    return shared if [sum(len(g) for g in row) for row in shared] == counts else None
-
-
-def _runs(columns: torch.Tensor) -> list[Grid]:
-    """One flat grid for every unbroken run of placeholders."""
-    if not len(columns):
-        return []
-    breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1
-    lengths = torch.cat([breaks, torch.tensor([len(columns)])]).diff(prepend=torch.tensor([0]))
-    return [box(1, 1, int(length)) for length in lengths]

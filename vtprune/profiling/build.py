@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vtprune.loading import quiet
-from vtprune.loading_errors import loading_errors
+from vtprune.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -98,13 +98,6 @@ class LayerClock:
         return second - first
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def tower_paths(inner: nn.Module, decoder: nn.Module) -> list[str]:
     """Where a whole model's vision towers have their layers: the longest lists of modules."""
     inside = {id(module) for module in decoder.modules()}

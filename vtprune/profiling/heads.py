@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vtprune.profiling.clock import now
+from vtprune.clock import now
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,13 +12,14 @@ from vtprune.downsampling import Look, shrink
 from vtprune.errors import ModelError
 from vtprune.gathering import Gathered, gather_for
 from vtprune.layout import Layout
-from vtprune.loading import quiet
 from vtprune.media import Limits
 from vtprune.models.base import Inputs, Prepared, Sampling
-from vtprune.models.structure import find_structure, lay_out_batch
+from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.structure import find_structure
 from vtprune.profiling.shown import Shown, make_source
 from vtprune.profiling.stand_in import WORD
 from vtprune.run import Generation, encode
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress

@@ -14,12 +14,12 @@ from torch import nn
 from vtprune.compare import shown
 from vtprune.engine import Encoded, pruning
 from vtprune.generation import Generation, Run, generate
-from vtprune.loading import quiet
 from vtprune.preset import Preset, StageSpec
 from vtprune.profiling.clock import Lap, LayerClock
 from vtprune.profiling.heads import small_head
 from vtprune.profiling.rows import Planned, Step
 from vtprune.spec import PIXELS, ModalityPreset
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

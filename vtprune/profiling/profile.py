@@ -10,9 +10,10 @@ import torch
 
 from vtprune import __version__
 from vtprune.catalog import read_calibration
+from vtprune.devices import find_device, find_dtype
 from vtprune.errors import ModelError
 from vtprune.figures import describe_model
-from vtprune.loading import Loaded, find_device, find_dtype
+from vtprune.loading import Loaded
 from vtprune.profiling.build import build_skeleton
 from vtprune.profiling.cases import Cases, Options
 from vtprune.profiling.figures import Found, failed_row, make_row

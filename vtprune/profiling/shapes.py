@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vtprune.catalog import Alias, aliases, resolve
 from vtprune.errors import ModelError
-from vtprune.loading import EMBEDDED, find_checkpoint, quiet
-from vtprune.loading_errors import loading_errors
+from vtprune.loading import EMBEDDED, find_checkpoint
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 from vtprune.profiling.stand_in import stand_in_tokenizer
+from vtprune.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vtprune.clock import now
 from vtprune.models.structure import find_structure
 from vtprune.profiling.build import tower_kinds
-from vtprune.profiling.clock import Lap, LayerClock, now
+from vtprune.profiling.clock import Lap, LayerClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

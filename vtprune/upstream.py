@@ -1,7 +1,8 @@
-"""What goes wrong while a model is loaded, in the user's words."""
+"""Transformers' own noise off, and what goes wrong in it as one line with a way out."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,24 @@ from pathlib import Path
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' own progress bars and warnings off, and on again as they were."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

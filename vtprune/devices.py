@@ -1,0 +1,88 @@
+"""Where a model's weights go, and in which numbers."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "map")
+QUANTIZED = ("4bit", "8bit")
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def find_device(name: str) -> torch.device:
+    """The device for a name.
+
+    Raises:
+        ModelError: not a device, or not there.
+    """
+    kind = name.split(":")[0]
+    if kind not in DEVICES or not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name in ("auto", "map"):
+        return torch.device(next((kind for kind, there in has.items() if there), "cpu"))
+    device = torch.device(name)
+    there = has.get(kind, True)
+    if kind == "cuda" and there and device.index is not None:
+        there = device.index < torch.cuda.device_count()
+    if not there:
+        raise ModelError(f"device {name}: there is none on this machine", "use --device auto")
+    return device
+
+
+def find_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """The dtype to load in.
+
+    Raises:
+        ModelError: not a dtype.
+    """
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPES)}")
+    own = getattr(config, "dtype", None) or torch.float32
+    if isinstance(own, str):
+        own = DTYPES.get(own, torch.float32)
+    assert isinstance(own, torch.dtype)
+    return torch.bfloat16 if own == torch.float16 and device.type == "cpu" else own
+
+
+def placing(device: str, quantize: str | None) -> dict[str, object]:
+    """What `from_pretrained` is told of devices and quantisation.
+
+    Raises:
+        ModelError: a package is missing, or the value is not known.
+    """
+    options: dict[str, object] = {}
+    if device == "map" or quantize:
+        need("accelerate", "a device map", "pip install 'vtprune[devices]'")
+        options["device_map"] = "auto" if device in ("map", "auto") else device
+    if quantize:
+        if quantize not in QUANTIZED:
+            raise ModelError(
+                f"quantize {quantize!r} is not known", f"one of {', '.join(QUANTIZED)}"
+            )
+        need("bitsandbytes", f"{quantize} weights", "pip install bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True})
+    return options
+
+
+def need(package: str, what: str, hint: str) -> None:
+    """Raises a ModelError where `package` is not installed."""
+    if find_spec(package) is None:
+        raise ModelError(f"{what} needs the package {package}, which is not installed", hint)

@@ -1,0 +1,138 @@
+"""Where the visual tokens of every row of a batch sit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vtprune.errors import ModelError
+from vtprune.layout import Grid, Layout, box, lay_out
+from vtprune.models.base import VisionInputs
+from vtprune.models.structure import Structure
+
+
+def lay_out_batch(
+    structure: Structure,
+    ids: torch.Tensor,
+    valid: torch.Tensor,
+    vision: VisionInputs,
+    modality: str | None,
+    media: Sequence[tuple[str, Grid]] = (),
+) -> tuple[list[Layout], list[str]]:
+    """The layout of every row's visual tokens, and what had to be said about it.
+
+    Args:
+        ids: (B, S) on the CPU.
+        valid: (B, S) bool, False on padding.
+        vision: what the vision encoder was given.
+        modality: what placeholders hold that images and videos share.
+        media: what they hold one after the other, where that is known.
+
+    Raises:
+        ModelError: fewer placeholders than features, as in a chunked prefill.
+    """
+    family, tokens = structure.family, structure.placeholders()
+    if len(set(tokens.values())) < len(tokens):  # both modalities use the same token
+        shown = modality or ("video" if "video" in vision and "image" not in vision else "image")
+        tokens = {shown: tokens[shown]}
+        if vision:
+            vision = {shown: next(iter(vision.values()))}
+    elif modality and len(tokens) == 1:
+        tokens = {modality: next(iter(tokens.values()))}
+    if media:
+        return _lay_out_media(ids, valid, {one for some in tokens.values() for one in some}, media)
+    vision = {name: {**given, "input_ids": ids} for name, given in vision.items()}
+    columns = [
+        {
+            name: (torch.isin(row, torch.tensor(wanted)) & keep).nonzero().squeeze(1)
+            for name, wanted in tokens.items()
+        }
+        for row, keep in zip(ids, valid, strict=True)
+    ]
+    grids = family.grids(structure.config, vision) if family else {}
+    shares: dict[str, list[list[Grid]]] = {}
+    warnings = []
+    for name in tokens:
+        counts = [len(row[name]) for row in columns]
+        shared = share_grids(grids.get(name, []), counts)
+        if shared is None:
+            if family:
+                warnings.append(
+                    f"the {name} tokens do not match the pictures that were encoded: their place "
+                    "in frames and tiles is not known"
+                )
+            shared = [_runs(row[name]) for row in columns]
+        shares[name] = shared
+    layouts = [
+        lay_out(row, {name: shares[name][number] for name in tokens})
+        for number, row in enumerate(columns)
+    ]
+    return layouts, warnings
+
+
+def _lay_out_media(
+    ids: torch.Tensor, valid: torch.Tensor, tokens: set[int], media: Sequence[tuple[str, Grid]]
+) -> tuple[list[Layout], list[str]]:
+    """The layout of every row, whose placeholders hold `media` one after the other."""
+    visual = torch.isin(ids, torch.tensor(sorted(tokens))) & valid
+    columns = [row.nonzero().squeeze(1) for row in visual]
+    shares = share_grids([grid for _, grid in media], [len(row) for row in columns])
+    if shares is None:
+        raise ModelError(
+            "the visual tokens of this prompt are not those of the media it was made for",
+            "give the inputs as the family made them",
+        )
+    kinds = {id(grid): kind for kind, grid in media}
+    layouts = []
+    for row, grids in zip(columns, shares, strict=True):
+        parts = row.split([len(grid) for grid in grids])
+        held = [(kinds[id(grid)], part, grid) for part, grid in zip(parts, grids, strict=True)]
+        names = dict.fromkeys(kind for kind, _, _ in held)
+        where = {
+            name: torch.cat([part for kind, part, _ in held if kind == name]) for name in names
+        }
+        layouts.append(
+            lay_out(where, {n: [grid for kind, _, grid in held if kind == n] for n in names})
+        )
+    return layouts, []
+
+
+def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None:
+    """Gives every row the grids of its media; None where they do not fit.
+
+    Rows may be repeated, each as often (beams, several return sequences).
+
+    Raises:
+        ModelError: the rows hold only part of the grids' tokens.
+    """
+    total, have = sum(len(grid) for grid in grids), sum(counts)
+    if not total:
+        return None if have else [[] for _ in counts]
+    if have < total:
+        raise ModelError(
+            f"only {have} of {total} visual tokens are in this forward",
+            "prefill in one piece: leave prefill_chunk_size unset",
+        )
+    repeat = have // total
+    if have % total or len(counts) % repeat:
+        return None
+    shared: list[list[Grid]] = []
+    left = list(grids)
+    for count in counts[::repeat]:
+        mine: list[Grid] = []
+        while left and sum(len(grid) for grid in mine) < count:
+            mine.append(left.pop(0))
+        if sum(len(grid) for grid in mine) != count:
+            return None
+        shared += [mine] * repeat
+    return shared if [sum(len(g) for g in row) for row in shared] == counts else None
+
+
+def _runs(columns: torch.Tensor) -> list[Grid]:
+    """One flat grid for every unbroken run of placeholders."""
+    if not len(columns):
+        return []
+    breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1
+    lengths = torch.cat([breaks, torch.tensor([len(columns)])]).diff(prepend=torch.tensor([0]))
+    return [box(1, 1, int(length)) for length in lengths]
