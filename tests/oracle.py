@@ -104,10 +104,16 @@ def masked(
             hook.remove()
 
 
-def dropped(trace: object, inputs: dict[str, torch.Tensor]) -> list[tuple[int, list[list[int]]]]:
-    """What a trace says was dropped, as `masked` wants it."""
+def dropped(
+    trace: object, inputs: dict[str, torch.Tensor], past: int = 0
+) -> list[tuple[int, list[list[int]]]]:
+    """What a trace says was dropped, as `masked` wants it.
+
+    Args:
+        past: columns in the cache before the prompt.
+    """
     gone = []
-    before = [set(layout.columns.tolist()) for layout in trace.layouts]
+    before = [set((layout.columns + past).tolist()) for layout in trace.layouts]
     for record in trace.stages:
         present = [set(row) for row in record.kept]
         gone.append((record.layer, [sorted(b - p) for b, p in zip(before, present, strict=True)]))

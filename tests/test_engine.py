@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import oracle
 import pytest
@@ -283,20 +284,42 @@ def test_a_second_question_goes_on_with_the_cache(name: str, schedule: str) -> N
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
-def two_turns(model, turns):  # type: ignore[no-untyped-def]
-    """Last logits of a second prompt with a picture, on a cache with two tokens decoded since."""
+def two_turns(model, turns, first, second=None):  # type: ignore[no-untyped-def]
+    """Logits behind a second prompt with a picture, and behind one more token.
+
+    The prompt comes on a cache with two tokens decoded since the first.
+
+    Args:
+        first: the preset.
+        second: that of the second prompt, in a block of its own; None: all in one block.
+    """
     cache, mask = None, torch.zeros(len(turns[0]["input_ids"]), 0, dtype=torch.long)
     token = {"input_ids": torch.full((len(mask), 1), 65), "attention_mask": torch.ones_like}
-    for step in (turns[0], token, token, turns[1]):
-        ids = step["input_ids"]
-        own = step["attention_mask"]
-        mask = torch.cat([mask, own(ids) if callable(own) else own], dim=1)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        given = {**step, "attention_mask": mask, "position_ids": positions}
-        with torch.no_grad():
+    logits = []
+    with ExitStack() as block, torch.no_grad():
+        block.enter_context(vtprune.pruning(model, first))
+        for step in (turns[0], token, token, turns[1], token):
+            if step is turns[1] and second is not None:
+                block.close()
+                block.enter_context(vtprune.pruning(model, second))
+            ids = step["input_ids"]
+            own = step["attention_mask"]
+            mask = torch.cat([mask, own(ids) if callable(own) else own], dim=1)
+            positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+            given = {**step, "attention_mask": mask, "position_ids": positions}
             out = model(**given, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-    return out.logits[:, -1]
+            cache = out.past_key_values
+            logits.append(out.logits[:, -1])
+    return torch.stack(logits[-2:], dim=1)
+
+
+def ragged_turns(name, model):  # type: ignore[no-untyped-def]
+    """Two turns of a batch of two, row by row."""
+    return [
+        [tiny.inputs(name, model, "image", seed=seed),
+         tiny.inputs(name, model, "image", seed=seed + 1, text=9, sizes=((200, 70),))]
+        for seed in (0, 2)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -306,15 +329,64 @@ def test_a_new_picture_after_decoding_is_in_a_ragged_batch_as_alone(
 ) -> None:
     name = "llava_onevision"
     model = shared_model(name, attention)
-    turns = [
-        [tiny.inputs(name, model, "image", seed=seed),
-         tiny.inputs(name, model, "image", seed=seed + 1, text=9, sizes=((200, 70),))]
-        for seed in (0, 2)
-    ]  # fmt: skip
+    turns = ragged_turns(name, model)
     preset = {"stages": SCHEDULES[schedule]}
-    with vtprune.pruning(model, preset):
-        together = two_turns(model, [tiny.left_pad(name, turn) for turn in turns])
-        alone = [two_turns(model, [turn[row] for turn in turns]) for row in (0, 1)]
+    together = two_turns(model, [tiny.left_pad(name, turn) for turn in turns], preset)
+    alone = [two_turns(model, [turn[row] for turn in turns], preset) for row in (0, 1)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def cut_at(place: int | str | None) -> dict[str, object]:
+    if place is None:
+        return {"keep": 1, "stages": [{"at": "input", "method": "random"}]}
+    return {"stages": [{"at": place, "method": "random", "keep": 0.3}]}
+
+
+APART = [(2, 4), (4, 2), (2, "input"), ("input", 2), (2, None), ("input", None), (None, 2)]
+"""Where a first and a second picture of a conversation are cut; None: nowhere."""
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("first", "second"), APART)
+def test_a_new_picture_is_cut_wherever_the_one_before_was(
+    first: int | str | None, second: int | str | None, attention: str
+) -> None:
+    name = "llava"
+    model = shared_model(name, attention)
+    turns = [tiny.inputs(name, model, "image", seed=seed) for seed in (0, 1)]
+    ids = torch.cat([turn["input_ids"] for turn in turns], dim=1)
+    with torch.no_grad(), vtprune.pruning(model, cut_at(first)) as trace:
+        out = model(**turns[0], use_cache=True)
+        drops = oracle.dropped(trace, turns[0])
+    with torch.no_grad(), vtprune.pruning(model, cut_at(second)) as trace:
+        given = {**turns[1], "attention_mask": torch.ones_like(ids)}
+        out = model(**given, past_key_values=out.past_key_values, use_cache=True)
+        behind = turns[0]["input_ids"].shape[1]
+        drops += oracle.dropped(trace, turns[1], behind)
+        token = torch.tensor([[65]])
+        more = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+    logits = torch.stack([out.logits[:, -1], more.logits[:, -1]], dim=1)
+    whole = {
+        "input_ids": ids,
+        "pixel_values": torch.cat([turn["pixel_values"] for turn in turns]),
+    }
+    layers = sorted({layer for layer, _ in drops})
+    joined = [(at, [[c for first, gone in drops if first <= at for c in gone[0]]]) for at in layers]
+    expected = oracle.masked(model, whole, joined, token.expand(1, 2))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("first", "second"), APART)
+def test_a_new_picture_that_is_cut_elsewhere_is_in_a_ragged_batch_as_alone(
+    first: int | str | None, second: int | str | None, attention: str
+) -> None:
+    name = "llava_onevision"
+    model = shared_model(name, attention)
+    turns = ragged_turns(name, model)
+    presets = cut_at(first), cut_at(second)
+    together = two_turns(model, [tiny.left_pad(name, turn) for turn in turns], *presets)
+    alone = [two_turns(model, [turn[row] for turn in turns], *presets) for row in (0, 1)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
 
 

@@ -39,6 +39,11 @@ class CacheState:
         return self.shifts[layer] if self.shifts else None
 
     @property
+    def shortened(self) -> bool:
+        """Whether any layer holds fewer keys than there were columns."""
+        return bool(self.offset) or self.first_cut is not None
+
+    @property
     def renumbered(self) -> bool:
         return any(one is not None for one in self.shifts)
 

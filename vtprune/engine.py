@@ -438,9 +438,9 @@ class _Session:
         return None
 
     def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
-        if prefill.layers:
+        prefill.begin(given)
+        if prefill.shortens:
             self.refuse_windows(prefill.past + embeds.shape[1])
-        prefill.begin(given.get("past_key_values"), given.get("position_ids"))
         if prefill.reads_tower:
             vision = {name: self.vision[name] for name in self.modalities}
             prefill.tower = read_scores(self.structure, vision, self.trace.layouts)
@@ -449,6 +449,8 @@ class _Session:
                 prefill.states[name] = self.first_states(embeds, name)
             embeds = self.timed_cut(prefill, 0, embeds)
             given = prefill.shorten_inputs(given, embeds)
+        else:
+            given = prefill.fit_mask(given, embeds)
         later = [layer for layer in prefill.layers if layer > 0]
         for layer in later:
             for name in prefill.projections(layer):
@@ -457,8 +459,9 @@ class _Session:
                 self.layer_handles.append(module.register_forward_hook(keep))
             if prefill.reads_attention(layer):
                 self.tap(prefill, layer)
-        if later:
-            self.hook_layers(later[0], functools.partial(self.enter_layer, prefill))
+        first = prefill.first_changed
+        if first is not None:
+            self.hook_layers(first, functools.partial(self.enter_layer, prefill))
         return given
 
     def tap(self, prefill: Prefill, layer: int) -> None:

@@ -119,9 +119,7 @@ def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch
             or a mapping of such by layer type, where a token sees itself and padding nothing.
         past: columns before them, in the cache.
     """
-    if isinstance(mask, Mapping):
-        whole = [one for name, one in mask.items() if "full" in str(name)]
-        mask = next((one for one in [*whole, *mask.values()] if one is not None), None)
+    mask = _of_full_layers(mask)
     if not isinstance(mask, torch.Tensor):
         return torch.ones(batch, length, dtype=torch.bool)
     if mask.dim() == 4:
@@ -130,6 +128,32 @@ def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch
     else:
         seen = mask[:, -length:].bool()
     return seen.cpu().expand(batch, length)
+
+
+def past_columns(mask: object, past: int) -> torch.Tensor | None:
+    """(B, past) bool on the CPU: which of the cached columns hold a token; None where all do.
+
+    Args:
+        mask: as for `valid_columns`; of a prepared one, what the last token sees.
+    """
+    mask = _of_full_layers(mask)
+    if not isinstance(mask, torch.Tensor):
+        return None
+    if mask.dim() == 4:
+        own = mask[:, 0, -1, :past]
+        seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+    else:
+        seen = mask[:, :past].bool()
+    seen = seen.cpu()
+    return None if bool(seen.all()) else seen
+
+
+def _of_full_layers(mask: object) -> object:
+    """The mask of the layers that see everything, of a mapping by layer type."""
+    if not isinstance(mask, Mapping):
+        return mask
+    whole = [one for name, one in mask.items() if "full" in str(name)]
+    return next((one for one in [*whole, *mask.values()] if one is not None), None)
 
 
 def join_valid(

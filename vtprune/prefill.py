@@ -15,7 +15,15 @@ from vtprune.errors import ModelError
 from vtprune.information import group_information
 from vtprune.layout import Layout
 from vtprune.models.structure import Structure
-from vtprune.packing import Packed, gather, gather_mask, join_valid, pack, repack
+from vtprune.packing import (
+    Packed,
+    gather,
+    gather_mask,
+    join_valid,
+    pack,
+    past_columns,
+    repack,
+)
 from vtprune.plan import Group, Plan
 from vtprune.preset import StageSpec
 from vtprune.pruners import METHODS
@@ -90,6 +98,7 @@ class Prefill:
     valid: list[tuple[int, torch.Tensor | None, int]] = field(default_factory=list)
     replaced: dict[object, tuple[object, object]] = field(default_factory=dict)
     cache: Cache | None = None
+    held: list[int] = field(default_factory=list)
     earlier: CacheState | None = None
     offset: int = 0
     attention: list[torch.Tensor] = field(default_factory=list)
@@ -109,13 +118,18 @@ class Prefill:
     def structure(self) -> Structure:
         return self.plan.structure
 
-    def begin(self, cache: object, positions: object) -> None:
-        """Takes note of the cache before anything is in it, and of the positions, (B or 1, S)."""
+    def begin(self, given: Kwargs) -> None:
+        """Takes note of the decoder's arguments, and of the cache before anything is in it."""
+        cache = given.get("past_key_values")
         self.cache = cache  # type: ignore[assignment]
         if self.renumbers:
-            self.first = first_positions(positions, self.columns, self.past)
-        state = getattr(cache, "_vtprune", None)
-        if isinstance(state, CacheState) and self.past:
+            self.first = first_positions(given.get("position_ids"), self.columns, self.past)
+        if self.past:
+            self.held = [layer_length(cache, layer) for layer in range(self.plan.num_layers)]
+            state = getattr(cache, "_vtprune", None)
+            if not isinstance(state, CacheState):
+                valid = past_columns(given.get("attention_mask"), self.past)
+                state = CacheState([valid] * self.plan.num_layers, None, 0)
             self.earlier = state
         full = all(len(row) == self.packed.length for row in self.columns)
         mask = None
@@ -204,8 +218,20 @@ class Prefill:
 
     def past_length(self, layer: int) -> int:
         """Keys that a layer's cache held before this forward."""
-        held = layer_length(self.cache, layer) if self.past else 0
-        return held - self.packed.length if held else 0
+        return self.held[layer] if self.past else 0
+
+    @property
+    def shortens(self) -> bool:
+        """Whether any layer gets, or has in its cache, fewer tokens than the decoder is given."""
+        return bool(self.layers) or (self.earlier is not None and self.earlier.shortened)
+
+    @property
+    def first_changed(self) -> int | None:
+        """The first layer past the input whose arguments change; None where none's do."""
+        found = [layer for layer in self.layers if layer > 0][:1]
+        if self.earlier is not None and self.earlier.first_cut is not None:
+            found.append(self.earlier.first_cut)
+        return min(found, default=None)
 
     def cut(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Selects what every sample keeps from `layer` on.
@@ -377,9 +403,7 @@ class Prefill:
         self.valid = self.valid[1:]
         shape = (len(self.columns), self.packed.length)
         if self.past:
-            past = self.earlier.valid[0] if self.earlier else None
-            length = layer_length(self.cache, 0)
-            mask = join_valid(past, length, self.packed.valid, shape)
+            mask = self.valid_keys(0)
         elif isinstance(mask, Mapping) or (isinstance(mask, torch.Tensor) and mask.dim() == 4):
             mask = gather_mask(mask, self.last_cut)
         else:
@@ -399,14 +423,28 @@ class Prefill:
             "attention_mask": mask,
         }
 
+    def fit_mask(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
+        """The decoder's arguments where nothing is cut at the input, but was in an earlier one."""
+        if self.earlier is None or not self.earlier.offset:
+            return given
+        mask = self.valid_keys(0)
+        return {**given, "attention_mask": None if mask is None else mask.to(embeds.device).long()}
+
+    def valid_keys(self, layer: int) -> torch.Tensor | None:
+        """(B, past + n) bool of a layer's keys in this forward; None where all are valid."""
+        past = self.earlier.valid[layer] if self.earlier else None
+        shape = (len(self.columns), self.packed.length)
+        return join_valid(past, self.past_length(layer), self.valid[-1][1], shape)
+
     def shorten_layer(self, kwargs: Kwargs, layer: int, hidden: torch.Tensor) -> Kwargs:
         """A layer's arguments for the sequence as it is now."""
         changed = dict(kwargs)
+        cut = self.packed is not self.base  # else the layers were prepared for it
         for name in ("position_embeddings", "position_ids"):
             value = kwargs.get(name)
-            if value is not None and self.positions is None:
+            if cut and value is not None and self.positions is None:
                 changed[name] = self.once(id(value), value, self.shorten_positions)
-        if self.positions is not None:
+        if cut and self.positions is not None:
             rotary = ("rotary", self.structure.rope_type(layer))
             positions = self.positions
             changed["position_embeddings"] = self.once(
@@ -416,7 +454,8 @@ class Prefill:
                 changed["position_ids"] = positions
         mask = kwargs.get("attention_mask")
         if self.past or (mask is None and self.packed.valid is not None):
-            key = ("mask", self.structure.window(layer))
+            past = (id(self.earlier.valid[layer]), self.held[layer]) if self.earlier else None
+            key = ("mask", self.structure.window(layer), past)
             changed["attention_mask"] = self.once(
                 key, None, lambda _: self.build_mask(layer, hidden)
             )
@@ -452,11 +491,7 @@ class Prefill:
         return short
 
     def build_mask(self, layer: int, hidden: torch.Tensor) -> object:
-        past = self.earlier.valid[layer] if self.earlier else None
-        length = layer_length(self.cache, layer)
-        shape = (len(self.columns), self.packed.length)
-        valid = join_valid(past, length, self.packed.valid, shape)
-        return build_mask(self.structure, layer, hidden, valid, self.cache)
+        return build_mask(self.structure, layer, hidden, self.valid_keys(layer), self.cache)
 
     def end(self, cache: object) -> None:
         """Checks that all was done as planned, writes the trace, marks the cache."""
@@ -472,7 +507,7 @@ class Prefill:
         trace.kept = self.layouts
         trace.visual_by_layer = self.count_by_layer()
         trace.prefills += 1
-        if cache is None or not self.layers:
+        if cache is None or not self.shortens:
             return
         spans = [*self.valid, (self.plan.num_layers, None, 0)]
         valid: list[torch.Tensor | None] = []
@@ -484,8 +519,8 @@ class Prefill:
         for (first, new, length), (until, _, _) in pairwise(spans):
             for layer in range(first, until):
                 past = self.earlier.valid[layer] if self.earlier else None
-                held = layer_length(cache, layer) - length
-                valid.append(join_valid(past, held, new, (len(self.columns), length)))
+                shape = (len(self.columns), length)
+                valid.append(join_valid(past, self.past_length(layer), new, shape))
         first_cut = next((layer for layer in self.layers if layer > 0), None)
         offset = self.offset + (self.earlier.offset if self.earlier else 0)
         if self.earlier and self.earlier.first_cut is not None:
