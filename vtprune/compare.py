@@ -72,7 +72,7 @@ def compare_runs(
         full: the unpruned side, where it looks at more of the media; None: at the same.
     """
     steps = 2 * PAIRS + 2
-    greedy = Generation(generation.max_new_tokens, system=generation.system)
+    greedy = generation.greedy
     spent = report.seconds["preprocess"], report.seconds["media"]
     plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
     unpruned = timed(loaded, plain, greedy)

@@ -26,7 +26,7 @@ from vtprune.upstream import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vtprune.engine import Encoded
+    from vtprune.encoding import Encoded
     from vtprune.preset import Preset
 
 
@@ -97,8 +97,7 @@ def run_lineup(
     """
     if repeats < 0:
         raise PresetError(f"repeats {repeats} is out of range", "5 or more; 0 does not measure")
-    asked = generation or Generation()
-    greedy = Generation(asked.max_new_tokens, system=asked.system)
+    greedy = (generation or Generation()).greedy
     sampling = sampling or sampling_of(lineup.media)
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
     again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())

@@ -37,6 +37,11 @@ class Generation:
     system: str = ""
     seed: int = 0
 
+    @property
+    def greedy(self) -> Generation:
+        """The likeliest token each time, for as long."""
+        return Generation(self.max_new_tokens, system=self.system)
+
 
 @dataclass(frozen=True)
 class Run:

@@ -110,12 +110,11 @@ def choose_units(plan: Plan, layouts: list[Layout], units: Sequence[Sequence[Uni
     if len(layouts) != len(units):
         raise other_media()
     kept = [[list(range(len(one))) for one in row] for row in units]
+    groups = [group for group in plan.groups_for(layouts) if group.at_pixels is not None]
     gone = []
     for sample, (layout, row) in enumerate(zip(layouts, units, strict=True)):
         tokens = unit_tokens(layout, row)
-        for group in plan.groups_for(layouts):
-            if group.at_pixels is None:
-                continue
+        for group in groups:
             mine = [item for item, one in enumerate(row) if group.modality in ("all", one.modality)]
             sizes = [[len(index) for index in tokens[item]] for item in mine]
             size = len(layout.of_modality(group.modality))

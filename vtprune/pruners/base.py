@@ -184,6 +184,17 @@ class UnitPruner(Protocol):
         ...
 
 
+def best_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(N,) int64 tokens group by group, in each the best-scored first; ties go to the earlier.
+
+    Args:
+        scores: (N,), finite.
+        group: (N,) int64 group of each token, on the same device.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    return order[group[order].argsort(stable=True)]
+
+
 def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
     """Index, (K,) ascending, of the best-scored tokens of each group; ties go to the earlier.
 
@@ -192,8 +203,7 @@ def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
     """
     device = scores.device
     group, quota = budget.group.to(device), budget.quota.to(device)
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]  # by group, best first
+    order = best_first(scores, group)
     sizes = torch.zeros_like(quota).scatter_add_(0, group, torch.ones_like(group))
     first = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order), device=device) - first[group[order]]

@@ -29,7 +29,7 @@ from itertools import pairwise
 import torch
 
 from vtprune.layout import KINDS, PATCH, Layout
-from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.pruners.base import Budget, Selection, VisualTokens, best_first
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,7 @@ def average(window: torch.Tensor, panes: torch.Tensor) -> Selection:
     for at in panes[:3, held]:
         total = torch.zeros_like(size).index_add_(0, own, at)
         distance += (size[own] * at - total[own]).double().square()
-    order = distance.argsort(stable=True)
-    order = order[own[order].argsort(stable=True)]  # by window, nearest first
+    order = best_first(-distance, own)  # by window, nearest first
     index, place = held[order[size.cumsum(0) - size]].sort()
     assign = torch.full_like(window, -1)
     assign[held] = place.argsort()[own]

@@ -37,6 +37,7 @@ from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
+    best_first,
     check_finite,
     keep_best,
     merged_into,
@@ -154,9 +155,7 @@ def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget)
         states: (N, d) float32.
     """
     device = scores.device
-    group = budget.group.to(device)
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]  # by group, best first
+    order = best_first(scores, budget.group.to(device))
     sizes = torch.bincount(budget.group, minlength=len(budget.quota)).tolist()
     kept: list[torch.Tensor] = []
     target = torch.full((len(scores),), -1, device=device)  # the token that each is merged into
