@@ -22,7 +22,8 @@ from vtprune.answers import (
     score_forced,
     score_whole,
 )
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.loading import Loaded
 from vtprune.media import Limits
 from vtprune.models import find_family

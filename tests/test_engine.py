@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import StaticCache
 
 import vtprune
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import find_structure
 

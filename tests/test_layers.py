@@ -17,8 +17,9 @@ LAYERS = (
      "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
-    ("attention", "footprint", "tower", "plan", "caches", "prefill", "thinning", "thin_tower",
-     "engine"),
+    ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
+     "reading", "records", "shortening", "prefill", "thinning", "thin_tower", "hooks", "encoding",
+     "refusals", "decoder", "engine"),
     ("calibrate", "loading", "devices", "upstream", "generation", "memory", "figures", "compare",
      "downsampling", "gathering", "ahead", "run", "evaluation", "standing", "contest", "answers",
      "profiling", "tuning", "harness"),
@@ -196,7 +197,7 @@ def test_the_demo_world_is_imported_by_the_loader_and_its_commands_alone() -> No
 def test_a_method_never_sees_a_model(module: str) -> None:
     outside = {name.split(".")[0] for name in IMPORTS[module]} - {"vtprune"}
     assert outside - set(sys.stdlib_module_names) <= {"torch"}
-    assert not parts_imported(module) & {"models", "engine", "plan", "prefill", "caches"}
+    assert not parts_imported(module) & {"models", "engine", "plan", "prefill", "cuts", "caches"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "models"])
@@ -226,14 +227,19 @@ def test_a_library_is_imported_in_one_place(library: str, allowed: tuple[str, ..
 HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
 
 
-def test_only_the_engine_puts_hooks_on() -> None:
+def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
     users = {
         module
         for module, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in HOOKS and part(module) not in BESIDE
     }
-    assert users == {"vtprune.engine"}
+    assert users == {"vtprune.hooks"}
+    assert {name for name in MODULES if "hooks" in parts_imported(name)} == {
+        "vtprune.engine",
+        "vtprune.encoding",
+        "vtprune.decoder",
+    }
 
 
 def test_nothing_but_the_console_and_the_command_line_writes() -> None:

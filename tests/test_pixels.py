@@ -16,7 +16,7 @@ from torch import nn
 
 import vtprune
 from vtprune import cost, run
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.errors import ModelError, PresetError
 from vtprune.figures import count_kept
 from vtprune.layout import Layout

@@ -286,7 +286,7 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
     (expected,) = watched(model, inputs)
     calls: list[None] = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
-    encoded: vtprune.engine.Encoded = {}
+    encoded: vtprune.encoding.Encoded = {}
     random = {"stages": [{"at": "input", "method": "random", "keep": 0.5}]}
     counts = []
     for preset in (random, STAGES, STAGES, random):  # what random left is encoded once more
@@ -322,7 +322,7 @@ def test_the_tower_is_read_only_where_a_method_asks(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(vtprune.engine, "find_tower", refuse)
+    monkeypatch.setattr(vtprune.encoding, "find_tower", refuse)
     model = shared_model("llava")
     inputs = tiny.inputs("llava", model, "image")
     with vtprune.pruning(model, method="entropy", keep=0.5):

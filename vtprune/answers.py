@@ -12,7 +12,7 @@ import torch
 from vtprune.batching import ROWS
 from vtprune.caches import fork_cache
 from vtprune.compare import shown
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.layout import Grid

@@ -74,6 +74,12 @@ def mark_cache(cache: object, state: CacheState) -> None:
         cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
 
 
+def cache_state(cache: object) -> CacheState | None:
+    """What was tied to a cache; None where it is an ordinary one."""
+    state = getattr(cache, "_vtprune", None)
+    return state if isinstance(state, CacheState) else None
+
+
 def unmark_cache(cache: object) -> None:
     """Makes a cache an ordinary one again."""
     for name in ("_vtprune", "reset", "get_seq_length"):

@@ -10,6 +10,7 @@ import torch
 
 from vtprune import __version__, cost
 from vtprune.layout import MODALITIES, Layout
+from vtprune.models.base import PIXELS
 from vtprune.report import Report
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
     from vtprune.trace import Trace
 
-PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
-"""A tensor of the inputs -> what it holds; where both share a tensor, they are encoded alike."""
 PARTS = ("load", "media", "preprocess", "vision", "prefill")
 
 

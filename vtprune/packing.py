@@ -145,7 +145,7 @@ def past_columns(mask: object, past: int) -> torch.Tensor | None:
     else:
         seen = mask[:, :past].bool()
     seen = seen.cpu()
-    return None if bool(seen.all()) else seen
+    return None if bool(seen.all()) else seen.clone()
 
 
 def _of_full_layers(mask: object) -> object:

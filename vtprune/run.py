@@ -13,7 +13,8 @@ import torch
 from vtprune.ahead import load_and_gather
 from vtprune.batching import collate, group_alike
 from vtprune.compare import Side, compare_runs, shown
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.errors import ModelError
 from vtprune.figures import build_report
 from vtprune.gathering import Gathered, gather, gather_for

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vtprune import cost
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.generation import Run
 from vtprune.loading import Loaded
 from vtprune.models.base import Sampling

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.errors import ModelError
 from vtprune.layout import Grid
 

@@ -20,7 +20,7 @@ from vtprune.calibrate.propose import Schedule, Search, Tried, schedules
 from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information
 from vtprune.catalog import Calibration
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.generation import Generation
 from vtprune.media import Limits
 from vtprune.memory import FEWER, memory_told

@@ -11,7 +11,8 @@ import numpy as np
 from vtprune.answers import Prompt, Score, score_forced
 from vtprune.calibrate.horizon import FEWEST_FILES, Change, Figures, relative_change
 from vtprune.catalog import Calibration
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.errors import ModelError, PresetError
 from vtprune.pruners import METHODS, find_method
 from vtprune.schedule import SLACK

@@ -12,7 +12,8 @@ from vtprune.answers import Prompt, Score, extend, places, predictions, score, s
 from vtprune.batching import ROWS
 from vtprune.caches import branch_cache, cache_bytes, can_branch
 from vtprune.calibrate.entropy import curve_of
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.layout import PATCH, Layout
 from vtprune.models.structure import find_structure
 

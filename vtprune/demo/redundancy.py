@@ -24,7 +24,8 @@ from vtprune.catalog import Calibration
 from vtprune.demo import write
 from vtprune.demo.questions import KINDS
 from vtprune.demo.score import score
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.loading import Loaded, load
 from vtprune.media import Limits
 from vtprune.models.base import Sampling

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.answers import Prompt, forced_logits, prepare
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.predicted import loss_and_divergence

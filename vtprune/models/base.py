@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
 
+PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
+"""A tensor of a model's inputs -> what it holds; where both share one, they are encoded alike."""
+
 
 @dataclass(frozen=True)
 class Sampling:

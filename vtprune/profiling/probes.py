@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vtprune.compare import shown
-from vtprune.engine import Encoded, pruning
+from vtprune.encoding import Encoded
+from vtprune.engine import pruning
 from vtprune.generation import Generation, Run, generate
 from vtprune.preset import Preset, StageSpec
 from vtprune.profiling.clock import Lap, LayerClock

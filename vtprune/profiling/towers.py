@@ -19,7 +19,7 @@ from vtprune.profiling.clock import Lap, LayerClock
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from vtprune.engine import Encoded
+    from vtprune.encoding import Encoded
     from vtprune.loading import Loaded
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine import Encoded
+from vtprune.encoding import Encoded
 from vtprune.errors import VtpruneError
 from vtprune.profiling.probes import STEPS, run_once
 from vtprune.profiling.rows import Planned

@@ -1,0 +1,175 @@
+"""The calls of the vision encoders: noted, done with less, and once for the same pixels."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from vtprune.attention import Call, Tap, received
+from vtprune.clock import now
+from vtprune.hooks import Hooks
+from vtprune.layout import Grid
+from vtprune.models.base import PIXELS
+from vtprune.models.batch_layout import lay_out_batch
+from vtprune.packing import valid_columns
+from vtprune.plan import Plan
+from vtprune.pruners.base import TOWER
+from vtprune.thin_tower import Thinned
+from vtprune.thinning import Thinning, choose_units
+from vtprune.tower import Reading, find_tower
+from vtprune.units import Shown
+
+SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
+Kwargs = dict[str, object]
+Encoded = dict[object, tuple[Kwargs, object]]
+
+
+class Encoding:
+    """What the encoders of one block are called with, and what of it their towers get.
+
+    Args:
+        plan: the preset for this model.
+        modality: what placeholders hold that images and videos share.
+        media: what they hold one after the other, where that is known.
+        shown: the one batch that is to be prefilled, where stages at `pixels` need it.
+        encoded: what was made of pixel tensors before, and is to be made of them once.
+
+    Attributes:
+        calls: modality -> the arguments of its encoder's last call by name, and under the name of
+            the state what its tower attended to, if a method asks.
+        seconds: that all calls since the last prefill took.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        modality: str | None,
+        media: Sequence[tuple[str, Grid]],
+        shown: Shown | None,
+        encoded: Encoded | None,
+    ) -> None:
+        self.plan, self.structure = plan, plan.structure
+        self.modality, self.media = modality, media
+        self.shown = shown if plan.preset.at_pixels() else None
+        self.encoded = encoded
+        self.calls: dict[str, Kwargs] = {}
+        self.seconds = 0.0
+        self.running = False
+        self.thinning: Thinning | None = None
+
+    def attach(self, hooks: Hooks) -> None:
+        """Puts the noting calls in the place of the model's own."""
+        for name in ("get_image_features", "get_video_features"):
+            if hasattr(self.structure.inner, name):
+                hooks.replace(self.structure.inner, name, self.recording(name))
+
+    def recording(self, name: str) -> Callable[..., object]:
+        """The model's own encoder call, whose arguments and time are noted on the way."""
+        encode = getattr(self.structure.inner, name)
+        signature = inspect.signature(encode)
+        modality = "image" if "image" in name else "video"
+
+        @functools.wraps(encode)
+        def encode_and_note(*args: object, **kwargs: object) -> object:
+            if self.running:  # called by the other: some models encode videos as pictures
+                return encode(*args, **kwargs)
+            given = dict(signature.bind_partial(*args, **kwargs).arguments)
+            self.calls[modality] = given
+            rows = self.rows_for(modality)
+            key = (name, None if rows is None else tuple(rows.tolist()),
+                   *(_identity(value) for value in given.values()))  # fmt: skip
+            known = self.encoded.get(key) if self.encoded is not None else None
+            if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
+                self.calls[modality] = known[0]
+                return known[1]
+            started, self.running = now(self.structure.device), True
+            try:
+                with self.tapped_tower(modality, given, rows):
+                    features = self.encode(functools.partial(encode, *args, **kwargs), rows)
+            finally:
+                self.running = False
+            self.seconds += now(self.structure.device) - started
+            if self.encoded is not None:
+                self.encoded[key] = (given, features)  # the pixels stay, and so their address
+            return features
+
+        return encode_and_note
+
+    def encode(self, encode: Callable[[], object], rows: torch.Tensor | None) -> object:
+        """What an encoder makes of the frames and tiles that stay; zeros for the others.
+
+        Args:
+            rows: (U,) bool: those that stay, of all that its vision tower would get; None: all.
+        """
+        if rows is None or bool(rows.all()):
+            return encode()
+        thinned = Thinned(rows)
+        with Hooks() as hooks:
+            for module, before, after in thinned.hooks(self.structure.inner):
+                hooks.before(module, before)
+                hooks.after(module, after)
+            features = encode()
+        thinned.check_ran()
+        return features
+
+    def thin(self) -> Thinning | None:
+        """What stays at `pixels` of the one batch that is to be prefilled; None: no such stage."""
+        if self.shown is None or self.thinning is not None:
+            return self.thinning
+        started = now(self.structure.device)
+        tensors = self.shown.tensors
+        ids = tensors["input_ids"]
+        valid = valid_columns(tensors.get("attention_mask"), *ids.shape)
+        names = {modality for name, modality in PIXELS.items() if name in tensors}
+        layouts, _ = lay_out_batch(
+            self.structure, ids.cpu(), valid, dict.fromkeys(names, tensors), self.modality,
+            self.media,
+        )  # fmt: skip
+        self.thinning = choose_units(self.plan, layouts, self.shown.units)
+        self.seconds += now(self.structure.device) - started
+        return self.thinning
+
+    def rows_for(self, modality: str) -> torch.Tensor | None:
+        """Which rows an encoder's vision tower is to get; None: all."""
+        thinning = self.thin()
+        if thinning is None:
+            return None
+        own = hasattr(self.structure.inner, "get_video_features")
+        return thinning.rows(modality if own else None)
+
+    @contextmanager
+    def tapped_tower(
+        self, modality: str, given: Kwargs, rows: torch.Tensor | None
+    ) -> Iterator[None]:
+        """Notes beside an encoder call's arguments what its tower attends to, if a method asks.
+
+        Args:
+            rows: (U,) bool: those that the tower gets; None: all.
+        """
+        if not self.plan.reads_tower:
+            yield
+            return
+        tower = find_tower(self.structure, modality, given)
+        reading = Reading(tower.has_cls, [])
+
+        def take(call: Call) -> None:
+            with torch.no_grad():
+                reading.rows.extend(received(call, tower.has_cls))
+
+        with Hooks() as hooks:
+            hooks.around(Tap(tower.attention, tower.kernel, take))
+            yield
+        given[TOWER[0]] = reading.among(rows)
+
+
+def _identity(value: object) -> object:
+    """What tells one argument of an encoder call from another: for pixels their memory."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    if value.numel() <= SMALL:
+        return (tuple(value.shape), tuple(value.flatten().tolist()))
+    return (tuple(value.shape), value.data_ptr(), value._version)
