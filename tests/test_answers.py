@@ -28,8 +28,9 @@ from vtprune.loading import Loaded
 from vtprune.media import Limits
 from vtprune.models import find_family
 from vtprune.models.base import Files, Sampling
+from vtprune.prompts import encode
 from vtprune.questions_file import Asked
-from vtprune.run import Generation, encode, gather
+from vtprune.run import Generation, gather
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 ANSWER = torch.tensor([72, 65, 80, 66])

@@ -21,6 +21,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.figures import count_kept
 from vtprune.layout import Layout
 from vtprune.models.base import Sampling
+from vtprune.prompts import encode as ready_inputs
 from vtprune.pruners.predictable import Predictable
 from vtprune.run import Generation
 from vtprune.thin_tower import TOWERS
@@ -389,7 +390,7 @@ def page(tmp_path: Path) -> Path:
 
 def encode(loaded: run.Loaded, path: Path):  # type: ignore[no-untyped-def]
     gathered = run.gather(loaded, [path], Sampling(frames=8), run.Limits())
-    return run.encode(loaded, gathered, "what?", Generation())
+    return ready_inputs(loaded, gathered, "what?", Generation())
 
 
 VIDEOS = [name for name in tiny.MODELS if "video" in tiny.KINDS[name]]
@@ -430,7 +431,7 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
     """The order of the files, of the prompt and of the tower's rows are not the same."""
     loaded = run.load(str(checkpoints(name)))
     gathered = run.gather(loaded, [still, page], Sampling(frames=8), run.Limits())
-    inputs = run.encode(loaded, gathered, "what?", Generation())
+    inputs = ready_inputs(loaded, gathered, "what?", Generation())
     with vtprune.pruning(
         loaded.model, PRESET, media=inputs.media, shown=Shown(inputs.tensors, [inputs.units])
     ) as trace:

@@ -19,7 +19,8 @@ from vtprune.layout import Grid
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.structure import find_structure
 from vtprune.preset import load_preset, override
-from vtprune.run import encode, pruned, to_device
+from vtprune.prompts import encode, to_device
+from vtprune.run import pruned
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded

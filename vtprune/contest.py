@@ -19,7 +19,8 @@ from vtprune.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unp
 from vtprune.loading import Loaded, Progress
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
-from vtprune.run import Media, Prompt, find_loaded, finish, pruned, ready, sampling_of
+from vtprune.prompts import Prompt, ready, sampling_of
+from vtprune.run import Media, find_loaded, finish, pruned
 from vtprune.standing import Standing
 from vtprune.upstream import quiet
 

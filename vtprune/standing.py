@@ -13,8 +13,8 @@ from vtprune.lineup import UNPRUNED, Entry, counts_of
 if TYPE_CHECKING:
     from vtprune.errors import VtpruneError
     from vtprune.generation import Run
+    from vtprune.prompts import Prompt
     from vtprune.report import Report
-    from vtprune.run import Prompt
 
 
 @dataclass(eq=False)

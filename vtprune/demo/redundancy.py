@@ -30,8 +30,9 @@ from vtprune.loading import Loaded, load
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
+from vtprune.prompts import encode, to_device
 from vtprune.pruners.entropy import token_entropy
-from vtprune.run import Generation, encode, gather, pad_id, pruned, to_device
+from vtprune.run import Generation, gather, pad_id, pruned
 from vtprune.upstream import quiet
 
 KEEPS = (0.5, 0.3, 0.2, 0.1, 0.05)

@@ -18,7 +18,8 @@ from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.structure import find_structure
 from vtprune.profiling.shown import Shown, make_source
 from vtprune.profiling.stand_in import WORD
-from vtprune.run import Generation, encode
+from vtprune.prompts import encode
+from vtprune.run import Generation
 from vtprune.upstream import quiet
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from vtprune.profiling.rows import Planned
 from vtprune.profiling.samples import Samples, sum_layers
 from vtprune.profiling.times import Budget, RowTimes
 from vtprune.profiling.towers import time_short_tower, towers_timed, whole_tower
-from vtprune.run import to_device
+from vtprune.prompts import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -16,7 +16,7 @@ from vtprune.profiling.probes import STEPS, run_once
 from vtprune.profiling.rows import Planned
 from vtprune.profiling.times import Budget, Measured, RowTimes
 from vtprune.profiling.towers import time_encoders
-from vtprune.run import to_device
+from vtprune.prompts import to_device
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
