@@ -371,7 +371,7 @@ def test_a_new_picture_is_cut_wherever_the_one_before_was(
         "pixel_values": torch.cat([turn["pixel_values"] for turn in turns]),
     }
     layers = sorted({layer for layer, _ in drops})
-    joined = [(at, [[c for first, gone in drops if first <= at for c in gone[0]]]) for at in layers]
+    joined = [(at, [[c for start, gone in drops if start <= at for c in gone[0]]]) for at in layers]
     expected = oracle.masked(model, whole, joined, token.expand(1, 2))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 

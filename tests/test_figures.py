@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from conftest import save_clip, save_noise
 from counted import AGREES, as_encoded, count, loaded, uneven
 
