@@ -34,6 +34,7 @@ from vtprune.harness.requests import Round, batches, conversation, read_chat, re
 from vtprune.harness.settings import Settings
 from vtprune.media import open_source, read
 from vtprune.models.base import Sampling, Turn
+from vtprune.prompts import to_device
 from vtprune.questions_file import Asked
 from vtprune.run import Generation
 
@@ -325,7 +326,7 @@ def test_what_greedy_decoding_says_has_the_least_loss_of_its_length(asker: Asker
     """The first token of the greedy answer is its likeliest one."""
     asked = [user([Shown("image", files[0]), "what?"])]
     inputs = asker.prepare(asked)[2]
-    tensors = run.to_device(asker.loaded, inputs.tensors)
+    tensors = to_device(asker.loaded, inputs.tensors)
     first = run.pruned(asker.loaded, tensors, asker.preset, SHORT, prompts=[inputs])[0].tokens[:1]
     others = [torch.tensor([int(first) + 1]), first]
     with pruning(asker.loaded.model, asker.preset):

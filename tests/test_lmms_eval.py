@@ -17,6 +17,7 @@ import vtprune
 from vtprune import run
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.models.base import Turn
+from vtprune.prompts import encode_turns
 from vtprune.run import Generation
 
 try:
@@ -206,7 +207,7 @@ def test_a_loss_is_that_of_the_answer_in_the_chat_template(checkpoints, tasks: P
     ((loss, _),) = [unwrap_generation_output(one)[0] for one in asked.loglikelihood([request])]
     loaded, limits = asked.asker.loaded, asked.asker.limits
     gathered = run.gather(loaded, [tasks / "a.png"], asked.asker.sampling, limits)
-    prompt = run.encode_turns(loaded, gathered, [Turn("user", "what?", 1)]).tensors
+    prompt = encode_turns(loaded, gathered, [Turn("user", "what?", 1)]).tensors
     wanted = loaded.files.tokenizer("yes", add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompt["input_ids"], wanted], dim=1)
     with torch.no_grad():

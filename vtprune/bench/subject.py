@@ -21,7 +21,7 @@ from vtprune.profiling.inputs import Case, largest_picture, make_case
 from vtprune.profiling.probes import layers_of, run_once
 from vtprune.profiling.shapes import Shape, find_shape, packaged_files, read_entry
 from vtprune.profiling.shown import Shown
-from vtprune.run import to_device
+from vtprune.prompts import to_device
 
 STEPS = 3  # tokens decoded after the first
 NARROW = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}

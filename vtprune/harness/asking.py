@@ -21,7 +21,8 @@ from vtprune.loading import Loaded
 from vtprune.media import Limits
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Turn
-from vtprune.run import encode_turns, pad_id, pruned, to_device
+from vtprune.prompts import encode_turns, to_device
+from vtprune.run import pad_id, pruned
 from vtprune.upstream import quiet
 
 

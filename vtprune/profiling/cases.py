@@ -15,7 +15,7 @@ from vtprune.profiling.inputs import Case, make_case
 from vtprune.profiling.measure import MadeOf
 from vtprune.profiling.rows import Planned, Wanted, plan_row
 from vtprune.profiling.shown import Shown
-from vtprune.run import sampling_of
+from vtprune.prompts import sampling_of
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
