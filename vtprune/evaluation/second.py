@@ -14,10 +14,10 @@ from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Record
 from vtprune.lineup import UNPRUNED
-from vtprune.loading import quiet
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Turn
 from vtprune.spec import Preset
+from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
     from vtprune.evaluation.answering import AskedFile
