@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from .checkpoint import END, make_tokenizer
 from .draw import Frame, frame, labels
+from .hints import IGNORED, name_labels, names_of, token_labels
 from .questions import CLIP_KINDS, EXTRA_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
 from .world import TILE, Scene, generator, make_clip, make_picture, with_numbers
 
-IGNORED = -100
 PREFIX = "<|im_start|>user "
 SUFFIX = "<|im_end|><|im_start|>assistant\n"
 
@@ -109,6 +109,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
             ),
         ),
     ),
+    (
+        3600,
+        (
+            ("comparison",) * 3 + ("count",) * 3 + ("places", "relation", "number_small"),
+            ("moment",) * 3 + ("change", "order", "what_happens") * 2 + ("between",),
+        ),
+    ),
 )
 
 
@@ -117,7 +124,8 @@ class Batch:
     """Scenes as pixels and questions as tokens.
 
     `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, Q, L): a target is the token to be
-    predicted AFTER its position, or -100; `questions` are those of each scene.
+    predicted AFTER its position, or -100; `questions` are those of each scene. `names` (B, Q, L, 5)
+    and `marks` (B, N, 5) are the hints at the questions' tokens and at the first N visual tokens.
     """
 
     layout: Layout
@@ -125,6 +133,8 @@ class Batch:
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     questions: list[list[Question]]
+    names: NDArray[np.int64]
+    marks: NDArray[np.int64]
 
 
 class TestSplitError(ValueError):
@@ -218,11 +228,13 @@ def make_batch(
     """
     check_split(split)
     encoder = Encoder()
-    pixels, tokens, targets, asked = [], [], [], []
+    pixels, tokens, targets, asked, named, marks = [], [], [], [], [], []
     for index in range(number * 64 + share[0], number * 64 + layout.scenes, share[1]):
         scene = make_scene(split, seed, index, layout, most)
         rng = generator(split, seed + 1_000_000, index)
-        pixels.append(to_pixels(scene, frame_times(layout.num_frames, rng), rng))
+        times = frame_times(layout.num_frames, rng)
+        pixels.append(to_pixels(scene, times, rng))
+        marks.append(token_labels(scene, times))
         kinds: tuple[str, ...] = KINDS
         if emphasis is not None:
             kinds = (*PICTURE_KINDS, *emphasis[0], *EXTRA_KINDS)
@@ -235,7 +247,17 @@ def make_batch(
         tokens.append([row[0] for row in rows])
         targets.append([row[1] for row in rows])
         asked.append(questions)
-    return Batch(layout, np.stack(pixels), np.array(tokens), np.array(targets), asked)
+        names = names_of(scene)
+        named.append([name_labels(row[0], names) for row in rows])
+    return Batch(
+        layout,
+        np.stack(pixels),
+        np.array(tokens),
+        np.array(targets),
+        asked,
+        np.array(named),
+        np.stack(marks),
+    )
 
 
 def training_batch(seed: int, step: int, share: tuple[int, int] = (0, 1)) -> Batch:

@@ -120,6 +120,7 @@ def read_packed(
     prefix: Tensor,
     questions: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """The decoder's last states (B, Q, L, D) at the tokens of questions that share a prefix.
 
@@ -128,6 +129,7 @@ def read_packed(
         prefix: embeddings (B, P, D) of everything before a question, visual tokens in place.
         questions: embeddings (B, Q, L, D) of Q questions with their answers, padded on the right.
         layer: `decoder_layer`, or a compiled version of it.
+        watch: is given the number of each layer and what comes out of it, (B, P + Q x L, D).
     """
     config = decoder.config
     batch, num_prefix, width = prefix.shape
@@ -143,7 +145,7 @@ def read_packed(
     x = torch.cat((prefix, questions.flatten(1, 2)), dim=1)
     cos, sin = decoder.rotary_emb(x.float(), positions[None])
     cos, sin = cos[0, :, None].to(x.dtype), sin[0, :, None].to(x.dtype)
-    for one in decoder.layers:
+    for number, one in enumerate(decoder.layers):
         assert isinstance(one, Qwen2DecoderLayer)
         x = layer(
             x,
@@ -156,5 +158,7 @@ def read_packed(
             config.num_key_value_heads,
             config.rms_norm_eps,
         )
+        if watch is not None:
+            watch(number, x)
     x = rms_norm(x[:, num_prefix:], decoder.norm.weight, config.rms_norm_eps)
     return x.view(batch, num_questions, length, width)

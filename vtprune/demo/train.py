@@ -23,7 +23,6 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
 from .batches import (
-    IGNORED,
     LAYOUTS,
     PREFIX,
     Batch,
@@ -33,6 +32,7 @@ from .batches import (
     training_batch,
 )
 from .checkpoint import PINPOINTS, make_model, make_tokenizer, save
+from .hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
 from .muon import Muon
 from .packed import decoder_layer, read_packed
 from .questions import KINDS
@@ -48,6 +48,8 @@ DEV = (
     ("clip 8", 6),
     ("clip 16", 2),
 )
+# The layers after which the hints are asked for, at visual tokens and at names.
+TOKEN_LAYER, NAME_LAYER = 6, 9
 Layer = Callable[..., Tensor]
 
 
@@ -102,8 +104,12 @@ def visual_tokens(
 
 
 def answer_states(
-    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device, layer: Layer
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    model: LlavaOnevisionForConditionalGeneration,
+    batch: Batch,
+    device: torch.device,
+    layer: Layer,
+    watch: Callable[[int, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
     visual = visual_tokens(model, batch, device)
     embed = model.get_input_embeddings()
@@ -111,9 +117,51 @@ def answer_states(
     prefix = torch.cat((embed(start).expand(len(visual), -1, -1), visual.float()), dim=1)
     tokens = torch.from_numpy(batch.tokens).to(device)
     targets = torch.from_numpy(batch.targets).to(device)
-    states = read_packed(model.model.language_model, prefix, embed(tokens), layer)
+    states = read_packed(model.model.language_model, prefix, embed(tokens), layer, watch)
     wanted = targets != IGNORED
     return model.lm_head(states[wanted]).float(), targets[wanted]
+
+
+class Hints(nn.Module):
+    """Heads on the decoder's states in the middle: what `hints` says of names and visual tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.heads = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, size) for size in sizes)
+            for sizes in (TOKEN_CLASSES, NAME_CLASSES)
+        )
+        self.states: list[Tensor] = []
+
+    def watch(self, number: int, states: Tensor) -> None:
+        """Keep what comes out of the two layers that are asked."""
+        if number in (TOKEN_LAYER, NAME_LAYER):
+            self.states.append(states)
+
+    def loss(self, batch: Batch, start: int) -> tuple[Tensor, list[float]]:
+        """The mean loss of the heads that a batch has labels for, and each head's share of right.
+
+        `start` is the position of the first visual token; what was watched is forgotten.
+        """
+        early, late = self.states
+        self.states = []
+        marks, names = torch.from_numpy(batch.marks), torch.from_numpy(batch.names).flatten(1, 2)
+        asked = (early[:, start : start + marks.shape[1]], late[:, -names.shape[1] :])
+        losses, right = [], []
+        for norm, heads, states, labels in zip(
+            self.norms, self.heads, asked, (marks, names), strict=True
+        ):
+            for i, head in enumerate(heads):  # type: ignore[arg-type]
+                label = labels[..., i].to(states.device)
+                wanted = label != IGNORED
+                if not wanted.any():
+                    right.append(-1.0)
+                    continue
+                logits = head(norm(states[wanted].float())).float()
+                losses.append(F.cross_entropy(logits, label[wanted]))
+                right.append(round(float((logits.argmax(-1) == label[wanted]).float().mean()), 3))
+        return torch.stack(losses).mean(), right
 
 
 class Dense(nn.Module):
@@ -365,6 +413,9 @@ def train(
     start_projector(model, heads, tile_batch(args.seed, args.tower_steps), args.seed)
     group = {"params": list(heads.parameters()), "lr": 1e-3, "full": 1e-3}
     optims.append(torch.optim.AdamW([group]))
+    hints = Hints(model.config.text_config.hidden_size).to(device)
+    group = {"params": list(hints.parameters()), "lr": 3e-3, "full": 3e-3}
+    optims.append(torch.optim.AdamW([group]))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, seconds, best = 0, 0.0, 0.0
     state_path = out / "train.pt"
@@ -373,12 +424,15 @@ def train(
         model.load_state_dict(state["model"])
         average = state["average"]
         heads.load_state_dict(state["heads"])
+        hints.load_state_dict(state["hints"])
         restore(optims, state["optimisers"])
         step, seconds, best = state["step"], state["seconds"], state["best"]
     begin = time.monotonic() - seconds
     compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
     torch._dynamo.config.cache_size_limit = 64
     losses: dict[str, list[float]] = defaultdict(list)
+    told: dict[str, list[float]] = {}
+    start = len(make_tokenizer().encode(PREFIX).ids)
     rank, processes = share = ranks()
     for number in range(step, args.steps):
         batch = training_batch(args.seed, number, share)
@@ -389,14 +443,21 @@ def train(
         tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
         parts.vision_tower.requires_grad_(tower)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits, targets = answer_states(model, batch, device, layer)
+            watch = hints.watch if number >= args.hints else None
+            logits, targets = answer_states(model, batch, device, layer, watch)
         loss = F.cross_entropy(logits, targets)
-        loss.backward()
+        if number >= args.hints:
+            hint, told["clip" if batch.layout.num_frames > 1 else "picture"] = hints.loss(
+                batch, start
+            )
+            (loss + args.hint_weight * hint).backward()
+        else:
+            loss.backward()
         if number >= args.unfreeze:
             parts.vision_tower.requires_grad_(True)
             extra = tile_batch(args.seed + 1, number, 48 // processes, share)
             (0.3 * dense_loss(parts.vision_tower, heads, extra, device)[0]).backward()
-        average_gradients([*model.parameters(), *heads.parameters()])
+        average_gradients([*model.parameters(), *heads.parameters(), *hints.parameters()])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -414,6 +475,7 @@ def train(
                 step=done,
                 seconds=round(time.monotonic() - begin, 1),
                 loss=means,
+                hints=told,
             )
             losses.clear()
         if done % args.evaluate_every == 0 or done == args.steps:
@@ -438,6 +500,7 @@ def train(
                     "model": current,
                     "average": average,
                     "heads": heads.state_dict(),
+                    "hints": hints.state_dict(),
                     "optimisers": [optim.state_dict() for optim in optims],
                     "step": done,
                     "seconds": time.monotonic() - begin,
@@ -493,13 +556,17 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
         "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
     )
     parser.add_argument(
-        "--decay", type=float, default=0.25, help="the last part of the steps, of falling rate"
+        "--decay", type=float, default=0.2, help="the last part of the steps, of falling rate"
     )
+    parser.add_argument(
+        "--hints", type=int, default=3600, help="the step from which hints are asked for"
+    )
+    parser.add_argument("--hint-weight", type=float, default=0.3)
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
