@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +44,25 @@ class Record:
     prefill: float = 0.0
     first: float = 0.0
     error: str = ""
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a file, in its order; what is none is passed over."""
+    known = {field.name for field in fields(Record)}
+    with path.open("rb") as file:
+        for line in Book.lines(file):
+            record = _record(line, known)
+            if record is not None:
+                yield record
+
+
+def _record(line: bytes, known: Collection[str]) -> Record | None:
+    """A line as a record; None for what is none."""
+    try:
+        data = json.loads(line)
+        return Record(**{name: value for name, value in data.items() if name in known})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 class Book:
@@ -107,11 +126,8 @@ class Book:
 
     def take(self, line: bytes) -> bool:
         """Reads a record; False for what is none."""
-        try:
-            data = json.loads(line)
-            known = {field.name for field in fields(Record)}
-            record = Record(**{name: value for name, value in data.items() if name in known})
-        except (ValueError, TypeError, AttributeError):
+        record = _record(line, {field.name for field in fields(Record)})
+        if record is None:
             return False
         self.records[record.question, record.cell] = record
         return True
