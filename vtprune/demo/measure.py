@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from .checkpoint import NUM_FRAMES
+from .forward import normalise, resize, tiles
 from .questions import KINDS, Question, draw_questions, names_held_out
 from .samples import samples, write_file
 from .score import score
-from .train import normalise, resize, tiles
 from .world import TILE, generator, make_clip, make_picture
 
 MANNERS = ("seen", "blank", "exchanged")

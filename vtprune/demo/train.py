@@ -9,36 +9,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
-from transformers.image_processing_utils import select_best_resolution
 
-from .batches import (
-    LAYOUTS,
-    PREFIX,
-    Batch,
-    TileBatch,
-    make_batch,
-    tile_batch,
-    training_batch,
-)
-from .checkpoint import PINPOINTS, make_model, make_tokenizer, save
-from .hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
-from .muon import Muon
-from .packed import decoder_layer, read_packed
+from .batches import LAYOUTS, PREFIX, make_batch, tile_batch, training_batch
+from .checkpoint import make_model, make_tokenizer, save
+from .forward import answer_states
+from .heads import Dense, Hints, dense_loss, start_projector
+from .hints import IGNORED
+from .packed import decoder_layer
 from .questions import KINDS
-from .world import COLOURS, SHAPES, TILE
+from .running import (
+    average_gradients,
+    log,
+    optimisers,
+    ranks,
+    restore,
+    schedule,
+    set_rates,
+    write_atomically,
+)
 
 COMPILED = ("one of several", "picture", "picture 2x2", "clip 8")
+HINT_WEIGHT = 0.3
 # How many batches of each layout the accuracy on dev is taken from.
 DEV = (
     ("picture", 5),
@@ -48,272 +48,11 @@ DEV = (
     ("clip 8", 6),
     ("clip 16", 2),
 )
-# The layers after which the hints are asked for, at visual tokens and at names.
-TOKEN_LAYER, NAME_LAYER = 6, 9
-Layer = Callable[..., Tensor]
 
 
-def tiles(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) to tiles (B, n, 3, 112, 112), the base picture first, all uint8.
-
-    This is the official recipe, for pictures of one size; padding is black.
-    """
-    height, width = pictures.shape[-2:]
-    tall, wide = select_best_resolution((height, width), PINPOINTS)
-    scale = min(tall / height, wide / width)
-    size = (
-        min(-(-int(height * scale * 1e6) // 10**6), tall),
-        min(-(-int(width * scale * 1e6) // 10**6), wide),
-    )
-    whole = resize(pictures, *size)
-    top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
-    whole = F.pad(whole, (left, wide - size[1] - left, top, tall - size[0] - top))
-    cut = whole.unfold(2, TILE, TILE).unfold(3, TILE, TILE)  # (B, 3, rows, columns, 112, 112)
-    cut = cut.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-    return torch.cat((resize(pictures, TILE, TILE)[:, None], cut), dim=1)
-
-
-def resize(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, antialiased, on uint8, as the processors do."""
-    if pictures.shape[-2:] == (height, width):
-        return pictures
-    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True)
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
-
-
-def visual_tokens(
-    model: LlavaOnevisionForConditionalGeneration, batch: Batch, device: torch.device
-) -> Tensor:
-    """The visual tokens (B, N, D) of a batch, packed by the model's own functions."""
-    pixels = torch.from_numpy(batch.pixels).to(device)
-    if batch.layout.num_frames > 1:
-        return model.model.get_video_features(normalise(pixels)).pooler_output
-    sizes = torch.tensor([[batch.layout.height, batch.layout.width]] * len(pixels), device=device)
-    if batch.layout.name == "one of several":
-        # A picture among others in one prompt is not tiled: the model sees its base picture only.
-        several = torch.tensor([len(pixels), 0])
-        features = model.model.get_image_features(
-            normalise(pixels[:, 0]), sizes, batch_num_images=several
-        )
-        return torch.stack(list(features.pooler_output))
-    features = model.model.get_image_features(normalise(tiles(pixels[:, 0])), sizes)
-    return torch.stack(list(features.pooler_output))
-
-
-def answer_states(
-    model: LlavaOnevisionForConditionalGeneration,
-    batch: Batch,
-    device: torch.device,
-    layer: Layer,
-    watch: Callable[[int, Tensor], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
-    visual = visual_tokens(model, batch, device)
-    embed = model.get_input_embeddings()
-    start = torch.tensor(make_tokenizer().encode(PREFIX).ids, device=device)
-    prefix = torch.cat((embed(start).expand(len(visual), -1, -1), visual.float()), dim=1)
-    tokens = torch.from_numpy(batch.tokens).to(device)
-    targets = torch.from_numpy(batch.targets).to(device)
-    states = read_packed(model.model.language_model, prefix, embed(tokens), layer, watch)
-    wanted = targets != IGNORED
-    return model.lm_head(states[wanted]).float(), targets[wanted]
-
-
-class Hints(nn.Module):
-    """Heads on the decoder's states in the middle: what `hints` says of names and visual tokens."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.heads = nn.ModuleList(
-            nn.ModuleList(nn.Linear(width, size) for size in sizes)
-            for sizes in (TOKEN_CLASSES, NAME_CLASSES)
-        )
-        self.states: list[Tensor] = []
-
-    def watch(self, number: int, states: Tensor) -> None:
-        """Keep what comes out of the two layers that are asked."""
-        if number in (TOKEN_LAYER, NAME_LAYER):
-            self.states.append(states)
-
-    def loss(self, batch: Batch, start: int) -> tuple[Tensor, list[float]]:
-        """The mean loss of the heads that a batch has labels for, and each head's share of right.
-
-        `start` is the position of the first visual token; what was watched is forgotten.
-        """
-        early, late = self.states
-        self.states = []
-        marks, names = torch.from_numpy(batch.marks), torch.from_numpy(batch.names).flatten(1, 2)
-        asked = (early[:, start : start + marks.shape[1]], late[:, -names.shape[1] :])
-        losses, right = [], []
-        for norm, heads, states, labels in zip(
-            self.norms, self.heads, asked, (marks, names), strict=True
-        ):
-            for i, head in enumerate(heads):  # type: ignore[arg-type]
-                label = labels[..., i].to(states.device)
-                wanted = label != IGNORED
-                if not wanted.any():
-                    right.append(-1.0)
-                    continue
-                logits = head(norm(states[wanted].float())).float()
-                losses.append(F.cross_entropy(logits, label[wanted]))
-                right.append(round(float((logits.argmax(-1) == label[wanted]).float().mean()), 3))
-        return torch.stack(losses).mean(), right
-
-
-class Dense(nn.Module):
-    """Heads on the tower's patches: what `draw.labels` says of them, and each patch's own place."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        sizes = (len(COLOURS) + 1, len(SHAPES) + 1, 11, 11, 3, 10, 64)
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-
-    def forward(self, states: Tensor) -> list[Tensor]:
-        states = self.norm(states)
-        return [head(states) for head in self.heads]
-
-    def rows(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of each head; the last one's 64 places as 8 rows and 8 columns."""
-        rows: list[tuple[Tensor, Tensor]] = []
-        for head in self.heads:
-            assert isinstance(head, nn.Linear)
-            rows.append((head.weight, head.bias))
-        weight, bias = rows.pop()
-        weight, bias = weight.view(8, 8, -1), bias.view(8, 8)
-        return [*rows, *((weight.mean(axis), bias.mean(axis)) for axis in (1, 0))]
-
-
-def dense_loss(
-    tower: nn.Module, heads: Dense, batch: TileBatch, device: torch.device
-) -> tuple[Tensor, list[float]]:
-    """The loss of a batch of tiles and, for each head, the share of its patches that are right.
-
-    Without the last head, where a patch lies would be lost: no other label asks for it.
-    """
-    pixels = normalise(torch.from_numpy(batch.pixels).to(device))
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        states = tower(pixels, output_hidden_states=True).hidden_states[-1]
-        logits = heads(states.float())
-    places = torch.arange(64).expand(len(pixels), 64)
-    labels = [*torch.from_numpy(batch.labels), places]
-    losses, right = [], []
-    for i, (head, label) in enumerate(zip(logits, labels, strict=True)):
-        label = label.to(device)
-        shown = label > 0 if i < 6 else torch.ones_like(label, dtype=torch.bool)
-        loss = F.cross_entropy(head.float().flatten(0, 1), label.flatten(), reduction="none")
-        # Patches that show something weigh as much as all the ground together.
-        weight = (0.3 + (6.0 if i in (2, 3) else 3.0) * shown.flatten()) if i < 6 else 0.3
-        losses.append((loss * weight).mean())
-        hits = (head.argmax(-1) == label) & shown
-        right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
-    return torch.stack(losses).sum(), right
-
-
-@torch.no_grad()
-def start_projector(
-    model: LlavaOnevisionForConditionalGeneration, heads: Dense, batch: TileBatch, seed: int
-) -> None:
-    """Let some of the projector's units begin as the pretraining's heads, all equally loud.
-
-    The tower's states tell colours loudly, shapes and places faintly, and a decoder learns to look
-    by what is loud long before it looks by what is faint. Each class gets a unit of the projector's
-    hidden layer and a direction of its own in the decoder's width; the rest stays random.
-    """
-    pixels = normalise(torch.from_numpy(batch.pixels).to(model.device))
-    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
-    states = states.flatten(0, 1)
-    centre = torch.eye(states.shape[-1], device=states.device) - 1 / states.shape[-1]
-    spread = states.std(-1, unbiased=False).mean()
-    rows, biases = [], []
-    for weight, bias in heads.rows():
-        weight, bias = weight - weight.mean(0), bias - bias.mean()
-        # The head's LayerNorm, with every token's spread taken as the mean one.
-        row = (weight * heads.norm.weight) @ centre / spread
-        offset = weight @ heads.norm.bias + bias
-        loudest = (states @ row.T + offset).max(dim=-1).values.mean()
-        rows.append(3 / loudest * row)
-        biases.append(3 / loudest * offset)
-    projector = model.model.multi_modal_projector
-    first, second = projector.linear_1, projector.linear_2
-    num = sum(len(row) for row in rows)
-    first.weight[:num], first.bias[:num] = torch.cat(rows), torch.cat(biases)
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.linalg.qr(torch.randn(len(second.weight), num, generator=generator))[0]
-    second.weight[:, :num] = directions.to(states.device)
-    # Visual tokens and words as loud as each other, not beyond what layers can change.
-    width = len(second.weight)
-    out: Tensor = second(F.gelu(first(states)))  # type: ignore[operator]
-    second.weight *= 0.3 * width**0.5 / out.norm(dim=-1).mean()
-    model.get_input_embeddings().weight.normal_(std=0.3, generator=generator)  # type: ignore[operator]
-
-
-def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW at half its rate for all else."""
-    matrices: list[dict[str, object]] = []
-    others: list[dict[str, object]] = []
-    for module, rate in groups:
-        for name, parameter in module.named_parameters():
-            plain = parameter.ndim != 2 or "embed" in name or "head" in name
-            rate_here = rate / 2 if plain else rate
-            group = {"params": [parameter], "lr": rate_here, "full": rate_here}
-            (others if plain else matrices).append(group)
-    adam = torch.optim.AdamW(_merge(others), betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon(_merge(matrices)), adam]
-
-
-def _merge(groups: list[dict[str, object]]) -> list[dict[str, object]]:
-    """One group a learning rate."""
-    merged: dict[object, dict[str, object]] = {}
-    for group in groups:
-        kept = merged.setdefault(
-            group["full"], {"params": [], "lr": group["lr"], "full": group["full"]}
-        )
-        kept["params"] += group["params"]  # type: ignore[operator]
-    return list(merged.values())
-
-
-def restore(optims: list[torch.optim.Optimizer], saved: list[dict[str, object]]) -> None:
-    """Load optimiser states, but keep the learning rates of the present code."""
-    for optim, state in zip(optims, saved, strict=True):
-        rates = [group["full"] for group in optim.param_groups]
-        optim.load_state_dict(state)
-        for group, rate in zip(optim.param_groups, rates, strict=True):
-            group["full"] = rate
-
-
-def set_rates(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["full"] * factor
-
-
-def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Linear warm-up, constant, then linear to 2 % over the last `decay` of the steps."""
-    left = (steps - step) / max(steps * decay, 1)
-    return min(1.0, (step + 1) / warmup, max(left, 0.02))
-
-
-def write_atomically(path: Path, state: dict[str, object]) -> None:
-    torch.save(state, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
-
-
-def log(path: Path, **fields: object) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(fields) + "\n")
-    sys.stdout.write(json.dumps(fields) + "\n")
-
-
-def train_tower(
-    model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace
-) -> None:
+def train_tower(model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace) -> None:
     """Pretrain the tower on patch labels; its weights go to `tower.pt`."""
-    device = torch.device(args.device)
+    device, out = torch.device(args.device), args.out
     tower = model.model.vision_tower
     state_path = out / "tower.pt"
     torch.manual_seed(args.seed)
@@ -394,138 +133,148 @@ def dev_accuracy(
     }
 
 
-def train(
-    model: LlavaOnevisionForConditionalGeneration, out: Path, args: argparse.Namespace
-) -> None:
-    """Train everything on questions; the best averaged weights go to `snapshot/`."""
-    device = torch.device(args.device)
-    parts = model.model
-    decoder = [
-        (parts.language_model, 3e-3),
-        (parts.multi_modal_projector, 3e-3),
-        (model.lm_head, 3e-3),
-    ]
-    optims = optimisers([*decoder, (parts.vision_tower, 2e-3)])
-    newline = torch.optim.AdamW([{"params": [parts.image_newline], "lr": 2e-3, "full": 2e-3}])
-    optims.append(newline)
-    heads = Dense(parts.vision_tower.config.hidden_size).to(device)
-    heads.load_state_dict(torch.load(out / "tower.pt", map_location=device)["heads"])
-    start_projector(model, heads, tile_batch(args.seed, args.tower_steps), args.seed)
-    group = {"params": list(heads.parameters()), "lr": 1e-3, "full": 1e-3}
-    optims.append(torch.optim.AdamW([group]))
-    hints = Hints(model.config.text_config.hidden_size).to(device)
-    group = {"params": list(hints.parameters()), "lr": 3e-3, "full": 3e-3}
-    optims.append(torch.optim.AdamW([group]))
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    step, seconds, best = 0, 0.0, 0.0
-    state_path = out / "train.pt"
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device)
-        model.load_state_dict(state["model"])
-        average = state["average"]
-        heads.load_state_dict(state["heads"])
-        hints.load_state_dict(state["hints"])
-        restore(optims, state["optimisers"])
-        step, seconds, best = state["step"], state["seconds"], state["best"]
-    begin = time.monotonic() - seconds
-    compiled = torch.compile(decoder_layer, dynamic=False) if args.compile else decoder_layer
-    torch._dynamo.config.cache_size_limit = 64
-    losses: dict[str, list[float]] = defaultdict(list)
-    told: dict[str, list[float]] = {}
-    start = len(make_tokenizer().encode(PREFIX).ids)
-    rank, processes = share = ranks()
-    for number in range(step, args.steps):
+class Run:
+    """The training on questions: what it has reached, one step of it, and the file it resumes from.
+
+    Args:
+        best: the best mean accuracy on dev; `snapshot/` holds the averaged weights that had it.
+    """
+
+    def __init__(self, model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace):
+        self.model, self.args, self.out = model, args, args.out
+        self.device = torch.device(args.device)
+        parts, config = model.model, model.config.get_text_config()
+        tower = torch.load(self.out / "tower.pt", map_location=self.device)
+        self.heads = Dense(parts.vision_tower.config.hidden_size).to(self.device)
+        self.heads.load_state_dict(tower["heads"])
+        start_projector(model, self.heads, tile_batch(args.seed, args.tower_steps), args.seed)
+        self.hints = Hints(config.hidden_size, len(make_tokenizer().encode(PREFIX).ids))
+        self.hints.to(self.device)
+        decoder = [parts.language_model, parts.multi_modal_projector, model.lm_head]
+        self.optims = optimisers([*((part, 3e-3) for part in decoder), (parts.vision_tower, 2e-3)])
+        others = ([parts.image_newline], 2e-3), (list(self.heads.parameters()), 1e-3), (
+            list(self.hints.parameters()), 3e-3)  # fmt: skip
+        for parameters, rate in others:
+            group = {"params": parameters, "lr": rate, "full": rate}
+            self.optims.append(torch.optim.AdamW([group]))
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.step, self.best, self.begin = 0, 0.0, time.monotonic()
+        self.compiled = decoder_layer
+        if args.compile:
+            torch._dynamo.config.cache_size_limit = 64
+            self.compiled = torch.compile(decoder_layer, dynamic=False)
+        if (self.out / "train.pt").exists():
+            self.load(torch.load(self.out / "train.pt", map_location=self.device))
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, interruptions left out."""
+        return time.monotonic() - self.begin
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where a run stopped."""
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.heads.load_state_dict(state["heads"])
+        self.hints.load_state_dict(state["hints"])
+        restore(self.optims, state["optimisers"])
+        self.step, self.best = state["step"], state["best"]
+        self.begin = time.monotonic() - state["seconds"]
+
+    def save(self) -> None:
+        """Keep what `load` needs."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "heads": self.heads.state_dict(),
+            "hints": self.hints.state_dict(),
+            "optimisers": [optim.state_dict() for optim in self.optims],
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        write_atomically(self.out / "train.pt", state)
+
+    def learn(self) -> tuple[str, float, list[float]]:
+        """One step: what it was of, its loss, and what share of each hint was right."""
+        args, model, number = self.args, self.model, self.step
+        tower, share = model.model.vision_tower, ranks()
         batch = training_batch(args.seed, number, share)
         model.train()
-        set_rates(optims, schedule(number, args.steps, 100, args.decay))
-        layer = compiled if batch.layout.name in COMPILED else decoder_layer
+        set_rates(self.optims, schedule(number, args.steps, 100, args.decay))
+        layer = self.compiled if batch.layout.name in COMPILED else decoder_layer
         # The tower learns once the decoder reads it; from clips every second time: they cost more.
-        tower = number >= args.unfreeze and (batch.layout.num_frames == 1 or number % 2 == 0)
-        parts.vision_tower.requires_grad_(tower)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            watch = hints.watch if number >= args.hints else None
-            logits, targets = answer_states(model, batch, device, layer, watch)
-        loss = F.cross_entropy(logits, targets)
-        if number >= args.hints:
-            hint, told["clip" if batch.layout.num_frames > 1 else "picture"] = hints.loss(
-                batch, start
-            )
-            (loss + args.hint_weight * hint).backward()
-        else:
-            loss.backward()
+        learns = batch.layout.num_frames == 1 or number % 2 == 0
+        tower.requires_grad_(number >= args.unfreeze and learns)
+        hinted, right = number >= args.hints, list[float]()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            watch = self.hints.watch if hinted else None
+            logits, targets = answer_states(model, batch, self.device, layer, watch)
+        loss = whole = F.cross_entropy(logits, targets)
+        if hinted:
+            hint, right = self.hints.loss(batch)
+            whole = loss + HINT_WEIGHT * hint
+        whole.backward()
         if number >= args.unfreeze:
-            parts.vision_tower.requires_grad_(True)
-            extra = tile_batch(args.seed + 1, number, 48 // processes, share)
-            (0.3 * dense_loss(parts.vision_tower, heads, extra, device)[0]).backward()
-        average_gradients([*model.parameters(), *heads.parameters(), *hints.parameters()])
+            tower.requires_grad_(True)
+            extra = tile_batch(args.seed + 1, number, 48 // share[1], share)
+            (0.3 * dense_loss(tower, self.heads, extra, self.device)[0]).backward()
+        modules = (model, self.heads, self.hints)
+        average_gradients([one for module in modules for one in module.parameters()])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optim in optims:
+        for optim in self.optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
-        losses[batch.layout.name.split()[0]].append(loss.item())
+        self.step += 1
         with torch.no_grad():
-            pull = 1 - min(0.995, (number + 1) / (number + 20))
+            pull = 1 - min(0.995, self.step / (self.step + 19))
             for name, value in model.state_dict().items():
-                average[name].lerp_(value.float(), pull)
-        done = number + 1
-        if rank == 0 and done % 20 == 0:
-            means = {name: round(sum(v) / len(v), 4) for name, v in losses.items()}
+                self.average[name].lerp_(value.float(), pull)
+        return batch.layout.name.split()[0], loss.item(), right
+
+    def evaluate(self) -> None:
+        """Accuracy of the averaged weights on dev; a snapshot where it is the best so far."""
+        model = self.model
+        current = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        kinds = dev_accuracy(model, self.device)
+        mean = sum(kinds.values()) / len(kinds)
+        if ranks()[0] == 0:
+            if mean > self.best:
+                self.best = mean
+                save(model, self.out / "snapshot")
+                told = {"step": self.step, "dev": mean, "kinds": kinds}
+                (self.out / "snapshot.json").write_text(json.dumps(told))
             log(
-                out / "loss.jsonl",
-                step=done,
-                seconds=round(time.monotonic() - begin, 1),
-                loss=means,
-                hints=told,
+                self.out / "dev.jsonl",
+                step=self.step,
+                seconds=round(self.seconds, 1),
+                mean=round(mean, 4),
+                kinds=kinds,
             )
+        model.load_state_dict(current)
+
+
+def train(model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace) -> None:
+    """Train everything on questions; the best averaged weights go to `snapshot/`."""
+    run = Run(model, args)
+    first = ranks()[0] == 0
+    losses: dict[str, list[float]] = defaultdict(list)
+    told: dict[str, list[float]] = {}
+    while run.step < args.steps:
+        name, loss, right = run.learn()
+        losses[name].append(loss)
+        if right:
+            told["clip" if name == "clip" else "picture"] = right
+        if first and run.step % 20 == 0:
+            means = {name: round(sum(v) / len(v), 4) for name, v in losses.items()}
+            seconds = round(run.seconds, 1)
+            log(args.out / "loss.jsonl", step=run.step, seconds=seconds, loss=means, hints=told)
             losses.clear()
-        if done % args.evaluate_every == 0 or done == args.steps:
-            current = {k: v.clone() for k, v in model.state_dict().items()}
-            model.load_state_dict(average)
-            accuracy = dev_accuracy(model, device)
-            mean = sum(accuracy.values()) / len(accuracy)
-            if mean > best and rank == 0:
-                best = mean
-                save(model, out / "snapshot")
-                (out / "snapshot.json").write_text(
-                    json.dumps({"step": done, "dev": mean, "kinds": accuracy})
-                )
-            model.load_state_dict(current)
-            if rank > 0:
-                continue
-            took = round(time.monotonic() - begin, 1)
-            log(out / "dev.jsonl", step=done, seconds=took, mean=round(mean, 4), kinds=accuracy)
-            write_atomically(
-                state_path,
-                {
-                    "model": current,
-                    "average": average,
-                    "heads": heads.state_dict(),
-                    "hints": hints.state_dict(),
-                    "optimisers": [optim.state_dict() for optim in optims],
-                    "step": done,
-                    "seconds": time.monotonic() - begin,
-                    "best": best,
-                },
-            )
-
-
-def ranks() -> tuple[int, int]:
-    """This process's number and how many there are."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean of every process's gradients, in one message."""
-    if ranks()[1] == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= ranks()[1]
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+        if run.step % args.evaluate_every == 0 or run.step == args.steps:
+            run.evaluate()
+            if first:
+                run.save()
 
 
 def work(rank: int, args: argparse.Namespace) -> None:
@@ -541,12 +290,12 @@ def work(rank: int, args: argparse.Namespace) -> None:
     if args.compile:
         for layer in model.model.vision_tower.encoder.layers:
             layer.compile()
-    train_tower(model, args.out, args)
+    train_tower(model, args)
     if ranks()[1] > 1:
         distributed.barrier()
     tower = torch.load(args.out / "tower.pt", map_location=args.device)["tower"]
     model.model.vision_tower.load_state_dict(tower)
-    train(model, args.out, args)
+    train(model, args)
 
 
 def main() -> None:
@@ -566,7 +315,6 @@ def main() -> None:
     parser.add_argument(
         "--hints", type=int, default=3600, help="the step from which hints are asked for"
     )
-    parser.add_argument("--hint-weight", type=float, default=0.3)
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)

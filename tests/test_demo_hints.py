@@ -1,0 +1,117 @@
+"""What training's hints say of names and visual tokens, on scenes made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vtprune.demo.checkpoint import make_tokenizer
+from vtprune.demo.hints import (
+    CLIP_SIDE,
+    DETAILS,
+    IGNORED,
+    NAME_CLASSES,
+    TOKEN_CLASSES,
+    VERBS,
+    name_labels,
+    names_of,
+    token_labels,
+)
+from vtprune.demo.world import Event, Number, Scene, Thing, make_clip, make_picture
+
+NONE = (IGNORED,) * 5
+
+
+def thing(name: str, row: int, column: int, size: str = "large") -> Thing:
+    colour, shape = name.split()
+    return Thing(colour, shape, size, row, column, (column + 0.5) / 3, (row + 0.5) / 3, 0.14)
+
+
+PICTURE = Scene(
+    (thing("red star", 2, 1), thing("red ring", 0, 0, "small"), thing("blue star", 0, 2)),
+    (), (), 112, 112, 1, 0,
+)  # fmt: skip
+CLIP = Scene(
+    (thing("red star", 0, 0), thing("blue ring", 2, 2), thing("green cross", 2, 0)),
+    (Number("42", True, 0, 2, 5 / 6, 1 / 6, 0.17),),
+    (
+        Event("moves", 0, 0, 0.1, 0.3, "right", 1),
+        Event("turns", 1, 1, 0.4, 0.6, "cyan"),
+        Event("flashes", 0, 2, 0.7, 0.9),
+    ),
+    112, 112, 5, 0,
+)  # fmt: skip
+
+
+def test_a_name_in_a_picture_tells_its_cell_and_size() -> None:
+    assert names_of(PICTURE) == {
+        ("red", "star"): (7, 1, IGNORED, IGNORED, IGNORED),
+        ("red", "ring"): (0, 0, IGNORED, IGNORED, IGNORED),
+        ("blue", "star"): (2, 1, IGNORED, IGNORED, IGNORED),
+    }
+
+
+def test_a_name_that_two_things_have_tells_nothing() -> None:
+    twice = Scene((thing("red star", 0, 0), thing("red star", 1, 1)), (), (), 112, 112, 1, 0)
+    assert names_of(twice) == {}
+
+
+def test_a_name_in_a_clip_tells_what_its_thing_does_and_when() -> None:
+    moves, turns = VERBS.index("moves"), VERBS.index("turns")
+    cyan, right = DETAILS.index("cyan"), DETAILS.index("right")
+    assert names_of(CLIP) == {
+        ("red", "star"): (0, IGNORED, moves, 1, right),
+        ("blue", "ring"): (8, IGNORED, turns, 2, cyan),
+        ("cyan", "ring"): (8, IGNORED, turns, 2, cyan),
+        ("green", "cross"): (6, IGNORED, 0, 0, 0),
+    }
+
+
+def test_labels_stand_at_the_word_that_completes_a_name() -> None:
+    encoded = make_tokenizer().encode("is the red star above the blue cross?")
+    rows = name_labels(encoded.ids, names_of(PICTURE))
+    assert [row != NONE for row in rows] == [word == "star" for word in encoded.tokens]
+    assert rows[encoded.tokens.index("star")][:2] == (7, 1)
+
+
+def test_things_of_a_picture_are_numbered_in_reading_order() -> None:
+    # Of a base picture of 8 x 8 tokens, a cell's centre is in row and column 1, 4 or 6.
+    marks = token_labels(PICTURE, np.zeros(1)).reshape(8, 8, 5)
+    assert marks[1, 1].tolist() == [IGNORED, IGNORED, 1, 1, 1]  # the first red, ring, thing
+    assert marks[1, 6].tolist() == [IGNORED, IGNORED, 1, 1, 2]  # the first blue, the first star
+    assert marks[6, 4].tolist() == [IGNORED, IGNORED, 2, 2, 3]  # the second red, the second star
+    assert marks[4, 4].tolist() == list(NONE)
+
+
+def test_tokens_of_a_clip_tell_what_has_happened_so_far() -> None:
+    marks = token_labels(CLIP, np.linspace(0, 1, 5)).reshape(5, CLIP_SIDE, CLIP_SIDE, 5)
+    moves, turns, flashes = (VERBS.index(verb) for verb in ("moves", "turns", "flashes"))
+    assert marks[0, 0, 0, :2].tolist() == [0, 0]  # nothing yet
+    # At 0.25 the star is three quarters of the way to the middle of the top row.
+    assert marks[1, 0, 1, :2].tolist() == [moves, 1]
+    assert marks[2, 3, 3, :2].tolist() == [turns, 2]  # at 0.5, the middle of the turn
+    assert marks[1, 3, 3, :2].tolist() == [0, 0]
+    assert marks[2, 0, 3, 0] == IGNORED
+    assert marks[3, 0, 3, :2].tolist() == [flashes, 3]
+    assert marks[4, 0, 3, :2].tolist() == [flashes, 3]  # and is remembered
+    assert (marks[..., 2:] == IGNORED).all()
+
+
+def test_where_a_thing_vanished_is_remembered() -> None:
+    event = Event("vanishes", 0, 1, 0.4, 0.6)
+    scene = Scene((thing("red star", 0, 0),), (), (event,), 112, 112, 3, 0)
+    marks = token_labels(scene, np.linspace(0, 1, 3)).reshape(3, CLIP_SIDE, CLIP_SIDE, 5)
+    assert marks[0, 0, 0, :2].tolist() == [0, 0]
+    assert marks[2, 0, 0, :2].tolist() == [VERBS.index("vanishes"), 2]
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_labels_are_classes_of_their_heads(index: int) -> None:
+    for scene in (make_clip("dev", 0, index), make_picture("dev", 0, index, size=(200, 180))):
+        times = np.linspace(0, 1, 8) if scene.is_clip else np.zeros(1)
+        marks = token_labels(scene, times)
+        names = np.array(list(names_of(scene).values()) or [NONE])
+        for labels, classes in ((marks, TOKEN_CLASSES), (names, NAME_CLASSES)):
+            known = labels != IGNORED
+            assert (labels >= 0)[known].all()
+            assert (labels < np.array(classes)).all()

@@ -1,0 +1,69 @@
+"""The result on the embedded model: who asks which questions, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vtprune.demo.results import all_cells, collect, in_headline, parts, path_of, share, table
+from vtprune.evaluation.records import Book, Record
+from vtprune.evaluation.summary import summarise
+from vtprune.questions_file import Asked
+
+ASKED = [Asked(Path(f"{n // 3}.png"), f"question {n}", "yes", kind="k") for n in range(30)]
+CELLS = all_cells(("divprune", "fastv"), ("balanced",), (0.5, 0.3), seeds=2)
+
+
+def test_the_first_part_ends_with_a_file() -> None:
+    first, rest = parts(ASKED, CELLS, (), few=10)
+    assert first.numbers == tuple(range(12))
+    assert rest.numbers == tuple(range(12, 30))
+    assert [part.name for part in parts(ASKED, CELLS, (), few=30)] == ["first"]
+
+
+def test_the_headline_has_presets_baselines_and_rivals() -> None:
+    names = {cell.entry.name for cell in CELLS if in_headline(cell, ("fastv",))}
+    assert names == {"unpruned", "balanced", "random", "uniform", "downsample", "fastv"}
+
+
+def test_no_cell_is_asked_twice() -> None:
+    keys = [cell.key for cell in CELLS]
+    assert len(keys) == len(set(keys))
+    assert {cell.row for cell in CELLS if cell.beside} == {
+        f"{name} beside balanced at ecl, horizon keep {keep}"
+        for name in ("random", "uniform")
+        for keep in (0.5, 0.3)
+    }
+
+
+def test_processes_share_whole_files_and_leave_none_out() -> None:
+    part = parts(ASKED, CELLS, (), few=30)[0]
+    shares = [share(part, ASKED, rank, 3) for rank in range(3)]
+    assert sorted(sum(shares, ())) == list(range(30))
+    files = [{ASKED[number].file for number in own} for own in shares]
+    assert not files[0] & files[1]
+    assert not files[1] & files[2]
+
+
+def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
+    args = argparse.Namespace(out=tmp_path, processes=2)
+    found = parts(ASKED, CELLS, (), few=12)
+    for part in found:
+        for rank in range(2):
+            own = share(part, ASKED, rank, 2)
+            book = Book(path_of(args, part, rank), {})
+            for place, number in enumerate(own):
+                book.add([
+                    Record(place, cell.key, score=float(number % 3 == 0 or cell.entry.keep == 1),
+                           keep_mean=cell.entry.keep or 0)
+                    for cell in part.cells
+                ])  # fmt: skip
+            book.close()
+    records = collect(args, ASKED, found)
+    assert len(records) == sum(len(part.numbers) * len(part.cells) for part in found)
+    assert all(one.score == (number % 3 == 0) for (number, key), one in records.items()
+               if key != "unpruned")  # fmt: skip
+    rows = summarise(ASKED[:12], CELLS, {k: v for k, v in records.items() if k[0] < 12})
+    lines = list(table(rows, (0.5, 0.3)))
+    assert lines[2].startswith("| unpruned, 12 questions | 100.0 (100.0-100.0)")
+    assert "| `divprune` at input | 33.3 (33.3-33.3) | 33.3 (33.3-33.3) |" in lines
