@@ -1,12 +1,21 @@
-"""Scores and intervals are what their definitions say."""
+"""Scores and intervals are what their definitions say, and a file is encoded once."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import save_noise
 
+from vtprune import run
+from vtprune.evaluation.answering import Settings, answer_all
+from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.intervals import difference, estimate, holm
+from vtprune.evaluation.records import Book
 from vtprune.evaluation.scoring import chosen, pick_metric, score
+from vtprune.questions_file import Asked
+from vtprune.run import Generation
 
 
 @pytest.mark.parametrize(
@@ -114,3 +123,23 @@ def test_holm_is_the_textbook_case() -> None:
     assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
+    checkpoints, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    pictures = [save_noise(tmp_path / "a.png", 90, 150), save_noise(tmp_path / "b.png", 60, 60)]
+    asked = [Asked(one, question) for one in pictures for question in ("what?", "where is it?")]
+    _, cells = cells_of(["entropy", "vtw"], [0.7, 0.6], [], seeds=2, beside=True)
+    cells = [cell for cell in cells if cell.entry.method != "downsample"]  # smaller pictures
+    calls: list[int] = []
+    tower = loaded.model.model.vision_tower
+    handle = tower.register_forward_hook(lambda *_: calls.append(1))
+    book = Book(None, {})
+    answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
+    handle.remove()
+    assert len(calls) == len(pictures)
+    assert len(book.records) == len(asked) * len(cells)
+    told = {record.error for record in book.records.values()}
+    assert told == {"", "the row that it stands beside cuts nothing past the input"}
