@@ -18,6 +18,7 @@ import vtprune
 from vtprune.encoding import Encoded
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import find_structure
+from vtprune.thin_tower import TOWERS
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SCHEDULES = {
@@ -490,6 +491,27 @@ def test_pixels_are_encoded_once_where_the_caller_keeps_them() -> None:
     handle.remove()
     assert len(calls) == 1
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_pixels_are_encoded_once_for_generation_and_for_plain_forwards(
+    name: str, kind: str
+) -> None:
+    model = shared_model(name)
+    inputs = tiny.inputs(name, model, kind)
+    calls: list[int] = []
+    towers = [getattr(model.model, tower, None) for tower in TOWERS]
+    handles = [one.register_forward_hook(lambda *_: calls.append(1)) for one in towers if one]
+    encoded: Encoded = {}
+    with vtprune.pruning(model, LAYER_TWO, encoded=encoded):
+        expected = oracle.generate(model, inputs, steps=1)[1]
+    num = len(calls)
+    with torch.no_grad(), vtprune.pruning(model, LAYER_TWO, encoded=encoded):
+        logits = model(**inputs, logits_to_keep=1, use_cache=True).logits
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == num > 0
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])

@@ -24,6 +24,7 @@ from vtprune.tower import Reading, find_tower
 from vtprune.units import Shown
 
 SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
+ASIDE = ("kwargs", "return_dict", "use_cache")  # of an encoder call: its features are the same
 Kwargs = dict[str, object]
 Encoded = dict[object, tuple[Kwargs, object]]
 
@@ -80,8 +81,11 @@ class Encoding:
             given = dict(signature.bind_partial(*args, **kwargs).arguments)
             self.calls[modality] = given
             rows = self.rows_for(modality)
-            key = (name, None if rows is None else tuple(rows.tolist()),
-                   *(_identity(value) for value in given.values()))  # fmt: skip
+            key = (
+                name,
+                None if rows is None else tuple(rows.tolist()),
+                *_identities(given, self.structure.inner.config),
+            )
             known = self.encoded.get(key) if self.encoded is not None else None
             if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
                 self.calls[modality] = known[0]
@@ -166,10 +170,25 @@ class Encoding:
         given[TOWER[0]] = reading.among(rows)
 
 
-def _identity(value: object) -> object:
-    """What tells one argument of an encoder call from another: for pixels their memory."""
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
+def _identities(given: Kwargs, config: object) -> list[object]:
+    """What tells one encoder call from another, by what its features depend on.
+
+    The same pixels come in more than one way: where transformers' generation leaves an argument
+    out, a forward gives what the config says, and the pixels may be named otherwise.
+    """
+    more = given.get("kwargs")
+    named = {**given, **more} if isinstance(more, dict) else given
+    return [
+        _identity(value) if isinstance(value, torch.Tensor) else (name, repr(value))
+        for name, value in named.items()
+        if name not in ASIDE
+        and value is not None
+        and (isinstance(value, torch.Tensor) or value != getattr(config, name, None))
+    ]
+
+
+def _identity(value: torch.Tensor) -> object:
+    """What tells one tensor from another: sizes by their values, pixels by their memory."""
     if value.numel() <= SMALL:
         return (tuple(value.shape), tuple(value.flatten().tolist()))
     return (tuple(value.shape), value.data_ptr(), value._version)
