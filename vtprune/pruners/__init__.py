@@ -36,6 +36,17 @@ METHODS: dict[str, Method] = {
                    "compare"),
         ),
     ),
+    "cascade": Method(
+        path="vtprune.pruners.cascade:Cascade",
+        at="schedule",
+        summary="tokens that are farthest from each other, chosen three times, each time half as "
+        "many",
+        schedule="vtprune.pruners.cascade:schedule",
+        options=(
+            Option("states", "hidden", ("hidden", "query", "key", "value"), "which states to "
+                   "compare"),
+        ),
+    ),
     "dart": Method(
         path="vtprune.pruners.dart:Dart",
         at="ecl",
