@@ -288,7 +288,10 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
         (["--at", "2"], r"Error: --at without --method\n"),
         (["--method", "random", "--at", "x"], r"Error: at: x is not a place\nhint: "),
         (["-o", "norm"], r"Error: -o norm is not key=value\nhint: "),
-        (["-o", "norm=x"], r"Error: norm: x is not a value of method entropy\nhint: "),
+        (
+            ["--method", "entropy", "-o", "norm=x"],
+            r"Error: norm: x is not a value of method entropy\nhint: ",
+        ),
         (["--at", "pixels", "--method", "entropy"], r"Error: entropy at pixels: .*\nhint: "),
         (
             ["--method", "predictable", "-o", "tolerance=x"],

@@ -267,7 +267,18 @@ def test_the_embedded_model_is_calibrated(tmp_path: Path, monkeypatch: pytest.Mo
     known = read_calibration("c.yaml", layers, model_type="llava_onevision",
                              hidden=found["model"]["hidden_size"])  # fmt: skip
     assert known.horizon == layers  # two files can't tell
-    asked = ["ask", "a.png", "what?", "--calibration", "c.yaml", "--keep", "0.9", "--json"]
+    asked = [
+        "ask",
+        "a.png",
+        "what?",
+        "--calibration",
+        "c.yaml",
+        "--keep",
+        "0.9",
+        "--json",
+        "--preset",
+        "entropy-horizon",
+    ]
     used = json.loads(CliRunner().invoke(cli, asked).stdout)
     assert not any("by default" in one for one in used["warnings"])
     assert used["tokens"]["stages"][0]["layer"] == known.ecl

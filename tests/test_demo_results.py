@@ -11,7 +11,7 @@ from vtprune.evaluation.summary import summarise
 from vtprune.questions_file import Asked
 
 ASKED = [Asked(Path(f"{n // 3}.png"), f"question {n}", "yes", kind="k") for n in range(30)]
-CELLS = all_cells(("divprune", "fastv"), ("balanced",), (0.5, 0.3), seeds=2)
+CELLS = all_cells(("divprune", "fastv"), ("fast",), (0.5, 0.3), seeds=2)
 
 
 def test_the_first_part_ends_with_a_file() -> None:
@@ -23,14 +23,14 @@ def test_the_first_part_ends_with_a_file() -> None:
 
 def test_the_headline_has_presets_baselines_and_rivals() -> None:
     names = {cell.entry.name for cell in CELLS if in_headline(cell, ("fastv",))}
-    assert names == {"unpruned", "balanced", "random", "uniform", "downsample", "fastv"}
+    assert names == {"unpruned", "fast", "random", "uniform", "downsample", "fastv"}
 
 
 def test_no_cell_is_asked_twice() -> None:
     keys = [cell.key for cell in CELLS]
     assert len(keys) == len(set(keys))
     assert {cell.row for cell in CELLS if cell.beside} == {
-        f"{name} beside balanced at ecl, horizon keep {keep}"
+        f"{name} beside fast at input, horizon keep {keep}"
         for name in ("random", "uniform")
         for keep in (0.5, 0.3)
     }

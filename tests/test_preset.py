@@ -20,7 +20,7 @@ from vtprune.preset import (
     parse_keep,
     preset_names,
 )
-from vtprune.pruners import METHODS
+from vtprune.pruners import METHODS, find_profile
 from vtprune.schedule import Place, resolve_layer
 from vtprune.solving import solve
 from vtprune.yaml_file import LARGEST_FILE, read_yaml
@@ -513,11 +513,15 @@ def test_a_preset_reads_what_it_writes(name: str) -> None:
 
 def solve_for(preset: Preset, modality: str, num_layers: int, num_tokens: int):  # type: ignore[no-untyped-def]
     calibration, _ = find_calibration("unknown", num_layers, 4096)
-    places = [
-        Place(stage.at, resolve_layer(stage.at, num_layers, calibration.ecl, calibration.horizon),
-              stage.keep)
-        for stage in preset.stages_for(modality)
-    ]  # fmt: skip
+    places: list[Place] = []
+    for stage in preset.stages_for(modality):
+        if stage.at == "schedule":
+            profile = find_profile(stage.method)
+            places += [Place(stage.at, layer, profile=profile, part=part)
+                       for part, layer in enumerate(profile.layers(num_layers))]  # fmt: skip
+            continue
+        layer = resolve_layer(stage.at, num_layers, calibration.ecl, calibration.horizon)
+        places.append(Place(stage.at, layer, stage.keep))
     return solve(places, preset.keep_for(modality), num_layers, num_tokens)
 
 

@@ -167,7 +167,7 @@ def test_a_row_that_fails_when_it_runs_has_its_reason(
 
     monkeypatch.setattr(Entropy, "select", refuse)
     found = measured("llava_onevision", tmp_path, how=how, keeps=[0.5],
-                     presets=["balanced", "fast"], method="uniform")  # fmt: skip
+                     presets=["entropy-horizon", "fast"], method="uniform")  # fmt: skip
     errors = [row.get("error") for row in found.rows]
     assert errors == [None, None, "no such states here", None]
 

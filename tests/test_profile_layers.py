@@ -138,7 +138,7 @@ def test_a_rows_short_run_has_a_layer_for_every_stretch_and_one_more() -> None:
 
 def test_with_layers_of_two_kinds_every_stretch_has_both() -> None:
     loaded, case = case_of("llava-1.5-7b")
-    row = planned(loaded, case, 0.3, [])[-1]
+    row = planned(loaded, case, 0.3, ["entropy-horizon"])[-1]
     entropy, horizon = row.steps
     counts = (640, 640, *[64 + entropy.after] * 2, *[64 + horizon.after] * 3)
     assert probe_row(row, 2).counts == counts

@@ -41,6 +41,7 @@ METHODS: dict[str, Method] = {
         at="schedule",
         summary="tokens that are farthest from each other, chosen three times, each time half as "
         "many",
+        paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         schedule="vtprune.pruners.cascade:schedule",
         options=(
             Option("states", "hidden", ("hidden", "query", "key", "value"), "which states to "
