@@ -27,3 +27,17 @@ def test_no_two_ticks_of_a_share_are_called_the_same(kept: list[float]) -> None:
 
 def test_text_in_a_chart_is_one_short_line_without_mathematics() -> None:
     assert literal("a $5 sign\nand a $6 one", 20) == r"a \$5 sign and a ..."
+
+
+@pytest.mark.parametrize("kept", [[0.75, 0.925], [0.3], [0.02, 0.98], [0.53, 0.76]])
+def test_ticks_of_a_share_stand_where_they_say(kept: list[float]) -> None:
+    figure = new_figure(9, 4)
+    axes = figure.subplots()
+    axes.plot(kept, kept, marker="o")
+    show_kept(axes)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    for tick in axes.xaxis.get_major_ticks():
+        if low <= tick.get_loc() <= high:
+            told = tick.label1.get_text().strip("%").replace("\N{MINUS SIGN}", "-")
+            assert float(told) / 100 == pytest.approx(tick.get_loc(), abs=1e-6)

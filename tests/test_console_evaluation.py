@@ -95,3 +95,14 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     long = row("pyramiddrop at schedule keep 0.3", at="schedule")
     text = shown(ENTROPY, BESIDE, DOWNSAMPLE, long, width=width)
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_kinds_that_have_no_room_stand_in_a_table_below() -> None:
+    kinds = {f"kind_{letter * 6}": 0.5 for letter in "abcdefghijkl"}
+    text = shown({**ENTROPY, "by_kind": kinds})
+    tables = text.split("by kind")[1:]
+    assert len(tables) == 2
+    assert all(len(line) <= 80 for line in text.split("\n"))
+    for letter in "abcdefghijkl":
+        assert sum(letter * 6 in table for table in tables) == 1
+    assert all("entropy at ecl 0.3" in table for table in tables)

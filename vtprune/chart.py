@@ -37,7 +37,10 @@ def literal(text: str, most: int) -> str:
 
 def show_shares(axes: Axes, which: str) -> None:
     """Shares in whole percent on the "x" or "y" axis, once they are drawn."""
+    from matplotlib.ticker import MaxNLocator
+
     axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))  # no 2.5, which is not whole
     axis.set_major_formatter("{x:.0%}")
     low, high = axis.get_view_interval()
     if high - low < NARROW:
