@@ -718,8 +718,7 @@ def test_ctrl_c_ends_the_process_with_130(clip: str) -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.strip() == ""
+    assert (process.returncode, stderr.strip()) == (130, "")
 
 
 def test_reader_that_goes_away_is_no_traceback() -> None:

@@ -98,7 +98,7 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     assert (fake.load["name"], fake.load["device"]) == ("qwen2.5-vl-7b", "cpu")
     assert fake.lineup is not None
     asked = [(one.name, one.at, one.keep) for one in fake.lineup.entries if one.role == "asked"]
-    places = "input, ecl, horizon"
+    places = "schedule"
     assert {(name, keep) for name, _, keep in asked} == {
         (name, keep) for name in ("entropy", "vtw", "long-video") for keep in (0.5, 0.2)
     }
