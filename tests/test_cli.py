@@ -694,9 +694,10 @@ def test_help_imports_no_rich_and_no_yaml() -> None:
 # The process itself
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from vtprune import run
 from vtprune.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def open_model(name, **options):
     print("ready", flush=True)
     time.sleep(30)
