@@ -7,19 +7,22 @@ import pytest
 from vtprune.chart import literal, new_figure, show_kept
 
 
-@pytest.mark.parametrize("kept", [[0.3], [0.295, 0.302], [0.0, 1.0]])
-def test_no_two_ticks_of_a_share_are_called_the_same(kept: list[float]) -> None:
+def drawn(kept: list[float]) -> tuple[list[tuple[float, str]], tuple[float, float]]:
+    """(place, label) of every tick in sight on an axis of shares, and the axis's limits."""
     figure = new_figure(4, 3)
     axes = figure.subplots()
     axes.plot(kept, kept, marker="o")
     show_kept(axes)
     figure.draw_without_rendering()
     low, high = axes.get_xlim()
-    labels = [
-        tick.label1.get_text()
-        for tick in axes.xaxis.get_major_ticks()
-        if low <= tick.get_loc() <= high
-    ]
+    ticks = [(tick.get_loc(), tick.label1.get_text()) for tick in axes.xaxis.get_major_ticks()]
+    return [tick for tick in ticks if low <= tick[0] <= high], (low, high)
+
+
+@pytest.mark.parametrize("kept", [[0.3], [0.295, 0.302], [0.0, 1.0]])
+def test_no_two_ticks_of_a_share_are_called_the_same(kept: list[float]) -> None:
+    ticks, (low, high) = drawn(kept)
+    labels = [label for _, label in ticks]
     assert len(labels) > 2
     assert len(labels) == len(set(labels))
     assert low <= min(kept) <= max(kept) <= high
@@ -31,13 +34,6 @@ def test_text_in_a_chart_is_one_short_line_without_mathematics() -> None:
 
 @pytest.mark.parametrize("kept", [[0.75, 0.925], [0.3], [0.02, 0.98], [0.53, 0.76]])
 def test_ticks_of_a_share_stand_where_they_say(kept: list[float]) -> None:
-    figure = new_figure(9, 4)
-    axes = figure.subplots()
-    axes.plot(kept, kept, marker="o")
-    show_kept(axes)
-    figure.draw_without_rendering()
-    low, high = axes.get_xlim()
-    for tick in axes.xaxis.get_major_ticks():
-        if low <= tick.get_loc() <= high:
-            told = tick.label1.get_text().strip("%").replace("\N{MINUS SIGN}", "-")
-            assert float(told) / 100 == pytest.approx(tick.get_loc(), abs=1e-6)
+    for place, label in drawn(kept)[0]:
+        told = label.strip("%").replace("\N{MINUS SIGN}", "-")
+        assert float(told) / 100 == pytest.approx(place, abs=1e-6)

@@ -111,7 +111,6 @@ def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: 
 
 
 def _demo_score(asked: Asked, given: str) -> float:
-    """Right is right whole: part of a clip's events counts as wrong, as in the model's card."""
-    from vtprune.demo.score import score
+    from vtprune.demo.score import is_right
 
-    return float(score(asked.kind, asked.answer or "", given) == 1.0)
+    return float(is_right(asked.kind, asked.answer or "", given))

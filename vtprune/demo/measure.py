@@ -25,7 +25,7 @@ from .checkpoint import NUM_FRAMES
 from .forward import normalise, resize, tiles
 from .questions import KINDS, Question, draw_questions, names_held_out
 from .samples import samples, write_file
-from .score import score
+from .score import is_right
 from .world import TILE, generator, make_clip, make_picture
 
 MANNERS = ("seen", "blank", "exchanged")
@@ -41,7 +41,7 @@ class Answered:
 
     @property
     def right(self) -> bool:
-        return score(self.question.kind, self.question.answer, self.answer) == 1.0
+        return is_right(self.question.kind, self.question.answer, self.answer)
 
 
 def read(path: Path) -> Tensor:
@@ -188,7 +188,7 @@ def table(results: dict[str, list[Answered]]) -> list[dict[str, object]]:
         held = [r for r in seen if names_held_out(r.question)]
         low, high = interval(seen)
         lucky = [
-            score(r.question.kind, r.question.answer, guess(r.question, best)) == 1 for r in seen
+            is_right(r.question.kind, r.question.answer, guess(r.question, best)) for r in seen
         ]
         rows.append(
             {

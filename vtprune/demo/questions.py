@@ -30,7 +30,6 @@ KINDS = PICTURE_KINDS + CLIP_KINDS
 EXTRA_KINDS = ("describe",)
 # Asked in training's later part alone: the single looks that comparisons and events are made of.
 BETWEEN = (0.33, 0.6)  # times after one third's events and before the next one's
-LOOK_KINDS = ("relation", "places", "whereabouts", "between")
 
 
 @dataclass(frozen=True)

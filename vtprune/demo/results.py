@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtprune.cli.output import save_file
 from vtprune.demo import write
 from vtprune.evaluation.cells import Cell, lay_cells
 from vtprune.evaluation.intervals import Estimate
@@ -85,21 +86,24 @@ def path_of(args: argparse.Namespace, part: Part, rank: int) -> Path:
     return folder / f"{part.name}-{rank}-of-{args.processes}.jsonl"
 
 
-def questions_of(args: argparse.Namespace) -> list[Asked]:
-    return read_questions(args.out / "files" / "questions.jsonl")
+def work_of(args: argparse.Namespace) -> tuple[list[Asked], list[Part]]:
+    """The questions, and what is asked of them; the same in every process."""
+    asked = read_questions(args.out / "files" / "questions.jsonl")
+    cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
+    return asked, parts(asked, cells, args.rivals, args.few)
 
 
 def answer(rank: int, args: argparse.Namespace) -> None:
     """One process: its share of the files, on one thread."""
     import torch
 
-    from vtprune.demo.score import score
+    from vtprune.demo.score import is_right
     from vtprune.evaluation.answering import Settings
     from vtprune.evaluation.run import Plan, evaluate
     from vtprune.loading import load
 
     def rate(asked: Asked, given: str) -> float:
-        return float(score(asked.kind, asked.answer or "", given) == 1.0)
+        return float(is_right(asked.kind, asked.answer or "", given))
 
     def show(what: str, done: int, total: int) -> None:
         if rank == 0 and what == "answering":
@@ -107,9 +111,8 @@ def answer(rank: int, args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     loaded = load(args.model)
-    asked = questions_of(args)
-    cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
-    for part in parts(asked, cells, args.rivals, args.few):
+    asked, found = work_of(args)
+    for part in found:
         own = tuple(asked[number] for number in share(part, asked, rank, args.processes))
         if own:
             plan = Plan(own, part.cells)
@@ -194,11 +197,10 @@ def rivals_table(
 
 def report(args: argparse.Namespace) -> str:
     """The tables, of what is there."""
-    asked = questions_of(args)
-    cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
-    found = parts(asked, cells, args.rivals, args.few)
+    asked, found = work_of(args)
     records = collect(args, asked, found)
     lines: list[str] = []
+    told: list[str] = []
     for part in found:
         # What the headline has is of all questions, the rest of the first ones.
         numbers = part.numbers if part is found[0] else tuple(range(len(asked)))
@@ -211,10 +213,9 @@ def report(args: argparse.Namespace) -> str:
         lines.append("")
         if args.plot is not None and part is found[0]:
             save_plot(args.plot, rows, own, args)
-        if args.json is not None:
-            data = {"part": part.name, "rows": [row.to_dict() for row in rows]}
-            with args.json.open("a" if part is not found[0] else "w", encoding="utf-8") as file:
-                file.write(json.dumps(data) + "\n")
+        told.append(json.dumps({"part": part.name, "rows": [row.to_dict() for row in rows]}))
+    if args.json is not None:
+        save_file(args.json, "".join(f"{line}\n" for line in told).encode(), "--json")
     return "\n".join(lines)
 
 
@@ -225,7 +226,7 @@ def save_plot(
 
     files = len({one.file for one in asked})
     model = {"name": f"embedded model, {args.split} split"}
-    path.write_bytes(plot(Evaluation(model, tuple(rows), len(asked), files, True)))
+    save_file(path, plot(Evaluation(model, tuple(rows), len(asked), files, True)), "--plot")
 
 
 def main() -> None:

@@ -21,6 +21,11 @@ def score(kind: str, expected: str, given: str) -> float:
     return 2 * _common(one, other) / (len(one) + len(other))
 
 
+def is_right(kind: str, expected: str, given: str) -> bool:
+    """Right is right whole: part of a clip's events counts as wrong, as in the model's card."""
+    return score(kind, expected, given) == 1.0
+
+
 def events(answer: str) -> list[str]:
     """The events that an answer names, in order: two in "red circle moves left, then ..."."""
     parts = re.split(r",|\bthen\b|\band\b|\.|;", answer.lower())

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner, UnitPruner
     from vtprune.schedule import Profile
 
+COMPARED = Option(
+    "states", "hidden", ("hidden", "query", "key", "value"), "which states to compare"
+)
+
 METHODS: dict[str, Method] = {
     "entropy": Method(
         path="vtprune.pruners.entropy:Entropy",
@@ -31,10 +35,7 @@ METHODS: dict[str, Method] = {
         at="input",
         summary="tokens that are farthest from each other, one after the other",
         paper="DivPrune, arXiv 2503.02175",
-        options=(
-            Option("states", "hidden", ("hidden", "query", "key", "value"), "which states to "
-                   "compare"),
-        ),
+        options=(COMPARED,),
     ),
     "cascade": Method(
         path="vtprune.pruners.cascade:Cascade",
@@ -43,10 +44,7 @@ METHODS: dict[str, Method] = {
         "many",
         paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         schedule="vtprune.pruners.cascade:schedule",
-        options=(
-            Option("states", "hidden", ("hidden", "query", "key", "value"), "which states to "
-                   "compare"),
-        ),
+        options=(COMPARED,),
     ),
     "dart": Method(
         path="vtprune.pruners.dart:Dart",
