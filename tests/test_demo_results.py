@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from vtprune.demo.results import all_cells, collect, in_headline, parts, path_of, share, table
+from vtprune.demo.asking import Job, Part, split_parts
+from vtprune.demo.results import all_cells, in_headline, table
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.summary import summarise
 from vtprune.questions_file import Asked
@@ -14,11 +14,20 @@ ASKED = [Asked(Path(f"{n // 3}.png"), f"question {n}", "yes", kind="k") for n in
 CELLS = all_cells(("divprune", "fastv"), ("fast",), (0.5, 0.3), seeds=2)
 
 
+def parts(few: int) -> tuple[Part, ...]:
+    headline = [cell for cell in CELLS if in_headline(cell, ())]
+    return split_parts(ASKED, CELLS, headline, few)
+
+
+def job(folder: Path, few: int, processes: int) -> Job:
+    return Job(folder, tuple(ASKED), parts(few), processes=processes)
+
+
 def test_the_first_part_ends_with_a_file() -> None:
-    first, rest = parts(ASKED, CELLS, (), few=10)
+    first, rest = parts(few=10)
     assert first.numbers == tuple(range(12))
     assert rest.numbers == tuple(range(12, 30))
-    assert [part.name for part in parts(ASKED, CELLS, (), few=30)] == ["first"]
+    assert [part.name for part in parts(few=30)] == ["first"]
 
 
 def test_the_headline_has_presets_baselines_and_rivals() -> None:
@@ -36,9 +45,9 @@ def test_no_cell_is_asked_twice() -> None:
     }
 
 
-def test_processes_share_whole_files_and_leave_none_out() -> None:
-    part = parts(ASKED, CELLS, (), few=30)[0]
-    shares = [share(part, ASKED, rank, 3) for rank in range(3)]
+def test_processes_share_whole_files_and_leave_none_out(tmp_path: Path) -> None:
+    whole = job(tmp_path, few=30, processes=3)
+    shares = [whole.share(whole.parts[0], rank) for rank in range(3)]
     assert sorted(sum(shares, ())) == list(range(30))
     files = [{ASKED[number].file for number in own} for own in shares]
     assert not files[0] & files[1]
@@ -46,12 +55,11 @@ def test_processes_share_whole_files_and_leave_none_out() -> None:
 
 
 def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
-    args = argparse.Namespace(out=tmp_path, processes=2)
-    found = parts(ASKED, CELLS, (), few=12)
-    for part in found:
+    whole = job(tmp_path, few=12, processes=2)
+    for part in whole.parts:
         for rank in range(2):
-            own = share(part, ASKED, rank, 2)
-            book = Book(path_of(args, part, rank), {})
+            own = whole.share(part, rank)
+            book = Book(whole.path(part, rank), {})
             for place, number in enumerate(own):
                 book.add([
                     Record(place, cell.key, score=float(number % 3 == 0 or cell.entry.keep == 1),
@@ -59,8 +67,8 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
                     for cell in part.cells
                 ])  # fmt: skip
             book.close()
-    records = collect(args, ASKED, found)
-    assert len(records) == sum(len(part.numbers) * len(part.cells) for part in found)
+    records = whole.collect()
+    assert len(records) == sum(len(part.numbers) * len(part.cells) for part in whole.parts)
     assert all(one.score == (number % 3 == 0) for (number, key), one in records.items()
                if key != "unpruned")  # fmt: skip
     rows = summarise(ASKED[:12], CELLS, {k: v for k, v in records.items() if k[0] < 12})

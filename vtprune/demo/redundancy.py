@@ -1,234 +1,179 @@
-"""How much pruning costs the embedded model: `python -m vtprune.demo.redundancy DIR`.
+"""How redundant the embedded world is: `python -m vtprune.demo.redundancy OUT`.
 
-Accuracy by kind of question against keep, for every method at its own place and, at the same layer
-and counts, for the baselines, which also stand at the input. With it the entropy curve over the
-layers, the accuracy when all visual tokens go at a layer, and how the two norms of the entropy rank
-tokens. Resumable: what is in DIR is not done again.
+Accuracy by kind of question against keep for `entropy` with both norms at the layer that it really
+cuts, and for `random` and `uniform` at that layer and its counts, and at the input. Beside it, how
+far apart the entropy's scores are and how alike its two norms rank the tokens. A killed run goes
+on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from vtprune.batching import collate
-from vtprune.calibrate import Collapse, entropy_curves, find_collapse
-from vtprune.catalog import Calibration
-from vtprune.demo import write
+from vtprune.demo.asking import Job, Part, Records, questions
 from vtprune.demo.questions import KINDS
-from vtprune.demo.score import score
-from vtprune.encoding import Encoded
-from vtprune.engine import pruning
-from vtprune.loading import Loaded, load
-from vtprune.media import Limits
-from vtprune.models.base import Sampling
-from vtprune.preset import load_preset, override
-from vtprune.prompts import encode, to_device
-from vtprune.pruners.entropy import token_entropy
-from vtprune.run import Generation, gather, pad_id, pruned
-from vtprune.upstream import quiet
+from vtprune.evaluation.cells import Cell, lay_cells
+from vtprune.evaluation.summary import Row, summarise
+from vtprune.lineup import line_up
+from vtprune.preset import load_preset
+from vtprune.questions_file import Asked
+
+if TYPE_CHECKING:
+    import torch
+
+    from vtprune.loading import Loaded
 
 KEEPS = (0.5, 0.3, 0.2, 0.1, 0.05)
-SEEDS = 5
-BATCH = 16
-CURVES = 60  # prompts whose states are looked at
-LONGEST = 48  # tokens of an answer
+NORMS = ("row", "none")
+SEEDS = 5  # of each random row
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way to prune: its name in the tables, its stage, its keep and seed."""
-
-    name: str
-    stage: Mapping[str, object]
-    keep: float | None
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}|{self.keep}|{self.seed}"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question, ready for the model."""
-
-    file: str
-    kind: str
-    answer: str
-    tensors: Mapping[str, torch.Tensor]
-
-
-def cells(num_layers: int) -> list[Cell]:
-    """The unpruned model, every method at every keep, and dropping all at every layer."""
-    made = [Cell("unpruned", {"at": "input", "method": "random"}, 1.0)]
-    for keep in KEEPS:
-        for norm in ("row", "none"):
-            stage = {"at": "ecl", "method": "entropy", "norm": norm}
-            made.append(Cell(f"entropy ({norm}) at ecl", stage, keep))
-        for place in ("ecl", "input"):
-            made.append(Cell(f"uniform at {place}", {"at": place, "method": "uniform"}, keep))
-            for seed in range(SEEDS):
-                stage = {"at": place, "method": "random"}
-                made.append(Cell(f"random at {place}", stage, keep, seed))
-    for layer in range(num_layers):
-        made.append(Cell(f"drop all at {layer}", {"at": layer, "method": "vtw", "keep": 0}, None))
-    return made
-
-
-def prompts(loaded: Loaded, folder: Path, lines: Sequence[Mapping[str, str]]) -> Iterator[Prompt]:
-    """Every question as the model's inputs; files are read once."""
-    read: dict[str, object] = {}
-    for line in lines:
-        if line["file"] not in read:
-            read = {line["file"]: gather(loaded, [folder / line["file"]], Sampling(), Limits())}
-        inputs = encode(loaded, read[line["file"]], line["question"], Generation())  # type: ignore[arg-type]
-        yield Prompt(line["file"], line["kind"], line["answer"], inputs.tensors)
-
-
-def batches(items: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Prompts of like length together, and clips apart from pictures."""
-    ordered = sorted(items, key=lambda one: ("pixel_values_videos" in one.tensors,
-                                             one.tensors["input_ids"].shape[1]))  # fmt: skip
-    groups: dict[object, list[Prompt]] = defaultdict(list)
-    for one in ordered:
-        video = one.tensors.get("pixel_values_videos")
-        groups[None if video is None else video.shape[1]].append(one)
-    return [
-        group[start : start + BATCH]
-        for group in groups.values()
-        for start in range(0, len(group), BATCH)
+def norm_cells(layer: int, keeps: Sequence[float] = KEEPS, seeds: int = SEEDS) -> tuple[Cell, ...]:
+    """Entropy at `layer` with either norm, what stands beside it there, and at the input."""
+    stages = {norm: [{"at": layer, "method": "entropy", "norm": norm}] for norm in NORMS}
+    presets = [
+        replace(load_preset({"stages": stages[norm]}), name=f"norm {norm}") for norm in NORMS
     ]
+    cells = lay_cells(line_up([], keeps, presets), seeds, beside=True)
+    # Both norms cut to the same counts: what stands beside one stands beside the other.
+    again = f"norm {NORMS[1]} "
+    return tuple(
+        cell for cell in cells if cell.entry.name != "downsample" and not (
+            cell.beside and cell.beside.startswith(again))
+    )  # fmt: skip
 
 
-def answer_cell(
-    loaded: Loaded, batch: Sequence[Prompt], tensors: Mapping[str, torch.Tensor], cell: Cell,
-    encoded: Encoded,
-) -> list[float]:  # fmt: skip
-    """The score of every prompt of a batch under one way to prune."""
-    preset = override(load_preset({"stages": [cell.stage]}), cell.keep, seed=cell.seed)
-    runs = pruned(loaded, tensors, preset, Generation(LONGEST), encoded=encoded)
-    return [score(one.kind, one.answer, run.answer) for one, run in zip(batch, runs, strict=True)]
+def table(rows: Sequence[Row], layer: int) -> Iterator[str]:
+    """Accuracy by kind, in percent, a line a row, in Markdown."""
+    shown = [kind for kind in KINDS if kind in rows[0].by_kind]
+    yield f"| keep | tokens chosen by | all | {' | '.join(f'`{kind}`' for kind in shown)} |"
+    yield "| --- " * (len(shown) + 3) + "|"
+    ordered = sorted(rows, key=lambda row: (-(row.keep or 1), row.role != "asked"))
+    for row in ordered:
+        # A layer average that the layers before the cut have spent alone can't be had.
+        if row.accuracy is None:
+            continue
+        shares = [row.accuracy.mean, *(row.by_kind[kind] for kind in shown)]
+        cells = [f"{100 * share:.0f}" for share in shares]
+        keep = "1" if row.role == "unpruned" else f"{row.keep:g}"
+        yield f"| {keep} | {label(row, layer)} | {' | '.join(cells)} |"
 
 
-@torch.no_grad()
-def rank_norms(loaded: Loaded, items: Sequence[Prompt], layer: int) -> dict[str, float]:
-    """Spread of each norm's scores, and their rank agreement, over the states before a layer."""
-    kept: dict[str, torch.Tensor] = {}
-    projection = loaded.model.get_decoder().layers[layer - 1].self_attn.q_proj
-    handle = projection.register_forward_hook(lambda *call: kept.update(query=call[2]))
-    spreads: dict[str, list[float]] = {"row": [], "none": []}
+def label(row: Row, layer: int) -> str:
+    """What chose, and where."""
+    if row.role == "unpruned":
+        return "nothing pruned"
+    if row.preset:
+        return f"`entropy`, `norm: {row.preset.split()[1]}`, at layer {layer}"
+    return f"`{row.method}` at {f'layer {layer}' if ' beside ' in row.name else 'input'}"
+
+
+def compare_norms(
+    loaded: Loaded, asked: Sequence[Asked], layer: int
+) -> tuple[dict[str, float], float]:
+    """Spread of each norm's scores, and their rank agreement: means over the questions' media.
+
+    Args:
+        layer: the cut that the scores would be for, 1 or more.
+
+    Returns:
+        Standard deviation over mean by norm; Spearman's correlation of the two.
+    """
+    import torch
+
+    from vtprune.engine import pruning
+    from vtprune.media import Limits
+    from vtprune.models.base import Sampling
+    from vtprune.prompts import encode, to_device
+    from vtprune.run import Generation, gather
+
+    decoder = loaded.model.get_decoder()
+    heads, kept = decoder.config.num_attention_heads, dict[str, torch.Tensor]()
+    spreads: dict[str, list[float]] = {norm: [] for norm in NORMS}
     agreements = []
-    heads = loaded.model.get_decoder().config.num_attention_heads
+
+    def note(module: object, given: object, query: torch.Tensor) -> None:
+        kept["query"] = query
+
+    handle = decoder.layers[layer - 1].self_attn.q_proj.register_forward_hook(note)
     try:
-        for one in items:
-            with pruning(loaded.model, keep=1.0) as trace:
-                loaded.model(**to_device(loaded, one.tensors), use_cache=False)
+        for one in asked:
+            gathered = gather(loaded, [one.file], Sampling(), Limits())
+            inputs = encode(loaded, gathered, one.question, Generation())
+            with torch.no_grad(), pruning(loaded.model, keep=1.0) as trace:
+                loaded.model(**to_device(loaded, inputs.tensors), use_cache=False)
             states = kept["query"][0, trace.layouts[0].columns].unflatten(-1, (heads, -1))
-            scores = {norm: token_entropy(states, norm) for norm in spreads}
-            for norm, values in scores.items():
-                spreads[norm].append(float(values.std() / values.mean().abs()))
-            ranks = [values.argsort().argsort().double() for values in scores.values()]
-            agreements.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+            spread, agreement = rank(states)
+            agreements.append(agreement)
+            for norm in NORMS:
+                spreads[norm].append(spread[norm])
     finally:
         handle.remove()
-    return {
-        "spread_row": float(np.mean(spreads["row"])),
-        "spread_none": float(np.mean(spreads["none"])),
-        "rank_agreement": float(np.mean(agreements)),
-    }
+    return {norm: _mean(values) for norm, values in spreads.items()}, _mean(agreements)
 
 
-def calibrated(loaded: Loaded, items: Sequence[Prompt]) -> tuple[Loaded, Collapse]:
-    """The model with the entropy collapse layer of its own curves."""
-    with quiet():
-        curves = entropy_curves(loaded, [to_device(loaded, one.tensors) for one in items])
-    found = find_collapse(curves)
-    num_layers = len(loaded.model.get_decoder().layers)
-    own = Calibration(found.layer, num_layers - 1, None, {}, "measured")
-    return replace(loaded, calibration=own), found
+def rank(states: torch.Tensor) -> tuple[dict[str, float], float]:
+    """Spread of both norms' scores of states (N, H, D), and Spearman's correlation of the two."""
+    import torch
+
+    from vtprune.pruners.entropy import token_entropy
+
+    scores = [token_entropy(states, norm) for norm in NORMS]
+    spread = {norm: float(own.std() / own.mean().abs())
+              for norm, own in zip(NORMS, scores, strict=True)}  # fmt: skip
+    ranks = torch.stack([own.argsort().argsort().double() for own in scores])
+    return spread, float(torch.corrcoef(ranks)[0, 1])
 
 
-def measure(folder: Path, split: str, num: int, seed: int, weights: str | None) -> None:
-    """Fills `folder` with results.jsonl, a line a batch, and states.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = write(folder / "samples", num, seed, split)
-    loaded = load(weights)
-    items = list(prompts(loaded, folder / "samples", lines))
-    step = max(1, len(items) // CURVES)
-    loaded, collapse = calibrated(loaded, items[::step][:CURVES])
-    states = {"curve": collapse.curve, "ecl": collapse.layer, "share": collapse.share,
-              **rank_norms(loaded, items[::step][:CURVES], collapse.layer)}  # fmt: skip
-    (folder / "states.json").write_text(json.dumps(states, indent=2))
-    results = folder / "results.jsonl"
-    done = len(results.read_text().splitlines()) if results.exists() else 0
-    ways = cells(len(loaded.model.get_decoder().layers))
-    for number, batch in enumerate(batches(items)):
-        if number < done:
-            continue
-        tensors = to_device(loaded, collate([one.tensors for one in batch], pad_id(loaded)))
-        encoded: Encoded = {}
-        scores = {cell.key: answer_cell(loaded, batch, tensors, cell, encoded) for cell in ways}
-        line = {"files": [one.file for one in batch], "kinds": [one.kind for one in batch],
-                "scores": scores}  # fmt: skip
-        with results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{number + 1} batches, {sum(s == 1 for s in scores['unpruned|1.0|0'])} of "
-              f"{len(batch)} right unpruned", flush=True)  # fmt: skip
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def summarise(folder: Path) -> str:
-    """The tables, in Markdown."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    kinds: list[str] = []
-    for text in (folder / "results.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        kinds += line["kinds"]
-        for key, values in line["scores"].items():
-            scores[key] += values
-    right = {key: np.array(values) == 1 for key, values in scores.items()}
-    by_cell: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    for key, values in right.items():
-        name, keep, _ = key.split("|")
-        by_cell[name, keep].append(values)
-    kind = np.array(kinds)
-    shown = [one for one in KINDS if (kind == one).any()]
-    head = f"| keep | method | all | {' | '.join(shown)} |"
-    rows = [head, "| --- | --- " + "| --- " * (len(shown) + 1) + "|"]
-    drops = []
-    for (name, keep), runs in by_cell.items():
-        mean = np.mean(runs, axis=0)
-        cells_ = [f"{mean.mean():.1%}", *(f"{mean[kind == one].mean():.1%}" for one in shown)]
-        row = f"| {keep} | {name} | {' | '.join(cells_)} |"
-        if name.startswith("drop all at "):
-            drops.append(row.replace(f"| {keep} | drop all at ", "| "))
-        else:
-            rows.append(row)
-    counts = " | ".join(str(int((kind == one).sum())) for one in shown)
-    rows.append(f"|  | questions | {len(kind)} | {counts} |")
-    head = f"| all dropped from layer | all | {' | '.join(shown)} |"
-    return "\n".join([*rows, "", head, "| --- " * (len(shown) + 2) + "|", *drops])
+def report(asked: Sequence[Asked], cells: Sequence[Cell], records: Records, layer: int) -> str:
+    """The table, and which keeps can't be had past the input."""
+    rows = summarise(asked, cells, records)
+    lines = [*table(rows, layer)]
+    missing = sorted({f"{row.keep:g}" for row in rows if row.accuracy is None}, reverse=True)
+    if missing:
+        lines += ["", f"Keep {' and '.join(missing)} can't be had by a cut at layer {layer}: the "
+                  "layers before it have spent more."]  # fmt: skip
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of files, answers and what goes on")
+    parser.add_argument("--model", help="a checkpoint; default: the packaged one")
+    parser.add_argument("--layer", type=int, help="where entropy cuts; default: the model's ecl")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--seed", type=int, default=0, help="of the files and questions")
     parser.add_argument("--questions", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--weights", help="a checkpoint; default: the packaged one")
-    parser.add_argument("--summary", action="store_true", help="print the tables of what is there")
+    parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    if not args.summary:
-        measure(args.folder, args.split, args.questions, args.seed, args.weights)
-    print(summarise(args.folder))
+    from vtprune.catalog import find_calibration
+    from vtprune.loading import load
+    from vtprune.models.structure import find_structure
+
+    loaded = load(args.model)
+    own = find_structure(loaded.model)
+    known, _ = find_calibration(own.model_type, len(own.layers), own.hidden_size)
+    layer = args.layer or known.ecl
+    asked = questions(args.out, args.split, args.questions, args.seed)
+    cells = norm_cells(layer)
+    part = Part(f"layer-{layer}", tuple(range(len(asked))), cells)
+    records = Job(args.out, asked, (part,), args.model, args.processes).run()
+    spread, agreement = compare_norms(loaded, asked[::8], layer)
+    told = ", ".join(f"{norm} {value:.3f}" for norm, value in spread.items())
+    sys.stdout.write(
+        f"{report(asked, cells, records, layer)}\n\n"
+        f"Standard deviation of the scores over their mean: {told}. "
+        f"Rank agreement of the norms: {agreement:.2f}.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -11,31 +11,19 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vtprune.cli.output import save_file
-from vtprune.demo import write
+from vtprune.demo.asking import Job, Records, questions, split_parts
 from vtprune.evaluation.cells import Cell, lay_cells
 from vtprune.evaluation.intervals import Estimate
-from vtprune.evaluation.records import Record, read_records
 from vtprune.evaluation.summary import Evaluation, Row, compare_with_rivals, summarise
 from vtprune.lineup import UNPRUNED, line_up
 from vtprune.pruners import BASELINES, METHODS
-from vtprune.questions_file import Asked, read_questions
+from vtprune.questions_file import Asked
 
 KEEPS = (0.5, 0.3, 0.2, 0.1)
 SEEDS = 5
-Records = dict[tuple[int, str], Record]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Questions, by their numbers in the whole list, and the cells that they are asked in."""
-
-    name: str
-    numbers: tuple[int, ...]
-    cells: tuple[Cell, ...]
 
 
 def all_cells(
@@ -51,21 +39,6 @@ def all_cells(
     return list(found.values())
 
 
-def parts(
-    asked: Sequence[Asked], cells: Sequence[Cell], rivals: Sequence[str], few: int
-) -> list[Part]:
-    """The first `few` questions in all cells, the others in those that the headline needs.
-
-    A file's questions stay together.
-    """
-    while 0 < few < len(asked) and asked[few].file == asked[few - 1].file:
-        few += 1
-    first, rest = tuple(range(min(few, len(asked)))), tuple(range(few, len(asked)))
-    found = [Part("first", first, tuple(cells))]
-    wanted = tuple(cell for cell in cells if in_headline(cell, rivals))
-    return [*found, Part("rest", rest, wanted)] if rest else found
-
-
 def in_headline(cell: Cell, rivals: Sequence[str]) -> bool:
     """Unpruned, presets with what stands beside them, baselines at their own places, rivals."""
     entry = cell.entry
@@ -73,62 +46,13 @@ def in_headline(cell: Cell, rivals: Sequence[str]) -> bool:
     return not entry.method or entry.role == UNPRUNED or plain or entry.method in rivals
 
 
-def share(part: Part, asked: Sequence[Asked], rank: int, processes: int) -> tuple[int, ...]:
-    """The numbers of one process: every so many files, each whole."""
-    files = list(dict.fromkeys(asked[number].file for number in part.numbers))
-    own = set(files[rank::processes])
-    return tuple(number for number in part.numbers if asked[number].file in own)
-
-
-def path_of(args: argparse.Namespace, part: Part, rank: int) -> Path:
-    """Where one process keeps the answers of one part."""
-    folder: Path = args.out
-    return folder / f"{part.name}-{rank}-of-{args.processes}.jsonl"
-
-
-def work_of(args: argparse.Namespace) -> tuple[list[Asked], list[Part]]:
-    """The questions, and what is asked of them; the same in every process."""
-    asked = read_questions(args.out / "files" / "questions.jsonl")
+def job_of(args: argparse.Namespace) -> Job:
+    """The questions, and what is asked of them."""
+    asked = questions(args.out, args.split, args.questions, args.seed)
     cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
-    return asked, parts(asked, cells, args.rivals, args.few)
-
-
-def answer(rank: int, args: argparse.Namespace) -> None:
-    """One process: its share of the files, on one thread."""
-    import torch
-
-    from vtprune.demo.score import is_right
-    from vtprune.evaluation.answering import Settings
-    from vtprune.evaluation.run import Plan, evaluate
-    from vtprune.loading import load
-
-    def rate(asked: Asked, given: str) -> float:
-        return float(is_right(asked.kind, asked.answer or "", given))
-
-    def show(what: str, done: int, total: int) -> None:
-        if rank == 0 and what == "answering":
-            sys.stderr.write(f"{part.name}: {done} of {total}\n")
-
-    torch.set_num_threads(1)
-    loaded = load(args.model)
-    asked, found = work_of(args)
-    for part in found:
-        own = tuple(asked[number] for number in share(part, asked, rank, args.processes))
-        if own:
-            plan = Plan(own, part.cells)
-            evaluate(loaded, plan, Settings(score=rate), path_of(args, part, rank), show)
-
-
-def collect(args: argparse.Namespace, asked: Sequence[Asked], found: Sequence[Part]) -> Records:
-    """All processes' records, by the questions' numbers in the whole list."""
-    records: Records = {}
-    for part in found:
-        for rank in range(args.processes):
-            numbers = share(part, asked, rank, args.processes)
-            path = path_of(args, part, rank)
-            for record in read_records(path) if path.exists() else ():
-                records[numbers[record.question], record.cell] = record
-    return records
+    headline = [cell for cell in cells if in_headline(cell, args.rivals)]
+    parts = split_parts(asked, cells, headline, args.few)
+    return Job(args.out, asked, parts, args.model, args.processes)
 
 
 def table(rows: Sequence[Row], keeps: Sequence[float]) -> Iterator[str]:
@@ -195,23 +119,20 @@ def rivals_table(
             yield f"| {name.split(' keep ')[0]} | {told} | {p:.3f} |"
 
 
-def report(args: argparse.Namespace) -> str:
+def report(args: argparse.Namespace, job: Job, records: Records) -> str:
     """The tables, of what is there."""
-    asked, found = work_of(args)
-    records = collect(args, asked, found)
     lines: list[str] = []
     told: list[str] = []
-    for part in found:
+    for part in job.parts:
         # What the headline has is of all questions, the rest of the first ones.
-        numbers = part.numbers if part is found[0] else tuple(range(len(asked)))
-        own = [asked[number] for number in numbers]
+        own = job.asked[: len(part.numbers)] if part is job.parts[0] else job.asked
         mine = {key: one for key, one in records.items() if key[0] < len(own)}
         rows = summarise(own, part.cells, mine)
         lines += [*table(rows, args.keep)]
         for preset in args.presets:
             lines += rivals_table(own, part.cells, mine, Path(preset).stem)
         lines.append("")
-        if args.plot is not None and part is found[0]:
+        if args.plot is not None and part is job.parts[0]:
             save_plot(args.plot, rows, own, args)
         told.append(json.dumps({"part": part.name, "rows": [row.to_dict() for row in rows]}))
     if args.json is not None:
@@ -247,14 +168,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--summary", action="store_true", help="tables of what is there, no more")
     args = parser.parse_args()
-    if not args.summary:
-        from torch.multiprocessing import spawn
-
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not (args.out / "files" / "questions.jsonl").exists():
-            write(args.out / "files", args.questions, args.seed, args.split)
-        spawn(answer, (args,), nprocs=args.processes)
-    sys.stdout.write(report(args) + "\n")
+    job = job_of(args)
+    records = job.collect() if args.summary else job.run()
+    sys.stdout.write(report(args, job, records) + "\n")
 
 
 def _names(text: str) -> tuple[str, ...]:
