@@ -9,10 +9,12 @@ import pytest
 from conftest import save_noise
 
 from vtprune import run
+from vtprune.errors import MediaError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.intervals import difference, estimate, holm
 from vtprune.evaluation.records import Book
+from vtprune.evaluation.run import Plan, evaluate
 from vtprune.evaluation.scoring import chosen, pick_metric, score
 from vtprune.questions_file import Asked
 from vtprune.run import Generation
@@ -143,3 +145,36 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     assert len(book.records) == len(asked) * len(cells)
     told = {record.error for record in book.records.values()}
     assert told == {"", "the row that it stands beside cuts nothing past the input"}
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_named(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    whole = save_noise(tmp_path / "whole.png", 60, 60)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
+    asked = [Asked(cut, "what?"), Asked(whole, "what?"), Asked(cut, "where?")]
+    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    settings = Settings(generation=Generation(max_new_tokens=3))
+    book = tmp_path / "answers.jsonl"
+    found = evaluate(loaded, Plan(tuple(asked), cells), settings, book)
+    assert (found.questions, found.files) == (1, 1)
+    assert {row.questions for row in found.rows} == {1}
+    told = [warning for warning in found.warnings if "cut.png" in warning]
+    assert len(told) == 1
+    assert told[0].endswith("2 questions left out")
+    # Mended, it is asked; the other file is not asked again.
+    cut.write_bytes((tmp_path / "long.png").read_bytes())
+    before = book.read_text()
+    found = evaluate(loaded, Plan(tuple(asked), cells), settings, book)
+    assert (found.questions, found.files) == (3, 2)
+    assert book.read_text().startswith(before)
+    assert book.read_text().count("\n") == before.count("\n") + 2 * len(cells)
+
+
+def test_when_no_file_can_be_read_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
+    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    with pytest.raises(MediaError, match=r"cut\.png"):
+        evaluate(loaded, Plan((Asked(cut, "what?"),), cells))

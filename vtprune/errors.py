@@ -27,3 +27,8 @@ class PresetError(VtpruneError):
 
 class ModelError(VtpruneError):
     """A model that can't be loaded, or that this project can't prune."""
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

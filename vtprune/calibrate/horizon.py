@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vtprune.errors import counted
 from vtprune.evaluation.intervals import draw_files
 
 TOLERANCE = 0.01  # of the quality that a horizon may lose
@@ -75,11 +76,6 @@ class Horizon:
 
     def _more(self) -> str:
         return f"; about {self.needed:,} questions would tell" if self.needed else ""
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def relative_change(

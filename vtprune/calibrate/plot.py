@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtprune.calibrate.horizon import TOLERANCE, counted
+from vtprune.calibrate.horizon import TOLERANCE
 from vtprune.calibrate.result import Information, Measured
 from vtprune.chart import SMALL, literal, new_figure, to_png
+from vtprune.errors import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

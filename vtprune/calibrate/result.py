@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 from vtprune import __version__
 from vtprune.calibrate.entropy import Collapse
-from vtprune.calibrate.horizon import Horizon, counted
+from vtprune.calibrate.horizon import Horizon
 from vtprune.calibrate.propose import Tried
 from vtprune.catalog import Calibration, write_calibration
+from vtprune.errors import counted
 
 
 @dataclass(frozen=True)

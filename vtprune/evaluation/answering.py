@@ -14,7 +14,7 @@ import torch
 from vtprune.answers import Prompt, forced_logits, prepare
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
-from vtprune.errors import VtpruneError
+from vtprune.errors import MediaError, VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Book, Record
@@ -69,12 +69,17 @@ def answer_all(
     book: Book,
     settings: Settings,
     on_progress: Progress | None = None,
+    broken: dict[Path, MediaError] | None = None,
 ) -> None:
     """Fills the book: every question in every cell that it does not hold yet.
 
     Files follow each other; each is read and encoded once. The unpruned model answers first: every
     cell is compared with that answer, token by token, and generates one of its own only where
     greedy decoding leaves it.
+
+    Args:
+        broken: takes the files that can't be read, whose questions are left out; None: the first
+            such file ends it.
 
     Raises:
         VtpruneError: a file that can't be read, or a question the unpruned model can't answer.
@@ -89,7 +94,13 @@ def answer_all(
         wanted = [number for number in numbers if missing[number]]
         if wanted:
             own = numbers if turns else wanted
-            file = AskedFile(loaded, [asked[number] for number in own], settings)
+            try:
+                file = AskedFile(loaded, [asked[number] for number in own], settings)
+            except MediaError as error:
+                if broken is None:
+                    raise
+                broken[asked[numbers[0]].file] = error
+                wanted = []
             for count, number in enumerate(wanted):
                 _show(on_progress, done + count, len(asked))
                 book.add(file.records(own.index(number), number, missing[number], cells))

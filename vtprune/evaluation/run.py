@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune import __version__
-from vtprune.errors import VtpruneError
+from vtprune.errors import MediaError, VtpruneError, counted
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Book
@@ -42,25 +42,30 @@ def evaluate(
 ) -> Evaluation:
     """Asks every question in every cell, and says what survived.
 
+    A file that can't be read is left out with its questions, and named in the warnings.
+
     Args:
         path: where the answers are kept, one a line; what is there already is not asked again.
             None: nowhere.
 
     Raises:
-        VtpruneError: of any kind, with the way out.
+        VtpruneError: of any kind, with the way out; also where no file can be read.
     """
     import torch
     import transformers
 
     settings = settings or Settings()
     book = Book(path, head_of(loaded, plan.asked, settings))
+    broken: dict[Path, MediaError] = {}
     try:
-        answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress)
+        answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress, broken)
     finally:
         book.close()
+    files = len({one.file for one in plan.asked}) - len(broken)
+    if broken and not files:
+        raise next(iter(broken.values()))
     rows = summarise(plan.asked, plan.cells, book.records)
-    files = len({one.file for one in plan.asked})
-    notes = [*loaded.warnings, *plan.notes]
+    notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken)]
     if files < FEW_FILES:
         notes.append(f"{files} files: intervals from fewer than {FEW_FILES} are rough")
     blind = [row.name for row in rows if row.reads_question]
@@ -70,7 +75,7 @@ def evaluate(
     return Evaluation(
         model=describe_model(loaded),
         rows=tuple(rows),
-        questions=len(plan.asked),
+        questions=sum(one.file not in broken for one in plan.asked),
         files=files,
         labelled=all(one.answer is not None for one in plan.asked),
         warnings=tuple(dict.fromkeys(notes)),
@@ -80,6 +85,14 @@ def evaluate(
             "transformers": str(transformers.__version__),
         },
     )
+
+
+def left_out(asked: Sequence[Asked], broken: Mapping[Path, MediaError]) -> list[str]:
+    """What to say of files that can't be read: their questions are in no row."""
+    return [
+        f"{error.message}: {counted(sum(one.file == path for one in asked), 'question')} left out"
+        for path, error in broken.items()
+    ]
 
 
 def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mapping[str, object]:

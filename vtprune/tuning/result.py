@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vtprune import __version__
-from vtprune.calibrate.horizon import counted
+from vtprune.errors import counted
 from vtprune.models.base import Sampling
 from vtprune.spec import Preset
 from vtprune.tuning.bound import Quality

@@ -6,9 +6,8 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.calibrate.horizon import counted
 from vtprune.catalog import find_calibration
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, counted
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import lay_cells
 from vtprune.evaluation.records import Book
