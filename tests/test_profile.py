@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,13 @@ def test_the_verdict_names_the_preset_that_pays_most() -> None:
     assert verdict.best == "preset fast"
     # 6.2 s unpruned, 3.2 s with it; 5.2 s and 2.2 s to the first token.
     assert "Preset fast would pay more: 1.94 x on the whole, 2.36 x to the first" in verdict.text
+
+
+def test_the_verdict_says_where_a_preset_is_shown_less() -> None:
+    row = facts("keep 0.3", prefill=2.0, tiles=10)
+    fewer = facts("preset document", named=True, prefill=1.0, tiles=5)
+    verdict = judge([replace(PLAIN, tiles=10), row, fewer], row, 32)
+    assert "to the first token, of 5 tiles where the others are shown 10." in verdict.text
 
 
 def test_where_the_tower_limits_fewer_frames_are_said_to_pay() -> None:

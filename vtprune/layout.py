@@ -11,7 +11,6 @@ import torch
 PATCH, NEWLINE, CLS, SEPARATOR = 0, 1, 2, 3
 KINDS = ("patch", "newline", "cls", "separator")
 MODALITIES = ("image", "video")
-PER = ("all", "frame", "tile")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from typing import cast
 from rich.console import Console
 from rich.text import Text
 
-from vtprune.console.facts import PAYS, model_fact, read_fact
+from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, si
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.profiling.verdict import PAYS
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
 MEASURED = ("prefill", "first token", "realised")

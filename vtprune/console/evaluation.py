@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.console.facts import model_fact
+from vtprune.console.facts import asked_fact, model_fact
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.turns import LEGEND, second_table
@@ -159,8 +159,7 @@ def _kinds(rows: Sequence[Values], headings: Mapping[str, str]) -> Table:
 def show_notes(evaluation: Values, console: Console) -> None:
     """Prints what was asked of which model, how to read the table, and the warnings."""
     lines = labelled()
-    count = f"{evaluation['questions']:,} questions about {evaluation['files']:,} files"
-    lines.add_row("asked", Text(count))
+    lines.add_row("asked", Text(asked_fact(evaluation)))
     lines.add_row("model", Text(model_fact(dict_in(evaluation, "model"), kernel=False)))
     what = "accuracy with its 95 % interval, files drawn anew; " if evaluation["labelled"] else ""
     lines.add_row("table", f"{what}same answer: share of the unpruned model's answers; KL: of its "

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.console.facts import PAYS, model_fact, read_fact
+from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, left_of, si
 from vtprune.console.tables import Bar, labelled, warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.profiling.verdict import PAYS
 
 
 def show_question(number: int, total: int, question: str, console: Console) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.console.facts import model_fact
+from vtprune.console.facts import asked_fact, model_fact
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
@@ -43,8 +43,7 @@ def _trials(tuned: Values, key: str) -> Sequence[Values]:
 
 
 def _part(tuned: Values, key: str) -> str:
-    part = dict_in(tuned, key)
-    return f"{part['questions']:,} questions about {part['files']:,} files"
+    return asked_fact(dict_in(tuned, key))
 
 
 def _searched(trials: Sequence[Values], floor: float) -> Table:

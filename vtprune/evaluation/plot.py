@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_png
+from vtprune.errors import counted
 from vtprune.evaluation.summary import Evaluation, Row
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def plot(evaluation: Evaluation) -> bytes:
     lower.set_xlabel(
         "time to the first token, in percent of the unpruned one's (vision tower counted)"
     )
-    count = f"{evaluation.questions:,} questions about {evaluation.files:,} files"
+    count = f"{counted(evaluation.questions, 'question')} about {counted(evaluation.files, 'file')}"
     name = literal(str(evaluation.model.get("name", "")), TITLE)
     upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
     if lines:

@@ -67,7 +67,7 @@ def evaluate(
     rows = summarise(plan.asked, plan.cells, book.records)
     notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken)]
     if files < FEW_FILES:
-        notes.append(f"{files} files: intervals from fewer than {FEW_FILES} are rough")
+        notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} are rough")
     blind = [row.name for row in rows if row.reads_question]
     if blind:
         notes.append(f"what these keep depends on the question, so a second one on the same cached "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-PAYS = 1.05  # a speed-up below this is none
+PAYS = 1.05  # a measured speed-up below this is none
 MUCH = 0.05  # of the pruned prefill, that choosing may take
 SLOW = 0.8  # of the speed-up that the FLOPs promise, below which something else limits
 PARTS = {
@@ -96,10 +96,19 @@ def judge(rows: Sequence[Facts], reference: Facts, answer_tokens: int) -> Verdic
         first = plain.seconds["first_token"] / best.seconds["first_token"]
         text.append(
             f"{capital(best.name)} would pay more: {plain.total / best.total:.2f} x on the whole, "
-            f"{first:.2f} x to the first token."
+            f"{first:.2f} x to the first token{looks_at_less(best, plain)}."
         )
     text.append(suggest_less(plain, reference, limit))
     return Verdict(" ".join(part for part in text if part), limit, pays, best.name)
+
+
+def looks_at_less(row: Facts, plain: Facts) -> str:
+    """Of what a row is shown less; that, and not its cuts, may be what pays."""
+    for what in ("frames", "tiles"):
+        shown, whole = getattr(row, what), getattr(plain, what)
+        if shown < whole:
+            return f", of {shown} {what} where the others are shown {whole}"
+    return ""
 
 
 def find_limit(row: Facts) -> str:
