@@ -37,6 +37,17 @@ METHODS: dict[str, Method] = {
         paper="DivPrune, arXiv 2503.02175",
         options=(COMPARED,),
     ),
+    "spread": Method(
+        path="vtprune.pruners.spread:Spread",
+        at="input",
+        summary="tokens that are farthest from each other in what they show, when and where",
+        paper="this project; the choice is DivPrune's, arXiv 2503.02175",
+        options=(
+            Option("time", 0.6, (), "weight of time beside the states' cosine", 0, 4),
+            Option("space", 0.1, (), "weight of rows and columns", 0, 4),
+            COMPARED,
+        ),
+    ),
     "cascade": Method(
         path="vtprune.pruners.cascade:Cascade",
         at="schedule",

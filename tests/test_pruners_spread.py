@@ -1,0 +1,143 @@
+"""Spread chooses what is far apart in states, time and place together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_pruners import choose, flat, tiles, video
+
+from vtprune.layout import Layout, box, join, lay_out
+from vtprune.pruners import create
+from vtprune.pruners.base import Budget, VisualTokens
+from vtprune.pruners.spread import turns
+
+
+def chosen(layout: Layout, states: torch.Tensor, count: int, **options: float) -> list[int]:
+    budget = Budget.share(count, torch.zeros(len(layout), dtype=torch.long))
+    tokens = VisualTokens(layout, {"hidden": states})
+    return create("spread", options).select(tokens, budget).index.tolist()
+
+
+def made_up(layout: Layout, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 + torch.randn(len(layout), 1, 12, generator=generator)
+
+
+def test_a_case_worked_out_by_hand() -> None:
+    # One token in each of three frames, at 0, 90 and 10 degrees; times at 0, 90 and 180 degrees.
+    # Cosines of states and of times: 0 + 0 for the first two, 0.985 - 1 for the outer ones, 0.174
+    # + 0 for the last two. The first one's nearest neighbour is farthest, at 0: it is chosen, then
+    # the last one, at -0.015, although it looks nearly the same.
+    degrees = torch.tensor([0.0, 90.0, 10.0]).deg2rad()
+    states = torch.stack([degrees.cos(), degrees.sin()], dim=1)[:, None]
+    layout = video(3, 1, 1, newline=False)
+    assert chosen(layout, states, 1, time=1, space=0) == [0]
+    assert chosen(layout, states, 2, time=1, space=0) == [0, 2]
+    # Without time, the one that looks different is chosen, then the one farther from it.
+    assert chosen(layout, states, 1, time=0, space=0) == [1]
+    assert chosen(layout, states, 2, time=0, space=0) == [0, 1]
+
+
+def likeness(layout: Layout, states: torch.Tensor, time: float, space: float) -> np.ndarray:
+    """(N, N) in float64, from the layout's own numbers."""
+    rows = states.flatten(1).double().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def apart(values: np.ndarray, last: np.ndarray) -> np.ndarray:
+        share = values / np.maximum(last, 1)
+        return np.cos(math.pi * (share[:, None] - share[None]))
+
+    grid = layout.grid
+    frame, row, col, tile = (
+        value.numpy().astype(float) for value in (grid.frame, grid.row, grid.col, grid.tile)
+    )
+    base = tile == 0
+    last_row = np.where(base, row[base].max(), row[~base].max() if (~base).any() else 0)
+    last_col = np.where(base, col[base].max(), col[~base].max() if (~base).any() else 0)
+    return (
+        rows @ rows.T
+        + time * apart(frame, frame.max())
+        + space / 2 * (apart(row, last_row) + apart(col, last_col))
+    )
+
+
+def farthest(alike: np.ndarray, count: int) -> list[int]:
+    alike = alike.copy()
+    np.fill_diagonal(alike, -np.inf)
+    kept = [int(alike.max(axis=1).argmin())]
+    while len(kept) < count:
+        nearest = alike[:, kept].max(axis=1)
+        nearest[kept] = np.inf
+        kept.append(int(nearest.argmin()))
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("layout", [video(), video(1), tiles()], ids=["video", "frame", "tiles"])
+@pytest.mark.parametrize(("time", "space"), [(0.6, 0.1), (2, 0.5), (0, 0)])
+@pytest.mark.parametrize("count", [1, 4, 13])
+def test_it_is_its_definition(layout: Layout, time: float, space: float, count: int) -> None:
+    for seed in range(3):
+        states = made_up(layout, seed)
+        wanted = farthest(likeness(layout, states, time, space), count)
+        assert chosen(layout, states, count, time=time, space=space) == wanted
+
+
+def test_without_time_and_space_it_is_divprune() -> None:
+    layout = video(5, 4, 4)
+    states = {"hidden": made_up(layout)}
+    tokens = VisualTokens(layout, states)
+    budget = Budget.share(17, layout.groups("frame"))
+    kept = create("spread", {"time": 0, "space": 0}).select(tokens, budget).index
+    assert torch.equal(kept, create("divprune", {}).select(tokens, budget).index)
+
+
+def test_every_frame_of_a_still_clip_is_kept_something_of() -> None:
+    layout = video(8, 4, 4, newline=False)
+    one = made_up(video(1, 4, 4, newline=False))
+    still = one.repeat(8, 1, 1) + 1e-3 * made_up(layout, seed=1)
+    frames = layout.grid.frame[chosen(layout, still, 24)]
+    assert torch.bincount(frames, minlength=8).min() >= 1
+
+
+def test_several_pictures_are_apart_as_frames_are() -> None:
+    item = box(1, 3, 3)
+    layout = lay_out({"image": torch.arange(27)}, {"image": [item] * 3})
+    time, row, column = turns(layout)
+    wanted = torch.tensor([0, math.pi / 2, math.pi]).repeat_interleave(9)
+    assert torch.allclose(time, wanted)
+    assert row.max() == column.max() == pytest.approx(math.pi)
+    # A picture after a clip of two frames is its third moment.
+    mixed = lay_out({"video": torch.arange(18), "image": torch.arange(18, 27)},
+                    {"video": [box(2, 3, 3)], "image": [item]})  # fmt: skip
+    assert torch.allclose(turns(mixed)[0], wanted)
+
+
+def test_a_base_picture_covers_the_same_place_as_its_tiles() -> None:
+    grid = join([box(1, 2, 2), box(1, 4, 4, tile=1)])
+    layout = lay_out({"image": torch.arange(len(grid))}, {"image": [grid]})
+    _, row, column = turns(layout)
+    assert row[:4].tolist() == pytest.approx([0, 0, math.pi, math.pi])
+    assert row[4:].max() == column[4:].max() == pytest.approx(math.pi)
+
+
+def test_what_an_earlier_cut_took_moves_nothing() -> None:
+    layout = video(5, 2, 2, newline=False)
+    whole = turns(layout)[0]
+    left = layout.take(torch.arange(len(layout))[layout.grid.frame != 2])
+    assert torch.allclose(turns(left)[0], whole[layout.grid.frame != 2])
+
+
+def test_a_zero_state_counts_as_a_copy() -> None:
+    layout = flat(6)
+    states = made_up(layout)
+    states[2] = 0
+    assert 2 not in chosen(layout, states, 5)
+
+
+def test_it_meets_shares_by_frame() -> None:
+    layout = video(4, 3, 5, newline=False)
+    kept = choose("spread", layout, 10, per="frame").index
+    assert torch.bincount(layout.grid.frame[kept]).tolist() == [3, 3, 2, 2]

@@ -1,0 +1,90 @@
+"""Keep visual tokens that are far from each other in what they show, and when and where they do.
+
+Idea: DivPrune's choice, by a likeness that knows time and place: the cosine of two tokens' states,
+plus `time` times the cosine of how far apart their frames are, plus `space` times the mean of those
+of how far apart their rows and their columns are; first and last are half a turn apart.
+
+Why it works: the vision tower sees one frame or tile at a time, so one thing in two frames gives
+two states that hardly differ. A choice by states alone takes them for copies and keeps one: what
+the thing does over time is lost, and so is how much of the picture it fills. With time in the
+likeness both stay, unless something between them is nearer to both.
+
+Paper: none; the choice is DivPrune's, arXiv 2503.02175. The weights were chosen on the embedded
+model's dev split; see docs/results.md.
+Official code: none.
+Differences: none. Frames count over the whole prompt, so that several pictures are apart as frames
+are. Rows and columns are those of the whole picture, whichever tile shows them. Otherwise as in
+`divprune`.
+
+Options:
+    time: 0.6 (default), the weight of time beside the states' cosine; from 0 to 4.
+    space: 0.1 (default), the weight of rows and columns; from 0 to 4.
+    states: "hidden" (default), "query", "key" or "value".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.layout import Layout
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.pruners.divprune import farthest_first
+from vtprune.pruners.similarity import choose_in_groups, unit_rows
+
+
+@dataclass(frozen=True)
+class Spread:
+    time: float = 0.6
+    space: float = 0.1
+    states: str = "hidden"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.states,)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        states = unit_rows(tokens.states[self.states])
+        time, row, column = turns(tokens.layout)
+        parts = [states]
+        for turn, weight in ((time, self.time), (row, self.space / 2), (column, self.space / 2)):
+            parts.append(circle(turn, weight).to(states.device))
+        # A state that is zero shows nothing, wherever it stands: the whole row is zero.
+        rows = unit_rows(torch.cat(parts, dim=1) * states.any(dim=1)[:, None])
+        index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
+        check_finite(rows, "spread")
+        return Selection(index)
+
+
+def circle(turn: torch.Tensor, weight: float) -> torch.Tensor:
+    """(N, 2) float32 rows whose products are `weight` x the cosine of the turns' difference."""
+    return math.sqrt(weight) * torch.stack([turn.cos(), turn.sin()], dim=1)
+
+
+def turns(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Time, row and column of the N tokens as angles from 0 to pi, each (N,) float32.
+
+    Time: the frame's number among all frames and pictures of the prompt. Row and column: of the
+    whole picture; a base picture has its own, coarser ones.
+    """
+    grid = layout.grid
+    if not len(layout):
+        none = torch.zeros(0)
+        return none, none, none
+    item = torch.unique(layout.media, return_inverse=True)[1]
+    frames = torch.zeros(int(item.max()) + 1, dtype=torch.long)
+    frames = frames.scatter_reduce(0, item, grid.frame, "amax") + 1
+    moment = (frames.cumsum(0) - frames)[item] + grid.frame
+    base = torch.stack([layout.media, (grid.tile == 0).long()])
+    picture = torch.unique(base, dim=1, return_inverse=True)[1]
+    time = _share(moment, torch.zeros_like(item))
+    return time * math.pi, _share(grid.row, picture) * math.pi, _share(grid.col, picture) * math.pi
+
+
+def _share(place: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(N,) in [0, 1]: each place among those of its group; 0 where all are at one."""
+    last = torch.zeros(int(group.max()) + 1, dtype=torch.long)
+    last = last.scatter_reduce(0, group, place, "amax")[group]
+    return place.float() / last.clamp_min(1)
