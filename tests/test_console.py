@@ -314,7 +314,7 @@ def test_every_method_is_shown_with_its_options() -> None:
 def test_every_preset_is_shown_with_its_stages() -> None:
     text = shown(console.show_presets, [load_preset(name) for name in preset_names()])
     assert "balanced  keep 0.3" in text
-    assert "stages    cascade at schedule" in text
+    assert "stages    spread at input" in text
     assert "stages    entropy at ecl, then random at horizon keeps 0.05" in text
 
 

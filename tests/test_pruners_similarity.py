@@ -17,12 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtprune
 from vtprune.errors import ModelError
-from vtprune.pruners import create, find_profile, similarity
+from vtprune.pruners import create, similarity
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.cdpruner import text_relevance
 from vtprune.pruners.similarity import Similarity, unit_rows
-from vtprune.schedule import Place
-from vtprune.solving import solve
 
 METHODS = ("divprune", "dart", "cdpruner")
 GREEDY = {"divprune": {}, "cdpruner": {}, "no text": {"relevance": "none"}}
@@ -110,37 +108,6 @@ def test_divprune_keeps_no_copy_before_everything_is_in() -> None:
         kept = chosen("divprune", {"hidden": copies}, count)
         assert len({token % 20 for token in kept}) == count
     assert chosen("divprune", {"hidden": torch.cat([states[:1]] * 9)}, 4) == [0, 1, 2, 3]
-
-
-# -- cascade --------------------------------------------------------------------------------------
-
-
-def cascade(keep: float, num_layers: int, num_tokens: int) -> list[tuple[int, int]]:
-    """(layer, tokens left) of every cut."""
-    profile = find_profile("cascade")
-    layers = profile.layers(num_layers)
-    places = [Place("schedule", layer, profile=profile, part=i) for i, layer in enumerate(layers)]
-    return [(cut.layer, cut.count) for cut in solve(places, keep, num_layers, num_tokens).cuts]
-
-
-def test_a_cascade_halves_twice() -> None:
-    # 10 layers of 4 t, 12 of 2 t and 10 of t are 32 x 0.3 at t = 9.6 / 74 = 0.12973; what rounding
-    # down leaves is one more token in the 12: 10 x 5189 + 12 x 2595 + 10 x 1297 = 96,000.
-    assert cascade(0.3, 32, 10000) == [(0, 5189), (10, 2595), (22, 1297)]
-    # 5, 6 and 5 of 16: t = 4.8 / 37, of 100 tokens 51.9, 25.9 and 12.97, of which 476 of 480 fit.
-    assert cascade(0.3, 16, 100) == [(0, 51), (5, 26), (11, 13)]
-
-
-def test_a_cascade_with_room_keeps_everything_first() -> None:
-    # 10 x 1 + 12 x 2 t + 10 t are 32 x 0.7 at t = 12.4 / 34.
-    assert cascade(0.7, 32, 10000) == [(0, 10000), (10, 7294), (22, 3647)]
-    assert cascade(1.0, 32, 10000) == []
-
-
-@pytest.mark.parametrize("count", range(1, 12))
-def test_each_choice_of_a_cascade_is_divprunes(count: int) -> None:
-    states = {"hidden": torch.randn(12, 16, generator=torch.Generator().manual_seed(count))}
-    assert chosen("cascade", states, count) == chosen("divprune", states, count)
 
 
 # -- dart -----------------------------------------------------------------------------------------

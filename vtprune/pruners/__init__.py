@@ -48,15 +48,6 @@ METHODS: dict[str, Method] = {
             COMPARED,
         ),
     ),
-    "cascade": Method(
-        path="vtprune.pruners.cascade:Cascade",
-        at="schedule",
-        summary="tokens that are farthest from each other, chosen three times, each time half as "
-        "many",
-        paper="this project; the choice is DivPrune's, arXiv 2503.02175",
-        schedule="vtprune.pruners.cascade:schedule",
-        options=(COMPARED,),
-    ),
     "dart": Method(
         path="vtprune.pruners.dart:Dart",
         at="ecl",
