@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_noise
+from conftest import save_clip, save_noise
 
 from vtprune import run
-from vtprune.errors import MediaError
+from vtprune.errors import DamagedError, MediaError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.intervals import difference, estimate, holm
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.run import Plan, evaluate
 from vtprune.evaluation.scoring import chosen, pick_metric, score
+from vtprune.models.base import Sampling
 from vtprune.questions_file import Asked
 from vtprune.run import Generation
 
@@ -147,7 +148,7 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     assert told == {"", "the row that it stands beside cuts nothing past the input"}
 
 
-def test_a_file_that_cannot_be_read_is_left_out_and_named(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     whole = save_noise(tmp_path / "whole.png", 60, 60)
     cut = tmp_path / "cut.png"
@@ -169,12 +170,25 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(checkpoints, tmp_path:
     assert (found.questions, found.files) == (3, 2)
     assert book.read_text().startswith(before)
     assert book.read_text().count("\n") == before.count("\n") + 2 * len(cells)
+    # Broken again, its answers from then are in no row.
+    cut.write_bytes((tmp_path / "long.png").read_bytes()[:4000])
+    more = tuple(cells_of(["entropy", "vtw"], [0.7], [], seeds=1)[1])
+    found = evaluate(loaded, Plan(tuple(asked), more), settings, book)
+    assert (found.questions, {row.questions for row in found.rows}) == (1, {1})
 
 
-def test_when_no_file_can_be_read_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    asked = [Asked(save_clip(tmp_path / f"clip {num}", num), "what?") for num in (3, 9)]
+    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    with pytest.raises(MediaError, match="no frame from 5 s on"):
+        evaluate(loaded, Plan(tuple(asked), cells), Settings(sampling=Sampling(start=5.0)))
+
+
+def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     cut = tmp_path / "cut.png"
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
     cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
-    with pytest.raises(MediaError, match=r"cut\.png"):
+    with pytest.raises(DamagedError, match=r"cut\.png"):
         evaluate(loaded, Plan((Asked(cut, "what?"),), cells))

@@ -317,7 +317,7 @@ def test_the_verdict_says_where_a_preset_is_shown_less() -> None:
     row = facts("keep 0.3", prefill=2.0, tiles=10)
     fewer = facts("preset document", named=True, prefill=1.0, tiles=5)
     verdict = judge([replace(PLAIN, tiles=10), row, fewer], row, 32)
-    assert "to the first token, of 5 tiles where the others are shown 10." in verdict.text
+    assert "to the first token, of 5 tiles where the unpruned model is shown 10." in verdict.text
 
 
 def test_where_the_tower_limits_fewer_frames_are_said_to_pay() -> None:

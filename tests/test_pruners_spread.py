@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_pruners import choose, flat, tiles, video
 
-from vtprune.layout import Layout, box, join, lay_out
+from vtprune.errors import ModelError
+from vtprune.layout import PATCH, Layout, box, join, lay_out
 from vtprune.pruners import create
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.spread import turns
@@ -54,9 +55,14 @@ def likeness(layout: Layout, states: torch.Tensor, time: float, space: float) ->
     frame, row, col, tile = (
         value.numpy().astype(float) for value in (grid.frame, grid.row, grid.col, grid.tile)
     )
-    base = tile == 0
-    last_row = np.where(base, row[base].max(), row[~base].max() if (~base).any() else 0)
-    last_col = np.where(base, col[base].max(), col[~base].max() if (~base).any() else 0)
+    base, patch = tile == 0, grid.kind.numpy() == PATCH
+
+    def last(values: np.ndarray) -> np.ndarray:
+        tiled = values[~base & patch].max() if (~base).any() else 0
+        return np.where(base, values[base & patch].max(), tiled)
+
+    last_row, last_col = last(row), last(col)
+    row, col = np.minimum(row, last_row), np.minimum(col, last_col)
     return (
         rows @ rows.T
         + time * apart(frame, frame.max())
@@ -123,11 +129,34 @@ def test_a_base_picture_covers_the_same_place_as_its_tiles() -> None:
     assert row[4:].max() == column[4:].max() == pytest.approx(math.pi)
 
 
-def test_what_an_earlier_cut_took_moves_nothing() -> None:
+def test_a_frame_that_an_earlier_cut_took_leaves_a_gap() -> None:
     layout = video(5, 2, 2, newline=False)
     whole = turns(layout)[0]
     left = layout.take(torch.arange(len(layout))[layout.grid.frame != 2])
     assert torch.allclose(turns(left)[0], whole[layout.grid.frame != 2])
+
+
+def test_newlines_stand_with_the_last_column() -> None:
+    layout = video(2, 3, 5)
+    column = turns(layout)[2]
+    patches = layout.grid.kind == PATCH
+    assert column[patches].max() == pytest.approx(math.pi)
+    assert column[~patches].tolist() == pytest.approx([math.pi])
+
+
+def test_every_picture_has_a_width_of_its_own() -> None:
+    layout = lay_out({"image": torch.arange(20)}, {"image": [box(1, 2, 2), box(1, 4, 4)]})
+    _, row, column = turns(layout)
+    for own in (slice(0, 4), slice(4, 20)):
+        assert row[own].max() == column[own].max() == pytest.approx(math.pi)
+
+
+def test_states_that_are_no_numbers_are_refused() -> None:
+    layout = flat(6)
+    states = made_up(layout)
+    states[3] = torch.nan
+    with pytest.raises(ModelError, match="spread"):
+        chosen(layout, states, 3)
 
 
 def test_a_zero_state_counts_as_a_copy() -> None:

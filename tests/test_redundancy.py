@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vtprune.demo.redundancy import norm_cells, rank, report
+from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Record
 from vtprune.questions_file import Asked
 
@@ -43,7 +44,7 @@ def test_the_table_says_which_keeps_cannot_be_had() -> None:
         (number, cell.key): Record(
             number,
             cell.key,
-            error="keep 0.1 is out of reach" if past(cell.entry.keep, cell) else None,
+            error="keep 0.1 is out of reach" if past(cell) else "",
             score=float(number != 3 or cell.key == "unpruned"),
             keep_mean=0.5,
         )
@@ -59,9 +60,9 @@ def test_the_table_says_which_keeps_cannot_be_had() -> None:
     assert lines[-1].startswith("Keep 0.1 can't be had by a cut at layer 2")
 
 
-def past(keep: float | None, cell: object) -> bool:
+def past(cell: Cell) -> bool:
     """Whether a cell cuts past the input with a keep that two whole layers have spent."""
-    return keep == 0.1 and (bool(getattr(cell, "beside", "")) or "norm" in getattr(cell, "key", ""))
+    return cell.entry.keep == 0.1 and bool(cell.beside or "norm" in cell.entry.name)
 
 
 def test_rank_tells_spread_and_agreement() -> None:

@@ -21,14 +21,13 @@ class MediaError(VtpruneError):
     """A file that can't be read, or is larger than the limits allow."""
 
 
+class DamagedError(MediaError):
+    """A file that opens, but of which at most a part can be decoded."""
+
+
 class PresetError(VtpruneError):
     """A preset, schedule or option that is not valid, or can't be reached."""
 
 
 class ModelError(VtpruneError):
     """A model that can't be loaded, or that this project can't prune."""
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

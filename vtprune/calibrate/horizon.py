@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune.errors import counted
 from vtprune.evaluation.intervals import draw_files
+from vtprune.telling import counted
 
 TOLERANCE = 0.01  # of the quality that a horizon may lose
 CONFIDENCE = 0.95  # of the one-sided bound

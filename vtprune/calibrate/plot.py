@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vtprune.calibrate.horizon import TOLERANCE
 from vtprune.calibrate.result import Information, Measured
 from vtprune.chart import SMALL, literal, new_figure, to_png
-from vtprune.errors import counted
+from vtprune.telling import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from vtprune.calibrate.entropy import Collapse
 from vtprune.calibrate.horizon import Horizon
 from vtprune.calibrate.propose import Tried
 from vtprune.catalog import Calibration, write_calibration
-from vtprune.errors import counted
+from vtprune.telling import counted
 
 
 @dataclass(frozen=True)

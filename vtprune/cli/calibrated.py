@@ -76,7 +76,7 @@ def _windows(told: Information) -> Shown:
 
 
 def _found(measured: Measured) -> Iterable[tuple[str, str]]:
-    from vtprune.errors import counted
+    from vtprune.telling import counted
 
     collapse = measured.collapse
     fall = f"falls by {collapse.drop:.3f}" if collapse.drop > 0 else "does not fall before half way"

@@ -13,7 +13,7 @@ from vtprune.console.formats import duration, si
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
-from vtprune.profiling.verdict import PAYS
+from vtprune.telling import PAYS
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
 MEASURED = ("prefill", "first token", "realised")

@@ -8,7 +8,7 @@ from typing import cast
 from vtprune.console.formats import duration, si
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, list_in, number_in
-from vtprune.errors import counted
+from vtprune.telling import counted
 
 
 def asked_fact(source: Values) -> str:

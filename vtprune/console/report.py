@@ -14,7 +14,7 @@ from vtprune.console.formats import duration, left_of, si
 from vtprune.console.tables import Bar, labelled, warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
-from vtprune.profiling.verdict import PAYS
+from vtprune.telling import PAYS
 
 
 def show_question(number: int, total: int, question: str, console: Console) -> None:

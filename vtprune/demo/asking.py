@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtprune.demo import write
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Record, read_records
 from vtprune.questions_file import Asked, read_questions
@@ -69,10 +70,11 @@ class Job:
 
 def questions(out: Path, split: str, num: int, seed: int) -> tuple[Asked, ...]:
     """The questions of a folder, drawn and written at the first call."""
-    listed = out / "files" / "questions.jsonl"
+    folder = out / f"{split}-{num}-seed-{seed}"
+    listed = folder / "questions.jsonl"
     if not listed.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write(out / "files", num, seed, split)
+        write(folder, num, seed, split)
     return tuple(read_questions(listed))
 
 
@@ -98,7 +100,12 @@ def answer(rank: int, job: Job) -> None:
         own = tuple(job.asked[number] for number in job.share(part, rank))
         if own:
             plan = Plan(own, part.cells)
-            evaluate(loaded, plan, Settings(score=rate), job.path(part, rank), show)
+            found = evaluate(loaded, plan, Settings(score=rate), job.path(part, rank), show)
+            if found.questions < len(own):
+                raise VtpruneError(
+                    f"{len(own) - found.questions} questions can't be asked: their files don't "
+                    "decode", "remove the folder's files, and start again"
+                )  # fmt: skip
 
 
 def split_parts(

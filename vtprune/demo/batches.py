@@ -72,6 +72,24 @@ CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
         7,
         4,
     ),
+    (
+        4800,
+        {
+            "one of several": 0.02,
+            "picture": 0.11,
+            "picture 2x2": 0.15,
+            "picture 1x2": 0.01,
+            "picture 2x1": 0.01,
+            "picture 3x3": 0.03,
+            "picture 200x180": 0.01,
+            "picture 260x320": 0.01,
+            "clip 8": 0.57,
+            "clip 16": 0.06,
+            "clip 32": 0.02,
+        },
+        7,
+        4,
+    ),
 )
 # From which step on, what is asked more often than the rest, of things and of events: first what
 # has to look for a shape alone and is learned last of the simple questions, then what takes two
@@ -114,6 +132,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
         (
             ("comparison",) * 3 + ("count",) * 3 + ("places", "relation", "number_small"),
             ("moment",) * 3 + ("change", "order", "what_happens") * 2 + ("between",),
+        ),
+    ),
+    (
+        4800,
+        (
+            ("comparison",) * 4 + ("count",) * 3 + ("places", "relation"),
+            ("moment", "order") * 4 + ("what_happens",) * 3 + ("between", "change"),
         ),
     ),
 )

@@ -161,8 +161,12 @@ def main() -> None:
 
     loaded = load(args.model)
     own = find_structure(loaded.model)
-    known, _ = find_calibration(own.model_type, len(own.layers), own.hidden_size)
-    layer = args.layer or known.ecl
+    known, notes = find_calibration(own.model_type, len(own.layers), own.hidden_size)
+    layer = known.ecl if args.layer is None else args.layer
+    if not 1 <= layer < len(own.layers):
+        parser.error(f"--layer {layer} is out of range: 1 to {len(own.layers) - 1}")
+    if args.layer is None:
+        sys.stderr.write("".join(f"{note}\n" for note in notes))
     asked = questions(args.out, args.split, args.questions, args.seed)
     cells = norm_cells(layer)
     part = Part(f"layer-{layer}", tuple(range(len(asked))), cells)

@@ -170,6 +170,8 @@ def main() -> None:
     args = parser.parse_args()
     job = job_of(args)
     records = job.collect() if args.summary else job.run()
+    if not records:
+        parser.error(f"{args.out} holds no answers to these questions")
     sys.stdout.write(report(args, job, records) + "\n")
 
 

@@ -79,12 +79,20 @@ def ranks() -> tuple[int, int]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean of every process's gradients, in one message."""
+    """The mean of every process's gradients, in one message.
+
+    A parameter that has a gradient in some processes only, such as that of a head none of whose
+    labels came up, counts as zero in the others.
+    """
     if ranks()[1] == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    listed = list(parameters)
+    has = torch.tensor([p.grad is not None for p in listed], dtype=torch.uint8)
+    distributed.all_reduce(has, distributed.ReduceOp.MAX)
+    used = [p for p, any_has in zip(listed, has.tolist(), strict=True) if any_has]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= ranks()[1]
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for parameter, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
+        parameter.grad = part.view_as(parameter).clone()

@@ -14,7 +14,7 @@ import torch
 from vtprune.answers import Prompt, forced_logits, prepare
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
-from vtprune.errors import MediaError, VtpruneError
+from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Book, Record
@@ -69,7 +69,7 @@ def answer_all(
     book: Book,
     settings: Settings,
     on_progress: Progress | None = None,
-    broken: dict[Path, MediaError] | None = None,
+    broken: dict[Path, DamagedError] | None = None,
 ) -> None:
     """Fills the book: every question in every cell that it does not hold yet.
 
@@ -78,8 +78,8 @@ def answer_all(
     greedy decoding leaves it.
 
     Args:
-        broken: takes the files that can't be read, whose questions are left out; None: the first
-            such file ends it.
+        broken: takes the files that open but can't be decoded, whose questions are left out; None:
+            the first such file ends it.
 
     Raises:
         VtpruneError: a file that can't be read, or a question the unpruned model can't answer.
@@ -96,7 +96,7 @@ def answer_all(
             own = numbers if turns else wanted
             try:
                 file = AskedFile(loaded, [asked[number] for number in own], settings)
-            except MediaError as error:
+            except DamagedError as error:
                 if broken is None:
                     raise
                 broken[asked[numbers[0]].file] = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ class Cell:
     """One way to prune, run over all questions.
 
     Args:
-        key: tells cells apart; stable from run to run.
+        key: tells cells apart; the same from run to run as long as the same is cut.
         row: the row of the table that it belongs to: several seeds are one row.
         entry: what is cut.
         beside: the key of the cell whose layers and counts this one has, question by question.
@@ -54,20 +55,26 @@ def lay_cells(
     cells = [Cell(UNPRUNED, UNPRUNED, unpruned(lineup.seed))]
     for entry in lineup.entries:
         row = _row(entry)
-        cells += _seeded(Cell(row, row, entry), seeds)
+        key = f"{row} #{fingerprint(entry.preset)}"
+        cells += _seeded(Cell(key, row, entry), seeds)
         if not beside or entry.role != "asked":
             continue
         for name in DRAWN:
             own = f"{name} beside {row}"
             stand_in = Entry("baseline", name, Preset(name=name), entry.keep, entry.at)
-            first = _seeded(Cell(row, row, entry), seeds)[0].key
-            cells += _seeded(Cell(own, own, stand_in, beside=first), seeds)
+            first = _seeded(Cell(key, row, entry), seeds)[0].key
+            cells += _seeded(Cell(f"{name} beside {key}", own, stand_in, beside=first), seeds)
     if not turns:
         return cells
     return cells + [
         replace(cell, key=cell.key + SECOND, row=cell.row + SECOND, second=True)
         for cell in cells if not cell.beside
     ]  # fmt: skip
+
+
+def fingerprint(preset: Preset) -> str:
+    """A few digits that change with anything that a preset cuts."""
+    return hashlib.sha256(repr(preset).encode()).hexdigest()[:8]
 
 
 def _row(entry: Entry) -> str:

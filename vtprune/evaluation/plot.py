@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_png
-from vtprune.errors import counted
 from vtprune.evaluation.summary import Evaluation, Row
+from vtprune.telling import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

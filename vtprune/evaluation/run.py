@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune import __version__
-from vtprune.errors import MediaError, VtpruneError, counted
+from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.summary import Evaluation, summarise
 from vtprune.figures import describe_model
 from vtprune.questions_file import Asked
+from vtprune.telling import counted
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
 
+MOST_BROKEN = 5  # files named one by one
 FEW_FILES = 20  # below, drawing files again says little about other files
 
 
@@ -42,21 +44,22 @@ def evaluate(
 ) -> Evaluation:
     """Asks every question in every cell, and says what survived.
 
-    A file that can't be read is left out with its questions, and named in the warnings.
+    A file that opens but can't be decoded is left out with its questions, and named in the
+    warnings.
 
     Args:
         path: where the answers are kept, one a line; what is there already is not asked again.
             None: nowhere.
 
     Raises:
-        VtpruneError: of any kind, with the way out; also where no file can be read.
+        VtpruneError: of any kind, with the way out; also where no file can be decoded.
     """
     import torch
     import transformers
 
     settings = settings or Settings()
     book = Book(path, head_of(loaded, plan.asked, settings))
-    broken: dict[Path, MediaError] = {}
+    broken: dict[Path, DamagedError] = {}
     try:
         answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress, broken)
     finally:
@@ -64,7 +67,9 @@ def evaluate(
     files = len({one.file for one in plan.asked}) - len(broken)
     if broken and not files:
         raise next(iter(broken.values()))
-    rows = summarise(plan.asked, plan.cells, book.records)
+    records = {key: one for key, one in book.records.items()
+               if plan.asked[key[0]].file not in broken}  # fmt: skip
+    rows = summarise(plan.asked, plan.cells, records)
     notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken)]
     if files < FEW_FILES:
         notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} are rough")
@@ -87,12 +92,18 @@ def evaluate(
     )
 
 
-def left_out(asked: Sequence[Asked], broken: Mapping[Path, MediaError]) -> list[str]:
-    """What to say of files that can't be read: their questions are in no row."""
-    return [
-        f"{error.message}: {counted(sum(one.file == path for one in asked), 'question')} left out"
-        for path, error in broken.items()
+def left_out(asked: Sequence[Asked], broken: Mapping[Path, DamagedError]) -> list[str]:
+    """What to say of files that can't be decoded: their questions are in no row."""
+    lost = {path: sum(one.file == path for one in asked) for path in broken}
+    notes = [
+        f"{error.message}: {counted(lost[path], 'question')} left out"
+        for path, error in list(broken.items())[:MOST_BROKEN]
     ]
+    more = list(lost.values())[MOST_BROKEN:]
+    if more:
+        notes.append(f"{counted(len(more), 'more file')} can't be decoded: "
+                     f"{counted(sum(more), 'question')} left out")  # fmt: skip
+    return notes
 
 
 def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mapping[str, object]:

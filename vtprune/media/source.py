@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vtprune.errors import MediaError
+from vtprune.errors import DamagedError, MediaError
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ def too_large(path: Path, pixels: str, limits: Limits) -> MediaError:
     )
 
 
-def damaged(path: Path, reason: str, limits: Limits) -> MediaError:
+def damaged(path: Path, reason: str, limits: Limits) -> DamagedError:
     """The error for a file of which at most a part can be decoded."""
     again = "copy or download it again"
     partial = "" if limits.allow_partial else ", or read what decodes with --allow-partial"
-    return MediaError(f"{shown(path)}: {reason}", again + partial)
+    return DamagedError(f"{shown(path)}: {reason}", again + partial)
 
 
 def unreadable(path: Path, reason: str = "") -> MediaError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-PAYS = 1.05  # a measured speed-up below this is none
+from vtprune.telling import PAYS
+
 MUCH = 0.05  # of the pruned prefill, that choosing may take
 SLOW = 0.8  # of the speed-up that the FLOPs promise, below which something else limits
 PARTS = {
@@ -107,7 +108,7 @@ def looks_at_less(row: Facts, plain: Facts) -> str:
     for what in ("frames", "tiles"):
         shown, whole = getattr(row, what), getattr(plain, what)
         if shown < whole:
-            return f", of {shown} {what} where the others are shown {whole}"
+            return f", of {shown} {what} where the unpruned model is shown {whole}"
     return ""
 
 

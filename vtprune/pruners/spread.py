@@ -12,9 +12,10 @@ likeness both stay, unless something between them is nearer to both.
 Paper: none; the choice is DivPrune's, arXiv 2503.02175. The weights were chosen on the embedded
 model's dev split; see docs/results.md.
 Official code: none.
-Differences: none. Frames count over the whole prompt, so that several pictures are apart as frames
-are. Rows and columns are those of the whole picture, whichever tile shows them. Otherwise as in
-`divprune`.
+Differences: none. Frames count over all that is cut together, so that several pictures are apart as
+frames are; where a model gives crops of a picture as pictures of their own, they are too. Rows and
+columns are those of the whole picture, whichever tile shows them. After an earlier cut, the last
+frame, row and column are those of what is left. Otherwise as in `divprune`.
 
 Options:
     time: 0.6 (default), the weight of time beside the states' cosine; from 0 to 4.
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import Layout
+from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
 from vtprune.pruners.divprune import farthest_first
 from vtprune.pruners.similarity import choose_in_groups, unit_rows
@@ -47,12 +48,11 @@ class Spread:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         states = unit_rows(tokens.states[self.states])
-        time, row, column = turns(tokens.layout)
-        parts = [states]
-        for turn, weight in ((time, self.time), (row, self.space / 2), (column, self.space / 2)):
-            parts.append(circle(turn, weight).to(states.device))
+        weights = self.time, self.space / 2, self.space / 2
+        circles = [circle(*one) for one in zip(turns(tokens.layout), weights, strict=True)]
+        where = torch.cat(circles, dim=1).to(states.device)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
-        rows = unit_rows(torch.cat(parts, dim=1) * states.any(dim=1)[:, None])
+        rows = unit_rows(torch.cat([states, where], dim=1) * states.any(dim=1)[:, None])
         index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
         check_finite(rows, "spread")
         return Selection(index)
@@ -66,7 +66,7 @@ def circle(turn: torch.Tensor, weight: float) -> torch.Tensor:
 def turns(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Time, row and column of the N tokens as angles from 0 to pi, each (N,) float32.
 
-    Time: the frame's number among all frames and pictures of the prompt. Row and column: of the
+    Time: the frame's number among all frames and pictures that are there. Row and column: of the
     whole picture; a base picture has its own, coarser ones.
     """
     grid = layout.grid
@@ -77,14 +77,20 @@ def turns(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     frames = torch.zeros(int(item.max()) + 1, dtype=torch.long)
     frames = frames.scatter_reduce(0, item, grid.frame, "amax") + 1
     moment = (frames.cumsum(0) - frames)[item] + grid.frame
-    base = torch.stack([layout.media, (grid.tile == 0).long()])
-    picture = torch.unique(base, dim=1, return_inverse=True)[1]
-    time = _share(moment, torch.zeros_like(item))
-    return time * math.pi, _share(grid.row, picture) * math.pi, _share(grid.col, picture) * math.pi
+    picture = 2 * item + (grid.tile == 0).long()
+    patch = grid.kind == PATCH
+    every = torch.ones_like(patch)
+    time = _share(moment, torch.zeros_like(item), every)
+    row, column = (_share(place, picture, patch) for place in (grid.row, grid.col))
+    return time * math.pi, row * math.pi, column * math.pi
 
 
-def _share(place: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """(N,) in [0, 1]: each place among those of its group; 0 where all are at one."""
+def _share(place: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(N,) in [0, 1]: each place among those of its group; 0 where all are at one.
+
+    Args:
+        counted: (N,) bool, the tokens that say where the last place is; others are at most there.
+    """
     last = torch.zeros(int(group.max()) + 1, dtype=torch.long)
-    last = last.scatter_reduce(0, group, place, "amax")[group]
-    return place.float() / last.clamp_min(1)
+    last = last.scatter_reduce(0, group, place * counted, "amax")[group]
+    return (place / last.clamp_min(1)).clamp_max(1)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import PresetError, VtpruneError, counted
+from vtprune.errors import PresetError, VtpruneError
 from vtprune.lineup import Lineup, line_up
 from vtprune.preset import load_preset, override, preset_names
+from vtprune.telling import counted
 from vtprune.tuning.bound import fewest_files, highest_floor
 from vtprune.tuning.result import Part
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vtprune import __version__
-from vtprune.errors import counted
 from vtprune.models.base import Sampling
 from vtprune.spec import Preset
+from vtprune.telling import counted
 from vtprune.tuning.bound import Quality
 
 CHOSEN, HOLDS, FAILS = "chosen", "holds", "fails"

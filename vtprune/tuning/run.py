@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.catalog import find_calibration
-from vtprune.errors import VtpruneError, counted
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import lay_cells
 from vtprune.evaluation.records import Book
@@ -15,6 +15,7 @@ from vtprune.evaluation.run import head_of
 from vtprune.figures import describe_model
 from vtprune.lineup import UNPRUNED
 from vtprune.models.structure import find_structure
+from vtprune.telling import counted
 from vtprune.tuning.candidates import Plan
 from vtprune.tuning.result import Tuned
 from vtprune.tuning.verdicts import Records, confirm, fallen, put_in_order, say_why, search
