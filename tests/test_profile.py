@@ -344,7 +344,8 @@ def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill:
         compare |= {"prefill_speedup": 36e12 / prefill, "prefill_spread": [1.0, 3.0],
                     "realised_fraction": 0.9, "first_token_speedup": 1.5}  # fmt: skip
     seconds = {"preprocess": 0.03, "vision": 2.0, "select": 0.01, "prefill": prefill / 1e12,
-               "decode": 1.0, "first_token": 3 + prefill / 1e12}  # fmt: skip
+               "decode": 1.0, "decode_per_token": 0.032,
+               "first_token": 3 + prefill / 1e12}  # fmt: skip
     return {
         "keep": keep, "preset": preset,
         "tokens": {"visual": 2928, "text": 64, "answer": 32, "keep_mean": keep,
@@ -410,10 +411,12 @@ vision tower  1.90 T           1.90 T   2.00 s    2.00 s  █░░░░░░�
   projector    100 G            100 G
 prefill       40.0 T           13.0 T  40.00 s   13.00 s  ████░░░░░░░░░░
   a layer     1.30 T  325 G to 1.30 T
+  selection                              10 ms     10 ms
 decode         400 G            400 G   1.00 s    1.00 s  █░░░░░░░░░░░░░
-  a token     13.0 G           13.0 G
+  a token     13.0 G           13.0 G    32 ms     32 ms
 
-memory    weights 14.0 GB; peak about 16.0 GB, keep 0.3 16.0 GB
+memory    weights 14.0 GB; peak, estimated, the tower's own left out: 16.0 GB,
+          keep 0.3 16.0 GB
 range     prefill with keep 0.3: 1.00 to 3.00 x faster in the passes
 
 verdict   Pruning pays here.

@@ -16,7 +16,7 @@ Every figure is made by the command above it, and this page by `python -m vtprun
 from `docs/speed.jsonl`, which has
 every pass. Models have published shapes and random weights; times are ratios within one process.
 A command that
-was stopped goes on where it ended. `--device cuda --model llava-next-7b --dtype bfloat16`
+was stopped goes on where it ended. `--device cuda --model llava-next --dtype bfloat16`
 measures the prefill on a GPU, whose name
 is told, with the times that the host waits for it: no GPU was at hand where this page was made,
 so there are no such

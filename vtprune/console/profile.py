@@ -21,6 +21,9 @@ PARTS = {
     "prefill": "prefill",
     "decode": "decode",
 }
+"""The parts of the whole, which the bars are shares of."""
+WITHIN = {"select": "  selection", "decode_per_token": "  a token"}
+"""What is counted in one of these parts."""
 
 
 def show_profile(profile: Values, console: Console) -> None:
@@ -181,10 +184,11 @@ def _parts(plain: Values, row: Values) -> Table:
     table.add_column("")
     total = max(sum(_took(plain, part) for part in PARTS), 1e-12)
     for part, flops in _flops_rows(plain, row):
-        took = [_took(one, part) if part in PARTS else -1.0 for one in (plain, row)]
+        told = part in PARTS or part in WITHIN
+        took = [_took(one, part) if told else -1.0 for one in (plain, row)]
         shown = [_seconds(one) if one >= 0 else "" for one in took]
-        name = PARTS.get(part, part)
-        bar = Bar(took[1] / total) if took[1] >= 0 else ""
+        name = PARTS.get(part) or WITHIN.get(part, part)
+        bar = Bar(took[1] / total) if part in PARTS else ""
         table.add_row(name, *flops, *shown, bar)
     return table
 
@@ -194,7 +198,10 @@ def _memory(plain: Values, row: Values) -> str:
     memory = dict_in(plain, "memory_bytes")
     weights, before = number_in(memory, "weights"), number_in(memory, "peak")
     after = number_in(dict_in(row, "memory_bytes"), "peak")
-    return f"weights {si(weights)}B; peak about {si(before)}B, {_name(row)} {si(after)}B"
+    return (
+        f"weights {si(weights)}B; peak, estimated, the tower's own left out: {si(before)}B, "
+        f"{_name(row)} {si(after)}B"
+    )
 
 
 def _spread(row: Values) -> str:
@@ -222,8 +229,10 @@ def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, st
     yield "prefill", both("prefill")
     layers = [cast("list[float]", list_in(flops, "prefill_by_layer")) for flops in (before, after)]
     yield "  a layer", (_range(layers[0]), _range(layers[1]))
+    if plain.get("seconds"):
+        yield "select", ("", "")
     yield "decode", both("decode")
-    yield "  a token", both("decode_per_token")
+    yield "decode_per_token", both("decode_per_token")
 
 
 def _range(flops: list[float]) -> str:

@@ -90,6 +90,24 @@ CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
         7,
         4,
     ),
+    (
+        6300,
+        {
+            "one of several": 0.02,
+            "picture": 0.22,
+            "picture 2x2": 0.24,
+            "picture 1x2": 0.02,
+            "picture 2x1": 0.02,
+            "picture 3x3": 0.06,
+            "picture 200x180": 0.02,
+            "picture 260x320": 0.02,
+            "clip 8": 0.33,
+            "clip 16": 0.04,
+            "clip 32": 0.01,
+        },
+        7,
+        4,
+    ),
 )
 # From which step on, what is asked more often than the rest, of things and of events: first what
 # has to look for a shape alone and is learned last of the simple questions, then what takes two
@@ -139,6 +157,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
         (
             ("comparison",) * 4 + ("count",) * 3 + ("places", "relation"),
             ("moment", "order") * 4 + ("what_happens",) * 3 + ("between", "change"),
+        ),
+    ),
+    (
+        6300,
+        (
+            ("count",) * 6 + ("comparison",) * 4 + ("shape", "places"),
+            ("what_happens", "order") * 4 + ("moment",) * 2 + ("count",),
         ),
     ),
 )

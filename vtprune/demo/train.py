@@ -305,12 +305,12 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--steps", type=int, default=6800)
+    parser.add_argument("--steps", type=int, default=6900)
     parser.add_argument(
         "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
     )
     parser.add_argument(
-        "--decay", type=float, default=0.2, help="the last part of the steps, of falling rate"
+        "--decay", type=float, default=0.14, help="the last part of the steps, of falling rate"
     )
     parser.add_argument(
         "--hints", type=int, default=3600, help="the step from which hints are asked for"
