@@ -68,6 +68,9 @@ def table(layers: Sequence[Mapping[str, object]], whole: Sequence[Mapping[str, o
              "| --- | --- | ---: | ---: | ---: |"]  # fmt: skip
     for one, other in zip(layers, whole, strict=True):
         name = one["preset"] or f"keep {one['keep']:g}"
+        if "error" in one or "error" in other:
+            lines.append(f"| {name} | {one.get('error') or other['error']} | - | - | - |")
+            continue
         for part, told in PARTS.items():
             summed, real = seconds_of(one, part), seconds_of(other, part)
             if real:
