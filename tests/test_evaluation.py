@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from conftest import save_clip, save_noise
 
 from vtprune import run
-from vtprune.errors import DamagedError, MediaError
+from vtprune.catalog import Calibration
+from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.intervals import difference, estimate, holm
@@ -126,6 +128,40 @@ def test_holm_is_the_textbook_case() -> None:
     assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_nothing_is_right_where_the_answer_is_none_of_the_choices() -> None:
+    assert score("red", "whatever", (), "choice") == 0
+    assert score("red", "whatever", ("blue", "green"), "choice") == 0
+    assert score("red", "red", ("red", "green"), "choice") == 1
+
+
+def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    picture = save_noise(tmp_path / "a.png", 90, 150)
+    asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
+    cells = cells_of(["entropy", "predictable"], [0.7], [], seeds=1)[1]
+    book = Book(None, {})
+    answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
+    whole = [one for one in book.records.values() if not one.error]
+    assert len(whole) >= 8
+    assert all(one.first > one.prefill > 0 for one in whole)
+    seen = {one.first - one.prefill for one in whole if one.cell == "unpruned"}
+    assert len(seen) == 1  # encoded once, and both questions waited for it
+
+
+def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    asked = (Asked(save_noise(tmp_path / "a.png", 60, 60), "what?", "red"),)
+    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    settings = Settings(generation=Generation(max_new_tokens=3))
+    evaluate(loaded, Plan(asked, cells), settings, tmp_path / "answers.jsonl")
+    for other in (
+        (loaded, replace(settings, metric="exact")),
+        (replace(loaded, calibration=Calibration(1, 2, None, {}, "file")), settings),
+    ):
+        with pytest.raises(VtpruneError, match="another evaluation"):
+            evaluate(other[0], Plan(asked, cells), other[1], tmp_path / "answers.jsonl")
 
 
 def test_a_file_is_encoded_once_for_all_its_questions_and_cells(

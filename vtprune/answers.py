@@ -45,6 +45,7 @@ class Prompt:
         labelled: whether it is the right answer; else it is what the unpruned model answers.
         inputs: what `tensors` were made of, which stages before the vision tower need.
         gathered: the media, for going on with the conversation.
+        vision: seconds that encoding the media took, where they were encoded for its answer.
     """
 
     asked: Asked
@@ -54,6 +55,7 @@ class Prompt:
     labelled: bool
     inputs: Inputs | None = None
     gathered: Gathered | None = None
+    vision: float = 0.0
 
     @property
     def shown(self) -> Shown | None:
@@ -123,16 +125,19 @@ def prepare(
         inputs = encode(loaded, gathered, one.question, generation)
         tensors = to_device(loaded, {**inputs.tensors, **pixels})
         pixels = {name: value for name, value in tensors.items() if name.startswith("pixel")}
+        vision = 0.0
         if known:
             answer = known[number]
         elif one.answer is None:
             runs = pruned(loaded, tensors, whole, generation, None, encoded, [inputs])
-            answer = runs[0].tokens
+            answer, vision = runs[0].tokens, runs[0].seconds.get("vision", 0.0)
         else:
             answer = answer_ids(loaded, gathered, one, inputs.tensors["input_ids"], generation)
         answer = answer.to(tensors["input_ids"].device)
         labelled = one.answer is not None
-        prompts.append(Prompt(one, tensors, inputs.media, answer, labelled, inputs, gathered))
+        prompts.append(
+            Prompt(one, tensors, inputs.media, answer, labelled, inputs, gathered, vision)
+        )
     return prompts, gathered.warnings
 
 

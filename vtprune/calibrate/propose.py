@@ -20,9 +20,9 @@ from vtprune.schedule import SLACK
 if TYPE_CHECKING:
     from vtprune.loading import Loaded
 
-SELECTORS = ("entropy", "divprune", "random", "uniform")
+SELECTORS = ("spread", "entropy", "random", "uniform")
 DEPTHS = (1 / 4, 1 / 2, 3 / 4)  # between the depth where all tokens use the budget up, and the end
-LEFT = 1 / 6  # of the budget that random keeps past the horizon, as in the packaged presets
+LEFT = 1 / 6  # of the budget that random keeps past the horizon, as in `entropy-horizon`
 SEED = 0
 
 

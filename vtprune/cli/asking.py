@@ -37,6 +37,20 @@ def check_metric(metric: str) -> None:
         raise VtpruneError(f"--metric {metric} is unknown", f"choose from {', '.join(METRICS)}")
 
 
+def check_choices(metric: str, asked: Sequence[Asked]) -> None:
+    """Refuses to score by choices where there are none.
+
+    Raises:
+        VtpruneError: names the first such question.
+    """
+    bare = next((one for one in asked if not one.choices), None)
+    if metric == "choice" and bare is not None:
+        raise VtpruneError(
+            f"--metric choice, but {bare.question!r} about {bare.file.name} has no choices",
+            "give every question its choices, or another --metric",
+        )
+
+
 def is_demo(source: str) -> bool:
     """Whether the embedded world's questions are meant, and no file of that name."""
     return source == DEMO and not Path(source).is_file()
@@ -106,8 +120,11 @@ def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: 
         ),
         limits=limits_from(flags),
         score=lambda asked, given: score(asked.answer or "", given, asked.choices, metric),
+        metric=metric,
     )
-    return replace(settings, score=_demo_score) if demo and metric == "auto" else settings
+    if demo and metric == "auto":
+        return replace(settings, score=_demo_score, metric="demo")
+    return settings
 
 
 def _demo_score(asked: Asked, given: str) -> float:

@@ -75,7 +75,7 @@ class Wanted:
 @_search("--propose", type=float, metavar="KEEP", help="Try a few schedules that keep this "
          "fraction of the visual tokens, averaged over the layers.")
 @_search("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-         help="What they select tokens by.  [default: entropy,divprune,random,uniform]")
+         help="What they select tokens by.  [default: spread,entropy,random,uniform]")
 @_search("--propose-preset", type=click.Path(path_type=Path), metavar="FILE",
          help="Write the best of them to FILE as a preset.")
 @_output("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli import complete
-from vtprune.cli.asking import LONGEST, check_metric, demo_questions, is_demo, settings_from
+from vtprune.cli.asking import (
+    LONGEST,
+    check_choices,
+    check_metric,
+    demo_questions,
+    is_demo,
+    settings_from,
+)
 from vtprune.cli.flags import (
     Flags,
     check_ranges,
@@ -99,6 +106,7 @@ def evaluate(
     targets = {"-o": answers, "--plot": plot}
     output.check_targets(targets, [questions])
     with output.libraries_silenced(), _questions(questions, limit) as asked:
+        check_choices(metric, asked)
         lineup, plan = _plan(flags, user, asked, seeds, beside, turns)
         files = dict.fromkeys(one.file for one in asked)
         output.check_targets(targets, list(files))

@@ -12,6 +12,7 @@ import click
 from vtprune.cli import complete
 from vtprune.cli.asking import (
     LONGEST,
+    check_choices,
     check_metric,
     demo_questions,
     is_demo,
@@ -103,6 +104,7 @@ def tune(
     targets = {"-o": output, "--answers": answers}
     check_targets(targets, inputs)
     with libraries_silenced(), _questions(inputs, flags, limit) as asked:
+        check_choices(metric, asked)
         made = plan(asked, floor, listed(flags.keep), listed(flags.presets), listed(flags.methods),
                     flags.seed or 0)  # fmt: skip
         check_targets(targets, list({one.file for one in asked}))

@@ -100,7 +100,9 @@ def answer(rank: int, job: Job) -> None:
         own = tuple(job.asked[number] for number in job.share(part, rank))
         if own:
             plan = Plan(own, part.cells)
-            found = evaluate(loaded, plan, Settings(score=rate), job.path(part, rank), show)
+            found = evaluate(
+                loaded, plan, Settings(score=rate, metric="demo"), job.path(part, rank), show
+            )
             if found.questions < len(own):
                 raise VtpruneError(
                     f"{len(own) - found.questions} questions can't be asked: their files don't "

@@ -46,12 +46,14 @@ class Settings:
         sampling: how much of the media is looked at.
         generation: greedy; its length is that of the longest answer.
         score: how right an answer is, where the right one is known.
+        metric: what `score` goes by: answers that were scored by another are not gone on with.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     generation: Generation = field(default_factory=lambda: Generation(max_new_tokens=64))
     limits: Limits = field(default_factory=Limits)
     score: Scorer | None = None
+    metric: str = "auto"
 
     def rate(self, asked: Asked, given: str) -> float | None:
         """How right an answer is; None where nobody knows."""
@@ -149,7 +151,8 @@ class AskedFile:
     def __init__(self, loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> None:
         self.loaded, self.asked, self.settings = loaded, asked, settings
         self.encoded: Encoded = {}
-        self.full = _Looked(self.prepare())
+        prompts = self.prepare()
+        self.full = _Looked(prompts, max(prompt.vision for prompt in prompts))
         self.less: dict[Preset, _Looked | VtpruneError] = {}
 
     def prepare(

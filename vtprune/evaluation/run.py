@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vtprune import __version__
 from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.cells import SEEDS, Cell
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.summary import Evaluation, summarise
 from vtprune.figures import describe_model
@@ -71,6 +71,14 @@ def evaluate(
                if plan.asked[key[0]].file not in broken}  # fmt: skip
     rows = summarise(plan.asked, plan.cells, records)
     notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken)]
+    unlabelled = sum(one.answer is None for one in plan.asked)
+    if 0 < unlabelled < len(plan.asked):
+        notes.append(f"{counted(unlabelled, 'question')} of {len(plan.asked):,} have no answer, so "
+                     "there is agreement only; leave them out for accuracy")  # fmt: skip
+    fewest = min((row.seeds for row in rows if row.method == "random"), default=SEEDS)
+    if fewest < SEEDS:
+        notes.append(f"random rows of {counted(fewest, 'seed')} say little: {SEEDS} or more are "
+                     "wanted")  # fmt: skip
     if files < FEW_FILES:
         notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} are rough")
     blind = [row.name for row in rows if row.reads_question]
@@ -110,6 +118,7 @@ def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mappi
     """What two runs must have in common to share a file of answers; the cells may differ."""
     told = [[str(one.file.name), one.question, one.answer, one.choices, one.kind]
             for one in asked]  # fmt: skip
+    known = loaded.calibration
     return {
         "version": __version__,
         "model": describe_model(loaded),
@@ -117,6 +126,8 @@ def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mappi
         "sampling": asdict(settings.sampling),
         "max_new_tokens": settings.generation.max_new_tokens,
         "system": settings.generation.system,
+        "metric": settings.metric,
+        "calibration": None if known is None else [known.ecl, known.horizon],
     }
 
 

@@ -22,7 +22,7 @@ def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = 
     """How right an answer is, in [0, 1].
 
     Args:
-        expected: the right answer; where there are choices, one of them.
+        expected: the right answer; where there are choices, one of them, else nothing is right.
         given: what the model answered.
         choices: the answers to choose from; the prompt may have named them A, B, C ...
         metric: one of METRICS. "auto": "choice" where there are choices, "number" where the right
@@ -34,7 +34,8 @@ def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = 
     if metric == "auto":
         metric = pick_metric(expected, choices)
     if metric == "choice":
-        return float(chosen(given, choices) == chosen(expected, choices))
+        wanted = chosen(expected, choices)
+        return float(bool(wanted) and chosen(given, choices) == wanted)
     if metric not in SCORES:
         raise ValueError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     return SCORES[metric](expected, given)
