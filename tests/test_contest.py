@@ -41,7 +41,7 @@ def loaded(checkpoints: Callable[[str], Path]) -> Loaded:
 def found(loaded: Loaded, picture: Path) -> Comparison:
     """Answers and counts of two methods, a preset and their baselines at two keeps."""
     return vtprune.compare_methods(
-        loaded, picture, "what?", ["entropy", "vtw"], [0.5, 0.4], presets=["balanced"],
+        loaded, picture, "what?", ["entropy", "vtw"], [0.5, 0.4], presets=["entropy-horizon"],
         generation=SHORT, repeats=0, at=2,
     )  # fmt: skip
 
@@ -93,8 +93,8 @@ def test_every_row_is_what_it_would_be_alone(
     found: Comparison, loaded: Loaded, picture: Path
 ) -> None:
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
-    for name, options in (("entropy", {"method": "entropy", "at": 2}), ("balanced", {})):
-        preset = vtprune.load_preset("balanced")
+    for name, options in (("entropy", {"method": "entropy", "at": 2}), ("entropy-horizon", {})):
+        preset = vtprune.load_preset("entropy-horizon")
         preset = run.override(preset, 0.4, **options)  # type: ignore[arg-type]
         alone = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
         row = pick(found, name, 0.4)
@@ -109,7 +109,7 @@ def test_every_row_is_what_it_would_be_alone(
 
 def test_random_and_uniform_follow_each_row_with_its_layers_and_counts(found: Comparison) -> None:
     rows = list(found.rows)
-    for name in ("entropy", "balanced"):
+    for name in ("entropy", "entropy-horizon"):
         for keep in (0.5, 0.4):
             own = pick(found, name, keep)
             assert own.tokens is not None
