@@ -131,6 +131,9 @@ def test_without_answers_agreement_is_measured(questions: Path) -> None:
     assert "accuracy" not in found.stdout
     assert "same" in found.stdout
     assert "5 questions about 2 files" in found.stderr
+    assert "random rows of 1 seed say little: 5 or more are wanted" in " ".join(
+        found.stderr.split()
+    )
 
 
 def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +154,7 @@ def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--methods", "entropi"), "unknown method 'entropi'"),
         (("--at", "2"), "--at without --methods"),
         (("--keep", "1.5"), "keep 1.5 is not a fraction"),
+        (("--metric", "choice"), "has no choices"),
         (("-o", "no/such/folder/a.jsonl"), "no folder"),
         (("--plot", "q.svg"), "--plot q.svg is not a PNG"),
     ],

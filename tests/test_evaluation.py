@@ -184,6 +184,25 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     assert told == {"", "the row that it stands beside cuts nothing past the input"}
 
 
+def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    picture = save_noise(tmp_path / "a.png", 60, 60)
+    cells = tuple(cells_of(["uniform"], [0.5], [], seeds=5)[1])
+    settings = Settings(generation=Generation(max_new_tokens=3))
+    said = {}
+    for answers in ((None, None), ("red", None), ("red", "blue")):
+        asked = tuple(Asked(picture, f"what {i}?", one) for i, one in enumerate(answers))
+        found = evaluate(loaded, Plan(asked, cells), settings)
+        said[answers] = (found.labelled, [one for one in found.warnings if "right answer" in one])
+        assert not any("seeds say little" in one for one in found.warnings)
+    assert said[None, None] == (False, [])
+    assert said["red", "blue"] == (True, [])
+    labelled, notes = said["red", None]
+    assert not labelled
+    assert len(notes) == 1
+    assert notes[0].startswith("1 of 2 questions have a right answer: agreement")
+
+
 def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     whole = save_noise(tmp_path / "whole.png", 60, 60)

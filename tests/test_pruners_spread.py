@@ -11,9 +11,11 @@ from test_pruners import choose, flat, tiles, video
 
 from vtprune.errors import ModelError
 from vtprune.layout import PATCH, Layout, box, join, lay_out
-from vtprune.pruners import create
+from vtprune.pruners import create, find_profile
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.spread import turns
+from vtprune.schedule import Place
+from vtprune.solving import solve
 
 
 def chosen(layout: Layout, states: torch.Tensor, count: int, **options: float) -> list[int]:
@@ -40,6 +42,28 @@ def test_a_case_worked_out_by_hand() -> None:
     # Without time, the one that looks different is chosen, then the one farther from it.
     assert chosen(layout, states, 1, time=0, space=0) == [1]
     assert chosen(layout, states, 2, time=0, space=0) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("keep", "counts"),
+    [
+        # Of 1,000 tokens, 11 layers with k and 5 with a quarter of them: 12.25 k = 16 x 1,000 keep.
+        (0.3, (391, 97)),
+        (0.1, (130, 32)),
+        # Above (11 + 5 / 4) / 16 all stay at first, and the last 5 layers get what remains.
+        (0.9, (1000, 680)),
+    ],
+)
+def test_deep_layers_get_a_quarter(keep: float, counts: tuple[int, int]) -> None:
+    profile = find_profile("spread")
+    layers = profile.layers(16)
+    assert layers == [0, 11]
+    places = [Place("schedule", layer, profile=profile, part=n) for n, layer in enumerate(layers)]
+    found = solve(places, keep, 16, 1000)
+    assert found.keep_mean() <= keep
+    left = {cut.layer: cut.count for cut in found.cuts}
+    assert left.get(0, 1000) == pytest.approx(counts[0], abs=1)
+    assert left[11] == pytest.approx(counts[1], abs=1)
 
 
 def likeness(layout: Layout, states: torch.Tensor, time: float, space: float) -> np.ndarray:

@@ -110,6 +110,10 @@ class Layout:
             return torch.arange(len(self))
         return (self.modality == MODALITIES.index(modality)).nonzero().squeeze(1)
 
+    def items(self) -> torch.Tensor:
+        """(N,) int64 number of each token's media item among those that have tokens, from 0."""
+        return torch.unique(self.media, return_inverse=True)[1]
+
     def groups(self, per: str) -> torch.Tensor:
         """(N,) int64 number of the group that each token belongs to, from 0, in prompt order.
 
@@ -146,7 +150,7 @@ class Layout:
         """(N,) bool: the tokens of the first frame of each media item."""
         if not len(self):
             return torch.zeros(0, dtype=torch.bool)
-        item = torch.unique(self.media, return_inverse=True)[1]
+        item = self.items()
         first = torch.full((int(item.max()) + 1,), int(self.grid.frame.max()))
         first = first.scatter_reduce(0, item, self.grid.frame, "amin")
         return self.grid.frame == first[item]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vtprune.catalog import Calibration, read_calibration, resolve, suggest
+from vtprune.catalog import Calibration, find_calibration, read_calibration, resolve, suggest
 from vtprune.devices import find_device, find_dtype, placing
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
+from vtprune.models.structure import find_structure
 from vtprune.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Loaded:
     calibration: Calibration | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+
+    def places(self) -> tuple[Calibration, list[str]]:
+        """Where ecl and horizon are, by the user's file or the packaged ones; and warnings."""
+        if self.calibration is not None:
+            return self.calibration, []
+        own = find_structure(self.model)
+        return find_calibration(own.model_type, len(own.layers), own.hidden_size)
 
 
 @dataclass(frozen=True, eq=False)

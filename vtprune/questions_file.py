@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vtprune.errors import VtpruneError
+from vtprune.telling import counted
 
 LARGEST_FILE = 64 * 2**20  # bytes
 MOST_FAULTS = 20  # that are spelt out
@@ -41,6 +43,17 @@ class Asked:
     def text_heavy(self) -> bool:
         """Whether it is about written text: its kind is one of TEXT_KINDS."""
         return any(fnmatchcase(self.kind.lower(), pattern) for pattern in TEXT_KINDS)
+
+
+def mixed_labels(asked: Sequence[Asked]) -> list[str]:
+    """What to say where some questions only have a right answer: agreement counts, for all."""
+    answered = sum(one.answer is not None for one in asked)
+    if answered in (0, len(asked)):
+        return []
+    return [
+        f"{answered:,} of {counted(len(asked), 'question')} have a right answer: agreement with "
+        "the unpruned model counts, for all; leave the others out for accuracy"
+    ]
 
 
 def read_questions(path: str | Path) -> list[Asked]:

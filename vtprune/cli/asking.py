@@ -108,6 +108,7 @@ def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: 
         media: the preset that says how much of the media is looked at.
         demo: the questions are the embedded world's.
     """
+    from vtprune.demo.score import rate
     from vtprune.evaluation.answering import Settings
     from vtprune.evaluation.scoring import score
     from vtprune.generation import Generation
@@ -123,11 +124,5 @@ def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: 
         metric=metric,
     )
     if demo and metric == "auto":
-        return replace(settings, score=_demo_score, metric="demo")
+        return replace(settings, score=rate, metric="demo")
     return settings
-
-
-def _demo_score(asked: Asked, given: str) -> float:
-    from vtprune.demo.score import is_right
-
-    return float(is_right(asked.kind, asked.answer or "", given))

@@ -87,10 +87,10 @@ def evaluate(
     """Ask many questions with and without pruning: does the answer survive?
 
     QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
-    answer, choices and kind. With answers the table shows accuracy; without, how often the answer
-    is the unpruned model's. The baselines random (a mean over seeds), uniform and downsample stand
-    beside, and intervals are of 95 %, drawn by file. QUESTIONS "demo" is the embedded model's own
-    test set.
+    answer, choices and kind; a file that turns out not to decode is left out and named. With
+    answers the table shows accuracy; without, how often the answer is the unpruned model's. The
+    baselines random (a mean over seeds), uniform and downsample stand beside, and intervals are of
+    95 %, drawn by file. QUESTIONS "demo" is the embedded model's own test set.
     """
     # fmt: on
     from vtprune.cli import output

@@ -24,6 +24,7 @@ PARTS = {
 """The parts of the whole, which the bars are shares of."""
 WITHIN = {"select": "  selection", "decode_per_token": "  a token"}
 """What is counted in one of these parts."""
+NAMES = {**PARTS, **WITHIN}
 
 
 def show_profile(profile: Values, console: Console) -> None:
@@ -184,12 +185,10 @@ def _parts(plain: Values, row: Values) -> Table:
     table.add_column("")
     total = max(sum(_took(plain, part) for part in PARTS), 1e-12)
     for part, flops in _flops_rows(plain, row):
-        told = part in PARTS or part in WITHIN
-        took = [_took(one, part) if told else -1.0 for one in (plain, row)]
+        took = [_took(one, part) if part in NAMES else -1.0 for one in (plain, row)]
         shown = [_seconds(one) if one >= 0 else "" for one in took]
-        name = PARTS.get(part) or WITHIN.get(part, part)
         bar = Bar(took[1] / total) if part in PARTS else ""
-        table.add_row(name, *flops, *shown, bar)
+        table.add_row(NAMES.get(part, part), *flops, *shown, bar)
     return table
 
 

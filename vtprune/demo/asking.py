@@ -82,13 +82,10 @@ def answer(rank: int, job: Job) -> None:
     """One process: its share of the files, on one thread."""
     import torch
 
-    from vtprune.demo.score import is_right
+    from vtprune.demo.score import rate
     from vtprune.evaluation.answering import Settings
     from vtprune.evaluation.run import Plan, evaluate
     from vtprune.loading import load
-
-    def rate(asked: Asked, given: str) -> float:
-        return float(is_right(asked.kind, asked.answer or "", given))
 
     def show(what: str, done: int, total: int) -> None:
         if rank == 0 and what == "answering":

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from vtprune.demo.asking import Job, Part, Records, questions
@@ -114,7 +115,7 @@ def compare_norms(
                 spreads[norm].append(spread[norm])
     finally:
         handle.remove()
-    return {norm: _mean(values) for norm, values in spreads.items()}, _mean(agreements)
+    return {norm: fmean(values) for norm, values in spreads.items()}, fmean(agreements)
 
 
 def rank(states: torch.Tensor) -> tuple[dict[str, float], float]:
@@ -128,10 +129,6 @@ def rank(states: torch.Tensor) -> tuple[dict[str, float], float]:
               for norm, own in zip(NORMS, scores, strict=True)}  # fmt: skip
     ranks = torch.stack([own.argsort().argsort().double() for own in scores])
     return spread, float(torch.corrcoef(ranks)[0, 1])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def report(asked: Sequence[Asked], cells: Sequence[Cell], records: Records, layer: int) -> str:
@@ -155,16 +152,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    from vtprune.catalog import find_calibration
     from vtprune.loading import load
     from vtprune.models.structure import find_structure
 
     loaded = load(args.model)
-    own = find_structure(loaded.model)
-    known, notes = find_calibration(own.model_type, len(own.layers), own.hidden_size)
+    known, notes = loaded.places()
     layer = known.ecl if args.layer is None else args.layer
-    if not 1 <= layer < len(own.layers):
-        parser.error(f"--layer {layer} is out of range: 1 to {len(own.layers) - 1}")
+    depth = len(find_structure(loaded.model).layers)
+    if not 1 <= layer < depth:
+        parser.error(f"--layer {layer} is out of range: 1 to {depth - 1}")
     if args.layer is None:
         sys.stderr.write("".join(f"{note}\n" for note in notes))
     asked = questions(args.out, args.split, args.questions, args.seed)

@@ -90,9 +90,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     has = torch.tensor([p.grad is not None for p in listed], dtype=torch.uint8)
     distributed.all_reduce(has, distributed.ReduceOp.MAX)
     used = [p for p, any_has in zip(listed, has.tolist(), strict=True) if any_has]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+    gradients = []
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= ranks()[1]
-    for parameter, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
-        parameter.grad = part.view_as(parameter).clone()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtprune.questions_file import Asked
 
 ARTICLES = {"a", "an", "the"}
 
@@ -24,6 +28,11 @@ def score(kind: str, expected: str, given: str) -> float:
 def is_right(kind: str, expected: str, given: str) -> bool:
     """Right is right whole: part of a clip's events counts as wrong, as in the model's card."""
     return score(kind, expected, given) == 1.0
+
+
+def rate(asked: Asked, given: str) -> float:
+    """1 where the answer to a question of this world is right, else 0: for an evaluation."""
+    return float(is_right(asked.kind, asked.answer or "", given))
 
 
 def events(answer: str) -> list[str]:

@@ -74,7 +74,7 @@ def lay_cells(
 
 def fingerprint(preset: Preset) -> str:
     """A few digits that change with anything that a preset cuts."""
-    return hashlib.sha256(repr(preset).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(replace(preset, description="")).encode()).hexdigest()[:8]
 
 
 def _row(entry: Entry) -> str:

@@ -14,9 +14,9 @@ from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import SEEDS, Cell
 from vtprune.evaluation.records import Book
-from vtprune.evaluation.summary import Evaluation, summarise
+from vtprune.evaluation.summary import Evaluation, Row, summarise
 from vtprune.figures import describe_model
-from vtprune.questions_file import Asked
+from vtprune.questions_file import Asked, mixed_labels
 from vtprune.telling import counted
 
 if TYPE_CHECKING:
@@ -70,21 +70,8 @@ def evaluate(
     records = {key: one for key, one in book.records.items()
                if plan.asked[key[0]].file not in broken}  # fmt: skip
     rows = summarise(plan.asked, plan.cells, records)
-    notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken)]
-    unlabelled = sum(one.answer is None for one in plan.asked)
-    if 0 < unlabelled < len(plan.asked):
-        notes.append(f"{counted(unlabelled, 'question')} of {len(plan.asked):,} have no answer, so "
-                     "there is agreement only; leave them out for accuracy")  # fmt: skip
-    fewest = min((row.seeds for row in rows if row.method == "random"), default=SEEDS)
-    if fewest < SEEDS:
-        notes.append(f"random rows of {counted(fewest, 'seed')} say little: {SEEDS} or more are "
-                     "wanted")  # fmt: skip
-    if files < FEW_FILES:
-        notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} are rough")
-    blind = [row.name for row in rows if row.reads_question]
-    if blind:
-        notes.append(f"what these keep depends on the question, so a second one on the same cached "
-                     f"conversation finds what the first left: {', '.join(blind)}")  # fmt: skip
+    notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken),
+             *mixed_labels(plan.asked), *_doubts(rows, files)]  # fmt: skip
     return Evaluation(
         model=describe_model(loaded),
         rows=tuple(rows),
@@ -98,6 +85,22 @@ def evaluate(
             "transformers": str(transformers.__version__),
         },
     )
+
+
+def _doubts(rows: Sequence[Row], files: int) -> list[str]:
+    """Why the rows say less than they seem to."""
+    notes = []
+    fewest = min((row.seeds for row in rows if row.method == "random"), default=SEEDS)
+    if fewest < SEEDS:
+        notes.append(f"random rows of {counted(fewest, 'seed')} say little: {SEEDS} or more are "
+                     "wanted")  # fmt: skip
+    if files < FEW_FILES:
+        notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} are rough")
+    reading = [row.name for row in rows if row.reads_question]
+    if reading:
+        notes.append(f"what these keep depends on the question, so a second one on the same cached "
+                     f"conversation finds what the first left: {', '.join(reading)}")  # fmt: skip
+    return notes
 
 
 def left_out(asked: Sequence[Asked], broken: Mapping[Path, DamagedError]) -> list[str]:

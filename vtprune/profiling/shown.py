@@ -46,11 +46,8 @@ def parse_picture(text: str) -> Shown | None:
     Raises:
         MediaError: a size that no picture has.
     """
-    found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
-    if found is None:
-        return None
-    width, height = (check_length(part, text) for part in found.groups())
-    return Shown("image", width, height)
+    found = _lengths(text, 2)
+    return Shown("image", found[0], found[1]) if found else None
 
 
 def parse_video(text: str) -> Shown | None:
@@ -59,20 +56,22 @@ def parse_video(text: str) -> Shown | None:
     Raises:
         MediaError: a size that no video has.
     """
-    found = re.fullmatch(r"(\d+)[xX](\d+)[xX](\d+)", text.strip())
-    if found is None:
-        return None
-    frames, width, height = (check_length(part, text) for part in found.groups())
-    return Shown("video", width, height, frames)
+    found = _lengths(text, 3)
+    return Shown("video", found[1], found[2], found[0]) if found else None
 
 
-def check_length(part: str, text: str) -> int:
-    if not 1 <= int(part) <= LONGEST:
+def _lengths(text: str, count: int) -> list[int]:
+    """So many lengths with an x in between; none where the text is something else."""
+    if not re.fullmatch("[xX]".join([r"\d+"] * count), text.strip(), re.ASCII):
+        return []
+    found = [int(part) for part in text.lower().split("x")]
+    wrong = next((length for length in found if not 1 <= length <= LONGEST), None)
+    if wrong is not None:
         raise MediaError(
-            f"{text}: {part} is out of range: a side, or the frames, are 1 to {LONGEST}",
+            f"{text}: {wrong} is out of range: a side, or the frames, are 1 to {LONGEST}",
             "for example --image 1344x1344, or --video 64x448x448",
         )
-    return int(part)
+    return found
 
 
 def open_media(paths: Sequence[str], limits: Limits) -> Shown:

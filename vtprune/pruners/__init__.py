@@ -39,14 +39,16 @@ METHODS: dict[str, Method] = {
     ),
     "spread": Method(
         path="vtprune.pruners.spread:Spread",
-        at="input",
-        summary="tokens that are farthest from each other in what they show, when and where",
+        at="schedule",
+        summary="tokens that are farthest from each other in what they show, when and where; deep "
+        "layers get a quarter of them",
         paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         options=(
-            Option("time", 0.6, (), "weight of time beside the states' cosine", 0, 4),
+            Option("time", 1.0, (), "weight of time beside the states' cosine", 0, 4),
             Option("space", 0.1, (), "weight of rows and columns", 0, 4),
             COMPARED,
         ),
+        schedule="vtprune.pruners.spread:schedule",
     ),
     "dart": Method(
         path="vtprune.pruners.dart:Dart",

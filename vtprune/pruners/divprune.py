@@ -37,10 +37,22 @@ class DivPrune:
         return (self.states,)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        rows = unit_rows(tokens.states[self.states])
-        index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
-        check_finite(rows, "divprune")
-        return Selection(index)
+        return choose_farthest(unit_rows(tokens.states[self.states]), budget, "divprune")
+
+
+def choose_farthest(rows: torch.Tensor, budget: Budget, method: str) -> Selection:
+    """The tokens that are farthest from each other, within each group that has a share.
+
+    Args:
+        rows: (N, d) of unit length, or zero.
+        method: whose states they are, for an error's sake.
+
+    Raises:
+        PruningError: states that are not finite.
+    """
+    index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
+    check_finite(rows, method)
+    return Selection(index)
 
 
 def farthest_first(rows: torch.Tensor, count: int) -> torch.Tensor:

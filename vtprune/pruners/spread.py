@@ -2,23 +2,28 @@
 
 Idea: DivPrune's choice, by a likeness that knows time and place: the cosine of two tokens' states,
 plus `time` times the cosine of how far apart their frames are, plus `space` times the mean of those
-of how far apart their rows and their columns are; first and last are half a turn apart.
+of how far apart their rows and their columns are; first and last are half a turn apart. It chooses
+twice: at the input, and after 70 % of the layers a quarter of those, by the states there.
 
 Why it works: the vision tower sees one frame or tile at a time, so one thing in two frames gives
 two states that hardly differ. A choice by states alone takes them for copies and keeps one: what
 the thing does over time is lost, and so is how much of the picture it fills. With time in the
-likeness both stay, unless something between them is nearer to both.
+likeness both stay, unless something between them is nearer to both. Deep layers need few tokens,
+so what they are spared pays for more in the early ones.
 
-Paper: none; the choice is DivPrune's, arXiv 2503.02175. The weights were chosen on the embedded
-model's dev split; see docs/results.md.
+Paper: none; the choice is DivPrune's, arXiv 2503.02175, the falling count is PyramidDrop's idea,
+arXiv 2410.17247. Weights, depth and count were chosen on the embedded model's dev split; see
+docs/results.md.
 Official code: none.
 Differences: none. Frames count over all that is cut together, so that several pictures are apart as
 frames are; where a model gives crops of a picture as pictures of their own, they are too. Rows and
 columns are those of the whole picture, whichever tile shows them. After an earlier cut, the last
-frame, row and column are those of what is left. Otherwise as in `divprune`.
+frame, row and column are those of what is left. Where the budget lets the first cut keep
+everything, the second gets the rest; at a place of its own (`at: input`) there is one cut.
+Otherwise as in `divprune`.
 
 Options:
-    time: 0.6 (default), the weight of time beside the states' cosine; from 0 to 4.
+    time: 1 (default), the weight of time beside the states' cosine; from 0 to 4.
     space: 0.1 (default), the weight of rows and columns; from 0 to 4.
     states: "hidden" (default), "query", "key" or "value".
 """
@@ -31,14 +36,27 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.layout import PATCH, Layout
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
-from vtprune.pruners.divprune import farthest_first
-from vtprune.pruners.similarity import choose_in_groups, unit_rows
+from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.pruners.divprune import choose_farthest
+from vtprune.pruners.similarity import unit_rows
+from vtprune.schedule import Profile
+
+DEPTHS = (0.0, 0.7)
+DEEP = 1 / 4  # of the tokens that the first cut leaves
+
+
+def schedule() -> Profile:
+    """A quarter of what the first cut leaves from 70 % of the depth on, more where all are left."""
+
+    def fractions(t: float) -> tuple[float, ...]:
+        return min(1.0, t / DEEP), t
+
+    return Profile(DEPTHS, fractions)
 
 
 @dataclass(frozen=True)
 class Spread:
-    time: float = 0.6
+    time: float = 1.0
     space: float = 0.1
     states: str = "hidden"
 
@@ -53,9 +71,7 @@ class Spread:
         where = torch.cat(circles, dim=1).to(states.device)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
         rows = unit_rows(torch.cat([states, where], dim=1) * states.any(dim=1)[:, None])
-        index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
-        check_finite(rows, "spread")
-        return Selection(index)
+        return choose_farthest(rows, budget, "spread")
 
 
 def circle(turn: torch.Tensor, weight: float) -> torch.Tensor:
@@ -73,7 +89,7 @@ def turns(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if not len(layout):
         none = torch.zeros(0)
         return none, none, none
-    item = torch.unique(layout.media, return_inverse=True)[1]
+    item = layout.items()
     frames = torch.zeros(int(item.max()) + 1, dtype=torch.long)
     frames = frames.scatter_reduce(0, item, grid.frame, "amax") + 1
     moment = (frames.cumsum(0) - frames)[item] + grid.frame

@@ -48,7 +48,7 @@ class VidCom2:
         rows = steady_rows(tokens.states["hidden"].flatten(1))
         patch = (layout.grid.kind == PATCH).to(rows.device)
         frame = layout.groups("frame")
-        video = torch.unique(layout.media, return_inverse=True)[1]
+        video = layout.items()
         to_video, to_frame = (likeness(rows, group, patch) for group in (video, frame))
         if len(budget.quota) == 1:
             weights = frame_weights(layout, frame, to_video, patch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.lineup import Lineup, line_up
 from vtprune.preset import load_preset, override, preset_names
+from vtprune.questions_file import mixed_labels
 from vtprune.telling import counted
 from vtprune.tuning.bound import fewest_files, highest_floor
 from vtprune.tuning.result import Part
@@ -83,19 +84,14 @@ def plan(
     entries = [one for one in lineup.entries if one.role == "asked" or one.method != WITHOUT]
     search, held = split(asked, seed)
     _check_files({one.file for one in asked}, {one.file for one in held}, floor)
-    answered = sum(one.answer is not None for one in asked)
-    notes = list(lineup.notes)
-    if 0 < answered < len(asked):
-        notes.append(f"{answered} of {counted(len(asked), 'question')} have a right answer: "
-                     "agreement with the unpruned model counts, for all")  # fmt: skip
     return Plan(
         asked=(*search, *held),
         searched=len(search),
         lineup=replace(lineup, entries=tuple(entries)),
         floor=floor,
-        labelled=answered == len(asked),
+        labelled=all(one.answer is not None for one in asked),
         seed=seed,
-        notes=tuple(notes),
+        notes=(*lineup.notes, *mixed_labels(asked)),
     )
 
 

@@ -6,7 +6,6 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.catalog import find_calibration
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import lay_cells
@@ -14,7 +13,6 @@ from vtprune.evaluation.records import Book
 from vtprune.evaluation.run import head_of
 from vtprune.figures import describe_model
 from vtprune.lineup import UNPRUNED
-from vtprune.models.structure import find_structure
 from vtprune.telling import counted
 from vtprune.tuning.candidates import Plan
 from vtprune.tuning.result import Tuned
@@ -68,14 +66,14 @@ def tune(
     results = dict(zip(map(trials.index, order), tested, strict=True))
     found = tuple(results.get(number, fallen(one, plan.floor)) for number, one in enumerate(trials))
     reason, needed = say_why(plan, found, tested, own, shifted)
-    places, notes = _places(loaded)
+    known, notes = loaded.places()
     return Tuned(
         trials=found,
         tested=tuple(tested),
         floor=plan.floor,
         quality="accuracy" if plan.labelled else "agreement",
         model=describe_model(loaded),
-        places=places,
+        places=f"ecl {known.ecl}, horizon {known.horizon} ({known.origin})",
         sampling=settings.sampling,
         search=plan.size(False),
         held_out=plan.size(True),
@@ -107,12 +105,3 @@ def _check_answers(plan: Plan, records: Records, held_out: bool) -> None:
             "leave the answers out: agreement with the unpruned model then counts; or another "
             "--metric",
         )
-
-
-def _places(loaded: Loaded) -> tuple[str, list[str]]:
-    """Where the model's named places are, and what is to be warned of."""
-    known, notes = loaded.calibration, list[str]()
-    if known is None:
-        own = find_structure(loaded.model)
-        known, notes = find_calibration(own.model_type, len(own.layers), own.hidden_size)
-    return f"ecl {known.ecl}, horizon {known.horizon} ({known.origin})", notes
