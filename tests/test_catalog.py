@@ -23,7 +23,7 @@ sources:
 """
 ALIASES = {alias.name: alias for alias in catalog.aliases()}
 # Their configs say how wide a head is; elsewhere it is the width of the model over the heads.
-OWN_HEAD_DIM = {"gemma3", "molmo2", "qwen3_vl"}
+OWN_HEAD_DIM = ("gemma-3", "internvl3.5", "molmo2", "qwen3-vl")
 # Parameters of vision tower, projector and a separate input embedding, where a name counts them and
 # they are a large part of it.
 BESIDE = {
@@ -31,6 +31,8 @@ BESIDE = {
     "internvl3-1b": 0.44e9,
     "internvl3-2b": 0.54e9,
     "internvl3-38b": 5.5e9,
+    "internvl3.5-1b": 0.46e9,
+    "internvl3.5-38b": 5.5e9,
     "smolvlm2-256m": 0.12e9,
     "smolvlm2-500m": 0.15e9,
     "smolvlm2-2.2b": 0.53e9,
@@ -62,7 +64,7 @@ def test_llava_next_alone_is_the_7b_vicuna_model() -> None:
 @pytest.mark.parametrize("name", ALIASES)
 def test_an_alias_has_a_whole_decoder_shape(name: str) -> None:
     shape = DecoderShape(**ALIASES[name].decoder, gated=True)
-    if ALIASES[name].model_type not in OWN_HEAD_DIM:
+    if not name.startswith(OWN_HEAD_DIM):
         assert shape.heads * shape.head_dim == shape.hidden
     assert shape.heads % shape.kv_heads == 0
 
@@ -102,6 +104,9 @@ def test_an_alias_shows_a_calibration_with_a_source_for_each_figure(name: str) -
         ("qwen3vl-8b", "qwen3-vl-8b"),
         ("OpenGVLab/InternVL3-14B", "internvl3-14b"),
         ("OpenGVLab/InternVL3_5-8B", "internvl3.5-8b"),
+        ("OpenGVLab/InternVL3_5-38B", "internvl3.5-38b"),
+        ("lmms-lab/llava-next-72b", "llava-next-72b"),
+        ("lmms-lab/LLaVA-NeXT-Video-34B", "llava-next-video-34b"),
         ("gemma3-4b", "gemma-3-4b"),
         ("THUDM/GLM-4.1V-9B-Thinking", "glm-4.1v-9b"),
         ("mistralai/Voxtral", None),

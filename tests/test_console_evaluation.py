@@ -18,20 +18,22 @@ def row(name: str, **values: Any) -> dict[str, Any]:
         "keep": 0.3, "keep_mean": 0.3, "questions": 24, "accuracy": 0.5, "interval": [0.4, 1.0],
         "relative": 0.75, "agreement": 0.875, "by_kind": {"colour": 0.5, "number_large": 1.0},
         "against_unpruned": {"mean": -0.1, "low": -0.25, "high": 0.05}, "divergence": 0.125,
+        "agreement_interval": [0.75, 1.0], "perplexity": 1.25,
         "prefill_speedup": 2.0, "first_token_speedup": 1.5, **values,
     }  # fmt: skip
 
 
-UNPRUNED = row("unpruned", role="unpruned", keep=1.0, keep_mean=1.0, method=None)
+UNPRUNED = row("unpruned", role="unpruned", keep=1.0, keep_mean=1.0, method=None, perplexity=1.0625,
+               prefill_speedup=1.0, first_token_speedup=1.0)  # fmt: skip
 ENTROPY = row("entropy at ecl keep 0.3")
 BESIDE = row("uniform beside entropy at ecl keep 0.3", role="baseline")
 DOWNSAMPLE = row("downsample at pixels keep 0.3", role="baseline", at="pixels")
 NOT_RUN = {"questions": 0, "keep_mean": None, "accuracy": None, "interval": None, "by_kind": {}}
 
 
-def shown(*rows: dict[str, Any], width: int = 80) -> str:
+def shown(*rows: dict[str, Any], width: int = 80, labelled: bool = True) -> str:
     file = io.StringIO()
-    found = {"rows": [UNPRUNED, *rows], "labelled": True, "questions": 24}
+    found = {"rows": [UNPRUNED, *rows], "labelled": labelled, "questions": 24}
     show_evaluation(found, Console(file=file, width=width, highlight=False))
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
@@ -55,6 +57,22 @@ unpruned                    50%   100%
 entropy at ecl 0.3          50%   100%
   uniform, same cuts 0.3    50%   100%
 downsample at pixels 0.3    50%   100%
+"""
+    )
+
+
+def test_without_answers_agreement_has_the_interval() -> None:
+    text = shown(ENTROPY, DOWNSAMPLE, labelled=False)
+    assert (
+        text
+        == """\
+                              same                                        first
+                      kept  answer      95 %     KL  perplexity  prefill  token
+unpruned              100%                                 1.06    1.00x  1.00x
+
+keep 0.3
+entropy at ecl         30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
+downsample at pixels   30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
 """
     )
 

@@ -25,12 +25,15 @@ from vtprune.quotas import weighted_quotas
 from vtprune.schedule import Place, Profile
 from vtprune.solving import solve
 
-CUTTING = [
-    (name, kind)
+CELLS = [
+    (name, family, kind)
     for name, method in METHODS.items()
-    for kind in method.modalities
-    if method.at != "pixels"
+    if not method.before_tower
+    for family in tiny.MODELS
+    for kind in tiny.KINDS[family]
 ]
+MERGING = {"visionzip": {"contextual": "32/64"}, "sparsevlm": {}, "holitom": {}, "pool": {}}
+"""Methods that merge, with options with which they do so where tokens are few."""
 ONE_DIMENSIONAL = [
     name for name in tiny.MODELS if not hasattr(shared_model(name).model, "get_rope_index")
 ]
@@ -575,17 +578,48 @@ def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
 # -- every method of the registry -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), CUTTING)
+def takes(name: str, kind: str) -> bool:
+    """Whether method `name` can cut all that a prompt of this kind holds."""
+    return set(METHODS[name].modalities) >= ({"video"} if kind == "video" else {"image"})
+
+
+def pruned_by(model, name: str, kind: str):  # type: ignore[no-untyped-def]
+    """A block with one method; placeholders that both modalities share hold what `kind` says."""
+    modality = "video" if kind == "video" else "image"
+    options = MERGING.get(name)
+    return vtprune.pruning(model, method=name, keep=0.4, options=options, modality=modality)
+
+
+@pytest.mark.parametrize(("name", "family", "kind"), [cell for cell in CELLS if takes(*cell[::2])])
 def test_pruned_equals_masked_with_every_method(
-    name: str, kind: str, choices: list[Choice]
+    name: str, family: str, kind: str, choices: list[Choice]
 ) -> None:
-    model = shared_model("llava_onevision")
-    inputs = tiny.ragged("llava_onevision", model, kind)
-    with vtprune.pruning(model, method=name, keep=0.4) as trace:
-        tokens, logits = oracle.generate(model, inputs, steps=3)
-    assert len(choices) == 2 * len(trace.stages)
+    """For those before the vision tower see test_pixels.py and test_downsampling.py."""
+    model = shared_model(family)
+    inputs = tiny.ragged(family, model, kind)
+    with pruned_by(model, name, kind) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=2)
+    cuts = [cut for record in trace.stages for cut in zip(record.before, record.after, strict=True)]
+    assert len(choices) == sum(before > after for before, after in cuts)
     assert 0.2 < trace.keep_mean() <= 0.4
+    if len(trace.layouts[0]) > 4:  # of fewer, too few go to be merged
+        merged = any(
+            chosen.assign is not None and int((chosen.assign >= 0).sum()) > len(chosen.index)
+            for *_, chosen in choices
+        )
+        assert merged == (name in MERGING), "the check would not notice merging"
     made = list(choices)
     with merging_by_hand(model, made):
         oracle.assert_masked(model, inputs, trace, tokens, logits)
     assert len(choices) == len(made), "the model that is compared with is not pruned"
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "kind"), [cell for cell in CELLS if not takes(*cell[::2])]
+)
+def test_a_method_for_clips_is_refused_in_every_family(name: str, family: str, kind: str) -> None:
+    model = shared_model(family)
+    inputs = tiny.inputs(family, model, kind)
+    message = f"^{name} cuts video tokens, and these are of image input"
+    with pytest.raises(PresetError, match=message), pruned_by(model, name, kind):
+        oracle.generate(model, inputs, steps=1)

@@ -49,12 +49,34 @@ PUBLISHED = {
     "gemma-3-27b": 27_432_406_640,
     "glm-4.1v-9b": 10_292_777_472,
 }
+# Of these, only a rounded figure was at hand: of the model card, or else of the hub's collections.
+ROUNDED = {
+    "llava-next-8b": "8B",
+    "llava-next-34b": "35B",
+    "llava-next-72b": "73B",
+    "llava-next-110b": "112B",
+    "llava-onevision-72b": "73B",
+    "llava-next-video-34b": "35B",
+    "internvl3.5-1b": "1.1B",
+    "internvl3.5-2b": "2.3B",
+    "internvl3.5-4b": "4.7B",
+    "internvl3.5-8b": "8.5B",
+    "internvl3.5-14b": "15.1B",
+    "internvl3.5-38b": "38.4B",
+}
 KNOWN = [one for one in aliases() if one.model_type in CONFIG_MAPPING]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_packaged_shape_has_the_published_number_of_parameters(name: str) -> None:
     assert count_weights(build_skeleton(find_shape(name).config)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_packaged_shape_rounds_to_the_published_size(name: str) -> None:
+    weights = count_weights(build_skeleton(find_shape(name).config))
+    places = len(ROUNDED[name].partition(".")[2].rstrip("B"))
+    assert f"{weights / 1e9:.{places}f}B" == ROUNDED[name]
 
 
 @pytest.mark.parametrize("alias", KNOWN, ids=lambda one: one.name)

@@ -340,6 +340,22 @@ def test_what_is_held_at_once_changes_nothing(
         assert torch.equal(create(method, {}).select(tokens, budget).index, expected)
 
 
+def test_more_are_held_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    free = 2**34
+    monkeypatch.setattr(similarity, "free_memory", lambda device, give_back: free)
+    most = free // (similarity.BYTES * similarity.SHARE)
+    assert similarity.ANYWAY < most < similarity.HELD
+    assert similarity.may_hold(most, cpu)
+    assert not similarity.may_hold(most + 1, cpu)
+    free = 0
+    assert similarity.may_hold(similarity.ANYWAY, cpu)
+    assert not similarity.may_hold(similarity.ANYWAY + 1, cpu)
+    free = 2**60
+    assert similarity.may_hold(similarity.HELD, cpu)
+    assert not similarity.may_hold(similarity.HELD + 1, cpu)
+
+
 @pytest.mark.parametrize("hold", [True, False])
 def test_the_nearest_neighbour_of_a_token_is_never_itself(
     hold: bool, monkeypatch: pytest.MonkeyPatch

@@ -7,11 +7,14 @@ import math
 import oracle
 import pytest
 import tiny
+import torch
 from conftest import shared_model
+from test_cuts import by_hand, recorded
 
 import vtprune
 from vtprune.schedule import Place
 from vtprune.solving import solve
+from vtprune.trace import Trace
 
 LAYERS, TOKENS = 32, 576  # LLaVA-1.5-7B
 
@@ -60,35 +63,70 @@ def test_a_layer_average_gives_the_published_layer_of_the_withdrawal(name: str) 
     assert [(cut.layer, cut.count) for cut in solved.cuts] == [first, second]
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_schedule_runs_in_a_model_as_it_was_solved(name: str, kind: str) -> None:
-    """The same fractions of a small model's layers and tokens."""
-    model = shared_model("llava_onevision")
-    num_layers = len(model.get_decoder().layers)
+def scaled(name: str, num_layers: int, positions: str = "keep") -> list[dict[str, object]]:
+    """The same fractions of a small model's layers and tokens.
+
+    Args:
+        positions: of the second stage.
+    """
     (early, most), (late, least), _ = PUBLISHED[name]
-    stages = [
-        {
-            "at": math.ceil(early / LAYERS * num_layers) or "input",
-            "method": name.split()[0].lower(),
-            "keep": most / TOKENS,
-        },
-        {
-            "at": round(late / LAYERS * num_layers),
-            "method": "random" if least else "vtw",
-            "keep": least / TOKENS,
-        },
-    ]
-    inputs = tiny.inputs("llava_onevision", model, kind)
-    with vtprune.pruning(model, {"stages": stages}) as trace:
-        tokens, logits = oracle.generate(model, inputs, steps=3)
+    first = {
+        "at": math.ceil(early / LAYERS * num_layers) or "input",
+        "method": name.split()[0].lower(),
+        "keep": most / TOKENS,
+    }
+    second = {
+        "at": round(late / LAYERS * num_layers),
+        "method": "random" if least else "vtw",
+        "keep": least / TOKENS,
+        "positions": positions,
+    }
+    return [first, second]
+
+
+def assert_as_solved(trace: Trace, stages: list[dict[str, object]], num_layers: int) -> None:
+    """The counts of both stages, and the average over the layers, of a batch of one."""
     num = len(trace.layouts[0])
-    counts = [int(most / TOKENS * num + 1e-6), int(least / TOKENS * num + 1e-6)]
-    if least:
-        counts[1] = max(counts[1], 1)
+    keeps = [float(str(stage["keep"])) for stage in stages]
+    counts = [max(int(keep * num + 1e-6), int(keep > 0)) for keep in keeps]
     assert [record.after for record in trace.stages] == [[count] for count in counts]
     layers = [0 if stage["at"] == "input" else int(str(stage["at"])) for stage in stages]
     spent = layers[0] * num + (layers[1] - layers[0]) * counts[0]
     spent += (num_layers - layers[1]) * counts[1]
     assert trace.keep_mean() == pytest.approx(spent / (num_layers * num))
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_schedule_runs_in_a_model_as_it_was_solved(name: str, kind: str) -> None:
+    model = shared_model("llava_onevision")
+    num_layers = len(model.get_decoder().layers)
+    stages = scaled(name, num_layers)
+    inputs = tiny.inputs("llava_onevision", model, kind)
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    assert_as_solved(trace, stages, num_layers)
     oracle.assert_masked(model, inputs, trace, tokens, logits)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_schedule_whose_second_stage_renumbers_equals_a_hand_written_loop(
+    name: str, kind: str
+) -> None:
+    model = shared_model("llava_onevision")
+    num_layers = len(model.get_decoder().layers)
+    stages = scaled(name, num_layers, "renumber")
+    inputs = tiny.inputs("llava_onevision", model, kind)
+    embeds = recorded(model, lambda: oracle.generate(model, inputs, steps=1))
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    assert_as_solved(trace, stages, num_layers)
+    assert [record.positions for record in trace.stages] == ["keep", "renumber"]
+    with torch.no_grad():
+        expected = by_hand(model, inputs, embeds, stages, trace, tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    with vtprune.pruning(model, {"stages": scaled(name, num_layers)}):
+        other = oracle.generate(model, inputs, steps=3, force=tokens)[1]
+    apart = (other - logits).abs().amax(dim=-1)  # (1, steps)
+    assert apart.min() > 1e-4, "the check would not notice the positions"

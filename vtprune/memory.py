@@ -84,15 +84,21 @@ def fit_tokens(loaded: Loaded, text: int) -> int:
     return max(0, int(HEADROOM * free_memory(loaded.model.device) / (cached + activations)) - text)
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, give_back: bool = True) -> int:
     """Bytes free on a CUDA device; for any other, of the machine.
+
+    Args:
+        give_back: return what torch keeps for later to the device first, which waits for it; else
+            that is counted as free.
 
     Where the machine does not tell (macOS), half of all that it has; where it does not tell that
     either (Windows), as if there were no limit.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
+        if give_back:
+            torch.cuda.empty_cache()
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + (0 if give_back else kept)
     with suppress(OSError):
         for line in MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -191,8 +191,9 @@ between the layers to
 exponent of 2. Selection and
 hooks is all of the prefill that is not inside the layers: reading states, choosing, gathering,
 masks, norms.
-Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices such as `divprune`'s hold
-all similarities at once, 1 GiB; above that each choice reads all states again, which is limited by
+Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices, those of `divprune`,
+`spread` and `cdpruner`, hold all similarities at once, at most {HELD >> 28} GiB, where a quarter of
+the free memory is enough for them; else each choice reads all states again, which is limited by
 memory and steeper. {where(groups)}
 
     python -m vtprune.bench growth --dtype {told["dtype"]}

@@ -17,6 +17,9 @@ from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
 WIDE = 100  # columns of a terminal from which on differences have room in the table
+INTERVAL = " with its 95 % interval, files drawn anew"
+ACCURACY = f"accuracy{INTERVAL}; "
+PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
 MOST_REASONS = 5  # why something was not run
 
 
@@ -37,7 +40,8 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
         against = ["against\nunpruned"] if wide else []
         for heading in ("accuracy", "95 %", "of\nunpruned", *against):
             table.add_column(heading, justify="right")
-    for heading in ("same\nanswer", "KL", "prefill", "first\ntoken"):
+    same = ("same\nanswer", "KL") if scored else ("same\nanswer", "95 %", "KL", "perplexity")
+    for heading in (*same, "prefill", "first\ntoken"):
         table.add_column(heading, justify="right")
     for place, (keep, group) in enumerate(groupby(run, key=lambda row: row["keep"])):
         if place:
@@ -104,12 +108,15 @@ def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
         if wide:
             gap = row["against_unpruned"]
             cells.append(Text("" if unpruned or gap is None else _gap(cast("Values", gap))))
-    if unpruned:
-        return [*cells, Text(""), Text(""), Text("1.00x"), Text("1.00x")]
+    same = Text("" if unpruned else f"{number_in(row, 'agreement'):.1%}")
+    divergence = Text("" if unpruned else f"{number_in(row, 'divergence'):.3f}")
+    cells += [same, divergence]
+    if not scored:
+        low, high = cast("Sequence[float]", row["agreement_interval"])
+        cells.insert(-1, Text("" if unpruned else f"{low:.0%}-{high:.0%}", "dim"))
+        cells.append(Text(f"{number_in(row, 'perplexity'):.2f}"))
     return [
         *cells,
-        Text(f"{number_in(row, 'agreement'):.1%}"),
-        Text(f"{number_in(row, 'divergence'):.3f}"),
         Text(f"{number_in(row, 'prefill_speedup'):.2f}x"),
         Text(f"{number_in(row, 'first_token_speedup'):.2f}x"),
     ]
@@ -161,10 +168,11 @@ def show_notes(evaluation: Values, console: Console) -> None:
     lines = labelled()
     lines.add_row("asked", Text(asked_fact(evaluation)))
     lines.add_row("model", Text(model_fact(dict_in(evaluation, "model"), kernel=False)))
-    what = "accuracy with its 95 % interval, files drawn anew; " if evaluation["labelled"] else ""
-    lines.add_row("table", f"{what}same answer: share of the unpruned model's answers; KL: of its "
-                  "first answer tokens; prefill, first token: measured, medians; random rows are "
-                  "means over seeds")  # fmt: skip
+    scored = evaluation["labelled"]
+    quality, same, loss = (ACCURACY, "", "") if scored else ("", INTERVAL, PERPLEXITY)
+    lines.add_row("table", f"{quality}same answer: share of the unpruned model's answers{same}; "
+                  f"KL: of its first answer tokens; {loss}prefill, first token: measured, medians; "
+                  "random rows are means over seeds")  # fmt: skip
     if any(row.get("second") for row in cast("list[Values]", list_in(evaluation, "rows"))):
         lines.add_row("", Text(LEGEND))
     console.print()

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from vtprune.memory import free_memory
 from vtprune.pruners.base import Budget
 
-HELD = 2**28  # similarities held at once: 1 GiB
+HELD = 2**30  # the most similarities held at once: 4 GiB
+ANYWAY = 2**26  # so many are held without asking how much memory is free
+BYTES = 5  # of a similarity, while it is made: itself, and whether it is of one direction
+SHARE = 4  # similarities may take up one part in so many of the free memory
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
@@ -32,6 +36,13 @@ def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return made.masked_fill_(made > SAME, 1.0)
 
 
+def may_hold(pairs: int, device: torch.device) -> bool:
+    """Whether so many similarities may be held at once, by what is free now."""
+    if pairs <= ANYWAY or pairs > HELD:
+        return pairs <= HELD
+    return pairs * BYTES * SHARE <= free_memory(device, give_back=False)
+
+
 class Similarity:
     """Cosines inside G groups of n tokens each.
 
@@ -45,7 +56,8 @@ class Similarity:
         groups, num, _ = rows.shape
         self.rows = rows
         self.lines = torch.arange(groups, device=rows.device)
-        self.held = cosines(rows, rows) if hold and groups * num**2 <= HELD else None
+        hold = hold and may_hold(groups * num**2, rows.device)
+        self.held = cosines(rows, rows) if hold else None
 
     def to(self, token: torch.Tensor) -> torch.Tensor:
         """(G, n) cosines with one token of each group, (G,) int64."""
@@ -71,12 +83,15 @@ class Similarity:
         return best
 
 
-def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Groups of one size at once, but no more than can have all their cosines held.
+def by_size(
+    group: torch.Tensor, wanted: torch.Tensor, pairs: int
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Groups of one size at once.
 
     Args:
         group: (N,) int64 group of each token.
         wanted: (G,) bool, the groups to give.
+        pairs: the most pairs of tokens at once, of more than one group.
 
     Yields:
         (g, n) int64 tokens of g groups, and the groups' numbers.
@@ -87,7 +102,7 @@ def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.T
     for number in wanted.nonzero().squeeze(1).tolist():
         alike.setdefault(sizes[number], []).append(number)
     for size, numbers in alike.items():
-        most = max(1, HELD // size**2)
+        most = max(1, pairs // size**2)
         for first in range(0, len(numbers), most):
             some = numbers[first : first + most]
             yield torch.stack([tokens[number] for number in some]), some
@@ -109,7 +124,8 @@ def choose_in_groups(
     """
     whole = budget.quota == torch.bincount(budget.group)
     kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device)]
-    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole):
+    pairs = min(ANYWAY, HELD)
+    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole, pairs):
         quota = budget.quota[numbers]
         most = int(quota.max())
         own = tokens.to(rows.device)
