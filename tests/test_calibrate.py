@@ -30,7 +30,7 @@ from vtprune.calibrate import (
     relative_change,
 )
 from vtprune.calibrate.entropy import curve_of
-from vtprune.calibrate.horizon import questions_needed
+from vtprune.calibrate.horizon import quality, questions_needed
 from vtprune.calibrate.plot import draw_change, plot
 from vtprune.calibrate.propose import Search, schedules
 from vtprune.calibrate.result import Information, Measured
@@ -328,8 +328,26 @@ def test_schedules_split_a_budget_between_tokens_and_layers() -> None:
         "uniform at input, none from layer 13",
         "all, none from layer 4",
     ]
+    found += schedules(0.25, 16, KNOWN, ("spread", "pyramiddrop"))
+    assert [one.name for one in found[11:]] == [
+        "spread, its own schedule",
+        "spread at input",
+        "spread at input, random at horizon",
+        "spread at input, none from layer 7",
+        "spread at input, none from horizon (10)",
+        "spread at input, none from layer 13",
+        "pyramiddrop, its own schedule",
+        "all, none from layer 4",
+    ]
     for one in found:
         load_preset({"keep": 0.25, "stages": list(one.stages)})
+
+
+def test_without_a_right_answer_agreement_is_what_counts() -> None:
+    told = Score(probability=0.25, first=0.5, greedy=True)
+    assert quality(Asked(Path("a"), "what?", "red"), told) == 0.25
+    assert quality(Asked(Path("a"), "what?"), told) == 1.0
+    assert quality(Asked(Path("a"), "what?"), replace(told, greedy=False)) == 0.0
 
 
 def test_a_horizon_that_was_not_found_is_in_no_schedule() -> None:
@@ -351,7 +369,7 @@ def test_every_schedule_meets_its_budget_and_the_best_comes_first() -> None:
     prompt = prompt_of(loaded, "image")
     before = drop_scores(loaded, [prompt], None, {})[0][-1]
     search.prompt(prompt, {})
-    table = search.table([before], ["a"])
+    table = search.table([before], [prompt.asked])
     assert len(table) == len(search.candidates)
     visual = 4 / len(open_prefix(loaded, prompt, {}).layout)  # type: ignore[union-attr]
     assert all(0.5 - visual < one.keep_mean <= 0.5 + 1e-9 for one in table)
@@ -365,8 +383,9 @@ def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason() ->
     stuck = schedules(0.3, tiny.LAYERS, known, ("random",))[0]
     stuck = replace(stuck, name="stuck", stages=({"at": 4, "method": "random"},))
     search = Search(loaded, 0.3, known, [stuck, *schedules(0.3, tiny.LAYERS, known, ("random",))])
-    search.prompt(prompt_of(loaded, "image"), {})
-    table = search.table([Score(0.5, 0.5, True)], ["a"])
+    prompt = prompt_of(loaded, "image")
+    search.prompt(prompt, {})
+    table = search.table([Score(0.5, 0.5, True)], [prompt.asked])
     assert table[-1].schedule.name == "stuck"
     assert "keep 0.3 can't be reached" in table[-1].unreachable
 
@@ -396,7 +415,7 @@ def test_a_calibration_is_written_as_it_is_read(
     assert ("calibrating", 2, 3) in shown
     assert (found.questions, found.labelled, found.inputs) == (6, 3, 3)
     assert {one.change.questions for one in found.horizons.values()} == {3}
-    assert found.quality() == "probability of 3 right answers and 3 of the unpruned model's"
+    assert found.quality() == "probability of 3 right answers, agreement on 3 others"
     assert (found.information is None) == (name == "gemma3")
     assert any("3 inputs; 50 or more are wanted" in one for one in found.warnings)
     path = tmp_path / "c.yaml"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vtprune.answers import Score
 from vtprune.evaluation.intervals import draw_files
+from vtprune.questions_file import Asked
 from vtprune.telling import counted
 
 TOLERANCE = 0.01  # of the quality that a horizon may lose
@@ -76,6 +78,14 @@ class Horizon:
 
     def _more(self) -> str:
         return f"; about {self.needed:,} questions would tell" if self.needed else ""
+
+
+def quality(asked: Asked, told: Score) -> float:
+    """What an answer's score is worth: the probability of a right answer.
+
+    Without one, agreement: whether greedy decoding still gives the unpruned model's own answer.
+    """
+    return float(told.greedy) if asked.answer is None else told.probability
 
 
 def relative_change(

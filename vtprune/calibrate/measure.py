@@ -15,7 +15,7 @@ import torch
 
 from vtprune.answers import Prompt, Score, prepare
 from vtprune.calibrate.entropy import entropy_curve, find_collapse
-from vtprune.calibrate.horizon import Horizon, find_horizon, relative_change
+from vtprune.calibrate.horizon import Horizon, find_horizon, quality, relative_change
 from vtprune.calibrate.propose import Schedule, Search, Tried, schedules
 from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information
@@ -195,10 +195,10 @@ def _conclude(
 
 
 def _horizon(rows: Sequence[tuple[Asked, tuple[Score, ...]]], seed: int) -> Horizon:
-    quality = np.array([[one.probability for one in scores] for _, scores in rows])
+    worth = np.array([[quality(asked, one) for one in scores] for asked, scores in rows])
     exact = np.array([[one.greedy for one in scores] for _, scores in rows])
     files = [str(asked.file) for asked, _ in rows]
-    change = relative_change(quality[:, -1].tolist(), quality[:, :-1], files, seed)
+    change = relative_change(worth[:, -1].tolist(), worth[:, :-1], files, seed)
     return find_horizon(change, exact.mean(axis=0)[:-1].tolist())
 
 
@@ -239,5 +239,4 @@ def _try(
             for prompt in prompts:
                 search.prompt(prompt, encoded)
     before = [scores[-1] for one in seen for scores in one.scores]
-    files = [str(asked.file) for one in seen for asked in one.asked]
-    return tuple(search.table(before, files))
+    return tuple(search.table(before, [asked for one in seen for asked in one.asked]))

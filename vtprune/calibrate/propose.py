@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vtprune.answers import Prompt, Score, score_forced
-from vtprune.calibrate.horizon import FEWEST_FILES, Change, Figures, relative_change
+from vtprune.calibrate.horizon import FEWEST_FILES, Change, Figures, quality, relative_change
 from vtprune.catalog import Calibration
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
 from vtprune.errors import ModelError, PresetError
 from vtprune.pruners import METHODS, find_method
+from vtprune.questions_file import Asked
 from vtprune.schedule import SLACK
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def schedules(
             found.append(
                 Schedule(f"{name}, its own schedule", ({"at": "schedule", "method": name},))
             )
-            continue
+            if method.lowest:  # reads attention; one place for all its tokens would be a guess
+                continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
         first = {"at": at, "method": name}
         start = calibration.ecl if at == "ecl" else 0
@@ -153,19 +155,20 @@ class Search:
                 continue
             self.kept[number].append(trace.keep_mean())
 
-    def table(self, before: Sequence[Score], files: Sequence[str]) -> list[Tried]:
+    def table(self, before: Sequence[Score], asked: Sequence[Asked]) -> list[Tried]:
         """All schedules, the best first.
 
         Args:
             before: the unpruned model's scores of the same prompts.
-            files: the file of each.
+            asked: the question of each.
         """
-        quality = {
-            number: np.array([[one.probability] for one in scores])
+        worth = {
+            number: np.array([[quality(*one)] for one in zip(asked, scores, strict=True)])
             for number, scores in enumerate(self.scores)
             if number not in self.unreachable
         }
-        unpruned = [one.probability for one in before]
+        unpruned = [quality(*one) for one in zip(asked, before, strict=True)]
+        files = [str(one.file) for one in asked]
         tried = [
             Tried(
                 self.candidates[number],
@@ -173,13 +176,13 @@ class Search:
                 relative_change(unpruned, values, files),
                 exact=float(np.mean([one.greedy for one in self.scores[number]])),
             )
-            for number, values in quality.items()
+            for number, values in worth.items()
         ]
         if tried:
-            best = list(quality.values())[int(np.argmax([one.mean for one in tried]))]
+            best = list(worth.values())[int(np.argmax([one.mean for one in tried]))]
             tried = [
                 replace(one, apart=_better(best, values, files))
-                for one, values in zip(tried, quality.values(), strict=True)
+                for one, values in zip(tried, worth.values(), strict=True)
             ]
         tried.sort(key=lambda one: -one.mean)
         return tried + [

@@ -70,8 +70,8 @@ class Measured:
         if not own:
             return "probability of the right answers"
         if not self.labelled:
-            return "probability of the unpruned model's answers"
-        return f"probability of {self.labelled} right answers and {own} of the unpruned model's"
+            return "agreement with the unpruned model's answers"
+        return f"probability of {self.labelled} right answers, agreement on {own} others"
 
     def about(self) -> str:
         """With what, when, which model and on what."""

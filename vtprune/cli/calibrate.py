@@ -99,7 +99,8 @@ def calibrate(
     information horizon is the layer from which on they are not needed at all. QUESTIONS.jsonl has
     lines as `vtprune demo` writes them: file, question and, where known, answer and kind; kinds
     number_*, ocr, text, document, chart and table count as text-heavy, and get a horizon of their
-    own. Without an answer, the unpruned model's own is to be kept. 50 files or more are wanted.
+    own. With an answer, its probability is what counts; without, agreement: whether the unpruned
+    model's own is still given. 50 files or more are wanted.
     """
     # fmt: on
     from vtprune.cli.calibrated import show_calibration
