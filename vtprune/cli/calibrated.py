@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Shown = tuple[list[str], list[list[str]]]
 TABLE = (
-    "fall: of the entropy from the layer before; general, text-heavy: how the probability of the "
-    "answers changes when all visual tokens are dropped from that layer on; lower: its 95 % bound; "
-    "exact: answers that greedy decoding still gives"
+    "fall: of the entropy from the layer before; general, text-heavy: how the measure changes, "
+    "against the unpruned model's, when all visual tokens are dropped from that layer on; lower: "
+    "its 95 % bound; exact: answers that greedy decoding still gives"
 )
 
 

@@ -112,12 +112,7 @@ def _token_rows(report: Values) -> Iterable[Row]:
     for stage in cast("list[Values]", list_in(tokens, "stages")):
         modality, at, layer = (str(stage[key]) for key in ("modality", "at", "layer"))
         whole.setdefault(modality, number_in(stage, "before"))
-        place = (
-            at
-            if at in ("pixels", "input")
-            else f"layer {layer}" + ("" if at == layer else f" ({at})")
-        )
-        name = f"{stage['method']}, {place}"
+        name = f"{stage['method']}, {_place(at, layer)}"
         if modality != "all":
             name = f"{modality}: {name}"
         yield name, number_in(stage, "after"), whole[modality], ""
@@ -131,6 +126,15 @@ def _token_rows(report: Values) -> Iterable[Row]:
                 number_in(tokens, "kept_after"),
                 "",
             )
+
+
+def _place(at: str, layer: str) -> str:
+    """Where a stage cut, and by which name it was put there."""
+    if at in ("pixels", "input"):
+        return at
+    if at == "schedule":  # the method's own, which says nothing more than its layers
+        return "input" if layer == "0" else f"layer {layer}"
+    return f"layer {layer}" + ("" if at == layer else f" ({at})")
 
 
 def _compute_rows(report: Values) -> Iterable[Row]:
