@@ -16,6 +16,7 @@ from vtprune.bench.chart import draw_growth
 from vtprune.bench.page import make_page
 from vtprune.bench.prefill import measure_prefill
 from vtprune.bench.results import Pass, Results, read_passes
+from vtprune.bench.selection import counts_of
 from vtprune.profiling.shapes import find_shape
 from vtprune.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
@@ -206,15 +207,46 @@ def test_the_command_writes_results_and_the_page_is_made_of_them(
     assert not Path("speed.png").exists()
 
 
-def test_layers_and_selection_give_tables_with_their_command(checkpoints, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_layers_give_a_table_with_its_command(checkpoints, tmp_path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "table.md"
     model = ["--model", str(checkpoints("llava_onevision")), "--shown", "40x40"]
     main(["layers", *model, "--keep", "0.5", "--repeats", "1", "--out", str(out)])
     text = out.read_text(encoding="utf-8")
     assert "Command: `python -m vtprune.bench layers --model" in text
     assert "| fast | prefill |" in text
-    main(["selection", "--tokens", "32", "--methods", "uniform,entropy", "--repeats", "1"])
-    assert "| `entropy` |" in capsys.readouterr().out
+
+
+def test_selection_is_measured_once_and_told_as_a_share_of_the_prefill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "speed.jsonl"
+    asked = ["selection", "--results", str(path), "--methods", "uniform,spread,fastv", "--tokens"]
+    main([*asked, "32", "--repeats", "2"])
+    told = capsys.readouterr().out
+    assert "32 tokens, ms" in told
+    first = read_passes(path)[0]
+    for name in ("uniform", "spread", "fastv"):
+        assert f"| `{name}` |" in told
+        share = first.sides[name]["seconds"] / first.sides["dense prefill"]["seconds"]
+        assert 0 < share < 1
+    main([*asked, "32", "--repeats", "2"])
+    assert [one.number for one in read_passes(path)] == [0, 1]
+    capsys.readouterr()
+    settings = {**first.settings, "tokens": 64}
+    sides = {"dense prefill": {"seconds": 2.0}, "uniform": {"seconds": 0.001},
+             "spread": {"seconds": 0.02}, "fastv": {"seconds": 0.5}}  # fmt: skip
+    page = make_page([Pass("selection", settings, 0, sides, MACHINE)])
+    assert "| `spread` | 20.0 | 1.00% |" in page
+    assert "2.0 s at 64 tokens" in " ".join(page.split())
+
+
+def test_a_schedule_counts_every_cut() -> None:
+    """Of 32 layers, 22 with k and 10 with a quarter of it: 24.5 k = 32 x 300 of 1,000 tokens."""
+    assert counts_of("uniform", 1000, 0.3) == [1000, 300]
+    whole, first, second = counts_of("spread", 1000, 0.3)
+    assert (whole, first) == (1000, 391)
+    assert second == pytest.approx(first / 4, abs=1)
+    assert len(counts_of("pyramiddrop", 1000, 0.3)) == 4
 
 
 def test_the_page_has_medians_of_the_passes_ratios() -> None:

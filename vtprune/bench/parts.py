@@ -20,7 +20,9 @@ from vtprune.bench.overlap import measure_overlap
 from vtprune.bench.page import make_page
 from vtprune.bench.prefill import measure_prefill
 from vtprune.bench.results import Pass, Results, read_passes
+from vtprune.bench.selection import measure_selection
 from vtprune.profiling.shown import Shown, parse_picture, parse_video
+from vtprune.pruners import METHODS
 
 RESULTS = Path("docs/speed.jsonl")
 MODEL, CLIP = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
@@ -43,6 +45,13 @@ def add_parts(parts: Parts) -> None:
         "--frames", default=",".join(map(str, FRAMES)), help="49 tokens each, comma separated"
     )
     growth.add_argument("--methods", default="entropy,divprune", help="comma separated")
+    choice = part(parts, "selection", "what each method's choice costs", run_selection)
+    choice.add_argument("--tokens", default="2880,7290", help="visual tokens, comma separated")
+    choice.add_argument("--methods", default="", help="comma separated; all by default")
+    choice.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
+    choice.add_argument("--device", default="cpu")
+    choice.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    choice.add_argument("--repeats", type=int, default=3)
     decoding = part(parts, "decoding", "a few frames of a clip, beside other readers", run_decoding)
     decoding.add_argument("--frames", type=int, default=16)
     decoding.add_argument("--repeats", type=int, default=5)
@@ -145,6 +154,16 @@ def run_growth(args: argparse.Namespace) -> None:
     made = measure_growth(
         Results(args.results), args.model, frames, args.methods.split(","), args.keep,
         *place_of(args), args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_selection(args: argparse.Namespace) -> None:
+    choosing = [name for name, method in METHODS.items() if method.chooses]
+    made = measure_selection(
+        Results(args.results), [int(one) for one in args.tokens.split(",")],
+        args.methods.split(",") if args.methods else choosing, args.keep, *place_of(args),
+        args.repeats,
     )  # fmt: skip
     tell(made)
 

@@ -10,6 +10,7 @@ from vtprune.bench.end_to_end import CLIPS
 from vtprune.bench.growth import FRAMES, exponent
 from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass
+from vtprune.bench.selection import DENSE
 from vtprune.bench.tables import middle, number_of, ratios, spread, table, where
 from vtprune.pruners.similarity import HELD
 
@@ -157,6 +158,34 @@ computes whole attention maps in every layer, and in one that keeps its own kern
 {table(["case", "prefill, s", "times as fast as unpruned eager"], rows)}"""
 
 
+def selection_section(groups: Groups) -> str:
+    told, rows = groups[0][0].settings, []
+    dense = [
+        f"{middle(passes, DENSE, 'seconds'):.1f} s at {passes[0].settings['tokens']:,} tokens"
+        for passes in groups
+    ]
+    for name in told["methods"]:
+        cells = []
+        for passes in groups:
+            shares = [1 / one for one in ratios(passes, name, "seconds", base=DENSE)]
+            cells += [f"{1000 * middle(passes, name, 'seconds'):.1f}", f"{median(shares):.2%}"]
+        rows.append([f"`{name}`", *cells])
+    head = ["method"]
+    for passes in groups:
+        head += [f"{passes[0].settings['tokens']:,} tokens, ms", "of the dense prefill"]
+    return f"""## Selection
+
+What it costs to choose {told["keep"]:.0%} of the visual tokens in a decoder of 7B parameters (32
+layers, 32 heads x 128, no shared key heads): random states, {told["dtype"]}; attention rows are
+read where a method reads them, and a method with a schedule of its own counts all of its cuts. The
+dense prefill is its FLOPs at the rate of the decoder's largest matrix product in the same pass:
+{", ".join(dense)}. Medians of {number_of(groups[0])}. {where(groups)}
+
+    python -m vtprune.bench selection
+
+{table(head, rows)}"""
+
+
 def growth_section(groups: Groups) -> str:
     groups = sorted(groups, key=lambda passes: passes[0].settings["frames"])
     rows, names = [], list(groups[0][0].sides)
@@ -280,6 +309,7 @@ SECTIONS: Mapping[str, Callable[[Groups], str]] = {
     "end-to-end": end_to_end_section,
     "scores": scores_section,
     "kernels": kernels_section,
+    "selection": selection_section,
     "growth": growth_section,
     "decoding": decoding_section,
     "overlap": overlap_section,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 
 from vtprune.attention import Call, Rows, attention_rows
+from vtprune.bench.results import Pass, Results, Side
 from vtprune.clock import time_runs
 from vtprune.cost import DecoderShape, prefill_flops
 from vtprune.layout import Layout, box, join, lay_out
-from vtprune.pruners import METHODS, create
+from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
+from vtprune.schedule import Place
+from vtprune.solving import solve
 
 # A decoder of 7B parameters with a key head for every query head: LLaVA-1.5 and LLaVA-NeXT.
 SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128,
@@ -21,49 +24,93 @@ SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128
 TEXT = 64
 QUESTION = 32  # text tokens after the last visual token
 SIDES = {2880: (5, 24), 7290: (10, 27)}  # tiles or frames, and their side
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one size; seconds are medians, `spread` is their range over the median."""
-
-    method: str
-    tokens: int
-    seconds: float
-    spread: float
-    prefill_seconds: float
-
-    @property
-    def share(self) -> float:
-        return self.seconds / self.prefill_seconds
+DENSE = "dense prefill"
 
 
 def measure_selection(
-    name: str, num_tokens: int, keep: float, repeats: int, device: torch.device, dtype: torch.dtype
-) -> Row:
-    """Times one choice of `keep` x `num_tokens` tokens among random states of a 7B decoder.
+    results: Results,
+    sizes: Sequence[int],
+    methods: Sequence[str],
+    keep: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> list[Pass]:
+    """Times every method's choice among random states of a 7B decoder.
 
     Reading attention rows is counted where the method reads them; a schedule of several cuts
-    counts each. The prefill that it is compared with is the dense one's FLOPs at the rate that a
-    matrix product of the decoder's own shape reaches here.
+    counts each, at the tokens that the one before leaves. The prefill that it is compared with is
+    the dense one's FLOPs at the rate that a matrix product of the decoder's own shape reaches in
+    the same pass.
     """
+    made: list[Pass] = []
+    for num_tokens in sizes:
+        settings = {
+            "tokens": num_tokens,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device.type,
+            "methods": list(methods),
+            "keep": keep,
+        }
+
+        def sides(num_tokens: int = num_tokens) -> Mapping[str, Side]:
+            run = {name: partial(time_choice, name, num_tokens, keep, device, dtype)
+                   for name in methods}  # fmt: skip
+            return {DENSE: partial(time_prefill, num_tokens, device, dtype), **run}
+
+        made += results.measure("selection", settings, sides, repeats, device, warm_up=False)
+    return made
+
+
+def time_choice(
+    name: str, num_tokens: int, keep: float, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Seconds of all cuts of a method, one after the other."""
     pruner, method = create(name, {}), METHODS[name]
-    layout = make_layout(num_tokens, "image" if "image" in method.modalities else "video")
-    budget = Budget.share(max(1, int(keep * num_tokens)), layout.groups("all"))
-    tokens = VisualTokens(layout, make_states(pruner.needs, num_tokens, device, dtype))
-    read = attention_reader(pruner.needs, num_tokens, device, dtype)
+    whole = make_layout(num_tokens, "image" if "image" in method.modalities else "video")
+    cuts = []
+    for before, after in pairwise(counts_of(name, num_tokens, keep)):
+        layout = whole.take(torch.arange(before) * num_tokens // before)
+        budget = Budget.share(after, layout.groups("all"))
+        tokens = VisualTokens(layout, make_states(pruner.needs, before, device, dtype))
+        cuts.append((attention_reader(pruner.needs, before, device, dtype), tokens, budget))
 
     def choose() -> None:
-        read()
-        pruner.select(tokens, budget)
+        for read, tokens, budget in cuts:
+            read()
+            pruner.select(tokens, budget)
 
-    times = clock(choose, repeats, device)
-    cuts = 3 if method.schedule else 1
-    middle = median(times)
-    prefill = prefill_flops(SHAPE, [num_tokens + TEXT] * SHAPE.layers) / matmul_rate(
-        num_tokens + TEXT, device, dtype
-    )
-    return Row(name, num_tokens, cuts * middle, (max(times) - min(times)) / middle, prefill)
+    return timed(choose, device)
+
+
+def counts_of(name: str, num_tokens: int, keep: float) -> list[int]:
+    """The number of tokens before the first cut of a method and after each."""
+    method = METHODS[name]
+    if not method.schedule:
+        return [num_tokens, max(1, int(keep * num_tokens))]
+    profile = find_profile(name)
+    layers = enumerate(profile.layers(SHAPE.layers, method.lowest))
+    places = [Place("schedule", layer, profile=profile, part=part) for part, layer in layers]
+    return [num_tokens, *(cut.count for cut in solve(places, keep, SHAPE.layers, num_tokens).cuts)]
+
+
+def time_prefill(num_tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of the whole prefill at the rate of the decoder's largest matrix product."""
+    total = num_tokens + TEXT
+    left = torch.randn(total, SHAPE.hidden, device=device).to(dtype)
+    right = torch.randn(SHAPE.hidden, SHAPE.intermediate, device=device).to(dtype)
+    rate = 2.0 * total * SHAPE.hidden * SHAPE.intermediate / clock(lambda: left @ right, device)
+    return {"seconds": prefill_flops(SHAPE, [total] * SHAPE.layers) / rate}
+
+
+def timed(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    return {"seconds": clock(work, device)}
+
+
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a run after one to warm up."""
+    work()
+    return time_runs(work, device, 1)[0]
 
 
 def make_layout(num_tokens: int, modality: str) -> Layout:
@@ -117,37 +164,3 @@ def attention_reader(
     rows = Rows(torch.arange(first, total), valid, past)
     call = Call(query, key, SHAPE.head_dim**-0.5)
     return lambda: attention_rows(call, [rows])
-
-
-def clock(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of every run after one to warm up."""
-    work()
-    return time_runs(work, device, repeats)
-
-
-def matmul_rate(num_tokens: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of the decoder's largest matrix product."""
-    left = torch.randn(num_tokens, SHAPE.hidden, device=device).to(dtype)
-    right = torch.randn(SHAPE.hidden, SHAPE.intermediate, device=device).to(dtype)
-    seconds = median(clock(lambda: left @ right, 3, device))
-    return 2.0 * num_tokens * SHAPE.hidden * SHAPE.intermediate / seconds
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table: methods down, sizes across."""
-    sizes = sorted({row.tokens for row in rows})
-    prefill = {row.tokens: row.prefill_seconds for row in rows}
-    heads = " | ".join(f"{size:,} tokens: ms | spread | of the prefill" for size in sizes)
-    lines = [f"| method | {heads} |", "| --- |" + " ---: | ---: | ---: |" * len(sizes)]
-    for name in dict.fromkeys(row.method for row in rows):
-        cells = []
-        for size in sizes:
-            row = next((r for r in rows if r.method == name and r.tokens == size), None)
-            cells.append(
-                "| | "
-                if row is None
-                else f"{1e3 * row.seconds:.1f} | {row.spread:.0%} | {row.share:.2%}"
-            )
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    dense = ", ".join(f"{prefill[size]:.1f} s at {size:,} tokens" for size in sizes)
-    return "\n".join(lines) + f"\n\nDense prefill by FLOPs at the measured rate: {dense}.\n"
