@@ -103,7 +103,7 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     }
     assert {at for name, at, _ in asked if name != "long-video"} == {"3"}
     assert fake.lineup.entries[0].preset.seed == 7
-    assert asked[2][1] == "input"
+    assert asked[2][1] == "schedule"
     assert fake.asked["sampling"] == Sampling(frames=64, max_tiles=2)
     assert fake.asked["generation"] == run.Generation(5, system="short")
     assert (fake.asked["repeats"], fake.asked["limits"].max_pixels) == (9, 99)
