@@ -579,8 +579,11 @@ def test_half_precision_is_raised_before_anything_is_computed(
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     states = random_states("random", 23)
     whole = token_entropy(states, "row")
+    solve, solved = torch.linalg.eigvalsh, []
     monkeypatch.setattr(sys.modules["vtprune.pruners.entropy"], "CHUNK", 5)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: solved.append(gram) or solve(gram))
     torch.testing.assert_close(token_entropy(states, "row"), whole)
+    assert [len(gram) for gram in solved] == [23]  # each call makes a GPU's host wait
 
 
 def test_more_tokens_than_a_chunk_are_scored() -> None:

@@ -31,7 +31,7 @@ from vtprune.errors import ModelError
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 
 SMALLEST_EIGENVALUE = 1e-10  # the released code's clamp
-CHUNK = 4096  # tokens whose Gram matrices are held at once
+CHUNK = 4096  # tokens whose states are raised to float32 at once
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,20 @@ def token_entropy(states: torch.Tensor, norm: str, double: bool = False) -> torc
 
     Source: arXiv 2602.17196; the H x H ("dual") Gram has the non-zero spectrum of the D x D one.
     """
-    return torch.cat([_chunk_entropy(part, norm, double) for part in states.split(CHUNK)])
+    gram = torch.cat([gram_matrices(part, norm, double) for part in states.split(CHUNK)])
+    # LAPACK stops at a Gram matrix with NaN in it, or returns garbage: the NaN is carried by hand.
+    # One call for all tokens: on a GPU each makes the host wait.
+    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))
+    eigenvalues = eigenvalues.clamp_min(SMALLEST_EIGENVALUE)
+    entropy = -(eigenvalues * eigenvalues.log()).sum(dim=-1) / math.log(gram.shape[1])
+    return entropy + 0 * gram.sum(dim=(1, 2))
 
 
-def _chunk_entropy(states: torch.Tensor, norm: str, double: bool) -> torch.Tensor:
-    rows = states.to(torch.float64 if double else torch.float32)  # (n, H, D)
+def gram_matrices(states: torch.Tensor, norm: str, double: bool) -> torch.Tensor:
+    """(n, H, H) Gram matrices of the centred rows, over H, of (n, H, D) states."""
+    rows = states.to(torch.float64 if double else torch.float32)
     rows = rows - rows.mean(dim=1, keepdim=True)
     if norm == "row":
         length = rows.norm(dim=-1, keepdim=True)
         rows = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
-    num_heads = rows.shape[1]
-    gram = rows @ rows.transpose(1, 2) / num_heads  # (n, H, H)
-    # LAPACK stops at a Gram matrix with NaN in it, or returns garbage: the NaN is carried by hand.
-    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))
-    eigenvalues = eigenvalues.clamp_min(SMALLEST_EIGENVALUE)
-    entropy = -(eigenvalues * eigenvalues.log()).sum(dim=-1) / math.log(num_heads)
-    return entropy + 0 * gram.sum(dim=(1, 2))
+    return rows @ rows.transpose(1, 2) / rows.shape[1]
