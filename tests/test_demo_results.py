@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtprune.demo.asking import Job, Part, split_parts
-from vtprune.demo.results import all_cells, in_headline, table
+from vtprune.demo.results import all_cells, in_headline, of_medium, table
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.summary import summarise
 from vtprune.questions_file import Asked
@@ -43,6 +43,21 @@ def test_no_cell_is_asked_twice() -> None:
         for name in ("random", "uniform")
         for keep in (0.5, 0.3)
     }
+
+
+def test_tables_can_be_of_one_medium() -> None:
+    asked = [
+        Asked(Path(name), "?", "yes") for name in ("a.png", "b.mp4", "b.mp4", "c.png", "d.mp4")
+    ]
+    records = {(n, "unpruned"): Record(n, "unpruned") for n in (0, 1, 2, 3, 7)}
+    clips, own = of_medium(asked[:4], records, "clips")
+    assert [one.file.name for one in clips] == ["b.mp4", "b.mp4"]
+    assert {key[0]: one.question for key, one in own.items()} == {0: 1, 1: 2}
+    pictures, own = of_medium(asked[:4], records, "pictures")
+    assert [one.file.name for one in pictures] == ["a.png", "c.png"]
+    assert {key[0]: one.question for key, one in own.items()} == {0: 0, 1: 3}
+    both, own = of_medium(asked[:4], records, "both")
+    assert (both, set(own)) == (asked[:4], {(n, "unpruned") for n in range(4)})
 
 
 def test_processes_share_whole_files_and_leave_none_out(tmp_path: Path) -> None:

@@ -119,14 +119,23 @@ def rivals_table(
             yield f"| {name.split(' keep ')[0]} | {told} | {p:.3f} |"
 
 
+def of_medium(asked: Sequence[Asked], records: Records, medium: str) -> tuple[list[Asked], Records]:
+    """The questions about "pictures" or "clips", or "both", with their answers."""
+    suffixes = {"pictures": (".png",), "clips": (".mp4",), "both": (".png", ".mp4")}[medium]
+    numbers = [number for number, one in enumerate(asked) if one.file.suffix in suffixes]
+    place = {number: new for new, number in enumerate(numbers)}
+    own = {(place[number], cell): one for (number, cell), one in records.items() if number in place}
+    return [asked[number] for number in numbers], own
+
+
 def report(args: argparse.Namespace, job: Job, records: Records) -> str:
     """The tables, of what is there."""
     lines: list[str] = []
     told: list[str] = []
     for part in job.parts:
         # What the headline has is of all questions, the rest of the first ones.
-        own = job.asked[: len(part.numbers)] if part is job.parts[0] else job.asked
-        mine = {key: one for key, one in records.items() if key[0] < len(own)}
+        asked = job.asked[: len(part.numbers)] if part is job.parts[0] else job.asked
+        own, mine = of_medium(asked, records, args.medium)
         rows = summarise(own, part.cells, mine)
         lines += [*table(rows, args.keep)]
         for preset in args.presets:
@@ -166,6 +175,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--medium", choices=("both", "pictures", "clips"), default="both",
+                        help="which questions the tables are of")  # fmt: skip
     parser.add_argument("--summary", action="store_true", help="tables of what is there, no more")
     args = parser.parse_args()
     job = job_of(args)
