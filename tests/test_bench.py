@@ -224,20 +224,32 @@ def test_selection_is_measured_once_and_told_as_a_share_of_the_prefill(
     main([*asked, "32", "--repeats", "2"])
     told = capsys.readouterr().out
     assert "32 tokens, ms" in told
-    first = read_passes(path)[0]
     for name in ("uniform", "spread", "fastv"):
         assert f"| `{name}` |" in told
-        share = first.sides[name]["seconds"] / first.sides["dense prefill"]["seconds"]
-        assert 0 < share < 1
     main([*asked, "32", "--repeats", "2"])
     assert [one.number for one in read_passes(path)] == [0, 1]
     capsys.readouterr()
-    settings = {**first.settings, "tokens": 64}
-    sides = {"dense prefill": {"seconds": 2.0}, "uniform": {"seconds": 0.001},
-             "spread": {"seconds": 0.02}, "fastv": {"seconds": 0.5}}  # fmt: skip
-    page = make_page([Pass("selection", settings, 0, sides, MACHINE)])
-    assert "| `spread` | 20.0 | 1.00% |" in page
-    assert "2.0 s at 64 tokens" in " ".join(page.split())
+
+
+def test_the_page_has_a_table_of_selection_for_every_keep() -> None:
+    def made(tokens: int, keep: float, **seconds: float) -> Pass:
+        settings = {"tokens": tokens, "keep": keep, "dtype": "float32", "device": "cpu",
+                    "methods": list(seconds)}  # fmt: skip
+        sides = {name: {"seconds": one} for name, one in seconds.items()}
+        return Pass("selection", settings, 0, {"dense prefill": {"seconds": 2.0}, **sides}, MACHINE)
+
+    passes = [
+        made(64, 0.3, uniform=0.001, spread=0.02),
+        made(128, 0.3, uniform=0.002),
+        made(64, 0.5, spread=0.04),
+    ]
+    page = make_page(passes)
+    assert "| `uniform` | 1.0 | 0.05% | 2.0 | 0.10% |" in page
+    assert "| `spread` | 20.0 | 1.00% | - | - |" in page
+    assert "| `spread` | 40.0 | 2.00% |" in page
+    told = " ".join(page.split())
+    assert "30% are kept, float32, medians of 1 pass. Dense prefill: 2.0 s at 64 tokens" in told
+    assert "50% are kept" in told
 
 
 def test_a_schedule_counts_every_cut() -> None:

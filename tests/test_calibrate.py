@@ -32,7 +32,7 @@ from vtprune.calibrate import (
 from vtprune.calibrate.entropy import curve_of
 from vtprune.calibrate.horizon import quality, questions_needed
 from vtprune.calibrate.plot import draw_change, plot
-from vtprune.calibrate.propose import Search, schedules
+from vtprune.calibrate.propose import Search, _better, schedules
 from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information, windows
 from vtprune.catalog import Calibration, read_calibration
@@ -377,6 +377,15 @@ def test_every_schedule_meets_its_budget_and_the_best_comes_first() -> None:
     assert not any(one.apart for one in table)  # one file can't tell
 
 
+@pytest.mark.parametrize("files", [12, 5])
+def test_what_keeps_no_answer_is_told_apart_from_what_keeps_some(files: int) -> None:
+    names = [str(number) for number in range(files)]
+    none, all_ = np.zeros((files, 1)), np.ones((files, 1))
+    assert _better(all_, none, names) == (files >= 10)
+    assert not _better(none, none, names)
+    assert not _better(all_, all_, names)
+
+
 def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason() -> None:
     loaded = loaded_tiny("llava_onevision")
     known = Calibration(1, 5, None, {}, "file")
@@ -418,6 +427,7 @@ def test_a_calibration_is_written_as_it_is_read(
     assert found.quality() == "probability of 3 right answers, agreement on 3 others"
     assert (found.information is None) == (name == "gemma3")
     assert any("3 inputs; 50 or more are wanted" in one for one in found.warnings)
+    assert any("3 of 6 questions have a right answer" in one for one in found.warnings)
     path = tmp_path / "c.yaml"
     path.write_text(found.calibration_text(), encoding="utf-8")
     config = loaded.model.get_decoder().config

@@ -77,6 +77,11 @@ downsample at pixels   30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
     )
 
 
+def test_a_perplexity_without_bounds_leaves_the_columns_as_they_are() -> None:
+    text = shown({**ENTROPY, "perplexity": 2.6e21}, labelled=False)
+    assert "      3e+21    2.00x  1.50x" in text
+
+
 def test_a_wide_terminal_has_room_for_the_difference() -> None:
     text = shown(ENTROPY, width=110)
     assert "-10.0 (-25.0 to +5.0)" in text

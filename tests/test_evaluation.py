@@ -13,12 +13,13 @@ from vtprune import run
 from vtprune.catalog import Calibration
 from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import cells_of
+from vtprune.evaluation.cells import cells_of, fingerprint
 from vtprune.evaluation.intervals import difference, estimate, holm
 from vtprune.evaluation.records import Book
-from vtprune.evaluation.run import Plan, evaluate
+from vtprune.evaluation.run import Plan, evaluate, head_of
 from vtprune.evaluation.scoring import chosen, pick_metric, score
 from vtprune.models.base import Sampling
+from vtprune.preset import load_preset, override
 from vtprune.questions_file import Asked
 from vtprune.run import Generation
 
@@ -162,6 +163,22 @@ def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_
     ):
         with pytest.raises(VtpruneError, match="another evaluation"):
             evaluate(other[0], Plan(asked, cells), other[1], tmp_path / "answers.jsonl")
+
+
+def test_answers_know_the_places_that_they_were_cut_at(
+    checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    asked = [Asked(Path("a.png"), "what?")]
+    before = head_of(loaded, asked, Settings())
+    moved = replace(loaded.known_places()[0], horizon=1)
+    assert head_of(replace(loaded, calibration=moved), asked, Settings()) != before
+    own = load_preset("balanced")
+    key = fingerprint(own)
+    assert fingerprint(replace(own, description="said otherwise")) == key
+    assert fingerprint(override(own, keep=0.25)) != key
+    monkeypatch.setattr("vtprune.pruners.spread.DEEP", 0.5)
+    assert fingerprint(own) != key
 
 
 def test_a_file_is_encoded_once_for_all_its_questions_and_cells(

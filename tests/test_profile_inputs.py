@@ -49,10 +49,14 @@ def test_a_video_is_frames_width_and_height() -> None:
     assert parse_picture("64x448x336") is None
 
 
-@pytest.mark.parametrize("size", ["0x7", "70000x7"])
+@pytest.mark.parametrize("size", ["0x7", "70000x7", "9" * 5000 + "x7", "0007x65537"])
 def test_a_side_out_of_range_is_refused(size: str) -> None:
     with pytest.raises(MediaError, match=r"is out of range: a side, or the frames, are 1 to 65536"):
         parse_picture(size)
+
+
+def test_zeros_in_front_of_a_length_count_nothing() -> None:
+    assert parse_picture("007x0640") == Shown("image", 7, 640)
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,7 @@ def test_what_is_held_at_once_changes_nothing(
     tokens = tokens_of(video(frames=4))
     budgets = [Budget.share(count, tokens.layout.groups("frame")) for count in (5, 20, 50)]
     whole = [create(method, {}).select(tokens, budget).index for budget in budgets]
+    monkeypatch.setattr(similarity, "ANYWAY", held)
     monkeypatch.setattr(similarity, "HELD", held)
     monkeypatch.setattr(similarity, "BLOCK", 4)
     for budget, expected in zip(budgets, whole, strict=True):
@@ -341,19 +342,18 @@ def test_what_is_held_at_once_changes_nothing(
 
 
 def test_more_are_held_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    free = 2**34
-    monkeypatch.setattr(similarity, "free_memory", lambda device, give_back: free)
-    most = free // (similarity.BYTES * similarity.SHARE)
+    whole: int | None = 2**33
+    monkeypatch.setattr(similarity, "total_memory", lambda device: whole)
+    most = 2**33 // (similarity.BYTES * similarity.SHARE)
     assert similarity.ANYWAY < most < similarity.HELD
-    assert similarity.may_hold(most, cpu)
-    assert not similarity.may_hold(most + 1, cpu)
-    free = 0
-    assert similarity.may_hold(similarity.ANYWAY, cpu)
-    assert not similarity.may_hold(similarity.ANYWAY + 1, cpu)
-    free = 2**60
-    assert similarity.may_hold(similarity.HELD, cpu)
-    assert not similarity.may_hold(similarity.HELD + 1, cpu)
+    assert similarity.may_hold(most, torch.device("cpu"))
+    assert not similarity.may_hold(most + 1, torch.device("cpu"))
+    whole = None
+    assert similarity.may_hold(similarity.ANYWAY, torch.device("cpu"))
+    assert not similarity.may_hold(similarity.ANYWAY + 1, torch.device("cpu"))
+    whole = 2**60
+    assert similarity.may_hold(similarity.HELD, torch.device("cpu"))
+    assert not similarity.may_hold(similarity.HELD + 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("hold", [True, False])

@@ -15,6 +15,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def time_warm(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a run after one to warm up."""
+    work()
+    return time_runs(work, device, 1)[0]
+
+
 def time_runs(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Seconds of every run."""
     times = []

@@ -52,8 +52,12 @@ class Loaded:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
 
-    def places(self) -> tuple[Calibration, list[str]]:
-        """Where ecl and horizon are, by the user's file or the packaged ones; and warnings."""
+    def known_places(self) -> tuple[Calibration, list[str]]:
+        """Where ecl and horizon are, by the user's file or the packaged ones.
+
+        Returns:
+            the calibration, and a warning for the figures that are defaults.
+        """
         if self.calibration is not None:
             return self.calibration, []
         own = find_structure(self.model)

@@ -192,11 +192,12 @@ class _Solver:
         lowest = self._on_profile(low)
         if self.total(lowest, self.layers) > budget + SLACK:
             reach = lowest_keep(self.total(lowest, self.layers), self.whole)
+            sooner = ", or name a place to cut at once: --at 1" if self.layers[0] > 1 else ""
             raise PresetError(
                 f"keep {keep:g} can't be reached by the method's own schedule, whose first cut is "
                 f"at layer {self.layers[0]} of {self.num_layers}: the lowest reachable keep is "
                 f"{reach}",
-                "raise keep, or name a place to cut at once: --at 1",
+                f"raise keep{sooner}",
             )
         for _ in range(40):  # halves the interval; then t is exact to 1e-12
             middle = (low + high) / 2

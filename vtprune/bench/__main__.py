@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vtprune.bench.layers import measure_layers
-from vtprune.bench.parts import add_parts
+from vtprune.bench.parts import add_parts, place_options
 from vtprune.profiling.cases import Options
 from vtprune.profiling.shown import parse_picture, parse_video
 
@@ -22,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     layers = parts.add_parser("layers", help="layers summed beside the whole model")
     layers.add_argument("--threads", type=int, default=1, help="CPU threads")
-    layers.add_argument("--device", default="cpu")
-    layers.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    place_options(layers)
     layers.add_argument("--out", type=Path, help="write the table to this file too")
     layers.add_argument("--model", default="llava-onevision-0.5b")
     layers.add_argument("--shown", default="384x384", help="a picture or video, by its size")

@@ -10,8 +10,9 @@ import torch
 from vtprune.attention import Call, Rows, attention_rows
 from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass, Results, Side
-from vtprune.bench.selection import SHAPE, TEXT, timed
+from vtprune.bench.selection import SHAPE, TEXT
 from vtprune.bench.subject import build_subject, one_stage
+from vtprune.clock import time_warm
 from vtprune.profiling.shapes import find_shape
 from vtprune.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
@@ -47,6 +48,10 @@ def measure_scores(
         return {name: partial(timed, work, device) for name, work in made.items()}
 
     return results.measure("scores", settings, sides, repeats, device, warm_up=False)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    return {"seconds": time_warm(work, device)}
 
 
 def states(

@@ -12,6 +12,7 @@ from vtprune.bench.prefill import UNPRUNED
 from vtprune.bench.results import Pass, Results, Side
 from vtprune.bench.subject import build_subject, narrow_shape, one_stage
 from vtprune.profiling.shown import Shown
+from vtprune.pruners.similarity import HELD
 
 FRAMES = (8, 12, 24, 48, 96, 192, 384, 512, 612)  # up to 30,000 tokens
 DEPTH = 2  # layers: one before the cut and one after
@@ -42,6 +43,7 @@ def measure_growth(
             "device": device.type,
             "methods": list(methods),
             "keep": keep,
+            "held": HELD,
         }
 
         def sides(count: int = count) -> Mapping[str, Side]:

@@ -44,13 +44,12 @@ def add_parts(parts: Parts) -> None:
     growth.add_argument(
         "--frames", default=",".join(map(str, FRAMES)), help="49 tokens each, comma separated"
     )
-    growth.add_argument("--methods", default="entropy,divprune", help="comma separated")
+    growth.add_argument("--methods", default="entropy,spread", help="comma separated")
     choice = part(parts, "selection", "what each method's choice costs", run_selection)
     choice.add_argument("--tokens", default="2880,7290", help="visual tokens, comma separated")
     choice.add_argument("--methods", default="", help="comma separated; all by default")
     choice.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
-    choice.add_argument("--device", default="cpu")
-    choice.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    place_options(choice)
     choice.add_argument("--repeats", type=int, default=3)
     decoding = part(parts, "decoding", "a few frames of a clip, beside other readers", run_decoding)
     decoding.add_argument("--frames", type=int, default=16)
@@ -92,10 +91,15 @@ def model_part(
     made.add_argument("--shown", help="a picture 672x672 or a video 8x384x384; largest: the "
                       "largest picture of the model")  # fmt: skip
     made.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    place_options(made)
     made.add_argument("--repeats", type=int, default=repeats)
     return made
+
+
+def place_options(made: argparse.ArgumentParser) -> None:
+    """Where, and in what, a part is run."""
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
 def clip_options(made: argparse.ArgumentParser, seconds: int, size: str) -> None:

@@ -159,29 +159,45 @@ computes whole attention maps in every layer, and in one that keeps its own kern
 
 
 def selection_section(groups: Groups) -> str:
-    told, rows = groups[0][0].settings, []
-    dense = [
-        f"{middle(passes, DENSE, 'seconds'):.1f} s at {passes[0].settings['tokens']:,} tokens"
-        for passes in groups
-    ]
-    for name in told["methods"]:
-        cells = []
-        for passes in groups:
-            shares = [1 / one for one in ratios(passes, name, "seconds", base=DENSE)]
-            cells += [f"{1000 * middle(passes, name, 'seconds'):.1f}", f"{median(shares):.2%}"]
-        rows.append([f"`{name}`", *cells])
-    head = ["method"]
-    for passes in groups:
-        head += [f"{passes[0].settings['tokens']:,} tokens, ms", "of the dense prefill"]
+    alike: dict[tuple[object, ...], dict[int, Sequence[Pass]]] = {}
+    for passes in groups:  # of one size the latest
+        told = passes[0].settings
+        key = tuple(told[name] for name in ("keep", "dtype", "device"))
+        alike.setdefault(key, {})[told["tokens"]] = passes
+    text = "".join(_selection_table(own) for own in alike.values())
     return f"""## Selection
 
-What it costs to choose {told["keep"]:.0%} of the visual tokens in a decoder of 7B parameters (32
-layers, 32 heads x 128, no shared key heads): random states, {told["dtype"]}; attention rows are
-read where a method reads them, and a method with a schedule of its own counts all of its cuts. The
-dense prefill is its FLOPs at the rate of the decoder's largest matrix product in the same pass:
-{", ".join(dense)}. Medians of {number_of(groups[0])}. {where(groups)}
+What it costs to choose tokens in a decoder of 7B parameters (32 layers, 32 heads x 128, no shared
+key heads), beside its dense prefill: FLOPs at the rate of its largest matrix product in the same
+pass. Random states; attention rows are read where a method reads them, and a method with a
+schedule of its own counts all of its cuts. {where(groups)}
 
     python -m vtprune.bench selection
+{text}"""
+
+
+def _selection_table(own: Mapping[int, Sequence[Pass]]) -> str:
+    """Methods down, sizes across."""
+    first = next(iter(own.values()))
+    head, dense = ["method"], []
+    for size, passes in own.items():
+        head += [f"{size:,} tokens, ms", "of the dense prefill"]
+        dense.append(f"{middle(passes, DENSE, 'seconds'):.1f} s at {size:,} tokens")
+    rows = []
+    for name in dict.fromkeys(name for one in own.values() for name in one[0].sides):
+        cells: list[str] = []
+        for passes in own.values():
+            if name not in passes[0].sides:
+                cells += ["-", "-"]
+                continue
+            share = 1 / median(ratios(passes, name, "seconds", base=DENSE))
+            cells += [f"{1000 * middle(passes, name, 'seconds'):.1f}", f"{share:.2%}"]
+        if name != DENSE:
+            rows.append([f"`{name}`", *cells])
+    told = first[0].settings
+    return f"""
+{told["keep"]:.0%} are kept, {told["dtype"]}, medians of {number_of(first)}. Dense prefill:
+{", ".join(dense)}.
 
 {table(head, rows)}"""
 
@@ -221,9 +237,9 @@ exponent of 2. Selection and
 hooks is all of the prefill that is not inside the layers: reading states, choosing, gathering,
 masks, norms.
 Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices, those of `divprune`,
-`spread` and `cdpruner`, hold all similarities at once, at most {HELD >> 28} GiB, where a quarter of
-the free memory is enough for them; else each choice reads all states again, which is limited by
-memory and steeper. {where(groups)}
+`spread` and `cdpruner`, hold all similarities at once, at most {4 * HELD // 2**30} GiB, where a
+fifth of the machine's memory is enough; else each choice reads all states again, which is limited
+by memory and steeper. {where(groups)}
 
     python -m vtprune.bench growth --dtype {told["dtype"]}
 

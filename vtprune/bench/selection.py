@@ -10,12 +10,12 @@ import torch
 
 from vtprune.attention import Call, Rows, attention_rows
 from vtprune.bench.results import Pass, Results, Side
-from vtprune.clock import time_runs
+from vtprune.clock import time_warm
 from vtprune.cost import DecoderShape, prefill_flops
 from vtprune.layout import Layout, box, join, lay_out
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
-from vtprune.schedule import Place
+from vtprune.schedule import Place, fixed_count
 from vtprune.solving import solve
 
 # A decoder of 7B parameters with a key head for every query head: LLaVA-1.5 and LLaVA-NeXT.
@@ -80,14 +80,14 @@ def time_choice(
             read()
             pruner.select(tokens, budget)
 
-    return timed(choose, device)
+    return {"seconds": time_warm(choose, device)}
 
 
 def counts_of(name: str, num_tokens: int, keep: float) -> list[int]:
     """The number of tokens before the first cut of a method and after each."""
     method = METHODS[name]
     if not method.schedule:
-        return [num_tokens, max(1, int(keep * num_tokens))]
+        return [num_tokens, fixed_count(keep, num_tokens)]
     profile = find_profile(name)
     layers = enumerate(profile.layers(SHAPE.layers, method.lowest))
     places = [Place("schedule", layer, profile=profile, part=part) for part, layer in layers]
@@ -99,18 +99,8 @@ def time_prefill(num_tokens: int, device: torch.device, dtype: torch.dtype) -> d
     total = num_tokens + TEXT
     left = torch.randn(total, SHAPE.hidden, device=device).to(dtype)
     right = torch.randn(SHAPE.hidden, SHAPE.intermediate, device=device).to(dtype)
-    rate = 2.0 * total * SHAPE.hidden * SHAPE.intermediate / clock(lambda: left @ right, device)
+    rate = 2.0 * total * SHAPE.hidden * SHAPE.intermediate / time_warm(lambda: left @ right, device)
     return {"seconds": prefill_flops(SHAPE, [total] * SHAPE.layers) / rate}
-
-
-def timed(work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    return {"seconds": clock(work, device)}
-
-
-def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a run after one to warm up."""
-    work()
-    return time_runs(work, device, 1)[0]
 
 
 def make_layout(num_tokens: int, modality: str) -> Layout:

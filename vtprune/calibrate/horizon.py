@@ -1,18 +1,21 @@
-"""From answers' probabilities to the layer from which visual tokens are not needed any more."""
+"""From what answers are worth to the layer from which visual tokens are not needed any more."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune.answers import Score
 from vtprune.evaluation.intervals import draw_files
-from vtprune.questions_file import Asked
 from vtprune.telling import counted
+
+if TYPE_CHECKING:
+    from vtprune.answers import Score
+    from vtprune.questions_file import Asked
 
 TOLERANCE = 0.01  # of the quality that a horizon may lose
 CONFIDENCE = 0.95  # of the one-sided bound

@@ -94,6 +94,12 @@ def calibrate(
         _candidates(loaded, settings, Calibration(1, 1, None, {}, "default"))
     chosen = {n * len(files) // settings.windows for n in range(settings.windows)}
     warnings = list(loaded.warnings)
+    labelled = sum(one.answer is not None for one in asked)
+    if 0 < labelled < len(asked):
+        warnings.append(
+            f"{labelled} of {len(asked)} questions have a right answer: its probability counts, "
+            "and agreement for the others, which weigh more; better ask them apart"
+        )
     seen = []
     for number, own in enumerate(files):
         _show(on_progress, "calibrating", number, len(files))

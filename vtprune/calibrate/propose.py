@@ -71,8 +71,9 @@ def schedules(
 ) -> list[Schedule]:
     """A few splits of a budget, from one cut at the start to all tokens until it is used up.
 
-    Every selector alone; with random past the horizon; and with everything dropped at the horizon
-    and at depths between; last, no selector: all tokens to the depth that the budget pays for.
+    Every selector by its own schedule, if it has one; at one place alone; with random past the
+    horizon; and with everything dropped at the horizon and at depths between; last, no selector:
+    all tokens to the depth that the budget pays for.
 
     Raises:
         PresetError: a selector is no method that chooses tokens.
@@ -93,7 +94,7 @@ def schedules(
             found.append(
                 Schedule(f"{name}, its own schedule", ({"at": "schedule", "method": name},))
             )
-            if method.lowest:  # reads attention; one place for all its tokens would be a guess
+            if method.lowest:  # it can't cut at the input, and any other one place is a guess
                 continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
         first = {"at": at, "method": name}
@@ -193,5 +194,8 @@ class Search:
 
 def _better(best: Figures, other: Figures, files: Sequence[str]) -> bool:
     """Whether one schedule's quality, (n, 1), is above another's beyond doubt."""
-    change = relative_change(other[:, 0].tolist(), best, files)
-    return change.files >= FEWEST_FILES and change.lower[0] > 0
+    if len(set(files)) < FEWEST_FILES:
+        return False
+    if not other.any():  # no answer is left, so there is nothing to be relative to
+        return bool(best.any())
+    return relative_change(other[:, 0].tolist(), best, files).lower[0] > 0

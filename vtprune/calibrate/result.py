@@ -35,7 +35,7 @@ class Measured:
     Args:
         model: name, family, layers, hidden_size.
         source: what was asked, by its name.
-        labelled: questions with a right answer; the others were scored by the model's own.
+        labelled: questions with a right answer; for the others, agreement counts.
         collapse: the entropy collapse layer, of `inputs` files.
         horizons: "general" and "text-heavy", those there are questions for.
         information: of 2 x 2 windows; None where it was not asked for.

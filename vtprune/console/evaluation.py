@@ -20,6 +20,7 @@ WIDE = 100  # columns of a terminal from which on differences have room in the t
 INTERVAL = " with its 95 % interval, files drawn anew"
 ACCURACY = f"accuracy{INTERVAL}; "
 PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
+MOST_SPELT = 1e5  # a perplexity that is written out
 MOST_REASONS = 5  # why something was not run
 
 
@@ -108,13 +109,14 @@ def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
         if wide:
             gap = row["against_unpruned"]
             cells.append(Text("" if unpruned or gap is None else _gap(cast("Values", gap))))
-    same = Text("" if unpruned else f"{number_in(row, 'agreement'):.1%}")
-    divergence = Text("" if unpruned else f"{number_in(row, 'divergence'):.3f}")
-    cells += [same, divergence]
+    cells.append(Text("" if unpruned else f"{number_in(row, 'agreement'):.1%}"))
     if not scored:
         low, high = cast("Sequence[float]", row["agreement_interval"])
-        cells.insert(-1, Text("" if unpruned else f"{low:.0%}-{high:.0%}", "dim"))
-        cells.append(Text(f"{number_in(row, 'perplexity'):.2f}"))
+        cells.append(Text("" if unpruned else f"{low:.0%}-{high:.0%}", "dim"))
+    cells.append(Text("" if unpruned else f"{number_in(row, 'divergence'):.3f}"))
+    if not scored:
+        loss = number_in(row, "perplexity")
+        cells.append(Text(f"{loss:.2f}" if loss < MOST_SPELT else f"{loss:.0e}"))
     return [
         *cells,
         Text(f"{number_in(row, 'prefill_speedup'):.2f}x"),

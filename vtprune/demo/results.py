@@ -180,6 +180,8 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="tables of what is there, no more")
     args = parser.parse_args()
     job = job_of(args)
+    if not of_medium([job.asked[number] for number in job.parts[0].numbers], {}, args.medium)[0]:
+        parser.error(f"the first {args.few} questions have none about {args.medium}")
     records = job.collect() if args.summary else job.run()
     if not records:
         parser.error(f"{args.out} holds no answers to these questions")

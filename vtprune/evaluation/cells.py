@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vtprune.errors import PresetError
+from vtprune.layout import MODALITIES
 from vtprune.lineup import DRAWN, UNPRUNED, Entry, Lineup, line_up, unpruned
+from vtprune.pruners import find_profile
 from vtprune.spec import Preset
 
 KEEPS = (0.5, 0.3, 0.1)
@@ -74,7 +76,11 @@ def lay_cells(
 
 def fingerprint(preset: Preset) -> str:
     """A few digits that change with anything that a preset cuts."""
-    return hashlib.sha256(repr(replace(preset, description="")).encode()).hexdigest()[:8]
+    stages = [stage for modality in MODALITIES for stage in preset.stages_for(modality)]
+    profiles = [find_profile(stage.method) for stage in stages if stage.at == "schedule"]
+    own = [(profile.depths, profile.fractions(0.1)) for profile in profiles]
+    told = f"{replace(preset, description='')} {own}"
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def _row(entry: Entry) -> str:

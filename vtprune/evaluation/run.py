@@ -121,7 +121,7 @@ def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mappi
     """What two runs must have in common to share a file of answers; the cells may differ."""
     told = [[str(one.file.name), one.question, one.answer, one.choices, one.kind]
             for one in asked]  # fmt: skip
-    known = loaded.calibration
+    known = loaded.known_places()[0]
     return {
         "version": __version__,
         "model": describe_model(loaded),
@@ -130,7 +130,7 @@ def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mappi
         "max_new_tokens": settings.generation.max_new_tokens,
         "system": settings.generation.system,
         "metric": settings.metric,
-        "calibration": None if known is None else [known.ecl, known.horizon],
+        "calibration": [known.ecl, known.horizon],
     }
 
 

@@ -64,14 +64,15 @@ def _lengths(text: str, count: int) -> list[int]:
     """So many lengths with an x in between; none where the text is something else."""
     if not re.fullmatch("[xX]".join([r"\d+"] * count), text.strip(), re.ASCII):
         return []
-    found = [int(part) for part in text.lower().split("x")]
-    wrong = next((length for length in found if not 1 <= length <= LONGEST), None)
-    if wrong is not None:
-        raise MediaError(
-            f"{text}: {wrong} is out of range: a side, or the frames, are 1 to {LONGEST}",
-            "for example --image 1344x1344, or --video 64x448x448",
-        )
-    return found
+    parts = [part.lstrip("0") or "0" for part in text.strip().lower().split("x")]
+    for part in parts:
+        if len(part) > len(str(LONGEST)) or not 1 <= int(part) <= LONGEST:
+            told = part if len(part) < 20 else f"a length of {len(part)} digits"
+            raise MediaError(
+                f"{told} is out of range: a side, or the frames, are 1 to {LONGEST}",
+                "for example --image 1344x1344, or --video 64x448x448",
+            )
+    return [int(part) for part in parts]
 
 
 def open_media(paths: Sequence[str], limits: Limits) -> Shown:

@@ -12,8 +12,8 @@ Official code: vbdi/divprune (CC BY-NC; not looked at).
 Differences: with `per: frame` or `tile`, each group is chosen from by itself; ties go to the
 earlier token; cosines within 1e-6 of 1 count as equal; a state that is zero, which has no
 direction, counts as a copy of every other; in any layer and of other states too. Float32. The
-cosines of all pairs are held at once up to 32,768 tokens, where a quarter of the free memory is
-enough for them; else each step works out its own.
+cosines of all pairs are held at once up to 16,384 tokens, and up to 32,768 where a fifth of the
+device's memory is enough for them; else each step works out its own.
 
 Options:
     states: "hidden" (default), "query", "key" or "value".

@@ -32,6 +32,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, 
 
 SMALLEST_EIGENVALUE = 1e-10  # the released code's clamp
 CHUNK = 4096  # tokens whose states are raised to float32 at once
+AT_ONCE = 2**16  # tokens whose eigenvalues are; on a GPU each call makes the host wait
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,13 @@ def token_entropy(states: torch.Tensor, norm: str, double: bool = False) -> torc
 
     Source: arXiv 2602.17196; the H x H ("dual") Gram has the non-zero spectrum of the D x D one.
     """
+    return torch.cat([_part_entropy(part, norm, double) for part in states.split(AT_ONCE)])
+
+
+def _part_entropy(states: torch.Tensor, norm: str, double: bool) -> torch.Tensor:
+    """Of as many tokens as the eigenvalues are worked out of in one call."""
     gram = torch.cat([gram_matrices(part, norm, double) for part in states.split(CHUNK)])
     # LAPACK stops at a Gram matrix with NaN in it, or returns garbage: the NaN is carried by hand.
-    # One call for all tokens: on a GPU each makes the host wait.
     eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))
     eigenvalues = eigenvalues.clamp_min(SMALLEST_EIGENVALUE)
     entropy = -(eigenvalues * eigenvalues.log()).sum(dim=-1) / math.log(gram.shape[1])

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from vtprune.memory import free_memory
+from vtprune.memory import total_memory
 from vtprune.pruners.base import Budget
 
 HELD = 2**30  # the most similarities held at once: 4 GiB
-ANYWAY = 2**26  # so many are held without asking how much memory is free
+ANYWAY = 2**28  # so many are held on every device
 BYTES = 5  # of a similarity, while it is made: itself, and whether it is of one direction
-SHARE = 4  # similarities may take up one part in so many of the free memory
+SHARE = 5  # more than that may take up one part in so many of a device's memory
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
@@ -37,10 +37,14 @@ def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def may_hold(pairs: int, device: torch.device) -> bool:
-    """Whether so many similarities may be held at once, by what is free now."""
+    """Whether so many similarities may be held at once.
+
+    By what the device has, not by what is free: held or not, products round differently, and a
+    choice must not depend on what else runs.
+    """
     if pairs <= ANYWAY or pairs > HELD:
-        return pairs <= HELD
-    return pairs * BYTES * SHARE <= free_memory(device, give_back=False)
+        return pairs <= ANYWAY
+    return pairs * BYTES * SHARE <= (total_memory(device) or 0)
 
 
 class Similarity:
@@ -83,15 +87,12 @@ class Similarity:
         return best
 
 
-def by_size(
-    group: torch.Tensor, wanted: torch.Tensor, pairs: int
-) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Groups of one size at once.
+def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Groups of one size at once, but no more than can have all their cosines held.
 
     Args:
         group: (N,) int64 group of each token.
         wanted: (G,) bool, the groups to give.
-        pairs: the most pairs of tokens at once, of more than one group.
 
     Yields:
         (g, n) int64 tokens of g groups, and the groups' numbers.
@@ -102,7 +103,7 @@ def by_size(
     for number in wanted.nonzero().squeeze(1).tolist():
         alike.setdefault(sizes[number], []).append(number)
     for size, numbers in alike.items():
-        most = max(1, pairs // size**2)
+        most = max(1, ANYWAY // size**2)
         for first in range(0, len(numbers), most):
             some = numbers[first : first + most]
             yield torch.stack([tokens[number] for number in some]), some
@@ -124,8 +125,7 @@ def choose_in_groups(
     """
     whole = budget.quota == torch.bincount(budget.group)
     kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device)]
-    pairs = min(ANYWAY, HELD)
-    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole, pairs):
+    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole):
         quota = budget.quota[numbers]
         most = int(quota.max())
         own = tokens.to(rows.device)

@@ -15,7 +15,7 @@ Paper: none; the choice is DivPrune's, arXiv 2503.02175, the falling count is Py
 arXiv 2410.17247. Weights, depth and count were chosen on the embedded model's dev split; see
 docs/results.md.
 Official code: none.
-Differences: none. Frames count over all that is cut together, so that several pictures are apart as
+Differences: frames count over all that is cut together, so that several pictures are apart as
 frames are; where a model gives crops of a picture as pictures of their own, they are too. Rows and
 columns are those of the whole picture, whichever tile shows them. After an earlier cut, the last
 frame, row and column are those of what is left. Where the budget lets the first cut keep

@@ -66,7 +66,7 @@ def tune(
     results = dict(zip(map(trials.index, order), tested, strict=True))
     found = tuple(results.get(number, fallen(one, plan.floor)) for number, one in enumerate(trials))
     reason, needed = say_why(plan, found, tested, own, shifted)
-    known, notes = loaded.places()
+    known, notes = loaded.known_places()
     return Tuned(
         trials=found,
         tested=tuple(tested),
