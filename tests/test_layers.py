@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
     ("errors", "telling"),
-    ("clock", "layout", "schedule", "solving", "quotas", "packing", "information", "cost", "trace",
-     "report", "batching", "comparison", "units", "chart"),
+    ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
+     "cost", "trace", "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
@@ -47,9 +47,9 @@ WITHIN = {
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
     "lineup": {"errors", "preset", "pruners", "spec"},
     "catalog": {"errors", "yaml_file"},
-    "pruners": {"errors", "layout", "quotas", "schedule", "units"},
+    "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
     "media": {"errors"},
-    "questions_file": {"errors"},
+    "questions_file": {"errors", "telling"},
     "models": {"errors", "layout", "media", "units"},
     "console": {"telling"},
     "chart": set(),

@@ -13,7 +13,7 @@ import torch
 from conftest import answer_together, save_clip, save_noise
 
 import vtprune
-from vtprune import cost, memory, run
+from vtprune import capacity, cost, run
 from vtprune.errors import MediaError, ModelError
 from vtprune.memory import explain, fitting_errors
 from vtprune.models.base import Sampling
@@ -328,10 +328,15 @@ def test_memory_that_is_not_told_is_not_taken_for_none(
             raise ValueError("unrecognized configuration name")
         return pages[name]
 
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(memory.os, "sysconf", sysconf, raising=False)
-    free = memory.free_memory(torch.device("cpu"))
-    assert free == (2_048_000_000 if told else sys.maxsize)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(capacity, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(capacity, "CONTAINER", tmp_path / "limit")
+    monkeypatch.setattr(capacity.os, "sysconf", sysconf, raising=False)
+    assert capacity.free_memory(cpu) == (2_048_000_000 if told else sys.maxsize)
+    assert capacity.total_memory(cpu) == (4_096_000_000 if told else None)
+    for limit, most in (("max", 4_096_000_000 if told else None), ("1000", 1000)):
+        (tmp_path / "limit").write_text(f"{limit}\n")
+        assert capacity.total_memory(cpu) == most
     loaded = run.load(str(checkpoints("llava")))
     with torch.no_grad(), vtprune.pruning(loaded.model, keep=0.5) as trace:
         loaded.model(**tiny.inputs("llava", loaded.model, "image"))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune import cost
+from vtprune.capacity import free_memory
 from vtprune.errors import ModelError, VtpruneError
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
 HEADROOM = 0.8  # of the free memory; the rest is fragmentation and other users
 FEWER = "give fewer frames (--frames 8) or tiles (--max-tiles 4)"
-MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup/memory.max")
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
 
 
@@ -83,42 +79,3 @@ def fit_tokens(loaded: Loaded, text: int) -> int:
     cached = cost.kv_bytes(shape, [1] * shape.layers, size)
     activations = size * (8 * shape.hidden + 3 * shape.intermediate)
     return max(0, int(HEADROOM * free_memory(loaded.model.device) / (cached + activations)) - text)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device; for any other, of the machine.
-
-    Where the machine does not tell (macOS), half of all that it has; where it does not tell that
-    either (Windows), as if there were no limit.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError):
-        for line in MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    whole = machine_memory()
-    return sys.maxsize if whole is None else whole // 2
-
-
-def total_memory(device: torch.device) -> int | None:
-    """Bytes of a CUDA device; for any other, of the machine, or what its container may use of it.
-
-    None where the machine does not tell (Windows).
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = machine_memory()
-    with suppress(OSError, ValueError):  # "max", or a system without control groups
-        limit = int(CONTAINER.read_text(encoding="ascii"))
-        return limit if whole is None else min(whole, limit)
-    return whole
-
-
-def machine_memory() -> int | None:
-    """Bytes that the machine has; None where it does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune import cost
+from vtprune.capacity import free_memory
 from vtprune.compare import measure_ceilings
-from vtprune.memory import free_memory
 from vtprune.profiling.build import count_weights
 
 if TYPE_CHECKING:
