@@ -95,6 +95,16 @@ def test_the_table_is_on_stdout_and_the_files_are_told_on_stderr(fake: Fake, fol
     assert sorted(path.name for path in folder.glob("*c.*")) == ["c.png", "c.yaml"]
 
 
+def test_quiet_leaves_the_tables_and_the_files(fake: Fake, folder: Path) -> None:
+    fake.found = measured(warnings=("careful",))
+    result = invoke("q.jsonl", "-o", "c.yaml", "--quiet")
+    assert result.exit_code == 0
+    assert "ecl" in result.stdout
+    assert result.stderr == ""
+    assert Path("c.yaml").exists()
+    assert_refused(invoke("q.jsonl", "-o", "c.yaml", "--quiet", "--json"), "Error: --quiet and")
+
+
 def test_json_is_one_object_and_nothing_else(fake: Fake, folder: Path) -> None:
     fake.found = measured(tried=TRIED, keep=0.3, warnings=("careful",))
     result = invoke("q.jsonl", "-o", "c.yaml", "--json", "--propose", "0.3")

@@ -83,6 +83,7 @@ class Wanted:
 @_output("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to FILE, "
          "a PNG.  [default: beside -o]")
 @_output("--json", is_flag=True, help="Print everything as one JSON object.")
+@_output("--quiet", is_flag=True, help="Print the tables only.")
 def calibrate(
     inputs: tuple[str, ...],
     windows: int,
@@ -129,7 +130,7 @@ def calibrate(
             if flags.json:
                 click.echo(to_json(measured.to_dict()))
             else:
-                show_calibration(measured, written)
+                show_calibration(measured, written, flags.quiet)
 
 
 def _check(flags: Flags, wanted: Wanted) -> None:
@@ -171,7 +172,7 @@ def _measure(
         methods=wanted.methods,
         seed=flags.seed or 0,
     )
-    with progress_line() as show:
+    with progress_line(flags.quiet) as show:
         loaded = run.load(**loading_from(flags, user), on_progress=show)
         return calibrate(loaded, asked, source, settings, show)
 

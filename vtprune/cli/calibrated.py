@@ -26,8 +26,8 @@ TABLE = (
 )
 
 
-def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
-    """Prints what was measured, and which files say it."""
+def show_calibration(measured: Measured, written: Sequence[Path], quiet: bool) -> None:
+    """Prints what was measured; unless quiet, how to read it and which files say it too."""
     console = stdout_console()
     show_table(*_layers(measured), console)
     console.print()
@@ -40,6 +40,8 @@ def show_calibration(measured: Measured, written: Sequence[Path]) -> None:
         show_table(*_schedules(measured), console)
         console.print()
         show_facts([("propose", measured.proposal() or "no schedule meets this budget")], console)
+    if quiet:
+        return
     show_facts([("table", TABLE)], stderr_console())
     for warning in measured.warnings:
         show_warning(warning, stderr_console())
