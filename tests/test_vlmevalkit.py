@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+import runpy
 import sys
 import types
 from collections.abc import Iterator
@@ -102,6 +104,29 @@ def test_an_answer_is_that_of_the_library(pruned: type, checkpoints, files) -> N
     model = build(pruned, checkpoints)
     message = [{"type": "image", "value": str(files[0])}, {"type": "text", "value": "what?"}]
     assert model.generate(message, dataset="MME") == expected(model, files[0], "what?")
+
+
+def test_the_documented_runner_adds_models_that_answer(
+    pruned: type, checkpoints, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    text = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    place = str(checkpoints("llava"))
+    runner = tmp_path / "runner.py"
+    runner.write_text(code.replace("llava-1.5-7b", place).replace("at=2", "at=1"))
+    ran: list[str] = []
+    run_path = runpy.run_path
+    monkeypatch.setattr(runpy, "run_path", lambda path, run_name: ran.append(path))
+    known = importlib.import_module("vlmeval.config").supported_VLM
+    for name in ("full", "192", "128", "64"):
+        monkeypatch.delitem(known, f"llava-{name}", raising=False)
+    run_path(str(runner))
+    assert ran == ["run.py"]
+    message = [{"type": "image", "value": str(files[0])}, {"type": "text", "value": "what?"}]
+    for name, keep in {"full": 1, "192": 0.3333}.items():
+        own = pruned(place, method="entropy", at=1, norm="none", keep=keep)
+        assert known[f"llava-{name}"]().generate(message) == own.generate(message)
+    assert {"llava-128", "llava-64"} <= set(known)
 
 
 def test_a_message_of_strings_is_taken_too(pruned: type, checkpoints, files) -> None:  # type: ignore[no-untyped-def]

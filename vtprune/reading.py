@@ -68,12 +68,12 @@ class Readings:
         slots = self.present.slots(sample, mine.columns)
         if name in ATTENTION:
             rows = self.attention[sample]
-            rows = rows[:, slots.to(rows.device)]
+            rows = rows[:, slots.to(rows.device, non_blocking=True)]
             return rows if name == "text_attention" else rows[-1]
         if name in TOWER:
             scores = self.tower[sample]
             place = torch.searchsorted(self.present.whole[sample].columns, mine.columns)
-            return scores[place.to(scores.device)].to(hidden.device)
+            return scores[place.to(scores.device, non_blocking=True)].to(hidden.device)
         if name.startswith("text_"):
             slots = self.present.slots(sample, self.present.text_columns(sample))
         name = name.removeprefix("text_")
@@ -81,7 +81,8 @@ class Readings:
             source, width = hidden, hidden.shape[-1] // self.structure.num_heads
         else:
             source, width = self.projected[name], self.structure.head_dim
-        return source[sample].index_select(0, slots.to(source.device)).unflatten(-1, (-1, width))
+        slots = slots.to(source.device, non_blocking=True)
+        return source[sample].index_select(0, slots).unflatten(-1, (-1, width))
 
     def clear(self) -> None:
         """Forgets what was read for one cut."""

@@ -81,7 +81,8 @@ class Measured:
         """Where to cut; a horizon that was not found lies past the last layer."""
         about = f"measured: {self.about()}"
         agree = f"{counted(self.inputs, 'input')}, {self.collapse.share:.0%} agree"
-        sources = {"ecl": f"{about}, {agree}"}
+        fall = "" if self.collapse.drop > 0 else ", no fall found"
+        sources = {"ecl": f"{about}, {agree}{fall}"}
         layers: dict[str, int | None] = {"horizon": None, "horizon_text": None}
         for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
             instead = group not in self.horizons

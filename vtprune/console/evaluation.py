@@ -16,7 +16,7 @@ from vtprune.console.terminal import printable
 from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
-WIDE = 100  # columns of a terminal from which on differences have room in the table
+WIDE = 120  # columns of a terminal from which on differences have room in the table
 INTERVAL = " with its 95 % interval, files drawn anew"
 ACCURACY = f"accuracy{INTERVAL}; "
 PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
@@ -38,7 +38,7 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
     table.add_column("", overflow="fold")
     table.add_column("kept", justify="right")
     if scored:
-        against = ["against\nunpruned"] if wide else []
+        against = ["against\nunpruned", "against\nrandom"] if wide else []
         for heading in ("accuracy", "95 %", "of\nunpruned", *against):
             table.add_column(heading, justify="right")
     same = ("same\nanswer", "KL") if scored else ("same\nanswer", "95 %", "KL", "perplexity")
@@ -106,8 +106,8 @@ def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
         cells += [Text(f"{number_in(row, 'accuracy'):.1%}"), Text(f"{low:.0%}-{high:.0%}", "dim")]
         relative = row["relative"]
         cells.append(Text("" if unpruned or relative is None else f"{relative:.1%}"))
-        if wide:
-            gap = row["against_unpruned"]
+        for name in ("against_unpruned", "against_random") if wide else ():
+            gap = row.get(name)
             cells.append(Text("" if unpruned or gap is None else _gap(cast("Values", gap))))
     cells.append(Text("" if unpruned else f"{number_in(row, 'agreement'):.1%}"))
     if not scored:

@@ -77,8 +77,9 @@ def least_alike(similarity: torch.Tensor, pivots: torch.Tensor, budget: Budget) 
     device = similarity.device
     num = similarity.shape[1]
     sizes = torch.bincount(budget.group)
-    first = (sizes.cumsum(0) - sizes).to(device)  # of each group, in the order of the groups
-    group, quota = budget.group.to(device), budget.quota.to(device)
+    # Of each group, in the order of the groups.
+    first = (sizes.cumsum(0) - sizes).to(device, non_blocking=True)
+    group, quota = (one.to(device, non_blocking=True) for one in (budget.group, budget.quota))
     place = group.sort().values  # group at each place of that order
     rank = torch.full((1, num), float(num), device=device)
     rank[0, pivots] = torch.arange(len(pivots), dtype=rank.dtype, device=device)

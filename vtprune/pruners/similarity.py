@@ -124,14 +124,14 @@ def choose_in_groups(
             in the group in the order of choice; a smaller quota takes the first of them.
     """
     whole = budget.quota == torch.bincount(budget.group)
-    kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device)]
+    kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device, non_blocking=True)]
     for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole):
         quota = budget.quota[numbers]
         most = int(quota.max())
-        own = tokens.to(rows.device)
+        own = tokens.to(rows.device, non_blocking=True)
         order = own.gather(1, choose(rows[own], own, most))
         first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
-        kept.append(order.flatten()[first.to(rows.device)])
+        kept.append(order.flatten()[first.to(rows.device, non_blocking=True)])
     return torch.cat(kept).sort().values
 
 
