@@ -233,7 +233,7 @@ def growth_section(groups: Groups) -> str:
 Two decoder layers of the full width of {told["model"]}, {told["dtype"]}, 49 tokens a frame, cut
 between the layers to
 {told["keep"]:.0%}: k, the number kept, grows with the tokens, so linear times k would be an
-exponent of 2. Selection and
+exponent of 2. A whole model has many more layers, and pays for a choice once. Selection and
 hooks is all of the prefill that is not inside the layers: reading states, choosing, gathering,
 masks, norms.
 Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices, those of `divprune`,
