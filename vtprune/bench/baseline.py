@@ -9,7 +9,7 @@ import torch
 
 from vtprune.attention import Call, Rows, attention_rows
 from vtprune.bench.prefill import UNPRUNED
-from vtprune.bench.results import Pass, Results, Side
+from vtprune.bench.results import Pass, Results, Side, run_in
 from vtprune.bench.selection import SHAPE, TEXT
 from vtprune.bench.subject import build_subject, one_stage
 from vtprune.clock import time_warm
@@ -30,8 +30,7 @@ def measure_scores(
     """
     settings = {
         "tokens": num_tokens,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type,
+        **run_in(device, dtype),
     }
 
     def sides() -> Mapping[str, Side]:
@@ -110,8 +109,7 @@ def measure_kernels(
     """The same cut by attention, `fastv` at layer 2: eager attention in all layers, and ours."""
     settings = {
         "model": model,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type,
+        **run_in(device, dtype),
         "keep": keep,
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vtprune.bench.prefill import UNPRUNED
-from vtprune.bench.results import Pass, Results, Side
+from vtprune.bench.results import Pass, Results, Side, run_in
 from vtprune.bench.subject import Subject, build_subject, stages_of
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset
@@ -59,8 +59,7 @@ def measure_end_to_end(
         "model": model,
         "clip": clip.name,
         "frames": frames,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type,
+        **run_in(device, dtype),
         "pixels": pixels,
         "keep": keep,
     }

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from vtprune.bench.prefill import UNPRUNED
-from vtprune.bench.results import Pass, Results, Side
+from vtprune.bench.results import Pass, Results, Side, run_in
 from vtprune.bench.subject import build_subject, narrow_shape, one_stage
 from vtprune.profiling.shown import Shown
 from vtprune.pruners.similarity import HELD
@@ -39,8 +39,7 @@ def measure_growth(
         settings = {
             "model": model,
             "frames": count,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": device.type,
+            **run_in(device, dtype),
             "methods": list(methods),
             "keep": keep,
             "held": HELD,

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from vtprune.bench.results import Pass, Results, Side
+from vtprune.bench.results import Pass, Results, Side, run_in
 from vtprune.bench.subject import Subject, build_subject, one_stage
 from vtprune.profiling.shapes import find_shape
 from vtprune.profiling.shown import Shown
@@ -33,8 +33,7 @@ def measure_prefill(
     settings = {
         "model": model,
         "shown": "largest" if shown is None else name_of(shown),
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type,
+        **run_in(device, dtype),
         "method": method,
         "keep": keep,
         "places": list(places),

@@ -127,6 +127,11 @@ def read_passes(path: Path) -> list[Pass]:
     return found
 
 
+def run_in(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Where and in what something ran, among its settings."""
+    return {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Where it ran, and how much else was running: the system's load over the last minute."""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0

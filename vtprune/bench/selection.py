@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from vtprune.attention import Call, Rows, attention_rows
-from vtprune.bench.results import Pass, Results, Side
+from vtprune.bench.results import Pass, Results, Side, run_in
 from vtprune.clock import time_warm
 from vtprune.cost import DecoderShape, prefill_flops
 from vtprune.layout import Layout, box, join, lay_out
@@ -47,8 +47,7 @@ def measure_selection(
     for num_tokens in sizes:
         settings = {
             "tokens": num_tokens,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": device.type,
+            **run_in(device, dtype),
             "methods": list(methods),
             "keep": keep,
         }

@@ -42,9 +42,9 @@ def may_hold(pairs: int, device: torch.device) -> bool:
     By what the device has, not by what is free: held or not, products round differently, and a
     choice must not depend on what else runs.
     """
-    if pairs <= ANYWAY or pairs > HELD:
-        return pairs <= ANYWAY
-    return pairs * BYTES * SHARE <= (total_memory(device) or 0)
+    return pairs <= ANYWAY or (
+        pairs <= HELD and pairs * BYTES * SHARE <= (total_memory(device) or 0)
+    )
 
 
 class Similarity:
