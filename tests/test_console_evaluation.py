@@ -83,6 +83,9 @@ def test_a_perplexity_without_bounds_leaves_the_columns_as_they_are() -> None:
 
 
 def test_a_wide_terminal_has_room_for_the_difference() -> None:
+    text = shown(ENTROPY, width=110)
+    assert "-10.0 (-25.0 to +5.0)" in text
+    assert "random" not in text
     gap = {"mean": 0.02, "low": -0.01, "high": 0.05}
     text = shown({**ENTROPY, "against_random": gap}, width=120)
     assert "-10.0 (-25.0 to +5.0) +2.0 (-1.0 to +5.0)" in " ".join(text.split())

@@ -16,7 +16,8 @@ from vtprune.console.terminal import printable
 from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
 
-WIDE = 120  # columns of a terminal from which on differences have room in the table
+AGAINST = {"unpruned": 100, "random": 120}
+"""Against what a difference is shown, and the columns of a terminal where it has room."""
 INTERVAL = " with its 95 % interval, files drawn anew"
 ACCURACY = f"accuracy{INTERVAL}; "
 PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
@@ -33,13 +34,13 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
     rows = cast("list[Values]", list_in(evaluation, "rows"))
     run = [row for row in rows if row["questions"]]
     scored = bool(evaluation["labelled"])
-    wide = console.width >= WIDE
+    against = [name for name, least in AGAINST.items() if console.width >= least]
     table = plain_table()
     table.add_column("", overflow="fold")
     table.add_column("kept", justify="right")
     if scored:
-        against = ["against\nunpruned", "against\nrandom"] if wide else []
-        for heading in ("accuracy", "95 %", "of\nunpruned", *against):
+        gaps = (f"against\n{name}" for name in against)
+        for heading in ("accuracy", "95 %", "of\nunpruned", *gaps):
             table.add_column(heading, justify="right")
     same = ("same\nanswer", "KL") if scored else ("same\nanswer", "95 %", "KL", "perplexity")
     for heading in (*same, "prefill", "first\ntoken"):
@@ -50,7 +51,7 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
             table.add_row(Text("own keeps" if keep is None else f"keep {keep:g}", "bold"))
         for row in group:
             style = "dim" if row["role"] == "baseline" else ""
-            table.add_row(Text(_name(row)), *_cells(row, scored, wide), style=style)
+            table.add_row(Text(_name(row)), *_cells(row, scored, against), style=style)
     print_fitted(table, console)
     if scored:
         for table in _by_kind(run, console.width):
@@ -98,7 +99,7 @@ def _name(row: Values) -> str:
     return f"{name} at {row['at']}" if row["method"] else name
 
 
-def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
+def _cells(row: Values, scored: bool, against: Sequence[str]) -> list[Text]:
     unpruned = row["role"] == "unpruned"
     cells = [Text(f"{number_in(row, 'keep_mean'):.0%}")]
     if scored:
@@ -106,8 +107,8 @@ def _cells(row: Values, scored: bool, wide: bool) -> list[Text]:
         cells += [Text(f"{number_in(row, 'accuracy'):.1%}"), Text(f"{low:.0%}-{high:.0%}", "dim")]
         relative = row["relative"]
         cells.append(Text("" if unpruned or relative is None else f"{relative:.1%}"))
-        for name in ("against_unpruned", "against_random") if wide else ():
-            gap = row.get(name)
+        for name in against:
+            gap = row.get(f"against_{name}")
             cells.append(Text("" if unpruned or gap is None else _gap(cast("Values", gap))))
     cells.append(Text("" if unpruned else f"{number_in(row, 'agreement'):.1%}"))
     if not scored:
