@@ -224,7 +224,10 @@ def test_what_the_parser_rejects_exits_with_2(
 
 def test_a_file_that_can_not_be_written_is_said(fake: Fake, folder: Path, full_disk: None) -> None:
     result = invoke("q.jsonl", "-o", "c.yaml")
-    assert "c.yaml: can't save there: No space left on device\nhint: give -o" in result.stderr
+    assert (
+        "c.yaml: can't save there: No space left on device\nhint: free some space, or give -o"
+        in result.stderr
+    )
     assert result.exit_code == 1
     assert list(folder.glob("*c.*")) == []
 
@@ -253,7 +256,10 @@ def test_what_was_measured_is_shown_where_a_file_can_not_be_written(
     result = invoke("q.jsonl", "-o", "c.yaml")
     assert "horizon" in result.stdout
     assert "wrote     c.yaml\n" in result.stderr
-    assert "c.png: can't save there: No space left on device\nhint: give --plot" in result.stderr
+    assert (
+        "c.png: can't save there: No space left on device\nhint: free some space, or give --plot"
+        in result.stderr
+    )
     assert (result.exit_code, Path("c.yaml").exists(), Path("c.png").exists()) == (1, True, False)
 
 

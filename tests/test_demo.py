@@ -214,11 +214,10 @@ def test_write_leaves_nothing_behind_when_it_fails(
 ) -> None:
     from vtprune.demo import samples
 
-    def fail(path: Path, scene: Scene) -> None:
-        path.write_bytes(b"half")
+    def fail(scene: Scene) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(samples, "write_file", fail)
+    monkeypatch.setattr(samples, "encode", fail)
     with pytest.raises(VtpruneError, match="No space left on device"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []

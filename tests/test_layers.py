@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
-    ("errors", "telling"),
+    ("errors", "saving", "telling"),
     ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
      "cost", "trace", "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",

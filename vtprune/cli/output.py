@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from vtprune.console import (
 )
 from vtprune.errors import VtpruneError
 from vtprune.report import Report
+from vtprune.saving import check_target, save_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,30 +112,6 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_target(path: Path, option: str = "--save") -> None:
-    """Refuses a place that a file can't be written to, before anything expensive is done.
-
-    Args:
-        option: that the path was given by.
-
-    Raises:
-        VtpruneError: a directory, a device, no such folder, or no permission.
-    """
-    hint = f"give {option} a file in a folder that exists"
-    if path.is_dir():
-        raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
-    if path.exists() and not path.is_file():
-        raise VtpruneError(f"{path}: can't save there: not a regular file", hint)
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise VtpruneError(f"{path}: can't save there: no folder {folder}", hint)
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error, option) from error
-
-
 def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str | Path] = ()) -> None:
     """`check_target` for every place that a command writes to, and none of them in another.
 
@@ -149,14 +125,14 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str | Pat
     given = {option: path for option, path in targets.items() if path is not None}
     for option, path in given.items():
         check_target(path, option)
-        if path.exists() and any(
+        if os.path.exists(path) and any(
             os.path.exists(one) and os.path.samefile(path, one) for one in inputs
         ):
             raise VtpruneError(
                 f"{option} {path} would be written over a file that is asked about",
                 f"give {option} a name of its own",
             )
-    if len({path.resolve() for path in given.values()}) < len(given):
+    if len({os.path.realpath(path) for path in given.values()}) < len(given):
         told = ", ".join(f"{option} {path}" for option, path in given.items())
         raise VtpruneError(f"two files in one place: {told}", "give each a name of its own")
 
@@ -182,31 +158,6 @@ def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
     else:
         text = "".join(to_json(report) + "\n" for report in reports)
     save_file(path, text.encode())
-
-
-def save_file(path: Path, data: bytes, option: str = "--save") -> None:
-    """Writes a file, all or nothing.
-
-    Raises:
-        VtpruneError: it can't be written; what was there before is left as it was.
-    """
-    target = path.resolve()  # so that a link stays a link
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error, option) from error
-
-
-def _unwritable(path: Path, error: OSError, option: str) -> VtpruneError:
-    return VtpruneError(
-        f"{path}: can't save there: {error.strerror}", f"give {option} a file that can be written"
-    )
 
 
 def show_tables(

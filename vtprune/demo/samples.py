@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import VtpruneError
+from ..saving import save_file
 from .draw import Frame, frame
 from .questions import Question, draw_questions
 from .world import SPLITS, TILE, Scene, generator, make_clip, make_picture
@@ -81,49 +81,53 @@ def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict
         raise VtpruneError(f"split is {split!r}: it must be one of {', '.join(SPLITS)}")
     if directory.exists() and not directory.is_dir():
         raise VtpruneError(f"{directory} is a file: samples need a folder", "name a new folder")
+    lines, places = [], {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".samples-", dir=directory))
-    except OSError as error:
-        message = f"{directory} can't be written to: {error.strerror}"
-        raise VtpruneError(message, "name a folder that you may write to") from error
-    try:
-        lines = []
-        for sample in samples(num, seed, split):
-            write_file(made / sample.name, sample.scene)
-            for question in sample.questions:
-                lines.append(
-                    {
-                        "file": sample.name,
-                        "question": question.text,
-                        "answer": question.answer,
-                        "kind": question.kind,
-                    }
-                )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (made / "questions.jsonl").write_text(text, encoding="utf-8")
-        # The list of questions goes last: it never names a file that is not there.
-        for name in [*dict.fromkeys(line["file"] for line in lines), "questions.jsonl"]:
-            os.replace(made / name, directory / name)
+        # A file without a name: a run that is killed here leaves nothing behind.
+        with tempfile.TemporaryFile(dir=directory) as made:
+            for sample in samples(num, seed, split):
+                data = encode(sample.scene)
+                places[sample.name] = (made.tell(), len(data))
+                made.write(data)
+                for question in sample.questions:
+                    lines.append(
+                        {
+                            "file": sample.name,
+                            "question": question.text,
+                            "answer": question.answer,
+                            "kind": question.kind,
+                        }
+                    )
+            for name, (start, length) in places.items():
+                made.seek(start)
+                save_file(directory / name, made.read(length), "DIR")
     except OSError as error:
         message = f"{directory} can't be written to: {error.strerror or error}"
         raise VtpruneError(message, "free some space, or name another folder") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    # The list of questions goes last: it never names a file that is not there.
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    save_file(directory / "questions.jsonl", text.encode(), "DIR")
     return lines
 
 
 def write_file(path: Path, scene: Scene) -> None:
-    """One scene as png, or as mp4 with so little loss that a model reads it like the original."""
+    """Write one scene as png or mp4."""
+    path.write_bytes(encode(scene))
+
+
+def encode(scene: Scene) -> bytes:
+    """Return one scene as png, or as mp4 with so little loss that a model reads it alike."""
     if scene.is_clip:
-        _write_clip(path, frames_of(scene))
-    else:
-        from PIL import Image
+        return _encode_clip(frames_of(scene))
+    from PIL import Image
 
-        Image.fromarray(frames_of(scene)[0]).save(path, optimize=False)
+    file = io.BytesIO()
+    Image.fromarray(frames_of(scene)[0]).save(file, "png", optimize=False)
+    return file.getvalue()
 
 
-def _write_clip(path: Path, frames: Frame) -> None:
+def _encode_clip(frames: Frame) -> bytes:
     import av
     from av.video.stream import VideoStream
 
@@ -135,7 +139,8 @@ def _write_clip(path: Path, frames: Frame) -> None:
         options["x264-params"] = steady
     except ValueError:  # av.codec.codec.UnknownCodecError: a build without H.264
         codec, options = "mpeg4", {"qscale": "2", "threads": "1"}
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+    file = io.BytesIO()
+    with av.open(file, "w", "mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = frames.shape[1:3]
@@ -143,3 +148,4 @@ def _write_clip(path: Path, frames: Frame) -> None:
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
+    return file.getvalue()
