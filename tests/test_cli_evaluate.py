@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from vtprune import demo
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
 from vtprune.evaluation import answering
-from vtprune.evaluation.records import Book, Record
+from vtprune.evaluation.records import Book, Record, read_records
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +209,141 @@ def test_half_a_head_of_a_killed_run_is_written_anew(tmp_path: Path) -> None:
     assert path.read_text() == '{"vtprune": {"a": 1}}\n'
 
 
-def test_a_record_that_is_none_ends_what_is_taken(tmp_path: Path) -> None:
+HEAD = '{"vtprune": {"a": 1}}'
+LINES = ['{"question": 0, "cell": "x"}', '{"question": 1, "cell": "x"}']
+
+
+def test_only_half_a_line_at_the_end_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
-    book = Book(path, {"a": 1})
-    book.add([Record(0, "x", answer="one"), Record(0, "y", answer="two")])
-    book.close()
-    with path.open("ab") as file:
-        file.write(b'{"question": 1, "cell": "x"}\nnonsense\n{"question": 2, "cell": "x"}\n')
-    again = Book(path, {"a": 1})
-    assert sorted(again.records) == [(0, "x"), (0, "y"), (1, "x")]
-    again.add([Record(3, "z")])
-    again.close()
-    assert sorted(Book(path, {"a": 1}).records) == [(0, "x"), (0, "y"), (1, "x"), (3, "z")]
+    whole = "\n".join([HEAD, *LINES]) + "\n"
+    for length in range(len(HEAD) + 1, len(whole) + 1):
+        path.write_text(whole[:length])
+        with Book(path, {"a": 1}, 4) as book:
+            kept = whole[:length].rpartition("\n")[0].splitlines()[1:]
+            if whole[:length].splitlines()[-1] in LINES:  # whole, but for the line's end
+                kept = whole[:length].splitlines()[1:]
+            assert sorted(book.records) == [(number, "x") for number in range(len(kept))]
+            book.add([Record(3, "z")])
+        text = path.read_text()
+        assert text.splitlines()[: 1 + len(kept)] == [HEAD, *LINES[: len(kept)]]
+        assert text.count("\n") == 2 + len(kept)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "line 3: blank"),
+        ("nonsense", "line 3: not JSON: "),
+        ("[1]", r"line 3: \[1\] is not a JSON object"),
+        ("{}", "line 3: question is missing"),
+        ('{"question": 1}', "line 3: cell is missing"),
+        ('{"question": 4, "cell": "x"}', "line 3: question is 4, but there are 4"),
+        ('{"question": 1000000000, "cell": "x"}', "line 3: question is 1000000000, but there"),
+        ('{"question": -1, "cell": "x"}', "line 3: question is -1, not a whole number, 0 or more"),
+        ('{"question": true, "cell": "x"}', "line 3: question is True, not a whole number"),
+        ('{"question": 1, "cell": ["x"]}', r"line 3: cell is \['x'\], not text"),
+        ('{"question": 1, "cell": "x", "answer": 3}', "line 3: answer is 3, not text"),
+        ('{"question": 1, "cell": "x", "score": 2}', "line 3: score is 2, not null, or a number"),
+        ('{"question": 1, "cell": "x", "same": "yes"}', "line 3: same is 'yes', not true or"),
+        ('{"question": 1, "cell": "x", "loss": null}', "line 3: loss is None, not a number"),
+        ('{"question": 1, "cell": "x", "loss": ' + "9" * 99 + "}", "line 3: loss is 9+.*, not a"),
+        ('{"question": 1, "cell": "x", "keep_mean": 1.5}', "line 3: keep_mean is 1.5, not a"),
+        ('{"question": 1, "cell": "x", "first": Infinity}', "line 3: first is inf, not seconds"),
+        ("[" * 100_000, "line 3: not JSON: "),
+        ("x" * 2**21, "line 3: longer than 1,048,576 bytes"),
+        ('{"question": 1, "ce{"question": 2, "cell": "x"}', "line 3: not JSON"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_named_and_nothing_is_lost(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    path = tmp_path / "book.jsonl"
+    for text in ([HEAD, LINES[0], line, LINES[1], ""], [HEAD, LINES[0], line, LINES[1]]):
+        path.write_text("\n".join(text))
+        kept = path.read_bytes()
+        with pytest.raises(VtpruneError, match=rf"book\.jsonl: has lines .*: {reason}") as caught:
+            Book(path, {"a": 1}, 4)
+        assert path.read_bytes() == kept
+        assert len(caught.value.message) < 500
+        with pytest.raises(VtpruneError, match=reason):
+            list(read_records(path, 4))
+
+
+def test_many_lines_that_are_no_records_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    path.write_text(HEAD + "\n" + "nonsense\n" * 6_000)
+    with pytest.raises(VtpruneError, match=r"line 6: .*; and 5,995 more") as caught:
+        Book(path, {"a": 1})
+    assert len(caught.value.message) < 500
+
+
+def test_zeros_that_a_lost_power_left_at_the_end_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    path.write_bytes(f"{HEAD}\n{LINES[0]}\n".encode() + b"\0" * 900)
+    with Book(path, {"a": 1}, 4) as book:
+        assert sorted(book.records) == [(0, "x")]
+    assert path.read_text() == f"{HEAD}\n{LINES[0]}\n"
+
+
+OTHER = """
+import sys, pathlib
+from vtprune.evaluation.records import Book, Record, read_records
+with Book(pathlib.Path(sys.argv[1]), {"a": 1}, 4) as book:
+    book.add([Record(0, "x")])
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_second_run_on_one_file_is_refused_and_names_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", OTHER, path], **pipes) as other:  # type: ignore[call-overload]
+        other.stdout.readline()
+        kept = path.read_bytes()
+        who = f"process {other.pid}" if sys.platform == "linux" else "another process"
+        for _ in range(2):  # a refusal does not let go of the other's lock
+            with pytest.raises(VtpruneError, match=rf"book\.jsonl: {who} is writing its answers"):
+                Book(path, {"a": 1}, 4)
+        assert path.read_bytes() == kept
+        other.kill()
+        other.wait()
+    with Book(path, {"a": 1}, 4) as book:
+        assert sorted(book.records) == [(0, "x")]
+        with pytest.raises(VtpruneError, match=rf"process {os.getpid()} is writing its answers"):
+            Book(path, {"a": 1}, 4)
+
+
+SMALL_DISK = """
+import resource, sys, pathlib
+from vtprune.errors import VtpruneError
+from vtprune.evaluation.records import Book, Record, read_records
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with Book(pathlib.Path(sys.argv[1]), {"a": 1}) as book:
+    try:
+        for number in range(100):
+            book.add([Record(number, "x")])
+    except VtpruneError as error:
+        print(len(book.records), error.message)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    command = [sys.executable, "-c", SMALL_DISK, str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, _, message = found.stdout.strip().partition(" ")
+    kept = rf"File too large \({count} answers kept in .*book\.jsonl\)"
+    assert re.fullmatch(rf".*book\.jsonl: can't be written: {kept}", message)
+    with Book(path, {"a": 1}) as book:
+        assert len(book.records) == int(count) > 0
+
+
+def test_an_interrupted_run_knows_what_it_kept(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    stopped = KeyboardInterrupt()
+    book = Book(path, {"a": 1}, 4)
+    book.add([Record(0, "x")])
+    book.__exit__(KeyboardInterrupt, stopped, None)
+    assert stopped.__notes__ == [f"1 answer kept in {path}; the same command goes on from there"]

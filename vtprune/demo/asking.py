@@ -63,7 +63,7 @@ class Job:
         for part in self.parts:
             for rank in range(self.processes):
                 numbers, path = self.share(part, rank), self.path(part, rank)
-                for record in read_records(path) if path.exists() else ():
+                for record in read_records(path, len(numbers)) if path.exists() else ():
                     records[numbers[record.question], record.cell] = record
         return records
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+import reprlib
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from vtprune.errors import VtpruneError
+from vtprune.saving import explain, lock
 
-LARGEST_LINE = 2**20  # bytes
+LONGEST_LINE = 2**20  # bytes
+MOST_FAULTS = 5  # that are named
+BEGINNING = b'{"question": '  # of every line that `Book` writes
 
 
 @dataclass(frozen=True)
@@ -46,109 +55,296 @@ class Record:
     error: str = ""
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file, in its order; what is none is passed over."""
-    known = {field.name for field in fields(Record)}
-    with path.open("rb") as file:
-        for line in Book.lines(file):
-            record = _record(line, known)
-            if record is not None:
-                yield record
-
-
-def _record(line: bytes, known: Collection[str]) -> Record | None:
-    """A line as a record; None for what is none."""
-    try:
-        data = json.loads(line)
-        return Record(**{name: value for name, value in data.items() if name in known})
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
 class Book:
     """The records of a run, and the file behind them where there is one.
 
-    A line is written, and handed to the system, as soon as its question is answered; half a line
-    that a killed run left is cut off.
+    A line is written, and handed to the disk, as soon as its question is answered. The file is
+    this process's alone until `close`. Only half a line at the end, which a killed run left, is
+    ever cut off.
+
+    Args:
+        path: the file; None: the records are kept in memory alone.
+        head: what another run must have in common with this one to go on with the file.
+        questions: how many there are; None: any number is taken.
+
+    Raises:
+        VtpruneError: the file can't be written, is written to by another process, belongs to
+            another evaluation, or has lines that are no records.
     """
 
-    def __init__(self, path: Path | None, head: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: Path | None, head: Mapping[str, object], questions: int | None = None
+    ) -> None:
         self.records: dict[tuple[int, str], Record] = {}
-        self.file: BinaryIO | None = None
+        self.path, self.questions = path, questions
+        self.file: FileIO | None = None
         if path is not None:
-            self.file = self.open(path, json.dumps({"vtprune": head}, sort_keys=True))
+            self.file = open_unbuffered(path)
+            try:
+                self.resume(self.file, json.dumps({"vtprune": head}, sort_keys=True))
+            except BaseException:
+                self.close()
+                raise
 
-    def open(self, path: Path, head: str) -> BinaryIO:
-        """The file at its end, with what it holds read.
+    def __enter__(self) -> Book:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.file is not None:
+            error.add_note(f"{self.summary()}; the same command goes on from there")
+        self.close()
+
+    def summary(self) -> str:
+        """Return how many answers are kept, and where."""
+        count = f"{len(self.records):,} answer{'' if len(self.records) == 1 else 's'}"
+        return f"{count} kept in {self.path}"
+
+    def resume(self, file: FileIO, head: str) -> None:
+        """Read what a file holds, and leave it ready for the next record."""
+        self.refuse_second_writer(file)
+        whole = head.encode() + b"\n"
+        begun = file.read(len(whole)) or b""
+        if not whole.startswith(begun):
+            raise VtpruneError(
+                f"{self.path}: holds the answers of another evaluation (other questions, model, "
+                "settings or version), or something else",
+                "give another file, or remove this one",
+            )
+        if begun != whole:  # new, or all that a killed run could write
+            file.seek(0)
+            file.truncate()
+            self.append(head)
+            return
+        end = self.read_lines(file, len(whole))
+        file.seek(end)
+        file.truncate()
+
+    def refuse_second_writer(self, file: FileIO) -> None:
+        holder = lock(file)
+        if holder is not None:
+            name = f"process {holder}" if holder else "another process"
+            raise VtpruneError(
+                f"{self.path}: {name} is writing its answers there",
+                "wait until it ends, or give another file",
+            )
+
+    def read_lines(self, file: FileIO, start: int) -> int:
+        """Take the records after the head.
+
+        Returns:
+            where the next record goes: the end, or the start of half a line at the end.
+        """
+        end, faults, line = start, Faults(str(self.path)), b"\n"
+        for number, line in enumerate(lines_of(file), 2):
+            fault = self.take(line)
+            if fault and not line.endswith(b"\n") and is_torn(line):
+                line = b"\n"
+                break
+            if fault:
+                faults.add(number, fault)
+            end += len(line)
+        faults.refuse()
+        if line.endswith(b"\n"):
+            return end
+        self.append("")  # a whole record, of which only the end of the line is missing
+        return end + 1
+
+    def take(self, line: bytes) -> str:
+        """Read one record; return what is wrong with the line, "" where nothing is."""
+        record = parse_record(line, self.questions)
+        if isinstance(record, str):
+            return record
+        self.records[record.question, record.cell] = record
+        return ""
+
+    def append(self, text: str) -> None:
+        """Write lines at the end, or leave the file as it was.
 
         Raises:
-            VtpruneError: it can't be written, or is of another evaluation.
+            VtpruneError: the disk is full, or the file can't be written any more.
         """
+        assert self.file is not None
+        end, data = self.file.seek(0, os.SEEK_END), memoryview(text.encode() + b"\n")
         try:
-            file = path.open("r+b" if path.exists() else "w+b")
+            while data:
+                data = data[self.file.write(data) :]
+            os.fsync(self.file.fileno())
         except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(end)
             raise VtpruneError(
-                f"{path}: can't be written: {error.strerror}", "choose another -o"
+                f"{self.path}: can't be written: {explain(error)} ({self.summary()})",
+                "make room, then give the same command: it goes on from there",
             ) from error
-        if not self.begins(file, head):
-            file.close()
-            raise VtpruneError(
-                f"{path}: holds the answers of another evaluation (other questions, model, "
-                "settings or version), or something else",
-                "choose another -o, or remove that file",
-            )
-        whole = 0
-        for number, line in enumerate(self.lines(file)):
-            if number and not self.take(line):
-                break
-            whole += len(line)
-        file.seek(whole)
-        file.truncate()
-        if not whole:
-            self.write(file, head)
-        return file
-
-    @staticmethod
-    def begins(file: BinaryIO, head: str) -> bool:
-        """Whether a file begins with this head, or with as much of it as a killed run wrote."""
-        whole = head.encode() + b"\n"
-        begun = file.read(len(whole))
-        file.seek(0)
-        return whole.startswith(begun)
-
-    @staticmethod
-    def lines(file: BinaryIO) -> Iterator[bytes]:
-        """Whole lines; half a line at the end is left out."""
-        while line := file.readline(LARGEST_LINE):
-            if not line.endswith(b"\n"):
-                return
-            yield line
-
-    def take(self, line: bytes) -> bool:
-        """Reads a record; False for what is none."""
-        record = _record(line, {field.name for field in fields(Record)})
-        if record is None:
-            return False
-        self.records[record.question, record.cell] = record
-        return True
-
-    @staticmethod
-    def write(file: BinaryIO, line: str) -> None:
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
     def add(self, records: list[Record]) -> None:
-        """Keeps the records of one question."""
+        """Keep the records of one question."""
+        if self.file is not None:
+            self.append("\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in records))
         for record in records:
             self.records[record.question, record.cell] = record
-        if self.file is not None:
-            lines = [json.dumps(asdict(one), ensure_ascii=False) for one in records]
-            self.write(self.file, "\n".join(lines))
 
     def has(self, question: int, cell: str) -> bool:
+        """Return whether a question was asked in a cell."""
         return (question, cell) in self.records
 
     def close(self) -> None:
+        """Let go of the file."""
         if self.file is not None:
             self.file.close()
+
+
+class Faults:
+    """What is wrong with the lines of a file, as one error."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.count = path, 0
+        self.named: list[str] = []
+
+    def add(self, line: int, fault: str) -> None:
+        """Note a fault; beyond the first few they are only counted."""
+        self.count += 1
+        if self.count <= MOST_FAULTS:
+            self.named.append(f"line {line}: {fault}")
+
+    def refuse(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            VtpruneError: one line or more is no record.
+        """
+        if not self.count:
+            return
+        more = self.count - len(self.named)
+        listed = "; ".join(self.named) + (f"; and {more:,} more" if more else "")
+        raise VtpruneError(
+            f"{self.path}: has lines that are no answers of this evaluation: {listed}",
+            "nothing was changed: mend or remove those lines, or give another file",
+        )
+
+
+def read_records(path: Path, questions: int | None = None) -> Iterator[Record]:
+    """Yield the records of a file, in its order; half a line at the end is left out.
+
+    Args:
+        questions: how many there are; None: any number is taken.
+
+    Raises:
+        VtpruneError: any other line that is no record.
+    """
+    faults = Faults(str(path))
+    with path.open("rb", buffering=0) as file:
+        for number, line in enumerate(lines_of(file), 1):
+            record = parse_record(line, questions)
+            if isinstance(record, Record):
+                yield record
+            elif number > 1 and (line.endswith(b"\n") or not is_torn(line)):
+                faults.add(number, record)
+    faults.refuse()
+
+
+def lines_of(file: FileIO) -> Iterator[bytes]:
+    """Yield the lines from here on, of those that are too long the first part."""
+    reader = BufferedReader(file)
+    try:
+        while line := reader.readline(LONGEST_LINE):
+            yield line
+            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                line = reader.readline(LONGEST_LINE)
+    finally:
+        reader.detach()  # closing it would close the file
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a killed run, or a machine that lost power, could have left this end."""
+    begun = line[: len(BEGINNING)]
+    return BEGINNING.startswith(begun) or not line.strip(b"\0")
+
+
+def parse_record(line: bytes, questions: int | None = None) -> Record | str:
+    """Return the record of a line, or what is wrong with it.
+
+    Args:
+        questions: how many there are; None: any number is taken.
+    """
+    if not line.strip():
+        return "blank"
+    if len(line) >= LONGEST_LINE:
+        return f"longer than {LONGEST_LINE:,} bytes"
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
+    if not isinstance(data, dict):
+        return f"{reprlib.repr(data)} is not a JSON object"
+    for name, (holds, rule) in RULES.items():
+        if name in data and not holds(data[name]):
+            return f"{name} is {reprlib.repr(data[name])}, not {rule}"
+        if name not in data and name in ("question", "cell"):
+            return f"{name} is missing"
+    if questions is not None and data["question"] >= questions:
+        return f"question is {reprlib.repr(data['question'])}, but there are {questions:,}"
+    return Record(**{name: data[name] for name in RULES if name in data})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    """Infinite and undefined ones too: a loss can be."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, float)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= cast(float, value) <= 1
+
+
+def _is_time(value: object) -> bool:
+    return _is_number(value) and 0 <= cast(float, value) < math.inf
+
+
+TEXT, NUMBER, SECONDS = (
+    (_is_text, "text"),
+    (_is_number, "a number"),
+    (_is_time, "seconds, 0 or more"),
+)
+RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "question": (_is_count, "a whole number, 0 or more"),
+    "cell": TEXT,
+    "answer": TEXT,
+    "score": (lambda value: value is None or _is_share(value), "null, or a number from 0 to 1"),
+    "same": (lambda value: isinstance(value, bool), "true or false"),
+    "loss": NUMBER,
+    "divergence": NUMBER,
+    "keep_mean": (_is_share, "a number from 0 to 1"),
+    "prefill": SECONDS,
+    "first": SECONDS,
+    "error": TEXT,
+}
+"""What each field of a record has to be."""
+
+
+def open_unbuffered(path: Path) -> FileIO:
+    """Open a file to read and write, made where there is none, without touching what it holds.
+
+    Raises:
+        VtpruneError: it can't be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = FileIO(os.open(path, flags, 0o666), "r+b")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file
+    except OSError as error:
+        raise VtpruneError(
+            f"{path}: can't be written: {explain(error)}", "give another file"
+        ) from error

@@ -58,12 +58,9 @@ def evaluate(
     import transformers
 
     settings = settings or Settings()
-    book = Book(path, head_of(loaded, plan.asked, settings))
     broken: dict[Path, DamagedError] = {}
-    try:
+    with Book(path, head_of(loaded, plan.asked, settings), len(plan.asked)) as book:
         answer_all(loaded, plan.asked, plan.cells, book, settings, on_progress, broken)
-    finally:
-        book.close()
     files = len({one.file for one in plan.asked}) - len(broken)
     if broken and not files:
         raise next(iter(broken.values()))

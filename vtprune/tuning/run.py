@@ -46,8 +46,7 @@ def tune(
     """
     settings = settings or Settings()
     cells = lay_cells(plan.lineup, seeds=1)
-    book = Book(path, head_of(loaded, plan.asked, settings))
-    try:
+    with Book(path, head_of(loaded, plan.asked, settings), len(plan.asked)) as book:
         answer_all(
             loaded, plan.part(False), cells, book, settings, _named(on_progress, "searching")
         )
@@ -59,8 +58,6 @@ def tune(
             report = _named(on_progress, "confirming", plan.searched)
             answer_all(loaded, plan.asked, own, book, settings, report)
             _check_answers(plan, book.records, held_out=True)
-    finally:
-        book.close()
     shifted = {(number - plan.searched, cell): one for (number, cell), one in book.records.items()}
     tested = confirm(order, own, plan, shifted)
     results = dict(zip(map(trials.index, order), tested, strict=True))
