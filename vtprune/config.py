@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -68,7 +69,7 @@ def load_config(path: Path | None = None) -> Config:
         VtpruneError: not readable, not YAML, unknown keys or bad values; each with its line.
     """
     path = config_path() if path is None else path
-    if not path.exists():
+    if not os.path.exists(path):
         return Config()
     data, lines = read_yaml(path)
     if data is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -228,8 +229,10 @@ def find_checkpoint(name: str | None) -> str:
         if not (path / "config.json").is_file():
             raise ModelError("the embedded model is not in this installation", "name a --model")
         return str(path)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+    if os.path.isdir(name):
+        if not os.access(name, os.R_OK | os.X_OK):
+            raise ModelError(f"{name}: can't be read: no permission", "chmod u+rx, or copy it")
+        if not os.path.isfile(os.path.join(name, "config.json")):
             raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
         return name
     resolved = resolve(name)

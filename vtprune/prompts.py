@@ -16,6 +16,7 @@ from vtprune.layout import MODALITIES
 from vtprune.loading import Loaded
 from vtprune.models.base import Inputs, Prepared, Sampling, Turn
 from vtprune.preset import Preset
+from vtprune.questions_file import check_length
 from vtprune.units import Units
 
 
@@ -23,6 +24,8 @@ def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Genera
     """The model's inputs for one question about the media."""
     if not question.strip():
         raise ModelError("the question is empty", 'ask something: vtprune ask FILE "what is it?"')
+    if fault := check_length(question) or check_length(generation.system, "system prompt"):
+        raise ModelError(fault, "make it shorter")
     system = [Turn("system", generation.system)] if generation.system else []
     return encode_turns(loaded, gathered, [*system, Turn("user", question, len(gathered.items))])
 

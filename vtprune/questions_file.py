@@ -14,6 +14,7 @@ from pathlib import Path
 from vtprune.errors import VtpruneError
 from vtprune.telling import counted
 
+LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
 LARGEST_FILE = 64 * 2**20  # bytes
 MOST_FAULTS = 20  # that are spelt out
 KEYS = ("file", "question", "answer", "choices", "kind")
@@ -111,6 +112,8 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
         absent = value is None if key == "answer" else key == "kind" and value in (None, "")
         if key in data and not absent and not (isinstance(value, str) and value.strip()):
             faults.append(f"{key} is {reprlib.repr(value)}, not text")
+    if not faults and (fault := check_length(data["question"])):
+        faults.append(fault)
     choices = data.get("choices")
     if choices is not None and not _is_choices(choices):
         faults.append(f"choices is {reprlib.repr(choices)}, not a list of texts")
@@ -129,6 +132,17 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
         tuple(map(_whole, choices or ())),
         data.get("kind") or "",
     )
+
+
+def check_length(text: str | None, name: str = "question") -> str:
+    """Return what is wrong with a text's length; "" where nothing is.
+
+    A model reads some thousands of words; what is far longer was passed by mistake, and would fail
+    only after the weights are loaded.
+    """
+    if text is None or len(text) <= LONGEST_QUESTION:
+        return ""
+    return f"the {name} has {len(text):,} characters, more than {LONGEST_QUESTION:,}"
 
 
 def _whole(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -60,7 +60,7 @@ def explain(name: str, error: Exception) -> tuple[str, str]:
     if "safetensors" in text and ("no file named" in text or "does not appear" in text):
         return f"{name}: no safetensors weights", "pickled weights are not loaded; convert them"
     offline = ("couldn't connect", "offline", "connection", "resolve", "cached files")
-    if any(word in text.lower() for word in offline) and not Path(name).is_dir():
+    if any(word in text.lower() for word in offline) and not os.path.isdir(name):
         return (
             f"{name}: not in the local cache, and the hub can't be reached",
             "check the name and the connection, or download it and give its directory",

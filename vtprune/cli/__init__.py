@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import cast
 
 import click
@@ -41,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name -> where the command lives, and the line about it in the group's help."""
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and SIGTERM, as a shell reports them
 
 EPILOG = """\b
 Examples:
@@ -55,6 +60,10 @@ Examples:
 Shell completion (bash; zsh and fish likewise):
   eval "$(_VTPRUNE_COMPLETE=bash_source vtprune)"
 """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: work stops as at Ctrl-C, with nothing left half-written."""
 
 
 class LazyGroup(click.Group):
@@ -81,11 +90,17 @@ class LazyGroup(click.Group):
         except VtpruneError as error:
             _say(error.message, error.hint)
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             click.echo(err=True)  # ends the line with the terminal's ^C
-            ctx.exit(INTERRUPTED)
+            terminated = isinstance(stopped, Terminated)
+            for note in getattr(stopped, "__notes__", ["stopped: nothing is kept"] * terminated):
+                click.echo(note, err=True)
+            ctx.exit(TERMINATED if terminated else INTERRUPTED)
         except BrokenPipeError:
             raise  # the reader has gone; click ends silently with exit code 1
+        except OSError as error:
+            _say(*_explain(error))
+            ctx.exit(1)
         except MemoryError:
             _say("out of memory", "give smaller media, fewer frames (--frames 8) or --max-tiles 4")
             ctx.exit(1)
@@ -97,6 +112,16 @@ class LazyGroup(click.Group):
                 "this is a bug; please report it with what `vtprune --traceback ...` prints",
             )
             ctx.exit(1)
+
+
+def _explain(error: OSError) -> tuple[str, str]:
+    """Return message and hint for what the system refused, wherever it did."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{error.filename}: {reason}", "check the path, its permissions and the disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"can't write: {reason}", "make room, or send the output elsewhere"
+    return f"the system refused to read or write: {reason}", "check files, permissions and disk"
 
 
 def _say(message: str, hint: str) -> None:
@@ -117,8 +142,33 @@ def cli(traceback: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line on this process's arguments, and ends the process."""
+    """Run the command line on this process's arguments, and end the process."""
+    _open_closed_streams()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what can't be shown or read is a "?"
     cli(prog_name="vtprune")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End at the first SIGTERM like at Ctrl-C, at a second one at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
+
+
+def _open_closed_streams() -> None:
+    """Give standard streams that the caller closed to the null device.
+
+    A file opened later would get their numbers, and what a library writes to them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            if name == "stdout":
+                _say("standard output is closed", "give it a file: vtprune ... > answer.txt")
+                sys.exit(1)

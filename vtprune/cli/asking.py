@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def check_choices(metric: str, asked: Sequence[Asked]) -> None:
 
 def is_demo(source: str) -> bool:
     """Whether the embedded world's questions are meant, and no file of that name."""
-    return source == DEMO and not Path(source).is_file()
+    return source == DEMO and not os.path.isfile(source)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from vtprune.errors import VtpruneError
+from vtprune.questions_file import LONGEST_QUESTION, check_length
 
 if TYPE_CHECKING:
     from vtprune.config import Config
@@ -87,6 +89,8 @@ def check_ranges(flags: Flags) -> None:
         raise _out_of_range("temperature", flags.temperature, "0 is greedy; 0.7 is usual else")
     if flags.frames is not None and flags.fps is not None:
         raise VtpruneError("--frames and --fps exclude each other", "give one of them")
+    if fault := check_length(flags.system, "system prompt"):
+        raise VtpruneError(fault, "give --system a shorter text")
     if flags.quiet and flags.json:
         raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
 
@@ -120,7 +124,7 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     paths, questions = list(inputs), list(asked)
     if not questions and paths:
         questions = [paths.pop()]
-        if paths and Path(questions[0]).is_file():
+        if paths and os.path.isfile(questions[0]):
             raise VtpruneError(
                 f"the question {questions[0]!r} is a file",
                 "the question comes last: vtprune ask MEDIA... QUESTION",
@@ -135,16 +139,18 @@ def read_question(question: str) -> str:
     """A question as it was given; "-" is read from standard input.
 
     Raises:
-        VtpruneError: it is empty.
+        VtpruneError: it is empty, or too long.
     """
     if question == "-":
-        question = sys.stdin.read()
+        question = sys.stdin.read(LONGEST_QUESTION + 1)
         if not question.strip():
             raise VtpruneError(
                 "the question from standard input is empty", "echo 'what happens?' | vtprune ... -"
             )
     if not question.strip():
         raise VtpruneError("the question is empty", "ask something")
+    if fault := check_length(question):
+        raise VtpruneError(fault, "ask a shorter question; a file's text is no question")
     # What a shell passes on may be no valid text; no tokenizer takes that.
     return question.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

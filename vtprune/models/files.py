@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -51,7 +52,7 @@ def read_files(
 
 
 def _read(checkpoint: str | Path, name: str) -> str | None:
-    if Path(checkpoint).is_dir():
+    if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
         return path.read_text(encoding="utf-8") if path.is_file() else None
     found = cached_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -87,7 +88,7 @@ def is_config_file(name: str) -> bool:
         ModelError: it is one, but holds no config.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
