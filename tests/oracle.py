@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import LogitsProcessor, PreTrainedModel
+
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
+"""The argument of layers and the field of outputs that holds the cache."""
 
 
 class Force(LogitsProcessor):
@@ -77,7 +82,7 @@ def masked(
 
         def mask(module, args, kwargs, columns=hidden_from[-1]):  # type: ignore[no-untyped-def]
             hidden = args[0] if args else kwargs["hidden_states"]
-            cache = kwargs.get("past_key_values")
+            cache = kwargs.get(CACHE)
             index = module.self_attn.layer_idx
             past = cache.layers[index].get_seq_length() if index < len(cache.layers) else 0
             batch, length = hidden.shape[:2]

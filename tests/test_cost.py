@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import oracle
 import pytest
 import tiny
 import torch
@@ -146,7 +147,7 @@ def test_prefill_flops_are_what_torch_counts(name: str) -> None:
 def test_decode_flops_are_what_torch_counts(name: str) -> None:
     model = uneven(name)
     shape = decoder_shape(model.get_decoder().config)
-    cache = run_text(model, 50).past_key_values
+    cache = run_text(model, 50)[oracle.CACHE]
     counted = count(lambda: [run_text(model, 1, cache) for _ in range(4)])
     assert decode_flops(shape, [50] * 6, 5) == pytest.approx(counted, rel=AGREES)
 
@@ -186,4 +187,4 @@ def text_fields() -> dict[str, Any]:
 
 def run_text(model: PreTrainedModel, tokens: int, cache: Any = None) -> Any:
     ids = torch.arange(tokens)[None] % 256
-    return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return model(input_ids=ids, **{oracle.CACHE: cache}, use_cache=True, logits_to_keep=1)

@@ -441,9 +441,9 @@ def test_more_text_on_a_renumbered_cache_equals_one_token_at_a_time(
     length = inputs["input_ids"].shape[1]
     with vtprune.pruning(model, {"stages": RENUMBERED[stages]}), torch.no_grad():
         stepped = oracle.generate(model, inputs, steps=4, force=torch.cat([more, more[:, :1]], 1))
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[oracle.CACHE]
         positions = {"position_ids": torch.arange(length, length + 3)[None]} if given else {}
-        out = model(input_ids=more, past_key_values=cache, use_cache=True, **positions)
+        out = model(input_ids=more, **{oracle.CACHE: cache}, use_cache=True, **positions)
     torch.testing.assert_close(out.logits, stepped[1][:, 1:], atol=1e-5, rtol=0)
 
 
@@ -460,9 +460,9 @@ def test_new_pictures_on_a_renumbered_cache_are_refused() -> None:
     model = shared_model("llava")
     inputs = tiny.inputs("llava", model, "image")
     with vtprune.pruning(model, {"stages": RENUMBERED["layer"]}), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[oracle.CACHE]
         with pytest.raises(ModelError, match="positions were renumbered"):
-            model(**inputs, past_key_values=cache, use_cache=True)
+            model(**inputs, **{oracle.CACHE: cache}, use_cache=True)
 
 
 # -- shares ---------------------------------------------------------------------------------------

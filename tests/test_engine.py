@@ -127,7 +127,7 @@ def test_the_cache_is_really_shorter_from_the_cut_on(name: str) -> None:
     inputs = tiny.inputs(name, model, "image")
     prompt = inputs["input_ids"].shape[1]
     with torch.no_grad(), vtprune.pruning(model, BOTH) as trace:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[oracle.CACHE]
     lengths = [layer.get_seq_length() for layer in cache.layers]
     visual = len(trace.layouts[0])
     text = prompt - visual
@@ -240,7 +240,7 @@ def test_a_loop_of_plain_forwards_equals_generate(name: str, schedule: str, mask
                 length = inputs["input_ids"].shape[1] + step + 1
                 mask = {"attention_mask": torch.ones(1, length, dtype=torch.long)}
             new = tokens[:, step : step + 1]
-            out = model(input_ids=new, past_key_values=out.past_key_values, use_cache=True, **mask)
+            out = model(input_ids=new, **{oracle.CACHE: out[oracle.CACHE]}, use_cache=True, **mask)
             logits.append(out.logits[:, -1])
     torch.testing.assert_close(torch.stack(logits, 1), expected, atol=1e-5, rtol=0)
 
@@ -272,7 +272,7 @@ def test_a_second_question_goes_on_with_the_cache(name: str, schedule: str) -> N
         second = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=first.past_key_values,
+            **{oracle.CACHE: first[oracle.CACHE]},
             max_new_tokens=5,
             do_sample=False,
             output_logits=True,
@@ -308,8 +308,8 @@ def two_turns(model, turns, first, second=None):  # type: ignore[no-untyped-def]
             mask = torch.cat([mask, own(ids) if callable(own) else own], dim=1)
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
             given = {**step, "attention_mask": mask, "position_ids": positions}
-            out = model(**given, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(**given, **{oracle.CACHE: cache}, use_cache=True)
+            cache = out[oracle.CACHE]
             logits.append(out.logits[:, -1])
     return torch.stack(logits[-2:], dim=1)
 
@@ -361,11 +361,11 @@ def test_a_new_picture_is_cut_wherever_the_one_before_was(
         drops = oracle.dropped(trace, turns[0])
     with torch.no_grad(), vtprune.pruning(model, cut_at(second)) as trace:
         given = {**turns[1], "attention_mask": torch.ones_like(ids)}
-        out = model(**given, past_key_values=out.past_key_values, use_cache=True)
+        out = model(**given, **{oracle.CACHE: out[oracle.CACHE]}, use_cache=True)
         behind = turns[0]["input_ids"].shape[1]
         drops += oracle.dropped(trace, turns[1], behind)
         token = torch.tensor([[65]])
-        more = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        more = model(input_ids=token, **{oracle.CACHE: out[oracle.CACHE]}, use_cache=True)
     logits = torch.stack([out.logits[:, -1], more.logits[:, -1]], dim=1)
     whole = {
         "input_ids": ids,
@@ -535,9 +535,9 @@ def forward_both(model, inputs, cache):  # type: ignore[no-untyped-def]
     mask = inputs["attention_mask"]
     new = torch.full((len(mask), 1), 65)
     with torch.no_grad():
-        first = model(**inputs, past_key_values=cache, use_cache=True)
+        first = model(**inputs, **{oracle.CACHE: cache}, use_cache=True)
         mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-        second = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True)
+        second = model(input_ids=new, attention_mask=mask, **{oracle.CACHE: cache}, use_cache=True)
     return torch.cat([first.logits[:, -1], second.logits[:, -1]])
 
 
@@ -690,7 +690,7 @@ def test_a_static_cache_that_is_used_again_for_a_new_prompt_is_right() -> None:
     cache = StaticCache(config=model.get_decoder().config, max_cache_len=400)
     with vtprune.pruning(model, BOTH):
         expected = oracle.generate(model, inputs, steps=3)[1]
-        oracle.generate(model, inputs, steps=3, past_key_values=cache)
+        oracle.generate(model, inputs, steps=3, **{oracle.CACHE: cache})
         cache.reset()
-        again = oracle.generate(model, inputs, steps=3, past_key_values=cache)[1]
+        again = oracle.generate(model, inputs, steps=3, **{oracle.CACHE: cache})[1]
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)

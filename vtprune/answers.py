@@ -17,6 +17,7 @@ from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.layout import Grid
 from vtprune.models.base import Sampling, Turn
+from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 from vtprune.preset import load_preset, override
 from vtprune.prompts import encode, to_device
@@ -260,7 +261,7 @@ def forced_logits(loaded: Loaded, prompt: Prompt) -> torch.Tensor:
     """
     out = loaded.model(**prompt.tensors, use_cache=True, **predictions(loaded, 1))
     return continued_logits(
-        loaded, prompt.tensors, out.logits[0, -1:], out.past_key_values, prompt.answer
+        loaded, prompt.tensors, out.logits[0, -1:], cache_made(out), prompt.answer
     )
 
 
@@ -273,7 +274,7 @@ def score_each(loaded: Loaded, tensors: Tensors, answers: Sequence[torch.Tensor]
         answers: (m,) int64 of each.
     """
     out = loaded.model(**tensors, use_cache=True, **predictions(loaded, 1))
-    first, cache = out.logits[0, -1:], out.past_key_values
+    first, cache = out.logits[0, -1:], cache_made(out)
     return [
         score(continued_logits(loaded, tensors, first, fork_cache(cache), answer), answer)
         for answer in answers
@@ -295,8 +296,8 @@ def continued_logits(
     whole = extend(tensors, forced[0])
     more = loaded.model(
         input_ids=forced,
-        past_key_values=cache,
         use_cache=True,
+        **cache_argument(loaded.model, cache),
         **places(loaded, whole, tensors["input_ids"].shape[1]),
     )
     return torch.cat([first, more.logits[0]])

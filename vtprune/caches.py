@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vtprune.models.seams import check_cache, make_mask, unknown
 from vtprune.models.structure import Structure
 from vtprune.packing import join_valid
 
@@ -28,12 +30,14 @@ class CacheState:
         offset: columns that were dropped at the input.
         shifts: for every layer the (B,) int64 by which its positions are less than the original
             ones; None where they are the original ones.
+        last: (..., B or 1) int64 the highest position of its prompt, until tokens went on from it.
     """
 
     valid: list[torch.Tensor | None]
     first_cut: int | None
     offset: int
     shifts: list[torch.Tensor | None] = field(default_factory=list)
+    last: torch.Tensor | None = None
 
     def shift(self, layer: int) -> torch.Tensor | None:
         return self.shifts[layer] if self.shifts else None
@@ -50,15 +54,51 @@ class CacheState:
 
 def cache_length(cache: object) -> int:
     """Columns of the original prompts that a cache stands for; 0 without one."""
-    if cache is None or not hasattr(cache, "get_seq_length"):
-        return 0
-    return int(cache.get_seq_length())
+    check_cache(cache)
+    return 0 if cache is None else int(cast("Cache", cache).get_seq_length())
 
 
 def layer_length(cache: object, layer: int) -> int:
     """Keys that one layer of a cache holds."""
     layers = getattr(cache, "layers", ())
     return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
+
+
+def check_reached(
+    given: Cache | None, made: Cache | None, lengths: Sequence[int], use_cache: bool
+) -> None:
+    """Refuses a forward whose cuts did not reach the cache that goes on from it.
+
+    Args:
+        given: the cache that the decoder was called with.
+        made: the one in its output.
+        lengths: for every layer the keys that it has to hold.
+        use_cache: whether the decoder was asked for one.
+
+    Raises:
+        ModelError: the cache is another one, or holds other keys.
+    """
+    if made is None and (given is not None or use_cache):
+        raise unknown("the output of the decoder does not hold its cache")
+    if given is not None and made is not given:
+        raise unknown("the cache in the output of the decoder is not the one that it was given")
+    if made is None:
+        return
+    for layer, length in enumerate(lengths):
+        if (held := layer_length(made, layer)) != length:
+            raise unknown(
+                f"layer {layer} of the cache holds {held} keys after a cut that left {length}"
+            )
+
+
+def refuse_uneven(cache: Cache) -> None:
+    """Refuses a cache that was cut between layers, but does not say where.
+
+    Raises:
+        ModelError: its layers hold different numbers of keys.
+    """
+    if grows(cache) and layer_length(cache, 0) != layer_length(cache, len(cache.layers) - 1):
+        raise unknown("a cache that was pruned, copied in a way that lost what was cut")
 
 
 def mark_cache(cache: object, state: CacheState) -> None:
@@ -77,13 +117,25 @@ def mark_cache(cache: object, state: CacheState) -> None:
 def cache_state(cache: object) -> CacheState | None:
     """What was tied to a cache; None where it is an ordinary one."""
     state = getattr(cache, "_vtprune", None)
-    return state if isinstance(state, CacheState) else None
+    if not isinstance(state, CacheState):
+        return None
+    if cache.reset.__self__ is not cache:  # type: ignore[attr-defined]
+        mark_cache(cache, state)  # a shallow copy of the one that was marked
+    return state
 
 
 def unmark_cache(cache: object) -> None:
     """Makes a cache an ordinary one again."""
     for name in ("_vtprune", "reset", "get_seq_length"):
         getattr(cache, "__dict__", {}).pop(name, None)
+
+
+def grows(cache: object) -> bool:
+    """Whether every layer of a cache holds its keys as plain growing tensors."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def can_branch(cache: object) -> bool:
@@ -169,13 +221,9 @@ def build_mask(
         valid: (B, past + n) bool of the layer's keys, None where all are valid.
         cache: sized by this layer's own length.
     """
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    config = structure.decoder_config
     windowed = structure.window(layer) is not None
-    create = create_sliding_window_causal_mask if windowed else create_causal_mask
     mask = None if valid is None else valid.to(hidden.device)
-    return create(config, hidden, mask, cache, layer_idx=layer)  # type: ignore[arg-type]
+    return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
 
 
 class Continued:
@@ -205,18 +253,38 @@ class Continued:
         return min(found, default=None)
 
     def place(self, given: Kwargs, length: int) -> Kwargs:
-        """The decoder's arguments with layer 0's positions, and notes the original ones.
-
-        Only where something was renumbered.
-        """
-        if not self.state.renumbered:
+        """The decoder's arguments with the positions of layer 0, and notes the original ones."""
+        if not self.state.shortened:
             return given
         positions = given.get("position_ids")
         if not isinstance(positions, torch.Tensor):
             past = cache_length(self.cache)
             positions = torch.arange(past, past + length, device=self.device)[None]
+        self.check_positions(positions)
+        if not self.state.renumbered:
+            return {**given, "position_ids": positions}
         self.positions = positions
         return {**given, "position_ids": self.shifted(0)}
+
+    def check_positions(self, positions: torch.Tensor) -> None:
+        """Refuses new tokens that are placed inside the prompt, by a cache that is shorter than it.
+
+        Checked once after each prompt: it waits for the device.
+
+        Args:
+            positions: (..., B or 1, n) of the new tokens.
+        """
+        last, self.state.last = self.state.last, None
+        if last is None:
+            return
+        first = positions[..., 0].to(last.device)
+        if first.dim() < last.dim():
+            last = last.amin(0)
+        if bool((first <= last).any()):
+            raise unknown(
+                f"a new token after a pruned prompt is at position {int(first.min())}, inside the "
+                "prompt"
+            )
 
     def shifted(self, layer: int) -> torch.Tensor:
         """(B, n) positions of a layer."""
@@ -247,7 +315,7 @@ class Continued:
         if first is None:
             return False
         plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
-        growing = not getattr(self.cache, "is_compileable", False)
+        growing = grows(self.cache)
         windows = self.structure.narrowest_window is not None
         unmasked = self.new is None and all(one is None for one in self.state.valid)
         return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
@@ -281,5 +349,5 @@ def continue_from(
     if shape[1] > 1 and isinstance(mask, torch.Tensor) and mask.dim() == 2:
         new = mask[:, -shape[1] :].bool().cpu()
         new = None if bool(new.all()) else new
-    cache = given["past_key_values"]
+    cache = given["cache"]
     return Continued(state, structure, cache, new, shape, embeds.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -16,12 +15,14 @@ from vtprune.caches import (
     cache_length,
     cache_state,
     continue_from,
+    refuse_uneven,
     unmark_cache,
 )
 from vtprune.clock import now
 from vtprune.cuts import Batch
 from vtprune.encoding import Encoding
 from vtprune.hooks import Hooks
+from vtprune.models import seams
 from vtprune.models.structure import DEEPSTACK
 from vtprune.packing import gather, gather_marked
 from vtprune.plan import Plan
@@ -45,7 +46,7 @@ class DecoderHooks:
         self.plan, self.encoding = plan, encoding
         self.structure, self.trace = plan.structure, plan.trace
         self.decoder = plan.structure.decoder
-        self.signature = inspect.signature(self.decoder.forward)
+        self.arguments = plan.structure.seams
         self.hooks = Hooks()  # of one forward
         self.batch: Batch | None = None
         self.modalities: tuple[str, ...] = ()
@@ -99,8 +100,8 @@ class DecoderHooks:
     def start(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Cuts at the input, and puts on the layer hooks that this forward needs."""
         batch, self.batch, self.running = self.batch, None, None
-        given: Kwargs = {**self.signature.bind_partial(*args).arguments, **kwargs}
-        embeds, cache = given.get("inputs_embeds"), given.get("past_key_values")
+        given = self.arguments.decoder.bind(args, kwargs)
+        embeds, cache = given.get("inputs_embeds"), seams.find_cache("its decoder", given)
         if not cache_length(cache):
             unmark_cache(cache)  # it was emptied since
         if batch is not None:
@@ -109,16 +110,24 @@ class DecoderHooks:
         if not isinstance(embeds, torch.Tensor):
             return None
         if self.running is not None:
-            return (), self.start_prefill(self.running, embeds, given)
+            given = self.start_prefill(self.running, embeds, given)
+            return (), self.arguments.decoder.give(given)
+        if cache is None or not cache_length(cache):
+            return None
         state = cache_state(cache)
-        if state is not None and cache_length(cache):
-            return (), self.start_continuation(state, embeds, given)
-        return None
+        if state is None:
+            refuse_uneven(cache)
+            return None
+        given = self.start_continuation(state, embeds, given)
+        return (), self.arguments.decoder.give(given)
 
     def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
         cuts, readings = prefill.cuts, prefill.readings
         if prefill.shortens:
-            refuse_windows(self.structure, prefill.past.columns + embeds.shape[1])
+            refuse_windows(
+                self.structure, prefill.past.columns + embeds.shape[1], prefill.past.cache
+            )
+            seams.check_values("its decoder", given, seams.DECODER)
         if cuts.reads_tower:
             vision = {name: self.encoding.calls[name] for name in self.modalities}
             readings.tower = read_scores(self.structure, vision, self.trace.layouts)
@@ -169,19 +178,33 @@ class DecoderHooks:
         self, prefill: Prefill, number: int, module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs]:
         """Cuts before a layer where it is time, and gives it what fits the shorter sequence."""
-        hidden = _hidden(args, kwargs)
+        given, hidden = self.read_layer(number, args, kwargs)
         if number in prefill.cuts.by_layer:
             hidden = self.timed_cut(prefill, number, hidden)
             hidden = gather(hidden, prefill.present.last_cut.index)
-        changed = prefill.shortening.arguments(kwargs, number, hidden)
-        if args:
-            return (hidden, *args[1:]), changed
-        return args, {**changed, "hidden_states": hidden}
+        changed = prefill.shortening.arguments(given, number, hidden)
+        return self.write_layer(number, args, {**changed, "hidden_states": hidden})
+
+    def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
+        """The arguments of a layer by name, and the states that enter it."""
+        given = self.arguments.layers[number].bind(args, kwargs)
+        seams.check_values(f"decoder layer {number}", given, seams.LAYER)
+        hidden = given["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        return given, hidden
+
+    def write_layer(self, number: int, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
+        """The arguments of a layer as it is called: states that came by place stay there.
+
+        Transformers' hooks that collect hidden states read them at the first place.
+        """
+        first = (given.pop("hidden_states"),) if args else ()
+        return first, self.arguments.layers[number].give(given)
 
     def start_continuation(self, state: CacheState, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
         """Decoding, or more text, on a cache that was cut."""
         window = self.structure.narrowest_window
-        if window is not None and cache_length(given["past_key_values"]) >= window:
+        if window is not None and cache_length(given["cache"]) >= window:
             self.trace.warn(
                 f"the answer has gone past the model's sliding window of {window} tokens: from "
                 "there on its layers see further back than without pruning"
@@ -198,7 +221,8 @@ class DecoderHooks:
     def continue_layer(
         self, continued: Continued, number: int, module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs]:
-        return args, continued.change(number, kwargs, _hidden(args, kwargs))
+        given, hidden = self.read_layer(number, args, kwargs)
+        return self.write_layer(number, args, continued.change(number, given, hidden))
 
     def end(self, module: nn.Module, args: Args, kwargs: Kwargs, output: object) -> None:
         """Takes the layer hooks off; after a prefill, writes the trace and marks the cache."""
@@ -212,12 +236,5 @@ class DecoderHooks:
             "prefill": self.now() - self.started,
         }
         self.encoding.seconds = 0.0
-        prefill.end(getattr(output, "past_key_values", None))
+        prefill.end(seams.output_cache(output))
         self.trace.seconds = seconds
-
-
-def _hidden(args: Args, kwargs: Kwargs) -> torch.Tensor:
-    """The states that enter a layer, however it was called."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    assert isinstance(hidden, torch.Tensor)
-    return hidden

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ from vtprune.hooks import Hooks
 from vtprune.layout import Grid
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.seams import ENCODERS, Arguments
 from vtprune.packing import valid_columns
 from vtprune.plan import Plan
 from vtprune.pruners.base import TOWER
@@ -24,7 +24,7 @@ from vtprune.tower import Reading, find_tower
 from vtprune.units import Shown
 
 SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
-ASIDE = ("kwargs", "return_dict", "use_cache")  # of an encoder call: its features are the same
+ASIDE = ("return_dict", "use_cache")  # of an encoder call: its features are the same
 Kwargs = dict[str, object]
 Encoded = dict[object, tuple[Kwargs, object]]
 
@@ -64,21 +64,20 @@ class Encoding:
 
     def attach(self, hooks: Hooks) -> None:
         """Puts the noting calls in the place of the model's own."""
-        for name in ("get_image_features", "get_video_features"):
+        for modality, name in ENCODERS.items():
             if hasattr(self.structure.inner, name):
-                hooks.replace(self.structure.inner, name, self.recording(name))
+                hooks.replace(self.structure.inner, name, self.recording(modality, name))
 
-    def recording(self, name: str) -> Callable[..., object]:
+    def recording(self, modality: str, name: str) -> Callable[..., object]:
         """The model's own encoder call, whose arguments and time are noted on the way."""
         encode = getattr(self.structure.inner, name)
-        signature = inspect.signature(encode)
-        modality = "image" if "image" in name else "video"
+        arguments = Arguments(encode)
 
         @functools.wraps(encode)
         def encode_and_note(*args: object, **kwargs: object) -> object:
             if self.running:  # called by the other: some models encode videos as pictures
                 return encode(*args, **kwargs)
-            given = dict(signature.bind_partial(*args, **kwargs).arguments)
+            given = arguments.bind(args, kwargs)
             self.calls[modality] = given
             rows = self.rows_for(modality)
             key = (
@@ -142,7 +141,7 @@ class Encoding:
         thinning = self.thin()
         if thinning is None:
             return None
-        own = hasattr(self.structure.inner, "get_video_features")
+        own = hasattr(self.structure.inner, ENCODERS["video"])
         return thinning.rows(modality if own else None)
 
     @contextmanager
@@ -176,11 +175,9 @@ def _identities(given: Kwargs, config: object) -> list[object]:
     The same pixels come in more than one way: where transformers' generation leaves an argument
     out, a forward gives what the config says, and the pixels may be named otherwise.
     """
-    more = given.get("kwargs")
-    named = {**given, **more} if isinstance(more, dict) else given
     return [
         _identity(value) if isinstance(value, torch.Tensor) else (name, repr(value))
-        for name, value in named.items()
+        for name, value in given.items()
         if name not in ASIDE
         and value is not None
         and (isinstance(value, torch.Tensor) or value != getattr(config, name, None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from vtprune.hooks import Hooks
 from vtprune.layout import MODALITIES, Grid
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.seams import find_cache
 from vtprune.models.structure import find_structure
 from vtprune.packing import valid_columns
 from vtprune.plan import Plan
@@ -119,7 +119,6 @@ class _Session:
     ) -> None:
         self.model, self.plan, self.encoding, self.whole = model, plan, encoding, whole
         self.structure, self.inner = plan.structure, plan.structure.inner
-        self.signature = inspect.signature(self.inner.forward)
         self.decoder = DecoderHooks(plan, encoding)
         self.hooks = Hooks()
 
@@ -154,8 +153,7 @@ class _Session:
         ids = kwargs.get("input_ids")
         if isinstance(ids, torch.Tensor) and ids.shape[1] < 2:
             return  # decoding: nothing to see, and no time to lose
-        given = dict(self.signature.bind_partial(*args, **kwargs).arguments)
-        given.update(given.pop("kwargs", None) or {})  # type: ignore[call-overload]
+        given = self.structure.seams.inner.bind(args, kwargs)
         inside = [PIXELS[name] for name in PIXELS if given.get(name) is not None]
         encoded = given.get("mm_encoder_outputs") or {}
         assert isinstance(encoded, Mapping)
@@ -178,7 +176,7 @@ class _Session:
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]
     ) -> Batch:
         """Lays out the visual tokens of a prompt and plans its cuts."""
-        cache = given.get("past_key_values")
+        cache = find_cache("the model", given)
         past = cache_length(cache)
         batch, length = ids.shape
         valid = valid_columns(given.get("attention_mask"), batch, length, past)

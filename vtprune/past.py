@@ -76,7 +76,7 @@ def find_past(given: Mapping[str, object], columns: int, num_layers: int) -> Pas
     Args:
         columns: of the original prompts that it stands for.
     """
-    cache = cast("Cache | None", given.get("past_key_values"))
+    cache = cast("Cache | None", given.get("cache"))
     if not columns:
         return Past(columns, cache)
     state = cache_state(cache)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from vtprune.attention import Call
-from vtprune.caches import mark_cache
+from vtprune.caches import check_reached, mark_cache
 from vtprune.cuts import Batch, Step
 from vtprune.errors import ModelError
 from vtprune.information import group_information
@@ -23,6 +25,9 @@ from vtprune.schedule import Cut
 from vtprune.shortening import Shortening
 from vtprune.spec import PIXELS
 from vtprune.trace import StageRecord
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 Kwargs = dict[str, object]
 
@@ -45,6 +50,8 @@ class Prefill:
             first = first_positions(given.get("position_ids"), self.present.columns, batch.past)
         self.readings = Readings(plan.structure, self.present, self.past)
         self.shortening = Shortening(plan.structure, self.present, self.past, Positions(first))
+        self.use_cache = given.get("use_cache") is True
+        self.last = last_positions(given, batch.past)
         self.records: list[StageRecord] = []
         self.done: set[int] = set()
 
@@ -170,7 +177,7 @@ class Prefill:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end(self, cache: object) -> None:
+    def end(self, cache: Cache | None) -> None:
         """Checks that all was done as planned, writes the trace, marks the cache."""
         missed = [layer for layer in self.cuts.layers if layer not in self.done]
         if missed:
@@ -189,8 +196,28 @@ class Prefill:
             self.present.whole, layouts, self.records, self.plan.num_layers
         )
         trace.prefills += 1
-        if cache is not None and self.shortens:
-            mark_cache(cache, self.shortening.cache_state(self.plan.num_layers))
+        if not self.shortens:
+            return
+        num_layers = self.plan.num_layers
+        check_reached(self.past.cache, cache, self.shortening.lengths(num_layers), self.use_cache)
+        if cache is not None:
+            state = self.shortening.cache_state(num_layers)
+            state.last = self.last
+            mark_cache(cache, state)
+
+
+def last_positions(given: Kwargs, past: int) -> torch.Tensor | None:
+    """(..., B or 1) int64 the highest position of each prompt that a decoder is given.
+
+    Args:
+        past: columns of the cache, from which a decoder that is given no positions counts.
+    """
+    positions, embeds = given.get("position_ids"), given.get("inputs_embeds")
+    if isinstance(positions, torch.Tensor):
+        return positions.amax(-1)
+    if isinstance(embeds, torch.Tensor):
+        return torch.tensor([past + embeds.shape[1] - 1])
+    return None
 
 
 def check_count(method: str, kept: int, planned: int) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.caches import CacheState, cache_state
 from vtprune.errors import ModelError
+from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 
 def refuse_columns(given: Mapping[str, object]) -> None:
@@ -50,7 +55,7 @@ def refuse_lone_placeholders(
 
     Further tokens on a cache that was pruned may hold a copied placeholder; that is text.
     """
-    if cache_state(given.get("past_key_values")) is not None:
+    if cache_state(given.get("cache")) is not None:
         return
     wanted = torch.tensor(sorted(structure.placeholder_ids()), device=ids.device)
     if bool(torch.isin(ids, wanted).any()):
@@ -74,11 +79,14 @@ def refuse_past(structure: Structure, state: CacheState | None) -> None:
         )
 
 
-def refuse_windows(structure: Structure, length: int) -> None:
+def refuse_windows(structure: Structure, length: int, cache: Cache | None) -> None:
     """Refuses a prompt of `length` columns that is longer than a sliding window of the model.
 
     A window counts original columns in the model, but kept ones in a shorter cache.
     """
+    for number, layer in enumerate(cache.layers if cache else ()):
+        if getattr(layer, "is_sliding", False) and structure.window(number) is None:
+            raise unknown(f"layer {number} of the cache has a sliding window that its config hides")
     window = structure.narrowest_window
     if window is not None and length > window:
         raise ModelError(

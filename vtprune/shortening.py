@@ -150,6 +150,15 @@ class Shortening:
 
     # -- the cache -------------------------------------------------------------------------------
 
+    def lengths(self, num_layers: int) -> list[int]:
+        """Keys that every layer of the cache holds once this forward is in it."""
+        spans = [*self.spans, (num_layers, None, 0)]
+        return [
+            self.past.length(layer) + length
+            for (first, _, length), (until, _, _) in pairwise(spans)
+            for layer in range(first, until)
+        ]
+
     def cache_state(self, num_layers: int) -> CacheState:
         """What is to be known of the cache once this forward is in it."""
         spans = [*self.spans, (num_layers, None, 0)]

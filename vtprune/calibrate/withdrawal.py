@@ -15,6 +15,7 @@ from vtprune.calibrate.entropy import curve_of
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
 from vtprune.layout import PATCH, Layout
+from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 
 if TYPE_CHECKING:
@@ -69,13 +70,14 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | No
         out = loaded.model(
             **cut, use_cache=True, output_hidden_states=True, **predictions(loaded, 1)
         )
-    if not can_branch(out.past_key_values):
+    made = cache_made(out)
+    if not can_branch(made):
         return None
     layout = trace.layouts[0]
     curve = curve_of(out.hidden_states, layout.columns, len(structure.layers))
     text = torch.ones(length, dtype=torch.bool)
     text[layout.columns] = False
-    return Prefix(cut["input_ids"], out.past_key_values, layout, text.nonzero().squeeze(1), curve)
+    return Prefix(cut["input_ids"], made, layout, text.nonzero().squeeze(1), curve)
 
 
 def drop_scores(
@@ -164,7 +166,12 @@ def _predict(
         after: of B rows.
     """
     cache = branch_cache(prefix.cache, layer, kept)
-    out = loaded.model(**after, past_key_values=cache, use_cache=True, **predictions(loaded, most))
+    out = loaded.model(
+        **after,
+        use_cache=True,
+        **cache_argument(loaded.model, cache),
+        **predictions(loaded, most),
+    )
     return out.logits[:, -most:]
 
 

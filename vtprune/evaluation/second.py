@@ -16,6 +16,7 @@ from vtprune.evaluation.records import Record
 from vtprune.lineup import UNPRUNED
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Turn
+from vtprune.models.seams import cache_argument, cache_made
 from vtprune.spec import Preset
 from vtprune.upstream import quiet
 
@@ -91,8 +92,8 @@ def forced_second(loaded: Loaded, talk: Conversation, answer: torch.Tensor) -> t
     whole = extend(talk.first.tensors, more)
     made = loaded.model(
         input_ids=more[None],
-        past_key_values=out.past_key_values,
         use_cache=True,
+        **cache_argument(loaded.model, cache_made(out)),
         **places(loaded, whole, start),
         **predictions(loaded, count),
     )
@@ -115,8 +116,8 @@ def greedy_second(loaded: Loaded, talk: Conversation, most: int) -> torch.Tensor
     while True:
         out = loaded.model(
             input_ids=ids[None],
-            past_key_values=out.past_key_values,
             use_cache=True,
+            **cache_argument(loaded.model, cache_made(out)),
             **where,
             **predictions(loaded, 1),
         )

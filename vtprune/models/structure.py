@@ -14,6 +14,7 @@ from torch import nn
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family
+from vtprune.models.seams import Seams, find_seams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,6 +36,7 @@ class Structure:
         inner: the multimodal model whose forward takes input_ids and pixel values.
         decoder: its language model.
         layers: the decoder's layers.
+        seams: the arguments of these parts.
         family: what is known about its tokens; None where only the structure is.
         warnings: what the user should know about this model.
     """
@@ -42,6 +44,7 @@ class Structure:
     inner: nn.Module
     decoder: nn.Module
     layers: tuple[nn.Module, ...]
+    seams: Seams
     family: Family | None
     config: PreTrainedConfig
     model_type: str
@@ -178,6 +181,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
             "load the model with attention sdpa, eager or flash_attention_2",
         )
     inner = _find_inner(model)
+    seams = find_seams(model_type, inner, decoder, layers, family is not None)
     if not _placeholder_ids(model.config):
         raise ModelError(f"{model_type}: its config names no image or video token", WAY_OUT)
     warnings = []
@@ -190,6 +194,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
         inner=inner,
         decoder=decoder,
         layers=tuple(layers),
+        seams=seams,
         family=family,
         config=model.config,
         model_type=model_type,

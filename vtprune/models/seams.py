@@ -1,0 +1,408 @@
+"""Transformers' private names: arguments of forwards, caches and masks that pruning relies on.
+
+Transformers promises to keep none of them, and a name that moves would make pruning wrong without a
+word: 5.24 renamed `past_key_values` to `cache`, and masks were built for a cache that was not seen.
+So all names stand here, and each is looked for in the objects themselves when a block is entered.
+What is not known is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from vtprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+TESTED = ("5.17", "5.25")
+"""The first release of transformers that is tested, and the first after those (pyproject.toml)."""
+RANGE = f">={TESTED[0]},<{TESTED[1]}"
+
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
+
+RENAMED = {"past_key_values": "cache"}
+"""Former name -> name that the project uses, of arguments and of fields of outputs.
+
+Up to 5.23 `past_key_values` is the name that transformers has, from 5.24 on the one that its
+forwards still take from callers.
+"""
+ENCODED = {
+    "pixel_values",
+    "pixel_values_images",  # Video-LLaVA
+    "pixel_values_videos",
+    "pixel_attention_mask",  # Idefics3, SmolVLM
+    "image_sizes",
+    "image_grid_thw",
+    "video_grid_thw",
+    "batch_num_images",
+    "image_token_pooling",  # Molmo2, as the next three
+    "video_token_pooling",
+    "image_grids",
+    "video_grids",
+    "vision_aspect_ratio",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "output_hidden_states",  # in 5.17
+}
+"""What the encoders of the listed families take."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is known of the arguments of one kind of forward.
+
+    Args:
+        needs: arguments that it has to take, each with those that may stand for it.
+        may: others that it may take.
+    """
+
+    needs: tuple[tuple[str, ...], ...]
+    may: frozenset[str] = frozenset()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All names that are known."""
+        return self.may | {name for names in self.needs for name in names}
+
+
+def _forward(needs: str, may: Iterable[str] = ()) -> Forward:
+    return Forward(tuple(tuple(one.split("|")) for one in needs.split()), frozenset(may))
+
+
+INNER = _forward(
+    "input_ids attention_mask position_ids cache inputs_embeds",
+    ENCODED
+    | {
+        "use_cache",
+        "labels",
+        "logits_to_keep",
+        "mm_encoder_outputs",  # from 5.20 on: generation encodes before the first forward
+        "image_hidden_states",  # Idefics3 and SmolVLM, in 5.17
+        "image_num_crops",
+        "image_sizes_videos",
+        "mm_token_type_ids",
+        "token_type_ids",
+        "second_per_grid_ts",
+    },
+)
+"""The multimodal model; an unlisted family may take more."""
+DECODER = _forward(
+    "inputs_embeds attention_mask position_ids cache",
+    ["input_ids", "use_cache", "visual_pos_masks", "deepstack_visual_embeds"],
+)
+LAYER = _forward(
+    "hidden_states attention_mask cache position_embeddings|position_ids",
+    ["position_embeddings", "position_ids", "use_cache"],
+)
+ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
+"""An encoder of a listed family."""
+MASK = _forward(
+    "config inputs_embeds attention_mask cache layer_idx",
+    [
+        "position_ids",
+        "or_mask_function",
+        "and_mask_function",
+        "block_sequence_ids",
+        "allow_is_causal_skip",
+    ],
+)
+"""The functions that make causal masks."""
+ROTARY = _forward("x position_ids", ["layer_type"])
+ROPE_INDEX = _forward(
+    "input_ids mm_token_type_ids",
+    ["attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"],
+)
+"""The function that gives positions in time, row and column (mrope)."""
+PASSED_ON = {"image_sizes"}
+"""Tensors that a model hands through to its layers, which do not read them."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""What a layer may be whose config names its type."""
+ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
+"""Modality -> the method of the multimodal model that encodes it."""
+
+
+class Arguments:
+    """The arguments of one forward, by the names that the project uses.
+
+    Args:
+        forward: of a module, or a function.
+    """
+
+    def __init__(self, forward: Callable[..., object]) -> None:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        parameters = inspect.signature(forward).parameters.values()
+        self.order = [one.name for one in parameters if one.kind not in kinds]
+        self.own = {RENAMED.get(name, name): name for name in self.order}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.own
+
+    def bind(self, args: Args, kwargs: Mapping[str, object]) -> Kwargs:
+        """What a call gives, by name. Arguments beyond those that have a name are left out."""
+        named = {**dict(zip(self.order, args, strict=False)), **kwargs}
+        given: Kwargs = {}
+        for name, value in named.items():
+            known = RENAMED.get(name, name)
+            if value is not None or known not in given:
+                given[known] = value
+        return given
+
+    def give(self, given: Mapping[str, object]) -> Kwargs:
+        """What `bind` gave, for a call by the forward's own names."""
+        return {self.own.get(name, name): value for name, value in given.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Seams:
+    """The arguments of one model's parts.
+
+    Args:
+        inner: of the multimodal model.
+        decoder: of its language model.
+        layers: of each of the decoder's layers.
+    """
+
+    inner: Arguments
+    decoder: Arguments
+    layers: tuple[Arguments, ...]
+
+
+def find_seams(
+    model_type: str, inner: nn.Module, decoder: nn.Module, layers: Iterable[nn.Module], listed: bool
+) -> Seams:
+    """The arguments of one model's parts, each checked against what is known.
+
+    Args:
+        listed: whether the model is of a listed family.
+
+    Raises:
+        ModelError: an argument of an unknown name, a known one that is missing, or a release of
+            transformers that is not tested.
+    """
+    check_version()
+    check_caches()
+    for function in mask_functions():
+        check_arguments(f"transformers: {function.__name__}", function, MASK)
+    arguments = Seams(
+        check_arguments(f"{model_type}: the model", inner.forward, INNER, closed=listed),
+        check_arguments(f"{model_type}: its decoder", decoder.forward, DECODER),
+        tuple(
+            check_arguments(f"{model_type}: decoder layer {number}", layer.forward, LAYER)
+            for number, layer in enumerate(layers)
+        ),
+    )
+    encoders = [name for name in ENCODERS.values() if hasattr(inner, name)]
+    if listed and not encoders:
+        raise unknown(f"{model_type}: the model has no {' or '.join(ENCODERS.values())}")
+    for name in encoders if listed else ():
+        check_arguments(f"{model_type}: {name}", getattr(inner, name), ENCODER)
+    return arguments
+
+
+def check_version() -> None:
+    """Refuses a release of transformers that is not tested.
+
+    Raises:
+        ModelError: with the range that is, and what installs one of it.
+    """
+    import transformers
+    from packaging.version import Version
+
+    release = Version(transformers.__version__).release
+    first, after = (Version(one).release for one in TESTED)
+    if not first <= release < after:
+        raise ModelError(
+            f"transformers {transformers.__version__} is not one that vtprune is tested with "
+            f"({RANGE}): names inside it may have moved, and answers would be wrong",
+            f"pip install 'transformers{RANGE}'",
+        )
+
+
+def check_arguments(
+    what: str, forward: Callable[..., object], known: Forward, closed: bool = True
+) -> Arguments:
+    """The arguments of a forward, if they are known.
+
+    Args:
+        what: names the forward in the message.
+        closed: whether it may take nothing else.
+
+    Raises:
+        ModelError: one is missing, or not known.
+    """
+    arguments = Arguments(forward)
+    for names in known.needs:
+        if not any(name in arguments for name in names):
+            others = sorted(set(arguments.own) - known.known)
+            instead = f" (but {', '.join(others)})" if others else ""
+            raise unknown(f"{what} takes no {' or '.join(names)}{instead}")
+    if closed and (others := [name for name in arguments.own if name not in known.known]):
+        raise unknown(f"{what} takes {', '.join(others)}")
+    return arguments
+
+
+def check_values(what: str, given: Mapping[str, object], known: Forward) -> None:
+    """Refuses tensors and caches that a call gives by names that are not known.
+
+    They may hold a row for each column of the prompt, which would not fit a shorter one.
+
+    Raises:
+        ModelError: there are some.
+    """
+    for name, value in given.items():
+        if name not in known.known and name not in PASSED_ON and _holds_tensors(value):
+            raise unknown(f"{what} is given {name}")
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(one) for one in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensors(one) for one in value)
+    return isinstance(value, torch.Tensor) or is_cache(value)
+
+
+def unknown(message: str) -> ModelError:
+    """The refusal of what is not known, with the release that it was met in."""
+    import transformers
+
+    return ModelError(
+        f"{message}, which vtprune does not know (transformers {transformers.__version__}; tested: "
+        f"{RANGE})",
+        "use a model class of a tested transformers as it is, or the model without pruning",
+    )
+
+
+# -- caches -------------------------------------------------------------------------------------
+
+
+def is_cache(value: object) -> bool:
+    """Whether it is a cache of transformers."""
+    from transformers.cache_utils import Cache
+
+    return isinstance(value, Cache)
+
+
+def check_caches() -> None:
+    """Refuses cache classes that are not as they are known.
+
+    Raises:
+        ModelError: what is missing.
+    """
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+    asks = ("get_seq_length", "update")
+    for name in asks:
+        method = getattr(Cache, name, None)
+        if method is None or "layer_idx" not in inspect.signature(method).parameters:
+            raise unknown(f"transformers: a cache has no {name}(layer_idx)")
+    if not hasattr(Cache, "reset"):
+        raise unknown("transformers: a cache has no reset()")
+    check_cache(DynamicCache())
+    layer = DynamicLayer()
+    for name in ("keys", "values", "get_seq_length"):
+        if not hasattr(layer, name):
+            raise unknown(f"transformers: a layer of a cache has no {name}")
+
+
+def check_cache(cache: object) -> None:
+    """Refuses a cache whose layers can't be found.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if cache is None:
+        return
+    if not is_cache(cache) or not isinstance(getattr(cache, "layers", None), list):
+        raise unknown(f"a cache of type {type(cache).__name__} has no list of layers")
+
+
+def find_cache(what: str, given: Mapping[str, object]) -> Cache | None:
+    """The cache among the arguments of a call; None where it is given none.
+
+    Args:
+        what: names the forward in the message.
+        given: as `Arguments.bind` gave them.
+
+    Raises:
+        ModelError: a cache by a name that is not known, or one that is not known.
+    """
+    for name, value in given.items():
+        if name != "cache" and is_cache(value):
+            raise unknown(f"{what} is given its cache as {name}")
+    cache = given.get("cache")
+    check_cache(cache)
+    return cast("Cache | None", cache)
+
+
+def output_cache(output: object) -> Cache | None:
+    """The cache in the output of a model or a decoder, whatever its name; None where there is none.
+
+    Args:
+        output: a ModelOutput, or a tuple of its values.
+    """
+    values = output.values() if isinstance(output, Mapping) else output
+    found = [one for one in values if is_cache(one)] if isinstance(values, Iterable) else []
+    return found[0] if found else None
+
+
+def cache_made(output: object) -> Cache:
+    """The cache in the output of a model that was asked for one.
+
+    Raises:
+        ModelError: there is none.
+    """
+    cache = output_cache(output)
+    if cache is None:
+        raise unknown(f"{type(output).__name__}: the output of the model holds no cache")
+    return cache
+
+
+def cache_argument(module: nn.Module, cache: object) -> Kwargs:
+    """The keyword argument that gives a cache to a model."""
+    return Arguments(module.forward).give({"cache": cache})
+
+
+# -- masks --------------------------------------------------------------------------------------
+
+
+def mask_functions() -> tuple[Callable[..., object], Callable[..., object]]:
+    """What makes the causal masks of a layer that sees everything, and of one with a window."""
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    return create_causal_mask, create_sliding_window_causal_mask
+
+
+def make_mask(
+    windowed: bool,
+    config: object,
+    hidden: torch.Tensor,
+    valid: torch.Tensor | None,
+    cache: object,
+    layer: int,
+) -> object:
+    """A causal mask for one layer, in the form that its attention takes.
+
+    Args:
+        windowed: whether the layer has a sliding window.
+        hidden: (B, n, d) of this forward.
+        valid: (B, past + n) bool of the layer's keys, None where all are valid.
+        cache: sized by this layer's own length.
+    """
+    create = mask_functions()[windowed]
+    given = {
+        "config": config,
+        "inputs_embeds": hidden,
+        "attention_mask": valid,
+        "cache": cache,
+        "layer_idx": layer,
+    }
+    return create(**Arguments(create).give(given))
