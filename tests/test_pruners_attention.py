@@ -178,10 +178,10 @@ def test_how_many_places_go_to_clusters() -> None:
 
 def test_a_cluster_s_centre_is_dense_and_far_from_what_is_denser() -> None:
     # Squared distances to the nearer of itself and its neighbour: 1/32 for all in the mean, so the
-    # earlier counts as denser. To the nearest denser one: (none), 1/16, 1/16, 90.25, 1/16.
+    # first counts as denser than the rest, and these as of one density: the farthest from it.
     rows = torch.tensor([[0.0], [0.25], [0.5], [10.0], [10.25]])
     centres, nearest = density_peaks(rows, 2, 2)
-    assert centres.tolist() == [0, 3]
+    assert centres.tolist() == [0, 4]
     assert nearest.tolist() == [0, 0, 0, 1, 1]
     # A lone token has no near neighbour: means 0.5, 0.5, 0.5, 8; it is 4 from the nearest denser
     # one, but e^-8 x 4 is less than e^-0.5 x 1. The first is denser than all, and 6 is the most.

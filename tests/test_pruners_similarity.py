@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtprune
 from vtprune.errors import ModelError
+from vtprune.models.structure import find_structure
 from vtprune.pruners import create, similarity
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.cdpruner import text_relevance
@@ -35,7 +36,7 @@ def directions(degrees: Sequence[float], lengths: Sequence[float] | None = None)
 
 def chosen(method: str, given: dict[str, torch.Tensor], count: int, **options: str) -> list[int]:
     """What a method keeps of tokens that are all in one group."""
-    num = len(given["hidden"])
+    num = len(next(iter(given.values())))
     budget = Budget.share(count, torch.zeros(num, dtype=torch.long))
     pruner = create(method, options)
     return pruner.select(VisualTokens(flat(num), given), budget).index.tolist()
@@ -52,6 +53,10 @@ def made_up(
         for name in ("hidden", "key")
     }
     states["text_hidden"] = mean + torch.randn(7, heads, width, generator=generator)
+    # The final norm's weights change directions.
+    weight = torch.rand(heads, width, generator=generator) * 2
+    for name in ("hidden", "text_hidden"):
+        states[name.replace("hidden", "normed")] = states[name] * weight
     states["text_key"] = torch.randn(7, heads, width, generator=generator)
     return states
 
@@ -118,9 +123,9 @@ def by_hand() -> dict[str, torch.Tensor]:
     keys = torch.ones(7, 1, 2)
     keys[2], keys[5] = torch.tensor([3.0, -3.0]), torch.tensor([5.0, 0.0])
     return {
-        "hidden": directions([0, 20, 70, 90, 140, 180, 190]),
+        "normed": directions([0, 20, 70, 90, 140, 180, 190]),
         "key": keys,
-        "text_hidden": directions([0, 300]),
+        "text_normed": directions([0, 300]),
         "text_key": torch.tensor([[[2.0, 2.0]], [[1.0, 1.0]]]),
     }
 
@@ -138,15 +143,15 @@ def test_dart_of_a_case_worked_out_by_hand(count: int, kept: list[int]) -> None:
 
 
 def test_dart_without_text_pivots_reads_no_text() -> None:
-    assert create("dart", {"text_pivots": "0"}).needs == ("key", "hidden")
-    states = {name: by_hand()[name] for name in ("hidden", "key")}
+    assert create("dart", {"text_pivots": "0"}).needs == ("key", "normed")
+    states = {name: by_hand()[name] for name in ("normed", "key")}
     # 120, 110, and of the two at 70 degrees the earlier.
     kept = chosen("dart", states, 4, visual_pivots="1", text_pivots="0")
     assert kept == [0, 2, 5, 6]
 
 
 def least_like(states: dict[str, torch.Tensor], count: int, visual: int, text: int) -> list[int]:
-    rows, words = double_rows(states["hidden"]), double_rows(states["text_hidden"])
+    rows, words = double_rows(states["normed"]), double_rows(states["text_normed"])
     norms = {
         name: np.abs(states[name].flatten(1).double().numpy()).sum(axis=1)
         for name in ("key", "text_key")
@@ -174,7 +179,7 @@ def test_dart_keeps_the_pivots_as_far_as_their_frame_allows() -> None:
     layout = video(frames=3, rows=1, cols=5, newline=False)
     keys = torch.ones(15, 1, 2)
     keys[[0, 1, 2, 7]] = torch.tensor([9.0, 8.0, 7.0, 6.0])[:, None, None]
-    states = {"hidden": made_up(15)["hidden"], "key": keys}
+    states = {"normed": made_up(15)["normed"], "key": keys}
     for count, held in ((6, {0, 1, 7}), (9, {0, 1, 2, 7}), (1, set())):
         budget = Budget.share(count, layout.groups("frame"))
         pruner = create("dart", {"text_pivots": "0"})
@@ -185,6 +190,68 @@ def test_dart_keeps_the_pivots_as_far_as_their_frame_allows() -> None:
         assert held <= set(kept.tolist())
         assert set(kept.tolist()) & {0, 1, 2, 7} == held or count == 1
     assert kept.tolist() == [7]  # one token: the middle frame's, and it has a pivot
+
+
+@pytest.mark.parametrize(("weight", "kept"), [((1.0, 0.25), [0, 1]), ((1.0, 1.0), [0, 2])])
+def test_dart_compares_after_the_final_norm(weight: tuple[float, float], kept: list[int]) -> None:
+    # Cosines with the first: -1/sqrt(10) and -1/sqrt(2); with a quarter of the second channel
+    # (1, 1/4), (-1, 1/2) and (0, -1/4): -0.76 and -0.24.
+    norm = torch.nn.RMSNorm(2)
+    norm.weight.data = torch.tensor(weight)
+    states = torch.tensor([[1.0, 1.0], [-1.0, 2.0], [0.0, -1.0]])
+    keys = torch.tensor([3.0, 1.0, 2.0])[:, None, None]
+    given = {"normed": norm(states).detach()[:, None], "key": keys}
+    assert chosen("dart", given, 2, visual_pivots="1", text_pivots="0") == kept
+
+
+@pytest.mark.parametrize("at", ["input", 2])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_dart_reads_states_after_the_final_norm_of_every_family(name: str, at: str | int) -> None:
+    model = shared_model(name)
+    decoder, layer = model.get_decoder(), 0 if at == "input" else 2
+    norm = find_structure(model).final_norm
+    kind = "image" if "image" in tiny.KINDS[name] else "video"
+    inputs = tiny.inputs(name, model, kind)
+    entering: list[torch.Tensor] = []
+    keys: list[torch.Tensor] = []
+
+    def enter(module: torch.nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, object]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(states, torch.Tensor)
+        entering.append(states)
+
+    # Without the norm's weights another choice comes out of the same states.
+    saved = [one.detach().clone() for one in norm.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for one in norm.parameters():
+        one.data = torch.randn(one.shape, generator=generator).to(one.dtype) * 3
+    hooks = [
+        decoder.layers[layer].register_forward_pre_hook(enter, with_kwargs=True),
+        decoder.layers[max(0, layer - 1)].self_attn.k_proj.register_forward_hook(
+            lambda *args: keys.append(args[2])
+        ),
+    ]
+    try:
+        oracle.generate(model, inputs, steps=1)
+        states, key = entering[0][0], keys[0][0]
+        for hook in hooks:
+            hook.remove()
+        stage = {"at": at, "method": "dart", "keep": 0.4}
+        with vtprune.pruning(model, {"stages": [stage]}) as trace:
+            oracle.generate(model, inputs, steps=1)
+        with torch.no_grad():
+            normed = norm(states[None])[0]
+    finally:
+        for one, value in zip(norm.parameters(), saved, strict=True):
+            one.data = value
+    columns = trace.layouts[0].columns
+    text = torch.arange(int(columns[-1]) + 1, len(states))
+    given = {
+        "normed": normed[columns][:, None], "text_normed": normed[text][:, None],
+        "key": key[columns][:, None], "text_key": key[text][:, None],
+    }  # fmt: skip
+    expected = columns[least_like(given, len(trace.stages[0].kept[0]), 4, 4)]
+    assert trace.stages[0].kept[0] == expected.tolist()
 
 
 # -- cdpruner -------------------------------------------------------------------------------------
@@ -270,7 +337,8 @@ def test_cdpruner_keeps_what_the_question_asks_for() -> None:
 def test_the_length_of_a_state_does_not_count(method: str) -> None:
     states = made_up()
     length = torch.rand(60, generator=torch.Generator().manual_seed(1)).mul(9).add(0.1)
-    scaled = {**states, "hidden": states["hidden"] * length[:, None, None]}
+    scaled = {name: states[name] * length[:, None, None] for name in ("hidden", "normed")}
+    scaled = {**states, **scaled}
     assert chosen(method, scaled, 20) == chosen(method, states, 20)
 
 
@@ -278,7 +346,7 @@ def test_the_length_of_a_state_does_not_count(method: str) -> None:
 def test_the_order_of_the_tokens_does_not_count(method: str) -> None:
     states = made_up()
     mixed = torch.randperm(60, generator=torch.Generator().manual_seed(2))
-    shuffled = states | {name: states[name][mixed] for name in ("hidden", "key")}
+    shuffled = states | {name: states[name][mixed] for name in ("hidden", "normed", "key")}
     kept = sorted(mixed[chosen(method, shuffled, 20)].tolist())
     assert kept == chosen(method, states, 20)
 
@@ -286,7 +354,7 @@ def test_the_order_of_the_tokens_does_not_count(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_state_that_is_zero_is_kept_last(method: str) -> None:
     states = made_up(20)
-    for name in ("hidden", "key"):
+    for name in ("hidden", "normed", "key"):
         states[name][[0, 7, 8]] = 0
     kept = chosen(method, states, 18)
     assert set(range(20)) - set(kept) == {7, 8}
@@ -296,7 +364,8 @@ def test_a_state_that_is_zero_is_kept_last(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_states_with_nan_are_refused(method: str, bad: float) -> None:
     states = made_up()
-    states["hidden"][3, 1, 2] = bad
+    for name in ("hidden", "normed"):
+        states[name][3, 1, 2] = bad
     with pytest.raises(ModelError, match=f"NaN or infinity, so {method} can't rank") as caught:
         chosen(method, states, 9)
     assert "--dtype" in caught.value.hint

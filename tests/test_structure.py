@@ -57,6 +57,51 @@ def test_a_projection_gives_all_heads_side_by_side(name: str, state: str) -> Non
     assert projected.shape == (1, 3, heads * found.head_dim)
 
 
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_the_final_norm_of_every_family_is_what_ends_its_decoder(name: str) -> None:
+    model, found = shared_model(name), structure_of(name)
+    ends: list[torch.Tensor] = []
+    hook = found.final_norm.register_forward_hook(lambda *args: ends.append(args[2]))
+    try:
+        output = found.decoder(input_ids=torch.tensor([[3, 5, 7]]), use_cache=False)
+    finally:
+        hook.remove()
+    assert len(ends) == 1
+    assert torch.equal(output.last_hidden_state, ends[0])
+    states = torch.randn(4, tiny.WIDTH)
+    assert torch.equal(found.apply_final_norm(states), found.final_norm(states))
+    assert model.get_decoder() is found.decoder
+
+
+class Decoder(nn.Module):
+    """A decoder whose parts have the names that are given."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 2)])
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+@pytest.mark.parametrize("name", ["norm", "final_layernorm", "ln_f", "closing"])
+def test_a_final_norm_of_any_name_is_found_beside_one_of_the_embeddings(name: str) -> None:
+    norm = nn.LayerNorm(2)
+    parts: dict[str, nn.Module] = {"embed": nn.Embedding(3, 2), name: norm, "head": nn.Linear(2, 2)}
+    if name != "closing":
+        parts = {"embedding_norm": nn.LayerNorm(2), **parts}
+    found = dataclasses.replace(structure_of(), decoder=Decoder(**parts), hidden_size=2)
+    assert found.final_norm is norm
+
+
+@pytest.mark.parametrize("names", [[], ["before", "after"]])
+def test_a_final_norm_that_cannot_be_told_is_refused(names: list[str]) -> None:
+    decoder = Decoder(**{name: nn.RMSNorm(2) for name in names})
+    found = dataclasses.replace(structure_of(), decoder=decoder, hidden_size=2)
+    with pytest.raises(ModelError, match=f"its decoder has {len(names)} norms beside") as caught:
+        found.apply_final_norm(torch.ones(1, 2))
+    assert "no normed states" in caught.value.hint
+
+
 def test_a_fused_projection_is_refused_with_a_way_out() -> None:
     layer = nn.Module()
     layer.self_attn = nn.Module()

@@ -77,12 +77,14 @@ class Readings:
         if name.startswith("text_"):
             slots = self.present.slots(sample, self.present.text_columns(sample))
         name = name.removeprefix("text_")
-        if name == "hidden":
+        if name in ("hidden", "normed"):
             source, width = hidden, hidden.shape[-1] // self.structure.num_heads
         else:
             source, width = self.projected[name], self.structure.head_dim
-        slots = slots.to(source.device, non_blocking=True)
-        return source[sample].index_select(0, slots).unflatten(-1, (-1, width))
+        rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
+        if name == "normed":
+            rows = self.structure.apply_final_norm(rows)
+        return rows.unflatten(-1, (-1, width))
 
     def clear(self) -> None:
         """Forgets what was read for one cut."""

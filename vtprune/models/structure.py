@@ -25,6 +25,8 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 DEEPSTACK = "_deepstack_process"
 """The decoder's method that adds visual features to the states after a layer, as in Qwen3-VL."""
 DEEPSTACK_TAKES = ["hidden_states", "visual_pos_masks", "visual_embeds"]
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f", "norm_f")
+"""What transformers' decoders call the norm after their last layer."""
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 
 
@@ -90,6 +92,43 @@ class Structure:
             "input_layernorm to read states after",
             "cut at a layer number instead of the input, or use random or uniform",
         )
+
+    @functools.cached_property
+    def final_norm(self) -> nn.Module:
+        """The norm that the decoder applies after its last layer.
+
+        Raises:
+            ModelError: none can be told from the decoder's other parts.
+        """
+        for name in FINAL_NORMS:
+            module = getattr(self.decoder, name, None)
+            if isinstance(module, nn.Module):
+                return module
+        norms = [one for one in self.decoder.children() if self._is_norm(one)]
+        if len(norms) != 1:
+            raise ModelError(
+                f"{self.model_type}: its decoder has {len(norms)} norms beside its layers, so the "
+                "final one to read states after is not known",
+                "use a method that reads no normed states, such as entropy, divprune or random",
+            )
+        return norms[0]
+
+    def _is_norm(self, module: nn.Module) -> bool:
+        """Whether a module holds one weight a channel, and at most a bias beside it."""
+        held = {name: tuple(one.shape) for name, one in module.named_parameters()}
+        shape = (self.hidden_size,)
+        return held in ({"weight": shape}, {"weight": shape, "bias": shape})
+
+    def apply_final_norm(self, states: torch.Tensor) -> torch.Tensor:
+        """(n, d) states after the decoder's final norm, on their own device.
+
+        A decoder spread over devices has its final norm on the last one.
+        """
+        weight = next(self.final_norm.parameters(), None)
+        device = states.device
+        if weight is not None and weight.device.type != "meta":  # else its own hook moves both
+            device = weight.device
+        return self.final_norm(states[None].to(device))[0].to(states.device)
 
     def _part(self, layer: int, path: str, lacks: str, way_out: str) -> nn.Module:
         """A module inside a layer."""

@@ -25,8 +25,8 @@ METHODS: dict[str, Method] = {
         summary="tokens whose states differ most between attention heads (matrix entropy)",
         paper="EntropyPrune, arXiv 2602.17196",
         options=(
-            Option("norm", "row", ("row", "none"), "row: unit rows, as in the paper; none: as in "
-                   "the released code"),
+            Option("norm", "none", ("none", "row"), "none: as the authors run it; row: each "
+                   "head's row at unit length"),
             Option("states", "query", ("query", "key", "value", "hidden"), "which states to score"),
         ),
     ),
@@ -134,8 +134,8 @@ METHODS: dict[str, Method] = {
         summary="runs that stay the same merged over time, then each frame's cluster centres",
         paper="HoliTom, arXiv 2505.21334",
         options=(
-            Option("similar", 0.8, (), "the cosine above which a token repeats the one before it",
-                   0, 1),
+            Option("similar", "budget", ("budget",), "the cosine above which a token repeats the "
+                   "one before it; budget: 0.65 up to keep 0.1, 0.8 above", 0, 1),
         ),
         modalities=("video",),
     ),
@@ -234,7 +234,7 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
 
 
 def _choose_from(option: Option) -> str:
-    if option.choices:
+    if not option.takes_number:
         return f"choose from {', '.join(option.choices)}"
     return f"give {option.values}"
 

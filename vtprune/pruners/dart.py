@@ -10,13 +10,16 @@ linear in the tokens and no attention map is read.
 Paper: DART, arXiv 2502.11494.
 Official code: ZichenWen1/DART (Apache-2.0; not looked at).
 Differences: keys are read before rotary positions, which leave a key's Euclidean norm but change
-its L1 norm, so other pivots may come out. The count is met exactly: visual pivots are kept, longest
+its L1 norm, so other pivots may come out. Pivots take turns here in an order that means something;
+in that code it is that of a Python set. The count is met exactly: visual pivots are kept, longest
 first, as far as their group's quota allows; the rest of every quota is shared equally over all
 pivots, remainders to the first; visual pivots take their turns before text pivots, longest first,
 and each takes what none before it took. Pivots are those of the sample, whatever the groups; text
-is what follows the last visual token, the template's tokens included. Cosines are of the states
-that enter the layer of the cut; those within 1e-6 of 1 count as equal, a state that is zero counts
-as a copy of every pivot, and ties go to the earlier token. Float32.
+is what follows the last visual token, the template's tokens included. As in that code, cosines are
+of the states that enter the layer of the cut after the language model's final norm, whose weights
+change them; tiles are chosen from as a whole, and positions are kept. Cosines within 1e-6 of 1
+count as equal, a state that is zero counts as a copy of every pivot, and ties go to the earlier
+token. Cosines are taken in float32, where that code has the model's dtype.
 
 Options:
     visual_pivots: "4" (default), "1", "2", "8" or "16".
@@ -40,16 +43,16 @@ class Dart:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        text = ("text_key", "text_hidden") if int(self.text_pivots) else ()
-        return ("key", "hidden", *text)
+        text = ("text_key", "text_normed") if int(self.text_pivots) else ()
+        return ("key", "normed", *text)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        rows = unit_rows(tokens.states["hidden"])
+        rows = unit_rows(tokens.states["normed"])
         own = longest(tokens.states["key"], int(self.visual_pivots))
         pivots = rows[own]
         if int(self.text_pivots):
             text = longest(tokens.states["text_key"], int(self.text_pivots))
-            pivots = torch.cat([pivots, unit_rows(tokens.states["text_hidden"])[text]])
+            pivots = torch.cat([pivots, unit_rows(tokens.states["text_normed"])[text]])
         similarity = cosines(pivots, rows)  # (P, N)
         similarity = torch.where(rows.any(dim=1), similarity, 1.0)
         index = least_alike(similarity, own, budget)

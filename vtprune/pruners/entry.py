@@ -15,9 +15,10 @@ class Option:
     """One option of a method: its values and what it is for.
 
     Args:
-        default: a choice, or for a number that number.
-        choices: the values there are; empty for a number.
+        default: a choice or a number.
+        choices: the words it takes; empty for a number.
         low, high: the lowest and the highest number, both allowed; None where there is no bound.
+            With choices and a bound, it takes a number besides.
     """
 
     name: str
@@ -30,11 +31,16 @@ class Option:
     @property
     def values(self) -> str:
         """The values as a reader sees them: "row | none", or "a number from 0 to 255"."""
-        if self.choices:
+        if not self.takes_number:
             return " | ".join(self.choices)
         bounds = [] if self.low is None else [f"from {self.low:g}"]
         bounds += [] if self.high is None else [f"to {self.high:g}"]
-        return " ".join(["a number", *bounds])
+        return " | ".join([*self.choices, " ".join(["a number", *bounds])])
+
+    @property
+    def takes_number(self) -> bool:
+        """Whether a number is one of its values."""
+        return not self.choices or self.low is not None or self.high is not None
 
     def shown(self, value: Value) -> str:
         """A value as a preset or a command line has it."""
@@ -42,8 +48,10 @@ class Option:
 
     def check(self, value: object) -> Value | None:
         """A value as the method takes it; None where it is not one of this option."""
-        if self.choices:
-            return str(value) if str(value) in self.choices else None
+        if str(value) in self.choices:
+            return str(value)
+        if not self.takes_number:
+            return None
         try:
             number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):

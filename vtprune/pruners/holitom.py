@@ -13,22 +13,28 @@ that merge over time it is the one here for what it reports: 99.1 % of LLaVA-One
 at 6.9 % of the FLOPs; DyCoke and PruneVid were not measured beside it.
 Official code: cokeshao/HoliTom (Apache-2.0).
 Differences: the budget is met exactly: where more tokens are kept than repeat, those of the runs
-that changed most stay on their own (that code then keeps less than asked). Of the tokens that do
-not repeat, that code keeps those with the most attention in the vision tower and drops the rest;
-here they are clustered like the others, since not every tower shows its attention. Distances are
-between unit rows of the states that enter the layer of the cut; ties go to the earlier token where
-that code adds noise; every part of a frame keeps a token where the budget allows. Tokens that are
-no patches (newlines) go first. The merging inside the language model is not done. As in that code:
-a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster.
+that changed most stay on their own (that code then keeps less than asked); every part of a frame
+keeps a token where the budget allows, where that code rounds the count of every part. Of the tokens
+that do not repeat, that code keeps those with the most attention in the vision tower and drops the
+rest; here they are clustered like the others, since not every tower shows its attention. Tokens of
+equal density are no denser than each other, and ties go to the earlier, where that code adds noise.
+Tokens that are no patches (newlines) go first, where that code makes a newline for every row that
+keeps a token. Positions are kept, where that code renumbers them (`positions: renumber`). The
+merging inside the language model is not done: the published 99.1 % has one at layer 18 that keeps
+half of the tokens there, on top. As in that code: a run is clustered by its mean over its frames;
+the density of a token is exp(-d^2 / D), d^2 the mean squared distance to its nearest 7 and D the
+width of the states, which are not scaled; a centre keeps 0.6 of itself and takes 0.4 from the mean
+of its cluster; frames share one ratio, and pictures are left alone.
 
 Options:
-    similar: 0.8 (default), as in that code: a run is merged where every step of it is more similar
-        (cosine) than that; 1 merges no run.
+    similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is
+        more similar (cosine) than that; 1 merges no run. "budget" is what the authors run: 0.65
+        where at most a tenth of the tokens stay, 0.8 above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,17 +42,19 @@ import torch
 from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.evs import changes
-from vtprune.pruners.similarity import density_peaks, unit_rows
+from vtprune.pruners.similarity import density_peaks
 from vtprune.quotas import weighted_quotas
 
 # Of the released code.
 OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into
 NEIGHBOURS = 7  # of a token's density, itself included
+FEW = 0.1  # the largest kept fraction at which SIMILAR_OF_FEW holds
+SIMILAR_OF_FEW, SIMILAR = 0.65, 0.8
 
 
 @dataclass(frozen=True)
 class HoliTom:
-    similar: float = 0.8
+    similar: float | str = "budget"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -55,17 +63,25 @@ class HoliTom:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
         changed = changes(states, layout.previous()).cpu()
-        head = run_heads(layout, changed < 1 - self.similar)
+        head = run_heads(layout, changed < 1 - self.least_similar(budget))
         alone = stay_alone(layout, head, changed, budget)
         own = torch.arange(len(layout))
-        centres, into = cluster_heads(layout, states, head, budget)
+        parts = parts_of(layout, head, budget)
+        head = torch.where(alone, own, head).to(states.device)
+        centres, into = cluster_heads(parts, states, head)
         single = own[alone].to(states.device)
         into[single] = single
         index = torch.cat([centres, single]).sort().values
-        head = torch.where(alone, own, head).to(states.device)
         place = torch.full((len(layout) + 1,), -1, device=states.device)  # the last one for none
         place[index] = torch.arange(len(index), device=states.device)
         return Selection(index, place[into[head]], shares(head, into))
+
+    def least_similar(self, budget: Budget) -> float:
+        """The cosine above which a token repeats the one before it."""
+        if isinstance(self.similar, float):
+            return self.similar
+        few = budget.count <= FEW * len(budget.group) + 1e-6
+        return SIMILAR_OF_FEW if few else SIMILAR
 
 
 def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
@@ -137,21 +153,39 @@ def stay_alone(
 
 
 def cluster_heads(
-    layout: Layout, states: torch.Tensor, head: torch.Tensor, budget: Budget
+    parts: Iterable[tuple[torch.Tensor, int]], states: torch.Tensor, head: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heads that are kept, and for every token (N,) the one that it goes into; -1 for none."""
-    into = torch.full((len(layout),), -1, device=states.device)
+    """The heads that are kept, and for every token (N,) the one that it goes into; -1 for none.
+
+    Args:
+        parts: heads that are clustered together, and how many of them are kept.
+        states: (N, d).
+        head: (N,) int64 head of the run that each token is merged into.
+    """
+    into = torch.full((len(states),), -1, device=states.device)
     kept = []
-    for members, share in parts_of(layout, head, budget):
+    for members, share in parts:
         here = members.to(states.device)
         if 0 < share < len(members):
-            chosen, nearest = density_peaks(unit_rows(states[here]), share, NEIGHBOURS)
+            rows = run_means(states, head, here) / states.shape[1] ** 0.5
+            chosen, nearest = density_peaks(rows, share, NEIGHBOURS)
             into[here] = here[chosen][nearest]
             kept.append(here[chosen])
         elif share:
             into[here] = here
             kept.append(here)
     return torch.cat(kept) if kept else into[:0], into
+
+
+def run_means(states: torch.Tensor, head: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    """(n, d) float32 means of the runs whose heads are `members`, (n,) int64."""
+    place = torch.full_like(head, -1)
+    place[members] = torch.arange(len(members), device=head.device)
+    place = place[head]
+    here = (place >= 0).nonzero().squeeze(1)
+    rows = torch.zeros(len(members), states.shape[1], device=states.device)
+    rows.index_add_(0, place[here], states[here].float())
+    return rows / torch.bincount(place[here], minlength=len(members))[:, None]
 
 
 def parts_of(

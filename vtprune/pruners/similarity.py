@@ -141,7 +141,9 @@ def density_peaks(
     """Index of the `count` cluster centres, ascending, and for every row (n,) its nearest one's.
 
     The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
-    squared distance to the nearest `neighbours`, the row itself included, at most `count`.
+    squared distance to the nearest `neighbours`, the row itself included, at most `count`. Of the
+    densest rows the first counts as denser than the rest; other rows whose densities are equal, but
+    for rounding, are no denser than each other. Of equal scores the earlier wins.
 
     Args:
         rows: (n, d) float32.
@@ -151,12 +153,15 @@ def density_peaks(
     distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
     near = min(neighbours, count)
     spread = distance.topk(near, largest=False).values.mean(dim=1)  # -ln density
-    order = spread.argsort(stable=True)
-    rank = order.argsort()
-    not_denser = rank[None] >= rank[:, None]
-    to_denser = distance.masked_fill(not_denser, torch.inf).amin(dim=1)
+    denser = spread[None] < spread[:, None] * SAME  # (n, n), [i, j]: j is denser than i
+    number = torch.arange(len(rows), device=rows.device)
+    densest = spread * SAME <= spread.amin()
+    first = torch.where(densest, number, len(rows)).amin()
+    denser |= densest[:, None] & (number == first) & (number != first)[:, None]
+    # The farthest pair's distance for the row that nothing is denser than.
+    to_denser = torch.where(denser, distance, distance.amax()).amin(dim=1)
     # ln of density x distance: a density itself may be too small for its dtype.
-    score = 0.5 * torch.where(rank == 0, distance.amax(), to_denser).log() - spread
+    score = 0.5 * to_denser.log() - spread
     chosen = score.argsort(descending=True, stable=True)[:count].sort().values
     nearest = distance[:, chosen].argmin(dim=1)
     nearest[chosen] = torch.arange(count, device=rows.device)

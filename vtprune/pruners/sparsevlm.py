@@ -15,7 +15,9 @@ counts leave them out; a cluster's token stays at the place of its centre, where
 moves all of them behind the kept ones and renumbers (`positions: renumber`). Between the published
 budgets of LLaVA-1.5-7B the schedule interpolates, so that the layer average is met. Dropped tokens
 of a group with fewer than two places are not recycled, and no more than half of a group's places go
-to clusters. Equal densities are broken by order in place of noise; ties go to the earlier token.
+to clusters. Where
+that code adds noise, the first of the densest tokens counts as denser than they, and others of
+equal density as no denser than each other; ties go to the earlier token.
 With `ratio: rank` the factor that the paper sets by hand is solved so that an attention matrix of
 full rank keeps the budget; the budget stays the upper bound.
 
