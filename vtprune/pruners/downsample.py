@@ -8,9 +8,10 @@ vision tower as well; a method that does not beat it is not worth its trouble.
 
 Paper: none; a baseline.
 Official code: none.
-Differences: none. The largest setting within the budget is taken; as settings come in steps, it may
-keep fewer tokens than asked, and the report shows the true keep. A family that makes the same
-number of tokens of every picture gets fewer tiles instead, where it has tiles, else it is refused.
+Differences: none. The prompt is that of the smaller media, positions included. The largest setting
+within the budget is taken; as settings come in steps, it may keep fewer tokens than asked, and the
+report shows the true keep. A family that makes the same number of tokens of every picture gets
+fewer tiles instead, where it has tiles, else it is refused.
 
 Options: none.
 """

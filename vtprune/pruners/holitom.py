@@ -19,12 +19,12 @@ that do not repeat, that code keeps those with the most attention in the vision 
 rest; here they are clustered like the others, since not every tower shows its attention. Tokens of
 equal density are no denser than each other, and ties go to the earlier, where that code adds noise.
 Tokens that are no patches (newlines) go first, where that code makes a newline for every row that
-keeps a token. Positions are kept, where that code renumbers them (`positions: renumber`). The
-merging inside the language model is not done: the published 99.1 % has one at layer 18 that keeps
-half of the tokens there, on top. As in that code: a run is clustered by its mean over its frames;
-the density of a token is exp(-d^2 / D), d^2 the mean squared distance to its nearest 7 and D the
-width of the states, which are not scaled; a centre keeps 0.6 of itself and takes 0.4 from the mean
-of its cluster; frames share one ratio, and pictures are left alone.
+keeps a token. Positions are kept, where that code renumbers them (`positions: renumber`). Videos of
+one prompt share one budget. The merging inside the language model is not done: the published 99.1 %
+has one at layer 18 that keeps half of the tokens there, on top. As in that code: a run is clustered
+by its mean over its frames; the density of a token is exp(-d^2 / D), d^2 the mean squared distance
+to its nearest 7 and D the width of the states, which are not scaled; a centre keeps 0.6 of itself
+and takes 0.4 from the mean of its cluster; frames share one ratio, and pictures are left alone.
 
 Options:
     similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is

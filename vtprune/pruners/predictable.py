@@ -11,10 +11,10 @@ Paper: none for whole frames and tiles; for patches PixelPrune, which is exact a
 Official code: not looked at.
 Differences: PixelPrune predicts a patch from its neighbours and runs the tower on the rest, which
 changes what the rest attends to. Here only what the tower encodes on its own goes, so that the rest
-is as if its tokens had been dropped after the tower. The first frame of a video and the base
-picture always stay. Where a budget asks for more, what is most predictable goes next, each frame
-compared with the kept one before it, until the tokens fit; then what still fits comes back, least
-predictable first.
+is as if its tokens had been dropped after the tower. Positions are kept. The first frame of a video
+and the base picture always stay. Where a budget asks for more, what is most predictable goes next,
+each frame compared with the kept one before it, until the tokens fit; then what still fits comes
+back, least predictable first.
 
 Options:
     tolerance: 2 (default); the most levels, of 255, by which what goes may differ, on average over

@@ -9,10 +9,11 @@ dropped late costs the least; and later attention is the better judge of what th
 Paper: PyramidDrop, arXiv 2410.17247.
 Official code: Cooperx521/PyramidDrop.
 Differences: r is solved from the budget; the published r = 0.5 at layers 8, 16 and 24 of 32 is a
-layer average of 0.46875. The attention is that of the layer before each cut, which has run anyway;
-the released code computes queries and keys of the layer after it once more to rank by them. It also
-closes the gaps in the positions after each cut (here: `positions: renumber`). At a place of its own
-(`at:`) there is one cut by the same score. Ties go to the earlier token.
+layer average of 0.46875, and each of its counts is truncated. The attention is that of the layer
+before each cut, which has run anyway; the released code computes queries and keys of the layer
+after it once more to rank by them. It also renumbers the positions after each cut, where they are
+kept here (`positions: renumber`). As there, the tiles of a picture are ranked together. At a place
+of its own (`at:`) there is one cut by the same score. Ties go to the earlier token.
 
 Options: none.
 """

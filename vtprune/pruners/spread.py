@@ -20,7 +20,7 @@ frames are; where a model gives crops of a picture as pictures of their own, the
 columns are those of the whole picture, whichever tile shows them. After an earlier cut, the last
 frame, row and column are those of what is left. Where the budget lets the first cut keep
 everything, the second gets the rest; at a place of its own (`at: input`) there is one cut.
-Otherwise as in `divprune`.
+Positions are kept. Otherwise as in `divprune`.
 
 Options:
     time: 1 (default), the weight of time beside the states' cosine; from 0 to 4.

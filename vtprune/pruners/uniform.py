@@ -6,8 +6,9 @@ Why it works: neighbouring patches look alike; a regular sample loses resolution
 
 Paper: none; a baseline.
 Official code: none.
-Differences: none. The count is met exactly: rows are shared evenly, then columns in each row.
-Tokens without a place (newlines, or a layout that is not known) are taken as one more row.
+Differences: none. Positions are kept. The count is met exactly: rows are shared evenly, then
+columns in each row. Tokens without a place (newlines, or a layout that is not known) are taken as
+one more row.
 
 Options: none.
 """
