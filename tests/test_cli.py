@@ -209,7 +209,7 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     arguments = (
         "--model qwen2.5-vl-7b --device cpu --dtype float32 --attention eager --calibration c.yaml "
         "--quantize 4bit "
-        "--trust-remote-code --method entropy --at 3 --keep image=0.5,video=0.2 -o norm=none "
+        "--trust-remote-code --method entropy --at 3 --keep image=0.5,video=0.2 -o norm=row "
         "-o states=key --seed 7 --frames 4 --max-frames 9 --start 1.5 --end 3 --max-tiles 2 "
         "--max-pixels 99 --allow-partial --system short --max-new-tokens 5 --temperature 0.5 "
         "--top-p 0.9 --compare"
@@ -223,7 +223,7 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     preset = fake.asked["preset"]
     (stage,) = preset.stages_for("image")
     assert (stage.at, stage.method) == ("3", "entropy")
-    assert dict(stage.options) == {"norm": "none", "states": "key"}
+    assert dict(stage.options) == {"norm": "row", "states": "key"}
     assert (preset.keep_for("image"), preset.keep_for("video"), preset.seed) == (0.5, 0.2, 7)
     assert fake.asked["sampling"] == Sampling(4, None, 9, 1.5, 3.0, 2)
     assert fake.asked["generation"] == run.Generation(5, 0.5, 0.9, "short", 7)
@@ -524,7 +524,7 @@ def test_models_lists_the_families_that_can_be_asked() -> None:
 def test_methods_lists_the_registry() -> None:
     found = json.loads(invoke("methods", "--json").stdout)
     assert [method["name"] for method in found] == list(METHODS)
-    assert found[0]["options"][0]["choices"] == ["row", "none"]
+    assert found[0]["options"][0]["choices"] == ["none", "row"]
     assert all(name in invoke("methods").stdout for name in METHODS)
 
 

@@ -75,14 +75,14 @@ def test_json_is_one_object_with_the_fixed_names(fake: FakeProfile) -> None:
 
 def test_options_reach_the_profile(fake: FakeProfile) -> None:
     arguments = "--model llava-next --device cpu --dtype bfloat16 --attention eager --keep 0.5,0.2 "
-    arguments += "--method entropy --at 3 -o norm=none --preset fast,balanced --seconds 9 "
+    arguments += "--method entropy --at 3 -o norm=row --preset fast,balanced --seconds 9 "
     arguments += "--repeats 2 --text-tokens 99 --answer-tokens 7 --frames 4 --max-tiles 3"
     assert invoke(*arguments.split(), "--image", "640x480").exit_code == 0
     asked, options = fake.asked, fake.asked["options"]
     assert asked["shown"] == Shown("image", 640, 480)
     assert (asked["keeps"], asked["presets"]) == ([0.5, 0.2], ["fast", "balanced"])
     assert (asked["method"], asked["at"], asked["method_options"]) == (
-        "entropy", "3", {"norm": "none"},
+        "entropy", "3", {"norm": "row"},
     )  # fmt: skip
     assert (options.device, options.dtype, options.attention) == ("cpu", "bfloat16", "eager")
     assert (options.seconds, options.repeats, options.timed) == (9, 2, True)

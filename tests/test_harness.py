@@ -74,12 +74,12 @@ def test_the_entry_point_of_lmms_eval_is_there_without_lmms_eval() -> None:
 
 def test_arguments_are_read_as_lmms_eval_reads_them_off_its_command_line() -> None:
     settings = Settings.read(
-        {"pretrained": "qwen2.5-vl-7b", "method": "entropy", "at": 2, "keep": 0.3, "norm": "none",
+        {"pretrained": "qwen2.5-vl-7b", "method": "entropy", "at": 2, "keep": 0.3, "norm": "row",
          "seed": 3, "system_prompt": "None", "max_tiles": 4}
     )  # fmt: skip
     preset = settings.resolve()
     assert [(stage.at, stage.method) for stage in preset.stages] == [("2", "entropy")]
-    assert dict(preset.stages[0].options)["norm"] == "none"
+    assert dict(preset.stages[0].options)["norm"] == "row"
     assert (preset.keep, preset.seed) == (0.3, 3)
     assert settings.system_prompt == ""
     assert settings.sampling().max_tiles == 4

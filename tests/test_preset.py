@@ -135,8 +135,8 @@ def test_a_seed_flag_wins_over_the_preset_and_zero_is_the_default() -> None:
 
 
 def test_a_method_flag_replaces_all_stages_by_one_free_one() -> None:
-    preset = override(load_preset(OWN), method="entropy", options={"norm": "none"})
-    options = (("norm", "none"), ("states", "query"))
+    preset = override(load_preset(OWN), method="entropy", options={"norm": "row"})
+    options = (("norm", "row"), ("states", "query"))
     for modality in ("image", "video"):
         assert preset.stages_for(modality) == (StageSpec("ecl", "entropy", options=options),)
     assert preset.keep_for("image") == 0.5
@@ -232,9 +232,9 @@ def test_a_place_without_a_method_is_refused() -> None:
 
 def test_options_reach_every_stage_whose_method_has_them() -> None:
     stages = [{"at": 1, "method": "entropy"}, {"at": 4, "method": "random", "keep": 0.1}]
-    preset = override(load_preset({"stages": stages}), options={"norm": "none"})
+    preset = override(load_preset({"stages": stages}), options={"norm": "row"})
     first, second = preset.stages_for("image")
-    assert dict(first.options) == {"norm": "none", "states": "query"}
+    assert dict(first.options) == {"norm": "row", "states": "query"}
     assert second.options == ()
 
 
@@ -302,7 +302,7 @@ def test_every_key_of_the_schema_is_read(tmp_path: Path) -> None:
             tmp_path,
             "description: all of it\nkeep: 0.3\nseed: 7\n"
             "image:\n  max_tiles: 0\n  keep: 0.5\n  stages:\n"
-            "    - {at: 60%, method: entropy, norm: none, states: hidden, per: tile,"
+            "    - {at: 60%, method: entropy, norm: row, states: hidden, per: tile,"
             " split: even, positions: keep}\n"
             "video:\n  frames: 32\n  max_frames: 64\n  stages:\n"
             "    - {at: input, method: uniform, keep: 0.6, per: frame}\n"
@@ -315,7 +315,7 @@ def test_every_key_of_the_schema_is_read(tmp_path: Path) -> None:
     assert (preset.image.max_tiles, preset.image.keep) == (0, 0.5)
     assert (preset.video.frames, preset.video.max_frames, preset.video.fps) == (32, 64, None)
     assert preset.image.stages == (
-        StageSpec("60%", "entropy", None, "tile", options=(("norm", "none"), ("states", "hidden"))),
+        StageSpec("60%", "entropy", None, "tile", options=(("norm", "row"), ("states", "hidden"))),
     )
     assert preset.video.stages is not None
     assert [(s.at, s.keep, s.per) for s in preset.video.stages] == [

@@ -215,7 +215,9 @@ def test_dart_reads_states_after_the_final_norm_of_every_family(name: str, at: s
     entering: list[torch.Tensor] = []
     keys: list[torch.Tensor] = []
 
-    def enter(module: torch.nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, object]) -> None:
+    def enter(
+        module: torch.nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, object]
+    ) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         assert isinstance(states, torch.Tensor)
         entering.append(states)

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from vtprune.catalog import resolve
 from vtprune.cli import cli
 from vtprune.harness.settings import Settings
-from vtprune.pruners import METHODS
+from vtprune.pruners import METHODS, find_profile
+from vtprune.schedule import Place
+from vtprune.solving import solve
 
 DOCS = Path(__file__).parents[1] / "docs" / "reproduce.md"
 TEXT = DOCS.read_text(encoding="utf-8")
@@ -32,10 +34,46 @@ ROWS = [
     if re.match(r"\| [^|]+ \| 0\.\d+ \|", line)
 ]
 """Model, keep, tokens, left, FLOPs, and the name in papers, of each row of the table of budgets."""
+NAMES = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if re.search(r"\| (kept|renumbered) \|$", line)
+]
+"""Method, name, tokens left by layer, layer average, keep and positions of a published budget."""
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert (len(PROFILES), len(EVALUATIONS)) == (4, 8)
+    assert (len(PROFILES), len(EVALUATIONS)) == (6, 8)
+
+
+@pytest.mark.parametrize("row", NAMES, ids=[" ".join(row[:2]) for row in NAMES])
+def test_a_published_name_has_its_layer_average(row: list[str]) -> None:
+    cuts = [(int(layer), int(count)) for count, layer in re.findall(r"(\d+) from (\d+)", row[2])]
+    ends = [layer for layer, _ in cuts[1:]] + [32]
+    total = 576 * cuts[0][0] + sum(
+        count * (end - layer) for (layer, count), end in zip(cuts, ends, strict=True)
+    )
+    assert float(row[3]) == pytest.approx(total / 32, abs=0.051)
+    assert 0 <= float(row[4]) - total / (32 * 576) <= 1e-4 + 1e-9
+    assert row[5] in ("kept", "renumbered")
+
+
+def test_the_published_names_are_those_of_all_schedules() -> None:
+    assert len(NAMES) == 22
+    assert {row[1] for row in NAMES if row[0] == "SparseVLM"} == {"192", "128", "96", "64"}
+
+
+@pytest.mark.parametrize("name", [row for row in NAMES if row[0] in ("SparseVLM", "PyramidDrop")])
+def test_a_method_has_its_published_counts_at_the_keep_of_the_page(name: list[str]) -> None:
+    method = METHODS[name[0].lower()]
+    profile = find_profile(name[0].lower())
+    layers = profile.layers(32, method.lowest)
+    places = [
+        Place("schedule", layer, profile=profile, part=part) for part, layer in enumerate(layers)
+    ]
+    solved = solve(places, float(name[4]), 32, 576)
+    left = ", ".join(f"{cut.count} from {cut.layer}" for cut in solved.cuts)
+    assert left == name[2]
 
 
 @pytest.mark.parametrize("line", PROFILES)

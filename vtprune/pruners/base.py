@@ -33,8 +33,9 @@ class VisualTokens:
         states: only those that the method needs: "query", "key", "value" -> (N, H, D) of the layer
             before the cut, without rotary positions, at the input those of layer 0; "hidden" ->
             (N, H, D) states that enter the layer of the cut, in as many parts as query heads;
-            "normed" -> those after the language model's final norm, weights included; "text_query" and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention"
-            -> (M, N) probabilities, float32; "tower_attention" -> (N,) float32.
+            "normed" -> those after the language model's final norm, weights included; "text_query"
+            and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention" -> (M, N)
+            probabilities, float32; "tower_attention" -> (N,) float32.
         seed: of the preset and stage: the same in every row of a batch.
         stage: how many stages of the same schedule cut before this one.
     """
