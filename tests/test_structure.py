@@ -303,11 +303,11 @@ def test_keep_one_needs_no_stage_to_fit_the_model() -> None:
         plan({**preset, "keep": 0.5})
 
 
-def test_a_seed_of_any_size_draws() -> None:
+def test_the_largest_seed_draws() -> None:
     model = shared_model("llava_onevision")
     inputs = tiny.inputs("llava_onevision", model, "image")
     kept = []
-    for seed in (0, 10**30):
+    for seed in (0, 2**63 - 1):
         preset = {"seed": seed, "stages": [{"at": "input", "method": "random", "keep": 0.3}]}
         with vtprune.pruning(model, preset) as trace, torch.no_grad():
             model(**inputs)

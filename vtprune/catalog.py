@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vtprune.errors import PresetError
+from vtprune.errors import PresetError, brief_path, list_faults, quote
 
 DEFAULT_ECL = 2
 DEFAULT_HORIZON = 0.75  # of the layers
@@ -129,7 +128,9 @@ def read_calibration(
     ]
     if problems:
         raise PresetError(
-            "; ".join(f"{path}:{line}: {fault}" for line, fault in sorted(problems)),
+            list_faults(
+                [f"{brief_path(path)}:{line}: {fault}" for line, fault in sorted(problems)]
+            ),
             hint="needed: model_type, layers, hidden_size, ecl, horizon",
         )
     sources = data.get("sources") or {}
@@ -209,7 +210,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     data, lines = read_yaml(path)
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise PresetError(
-            f"{path}:1: a calibration is a mapping of {', '.join(KEYS)}",
+            f"{brief_path(path)}:1: a calibration is a mapping of {', '.join(KEYS)}",
             "give a YAML file with model_type, layers, hidden_size, ecl and horizon",
         )
     return data, {str(where[0]): line for where, line in lines.items() if len(where) == 1}
@@ -218,7 +219,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 def _fault(key: str, value: object, layers: int, expected: object) -> str:
     """What is wrong with one value, for a model whose own is `expected`; empty where nothing is."""
     if key not in KEYS:
-        return f"unknown key {key!r}"
+        return f"unknown key {quote(key)}"
     if key in FIGURES:
         last = layers - 1 if key == "ecl" else layers
         fine = _is_count(value, 0, last) or (key == "horizon_text" and value is None)
@@ -232,7 +233,7 @@ def _fault(key: str, value: object, layers: int, expected: object) -> str:
         fine, rule = _is_count(value, 1), "not a positive number"
     if fine and expected is not None and value != expected:
         fine, rule = False, f"but the model's is {expected}"
-    return "" if fine else f"{key} is {reprlib.repr(value)}, {rule}"
+    return "" if fine else f"{key} is {quote(value)}, {rule}"
 
 
 def _is_sources(value: object) -> bool:

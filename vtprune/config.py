@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief, brief_path, list_faults, quote
 from vtprune.yaml_file import read_yaml
 
 
@@ -76,21 +76,21 @@ def load_config(path: Path | None = None) -> Config:
         return Config()
     hint = f"keys: {', '.join(KEYS)}"
     if not isinstance(data, Mapping):
-        raise VtpruneError(f"{path}: a config file is a mapping of keys", hint)
+        raise VtpruneError(f"{brief_path(path)}: a config file is a mapping of keys", hint)
     faults = [
-        f"line {lines.get((str(key),), 1)}: {fault}"
+        f"line {lines.get((brief(key),), 1)}: {fault}"
         for key, value in data.items()
-        if (fault := _fault(str(key), value))
+        if (fault := _fault(key, value))
     ]
     if faults:
-        raise VtpruneError(f"{path}: {'; '.join(faults)}", hint)
+        raise VtpruneError(f"{brief_path(path)}: {list_faults(faults)}", hint)
     return Config(**data)
 
 
-def _fault(key: str, value: object) -> str:
+def _fault(key: object, value: object) -> str:
     """What is wrong with one key; empty where nothing is."""
-    if key not in KEYS:
-        close = get_close_matches(key, KEYS, n=1)
-        return f"unknown key {key!r}" + (f", did you mean {close[0]}?" if close else "")
+    if not isinstance(key, str) or key not in KEYS:
+        close = get_close_matches(brief(key), KEYS, n=1)
+        return f"unknown key {quote(key)}" + (f", did you mean {close[0]}?" if close else "")
     good, kind = KEYS[key]
-    return "" if value is None or good(value) else f"{key}: {value!r} is not {kind}"
+    return "" if value is None or good(value) else f"{key}: {quote(value)} is not {kind}"

@@ -1,20 +1,34 @@
-"""What can go wrong for a user, and the way out of it."""
+"""What can go wrong for a user, and the way out of it; values as a message shows them."""
 
 from __future__ import annotations
+
+import re
+import reprlib
+import unicodedata
+from collections.abc import Sequence
+
+LONGEST, LONGEST_HINT = 1800, 600  # columns of message and hint; with their labels 80 x 24 hold it
+LONGEST_LIST = 1380  # of a list of faults, beside a file's name and a hint
+MOST_FAULTS = 20
+LONGEST_VALUE = 60
+LONGEST_PATH = 100
+CUT = "..."
+LINE_END = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
 class VtpruneError(Exception):
     """An error that a user can act on.
 
     Args:
-        message: what is wrong, with the offending value and the rule, on one line.
+        message: what is wrong, with the offending value and the rule, on one line. What is longer
+            than a screen is cut in the middle; what could steer a terminal is escaped.
         hint: the way out, on one line; empty where there is none.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.hint = one_line(hint, LONGEST_HINT)
+        self.message = one_line(message, LONGEST - len(self.hint))
+        super().__init__(self.message)
 
 
 class MediaError(VtpruneError):
@@ -31,3 +45,90 @@ class PresetError(VtpruneError):
 
 class ModelError(VtpruneError):
     """A model that can't be loaded, or that this project can't prune."""
+
+
+def one_line(text: str, most: int) -> str:
+    """Text on one line of at most `most` columns, without what could steer a terminal.
+
+    A line's end becomes a space, other characters that can't be seen their escapes.
+    """
+    if len(text) > 4 * most:  # columns of a megabyte need not be counted
+        text = text[: 2 * most] + text[-2 * most :]
+    text = LINE_END.sub(" ", text).strip()
+    return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
+
+
+def shorten(text: str, most: int) -> str:
+    """Text of at most `most` columns, cut in the middle."""
+    if 2 * len(text) <= most or sum(map(_columns, text)) <= most:
+        return text
+    half = (most - len(CUT)) // 2
+    return _first_columns(text, half) + CUT + _first_columns(text[::-1], half)[::-1]
+
+
+def _first_columns(text: str, most: int) -> str:
+    taken = 0
+    for number, character in enumerate(text):
+        taken += _columns(character)
+        if taken > most:
+            return text[:number]
+    return text
+
+
+def _columns(character: str) -> int:
+    """Columns of a terminal that a character takes."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+class _Values(reprlib.Repr):
+    """`repr` of at most LONGEST_VALUE characters or so, whatever the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = LONGEST_VALUE
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 2, 3, 3, 3, 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 4 * LONGEST_VALUE:  # Python refuses to write out thousands of digits
+            return f"a number of about {int(x.bit_length() * 0.30103) + 1:,} digits"
+        return repr(x)
+
+
+_VALUES = _Values()
+
+
+def quote(value: object) -> str:
+    """A value from outside as a message shows it: its `repr`, cut in the middle where it is long."""
+    return shorten(_VALUES.repr(value), LONGEST_VALUE)
+
+
+def brief(value: object) -> str:
+    """As `quote`, but text without quotation marks, as it was given."""
+    return one_line(value, LONGEST_VALUE) if isinstance(value, str) else quote(value)
+
+
+def brief_path(path: object) -> str:
+    """A path as a message shows it, cut in the middle where it is long."""
+    return one_line(str(path), LONGEST_PATH)
+
+
+def list_faults(faults: Sequence[str], more: int = 0) -> str:
+    """Faults as one text: at most MOST_FAULTS, each as long as there is room, and how many more.
+
+    Args:
+        more: faults that are not in the list.
+    """
+    shown = list(dict.fromkeys(faults))
+    more += len(shown[MOST_FAULTS:])
+    room = most = LONGEST_LIST
+    lengths = sorted(len(fault) + 2 for fault in shown[:MOST_FAULTS])
+    for number, length in enumerate(lengths):  # what short ones leave, long ones have
+        most = room // (len(lengths) - number)
+        if length > most:
+            break
+        most, room = LONGEST_LIST, room - length
+    texts = [
+        fault if len(fault) + 2 <= most else fault[: most - 2 - len(CUT)] + CUT
+        for fault in shown[:MOST_FAULTS]
+    ]
+    return "; ".join([*texts, f"and {more:,} more"] if more else texts)

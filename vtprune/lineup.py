@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from vtprune.errors import PresetError, VtpruneError
+from vtprune.errors import PresetError, VtpruneError, brief, list_faults
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS, check_options, find_method
 from vtprune.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
@@ -141,8 +141,8 @@ def _checked(
     _once(faults, "keep", (f"{keep:g}" for keep in budgets))
     if faults:
         raise PresetError(
-            "; ".join(dict.fromkeys(fault.message for fault in faults)),
-            "; ".join(dict.fromkeys(fault.hint for fault in faults if fault.hint)),
+            list_faults([fault.message for fault in faults]),
+            list_faults([fault.hint for fault in faults if fault.hint]),
         )
     return budgets, loaded, own
 
@@ -264,7 +264,9 @@ def _all(faults: list[VtpruneError], makers: Iterable[Callable[[], T]]) -> list[
 def _once(faults: list[VtpruneError], what: str, names: Iterable[str]) -> None:
     for name, times in Counter(names).items():
         if times > 1:
-            faults.append(PresetError(f"{what} {name} is named {times} times", "once is enough"))
+            faults.append(
+                PresetError(f"{what} {brief(name)} is named {times} times", "once is enough")
+            )
 
 
 def _own_options(
@@ -276,7 +278,7 @@ def _own_options(
         if not any(key in known for known in has.values()):
             what = f"none of {', '.join(has)} has" if has else "no method was named that has"
             hint = "vtprune methods lists every method's options"
-            faults.append(PresetError(f"{what} the option {key}", hint))
+            faults.append(PresetError(f"{what} the option {brief(key)}", hint))
     return {
         name: {key: value for key, value in options.items() if key in known}
         for name, known in has.items()

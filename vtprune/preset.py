@@ -8,10 +8,19 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from vtprune.errors import PresetError
+from vtprune.errors import MOST_FAULTS, PresetError, brief, quote
 from vtprune.pruners import METHODS, Value, check_options, find_method
 from vtprune.schema import Reader
-from vtprune.spec import DEFAULT, Keep, Preset, StageSpec, check_keep, check_place, check_stage
+from vtprune.spec import (
+    DEFAULT,
+    LARGEST_WHOLE,
+    Keep,
+    Preset,
+    StageSpec,
+    check_keep,
+    check_place,
+    check_stage,
+)
 from vtprune.yaml_file import read_yaml
 
 __all__ = [
@@ -67,7 +76,7 @@ def find_preset(name: str | Path) -> Path:
     close = get_close_matches(text, preset_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise PresetError(
-        f"no preset {text!r}: neither a packaged one nor a file",
+        f"no preset {quote(text)}: neither a packaged one nor a file",
         f"{hint}packaged: {', '.join(preset_names())} (vtprune presets list)",
     )
 
@@ -84,7 +93,9 @@ def parse_keep(text: str) -> Keep:
     for part in text.split(","):
         modality, _, value = part.strip().partition("=")
         if modality not in ("image", "video"):
-            raise PresetError(f"keep for {modality!r}: no such modality", "image=0.5,video=0.2")
+            raise PresetError(
+                f"keep for {quote(modality)}: no such modality", "image=0.5,video=0.2"
+            )
         keeps[modality] = check_keep(value)
     return keeps
 
@@ -110,7 +121,13 @@ def override(
         PresetError: a value out of range, an unknown name, or a keep that sets nothing.
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise PresetError(f"seed {seed!r} is not a whole number from 0 on", "seed 0 is the default")
+        raise PresetError(
+            f"seed {quote(seed)} is not a whole number from 0 on", "seed 0 is the default"
+        )
+    if seed is not None and seed > LARGEST_WHOLE:
+        raise PresetError(
+            f"seed {quote(seed)} is more than {LARGEST_WHOLE}", "seed 0 is the default"
+        )
     if at is not None and method is None:
         raise PresetError("--at without --method", "name the method that should cut there")
     stages, image, video = preset.stages, preset.image, preset.video
@@ -127,7 +144,8 @@ def override(
         known = {key for group in groups for stage in group or () for key, _ in stage.options}
         if missing := [key for key in options if key not in known]:
             raise PresetError(
-                f"no stage of preset {preset.name} has the option {', '.join(missing)}",
+                f"no stage of preset {brief(preset.name)} has the option "
+                f"{', '.join(map(brief, missing[:MOST_FAULTS]))}",
                 "vtprune methods lists every method's options",
             )
         stages, own, other = (_apply(group, options) for group in groups)
@@ -138,7 +156,9 @@ def override(
     if isinstance(keep, Mapping):
         unknown = set(keep) - {"image", "video"}
         if unknown:
-            raise PresetError(f"keep for {unknown.pop()!r}: no such modality", "image or video")
+            raise PresetError(
+                f"keep for {quote(unknown.pop())}: no such modality", "image or video"
+            )
         if "image" in keep:
             image = replace(image, keep=check_keep(keep["image"]))
         if "video" in keep:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
 from vtprune.telling import counted
 
 LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
 LARGEST_FILE = 64 * 2**20  # bytes
-MOST_FAULTS = 20  # that are spelt out
 KEYS = ("file", "question", "answer", "choices", "kind")
 TEXT_KINDS = ("number_*", "ocr*", "text*", "document*", "chart*", "table*")
 HINT = 'a line is {"file": "clip.mp4", "question": "what moves?", "answer": "a circle"}'
@@ -68,30 +66,35 @@ def read_questions(path: str | Path) -> list[Asked]:
         VtpruneError: not readable, or faults, all named with their lines.
     """
     path = Path(path)
+    name = brief_path(path)
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
         text = raw.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise VtpruneError(f"{path}: can't be read: {reason}", HINT) from error
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise VtpruneError(f"{name}:{line}: can't be read: not UTF-8 text", HINT) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or "not a file's name"
+        raise VtpruneError(f"{name}: can't be read: {reason}", HINT) from error
     if len(raw) > LARGEST_FILE:
-        raise VtpruneError(f"{path}: larger than {LARGEST_FILE} bytes", "split it")
+        raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     asked: list[Asked] = []
     faults: list[str] = []
+    more = 0  # faults that are counted only: a large file could hold millions
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             found = _read_line(line, path.parent)
             if isinstance(found, Asked):
                 asked.append(found)
             else:
-                faults += [f"{path}:{number}: {fault}" for fault in found]
-    if len(faults) > MOST_FAULTS:
-        faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
+                room = MOST_FAULTS - len(faults)
+                faults += [f"{name}:{number}: {fault}" for fault in found[:room]]
+                more += len(found[room:])
     if faults:
-        raise VtpruneError("; ".join(faults), HINT)
+        raise VtpruneError(list_faults(faults, more), HINT)
     if not asked:
-        raise VtpruneError(f"{path}: holds no question", HINT)
+        raise VtpruneError(f"{name}: holds no question", HINT)
     return asked
 
 
@@ -99,32 +102,36 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
     """The question of one line, or what is wrong with it."""
     try:
         data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return [f"not JSON: {getattr(error, 'msg', 'nested too deep')}"]
+    except json.JSONDecodeError as error:
+        return [f"not JSON: {error.msg}"]
+    except RecursionError:
+        return ["not JSON: nested too deep"]
+    except ValueError:  # Python reads no number of thousands of digits
+        return ["not JSON: a number with too many digits"]
     if not isinstance(data, dict):
-        return [f"{reprlib.repr(data)} is not a JSON object"]
+        return [f"{quote(data)} is not a JSON object"]
     faults = [f"{key} is missing" for key in ("file", "question") if key not in data]
     for key in data:
         close = [] if key in KEYS else get_close_matches(key, KEYS, n=1, cutoff=0.8)
-        faults += [f"unknown key {key!r}, did you mean {one}?" for one in close]
+        faults += [f"unknown key {quote(key)}, did you mean {one}?" for one in close]
     for key in ("file", "question", "answer", "kind"):
         value = data.get(key)
         absent = value is None if key == "answer" else key == "kind" and value in (None, "")
         if key in data and not absent and not (isinstance(value, str) and value.strip()):
-            faults.append(f"{key} is {reprlib.repr(value)}, not text")
+            faults.append(f"{key} is {quote(value)}, not text")
     if not faults and (fault := check_length(data["question"])):
         faults.append(fault)
     choices = data.get("choices")
     if choices is not None and not _is_choices(choices):
-        faults.append(f"choices is {reprlib.repr(choices)}, not a list of texts")
+        faults.append(f"choices is {quote(choices)}, not a list of texts")
     if faults:
         return faults
     answer = data.get("answer")
     if choices and answer is not None and answer not in choices:
-        faults.append(f"answer {reprlib.repr(answer)} is not one of the choices")
+        faults.append(f"answer {quote(answer)} is not one of the choices")
     file = folder / data["file"]
     if not os.path.exists(file):  # False too for what can't be a name
-        faults.append(f"file {reprlib.repr(data['file'])}: no such file in {folder}")
+        faults.append(f"file {quote(data['file'])}: no such file in {brief_path(folder)}")
     return faults or Asked(
         file,
         _whole(data["question"].strip()),

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from vtprune.errors import PresetError, VtpruneError
+from vtprune.errors import PresetError, VtpruneError, brief, brief_path, list_faults, quote
 from vtprune.pruners import METHODS, Value, check_options
 from vtprune.spec import (
     CHOICES,
     IMAGE_KEYS,
+    LARGEST_WHOLE,
     PRESET_KEYS,
     STAGE_KEYS,
     VIDEO_KEYS,
@@ -33,7 +34,7 @@ class Reader:
 
     def fault(self, path: tuple[str | int, ...], message: str) -> None:
         line = self.lines.get(path) or self.lines.get(path[:-1])
-        where = f"line {line}" if line else ".".join(str(part) for part in path)
+        where = f"line {line}" if line else brief(".".join(str(part) for part in path))
         self.faults.append(f"{where}: {message}" if where else message)
 
     def preset(self, data: object, name: str) -> Preset:
@@ -48,7 +49,7 @@ class Reader:
         }
         if self.faults:
             raise PresetError(
-                f"{self.source}: {'; '.join(self.faults)}",
+                f"{brief_path(self.source)}: {list_faults(self.faults)}",
                 "vtprune presets show balanced has an example",
             )
         return Preset(name=name, **preset)  # type: ignore[arg-type]
@@ -89,14 +90,16 @@ class Reader:
         if not isinstance(item, Mapping):
             self.fault(path, "a stage is a mapping with at and method")
             return None
-        method = str(item.get("method", ""))
+        method = brief(item.get("method", ""))
         if method in METHODS and METHODS[method].schedule:
             item = {"at": "schedule", **item}
         missing = [key for key in ("at", "method") if key not in item]
         for key in missing:
             self.fault(path, f"a stage needs {key}")
         at = self.place(item["at"], (*path, "at"), method) if "at" in item else None
-        extra = {str(k): v for k, v in item.items() if k not in STAGE_KEYS}
+        extra = {
+            k if isinstance(k, str) else quote(k): v for k, v in item.items() if k not in STAGE_KEYS
+        }
         options = self.options(method, extra, path) if "method" in item else {}
         keep = self.number(item, (*path, "keep"), low=0, high=1)
         withdraws = method in METHODS and METHODS[method].drops_all
@@ -150,9 +153,10 @@ class Reader:
             return {}
         for key in data:
             if key not in keys:
-                close = get_close_matches(str(key), keys, n=1)
+                name = key if isinstance(key, str) else quote(key)
+                close = get_close_matches(name, keys, n=1)
                 also = f", did you mean {close[0]}?" if close else f" (keys: {', '.join(keys)})"
-                self.fault((*path, str(key)), f"unknown key {key!r}{also}")
+                self.fault((*path, name), f"unknown key {quote(key)}{also}")
         return data
 
     def text(self, values: Mapping[str, object], path: tuple[str, ...]) -> str:
@@ -163,10 +167,10 @@ class Reader:
 
     def choice(self, values: Mapping[str, object], path: tuple[str | int, ...]) -> str:
         key = str(path[-1])
-        value = str(values.get(key, CHOICES[key][0]))
+        value = values.get(key, CHOICES[key][0])
         if value not in CHOICES[key]:
-            self.fault(path, f"{key}: {value} is not one of {', '.join(CHOICES[key])}")
-        return value
+            self.fault(path, f"{key}: {brief(value)} is not one of {', '.join(CHOICES[key])}")
+        return str(value)
 
     def number(
         self,
@@ -185,7 +189,7 @@ class Reader:
             if low <= value <= top and not (open_low and value == low):
                 return float(value)
         span = f"{'(' if open_low else '['}{low:g}, {f'{high:g}]' if high else '...)'}"
-        self.fault(path, f"{key}: {value!r} is not a number in {span}")
+        self.fault(path, f"{key}: {quote(value)} is not a number in {span}")
         return None
 
     def whole(self, values: Mapping[str, object], path: tuple[str, ...], low: int) -> int | None:
@@ -193,6 +197,9 @@ class Reader:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            self.fault(path, f"{path[-1]}: {value!r} is not a whole number from {low} on")
+            self.fault(path, f"{path[-1]}: {quote(value)} is not a whole number from {low} on")
+            return None
+        if value > LARGEST_WHOLE:
+            self.fault(path, f"{path[-1]}: {quote(value)} is more than {LARGEST_WHOLE}")
             return None
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vtprune.errors import PresetError
+from vtprune.errors import PresetError, brief, quote
 from vtprune.pruners import METHODS, reads_question
 
 DEFAULT = "balanced"
@@ -19,6 +19,9 @@ CHOICES = {
     "split": ("even", "entropy", "entropy-or-none"),
     "positions": ("keep", "renumber"),
 }
+
+LARGEST_WHOLE = 2**63 - 1
+"""Of a seed, and of a number of frames or tiles: torch's random generator takes no more."""
 
 SHARED = ("all", "even", "keep")
 """A stage's per, split and positions where it says nothing."""
@@ -211,7 +214,7 @@ def check_place(value: object) -> str:
     Raises:
         PresetError: not a place.
     """
-    text = str(value).strip()
+    text = (value if isinstance(value, str) else quote(value)).strip()
     if text in (PIXELS, "input", "ecl", "horizon", "schedule"):
         return text
     if not isinstance(value, (bool, float)) and text.isdecimal() and text.isascii():
@@ -223,7 +226,7 @@ def check_place(value: object) -> str:
         except ValueError:
             pass
     raise PresetError(
-        f"at: {value} is not a place",
+        f"at: {brief(value)} is not a place",
         'use pixels, input, ecl, horizon, a layer number or a depth "60%"',
     )
 
@@ -300,7 +303,7 @@ def check_keep(value: float | str) -> float:
         keep = float("nan")
     if not 0 < keep <= 1:
         raise PresetError(
-            f"keep {value} is not a fraction in (0, 1]",
+            f"keep {brief(value)} is not a fraction in (0, 1]",
             "keep 0.3 keeps 30 % of the visual tokens; it is never a drop rate",
         )
     return keep

@@ -15,7 +15,7 @@ from typing import cast
 import click
 
 from vtprune import __version__
-from vtprune.errors import VtpruneError
+from vtprune.errors import LONGEST, VtpruneError, brief_path, one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
@@ -85,10 +85,13 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except click.ClickException as error:  # it holds what was typed, however long that is
+            error.message = one_line(error.message, LONGEST)
+            raise
+        except (click.Abort, click.exceptions.Exit):
             raise
         except VtpruneError as error:
-            _say(error.message, error.hint)
+            _say(error)
             ctx.exit(1)
         except KeyboardInterrupt as stopped:
             click.echo(err=True)  # ends the line with the terminal's ^C
@@ -99,35 +102,37 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             raise  # the reader has gone; click ends silently with exit code 1
         except OSError as error:
-            _say(*_explain(error))
+            _say(_explain(error))
             ctx.exit(1)
         except MemoryError:
-            _say("out of memory", "give smaller media, fewer frames (--frames 8) or --max-tiles 4")
+            hint = "give smaller media, fewer frames (--frames 8) or --max-tiles 4"
+            _say(VtpruneError("out of memory", hint))
             ctx.exit(1)
         except Exception as error:
             if ctx.params.get("traceback"):
                 raise
-            _say(
-                f"internal: {type(error).__name__}: {error}",
-                "this is a bug; please report it with what `vtprune --traceback ...` prints",
-            )
+            hint = "this is a bug; please report it with what `vtprune --traceback ...` prints"
+            _say(VtpruneError(f"internal: {type(error).__name__}: {error}", hint))
             ctx.exit(1)
 
 
-def _explain(error: OSError) -> tuple[str, str]:
-    """Return message and hint for what the system refused, wherever it did."""
+def _explain(error: OSError) -> VtpruneError:
+    """Return the error for what the system refused, wherever it did."""
     reason = error.strerror or str(error)
     if error.filename is not None:
-        return f"{error.filename}: {reason}", "check the path, its permissions and the disk"
+        hint = "check the path, its permissions and the disk"
+        return VtpruneError(f"{brief_path(error.filename)}: {reason}", hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"can't write: {reason}", "make room, or send the output elsewhere"
-    return f"the system refused to read or write: {reason}", "check files, permissions and disk"
+        return VtpruneError(f"can't write: {reason}", "make room, or send the output elsewhere")
+    return VtpruneError(
+        f"the system refused to read or write: {reason}", "check files, permissions and disk"
+    )
 
 
-def _say(message: str, hint: str) -> None:
-    for label, text in (("Error", message), ("hint", hint)):
+def _say(error: VtpruneError) -> None:
+    for label, text in (("Error", error.message), ("hint", error.hint)):
         if text:
-            click.echo(f"{label}: {click.unstyle(' '.join(text.split()))}", err=True)
+            click.echo(f"{label}: {text}", err=True)
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -170,5 +175,5 @@ def _open_closed_streams() -> None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
             if name == "stdout":
-                _say("standard output is closed", "give it a file: vtprune ... > answer.txt")
+                _say(VtpruneError("standard output is closed", "vtprune ... > answer.txt"))
                 sys.exit(1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief, quote
 from vtprune.questions_file import LONGEST_QUESTION, check_length
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
         questions = [paths.pop()]
         if paths and os.path.isfile(questions[0]):
             raise VtpruneError(
-                f"the question {questions[0]!r} is a file",
+                f"the question {quote(questions[0])} is a file",
                 "the question comes last: vtprune ask MEDIA... QUESTION",
             )
     if not paths:
@@ -165,7 +165,7 @@ def method_options(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
-            raise VtpruneError(f"-o {pair} is not key=value", "for example: -o norm=none")
+            raise VtpruneError(f"-o {brief(pair)} is not key=value", "for example: -o norm=none")
         options[key.strip()] = value.strip()
     return options
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
 
-from vtprune.errors import PresetError
+from vtprune.errors import PresetError, brief, quote
 from vtprune.pruners.entry import Method, Option, Value
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def find_method(name: str) -> Method:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise PresetError(
-            f"unknown method {name!r}", f"{hint}methods: {', '.join(METHODS)} (vtprune methods)"
+            f"unknown method {quote(name)}", f"{hint}methods: {', '.join(METHODS)} (vtprune methods)"
         )
     return METHODS[name]
 
@@ -223,11 +223,11 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
     for key, value in options.items():
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has no options"
-            raise PresetError(f"method {name} has no option {key!r}", has)
+            raise PresetError(f"method {name} has no option {quote(key)}", has)
         checked = known[key].check(value)
         if checked is None:
             raise PresetError(
-                f"{key}: {value} is not a value of method {name}", _choose_from(known[key])
+                f"{key}: {brief(value)} is not a value of method {name}", _choose_from(known[key])
             )
         given[key] = checked
     return {option.name: given.get(option.name, option.default) for option in method.options}

@@ -6,6 +6,8 @@ import math
 import sys
 from dataclasses import dataclass
 
+from vtprune.errors import quote
+
 Value = str | float
 """Of an option: one of its choices, or a number."""
 
@@ -48,8 +50,9 @@ class Option:
 
     def check(self, value: object) -> Value | None:
         """A value as the method takes it; None where it is not one of this option."""
-        if str(value) in self.choices:
-            return str(value)
+        text = value if isinstance(value, str) else quote(value)
+        if text in self.choices:
+            return text
         if not self.takes_number:
             return None
         try:
