@@ -54,7 +54,7 @@ def one_line(text: str, most: int) -> str:
     """
     if len(text) > 4 * most:  # columns of a megabyte need not be counted
         text = text[: 2 * most] + text[-2 * most :]
-    text = LINE_END.sub(" ", text).strip()
+    text = LINE_END.sub(" ", text).strip(" ")
     return shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
 
 

@@ -170,7 +170,7 @@ class Reader:
         value = values.get(key, CHOICES[key][0])
         if value not in CHOICES[key]:
             self.fault(path, f"{key}: {brief(value)} is not one of {', '.join(CHOICES[key])}")
-        return str(value)
+        return brief(value)
 
     def number(
         self,

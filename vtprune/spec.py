@@ -20,6 +20,7 @@ CHOICES = {
     "positions": ("keep", "renumber"),
 }
 
+MOST_DIGITS = 9  # of a layer's number
 LARGEST_WHOLE = 2**63 - 1
 """Of a seed, and of a number of frames or tiles: torch's random generator takes no more."""
 
@@ -218,7 +219,9 @@ def check_place(value: object) -> str:
     if text in (PIXELS, "input", "ecl", "horizon", "schedule"):
         return text
     if not isinstance(value, (bool, float)) and text.isdecimal() and text.isascii():
-        return text.lstrip("0") or "0"
+        layer = text.lstrip("0") or "0"
+        if len(layer) <= MOST_DIGITS:
+            return layer
     if text.endswith("%"):
         try:
             if 0 <= float(text[:-1]) < 100:

@@ -15,7 +15,7 @@ from typing import cast
 import click
 
 from vtprune import __version__
-from vtprune.errors import LONGEST, VtpruneError, brief_path, one_line
+from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief_path, one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
@@ -86,7 +86,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:  # it holds what was typed, however long that is
-            error.message = one_line(error.message, LONGEST)
+            error.message = one_line(error.message, LONGEST - LONGEST_HINT)  # beside the usage
             raise
         except (click.Abort, click.exceptions.Exit):
             raise

@@ -107,7 +107,7 @@ def check_number(name: str, value: int | None, low: int, high: float = math.inf)
 
 
 def _out_of_range(name: str, value: float, rule: str) -> VtpruneError:
-    return VtpruneError(f"--{name.replace('_', '-')} {value} is out of range", rule)
+    return VtpruneError(f"--{name.replace('_', '-')} {quote(value)} is out of range", rule)
 
 
 def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:

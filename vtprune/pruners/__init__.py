@@ -206,7 +206,8 @@ def find_method(name: str) -> Method:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise PresetError(
-            f"unknown method {quote(name)}", f"{hint}methods: {', '.join(METHODS)} (vtprune methods)"
+            f"unknown method {quote(name)}",
+            f"{hint}methods: {', '.join(METHODS)} (vtprune methods)",
         )
     return METHODS[name]
 
