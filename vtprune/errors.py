@@ -98,7 +98,7 @@ _VALUES = _Values()
 
 
 def quote(value: object) -> str:
-    """A value from outside as a message shows it: its `repr`, cut in the middle where it is long."""
+    """A value from outside as a message shows it: its `repr`, cut in the middle if it is long."""
     return shorten(_VALUES.repr(value), LONGEST_VALUE)
 
 

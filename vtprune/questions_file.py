@@ -72,8 +72,8 @@ def read_questions(path: str | Path) -> list[Asked]:
             raw = file.read(LARGEST_FILE + 1)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise VtpruneError(f"{name}:{line}: can't be read: not UTF-8 text", HINT) from error
+        last = raw.count(b"\n", 0, error.start) + 1
+        raise VtpruneError(f"{name}:{last}: can't be read: not UTF-8 text", HINT) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
         raise VtpruneError(f"{name}: can't be read: {reason}", HINT) from error

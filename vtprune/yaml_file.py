@@ -87,6 +87,7 @@ def _check_shape(text: str, name: str) -> None:
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
+        assert event.start_mark is not None
         where = f"{name}, line {event.start_mark.line + 1}"
         if getattr(event, "anchor", None):
             raise PresetError(f"{where}: anchors and aliases are not allowed", "write it out")

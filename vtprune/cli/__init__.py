@@ -86,7 +86,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:  # it holds what was typed, however long that is
-            error.message = one_line(error.message, LONGEST - LONGEST_HINT)  # beside the usage
+            # Beside the usage; click marks the attribute as final.
+            vars(error)["message"] = one_line(error.message, LONGEST - LONGEST_HINT)
             raise
         except (click.Abort, click.exceptions.Exit):
             raise
