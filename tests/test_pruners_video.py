@@ -10,7 +10,7 @@ import torch
 from conftest import shared_model
 
 import vtprune
-from vtprune.errors import PresetError
+from vtprune.errors import ModelError, PresetError
 from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
 from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
@@ -328,6 +328,16 @@ def test_a_longer_state_says_the_same(name: str, factor: float) -> None:
     for count in (7, 40, 90):
         first, second = (select(name, layout, one, count) for one in (states, factor * states))
         assert torch.equal(first.index, second.index)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["evs", "holitom"])
+def test_states_with_nan_are_refused(name: str, bad: float) -> None:
+    layout = clip(5, 4, 6)
+    states = moving(layout)
+    states[30, 2] = bad
+    with pytest.raises(ModelError, match=f"NaN or infinity, so {name} can't rank"):
+        select(name, layout, states, 40)
 
 
 @pytest.mark.parametrize("name", VIDEO)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.layout import PATCH, Layout
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
 from vtprune.quotas import quotas
@@ -45,6 +45,7 @@ class Evs:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout = tokens.layout
         changed = changes(tokens.states["hidden"].flatten(1), layout.previous())
+        check_finite(changed, "evs")
         fixed = fixed_scores(layout, budget).to(changed.device)
         return Selection(keep_best(torch.where(fixed.isnan(), changed, fixed), budget))
 

@@ -23,8 +23,10 @@ keeps a token. Positions are kept, where that code renumbers them (`positions: r
 one prompt share one budget. The merging inside the language model is not done: the published 99.1 %
 has one at layer 18 that keeps half of the tokens there, on top. As in that code: a run is clustered
 by its mean over its frames; the density of a token is exp(-d^2 / D), d^2 the mean squared distance
-to its nearest 7 and D the width of the states, which are not scaled; a centre keeps 0.6 of itself
-and takes 0.4 from the mean of its cluster; frames share one ratio, and pictures are left alone.
+to its nearest 7 and D the width of the states, which are not scaled, so that it is the densest
+tokens that stay, however alike, where states are long (in the embedded model d^2 / D is above 500);
+a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster; frames share one ratio, and
+pictures are left alone.
 
 Options:
     similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is
@@ -40,7 +42,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.layout import PATCH, Layout
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 from vtprune.pruners.evs import changes
 from vtprune.pruners.similarity import density_peaks
 from vtprune.quotas import weighted_quotas
@@ -63,6 +65,7 @@ class HoliTom:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
         changed = changes(states, layout.previous()).cpu()
+        check_finite(changed, "holitom")
         head = run_heads(layout, changed < 1 - self.least_similar(budget))
         alone = stay_alone(layout, head, changed, budget)
         own = torch.arange(len(layout))
