@@ -271,6 +271,12 @@ def test_a_mapping_of_any_values_is_refused_with_its_faults(value: object) -> No
         assert len(caught.value.message) < 300
 
 
+@pytest.mark.parametrize("method", ["random\n", " random", "Random"])
+def test_a_method_is_named_exactly(method: str) -> None:
+    with pytest.raises(PresetError, match="unknown method"):
+        load_preset({"stages": [{"at": 2, "method": method}]})
+
+
 def test_a_number_is_an_option_beside_words() -> None:
     for value, taken in (("budget", "budget"), ("0.7", 0.7), (1, 1.0), (0, 0.0)):
         assert check_options("holitom", {"similar": value}) == {"similar": taken}

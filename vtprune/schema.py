@@ -90,7 +90,8 @@ class Reader:
         if not isinstance(item, Mapping):
             self.fault(path, "a stage is a mapping with at and method")
             return None
-        method = brief(item.get("method", ""))
+        method = item.get("method", "")
+        method = method if isinstance(method, str) else quote(method)
         if method in METHODS and METHODS[method].schedule:
             item = {"at": "schedule", **item}
         missing = [key for key in ("at", "method") if key not in item]

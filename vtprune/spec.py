@@ -20,7 +20,7 @@ CHOICES = {
     "positions": ("keep", "renumber"),
 }
 
-MOST_DIGITS = 9  # of a layer's number
+MOST_DIGITS = 60  # of a layer's number: Python converts no more than some thousands
 LARGEST_WHOLE = 2**63 - 1
 """Of a seed, and of a number of frames or tiles: torch's random generator takes no more."""
 
