@@ -133,7 +133,7 @@ def _explain(error: OSError) -> VtpruneError:
 def _say(error: VtpruneError) -> None:
     for label, text in (("Error", error.message), ("hint", error.hint)):
         if text:
-            click.echo(f"{label}: {text}", err=True)
+            click.echo(f"{label}: {' '.join(text.split())}", err=True)
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
