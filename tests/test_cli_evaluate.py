@@ -38,8 +38,9 @@ def run(*args: object) -> Result:
 @pytest.fixture(scope="module")
 def whole(questions: Path) -> Result:
     return run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-               "--beside", "--metric", "exact", "-o", questions / "answers.jsonl", "--plot",
-               questions / "plot.png", "--json")  # fmt: skip
+               "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
+               "--save", questions / "plot.png", "--save", questions / "rows.csv", "--save",
+               questions / "all.json", "--json")  # fmt: skip
 
 
 def test_the_rows_are_the_unpruned_model_what_was_asked_and_the_baselines(whole: Result) -> None:
@@ -99,7 +100,7 @@ def test_a_second_run_asks_nothing_again_and_says_the_same(
 ) -> None:
     monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-                "--beside", "--metric", "exact", "-o", questions / "answers.jsonl",
+                "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
                 "--json")  # fmt: skip
     assert json.loads(again.stdout)["rows"] == json.loads(whole.stdout)["rows"]
 
@@ -109,7 +110,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole: Result, questions: Path) -
     torn = questions / "torn.jsonl"
     torn.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-                "--beside", "--metric", "exact", "-o", torn, "--json")  # fmt: skip
+                "--beside", "--metric", "exact", "--answers", torn, "--json")  # fmt: skip
     before = {row["row"]: row for row in json.loads(whole.stdout)["rows"]}
     for row in json.loads(again.stdout)["rows"]:
         for key in ("accuracy", "agreement", "questions", "keep_mean"):
@@ -119,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole: Result, questions: Path) -
 
 def test_answers_of_other_questions_are_not_gone_on_with(whole: Result, questions: Path) -> None:
     kept = (questions / "answers.jsonl").read_bytes()
-    other = run(questions / "bare.jsonl", "--keep", "0.3", "-o", questions / "answers.jsonl")
+    other = run(questions / "bare.jsonl", "--keep", "0.3", "--answers", questions / "answers.jsonl")
     assert other.exit_code == 1
     assert "holds the answers of another evaluation" in other.stderr
     assert (questions / "answers.jsonl").read_bytes() == kept
@@ -155,8 +156,8 @@ def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--at", "2"), "--at without --methods"),
         (("--keep", "1.5"), "keep 1.5 is not a fraction"),
         (("--metric", "choice"), "has no choices"),
-        (("-o", "no/such/folder/a.jsonl"), "no folder"),
-        (("--plot", "q.svg"), "--plot q.svg is not a PNG"),
+        (("--answers", "no/such/folder/a.jsonl"), "no folder"),
+        (("--save", "q.txt"), "--save q.txt: its suffix names no format"),
     ],
 )
 def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
@@ -182,7 +183,7 @@ def test_a_file_that_can_not_be_read_is_told_before_a_model_is_loaded(
 def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:
     path = questions / "few.jsonl"
     kept = path.read_bytes()
-    found = run(path, "-o", path)
+    found = run(path, "--answers", path)
     assert "few.jsonl would be written over a file that is asked about" in found.stderr
     assert (found.exit_code, path.read_bytes()) == (1, kept)
 

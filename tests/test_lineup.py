@@ -66,12 +66,14 @@ def test_a_place_and_options_are_for_the_methods_alone() -> None:
         ["entropy", "vtw"], [0.3], ["entropy-horizon"], 3, {"norm": "none"}, 7
     ).entries
     places = {one.name: one.at for one in entries if one.role == "asked"}
-    assert places == {"entropy": "3", "vtw": "3", "entropy-horizon": "ecl, horizon"}
+    assert places == {
+        "entropy (norm=none)": "3", "vtw": "3", "entropy-horizon": "ecl, horizon",
+    }  # fmt: skip
     options = {
         one.name: [dict(stage.options) for stage in one.preset.stages_for("image")]
         for one in entries
     }
-    assert options["entropy"] == [{"norm": "none", "states": "query"}]
+    assert options["entropy (norm=none)"] == [{"norm": "none", "states": "query"}]
     assert options["entropy-horizon"][0]["norm"] == "row"
     assert {one.preset.seed for one in entries} == {7}
 

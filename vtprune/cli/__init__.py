@@ -10,7 +10,9 @@ from typing import cast
 import click
 
 from vtprune import __version__
+from vtprune.cli.help import Group
 from vtprune.errors import VtpruneError
+from vtprune.startup import process_start
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
@@ -57,7 +59,7 @@ Shell completion (bash; zsh and fish likewise):
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Commands by name, and one line for whatever goes wrong in them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -118,7 +120,8 @@ def cli(traceback: bool) -> None:
 
 def main() -> None:
     """Runs the command line on this process's arguments, and ends the process."""
+    began = process_start()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what can't be shown or read is a "?"
-    cli(prog_name="vtprune")
+    cli(prog_name="vtprune", obj=began)
