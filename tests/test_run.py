@@ -35,7 +35,7 @@ FIELDS = {
     "flops": {"vision", "prefill", "prefill_full", "decode", "decode_full", "reduction"},
     "kv_cache_bytes": {"kept", "full"},
     "memory_bytes": {"weights", "peak"},
-    "seconds": {"load", "media", "preprocess", "vision", "select", "prefill", "decode",
+    "seconds": {"startup", "load", "media", "preprocess", "vision", "select", "prefill", "decode",
                 "first_token", "total"},
     "version": {"vtprune", "torch", "transformers"},
     "compare": {"answer", "same_answer", "seconds", "prefill_speedup", "prefill_predicted",

@@ -15,6 +15,7 @@ from vtprune.console.tables import labelled, plain_table, print_fitted, show_war
 from vtprune.console.terminal import printable
 from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.telling import with_options
 
 AGAINST = {"unpruned": 100, "random": 120}
 """Against what a difference is shown, and the columns of a terminal where it has room."""
@@ -92,7 +93,9 @@ def _full_name(row: Values) -> str:
 def _name(row: Values) -> str:
     if row["role"] == "unpruned":
         return "unpruned"
-    name = str(row["preset"] or row["method"])
+    name = printable(
+        str(row["preset"] or with_options(str(row["method"]), dict_in(row, "options")))
+    )
     if " beside " in str(row["row"]):
         return f"  {name}, same cuts"
     return f"{name} at {row['at']}" if row["method"] else name

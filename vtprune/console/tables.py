@@ -118,7 +118,7 @@ def warning(text: str) -> Table:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """Prints rows under headings; a heading that begins with "<" is of numbers, set to the right."""
+    """Prints rows under headings; one that begins with "<" is of numbers, set to the right."""
     table = plain_table()
     for heading in headings:
         right = heading.startswith("<")
