@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, left_of, si
-from vtprune.console.tables import Bar, labelled, warning
+from vtprune.console.tables import Bar, fitted, labelled, warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
 from vtprune.telling import PAYS, with_options
@@ -47,7 +47,7 @@ def render(report: Values, console: Console, before: Values | None = None) -> No
         if group:
             console.print()
         for table in group:
-            console.print(table)
+            console.print(fitted(table, console))
 
 
 def _facts(report: Values) -> Table:

@@ -37,7 +37,7 @@ def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", width=label, no_wrap=True)
     for side in justify or ("left",):
-        table.add_column(justify=side, overflow="fold")
+        table.add_column(justify=side, overflow="fold", no_wrap=side == "right")
     return table
 
 
@@ -108,6 +108,22 @@ def _part(
     for row, cells in zip(table.rows, zip(*columns, strict=True), strict=True):
         part.add_row(*cells, style=row.style)
     return part
+
+
+def fitted(lines: Table, console: Console) -> Table:
+    """A labelled table; where its line is too short, without bars, its figures after each other."""
+    endless = console.options.update_width(10_000)
+    spans = [_span(column, console, endless) for column in lines.columns]
+    spans[0] = LABEL, LABEL
+    gap = lines.padding[1]
+    if sum(least + gap for least, _ in spans) - gap <= console.width:
+        return lines
+    told = labelled()
+    for label, *cells in zip(*(column.cells for column in lines.columns), strict=True):
+        texts = [cell if isinstance(cell, Text) else Text(cell) for cell in cells
+                 if isinstance(cell, (str, Text)) and cell]  # fmt: skip
+        told.add_row(label, Text("  ").join(texts))
+    return told
 
 
 def warning(text: str) -> Table:
