@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -79,6 +80,32 @@ def test_every_answer_is_in_the_file_and_the_plot_is_a_picture(
     for record in records:
         assert record["score"] in (0, 1) or record["error"]
     assert (questions / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_result_is_saved_in_the_format_of_each_suffix(whole: Result, questions: Path) -> None:
+    told = json.loads(whole.stdout)
+    assert json.loads((questions / "all.json").read_text()) == told
+    with (questions / "rows.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["row"] for line in lines] == [row["row"] for row in told["rows"]]
+    row, line = told["rows"][1], lines[1]
+    assert (line["model"], line["device"], line["files"]) == ("embedded", "cpu", "2")
+    assert float(line["accuracy"]) == row["accuracy"]
+    assert [float(line[f"interval_{end}"]) for end in ("low", "high")] == row["interval"]
+
+
+def test_a_row_says_which_options_its_method_ran_with(whole: Result, questions: Path) -> None:
+    row = json.loads(whole.stdout)["rows"][1]
+    (stage,) = row["resolved_preset"]["stages"]
+    assert row["resolved_preset"]["name"] is None
+    assert row["options"] == {}
+    other = next(one for one in ("row", "none") if one != stage["norm"])
+    found = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 1,
+                "-o", f"norm={other}", "--json")  # fmt: skip
+    row = json.loads(found.stdout)["rows"][1]
+    assert row["row"] == f"entropy (norm={other}) at ecl keep 0.3"
+    assert (row["method"], row["options"]) == ("entropy", {"norm": other})
+    assert row["resolved_preset"]["stages"][0]["norm"] == other
 
 
 def test_baselines_beside_a_row_keep_its_counts_question_by_question(

@@ -163,7 +163,7 @@ def override(
         keep=top,
         seed=preset.seed if seed is None else seed,
     )
-    if method is not None:
+    if made.name is None:  # what was given is all that it is
         return replace(made, description="", changed=())
     changes: dict[str, object] = {}
     if (stages, image.stages, video.stages) != before:
