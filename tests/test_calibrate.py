@@ -30,9 +30,9 @@ from vtprune.calibrate import (
     relative_change,
 )
 from vtprune.calibrate.entropy import curve_of
-from vtprune.calibrate.horizon import quality, questions_needed
+from vtprune.calibrate.horizon import Gap, quality, questions_needed, relative_gap
 from vtprune.calibrate.plot import draw_change, plot
-from vtprune.calibrate.propose import Search, _better, schedules
+from vtprune.calibrate.propose import Schedule, Search, Tried, schedules
 from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information, windows
 from vtprune.catalog import Calibration, read_calibration
@@ -381,9 +381,44 @@ def test_every_schedule_meets_its_budget_and_the_best_comes_first() -> None:
 def test_what_keeps_no_answer_is_told_apart_from_what_keeps_some(files: int) -> None:
     names = [str(number) for number in range(files)]
     none, all_ = np.zeros((files, 1)), np.ones((files, 1))
-    assert _better(all_, none, names) == (files >= 10)
-    assert not _better(none, none, names)
-    assert not _better(all_, all_, names)
+    gap = relative_gap([1.0] * files, all_, none, names)
+    assert gap == (Gap(1.0, 1.0, 1.0) if files >= 10 else Gap(1.0))
+    for same in (none, all_):
+        gap = relative_gap([1.0] * files, same, same, names)
+        assert gap == (Gap(0.0, 0.0, 0.0) if files >= 10 else Gap(0.0))
+
+
+def test_a_gap_has_the_interval_that_drawing_files_gives() -> None:
+    rng = np.random.default_rng(0)
+    names = [str(number // 2) for number in range(60)]
+    before, best = np.full(60, 0.8), np.full((60, 1), 0.7)
+    gains = np.repeat(rng.normal(0.1, 0.2, 30), 2)  # the two questions about a file agree
+    gap = relative_gap(before.tolist(), best, best - gains[:, None], names)
+    assert gap.mean == pytest.approx(gains.mean() / 0.8)
+    assert gap.low is not None
+    assert gap.high is not None
+    # 30 means of independent files: 1.96 standard errors to each side.
+    half = 1.96 * gains.std(ddof=1) / np.sqrt(30) / 0.8
+    assert gap.mean - gap.low == pytest.approx(half, rel=0.15)
+    assert gap.high - gap.mean == pytest.approx(half, rel=0.15)
+
+
+@pytest.mark.parametrize("files", [2, 9, 10])
+def test_of_few_files_it_is_said_that_they_are_too_few_and_not_that_schedules_are_alike(
+    files: int,
+) -> None:
+    few = files < 10
+    gaps = [Gap(0.0), Gap(0.6)] if few else [Gap(0.0, 0.0, 0.0), Gap(0.6, 0.4, 0.8)]
+    tried = tuple(
+        Tried(Schedule(name, ()), 0.3, Change((mean,), (-0.9,), 2 * files, files), gap, apart)
+        for name, mean, gap, apart in zip("ab", (-0.1, -0.7), gaps, (False, not few), strict=True)
+    )
+    found = measured(tried=tried, keep=0.3)
+    told = found.proposal()
+    assert "can't be told apart" not in told
+    assert (f"{files} files can't tell schedules apart: 10 are the fewest" in told) is few
+    assert ("lower 95 % bound" in told) is not few
+    assert bool(found.to_dict()["too_few"]) is few
 
 
 def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason() -> None:

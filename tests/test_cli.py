@@ -22,9 +22,10 @@ from conftest import assert_refused
 from PIL import Image
 from test_console import REPORT
 
-from vtprune import __version__, catalog, demo, run
+from vtprune import __version__, catalog, demo, run, saving
 from vtprune.cli import COMMANDS, cli, output
 from vtprune.cli.flags import Flags, sampling_from
+from vtprune.cli.results import json_file
 from vtprune.config import load_config
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.models import FAMILIES
@@ -287,7 +288,19 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
         (["--preset", "balance"], r"Error: no preset 'balance'.*\nhint: did you mean balanced\?"),
         (["--at", "2"], r"Error: --at without --method\n"),
         (["--method", "random", "--at", "x"], r"Error: at: x is not a place\nhint: "),
-        (["-o", "norm"], r"Error: -o norm is not key=value\nhint: "),
+        (["-o", "norm"], r"Error: -o norm is not KEY=VALUE\nhint: .*--save FILE writes the result"),
+        (["-o", "out.csv"], r"Error: -o out.csv is not KEY=VALUE\nhint: .*--save FILE writes "),
+        (
+            ["--method", "entropy", "-o", "norm=row", "-o", "norm = none"],
+            r"Error: -o norm is given twice: row and none\nhint: ",
+        ),
+        (["--keep", "video=0.5,video=0.2"], r"Error: keep for video is given twice: .*\nhint: "),
+        (
+            ["--save", "report.csv"],
+            r"Error: --save report.csv: its suffix names no format of this "
+            r"command\nhint: name it report.json, report.jsonl\n",
+        ),
+        (["--save", "report"], r"Error: --save report: its suffix names no format"),
         (
             ["--method", "entropy", "-o", "norm=x"],
             r"Error: norm: x is not a value of method entropy\nhint: ",
@@ -418,6 +431,17 @@ def test_save_writes_several_reports_as_lines(fake: FakeRun, clip: str, tmp_path
     assert found == ["a?", "b?"]
 
 
+def test_save_of_several_reports_as_json_is_a_list_and_a_second_save_is_written_too(
+    fake: FakeRun, clip: str, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "reports.json", tmp_path / "reports.jsonl"
+    saves = ("--save", str(first), "--save", str(second))
+    assert invoke("ask", clip, "-q", "a?", "-q", "b?", *saves).exit_code == 0
+    listed = json.loads(first.read_text())
+    assert [one["question"] for one in listed] == ["a?", "b?"]
+    assert [json.loads(line) for line in second.read_text().splitlines()] == listed
+
+
 def test_save_leaves_the_old_file_when_a_question_fails(
     fake: FakeRun, clip: str, tmp_path: Path
 ) -> None:
@@ -430,7 +454,7 @@ def test_save_leaves_the_old_file_when_a_question_fails(
 
 def test_save_that_fails_leaves_nothing(tmp_path: Path, full_disk: None) -> None:
     with pytest.raises(VtpruneError, match="can't save there: No space left on device"):
-        output.save_reports(tmp_path / "report.json", [{}])
+        saving.save_file(tmp_path / "report.json", b"{}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -441,17 +465,16 @@ def test_save_does_not_write_over_the_media(fake: FakeRun, clip: str) -> None:
     assert (result.exit_code, Path(clip).read_bytes()) == (1, kept)
 
 
-def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+def test_what_is_no_number_is_null_in_json() -> None:
     report = {"a": math.nan, "b": [{"c": math.inf, "d": 1.5}]}
     assert output.to_json(report) == '{"a": null, "b": [{"c": null, "d": 1.5}]}'
-    output.save_reports(tmp_path / "r.json", [report])
-    assert json.loads((tmp_path / "r.json").read_text())["a"] is None
+    assert json.loads(json_file(report))["a"] is None
 
 
 def test_save_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     target, link = tmp_path / "report.json", tmp_path / "link.json"
     link.symlink_to(target)
-    output.save_reports(link, [{"answer": "red"}])
+    saving.save_file(link, b'{"answer": "red"}')
     assert link.is_symlink()
     assert json.loads(target.read_text()) == {"answer": "red"}
 

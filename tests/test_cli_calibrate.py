@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from test_calibrate import measured
 
 from vtprune import calibrate, run
-from vtprune.calibrate.horizon import Change
+from vtprune.calibrate.horizon import Change, Gap
 from vtprune.calibrate.propose import Schedule, Tried
 from vtprune.calibrate.result import Information, Measured
 from vtprune.catalog import read_calibration
@@ -66,15 +67,15 @@ def invoke(*args: str) -> Result:
 
 TRIED = (
     Tried(Schedule("random at input", ({"at": "input", "method": "random"},)), 0.3,
-          Change((-0.02,), (-0.05,), 100, 50), False, 0.9),
+          Change((-0.02,), (-0.05,), 100, 50), Gap(0.0, 0.0, 0.0), False, 0.9),
     Tried(Schedule("entropy at ecl", ({"at": "ecl", "method": "entropy"},)), 0.299,
-          Change((-0.2,), (-0.3,), 100, 50), True, 0.8),
+          Change((-0.2,), (-0.3,), 100, 50), Gap(0.18, 0.09, 0.27), True, 0.8),
     Tried(Schedule("stuck", ({"at": 9, "method": "random"},)), unreachable="keep 0.3 is too low"),
 )  # fmt: skip
 
 
 def test_the_table_is_on_stdout_and_the_files_are_told_on_stderr(fake: Fake, folder: Path) -> None:
-    result = invoke("q.jsonl", "-o", "c.yaml")
+    result = invoke("q.jsonl", "--save", "c.yaml")
     assert result.exit_code == 0
     table = result.stdout.splitlines()
     assert table[0].split() == [
@@ -88,26 +89,34 @@ def test_the_table_is_on_stdout_and_the_files_are_told_on_stderr(fake: Fake, fol
     assert "general: layer 2 (100 questions on 50 files): the lower bound is -0.5%" in text
     assert max(len(line) for line in table) <= 80
     assert result.stderr.startswith("table     fall: of the entropy from the layer before; ")
-    assert result.stderr.split()[-3:] == ["wrote", "c.yaml,", "c.png"]
+    assert result.stderr.split()[-2:] == ["wrote", "c.yaml"]
     read = read_calibration("c.yaml", 4, model_type="llava", hidden=64)
     assert read == fake.found.calibration()
+    assert sorted(path.name for path in folder.glob("*c.*")) == ["c.yaml"]
+
+
+def test_every_save_is_written_in_the_format_of_its_suffix(fake: Fake, folder: Path) -> None:
+    names = ("c.yaml", "c.png", "c.svg", "c.json")
+    result = invoke("q.jsonl", *(part for name in names for part in ("--save", name)))
+    assert result.stderr.endswith("wrote     c.yaml, c.png, c.svg, c.json\n")
     assert Image.open("c.png").format == "PNG"
-    assert sorted(path.name for path in folder.glob("*c.*")) == ["c.png", "c.yaml"]
+    assert "<svg" in Path("c.svg").read_text()
+    assert json.loads(Path("c.json").read_text())["calibration"]["horizon"] == 2
 
 
 def test_quiet_leaves_the_tables_and_the_files(fake: Fake, folder: Path) -> None:
     fake.found = measured(warnings=("careful",))
-    result = invoke("q.jsonl", "-o", "c.yaml", "--quiet")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--quiet")
     assert result.exit_code == 0
     assert "ecl" in result.stdout
     assert result.stderr == ""
     assert Path("c.yaml").exists()
-    assert_refused(invoke("q.jsonl", "-o", "c.yaml", "--quiet", "--json"), "Error: --quiet and")
+    assert_refused(invoke("q.jsonl", "--save", "c.yaml", "--quiet", "--json"), "Error: --quiet and")
 
 
 def test_json_is_one_object_and_nothing_else(fake: Fake, folder: Path) -> None:
     fake.found = measured(tried=TRIED, keep=0.3, warnings=("careful",))
-    result = invoke("q.jsonl", "-o", "c.yaml", "--json", "--propose", "0.3")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--json", "--propose", "0.3")
     found = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
@@ -122,37 +131,51 @@ def test_proposals_are_a_table_and_the_best_is_written_as_a_preset(
     fake: Fake, folder: Path
 ) -> None:
     fake.found = measured(tried=TRIED, keep=0.3)
-    result = invoke("q.jsonl", "-o", "c.yaml", "--propose", "0.3", "--propose-preset", "p.yaml")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--propose", "0.3", "--propose-preset", "p.yaml")
     assert re.search(r"0\.300 +-2\.0% +-5\.0% +90% +best +random at input", result.stdout)
-    assert re.search(r"0\.299 +-20\.0% +-30\.0% +80% +entropy at ecl", result.stdout)
+    row = r"0\.299 +-20\.0% +-30\.0% +80% +18\.0% +9\.0% to 27\.0% +entropy at ecl"
+    assert re.search(row, result.stdout)
     assert re.search(r"stuck: keep 0\.3 is too low", result.stdout)
     assert "best of 2 schedules at keep 0.3: random at input, -2.0%" in result.stdout
-    assert "wrote     c.yaml, c.png, p.yaml" in result.stderr
+    assert "wrote     c.yaml, p.yaml" in result.stderr
     preset = load_preset("p.yaml")
     assert (preset.keep, preset.stages_for("image")[0].method) == (0.3, "random")
     assert Path("c.yaml").read_text().startswith("# best of 2 schedules at keep 0.3: random")
     assert read_calibration("c.yaml", 4).ecl == 1
 
 
+def test_of_few_files_the_table_says_so_in_place_of_bounds(fake: Fake, folder: Path) -> None:
+    few = [
+        replace(one, change=replace(one.change, files=6), behind=Gap(one.behind.mean), apart=False)
+        for one in TRIED[:2]
+        if one.change and one.behind
+    ]
+    fake.found = measured(tried=tuple(few), keep=0.3)
+    text = invoke("q.jsonl", "--save", "c.yaml", "--propose", "0.3").stdout
+    assert re.search(r"0\.299 +-20\.0% +80% +18\.0% +too few files +entropy at ecl", text)
+    assert "alike" not in text
+    assert "6 files can't tell schedules apart: 10 are the fewest" in " ".join(text.split())
+
+
 def test_no_schedule_that_meets_the_budget_is_said_and_nothing_is_written(
     fake: Fake, folder: Path
 ) -> None:
     fake.found = measured(tried=TRIED[2:], keep=0.3)
-    result = invoke("q.jsonl", "-o", "c.yaml", "--propose", "0.3", "--propose-preset", "p.yaml")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--propose", "0.3", "--propose-preset", "p.yaml")
     assert "no schedule meets this budget" in result.stdout
     assert not Path("p.yaml").exists()
 
 
 def test_windows_have_a_table_of_their_own(fake: Fake, folder: Path) -> None:
     fake.found = measured(information=Information((0.1, 0.0, 0.0, 0.0), (0.5, 0.1, 0.0, 0.0), 3))
-    result = invoke("q.jsonl", "-o", "c.yaml", "--windows", "3")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--windows", "3")
     assert fake.given[3].windows == 3
     assert re.search(r"\n +0 +\+0\.1000 +0\.5000", result.stdout)
 
 
 def test_media_are_inputs_of_their_own_with_every_question(fake: Fake, folder: Path) -> None:
     Image.new("RGB", (8, 8)).save("b.png")
-    invoke("a.png", "b.png", "-q", "what?", "-q", "where?", "-o", "c.yaml", "--frames", "4",
+    invoke("a.png", "b.png", "-q", "what?", "-q", "where?", "--save", "c.yaml", "--frames", "4",
            "--system", "brief", "--max-new-tokens", "7", "--device", "cpu")  # fmt: skip
     loaded, asked, source, settings, _ = fake.given
     assert (loaded, source) == ("loaded", "2 files of one's own")
@@ -166,10 +189,18 @@ def test_media_are_inputs_of_their_own_with_every_question(fake: Fake, folder: P
 
 
 def test_a_list_of_questions_brings_its_files(fake: Fake, folder: Path) -> None:
-    invoke("q.jsonl", "-o", "c.yaml", "--propose", "0.3", "--methods", "random, uniform")
+    invoke("q.jsonl", "--save", "c.yaml", "--propose", "0.3", "--methods", "random, uniform")
     assert fake.given[1] == [Asked(Path("a.png"), "what?", "red", (), "colour")]
     assert fake.given[2] == "q.jsonl"
     assert (fake.given[3].keep, fake.given[3].methods) == (0.3, ("random", "uniform"))
+
+
+def test_options_of_the_methods_that_schedules_select_by_arrive(fake: Fake, folder: Path) -> None:
+    arguments = ("--propose", "0.3", "--methods", "entropy", "--methods", "random")
+    result = invoke("q.jsonl", "--save", "c.yaml", *arguments, "-o", "norm=none")
+    assert result.exit_code == 0, result.stderr
+    assert fake.given[3].methods == ("entropy", "random")
+    assert fake.given[3].options == {"norm": "none"}
 
 
 @pytest.mark.parametrize(
@@ -191,15 +222,22 @@ def test_a_list_of_questions_brings_its_files(fake: Fake, folder: Path) -> None:
         (["q.jsonl", "--propose-preset", "p"], "--propose-preset without --propose"),
         (["q.jsonl", "--propose", "0.3", "--methods", "rndom"], "unknown method 'rndom'"),
         (["q.jsonl", "--propose", "0.3", "--propose-preset", "c.yaml"], "two files in one place"),
-        (["q.jsonl", "--plot", "c.pdf"], "--plot c.pdf is not a PNG"),
-        (["q.jsonl", "--plot", "no/c.png"], "can't save there: no folder"),
-        (["q.jsonl", "--plot", "dir.png"], "can't save there: it is a directory"),
+        (["q.jsonl", "--save", "c.pdf"], "--save c.pdf: its suffix names no format"),
+        (["q.jsonl", "--save", "no/c.png"], "can't save there: no folder"),
+        (["q.jsonl", "--save", "dir.png"], "can't save there: it is a directory"),
+        (["q.jsonl", "-o", "c.yaml"], "-o c.yaml is not KEY=VALUE"),
+        (["q.jsonl", "-o", "norm=none"], "-o without --propose"),
+        (["q.jsonl", "--propose", "0.3", "-o", "nrm=none"], "has the option nrm"),
+        (
+            ["q.jsonl", "--propose", "0.3", "-o", "norm=x"],
+            "norm: x is not a value of method entropy",
+        ),
     ],
 )
 def test_what_can_not_be_is_told_before_a_model_is_loaded(
     fake: Fake, folder: Path, arguments: list[str], message: str
 ) -> None:
-    result = invoke(*arguments, "-o", "c.yaml")
+    result = invoke(*arguments, "--save", "c.yaml")
     assert_refused(result, f"Error: .*{re.escape(message)}")
     assert fake.load == {}
     assert not Path("c.yaml").exists()
@@ -208,10 +246,10 @@ def test_what_can_not_be_is_told_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.png", "-o", "c.yaml"], "Missing option '-q', or give a QUESTIONS.jsonl"),
-        (["q.jsonl"], "Missing option '-o'"),
-        (["-o", "c.yaml"], "Missing argument"),
-        (["q.jsonl", "-o", "c.yaml", "--propose", "much"], "not a valid float"),
+        (["a.png", "--save", "c.yaml"], "Missing option '-q', or give a QUESTIONS.jsonl"),
+        (["q.jsonl"], "Missing option '--save'"),
+        (["--save", "c.yaml"], "Missing argument"),
+        (["q.jsonl", "--save", "c.yaml", "--propose", "much"], "not a valid float"),
     ],
 )
 def test_what_the_parser_rejects_exits_with_2(
@@ -223,22 +261,17 @@ def test_what_the_parser_rejects_exits_with_2(
 
 
 def test_a_file_that_can_not_be_written_is_said(fake: Fake, folder: Path, full_disk: None) -> None:
-    result = invoke("q.jsonl", "-o", "c.yaml")
-    assert (
-        "c.yaml: can't save there: No space left on device\nhint: free some space, or give -o"
-        in result.stderr
-    )
+    result = invoke("q.jsonl", "--save", "c.yaml")
+    assert "c.yaml: can't save there: No space left on device\nhint: free some" in result.stderr
     assert result.exit_code == 1
     assert list(folder.glob("*c.*")) == []
 
 
-def test_the_picture_beside_the_calibration_is_not_drawn_over_one_that_is_asked_about(
-    fake: Fake, folder: Path
-) -> None:
+def test_a_picture_that_is_asked_about_is_not_drawn_over(fake: Fake, folder: Path) -> None:
     kept = Path("a.png").read_bytes()
     for arguments in (["q.jsonl"], ["a.png", "-q", "what?"]):
-        result = invoke(*arguments, "-o", "a.yaml")
-        assert "--plot a.png would be written over a file that is asked about" in result.stderr
+        result = invoke(*arguments, "--save", "a.yaml", "--save", "a.png")
+        assert "--save a.png would be written over a file that is asked about" in result.stderr
         assert (result.exit_code, fake.load, Path("a.png").read_bytes()) == (1, {}, kept)
 
 
@@ -253,13 +286,10 @@ def test_what_was_measured_is_shown_where_a_file_can_not_be_written(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    result = invoke("q.jsonl", "-o", "c.yaml")
+    result = invoke("q.jsonl", "--save", "c.yaml", "--save", "c.png")
     assert "horizon" in result.stdout
     assert "wrote     c.yaml\n" in result.stderr
-    assert (
-        "c.png: can't save there: No space left on device\nhint: free some space, or give --plot"
-        in result.stderr
-    )
+    assert "c.png: can't save there: No space left on device\nhint: free some" in result.stderr
     assert (result.exit_code, Path("c.yaml").exists(), Path("c.png").exists()) == (1, True, False)
 
 
@@ -272,7 +302,9 @@ def test_the_embedded_model_is_calibrated(tmp_path: Path, monkeypatch: pytest.Mo
         lines.append({"file": name, "question": "how many objects are there?", "answer": "0"})
     lines.append({"file": "a.png", "question": "what is the large number?", "kind": "number_large"})
     Path("q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    result = invoke("q.jsonl", "-o", "c.yaml", "--propose", "0.5", "--methods", "random", "--json")
+    result = invoke(
+        "q.jsonl", "--save", "c.yaml", "--propose", "0.5", "--methods", "random", "--json"
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["questions"], found["labelled"], found["inputs"]) == (3, 2, 2)

@@ -99,7 +99,7 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     assert fake.lineup is not None
     asked = [(one.name, one.at, one.keep) for one in fake.lineup.entries if one.role == "asked"]
     assert {(name, keep) for name, _, keep in asked} == {
-        (name, keep) for name in ("entropy", "vtw", "long-video") for keep in (0.5, 0.2)
+        (name, keep) for name in ("entropy (norm=none)", "vtw", "long-video") for keep in (0.5, 0.2)
     }
     assert {at for name, at, _ in asked if name != "long-video"} == {"3"}
     assert fake.lineup.entries[0].preset.seed == 7
@@ -126,7 +126,7 @@ def test_defaults_are_the_default_preset_at_three_keeps(
 
 def test_the_csv_is_written_too(fake: FakeContest, clip: str, tmp_path: Path) -> None:
     target = tmp_path / "table.csv"
-    result = invoke(clip, "what?", "--csv", str(target))
+    result = invoke(clip, "what?", "--save", str(target))
     assert result.exit_code == 0
     assert "entropy" in result.stdout
     with target.open(newline="") as file:
@@ -137,7 +137,7 @@ def test_the_csv_is_written_too(fake: FakeContest, clip: str, tmp_path: Path) ->
 
 
 def test_the_plot_is_a_png(fake: FakeContest, clip: str, tmp_path: Path) -> None:
-    result = invoke(clip, "what?", "--plot", str(tmp_path / "speed.png"))
+    result = invoke(clip, "what?", "--save", str(tmp_path / "speed.png"))
     assert result.exit_code == 0
     with Image.open(tmp_path / "speed.png") as picture:
         assert picture.format == "PNG"
@@ -145,15 +145,28 @@ def test_the_plot_is_a_png(fake: FakeContest, clip: str, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.glob("*speed*")] == ["speed.png"]
 
 
+def test_every_save_is_written_in_the_format_of_its_suffix(
+    fake: FakeContest, clip: str, tmp_path: Path
+) -> None:
+    names = ("a.json", "b.csv", "c.SVG", "d.png", "e.csv")
+    targets = [tmp_path / name for name in names]
+    result = invoke(clip, "what?", *(part for path in targets for part in ("--save", str(path))))
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(targets[0].read_text()) == json.loads(json.dumps(COMPARISON.to_dict()))
+    assert targets[1].read_text() == targets[4].read_text() == COMPARISON.to_csv()
+    assert "<svg" in targets[2].read_text()
+    assert targets[3].read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_csv_that_can_not_be_written_leaves_the_old_one(
     fake: FakeContest, clip: str, tmp_path: Path, full_disk: None
 ) -> None:
     target = tmp_path / "table.csv"
     target.write_text("old")
-    result = invoke(clip, "what?", "--csv", str(target))
+    result = invoke(clip, "what?", "--save", str(target))
     assert result.exit_code == 1
     assert "can't save there: No space left on device" in result.stderr
-    assert "give --csv a file" in result.stderr
+    assert "give --save a file" in result.stderr
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.glob("*table*")] == ["table.csv"]
     assert "entropy" in result.stdout  # what was measured is not lost with it
@@ -163,15 +176,15 @@ def test_what_is_asked_about_is_not_written_over(fake: FakeContest, tmp_path: Pa
     picture = tmp_path / "a.png"
     Image.new("RGB", (32, 32)).save(picture)
     kept = picture.read_bytes()
-    result = invoke(str(picture), "what?", "--plot", str(tmp_path / "." / "a.png"))
+    result = invoke(str(picture), "what?", "--save", str(tmp_path / "." / "a.png"))
     assert "a.png would be written over a file that is asked about\nhint: " in result.stderr
     assert (result.exit_code, fake.load, picture.read_bytes()) == (1, {}, kept)
 
 
 def test_two_files_in_one_place_are_refused(fake: FakeContest, clip: str, tmp_path: Path) -> None:
     both = str(tmp_path / "both.png")
-    result = invoke(clip, "what?", "--plot", both, "--csv", both)
-    assert f"two files in one place: --csv {both}, --plot {both}" in result.stderr
+    result = invoke(clip, "what?", "--save", both, "--save", both)
+    assert f"two files in one place: --save {both}, --save {both}" in result.stderr
     assert (result.exit_code, fake.load) == (1, {})
 
 
@@ -188,17 +201,17 @@ def test_two_files_in_one_place_are_refused(fake: FakeContest, clip: str, tmp_pa
         (["--keep", "image=0.5"], r"Error: keep image=0.5 is not a fraction in \(0, 1\]\n"),
         (["--methods", "vtw", "--at", "x"], r"Error: at: x is not a place\nhint: "),
         (["--at", "2"], r"Error: --at without --methods\nhint: "),
-        (["-o", "norm"], r"Error: -o norm is not key=value\nhint: "),
+        (["-o", "norm"], r"Error: -o norm is not KEY=VALUE\nhint: "),
         (["--methods", "vtw", "-o", "a=b"], r"Error: none of vtw has the option a\nhint: "),
         (["--repeats", "0"], r"Error: --repeats 0 is out of range\nhint: 1 or more"),
         (["--seed", "-1"], r"Error: --seed -1 is out of range\nhint: "),
         (["--max-new-tokens", "0"], r"Error: --max-new-tokens 0 is out of range\n"),
-        (["--plot", "a.png", "--no-measure"], r"Error: --plot and --no-measure exclude each other"),
-        (["--plot", "a.svg"], r"Error: --plot a.svg is not a PNG\nhint: name it a.png"),
-        (["--csv", "none/a.csv"], r"Error: none/a.csv: can't save there: no folder .*\nhint: give "
-         "--csv a file"),
-        (["--plot", "none/a.png"], r"Error: none/a.png: can't save there: no folder .*\nhint: give "
-         "--plot a file"),
+        (["--save", "a.png", "--no-measure"],
+         r"Error: --save a.png and --no-measure exclude each other\nhint: a chart draws speed-ups"),
+        (["--save", "a.txt"], r"Error: --save a.txt: its suffix names no format of this command\n"
+         r"hint: name it a.json, a.csv, a.png, a.svg"),
+        (["--save", "none/a.csv"], r"Error: none/a.csv: can't save there: no folder .*\nhint: give "
+         "--save a file"),
         (["--quiet", "--json"], r"Error: --quiet and --json exclude each other\n"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -41,8 +42,9 @@ def run(*args: object) -> Result:
 @pytest.fixture(scope="module")
 def whole(questions: Path) -> Result:
     return run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-               "--beside", "--metric", "exact", "-o", questions / "answers.jsonl", "--plot",
-               questions / "plot.png", "--json")  # fmt: skip
+               "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
+               "--save", questions / "plot.png", "--save", questions / "rows.csv", "--save",
+               questions / "all.json", "--json")  # fmt: skip
 
 
 def test_the_rows_are_the_unpruned_model_what_was_asked_and_the_baselines(whole: Result) -> None:
@@ -83,6 +85,32 @@ def test_every_answer_is_in_the_file_and_the_plot_is_a_picture(
     assert (questions / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_result_is_saved_in_the_format_of_each_suffix(whole: Result, questions: Path) -> None:
+    told = json.loads(whole.stdout)
+    assert json.loads((questions / "all.json").read_text()) == told
+    with (questions / "rows.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["row"] for line in lines] == [row["row"] for row in told["rows"]]
+    row, line = told["rows"][1], lines[1]
+    assert (line["model"], line["device"], line["files"]) == ("embedded", "cpu", "2")
+    assert float(line["accuracy"]) == row["accuracy"]
+    assert [float(line[f"interval_{end}"]) for end in ("low", "high")] == row["interval"]
+
+
+def test_a_row_says_which_options_its_method_ran_with(whole: Result, questions: Path) -> None:
+    row = json.loads(whole.stdout)["rows"][1]
+    (stage,) = row["resolved_preset"]["stages"]
+    assert row["resolved_preset"]["name"] is None
+    assert row["options"] == {}
+    other = next(one for one in ("row", "none") if one != stage["norm"])
+    found = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 1,
+                "-o", f"norm={other}", "--json")  # fmt: skip
+    row = json.loads(found.stdout)["rows"][1]
+    assert row["row"] == f"entropy (norm={other}) at ecl keep 0.3"
+    assert (row["method"], row["options"]) == ("entropy", {"norm": other})
+    assert row["resolved_preset"]["stages"][0]["norm"] == other
+
+
 def test_baselines_beside_a_row_keep_its_counts_question_by_question(
     whole: Result, questions: Path
 ) -> None:
@@ -102,7 +130,7 @@ def test_a_second_run_asks_nothing_again_and_says_the_same(
 ) -> None:
     monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-                "--beside", "--metric", "exact", "-o", questions / "answers.jsonl",
+                "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
                 "--json")  # fmt: skip
     assert json.loads(again.stdout)["rows"] == json.loads(whole.stdout)["rows"]
 
@@ -112,7 +140,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole: Result, questions: Path) -
     torn = questions / "torn.jsonl"
     torn.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
-                "--beside", "--metric", "exact", "-o", torn, "--json")  # fmt: skip
+                "--beside", "--metric", "exact", "--answers", torn, "--json")  # fmt: skip
     before = {row["row"]: row for row in json.loads(whole.stdout)["rows"]}
     for row in json.loads(again.stdout)["rows"]:
         for key in ("accuracy", "agreement", "questions", "keep_mean"):
@@ -122,7 +150,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole: Result, questions: Path) -
 
 def test_answers_of_other_questions_are_not_gone_on_with(whole: Result, questions: Path) -> None:
     kept = (questions / "answers.jsonl").read_bytes()
-    other = run(questions / "bare.jsonl", "--keep", "0.3", "-o", questions / "answers.jsonl")
+    other = run(questions / "bare.jsonl", "--keep", "0.3", "--answers", questions / "answers.jsonl")
     assert other.exit_code == 1
     assert "holds the answers of another evaluation" in other.stderr
     assert (questions / "answers.jsonl").read_bytes() == kept
@@ -158,8 +186,8 @@ def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--at", "2"), "--at without --methods"),
         (("--keep", "1.5"), "keep 1.5 is not a fraction"),
         (("--metric", "choice"), "has no choices"),
-        (("-o", "no/such/folder/a.jsonl"), "no folder"),
-        (("--plot", "q.svg"), "--plot q.svg is not a PNG"),
+        (("--answers", "no/such/folder/a.jsonl"), "no folder"),
+        (("--save", "q.txt"), "--save q.txt: its suffix names no format"),
     ],
 )
 def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
@@ -185,7 +213,7 @@ def test_a_file_that_can_not_be_read_is_told_before_a_model_is_loaded(
 def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:
     path = questions / "few.jsonl"
     kept = path.read_bytes()
-    found = run(path, "-o", path)
+    found = run(path, "--answers", path)
     assert "few.jsonl would be written over a file that is asked about" in found.stderr
     assert (found.exit_code, path.read_bytes()) == (1, kept)
 

@@ -75,14 +75,14 @@ def test_json_is_one_object_with_the_fixed_names(fake: FakeProfile) -> None:
 
 def test_options_reach_the_profile(fake: FakeProfile) -> None:
     arguments = "--model llava-next --device cpu --dtype bfloat16 --attention eager --keep 0.5,0.2 "
-    arguments += "--method entropy --at 3 -o norm=row --preset fast,balanced --seconds 9 "
+    arguments += "--methods entropy --at 3 -o norm=row --presets fast,balanced --seconds 9 "
     arguments += "--repeats 2 --text-tokens 99 --answer-tokens 7 --frames 4 --max-tiles 3"
     assert invoke(*arguments.split(), "--image", "640x480").exit_code == 0
     asked, options = fake.asked, fake.asked["options"]
     assert asked["shown"] == Shown("image", 640, 480)
-    assert (asked["keeps"], asked["presets"]) == ([0.5, 0.2], ["fast", "balanced"])
-    assert (asked["method"], asked["at"], asked["method_options"]) == (
-        "entropy", "3", {"norm": "row"},
+    assert (asked["keeps"], asked["presets"]) == ([0.5, 0.2], ("fast", "balanced"))
+    assert (asked["methods"], asked["at"], asked["method_options"]) == (
+        ("entropy",), "3", {"norm": "row"},
     )  # fmt: skip
     assert (options.device, options.dtype, options.attention) == ("cpu", "bfloat16", "eager")
     assert (options.seconds, options.repeats, options.timed) == (9, 2, True)
@@ -130,7 +130,7 @@ def test_a_video_is_given_by_its_size(fake: FakeProfile) -> None:
 
 def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
     path = tmp_path / "speed.png"
-    assert invoke("--plot", str(path)).exit_code == 0
+    assert invoke("--save", str(path)).exit_code == 0
     assert Image.open(path).format == "PNG"
 
 
@@ -145,12 +145,12 @@ def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
         (["--frames", "0"], "--frames 0 is out of range", "1 or more"),
         (["--keep", "0.3,2"], "keep 2 is not a fraction", "drop rate"),
         (["--keep", ""], "keep is not a fraction", "drop rate"),
-        (["-o", "norm"], "-o norm is not key=value", "norm=none"),
+        (["-o", "norm"], "-o norm is not KEY=VALUE", "norm=none"),
         (["--image", "2x2", "--video", "2x2x2"], "more than one input", "one of MEDIA"),
         (["--image", "0x2"], "0 is out of range", "1344x1344"),
         (["--image", "none.png"], "none.png", "check the path"),
-        (["--plot", "no/such/folder/a.png"], "can't save there", "give --plot"),
-        (["--plot", "a.svg"], "--plot a.svg is not a PNG", "name it a.png"),
+        (["--save", "no/such/folder/a.png"], "can't save there", "give --save"),
+        (["--save", "a.pdf"], "--save a.pdf: its suffix names no format", "name it a.json"),
     ],
 )
 def test_what_can_not_be_is_one_error_line(
@@ -175,7 +175,7 @@ def test_every_option_has_a_word_in_the_readme() -> None:
 
 
 def test_the_embedded_model_is_counted_from_the_command_line() -> None:
-    result = invoke("--no-measure", "--keep", "0.5", "--preset", "fast", "--json")
+    result = invoke("--no-measure", "--keep", "0.5", "--presets", "fast", "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["model"]["name"] == "embedded"

@@ -18,6 +18,8 @@ from vtprune.lineup import UNPRUNED
 from vtprune.preset import load_preset
 from vtprune.tuning import run as tuning
 
+AT_ONE_KEEP = ("q.jsonl", "--floor", "0.8", "--keep", "0.3")
+
 
 class Fake:
     """A model and its answers: the preset fast loses nothing, all others everything."""
@@ -61,7 +63,7 @@ def invoke(*args: str) -> Result:
 
 
 def test_what_is_found_is_on_stdout_and_in_a_preset_that_loads(fake: Fake, folder: Path) -> None:
-    result = invoke("q.jsonl", "--floor", "0.8", "--keep", "0.5,0.3", "-o", "mine.yaml")
+    result = invoke("q.jsonl", "--floor", "0.8", "--keep", "0.5,0.3", "--save", "mine.yaml")
     assert result.exit_code == 0, result.output
     text = result.stdout
     assert text.startswith("searched on 10 questions about 10 files: the same answer\n")
@@ -80,7 +82,7 @@ def test_what_is_found_is_on_stdout_and_in_a_preset_that_loads(fake: Fake, folde
 
 
 def test_json_is_one_object_with_the_preset_in_it(fake: Fake, folder: Path) -> None:
-    result = invoke("q.jsonl", "--floor", "0.8", "--keep", "0.3", "-o", "mine.yaml", "--json")
+    result = invoke("q.jsonl", "--floor", "0.8", "--keep", "0.3", "--save", "mine.yaml", "--json")
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
     told = json.loads(result.stdout)
@@ -94,7 +96,9 @@ def test_nothing_that_holds_is_an_error_line_and_no_file(fake: Fake, folder: Pat
     fake.holds = False
     Path("mine.yaml").write_text("description: of yesterday\n")
     for option in ((), ("--json",)):
-        result = invoke("q.jsonl", "--floor", "0.8", "--keep", "0.3", "-o", "mine.yaml", *option)
+        result = invoke(
+            "q.jsonl", "--floor", "0.8", "--keep", "0.3", "--save", "mine.yaml", *option
+        )
         assert result.exit_code == 1
         errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1
@@ -111,7 +115,7 @@ def test_nothing_that_holds_is_an_error_line_and_no_file(fake: Fake, folder: Pat
 def test_media_are_asked_every_question(fake: Fake, folder: Path) -> None:
     files = [f"p-{number}.png" for number in range(30)]
     result = invoke(*files, "-q", "what?", "-q", "where?", "--floor", "0.8", "--keep", "0.3",
-                    "-o", "mine.yaml", "--frames", "4", "--max-tiles", "2")  # fmt: skip
+                    "--save", "mine.yaml", "--frames", "4", "--max-tiles", "2")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "40 questions about 20 files held out" in result.stdout
     preset = load_preset("mine.yaml")
@@ -120,12 +124,24 @@ def test_media_are_asked_every_question(fake: Fake, folder: Path) -> None:
 
 def test_the_seed_is_that_of_the_split_and_of_the_preset(fake: Fake, folder: Path) -> None:
     for seed in ("3", "4"):
-        invoke("q.jsonl", "--floor", "0.8", "--keep", "0.3", "-o", f"{seed}.yaml", "--seed", seed)
+        invoke(
+            "q.jsonl", "--floor", "0.8", "--keep", "0.3", "--save", f"{seed}.yaml", "--seed", seed
+        )
         assert load_preset(f"{seed}.yaml").seed == int(seed)
 
 
 def test_a_killed_run_goes_on_with_its_answers(fake: Fake, folder: Path) -> None:
-    args = ("q.jsonl", "--floor", "0.8", "--keep", "0.3", "-o", "m.yaml", "--answers", "a.jsonl")
+    args = (
+        "q.jsonl",
+        "--floor",
+        "0.8",
+        "--keep",
+        "0.3",
+        "--save",
+        "m.yaml",
+        "--answers",
+        "a.jsonl",
+    )
     invoke(*args)
     whole = len(fake.answerer.asked)
     lines = Path("a.jsonl").read_bytes().splitlines(keepends=True)
@@ -158,7 +174,7 @@ def test_a_killed_run_goes_on_with_its_answers(fake: Fake, folder: Path) -> None
 def test_what_can_not_be_is_said_before_a_model_is_loaded(
     fake: Fake, folder: Path, args: tuple[str, ...], message: str
 ) -> None:
-    result = invoke(*args, "-o", "m.yaml")
+    result = invoke(*args, "--save", "m.yaml")
     assert result.exit_code == 1, result.output
     assert message in result.stderr
     assert "Traceback" not in result.output
@@ -169,7 +185,7 @@ def test_what_can_not_be_is_said_before_a_model_is_loaded(
 def test_media_without_a_question_and_no_file_to_write_are_usage_errors(
     fake: Fake, folder: Path
 ) -> None:
-    assert invoke("p-0.png", "-o", "m.yaml").exit_code == 2
+    assert invoke("p-0.png", "--save", "m.yaml").exit_code == 2
     assert invoke("q.jsonl").exit_code == 2
 
 
@@ -183,7 +199,7 @@ def test_the_embedded_model_is_tuned_on_questions_of_its_world(tmp_path: Path) -
     (tmp_path / "few.jsonl").write_text(text)
     target = tmp_path / "mine.yaml"
     result = invoke(str(tmp_path / "few.jsonl"), "--presets", "balanced", "--keep", "0.95",
-                    "--floor", "0.1", "-o", str(target), "--json")  # fmt: skip
+                    "--floor", "0.1", "--save", str(target), "--json")  # fmt: skip
     told = json.loads(result.stdout)
     assert {one["name"] for one in told["trials"]} == {
         "balanced", "uniform at input", "downsample at pixels"

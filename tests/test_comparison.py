@@ -27,8 +27,8 @@ def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any
     prefill = 0.6e9 if after else 1.8e9
     flops = {"vision": 1.2e9, "prefill": prefill, "prefill_full": 1.8e9, "decode": 4e7,
              "decode_full": 4e7, "reduction": 1 - prefill / 1.8e9}  # fmt: skip
-    seconds = {"load": 2.0, "media": 0.1, "preprocess": 0.01, "vision": 0.3, "select": 0.02,
-               "prefill": 0.26, "decode": 0.1, "first_token": 0.61, "total": 2.9}  # fmt: skip
+    seconds = {"media": 0.1, "preprocess": 0.01, "vision": 0.3, "select": 0.02, "prefill": 0.26,
+               "decode": 0.1, "first_token": 0.61, "total": 0.81}  # fmt: skip
     compare = {"answer": "red cross", "same_answer": False, "seconds": {}, "prefill_speedup": 2.4,
                "prefill_predicted": 3.0, "prefill_roofline": 2.8, "realised_fraction": 0.8,
                "first_token_speedup": 1.5, "total_speedup": 1.2}  # fmt: skip
@@ -56,6 +56,7 @@ COMPARISON = Comparison(
         row("baseline", "uniform", [("input", 0, 38)]),
     ),
     pairs=5,
+    seconds={"startup": 3.0, "load": 2.0, "total": 9.0},
     warnings=("careful",),
     version={"vtprune": "0.1.0"},
 )  # fmt: skip
@@ -214,7 +215,7 @@ def test_the_json_has_these_fields() -> None:
     told = COMPARISON.to_dict()
     assert json.loads(json.dumps(told)) == told
     assert set(told) == {
-        "question", "model", "input", "rows", "pairs", "warnings", "version",
+        "question", "model", "input", "rows", "pairs", "seconds", "warnings", "version",
     }  # fmt: skip
     base, asked, beside = told["rows"][:3]  # type: ignore[index]
     fields = {"role", "method", "preset", "at", "keep", "answer", "same_answer", "tokens", "flops",
@@ -240,6 +241,37 @@ def test_the_csv_has_every_column_in_every_line() -> None:
     assert cells[2]["beside"] == "entropy"
     assert (cells[1]["prefill_speedup"], cells[0]["prefill_speedup"]) == ("2.4", "")
     assert (cells[5]["error"], cells[5]["prefill_flops"]) == ("it reads text (ask)", "")
+
+
+def test_every_line_of_the_csv_says_what_was_asked_of_which_model() -> None:
+    found = replace(COMPARISON, input={**COMPARISON.input, "files": ["/data/a.png", "b b.png"]})
+    for line in csv.DictReader(io.StringIO(found.to_csv())):
+        assert (line["model"], line["device"], line["dtype"]) == ("embedded", "cpu", "float32")
+        assert line["file"] == "/data/a.png; b b.png"
+        assert (line["question"], line["repeats"]) == ("what?", "5")
+
+
+def test_loading_is_in_no_row_but_beside_them() -> None:
+    told = COMPARISON.to_dict()
+    assert told["seconds"] == {"startup": 3.0, "load": 2.0, "total": 9.0}
+    assert not any("load" in row["seconds"] for row in told["rows"])  # type: ignore[attr-defined]
+    lines = list(csv.DictReader(io.StringIO(COMPARISON.to_csv())))
+    assert "load_seconds" not in lines[0]
+    # 0.1 of media, 0.61 to the first token, 0.1 of decoding
+    assert [float(line["total_seconds"]) for line in lines] == [0.81] * 4
+
+
+def test_the_options_of_a_method_are_in_its_name_and_in_every_format() -> None:
+    stages = [{"at": "2", "layer": 2, "modality": "all", "method": "entropy", "before": 129,
+               "after": 33, "options": {"norm": "none", "states": "query"}}]  # fmt: skip
+    asked = COMPARISON.rows[1]
+    tokens = {**(asked.tokens or {}), "stages": stages}
+    odd = replace(asked, options={"norm": "none"}, tokens=tokens)
+    found = replace(COMPARISON, rows=(COMPARISON.rows[0], odd))
+    assert "entropy (norm=none)" in shown(found)
+    assert found.to_dict()["rows"][1]["options"] == {"norm": "none"}  # type: ignore[index]
+    line = list(csv.DictReader(io.StringIO(found.to_csv())))[1]
+    assert (line["method"], line["options"]) == ("entropy", "norm=none states=query")
 
 
 def test_an_answer_of_several_lines_stays_one_cell() -> None:

@@ -29,7 +29,7 @@ REPORT: dict[str, Any] = {
         "timestamps": [i * 1.355 for i in range(32)], "decoder": "decord", "duration": 42.03,
         "width": 1280, "height": 720,
     },
-    "preset": {"name": "balanced", "keep": 0.3, "seed": 0},
+    "preset": {"name": "balanced", "keep": 0.3, "seed": 0, "method": None, "changed": {}},
     "tokens": {
         "visual": 6272, "text": 45, "answer": 12, "keep_mean": 0.3, "kept_after": 313,
         "by_modality": {"video": 313},
@@ -48,8 +48,8 @@ REPORT: dict[str, Any] = {
     "kv_cache_bytes": {"kept": 108_000_000, "full": 360_000_000},
     "memory_bytes": {"weights": 16_100_000_000, "peak": 18_400_000_000},
     "seconds": {
-        "load": 8.31, "media": 0.42, "preprocess": 0.081, "vision": 0.31, "select": 0.0093,
-        "prefill": 0.52, "decode": 0.4, "first_token": 0.95, "total": 10.1,
+        "startup": 6.25, "load": 8.31, "media": 0.42, "preprocess": 0.081, "vision": 0.31,
+        "select": 0.0093, "prefill": 0.52, "decode": 0.4, "first_token": 0.95, "total": 16.4,
     },
     "warnings": [],
     "version": {"vtprune": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
@@ -103,9 +103,10 @@ compute   vision                      12.3 of 12.3 TFLOP  ███████�
 memory    KV cache                         108 of 360 MB  ████░░░░░░░░░░   30.0%
           weights 16.1 GB, peak 18.4 GB
 
-time      load 8.31 s, media 0.42 s, preprocess 81 ms, vision 0.31 s
-          prefill 0.52 s (selection 9.3 ms), decode 0.40 s, first token 0.95 s,
-          total 10.10 s
+time      startup 6.25 s, load 8.31 s, media 0.42 s, preprocess 81 ms, vision
+          0.31 s
+          prefill 0.52 s (selection 9.3 ms), decode 0.40 s, first token 0.95 s
+          total 16.40 s since the command's start
 """
     )
 

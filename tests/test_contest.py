@@ -23,7 +23,7 @@ from vtprune.run import Generation, Loaded
 
 SHORT = Generation(max_new_tokens=4)
 BLOCKS = {"tokens", "flops", "kv_cache_bytes", "answer", "same_answer"}
-TIMES = {"load", "media", "preprocess", "vision", "select", "prefill", "decode", "first_token",
+TIMES = {"media", "preprocess", "vision", "select", "prefill", "decode", "first_token",
          "total"}  # fmt: skip
 
 
@@ -161,6 +161,11 @@ def test_every_row_is_timed_beside_the_unpruned_model(measured: Comparison) -> N
     assert first.compare is None
     assert first.seconds is not None
     assert first.seconds.keys() == TIMES
+    # Loading is the comparison's, and in the total of no row; this model was loaded before.
+    assert measured.seconds.keys() == {"startup", "load", "total"}
+    assert (measured.seconds["startup"], measured.seconds["load"]) == (0, 0)
+    took = sum(row.seconds["total"] for row in measured.rows if row.seconds)
+    assert measured.seconds["total"] > took
     for row in others:
         assert row.compare is not None
         assert row.seconds is not None
@@ -262,7 +267,7 @@ def test_a_method_that_refuses_is_a_row_with_its_reason(
     pruned = contest.pruned
 
     def refusing(loaded: Loaded, tensors: Any, preset: Any, *rest: Any, **options: Any) -> Any:
-        if preset.name == "entropy":
+        if preset.method == "entropy":
             raise ModelError("it reads what is not there", "choose another")
         return pruned(loaded, tensors, preset, *rest, **options)
 

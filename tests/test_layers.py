@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
-    ("errors", "saving", "telling"),
+    ("errors", "saving", "telling", "csv_file", "startup", "arguments"),
     ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
      "cost", "trace", "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
@@ -40,12 +40,14 @@ WITHIN = {
     "cost": {"errors"},
     "units": set(),
     "report": set(),
-    "comparison": set(),
+    "csv_file": set(),
+    "startup": set(),
+    "comparison": {"csv_file", "telling"},
     "spec": {"errors", "pruners"},
     "schema": {"errors", "pruners", "spec"},
     "yaml_file": {"errors"},
     "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
-    "lineup": {"errors", "preset", "pruners", "spec"},
+    "lineup": {"errors", "preset", "pruners", "spec", "telling"},
     "catalog": {"errors", "yaml_file"},
     "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
     "media": {"errors"},
@@ -80,9 +82,11 @@ LIGHT = (
     "vtprune.cli.asking",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
+    "vtprune.cli.help",
     "vtprune.cli.profile",
     "vtprune.cli.options",
     "vtprune.cli.output",
+    "vtprune.cli.results",
 )
 HEAVY = ("torch", "transformers", "numpy", "av", "decord", "PIL", "safetensors")
 

@@ -64,12 +64,14 @@ def test_a_baseline_that_was_asked_for_as_it_is_has_one_row() -> None:
 def test_a_place_and_options_are_for_the_methods_alone() -> None:
     entries = line_up(["entropy", "vtw"], [0.3], ["entropy-horizon"], 3, {"norm": "row"}, 7).entries
     places = {one.name: one.at for one in entries if one.role == "asked"}
-    assert places == {"entropy": "3", "vtw": "3", "entropy-horizon": "ecl, horizon"}
+    assert places == {
+        "entropy (norm=row)": "3", "vtw": "3", "entropy-horizon": "ecl, horizon",
+    }  # fmt: skip
     options = {
         one.name: [dict(stage.options) for stage in one.preset.stages_for("image")]
         for one in entries
     }
-    assert options["entropy"] == [{"norm": "row", "states": "query"}]
+    assert options["entropy (norm=row)"] == [{"norm": "row", "states": "query"}]
     assert options["entropy-horizon"][0]["norm"] == "none"
     assert {one.preset.seed for one in entries} == {7}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from vtprune.preset import (
     override,
     parse_keep,
     preset_names,
+    sampled,
 )
 from vtprune.pruners import METHODS, find_profile
 from vtprune.schedule import Place, resolve_layer
@@ -126,6 +129,45 @@ def test_a_keep_flag_for_one_modality_leaves_the_other() -> None:
 def test_no_flag_changes_nothing() -> None:
     preset = load_preset(OWN)
     assert override(preset) == preset
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "changed"),
+    [
+        ("balanced", {"keep": 0.3, "seed": 0}, {}),  # what it says itself
+        ("balanced", {"keep": "0.2"}, {"keep": 0.2}),
+        ("balanced", {"keep": {"video": 0.2}}, {"keep": {"video": 0.2}}),
+        ("entropy-horizon", {"options": {"states": "key"}}, {"states": "key"}),
+        ("long-video", {"keep": 0.1, "seed": 7}, {"keep": 0.1, "seed": 7}),
+    ],
+)
+def test_what_flags_change_in_a_preset_is_noted_and_its_description_goes(
+    name: str, flags: dict[str, Any], changed: dict[str, object]
+) -> None:
+    preset = override(load_preset(name), **flags)
+    assert (preset.name, dict(preset.changed), preset.method) == (name, changed, None)
+    assert bool(preset.description) is not bool(changed)
+    assert override(load_preset(name), seed=7).description  # which is as true of another draw
+
+
+@pytest.mark.parametrize("name", ["balanced", "long-video"])
+def test_a_method_in_the_place_of_a_preset_has_no_name_of_one(name: str) -> None:
+    preset = override(load_preset(name), method="dart", options={"visual_pivots": "2"}, keep=0.4)
+    assert (preset.name, preset.description, preset.method) == (None, "", "dart")
+    assert preset.label == "method dart"
+    assert preset.video == replace(load_preset(name).video, stages=None, keep=None)
+    with pytest.raises(PresetError, match=r"^method random: every image stage has its own keep"):
+        Preset(None, keep=0.5, stages=(StageSpec("2", "random", keep=0.3),))
+
+
+def test_how_much_was_looked_at_is_in_the_preset_that_ran() -> None:
+    preset = load_preset("long-video")
+    same = sampled(preset, frames=64)
+    assert (same, same.description, same.changed) == (preset, preset.description, ())
+    other = sampled(preset, fps=2.0, max_tiles=4)
+    assert (other.video.frames, other.video.fps, other.image.max_tiles) == (None, 2.0, 4)
+    assert dict(other.changed) == {"frames": None, "fps": 2.0, "max_tiles": 4}
+    assert other.description == ""
 
 
 def test_a_seed_flag_wins_over_the_preset_and_zero_is_the_default() -> None:

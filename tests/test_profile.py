@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from vtprune.errors import ModelError
 from vtprune.models.base import Sampling
 from vtprune.profile_chart import draw_profile
 from vtprune.profiling import profile as module
+from vtprune.profiling import whole
 from vtprune.profiling.cases import Options
+from vtprune.profiling.layers import Layered
 from vtprune.profiling.machine import Machine
+from vtprune.profiling.probes import Probe
 from vtprune.profiling.profile import Profile, profile
+from vtprune.profiling.rows import Planned
 from vtprune.profiling.shown import Shown
+from vtprune.profiling.times import Budget
 from vtprune.profiling.verdict import Facts, judge
 from vtprune.pruners import METHODS
 from vtprune.pruners.entropy import Entropy
@@ -107,12 +113,14 @@ def check_measured(row: dict[str, Any]) -> None:
     )
     low, high = compare["prefill_spread"]
     assert low <= compare["prefill_speedup"] <= high
-    first = compare["seconds"]["first_token"] / seconds["first_token"]
-    assert compare["first_token_speedup"] == pytest.approx(first)
+    for part in ("first_token", "total"):
+        low, high = compare[f"{part}_spread"]
+        assert low <= compare[f"{part}_speedup"] <= high
+    assert row["measured"] == "run"
 
 
 def test_layers_of_two_kinds_are_timed_both(tmp_path: Path) -> None:
-    found = measured("gemma3", tmp_path, keeps=[0.4], method="uniform")
+    found = measured("gemma3", tmp_path, keeps=[0.4], methods=["uniform"])
     assert [row["seconds"]["prefill"] > 0 for row in found.rows] == [True, True]  # type: ignore[index]
 
 
@@ -121,7 +129,7 @@ def test_every_method_is_measured(method: str, tmp_path: Path) -> None:
     own = METHODS[method]
     video = own.modalities == ("video",) or own.units or own.media
     shown = CLIP if video else None
-    found = measured("llava_onevision", tmp_path, shown, keeps=[0.6], method=method)
+    found = measured("llava_onevision", tmp_path, shown, keeps=[0.6], methods=[method])
     plain, pruned = found.rows
     assert "error" not in pruned, pruned
     assert pruned["tokens"]["kept_after"] < plain["tokens"]["visual"]  # type: ignore[index]
@@ -130,7 +138,7 @@ def test_every_method_is_measured(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "layers"])
 def test_what_goes_before_the_vision_tower_spares_it_work(how: str, tmp_path: Path) -> None:
-    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], method="predictable")
+    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], methods=["predictable"])
     plain, pruned = found.rows
     # Half of the 33 tokens are 3 frames of 4, and the newline.
     assert pruned["tokens"]["stages"][0]["at"] == "pixels"  # type: ignore[index]
@@ -145,7 +153,7 @@ def test_what_goes_before_the_vision_tower_spares_it_work(how: str, tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["whole", "layers"])
 def test_fewer_frames_are_held_against_all_of_them(how: str, tmp_path: Path) -> None:
-    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], method="downsample")
+    found = measured("llava_onevision", tmp_path, CLIP, how, keeps=[0.5], methods=["downsample"])
     plain, fewer = found.rows
     # Half of the 33 tokens are 3 frames of 4, and the newline.
     assert fewer["tokens"]["visual"] == 33  # type: ignore[index]
@@ -168,7 +176,7 @@ def test_a_row_that_fails_when_it_runs_has_its_reason(
 
     monkeypatch.setattr(Entropy, "select", refuse)
     found = measured("llava_onevision", tmp_path, how=how, keeps=[0.5],
-                     presets=["entropy-horizon", "fast"], method="uniform")  # fmt: skip
+                     presets=["entropy-horizon", "fast"], methods=["uniform"])  # fmt: skip
     errors = [row.get("error") for row in found.rows]
     assert errors == [None, None, "no such states here", None]
 
@@ -187,6 +195,71 @@ def test_where_the_budget_is_short_layers_are_scaled_and_it_is_said(tmp_path: Pa
     assert found.measured["passes"] == 1
     assert any("scaled" in note for note in found.warnings), found.warnings
     assert all(row["seconds"]["prefill"] > 0 for row in found.rows if "error" not in row)  # type: ignore[index]
+
+
+def test_a_pass_that_ends_before_all_rows_had_their_turn_counts_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = itertools.chain([1.0], itertools.repeat(-1.0))  # time for one row after the warm-up
+    monkeypatch.setattr(Budget, "left", property(lambda self: next(left)))
+    options = Options(how="whole", repeats=3, dtype="float32", text_tokens=20)
+    found = measured("llava", tmp_path, keeps=[0.6, 0.4], options=options)
+    assert found.measured is not None
+    assert found.measured["passes"] == 1
+    assert "there was time for one pass only, and for none to warm up before it" in found.warnings
+
+
+def test_layers_that_only_some_rows_ran_again_count_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect = Layered.expect
+
+    def expected(layered: Layered, probes: Sequence[Probe]) -> float:
+        """The second pass takes too long after its second run."""
+        late = len(layered.prefill.passes) == 2 and len(layered.readings) > 4
+        return 1e9 if late else expect(layered, probes)
+
+    monkeypatch.setattr(Layered, "expect", expected)
+    options = Options(how="layers", repeats=3, dtype="float32", text_tokens=20)
+    found = measured("llava", tmp_path, keeps=[0.6, 0.4], options=options)
+    assert found.measured is not None
+    assert found.measured["passes"] == 1
+    assert [row["measured"] for row in found.rows] == ["run"] * 3
+
+
+def test_rows_that_were_measured_in_different_ways_are_said_to_be(tmp_path: Path) -> None:
+    options = Options(how="layers", seconds=1e-3, repeats=3, dtype="float32", text_tokens=20)
+    found = measured("llava", tmp_path, keeps=[0.6, 0.4], presets=["fast"], options=options)
+    ways = {row["preset"] or row["keep"]: row["measured"] for row in found.rows}
+    other = [name for name, way in ways.items() if way != "run"]
+    assert other
+    assert len(other) < len(ways)
+    (note,) = (one for one in found.warnings if "summed or scaled from layers of other rows" in one)
+    for name in ways:
+        label = f"preset {name}" if isinstance(name, str) else f"keep {name:g}"
+        assert (label in note) is (name in other)
+
+
+@pytest.mark.parametrize("slow", [1.0, 2.0])
+def test_a_busy_machine_is_noticed_by_the_unpruned_row(
+    slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = itertools.count()
+    run_row = whole.run_row
+
+    def timed(encodings: whole.Encodings, row: Planned) -> whole.Run:
+        ran = run_row(encodings, row)
+        late = not row.steps and next(passes) == 2  # the unpruned row's last pass
+        return replace(ran, prefill=slow if late else 1.0)
+
+    monkeypatch.setattr(whole, "run_row", timed)
+    options = Options(how="whole", repeats=2, dtype="float32", text_tokens=20)
+    found = measured("llava", tmp_path, keeps=[0.5], options=options)
+    busy = [note for note in found.warnings if "the machine was busy" in note]
+    assert bool(busy) is (slow > 1)
+    compare = found.rows[1]["compare"]
+    assert compare["prefill_spread"] == [1.0, slow]  # type: ignore[index]
+    assert compare["prefill_speedup"] == (1 + slow) / 2  # type: ignore[index]
 
 
 def test_a_model_that_does_not_fit_is_measured_by_layers(
@@ -240,8 +313,8 @@ def test_the_default_input_is_the_largest_picture() -> None:
 
 def test_a_row_that_can_not_be_cut_has_its_reason_and_the_others_go_on() -> None:
     options = Options(timed=False)
-    found = profile("llava-1.5-7b", SMALL, keeps=[0.3, 0.9], presets=[], method="uniform", at="16",
-                    options=options)  # fmt: skip
+    found = profile("llava-1.5-7b", SMALL, keeps=[0.3, 0.9], presets=[], methods=["uniform"],
+                    at="16", options=options)  # fmt: skip
     errors = [row.get("error") for row in found.rows]
     assert errors[:2] == [None, None]
     assert "the lowest reachable keep is" in str(errors[2])
@@ -313,6 +386,36 @@ def test_the_verdict_names_the_preset_that_pays_most() -> None:
     assert "Preset fast would pay more: 1.94 x on the whole, 2.36 x to the first" in verdict.text
 
 
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        # In each of five passes, which chance does once in 32 times.
+        ((5.0, 5.1, 5.2, 4.9, 5.0), "Preset fast would pay more: "),
+        ((5.0, 5.1, 5.2, 4.9), "but 4 passes can't tell it apart from keep 0.3."),
+        ((5.0, 5.1, 2.0, 4.9, 5.0), "but 5 passes can't tell it apart from keep 0.3."),
+    ],
+)
+def test_the_verdict_says_that_one_row_is_faster_only_where_the_passes_tell(
+    others: tuple[float, ...], text: str
+) -> None:
+    row = replace(facts("keep 0.3", prefill=2.0), totals=others)
+    fast = replace(facts("preset fast", named=True, prefill=1.0), totals=(3.2,) * len(others))
+    verdict = judge([PLAIN, row, fast], row, 32)
+    assert text in verdict.text
+    assert verdict.best == "preset fast"
+    assert verdict.apart is ("would pay more" in text)
+
+
+def test_whether_pruning_pays_is_left_open_where_single_passes_are_on_both_sides() -> None:
+    row = facts("keep 0.3", prefill=3.0, speedup=1.2)
+    noisy = replace(row, gains=(0.9, 1.2, 1.4))
+    told = judge([PLAIN, noisy], noisy, 32).text
+    assert "Whether pruning pays here is lost in the noise" in told
+    assert "0.90 to 1.40 x in single passes" in told
+    clear = replace(row, gains=(1.1, 1.2, 1.4))
+    assert "Pruning pays here" in judge([PLAIN, clear], clear, 32).text
+
+
 def test_the_verdict_says_where_a_preset_is_shown_less() -> None:
     row = facts("keep 0.3", prefill=2.0, tiles=10)
     fewer = facts("preset document", named=True, prefill=1.0, tiles=5)
@@ -335,7 +438,7 @@ def test_where_the_tower_limits_fewer_frames_are_said_to_pay() -> None:
 
 
 def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill: float,
-        timed: bool = True) -> dict[str, Any]:  # fmt: skip
+        timed: bool = True, **values: Any) -> dict[str, Any]:  # fmt: skip
     compare: dict[str, Any] = {
         "prefill_predicted": 40e12 / prefill, "prefill_roofline": 39e12 / prefill,
         "first_token_roofline": 2.0,
@@ -347,7 +450,10 @@ def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill:
                "decode": 1.0, "decode_per_token": 0.032,
                "first_token": 3 + prefill / 1e12}  # fmt: skip
     return {
-        "keep": keep, "preset": preset,
+        "keep": keep, "preset": preset, "method": None, "options": {},
+        "stages_of": None if preset or not stages else "balanced",
+        "input": {"frames": 0, "tiles": 5, "visual_tokens": 2928},
+        "measured": "run" if timed else None,
         "tokens": {"visual": 2928, "text": 64, "answer": 32, "keep_mean": keep,
                    "stages": [{"layer": layer, "after": after} for layer, after in stages]},
         "flops": {"vision": 2e12, "tower": 1.9e12, "projector": 0.1e12, "prefill": prefill,
@@ -357,7 +463,7 @@ def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill:
         "memory_bytes": {"weights": int(14e9), "peak": int(16e9)},
         "seconds": seconds if timed else None,
         "roofline": {"vision": 2.0, "prefill": 3.0, "decode_per_token": 0.5, "first_token": 5.0},
-        "compare": compare,
+        "compare": compare, **values,
     }  # fmt: skip
 
 
@@ -397,13 +503,16 @@ input     a picture of 672 x 672 in 5 tiles: 2,928 visual tokens, 64 of text
 machine   a CPU, 2 threads: 900 GFLOP/s, 7.00 GB/s
 measured  single layers with random weights, summed over all 32, 2 passes in
           41.00 s
+rows      at every keep: the stages of preset balanced
 
-                         prefill             KV   first prefill     at    of
-         layer:left        FLOPs          cache   token  faster   most FLOPs
-keep 1   all 2,928        40.0 T ██████ 1.50 GB 43.00 s  0.90 x 0.97 x   90%
-keep 0.3 2:958 24:146     13.0 T ██░░░░  450 MB 16.00 s  2.77 x 3.00 x   90%
-fast     0:556 24:87      7.00 T █░░░░░  225 MB 10.00 s  5.14 x 5.57 x   90%
+                      prefill      KV   first prefill    in the roof-    of
+         layer:left     FLOPs   cache   token  faster    passes  line FLOPs
+keep 1   all 2,928     40.0 T 1.50 GB 43.00 s   0.90x 1.00-3.00 0.97x   90%
+keep 0.3 2:958 24:146  13.0 T  450 MB 16.00 s   2.77x 1.00-3.00 3.00x   90%
+fast     0:556 24:87   7.00 T  225 MB 10.00 s   5.14x 1.00-3.00 5.57x   90%
           keep 0.05: keep 0.05 can't be reached
+          faster: times as fast as unpruned, the median of the passes; in the
+          passes: the least and the most; roofline: at this machine's ceilings
 
                FLOPs         keep 0.3  seconds  keep 0.3
 preprocess                               30 ms     30 ms  █░░░░░░░░░░░░░
@@ -417,19 +526,49 @@ decode         400 G            400 G   1.00 s    1.00 s  █░░░░░░�
 
 memory    weights 14.0 GB; peak, estimated, the tower's own left out: 16.0 GB,
           keep 0.3 16.0 GB
-range     prefill with keep 0.3: 1.00 to 3.00 x faster in the passes
 
 verdict   Pruning pays here.
 """
     )
 
 
+def test_rows_that_are_not_comparable_are_marked() -> None:
+    found = example()
+    shown = {"frames": 64, "tiles": 0, "visual_tokens": 12544}
+    found["rows"] += [
+        row(0.2, "long-video", [(0, 500)], 6e12, input=shown),
+        row(0.1, None, [(0, 90)], 4e12, measured="scaled"),
+    ]
+    text = rendered(found)
+    assert "long-video* 0:500" in text
+    told = " ".join(text.split())
+    assert ("* long-video is shown 64 frames, 12,544 visual tokens, and so is the unpruned model "
+            "that it is beside") in told  # fmt: skip
+    assert "~9.00x" in text
+    assert "~ not run itself, but summed or scaled from layers of other rows" in told
+    plain = rendered(example())
+    assert "*" not in plain
+    assert "~" not in plain
+
+
+def test_a_method_in_the_rows_of_the_keeps_is_named_with_its_options() -> None:
+    found = example()
+    found["rows"] += [
+        row(0.3, None, [(2, 958)], 13e12, method="entropy", options={"norm": "none"},
+            stages_of=None),
+        row(0.3, None, [(2, 958)], 13e12, method="dart", stages_of=None),
+    ]  # fmt: skip
+    text = rendered(found)
+    assert "entropy" in text
+    assert "(norm=none) 0.3" in text
+    assert "\ndart 0.3" in text
+
+
 def test_without_measuring_the_tables_show_what_the_ceilings_allow() -> None:
     text = rendered(example(timed=False))
     assert "nothing but the machine's ceilings" in text
     assert "faster" not in text
-    assert "keep 0.3 2:958 24:146" in text
-    assert "3.00 x" in text
+    assert "keep 0.3  2:958 24:146   13.0 T   450 MB  3.00x\n" in text
     assert "at best" in text
 
 
@@ -461,5 +600,5 @@ def test_the_chart_has_the_lines_for_flops_and_the_limit(monkeypatch: pytest.Mon
     del found["rows"][2]
     draw_profile(found)
     assert drawn["by FLOPs"] == pytest.approx([40 / 13, 1.0])
-    assert drawn["limit of this machine"] == pytest.approx([39 / 13, 39 / 40])
+    assert drawn["roofline of this machine"] == pytest.approx([39 / 13, 39 / 40])
     assert drawn["prefill, measured"] == pytest.approx([36 / 13, 36 / 40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -24,7 +25,7 @@ from vtprune.profiling.rows import Planned, Step, plan_row, want_rows
 from vtprune.profiling.samples import Samples, sum_layers
 from vtprune.profiling.shapes import find_shape
 from vtprune.profiling.shown import Shown
-from vtprune.profiling.times import RowTimes
+from vtprune.profiling.times import Pass, RowTimes
 from vtprune.profiling.towers import whole_tower
 
 
@@ -188,10 +189,15 @@ def test_a_small_head_has_few_rows_and_grows_back() -> None:
 
 
 def test_speed_ups_are_those_of_the_passes() -> None:
-    plain = RowTimes(0.1, 1.0, 0.0, 8.0, 0.2, 0.01, passes=(8.0, 8.0, 8.0))
-    times = RowTimes(0.1, 1.0, 0.05, 2.0, 0.2, 0.01, passes=(2.0, 4.0, 2.0))
-    assert times.speedups(plain) == (4.0, 2.0, 4.0)
-    assert times.speedup(plain) == 4.0
+    plain = RowTimes(0.1, 1.0, 0.0, 8.0, 0.2, 0.01, (Pass(8.0, 10.0, 0.5),) * 3)
+    passes = Pass(2.0, 4.0, 0.1), Pass(4.0, 5.0, 0.2), Pass(2.0, 4.0, 0.1)
+    times = RowTimes(0.1, 1.0, 0.05, 2.0, 0.2, 0.01, passes)
+    found = times.speedups(plain, lambda one: one.prefill)
+    assert (found.passes, found.median, found.spread) == ((4.0, 2.0, 4.0), 4.0, [2.0, 4.0])
+    whole = times.speedups(plain, lambda one: one.total(11))
+    assert whole.passes == (15 / 5, 15 / 7, 15 / 5)
+    with pytest.raises(ValueError, match="zip"):  # of other passes
+        times.speedups(replace(plain, passes=plain.passes[:2]), lambda one: one.prefill)
     assert times.first_token == pytest.approx(0.1 + 1.0 + 2.0 + 0.2)
     assert times.total(11) == pytest.approx(3.3 + 10 * 0.01)
 

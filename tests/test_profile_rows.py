@@ -52,7 +52,7 @@ def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -
 def test_flops_of_the_layers_are_the_published_ones(
     llava: Loaded, case: Case, average: int, teraflops: float
 ) -> None:
-    row = rows(llava, case, [average / 576], method="entropy", at="2")[-1]
+    row = rows(llava, case, [average / 576], methods=["entropy"], at="2")[-1]
     made = cost_row(llava, row, 1, 2)
     layers = made.flops["prefill_by_layer"]
     assert isinstance(layers, list)
@@ -65,14 +65,14 @@ def test_flops_of_the_layers_are_the_published_ones(
 def test_the_cache_of_the_picture_is_the_published_one(
     llava: Loaded, case: Case, average: int, megabytes: float
 ) -> None:
-    row = rows(llava, case, [average / 576], method="entropy", at="2")[-1]
+    row = rows(llava, case, [average / 576], methods=["entropy"], at="2")[-1]
     text = 2 * 2 * 4096 * 32 * 64  # keys and values of 64 tokens of text in 32 layers
     kept = cost_row(llava, row, 1, 2).kv_cache_bytes["kept"] - text
     assert kept / 2**20 == pytest.approx(megabytes, abs=0.06)
 
 
 def test_counts_of_a_row_are_those_of_the_schedule(llava: Loaded, case: Case) -> None:
-    whole, row = rows(llava, case, [0.5], method="uniform", at="8")
+    whole, row = rows(llava, case, [0.5], methods=["uniform"], at="8")
     assert whole.visual == (576,) * 32
     # (0.5 x 32 x 576 - 8 x 576) / 24 = 192
     assert row.visual == (576,) * 8 + (192,) * 24
@@ -127,11 +127,11 @@ def test_a_preset_that_sets_every_keep_itself_leaves_the_keeps_to_balanced(tmp_p
 
 def test_a_method_of_no_such_name_is_refused() -> None:
     with pytest.raises(PresetError, match="unknown method 'entropie'"):
-        want_rows([0.3], [], method="entropie")
+        want_rows([0.3], [], methods=["entropie"])
 
 
 def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: Case) -> None:
-    row = rows(llava, case, [0.1], method="uniform", at="16")[-1]
+    row = rows(llava, case, [0.1], methods=["uniform"], at="16")[-1]
     assert "the lowest reachable keep" in row.error
 
 

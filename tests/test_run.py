@@ -35,7 +35,7 @@ FIELDS = {
     "flops": {"vision", "prefill", "prefill_full", "decode", "decode_full", "reduction"},
     "kv_cache_bytes": {"kept", "full"},
     "memory_bytes": {"weights", "peak"},
-    "seconds": {"load", "media", "preprocess", "vision", "select", "prefill", "decode",
+    "seconds": {"startup", "load", "media", "preprocess", "vision", "select", "prefill", "decode",
                 "first_token", "total"},
     "version": {"vtprune", "torch", "transformers"},
     "compare": {"answer", "same_answer", "seconds", "prefill_speedup", "prefill_predicted",
@@ -137,6 +137,49 @@ def test_sampling_depends_on_the_seed_alone(checkpoints, picture: Path) -> None:
     ]
     assert answers[0] == answers[1] != answers[2]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_report_says_what_ran_under_flags(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    preset = override(load_preset("long-video"), keep=0.5, seed=3)
+    told = next(run.ask(loaded, [clip], ["what?"], preset, sampling=Sampling(frames=4),
+                        generation=SHORT)).to_dict()["preset"]  # fmt: skip
+    assert isinstance(told, dict)
+    assert (told["name"], told["method"], told["description"]) == ("long-video", None, "")
+    assert (told["keep"], told["seed"], told["video"]["frames"]) == (0.5, 3, 4)
+    assert told["changed"] == {"keep": 0.5, "seed": 3, "frames": 4}
+
+
+def test_a_report_of_a_method_has_no_presets_name(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    preset = override(load_preset("balanced"), 0.4, "entropy", 2, {"norm": "none"})
+    told = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
+    assert (told.preset["name"], told.preset["method"]) == (None, "entropy")
+    assert (told.preset["description"], told.preset["changed"]) == ("", {})
+    assert told.preset["stages"][0]["norm"] == "none"  # type: ignore[index]
+    whole = next(run.ask(loaded, [picture], ["what?"], override(preset, 1.0), generation=SHORT))
+    assert (whole.preset["method"], whole.preset["stages"]) == ("entropy", [])
+
+
+def test_a_comparison_beside_a_sampled_answer_is_of_two_greedy_ones(
+    checkpoints, picture: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    greedy = {keep: ask(loaded, picture, keep=keep)[0].answer for keep in (0.4, 1.0)}
+    hot = Generation(SHORT.max_new_tokens, temperature=5.0, seed=1)
+    for keep in (0.4, 1.0):
+        report = ask(loaded, picture, keep=keep, compare=True, generation=hot)[0]
+        assert report.answer != greedy[keep], "the check would not notice"
+        assert report.compare is not None
+        assert report.compare["answer"] == greedy[1.0]
+        assert report.compare["pruned_answer"] == greedy[keep]
+        assert report.compare["same_answer"] is (greedy[keep] == greedy[1.0])
+        assert any("the answer was sampled; the comparison holds a greedy" in note
+                   for note in report.warnings)  # fmt: skip
+    plain = ask(loaded, picture, keep=0.4, compare=True)[0]
+    assert plain.compare is not None
+    assert "pruned_answer" not in plain.compare
+    assert not any("sampled" in note for note in plain.warnings)
 
 
 def test_compare_measures_both_and_says_what_was_realised(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]

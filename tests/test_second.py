@@ -211,7 +211,7 @@ def invoke(questions: Path, *args: str) -> Result:
     return CliRunner().invoke(
         cli,
         ["evaluate", str(questions / "few.jsonl"), "--methods", "fastv", "--keep", "0.2",
-         "--seeds", "1", "--turns", "-o", str(questions / "answers.jsonl"), *args],
+         "--seeds", "1", "--turns", "--answers", str(questions / "answers.jsonl"), *args],
     )  # fmt: skip
 
 

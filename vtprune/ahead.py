@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -46,12 +44,9 @@ def load_and_gather(
         reading = pool.submit(reader.read)
         try:
             loaded = opened.load()
-            ended = time.perf_counter()
-            gathered = _wait(reading, reader, on_progress)
+            return loaded, _wait(reading, reader, on_progress)
         finally:
             reader.stopped.set()
-    overlapped = max(0.0, min(ended, reader.ended) - reader.started)
-    return loaded, [replace(gathered[0], overlapped=overlapped), *gathered[1:]]
 
 
 def _wait(
@@ -75,13 +70,9 @@ class _Reader:
         self.chosen, self.limits = chosen, limits
         self.stopped = Event()
         self.reached: tuple[str, int, int] | None = None
-        self.started = self.ended = 0.0
 
     def read(self) -> list[Gathered]:
-        self.started = time.perf_counter()
-        gathered = [read_all(one, self.limits, self.note) for one in self.chosen]
-        self.ended = time.perf_counter()
-        return gathered
+        return [read_all(one, self.limits, self.note) for one in self.chosen]
 
     def note(self, stage: str, done: int, total: int) -> None:
         """Notes how far it is; goes no further when nobody waits for it."""

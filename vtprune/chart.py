@@ -1,4 +1,4 @@
-"""What all charts share: a figure without a display, axes of shares, and the PNG that comes out."""
+"""What all charts share: a figure without a display, axes of shares, the file that comes out."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG."""
+def to_bytes(figure: Figure, kind: str = "png") -> bytes:
+    """A figure as a file.
+
+    Args:
+        kind: "png" or "svg".
+    """
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format=kind)
     return picture.getvalue()
 
 

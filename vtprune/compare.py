@@ -67,22 +67,27 @@ def compare_runs(
 
     One warm-up each, then unpruned and pruned in ABBA order; both are greedy and forced to the
     length of the unpruned answer. Speed-ups are medians of the pairs' ratios; loading is left out.
+    Where the report's answer was sampled, a greedy one is given for the comparison, since two
+    answers that chance parts say nothing about pruning.
 
     Args:
         full: the unpruned side, where it looks at more of the media; None: at the same.
     """
     steps = 2 * PAIRS + 2
-    greedy = generation.greedy
+    greedy, sampled = generation.greedy, generation.temperature > 0
     spent = report.seconds["preprocess"], report.seconds["media"]
     plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
     unpruned = timed(loaded, plain, greedy)
+    answered = timed(loaded, pruned, greedy) if sampled else run
     show(on_progress, 1, steps)
     pairs = time_pairs(
         loaded, plain, pruned, greedy, len(unpruned.tokens), PAIRS,
         lambda done: show(on_progress, 1 + done, steps),
     )  # fmt: skip
     ceilings = measure_ceilings(loaded.model.device, loaded.model.dtype)
-    return sum_up(pairs, unpruned.answer, run, report, roofline_speedup(loaded, run, ceilings))
+    roofline = roofline_speedup(loaded, run, ceilings)
+    compared = sum_up(pairs, unpruned.answer, answered, report, roofline)
+    return {**compared, "pruned_answer": answered.answer} if sampled else compared
 
 
 def show(on_progress: Progress | None, done: int, total: int) -> None:
@@ -132,8 +137,8 @@ def sum_up(
     """The report's `compare`: what was measured beside what the FLOPs promise.
 
     Args:
-        answer: of the unpruned model.
-        run, report: of the pruned one.
+        answer: of the unpruned model, greedy.
+        run, report: of the pruned one; the run's answer is greedy.
     """
     ratio = {
         part: median(pair.unpruned[part] / max(pair.pruned[part], 1e-9) for pair in pairs)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
+from vtprune.csv_file import csv_text, flat
+from vtprune.telling import with_options
+
+PARTS = ("media", "preprocess", "vision", "select", "prefill", "decode", "first_token", "total")
 COMPARED = ("prefill_speedup", "prefill_predicted", "prefill_roofline", "realised_fraction",
             "first_token_speedup", "total_speedup")  # fmt: skip
+RUN = ("model", "device", "dtype", "attention", "file", "question", "repeats")
 COLUMNS = (
-    "role", "method", "preset", "at", "keep", "answer", "same_answer", "visual", "keep_mean",
-    "kept_after", "stages", "vision_flops", "prefill_flops", "prefill_full_flops", "reduction",
-    "kv_cache_kept_bytes", "kv_cache_full_bytes", *(f"{part}_seconds" for part in PARTS),
-    *COMPARED, "beside", "error",
+    *RUN, "role", "method", "preset", "at", "keep", "answer", "same_answer", "visual", "keep_mean",
+    "kept_after", "stages", "options", "vision_flops", "prefill_flops", "prefill_full_flops",
+    "reduction", "kv_cache_kept_bytes", "kv_cache_full_bytes",
+    *(f"{part}_seconds" for part in PARTS), *COMPARED, "beside", "error",
 )  # fmt: skip
 """Of the CSV, which has a cell for each in every line."""
 
@@ -29,10 +31,12 @@ class Row:
         preset: the resolved preset, every stage with its layer and all its options.
         at: where it cuts, as it was asked for.
         keep: the layer average that was asked for; None where the preset says its keeps itself.
+        options: of the method, as they were given.
         beside: what a baseline has its layers and counts from; empty for one of its own.
         answer, same_answer: and whether it is the unpruned one.
         tokens, flops, kv_cache_bytes: as in a report.
-        seconds: as in a report, medians of what was measured; None without measuring.
+        seconds: medians of what was measured, by part; the total is from reading the media to the
+            last token, without loading the model, which all rows share. None without measuring.
         compare: as in a report; None for the unpruned row, and without measuring.
         error: why there is no answer.
     """
@@ -42,6 +46,7 @@ class Row:
     preset: Mapping[str, object]
     at: str
     keep: float | None
+    options: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     answer: str | None = None
     same_answer: bool | None = None
@@ -55,7 +60,7 @@ class Row:
     @property
     def name(self) -> str:
         """What the row is called."""
-        return self.method or str(self.preset.get("name"))
+        return with_options(self.method, self.options) if self.method else str(self.preset["name"])
 
     def to_dict(self) -> dict[str, object]:
         """Plain values; what there is none of is left out, but for `method` and `keep`."""
@@ -64,9 +69,10 @@ class Row:
             for key, value in vars(self).items()
             if key in ("method", "keep") or value is not None
         }
-        values["beside"] = list(self.beside)
-        if not self.beside:
-            del values["beside"]
+        values |= {"beside": list(self.beside), "options": dict(self.options)}
+        for key in ("beside", "options"):
+            if not values[key]:
+                del values[key]
         return values
 
 
@@ -79,6 +85,7 @@ class Comparison:
         model, input, version: as in a report.
         rows: the unpruned model first, then keep by keep what was asked for and the baselines.
         pairs: how often each row was timed beside the unpruned model; 0 where nothing was measured.
+        seconds: startup, load and total of the whole comparison.
         warnings: what the reader should know before believing a figure.
     """
 
@@ -87,6 +94,7 @@ class Comparison:
     input: Mapping[str, object]
     rows: tuple[Row, ...]
     pairs: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     version: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,29 +108,40 @@ class Comparison:
 
     def to_csv(self) -> str:
         """One line a row under a line of COLUMNS; a cell is empty where there is no figure."""
-        file = io.StringIO(newline="")
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow(_cells(row))
-        return file.getvalue()
+        files = self.input["files"]
+        assert isinstance(files, (list, tuple))
+        same = {
+            **{key: self.model[key] for key in ("device", "dtype", "attention")},
+            "model": self.model["name"],
+            "file": "; ".join(map(str, files)),
+            "question": self.question,
+            "repeats": self.pairs,
+        }
+        return csv_text([{**same, **_cells(row)} for row in self.rows], COLUMNS)
 
 
 def _cells(row: Row) -> dict[str, object]:
-    tokens, flops, seconds = row.tokens or {}, row.flops or {}, row.seconds or {}
-    cache, compare = row.kv_cache_bytes or {}, row.compare or {}
-    stages = tokens.get("stages", ())
-    assert isinstance(stages, (list, tuple))
-    figures: dict[str, object] = {
+    """A row's own columns."""
+    tokens, flops, compare = row.tokens or {}, row.flops or {}, row.compare or {}
+    cache, seconds = row.kv_cache_bytes or {}, row.seconds or {}
+    named = ("role", "method", "at", "keep", "answer", "same_answer", "error")
+    return flat({
+        **{key: getattr(row, key) for key in named},
+        "preset": None if row.method else row.name,
+        "beside": row.beside,
+        "options": _options(tokens.get("stages")),
         **{key: tokens.get(key) for key in ("visual", "keep_mean", "kept_after")},
+        "stages": tokens.get("stages") or [],
         **{f"{key}_flops": flops.get(key) for key in ("vision", "prefill", "prefill_full")},
+        "reduction": flops.get("reduction"),
         **{f"kv_cache_{key}_bytes": cache.get(key) for key in ("kept", "full")},
         **{f"{key}_seconds": seconds.get(key) for key in PARTS},
         **{key: compare.get(key) for key in COMPARED},
-        "reduction": flops.get("reduction"),
-        "stages": " ".join(f"{stage['layer']}:{stage['after']}" for stage in stages),
-    }
-    said = {key: getattr(row, key) for key in ("role", "method", "at", "keep", "answer",
-                                               "same_answer", "error")}  # fmt: skip
-    told = {**said, "preset": None if row.method else row.name, "beside": " ".join(row.beside)}
-    return {key: "" if value is None else value for key, value in {**told, **figures}.items()}
+    })  # fmt: skip
+
+
+def _options(stages: object) -> list[str]:
+    """Every option that the stages ran with, as "norm=none"."""
+    assert isinstance(stages, (list, tuple, type(None)))
+    pairs = [pair for stage in stages or () for pair in stage["options"].items()]
+    return list(dict.fromkeys(f"{name}={value}" for name, value in pairs))

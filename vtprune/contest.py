@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from vtprune.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unp
 from vtprune.loading import Loaded, Progress
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
-from vtprune.prompts import Prompt, ready, sampling_of
+from vtprune.prompts import Prompt, as_sampled, ready, sampling_of
 from vtprune.run import Media, find_loaded, finish, pruned
 from vtprune.standing import Standing
 from vtprune.upstream import quiet
@@ -71,11 +72,13 @@ def compare_methods(
         VtpruneError: nothing of what was asked is valid, the media can't be read, or the unpruned
             model can't answer.
     """
+    began = time.perf_counter()
     lineup = line_up(methods, keeps, presets, at, options, seed)
     paths = [media] if isinstance(media, (str, Path)) else list(media)
+    loads = model is None or isinstance(model, (str, Path))
     return run_lineup(
         find_loaded(model), paths, question, lineup, sampling=sampling, generation=generation,
-        limits=limits, repeats=repeats, on_progress=on_progress,
+        limits=limits, repeats=repeats, since=began if loads else None, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -89,13 +92,17 @@ def run_lineup(
     generation: Generation | None = None,
     limits: Limits | None = None,
     repeats: int = PAIRS,
+    since: float | None = None,
+    startup: float = 0.0,
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Runs the rows of a comparison; as `compare_methods`.
 
     Args:
         sampling: how much of the media; None: as the lineup says, else the family's own.
+        since, startup: as in `run.ask`.
     """
+    began = time.perf_counter() if since is None else since
     if repeats < 0:
         raise PresetError(f"repeats {repeats} is out of range", "5 or more; 0 does not measure")
     greedy = (generation or Generation()).greedy
@@ -103,7 +110,7 @@ def run_lineup(
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
     again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())
     prompt = ready(loaded, gathered, question, greedy)
-    table = _Contest(loaded, prompt, again, question, greedy, on_progress)
+    table = _Contest(loaded, prompt, again, question, sampling, greedy, on_progress)
     table.answer_all([unpruned(lineup.seed), *lineup.entries])
     notes = list(lineup.notes)
     if repeats:
@@ -111,7 +118,9 @@ def run_lineup(
     if 0 < repeats < PAIRS:
         times = "once" if repeats == 1 else f"{repeats} times"
         notes.append(f"every row was timed {times}: medians of fewer than {PAIRS} pairs are rough")
-    return table.result(notes, repeats)
+    load = 0.0 if since is None else loaded.seconds
+    seconds = {"startup": startup, "load": load, "total": time.perf_counter() - began}
+    return table.result(notes, repeats, seconds)
 
 
 class _Contest:
@@ -123,11 +132,12 @@ class _Contest:
         prompt: Prompt,
         gather_for: Callable[[Preset], Gathered],
         question: str,
+        sampling: Sampling,
         generation: Generation,
         on_progress: Progress | None,
     ) -> None:
         self.loaded, self.prompt, self.gather_for = loaded, prompt, gather_for
-        self.question, self.generation = question, generation
+        self.question, self.sampling, self.generation = question, sampling, generation
         self.on_progress = on_progress
         self.encoded: Encoded = {}
         self.rows: list[Standing] = []
@@ -160,10 +170,9 @@ class _Contest:
                          encoded=self.encoded, prompts=[prompt.inputs])[0]  # fmt: skip
         except VtpruneError as error:
             return Standing(entry, error=error)
-        run = replace(run, seconds={**run.seconds, **prompt.seconds, "load": self.loaded.seconds})
-        report = finish(
-            self.loaded, prompt.gathered, prompt.inputs, self.question, entry.preset, run
-        )
+        run = replace(run, seconds={**run.seconds, **prompt.seconds})
+        preset = as_sampled(entry.preset, self.sampling)
+        report = finish(self.loaded, prompt.gathered, prompt.inputs, self.question, preset, run)
         return Standing(entry, report, run, prompt)
 
     def prompt_for(self, preset: Preset) -> Prompt:
@@ -220,7 +229,7 @@ class _Contest:
 
     # -- what comes out --------------------------------------------------------------------------
 
-    def result(self, notes: Sequence[str], pairs: int) -> Comparison:
+    def result(self, notes: Sequence[str], pairs: int, seconds: Mapping[str, float]) -> Comparison:
         """All rows, and what the reader should know of any of them."""
         base = self.base
         assert base.report is not None
@@ -233,10 +242,9 @@ class _Contest:
             question=self.question,
             model=base.report.model,
             input=base.report.input,
-            rows=tuple(
-                row.row(base.run.answer, self.loaded.seconds, took[id(row)]) for row in self.rows
-            ),
+            rows=tuple(row.row(base.run.answer, took[id(row)]) for row in self.rows),
             pairs=pairs,
+            seconds=seconds,
             warnings=tuple(dict.fromkeys([*notes, *own])),
             version=base.report.version,
         )

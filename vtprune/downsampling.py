@@ -114,7 +114,7 @@ def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
         keep = preset.keep_for(modality) if stage.keep is None else stage.keep
         if keep is None:
             raise PresetError(
-                f"preset {preset.name}: the stage at {stage.at} ({stage.method}) has no keep, and "
+                f"{preset.label}: the stage at {stage.at} ({stage.method}) has no keep, and "
                 "no keep was given",
                 "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
             )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
     from vtprune.trace import Trace
 
-PARTS = ("load", "media", "preprocess", "vision", "prefill")
+PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
+"""Of the seconds of a report, in the order in which they pass; what is chosen is in the prefill."""
 
 
 def build_report(
@@ -91,8 +92,11 @@ def describe_input(
 
 
 def resolve_preset(preset: Preset, trace: Trace, sample: int) -> dict[str, object]:
-    """The preset, its stages as they ran: each with its layer and all its options."""
-    told = preset.to_dict()
+    """The preset, its stages as they ran: each with its layer and all its options.
+
+    `name` is None where one `method` was in its place; `changed` has what flags changed in it.
+    """
+    told = {**preset.to_dict(), "method": preset.method, "changed": dict(preset.changed)}
     for modality in MODALITIES:
         own = told.get(modality)
         if isinstance(own, dict):
@@ -247,9 +251,6 @@ def measure_memory(loaded: Loaded) -> dict[str, int]:
 
 
 def sum_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The parts, the time to the first token, and the total, which has what overlaps only once."""
+    """The parts, and the time to the first token."""
     first = sum(seconds[part] for part in ("preprocess", "first_choice"))
-    total = seconds["load"] + seconds["media"] + first + seconds["decode"]
-    total -= seconds.get("overlapped", 0.0)
-    parts = {name: seconds[name] for name in (*PARTS[:4], "select", "prefill", "decode")}
-    return {**parts, "first_token": first, "total": total}
+    return {**{name: seconds[name] for name in PARTS}, "first_token": first}

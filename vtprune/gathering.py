@@ -29,7 +29,6 @@ class Gathered:
         resize_seconds: the family's resizing, and choosing how much to look at.
         sources: the files; of what was made smaller, as it was.
         whole: what a prompt would hold if nothing had been made smaller; None where nothing was.
-        overlapped: seconds of decoding and resizing during which the model was loaded.
     """
 
     items: tuple[Prepared, ...]
@@ -39,7 +38,6 @@ class Gathered:
     resize_seconds: float
     sources: tuple[Source, ...] = ()
     whole: Whole | None = None
-    overlapped: float = 0.0
 
     @property
     def read(self) -> list[Prepared]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from vtprune.errors import PresetError, VtpruneError, brief, list_faults
+from vtprune.errors import MOST_FAULTS, PresetError, VtpruneError, brief, list_faults
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS, check_options, find_method
 from vtprune.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
+from vtprune.telling import with_options
 
 KEEPS = (0.5, 0.3, 0.1)
 DRAWN = ("random", "uniform")
@@ -35,6 +36,7 @@ class Entry:
         at: where it cuts, as it was asked for.
         counts: (layer, tokens left) of each cut, which a baseline shares with the asked row that
             it stands beside; empty for every other row.
+        options: of the method, as they were given.
         error: why it can't run at all.
     """
 
@@ -45,11 +47,12 @@ class Entry:
     at: str = ""
     counts: tuple[tuple[int, int], ...] = ()
     error: VtpruneError | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
         """What the row is called."""
-        return self.method or self.preset.name
+        return with_options(self.method, dict(self.options)) or str(self.preset.name)
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,15 @@ def _checked(
     budgets = _all(faults, (partial(check_keep, keep) for keep in keeps))
     loaded = _all(faults, (partial(load_preset, one) for one in presets))
     known = [name for name in dict.fromkeys(methods) if name in METHODS]
-    own = _own_options(faults, known, options)
+    own: dict[str, dict[str, str]] = {name: {} for name in known}
+    for split in _all(faults, [partial(split_options, known, options)]):
+        own = split
     _all(faults, (partial(find_method, name) for name in methods))
     _all(faults, (partial(check_options, name, own[name]) for name in known))
     _all(faults, (partial(check_place, place) for place in (at,) if place is not None))
     _all(faults, [partial(override, Preset(), seed=seed)])
     _once(faults, "method", methods)
-    _once(faults, "preset", (preset.name for preset in loaded))
+    _once(faults, "preset", (str(preset.name) for preset in loaded))
     _once(faults, "keep", (f"{keep:g}" for keep in budgets))
     if faults:
         raise PresetError(
@@ -156,7 +161,7 @@ def _shared_media(presets: Sequence[Preset]) -> tuple[Preset, list[str]]:
     saying = [one for one in presets if any(value is not None for value in asking[one.name])]
     if len({asking[one.name] for one in saying}) == 1:
         return saying[0], []
-    names = ", ".join(one.name for one in saying)
+    names = ", ".join(str(one.name) for one in saying)
     note = (f"presets {names} look at different frames or tiles when alone; here all rows look at "
             "the same: as many as --frames, --fps and --max-tiles say, else the model's own "
             "choice")  # fmt: skip
@@ -173,11 +178,11 @@ def _method(
 ) -> Entry:
     """A method's row; one that can't cut at that place says so in it."""
     place = METHODS[name].at if at is None else check_place(at)
+    entry = Entry(role, name, Preset(None, keep=keep), keep, place, options=tuple(options.items()))
     try:
-        return Entry(role, name, override(Preset(name=name), keep, name, at, options, seed), keep,
-                     place)  # fmt: skip
+        return replace(entry, preset=override(Preset(), keep, name, at, options, seed))
     except PresetError as error:
-        return Entry(role, name, Preset(name=name, keep=keep), keep, place, error=error)
+        return replace(entry, error=error)
 
 
 def _preset(preset: Preset, keep: float | None, seed: int | None) -> Entry:
@@ -233,12 +238,12 @@ def _repeated(preset: Preset, stages: Sequence[Mapping[str, object]], method: st
             )
         )
     if "all" in told:
-        return Preset(name=method, seed=preset.seed, stages=tuple(told["all"]))
+        return Preset(None, seed=preset.seed, stages=tuple(told["all"]))
     image, video = (
         ModalityPreset(stages=tuple(told[name])) if name in told else ModalityPreset(keep=1.0)
         for name in ("image", "video")
     )
-    return Preset(name=method, seed=preset.seed, image=image, video=video)
+    return Preset(None, seed=preset.seed, image=image, video=video)
 
 
 def _takes_keep(preset: Preset) -> bool:
@@ -269,16 +274,20 @@ def _once(faults: list[VtpruneError], what: str, names: Iterable[str]) -> None:
             )
 
 
-def _own_options(
-    faults: list[VtpruneError], methods: Sequence[str], options: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """Method -> those of the given options that it has."""
+def split_options(methods: Sequence[str], options: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The options that each method has, of those that are given to all.
+
+    Raises:
+        PresetError: options that no method has.
+    """
     has = {name: {option.name for option in METHODS[name].options} for name in methods}
-    for key in options:
-        if not any(key in known for known in has.values()):
-            what = f"none of {', '.join(has)} has" if has else "no method was named that has"
-            hint = "vtprune methods lists every method's options"
-            faults.append(PresetError(f"{what} the option {brief(key)}", hint))
+    missing = [key for key in options if not any(key in known for known in has.values())]
+    if missing:
+        what = f"none of {', '.join(has)} has" if has else "no method was named that has"
+        raise PresetError(
+            f"{what} the option {', '.join(map(brief, missing[:MOST_FAULTS]))}",
+            "vtprune methods lists every method's options",
+        )
     return {
         name: {key: value for key, value in options.items() if key in known}
         for name, known in has.items()

@@ -90,7 +90,7 @@ class Plan:
             for stage in stages:
                 if stage.keep is None and keep is None and stage.at != PIXELS:
                     raise PresetError(
-                        f"preset {self.preset.name}: the stage at {stage.at} ({stage.method}) has "
+                        f"{self.preset.label}: the stage at {stage.at} ({stage.method}) has "
                         "no keep, and no keep was given",
                         "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
                     )

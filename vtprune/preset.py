@@ -34,6 +34,7 @@ __all__ = [
     "parse_keep",
     "preset_directory",
     "preset_names",
+    "sampled",
 ]
 
 
@@ -89,12 +90,16 @@ def parse_keep(text: str) -> Keep:
     """
     if "=" not in text:
         return check_keep(text)
-    keeps = {}
+    keeps: dict[str, float] = {}
     for part in text.split(","):
         modality, _, value = part.strip().partition("=")
         if modality not in ("image", "video"):
             raise PresetError(
                 f"keep for {quote(modality)}: no such modality", "image=0.5,video=0.2"
+            )
+        if modality in keeps:
+            raise PresetError(
+                f"keep for {modality} is given twice: {brief(text)}", "image=0.5,video=0.2"
             )
         keeps[modality] = check_keep(value)
     return keeps
@@ -119,6 +124,10 @@ def override(
 
     Raises:
         PresetError: a value out of range, an unknown name, or a keep that sets nothing.
+
+    Returns:
+        What runs: under `method` it has no preset's name or description, under other changes they
+        are in `changed`.
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise PresetError(
@@ -131,6 +140,7 @@ def override(
     if at is not None and method is None:
         raise PresetError("--at without --method", "name the method that should cut there")
     stages, image, video = preset.stages, preset.image, preset.video
+    before = (stages, image.stages, video.stages)
     if method is not None:
         place = check_place(find_method(method).at if at is None else at)
         stages = (StageSpec(place, method, options=_options(method, options or {})),)
@@ -144,7 +154,7 @@ def override(
         known = {key for group in groups for stage in group or () for key, _ in stage.options}
         if missing := [key for key in options if key not in known]:
             raise PresetError(
-                f"no stage of preset {brief(preset.name)} has the option "
+                f"no stage of {preset.label} has the option "
                 f"{', '.join(map(brief, missing[:MOST_FAULTS]))}",
                 "vtprune methods lists every method's options",
             )
@@ -166,14 +176,45 @@ def override(
     elif keep is not None:
         top = check_keep(keep)
         image, video = replace(image, keep=None), replace(video, keep=None)
-    return replace(
+    made = replace(
         preset,
+        name=preset.name if method is None else None,
         stages=stages,
         image=image,
         video=video,
         keep=top,
         seed=preset.seed if seed is None else seed,
     )
+    if made.name is None:  # what was given is all that it is
+        return replace(made, description="", changed=())
+    changes: dict[str, object] = {}
+    if (stages, image.stages, video.stages) != before:
+        changes |= options or {}
+    if any(made.keep_for(one) != preset.keep_for(one) for one in ("image", "video")):
+        changes["keep"] = dict(keep) if isinstance(keep, Mapping) else made.keep
+    if made.seed != preset.seed:
+        changes["seed"] = made.seed
+    return made.change(changes) if changes else made
+
+
+def sampled(
+    preset: Preset,
+    frames: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    max_tiles: int | None = None,
+) -> Preset:
+    """A preset that looks at as much of the media as was looked at, whatever it says itself."""
+    video = replace(preset.video, frames=frames, fps=fps, max_frames=max_frames)
+    image = replace(preset.image, max_tiles=max_tiles)
+    changes = {
+        key: getattr(new, key)
+        for old, new in ((preset.image, image), (preset.video, video))
+        for key in ("max_tiles", "frames", "fps", "max_frames")
+        if getattr(old, key) != getattr(new, key)
+    }
+    made = replace(preset, image=image, video=video)
+    return made.change(changes) if changes and preset.name else made
 
 
 def _options(method: str, options: Mapping[str, object]) -> tuple[tuple[str, Value], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_png
+from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,35 +14,60 @@ TITLE = 90  # characters
 Values = Mapping[str, object]
 LINES = {
     "prefill_predicted": ("by FLOPs", "--", "0.45"),
-    "prefill_roofline": ("limit of this machine", ":", "0.45"),
+    "prefill_roofline": ("roofline of this machine", ":", "0.45"),
     "prefill_speedup": ("prefill, measured", "-", "C0"),
     "first_token_speedup": ("first token, measured", "-", "C1"),
-    "first_token_roofline": ("first token, limit of this machine", ":", "C1"),
+    "first_token_roofline": ("first token, roofline of this machine", ":", "C1"),
 }
 """Figure of `compare` -> its name, its line and its colour."""
+MEASURED = {"prefill_speedup": "-", "first_token_speedup": "--"}
+"""Figures that are drawn of every method where there are several, and their lines."""
 PRESETS = {
     "prefill_speedup": "presets: prefill, measured",
-    "prefill_roofline": "presets: prefill, limit of this machine",
+    "prefill_roofline": "presets: prefill, roofline of this machine",
 }
 
 
-def draw_profile(profile: Values) -> bytes:
-    """A PNG: the speed-ups of the keeps as lines, those of the presets as crosses."""
+def draw_profile(profile: Values, kind: str = "png") -> bytes:
+    """A picture, PNG or SVG: the speed-ups of the keeps as lines, those of the presets as crosses.
+
+    Where several methods cut at the keeps, each has a colour.
+    """
     rows = [row for row in cast("Sequence[Values]", profile["rows"]) if "error" not in row]
     keeps = sorted((row for row in rows if row["preset"] is None), key=kept)
+    methods = list(dict.fromkeys(str(row["method"]) for row in keeps if row["method"]))
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    for name, (label, line, colour) in LINES.items():
-        if all(name in cast("Values", row["compare"]) for row in keeps):
-            values = [figure_of(row, name) for row in keeps]
-            marker = "o" if line == "-" else ""
-            axes.plot([kept(row) for row in keeps], values, line, color=colour, label=label,
-                      marker=marker)  # fmt: skip
-    draw_spread(axes, keeps)
+    if len(methods) > 1:
+        plain = [row for row in keeps if row["stages_of"] is None and row["method"] is None]
+        for number, method in enumerate(methods):
+            own = [row for row in keeps if row["method"] == method]
+            draw_method(axes, [*own, *plain], f"C{number}", method)
+    else:
+        for name, (label, line, colour) in LINES.items():
+            draw_line(axes, keeps, name, line, colour, label)
+        draw_spread(axes, keeps)
     draw_presets(axes, [row for row in rows if row["preset"] is not None])
     show_speed_ups(axes, title(profile))
     axes.legend(fontsize=SMALL)
-    return to_png(figure)
+    return to_bytes(figure, kind)
+
+
+def draw_method(axes: Axes, rows: Sequence[Values], colour: str, method: str) -> None:
+    """What was measured of one method, and what its FLOPs promise."""
+    for name, line in {**MEASURED, "prefill_predicted": ":"}.items():
+        draw_line(axes, rows, name, line, colour, f"{method}: {LINES[name][0]}")
+
+
+def draw_line(
+    axes: Axes, rows: Sequence[Values], name: str, line: str, colour: str, label: str
+) -> None:
+    """One figure of rows, where all have it."""
+    if all(name in cast("Values", row["compare"]) for row in rows):
+        values = [figure_of(row, name) for row in rows]
+        marker = "o" if name in MEASURED else ""
+        axes.plot([kept(row) for row in rows], values, line, color=colour, label=label,
+                  marker=marker)  # fmt: skip
 
 
 def draw_spread(axes: Axes, rows: Sequence[Values]) -> None:

@@ -15,7 +15,7 @@ from vtprune.generation import Generation
 from vtprune.layout import MODALITIES
 from vtprune.loading import Loaded
 from vtprune.models.base import Inputs, Prepared, Sampling, Turn
-from vtprune.preset import Preset
+from vtprune.preset import Preset, sampled
 from vtprune.questions_file import check_length
 from vtprune.units import Units
 
@@ -98,6 +98,11 @@ def to_device(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
                        name.startswith("pixel_values") else None)
         for name, value in tensors.items()
     }  # fmt: skip
+
+
+def as_sampled(preset: Preset, sampling: Sampling) -> Preset:
+    """A preset that says how much of the media was looked at under it."""
+    return sampled(preset, sampling.frames, sampling.fps, sampling.max_frames, sampling.max_tiles)
 
 
 def sampling_of(preset: Preset) -> Sampling:

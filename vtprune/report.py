@@ -19,7 +19,10 @@ class Report:
         flops: vision, prefill, prefill_full, decode, decode_full, reduction.
         kv_cache_bytes: kept, full.
         memory_bytes: weights, peak.
-        seconds: load, media, preprocess, vision, select, prefill, decode, first_token, total.
+        seconds: startup (interpreter and imports; 0 in a library call), load, media, preprocess,
+            vision, select, prefill, decode, first_token, total: from the beginning of the command,
+            or of the call, to the end of the answer. Of several questions each has its own, and the
+            first what all share.
         compare: the unpruned run beside it; None where it was not asked for.
         warnings: what the reader should know before believing a figure.
         version: of vtprune, torch and transformers.

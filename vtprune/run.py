@@ -23,7 +23,7 @@ from vtprune.media import Limits, Source
 from vtprune.memory import fitting_errors
 from vtprune.models.base import Inputs, Sampling
 from vtprune.preset import Keep, Preset, load_preset, override
-from vtprune.prompts import encode, ready, sampling_of, to_device
+from vtprune.prompts import as_sampled, encode, ready, sampling_of, to_device
 from vtprune.report import Report
 from vtprune.upstream import quiet
 
@@ -43,6 +43,11 @@ __all__ = [
 ]
 
 Media = str | Path | Sequence[str | Path]
+GREEDY = (
+    "the answer was sampled; the comparison holds a greedy answer of the pruned model against a "
+    "greedy one of the unpruned"
+)
+"""What a comparison beside a sampled answer warns of."""
 
 
 def ask(
@@ -55,6 +60,8 @@ def ask(
     generation: Generation | None = None,
     limits: Limits | None = None,
     compare: bool = False,
+    since: float | None = None,
+    startup: float = 0.0,
     on_text: Callable[[str], None] | None = None,
     on_question: Callable[[int, str], None] | None = None,
     on_progress: Progress | None = None,
@@ -65,15 +72,22 @@ def ask(
         paths: pictures, videos, or directories of numbered pictures; or opened, or read, already.
         sampling: how much of them; None: the preset's, else the family's own.
         compare: measure the unpruned model beside it, the vision tower included.
+        since: when the command began that this is done for, which has loaded the model too, on
+            `time.perf_counter`'s clock; None: with this call.
+        startup: of the seconds since then, what interpreter and imports took.
         on_text: gets the pieces of an answer as they are produced.
 
     Yields:
-        One report a question. Media and vision seconds are in the first, which paid for them.
+        One report a question. Start-up, loading, media and vision seconds are in the first, which
+        paid for them. The first's total is from `since` to the end of its answer, every other's
+        from the beginning of its question; measuring for `compare` is in none.
 
     Raises:
         MediaError, ModelError, PresetError: with the way out.
     """
+    began = time.perf_counter() if since is None else since
     sampling = sampling or sampling_of(preset)
+    preset = as_sampled(preset, sampling)
     generation = generation or Generation(seed=preset.seed)
     limits = limits or Limits()
     gathered = paths
@@ -88,6 +102,8 @@ def ask(
         if on_question:
             on_question(number, question)
         started = time.perf_counter()
+        if number:
+            began, startup = started, 0.0
         inputs = encode(loaded, gathered, question, generation)
         tensors = to_device(loaded, {**inputs.tensors, **pixels})
         inputs = replace(inputs, tensors=tensors)
@@ -95,11 +111,12 @@ def ask(
         spent = {"preprocess": time.perf_counter() - started}
         if number == 0:
             spent["preprocess"] += gathered.resize_seconds
-            spent |= {"load": loaded.seconds, "media": gathered.media_seconds}
-            spent["overlapped"] = gathered.overlapped
+            spent["load"] = 0.0 if since is None else loaded.seconds
+            spent["media"] = gathered.media_seconds
         run = pruned(loaded, tensors, preset, generation, on_text, encoded, [inputs])[0]
         run = replace(run, seconds={**run.seconds, **spent})
         made = finish(loaded, gathered, inputs, question, preset, run)
+        made = with_total(made, began, startup)
         if number:  # encoded for the first question
             made = replace(made, flops={**made.flops, "vision": 0.0})
         if compare:
@@ -111,6 +128,8 @@ def ask(
                     loaded, inputs, preset, generation, run, made, on_progress, plain
                 )
             made = replace(made, compare=beside)
+            if generation.temperature > 0:
+                made = replace(made, warnings=(*made.warnings, GREEDY))
         yield made
 
 
@@ -156,6 +175,12 @@ def finish(
     return replace(made, warnings=tuple(dict.fromkeys(notes)))
 
 
+def with_total(report: Report, began: float, startup: float = 0.0) -> Report:
+    """A report with the seconds that passed since its work began, now that it is done."""
+    total = time.perf_counter() - began
+    return replace(report, seconds={"startup": startup, **report.seconds, "total": total})
+
+
 def answer(
     model: PreTrainedModel | Loaded | str | Path | None,
     items: Sequence[tuple[Media, str]],
@@ -179,13 +204,18 @@ def answer(
         batch_size: the most items in one batch.
 
     Returns:
-        One report an item, in order; seconds of vision, prefill and decode are its batch's.
+        One report an item, in order; seconds of vision, prefill, decode and total are its
+        batch's. The total of the first batch is from this call on, which loads the model and reads
+        all media; that of every other from the end of the batch before.
 
     Raises:
         VtpruneError: of any kind, with the way out.
     """
+    began = time.perf_counter()
+    loads = model is None or isinstance(model, (str, Path))
     resolved = override(load_preset(preset), keep)
     sampling = sampling or sampling_of(resolved)
+    resolved = as_sampled(resolved, sampling)
     generation = generation or Generation(seed=resolved.seed)
     limits = limits or Limits()
     paths = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
@@ -194,17 +224,20 @@ def answer(
         loaded = find_loaded(model)
         return [
             report
-            for files, question in zip(paths, questions, strict=True)
+            for number, (files, question) in enumerate(zip(paths, questions, strict=True))
             for report in ask(loaded, files, [question], resolved, sampling=sampling,
-                              generation=generation, limits=limits, compare=True)
+                              generation=generation, limits=limits, compare=True,
+                              since=began if loads and not number else None)
         ]  # fmt: skip
     loaded, gathered = _load_and_gather(model, paths, sampling, resolved, limits)
-    inputs, spent = [], []
+    inputs: list[Inputs] = []
+    spent: list[dict[str, float]] = []
     for files, question in zip(gathered, questions, strict=True):
         started = time.perf_counter()
         inputs.append(encode(loaded, files, question, generation))
         preprocess = time.perf_counter() - started + files.resize_seconds
-        spent.append({"media": files.media_seconds, "preprocess": preprocess})
+        load = loaded.seconds if loads and not spent else 0.0
+        spent.append({"load": load, "media": files.media_seconds, "preprocess": preprocess})
     reports: dict[int, Report] = {}
     for numbers in group_alike([one.tensors for one in inputs], batch_size):
         batch = collate([inputs[number].tensors for number in numbers], pad_id(loaded))
@@ -216,9 +249,11 @@ def answer(
             if len(numbers) > 1:
                 note = f"one of a batch of {len(numbers)}: seconds from vision on are the batch's"
                 run = replace(run, warnings=(*run.warnings, note))
-            reports[number] = finish(
+            report = finish(
                 loaded, gathered[number], inputs[number], questions[number], resolved, run
             )
+            reports[number] = with_total(report, began)
+        began = time.perf_counter()
     return [reports[number] for number in range(len(items))]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from vtprune.errors import PresetError, brief, quote
 from vtprune.pruners import METHODS, reads_question
@@ -78,20 +78,50 @@ class ModalityPreset:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that decides what is cut."""
+    """Everything that decides what is cut.
 
-    name: str = "custom"
+    Args:
+        name: of the preset; None where `--method` put one method in the place of its stages.
+        description: its own, as long as nothing but the seed is changed in it.
+        changed: what was changed in the preset, as (flag, value).
+    """
+
+    name: str | None = "custom"
     description: str = ""
     keep: float | None = None
     seed: int = 0
     stages: tuple[StageSpec, ...] | None = None
     image: ModalityPreset = field(default_factory=ModalityPreset)
     video: ModalityPreset = field(default_factory=ModalityPreset)
+    changed: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for modality in ("image", "video"):
             if self._own(modality).stages or self.stages:
                 self._check_budget(modality)
+
+    @property
+    def method(self) -> str | None:
+        """The method that is in the place of a preset; None where it is a preset."""
+        return next((one.method for one in self._every_stage()), None) if not self.name else None
+
+    @property
+    def label(self) -> str:
+        """What an error calls it."""
+        return f"preset {self.name}" if self.name else f"method {self.method}"
+
+    def change(self, changes: Mapping[str, object]) -> Preset:
+        """It, with a note of what was changed in it, and without a description of what was not."""
+        seed_alone = not changes.keys() - {"seed"}
+        return replace(
+            self,
+            description=self.description if seed_alone else "",
+            changed=tuple({**dict(self.changed), **changes}.items()),
+        )
+
+    def _every_stage(self) -> Iterator[StageSpec]:
+        for group in (self.stages, self.image.stages, self.video.stages):
+            yield from group or ()
 
     def _own(self, modality: str) -> ModalityPreset:
         return self.image if modality == "image" else self.video
@@ -100,7 +130,7 @@ class Preset:
         keep, stages = self.keep_for(modality), self.stages_for(modality)
         if any(stage.at == PIXELS for stage in stages[1:]):
             raise PresetError(
-                f"preset {self.name}: a stage at pixels ({modality}) comes after another one, but "
+                f"{self.label}: a stage at pixels ({modality}) comes after another one, but "
                 "it acts before the vision tower, and so before all others",
                 "put it first; there can be one",
             )
@@ -108,13 +138,13 @@ class Preset:
         for stage in stages[1:]:
             if first is not None and stage.keep is not None and stage.keep > first:
                 raise PresetError(
-                    f"preset {self.name}: keep {stage.keep:g} at {stage.at} comes after keep "
+                    f"{self.label}: keep {stage.keep:g} at {stage.at} comes after keep "
                     f"{first:g} at pixels: tokens that were cut can't come back",
                     "a stage's keep is a fraction of the original tokens and can only fall",
                 )
         if METHODS[stages[0].method].media and stages[0].keep is None and len(stages) > 1:
             raise PresetError(
-                f"preset {self.name}: the stage at pixels ({stages[0].method}, {modality}) has no "
+                f"{self.label}: the stage at pixels ({stages[0].method}, {modality}) has no "
                 "keep, and others follow it",
                 "give it a keep of its own, the fraction that it leaves to them",
             )
@@ -125,14 +155,14 @@ class Preset:
         ]
         if len(free) > 1:
             raise PresetError(
-                f"preset {self.name}: the stages at {free[0].at} and {free[1].at} "
+                f"{self.label}: the stages at {free[0].at} and {free[1].at} "
                 f"({modality}) both have no keep; at most one can be free",
                 f"give the stage at {free[1].at} a keep of its own",
             )
         if keep is not None and keep < 1 and not free:
             kept = next(stage for stage in stages if stage.keep is not None)
             raise PresetError(
-                f"preset {self.name}: every {modality} stage has its own keep, so keep {keep:g} "
+                f"{self.label}: every {modality} stage has its own keep, so keep {keep:g} "
                 "sets nothing",
                 f"remove the keep of the stage at {kept.at} ({kept.method}) to free it, "
                 "or give no keep",
@@ -147,7 +177,7 @@ class Preset:
         stages = self._own(modality).stages or self.stages
         if not stages:
             raise PresetError(
-                f"preset {self.name} has no stages for {modality}",
+                f"{self.label} has no stages for {modality}",
                 f"add {modality}: stages: to it, or use --preset {DEFAULT} or --method",
             )
         return stages
@@ -184,9 +214,11 @@ class Preset:
         None of them: the preset is question-blind, and a second question in a conversation finds
         the tokens that it would have been given itself.
         """
-        groups = (self.stages, self.image.stages, self.video.stages)
-        stages = [stage for group in groups for stage in group or ()]
-        found = [one.method for one in stages if reads_question(one.method, dict(one.options))]
+        found = [
+            one.method
+            for one in self._every_stage()
+            if reads_question(one.method, dict(one.options))
+        ]
         return tuple(dict.fromkeys(found))
 
     def to_dict(self) -> dict[str, object]:

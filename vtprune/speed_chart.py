@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_png
+from vtprune.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
 from vtprune.comparison import Comparison, Row
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Series:
     )
 
 
-def draw_speed(comparison: Comparison) -> bytes:
-    """A PNG with a panel for the prefill and one for the first token.
+def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
+    """A picture, PNG or SVG, with a panel for the prefill and one for the first token.
 
     What was asked for is a line with dots, in a colour of its own, with a dashed line for what the
     FLOPs promise; `random` and `uniform` beside it have its colour, the other baselines are grey.
@@ -56,7 +56,7 @@ def draw_speed(comparison: Comparison) -> bytes:
     handles, labels = axes["prefill"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=SMALL)
     figure.suptitle(title(comparison), fontsize=10)
-    return to_png(figure)
+    return to_bytes(figure, kind)
 
 
 def title(comparison: Comparison) -> str:

@@ -78,23 +78,20 @@ class Standing:
         assert self.prompt is not None
         return self.prompt.side(None if self.entry.role == UNPRUNED else self.entry.preset)
 
-    def row(self, answer: str, load: float, took: Sequence[Seconds]) -> Row:
+    def row(self, answer: str, took: Sequence[Seconds]) -> Row:
         """What comes out of it.
 
         Args:
             answer: of the unpruned model.
-            load: seconds that loading took.
             took: seconds of its timed runs; none where nothing was measured.
         """
         entry, report, run = self.entry, self.report, self.run
         preset = report.preset if report else entry.preset.to_dict()
         known = Row(entry.role, entry.method or None, preset, entry.at, entry.keep,
-                    tuple(self.beside))  # fmt: skip
+                    dict(entry.options), tuple(self.beside))  # fmt: skip
         if report is None or run is None or self.prompt is None:
             return replace(known, error=self.reason)
-        seconds = {"load": load, **self.prompt.seconds, **medians(took)} if took else None
-        if seconds:
-            seconds["total"] += load
+        seconds = {**self.prompt.seconds, **medians(took)} if took else None
         compare = sum_up(self.pairs, answer, run, report, self.roofline) if self.pairs else None
         return replace(
             known,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vtprune.arguments import Parser
 from vtprune.bench.layers import measure_layers
 from vtprune.bench.parts import add_parts, place_options
 from vtprune.profiling.cases import Options
@@ -18,16 +19,16 @@ PROGRAM = "python -m vtprune.bench"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     layers = parts.add_parser("layers", help="layers summed beside the whole model")
     layers.add_argument("--threads", type=int, default=1, help="CPU threads")
     place_options(layers)
-    layers.add_argument("--out", type=Path, help="write the table to this file too")
+    layers.add_argument("--save", type=Path, help="write the table to this file too")
     layers.add_argument("--model", default="llava-onevision-0.5b")
     layers.add_argument("--shown", default="384x384", help="a picture or video, by its size")
     layers.add_argument("--keep", default="0.5,0.3", help="kept fractions, comma separated")
-    layers.add_argument("--preset", default="fast", help="presets, comma separated")
+    layers.add_argument("--presets", default="fast", help="presets, comma separated")
     layers.add_argument("--seconds", type=float, default=60.0, help="for each of the two ways")
     layers.add_argument("--repeats", type=int, default=3)
     layers.set_defaults(run=run_layers)
@@ -46,11 +47,11 @@ def run_layers(args: argparse.Namespace) -> None:
         device=args.device, dtype=args.dtype, seconds=args.seconds, repeats=args.repeats
     )
     keeps = [float(one) for one in args.keep.split(",")]
-    presets = args.preset.split(",")
+    presets = args.presets.split(",")
     text = measure_layers(args.model, shown, keeps, presets, options, args.command)
     sys.stdout.write(text)
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    if args.save:
+        args.save.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.bench.results import Pass
 from vtprune.bench.tables import group, middle
-from vtprune.chart import SMALL, new_figure, to_png
+from vtprune.chart import SMALL, new_figure, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def draw_growth(passes: Sequence[Pass]) -> bytes:
     draw(right, groups, [float(one[0].settings["frames"]) for one in groups], "frames")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=SMALL)
-    return to_png(figure)
+    return to_bytes(figure)
 
 
 def draw(axes: Axes, groups: Sequence[Sequence[Pass]], at: Sequence[float], name: str) -> None:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 
+from vtprune.arguments import Parser
 from vtprune.bench.baseline import measure_kernels, measure_scores
 from vtprune.bench.chart import draw_growth
 from vtprune.bench.decoding import measure_decoding
@@ -26,7 +27,7 @@ from vtprune.pruners import METHODS
 
 RESULTS = Path("docs/speed.jsonl")
 MODEL, CLIP = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
-Parts: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Parts: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def add_parts(parts: Parts) -> None:
@@ -64,7 +65,7 @@ def add_parts(parts: Parts) -> None:
     memory.add_argument("--fps", type=float, default=1.0)
     clip_options(memory, 7200, "640x360")
     page = part(parts, "page", "the page and its chart, from the results", write_page)
-    page.add_argument("--out", type=Path, default=Path("docs/speed.md"))
+    page.add_argument("--save", type=Path, default=Path("docs/speed.md"))
 
 
 def part(
@@ -197,8 +198,8 @@ def run_memory(args: argparse.Namespace) -> None:
 
 def write_page(args: argparse.Namespace) -> None:
     passes = read_passes(args.results)
-    plot = args.out.with_suffix(".png")
+    plot = args.save.with_suffix(".png")
     if any(one.part == "growth" for one in passes):
         plot.write_bytes(draw_growth(passes))
     drawn = plot.name if plot.exists() else ""
-    args.out.write_text(make_page(passes, drawn), encoding="utf-8")
+    args.save.write_text(make_page(passes, drawn), encoding="utf-8")

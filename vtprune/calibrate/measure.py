@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -16,7 +16,7 @@ import torch
 from vtprune.answers import Prompt, Score, prepare
 from vtprune.calibrate.entropy import entropy_curve, find_collapse
 from vtprune.calibrate.horizon import Horizon, find_horizon, quality, relative_change
-from vtprune.calibrate.propose import Schedule, Search, Tried, schedules
+from vtprune.calibrate.propose import SELECTORS, Schedule, Search, Tried, schedules
 from vtprune.calibrate.result import Information, Measured
 from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information
 from vtprune.catalog import Calibration
@@ -56,6 +56,7 @@ class Settings:
         windows: inputs whose token information is measured.
         keep: a budget to propose schedules for; None for none.
         methods: that the schedules select tokens by; () takes the usual ones.
+        options: of every one of them that has such an option.
         seed: of the bootstrap.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     windows: int = 0
     keep: float | None = None
     methods: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -220,8 +222,8 @@ def _information(seen: Sequence[_Seen]) -> Information | None:
 def _candidates(loaded: Loaded, settings: Settings, known: Calibration) -> list[Schedule]:
     assert settings.keep is not None
     num_layers = len(loaded.model.get_decoder().layers)
-    chosen = {"selectors": settings.methods} if settings.methods else {}
-    return schedules(settings.keep, num_layers, known, **chosen)
+    selectors = settings.methods or SELECTORS
+    return schedules(settings.keep, num_layers, known, selectors, settings.options)
 
 
 def _try(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.calibrate.horizon import TOLERANCE
 from vtprune.calibrate.result import Information, Measured
-from vtprune.chart import SMALL, literal, new_figure, to_png
+from vtprune.chart import SMALL, literal, new_figure, to_bytes
 from vtprune.telling import counted
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ WORST = -0.3  # a change below is cut off: near the input an answer may lose all
 TITLE = 90  # characters
 
 
-def plot(measured: Measured) -> bytes:
+def plot(measured: Measured, kind: str = "png") -> bytes:
     """Entropy by layer, what dropping all visual tokens costs by layer, and token information.
 
-    Returns:
-        a PNG.
+    Args:
+        kind: of the file: "png" or "svg".
     """
     count = 2 if measured.information is None else 3
     figure = new_figure(8, 3.6 * count)
@@ -36,7 +36,7 @@ def plot(measured: Measured) -> bytes:
     panels[-1].set_xticks(range(0, measured.num_layers, max(1, measured.num_layers // 16)))
     name = f"{measured.model['name']}, {measured.source}"
     figure.suptitle(literal(name, TITLE))
-    return to_png(figure)
+    return to_bytes(figure, kind)
 
 
 def draw_entropy(axes: Axes, measured: Measured) -> None:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vtprune.answers import Prompt, Score, score_forced
-from vtprune.calibrate.horizon import FEWEST_FILES, Change, Figures, quality, relative_change
+from vtprune.calibrate.horizon import Change, Gap, quality, relative_change, relative_gap
 from vtprune.catalog import Calibration
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
 from vtprune.errors import ModelError, PresetError
+from vtprune.lineup import split_options
 from vtprune.pruners import METHODS, find_method
 from vtprune.questions_file import Asked
 from vtprune.schedule import SLACK
+from vtprune.telling import with_options
 
 if TYPE_CHECKING:
     from vtprune.loading import Loaded
@@ -48,7 +50,8 @@ class Tried:
         schedule: which.
         keep_mean: layer average of what was really kept, over the questions.
         change: of quality against the unpruned model; one entry.
-        apart: whether the best schedule is better than this one, by the lower bound.
+        behind: the best schedule's change less this one's, and its interval.
+        apart: whether that interval has no 0 in it.
         exact: share of the answers that are what greedy decoding gives.
         unreachable: why the budget can't be met; the rest says nothing then.
     """
@@ -56,6 +59,7 @@ class Tried:
     schedule: Schedule
     keep_mean: float = 0.0
     change: Change | None = None
+    behind: Gap | None = None
     apart: bool = False
     exact: float = 0.0
     unreachable: str = ""
@@ -67,7 +71,11 @@ class Tried:
 
 
 def schedules(
-    keep: float, num_layers: int, calibration: Calibration, selectors: Sequence[str] = SELECTORS
+    keep: float,
+    num_layers: int,
+    calibration: Calibration,
+    selectors: Sequence[str] = SELECTORS,
+    options: Mapping[str, str] | None = None,
 ) -> list[Schedule]:
     """A few splits of a budget, from one cut at the start to all tokens until it is used up.
 
@@ -75,10 +83,14 @@ def schedules(
     horizon; and with everything dropped at the horizon and at depths between; last, no selector:
     all tokens to the depth that the budget pays for.
 
+    Args:
+        options: of every selector that has such an option.
+
     Raises:
-        PresetError: a selector is no method that chooses tokens.
+        PresetError: a selector is no method that chooses tokens, or an option is none of theirs.
     """
     found = []
+    own = split_options([name for name in selectors if name in METHODS], options or {})
     horizon, paid = calibration.horizon, keep * num_layers
     depths = {round(paid + part * (num_layers - paid)): False for part in DEPTHS}
     depths[horizon] = True
@@ -90,25 +102,25 @@ def schedules(
                 f"method {name} chooses no tokens: all schedules end with it or without it",
                 f"choose from {', '.join(choosing)}",
             )
+        told = with_options(name, own[name])
         if method.schedule:
-            found.append(
-                Schedule(f"{name}, its own schedule", ({"at": "schedule", "method": name},))
-            )
+            stage = {"at": "schedule", "method": name, **own[name]}
+            found.append(Schedule(f"{told}, its own schedule", (stage,)))
             if method.lowest:  # it can't cut at the input, and any other one place is a guess
                 continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
-        first = {"at": at, "method": name}
+        first: dict[str, object] = {"at": at, "method": name, **own[name]}
         start = calibration.ecl if at == "ecl" else 0
-        found.append(Schedule(f"{name} at {at}", (first,)))
+        found.append(Schedule(f"{told} at {at}", (first,)))
         if start < horizon < num_layers:
             last = {"at": "horizon", "method": "random", "keep": round(LEFT * keep, 4)}
-            found.append(Schedule(f"{name} at {at}, random at horizon", (first, last)))
+            found.append(Schedule(f"{told} at {at}, random at horizon", (first, last)))
         for depth, named in sorted(depths.items()):
             if max(start, paid) < depth < num_layers:
                 place = "horizon" if named else depth
                 last = {"at": place, "method": "vtw", "keep": 0}
                 shown = f"horizon ({depth})" if named else f"layer {depth}"
-                found.append(Schedule(f"{name} at {at}, none from {shown}", (first, last)))
+                found.append(Schedule(f"{told} at {at}, none from {shown}", (first, last)))
     if (last_paid := int(paid + SLACK)) >= 1:
         whole = {"at": last_paid, "method": "vtw"}
         found.append(Schedule(f"all, none from layer {last_paid}", (whole,)))
@@ -181,21 +193,13 @@ class Search:
         ]
         if tried:
             best = list(worth.values())[int(np.argmax([one.mean for one in tried]))]
+            gaps = [relative_gap(unpruned, best, values, files) for values in worth.values()]
             tried = [
-                replace(one, apart=_better(best, values, files))
-                for one, values in zip(tried, worth.values(), strict=True)
+                replace(one, behind=gap, apart=gap.low is not None and gap.low > 0)
+                for one, gap in zip(tried, gaps, strict=True)
             ]
         tried.sort(key=lambda one: -one.mean)
         return tried + [
             Tried(self.candidates[number], unreachable=why)
             for number, why in self.unreachable.items()
         ]
-
-
-def _better(best: Figures, other: Figures, files: Sequence[str]) -> bool:
-    """Whether one schedule's quality, (n, 1), is above another's beyond doubt."""
-    if len(set(files)) < FEWEST_FILES:
-        return False
-    if not other.any():  # no answer is left, so there is nothing to be relative to
-        return bool(best.any())
-    return relative_change(other[:, 0].tolist(), best, files).lower[0] > 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from vtprune import __version__
 from vtprune.calibrate.entropy import Collapse
-from vtprune.calibrate.horizon import Horizon
+from vtprune.calibrate.horizon import FEWEST_FILES, Horizon
 from vtprune.calibrate.propose import Tried
 from vtprune.catalog import Calibration, write_calibration
 from vtprune.telling import counted
@@ -102,19 +102,31 @@ class Measured:
         """The proposal that loses least; None without any that meets the budget."""
         return self.tried[0] if self.tried and self.tried[0].change else None
 
+    def too_few(self) -> str:
+        """Why the schedules can't be told apart at all; empty where there are files enough."""
+        best = self.best()
+        if best is None or best.change is None or best.change.files >= FEWEST_FILES:
+            return ""
+        return (
+            f"{counted(best.change.files, 'file')} can't tell schedules apart: {FEWEST_FILES} are "
+            "the fewest"
+        )
+
     def proposal(self) -> str:
         """What the search for a schedule found, on one line; empty without one."""
         best = self.best()
         if best is None or best.change is None:
             return ""
         reached = [one for one in self.tried if one.change]
-        alike = sum(not one.apart for one in reached) - 1
-        told = f"; {alike} other{'s' if alike != 1 else ''} can't be told apart from it"
-        return (
+        told = (
             f"best of {len(reached)} schedules at keep {self.keep:g}: {best.schedule.name}, "
-            f"{best.change.mean[0]:+.1%} (lower 95 % bound {best.change.lower[0]:+.1%})"
-            f"{told if alike else ''}"
+            f"{best.change.mean[0]:+.1%}"
         )
+        if self.too_few():
+            return f"{told}; {self.too_few()}"
+        alike = sum(not one.apart for one in reached) - 1
+        others = f"; {counted(alike, 'other')} can't be told apart from it" if alike else ""
+        return f"{told} (lower 95 % bound {best.change.lower[0]:+.1%}){others}"
 
     def calibration_text(self) -> str:
         """The calibration as a file."""
@@ -143,6 +155,7 @@ class Measured:
         values = asdict(self)
         values["collapse"]["drop"] = self.collapse.drop
         values["quality"] = self.quality()
+        values["proposal"], values["too_few"] = self.proposal(), self.too_few()
         for group, horizon in self.horizons.items():
             values["horizons"][group]["reason"] = horizon.reason()
         known = self.calibration()

@@ -15,7 +15,9 @@ from typing import cast
 import click
 
 from vtprune import __version__
+from vtprune.cli.help import Group
 from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief_path, one_line
+from vtprune.startup import process_start
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
@@ -66,7 +68,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: work stops as at Ctrl-C, with nothing left half-written."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Commands by name, and one line for whatever goes wrong in them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -149,13 +151,14 @@ def cli(traceback: bool) -> None:
 
 def main() -> None:
     """Run the command line on this process's arguments, and end the process."""
+    began = process_start()
     _open_closed_streams()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what can't be shown or read is a "?"
-    cli(prog_name="vtprune")
+    cli(prog_name="vtprune", obj=began)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

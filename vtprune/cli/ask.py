@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vtprune import __version__
-from vtprune.cli import complete
 from vtprune.cli.flags import (
     MAX_NEW_TOKENS,
     Flags,
@@ -21,7 +20,8 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Option, SectionedCommand, section
-from vtprune.cli.options import media_options, model_options
+from vtprune.cli.options import media_options, model_options, one_way_options
+from vtprune.cli.results import check_saves, json_file, save_option, write_saves
 
 if TYPE_CHECKING:
     from vtprune.config import Config
@@ -39,25 +39,15 @@ Examples:
   echo "what is this?" | vtprune ask photo.jpg -
 """
 
-_pruning, _answer, _output = section("Pruning"), section("Answer"), section("Output")
+_answer, _output = section("Answer"), section("Output")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
-@_pruning("--keep", metavar="FRACTION", help="Kept fraction of the visual tokens, averaged over "
-          "the decoder's layers: 0.3, or image=0.5,video=0.2.")
-@_pruning("--preset", metavar="NAME", shell_complete=complete.complete_preset,
-          help="A packaged preset or a file.  [default: balanced]")
-@_pruning("--method", metavar="NAME", shell_complete=complete.complete_method,
-          help="One method in place of the preset's stages.")
-@_pruning("--at", metavar="PLACE", shell_complete=complete.complete_place,
-          help="Where --method cuts: pixels, input, ecl, horizon, a layer number or a depth such "
-          "as 60%.")
-@_pruning("-o", "option", multiple=True, metavar="KEY=VALUE",
-          shell_complete=complete.complete_option, help="An option of the method; repeatable.")
-@_pruning("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
-@_pruning("--compare", is_flag=True, help="Run without pruning too, and measure the speed-up.")
+@one_way_options
+@section("Pruning")("--compare", is_flag=True, help="Run without pruning too, greedily, and "
+                    "measure the speed-up.")
 @model_options
 @media_options
 @_answer("-q", "--question", multiple=True, metavar="TEXT", help="A question; repeatable. Every "
@@ -71,8 +61,7 @@ _pruning, _answer, _output = section("Pruning"), section("Answer"), section("Out
          "that make up P.  [default: 1]")
 @_output("--json", is_flag=True, help="Print the report as JSON instead of the answer, one line a "
          "question.")
-@_output("--save", type=click.Path(path_type=Path), metavar="FILE",
-         help="Write the report as JSON to FILE too.")
+@save_option(("the report, of several questions a list", ".json"), ("one report a line", ".jsonl"))
 @_output("--quiet", is_flag=True, help="Print the answer only.")
 @click.version_option(
     __version__, "-V", "--version", message="vtprune %(version)s", cls=Option, section="Other"
@@ -90,29 +79,44 @@ def ask(inputs: tuple[str, ...], **values: object) -> None:
     from vtprune.cli import output
     from vtprune.config import load_config
 
+    began = click.get_current_context().obj or time.perf_counter()
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     paths, questions = media_and_questions(inputs, flags.question)
     check_ranges(flags)
     preset = preset_from(flags, user)
-    output.check_targets({"--save": flags.save}, paths)
+    check_saves(flags.saves, (".json", ".jsonl"), paths)
     with output.libraries_silenced():
         reports = [
-            report.to_dict() for report in _answers(flags, user, preset, paths, questions)
+            report.to_dict() for report in _answers(flags, user, preset, paths, questions, began)
         ]
-    if flags.save is not None:
-        output.save_reports(flags.save, reports)
+    lines = "".join(output.to_json(report) + "\n" for report in reports)
+    makers = {
+        ".json": lambda: json_file(reports if len(reports) > 1 else reports[0]),
+        ".jsonl": lines.encode,
+    }
+    list(write_saves(flags.saves, makers))
 # fmt: on
 
 
 def _answers(
-    flags: Flags, user: Config, preset: Preset, paths: list[str], questions: list[str]
+    flags: Flags,
+    user: Config,
+    preset: Preset,
+    paths: list[str],
+    questions: list[str],
+    began: float,
 ) -> Iterator[Report]:
-    """Loads the model and answers one question after the other, each shown as it is done."""
+    """Loads the model and answers one question after the other, each shown as it is done.
+
+    Args:
+        began: when the command did.
+    """
     from vtprune import run
     from vtprune.cli.output import Transcript
     from vtprune.media import open_sources
 
+    startup = time.perf_counter() - began
     limits = limits_from(flags)
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
     generation = run.Generation(
@@ -141,6 +145,8 @@ def _answers(
             generation=generation,
             limits=limits,
             compare=flags.compare,
+            since=began,
+            startup=startup,
             on_text=transcript.text,
             on_question=transcript.question,
             on_progress=transcript.progress,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli.flags import Flags, limits_from, read_question, sampling_from
+from vtprune.cli.help import section
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from vtprune.media import Limits
     from vtprune.preset import Preset
     from vtprune.questions_file import Asked
+
+answers_option = section("Output")(
+    "--answers", type=click.Path(path_type=Path), metavar="FILE",
+    help="Keep every answer in FILE, one line each, as it comes; run again, it goes on from there. "
+    "Not the result, which --save writes at the end.",
+)  # fmt: skip
+"""The file that a killed run goes on from."""
 
 LONGEST = 64  # tokens of an answer
 DEMO, DEMO_QUESTIONS = "demo", 200

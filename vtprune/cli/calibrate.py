@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.asking import LONGEST, listed_or_media
 from vtprune.cli.flags import (
     Flags,
@@ -17,10 +16,12 @@ from vtprune.cli.flags import (
     check_ranges,
     limits_from,
     loading_from,
+    method_options,
     sampling_from,
 )
 from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, uncalibrated_options
+from vtprune.cli.options import media_options, search_options, uncalibrated_options
+from vtprune.cli.results import CHARTS, charts, check_saves, json_file, save_option, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  vtprune calibrate questions.jsonl --model qwen2.5-vl-7b -o calibration.yaml
-  vtprune calibrate *.jpg -q "what is shown?" -q "how many?" -o c.yaml
-  vtprune calibrate questions.jsonl -o c.yaml --propose 0.3 \\
+  vtprune calibrate questions.jsonl --model qwen2.5-vl-7b --save c.yaml
+  vtprune calibrate *.jpg -q "what is shown?" --save c.yaml --save curves.png
+  vtprune calibrate questions.jsonl --save c.yaml --propose 0.3 \\
     --propose-preset p.yaml
   vtprune ask clip.mp4 "what happens?" --calibration c.yaml --preset p.yaml
 """
 
 _ask, _output = section("Questions"), section("Output")
 _search = section("Search for a schedule")
+FORMATS = (".yaml", ".yml", ".json", *CHARTS)
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Wanted:
         windows: inputs whose token information is measured.
         keep: a budget to try schedules for.
         methods: that they select tokens by; () for the usual ones.
-        files: option -> what is written there.
+        options: of every one of them that has such an option.
+        preset: where the best schedule is written as a preset; None: nowhere.
     """
 
     windows: int
     keep: float | None
     methods: tuple[str, ...]
-    files: dict[str, Path]
+    options: Mapping[str, str]
+    preset: Path | None
 
 
 # fmt: off
@@ -74,24 +78,19 @@ class Wanted:
 @media_options
 @_search("--propose", type=float, metavar="KEEP", help="Try a few schedules that keep this "
          "fraction of the visual tokens, averaged over the layers.")
-@_search("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-         help="What they select tokens by.  [default: spread,entropy,random,uniform]")
+@search_options
 @_search("--propose-preset", type=click.Path(path_type=Path), metavar="FILE",
-         help="Write the best of them to FILE as a preset.")
-@_output("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
-         help="Write the calibration to FILE, for --calibration of vtprune ask.")
-@_output("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to FILE, "
-         "a PNG.  [default: beside -o]")
+         help="Write the best of them to FILE as a preset; --save writes the calibration, which is "
+         "YAML too.")
+@save_option(("the calibration, for --calibration of vtprune ask", ".yaml"),
+             ("everything", ".json"), ("the curves drawn", ".png or .svg"), required=True)
 @_output("--json", is_flag=True, help="Print everything as one JSON object.")
 @_output("--quiet", is_flag=True, help="Print the tables only.")
 def calibrate(
     inputs: tuple[str, ...],
     windows: int,
     propose: float | None,
-    methods: str | None,
     propose_preset: Path | None,
-    output: Path,
-    plot: Path | None,
     **values: object,
 ) -> None:
     """Find the layers where a model can be cut, on questions of yours.
@@ -105,26 +104,28 @@ def calibrate(
     """
     # fmt: on
     from vtprune.cli.calibrated import show_calibration
-    from vtprune.cli.output import check_picture, check_targets, libraries_silenced, to_json
+    from vtprune.cli.output import libraries_silenced, to_json
     from vtprune.config import load_config
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
-    files = {"-o": output, "--plot": plot or output.with_suffix(".png")}
-    if propose_preset is not None:
-        files["--propose-preset"] = propose_preset
-    chosen = tuple(name.strip() for name in (methods or "").split(",") if name.strip())
-    wanted = Wanted(windows, propose, chosen, files)
+    wanted = Wanted(
+        windows, propose, flags.methods, method_options(flags.option), propose_preset
+    )
     _check(flags, wanted)
-    check_picture(files["--plot"])
     limits = limits_from(flags)
     asked, source = listed_or_media(inputs, flags.question, limits)
-    check_targets(files, [*inputs, *(one.file for one in asked)])
+    check_saves(
+        flags.saves,
+        FORMATS,
+        [*inputs, *(one.file for one in asked)],
+        {"--propose-preset": propose_preset},
+    )
     written: list[Path] = []
     with libraries_silenced():
         measured = _measure(flags, user, wanted, asked, source, limits)
         try:
-            for path in _write(wanted, measured):
+            for path in _write(flags.saves, wanted, measured):
                 written.append(path)
         finally:  # a file that can't be written costs no table
             if flags.json:
@@ -135,8 +136,9 @@ def calibrate(
 
 def _check(flags: Flags, wanted: Wanted) -> None:
     """Refuses what can't be, before anything is read."""
+    from vtprune.lineup import split_options
     from vtprune.preset import check_keep
-    from vtprune.pruners import find_method
+    from vtprune.pruners import check_options, find_method
 
     check_ranges(flags)
     check_number("windows", wanted.windows, 0)
@@ -144,9 +146,16 @@ def _check(flags: Flags, wanted: Wanted) -> None:
         check_keep(wanted.keep)
         for name in wanted.methods:
             find_method(name)
+        if wanted.options:
+            from vtprune.calibrate.propose import SELECTORS
+
+            split = split_options(wanted.methods or SELECTORS, wanted.options)
+            for name, options in split.items():
+                check_options(name, options)
     for option, given in (
         ("--methods", bool(wanted.methods)),
-        ("--propose-preset", "--propose-preset" in wanted.files),
+        ("-o", bool(wanted.options)),
+        ("--propose-preset", wanted.preset is not None),
     ):
         if given and wanted.keep is None:
             raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
@@ -170,6 +179,7 @@ def _measure(
         windows=wanted.windows,
         keep=wanted.keep,
         methods=wanted.methods,
+        options=wanted.options,
         seed=flags.seed or 0,
     )
     with progress_line(flags.quiet) as show:
@@ -177,18 +187,21 @@ def _measure(
         return calibrate(loaded, asked, source, settings, show)
 
 
-def _write(wanted: Wanted, measured: Measured) -> Iterator[Path]:
+def _write(saves: Sequence[Path], wanted: Wanted, measured: Measured) -> Iterator[Path]:
     """Writes everything that has a place to be; each place as soon as it is written."""
-    from vtprune.calibrate.plot import plot
-    from vtprune.cli.output import save_file
+    from vtprune.saving import save_file
 
-    make: dict[str, Callable[[], bytes]] = {
-        "-o": lambda: measured.calibration_text().encode(),
-        "--plot": lambda: plot(measured),
+    def draw(kind: str) -> bytes:
+        from vtprune.calibrate.plot import plot
+
+        return plot(measured, kind)
+
+    makers: dict[str, Callable[[], bytes]] = {
+        **dict.fromkeys((".yaml", ".yml"), lambda: measured.calibration_text().encode()),
+        ".json": lambda: json_file(measured.to_dict()),
+        **charts(draw),
     }
-    if measured.best() is not None:
-        make["--propose-preset"] = lambda: measured.preset_text().encode()
-    for option, path in wanted.files.items():
-        if option in make:
-            save_file(path, make[option](), option)
-            yield path
+    yield from write_saves(saves, makers)
+    if wanted.preset is not None and measured.best() is not None:
+        save_file(wanted.preset, measured.preset_text().encode(), "--propose-preset")
+        yield wanted.preset

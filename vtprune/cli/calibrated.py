@@ -24,6 +24,10 @@ TABLE = (
     "against the unpruned model's, when all visual tokens are dropped from that layer on; lower: "
     "its 95 % bound; exact: answers that greedy decoding still gives"
 )
+SCHEDULES = (
+    "behind: how much more of the unpruned quality is lost than with the best, and its 95 % "
+    "interval, files drawn anew; alike: 0 is in it"
+)
 
 
 def show_calibration(measured: Measured, written: Sequence[Path], quiet: bool) -> None:
@@ -43,6 +47,8 @@ def show_calibration(measured: Measured, written: Sequence[Path], quiet: bool) -
     if quiet:
         return
     show_facts([("table", TABLE)], stderr_console())
+    if measured.tried:
+        show_facts([("", SCHEDULES)], stderr_console())
     for warning in measured.warnings:
         show_warning(warning, stderr_console())
     if written:
@@ -101,14 +107,28 @@ def _horizon(horizon: Horizon) -> str:
 
 
 def _schedules(measured: Measured) -> Shown:
-    headings = ["<keep", "<change", "<lower", "<exact", "", "schedule"]
+    """A row a schedule, with how far it is behind the best; intervals where files are enough."""
+    few = bool(measured.too_few())
+    headings = ["<keep", "<change", "<lower", "<exact", "<behind", "<95 %", "", "schedule"]
     rows = []
     for number, one in enumerate(measured.tried):
-        if one.change is None:
-            rows.append(["", "", "", "", "", f"{one.schedule.name}: {one.unreachable}"])
+        if one.change is None or one.behind is None:
+            rows.append([*[""] * 7, f"{one.schedule.name}: {one.unreachable}"])
             continue
-        verdict = "best" if number == 0 else "" if one.apart else "alike"
-        rows.append([f"{one.keep_mean:.3f}", f"{one.change.mean[0]:+.1%}",
-                     f"{one.change.lower[0]:+.1%}", f"{one.exact:.0%}", verdict,
-                     one.schedule.name])  # fmt: skip
-    return headings, rows
+        alike = "too few files" if few else "alike"
+        low, high = one.behind.low or 0.0, one.behind.high or 0.0
+        rows.append([
+            f"{one.keep_mean:.3f}",
+            f"{one.change.mean[0]:+.1%}",
+            f"{one.change.lower[0]:+.1%}",
+            f"{one.exact:.0%}",
+            f"{one.behind.mean:.1%}" if number else "",
+            f"{low:.1%} to {high:.1%}" if number else "",
+            "best" if number == 0 else "" if one.apart else alike,
+            one.schedule.name,
+        ])  # fmt: skip
+    table = [headings, *rows]
+    if few:
+        bounds = [headings.index("<lower"), headings.index("<95 %")]
+        table = [[cell for place, cell in enumerate(row) if place not in bounds] for row in table]
+    return table[0], table[1:]

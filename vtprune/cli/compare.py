@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.flags import (
     MAX_NEW_TOKENS,
     Flags,
@@ -21,6 +20,16 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import SectionedCommand, section
 from vtprune.cli.options import media_options, model_options, row_options
+from vtprune.cli.results import (
+    CHARTS,
+    SUFFIXES,
+    Makers,
+    charts,
+    check_saves,
+    json_file,
+    save_option,
+    write_saves,
+)
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -32,21 +41,17 @@ EPILOG = """\b
 Examples:
   vtprune compare clip.mp4 "what moves?" --methods entropy,vtw --keep 0.5,0.3
   vtprune compare page.png "what is the total?" --presets balanced,document
-  vtprune compare clip.mp4 "how many?" --methods entropy --csv table.csv \\
-    --plot speed.png
+  vtprune compare clip.mp4 "how many?" --methods entropy --save table.csv \\
+    --save speed.png
 """
 
-_rows, _time = section("Rows"), section("Measuring")
-_answer, _output = section("Answer"), section("Output")
+_time, _answer, _output = section("Measuring"), section("Answer"), section("Output")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
-@row_options
-@_rows("-o", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
-       help="An option of all --methods that have it; repeatable.")
-@_rows("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
+@row_options()
 @_time("--repeats", type=int, default=5, show_default=True, metavar="N",
        help="How often each row is timed, beside the unpruned model.")
 @_time("--no-measure", is_flag=True, help="Answers and counts only, which is much faster.")
@@ -56,17 +61,12 @@ _answer, _output = section("Answer"), section("Output")
 @_answer("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  "
          f"[default: {MAX_NEW_TOKENS}]")
 @_output("--json", is_flag=True, help="Print one JSON object instead of the table.")
-@_output("--csv", type=click.Path(path_type=Path), metavar="FILE",
-         help="Write the table to FILE too, one line a row.")
-@_output("--plot", type=click.Path(path_type=Path), metavar="FILE",
-         help="Draw the speed-ups against what is kept to FILE, a PNG.")
+@save_option(("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg"))
 @_output("--quiet", is_flag=True, help="Print the table only.")
 def compare(
     inputs: tuple[str, ...],
     repeats: int,
     no_measure: bool,
-    csv: Path | None,
-    plot: Path | None,
     **values: object,
 ) -> None:
     """Compare methods and presets on one question.
@@ -81,6 +81,7 @@ def compare(
     from vtprune.config import load_config
     from vtprune.console.comparison import show_comparison, show_notes
 
+    began = click.get_current_context().obj or time.perf_counter()
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     paths, questions = media_and_questions(inputs, ())
@@ -88,14 +89,18 @@ def compare(
     lineup = _line_up(flags, user)
     if repeats < 1:
         raise VtpruneError(f"--repeats {repeats} is out of range", "1 or more; 5 to rely on")
-    if plot is not None and no_measure:
-        raise VtpruneError("--plot and --no-measure exclude each other", "it draws speed-ups")
-    output.check_picture(plot)
-    output.check_targets({"--csv": csv, "--plot": plot}, paths)
+    check_saves(flags.saves, SUFFIXES, paths)
+    drawn = [path for path in flags.saves if path.suffix.lower() in CHARTS]
+    if drawn and no_measure:
+        raise VtpruneError(
+            f"--save {drawn[0]} and --no-measure exclude each other", "a chart draws speed-ups"
+        )
     with output.libraries_silenced():
-        found = _run(flags, user, paths, questions[0], lineup, 0 if no_measure else repeats)
+        found = _run(
+            flags, user, paths, questions[0], lineup, 0 if no_measure else repeats, began
+        )
         try:
-            _save(found, csv, plot)
+            list(write_saves(flags.saves, _makers(found)))
         finally:  # a file that can't be written costs no table, a reader who goes away no file
             output.show_tables(found.to_dict(), flags.json, flags.quiet, show_comparison,
                                show_notes)  # fmt: skip
@@ -103,15 +108,17 @@ def compare(
         raise VtpruneError("nothing of what was asked could be run", "each row says why")
 
 
-def _save(found: Comparison, csv: Path | None, plot: Path | None) -> None:
-    from vtprune.cli.output import save_file
-
-    if csv is not None:
-        save_file(csv, found.to_csv().encode(), "--csv")
-    if plot is not None:
+def _makers(found: Comparison) -> Makers:
+    def draw(kind: str) -> bytes:
         from vtprune.speed_chart import draw_speed
 
-        save_file(plot, draw_speed(found), "--plot")
+        return draw_speed(found, kind)
+
+    return {
+        ".json": lambda: json_file(found.to_dict()),
+        ".csv": lambda: found.to_csv().encode(),
+        **charts(draw),
+    }
 
 
 def _line_up(flags: Flags, user: Config) -> Lineup:
@@ -127,13 +134,24 @@ def _line_up(flags: Flags, user: Config) -> Lineup:
 
 
 def _run(
-    flags: Flags, user: Config, paths: list[str], question: str, lineup: Lineup, repeats: int
+    flags: Flags,
+    user: Config,
+    paths: list[str],
+    question: str,
+    lineup: Lineup,
+    repeats: int,
+    began: float,
 ) -> Comparison:
-    """Loads the model and runs every row."""
+    """Loads the model and runs every row.
+
+    Args:
+        began: when the command did.
+    """
     from vtprune import contest, run
     from vtprune.cli.output import progress_line
     from vtprune.media import open_sources
 
+    startup = time.perf_counter() - began
     limits = limits_from(flags)
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
     system = flags.system if flags.system is not None else user.system or ""
@@ -148,5 +166,7 @@ def _run(
             generation=run.Generation(longest, system=system),
             limits=limits,
             repeats=repeats,
+            since=began,
+            startup=startup,
             on_progress=show,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vtprune.cli.help import Command
 from vtprune.errors import VtpruneError
 
 EPILOG = """\b
@@ -16,7 +17,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--num", default=24, show_default=True, metavar="N", help="How many questions.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed, same files.")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.asking import (
     LONGEST,
+    answers_option,
     check_choices,
     check_metric,
     demo_questions,
@@ -28,6 +28,15 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import SectionedCommand, section
 from vtprune.cli.options import media_options, model_options, row_options
+from vtprune.cli.results import (
+    SUFFIXES,
+    Makers,
+    charts,
+    check_saves,
+    json_file,
+    save_option,
+    write_saves,
+)
 
 if TYPE_CHECKING:
     from vtprune.config import Config
@@ -38,8 +47,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  vtprune evaluate questions.jsonl --model qwen2.5-vl-7b -o answers.jsonl
-  vtprune evaluate questions.jsonl --methods entropy,divprune --plot q.png
+  vtprune evaluate questions.jsonl --model qwen2.5-vl-7b --answers a.jsonl
+  vtprune evaluate questions.jsonl --methods entropy,divprune --save q.png
   vtprune evaluate demo --presets balanced,fast --keep 0.3
 """
 
@@ -49,16 +58,13 @@ _rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("questions", metavar="QUESTIONS.jsonl")
-@row_options
-@_rows("-O", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
-       help="An option of all --methods that have it; repeatable.")
+@row_options()
 @_rows("--beside", is_flag=True, help="Random and uniform again at the layers and counts of every "
        "row that cuts past the input.")
 @_rows("--turns", is_flag=True, help="Every question again as the second of a conversation, on the "
        "tokens that the first one left.")
 @_rows("--seeds", type=int, default=5, show_default=True, metavar="N",
-       help="How many seeds every random row is the mean of.")
-@_rows("--seed", type=int, metavar="N", help="The first seed.  [default: 0]")
+       help="How many seeds, from --seed on, every random row is the mean of.")
 @_ask("--limit", type=int, metavar="N", help="The most questions, evenly from the file.  "
       "[default: all; of demo 200]")
 @_ask("--metric", default="auto", show_default=True, metavar="NAME",
@@ -67,11 +73,10 @@ _rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
 @_ask("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  [default: {LONGEST}]")
 @model_options
 @media_options
-@_output("-o", "--output", "answers", type=click.Path(path_type=Path), metavar="FILE",
-         help="Keep every answer in FILE, one line each; run again, it goes on from there.")
+@answers_option
 @_output("--json", is_flag=True, help="Print one JSON object instead of the table.")
-@_output("--plot", type=click.Path(path_type=Path), metavar="FILE",
-         help="Draw accuracy against what is kept, and against time, to FILE, a PNG.")
+@save_option(("everything", ".json"), ("the rows", ".csv"),
+             ("accuracy against what is kept and against time, drawn", ".png or .svg"))
 @_output("--quiet", is_flag=True, help="Print the table only.")
 def evaluate(
     questions: str,
@@ -81,7 +86,6 @@ def evaluate(
     limit: int | None,
     metric: str,
     answers: Path | None,
-    plot: Path | None,
     **values: object,
 ) -> None:
     """Ask many questions with and without pruning: does the answer survive?
@@ -102,24 +106,33 @@ def evaluate(
     user = load_config()
     check_ranges(flags)
     check_metric(metric)
-    output.check_picture(plot)
-    targets = {"-o": answers, "--plot": plot}
-    output.check_targets(targets, [questions])
+    others = {"--answers": answers}
+    check_saves(flags.saves, SUFFIXES, [questions], others)
     with output.libraries_silenced(), _questions(questions, limit) as asked:
         check_choices(metric, asked)
         lineup, plan = _plan(flags, user, asked, seeds, beside, turns)
         files = dict.fromkeys(one.file for one in asked)
-        output.check_targets(targets, list(files))
+        check_saves(flags.saves, SUFFIXES, list(files), others)
         open_sources(files, limits_from(flags))  # what can't be read is told before a long load
         found = _run(flags, user, lineup, plan, metric, answers, is_demo(questions))
         try:
-            if plot is not None:
-                from vtprune.evaluation.plot import plot as draw
-
-                output.save_file(plot, draw(found), "--plot")
+            list(write_saves(flags.saves, _makers(found)))
         finally:  # a picture that can't be written costs no table
             output.show_tables(found.to_dict(), flags.json, flags.quiet, show_evaluation,
                                show_notes)  # fmt: skip
+
+
+def _makers(found: Evaluation) -> Makers:
+    def draw(kind: str) -> bytes:
+        from vtprune.evaluation.plot import plot
+
+        return plot(found, kind)
+
+    return {
+        ".json": lambda: json_file(found.to_dict()),
+        ".csv": lambda: found.to_csv().encode(),
+        **charts(draw),
+    }
 
 
 @contextmanager

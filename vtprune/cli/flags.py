@@ -49,8 +49,9 @@ class Flags:
     preset: str | None = None
     keep: str | None = None
     method: str | None = None
-    methods: str | None = None
-    presets: str | None = None
+    keeps: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     at: str | None = None
     option: tuple[str, ...] = ()
     seed: int | None = None
@@ -69,16 +70,17 @@ class Flags:
     top_p: float = 1.0
     compare: bool = False
     json: bool = False
-    save: Path | None = None
+    saves: tuple[Path, ...] = ()
     quiet: bool = False
 
 
 def check_ranges(flags: Flags) -> None:
-    """Refuses numbers out of range, and options that exclude each other.
+    """Refuses numbers out of range, options of no method, and options that exclude each other.
 
     Raises:
         VtpruneError: names the option, the value and the range.
     """
+    method_options(flags.option)
     for name, low, high in RANGES:
         check_number(name, getattr(flags, name), low, high)
     if flags.fps is not None and not 0 < flags.fps < math.inf:
@@ -156,26 +158,30 @@ def read_question(question: str) -> str:
 
 
 def method_options(pairs: Sequence[str]) -> dict[str, str]:
-    """The `-o key=value` options by key.
+    """The `-o KEY=VALUE` options by key.
 
     Raises:
-        VtpruneError: one has no "=".
+        VtpruneError: one has no "=", or a key is there twice.
     """
-    options = {}
+    options: dict[str, str] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals and value):
-            raise VtpruneError(f"-o {brief(pair)} is not key=value", "for example: -o norm=none")
-        options[key.strip()] = value.strip()
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if not (key and value):
+            raise VtpruneError(
+                f"-o {brief(pair)} is not KEY=VALUE",
+                "-o is an option of the method, such as -o norm=none; --save FILE writes the "
+                "result",
+            )
+        if key in options:
+            raise VtpruneError(
+                f"-o {brief(key)} is given twice: {brief(options[key])} and {brief(value)}",
+                "give it once",
+            )
+        options[key] = value
     return options
 
 
-def listed(text: str | None) -> list[str]:
-    """The parts of a list with commas."""
-    return [] if text is None else [part.strip() for part in text.split(",")]
-
-
-def rows_asked(flags: Flags, user: Config) -> tuple[list[str], list[str], list[str]]:
+def rows_asked(flags: Flags, user: Config) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
     """The methods, keeps and presets of a table; the user's preset where none is named.
 
     Raises:
@@ -184,11 +190,16 @@ def rows_asked(flags: Flags, user: Config) -> tuple[list[str], list[str], list[s
     from vtprune.preset import DEFAULT
 
     presets = flags.presets
-    if flags.methods is None and presets is None:
-        presets = user.preset or DEFAULT
-    if flags.at is not None and flags.methods is None:
+    if not (flags.methods or presets):
+        presets = (user.preset or DEFAULT,)
+    check_at(flags)
+    return flags.methods, flags.keeps, presets
+
+
+def check_at(flags: Flags) -> None:
+    """Refuses a place without methods that could cut there."""
+    if flags.at is not None and not flags.methods:
         raise VtpruneError("--at without --methods", "name the methods that should cut there")
-    return listed(flags.methods), listed(flags.keep), listed(presets)
 
 
 def preset_from(flags: Flags, user: Config) -> Preset:

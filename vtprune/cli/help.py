@@ -1,7 +1,8 @@
-"""Help texts in sections, for a command with many options."""
+"""Options in sections of the help, and the rule for an option that is given twice."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -28,7 +29,42 @@ def section(heading: str) -> Callable[..., Callable[[F], F]]:
     return partial(click.option, cls=Option, section=heading)
 
 
-class SectionedCommand(click.Command):
+def comma_list(*names: str, **settings: object) -> Callable[..., Callable[[F], F]]:
+    """An option whose values are separated by commas; given again, it adds to them."""
+    return partial(click.option, *names, multiple=True, callback=_split, **settings)  # type: ignore[arg-type]
+
+
+def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(","))
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice, unless the option adds up.
+
+    Click itself lets the last value win without a word.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given: list[click.Parameter] = []
+        if not ctx.resilient_parsing and (args or not self.no_args_is_help):
+            given = self.make_parser(ctx).parse_args(list(args))[2]
+        if any(option.is_eager for option in given):
+            given = []  # --help and --version answer whatever else is there
+        for option, times in Counter(given).items():
+            if isinstance(option, click.Option) and times > 1 and not option.multiple:
+                raise click.UsageError(
+                    f"Option '{option.opts[0]}' is given {times} times; give it once.", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
+class Group(Command, click.Group):
+    """A group of such commands, which is one itself."""
+
+    command_class = Command
+
+
+class SectionedCommand(Command):
     """A command whose help lists its options section by section, in order of declaration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,6 +7,8 @@ import json
 
 import click
 
+from vtprune.cli.help import Command
+
 EPILOG = """\b
 Examples:
   vtprune models
@@ -14,7 +16,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models with a short name, and where they can be cut.

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from vtprune.cli import complete
-from vtprune.cli.help import F, Option
+from vtprune.cli.help import F, Option, comma_list
 
 
 def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
@@ -71,20 +71,70 @@ shape_options = _group(
 limit_options = _group("Input", *_LIMITS)
 """What is read of media files, where little else is looked at."""
 
-row_options = _group(
-    "Rows",
-    _opt("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-         help="Methods, each at its own place."),
-    _opt("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
-         help="Packaged presets or files, beside the methods.  [default: balanced, where no "
-         "method is named]"),
-    _opt("--keep", metavar="FRACTION,...", default="0.5,0.3,0.1", show_default=True,
-         help="Kept fractions of the visual tokens, each an average over the decoder's layers."),
+_SEED = _opt("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
+
+
+def method_option(whose: str) -> Callable[..., Callable[[F], F]]:
+    """`-o KEY=VALUE`, which is an option of a method in every command."""
+    return _opt("-o", "option", multiple=True, metavar="KEY=VALUE",
+                shell_complete=complete.complete_option,
+                help=f"An option of {whose}, such as norm=none; repeatable.")
+
+
+one_way_options = _group(
+    "Pruning",
+    _opt("--keep", metavar="FRACTION", help="Kept fraction of the visual tokens, averaged over "
+         "the decoder's layers: 0.3, or image=0.5,video=0.2."),
+    _opt("--preset", metavar="NAME", shell_complete=complete.complete_preset,
+         help="A packaged preset or a file.  [default: balanced]"),
+    _opt("--method", metavar="NAME", shell_complete=complete.complete_method,
+         help="One method in place of the preset's stages."),
     _opt("--at", metavar="PLACE", shell_complete=complete.complete_place,
-         help="Where all --methods cut: input, ecl, horizon, a layer number or a depth such as "
-         "60%."),
+         help="Where --method cuts: pixels, input, ecl, horizon, a layer number or a depth such "
+         "as 60%."),
+    method_option("the method"),
+    _SEED,
 )
-"""Which methods and presets, at which keeps; `flags.rows_asked` reads them."""
+"""One way to prune; `flags.preset_from` reads it."""
+
+
+search_options = _group(
+    "Search for a schedule",
+    comma_list("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
+               help="What schedules select tokens by.  [default: spread,entropy,random,uniform]"),
+    method_option("all --methods that have it"),
+)
+"""Ways to prune that a calibration tries."""
+
+
+def row_options(
+    keeps: str = "0.5,0.3,0.1",
+    presets: str = "Packaged presets or files, each at every keep.  [default: balanced, where no "
+    "method is named]",
+    methods: str = "Methods, each at its own place and at every keep.",
+) -> Callable[[F], F]:
+    """Many ways to prune; `flags.rows_asked` reads them.
+
+    Args:
+        keeps: the default of --keep.
+        presets, methods: the help of --presets and --methods.
+    """
+    return _group(
+        "Rows",
+        comma_list("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
+                   help=methods),
+        comma_list("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
+                   help=presets),
+        comma_list("--keep", "keeps", metavar="FRACTION,...", default=(keeps,), show_default=True,
+                   help="Kept fractions of the visual tokens, each an average over the decoder's "
+                   "layers."),
+        _opt("--at", metavar="PLACE", shell_complete=complete.complete_place,
+             help="Where all --methods cut: pixels, input, ecl, horizon, a layer number or a depth "
+             "such as 60%."),
+        method_option("all --methods that have it"),
+        _SEED,
+    )
+
 
 media_options = _group(
     "Media",

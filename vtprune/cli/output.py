@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from vtprune.console import (
 )
 from vtprune.errors import VtpruneError
 from vtprune.report import Report
-from vtprune.saving import check_target, save_file
+from vtprune.saving import check_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,30 +100,32 @@ class Transcript:
 
 def to_json(report: Mapping[str, object]) -> str:
     """A report as JSON on one line, in ASCII, so that any terminal and file can hold it."""
-    return json.dumps(_finite(report), allow_nan=False)
+    return json.dumps(finite(report), allow_nan=False)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """The same with None for what is no number: JSON has no NaN and no infinity."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str | Path] = ()) -> None:
+def check_targets(
+    targets: Iterable[tuple[str, Path | None]], inputs: Sequence[str | Path] = ()
+) -> None:
     """`check_target` for every place that a command writes to, and none of them in another.
 
     Args:
-        targets: option -> the path that it gave; None where it was not given.
+        targets: options and the paths that they gave; None where one was not given.
         inputs: what is read, and must not be written over.
 
     Raises:
         VtpruneError: as `check_target`; two files in one place; an input.
     """
-    given = {option: path for option, path in targets.items() if path is not None}
-    for option, path in given.items():
+    given = [(option, path) for option, path in targets if path is not None]
+    for option, path in given:
         check_target(path, option)
         if os.path.exists(path) and any(
             os.path.exists(one) and os.path.samefile(path, one) for one in inputs
@@ -132,32 +134,9 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str | Pat
                 f"{option} {path} would be written over a file that is asked about",
                 f"give {option} a name of its own",
             )
-    if len({os.path.realpath(path) for path in given.values()}) < len(given):
-        told = ", ".join(f"{option} {path}" for option, path in given.items())
-        raise VtpruneError(f"two files in one place: {told}", "give each a name of its own")
-
-
-def check_picture(path: Path | None) -> None:
-    """Refuses a --plot that is not named as a PNG, which is what is drawn.
-
-    Raises:
-        VtpruneError: with a name that would do.
-    """
-    if path is not None and path.suffix.lower() != ".png":
-        raise VtpruneError(f"--plot {path} is not a PNG", f"name it {path.stem or 'plot'}.png")
-
-
-def save_reports(path: Path, reports: Sequence[Mapping[str, object]]) -> None:
-    """Writes one report, or several as one line of JSON each, all or nothing.
-
-    Raises:
-        VtpruneError: the file can't be written; what was there before is left as it was.
-    """
-    if len(reports) == 1:
-        text = json.dumps(_finite(reports[0]), indent=2, allow_nan=False) + "\n"
-    else:
-        text = "".join(to_json(report) + "\n" for report in reports)
-    save_file(path, text.encode())
+    if len({os.path.realpath(path) for _, path in given}) < len(given):
+        places = ", ".join(f"{option} {path}" for option, path in given)
+        raise VtpruneError(f"two files in one place: {places}", "give each a name of its own")
 
 
 def show_tables(

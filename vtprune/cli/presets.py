@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli import complete
+from vtprune.cli.help import Group
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Examples:
 """
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=Group, epilog=EPILOG)
 def presets() -> None:
     """List, show and check presets.
 

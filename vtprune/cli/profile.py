@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.flags import (
     EMBEDDED,
     Flags,
+    check_at,
     check_number,
     check_ranges,
     limits_from,
-    listed,
     method_options,
 )
 from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import limit_options, shape_options
+from vtprune.cli.options import limit_options, row_options, shape_options
+from vtprune.cli.results import (
+    SUFFIXES,
+    Makers,
+    charts,
+    check_saves,
+    json_file,
+    save_option,
+    write_saves,
+)
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -32,12 +39,11 @@ EPILOG = """\b
 Examples:
   vtprune profile --model llava-next
   vtprune profile --model qwen2.5-vl-7b --image 1344x1344 --no-measure
-  vtprune profile --model llava-onevision-0.5b --video 32x448x448 --plot s.png
-  vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --method dart
+  vtprune profile --model llava-onevision-0.5b --video 32x448x448 --save s.png
+  vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --methods dart
 """
 
-_input, _rows = section("Input"), section("Rows")
-_time, _output = section("Measuring"), section("Output")
+_input, _time, _output = section("Input"), section("Measuring"), section("Output")
 
 
 # fmt: off
@@ -56,17 +62,12 @@ _time, _output = section("Measuring"), section("Output")
         "model's own sampling]")
 @_input("--max-tiles", type=int, metavar="N", help="The most tiles of a picture.")
 @limit_options
-@_rows("--keep", metavar="FRACTION,...", default="1,0.5,0.3,0.2,0.1", show_default=True,
-       help="Kept fractions of the visual tokens, each an average over the decoder's layers.")
-@_rows("--method", metavar="NAME", shell_complete=complete.complete_method,
-       help="The method that cuts in the rows of --keep.  [default: the stages of the first "
-       "--preset, or of balanced]")
-@_rows("--at", metavar="PLACE", shell_complete=complete.complete_place,
-       help="Where --method cuts: input, ecl, horizon, a layer number or a depth such as 60%.")
-@_rows("-o", "option", multiple=True, metavar="KEY=VALUE", shell_complete=complete.complete_option,
-       help="An option of --method; repeatable.")
-@_rows("--preset", metavar="NAME,...", shell_complete=complete.complete_presets,
-       help="Presets with a row each, at their own keep.  [default: all packaged ones]")
+@row_options(
+    keeps="1,0.5,0.3,0.2,0.1",
+    presets="Presets with a row each, at their own keep.  [default: all packaged ones]",
+    methods="Methods that cut in the rows of --keep.  [default: the stages of the first of "
+    "--presets, or of balanced]",
+)
 @_time("--seconds", type=float, metavar="S", default=60.0, show_default=True,
        help="How long measuring may take.")
 @_time("--repeats", type=int, metavar="N", default=5, show_default=True,
@@ -74,8 +75,7 @@ _time, _output = section("Measuring"), section("Output")
 @_time("--no-measure", is_flag=True, help="Counts, and what the machine's ceilings allow; no model "
        "is built.")
 @_output("--json", is_flag=True, help="Print one JSON object instead of the tables.")
-@_output("--plot", type=click.Path(path_type=Path), metavar="FILE",
-         help="Draw the speed-ups against what is kept to FILE, a PNG.")
+@save_option(("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg"))
 @_output("--quiet", is_flag=True, help="No warnings and no progress.")
 def profile(
     media: tuple[str, ...],
@@ -86,7 +86,6 @@ def profile(
     seconds: float,
     repeats: int,
     no_measure: bool,
-    plot: Path | None,
     **values: object,
 ) -> None:
     """Tell what pruning saves on this machine, without a model's weights.
@@ -108,19 +107,29 @@ def profile(
         check_number(name, value, 1)
     if not 0 < seconds < math.inf:
         raise VtpruneError(f"--seconds {seconds:g} is out of range", "above 0; 60 is usual")
-    output.check_picture(plot)
-    output.check_targets({"--plot": plot}, [*media, *filter(None, (image, video))])
+    check_at(flags)
+    check_saves(flags.saves, SUFFIXES, [*media, *filter(None, (image, video))])
     with output.libraries_silenced():
         shown = what_is_shown(media, image, video, flags)
         told = run(flags, user, shown, {**numbers, "seconds": seconds, "timed": not no_measure})
         found = told.to_dict()
         try:
-            if plot is not None:
-                from vtprune.profile_chart import draw_profile
-
-                output.save_file(plot, draw_profile(found), "--plot")
+            list(write_saves(flags.saves, _makers(told, found)))
         finally:  # a picture that can't be written costs no table
             output.show_tables(found, flags.json, flags.quiet, show_profile, show_warnings)
+
+
+def _makers(told: Profile, found: Mapping[str, object]) -> Makers:
+    def draw(kind: str) -> bytes:
+        from vtprune.profile_chart import draw_profile
+
+        return draw_profile(found, kind)
+
+    return {
+        ".json": lambda: json_file(found),
+        ".csv": lambda: told.to_csv().encode(),
+        **charts(draw),
+    }
 
 
 def what_is_shown(
@@ -155,8 +164,7 @@ def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]
     from vtprune.profiling.profile import profile
 
     name = flags.model or user.model
-    keeps = [check_keep(part) for part in listed(flags.keep)]
-    presets = None if flags.preset is None else listed(flags.preset)
+    keeps = [check_keep(part) for part in flags.keeps]
     options = Options(
         device=flags.device or user.device or "auto",
         dtype=flags.dtype or user.dtype or "auto",
@@ -171,11 +179,12 @@ def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]
             None if name == EMBEDDED else name,
             shown,
             keeps=keeps,
-            presets=presets,
-            method=flags.method,
+            presets=flags.presets or None,
+            methods=flags.methods,
             at=flags.at,
             method_options=method_options(flags.option),
             base=user.preset,
+            seed=flags.seed,
             options=options,
             on_progress=show,
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.asking import (
     LONGEST,
+    answers_option,
     check_choices,
     check_metric,
     demo_questions,
@@ -19,9 +19,17 @@ from vtprune.cli.asking import (
     listed_or_media,
     settings_from,
 )
-from vtprune.cli.flags import Flags, check_ranges, limits_from, listed, loading_from
+from vtprune.cli.flags import (
+    Flags,
+    check_at,
+    check_ranges,
+    limits_from,
+    loading_from,
+    method_options,
+)
 from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, model_options
+from vtprune.cli.options import media_options, model_options, row_options
+from vtprune.cli.results import check_saves, json_file, save_option, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -32,29 +40,27 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  vtprune tune questions.jsonl --model qwen2.5-vl-7b -o mine.yaml
-  vtprune tune *.mp4 -q "what happens?" --floor 0.95 -o mine.yaml
-  vtprune tune demo --floor 0.9 --keep 0.7,0.5 -o mine.yaml
+  vtprune tune questions.jsonl --model qwen2.5-vl-7b --save mine.yaml
+  vtprune tune *.mp4 -q "what happens?" --floor 0.95 --save mine.yaml
+  vtprune tune demo --floor 0.9 --keep 0.7,0.5 --save mine.yaml
   vtprune ask clip.mp4 "what happens?" --preset mine.yaml
 """
 
-_candidates, _ask, _output = section("Candidates"), section("Questions"), section("Output")
+_rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
+FORMATS = (".yaml", ".yml", ".json")
 
 
 # fmt: off
 @click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
-@_candidates("--floor", type=float, default=0.98, show_default=True, metavar="SHARE",
+@_rows("--floor", type=float, default=0.98, show_default=True, metavar="SHARE",
              help="The share of the unpruned model's quality that has to be kept.")
-@_candidates("--keep", metavar="FRACTION,...", default="0.7,0.5,0.4,0.3,0.2,0.1",
-             show_default=True, help="Kept fractions of the visual tokens to try, each an average "
-             "over the decoder's layers.")
-@_candidates("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
-             help="Packaged presets or files.  [default: all packaged ones, where no method is "
-             "named]")
-@_candidates("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-             help="Methods, each at its own place.  The baselines uniform and downsample are "
-             "always tried.")
+@row_options(
+    keeps="0.7,0.5,0.4,0.3,0.2,0.1",
+    presets="Packaged presets or files.  [default: all packaged ones, where no method is named]",
+    methods="Methods, each at its own place.  The baselines uniform and downsample are always "
+    "tried.",
+)
 @_ask("-q", "--question", multiple=True, metavar="TEXT",
       help="Asked about every MEDIA file; repeatable.")
 @_ask("--limit", type=int, metavar="N", help="The most questions, evenly from the list.  "
@@ -63,14 +69,11 @@ _candidates, _ask, _output = section("Candidates"), section("Questions"), sectio
       help="How answers are scored: auto, exact, contains, choice, number or anls.")
 @_ask("--system", metavar="TEXT", help="System prompt.")
 @_ask("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  [default: {LONGEST}]")
-@_ask("--seed", type=int, metavar="N", help="Of the split into two parts, and of all random "
-      "choices.  [default: 0]")
 @model_options
 @media_options
-@_output("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
-         help="Write the preset that is found to FILE, with the evidence in it.")
-@_output("--answers", type=click.Path(path_type=Path), metavar="FILE",
-         help="Keep every answer in FILE, one line each; run again, it goes on from there.")
+@save_option(("the preset, with the evidence in it", ".yaml"), ("everything", ".json"),
+             required=True)
+@answers_option
 @_output("--json", is_flag=True, help="Print one JSON object instead of the tables.")
 @_output("--quiet", is_flag=True, help="Print the tables only.")
 def tune(
@@ -78,7 +81,6 @@ def tune(
     floor: float,
     limit: int | None,
     metric: str,
-    output: Path,
     answers: Path | None,
     **values: object,
 ) -> None:
@@ -92,7 +94,7 @@ def tune(
     more. QUESTIONS "demo" is the embedded model's own world.
     """
     # fmt: on
-    from vtprune.cli.output import check_targets, libraries_silenced, save_file, show_tables
+    from vtprune.cli.output import libraries_silenced, show_tables
     from vtprune.config import load_config
     from vtprune.console import tuning
     from vtprune.tuning.candidates import plan
@@ -101,19 +103,26 @@ def tune(
     user = load_config()
     check_ranges(flags)
     check_metric(metric)
-    targets = {"-o": output, "--answers": answers}
-    check_targets(targets, inputs)
+    others = {"--answers": answers}
+    check_saves(flags.saves, FORMATS, inputs, others)
     with libraries_silenced(), _questions(inputs, flags, limit) as asked:
         check_choices(metric, asked)
-        made = plan(asked, floor, listed(flags.keep), listed(flags.presets), listed(flags.methods),
-                    flags.seed or 0)  # fmt: skip
-        check_targets(targets, list({one.file for one in asked}))
+        check_at(flags)
+        made = plan(asked, floor, flags.keeps, flags.presets, flags.methods, flags.seed or 0,
+                    flags.at, method_options(flags.option))  # fmt: skip
+        check_saves(flags.saves, FORMATS, list({one.file for one in asked}), others)
         found = _run(flags, user, made, metric, answers, is_demo(inputs[0]))
     told: dict[str, object] = {**found.to_dict(), "file": None}
+    yaml = [path for path in flags.saves if path.suffix.lower() != ".json"]
+    rest = [path for path in flags.saves if path not in yaml]
+    makers = {
+        **dict.fromkeys((".yaml", ".yml"), lambda: found.to_yaml().encode()),
+        ".json": lambda: json_file(told),
+    }
     try:
-        if found.chosen is not None:
-            save_file(output, found.to_yaml().encode(), "-o")
-            told["file"] = str(output)
+        for path in write_saves(yaml if found.chosen else (), makers):
+            told["file"] = str(path)
+        list(write_saves(rest, makers))
     finally:  # a file that can't be written costs no table
         show_tables(told, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
     if found.chosen is None:

@@ -13,7 +13,7 @@ from vtprune.console.formats import duration, si
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
-from vtprune.telling import PAYS
+from vtprune.telling import PAYS, with_options
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
 MEASURED = ("prefill", "first token", "realised")
@@ -92,7 +92,9 @@ def _vision(rows: list[Values]) -> bool:
 
 
 def _name(row: Values) -> str:
-    return printable(str(row["method"] or dict_in(row, "preset").get("name")))
+    method = row["method"]
+    name = with_options(str(method), dict_in(row, "options")) if method else None
+    return printable(str(name or dict_in(row, "preset").get("name")))
 
 
 def _places(row: Values, named: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import cast
 
@@ -15,6 +15,7 @@ from vtprune.console.tables import labelled, plain_table, print_fitted, show_war
 from vtprune.console.terminal import printable
 from vtprune.console.turns import LEGEND, second_table
 from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.telling import with_options
 
 AGAINST = {"unpruned": 100, "random": 120}
 """Against what a difference is shown, and the columns of a terminal where it has room."""
@@ -54,9 +55,8 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
             table.add_row(Text(_name(row)), *_cells(row, scored, against), style=style)
     print_fitted(table, console)
     if scored:
-        for table in _by_kind(run, console.width):
-            console.print()
-            console.print(table)
+        console.print()
+        print_fitted(_kinds(run), console)
     if any(row.get("second") for row in run):
         console.print()
         print_fitted(second_table(run, _name), console)
@@ -93,7 +93,9 @@ def _full_name(row: Values) -> str:
 def _name(row: Values) -> str:
     if row["role"] == "unpruned":
         return "unpruned"
-    name = str(row["preset"] or row["method"])
+    name = printable(
+        str(row["preset"] or with_options(str(row["method"]), dict_in(row, "options")))
+    )
     if " beside " in str(row["row"]):
         return f"  {name}, same cuts"
     return f"{name} at {row['at']}" if row["method"] else name
@@ -131,36 +133,21 @@ def _gap(gap: Values) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _by_kind(rows: Sequence[Values], width: int) -> list[Table]:
-    """Accuracy by kind of question, in as many tables as the kinds need on lines of `width`."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in dict_in(row, "by_kind")))
-    headings = {kind: (kind or "other").replace("_", "\n") for kind in kinds}
-    names = [_kind_row(row) for row in rows]
-    room = width - max(map(len, names), default=0)
-    groups: list[list[str]] = [[]]
-    for kind in kinds:
-        wide = max(4, *(len(line) for line in headings[kind].split("\n"))) + 1
-        room -= wide
-        if room < 0 and groups[-1]:
-            groups.append([])
-            room = width - max(map(len, names)) - wide
-        groups[-1].append(kind)
-    return [_kinds(rows, {kind: headings[kind] for kind in group}) for group in groups]
-
-
 def _kind_row(row: Values) -> str:
     keep = f" {row['keep']:g}" if row["keep"] is not None and row["role"] != "unpruned" else ""
     return _name(row) + keep
 
 
-def _kinds(rows: Sequence[Values], headings: Mapping[str, str]) -> Table:
+def _kinds(rows: Sequence[Values]) -> Table:
+    """Accuracy by kind of question."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in dict_in(row, "by_kind")))
     table = plain_table(gap=1)
-    table.add_column("by kind", overflow="fold")
-    for heading in headings.values():
-        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("by kind")
+    for kind in kinds:
+        table.add_column((kind or "other").replace("_", "\n"), justify="right")
     for row in rows:
         own = dict_in(row, "by_kind")
-        cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in headings]
+        cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in kinds]
         style = "dim" if row["role"] == "baseline" else ""
         table.add_row(Text(_kind_row(row)), *cells, style=style)
     return table

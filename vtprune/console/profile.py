@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from rich.console import Console
@@ -11,9 +11,10 @@ from rich.text import Text
 
 from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, si
-from vtprune.console.tables import Bar, labelled, plain_table, show_warning
+from vtprune.console.tables import Bar, labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.telling import with_options
 
 PARTS = {
     "preprocess": "preprocess",
@@ -35,25 +36,44 @@ def show_profile(profile: Values, console: Console) -> None:
         console: where to.
     """
     rows = cast("list[Values]", list_in(profile, "rows"))
-    console.print(_facts(profile))
+    console.print(_facts(profile, rows))
     console.print()
-    console.print(_rows(rows))
+    print_fitted(_rows(rows), console)
+    for text in _remarks(rows):
+        console.print(_line("", text))
     good = [row for row in rows if "error" not in row]
-    for row in rows:
-        if "error" in row:
-            told = f"{_name(row)}: {printable(str(row['error']))}"
-            console.print(_line("", Text(told, "yellow")))
     pruned = [row for row in good[1:] if list_in(dict_in(row, "tokens"), "stages")]
     if pruned:
         beside = min(pruned, key=_likeness)
         console.print()
-        console.print(_parts(good[0], beside))
+        print_fitted(_parts(good[0], beside), console)
         console.print()
         console.print(_line("memory", Text(_memory(good[0], beside))))
-        if spread := _spread(beside):
-            console.print(_line("range", Text(spread)))
     console.print()
     console.print(_line("verdict", Text(str(profile["verdict"]), "bold")))
+
+
+def _remarks(rows: Sequence[Values]) -> Iterator[Text]:
+    """What is to be said of single rows."""
+    for row in rows:
+        if "error" in row:
+            yield Text(f"{_name(row)}: {printable(str(row['error']))}", "yellow")
+        elif row.get("input") != rows[0].get("input"):
+            shown = dict_in(row, "input")
+            size = ", ".join(
+                f"{shown[what]:,} {what.replace('_', ' ')}"
+                for what in ("frames", "tiles", "visual_tokens")
+                if shown[what]
+            )
+            told = f"* {_name(row)} is shown {size}, and so is the unpruned model that it is beside"
+            yield Text(told)
+    if any(row.get("measured") in ("shared", "scaled") for row in rows):
+        yield Text("~ not run itself, but summed or scaled from layers of other rows")
+    if any(row.get("seconds") for row in rows):
+        yield Text(
+            "faster: times as fast as unpruned, the median of the passes; in the passes: the "
+            "least and the most; roofline: at this machine's ceilings"
+        )
 
 
 def _likeness(row: Values) -> tuple[bool, float]:
@@ -73,7 +93,7 @@ def _line(label: str, text: Text) -> Table:
     return lines
 
 
-def _facts(profile: Values) -> Table:
+def _facts(profile: Values, rows: Sequence[Values]) -> Table:
     """Which model, on which input, where, and how it was measured."""
     model, machine = dict_in(profile, "model"), dict_in(profile, "machine")
     shown, measured = dict_in(profile, "input"), dict_in(profile, "measured")
@@ -91,6 +111,13 @@ def _facts(profile: Values) -> Table:
              f"{si(number_in(machine, 'bytes_per_second'))}B/s"),
     )  # fmt: skip
     lines.add_row("measured", Text(_how(measured, model)))
+    bases = dict.fromkeys(
+        with_options(str(row.get("stages_of")), dict_in(row, "options"))
+        for row in rows
+        if row.get("stages_of")
+    )
+    for base in bases:
+        lines.add_row("rows", Text(f"at every keep: the stages of preset {printable(base)}"))
     return lines
 
 
@@ -117,31 +144,33 @@ def _how(measured: Values, model: Values) -> str:
 
 
 def _name(row: Values) -> str:
-    return str(row["preset"]) if row["preset"] else f"keep {row['keep']:g}"
+    if row["preset"]:
+        return printable(str(row["preset"]))
+    method = row.get("method")
+    name = with_options(str(method), dict_in(row, "options")) if method else "keep"
+    return printable(f"{name} {row['keep']:g}")
 
 
 def _rows(rows: list[Values]) -> Table:
     """Every keep and preset: what is left, and how much faster it is."""
     timed = any(row.get("seconds") for row in rows)
-    table = plain_table(gap=1)
-    table.add_column("", no_wrap=True)
-    table.add_column("layer:left", overflow="fold", min_width=15)
-    table.add_column("prefill\nFLOPs", justify="right")
-    table.add_column("", width=6)
-    table.add_column("KV\ncache", justify="right")
-    heads = ("first\ntoken", "prefill\nfaster", "at\nmost", "of\nFLOPs")
-    for head in heads if timed else heads[2:3]:
+    table = plain_table()
+    for head in ("", "layer:left"):
+        table.add_column(head)
+    heads = ["prefill\nFLOPs", "KV\ncache"]
+    heads += ["first\ntoken", "prefill\nfaster", "in the\npasses"] if timed else []
+    heads += ["roof-\nline", *(["of\nFLOPs"] if timed else [])]
+    for head in heads:
         table.add_column(head, justify="right")
     for row in rows:
         if "error" in row:
             continue
         flops, cache = dict_in(row, "flops"), dict_in(row, "kv_cache_bytes")
-        share = number_in(flops, "prefill") / number_in(flops, "prefill_full")
+        name = _name(row) + ("*" if row.get("input") != rows[0].get("input") else "")
         table.add_row(
-            Text(printable(_name(row))),
+            Text(name),
             Text(_left(row)),
-            f"{si(number_in(flops, 'prefill'))}",
-            Bar(share),
+            si(number_in(flops, "prefill")).strip(),
             f"{si(number_in(cache, 'kept'))}B",
             *_speeds(row, timed),
         )
@@ -158,12 +187,15 @@ def _left(row: Values) -> str:
 
 def _speeds(row: Values, timed: bool) -> Iterator[str]:
     compare = dict_in(row, "compare")
-    limit = f"{number_in(compare, 'prefill_roofline'):.2f} x"
+    limit = f"{number_in(compare, 'prefill_roofline'):.2f}x"
     if not timed:
         yield limit
         return
+    about = "~" if row.get("measured") in ("shared", "scaled") else ""
+    low, high = cast("list[float]", list_in(compare, "prefill_spread"))
     yield _seconds(number_in(dict_in(row, "seconds"), "first_token"))
-    yield f"{number_in(compare, 'prefill_speedup'):.2f} x"
+    yield f"{about}{number_in(compare, 'prefill_speedup'):.2f}x"
+    yield f"{low:.2f}-{high:.2f}"
     yield limit
     yield f"{number_in(compare, 'realised_fraction'):.0%}"
 
@@ -201,15 +233,6 @@ def _memory(plain: Values, row: Values) -> str:
         f"weights {si(weights)}B; peak, estimated, the tower's own left out: {si(before)}B, "
         f"{_name(row)} {si(after)}B"
     )
-
-
-def _spread(row: Values) -> str:
-    """How far the passes are apart."""
-    found = cast("list[float]", list_in(dict_in(row, "compare"), "prefill_spread"))
-    if not found:
-        return ""
-    low, high = found
-    return f"prefill with {_name(row)}: {low:.2f} to {high:.2f} x faster in the passes"
 
 
 def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, str]]]:

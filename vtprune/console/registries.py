@@ -38,7 +38,7 @@ def show_presets(presets: Iterable[Preset], console: Console) -> None:
     """Prints every preset with its stages."""
     for preset in presets:
         keep = "" if preset.keep is None else f"  keep {preset.keep:g}"
-        console.print(Text.assemble((preset.name, "bold"), (keep, "dim")))
+        console.print(Text.assemble((str(preset.name), "bold"), (keep, "dim")))
         lines = labelled()
         lines.add_row("", preset.description)
         if preset.shared():

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, left_of, si
-from vtprune.console.tables import Bar, labelled, warning
+from vtprune.console.tables import Bar, fitted, labelled, warning
 from vtprune.console.terminal import printable
 from vtprune.console.values import Values, dict_in, list_in, number_in
-from vtprune.telling import PAYS
+from vtprune.telling import PAYS, with_options
 
 
 def show_question(number: int, total: int, question: str, console: Console) -> None:
@@ -35,18 +35,19 @@ def render(report: Values, console: Console, before: Values | None = None) -> No
     groups = [
         [] if before else [_facts(report)],
         [_prompt(dict_in(report, "tokens")), _shares(report), memory],
-        [_seconds(dict_in(report, "seconds"))],
+        [_seconds(dict_in(report, "seconds"), first=not before)],
     ]
     if report.get("compare"):
         compare = dict_in(report, "compare")
-        groups.append([_speed(compare), _verdict(compare, str(report["answer"]))])
+        answer = compare.get("pruned_answer", report["answer"])
+        groups.append([_speed(compare), _verdict(compare, str(answer))])
     said = list_in(before or {}, "warnings")
     groups.append([warning(str(one)) for one in list_in(report, "warnings") if one not in said])
     for group in groups:
         if group:
             console.print()
         for table in group:
-            console.print(table)
+            console.print(fitted(table, console))
 
 
 def _facts(report: Values) -> Table:
@@ -55,8 +56,23 @@ def _facts(report: Values) -> Table:
     lines = labelled()
     lines.add_row("read", Text(read_fact(dict_in(report, "input"))))
     lines.add_row("model", Text(model_fact(model)))
-    lines.add_row("preset", Text(f"{preset['name']}{_asked(preset)}, seed {preset['seed']}"))
+    label, what = _what_ran(preset, dict_in(report, "tokens"))
+    lines.add_row(label, Text(f"{what}{_asked(preset)}, seed {preset['seed']}"))
     return lines
+
+
+def _what_ran(preset: Values, tokens: Values) -> tuple[str, str]:
+    """ "preset", "balanced", with what was changed in it; or "method", "entropy (norm=none)"."""
+    if preset["name"]:
+        changed = {
+            key: value
+            for key, value in dict_in(preset, "changed").items()
+            if key not in ("keep", "seed")  # which stand in the same line
+        }
+        return "preset", printable(with_options(str(preset["name"]), changed))
+    stages = cast("list[Values]", list_in(tokens, "stages"))
+    options = dict_in(stages[0], "options") if stages else {}
+    return "method", with_options(str(preset["method"]), options)
 
 
 def _asked(preset: Values) -> str:
@@ -165,19 +181,27 @@ def _peak(memory: Values) -> Table:
     return lines
 
 
-def _seconds(seconds: Values) -> Table:
-    """Seconds by part, in the order in which they pass."""
+def _seconds(seconds: Values, first: bool) -> Table:
+    """Seconds by part, in the order in which they pass.
+
+    Args:
+        first: of the questions, which has paid for what all share.
+    """
     took = {part: duration(number_in(seconds, part)) for part in seconds}
-    before = ", ".join(f"{part} {took[part]}" for part in ("load", "media", "preprocess", "vision"))
+    shared = ("startup", "load", "media") if first else ()
+    parts = (*shared, "preprocess", "vision")
+    before = ", ".join(f"{part} {took[part]}" for part in parts if part in took)
     lines = labelled()
     lines.add_row("time", before)
     lines.add_row(
         "",
         Text.assemble(
             f"prefill {took['prefill']} (selection {took['select']}), decode {took['decode']}, ",
-            "first token ", (took["first_token"], "bold"), ", total ", (took["total"], "bold"),
+            "first token ", (took["first_token"], "bold"),
         ),
     )  # fmt: skip
+    span = "the command's start" if first else "the question's start"
+    lines.add_row("", Text.assemble("total ", (took["total"], "bold"), f" since {span}"))
     return lines
 
 
@@ -204,7 +228,8 @@ def _verdict(compare: Values, answer: str) -> Table:
         f"{number_in(compare, 'prefill_roofline'):.2f} x",
     )
     if compare["same_answer"]:
-        lines.add_row("", "the unpruned answer is the same")
+        greedy = "greedy " if "pruned_answer" in compare else ""
+        lines.add_row("", f"the unpruned {greedy}answer is the same")
     else:
         lines.add_row("", Text.assemble(("unpruned  ", "dim"), printable(str(compare["answer"]))))
         lines.add_row("", Text.assemble(("pruned    ", "dim"), printable(answer)))

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vtprune.console.terminal import printable
 
 BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
-NAME = 20  # characters that a name has before it is folded, in a line of NARROW or more
-NARROW = 72
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", width=label, no_wrap=True)
     for side in justify or ("left",):
-        table.add_column(justify=side, overflow="fold")
+        table.add_column(justify=side, overflow="fold", no_wrap=side == "right")
     return table
 
 
@@ -49,18 +47,83 @@ def plain_table(gap: int = 2) -> Table:
 
 
 def print_fitted(table: Table, console: Console) -> None:
-    """Prints a plain table; where it is too wide for its line, first its columns move together.
+    """Prints a plain table with every cell whole, however narrow the line is.
 
-    The first column, of names, gives way last.
+    Where it is too wide, first its columns move together, then its texts are wrapped at blanks,
+    the names in the first column last; where not even that is enough, it becomes several tables,
+    each with the names. A number is never cut.
     """
     endless = console.options.update_width(10_000)
-    names = table.columns[0]
-    if console.width >= NARROW:
-        width = max(console.measure(cell, options=endless).maximum for cell in names.cells)
-        names.min_width = min(width, NAME)
-    if console.measure(table, options=endless).maximum > console.width:
-        table.padding = (0, 1, 0, 0)
-    console.print(table)
+    spans = [_span(column, console, endless) for column in table.columns]
+    gap = table.padding[1]
+    if sum(most + gap for _, most in spans) - gap > console.width:
+        gap = 1
+    if sum(least + gap for least, _ in spans) - gap > console.width:
+        least, most = spans[0]
+        spans[0] = max(least, min(most, console.width // 2)), most
+    for number, group in enumerate(_groups([least for least, _ in spans], console.width, gap)):
+        if number:
+            console.print()
+        console.print(_part(table, group, spans, console.width, gap))
+
+
+def _span(column: Column, console: Console, options: ConsoleOptions) -> tuple[int, int]:
+    """The least width of a column that cuts nothing, and that at which nothing is wrapped."""
+    cells = [column.header, *column.cells]
+    found = [console.measure(cell, options=options) for cell in cells]
+    most = max((one.maximum for one in found), default=0)
+    if column.justify == "right":
+        return most, most
+    return max((one.minimum for one in found), default=0), most
+
+
+def _groups(widths: Sequence[int], room: int, gap: int) -> list[list[int]]:
+    """The columns of each table, by their numbers: as many as fit beside the first."""
+    groups = [[0]]
+    used = widths[0]
+    for number, width in enumerate(widths[1:], 1):
+        if used + gap + width > room and len(groups[-1]) > 1:
+            groups.append([0])
+            used = widths[0]
+        groups[-1].append(number)
+        used += gap + width
+    return groups
+
+
+def _part(
+    table: Table, group: Sequence[int], spans: Sequence[tuple[int, int]], room: int, gap: int
+) -> Table:
+    """Some columns of a table; what room there is goes to the first column that wants it."""
+    left = room - gap * (len(group) - 1) - sum(spans[number][0] for number in group)
+    part = plain_table(gap)
+    for number in group:
+        least, most = spans[number]
+        more = max(0, min(left, most - least))
+        left -= more
+        source = table.columns[number]
+        # What is wider than its line, a name without blanks, goes on in the next one.
+        width = min(least + more, max(1, room))
+        part.add_column(source.header, justify=source.justify, width=width, overflow="fold")
+    columns = [list(table.columns[number].cells) for number in group]
+    for row, cells in zip(table.rows, zip(*columns, strict=True), strict=True):
+        part.add_row(*cells, style=row.style)
+    return part
+
+
+def fitted(lines: Table, console: Console) -> Table:
+    """A labelled table; where its line is too short, without bars, its figures after each other."""
+    endless = console.options.update_width(10_000)
+    spans = [_span(column, console, endless) for column in lines.columns]
+    spans[0] = LABEL, LABEL
+    gap = lines.padding[1]
+    if sum(least + gap for least, _ in spans) - gap <= console.width:
+        return lines
+    told = labelled()
+    for label, *cells in zip(*(column.cells for column in lines.columns), strict=True):
+        texts = [cell if isinstance(cell, Text) else Text(cell) for cell in cells
+                 if isinstance(cell, (str, Text)) and cell]  # fmt: skip
+        told.add_row(label, Text("  ").join(texts))
+    return told
 
 
 def warning(text: str) -> Table:
@@ -71,19 +134,14 @@ def warning(text: str) -> Table:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """Prints rows under headings; a heading that begins with "<" is of numbers, set to the right.
-
-    The last column is folded where it is too long for its line.
-    """
+    """Prints rows under headings; one that begins with "<" is of numbers, set to the right."""
     table = plain_table()
-    for number, heading in enumerate(headings):
-        right, last = heading.startswith("<"), number == len(headings) - 1
-        table.add_column(
-            heading.removeprefix("<"), justify="right" if right else "left", no_wrap=not last
-        )
+    for heading in headings:
+        right = heading.startswith("<")
+        table.add_column(heading.removeprefix("<"), justify="right" if right else "left")
     for row in rows:
         table.add_row(*(printable(cell) for cell in row))
-    console.print(table)
+    print_fitted(table, console)
 
 
 def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:

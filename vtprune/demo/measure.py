@@ -7,7 +7,6 @@ blank and to exchanged pictures.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
+
+from vtprune.arguments import Parser
 
 from .checkpoint import NUM_FRAMES
 from .forward import normalise, resize, tiles
@@ -210,7 +211,7 @@ def _share(values: list[bool]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from vtprune.chart import SMALL, new_figure, to_png
+from vtprune.arguments import Parser
+from vtprune.chart import SMALL, new_figure, to_bytes
 
 from .questions import CLIP_KINDS, PICTURE_KINDS
 
@@ -38,11 +38,11 @@ def draw(out: Path, picture: Path) -> None:
         axes.set(title=title, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=SMALL)
-    picture.write_bytes(to_png(figure))
+    picture.write_bytes(to_bytes(figure))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the training's folder")
     parser.add_argument("picture", type=Path, help="the PNG to write")
     args = parser.parse_args()

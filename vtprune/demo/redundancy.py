@@ -8,7 +8,6 @@ on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from vtprune.arguments import Parser
 from vtprune.demo.asking import Job, Part, Records, questions
 from vtprune.demo.questions import KINDS
 from vtprune.evaluation.cells import Cell, lay_cells
@@ -143,7 +143,7 @@ def report(asked: Sequence[Asked], cells: Sequence[Cell], records: Records, laye
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of files, answers and what goes on")
     parser.add_argument("--model", help="a checkpoint; default: the packaged one")
     parser.add_argument("--layer", type=int, help="where entropy cuts; default: the model's ecl")

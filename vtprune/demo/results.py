@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vtprune.cli.output import save_file
+from vtprune.arguments import Parser
 from vtprune.demo.asking import Job, Records, questions, split_parts
 from vtprune.evaluation.cells import Cell, lay_cells
 from vtprune.evaluation.intervals import Estimate
@@ -21,6 +21,7 @@ from vtprune.evaluation.summary import Evaluation, Row, compare_with_rivals, sum
 from vtprune.lineup import UNPRUNED, line_up
 from vtprune.pruners import BASELINES, METHODS
 from vtprune.questions_file import Asked
+from vtprune.saving import save_file
 
 KEEPS = (0.5, 0.3, 0.2, 0.1)
 SEEDS = 5
@@ -141,11 +142,13 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
         for preset in args.presets:
             lines += rivals_table(own, part.cells, mine, Path(preset).stem)
         lines.append("")
-        if args.plot is not None and part is job.parts[0]:
-            save_plot(args.plot, rows, own, args)
+        for path in args.save if part is job.parts[0] else ():
+            if path.suffix != ".json":
+                save_plot(path, rows, own, args)
         told.append(json.dumps({"part": part.name, "rows": [row.to_dict() for row in rows]}))
-    if args.json is not None:
-        save_file(args.json, "".join(f"{line}\n" for line in told).encode(), "--json")
+    for path in args.save:
+        if path.suffix == ".json":
+            save_file(path, "".join(f"{line}\n" for line in told).encode())
     return "\n".join(lines)
 
 
@@ -156,11 +159,12 @@ def save_plot(
 
     files = len({one.file for one in asked})
     model = {"name": f"embedded model, {args.split} split"}
-    save_file(path, plot(Evaluation(model, tuple(rows), len(asked), files, True)), "--plot")
+    evaluation = Evaluation(model, tuple(rows), len(asked), files, True)
+    save_file(path, plot(evaluation, path.suffix.removeprefix(".")))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of files, answers and what goes on")
     parser.add_argument("--model", help="a checkpoint; default: the packaged one")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
@@ -173,8 +177,8 @@ def main() -> None:
     parser.add_argument("--keep", type=_keeps, default=KEEPS)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of each random row")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--save", type=Path, action="append", default=[],
+                        help=".json the rows, .png or .svg their chart; repeatable")  # fmt: skip
     parser.add_argument("--medium", choices=("both", "pictures", "clips"), default="both",
                         help="which questions the tables are of")  # fmt: skip
     parser.add_argument("--summary", action="store_true", help="tables of what is there, no more")

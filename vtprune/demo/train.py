@@ -19,6 +19,8 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from vtprune.arguments import Parser
+
 from .batches import LAYOUTS, PREFIX, make_batch, tile_batch, training_batch
 from .checkpoint import make_model, make_tokenizer, save
 from .forward import answer_states
@@ -299,7 +301,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots"
     )

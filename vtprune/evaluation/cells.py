@@ -63,7 +63,7 @@ def lay_cells(
             continue
         for name in DRAWN:
             own = f"{name} beside {row}"
-            stand_in = Entry("baseline", name, Preset(name=name), entry.keep, entry.at)
+            stand_in = Entry("baseline", name, Preset(None), entry.keep, entry.at)
             first = _seeded(Cell(key, row, entry), seeds)[0].key
             cells += _seeded(Cell(f"{name} beside {key}", own, stand_in, beside=first), seeds)
     if not turns:

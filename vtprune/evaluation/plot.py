@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_png
+from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_bytes
 from vtprune.evaluation.summary import Evaluation, Row
-from vtprune.telling import counted
+from vtprune.telling import counted, with_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +16,11 @@ TITLE = 60  # characters of a model's name
 MARKERS = "os^Dvx"
 
 
-def plot(evaluation: Evaluation) -> bytes:
+def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
     """Quality by keep and by measured time to the first token, one line a method or preset.
 
-    Returns:
-        a PNG.
+    Args:
+        kind: of the file: "png" or "svg".
     """
     base, *rows = evaluation.rows
     lines: dict[str, list[Row]] = {}
@@ -57,13 +57,14 @@ def plot(evaluation: Evaluation) -> bytes:
     upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
     if lines:
         upper.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return to_png(figure)
+    return to_bytes(figure, kind)
 
 
 def _label(row: Row) -> str:
     if " beside " in row.name:
         return f"{row.method} beside {row.name.split(' beside ')[1].split(' keep ')[0]}"
-    return f"{row.method} at {row.at}" if row.method else str(row.preset)
+    name = row.method and with_options(row.method, row.options)
+    return f"{name} at {row.at}" if name else str(row.preset)
 
 
 def _quality(row: Row) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
+from vtprune.csv_file import csv_text, flat
 from vtprune.evaluation.cells import SECOND, Cell
 from vtprune.evaluation.columns import Column, Records, against, aligned, column_of
 from vtprune.evaluation.intervals import Difference, Estimate, estimate, holm
@@ -26,6 +27,8 @@ class Row:
         role: "unpruned", "asked" or "baseline".
         preset: the preset's name; None for a method.
         method: the method's name; None for a preset.
+        options: of the method, as they were given.
+        resolved: the preset that ran, every stage with all its options.
         at: where it cuts, as it was asked for.
         keep: as asked; None where the preset says its keeps itself.
         keep_mean: the layer average that was really kept.
@@ -64,6 +67,8 @@ class Row:
     prefill_speedup: float
     first_token_speedup: float
     reads_question: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    resolved: Mapping[str, object] = field(default_factory=dict)
     second: Second | None = None
     errors: tuple[str, ...] = ()
 
@@ -93,6 +98,8 @@ class Row:
             "prefill_speedup": self.prefill_speedup,
             "first_token_speedup": self.first_token_speedup,
             "reads_question": self.reads_question,
+            "options": dict(self.options),
+            "resolved_preset": dict(self.resolved),
         }
         if self.second:
             shown["second"] = self.second.to_dict(self.accuracy is not None)
@@ -133,6 +140,27 @@ class Evaluation:
             "warnings": list(self.warnings),
             "version": dict(self.version),
         }
+
+    def to_csv(self) -> str:
+        """One line a row, its blocks as columns, under a line of their names."""
+        same = {
+            **{key: self.model.get(key) for key in ("device", "dtype", "attention")},
+            "model": self.model.get("name"),
+            "files": self.files,
+        }
+        return csv_text([{**same, **flat(_ends(row.to_dict()))} for row in self.rows])
+
+
+def _ends(values: Mapping[str, object]) -> dict[str, object]:
+    """A block whose intervals are blocks too: {"interval": {"low": 0.4, "high": 0.6}}."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = _ends(value)
+        elif name.endswith("interval") and isinstance(value, list):
+            value = dict(zip(("low", "high"), value, strict=True))
+        found[name] = value
+    return found
 
 
 def summarise(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -> list[Row]:
@@ -206,6 +234,8 @@ def _row(
         prefill_speedup=_speedup(column, before, "prefill"),
         first_token_speedup=_speedup(column, before, "first"),
         reads_question=bool(entry.preset.readers()),
+        options=dict(entry.options),
+        resolved={} if cells[0].beside else entry.preset.to_dict(),
         second=second_of(asked, name, UNPRUNED, columns, SECOND),
         errors=tuple(errors),
     )

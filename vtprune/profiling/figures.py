@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vtprune.profiling.costs import cost_row
 from vtprune.profiling.machine import Roofline, estimate, peak_bytes
 from vtprune.profiling.rows import Planned, as_cut, name_of
-from vtprune.profiling.times import Measured, RowTimes
+from vtprune.profiling.times import Measured, Pass, RowTimes, SpeedUps
 from vtprune.profiling.verdict import Facts
 
 if TYPE_CHECKING:
+    from vtprune.profiling.inputs import Case
     from vtprune.profiling.measure import Subject
 
 
@@ -33,7 +35,7 @@ class Found:
     ) -> None:
         self.planned, self.answer_tokens = planned, answer_tokens
         self.times = self.plain_times = None
-        self.row = planned
+        self.row, self.plain = planned, plain
         if measured is not None:
             self.times = measured.rows[planned.key]
             self.plain_times = measured.rows[plain.key]
@@ -58,24 +60,54 @@ class Found:
     def facts(self) -> Facts:
         """What a verdict is made of: what was measured, else what the ceilings allow."""
         case = self.row.case
+        shown = describe_size(case)
         limit = self.plain_roof.prefill / self.roof.prefill
         preprocess = case.preprocess_seconds
         times = self.times or times_of(self.roof, preprocess)
         plain = self.plain_times or times_of(self.plain_roof, preprocess)
+        gains = self.speedups(self.whole) if self.times else None
         return Facts(
             name=name_of(self.row),
             tokens=len(case.layout),
             seconds=time_parts(times, self.answer_tokens),
-            speedup=plain.total(self.answer_tokens) / times.total(self.answer_tokens),
-            prefill_speedup=times.speedup(plain) if self.times else limit,
+            speedup=gains.median
+            if gains
+            else plain.total(self.answer_tokens) / times.total(self.answer_tokens),
+            prefill_speedup=self.speedups(prefill_of).median if self.times else limit,
             predicted=self.predicted,
             roofline=limit,
-            frames=sum(len(item.index) for item in case.gathered.items if item.timestamps),
-            tiles=max(case.inputs.tiles, default=0),
+            frames=shown["frames"],
+            tiles=shown["tiles"],
             pruned=bool(self.row.steps),
             named=self.row.wanted.name is not None,
             thinned=self.row.encoded is not None or bool(case.inputs.whole),
+            totals=tuple(map(self.whole, times.passes)),
+            gains=gains.passes if gains else (),
         )
+
+    @property
+    def above_roofline(self) -> bool:
+        """Whether every pass was faster than the machine's ceilings allow."""
+        limit = self.plain_roof.prefill / self.roof.prefill
+        return min(self.speedups(prefill_of).passes) > limit
+
+    def whole(self, one: Pass) -> float:
+        """Seconds of a pass to the end of the answer."""
+        return one.total(self.answer_tokens)
+
+    def speedups(self, seconds: Callable[[Pass], float]) -> SpeedUps:
+        """Over the unpruned row on the same input, pass by pass."""
+        assert self.times is not None
+        assert self.plain_times is not None
+        return self.times.speedups(self.plain_times, seconds)
+
+
+def prefill_of(one: Pass) -> float:
+    return one.prefill
+
+
+def first_token_of(one: Pass) -> float:
+    return one.first_token
 
 
 def times_of(roof: Roofline, preprocess: float) -> RowTimes:
@@ -100,12 +132,13 @@ def time_parts(times: RowTimes, answer_tokens: int) -> dict[str, float]:
 def make_row(found: Found) -> dict[str, object]:
     """A row as `--json` prints it.
 
-    `keep`, `preset` (None for a row of the list of keeps), the blocks of a report, `memory_bytes`
-    with an estimated peak, and `roofline`: seconds at the machine's ceilings. Without measuring
-    `seconds` is None, and `compare` has only what needs no clock.
+    `keep`, `preset` (None for a row of the list of keeps), what cuts such a row (`method`, or
+    `stages_of` a preset, with the `options` that were given), `input`: what the unpruned model is
+    shown beside it, `measured`: how, the blocks of a report, `memory_bytes` with an estimated peak,
+    and `roofline`: seconds at the machine's ceilings. Without measuring `seconds` is None, and
+    `compare` has only what needs no clock.
     """
     row, costs = found.row, found.costs
-    made: dict[str, object] = {"keep": row.wanted.keep, "preset": row.wanted.name}
     roof = found.roof
     first, plain_first = (
         row.case.preprocess_seconds + one.vision + one.prefill for one in (roof, found.plain_roof)
@@ -119,9 +152,11 @@ def make_row(found: Found) -> dict[str, object]:
     if found.times and found.plain_times:
         own = seconds_of(found.times, found)
         seconds = {"load": 0.0, "media": row.case.media_seconds, **own}
-        compare |= compare_times(found.times, found.plain_times, found)
+        compare |= compare_times(found)
     return {
-        **made,
+        **named(row),
+        "input": describe_size(found.plain.case),
+        "measured": found.times.how if found.times else None,
         "tokens": costs.tokens,
         "flops": costs.flops,
         "kv_cache_bytes": costs.kv_cache_bytes,
@@ -146,23 +181,43 @@ def seconds_of(times: RowTimes, found: Found) -> dict[str, float]:
     return {**parts, "decode_per_token": times.decode_per_token}
 
 
-def compare_times(own: RowTimes, plain: RowTimes, found: Found) -> dict[str, object]:
-    """The report's `compare`: beside the unpruned model on the same input."""
-    before = seconds_of(plain, found)
-    answer = found.answer_tokens
-    return {
+def compare_times(found: Found) -> dict[str, object]:
+    """The report's `compare`: beside the unpruned model on the same input, pass by pass.
+
+    A speed-up is the median over the passes, a spread the least and the greatest.
+    """
+    assert found.plain_times is not None
+    before = seconds_of(found.plain_times, found)
+    parts = {"prefill": prefill_of, "first_token": first_token_of, "total": found.whole}
+    told: dict[str, object] = {
         "seconds": {
             part: before[part] for part in ("vision", "prefill", "decode", "first_token", "total")
         },
-        "prefill_speedup": own.speedup(plain),
-        "prefill_spread": [min(own.speedups(plain)), max(own.speedups(plain))],
-        "realised_fraction": own.speedup(plain) / found.predicted,
-        "first_token_speedup": plain.first_token / own.first_token,
-        "total_speedup": plain.total(answer) / own.total(answer),
+    }
+    for part, seconds in parts.items():
+        speedups = found.speedups(seconds)
+        told |= {f"{part}_speedup": speedups.median, f"{part}_spread": speedups.spread}
+    realised = found.speedups(prefill_of).median / found.predicted
+    return {**told, "realised_fraction": realised}
+
+
+def named(row: Planned) -> dict[str, object]:
+    """Which row it is, and what cuts it."""
+    wanted = row.wanted
+    return {"keep": wanted.keep, "preset": wanted.name, "method": wanted.method,
+            "stages_of": wanted.base, "options": dict(wanted.options)}  # fmt: skip
+
+
+def describe_size(case: Case) -> dict[str, int]:
+    """How much an input shows."""
+    return {
+        "frames": sum(len(item.index) for item in case.gathered.items if item.timestamps),
+        "tiles": max(case.inputs.tiles, default=0),
+        "visual_tokens": len(case.layout),
     }
 
 
 def failed_row(row: Planned, measured: Measured | None) -> dict[str, object]:
     """A row that can't be cut as it was asked for."""
     error = row.error or (measured.errors[row.key] if measured else "")
-    return {"keep": row.wanted.keep, "preset": row.wanted.name, "error": error}
+    return {**named(row), "error": error}

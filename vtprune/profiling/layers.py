@@ -15,7 +15,7 @@ from vtprune.profiling.heads import HeadSeconds, time_head
 from vtprune.profiling.probes import Probe, Prober, Reading, layers_of, probe_count, probe_row
 from vtprune.profiling.rows import Planned
 from vtprune.profiling.samples import Samples, sum_layers
-from vtprune.profiling.times import Budget, RowTimes
+from vtprune.profiling.times import RUN, SCALED, SHARED, Budget, Pass, RowTimes
 from vtprune.profiling.towers import time_short_tower, towers_timed, whole_tower
 from vtprune.prompts import to_device
 
@@ -112,6 +112,10 @@ class Layered:
         """Leaves out of the sums what was run so far."""
         self.readings, self.prefill.passes, self.decode.passes = [], [], []
 
+    def forget_pass(self, readings: int) -> None:
+        """Leaves out of the sums the last pass, which began after so many readings."""
+        del self.readings[readings:], self.prefill.passes[-1], self.decode.passes[-1]
+
     def run(self, probe: Probe) -> None:
         """Runs a probe, and takes its layers' seconds down."""
         left, model = self.budget.left, self.loaded.model
@@ -173,17 +177,39 @@ class Layered:
         rest += more * median(reading.gap for _, reading in found) + (larger - 1) * select
         steps = median(reading.decode_rest for _, reading in found)
         steps += more * median(reading.decode_gap for _, reading in found)
-        passes = range(len(self.prefill.passes))
+        preprocess, vision = row.case.preprocess_seconds, self.tower_seconds(row, source, work)
+        around = self.head.prefill + median(reading.around for _, reading in found)
+        steps += self.head.decode
+
+        def prefill(number: int | None = None) -> float:
+            return rest + sum_layers(self.prefill, self.kinds, counts, number)
+
+        def decode(number: int | None = None) -> float:
+            return steps + sum_layers(self.decode, self.kinds, counts, number)
+
         return RowTimes(
-            preprocess=row.case.preprocess_seconds,
-            vision=self.tower_seconds(row, source, work),
+            preprocess=preprocess,
+            vision=vision,
             select=select * larger,
-            prefill=rest + sum_layers(self.prefill, self.kinds, counts),
-            around=self.head.prefill + median(reading.around for _, reading in found),
-            decode_per_token=self.head.decode + steps + sum_layers(self.decode, self.kinds, counts),
-            passes=tuple(rest + sum_layers(self.prefill, self.kinds, counts, n) for n in passes),
+            prefill=prefill(),
+            around=around,
+            decode_per_token=decode(),
+            passes=tuple(
+                Pass(prefill(n), preprocess + vision + prefill(n) + around, decode(n))
+                for n in range(len(self.prefill.passes))
+            ),
             visual=tuple(count - row.case.text for count in counts),
+            how=self.how(row, source, counts),
         )
+
+    def how(self, row: Planned, source: Planned, counts: Sequence[int]) -> str:
+        """How a row's seconds were measured."""
+        timed = self.prefill.timed()
+        layers = zip(self.kinds, counts, strict=True)
+        if row is not source or any(layer not in timed for layer in layers):
+            return SCALED
+        ran = any(probe.whole and probe.row.key == row.key for probe, _ in self.readings)
+        return RUN if ran else SHARED
 
     def tower_seconds(
         self, row: Planned, source: Planned, work: Callable[[Planned], float]
@@ -249,6 +275,8 @@ def run_passes(
 ) -> int:
     """Runs the probes of all rows, there and back, until there are enough or time is up.
 
+    A further pass that time does not suffice for counts for no row, so that all have equally many.
+
     Args:
         rows: the one without cuts first.
 
@@ -263,11 +291,15 @@ def run_passes(
     for number in range(repeats):
         layered.start_pass()
         ordered = probes if number % 2 == 0 else list(reversed(probes))
+        before, skipped = len(layered.readings), False
         for done, probe in enumerate(ordered):
             if on_progress:
                 on_progress(f"timing layers, pass {number + 1}", done, len(ordered))
             if layered.readings and layered.expect([probe]) > layered.budget.left:
-                continue  # its layers are scaled from others
+                skipped = True  # in the first pass: its layers are scaled from others
+                if number:
+                    break
+                continue
             if probe.row.key in layered.errors:
                 continue
             try:
@@ -276,6 +308,9 @@ def run_passes(
                 if not probe.row.cuts:
                     raise
                 layered.errors[probe.row.key] = error.message
+        if skipped and number:
+            layered.forget_pass(before)
+            return number
         if layered.expect(probes) > layered.budget.left:
             return number + 1
     return repeats

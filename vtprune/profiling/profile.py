@@ -10,6 +10,7 @@ import torch
 
 from vtprune import __version__
 from vtprune.catalog import read_calibration
+from vtprune.csv_file import csv_text, flat
 from vtprune.devices import find_device, find_dtype
 from vtprune.errors import ModelError
 from vtprune.figures import describe_model
@@ -20,14 +21,16 @@ from vtprune.profiling.figures import Found, failed_row, make_row
 from vtprune.profiling.inputs import describe_case, largest_picture
 from vtprune.profiling.machine import measure_machine, weigh
 from vtprune.profiling.measure import Subject, measure
-from vtprune.profiling.rows import KEEPS, Planned, plan_row, want_rows
+from vtprune.profiling.rows import KEEPS, Planned, name_of, plan_row, want_rows
 from vtprune.profiling.shapes import Shape, find_shape
 from vtprune.profiling.shown import Shown
-from vtprune.profiling.times import Budget, Measured
+from vtprune.profiling.times import RUN, Budget, Measured
 from vtprune.profiling.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from vtprune.loading import Progress
+
+BUSY = 1.25  # the slowest pass of the unpruned row over its fastest, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Profile:
         input: as in a report, and its visual and text tokens.
         rows: the unpruned model first; see `figures.make_row`.
         verdict: in sentences.
-        findings: the verdict's parts: limited_by, pays, best.
+        findings: the verdict's parts: limited_by, pays, best, best_told_apart.
         measured: how the seconds were measured: whole or layers, passes, seconds, and the size of
             the smaller input that they were scaled from; None where nothing was measured.
         warnings: what the reader should know before believing a figure.
@@ -61,6 +64,16 @@ class Profile:
         """Plain dicts, lists, strings and numbers."""
         return {**vars(self), "rows": list(self.rows), "warnings": list(self.warnings)}
 
+    def to_csv(self) -> str:
+        """One line a row, its blocks as columns, under a line of their names."""
+        same = {
+            **{key: self.model[key] for key in ("device", "dtype", "attention")},
+            "model": self.model["name"],
+            "machine": self.machine["name"],
+            "passes": (self.measured or {}).get("passes"),
+        }
+        return csv_text([{**same, **flat(row)} for row in self.rows])
+
 
 def profile(
     name: str | None = None,
@@ -68,10 +81,11 @@ def profile(
     *,
     keeps: Sequence[float] = KEEPS,
     presets: Sequence[str] | None = None,
-    method: str | None = None,
+    methods: Sequence[str] = (),
     at: str | None = None,
     method_options: Mapping[str, str] | None = None,
     base: str | None = None,
+    seed: int | None = None,
     options: Options | None = None,
     on_progress: Progress | None = None,
 ) -> Profile:
@@ -80,13 +94,13 @@ def profile(
     Args:
         name: short name, hub id, directory or config file; None: the embedded model.
         shown: the input; None: the largest picture that the model's family takes.
-        keeps, presets, method, at, method_options, base: the rows; see `rows.want_rows`.
+        keeps, presets, methods, at, method_options, base, seed: the rows; see `rows.want_rows`.
 
     Raises:
         VtpruneError: of any kind, with the way out.
     """
     options = options or Options()
-    wanted = want_rows(keeps, presets, method, at, method_options, base)
+    wanted = want_rows(keeps, presets, methods, at, method_options, base, seed)
     shape = find_shape(name)
     budget = Budget(options.seconds)
     subject = find_subject(shape, options, on_progress)
@@ -117,24 +131,61 @@ def profile(
             for row in planned
         ),
         verdict=verdict.text,
-        findings={"limited_by": verdict.limit, "pays": verdict.pays, "best": verdict.best},
+        findings={
+            "limited_by": verdict.limit,
+            "pays": verdict.pays,
+            "best": verdict.best,
+            "best_told_apart": verdict.apart,
+        },
         measured=describe_measured(measured),
-        warnings=gather_warnings(shape, cases, planned, measured),
+        warnings=gather_warnings(shape, cases, planned, measured, found),
         version=versions(),
     )
 
 
 def gather_warnings(
-    shape: Shape, cases: Cases, rows: Sequence[Planned], measured: Measured | None
+    shape: Shape,
+    cases: Cases,
+    rows: Sequence[Planned],
+    measured: Measured | None,
+    found: Sequence[Found],
 ) -> tuple[str, ...]:
     """What the reader should know before believing a figure, each once."""
     notes = [*shape.warnings, *cases.warnings, *(measured.notes if measured else ())]
+    notes += doubts(found) if measured else ()
     notes += [note for row in rows for note in row.warnings if "by default" in note]
     if not cases.what.paths and any(row.encoded for row in rows):
         notes.append(
             "the pixels are random, and what goes at pixels depends on what is shown: give a file"
         )
     return tuple(dict.fromkeys(notes))
+
+
+def doubts(found: Sequence[Found]) -> list[str]:
+    """Why the rows' times are less comparable than they seem."""
+    notes = []
+    plain = found[0].times
+    assert plain is not None
+    took = [one.prefill for one in plain.passes]
+    if max(took) > BUSY * min(took):
+        notes.append(
+            f"the machine was busy: the same unpruned prefill took {min(took):.2g} to "
+            f"{max(took):.2g} s; rows whose ranges overlap are not told apart"
+        )
+    above = [name_of(one.row) for one in found if one.times and one.above_roofline]
+    if above:
+        notes.append(
+            f"{', '.join(above)}: faster than the roofline, whose ceilings were measured at "
+            "another moment and in other shapes"
+        )
+    ways = {one.times.how for one in found if one.times}
+    if len(ways) > 1:
+        other = [name_of(one.row) for one in found if one.times and one.times.how != RUN]
+        notes.append(
+            f"{', '.join(other)}: summed or scaled from layers of other rows (~), and so not "
+            "comparable with those that ran to within a few percent; a larger --seconds runs them"
+        )
+    return notes
 
 
 def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -> Subject:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.errors import ModelError, PresetError, VtpruneError
+from vtprune.lineup import split_options
 from vtprune.models.structure import Structure, find_structure
 from vtprune.plan import Group, Plan
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
-from vtprune.pruners import METHODS
+from vtprune.pruners import METHODS, find_method
 from vtprune.schedule import Schedule
 from vtprune.spec import PIXELS
+from vtprune.telling import with_options
 from vtprune.thinning import choose_units
 from vtprune.trace import Trace
 
@@ -33,11 +35,17 @@ class Wanted:
         keep: the layer average that is asked for; None where a preset's own keeps say it all.
         name: of the preset whose row it is; None for a row of the list of keeps.
         preset: what is cut.
+        method: that cuts in a row of the list of keeps; None: the stages of a preset.
+        options: that were given of the method, or of those stages.
+        base: that preset's name.
     """
 
     keep: float | None
     name: str | None
     preset: Preset
+    method: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    base: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -116,19 +124,24 @@ class Planned:
 def want_rows(
     keeps: Sequence[float] = KEEPS,
     presets: Sequence[str] | None = None,
-    method: str | None = None,
+    methods: Sequence[str] = (),
     at: str | None = None,
     options: Mapping[str, str] | None = None,
     base: str | None = None,
+    seed: int | None = None,
 ) -> list[Wanted]:
     """The rows of a profile: the keeps first, the largest before; then the presets.
 
     Args:
         keeps: fractions in (0, 1]; 1 is always among them.
         presets: names or files; None: all packaged ones.
-        method, at, options: what the rows of the keeps cut with, and where; None: the stages of the
+        methods: that cut in the rows of the keeps, each in rows of its own; none: the stages of the
             first preset that takes a keep.
+        at: where all methods cut; None: each at its own place.
+        options: of every method that has such an option; without methods, of those stages.
         base: the preset that they are tried before "balanced", where `presets` names none.
+
+        seed: of all random choices; None: the presets' own, else 0.
 
     Raises:
         PresetError: an unknown name, or a value out of range.
@@ -136,10 +149,18 @@ def want_rows(
     named = [load_preset(name) for name in (preset_names() if presets is None else presets)]
     tried = ([base] if base else []) if presets is None else named
     first = find_free([*map(load_preset, tried), load_preset(DEFAULT)])
-    rows = [
-        Wanted(keep, None, override(first, keep, method, at, options))
-        for keep in sorted({1.0, *keeps}, reverse=True)
-    ]
+    for name in methods:
+        find_method(name)
+    own = split_options(methods, options or {}) if methods else {}
+    rows = [Wanted(1.0, None, override(first, 1.0))]
+    for keep in sorted({*keeps} - {1.0}, reverse=True):
+        for name in methods:
+            preset = override(first, keep, name, at, own[name], seed)
+            rows.append(Wanted(keep, None, preset, name, own[name]))
+        if not methods:
+            preset = override(first, keep, at=at, options=options, seed=seed)
+            rows.append(Wanted(keep, None, preset, None, options or {}, first.name))
+    named = [override(preset, seed=seed) for preset in named]
     return [*rows, *(Wanted(preset.keep, preset.name, preset) for preset in named)]
 
 
@@ -231,9 +252,13 @@ def check_windows(structure: Structure, case: Case) -> None:
 
 def name_of(row: Planned) -> str:
     """What a row is called in a sentence."""
-    if row.wanted.name is not None:
-        return f"preset {row.wanted.name}"
-    return f"keep {row.wanted.keep:g}"
+    wanted = row.wanted
+    if wanted.name is not None:
+        return f"preset {wanted.name}"
+    keep = f"keep {wanted.keep:g}"
+    if wanted.method is None:
+        return keep
+    return f"{with_options(wanted.method, wanted.options)} at {keep}"
 
 
 def count_by_layer(total: int, num_layers: int, steps: Sequence[Step]) -> list[int]:

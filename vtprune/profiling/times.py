@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -20,6 +20,30 @@ class Budget:
         return self.seconds - (time.perf_counter() - self.started)
 
 
+RUN, SHARED, SCALED = "run", "shared", "scaled"
+"""How a row's seconds were measured: it ran; single layers of other rows are summed for it; some of
+those are scaled from layers with another number of tokens."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of one row in one pass over all rows.
+
+    Args:
+        prefill: of the prompt.
+        first_token: until then, preprocessing included.
+        decode_per_token: of a token after the first.
+    """
+
+    prefill: float
+    first_token: float
+    decode_per_token: float
+
+    def total(self, answer_tokens: int) -> float:
+        """Without loading and reading media."""
+        return self.first_token + max(answer_tokens - 1, 0) * self.decode_per_token
+
+
 @dataclass(frozen=True)
 class RowTimes:
     """Seconds of one row, medians.
@@ -28,8 +52,9 @@ class RowTimes:
         preprocess, vision, select, prefill: as in a report.
         around: of the time to the first token, what is none of those.
         decode_per_token: of a token after the first.
-        passes: prefill seconds of every pass.
+        passes: every pass; the same number for all rows.
         visual: tokens that each layer really saw; None where that is as planned.
+        how: RUN, SHARED or SCALED.
     """
 
     preprocess: float
@@ -38,8 +63,9 @@ class RowTimes:
     prefill: float
     around: float
     decode_per_token: float
-    passes: tuple[float, ...] = ()
+    passes: tuple[Pass, ...] = ()
     visual: tuple[int, ...] | None = None
+    how: str = RUN
 
     @property
     def first_token(self) -> float:
@@ -49,13 +75,30 @@ class RowTimes:
         """Without loading and reading media."""
         return self.first_token + max(answer_tokens - 1, 0) * self.decode_per_token
 
-    def speedups(self, plain: RowTimes) -> tuple[float, ...]:
-        """Of the prefill, pass by pass, beside an unpruned row of the same passes."""
-        pairs = zip(plain.passes, self.passes, strict=False)
-        return tuple(before / max(after, 1e-9) for before, after in pairs)
+    def speedups(self, plain: RowTimes, seconds: Callable[[Pass], float]) -> SpeedUps:
+        """Beside an unpruned row, pass by pass.
 
-    def speedup(self, plain: RowTimes) -> float:
-        return median(self.speedups(plain))
+        Args:
+            seconds: of a pass, what is compared.
+        """
+        pairs = zip(plain.passes, self.passes, strict=True)
+        return SpeedUps(tuple(seconds(one) / max(seconds(other), 1e-9) for one, other in pairs))
+
+
+@dataclass(frozen=True)
+class SpeedUps:
+    """How many times as fast a row was in every pass."""
+
+    passes: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.passes)
+
+    @property
+    def spread(self) -> list[float]:
+        """The least and the greatest."""
+        return [min(self.passes), max(self.passes)]
 
 
 @dataclass(frozen=True)

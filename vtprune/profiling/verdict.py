@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vtprune.telling import PAYS
+from vtprune.telling import PAYS, counted
 
+FEWEST_PASSES = 5  # that tell two rows apart: 1 / 2 ** 5 < 0.05
 MUCH = 0.05  # of the pruned prefill, that choosing may take
 SLOW = 0.8  # of the speed-up that the FLOPs promise, below which something else limits
 PARTS = {
@@ -35,6 +36,8 @@ class Facts:
         pruned: whether it is cut at all.
         named: whether it is a preset's, and not one of the keeps.
         thinned: whether something goes before the vision tower.
+        totals: seconds of the whole in every pass; none where nothing was timed.
+        gains: the unpruned model's, on the same input and in the same pass, over them.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Facts:
     pruned: bool
     named: bool = False
     thinned: bool = False
+    totals: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
 
     @property
     def total(self) -> float:
@@ -70,12 +75,14 @@ class Verdict:
             "preprocess", "around", "launch overhead" or "selection".
         pays: whether the whole gets faster by pruning.
         best: the preset that takes the least time (without presets, the keep); its name.
+        apart: whether the passes tell it apart from the row that is spoken of.
     """
 
     text: str
     limit: str
     pays: bool
     best: str
+    apart: bool = False
 
 
 def judge(rows: Sequence[Facts], reference: Facts, answer_tokens: int) -> Verdict:
@@ -93,14 +100,34 @@ def judge(rows: Sequence[Facts], reference: Facts, answer_tokens: int) -> Verdic
     limit = find_limit(reference)
     pays = reference.speedup >= PAYS or best.speedup >= PAYS
     text = [say_limit(reference, limit, answer_tokens), say_pays(reference, pays)]
+    apart = told_apart(best, reference)
     if best is not reference and best.total < 0.98 * reference.total:
         first = plain.seconds["first_token"] / best.seconds["first_token"]
-        text.append(
-            f"{capital(best.name)} would pay more: {plain.total / best.total:.2f} x on the whole, "
-            f"{first:.2f} x to the first token{looks_at_less(best, plain)}."
+        gain = (
+            f"{plain.total / best.total:.2f} x on the whole, {first:.2f} x to the first token"
+            f"{looks_at_less(best, plain)}"
         )
+        if apart:
+            text.append(f"{capital(best.name)} would pay more: {gain}.")
+        else:
+            passes = counted(len(best.totals), "pass", "passes")
+            text.append(
+                f"{capital(best.name)} took the least time, {gain}, but {passes} can't tell it "
+                f"apart from {reference.name}."
+            )
     text.append(suggest_less(plain, reference, limit))
-    return Verdict(" ".join(part for part in text if part), limit, pays, best.name)
+    return Verdict(" ".join(part for part in text if part), limit, pays, best.name, apart)
+
+
+def told_apart(fast: Facts, slow: Facts) -> bool:
+    """Whether one row takes less time than another, beyond what passes differ by.
+
+    It has to in every one of FEWEST_PASSES or more, which chance does less than once in 20 times.
+    """
+    if not fast.totals:  # nothing was timed: these are the machine's ceilings
+        return fast.total < slow.total
+    pairs = list(zip(fast.totals, slow.totals, strict=True))
+    return len(pairs) >= FEWEST_PASSES and all(one < other for one, other in pairs)
 
 
 def looks_at_less(row: Facts, plain: Facts) -> str:
@@ -141,6 +168,9 @@ def say_limit(row: Facts, limit: str, answer_tokens: int) -> str:
 
 def say_pays(row: Facts, pays: bool) -> str:
     told = f"the prefill gets {row.prefill_speedup:.2f} x faster, the whole {row.speedup:.2f} x"
+    if row.gains and min(row.gains) <= 1 < max(row.gains):
+        spread = f"{min(row.gains):.2f} to {max(row.gains):.2f} x in single passes"
+        return f"Whether pruning pays here is lost in the noise: {told}, {spread}."
     return f"Pruning pays here: {told}." if pays else f"Pruning does not pay here: {told}."
 
 

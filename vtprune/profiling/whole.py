@@ -14,7 +14,7 @@ from vtprune.encoding import Encoded
 from vtprune.errors import VtpruneError
 from vtprune.profiling.probes import STEPS, run_once
 from vtprune.profiling.rows import Planned
-from vtprune.profiling.times import Budget, Measured, RowTimes
+from vtprune.profiling.times import Budget, Measured, Pass, RowTimes
 from vtprune.profiling.towers import time_encoders
 from vtprune.prompts import to_device
 
@@ -69,7 +69,7 @@ def measure_whole(
 
     One warm-up each, then passes of unpruned and all pruned rows, every second one backwards, until
     there are `repeats` of them or the budget is spent; of a row's passes each is compared with the
-    unpruned run of the same pass.
+    unpruned run of the same pass. A pass that ended before all rows had their turn counts for none.
 
     Args:
         loaded: the whole model, with weights.
@@ -103,9 +103,12 @@ def measure_whole(
         slowest = time.perf_counter() - started
         if number == 0:
             time_towers(encodings, rows, budget)
-    made = {row.key: sum_up(row, runs, encodings) for row in rows if row.key not in errors}
-    passes = min(len(one.passes) for one in made.values())
-    return Measured("whole", made, passes, budget.seconds - budget.left, errors=errors)
+    good = [row for row in rows if row.key not in errors]
+    whole = min(len(runs[id(row)]) for row in good)
+    first = min(1, whole - 1)  # the warm-up counts only where there is nothing else
+    made = {row.key: sum_up(row, runs[id(row)][first:whole], encodings) for row in good}
+    notes = [] if first else ["there was time for one pass only, and for none to warm up before it"]
+    return Measured("whole", made, whole - first, budget.seconds - budget.left, notes, "", errors)
 
 
 def time_towers(encodings: Encodings, rows: Sequence[Planned], budget: Budget) -> None:
@@ -133,24 +136,27 @@ def run_row(encodings: Encodings, row: Planned) -> Run:
     )
 
 
-def sum_up(row: Planned, runs: Mapping[int, list[Run]], encodings: Encodings) -> RowTimes:
-    """A row's medians, the warm-up left out where every row has more."""
-    own = list(runs[id(row)])
-    if min(len(one) for one in runs.values() if one) > 1:
-        own = own[1:]
+def sum_up(row: Planned, runs: Sequence[Run], encodings: Encodings) -> RowTimes:
+    """A row's medians, and its passes."""
+    preprocess = row.case.preprocess_seconds
+    tower = None if row.encoded else median(encodings.vision[id(row.case)])
+
+    def vision(run: Run) -> float:
+        return run.vision if tower is None else tower
 
     def middle(part: Callable[[Run], float]) -> float:
-        return median(part(run) for run in own)
+        return median(part(run) for run in runs)
 
     return RowTimes(
-        preprocess=row.case.preprocess_seconds,
-        vision=middle(lambda run: run.vision)
-        if row.encoded
-        else median(encodings.vision[id(row.case)]),
+        preprocess=preprocess,
+        vision=middle(vision),
         select=middle(lambda run: run.select),
         prefill=middle(lambda run: run.prefill),
         around=middle(lambda run: run.around),
         decode_per_token=middle(lambda run: run.decode),
-        passes=tuple(run.prefill for run in own),
-        visual=own[-1].visual,
+        passes=tuple(
+            Pass(run.prefill, preprocess + vision(run) + run.prefill + run.around, run.decode)
+            for run in runs
+        ),
+        visual=runs[-1].visual,
     )

@@ -62,6 +62,8 @@ def plan(
     presets: Sequence[str | Path | Mapping[str, object] | Preset] = (),
     methods: Sequence[str] = (),
     seed: int = 0,
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Plan:
     """What a tuning will ask and try.
 
@@ -69,6 +71,8 @@ def plan(
 
     Args:
         presets, methods: neither: all packaged presets that a keep can be given to.
+        at: where all methods cut; None: each at its own place.
+        options: of every method that has such an option.
 
     Raises:
         VtpruneError: a candidate that can't be, a floor out of range, or too few files to show it.
@@ -80,7 +84,7 @@ def plan(
             "can show that nothing is lost",
         )
     chosen = list(presets) if presets or methods else _packaged()
-    lineup = line_up(methods, keeps, chosen, seed=seed)
+    lineup = line_up(methods, keeps, chosen, at, options, seed)
     entries = [one for one in lineup.entries if one.role == "asked" or one.method != WITHOUT]
     search, held = split(asked, seed)
     _check_files({one.file for one in asked}, {one.file for one in held}, floor)

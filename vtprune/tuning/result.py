@@ -83,6 +83,7 @@ class Trial:
             "search": self.searched.to_dict() if self.searched else None,
             "held_out": self.held_out.to_dict() if self.held_out else None,
             "verdict": self.verdict,
+            "preset": preset_data(self.preset),
         }
 
 
@@ -228,9 +229,11 @@ def _plain(line: str) -> str:
 
 def preset_data(preset: Preset) -> dict[str, object]:
     """A preset in its own schema, without what is empty."""
-    told = {key: value for key, value in preset.to_dict().items() if value not in (None, "")}
-    del told["name"]
-    return told
+    return {
+        key: value
+        for key, value in preset.to_dict().items()
+        if key != "name" and value not in (None, "")
+    }
 
 
 def percent(share: float) -> str:

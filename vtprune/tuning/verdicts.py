@@ -54,7 +54,7 @@ def search(plan: Plan, cells: Sequence[Cell], records: Records) -> list[Trial]:
     trials = []
     for cell, row in zip(cells[1:], summarise(asked, cells, records)[1:], strict=True):
         entry = cell.entry
-        name = f"{entry.method} at {entry.at}" if entry.method else entry.preset.name
+        name = f"{entry.name} at {entry.at}" if entry.method else entry.name
         found = None if row.errors else _found(asked, cell, row, records, plan)
         trials.append(
             Trial(name, entry.preset, entry.keep, found, None, next(iter(row.errors), ""))

@@ -1,0 +1,86 @@
+"""`--save FILE`: where a command's result goes, in the format that the file's suffix names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+
+from vtprune.cli.help import F, section
+from vtprune.errors import VtpruneError
+
+CHARTS = (".png", ".svg")
+SUFFIXES = (".json", ".csv", *CHARTS)
+"""What a command can write whose result is rows of figures."""
+Makers = Mapping[str, Callable[[], bytes]]
+"""Suffix -> a function that makes the bytes of such a file."""
+
+
+def save_option(*formats: tuple[str, str], required: bool = False) -> Callable[[F], F]:
+    """`--save`, in a command whose result can be written in these formats.
+
+    Args:
+        formats: what is written, and the suffixes that name it, such as ("the table", ".csv").
+        required: the command makes a file, and has to be told where.
+    """
+    kinds = "; ".join(f"{suffix} {what}" for what, suffix in formats)
+    return section("Output")(
+        "--save", "saves", type=click.Path(path_type=Path), multiple=True, required=required,
+        metavar="FILE", help=f"Write the result to FILE, in the format of its suffix: {kinds}. "
+        "Repeatable.",
+    )  # fmt: skip
+
+
+def check_saves(
+    saves: Sequence[Path],
+    suffixes: Sequence[str],
+    inputs: Sequence[str | Path] = (),
+    others: Mapping[str, Path | None] | None = None,
+) -> None:
+    """Refuses places that can't be written to, and names whose suffix is no format.
+
+    Args:
+        suffixes: of the formats that there are.
+        inputs: files that are read, and must not be written over.
+        others: option -> another file that the command writes.
+
+    Raises:
+        VtpruneError: names the option, the file and the way out.
+    """
+    from vtprune.cli.output import check_targets
+
+    check_targets([*(("--save", path) for path in saves), *(others or {}).items()], inputs)
+    for path in saves:
+        if path.suffix.lower() not in suffixes:
+            names = ", ".join(f"{path.stem or 'result'}{suffix}" for suffix in suffixes)
+            raise VtpruneError(
+                f"--save {path}: its suffix names no format of this command", f"name it {names}"
+            )
+
+
+def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
+    """Writes every file, and yields it as soon as it is there."""
+    from vtprune.saving import save_file
+
+    for path in saves:
+        save_file(path, makers[path.suffix.lower()](), "--save")
+        yield path
+
+
+def json_file(value: object) -> bytes:
+    """A result as a JSON file."""
+    from vtprune.cli.output import finite
+
+    return (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def charts(draw: Callable[[str], bytes]) -> dict[str, Callable[[], bytes]]:
+    """The makers of a chart in every format that there is.
+
+    Args:
+        draw: gets "png" or "svg".
+    """
+    return {suffix: partial(draw, suffix.removeprefix(".")) for suffix in CHARTS}

@@ -1,0 +1,53 @@
+"""Rows of figures as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+
+def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
+    """One line a row under a line of the columns; a cell is empty where there is no figure.
+
+    Args:
+        columns: their names, in order; None: all that any row has.
+    """
+    file = io.StringIO(newline="")
+    names = columns or list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return file.getvalue()
+
+
+def flat(values: Mapping[str, object]) -> dict[str, object]:
+    """A row whose blocks are columns: {"tokens": {"visual": 9}} has the column tokens_visual.
+
+    Lists are one cell, their items apart by blanks; of cuts that were made, "layer:tokens left".
+    """
+    return dict(_columns(values, ""))
+
+
+def _columns(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _columns(value, f"{prefix}{name}_")
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{name}", " ".join(map(_item, value))
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _item(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    return f"{value['layer']}:{value['after']}" if "after" in value else json.dumps(value)
+
+
+def _cell(value: object) -> object:
+    missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return "" if missing else value
