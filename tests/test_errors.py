@@ -132,7 +132,7 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "code", "rule"),
     [
-        (["-o", MEGABYTE], 1, "is not key=value"),
+        (["-o", MEGABYTE], 1, "is not KEY=VALUE"),
         (["--method", "entropy", "-o", f"norm={MEGABYTE}"], 1, "is not a value of method entropy"),
         (["--method", "entropy", "-o", f"{MEGABYTE}=1"], 1, "method entropy has no option 'xxx"),
         (["-o", f"{MEGABYTE}=1"], 1, "no stage of preset balanced has the option xxx"),
