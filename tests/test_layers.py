@@ -19,7 +19,7 @@ LAYERS = (
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
      "reading", "records", "shortening", "prefill", "thinning", "thin_tower", "hooks", "encoding",
-     "refusals", "decoder", "engine"),
+     "refusals", "thread_state", "decoder", "engine"),
     ("calibrate", "loading", "devices", "upstream", "generation", "memory", "figures", "compare",
      "downsampling", "gathering", "ahead", "prompts", "run", "evaluation", "standing", "contest",
      "answers", "profiling", "tuning", "harness"),
@@ -239,6 +239,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
         "vtprune.engine",
         "vtprune.encoding",
         "vtprune.decoder",
+        "vtprune.thread_state",
     }
 
 

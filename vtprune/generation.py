@@ -138,7 +138,8 @@ def generate(
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
         ids = call(**tensors, **options, streamer=watch, disable_compile=True)
     ended = time.perf_counter()
-    parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+    snapshot = trace.snapshot()
+    parts = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     seconds = {
         "load": 0.0,
         "media": 0.0,
@@ -147,7 +148,6 @@ def generate(
         "decode": ended - watch.first,
         "first_choice": watch.first - started,
     }
-    snapshot = Trace(**vars(trace))
     return [
         Run(
             answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
@@ -155,7 +155,7 @@ def generate(
             seconds=seconds,
             trace=snapshot,
             sample=number,
-            warnings=tuple(trace.warnings),
+            warnings=tuple(snapshot.warnings),
         )
         for number, row in enumerate(new_tokens(loaded, ids, tensors["input_ids"].shape[1]))
     ]
