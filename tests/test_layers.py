@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
-    ("errors", "saving", "telling"),
+    ("errors", "process_wide", "saving", "telling"),
     ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
      "cost", "trace", "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
@@ -48,7 +48,7 @@ WITHIN = {
     "lineup": {"errors", "preset", "pruners", "spec"},
     "catalog": {"errors", "yaml_file"},
     "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
-    "media": {"errors"},
+    "media": {"errors", "process_wide"},
     "questions_file": {"errors", "telling"},
     "models": {"errors", "layout", "media", "units"},
     "console": {"telling"},
