@@ -144,6 +144,7 @@ class Search:
                 {"stages": list(one.stages)},
                 self.keep,
                 SEED,
+                threads="own",
                 calibration=self.calibration,
                 encoded=encoded,
                 media=prompt.media,
