@@ -239,6 +239,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
         "vtprune.engine",
         "vtprune.encoding",
         "vtprune.decoder",
+        "vtprune.prefill",
         "vtprune.thread_state",
     }
 

@@ -37,7 +37,7 @@ from vtprune.refusals import (
     refuse_past,
 )
 from vtprune.thinning import refuse_pixels
-from vtprune.thread_state import ThreadState
+from vtprune.thread_state import RopeDeltas, ThreadState
 from vtprune.trace import Trace
 from vtprune.units import Shown, Whole
 
@@ -140,6 +140,7 @@ class _Session:
         self.hooks, self.state = hooks, encoding.state
         self.structure, self.inner = plan.structure, plan.structure.inner
         self.decoder = DecoderHooks(plan, self.state)
+        self.deltas, self.everywhere = RopeDeltas(self.inner), Hooks(ALL_THREADS)
 
     def attach(self) -> None:
         """Puts the hooks on."""
@@ -149,6 +150,7 @@ class _Session:
             self.encoding.attach(self.hooks)
             self.hooks.before(self.model, self.see_arguments)
             self.decoder.attach(self.hooks)
+            self.deltas.attach(self.model, self.everywhere)
 
     def detach(self) -> None:
         """Takes everything off; the model is as it was found.
@@ -157,6 +159,7 @@ class _Session:
         """
         self.state.hooks.remove()
         self.hooks.remove()
+        self.everywhere.remove()
 
     def see_arguments(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         refuse_columns(kwargs)

@@ -183,6 +183,11 @@ class Hooks:
             self.held = []
 
 
+def is_hooked(module: object) -> bool:
+    """Return whether the running thread's calls of a module go through hooks before it."""
+    return not {ALL_THREADS, this_thread()}.isdisjoint(threads_before(module))
+
+
 def threads_before(module: object) -> set[object]:
     """Return the threads that have hooks before a module's forward; None stands for all of them."""
     point = vars(module).get(POINTS, {}).get("before")

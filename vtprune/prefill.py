@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.attention import Call
-from vtprune.caches import check_reached, mark_cache
+from vtprune.caches import check_reached, mark_cache, needs_block
 from vtprune.cuts import Batch, Step
 from vtprune.errors import ModelError
+from vtprune.hooks import is_hooked
 from vtprune.information import group_information
 from vtprune.layout import Layout
 from vtprune.past import find_past
@@ -214,6 +215,9 @@ class Prefill:
         if cache is not None:
             state = self.shortening.cache_state(num_layers)
             state.last = self.last
+            if needs_block(state, self.plan.structure, cache):
+                inner = self.plan.structure.inner
+                state.inside = lambda: is_hooked(inner)  # a copy of the cache copies no function
             mark_cache(cache, state)
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+from torch import nn
 
 from vtprune.cuts import Batch
 from vtprune.hooks import Hooks, this_thread
+from vtprune.models.seams import PLACING, ROPE_DELTAS
 
 Kwargs = dict[str, object]
+_PLACING = threading.RLock()
+"""Held while a model places tokens: blocks that are open at once wait for each other."""
 
 
 class ThreadState(threading.local):
@@ -32,3 +38,42 @@ class ThreadState(threading.local):
         self.batch: Batch | None = None
         self.modalities: tuple[str, ...] = ()
         self.hooks = Hooks(this_thread())
+
+
+class RopeDeltas(threading.local):
+    """What a model with positions in time, row and column (mrope) notes of its last prompt.
+
+    Transformers (5.17 to 5.24) keeps it on the model, where further turns and hand-written decoding
+    find it: the prompt of another thread would have replaced it. So every thread gets its own back.
+    All threads' calls are watched, also where the block is about one thread's.
+
+    Args:
+        inner: the multimodal model.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        self.inner = inner
+
+    def attach(self, model: nn.Module, hooks: Hooks) -> None:
+        """Watch the methods that read or write it.
+
+        Args:
+            model: `inner`, or what it is a part of.
+            hooks: of all threads.
+        """
+        if not hasattr(self.inner, ROPE_DELTAS):
+            return
+        for module in model.modules():
+            if module is self.inner or module._modules.get("model") is self.inner:
+                for name in PLACING:
+                    if hasattr(module, name):
+                        hooks.replace(module, name, self.place)
+
+    def place(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """Place tokens by the last prompt of the running thread."""
+        with _PLACING:
+            setattr(self.inner, ROPE_DELTAS, getattr(self, "own", getattr(self.inner, ROPE_DELTAS)))
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.own = getattr(self.inner, ROPE_DELTAS)
