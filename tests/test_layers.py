@@ -12,14 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # fmt: off
 LAYERS = (
-    ("errors", "saving", "telling", "csv_file", "startup", "arguments"),
+    ("errors", "process_wide", "saving", "telling", "csv_file", "startup", "arguments"),
     ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
      "cost", "trace", "report", "batching", "comparison", "units", "chart"),
     ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
      "reading", "records", "shortening", "prefill", "thinning", "thin_tower", "hooks", "encoding",
-     "refusals", "decoder", "engine"),
+     "refusals", "thread_state", "decoder", "engine"),
     ("calibrate", "loading", "devices", "upstream", "generation", "memory", "figures", "compare",
      "downsampling", "gathering", "ahead", "prompts", "run", "evaluation", "standing", "contest",
      "answers", "profiling", "tuning", "harness"),
@@ -50,7 +50,7 @@ WITHIN = {
     "lineup": {"errors", "preset", "pruners", "spec", "telling"},
     "catalog": {"errors", "yaml_file"},
     "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
-    "media": {"errors"},
+    "media": {"errors", "process_wide"},
     "questions_file": {"errors", "telling"},
     "models": {"errors", "layout", "media", "units"},
     "console": {"telling"},
@@ -243,6 +243,8 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
         "vtprune.engine",
         "vtprune.encoding",
         "vtprune.decoder",
+        "vtprune.prefill",
+        "vtprune.thread_state",
     }
 
 

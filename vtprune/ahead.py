@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,9 +37,7 @@ def load_and_gather(
     """
     chosen = [choose(opened, paths, sampling, preset, limits) for paths in prompts]
     reader = _Reader(chosen, limits)
-    # Both sides silence warnings for a while, and put back what they found: the last one, not
-    # always what was there before. Hence a frame around both.
-    with warnings.catch_warnings(), ThreadPoolExecutor(1, "media") as pool:
+    with ThreadPoolExecutor(1, "media") as pool:
         reading = pool.submit(reader.read)
         try:
             loaded = opened.load()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,48 +56,38 @@ class Call:
 class Tap:
     """Reads attention while one attention module runs, whatever its kernel.
 
-    `enter` and `leave` are to be hooked around the module's forward. Every attention module of
-    transformers asks a registry for its kernel by name. While the module
-    runs, the name leads to `read`, which is given the same queries and keys, with norms and rotary
-    positions applied, and passes them on to the kernel. Nothing in the model is changed.
+    Every attention module of transformers asks a registry for its kernel. `get_interface` is to be
+    put around the registry's method of that name: what it returns is given the same queries and
+    keys, with norms and rotary positions applied, and passes them on to the kernel. Nothing in the
+    model is changed, neither its attention nor a kernel of the registry, which all models share.
 
     Args:
         module: the attention module.
-        kernel: the name its config has for the kernel.
         take: gets what the kernel is given.
 
     Raises:
         ModelError: the module asks no registry.
     """
 
-    def __init__(self, module: nn.Module, kernel: str, take: Callable[[Call], None]) -> None:
-        self.module, self.kernel, self.take = module, kernel, take
-        names = vars(sys.modules[type(module).__module__])
-        registry = names.get("ALL_ATTENTION_FUNCTIONS")
-        if not isinstance(registry, MutableMapping):
+    def __init__(self, module: nn.Module, take: Callable[[Call], None]) -> None:
+        self.module, self.take = module, take
+        registry = vars(sys.modules[type(module).__module__]).get("ALL_ATTENTION_FUNCTIONS")
+        if not hasattr(registry, "get_interface"):
             raise ModelError(
                 f"{type(module).__name__} does not say what its attention kernel is given",
                 "use a method that reads no attention, such as entropy, dart or random",
             )
-        self.registry = registry
-        self.plain: Attend | None = names.get("eager_attention_forward")
-        self.own: dict[str, Attend] = getattr(registry, "_local_mapping", {})
-        self.before: Attend | None = None
+        self.registry: object = registry
 
-    def enter(self, module: nn.Module, args: object) -> None:
-        """A hook before the module's forward."""
-        self.before = self.own.get(self.kernel)
-        self.registry[self.kernel] = self.read
-
-    def leave(self, module: nn.Module, args: object, output: object) -> None:
-        """A hook after the module's forward, also after one that raised."""
-        if self.before is None:
-            del self.registry[self.kernel]
-        else:
-            self.registry[self.kernel] = self.before
+    def get_interface(
+        self, original: Callable[..., Attend], *args: object, **kwargs: object
+    ) -> Attend:
+        """Return the kernel that a module asks for, with the reading before it."""
+        return functools.partial(self.read, original(*args, **kwargs))
 
     def read(
         self,
+        attend: Attend,
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -104,7 +95,7 @@ class Tap:
         *args: object,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The kernel's place in the registry."""
+        """Attend as the kernel does, and take what it is given where the module is the tap's."""
         if module is self.module:
             scale = kwargs.get("scaling")
             mask = args[0] if args else kwargs.get("attention_mask")
@@ -118,16 +109,7 @@ class Tap:
                     bounds if isinstance(bounds, torch.Tensor) else None,
                 )
             )
-        return self.attend()(module, query, key, value, *args, **kwargs)
-
-    def attend(self) -> Attend:
-        """The kernel that the module asked for."""
-        if self.before is not None:
-            return self.before
-        kernels: MutableMapping[str, Attend] = getattr(self.registry, "_global_mapping", {})
-        found = kernels.get(self.kernel, self.plain)
-        assert found is not None
-        return found
+        return attend(module, query, key, value, *args, **kwargs)
 
 
 def attention_rows(call: Call, wanted: Sequence[Rows]) -> list[torch.Tensor]:

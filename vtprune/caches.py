@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vtprune.errors import ModelError
 from vtprune.models.seams import check_cache, make_mask, unknown
 from vtprune.models.structure import Structure
 from vtprune.packing import join_valid
@@ -31,6 +32,8 @@ class CacheState:
         shifts: for every layer the (B,) int64 by which its positions are less than the original
             ones; None where they are the original ones.
         last: (..., B or 1) int64 the highest position of its prompt, until tokens went on from it.
+        inside: tells whether a forward of the running thread is in a block, which gives it what
+            fits the cache; None: nothing is needed.
     """
 
     valid: list[torch.Tensor | None]
@@ -38,6 +41,7 @@ class CacheState:
     offset: int
     shifts: list[torch.Tensor | None] = field(default_factory=list)
     last: torch.Tensor | None = None
+    inside: Callable[[], bool] | None = None
 
     def shift(self, layer: int) -> torch.Tensor | None:
         return self.shifts[layer] if self.shifts else None
@@ -106,12 +110,14 @@ def mark_cache(cache: object, state: CacheState) -> None:
 
     Where the input was cut, the cache answers with the length of the original prompt when it is
     asked for its length without a layer: generation places new tokens by that answer. Emptying
-    the cache ends both.
+    the cache ends both. A forward outside of blocks, which would go wrong, is refused.
     """
     cache._vtprune = state  # type: ignore[attr-defined]
     cache.reset = types.MethodType(_reset, cache)  # type: ignore[attr-defined]
     if state.offset:
         cache.get_seq_length = types.MethodType(_source_length, cache)  # type: ignore[attr-defined]
+    if state.inside is not None:
+        cache.update = types.MethodType(_update, cache)  # type: ignore[attr-defined]
 
 
 def cache_state(cache: object) -> CacheState | None:
@@ -126,7 +132,7 @@ def cache_state(cache: object) -> CacheState | None:
 
 def unmark_cache(cache: object) -> None:
     """Makes a cache an ordinary one again."""
-    for name in ("_vtprune", "reset", "get_seq_length"):
+    for name in ("_vtprune", "reset", "get_seq_length", "update"):
         getattr(cache, "__dict__", {}).pop(name, None)
 
 
@@ -200,6 +206,22 @@ def _reset(cache: Cache) -> None:
     cache.reset()
 
 
+def _update(cache: Cache, *args: object, **kwargs: object) -> object:
+    """Add keys and values of a layer.
+
+    Raises:
+        ModelError: outside of a block.
+    """
+    inside = cache._vtprune.inside  # type: ignore[attr-defined]
+    if not inside():
+        raise ModelError(
+            "this cache was pruned in a block that has been left: without one, new tokens would "
+            "see the wrong keys",
+            "keep the block open until all threads have generated, or go on in a new one",
+        )
+    return type(cache).update(cache, *args, **kwargs)  # type: ignore[arg-type]
+
+
 def _source_length(cache: Cache, layer_idx: int | None = None) -> int:
     held = type(cache).get_seq_length(cache, layer_idx or 0)
     if layer_idx is not None or not held:
@@ -224,6 +246,20 @@ def build_mask(
     windowed = structure.window(layer) is not None
     mask = None if valid is None else valid.to(hidden.device)
     return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
+
+
+def is_unmasked(state: CacheState, structure: Structure, cache: object) -> bool:
+    """Whether one more token needs no mask: it sees all keys that a layer holds."""
+    plain = structure.attention == "sdpa" or "flash" in structure.attention
+    windows = structure.narrowest_window is not None
+    return plain and grows(cache) and not windows and all(one is None for one in state.valid)
+
+
+def needs_block(state: CacheState, structure: Structure, cache: object) -> bool:
+    """Whether a token that goes on from a cache outside of blocks would go wrong."""
+    if state.renumbered or any(one is not None for one in state.valid):
+        return True
+    return state.first_cut is not None and not is_unmasked(state, structure, cache)
 
 
 class Continued:
@@ -311,14 +347,10 @@ class Continued:
 
     def needed(self) -> bool:
         """Whether layers past a cut would get a mask that does not fit their keys."""
-        first = self.state.first_cut
-        if first is None:
+        if self.state.first_cut is None:
             return False
-        plain = self.structure.attention == "sdpa" or "flash" in self.structure.attention
-        growing = grows(self.cache)
-        windows = self.structure.narrowest_window is not None
-        unmasked = self.new is None and all(one is None for one in self.state.valid)
-        return not (plain and growing and unmasked and self.shape[1] == 1 and not windows)
+        unmasked = self.new is None and self.shape[1] == 1
+        return not (unmasked and is_unmasked(self.state, self.structure, self.cache))
 
     def valid(self, layer: int) -> torch.Tensor | None:
         """(B, past + n) bool of a layer's keys after this forward."""

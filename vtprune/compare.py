@@ -167,6 +167,7 @@ def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None
         loaded.model,
         side.preset,
         keep,
+        threads="own",
         calibration=loaded.calibration,
         media=side.inputs.media,
         shown=shown(side.inputs.tensors, [side.inputs]),

@@ -14,6 +14,7 @@ from vtprune.preset import StageSpec
 from vtprune.pruners.base import ATTENTION, TOWER
 from vtprune.schedule import Cut, Schedule
 from vtprune.spec import PIXELS
+from vtprune.trace import Trace
 from vtprune.units import Whole
 
 
@@ -115,6 +116,7 @@ class Batch:
         past: columns that the cache holds already.
         gone: for every sample the columns of visual tokens that went before the vision tower.
         cuts: that are to be made.
+        trace: what is known of the prefill, which its end completes.
     """
 
     layouts: list[Layout]
@@ -122,6 +124,7 @@ class Batch:
     past: int
     gone: list[torch.Tensor]
     cuts: Cuts
+    trace: Trace
 
 
 def plan_cuts(
@@ -132,7 +135,7 @@ def plan_cuts(
     gone: list[torch.Tensor] | None = None,
     whole: Sequence[Whole] = (),
 ) -> Batch:
-    """A batch with its cuts, from every sample's own number of tokens; begins its trace.
+    """Plan a batch's cuts from every sample's own number of tokens, and begin its trace.
 
     Args:
         layouts, valid, past: as of Batch.
@@ -144,8 +147,8 @@ def plan_cuts(
     if gone is None:
         gone = [torch.zeros(0, dtype=torch.long)] * len(layouts)
     schedules = [plan.solve(group, layouts, gone, whole) for group in groups]
-    trace = plan.trace
-    trace.layouts, trace.whole = layouts, list(whole)
     tokens = valid.sum(1).tolist()
-    trace.text = [size - len(one) for size, one in zip(tokens, layouts, strict=True)]
-    return Batch(layouts, valid, past, gone, Cuts(groups, schedules))
+    text = [size - len(one) for size, one in zip(tokens, layouts, strict=True)]
+    trace = Trace(layouts=layouts, text=text, whole=list(whole))
+    plan.trace.begun = trace
+    return Batch(layouts, valid, past, gone, Cuts(groups, schedules), trace)

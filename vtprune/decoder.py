@@ -19,15 +19,14 @@ from vtprune.caches import (
     unmark_cache,
 )
 from vtprune.clock import now
-from vtprune.cuts import Batch
-from vtprune.encoding import Encoding
-from vtprune.hooks import Hooks
+from vtprune.hooks import Hooks, this_thread
 from vtprune.models import seams
 from vtprune.models.structure import DEEPSTACK
 from vtprune.packing import gather, gather_marked
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill
 from vtprune.refusals import refuse_windows
+from vtprune.thread_state import ThreadState
 from vtprune.tower import read_scores
 
 Args = tuple[object, ...]
@@ -37,91 +36,59 @@ Kwargs = dict[str, object]
 class DecoderHooks:
     """Prefills that cut, and continuations on what they left in the cache.
 
+    The hooks of a forward, from its `start` to its `end`, are of the thread that it runs in: what
+    it has begun it ends, also where another thread leaves the block meanwhile.
+
     Args:
         plan: the preset for this model.
-        encoding: the calls of its encoders.
+        state: of the thread that calls the decoder.
     """
 
-    def __init__(self, plan: Plan, encoding: Encoding) -> None:
-        self.plan, self.encoding = plan, encoding
+    def __init__(self, plan: Plan, state: ThreadState) -> None:
+        self.plan, self.state = plan, state
         self.structure, self.trace = plan.structure, plan.trace
         self.decoder = plan.structure.decoder
         self.arguments = plan.structure.seams
-        self.hooks = Hooks()  # of one forward
-        self.batch: Batch | None = None
-        self.modalities: tuple[str, ...] = ()
-        self.running: Prefill | None = None
-        self.started = 0.0
-        self.select_seconds = 0.0
 
     def attach(self, hooks: Hooks) -> None:
         """Puts on those that stay from forward to forward."""
-        if hasattr(self.decoder, DEEPSTACK):
-            hooks.replace(self.decoder, DEEPSTACK, self.adding())
         hooks.before(self.decoder, self.start)
-        hooks.at_end(self.decoder, self.end)
-
-    def detach(self) -> None:
-        """Takes off those of a forward that did not end."""
-        self.hooks.remove()
-        self.batch, self.running = None, None
-
-    def expect(self, batch: Batch | None, modalities: tuple[str, ...] = ()) -> None:
-        """Says what the next forward is over.
-
-        Args:
-            batch: None: no prompt with visual tokens.
-            modalities: that were encoded for it.
-        """
-        self.batch, self.modalities = batch, modalities
-
-    def adding(self) -> Callable[..., torch.Tensor]:
-        """The decoder's own adding of features to states (deepstack), for the tokens still there.
-
-        It runs after a layer with the marks and features of the uncut sequence.
-        """
-        add = getattr(self.decoder, DEEPSTACK)
-
-        @functools.wraps(add)
-        def add_to_those_left(
-            hidden_states: torch.Tensor, visual_pos_masks: torch.Tensor, visual_embeds: torch.Tensor
-        ) -> torch.Tensor:
-            if self.running is not None and self.running.done:
-                visual_pos_masks, visual_embeds = gather_marked(
-                    visual_pos_masks, visual_embeds, self.running.present.packed
-                )
-            return add(hidden_states, visual_pos_masks, visual_embeds)
-
-        return add_to_those_left
+        # A forward that raises goes through the decoder's own list of these hooks (PyTorch 2.13):
+        # with one that stays, `end` does not change the list under it.
+        hooks.at_end(self.decoder, lambda *_: None)
 
     def now(self) -> float:
         return now(self.structure.device)
 
     def start(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Cuts at the input, and puts on the layer hooks that this forward needs."""
-        batch, self.batch, self.running = self.batch, None, None
+        state = self.state
+        state.hooks.remove()  # of a forward that Ctrl-C ended: PyTorch then runs no hook at its end
+        batch, state.batch = state.batch, None
         given = self.arguments.decoder.bind(args, kwargs)
         embeds, cache = given.get("inputs_embeds"), seams.find_cache("its decoder", given)
         if not cache_length(cache):
             unmark_cache(cache)  # it was emptied since
         if batch is not None:
-            self.started, self.select_seconds = self.now(), 0.0
-            self.running = Prefill(self.plan, batch, given)
-        if not isinstance(embeds, torch.Tensor):
-            return None
-        if self.running is not None:
-            given = self.start_prefill(self.running, embeds, given)
+            prefill = Prefill(self.plan, batch, given, self.now())
+            state.hooks = hooks = Hooks(this_thread())
+            hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
+            if not isinstance(embeds, torch.Tensor):
+                return None
+            given = self.start_prefill(prefill, embeds, given, hooks)
             return (), self.arguments.decoder.give(given)
-        if cache is None or not cache_length(cache):
+        if not isinstance(embeds, torch.Tensor) or cache is None or not cache_length(cache):
             return None
-        state = cache_state(cache)
-        if state is None:
+        shortened = cache_state(cache)
+        if shortened is None:
             refuse_uneven(cache)
             return None
-        given = self.start_continuation(state, embeds, given)
+        given = self.start_continuation(shortened, embeds, given)
         return (), self.arguments.decoder.give(given)
 
-    def start_prefill(self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
+    def start_prefill(
+        self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs, hooks: Hooks
+    ) -> Kwargs:
         cuts, readings = prefill.cuts, prefill.readings
         if prefill.shortens:
             refuse_windows(
@@ -129,8 +96,8 @@ class DecoderHooks:
             )
             seams.check_values("its decoder", given, seams.DECODER)
         if cuts.reads_tower:
-            vision = {name: self.encoding.calls[name] for name in self.modalities}
-            readings.tower = read_scores(self.structure, vision, self.trace.layouts)
+            vision = {name: self.state.calls[name] for name in self.state.modalities}
+            readings.tower = read_scores(self.structure, vision, prefill.present.whole)
         if 0 in cuts.by_layer:
             readings.project(embeds, cuts.projections(0))
             embeds = self.timed_cut(prefill, 0, embeds)
@@ -139,16 +106,19 @@ class DecoderHooks:
             given = prefill.shortening.uncut_inputs(given, embeds)
         for layer in cuts.by_layer:
             if layer > 0:
-                self.hook_readings(prefill, layer)
+                self.hook_readings(prefill, layer, hooks)
         if prefill.first_changed is not None:
-            self.hook_layers(prefill.first_changed, functools.partial(self.enter_layer, prefill))
+            enter = functools.partial(self.enter_layer, prefill)
+            self.hook_layers(prefill.first_changed, enter, hooks)
+        if prefill.cuts.layers and hasattr(self.decoder, DEEPSTACK):
+            hooks.replace(self.decoder, DEEPSTACK, functools.partial(add_to_those_left, prefill))
         return given
 
-    def hook_readings(self, prefill: Prefill, layer: int) -> None:
+    def hook_readings(self, prefill: Prefill, layer: int, hooks: Hooks) -> None:
         """Reads in the layer before a cut what the methods there ask for."""
         for name in prefill.cuts.projections(layer):
             keep = functools.partial(prefill.readings.keep, name)
-            self.hooks.after(self.structure.projection(layer - 1, name), keep)
+            hooks.after(self.structure.projection(layer - 1, name), keep)
         if not prefill.cuts.reads_attention(layer):
             return
 
@@ -156,22 +126,24 @@ class DecoderHooks:
             started = self.now()
             with torch.no_grad():
                 prefill.take_attention(layer, call)
-            self.select_seconds += self.now() - started
+            prefill.select_seconds += self.now() - started
 
-        module = self.structure.attention_module(layer - 1)
-        self.hooks.around(Tap(module, self.structure.attention, take))
+        tap = Tap(self.structure.attention_module(layer - 1), take)
+        hooks.replace(tap.registry, "get_interface", tap.get_interface)
 
-    def hook_layers(self, first: int, enter: Callable[..., tuple[Args, Kwargs]]) -> None:
+    def hook_layers(
+        self, first: int, enter: Callable[..., tuple[Args, Kwargs]], hooks: Hooks
+    ) -> None:
         """Calls `enter(number, module, args, kwargs)` before every layer from `first` on."""
         for number in range(first, len(self.structure.layers)):
-            self.hooks.before(self.structure.layers[number], functools.partial(enter, number))
+            hooks.before(self.structure.layers[number], functools.partial(enter, number))
 
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Cuts; gives the states back, those of kept tokens with what was merged into them."""
         started = self.now()
         with torch.no_grad():
             hidden = prefill.cut(layer, hidden)
-        self.select_seconds += self.now() - started
+        prefill.select_seconds += self.now() - started
         return hidden
 
     def enter_layer(
@@ -213,7 +185,9 @@ class DecoderHooks:
         given = continued.place(given, embeds.shape[1])
         first = continued.first_layer()
         if first is not None:
-            self.hook_layers(first, functools.partial(self.continue_layer, continued))
+            self.state.hooks = hooks = Hooks(this_thread())
+            hooks.at_end(self.decoder, lambda *_: hooks.remove())
+            self.hook_layers(first, functools.partial(self.continue_layer, continued), hooks)
         if continued.replace_input:
             given["attention_mask"] = continued.input_mask()
         return given
@@ -224,17 +198,37 @@ class DecoderHooks:
         given, hidden = self.read_layer(number, args, kwargs)
         return self.write_layer(number, args, continued.change(number, given, hidden))
 
-    def end(self, module: nn.Module, args: Args, kwargs: Kwargs, output: object) -> None:
-        """Takes the layer hooks off; after a prefill, writes the trace and marks the cache."""
-        self.hooks.remove()
-        prefill, self.running = self.running, None
-        if prefill is None or output is None:  # None: the forward raised
+    def end(
+        self, prefill: Prefill, hooks: Hooks, module: nn.Module, args: object, output: object
+    ) -> None:
+        """Takes the hooks of a prefill off, writes the trace and marks the cache."""
+        hooks.remove()
+        if output is None:  # the forward raised
             return
         seconds = {
-            "vision": self.encoding.seconds,
-            "select": self.select_seconds,
-            "prefill": self.now() - self.started,
+            "vision": self.state.seconds,
+            "select": prefill.select_seconds,
+            "prefill": self.now() - prefill.started,
         }
-        self.encoding.seconds = 0.0
-        prefill.end(seams.output_cache(output))
-        self.trace.seconds = seconds
+        self.state.seconds = 0.0
+        prefill.end(seams.output_cache(output), seconds)
+
+
+def add_to_those_left(
+    prefill: Prefill,
+    add: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,
+    visual_pos_masks: torch.Tensor,
+    visual_embeds: torch.Tensor,
+) -> torch.Tensor:
+    """Add features to states (deepstack) as the decoder does, for the tokens still there.
+
+    Args:
+        add: the decoder's own method, which runs after a layer.
+        visual_pos_masks, visual_embeds: the marks and features of the uncut sequence.
+    """
+    if prefill.done:
+        visual_pos_masks, visual_embeds = gather_marked(
+            visual_pos_masks, visual_embeds, prefill.present.packed
+        )
+    return add(hidden_states, visual_pos_masks, visual_embeds)

@@ -10,7 +10,7 @@ import torch
 
 from vtprune.attention import Call, Tap, received
 from vtprune.clock import now
-from vtprune.hooks import Hooks
+from vtprune.hooks import Hooks, this_thread
 from vtprune.layout import Grid
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
@@ -20,6 +20,7 @@ from vtprune.plan import Plan
 from vtprune.pruners.base import TOWER
 from vtprune.thin_tower import Thinned
 from vtprune.thinning import Thinning, choose_units
+from vtprune.thread_state import ThreadState
 from vtprune.tower import Reading, find_tower
 from vtprune.units import Shown
 
@@ -27,6 +28,7 @@ SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
 ASIDE = ("return_dict", "use_cache")  # of an encoder call: its features are the same
 Kwargs = dict[str, object]
 Encoded = dict[object, tuple[Kwargs, object]]
+Encode = Callable[..., object]
 
 
 class Encoding:
@@ -34,32 +36,26 @@ class Encoding:
 
     Args:
         plan: the preset for this model.
+        state: of the thread that calls an encoder.
         modality: what placeholders hold that images and videos share.
         media: what they hold one after the other, where that is known.
         shown: the one batch that is to be prefilled, where stages at `pixels` need it.
         encoded: what was made of pixel tensors before, and is to be made of them once.
-
-    Attributes:
-        calls: modality -> the arguments of its encoder's last call by name, and under the name of
-            the state what its tower attended to, if a method asks.
-        seconds: that all calls since the last prefill took.
     """
 
     def __init__(
         self,
         plan: Plan,
+        state: ThreadState,
         modality: str | None,
         media: Sequence[tuple[str, Grid]],
         shown: Shown | None,
         encoded: Encoded | None,
     ) -> None:
-        self.plan, self.structure = plan, plan.structure
+        self.plan, self.structure, self.state = plan, plan.structure, state
         self.modality, self.media = modality, media
         self.shown = shown if plan.preset.at_pixels() else None
         self.encoded = encoded
-        self.calls: dict[str, Kwargs] = {}
-        self.seconds = 0.0
-        self.running = False
         self.thinning: Thinning | None = None
 
     def attach(self, hooks: Hooks) -> None:
@@ -69,16 +65,15 @@ class Encoding:
                 hooks.replace(self.structure.inner, name, self.recording(modality, name))
 
     def recording(self, modality: str, name: str) -> Callable[..., object]:
-        """The model's own encoder call, whose arguments and time are noted on the way."""
-        encode = getattr(self.structure.inner, name)
-        arguments = Arguments(encode)
+        """Return what goes around an encoder call: its arguments and time are noted on the way."""
+        arguments = Arguments(getattr(self.structure.inner, name))
+        state = self.state
 
-        @functools.wraps(encode)
-        def encode_and_note(*args: object, **kwargs: object) -> object:
-            if self.running:  # called by the other: some models encode videos as pictures
+        def encode_and_note(encode: Encode, *args: object, **kwargs: object) -> object:
+            if state.encoding:  # called by the other: some models encode videos as pictures
                 return encode(*args, **kwargs)
             given = arguments.bind(args, kwargs)
-            self.calls[modality] = given
+            state.calls[modality] = given
             rows = self.rows_for(modality)
             key = (
                 name,
@@ -87,15 +82,15 @@ class Encoding:
             )
             known = self.encoded.get(key) if self.encoded is not None else None
             if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
-                self.calls[modality] = known[0]
+                state.calls[modality] = known[0]
                 return known[1]
-            started, self.running = now(self.structure.device), True
+            started, state.encoding = now(self.structure.device), True
             try:
                 with self.tapped_tower(modality, given, rows):
                     features = self.encode(functools.partial(encode, *args, **kwargs), rows)
             finally:
-                self.running = False
-            self.seconds += now(self.structure.device) - started
+                state.encoding = False
+            state.seconds += now(self.structure.device) - started
             if self.encoded is not None:
                 self.encoded[key] = (given, features)  # the pixels stay, and so their address
             return features
@@ -111,7 +106,7 @@ class Encoding:
         if rows is None or bool(rows.all()):
             return encode()
         thinned = Thinned(rows)
-        with Hooks() as hooks:
+        with Hooks(this_thread()) as hooks:
             for module, before, after in thinned.hooks(self.structure.inner):
                 hooks.before(module, before)
                 hooks.after(module, after)
@@ -133,7 +128,7 @@ class Encoding:
             self.media,
         )  # fmt: skip
         self.thinning = choose_units(self.plan, layouts, self.shown.units)
-        self.seconds += now(self.structure.device) - started
+        self.state.seconds += now(self.structure.device) - started
         return self.thinning
 
     def rows_for(self, modality: str) -> torch.Tensor | None:
@@ -163,8 +158,9 @@ class Encoding:
             with torch.no_grad():
                 reading.rows.extend(received(call, tower.has_cls))
 
-        with Hooks() as hooks:
-            hooks.around(Tap(tower.attention, tower.kernel, take))
+        with Hooks(this_thread()) as hooks:
+            tap = Tap(tower.attention, take)
+            hooks.replace(tap.registry, "get_interface", tap.get_interface)
             yield
         given[TOWER[0]] = reading.among(rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from vtprune.cuts import Batch, plan_cuts
 from vtprune.decoder import DecoderHooks
 from vtprune.encoding import Encoded, Encoding
 from vtprune.errors import ModelError
-from vtprune.hooks import Hooks
+from vtprune.hooks import ALL_THREADS, LOCK, Hooks, this_thread, threads_before
 from vtprune.layout import MODALITIES, Grid
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
@@ -31,18 +31,20 @@ from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.refusals import (
     refuse_columns,
     refuse_compiling,
+    refuse_copy,
     refuse_embeds,
     refuse_lone_placeholders,
     refuse_past,
 )
 from vtprune.thinning import refuse_pixels
+from vtprune.thread_state import RopeDeltas, ThreadState
 from vtprune.trace import Trace
 from vtprune.units import Shown, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MARK = "_vtprune_session"
+THREADS = ("all", "own")
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
 
@@ -58,12 +60,15 @@ def pruning(
     at: str | int | None = None,
     options: Mapping[str, str] | None = None,
     modality: str | None = None,
+    threads: str = "all",
     calibration: Calibration | None = None,
     encoded: Encoded | None = None,
     media: Sequence[tuple[str, Grid]] = (),
     shown: Shown | None = None,
 ) -> Iterator[Trace]:
     """Drops visual tokens in every forward of `model` inside the block, and only there.
+
+    Calls at once from several threads give what each gives alone.
 
     Args:
         model: any supported transformers model, loaded by the caller, left as it was found.
@@ -75,6 +80,10 @@ def pruning(
         options: of that stage, or of every stage whose method has such an option.
         modality: what placeholders hold that images and videos share; None: images, unless the
             model's inputs tell.
+        threads: whose calls are pruned. "all": those of every thread, so that generation can run in
+            a thread of its own while a streamer is read; no other block may be open on the model.
+            "own": those of the thread that opens the block; others can open such blocks too, each
+            with its own preset, and threads without one see the unpruned model.
         calibration: where `ecl` and `horizon` are; None: the packaged one of this model.
         encoded: what the vision tower made of pixel tensors, kept by the caller from block to
             block, so that the same tensors are encoded once.
@@ -84,7 +93,7 @@ def pruning(
             `pixels` need; None: there are none.
 
     Yields:
-        The trace, filled by each prefill.
+        The trace, filled by each prefill; after calls at once, by the prefill that ended last.
 
     Raises:
         ModelError: a model or a case that can't be pruned, with the reason.
@@ -93,11 +102,15 @@ def pruning(
     resolved = override(load_preset(preset), keep, method, at, options, seed)
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
+    if threads not in THREADS:
+        raise ModelError(f"threads {threads!r} is not one of {', '.join(THREADS)}")
     refuse_pixels(resolved, shown)
     trace = Trace()
     plan = Plan(resolved, find_structure(model), calibration, trace)
-    encoding = Encoding(plan, modality, media, shown, encoded)
-    session = _Session(model, plan, encoding, shown.whole if shown else ())
+    state = ThreadState()
+    encoding = Encoding(plan, state, modality, media, shown, encoded)
+    hooks = Hooks(this_thread() if threads == "own" else ALL_THREADS)
+    session = _Session(model, plan, encoding, shown.whole if shown else (), hooks)
     try:
         session.attach()
         yield trace
@@ -112,44 +125,51 @@ class _Session:
         plan: the preset for this model.
         encoding: the calls of its encoders.
         whole: what every prompt would hold if its media had not been made smaller.
+        hooks: of the threads whose calls are pruned.
     """
 
     def __init__(
-        self, model: PreTrainedModel, plan: Plan, encoding: Encoding, whole: Sequence[Whole]
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        encoding: Encoding,
+        whole: Sequence[Whole],
+        hooks: Hooks,
     ) -> None:
         self.model, self.plan, self.encoding, self.whole = model, plan, encoding, whole
+        self.hooks, self.state = hooks, encoding.state
         self.structure, self.inner = plan.structure, plan.structure.inner
-        self.decoder = DecoderHooks(plan, encoding)
-        self.hooks = Hooks()
+        self.decoder = DecoderHooks(plan, self.state)
+        self.deltas, self.everywhere = RopeDeltas(self.inner), Hooks(ALL_THREADS)
 
     def attach(self) -> None:
         """Puts the hooks on."""
-        if MARK in self.inner.__dict__:
-            raise ModelError(
-                "this model is being pruned already by an enclosing block",
-                "leave that block first; one preset can hold several stages",
-            )
-        self.inner.__dict__[MARK] = self
-        self.encoding.attach(self.hooks)
-        self.hooks.before(self.model, self.see_arguments)
-        self.hooks.before(self.inner, self.see_inputs)
-        self.decoder.attach(self.hooks)
+        with LOCK:  # so that of two threads' blocks that refuse each other one is opened
+            refuse_blocks(threads_before(self.inner), self.hooks.thread)
+            self.hooks.before(self.inner, self.see_inputs)
+            self.encoding.attach(self.hooks)
+            self.hooks.before(self.model, self.see_arguments)
+            self.decoder.attach(self.hooks)
+            self.deltas.attach(self.model, self.everywhere)
 
     def detach(self) -> None:
-        """Takes everything off; the model is as it was found."""
-        self.decoder.detach()
+        """Takes everything off; the model is as it was found.
+
+        What runs in other threads at that moment keeps the hooks of its forward up to the end.
+        """
+        self.state.hooks.remove()
         self.hooks.remove()
-        if self.inner.__dict__.get(MARK) is self:
-            del self.inner.__dict__[MARK]
-        self.encoding.calls = {}
+        self.everywhere.remove()
 
     def see_arguments(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         refuse_columns(kwargs)
 
     def see_inputs(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Notes where visual tokens sit in this forward, if it is a prompt that has any."""
-        self.decoder.expect(None)
+        state = self.state
+        state.batch = None
         refuse_compiling()
+        refuse_copy(module, self.inner)
         ids = kwargs.get("input_ids")
         if isinstance(ids, torch.Tensor) and ids.shape[1] < 2:
             return  # decoding: nothing to see, and no time to lose
@@ -168,9 +188,9 @@ class _Session:
             refuse_lone_placeholders(self.structure, ids, given)
             return
         for modality in inside:  # encoded inside this forward, so not recorded yet
-            self.encoding.calls[modality] = given
-        vision = {name: noted for name, noted in self.encoding.calls.items() if name in shown}
-        self.decoder.expect(self.see_prompt(ids, given, vision), tuple(vision))
+            state.calls[modality] = given
+        vision = {name: noted for name, noted in state.calls.items() if name in shown}
+        state.batch, state.modalities = self.see_prompt(ids, given, vision), tuple(vision)
 
     def see_prompt(
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]
@@ -187,8 +207,31 @@ class _Session:
             self.plan.trace.warn(warning)
         if past:
             refuse_past(self.structure, cache_state(cache))
-        thinning, gone = self.encoding.thin(), None
+        thinning = self.encoding.thin()
+        gone = None if thinning is None else thinning.gone_of(layouts)
+        planned = plan_cuts(self.plan, layouts, valid, past, gone, self.whole)
         if thinning is not None:
-            gone = thinning.gone_of(layouts)
-            self.plan.trace.encoded = thinning.encoded()
-        return plan_cuts(self.plan, layouts, valid, past, gone, self.whole)
+            planned.trace.encoded = thinning.encoded()
+        return planned
+
+
+def refuse_blocks(open_for: Set[object], thread: object | None) -> None:
+    """Refuse a block where blocks that are open on the model would prune the same calls.
+
+    Args:
+        open_for: the threads whose calls those prune; ALL_THREADS is a block for all of them.
+        thread: whose calls this one is to prune, likewise.
+    """
+    if this_thread() in open_for or (ALL_THREADS in open_for):
+        raise ModelError(
+            "this model is being pruned already by an enclosing block, or by a block of another "
+            "thread that prunes the calls of all",
+            "leave that block first; one preset can hold several stages. For blocks in several "
+            'threads at once give each threads="own"',
+        )
+    if thread is ALL_THREADS and open_for:
+        raise ModelError(
+            'other threads have blocks with threads="own" open on this model, and this one would '
+            "prune their calls too",
+            'give threads="own" here as well, or wait until those blocks are left',
+        )

@@ -101,6 +101,31 @@ class Watch:
             self.shown = text
 
 
+class Sampler:
+    """A logits processor that draws the next token, and leaves no other for greedy decoding.
+
+    Transformers (5.17 to 5.24) samples by PyTorch's default generator, which all threads share: a
+    seed would say nothing once two of them draw. This one has a generator of its own.
+
+    Args:
+        generation: its temperature, top_p and seed.
+        device: of the scores.
+    """
+
+    def __init__(self, generation: Generation, device: torch.device) -> None:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self.temperature = TemperatureLogitsWarper(generation.temperature)
+        self.top_p = TopPLogitsWarper(generation.top_p)
+        self.generator = torch.Generator(device).manual_seed(generation.seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) that leave one token a row."""
+        scores = self.top_p(input_ids, self.temperature(input_ids, scores))
+        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
 def generate(
     loaded: Loaded,
     tensors: Mapping[str, torch.Tensor],
@@ -122,23 +147,16 @@ def generate(
     if length:
         options["min_new_tokens"] = length
     if generation.temperature > 0 and not length:
-        options |= {
-            "do_sample": True,
-            "temperature": generation.temperature,
-            "top_p": generation.top_p,
-            "top_k": 0,
-        }
-    else:
-        options |= {"do_sample": False, "num_beams": 1}
-        options |= {"temperature": None, "top_p": None, "top_k": None}
+        options["logits_processor"] = [Sampler(generation, loaded.model.device)]
+    options |= {"do_sample": False, "num_beams": 1}
+    options |= {"temperature": None, "top_p": None, "top_k": None}
     started = time.perf_counter()
-    devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(generation.seed)
+    with torch.no_grad():
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
         ids = call(**tensors, **options, streamer=watch, disable_compile=True)
     ended = time.perf_counter()
-    parts = {name: trace.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+    snapshot = trace.snapshot()
+    parts = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     seconds = {
         "load": 0.0,
         "media": 0.0,
@@ -147,7 +165,6 @@ def generate(
         "decode": ended - watch.first,
         "first_choice": watch.first - started,
     }
-    snapshot = Trace(**vars(trace))
     return [
         Run(
             answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
@@ -155,7 +172,7 @@ def generate(
             seconds=seconds,
             trace=snapshot,
             sample=number,
-            warnings=tuple(trace.warnings),
+            warnings=tuple(snapshot.warnings),
         )
         for number, row in enumerate(new_tokens(loaded, ids, tensors["input_ids"].shape[1]))
     ]

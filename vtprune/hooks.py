@@ -1,24 +1,102 @@
-"""What is put on a model's modules, to be taken off together: the only hooks in the project."""
+"""Hooks and replaced methods, each for one thread or for all: the only hooks in the project."""
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vtprune.attention import Tap
+POINTS = "_vtprune_points"
+ALL_THREADS = None
+LOCK = threading.RLock()
+"""Held while hooks are put on and taken off. Calls through a point take no lock."""
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
+Hook = Callable[..., object]
+
+
+class _Thread(threading.local):
+    """What stands for the running thread; unlike its ident, no later thread gets the same."""
+
+    def __init__(self) -> None:
+        self.key = object()
+
+
+_THREAD = _Thread()
+
+
+def this_thread() -> object:
+    """Return the key of the running thread."""
+    return _THREAD.key
+
+
+class Point:
+    """Where the hooks of all threads meet: before or after a module's forward, or at a method.
+
+    PyTorch and Python have one place for all threads. What stands there, from the first hook to the
+    last, calls the hooks for all threads and then those of the thread that it runs in.
+    """
+
+    def __init__(self) -> None:
+        self.hooks: dict[object, tuple[Hook, ...]] = {}
+        self.take_off: Callable[[], None] = _nothing
+
+    def __deepcopy__(self, memo: object) -> Point:
+        """Return itself: copies of a hooked model share its hooks, which then refuse them."""
+        return self
+
+    def here(self) -> tuple[Hook, ...]:
+        """Return the hooks that the running thread's calls go through."""
+        hooks = self.hooks
+        return hooks.get(ALL_THREADS, ()) + hooks.get(_THREAD.key, ())
+
+    def before(self, module: nn.Module, args: object, kwargs: object = None) -> object:
+        """Run the hooks before a forward.
+
+        PyTorch (2.11 to 2.13) notes only after it has put a hook on, and only until it takes it
+        off, that the hook wants keyword arguments. A thread that calls the module at that very
+        moment comes without them, but then none of the hooks here are for it.
+        """
+        changed = None
+        for hook in self.here():
+            found = hook(module, args, kwargs)
+            if found is not None:
+                changed = found
+                args, kwargs = found  # type: ignore[misc]
+        return changed
+
+    def after(self, module: nn.Module, args: object, output: object) -> object:
+        """Run the hooks after a forward; the output is None if it raised."""
+        changed = None
+        for hook in self.here():
+            found = hook(module, args, output)
+            if found is not None:
+                output = changed = found
+        return changed
+
+    def call(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """Call a replaced method: the hooks around it, the last one outermost."""
+        function = original
+        for hook in self.here():
+            function = functools.partial(hook, function)
+        return function(*args, **kwargs)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Hooks:
-    """Hooks and replaced methods of some modules; as a `with` block they come off at its end."""
+    """Hooks and replaced methods of some modules; as a `with` block they come off at its end.
 
-    def __init__(self) -> None:
-        self.handles: list[RemovableHandle] = []
-        self.replaced: list[tuple[nn.Module, str]] = []
+    Args:
+        thread: the key of the thread whose calls go through them; None: calls from all threads.
+    """
+
+    def __init__(self, thread: object | None) -> None:
+        self.thread = thread
+        self.held: list[tuple[object, str, Hook]] = []
 
     def __enter__(self) -> Hooks:
         return self
@@ -26,35 +104,91 @@ class Hooks:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def before(self, module: nn.Module, hook: Callable[..., object]) -> None:
+    def before(self, module: nn.Module, hook: Hook) -> None:
         """Calls `hook(module, args, kwargs)` before a module's forward."""
-        self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def after(self, module: nn.Module, hook: Callable[..., object]) -> None:
+        def put_on(point: Point) -> Callable[[], None]:
+            return module.register_forward_pre_hook(point.before, with_kwargs=True).remove
+
+        self._add(module, "before", hook, put_on)
+
+    def after(self, module: nn.Module, hook: Hook) -> None:
         """Calls `hook(module, args, output)` after a module's forward."""
-        self.handles.append(module.register_forward_hook(hook))
 
-    def at_end(self, module: nn.Module, hook: Callable[..., object]) -> None:
-        """Calls `hook(module, args, kwargs, output)`, with output None if the forward raised."""
-        handle = module.register_forward_hook(hook, with_kwargs=True, always_call=True)
-        self.handles.append(handle)
+        def put_on(point: Point) -> Callable[[], None]:
+            return module.register_forward_hook(point.after).remove
 
-    def around(self, tap: Tap) -> None:
-        """Reads the attention of a tap's module in every forward."""
-        self.handles += [
-            tap.module.register_forward_pre_hook(tap.enter),
-            tap.module.register_forward_hook(tap.leave, always_call=True),
-        ]
+        self._add(module, "after", hook, put_on)
 
-    def replace(self, module: nn.Module, name: str, function: Callable[..., object]) -> None:
-        """Puts `function` in the place of one of a module's methods."""
-        module.__dict__[name] = function
-        self.replaced.append((module, name))
+    def at_end(self, module: nn.Module, hook: Hook) -> None:
+        """Calls `hook(module, args, output)`, with output None if the forward raised."""
+
+        def put_on(point: Point) -> Callable[[], None]:
+            return module.register_forward_hook(point.after, always_call=True).remove
+
+        self._add(module, "at_end", hook, put_on)
+
+    def replace(self, owner: object, name: str, hook: Hook) -> None:
+        """Calls `hook(original, *args, **kwargs)` in the place of one of an object's methods."""
+
+        def put_on(point: Point) -> Callable[[], None]:
+            before = dict(vars(owner))
+            original = getattr(owner, name)
+            vars(owner)[name] = functools.wraps(original)(functools.partial(point.call, original))
+
+            def take_off() -> None:
+                if name in before:
+                    vars(owner)[name] = before[name]
+                else:
+                    del vars(owner)[name]
+
+            return take_off
+
+        self._add(owner, f"method {name}", hook, put_on)
+
+    def _add(
+        self,
+        owner: object,
+        kind: str,
+        hook: Hook,
+        put_on: Callable[[Point], Callable[[], None]],
+    ) -> None:
+        with LOCK:
+            points: dict[str, Point] = vars(owner).setdefault(POINTS, {})
+            if kind not in points:
+                points[kind] = Point()
+                points[kind].take_off = put_on(points[kind])
+            hooks = points[kind].hooks
+            hooks[self.thread] = (*hooks.get(self.thread, ()), hook)
+            self.held.append((owner, kind, hook))
 
     def remove(self) -> None:
-        """Takes everything off; the modules are as they were found."""
-        for handle in self.handles:
-            handle.remove()
-        for module, name in self.replaced:
-            del module.__dict__[name]
-        self.handles, self.replaced = [], []
+        """Takes everything off; what no other thread has hooks on is as it was found."""
+        if not self.held:
+            return
+        with LOCK:
+            for owner, kind, hook in reversed(self.held):
+                points: dict[str, Point] = vars(owner)[POINTS]
+                point = points[kind]
+                left = tuple(one for one in point.hooks[self.thread] if one is not hook)
+                if left:
+                    point.hooks[self.thread] = left
+                else:
+                    del point.hooks[self.thread]
+                if not point.hooks:
+                    point.take_off()
+                    del points[kind]
+                if not points:
+                    del vars(owner)[POINTS]
+            self.held = []
+
+
+def is_hooked(module: object) -> bool:
+    """Return whether the running thread's calls of a module go through hooks before it."""
+    return not {ALL_THREADS, this_thread()}.isdisjoint(threads_before(module))
+
+
+def threads_before(module: object) -> set[object]:
+    """Return the threads that have hooks before a module's forward; None stands for all of them."""
+    point = vars(module).get(POINTS, {}).get("before")
+    return set(point.hooks) if point else set()

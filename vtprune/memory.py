@@ -55,14 +55,15 @@ def ran_out(error: Exception) -> bool:
 def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
     """Message and hint for a prompt that did not fit."""
     device = loaded.model.device
-    visual = len(trace.layouts[0]) if trace.layouts else 0
+    begun = trace.begun or trace
+    visual = len(begun.layouts[0]) if begun.layouts else 0
     if not visual:
         return (
             f"out of memory on {device} while the vision tower encoded the media",
             FEWER,
         )
-    frames = len(set(trace.layouts[0].grid.frame.tolist()))
-    fitting = fit_tokens(loaded, trace.text[0])
+    frames = len(set(begun.layouts[0].grid.frame.tolist()))
+    fitting = fit_tokens(loaded, begun.text[0])
     share = min(fitting / visual, 0.5)
     asked = preset.keep_for("video" if frames > 1 else "image") or 1.0
     keep = max(0.01, round(min(share, asked / 2), 2))

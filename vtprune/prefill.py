@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.attention import Call
-from vtprune.caches import check_reached, mark_cache
+from vtprune.caches import check_reached, mark_cache, needs_block
 from vtprune.cuts import Batch, Step
 from vtprune.errors import ModelError
+from vtprune.hooks import is_hooked
 from vtprune.information import group_information
 from vtprune.layout import Layout
 from vtprune.past import find_past
@@ -39,10 +41,12 @@ class Prefill:
         plan: the preset for this model.
         batch: the prompts, and the cuts that are to be made.
         given: the decoder's arguments, before anything of this forward is in its cache.
+        started: when it began, in seconds.
     """
 
-    def __init__(self, plan: Plan, batch: Batch, given: Kwargs) -> None:
-        self.plan, self.cuts, self.gone = plan, batch.cuts, batch.gone
+    def __init__(self, plan: Plan, batch: Batch, given: Kwargs, started: float) -> None:
+        self.plan, self.cuts, self.gone, self.trace = plan, batch.cuts, batch.gone, batch.trace
+        self.started, self.select_seconds = started, 0.0
         self.present = Present(batch.layouts, batch.valid)
         self.past = find_past(given, batch.past, plan.num_layers)
         first = None
@@ -177,8 +181,12 @@ class Prefill:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end(self, cache: Cache | None) -> None:
-        """Checks that all was done as planned, writes the trace, marks the cache."""
+    def end(self, cache: Cache | None, seconds: Mapping[str, float]) -> None:
+        """Check that all was done as planned, write the block's trace, mark the cache.
+
+        Args:
+            seconds: as of Trace.
+        """
         missed = [layer for layer in self.cuts.layers if layer not in self.done]
         if missed:
             raise ModelError(
@@ -186,7 +194,7 @@ class Prefill:
                 "modules (compiled?)",
                 "prune the model before compiling it",
             )
-        trace, layouts = self.plan.trace, self.present.layouts
+        trace, layouts = self.trace, self.present.layouts
         trace.stages = [
             *smaller_media(self.cuts.groups, trace, self.past.columns),
             *self.records,
@@ -195,14 +203,21 @@ class Prefill:
         trace.visual_by_layer = count_by_layer(
             self.present.whole, layouts, self.records, self.plan.num_layers
         )
-        trace.prefills += 1
-        if not self.shortens:
-            return
+        trace.seconds = dict(seconds)
+        if self.shortens:
+            self.mark(cache)
+        self.plan.trace.take(trace)
+
+    def mark(self, cache: Cache | None) -> None:
+        """Tie what was cut to the cache, which has to hold it."""
         num_layers = self.plan.num_layers
         check_reached(self.past.cache, cache, self.shortening.lengths(num_layers), self.use_cache)
         if cache is not None:
             state = self.shortening.cache_state(num_layers)
             state.last = self.last
+            if needs_block(state, self.plan.structure, cache):
+                inner = self.plan.structure.inner
+                state.inside = lambda: is_hooked(inner)  # a copy of the cache copies no function
             mark_cache(cache, state)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from vtprune.caches import CacheState, cache_state
 from vtprune.errors import ModelError
@@ -36,6 +37,17 @@ def refuse_compiling() -> None:
         raise ModelError(
             "this model's forward is being compiled, and hooks do not run in a compiled graph",
             "pass disable_compile=True to generate",
+        )
+
+
+def refuse_copy(module: nn.Module, model: nn.Module) -> None:
+    """Refuse a copy of the hooked model: its layers are others than those that would be cut."""
+    if module is not model:
+        raise ModelError(
+            "this is a copy of a model that was being pruned when it was made (a deep copy, or a "
+            "replica of torch.nn.DataParallel)",
+            "make copies outside the block, and prune each in its own; use one process a device "
+            "instead of DataParallel",
         )
 
 

@@ -151,6 +151,7 @@ def pruned(
     block = pruning(
         loaded.model,
         preset,
+        threads="own",
         calibration=loaded.calibration,
         encoded=encoded,
         media=[item for one in prompts for item in one.media],

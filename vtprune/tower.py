@@ -42,12 +42,10 @@ class Tower:
 
     Args:
         attention: the module in which the layer attends whose output the projector is given.
-        kernel: the name of its kernel.
         has_cls: its rows begin with a CLS token.
     """
 
     attention: nn.Module
-    kernel: str
     has_cls: bool
 
 
@@ -95,7 +93,7 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     if module is None or not isinstance(kernel, str):
         raise _unreadable(structure, "a layer of its tower has no attention to read")
     weights = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
-    return Tower(module, kernel, bool(weights & set(CLS)))
+    return Tower(module, bool(weights & set(CLS)))
 
 
 def _unreadable(structure: Structure, reason: str) -> ModelError:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtprune.layout import Layout
 from vtprune.units import Whole
+
+_LOCK = threading.Lock()
+"""Held while a trace changes or is copied, so that none is made of two prefills."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ class StageRecord:
 
 @dataclass
 class Trace:
-    """What happened in a `pruning` block; filled anew by every prefill with visual tokens.
+    """What happened in a `pruning` block: the last prefill with visual tokens.
+
+    Where several threads call the model, it is the prefill that ended last, of whichever thread;
+    all fields change at once. `snapshot` gives several of them of the same prefill, and blocks with
+    `threads="own"` have a trace a thread.
 
     Args:
         stages: one record a stage, in the order of the cuts.
@@ -65,7 +73,8 @@ class Trace:
         whole: for every sample what its prompt would hold if its media had not been made smaller;
             empty where they were not.
         prefills: how many prefills with visual tokens have run.
-        warnings: what the reader should know.
+        warnings: what the reader should know, of all of them.
+        begun: layouts, text and whole of the prefill that began last, whether it ended or not.
     """
 
     stages: list[StageRecord] = field(default_factory=list)
@@ -78,11 +87,28 @@ class Trace:
     whole: list[Whole] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
+    begun: Trace | None = None
 
     def warn(self, message: str) -> None:
         """Adds a warning once."""
-        if message not in self.warnings:
-            self.warnings.append(message)
+        with _LOCK:
+            if message not in self.warnings:
+                self.warnings.append(message)
+
+    def take(self, last: Trace) -> None:
+        """Become the trace of another prefill, which has ended."""
+        with _LOCK:
+            kept = {
+                "prefills": self.prefills + 1,
+                "warnings": self.warnings,
+                "begun": self.begun,
+            }
+            vars(self).update(vars(last) | kept)
+
+    def snapshot(self) -> Trace:
+        """Return a copy that later prefills leave as it is."""
+        with _LOCK:
+            return Trace(**(vars(self) | {"warnings": list(self.warnings)}))
 
     def before(self, sample: int = 0) -> tuple[int, int]:
         """Visual and text tokens of a sample before anything was made smaller or cut."""

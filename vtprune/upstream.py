@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
+from vtprune.process_wide import WARNINGS_OFF, ProcessWide
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers' own progress bars and warnings off, and on again as they were."""
+def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+_TRANSFORMERS_QUIET = ProcessWide(_quiet_transformers)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch transformers' progress bars and warnings off, and on again as they were."""
+    with _TRANSFORMERS_QUIET, WARNINGS_OFF:
+        yield
 
 
 @contextmanager

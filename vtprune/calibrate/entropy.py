@@ -99,7 +99,7 @@ def entropy_curve(
         prompt: the model's inputs, a batch of 1, on its device.
         encoded, media: as for `pruning`.
     """
-    with pruning(loaded.model, keep=1.0, encoded=encoded, media=media) as trace:
+    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=media) as trace:
         out = loaded.model(**prompt, output_hidden_states=True, use_cache=False)
     num_layers = len(loaded.model.get_decoder().layers)
     return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)

@@ -156,6 +156,7 @@ class Search:
                 {"stages": list(one.stages)},
                 self.keep,
                 SEED,
+                threads="own",
                 calibration=self.calibration,
                 encoded=encoded,
                 media=prompt.media,

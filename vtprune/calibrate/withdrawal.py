@@ -66,7 +66,9 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | No
     if structure.two_way or not in_one or length == ids.shape[1]:
         return None
     cut = {name: v[:, :length] if name in ROWS else v for name, v in prompt.tensors.items()}
-    with pruning(loaded.model, keep=1.0, encoded=encoded, media=prompt.media) as trace:
+    with pruning(
+        loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media
+    ) as trace:
         out = loaded.model(
             **cut, use_cache=True, output_hidden_states=True, **predictions(loaded, 1)
         )
@@ -93,7 +95,7 @@ def drop_scores(
         return [_whole_scores(loaded, prompt, encoded) for prompt in prompts]
     scores: list[tuple[Score, ...]] = []
     size = _rows_at_once(prefix.cache)
-    with pruning(loaded.model, keep=1.0):
+    with pruning(loaded.model, keep=1.0, threads="own"):
         for start in range(0, len(prompts), size):
             scores += _branch_scores(loaded, prompts[start : start + size], prefix)
     return scores
@@ -103,9 +105,9 @@ def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> tuple[Sco
     scores = []
     for layer in range(len(loaded.model.get_decoder().layers)):
         preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
-        with pruning(loaded.model, preset, encoded=encoded, media=prompt.media):
+        with pruning(loaded.model, preset, threads="own", encoded=encoded, media=prompt.media):
             scores.append(score_whole(loaded, prompt))
-    with pruning(loaded.model, keep=1.0, encoded=encoded, media=prompt.media):
+    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media):
         return (*scores, score_whole(loaded, prompt))
 
 
@@ -202,7 +204,7 @@ def token_information(
     cells = windows(prefix.layout)
     after = _after(loaded, prompt.tensors, prefix.ids.shape[1])
     told = torch.zeros(len(scores) - 1, len(cells), dtype=torch.float64)
-    with pruning(loaded.model, keep=1.0):
+    with pruning(loaded.model, keep=1.0, threads="own"):
         for layer in range(len(told)):
             for numbers in _alike(cells, _rows_at_once(prefix.cache)):
                 own = [prefix.layout.columns[cells[number]] for number in numbers]

@@ -188,8 +188,9 @@ class AskedFile:
 
     def block(self, prompt: Prompt, preset: Preset) -> AbstractContextManager[Trace]:
         """What prunes a prompt about this file."""
-        return pruning(self.loaded.model, preset, calibration=self.loaded.calibration,
-                       encoded=self.encoded, media=prompt.media, shown=prompt.shown)  # fmt: skip
+        return pruning(self.loaded.model, preset, threads="own",
+                       calibration=self.loaded.calibration, encoded=self.encoded,
+                       media=prompt.media, shown=prompt.shown)  # fmt: skip
 
     def records(
         self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]

@@ -84,6 +84,7 @@ class Asker:
         block = pruning(
             self.loaded.model,
             self.preset,
+            threads="own",
             calibration=self.loaded.calibration,
             media=inputs.media,
             shown=shown(tensors, [inputs]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vtprune.errors import MediaError
 from vtprune.media.source import Limits, Source, check_pixels, damaged, too_large, unreadable
+from vtprune.process_wide import WARNINGS_OFF
 
 # Formats that are pictures, told by their content and decoded by Pillow itself: no EPS (runs
 # Ghostscript), no TGA (told from almost nothing), no stubs that open but can't load.
@@ -42,8 +42,7 @@ _PILLOW = threading.RLock()
 @contextmanager
 def _pillow(limits: Limits, partial: bool = False) -> Iterator[None]:
     """Pillow's process-wide settings, for the time of one call and one thread at a time."""
-    with _PILLOW, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _PILLOW, WARNINGS_OFF:
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         # Pillow refuses from twice this number of pixels on.
         Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]

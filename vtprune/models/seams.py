@@ -121,6 +121,10 @@ ROPE_INDEX = _forward(
     ["attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"],
 )
 """The function that gives positions in time, row and column (mrope)."""
+ROPE_DELTAS = "rope_deltas"
+"""Where a model with mrope notes by how much its last prompt's positions and columns differ."""
+PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
+"""The methods of the multimodal model, and of what generates with it, that read and write that."""
 PASSED_ON = {"image_sizes"}
 """Tensors that a model hands through to its layers, which do not read them."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
