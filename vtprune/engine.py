@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -39,9 +38,6 @@ from vtprune.thinning import refuse_pixels
 from vtprune.trace import Trace
 from vtprune.units import Shown, Whole
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 MARK = "_vtprune_session"
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -49,7 +45,7 @@ Kwargs = dict[str, object]
 
 @contextmanager
 def pruning(
-    model: PreTrainedModel,
+    model: nn.Module,
     preset: str | Path | Mapping[str, object] | Preset | None = None,
     keep: Keep | None = None,
     seed: int | None = None,
@@ -66,7 +62,8 @@ def pruning(
     """Drops visual tokens in every forward of `model` inside the block, and only there.
 
     Args:
-        model: any supported transformers model, loaded by the caller, left as it was found.
+        model: any supported transformers model, loaded by the caller, left as it was found; or
+            what holds one, such as a PEFT model: both are pruned, whichever is called.
         preset: packaged name, path, mapping in the preset schema, or a Preset; None: "balanced".
         keep: layer average of the kept fraction, for all modalities or by modality.
         seed: of all random choices; None: the preset's.
@@ -97,7 +94,7 @@ def pruning(
     trace = Trace()
     plan = Plan(resolved, find_structure(model), calibration, trace)
     encoding = Encoding(plan, modality, media, shown, encoded)
-    session = _Session(model, plan, encoding, shown.whole if shown else ())
+    session = _Session(plan, encoding, shown.whole if shown else ())
     try:
         session.attach()
         yield trace
@@ -114,10 +111,8 @@ class _Session:
         whole: what every prompt would hold if its media had not been made smaller.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, plan: Plan, encoding: Encoding, whole: Sequence[Whole]
-    ) -> None:
-        self.model, self.plan, self.encoding, self.whole = model, plan, encoding, whole
+    def __init__(self, plan: Plan, encoding: Encoding, whole: Sequence[Whole]) -> None:
+        self.plan, self.encoding, self.whole = plan, encoding, whole
         self.structure, self.inner = plan.structure, plan.structure.inner
         self.decoder = DecoderHooks(plan, encoding)
         self.hooks = Hooks()
@@ -131,7 +126,7 @@ class _Session:
             )
         self.inner.__dict__[MARK] = self
         self.encoding.attach(self.hooks)
-        self.hooks.before(self.model, self.see_arguments)
+        self.hooks.before(self.structure.model, self.see_arguments)
         self.hooks.before(self.inner, self.see_inputs)
         self.decoder.attach(self.hooks)
 
