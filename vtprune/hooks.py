@@ -18,7 +18,7 @@ class Hooks:
 
     def __init__(self) -> None:
         self.handles: list[RemovableHandle] = []
-        self.replaced: list[tuple[nn.Module, str]] = []
+        self.replaced: list[tuple[nn.Module, str, object]] = []
 
     def __enter__(self) -> Hooks:
         return self
@@ -48,13 +48,16 @@ class Hooks:
 
     def replace(self, module: nn.Module, name: str, function: Callable[..., object]) -> None:
         """Puts `function` in the place of one of a module's methods."""
+        self.replaced.append((module, name, module.__dict__.get(name)))
         module.__dict__[name] = function
-        self.replaced.append((module, name))
 
     def remove(self) -> None:
         """Takes everything off; the modules are as they were found."""
         for handle in self.handles:
             handle.remove()
-        for module, name in self.replaced:
-            del module.__dict__[name]
+        for module, name, before in reversed(self.replaced):
+            if before is None:
+                del module.__dict__[name]
+            else:  # another method of this one object, which was there before the block
+                module.__dict__[name] = before
         self.handles, self.replaced = [], []
