@@ -195,8 +195,8 @@ def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str)
     invoke("ask", clip, "what?")
     assert fake.options.pop("on_progress")
     assert fake.options == {
-        "name": None, "device": "auto", "dtype": "auto", "attention": None, "quantize": None,
-        "calibration": None,
+        "name": None, "adapter": None, "device": "auto", "dtype": "auto", "attention": None,
+        "quantize": None, "calibration": None,
         "trust_remote_code": False,
     }  # fmt: skip
     assert fake.asked["preset"] == load_preset("balanced")
@@ -209,7 +209,7 @@ def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str)
 def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     arguments = (
         "--model qwen2.5-vl-7b --device cpu --dtype float32 --attention eager --calibration c.yaml "
-        "--quantize 4bit "
+        "--adapter tuned --quantize 4bit "
         "--trust-remote-code --method entropy --at 3 --keep image=0.5,video=0.2 -o norm=row "
         "-o states=key --seed 7 --frames 4 --max-frames 9 --start 1.5 --end 3 --max-tiles 2 "
         "--max-pixels 99 --allow-partial --system short --max-new-tokens 5 --temperature 0.5 "
@@ -217,7 +217,7 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     )
     result = invoke("ask", clip, "what?", *arguments.split())
     assert result.exit_code == 0, result.stderr
-    assert fake.options["name"] == "qwen2.5-vl-7b"
+    assert (fake.options["name"], fake.options["adapter"]) == ("qwen2.5-vl-7b", "tuned")
     assert fake.options["calibration"] == Path("c.yaml")
     assert (fake.options["device"], fake.options["dtype"]) == ("cpu", "float32")
     assert (fake.options["attention"], fake.options["trust_remote_code"]) == ("eager", True)
@@ -266,7 +266,7 @@ def test_sampling_flags_replace_the_presets(
 def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_config: Path) -> None:
     own_config.write_text("model: qwen2.5-vl-7b\npreset: fast\nmax_new_tokens: 9\nsystem: brief\n")
     invoke("ask", clip, "what?", "--max-new-tokens", "3")
-    assert fake.options["name"] == "qwen2.5-vl-7b"
+    assert (fake.options["name"], fake.options["adapter"]) == ("qwen2.5-vl-7b", "tuned")
     assert fake.asked["preset"].name == "fast"
     assert fake.asked["generation"] == run.Generation(3, system="brief")
     invoke("ask", clip, "what?", "--preset", "document", "--model", "embedded")

@@ -26,14 +26,14 @@ from vtprune.standing import Standing
 from vtprune.upstream import quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from vtprune.encoding import Encoded
     from vtprune.preset import Preset
 
 
 def compare_methods(
-    model: PreTrainedModel | Loaded | str | Path | None,
+    model: nn.Module | Loaded | str | Path | None,
     media: Media | Sequence[Source],
     question: str,
     methods: Sequence[str] = (),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -41,9 +40,6 @@ from vtprune.thread_state import RopeDeltas, ThreadState
 from vtprune.trace import Trace
 from vtprune.units import Shown, Whole
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 THREADS = ("all", "own")
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -51,7 +47,7 @@ Kwargs = dict[str, object]
 
 @contextmanager
 def pruning(
-    model: PreTrainedModel,
+    model: nn.Module,
     preset: str | Path | Mapping[str, object] | Preset | None = None,
     keep: Keep | None = None,
     seed: int | None = None,
@@ -71,7 +67,8 @@ def pruning(
     Calls at once from several threads give what each gives alone.
 
     Args:
-        model: any supported transformers model, loaded by the caller, left as it was found.
+        model: any supported transformers model, loaded by the caller, left as it was found; or
+            what holds one, such as a PEFT model: both are pruned, whichever is called.
         preset: packaged name, path, mapping in the preset schema, or a Preset; None: "balanced".
         keep: layer average of the kept fraction, for all modalities or by modality.
         seed: of all random choices; None: the preset's.
@@ -110,7 +107,7 @@ def pruning(
     state = ThreadState()
     encoding = Encoding(plan, state, modality, media, shown, encoded)
     hooks = Hooks(this_thread() if threads == "own" else ALL_THREADS)
-    session = _Session(model, plan, encoding, shown.whole if shown else (), hooks)
+    session = _Session(plan, encoding, shown.whole if shown else (), hooks)
     try:
         session.attach()
         yield trace
@@ -129,14 +126,9 @@ class _Session:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        plan: Plan,
-        encoding: Encoding,
-        whole: Sequence[Whole],
-        hooks: Hooks,
+        self, plan: Plan, encoding: Encoding, whole: Sequence[Whole], hooks: Hooks
     ) -> None:
-        self.model, self.plan, self.encoding, self.whole = model, plan, encoding, whole
+        self.plan, self.encoding, self.whole = plan, encoding, whole
         self.hooks, self.state = hooks, encoding.state
         self.structure, self.inner = plan.structure, plan.structure.inner
         self.decoder = DecoderHooks(plan, self.state)
@@ -148,9 +140,9 @@ class _Session:
             refuse_blocks(threads_before(self.inner), self.hooks.thread)
             self.hooks.before(self.inner, self.see_inputs)
             self.encoding.attach(self.hooks)
-            self.hooks.before(self.model, self.see_arguments)
+            self.hooks.before(self.structure.model, self.see_arguments)
             self.decoder.attach(self.hooks)
-            self.deltas.attach(self.model, self.everywhere)
+            self.deltas.attach(self.structure.model, self.everywhere)
 
     def detach(self) -> None:
         """Takes everything off; the model is as it was found.

@@ -62,6 +62,7 @@ def describe_model(loaded: Loaded) -> dict[str, object]:
     decoder = model.get_decoder()
     return {
         "name": loaded.name,
+        **({"adapter": loaded.adapter} if loaded.adapter else {}),
         "family": str(model.config.model_type),
         "layers": len(decoder.layers),
         "parameters": sum(weight.numel() for weight in model.parameters()),

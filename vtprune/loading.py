@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
+from vtprune.adapters import CONFIG, HUB_ID, Adapter, attach, find_adapter, is_adapter
 from vtprune.catalog import Calibration, find_calibration, read_calibration, resolve, suggest
 from vtprune.devices import find_device, find_dtype, placing
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 from vtprune.models.structure import find_structure
+from vtprune.models.wrappers import unwrap
 from vtprune.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class Loaded:
     Args:
         name: as the user gave it.
         model: the transformers model, in eval mode.
+        adapter: the name of the adapter that was loaded into it; None where there is none.
         files: its checkpoint's tokenizer and preparation files.
         family: what is known about its inputs.
         calibration: from a file of the user's; None takes the packaged one.
@@ -52,6 +56,7 @@ class Loaded:
     calibration: Calibration | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    adapter: str | None = None
 
     def known_places(self) -> tuple[Calibration, list[str]]:
         """Where ecl and horizon are, by the user's file or the packaged ones.
@@ -75,6 +80,7 @@ class Opened:
         family: what is known about its inputs.
         files: its checkpoint's tokenizer and preparation files.
         target, dtype, options: where and how its weights are to be read.
+        adapter: that is to be loaded into it.
         seconds: that this took.
     """
 
@@ -89,6 +95,7 @@ class Opened:
     trust_remote_code: bool
     seconds: float
     on_progress: Progress | None = None
+    adapter: Adapter | None = None
 
     def load(self) -> Loaded:
         """It, with its weights.
@@ -103,6 +110,10 @@ class Opened:
             )
             if "device_map" not in self.options:
                 model = model.to(self.target)  # type: ignore[arg-type]
+        notes = [EMBEDDED_WARNING] if self.name is None else []
+        if self.adapter is not None:
+            with quiet(), loading_errors(self.adapter.name):
+                notes += attach(model, self.adapter)
         own = None
         if self.calibration is not None:
             text = model.get_decoder().config
@@ -115,14 +126,17 @@ class Opened:
         if self.on_progress:
             self.on_progress("loading", 1, 1)
         seconds = self.seconds + time.perf_counter() - started
-        notes = (EMBEDDED_WARNING,) if self.name is None else ()
         files = replace(self.files, config=model.config)
-        return Loaded(self.name or EMBEDDED, model, files, self.family, own, seconds, notes)
+        return Loaded(
+            self.name or EMBEDDED, model, files, self.family, own, seconds, tuple(notes),
+            None if self.adapter is None else self.adapter.name,
+        )  # fmt: skip
 
 
 def load(
     name: str | None = None,
     *,
+    adapter: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
@@ -134,7 +148,9 @@ def load(
     """Loads a model, its tokenizer and its preparation files; safetensors only.
 
     Args:
-        name: a directory, an alias (`vtprune models`) or a hub id; None: the embedded model.
+        name: a directory, an alias (`vtprune models`) or a hub id, also one that holds an adapter;
+            None: the embedded model, or the adapter's own base model.
+        adapter: a directory or hub id that holds an adapter (LoRA and its kin) for the model.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps", or "map": spread
             over all there are, by transformers' own device map.
         dtype: "auto" (the checkpoint's; bfloat16 for a float16 one on a CPU), "float32",
@@ -149,7 +165,7 @@ def load(
         ModelError: not found, not complete, not supported, or too large, with the way out.
     """
     return open_model(
-        name, device=device, dtype=dtype, attention=attention, quantize=quantize,
+        name, adapter=adapter, device=device, dtype=dtype, attention=attention, quantize=quantize,
         calibration=calibration, trust_remote_code=trust_remote_code, on_progress=on_progress,
     ).load()  # fmt: skip
 
@@ -157,6 +173,7 @@ def load(
 def open_model(
     name: str | None = None,
     *,
+    adapter: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
@@ -170,6 +187,7 @@ def open_model(
 
     started = time.perf_counter()
     target = find_device(device)
+    name, tuned = find_base(name, adapter)
     where = find_checkpoint(name)
     if on_progress:
         on_progress("loading", 0, 1)
@@ -183,18 +201,25 @@ def open_model(
             )
         chosen = find_dtype(dtype, config, target)
         options = placing(device, quantize) | {"attn_implementation": attention}
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        beside = None if tuned is None else tuned.directory
+        own = beside is not None and (beside / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            beside if own else where, trust_remote_code=trust_remote_code
+        )
         from vtprune.models.files import read_files
 
-        files = read_files(where, config, tokenizer)
+        files = read_files(where, config, tokenizer, beside)
     return Opened(
         name, where, family, files, target, chosen, options, calibration, trust_remote_code,
-        time.perf_counter() - started, on_progress,
+        time.perf_counter() - started, on_progress, tuned,
     )  # fmt: skip
 
 
-def adopt(model: PreTrainedModel) -> Loaded:
+def adopt(wrapped: nn.Module) -> Loaded:
     """A model that the caller has loaded, with the tokenizer and files of its checkpoint.
+
+    Args:
+        wrapped: a transformers model, or what holds one, such as a PEFT model.
 
     Raises:
         ModelError: its family is not known, or its checkpoint is not found again.
@@ -203,6 +228,7 @@ def adopt(model: PreTrainedModel) -> Loaded:
 
     from vtprune.models.files import read_files
 
+    model = cast("PreTrainedModel", unwrap(wrapped))
     family = find_family(str(model.config.model_type))
     where = str(getattr(model.config, "_name_or_path", "") or "")
     if family is None or not where:
@@ -214,6 +240,44 @@ def adopt(model: PreTrainedModel) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(where)
         files = read_files(where, model.config, tokenizer)
     return Loaded(where, model, files, family)
+
+
+def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapter | None]:
+    """Find the model that is to be loaded, and the adapter for it.
+
+    Args:
+        name: as the user gave it: a model, or an adapter, which names its base model.
+        adapter: as the user gave it.
+
+    Raises:
+        ModelError: two adapters, or a base model that is not there.
+    """
+    with quiet():
+        tuned = None if adapter is None else find_adapter(adapter)
+        if name is not None and may_be_adapter(name) and is_adapter(name):
+            if tuned is not None:
+                raise ModelError(
+                    f"{name} is an adapter, and {adapter} is another one: one can be loaded",
+                    "merge them, or give the base model with --model",
+                )
+            tuned, name = find_adapter(name), None
+    if tuned is None or name is not None:
+        return None if name == EMBEDDED else name, tuned
+    way_out = f"give its base model: --model MODEL --adapter {tuned.name}"
+    if not tuned.base:
+        raise ModelError(f"{tuned.name}: {CONFIG} names no base model", way_out)
+    try:
+        find_checkpoint(tuned.base)
+    except ModelError as error:
+        raise ModelError(
+            f"{tuned.name}: its base model {tuned.base!r} ({CONFIG}) is not there", way_out
+        ) from error
+    return tuned.base, tuned
+
+
+def may_be_adapter(name: str) -> bool:
+    """Whether a name is a directory's, or a hub id that is not a listed model's."""
+    return os.path.isdir(name) or (resolve(name) == name and bool(re.fullmatch(HUB_ID, name)))
 
 
 def find_checkpoint(name: str | None) -> str:
@@ -233,11 +297,16 @@ def find_checkpoint(name: str | None) -> str:
         if not os.access(name, os.R_OK | os.X_OK):
             raise ModelError(f"{name}: can't be read: no permission", "chmod u+rx, or copy it")
         if not os.path.isfile(os.path.join(name, "config.json")):
+            if is_adapter(name):
+                raise ModelError(
+                    f"{name}: an adapter, where a model is needed",
+                    "give its base model's directory",
+                )
             raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
         return name
     resolved = resolve(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", resolved):
+    if looks_local or not re.fullmatch(HUB_ID, resolved):
         close = suggest(name)
         raise ModelError(
             f"no model {name!r}: neither a directory nor a known name",

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from vtprune.ahead import load_and_gather
 from vtprune.batching import collate, group_alike
@@ -26,9 +26,6 @@ from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.prompts import as_sampled, encode, ready, sampling_of, to_device
 from vtprune.report import Report
 from vtprune.upstream import quiet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = [
     "Gathered",
@@ -183,7 +180,7 @@ def with_total(report: Report, began: float, startup: float = 0.0) -> Report:
 
 
 def answer(
-    model: PreTrainedModel | Loaded | str | Path | None,
+    model: nn.Module | Loaded | str | Path | None,
     items: Sequence[tuple[Media, str]],
     preset: str | Path | Mapping[str, object] | Preset | None = None,
     keep: Keep | None = None,
@@ -197,7 +194,8 @@ def answer(
     """Answers a question about each item's media, many at once in left-padded batches.
 
     Args:
-        model: a loaded transformers model, a name as for `load`, or None for the embedded one.
+        model: a loaded transformers model (or what holds one, such as a PEFT model), a name as for
+            `load`, or None for the embedded one.
         items: (a file or several, a question).
         preset: packaged name, path, mapping or Preset; None: "balanced".
         keep: layer average of the kept fraction, for all modalities or by modality.
@@ -259,7 +257,7 @@ def answer(
 
 
 def _load_and_gather(
-    model: PreTrainedModel | Loaded | str | Path | None,
+    model: nn.Module | Loaded | str | Path | None,
     prompts: Sequence[Sequence[str | Path]],
     sampling: Sampling,
     preset: Preset,
@@ -273,7 +271,7 @@ def _load_and_gather(
     return loaded, [gather_for(loaded, files, sampling, preset, limits) for files in prompts]
 
 
-def find_loaded(model: PreTrainedModel | Loaded | str | Path | None) -> Loaded:
+def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:
     """A model that is loaded already, is found by its name, or is the embedded one."""
     if model is None or isinstance(model, (str, Path)):
         return load(None if model is None else str(model))

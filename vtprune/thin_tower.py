@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vtprune.errors import ModelError
+from vtprune.models.wrappers import running_module
 from vtprune.thinning import other_media
 
 Kwargs = dict[str, object]
@@ -48,6 +49,7 @@ class Thinned:
             module = getattr(inner, name, None)
             if not isinstance(module, nn.Module):
                 continue
+            module = running_module(module)
             takes = inspect.signature(module.forward).parameters
             if name in TOWERS:
                 found.append((module, self.before_tower, self.after_tower))

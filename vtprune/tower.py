@@ -24,6 +24,7 @@ from vtprune.footprint import (
 from vtprune.layout import Layout
 from vtprune.models.base import Tiled
 from vtprune.models.structure import Structure
+from vtprune.models.wrappers import running_module
 from vtprune.pruners.base import TOWER
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     """
     names = (f"{modality}_tower", *NAMES)
     towers = (getattr(structure.inner, name, None) for name in names)
-    tower = next((one for one in towers if isinstance(one, nn.Module)), None)
+    tower = next((running_module(one) for one in towers if isinstance(one, nn.Module)), None)
     if structure.family is None or tower is None:
         raise _unreadable(structure, "where its vision tower's patches end up is not known")
     layers = _find_layers(tower)
@@ -88,7 +89,7 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     if number < 0:
         raise _unreadable(structure, "its projector is not given what a layer of its tower says")
     found = (getattr(layers[number], name, None) for name in ATTENTION)
-    module = next((one for one in found if isinstance(one, nn.Module)), None)
+    module = next((running_module(one) for one in found if isinstance(one, nn.Module)), None)
     kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if module is None or not isinstance(kernel, str):
         raise _unreadable(structure, "a layer of its tower has no attention to read")

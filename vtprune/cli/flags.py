@@ -40,6 +40,7 @@ class Flags:
     """What the user gave; None where nothing. A command sets those that it has."""
 
     model: str | None = None
+    adapter: str | None = None
     device: str | None = None
     dtype: str | None = None
     attention: str | None = None
@@ -224,6 +225,7 @@ class Loading(TypedDict):
     """The options of `run.load`."""
 
     name: str | None
+    adapter: str | None
     device: str
     dtype: str
     attention: str | None
@@ -234,9 +236,10 @@ class Loading(TypedDict):
 
 def loading_from(flags: Flags, user: Config) -> Loading:
     """What `run.load` is told: the flags, over the user's config file."""
-    name = flags.model or user.model
+    name = flags.model if flags.adapter else flags.model or user.model
     return {
-        "name": None if name == EMBEDDED else name,
+        "name": None if name == EMBEDDED and not flags.adapter else name,
+        "adapter": flags.adapter,
         "device": flags.device or user.device or "auto",
         "dtype": flags.dtype or user.dtype or "auto",
         "attention": flags.attention or user.attention,

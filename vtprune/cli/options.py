@@ -34,6 +34,8 @@ _LOADING = (
     _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
          help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
          "demonstration model]"),
+    _opt("--adapter", metavar="NAME", help="Directory or hub id of an adapter (LoRA and its kin) "
+         "for the model.  [default model: the one that it names]"),
     _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
          "there are.  [default: auto]"),
     _opt("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes."),

@@ -43,8 +43,11 @@ def model_fact(model: Values, kernel: bool = True) -> str:
         kernel: say which attention kernel, too.
     """
     parameters = si(number_in(model, "parameters")).replace("G", "B").strip()  # a billion
+    name = printable(str(model["name"]))
+    if "adapter" in model:
+        name += f" with {printable(str(model['adapter']))}"
     told = (
-        f"{printable(str(model['name']))}: {parameters} parameters, {model['layers']} layers, "
+        f"{name}: {parameters} parameters, {model['layers']} layers, "
         f"{model['device']}, {model['dtype']}"
     )
     return f"{told}, {model['attention']}" if kernel else told

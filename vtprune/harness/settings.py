@@ -24,6 +24,7 @@ class Settings:
 
     Args:
         pretrained: a directory, short name or hub id; "embedded" for the demonstration model.
+        adapter: a directory or hub id of an adapter for it.
         preset, keep, method, at, seed: as in `vtprune ask`; keep is a number, or
             "image=0.5,video=0.2".
         device, dtype, attention, quantize, calibration, trust_remote_code: likewise.
@@ -37,6 +38,7 @@ class Settings:
     """
 
     pretrained: str = "embedded"
+    adapter: str | None = None
     preset: str | None = None
     keep: float | str | None = None
     method: str | None = None
@@ -123,6 +125,7 @@ class Settings:
 
         return load(
             None if self.pretrained == EMBEDDED else self.pretrained,
+            adapter=self.adapter,
             device=device or self.device,
             dtype=self.dtype,
             attention=self.attention,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,9 +22,14 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def read_files(
-    checkpoint: str | Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    checkpoint: str | Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path | None = None,
 ) -> Files:
     """What `checkpoint`, a directory or a hub id, says about preparing inputs; absent files are {}.
+
+    Of files that are in the directory of an adapter too, the adapter's count.
 
     The processor's chat template, a file of its own or a key of processor_config.json, is
     `processor["chat_template"]`.
@@ -32,16 +37,18 @@ def read_files(
     Raises:
         ModelError: a file is not JSON.
     """
-    processor = dict(_read_json(checkpoint, PROCESSOR))
-    for name in TEMPLATES:
-        text = _read(checkpoint, name)
+    places = (checkpoint,) if adapter is None else (adapter, checkpoint)
+    processor = dict(_read_json(places, PROCESSOR))
+    templates = ((place, name) for place in places for name in TEMPLATES)
+    for place, name in templates:
+        text = _read(place, name)
         if text is not None:
             is_json = name.endswith(".json")
-            found = _parse(checkpoint, name, text).get("chat_template") if is_json else text
+            found = _parse(place, name, text).get("chat_template") if is_json else text
             processor["chat_template"] = found
             break
-    image = processor.get("image_processor") or _read_json(checkpoint, IMAGE)
-    video = processor.get("video_processor") or _read_json(checkpoint, VIDEO)
+    image = processor.get("image_processor") or _read_json(places, IMAGE)
+    video = processor.get("video_processor") or _read_json(places, VIDEO)
     return Files(
         config=config,
         tokenizer=tokenizer,
@@ -51,22 +58,32 @@ def read_files(
     )
 
 
-def _read(checkpoint: str | Path, name: str) -> str | None:
+def find_file(checkpoint: str | Path, name: str) -> Path | None:
+    """Find a file of a directory or hub id, in the hub's cache or on the hub; None: not there."""
     if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path if os.path.isfile(path) else None
     found = cached_file(
         str(checkpoint),
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if found is None else Path(found).read_text(encoding="utf-8")
+    return None if found is None else Path(found)
 
 
-def _read_json(checkpoint: str | Path, name: str) -> Mapping[str, object]:
-    text = _read(checkpoint, name)
-    return {} if text is None else _parse(checkpoint, name, text)
+def _read(checkpoint: str | Path, name: str) -> str | None:
+    path = find_file(checkpoint, name)
+    return None if path is None else path.read_text(encoding="utf-8")
+
+
+def _read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
+    """The JSON file of the first place that has it."""
+    for place in places:
+        text = _read(place, name)
+        if text is not None:
+            return _parse(place, name, text)
+    return {}
 
 
 def _parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]:

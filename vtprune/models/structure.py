@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family
 from vtprune.models.seams import Seams, find_seams
+from vtprune.models.wrappers import refuse_compiled, running_module, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,6 +36,7 @@ class Structure:
     """The parts of one model that pruning touches.
 
     Args:
+        model: the transformers model, without what was wrapped around it.
         inner: the multimodal model whose forward takes input_ids and pixel values.
         decoder: its language model.
         layers: the decoder's layers.
@@ -43,6 +45,7 @@ class Structure:
         warnings: what the user should know about this model.
     """
 
+    model: PreTrainedModel
     inner: nn.Module
     decoder: nn.Module
     layers: tuple[nn.Module, ...]
@@ -77,12 +80,13 @@ class Structure:
 
     def attention_module(self, layer: int) -> nn.Module:
         """The module in which a layer attends."""
-        return self._part(
+        module = self._part(
             layer,
             "self_attn",
             "self_attn to read attention from",
             "use a method that reads no attention, such as entropy, dart or random",
         )
+        return running_module(module)
 
     def norm(self, layer: int) -> nn.Module:
         """The norm that a layer applies before attention."""
@@ -194,12 +198,16 @@ class Structure:
         return self.decoder.config  # type: ignore[return-value]
 
 
-def find_structure(model: PreTrainedModel) -> Structure:
-    """The parts of `model` that pruning touches.
+def find_structure(wrapped: nn.Module) -> Structure:
+    """Find the parts of a model that pruning touches.
+
+    Args:
+        wrapped: a transformers model, or what holds one: a PEFT model, a module with `.module`.
 
     Raises:
         ModelError: a model that can't be pruned, with the reason.
     """
+    model = cast("PreTrainedModel", unwrap(wrapped))
     model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
         raise ModelError(f"{model_type}: not a transformers model with a decoder", WAY_OUT)
@@ -209,7 +217,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
         raise ModelError(f"{model_type}: its decoder has no list of layers to cut between", WAY_OUT)
     family = find_family(model_type)
     _check_decoder(model_type, decoder, family)
-    _check_not_compiled(model, decoder, layers)
+    refuse_compiled((model, decoder, *layers))
     config = decoder.config
     num_heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
@@ -230,6 +238,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
             "the place of its tokens in frames and tiles is not known"
         )
     return Structure(
+        model=model,
         inner=inner,
         decoder=decoder,
         layers=tuple(layers),
@@ -283,18 +292,6 @@ def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -
             )
     if any("cross_attention" in name for name in takes):
         raise ModelError(f"{model_type}: reads its pictures by cross-attention", WAY_OUT)
-
-
-def _check_not_compiled(model: nn.Module, decoder: nn.Module, layers: nn.ModuleList) -> None:
-    from torch._dynamo.eval_frame import OptimizedModule
-
-    for module in (model, decoder, *layers):
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if isinstance(module, OptimizedModule) or compiled:
-            raise ModelError(
-                f"{type(module).__name__} is compiled, and hooks do not run in a compiled graph",
-                "prune the model before compiling it",
-            )
 
 
 def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
