@@ -22,7 +22,7 @@ LAYERS = (
      "refusals", "decoder", "engine"),
     ("calibrate", "loading", "devices", "upstream", "generation", "memory", "figures", "compare",
      "downsampling", "gathering", "ahead", "prompts", "run", "evaluation", "standing", "contest",
-     "answers", "profiling", "tuning", "harness"),
+     "answers", "profiling", "tuning", "harness", "checking"),
     ("console", "speed_chart", "profile_chart"),
     ("cli",),
     ("__main__",),
@@ -78,6 +78,7 @@ LIGHT = (
     "vtprune.harness",
     "vtprune.cli",
     "vtprune.cli.asking",
+    "vtprune.cli.check",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
     "vtprune.cli.profile",
@@ -227,7 +228,12 @@ def test_a_library_is_imported_in_one_place(library: str, allowed: tuple[str, ..
 HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
 
 
-def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
+def test_the_oracle_shares_no_code_with_the_engine() -> None:
+    engine = next(names for names in LAYERS if "engine" in names)
+    assert parts_imported("vtprune.checking.oracle") & set(engine) == {"hooks"}
+
+
+def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() -> None:
     users = {
         module
         for module, path in MODULES.items()
@@ -239,6 +245,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
         "vtprune.engine",
         "vtprune.encoding",
         "vtprune.decoder",
+        "vtprune.checking.oracle",
     }
 
 
