@@ -214,11 +214,9 @@ def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Encod
         effect = float(largest(masked, reference.logits).max())
         differences = largest(logits, masked)
         decided, same = compare_tokens(logits, masked, DECIDED * reference.noise.value)
-        worst = float(differences.max())
         outcome, reason = EQUAL, ""
-        if worst > limit or same < decided:
-            step = int(differences.argmax()) if worst > limit else -1
-            outcome, reason = explain(reference, worst, step, decided - same)
+        if bool((differences > limit).any()) or same < decided:
+            outcome, reason = explain(reference, differences, decided - same)
         elif effect <= limit:
             outcome = BLIND
             reason = f"the cut changes the logits by {effect:.1e}, within the limit of {limit:.1e}"
@@ -269,12 +267,11 @@ def fails_unpruned(reference: Reference, cache: str) -> bool:
     return False
 
 
-def explain(reference: Reference, worst: float, step: int, flipped: int) -> tuple[str, str]:
+def explain(reference: Reference, differences: torch.Tensor, flipped: int) -> tuple[str, str]:
     """Return the outcome and the reason of a cell that is not equal.
 
     Args:
-        worst: the largest difference.
-        step: where it is; 0 is the prompt. -1: the differences are within the limit.
+        differences: the largest of each step.
         flipped: decided steps at which another token would be chosen.
     """
     limit = reference.noise.limit
@@ -284,10 +281,11 @@ def explain(reference: Reference, worst: float, step: int, flipped: int) -> tupl
             f"this model with a mask that hides nothing differs from itself by {plain:.1e}, so "
             "masking does not say what pruning should give"
         )
-    if step < 0:
-        return DIFFERS, f"another token is chosen at {flipped} steps that the noise can't decide"
-    where = f"decoded token {step}" if step else "the prompt"
-    return DIFFERS, f"off by {worst:.1e} at {where}, where the limit is {limit:.1e}"
+    wrong = (differences > limit).nonzero().flatten().tolist()
+    if not wrong:
+        return DIFFERS, f"another token is chosen at {flipped} steps where the noise is too small"
+    where = f"decoded token {wrong[0]} on" if wrong[0] else "the prompt on"
+    return DIFFERS, f"from {where}, by up to {float(differences.max()):.1e} (limit {limit:.1e})"
 
 
 def largest(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

@@ -132,9 +132,11 @@ class Checked:
         compared = [cell for cell in self.cells if cell.difference is not None]
         if self.verdict == "different":
             wrong = [cell for cell in self.cells if cell.outcome == DIFFERS]
+            failed = [cell for cell in wrong if cell.difference is None]
+            total = counted(len(compared) + len(failed), "case")
             return (
-                f"pruned does not equal masked in {len(wrong)} of {counted(len(compared), 'case')}"
-                f": {wrong[0].place}: {wrong[0].reason}"
+                f"pruned does not equal masked in {len(wrong)} of {total}; the first is "
+                f"{wrong[0].place}: {wrong[0].reason}"
             )
         if self.verdict == "not proven":
             cell = next((one for one in self.cells if one.core and one.outcome != EQUAL), None)

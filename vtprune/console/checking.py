@@ -18,6 +18,7 @@ STYLES = {"equal": "green", "DIFFERS": "bold red"}
 VERDICTS = {"equal": "bold green", "different": "bold red"}
 CACHES = ("dynamic", "static")
 MISSING = "-"
+MOST = 6  # notes that are shown
 
 
 def show_check(checked: Values, console: Console) -> None:
@@ -56,9 +57,12 @@ def show_check(checked: Values, console: Console) -> None:
     print_fitted(table, console)
     console.print()
     lines = labelled()
-    for outcome, reason, places in _reasons(checked):
-        told = f"{outcome}: {'; '.join(places)}: {reason}"
-        lines.add_row("note", Text(printable(told)))
+    notes = [f"{outcome}: {'; '.join(places)}: {told}" for outcome, told, places in
+             _reasons(checked)]  # fmt: skip
+    for note in notes[:MOST]:
+        lines.add_row("note", Text(printable(note)))
+    if len(notes) > MOST:
+        lines.add_row("note", Text(f"{len(notes) - MOST} more: --json has all"))
     verdict = str(checked["verdict"])
     lines.add_row(
         "verdict", Text(printable(str(checked["claim"])), VERDICTS.get(verdict, "yellow"))
@@ -122,7 +126,7 @@ def _reasons(checked: Values) -> list[tuple[str, str, list[str]]]:
     """Outcome and reason of the cells that have one, with the places of those that share them."""
     cells = _rows(checked, "cells")
     found: dict[tuple[str, str], list[Values]] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=lambda one: one["outcome"] == "DIFFERS"):
         if cell["reason"]:
             found.setdefault((str(cell["outcome"]), str(cell["reason"])), []).append(cell)
     return [(*key, _places(some, cells)) for key, some in found.items()]
