@@ -24,6 +24,7 @@ from vtprune.checking.result import (
     FACTORS,
     NO_CUT,
     REFUSED,
+    STRICTEST,
     Cell,
     Checked,
     Noise,
@@ -31,7 +32,7 @@ from vtprune.checking.result import (
 from vtprune.compare import shown
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
-from vtprune.errors import VtpruneError
+from vtprune.errors import ModelError, VtpruneError
 from vtprune.figures import describe_input, describe_model
 from vtprune.memory import FEWER, memory_told, ran_out
 from vtprune.prompts import to_device
@@ -43,11 +44,8 @@ if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
 
 STEPS = 8  # decoded tokens that are compared, beside the prompt's
-DYNAMIC, STATIC = (
-    "dynamic",
-    "static",
-)  # said always: a checkpoint's generation config may name another
-CACHES = (DYNAMIC, STATIC)
+DYNAMIC, STATIC = CACHES = ("dynamic", "static")
+"""Named in every run: a checkpoint's generation config may ask for another."""
 
 
 @dataclass(eq=False)
@@ -159,8 +157,8 @@ def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
                 model, batch.tensors, length, tokens, cache_implementation=DYNAMIC
             )[1]
         source = f"{own}, {other}"
-    except Exception as error:  # no such kernel for this model, or it needs too much memory
-        if not isinstance(error, (ValueError, ImportError)) and not ran_out(error):
+    except (ModelError, RuntimeError) as error:
+        if not isinstance(error, ModelError) and not ran_out(error):
             raise
         rows = [row.tensors for row in (*batch.rows, *batch.rows)]
         doubled = to_device(loaded, collate(rows, pad_id(loaded)))
@@ -171,7 +169,7 @@ def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
         source = "batch sizes"
     measured = float(largest(again.float().cpu(), logits).max())
     step = torch.finfo(model.dtype).eps * float(logits[logits.isfinite()].abs().max())
-    factor = FACTORS[str(model.dtype).removeprefix("torch.")]
+    factor = FACTORS.get(str(model.dtype).removeprefix("torch."), STRICTEST)
     noise = Noise(batch.input, batch.prompts, source, measured, step, factor)
     return Reference(loaded, batch, tokens, logits, noise)
 
@@ -209,6 +207,8 @@ def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Encod
     drops = oracle.dropped(trace)
     if not any(columns for _, rows in drops for columns in rows):
         return cell(NO_CUT, "nothing of this input can be dropped there")
+    if text := count_text(reference, drops):
+        return cell(DIFFERS, f"{text} tokens that are no visual ones were dropped")
     try:
         masked = reference.mask(drops)
         effect = float(largest(masked, reference.logits).max())
@@ -254,6 +254,19 @@ def run_pruned(
             loaded.model, batch.tensors, STEPS + 1, reference.tokens, cache_implementation=cache
         )[1]
     return trace, logits.float().cpu()
+
+
+def count_text(reference: Reference, drops: oracle.Drops) -> int:
+    """Return how many dropped columns hold another token than a placeholder of visual features."""
+    loaded, ids = reference.loaded, reference.batch.tensors["input_ids"].tolist()
+    placeholders = loaded.family.placeholders(loaded.files.config)
+    visual = {token for tokens in placeholders.values() for token in tokens}
+    return sum(
+        row[column] not in visual
+        for _, rows in drops
+        for row, columns in zip(ids, rows, strict=True)
+        for column in columns
+    )
 
 
 def fails_unpruned(reference: Reference, cache: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.batching import collate
+from vtprune.errors import ModelError
 from vtprune.gathering import Gathered, gather, gather_drawn
 from vtprune.generation import Generation
 from vtprune.media import Limits, Source
@@ -84,9 +85,19 @@ def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) ->
 
     Args:
         modalities: that are to be checked.
+
+    Raises:
+        ModelError: the model takes none of them.
     """
+    kinds = [kind for kind in modalities if kind in loaded.family.modalities]
+    if not kinds:
+        raise ModelError(
+            f"{loaded.family.name} takes {' and '.join(loaded.family.modalities)} input, and this "
+            f"method cuts {' and '.join(modalities)} tokens",
+            "choose another --method (vtprune methods)",
+        )
     found = []
-    for kind in [kind for kind in modalities if kind in loaded.family.modalities]:
+    for kind in kinds:
         if kind == "video":
             clip = draw_clip(loaded, sampling)
             found.append(Material("clip", clip, clip))

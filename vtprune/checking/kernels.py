@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vtprune.errors import ModelError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -27,16 +29,19 @@ def attention_kernel(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Run all parts of a model with another attention kernel.
 
     Raises:
-        ValueError: a part has no such kernel.
+        ModelError: a part has no such kernel.
     """
     from transformers import PreTrainedModel
 
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     before = [getattr(part.config, KERNEL) for part in parts]
     try:
-        model.set_attn_implementation(name)
+        try:
+            model.set_attn_implementation(name)
+        except (ImportError, ValueError) as error:
+            raise ModelError(f"attention {name!r} does not run here: {error}") from error
         if kernel_of(model) != name:  # transformers only warns where a model can't change it
-            raise ValueError(f"{type(model).__name__} can't change its attention kernel")
+            raise ModelError(f"{type(model).__name__} can't change its attention kernel")
         yield
     finally:
         for part, own in zip(parts, before, strict=True):  # a part after what it is a part of

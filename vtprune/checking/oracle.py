@@ -74,6 +74,7 @@ def generate(
             **inputs,
             max_new_tokens=steps,
             do_sample=False,
+            num_beams=1,
             output_logits=True,
             return_dict_in_generate=True,
             disable_compile=True,

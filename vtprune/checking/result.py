@@ -11,6 +11,7 @@ FACTORS = {"float32": 20.0, "float16": 8.0, "bfloat16": 4.0}
 """dtype -> so many times the noise are equal: docs/check.md has what was measured."""
 DECIDED = 2
 """A step is decided where the likeliest token is ahead of the next by so many times the noise."""
+STRICTEST = min(FACTORS.values())
 EQUAL, DIFFERS, BLIND = "equal", "DIFFERS", "too small"
 NO_CUT, REFUSED = "no cut", "refused"
 
