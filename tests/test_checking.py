@@ -308,12 +308,16 @@ def kernels(model: nn.Module, decoder: str, tower: str) -> Iterator[None]:
         model.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
+def stop(kernel: str) -> None:
+    assert kernel == "eager"
+    raise RuntimeError("stop here")
+
+
 def test_every_part_has_its_own_kernel_again_also_after_an_exception() -> None:
     model = shared_model("llava_onevision")
     with kernels(model, "sdpa", "eager"):
-        with pytest.raises(RuntimeError, match="stop"), attention_kernel(model, "eager"):
-            assert kernel_of(model) == "eager"
-            raise RuntimeError("stop")
+        with pytest.raises(RuntimeError, match="stop here"), attention_kernel(model, "eager"):
+            stop(kernel_of(model))
         assert kernel_of(model) == "sdpa"
         assert model.model.vision_tower.config._attn_implementation == "eager"
     with pytest.raises(ModelError, match="'none' does not run here"), attention_kernel(
@@ -398,7 +402,9 @@ def test_the_usual_cuts_fit_the_model_and_the_method() -> None:
     assert {cut.preset.seed for cut in usual[:3]} == {3}
     assert names(choose_cuts(Wanted(method="fastv"), 28, MODALITIES)) == names(usual)[1:]
     assert names(choose_cuts(Wanted(), 2, MODALITIES)) == ["input", "layer 1", "pixels"]
-    (one,) = choose_cuts(Wanted(method="entropy", at="60%", options={"norm": "none"}), 28, ["image"])
+    (one,) = choose_cuts(
+        Wanted(method="entropy", at="60%", options={"norm": "none"}), 28, ["image"]
+    )
     assert one.preset.to_dict()["stages"][0]["norm"] == "none"  # type: ignore[index]
     (one,) = choose_cuts(Wanted(preset="balanced", keep=0.2), 28, MODALITIES)
     assert (one.name, one.preset.keep, one.core) == ("balanced", 0.2, True)
