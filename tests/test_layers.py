@@ -22,7 +22,7 @@ LAYERS = (
      "refusals", "thread_state", "decoder", "engine"),
     ("calibrate", "adapters", "loading", "devices", "upstream", "generation", "memory", "figures",
      "compare", "downsampling", "gathering", "ahead", "prompts", "run", "evaluation", "standing",
-     "contest", "answers", "profiling", "tuning", "harness"),
+     "contest", "answers", "profiling", "tuning", "harness", "checking"),
     ("console", "speed_chart", "profile_chart"),
     ("cli",),
     ("__main__",),
@@ -80,6 +80,7 @@ LIGHT = (
     "vtprune.harness",
     "vtprune.cli",
     "vtprune.cli.asking",
+    "vtprune.cli.check",
     "vtprune.cli.complete",
     "vtprune.cli.flags",
     "vtprune.cli.help",
@@ -231,7 +232,12 @@ def test_a_library_is_imported_in_one_place(library: str, allowed: tuple[str, ..
 HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
 
 
-def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
+def test_the_oracle_shares_no_code_with_the_engine() -> None:
+    engine = next(names for names in LAYERS if "engine" in names)
+    assert parts_imported("vtprune.checking.oracle") & set(engine) == {"hooks"}
+
+
+def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() -> None:
     users = {
         module
         for module, path in MODULES.items()
@@ -245,6 +251,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_alone() -> None:
         "vtprune.decoder",
         "vtprune.prefill",
         "vtprune.thread_state",
+        "vtprune.checking.oracle",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from vtprune.media import Limits, Source, open_source, read
 from vtprune.models.base import Known, Plan, Prepared, Sampling
 from vtprune.preset import Preset
 from vtprune.units import Whole
+
+DRAWN = 8  # frames without a file that are resized at once
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,35 @@ def gather(
 ) -> Gathered:
     """Opens, decodes and resizes every file, in the family's way."""
     return gather_for(known, paths, sampling, None, limits, on_progress)
+
+
+def gather_drawn(
+    known: Known,
+    source: Source,
+    draw: Callable[[Sequence[int]], torch.Tensor],
+    sampling: Sampling,
+    preset: Preset | None = None,
+) -> Gathered:
+    """Resizes pixels that no file holds, in the family's way.
+
+    Args:
+        source: what a file of them would be.
+        draw: frame numbers, (0,) of a picture, -> (n, 3, height, width) uint8.
+
+    Raises:
+        ModelError: the family does not take its kind.
+    """
+    chosen = choose(known, [source], sampling, preset, Limits())
+    look, plan = chosen.looks[0], chosen.plans[0]
+    parts, seconds = [], 0.0
+    for start in range(0, len(plan.index), DRAWN):
+        pixels = draw(plan.index[start : start + DRAWN])
+        started = time.perf_counter()
+        parts.append(plan.transform(pixels))
+        seconds += time.perf_counter() - started
+    times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
+    item = Prepared(look.seen, torch.cat(parts), plan.index, times, plan.regions)
+    return Gathered((item,), ("none",), (), 0.0, seconds, (source,), chosen.whole)
 
 
 def open_all(known: Known, paths: Sequence[str | Path | Source], limits: Limits) -> list[Source]:

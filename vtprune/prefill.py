@@ -105,6 +105,7 @@ class Prefill:
         present, stage, modality = self.present, step.stage, step.group.modality
         before = [len(layout) for layout in present.layouts]
         own_before, own_after = [], []
+        has_merged = [False] * len(before)
         for sample, cut in enumerate(step.cuts):
             own = present.layouts[sample].of_modality(modality)
             own_before.append(len(own))
@@ -114,6 +115,7 @@ class Prefill:
             elif cut is not None and cut.count < len(own):
                 merged = self.cut_sample(sample, own, cut, step.group, hidden)
                 if merged is not None:
+                    has_merged[sample] = True
                     entering = entering.clone() if entering is hidden else entering
                     slots, rows = merged
                     entering[sample, slots.to(entering.device)] = rows
@@ -131,6 +133,7 @@ class Prefill:
                 own_before=own_before,
                 own_after=own_after,
                 kept=[(layout.columns + self.past.columns).tolist() for layout in present.layouts],
+                merged=has_merged,
             )
         )
         return entering

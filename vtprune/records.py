@@ -22,6 +22,7 @@ def record(
     own_before: list[int],
     own_after: list[int],
     kept: list[list[int]],
+    merged: list[bool],
 ) -> StageRecord:
     """The record of one stage; what it did is as of StageRecord."""
     return StageRecord(
@@ -40,6 +41,7 @@ def record(
         own_before=own_before,
         own_after=own_after,
         kept=kept,
+        merged=merged,
     )
 
 
@@ -69,6 +71,7 @@ def smaller_media(groups: Sequence[Group], trace: Trace, past: int) -> list[Stag
                 own_before=own_before,
                 own_after=own_after,
                 kept=[(layout.columns + past).tolist() for layout in trace.layouts],
+                merged=[False] * len(trace.layouts),
             )
         )
         before = after

@@ -32,6 +32,7 @@ class StageRecord:
         own_before, own_after: counts of the tokens that the stage is about, of its modality.
         kept: ascending columns of the original input_ids with visual tokens still present, of
             every modality.
+        merged: whether dropped tokens were merged into kept ones.
     """
 
     layer: int
@@ -49,6 +50,7 @@ class StageRecord:
     kept: list[list[int]]
     split: str = "even"
     positions: str = "keep"
+    merged: list[bool] = field(default_factory=list)
 
 
 @dataclass

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vtprune.cli.tune:tune",
         "Find the lowest keep that your own questions bear, and write it as a preset.",
     ),
+    "check": (
+        "vtprune.cli.check:check",
+        "Prove on this machine that a pruned model equals the masked one.",
+    ),
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.downsampling import Look, shrink
 from vtprune.errors import ModelError
-from vtprune.gathering import Gathered, gather_for
+from vtprune.gathering import Gathered, gather_drawn, gather_for
 from vtprune.layout import Layout
 from vtprune.media import Limits
-from vtprune.models.base import Inputs, Prepared, Sampling
+from vtprune.models.base import Inputs, Sampling
 from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.structure import find_structure
 from vtprune.profiling.shown import Shown, make_source
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from vtprune.loading import Loaded, Progress
     from vtprune.preset import Preset
 
-CHUNK = 8  # frames that are resized at once
 SHORT = 0.5  # seconds
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
@@ -125,31 +124,15 @@ def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
 
 def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset) -> Gathered:
     """Random pixels, resized in the family's way."""
-    if shown.kind not in loaded.family.modalities:
-        takes = " and ".join(loaded.family.modalities)
-        raise ModelError(
-            f"{loaded.family.name} takes {takes} input, no {shown.kind}",
-            "choose another --model (vtprune models)",
-        )
-    source = make_source(shown)
     if shown.kind == "video":
         sampling = replace(sampling, frames=shown.frames, fps=None, max_frames=None)
-    shrunk = shrink(loaded, [source], sampling, preset)
-    look = shrunk.looks[0] if shrunk else Look(source, sampling)
-    plan = look.plan(loaded, 1)
     generator = torch.Generator().manual_seed(0)
-    parts, seconds = [], 0.0
-    for start in range(0, len(plan.index), CHUNK):
-        count = min(CHUNK, len(plan.index) - start)
-        size = (count, 3, shown.height, shown.width)
-        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        started = time.perf_counter()
-        parts.append(plan.transform(pixels))
-        seconds += time.perf_counter() - started
-    times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
-    item = Prepared(look.seen, torch.cat(parts), plan.index, times, plan.regions)
-    whole = shrunk.whole if shrunk else None
-    return Gathered((item,), ("none",), (), 0.0, seconds, (source,), whole)
+
+    def draw(index: Sequence[int]) -> torch.Tensor:
+        size = (len(index), 3, shown.height, shown.width)
+        return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+
+    return gather_drawn(loaded, make_source(shown), draw, sampling, preset)
 
 
 def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]:

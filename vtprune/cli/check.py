@@ -1,0 +1,138 @@
+"""`vtprune check`: pruned equals masked, on this machine, with this model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune.cli import complete
+from vtprune.cli.flags import (
+    Flags,
+    check_ranges,
+    limits_from,
+    loading_from,
+    method_options,
+    sampling_from,
+)
+from vtprune.cli.help import SectionedCommand, section
+from vtprune.cli.options import media_options, model_options
+from vtprune.cli.results import check_saves, json_file, save_option, write_saves
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.checking.cuts import Wanted
+    from vtprune.checking.result import Checked
+    from vtprune.config import Config
+    from vtprune.media import Source
+
+EPILOG = """\b
+Examples:
+  vtprune check
+  vtprune check --model qwen2.5-vl-7b --dtype bfloat16
+  vtprune check clip.mp4 --model DIR --attention eager --json
+  vtprune check page.png --model internvl3-8b --preset document
+"""
+
+_pruning, _output = section("Pruning"), section("Output")
+
+
+# fmt: off
+@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.argument("media", nargs=-1, metavar="[MEDIA]...")
+@_pruning("--keep", metavar="FRACTION", help="Kept fraction of the visual tokens, averaged over "
+          "the decoder's layers.  [default: 0.5]")
+@_pruning("--method", metavar="NAME", shell_complete=complete.complete_method,
+          help="The method that chooses the tokens, where no preset is given.  [default: random]")
+@_pruning("--at", metavar="PLACE", shell_complete=complete.complete_place,
+          help="Check one cut of --method here alone: input, ecl, horizon, a layer number or a "
+          "depth such as 60%.")
+@_pruning("--preset", metavar="NAME", shell_complete=complete.complete_preset,
+          help="Check the cuts of a packaged preset or a file.")
+@_pruning("-o", "option", multiple=True, metavar="KEY=VALUE",
+          shell_complete=complete.complete_option, help="An option of the method; repeatable.")
+@_pruning("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
+@model_options
+@media_options
+@_output("--json", is_flag=True, help="Print one JSON object instead of the table.")
+@save_option(("the result", ".json"))
+@_output("--quiet", is_flag=True, help="Print the table only.")
+def check(media: tuple[str, ...], **values: object) -> None:
+    """Prove on this machine that a pruned model equals the masked one.
+
+    Runs the model with visual tokens cut at its input, at one layer, at two layers and before the
+    vision tower, for one prompt and a left-padded batch of two, with a dynamic and a static cache.
+    Each is held against the unpruned model with the same tokens masked as keys, at the prompt and
+    over 8 decoded tokens, beside the noise of the unpruned model itself. MEDIA are shown in one
+    prompt; without any, a picture and a clip are made.
+
+    The exit code is 0 only if no case differs and the cuts at the input and at one layer were
+    compared; a case that the model does not take has a row with the reason.
+    """
+    # fmt: on
+    from vtprune.cli import output
+    from vtprune.config import load_config
+    from vtprune.console.checking import show_check, show_notes
+    from vtprune.media import open_sources
+
+    flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
+    check_ranges(flags)
+    check_saves(flags.saves, (".json",), media)
+    wanted = wanted_from(flags)
+    with output.libraries_silenced():
+        sources = open_sources(list(media), limits_from(flags)) if media else []
+        checked = run(flags, user, wanted, sources)
+    told = checked.to_dict()
+    try:
+        list(write_saves(flags.saves, {".json": lambda: json_file(told)}))
+    finally:  # a file that can't be written costs no table
+        output.show_tables(told, flags.json, flags.quiet, show_check, show_notes)
+    if not checked.proven:
+        raise VtpruneError(*checked.failure())
+
+
+def wanted_from(flags: Flags) -> Wanted:
+    """The cuts that the user asked for.
+
+    Raises:
+        VtpruneError: flags that exclude each other, or a keep that is no fraction.
+    """
+    from vtprune.checking.cuts import Wanted
+    from vtprune.preset import check_keep
+
+    if flags.preset is not None and (flags.method is not None or flags.at is not None):
+        other = "--method" if flags.method is not None else "--at"
+        raise VtpruneError(f"--preset and {other} exclude each other", "a preset has its own cuts")
+    if flags.at is not None and flags.method is None:
+        raise VtpruneError("--at without --method", "name the method that should cut there")
+    return Wanted(
+        keep=None if flags.keep is None else check_keep(flags.keep),
+        method=flags.method or "random",
+        at=flags.at,
+        options=method_options(flags.option),
+        preset=flags.preset,
+        seed=flags.seed or 0,
+    )
+
+
+def run(flags: Flags, user: Config, wanted: Wanted, sources: Sequence[Source]) -> Checked:
+    """The check, with progress on standard error."""
+    from vtprune.checking.check import check as run_check
+    from vtprune.checking.cuts import choose_cuts, media_preset
+    from vtprune.checking.inputs import draw_media, gather_files
+    from vtprune.cli.output import progress_line
+    from vtprune.loading import load
+
+    kinds = {source.kind for source in sources} or set(wanted.modalities)
+    choose_cuts(wanted, 8, kinds)  # what can't be is said before a long load
+    sampling, limits = sampling_from(media_preset(wanted), flags), limits_from(flags)
+    with progress_line(flags.quiet) as show:
+        loaded = load(**loading_from(flags, user), on_progress=show)
+        if sources:
+            materials = gather_files(loaded, sources, sampling, limits, show)
+        else:
+            materials = draw_media(loaded, sampling, wanted.modalities)
+        kinds = {kind for material in materials for kind in material.kinds}
+        cuts = choose_cuts(wanted, len(loaded.model.get_decoder().layers), kinds)
+        return run_check(loaded, materials, cuts, show)
