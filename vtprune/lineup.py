@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from vtprune.errors import MOST_FAULTS, PresetError, VtpruneError, brief, list_faults
+from vtprune.errors import PresetError, VtpruneError, brief, list_faults
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS, check_options, find_method
 from vtprune.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
@@ -285,7 +285,7 @@ def split_options(methods: Sequence[str], options: Mapping[str, str]) -> dict[st
     if missing:
         what = f"none of {', '.join(has)} has" if has else "no method was named that has"
         raise PresetError(
-            f"{what} the option {', '.join(map(brief, missing[:MOST_FAULTS]))}",
+            f"{what} the option {list_faults([brief(key) for key in missing])}",
             "vtprune methods lists every method's options",
         )
     return {

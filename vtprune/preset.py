@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from vtprune.errors import MOST_FAULTS, PresetError, brief, quote
+from vtprune.errors import PresetError, brief, list_faults, quote
 from vtprune.pruners import METHODS, Value, check_options, find_method
 from vtprune.schema import Reader
 from vtprune.spec import (
@@ -155,7 +155,7 @@ def override(
         if missing := [key for key in options if key not in known]:
             raise PresetError(
                 f"no stage of {preset.label} has the option "
-                f"{', '.join(map(brief, missing[:MOST_FAULTS]))}",
+                f"{list_faults([brief(key) for key in missing])}",
                 "vtprune methods lists every method's options",
             )
         stages, own, other = (_apply(group, options) for group in groups)
