@@ -201,7 +201,7 @@ def test_the_command_writes_results_and_the_page_is_made_of_them(
     told = capsys.readouterr()
     assert "pixels, uniform at input" in told.out
     assert "pass 1 of 1: unpruned" in told.err
-    main(["page", "--results", "speed.jsonl", "--out", "speed.md"])
+    main(["page", "--results", "speed.jsonl", "--save", "speed.md"])
     page = Path("speed.md").read_text(encoding="utf-8")
     assert page.index("## Prefill") < page.index("## First token")
     assert not Path("speed.png").exists()
@@ -210,7 +210,7 @@ def test_the_command_writes_results_and_the_page_is_made_of_them(
 def test_layers_give_a_table_with_its_command(checkpoints, tmp_path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "table.md"
     model = ["--model", str(checkpoints("llava_onevision")), "--shown", "40x40"]
-    main(["layers", *model, "--keep", "0.5", "--repeats", "1", "--out", str(out)])
+    main(["layers", *model, "--keep", "0.5", "--repeats", "1", "--save", str(out)])
     text = out.read_text(encoding="utf-8")
     assert "Command: `python -m vtprune.bench layers --model" in text
     assert "| fast | prefill |" in text

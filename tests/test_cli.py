@@ -671,11 +671,20 @@ def completions(words: list[str], incomplete: str) -> list[str]:
         (["ask", "--method"], "", set(METHODS)),
         (["ask", "--at"], "h", {"horizon"}),
         (["ask", "--method", "entropy", "-o"], "norm", {"norm=row", "norm=none"}),
+        (["compare", "--methods", "entropy", "-o"], "", {"norm=row", "states=key"}),
+        (["evaluate", "--methods"], "entropy,vt", {"entropy,vtw"}),
         (["presets", "show"], "f", {"fast"}),
     ],
 )
 def test_shell_completion(words: list[str], incomplete: str, expected: set[str]) -> None:
     assert expected <= set(completions(words, incomplete))
+
+
+def test_completion_of_options_is_that_of_the_methods_that_are_named() -> None:
+    offered = completions(["compare", "--methods", "entropy,dart", "--methods", "vtw", "-o"], "")
+    assert {pair.partition("=")[0] for pair in offered} == {
+        option.name for name in ("entropy", "dart") for option in METHODS[name].options
+    }
 
 
 def test_completion_of_models_offers_what_can_be_asked() -> None:

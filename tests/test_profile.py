@@ -262,6 +262,29 @@ def test_a_busy_machine_is_noticed_by_the_unpruned_row(
     assert compare["prefill_speedup"] == (1 + slow) / 2  # type: ignore[index]
 
 
+def test_a_lower_keep_that_was_measured_slower_is_said_to_be_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {None: 9.0, 0.6: 3.0, 0.4: 3.1, 0.2: 1.0}
+    run_row = whole.run_row
+
+    def timed(encodings: whole.Encodings, row: Planned) -> whole.Run:
+        ran = run_row(encodings, row)
+        return replace(ran, prefill=seconds[row.wanted.keep if row.steps else None])
+
+    monkeypatch.setattr(whole, "run_row", timed)
+    options = Options(how="whole", repeats=2, dtype="float32", text_tokens=20)
+    found = measured("llava", tmp_path, keeps=[0.6, 0.4, 0.2], methods=["uniform", "random"],
+                     options=options)  # fmt: skip
+    slower = [note for note in found.warnings if "was measured slower" in note]
+    assert slower == [
+        f"{name} at keep 0.4 was measured slower than {name} at keep 0.6, which keeps more: they "
+        "differ by less than the noise"
+        for name in ("uniform", "random")
+    ]
+    assert any(note.startswith("2 passes can't tell rows apart, 5 can") for note in found.warnings)
+
+
 def test_a_model_that_does_not_fit_is_measured_by_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,7 @@ def complete_option(
     """key=value for the options of the method that is named, or of all."""
     from vtprune.pruners import METHODS
 
-    given = str(ctx.params.get("method") or ctx.params.get("methods")).split(",")
+    given = ctx.params.get("methods") or (ctx.params.get("method"),)
     methods = [METHODS[name] for name in given if name in METHODS] or METHODS.values()
     pairs = [
         f"{option.name}={choice}"

@@ -90,7 +90,7 @@ def tune(
     answer, choices and kind. With an answer to every question, accuracy relative to the unpruned
     model is to be kept, else the unpruned model's answers. Candidates are searched on a third of
     the files and tested on the others; what is written holds --floor there with 95 % confidence.
-    If nothing does, the exit code is 1 and no file is written. To show 98 % it takes 223 files or
+    If nothing does, the exit code is 1 and no preset is written. To show 98 % it takes 223 files or
     more. QUESTIONS "demo" is the embedded model's own world.
     """
     # fmt: on

@@ -91,6 +91,19 @@ class Found:
         limit = self.plain_roof.prefill / self.roof.prefill
         return min(self.speedups(prefill_of).passes) > limit
 
+    @property
+    def prefill_seconds(self) -> float:
+        """Median over the passes."""
+        assert self.times is not None
+        return self.times.prefill
+
+    def same_cuts(self, other: Found) -> bool:
+        """Whether the other row is of the list of keeps too, and the same cuts in it."""
+        mine, theirs = self.row.wanted, other.row.wanted
+        return mine.name is theirs.name is None and (mine.method, mine.base, mine.options) == (
+            theirs.method, theirs.base, theirs.options,
+        )  # fmt: skip
+
     def whole(self, one: Pass) -> float:
         """Seconds of a pass to the end of the answer."""
         return one.total(self.answer_tokens)

@@ -25,7 +25,8 @@ from vtprune.profiling.rows import KEEPS, Planned, name_of, plan_row, want_rows
 from vtprune.profiling.shapes import Shape, find_shape
 from vtprune.profiling.shown import Shown
 from vtprune.profiling.times import RUN, Budget, Measured
-from vtprune.profiling.verdict import Verdict, judge
+from vtprune.profiling.verdict import FEWEST_PASSES, Verdict, judge
+from vtprune.telling import counted
 
 if TYPE_CHECKING:
     from vtprune.loading import Progress
@@ -172,6 +173,18 @@ def doubts(found: Sequence[Found]) -> list[str]:
             f"the machine was busy: the same unpruned prefill took {min(took):.2g} to "
             f"{max(took):.2g} s; rows whose ranges overlap are not told apart"
         )
+    if len(took) < FEWEST_PASSES:
+        notes.append(
+            f"{counted(len(took), 'pass', 'passes')} can't tell rows apart, {FEWEST_PASSES} can: "
+            "a larger --seconds makes room for them"
+        )
+    for number, less in enumerate(found):
+        more = next((one for one in reversed(found[:number]) if one.same_cuts(less)), None)
+        if more and less.prefill_seconds > more.prefill_seconds:
+            notes.append(
+                f"{name_of(less.row)} was measured slower than {name_of(more.row)}, which keeps "
+                "more: they differ by less than the noise"
+            )
     above = [name_of(one.row) for one in found if one.times and one.above_roofline]
     if above:
         notes.append(
