@@ -214,10 +214,10 @@ def refuse_blocks(open_for: Set[object], thread: object | None) -> None:
         open_for: the threads whose calls those prune; ALL_THREADS is a block for all of them.
         thread: whose calls this one is to prune, likewise.
     """
-    if this_thread() in open_for or (ALL_THREADS in open_for):
+    if this_thread() in open_for or ALL_THREADS in open_for:
         raise ModelError(
-            "this model is being pruned already by an enclosing block, or by a block of another "
-            "thread that prunes the calls of all",
+            "this model is being pruned already by an enclosing block, or by another thread's "
+            "block for all threads",
             "leave that block first; one preset can hold several stages. For blocks in several "
             'threads at once give each threads="own"',
         )
