@@ -17,7 +17,7 @@ from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.layout import Grid
 from vtprune.models.base import Sampling, Turn
-from vtprune.models.seams import cache_argument, cache_made
+from vtprune.models.seams import ROPE_INDEX, cache_argument, cache_made, check_arguments
 from vtprune.models.structure import find_structure
 from vtprune.preset import load_preset, override
 from vtprune.prompts import encode, to_device
@@ -225,7 +225,7 @@ def places(loaded: Loaded, tensors: Tensors, start: int) -> dict[str, torch.Tens
     locate = getattr(find_structure(loaded.model).inner, "get_rope_index", None)
     if locate is None:
         return {}
-    takes = inspect.signature(locate).parameters
+    takes = check_arguments("the model: get_rope_index", locate, ROPE_INDEX)
     found = locate(**{name: value for name, value in tensors.items() if name in takes})[0]
     return {"position_ids": found[..., start:]}  # (3, 1, n)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vtprune.errors import ModelError
+from vtprune.models.seams import KERNEL, check_values, unknown
 
 CHUNK = 2**26  # elements of a score tensor that is held at once
 Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
@@ -51,6 +52,36 @@ class Call:
     scale: float
     mask: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
+
+
+def read_call(
+    query: torch.Tensor, key: torch.Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Call:
+    """What a kernel is given.
+
+    Args:
+        args, kwargs: what follows query, key and value in its call.
+
+    Raises:
+        ModelError: an argument that its softmax may depend on is not known, or missing.
+    """
+    given = {**dict(zip(("attention_mask",), args, strict=False)), **kwargs}
+    check_values("an attention kernel", given, KERNEL)
+    scale, mask, bounds = (given.get(n) for n in ("scaling", "attention_mask", "cu_seq_lens_k"))
+    if not isinstance(scale, float) or "attention_mask" not in given or len(args) > 1:
+        raise unknown("an attention kernel is given no scaling or no attention_mask by these names")
+    if given.get("softcap") is not None:
+        raise ModelError(
+            "attention whose scores are capped (softcap) can't be read",
+            "use a method that reads no attention, such as entropy, dart or random",
+        )
+    return Call(
+        query,
+        key,
+        scale,
+        mask if isinstance(mask, torch.Tensor) else None,
+        bounds if isinstance(bounds, torch.Tensor) else None,
+    )
 
 
 class Tap:
@@ -97,18 +128,7 @@ class Tap:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend as the kernel does, and take what it is given where the module is the tap's."""
         if module is self.module:
-            scale = kwargs.get("scaling")
-            mask = args[0] if args else kwargs.get("attention_mask")
-            bounds = kwargs.get("cu_seq_lens_k")
-            self.take(
-                Call(
-                    query,
-                    key,
-                    float(scale) if scale else query.shape[-1] ** -0.5,  # type: ignore[arg-type]
-                    mask if isinstance(mask, torch.Tensor) else None,
-                    bounds if isinstance(bounds, torch.Tensor) else None,
-                )
-            )
+            self.take(read_call(query, key, args, kwargs))
         return attend(module, query, key, value, *args, **kwargs)
 
 

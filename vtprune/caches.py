@@ -31,7 +31,8 @@ class CacheState:
         offset: columns that were dropped at the input.
         shifts: for every layer the (B,) int64 by which its positions are less than the original
             ones; None where they are the original ones.
-        last: (..., B or 1) int64 the highest position of its prompt, until tokens went on from it.
+        last: (..., B or 1) int64 the position of its prompt's last token, until a forward went on
+            from it.
         inside: tells whether a forward of the running thread is in a block, which gives it what
             fits the cache; None: nothing is needed.
     """
@@ -314,9 +315,8 @@ class Continued:
         if last is None:
             return
         first = positions[..., 0].to(last.device)
-        if first.dim() < last.dim():
-            last = last.amin(0)
-        if bool((first <= last).any()):
+        inside = first <= last
+        if bool(inside.reshape(-1, inside.shape[-1]).all(0).any()):  # on every axis (mrope)
             raise unknown(
                 f"a new token after a pruned prompt is at position {int(first.min())}, inside the "
                 "prompt"

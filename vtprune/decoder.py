@@ -74,7 +74,7 @@ class DecoderHooks:
             state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
             if not isinstance(embeds, torch.Tensor):
-                return None
+                raise seams.unknown("a decoder that is given no inputs_embeds")
             given = self.start_prefill(prefill, embeds, given, hooks)
             return (), self.arguments.decoder.give(given)
         if not isinstance(embeds, torch.Tensor) or cache is None or not cache_length(cache):

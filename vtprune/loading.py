@@ -19,6 +19,7 @@ from vtprune.devices import find_device, find_dtype, placing
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
+from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.wrappers import unwrap
 from vtprune.upstream import loading_errors, quiet
@@ -183,6 +184,7 @@ def open_model(
     on_progress: Progress | None = None,
 ) -> Opened:
     """Reads all of a checkpoint but its weights; the arguments are those of `load`."""
+    check_version()
     from transformers import AutoTokenizer
 
     started = time.perf_counter()

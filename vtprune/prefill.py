@@ -225,14 +225,14 @@ class Prefill:
 
 
 def last_positions(given: Kwargs, past: int) -> torch.Tensor | None:
-    """(..., B or 1) int64 the highest position of each prompt that a decoder is given.
+    """(..., B or 1) int64 the position of the last token of each prompt that a decoder is given.
 
     Args:
         past: columns of the cache, from which a decoder that is given no positions counts.
     """
     positions, embeds = given.get("position_ids"), given.get("inputs_embeds")
     if isinstance(positions, torch.Tensor):
-        return positions.amax(-1)
+        return positions[..., -1]
     if isinstance(embeds, torch.Tensor):
         return torch.tensor([past + embeds.shape[1] - 1])
     return None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vtprune.errors import ModelError
+from vtprune.models.seams import unknown
 from vtprune.models.wrappers import running_module
 from vtprune.thinning import other_media
 
@@ -117,9 +118,11 @@ class Thinned:
         """
         if self.tokens is None:
             return self.restore(output, self.rows)
-        for name in FULL:
-            if getattr(output, name, None) is not None:
-                setattr(output, name, self.restore(getattr(output, name), self.tokens))
+        given = [name for name in FULL if getattr(output, name, None) is not None]
+        if not given:
+            raise unknown(f"the output of the vision tower has no {' or '.join(FULL)}")
+        for name in given:
+            setattr(output, name, self.restore(getattr(output, name), self.tokens))
         return output
 
     def before_projector(

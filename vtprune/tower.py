@@ -23,12 +23,13 @@ from vtprune.footprint import (
 )
 from vtprune.layout import Layout
 from vtprune.models.base import Tiled
+from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
 from vtprune.models.wrappers import running_module
 from vtprune.pruners.base import TOWER
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    pass
 
 NAMES = ("vision_tower", "visual", "vision_model")
 LAYERS = ("layers", "layer", "blocks")
@@ -85,7 +86,7 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     if structure.family is None or tower is None:
         raise _unreadable(structure, "where its vision tower's patches end up is not known")
     layers = _find_layers(tower)
-    number = _feature_layer(structure.config, given, len(layers)) if layers else -1
+    number = _feature_layer(structure, given, len(layers)) if layers else -1
     if number < 0:
         raise _unreadable(structure, "its projector is not given what a layer of its tower says")
     found = (getattr(layers[number], name, None) for name in ATTENTION)
@@ -111,16 +112,18 @@ def _find_layers(tower: nn.Module) -> Sequence[nn.Module]:
     return []
 
 
-def _feature_layer(config: PreTrainedConfig, given: Mapping[str, object], count: int) -> int:
+def _feature_layer(structure: Structure, given: Mapping[str, object], count: int) -> int:
     """The layer whose output the projector is given, the deepest of several; -1 for none.
 
     Hidden states are counted from the embeddings on, but from the first layer on in an adapter's
     config. Where most layers attend in windows, the deepest up to there that does not.
     """
-    asked = given.get("vision_feature_layer")
+    config, asked = structure.config, given.get("vision_feature_layer")
     if asked is None:
         asked = getattr(config, "vision_feature_layer", None)
     first = 1
+    if asked is None and "vision_feature_layer" in structure.seams.inner:
+        raise unknown(f"{structure.model_type}: its config has no vision_feature_layer")
     if asked is None and hasattr(config, "adapter_config"):
         asked, first = config.adapter_config.vision_feature_layer, 0
     asked = -1 if asked is None else asked

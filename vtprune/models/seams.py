@@ -9,6 +9,7 @@ What is not known is refused.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TESTED = ("5.17", "5.25")
 """The first release of transformers that is tested, and the first after those (pyproject.toml)."""
 RANGE = f">={TESTED[0]},<{TESTED[1]}"
+_FIRST = sys.modules.get("transformers")
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -94,6 +96,8 @@ INNER = _forward(
     },
 )
 """The multimodal model; an unlisted family may take more."""
+OUTER = Forward((*INNER.needs, ("labels",), ("logits_to_keep",)), INNER.may)
+"""The model with its output head, of a listed family."""
 DECODER = _forward(
     "inputs_embeds attention_mask position_ids cache",
     ["input_ids", "use_cache", "visual_pos_masks", "deepstack_visual_embeds"],
@@ -116,6 +120,11 @@ MASK = _forward(
 )
 """The functions that make causal masks."""
 ROTARY = _forward("x position_ids", ["layer_type"])
+KERNEL = _forward(
+    "scaling attention_mask",
+    ["cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"],
+)
+"""What an attention kernel is given behind query, key and value."""
 ROPE_INDEX = _forward(
     "input_ids mm_token_type_ids",
     ["attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"],
@@ -180,12 +189,17 @@ class Seams:
 
 
 def find_seams(
-    model_type: str, inner: nn.Module, decoder: nn.Module, layers: Iterable[nn.Module], listed: bool
+    model_type: str,
+    outer: nn.Module,
+    inner: nn.Module,
+    decoder: nn.Module,
+    layers: Iterable[nn.Module],
+    listed: bool,
 ) -> Seams:
     """The arguments of one model's parts, each checked against what is known.
 
     Args:
-        listed: whether the model is of a listed family.
+        listed: whether the model is of a listed family; others may take more.
 
     Raises:
         ModelError: an argument of an unknown name, a known one that is missing, or a release of
@@ -196,13 +210,15 @@ def find_seams(
     for function in mask_functions():
         check_arguments(f"transformers: {function.__name__}", function, MASK)
     arguments = Seams(
-        check_arguments(f"{model_type}: the model", inner.forward, INNER, closed=listed),
+        check_arguments(f"{model_type}: the inner model", inner.forward, INNER, closed=listed),
         check_arguments(f"{model_type}: its decoder", decoder.forward, DECODER),
         tuple(
             check_arguments(f"{model_type}: decoder layer {number}", layer.forward, LAYER)
             for number, layer in enumerate(layers)
         ),
     )
+    if listed:
+        check_arguments(f"{model_type}: the model", outer.forward, OUTER)
     encoders = [name for name in ENCODERS.values() if hasattr(inner, name)]
     if listed and not encoders:
         raise unknown(f"{model_type}: the model has no {' or '.join(ENCODERS.values())}")
@@ -217,17 +233,16 @@ def check_version() -> None:
     Raises:
         ModelError: with the range that is, and what installs one of it.
     """
-    import transformers
     from packaging.version import Version
 
-    release = Version(transformers.__version__).release
     first, after = (Version(one).release for one in TESTED)
-    if not first <= release < after:
-        raise ModelError(
-            f"transformers {transformers.__version__} is not one that vtprune is tested with "
-            f"({RANGE}): names inside it may have moved, and answers would be wrong",
-            f"pip install 'transformers{RANGE}'",
-        )
+    for version in _versions():
+        if not first <= Version(version).release < after:
+            raise ModelError(
+                f"transformers {version} is not one that vtprune is tested with ({RANGE}): names "
+                "inside it may have moved, and answers would be wrong",
+                f"pip install 'transformers{RANGE}'",
+            )
 
 
 def check_arguments(
@@ -276,13 +291,26 @@ def _holds_tensors(value: object) -> bool:
 
 def unknown(message: str) -> ModelError:
     """The refusal of what is not known, with the release that it was met in."""
-    import transformers
-
     return ModelError(
-        f"{message}, which vtprune does not know (transformers {transformers.__version__}; tested: "
-        f"{RANGE})",
+        f"{message}, which vtprune does not know ({releases()})",
         "use a model class of a tested transformers as it is, or the model without pruning",
     )
+
+
+def releases() -> str:
+    """The release of transformers that runs, and those that are tested."""
+    return f"transformers {_versions()[-1]}; tested: {RANGE}"
+
+
+def _versions() -> list[str]:
+    """What the loaded transformers says it is.
+
+    It runs its package a second time when it loads its processors (`direct_transformers_import`),
+    so the module that callers hold may be another one than that of `sys.modules`.
+    """
+    import transformers
+
+    return [one.__version__ for one in (_FIRST, transformers) if one is not None]
 
 
 # -- caches -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family
-from vtprune.models.seams import Seams, find_seams
+from vtprune.models.seams import LAYER_TYPES, Seams, find_seams, releases, unknown
 from vtprune.models.wrappers import refuse_compiled, running_module, unwrap
 
 if TYPE_CHECKING:
@@ -210,11 +210,16 @@ def find_structure(wrapped: nn.Module) -> Structure:
     model = cast("PreTrainedModel", unwrap(wrapped))
     model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
-        raise ModelError(f"{model_type}: not a transformers model with a decoder", WAY_OUT)
+        raise ModelError(
+            f"{model_type}: not a transformers model with a decoder ({releases()})", WAY_OUT
+        )
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise ModelError(f"{model_type}: its decoder has no list of layers to cut between", WAY_OUT)
+        raise ModelError(
+            f"{model_type}: its decoder has no list of layers to cut between ({releases()})",
+            WAY_OUT,
+        )
     family = find_family(model_type)
     _check_decoder(model_type, decoder, family)
     refuse_compiled((model, decoder, *layers))
@@ -228,7 +233,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
             "load the model with attention sdpa, eager or flash_attention_2",
         )
     inner = _find_inner(model)
-    seams = find_seams(model_type, inner, decoder, layers, family is not None)
+    seams = find_seams(model_type, model, inner, decoder, layers, family is not None)
     if not _placeholder_ids(model.config):
         raise ModelError(f"{model_type}: its config names no image or video token", WAY_OUT)
     warnings = []
@@ -263,7 +268,7 @@ def _find_inner(model: PreTrainedModel) -> nn.Module:
             takes = inspect.signature(module.forward).parameters
             if any(name.startswith("pixel_values") for name in takes):
                 return module
-    raise ModelError(f"{type(model).__name__} takes no pixel values", WAY_OUT)
+    raise ModelError(f"{type(model).__name__} takes no pixel values ({releases()})", WAY_OUT)
 
 
 def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -> None:
@@ -277,6 +282,8 @@ def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -
             "between layers would change",
             WAY_OUT,
         )
+    if others := sorted(types - {*LAYER_TYPES}):
+        raise unknown(f"{model_type}: its decoder has layers of type {others[0]}")
     if getattr(config, "num_kv_shared_layers", 0):
         raise ModelError(f"{model_type}: its layers share keys and values", WAY_OUT)
     if getattr(config, "hidden_size_per_layer_input", 0):
