@@ -74,11 +74,10 @@ def generate(
             **inputs,
             max_new_tokens=steps,
             do_sample=False,
-            num_beams=1,
             output_logits=True,
             return_dict_in_generate=True,
             disable_compile=True,
-            **options,
+            **{"num_beams": 1, **options},
         )
     return out.sequences[:, length:], torch.stack(out.logits, dim=1)  # type: ignore[attr-defined]
 
