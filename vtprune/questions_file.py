@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vtprune.errors import VtpruneError
+from vtprune.media import file_name
 from vtprune.telling import counted
 
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -119,7 +120,10 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
     answer = data.get("answer")
     if choices and answer is not None and answer not in choices:
         faults.append(f"answer {reprlib.repr(answer)} is not one of the choices")
-    file = folder / data["file"]
+    try:
+        file = folder / file_name(data["file"])
+    except VtpruneError as error:
+        return [*faults, error.message]
     if not os.path.exists(file):  # False too for what can't be a name
         faults.append(f"file {reprlib.repr(data['file'])}: no such file in {folder}")
     return faults or Asked(

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from vtprune.media.source import Frames, Limits, Source, file_name
 
 if TYPE_CHECKING:
-    from vtprune.media.reading import open_source, open_sources, read
+    from vtprune.media.reading import open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
 
 # Found on first use, so that the process that decodes TIFF and PDF files starts without torch.
 _LAZY = {
     "frames_between": "vtprune.media.sampling",
+    "open_each": "vtprune.media.reading",
     "open_source": "vtprune.media.reading",
     "open_sources": "vtprune.media.reading",
     "read": "vtprune.media.reading",
@@ -37,6 +38,7 @@ __all__ = [
     "Source",
     "file_name",
     "frames_between",
+    "open_each",
     "open_source",
     "open_sources",
     "read",

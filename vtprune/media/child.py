@@ -283,7 +283,7 @@ def _read_tiff(
         try:
             with tiff.decode(path, page, limits, partial, said) as (converted, size):
                 _send_rows(answers, converted.rows, size)
-                return (*warnings, *converted.warnings)
+                return (*warnings, *(f"{path.name}: {note}" for note in converted.warnings))
         except MediaError:
             if partial or not limits.allow_partial:
                 raise

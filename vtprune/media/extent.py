@@ -201,7 +201,7 @@ def _next_marker(file: BinaryIO, at: int) -> int:
     rest = b""
     while data := file.read(_CHUNK):
         data = rest + data
-        match = _MARKER.search(data)
+        match = _MARKER.search(data) if b"\xff" in data else None  # zeros are passed over fast
         if match:
             return at - len(rest) + match.start()
         at += len(data) - len(rest)

@@ -28,7 +28,7 @@ class Converted:
 
     Args:
         rows: from the top to the bottom, converted as they are asked for.
-        warnings: what a user should know of how deep values were scaled.
+        warnings: what a user should know of how deep values were scaled; without the file's name.
     """
 
     rows: Iterator[Rows]
@@ -50,7 +50,7 @@ def to_rgb(name: str, image: Image.Image, bits: int) -> Converted:
     """Convert a decoded picture: transparency on white, deeper pixels scaled and not clipped.
 
     Args:
-        name: of the picture, for warnings and errors.
+        name: of the picture, for errors.
         bits: of a colour, as `bits_of` says.
 
     Raises:
@@ -144,14 +144,13 @@ def _grey_scale(
             top = 2.0**used - 1
             if used < min(bits, 16):
                 warnings = (
-                    f"{name}: 16-bit grey values, but none above {high:,.0f}: "
-                    f"read as {used} bits, {top:,.0f} is white",
+                    f"16-bit grey values, but none above {high:,.0f}: read as {used} bits, "
+                    f"{top:,.0f} is white",
                 )
     else:
         top = high
         warnings = (
-            f"{name}: grey values from {low:g} to {high:g}, which no format has: "
-            "the least is shown black, the largest white",
+            f"grey values from {low:g} to {high:g}: the least is shown black, the largest white",
         )
     black, white = low, top
     if image.format == "TIFF" and image.tag_v2.get(_INVERTED) == 0:  # type: ignore[attr-defined]

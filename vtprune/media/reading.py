@@ -47,13 +47,18 @@ def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -
         MediaError: as `open_source`; pages are chosen, and no file has any.
     """
     paths = list(paths)
-    sources = [source for path in paths for source in _open(path, limits)]
+    sources = open_each(paths, limits)
     if limits.pages is not None and not any(_has_pages(source) for source in sources):
         raise MediaError(
             f"{', '.join(map(shown, paths[:3]))}: no file has pages to choose from",
             "--pages is for PDF and TIFF files",
         )
     return sources
+
+
+def open_each(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
+    """`open_sources` where the paths are some of many: none of these need have pages."""
+    return [source for path in paths for source in _open(path, limits)]
 
 
 def _open(path: str | Path, limits: Limits) -> list[Source]:

@@ -215,7 +215,8 @@ def _decode(
         bits = bits_of(image)
         image.load()
         converted = to_rgb(name, image, bits)
-        return _fill(converted, image.size, orientation(path, image)), converted.warnings
+        notes = tuple(f"{path.name}: {note}" for note in converted.warnings)
+        return _fill(converted, image.size, orientation(path, image)), notes
 
 
 def _fill(converted: Converted, size: tuple[int, int], turn: int) -> Pixels:
