@@ -51,7 +51,7 @@ WITHIN = {
     "catalog": {"errors", "yaml_file"},
     "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
     "media": {"errors", "process_wide"},
-    "questions_file": {"errors", "telling"},
+    "questions_file": {"errors", "media", "telling"},
     "models": {"errors", "layout", "media", "units"},
     "console": {"telling"},
     "chart": set(),

@@ -80,7 +80,7 @@ def describe_input(
     videos = [item for item in items if item.source.kind == "video"]
     first = items[0].source if items else None
     return {
-        "files": [str(item.source.path) for item in items],
+        "files": [item.source.name for item in items],
         "modality": "mixed" if len(kinds) > 1 else next(iter(kinds), "text"),
         "frames": sum(len(item.index) for item in videos),
         "tiles": sum(inputs.tiles),

@@ -12,7 +12,7 @@ import torch
 from vtprune.downsampling import Look, shrink
 from vtprune.errors import ModelError
 from vtprune.loading import Progress
-from vtprune.media import Limits, Source, open_source, read
+from vtprune.media import Limits, Source, open_each, read
 from vtprune.models.base import Known, Plan, Prepared, Sampling
 from vtprune.preset import Preset
 from vtprune.units import Whole
@@ -143,18 +143,20 @@ def gather_drawn(
 
 
 def open_all(known: Known, paths: Sequence[str | Path | Source], limits: Limits) -> list[Source]:
-    """Every file, opened.
+    """Open every file; of a file with pages, every page that the limits choose.
 
     Raises:
         MediaError: it can't be read.
         ModelError: the family does not take its kind.
     """
-    sources = [one if isinstance(one, Source) else open_source(one, limits) for one in paths]
+    sources: list[Source] = []
+    for one in paths:
+        sources += [one] if isinstance(one, Source) else open_each([one], limits)
     for source in sources:
         if source.kind not in known.family.modalities:
             takes = " and ".join(known.family.modalities)
             raise ModelError(
-                f"{source.path}: {known.family.name} takes {takes} input, no {source.kind}",
+                f"{source.name}: {known.family.name} takes {takes} input, no {source.kind}",
                 "choose another --model (vtprune models)",
             )
     return sources

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
+from vtprune.media import file_name
 from vtprune.telling import counted
 
 LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
@@ -129,7 +130,10 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
     answer = data.get("answer")
     if choices and answer is not None and answer not in choices:
         faults.append(f"answer {quote(answer)} is not one of the choices")
-    file = folder / data["file"]
+    try:
+        file = folder / file_name(data["file"])
+    except VtpruneError as error:
+        return [*faults, error.message]
     if not os.path.exists(file):  # False too for what can't be a name
         faults.append(f"file {quote(data['file'])}: no such file in {brief_path(folder)}")
     return faults or Asked(

@@ -87,7 +87,7 @@ def listed_or_media(
     Raises:
         VtpruneError: a list that is not alone, or a file that can't be opened.
     """
-    from vtprune.media import open_source
+    from vtprune.media import file_name, open_sources
     from vtprune.questions_file import Asked, read_questions
 
     lists = [one for one in inputs if one.lower().endswith((".jsonl", ".json"))]
@@ -99,14 +99,13 @@ def listed_or_media(
         asked, source = read_questions(lists[0]), Path(lists[0]).name
     elif given:
         questions = [read_question(one) for one in given]
-        asked = [Asked(Path(one), question) for one in inputs for question in questions]
+        asked = [Asked(Path(file_name(one)), question) for one in inputs for question in questions]
         source = f"{len(inputs)} files of one's own"
     else:
         raise click.UsageError(
             "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
         )
-    for file in dict.fromkeys(one.file for one in asked):  # told before a long load
-        open_source(file, limits)
+    open_sources(dict.fromkeys(one.file for one in asked), limits)  # before a long load
     return asked, source
 
 

@@ -29,6 +29,7 @@ RANGES = (
     ("max_frames", 1, math.inf),
     ("max_tiles", 0, math.inf),
     ("max_pixels", 1, math.inf),
+    ("dpi", 10, 1200),
     ("max_new_tokens", 1, math.inf),
     ("seed", 0, 2**63 - 1),
 )
@@ -64,6 +65,8 @@ class Flags:
     max_tiles: int | None = None
     max_pixels: int | None = None
     allow_partial: bool = False
+    pages: str | None = None
+    dpi: int | None = None
     question: tuple[str, ...] = ()
     system: str | None = None
     max_new_tokens: int | None = None
@@ -124,6 +127,8 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
         click.UsageError: media or question are missing.
         VtpruneError: an empty question, or one that is a file.
     """
+    from vtprune.media import file_name
+
     paths, questions = list(inputs), list(asked)
     if not questions and paths:
         questions = [paths.pop()]
@@ -135,7 +140,7 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     if not paths:
         missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
-    return paths, [read_question(question) for question in questions]
+    return list(map(file_name, paths)), [read_question(question) for question in questions]
 
 
 def read_question(question: str) -> str:
@@ -250,11 +255,17 @@ def loading_from(flags: Flags, user: Config) -> Loading:
 
 
 def limits_from(flags: Flags) -> Limits:
-    """How large a file may be, and whether it may be damaged."""
+    """What is read of media files: how large they may be, whether damaged, which pages.
+
+    Raises:
+        MediaError: --pages in a form that can't be read.
+    """
     from vtprune.media import Limits
 
-    limits = Limits(allow_partial=flags.allow_partial)
-    return limits if flags.max_pixels is None else replace(limits, max_pixels=flags.max_pixels)
+    limits = Limits(allow_partial=flags.allow_partial, pages=flags.pages)
+    return replace(
+        limits, max_pixels=flags.max_pixels or limits.max_pixels, dpi=flags.dpi or limits.dpi
+    )
 
 
 def sampling_from(preset: Preset, flags: Flags) -> Sampling:

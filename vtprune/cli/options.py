@@ -46,6 +46,10 @@ _LIMITS = (
     _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
          "height.  [default: 178956970]"),
     _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
+    _opt("--pages", metavar="N-M,...", help="Pages of PDF and TIFF files: 1-3, or 1,3,5-.  "
+         "[default: all; 64 are the most]"),
+    _opt("--dpi", type=int, metavar="N", help="Pixels an inch that PDF pages are drawn with.  "
+         "[default: 144]"),
 )
 _CALIBRATION = _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
                     help="Where ecl and horizon are in this model.")

@@ -140,16 +140,17 @@ def what_is_shown(
     Raises:
         VtpruneError: more than one of them, or what can't be read.
     """
+    from vtprune.media import file_name
     from vtprune.profiling.shown import open_media, parse_picture, parse_video
 
     if sum(map(bool, (media, image, video))) > 1:
         raise VtpruneError("more than one input was given", "one of MEDIA, --image and --video")
     if image is not None:
-        made, paths = parse_picture(image), [image]
+        made, paths = parse_picture(image), [file_name(image)]
     elif video is not None:
-        made, paths = parse_video(video), [video]
+        made, paths = parse_video(video), [file_name(video)]
     else:
-        made, paths = None, list(media)
+        made, paths = None, list(map(file_name, media))
     if made is not None or not paths:
         return made
     return open_media(paths, limits_from(flags))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from typing import cast
 
 from vtprune.console.formats import duration, si
@@ -19,12 +20,10 @@ def asked_fact(source: Values) -> str:
 
 def read_fact(source: Values) -> str:
     """The files, and what was looked at of them."""
-    files = [
-        printable(os.path.basename(str(file)) or str(file)) for file in list_in(source, "files")
-    ]
+    files = _file_names([str(file) for file in list_in(source, "files")])
     names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     parts = [f"{names}: {source['modality']}"]
-    if len(files) == 1:
+    if len(list_in(source, "files")) == 1:
         parts[0] += f" {source['width']} x {source['height']}"
     if source["duration"]:
         parts.append(duration(number_in(source, "duration")))
@@ -34,6 +33,20 @@ def read_fact(source: Values) -> str:
     if tiles > 1:
         parts.append(f"{tiles:.0f} tiles")
     return f"{', '.join(parts)} ({source['decoder']})"
+
+
+def _file_names(files: list[str]) -> list[str]:
+    """The names of files without their folders; of the pages of one file its name once."""
+    names: list[str] = []
+    for path, group in groupby(files, lambda file: file.partition("#page=")[0]):
+        pages = [file.partition("#page=")[2] for file in group]
+        name = printable(os.path.basename(path) or path)
+        if not pages[0]:
+            names += [name] * len(pages)
+            continue
+        more = f" and {len(pages) - 8} more" if len(pages) > 8 else ""
+        names.append(f"{name} page{'s' if len(pages) > 1 else ''} {' '.join(pages[:8])}{more}")
+    return names
 
 
 def model_fact(model: Values, kernel: bool = True) -> str:

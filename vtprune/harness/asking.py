@@ -12,7 +12,7 @@ from vtprune.answers import Score, said_ids, score_each
 from vtprune.batching import collate, group_alike
 from vtprune.compare import shown
 from vtprune.engine import pruning
-from vtprune.errors import VtpruneError
+from vtprune.errors import MediaError, VtpruneError
 from vtprune.gathering import Gathered, gather_for
 from vtprune.generation import Generation
 from vtprune.harness.conversation import Conversation, shown_in, store, window
@@ -102,6 +102,11 @@ class Asker:
             paths = store(media, Path(folder))
             sampling = window(self.sampling, media)
             gathered = gather_for(self.loaded, paths, sampling, self.preset, self.limits)
+        if len(gathered.items) != len(paths):
+            raise MediaError(
+                f"{len(paths)} media items of a question have {len(gathered.items)} pages",
+                "give every page as a picture of its own",
+            )
         return turns, gathered, encode_turns(self.loaded, gathered, turns)
 
 

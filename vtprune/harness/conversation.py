@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from vtprune.errors import MediaError, ModelError
+from vtprune.media import file_name
 from vtprune.models.base import Sampling, Turn
 
 PLACEHOLDER = "<image>"
@@ -112,7 +113,7 @@ def guess(content: object) -> Shown:
         return Shown(kind, found.content, content.get("video_start", found.start),
                      content.get("video_end", found.end))  # fmt: skip
     if isinstance(content, (str, Path)):
-        path = str(content).removeprefix("file://")
+        path = file_name(content)
         suffix = Path(path).suffix.lower()
         return Shown("image" if suffix in PICTURES else "video", path)
     return Shown("image" if isinstance(content, Picture) else "video", content)
@@ -126,7 +127,7 @@ def store(media: Sequence[Shown], folder: Path) -> list[Path]:
         if isinstance(content, (str, Path)):
             if re.match(r"data:", str(content)):
                 raise MediaError("a picture is given as a data: URL", "give its file")
-            paths.append(Path(str(content).removeprefix("file://")))
+            paths.append(Path(file_name(content)))
         elif isinstance(content, Picture):
             paths.append(_write(content, folder / f"{number}.png"))
         elif isinstance(content, Sequence) and all(isinstance(one, Picture) for one in content):

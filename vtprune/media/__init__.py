@@ -4,23 +4,49 @@
     index = sample_evenly(source, num_frames=16)
     frames = read(source, index, transform=resize)
 
-Which decoder reads what: Pillow pictures and WebP animations; decord the common videos; PyAV what
-decord can't read or would read differently (AV1, GIF, APNG, edit lists, open groups of pictures,
-transparency, interlaced or damaged files), and all videos where decord is not installed. Frames are
-8-bit RGB: HDR is shown without tone mapping.
+Which decoder reads what: Pillow pictures and WebP animations; PDFium the pages of PDFs; decord the
+common videos; PyAV what decord can't read or would read differently (AV1, GIF, APNG, edit lists,
+open groups of pictures, transparency, interlaced or damaged files), and all videos where decord is
+not installed. Frames are 8-bit RGB: HDR is shown without tone mapping. A file is what its first
+bytes say, whatever its name. PDF, TIFF and JPEG 2000 files are decoded in a process of their own.
 """
 
-from vtprune.media.reading import open_source, open_sources, read
-from vtprune.media.sampling import frames_between, sample_evenly
-from vtprune.media.source import Frames, Limits, Source
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from vtprune.media.source import Frames, Limits, Source, file_name
+
+if TYPE_CHECKING:
+    from vtprune.media.reading import open_each, open_source, open_sources, read
+    from vtprune.media.sampling import frames_between, sample_evenly
+
+# Found on first use, so that the process that decodes TIFF and PDF files starts without torch.
+_LAZY = {
+    "frames_between": "vtprune.media.sampling",
+    "open_each": "vtprune.media.reading",
+    "open_source": "vtprune.media.reading",
+    "open_sources": "vtprune.media.reading",
+    "read": "vtprune.media.reading",
+    "sample_evenly": "vtprune.media.sampling",
+}
 
 __all__ = [
     "Frames",
     "Limits",
     "Source",
+    "file_name",
     "frames_between",
+    "open_each",
     "open_source",
     "open_sources",
     "read",
     "sample_evenly",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vtprune.media' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +11,11 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vtprune.errors import MediaError
+from vtprune.media.extent import scan_gif
+from vtprune.media.sniff import kind_of
 from vtprune.media.source import shown, unreadable
 
-# FFmpeg may only take a file for one of these: others (hls, concat, dash, image2, ...) open further
-# files and addresses named inside it, or make a video of any text (tty).
-_FORMATS = (
-    "apng,asf,avi,av1,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
-    "ogg,rm,wtv,yuv4mpegpipe"
-)
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_FFMPEG = {"GIF": "gif", "PNG": "apng"}  # its names for animations in pictures' formats
 _BOXES = (b"ftyp", b"free", b"mdat", b"moof", b"moov", b"sidx", b"skip", b"styp", b"uuid", b"wide")
 _UNKNOWN_RIFF = (1 << 32) - 1  # written as a live stream
 _UNKNOWN_SIZE = (1 << 56) - 1  # the same, of an EBML element
@@ -55,16 +50,20 @@ def open_container(path: Path) -> InputContainer:
     Raises:
         MediaError: for a file that is no video.
     """
+    # FFmpeg may take a file only for what its first bytes say: others of its formats (hls, concat,
+    # image2, ...) open further files and addresses named inside it, or find frames in any data.
+    formats = [_FFMPEG.get(name, name) for name in kind_of(path).formats]
     with path.open("rb") as file:
         head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS:
-        raise MediaError(f"{shown(path)}: HEIC pictures are not read", "convert it to JPEG or PNG")
     try:
         return av.open(
-            str(path.absolute()),
+            _address(path, formats),
             # Not `options`, which are the streams' too: with them PyAV 15 crashes on containers
             # without a header, such as FLV.
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            container_options={
+                "format_whitelist": ",".join(formats),
+                "protocol_whitelist": "file,subfile",
+            },
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):
@@ -73,6 +72,15 @@ def open_container(path: Path) -> InputContainer:
                 "copy or download it again; nothing of it can be read as it is",
             ) from error
         raise unreadable(path) from error
+
+
+def _address(path: Path, formats: list[str]) -> str:
+    """The file as FFmpeg is given it: of a GIF only what comes before its end mark."""
+    name = str(path.absolute())
+    if formats != ["gif"]:
+        return name
+    end = scan_gif(path).end
+    return f"subfile,,start,0,end,{end},,:{name}" if end < path.stat().st_size else name
 
 
 def best_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -152,8 +160,7 @@ def is_cut_short(path: Path) -> bool:
             size = int.from_bytes(head[4:8], "little")
             return size < _UNKNOWN_RIFF and size + 8 > total
         if head[:3] == b"GIF":
-            file.seek(-min(total, 64), os.SEEK_END)
-            return file.read().rstrip(b"\0")[-1:] != b";"
+            return not scan_gif(path).complete
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _ends_within_segment(head, total)
         start = 0

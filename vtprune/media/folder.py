@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import still
-from vtprune.media.source import Limits, Source, shown
+from vtprune.media.child import open_pages, read_page
+from vtprune.media.sniff import kind_of
+from vtprune.media.source import Limits, Source, damaged, shown
 
 _SUFFIXES = {
     ".avif",
@@ -49,13 +52,8 @@ def open_folder(path: Path, limits: Limits) -> Source:
         )
     sizes = []
     for file in files:
-        found = still.open_picture(file, limits)
-        if found is None or found.kind == "video":
-            raise MediaError(
-                f"{shown(file)}: not a still picture that can be read",
-                "take it out of the directory",
-            )
-        sizes.append((found.width, found.height))
+        picture = _open_picture(file, limits)
+        sizes.append((picture.width, picture.height))
         if sizes[-1] != sizes[0]:
             raise MediaError(
                 f"{shown(file)}: {sizes[-1][0]} x {sizes[-1][1]}, but {shown(files[0].name)} is "
@@ -82,9 +80,31 @@ def pictures(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The pictures `index` of a source, each (H, W, 3) uint8 RGB; warnings go to `problems`."""
     for i in index:
-        frame, warnings = still.picture(source._pictures[i], limits)
+        file = source._pictures[i]
+        kind = kind_of(file)
+        if kind.reader == "pages":
+            frame, warnings = read_page(replace(source, path=file), kind, limits)
+        elif kind.reader == "picture":
+            frame, warnings = still.picture(file, kind.formats, limits)
+        else:
+            raise damaged(file, "the file has changed since it was opened", limits)
         problems.extend(warnings)
-        yield i, frame
+        yield i, torch.from_numpy(frame)
+
+
+def _open_picture(file: Path, limits: Limits) -> Source:
+    kind = kind_of(file)
+    found: list[Source | None] = []
+    if kind.reader == "pages":
+        found = [*open_pages(file, kind, replace(limits, pages=None))]
+    elif kind.reader == "picture":
+        found = [still.open_picture(file, kind.formats, limits)]
+    if len(found) != 1 or found[0] is None or found[0].kind == "video":
+        raise MediaError(
+            f"{shown(file)}: not a still picture that can be read, or more than one",
+            "take it out of the directory",
+        )
+    return found[0]
 
 
 def _is_picture(file: Path) -> bool:

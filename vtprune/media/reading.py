@@ -10,8 +10,10 @@ import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
+from vtprune.media.child import open_pages
 from vtprune.media.clip import open_clip
 from vtprune.media.decoding import DecordUnfitError, decord_frames, pyav_frames
+from vtprune.media.sniff import kind_of
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
 
 _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
@@ -23,20 +25,57 @@ _UNRESIZED_BYTES = 2 << 30
 
 
 def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
-    """What a file, or a directory of numbered pictures, holds.
+    """What a file, or a directory of numbered pictures, holds: one picture or one video.
 
     Raises:
-        MediaError: for anything that can't be read, with the file, the reason and a way out.
+        MediaError: for anything that can't be read, with the file, the reason and a way out; for
+            several pages.
     """
-    local = local_path(path)
-    if local.is_dir():
-        return folder.open_folder(local, limits)
-    return still.open_picture(local, limits) or open_clip(local, limits)
+    sources = _open(path, limits)
+    if len(sources) > 1:
+        raise MediaError(
+            f"{shown(path)}: {len(sources)} pages, each a picture of its own",
+            "choose one of them with --pages; open_sources opens them all",
+        )
+    return sources[0]
 
 
 def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
-    """`open_source` for each of several paths."""
-    return [open_source(path, limits) for path in paths]
+    """What each of several paths holds; of a file with pages, a picture a page.
+
+    Raises:
+        MediaError: as `open_source`; pages are chosen, and no file has any.
+    """
+    paths = list(paths)
+    sources = open_each(paths, limits)
+    if limits.pages is not None and not any(_has_pages(source) for source in sources):
+        raise MediaError(
+            f"{', '.join(map(shown, paths[:3]))}: no file has pages to choose from",
+            "--pages is for PDF and TIFF files",
+        )
+    return sources
+
+
+def open_each(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
+    """`open_sources` where the paths are some of many: none of these need have pages."""
+    return [source for path in paths for source in _open(path, limits)]
+
+
+def _open(path: str | Path, limits: Limits) -> list[Source]:
+    local = local_path(path)
+    if local.is_dir():
+        return [folder.open_folder(local, limits)]
+    kind = kind_of(local)
+    if kind.reader == "pages":
+        return open_pages(local, kind, limits)
+    picture = None
+    if kind.reader == "picture":
+        picture = still.open_picture(local, kind.formats, limits)
+    return [picture or open_clip(local, limits)]
+
+
+def _has_pages(source: Source) -> bool:
+    return source.kind == "image" and kind_of(source.path).reader == "pages"
 
 
 def read(
@@ -139,7 +178,12 @@ def _attempts(source: Source, index: list[int], limits: Limits) -> Iterator[_Att
         yield _Attempt(source.decoder, frames, problems)
         return
     if source.decoder == "pillow":
-        yield _Attempt("pillow", still.animation(source, index, limits, problems), problems)
+        formats = kind_of(source.path).formats
+        frames = (
+            (number, torch.from_numpy(frame))
+            for number, frame in still.animation(source, formats, index, limits, problems)
+        )
+        yield _Attempt("pillow", frames, problems)
         return
     ahead = source.num_frames * source.width * source.height * 3
     sparse = len(index) * _SPARSE <= source.num_frames

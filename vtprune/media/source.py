@@ -2,29 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import re
+import reprlib
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from vtprune.errors import DamagedError, MediaError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be read from a file that nobody has vouched for.
+    """What may be read from a file that nobody has vouched for, and how.
 
     Args:
-        max_pixels: the largest picture or video frame, width x height. The default is the size
-            above which Pillow itself refuses.
+        max_pixels: the largest picture, page or video frame, width x height. The default is the
+            size above which Pillow itself refuses.
         allow_partial: read what can be decoded of a damaged file, with a warning, instead of
             refusing it.
+        pages: of PDF and TIFF files, such as "1-3" or "1,3,5-"; None: all of them.
+        dpi: pixels an inch that PDF pages are drawn with.
+        max_pages: the most pages of one file.
+
+    Raises:
+        MediaError: pages in another form.
     """
 
     max_pixels: int = 178_956_970
     allow_partial: bool = False
+    pages: str | None = None
+    dpi: int = 144
+    max_pages: int = 64
+
+    def __post_init__(self) -> None:
+        if self.pages is not None:
+            page_ranges(self.pages)
+
+    def select_pages(self, path: Path, count: int) -> list[int]:
+        """Return the numbers, from 1 on, of the wanted pages of a file that has `count`.
+
+        Raises:
+            MediaError: a page that the file does not have, or too many of them.
+        """
+        ranges = [(1, count)] if self.pages is None else page_ranges(self.pages)
+        last = max(end or start for start, end in ranges)
+        if last > count:
+            has = "1 page" if count == 1 else f"{count:,} pages"
+            raise MediaError(f"{shown(path)}: the file has {has}, no page {last}", "change --pages")
+        spans = [range(start, (end or count) + 1) for start, end in ranges]
+        total = sum(map(len, spans))
+        if total > self.max_pages:
+            raise MediaError(
+                f"{shown(path)}: {total:,} pages are over the limit of {self.max_pages}",
+                "choose some of them, for example with --pages 1-8",
+            )
+        numbers = [number for span in spans for number in span]
+        repeated = next((number for number in numbers if numbers.count(number) > 1), None)
+        if repeated is not None:
+            raise MediaError(
+                f"--pages {self.pages} names page {repeated} twice", "name every page once"
+            )
+        return numbers
+
+
+def page_ranges(text: str) -> list[tuple[int, int | None]]:
+    """Return the first and last page of every part of "1-3,7,9-"; None for an open end.
+
+    Raises:
+        MediaError: a text in another form, or a range that runs backwards.
+    """
+    ranges: list[tuple[int, int | None]] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(-([0-9]{1,9})?)?", part.strip())
+        start = int(match[1]) if match else 0
+        end = start if match and not match[2] else int(match[3]) if match and match[3] else None
+        if not match or start < 1 or (end is not None and end < start):
+            raise MediaError(
+                f"pages {reprlib.repr(text)} can't be read",
+                "pages are numbers from 1 on, for example --pages 1-3 or --pages 1,3,5-",
+            )
+        ranges.append((start, end))
+    return ranges
 
 
 DEFAULT_LIMITS = Limits()
@@ -70,8 +134,9 @@ class Source:
         fps: average frames a second, num_frames / duration; 0.0 for an image.
         duration: seconds from the start of the first frame to the end of the last; 0.0 for an
             image.
-        decoder: "pillow", "decord", "pyav" or "directory": what `read` tries first.
+        decoder: "pillow", "pdfium", "decord", "pyav" or "directory": what `read` tries first.
         warnings: what a user should know about the file.
+        page: of a file with several pages, from 1 on; 0 for any other file.
     """
 
     path: Path
@@ -84,8 +149,14 @@ class Source:
     duration: float
     decoder: str
     warnings: tuple[str, ...]
+    page: int = 0
     _track: Track | None = field(default=None, repr=False, compare=False)
     _pictures: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The path, and the page of a file with several, as PDF viewers write it."""
+        return f"{self.path}#page={self.page}" if self.page else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -107,6 +178,30 @@ class Frames:
     warnings: tuple[str, ...]
 
 
+def file_name(address: str | Path) -> str:
+    """Return the path that a `file:` address means; anything else as it is.
+
+    Raises:
+        MediaError: an address on another machine, or with a query or fragment.
+    """
+    text = str(address)
+    if not re.match("file:/", text, re.IGNORECASE) or os.path.exists(text):
+        return text
+    parts = urlsplit(text)
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise MediaError(
+            f"{shown(text)}: a file on {shown(parts.netloc)}, not on this machine",
+            "copy it here first, and give the path of the copy",
+        )
+    if parts.query or parts.fragment:
+        raise MediaError(
+            f"{shown(text)}: an address of a file ends with its path",
+            "write ? as %3F and # as %23; choose pages with --pages",
+        )
+    path = unquote(parts.path, errors="surrogateescape")
+    return path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path
+
+
 def shown(path: str | Path) -> str:
     """A path as it may be printed: on one line, whatever its name holds."""
     text = str(path)
@@ -122,7 +217,7 @@ def local_path(path: str | Path) -> Path:
     Raises:
         MediaError: for anything else.
     """
-    local = Path(path)
+    local = Path(file_name(path))
     try:
         mode = local.stat().st_mode
         if stat.S_ISREG(mode):
@@ -155,13 +250,13 @@ def local_path(path: str | Path) -> Path:
     return local
 
 
-def check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
+def check_pixels(path: str | Path, width: int, height: int, limits: Limits) -> None:
     """Refuse a picture above the limit, before memory is taken for it."""
     if width * height > limits.max_pixels:
         raise too_large(path, f"{width} x {height} = {width * height:,}", limits)
 
 
-def too_large(path: Path, pixels: str, limits: Limits) -> MediaError:
+def too_large(path: str | Path, pixels: str, limits: Limits) -> MediaError:
     """The error for a picture above the limit."""
     return MediaError(
         f"{shown(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
@@ -169,14 +264,14 @@ def too_large(path: Path, pixels: str, limits: Limits) -> MediaError:
     )
 
 
-def damaged(path: Path, reason: str, limits: Limits) -> DamagedError:
+def damaged(path: str | Path, reason: str, limits: Limits) -> DamagedError:
     """The error for a file of which at most a part can be decoded."""
     again = "copy or download it again"
     partial = "" if limits.allow_partial else ", or read what decodes with --allow-partial"
     return DamagedError(f"{shown(path)}: {reason}", again + partial)
 
 
-def unreadable(path: Path, reason: str = "") -> MediaError:
+def unreadable(path: str | Path, reason: str = "") -> MediaError:
     """The error for a file that is neither a picture nor a video."""
     return MediaError(
         f"{shown(path)}: not a picture or a video that can be read"
