@@ -32,9 +32,11 @@ from vtprune.media import (
 
 SHARED = Path(__file__).parents[2] / "shared" / "media"
 PARTIAL = Limits(allow_partial=True)
+DECORD = Limits(decoder="decord")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared media are not here")
 needs_decord = pytest.mark.skipif(
-    importlib.util.find_spec("decord") is None, reason="decord is not installed"
+    not any(metadata.packages_distributions().get("decord", ()) == [name] for name in ["decord2"]),
+    reason="decord2 is not installed",
 )
 RED = (255, 0, 0)
 
@@ -334,28 +336,17 @@ def test_the_largest_stream_is_read(tmp_path: Path) -> None:
     assert grey_of(read(source).pictures) == pytest.approx([120] * 5, abs=3)
 
 
-def test_without_decord_pyav_reads_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_video(tmp_path / "a.mp4", ramp(20))
-    usual = read(open_source(path))
-    monkeypatch.setitem(sys.modules, "decord", None)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "decord" else found(name)
-    )
-    source = open_source(path)
-    frames = read(source)
-    assert (source.decoder, frames.decoder) == ("pyav", "pyav")
-    assert torch.equal(frames.pictures, usual.pictures)
-
 
 def test_a_decord_that_does_not_load_is_replaced_at_read_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(write_video(tmp_path / "a.mp4", ramp(5)))
-    monkeypatch.setitem(sys.modules, "decord", None)
-    assert read(dataclasses.replace(source, decoder="decord")).decoder == "pyav"
+    (tmp_path / "decord.py").write_text("raise ImportError('no such library')")
+    monkeypatch.setattr(process, "_KEPT", process._Kept())  # started anew, with this path
+    monkeypatch.syspath_prepend(str(tmp_path))
+    frames = read(dataclasses.replace(source, decoder="decord"))
+    assert frames.decoder == "pyav"
+    assert frames.warnings == ("a.mp4: PyAV read it, not decord: no such library",)
 
 
 def test_frames_are_transformed_in_chunks_of_bounded_size(
@@ -405,10 +396,11 @@ def test_a_large_frame_is_transformed_before_the_next_is_decoded(
 def test_dense_reading_of_a_large_clip_is_left_to_pyav(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtprune.media.reading._AHEAD_BYTES", 1000)
-    source = open_source(write_video(tmp_path / "a.mp4", ramp(20)))
-    assert read(source, [0, 19]).decoder == "decord"
-    assert read(source).decoder == "pyav"
+    monkeypatch.setattr("vtprune.media.with_decord._AHEAD_BYTES", 1000)
+    source = open_source(write_video(tmp_path / "a.mp4", ramp(20)), DECORD)
+    with pytest.raises(DecordUnfitError, match="it would hold 0.0 GiB of frames"):
+        list(decord_frames(source, list(range(20))))
+    assert len(list(decord_frames(source, [0, 19]))) == 2
 
 
 def test_several_entries_for_each_picture_stay_together(tmp_path: Path) -> None:

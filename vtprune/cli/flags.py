@@ -65,6 +65,7 @@ class Flags:
     max_tiles: int | None = None
     max_pixels: int | None = None
     allow_partial: bool = False
+    decoder: str | None = None
     pages: str | None = None
     dpi: int | None = None
     question: tuple[str, ...] = ()
@@ -262,7 +263,9 @@ def limits_from(flags: Flags) -> Limits:
     """
     from vtprune.media import Limits
 
-    limits = Limits(allow_partial=flags.allow_partial, pages=flags.pages)
+    limits = Limits(
+        allow_partial=flags.allow_partial, pages=flags.pages, decoder=flags.decoder or "auto"
+    )
     return replace(
         limits, max_pixels=flags.max_pixels or limits.max_pixels, dpi=flags.dpi or limits.dpi
     )

@@ -46,6 +46,8 @@ _LIMITS = (
     _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
          "height.  [default: 178956970]"),
     _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
+    _opt("--decoder", metavar="NAME", help="Of videos: auto, pyav, or decord with PyAV for what it "
+         "can't read.  [default: auto, which is pyav]"),
     _opt("--pages", metavar="N-M,...", help="Pages of PDF and TIFF files: 1-3, or 1,3,5-.  "
          "[default: all; 64 are the most]"),
     _opt("--dpi", type=int, metavar="N", help="Pixels an inch that PDF pages are drawn with.  "

@@ -4,11 +4,11 @@
     index = sample_evenly(source, num_frames=16)
     frames = read(source, index, transform=resize)
 
-Which decoder reads what: Pillow pictures and WebP animations; PDFium the pages of PDFs; decord the
-common videos; PyAV what decord can't read or would read differently (AV1, GIF, APNG, edit lists,
-open groups of pictures, transparency, interlaced or damaged files), and all videos where decord is
-not installed. Frames are 8-bit RGB: HDR is shown without tone mapping. A file is what its first
-bytes say, whatever its name. PDF, TIFF and JPEG 2000 files are decoded in a process of their own.
+Which decoder reads what: Pillow pictures and WebP animations; PDFium the pages of PDFs; PyAV
+videos, GIF and APNG, in a process of its own; decord, there as well, the videos that it numbers
+right, where it is asked for. Frames are 8-bit RGB: HDR is shown without tone mapping. A file is
+what its first bytes say, whatever its name. PDF, TIFF and JPEG 2000 files are decoded in a process
+of their own.
 """
 
 from __future__ import annotations

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vtprune.media.container import (
+    BROADCAST,
+    RAW,
     Packets,
     best_stream,
     is_cut_short,
@@ -16,76 +21,134 @@ from vtprune.media.container import (
     read_packets,
     stated_end,
 )
-from vtprune.media.decoding import first_frame, has_alpha
+from vtprune.media.decoding import decode_all, decode_head, has_alpha, orientation_of
 from vtprune.media.source import Limits, Source, Track, check_pixels, damaged
 
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 _INDEXED = ("mov", "matroska")  # containers whose keyframes are places that decoding can start from
 _INTERLACED = 2  # AVFieldOrder from here on: a packet may hold half a frame
-# What decord numbers and seeks right (not MPEG-TS, FLV); its FFmpeg is 4.1. Of frames above this
-# size it holds nine, PyAV five.
+# Codecs whose frames FFmpeg can't put in order by their packets, where the container does not tell.
+_REORDERED = ("h264", "hevc", "vvc")
+# What decord numbers and seeks right (not MPEG-TS, FLV). Of frames above this size it holds nine,
+# PyAV five.
 _DECORD_CONTAINERS = ("avi", "matroska", "mov")
-_DECORD_CODECS = ("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9")
+_DECORD_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9")
 _DECORD_BYTES = 64 << 20
 
 
-def open_clip(path: Path, limits: Limits) -> Source:
-    """What a video holds, by its headers, its packets' times, and one decoded frame's rotation.
+@dataclass(frozen=True)
+class _Stream:
+    """The facts of a video stream that outlive its open container."""
+
+    number: int
+    num_stated: int
+    stated_end: float
+    unit: float
+    rate: float
+    indexed: bool
+    timeless: bool
+    hides_order: bool
+    interlaced: bool
+    off_air: bool
+    suits_decord: bool
+    transfer: int | None
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The frames of a stream in display order: their times, and how to find them again."""
+
+    times: tuple[float, ...]
+    pts: tuple[int, ...]
+    keyframes: tuple[int, ...]
+    num_failed: int = 0
+
+
+def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
+    """Return what a video holds, by its headers, its packets' times, and one decoded frame.
+
+    Where the packets do not tell when each frame is shown, all frames are decoded once.
+
+    Args:
+        alive: called at every step, however long the whole takes.
 
     Raises:
         MediaError: for a file that is no video, has no video stream, is above the limit, or is cut
             short.
     """
     with open_container(path) as container:
-        stream = best_stream(path, container)
-        check_pixels(path, stream.width, stream.height, limits)
-        packets = read_packets(container, stream)
-        number, num_stated, end = stream.index, stream.frames, stated_end(stream)
-        unit = float(stream.time_base or 0)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        indexed = container.format.name.split(",")[0] in _INDEXED
-        suits_decord = _suits_decord(container, stream)
-        stated = getattr(stream.codec_context, "color_trc", None)
+        chosen = best_stream(path, container)
+        check_pixels(path, chosen.width, chosen.height, limits)
+        packets = read_packets(container, chosen, alive)
+        stream = _facts(container, chosen)
 
-    count = len(packets.pts)
-    pts, keyframes = _display_order(packets, indexed) if unit else ((), ())
-    if pts:
-        times = tuple(round(value * unit, 6) for value in pts)
-    else:
-        times = tuple(round(i / rate, 6) for i in range(count))
-    last = packets.last_duration * unit if pts and packets.last_duration else 1 / rate
-
+    num_packets = len(packets.pts)
     warnings = []
-    cut = packets.incomplete or is_cut_short(path) or bool(times and times[-1] + 5 * last < end)
-    if cut or not count:
-        of = f" of {num_stated}" if num_stated > count else ""
-        reason = f"the file is cut short: {count}{of} frames are there"
-        if not (limits.allow_partial and count):
+
+    def refuse(reason: str) -> None:
+        if not (limits.allow_partial and num_packets):
             raise damaged(path, reason, limits)
         warnings.append(f"{path.name}: {reason}")
 
-    frame = first_frame(path, number, limits)
+    cut_short = packets.incomplete or is_cut_short(path)
+    if cut_short or not num_packets:
+        of = f" of {stream.num_stated}" if stream.num_stated > num_packets else ""
+        refuse(f"the file is cut short: {num_packets}{of} frames are there")
+
+    frame, decoded = decode_head(path, stream.number, limits, alive, packets.doubtful)
     check_pixels(path, frame.width, frame.height, limits)
-    transfer = getattr(frame, "color_trc", stated)  # frames tell it from PyAV 17 on
+    if _tells_order(packets, stream):
+        listing = _by_packets(packets, stream, decoded)
+    else:
+        listing = _by_decoding(path, packets, stream, frame, limits, alive)
+    count = len(listing.times)
+    first, last = listing.times[0], listing.times[-1]
+    last_duration = packets.last_duration * stream.unit or 1 / stream.rate
+    if not cut_short and last + 5 * last_duration < stream.stated_end:
+        refuse(f"the file is cut short: {count} frames are there")
+    if packets.num_gaps:
+        warnings.append(
+            f"{path.name}: {packets.num_gaps} of {num_packets} packets may be damaged: the "
+            "transport stream has gaps"
+        )
+    if listing.num_failed and not stream.off_air:
+        refuse(f"{listing.num_failed} of {num_packets} packets do not decode")
+
+    transfer = getattr(frame, "color_trc", stream.transfer)  # frames tell it from PyAV 17 on
     if transfer in _HDR:
         kind = _HDR[transfer]
         warnings.append(f"{path.name}: HDR ({kind}), read as 8 bits without tone mapping")
-    rotation = round(frame.rotation / 90) * 90 % 360
-    track = Track(number, frame.width, frame.height, rotation, pts, keyframes)
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-
-    loses_count = cut or packets.num_left_out or packets.has_leading or not pts
+    orientation = orientation_of(frame)
+    width, height = frame.width, frame.height
     light = width * height * 3 <= _DECORD_BYTES
-    fits = suits_decord and light and not (loses_count or has_alpha(frame))
-    decoder = "decord" if fits else "pyav"
-    duration = times[-1] + last - times[0]
+    loses_count = (
+        warnings or packets.num_left_out or packets.has_leading or packets.doubtful
+    ) or not listing.pts
+    decoder = "pyav"
+    if limits.decoder == "decord":
+        if stream.suits_decord and light and not (loses_count or has_alpha(frame)):
+            decoder = "decord"
+        else:
+            warnings.append(f"{path.name}: PyAV reads it: decord does not give its frames exactly")
+    track = Track(
+        stream.number,
+        width,
+        height,
+        orientation,
+        listing.pts,
+        listing.keyframes,
+        may_skip=not stream.interlaced,
+    )
+    if orientation >= 5:
+        width, height = height, width
+    duration = last + last_duration - first
     return Source(
         path=path,
         kind="video",
         width=width,
         height=height,
         num_frames=count,
-        timestamps=times,
+        timestamps=listing.times,
         fps=count / duration,
         duration=duration,
         decoder=decoder,
@@ -94,26 +157,101 @@ def open_clip(path: Path, limits: Limits) -> Source:
     )
 
 
-def _display_order(packets: Packets, indexed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The times of the frames in display order, and the numbers of the keyframes to start from.
-
-    Both are empty where the container doesn't tell every frame its own time.
-    """
-    pts = [value for value in packets.pts if value is not None]
-    if len(set(pts)) < len(packets.pts):
-        return (), ()
-    order = sorted(range(len(pts)), key=pts.__getitem__)
-    keyframes = [i for i, packet in enumerate(order) if packets.is_key[packet]] if indexed else []
-    return tuple(pts[i] for i in order), tuple(keyframes)
-
-
-def _suits_decord(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether decord is there, reads the codec, and can't take another stream for this one."""
+def _facts(container: InputContainer, stream: VideoStream) -> _Stream:
     codec = stream.codec_context
-    fits = container.format.name.split(",")[0] in _DECORD_CONTAINERS
-    size = (stream.width, stream.height)
+    name = codec.codec.canonical_name
+    kind = container.format.name.split(",")[0]
+    # Without a container, FFmpeg's average is 25 whatever the stream says.
+    rates = [stream.average_rate, stream.guessed_rate]
+    rate = next(filter(None, reversed(rates) if kind in RAW else rates), Fraction(25))
     interlaced = int(getattr(codec, "field_order", 0) or 0) >= _INTERLACED
+    size = (stream.width, stream.height)
     others = [other for other in container.streams.video if other.codec_context is not None]
     alone = [(other.width, other.height) for other in others].count(size) == 1
-    fits &= alone and not interlaced and codec.codec.canonical_name in _DECORD_CODECS
-    return fits and importlib.util.find_spec("decord") is not None
+    return _Stream(
+        number=stream.index,
+        num_stated=stream.frames,
+        stated_end=stated_end(stream),
+        unit=float(stream.time_base or 0),
+        rate=float(rate),
+        indexed=kind in _INDEXED,
+        timeless=kind in RAW,
+        hides_order=(kind in RAW or kind == "avi") and name in _REORDERED and codec.has_b_frames,
+        interlaced=interlaced,
+        off_air=kind == BROADCAST,
+        suits_decord=kind in _DECORD_CONTAINERS
+        and name in _DECORD_CODECS
+        and alone
+        and not interlaced,
+        transfer=getattr(codec, "color_trc", None),
+    )
+
+
+def _tells_order(packets: Packets, stream: _Stream) -> bool:
+    """Whether every packet has a time of its own, and these give the order of the frames."""
+    known = {value for value in packets.pts if value is not None}
+    each = len(known) == len(packets.pts)
+    return each and bool(stream.unit) and not (stream.hides_order or packets.jumps_back)
+
+
+def _by_packets(packets: Packets, stream: _Stream, decoded: set[int]) -> _Listing:
+    """List the frames by their packets' times.
+
+    Args:
+        decoded: which of the doubtful packets make a frame.
+    """
+    pts = [value if value is not None else 0 for value in packets.pts]
+    lost = packets.doubtful - decoded
+    order = sorted((i for i in range(len(pts)) if pts[i] not in lost), key=pts.__getitem__)
+    shown = tuple(pts[i] for i in order)
+    keyframes = (i for i, packet in enumerate(order) if packets.is_key[packet])
+    return _Listing(_times(shown, stream), shown, tuple(keyframes) if stream.indexed else ())
+
+
+def _by_decoding(
+    path: Path,
+    packets: Packets,
+    stream: _Stream,
+    head: VideoFrame,
+    limits: Limits,
+    alive: Callable[[], None],
+) -> _Listing:
+    """List the frames as the decoder gives them."""
+    pts, num_failed = decode_all(path, stream.number, limits, alive)
+    known = [value for value in pts if value is not None]
+    identified = tuple(known) if len(set(known)) == len(pts) else ()
+    if not pts:
+        raise damaged(path, "no frame of the video decodes", limits)
+    dts = [value for value in packets.dts if value is not None]
+    step = packets.last_duration or round(1 / (stream.rate * (stream.unit or 1)))
+    if stream.hides_order and not stream.timeless and dts:
+        # AVI tells when packets are decoded. FFmpeg shows the first frame when it has read as many
+        # as it needs to know which one that is, and so do we.
+        late = head.dts - dts[0] if head.dts is not None else 0
+        values = [value + late for value in _continuous(dts, step)]
+        values += [values[-1] + step * (i + 1) for i in range(len(pts) - len(values))]
+        times = _times(values[: len(pts)], stream)
+    elif known:
+        last = known[0] - step
+        filled = [last := (last + step if value is None else value) for value in pts]
+        times = _times(_continuous(filled, step), stream)
+    else:
+        times = tuple(round(i / stream.rate, 6) for i in range(len(pts)))
+    return _Listing(times, identified, (), num_failed)
+
+
+def _times(values: Sequence[int], stream: _Stream) -> tuple[float, ...]:
+    """Seconds; of a stream without a container, by its frame rate from 0 on."""
+    if stream.timeless or not stream.unit:
+        return tuple(round(i / stream.rate, 6) for i in range(len(values)))
+    return tuple(round(value * stream.unit, 6) for value in values)
+
+
+def _continuous(values: Sequence[int], step: int) -> list[int]:
+    """Times that go on where the clock is set back: recordings joined to one file."""
+    shift, joined = 0, [values[0]]
+    for value in values[1:]:
+        if value + shift < joined[-1]:
+            shift = joined[-1] + step - value
+        joined.append(value + shift)
+    return joined

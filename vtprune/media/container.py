@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -16,7 +18,11 @@ from vtprune.media.sniff import kind_of
 from vtprune.media.source import shown, unreadable
 
 _FFMPEG = {"GIF": "gif", "PNG": "apng"}  # its names for animations in pictures' formats
+BROADCAST = "mpegts"
+# Streams without a container.
+RAW = ("h261", "h263", "h264", "hevc", "m4v", "mjpeg", "mpegvideo")
 _BOXES = (b"ftyp", b"free", b"mdat", b"moof", b"moov", b"sidx", b"skip", b"styp", b"uuid", b"wide")
+_MOST_FRAMES = 5_000_000  # two days at 25 a second; a damaged index may list more than a disk holds
 _UNKNOWN_RIFF = (1 << 32) - 1  # written as a live stream
 _UNKNOWN_SIZE = (1 << 56) - 1  # the same, of an EBML element
 
@@ -26,21 +32,29 @@ class Packets:
     """The packets of a stream that make its frames, in decoding order.
 
     Args:
-        pts: the time of each, in the stream's units; None where the container tells none.
+        pts: the time of each, in the stream's units; None where there is none.
+        dts: when each is decoded, likewise.
         is_key: whether decoding may start there.
+        doubtful: the times of packets that may make no frame: those that come before the first
+            keyframe, or are shown before it. Only the decoder knows.
         last_duration: of the last one, in the stream's units; 0 if unknown.
-        num_left_out: packets without a frame: discarded by an edit list, hidden, before the first
-            keyframe, incomplete.
+        num_left_out: packets without a frame: left out by an edit list, hidden or incomplete.
+        num_gaps: packets of a broadcast that something may be missing of.
         has_leading: whether a frame is shown before the keyframe that it is decoded after (an open
             group of pictures): decord numbers the frames around such a keyframe wrongly.
+        jumps_back: whether the clock is set back within the stream, as where recordings are joined.
         incomplete: whether the file ends within a packet.
     """
 
     pts: list[int | None]
+    dts: list[int | None]
     is_key: list[bool]
+    doubtful: set[int]
     last_duration: int
     num_left_out: int
+    num_gaps: int
     has_leading: bool
+    jumps_back: bool
     incomplete: bool
 
 
@@ -56,22 +70,28 @@ def open_container(path: Path) -> InputContainer:
     with path.open("rb") as file:
         head = file.read(12)
     try:
-        return av.open(
+        container = av.open(
             _address(path, formats),
+            # FFmpeg takes some motion JPEG for a single picture.
+            format="mjpeg" if formats == ["mjpeg"] else None,
             # Not `options`, which are the streams' too: with them PyAV 15 crashes on containers
             # without a header, such as FLV.
             container_options={
                 "format_whitelist": ",".join(formats),
                 "protocol_whitelist": "file,subfile",
             },
+            metadata_errors="replace",
         )
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, MemoryError):
+            raise
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):
             raise MediaError(
                 f"{shown(path)}: the video has no index (moov): it is cut short or unfinished",
                 "copy or download it again; nothing of it can be read as it is",
             ) from error
         raise unreadable(path) from error
+    return container
 
 
 def _address(path: Path, formats: list[str]) -> str:
@@ -99,46 +119,105 @@ def best_stream(path: Path, container: InputContainer) -> VideoStream:
             f"{shown(path)}: the file has no video stream that can be read",
             "give a video, or convert it to an H.264 mp4; sound is not read",
         )
-    return max(
-        streams,
-        key=lambda s: (s.width * s.height, bool(s.disposition & Disposition.default), -s.index),
-    )
+
+    def rank(stream: VideoStream) -> tuple[bool, int, bool, int]:
+        moves = stream.frames != 1 and not stream.disposition & Disposition.timed_thumbnails
+        is_default = bool(stream.disposition & Disposition.default)
+        return moves, stream.width * stream.height, is_default, -stream.index
+
+    return max(streams, key=rank)
 
 
-def read_packets(container: InputContainer, stream: VideoStream) -> Packets:
+def demux(
+    container: InputContainer, stream: VideoStream, alive: Callable[[], None]
+) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets of a stream, the mark of its end included; before each, call `alive`.
+
+    Raises:
+        av.FFmpegError: the file ends within a packet, or is damaged there.
+    """
+    packets = container.demux(stream)
+    while True:
+        alive()
+        try:
+            packet = next(packets, None)
+        except IndexError:  # PyAV 18, at the end of a file in which further streams turned up
+            return
+        if packet is None:
+            return
+        yield packet
+
+
+def is_partial(packet: Packet[VideoStream]) -> bool:
+    """Whether a packet is not there to its end.
+
+    In an MPEG transport stream the same mark means that the packet counter jumps, as where two
+    recordings are joined: the packet before that is mostly whole, and FFmpeg decodes it.
+    """
+    return packet.is_corrupt and packet.stream.container.format.name != BROADCAST
+
+
+def read_packets(
+    container: InputContainer, stream: VideoStream, alive: Callable[[], None]
+) -> Packets:
     """Read the packets of a stream, without decoding them."""
     pts: list[int | None] = []
+    dts: list[int | None] = []
     is_key: list[bool] = []
-    last_duration = num_left_out = 0
-    incomplete = has_leading = False
+    doubtful: set[int] = set()
+    last_duration = num_left_out = num_gaps = 0
+    incomplete = has_leading = jumps_back = begun = False
     first_key: int | None = None
     last_key: int | None = None
+    last_dts: int | None = None
     may_hide = stream.codec_context.codec.canonical_name == "vp8"
-    off_air = container.format.name == "mpegts"  # a recording begins and ends anywhere
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream, alive):
             if not packet.size:  # PyAV's mark of the end, or AVI's of a frame that stays
                 continue
-            if packet.is_keyframe and not any(is_key):
-                first_key = packet.pts
-                num_left_out, pts, is_key = num_left_out + len(pts), [], []
             if packet.is_keyframe:
                 last_key = packet.pts
+                first_key = first_key if begun else packet.pts
+                begun = True
             elif last_key is not None and packet.pts is not None:
                 has_leading |= packet.pts < last_key
-            if packet.is_corrupt:
-                incomplete |= not off_air
+            if packet.dts is not None:
+                jumps_back |= last_dts is not None and packet.dts < last_dts
+                last_dts = packet.dts
+            incomplete |= is_partial(packet)
+            num_gaps += packet.is_corrupt
             hidden = may_hide and not bytes(packet)[0] & 0x10  # VP8's show_frame bit
-            early = first_key is not None and packet.pts is not None and packet.pts < first_key
-            if packet.is_corrupt or packet.is_discard or hidden or early:
+            if is_partial(packet) or packet.is_discard or hidden:
                 num_left_out += 1
                 continue
+            if len(pts) == _MOST_FRAMES:
+                raise MediaError(
+                    f"{shown(container.name)}: more than {_MOST_FRAMES:,} frames",
+                    "cut the part that you need out of it",
+                )
+            early = not begun or (first_key is not None and (packet.pts or 0) < first_key)
+            if early and packet.pts is not None:
+                doubtful.add(packet.pts)
             pts.append(packet.pts)
+            dts.append(packet.dts)
             is_key.append(packet.is_keyframe)
             last_duration = packet.duration or last_duration
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
         incomplete = True
-    return Packets(pts, is_key, last_duration, num_left_out, has_leading, incomplete)
+    return Packets(
+        pts,
+        dts,
+        is_key,
+        doubtful,
+        last_duration,
+        num_left_out,
+        num_gaps,
+        has_leading,
+        jumps_back,
+        incomplete,
+    )
 
 
 def stated_end(stream: VideoStream) -> float:

@@ -11,16 +11,12 @@ import torch
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
 from vtprune.media.child import open_pages
-from vtprune.media.clip import open_clip
-from vtprune.media.decoding import DecordUnfitError, decord_frames, pyav_frames
+from vtprune.media.process import ProcessEndedError, ReadRequest, open_video, read_video
 from vtprune.media.sniff import kind_of
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
+from vtprune.media.with_decord import DecordUnfitError, check_installed
 
 _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
-# While frames are transformed, decord decodes ahead, without a bound, until it has to seek: of
-# large clips it only gets to read one frame in so many.
-_AHEAD_BYTES = 512 << 20
-_SPARSE = 8
 _UNRESIZED_BYTES = 2 << 30
 
 
@@ -71,7 +67,11 @@ def _open(path: str | Path, limits: Limits) -> list[Source]:
     picture = None
     if kind.reader == "picture":
         picture = still.open_picture(local, kind.formats, limits)
-    return [picture or open_clip(local, limits)]
+    if picture is None:
+        if limits.decoder == "decord":
+            check_installed()
+        picture = open_video(local, limits)
+    return [picture]
 
 
 def _has_pages(source: Source) -> bool:
@@ -94,7 +94,8 @@ def read(
         transform: gets (n, 3, H, W) uint8 RGB pictures on the CPU, channels last in memory: one, or
             as many small ones as make 1 MiB; gives the same number of entries for each picture,
             along dimension 0. None: keeps the pictures.
-        progress: called after each chunk with the numbers of frames done and wanted.
+        progress: called with the numbers of frames done and wanted: after each chunk, and while one
+            is waited for; what it raises ends the reading.
 
     Raises:
         MediaError: for a frame number out of range, a file that changed or is damaged (unless the
@@ -118,12 +119,18 @@ def read(
         )
     done: list[int] = []
     pictures = torch.empty(0)
-    for attempt in _attempts(source, once, limits):
+
+    def show() -> None:
+        if progress is not None:
+            progress(len(done), len(once))
+
+    for attempt in _attempts(source, once, limits, show):
+        done.clear()
         try:
-            done, pictures = _gather(attempt.frames, source, len(once), transform, progress)
+            pictures = _gather(attempt.frames, source, done, len(once), transform, show)
             break
-        except DecordUnfitError:
-            continue
+        except (DecordUnfitError, ProcessEndedError) as error:
+            attempt.problems.append(f"{source.path.name}: PyAV read it, not decord: {error}")
     if not done:
         raise damaged(source.path, "none of the frames decodes", limits)
     place = {number: i for i, number in enumerate(done)}
@@ -139,12 +146,12 @@ def read(
 def _gather(
     frames: Iterator[tuple[int, torch.Tensor]],
     source: Source,
+    done: list[int],
     total: int,
     transform: Callable[[torch.Tensor], torch.Tensor] | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[int], torch.Tensor]:
-    """The numbers of the frames that came, and one tensor of their transformed pictures."""
-    done: list[int] = []
+    show: Callable[[], None],
+) -> torch.Tensor:
+    """Return one tensor of the frames' transformed pictures; their numbers go to `done`."""
     pictures = torch.empty(0)
     for numbers, chunk in _chunks(frames, source, total):
         part = chunk if transform is None else transform(chunk)
@@ -156,9 +163,8 @@ def _gather(
                 pictures = part.new_empty((total * each, *part.shape[1:]))
             pictures[len(done) * each : (len(done) + len(numbers)) * each] = part
         done += numbers
-        if progress is not None:
-            progress(len(done), total)
-    return done, pictures[: len(pictures) // total * len(done)]
+        show()
+    return pictures[: len(pictures) // total * len(done)]
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,9 @@ class _Attempt:
     problems: list[str]
 
 
-def _attempts(source: Source, index: list[int], limits: Limits) -> Iterator[_Attempt]:
+def _attempts(
+    source: Source, index: list[int], limits: Limits, on_wait: Callable[[], None]
+) -> Iterator[_Attempt]:
     """The decoders to try, in turn."""
     problems: list[str] = []
     if source.kind == "image" or source.decoder == "directory":
@@ -185,11 +193,11 @@ def _attempts(source: Source, index: list[int], limits: Limits) -> Iterator[_Att
         )
         yield _Attempt("pillow", frames, problems)
         return
-    ahead = source.num_frames * source.width * source.height * 3
-    sparse = len(index) * _SPARSE <= source.num_frames
-    if source.decoder == "decord" and (sparse or ahead <= _AHEAD_BYTES):
-        yield _Attempt("decord", decord_frames(source, index), problems)
-    yield _Attempt("pyav", pyav_frames(source, index, limits, problems), problems)
+    for decoder in dict.fromkeys((source.decoder, "pyav")):
+        request = ReadRequest(source, tuple(index), limits, decoder)
+        read_frames = read_video(request, problems, on_wait)
+        frames = ((number, torch.from_numpy(pixels)) for number, pixels in read_frames)
+        yield _Attempt(decoder, frames, problems)
 
 
 def _chunks(

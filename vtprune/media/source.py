@@ -16,10 +16,12 @@ from vtprune.errors import DamagedError, MediaError
 if TYPE_CHECKING:
     import torch
 
+DECODERS = ("auto", "pyav", "decord")
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be read from a file that nobody has vouched for, and how.
+    """What may be read from a file that nobody has vouched for, how, and by which library.
 
     Args:
         max_pixels: the largest picture, page or video frame, width x height. The default is the
@@ -29,9 +31,11 @@ class Limits:
         pages: of PDF and TIFF files, such as "1-3" or "1,3,5-"; None: all of them.
         dpi: pixels an inch that PDF pages are drawn with.
         max_pages: the most pages of one file.
+        decoder: of videos: "pyav"; "decord", with PyAV for what decord can't read; or "auto", which
+            is PyAV: decord was faster for no kind of file that was measured.
 
     Raises:
-        MediaError: pages in another form.
+        MediaError: pages in another form, or a decoder that does not exist.
     """
 
     max_pixels: int = 178_956_970
@@ -39,10 +43,16 @@ class Limits:
     pages: str | None = None
     dpi: int = 144
     max_pages: int = 64
+    decoder: str = "auto"
 
     def __post_init__(self) -> None:
         if self.pages is not None:
             page_ranges(self.pages)
+        if self.decoder not in DECODERS:
+            raise MediaError(
+                f"the decoder {reprlib.repr(self.decoder)} is not known",
+                f"choose one of {', '.join(DECODERS)}",
+            )
 
     def select_pages(self, path: Path, count: int) -> list[int]:
         """Return the numbers, from 1 on, of the wanted pages of a file that has `count`.
@@ -100,32 +110,35 @@ class Track:
 
     Args:
         stream: its number in the container.
-        width: of a coded frame, before rotation.
-        height: of a coded frame, before rotation.
-        rotation: degrees, counter-clockwise, that bring a coded frame upright; a multiple of 90.
-        pts: the time of every frame in display order, in the container's units; empty where the
-            container tells no times, and the frames have to be counted.
+        width: of a coded frame, before it is turned.
+        height: of a coded frame, before it is turned.
+        orientation: how a coded frame is turned and mirrored to be shown, 1 to 8 as in EXIF.
+        pts: what the decoder says of every frame, in display order: the time of its packet, no two
+            the same. Empty where that does not tell the frames apart, and they have to be counted.
         keyframes: the frame numbers that decoding may start from; empty where the container has no
             index to trust.
+        may_skip: whether frames that no other frame needs can be left undecoded.
     """
 
     stream: int
     width: int
     height: int
-    rotation: int
+    orientation: int
     pts: tuple[int, ...]
     keyframes: tuple[int, ...]
+    may_skip: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
     """What a file holds, found from headers and timestamps (of a video, one frame is decoded for
-    its rotation).
+    its orientation; all of them, without being kept, where the file does not say when they are
+    shown).
 
     Args:
         path: the file, or the directory of pictures.
         kind: "image" or "video".
-        width: as displayed, with the rotation of the file applied. Pixels count as square.
+        width: as displayed, with the orientation of the file applied. Pixels count as square.
         height: as displayed.
         num_frames: 1 for an image. Frame i is the i-th in display order, whichever decoder reads
             it.
