@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from vtprune.cli import cli
 from vtprune.errors import MediaError
@@ -31,6 +31,7 @@ from vtprune.media.source import page_ranges
 PARTIAL = Limits(allow_partial=True)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ROOT = Path(__file__).parents[1]
+SAVED = Image.registered_extensions()  # by this Pillow: AVIF from 11.3 on
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -197,9 +198,11 @@ def test_pages_of_files_without_pages_are_refused(tmp_path: Path) -> None:
 
 def test_smaller_copies_of_a_page_are_no_pages(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    large, small = noise(), noise(20, 15)
-    small.encoderinfo = {"tiffinfo": {254: 1}}  # NewSubfileType: reduced resolution
-    large.save(path, save_all=True, append_images=[small])
+    with TiffImagePlugin.AppendingTiffWriter(path) as file:
+        noise().save(file, "TIFF")
+        file.newFrame()
+        noise(20, 15).save(file, "TIFF", tiffinfo={254: 1})  # NewSubfileType: reduced resolution
+        file.newFrame()
     assert [(one.width, one.height) for one in open_sources([path])] == [(40, 30)]
 
 
@@ -590,7 +593,7 @@ def test_a_damaged_tiff_is_refused_or_read_with_a_warning(
     with pytest.raises(MediaError, match="the picture is damaged") as raised:
         pixels(path)
     assert "--allow-partial" in raised.value.hint
-    if options["compression"] in ("group4", "group3", "jpeg"):  # others decode to nothing
+    if options["compression"] in ("group4", "jpeg"):  # of others nothing is decoded
         frames = read(open_source(path), limits=PARTIAL)
         assert frames.pictures.shape == (1, 3, image.height, image.width)
         assert "only a part of the picture is there" in frames.warnings[0]
@@ -760,8 +763,19 @@ def measured(paths: list[Path]) -> tuple[float, list[tuple[object, float]]]:
 def test_what_follows_a_picture_takes_neither_memory_nor_time(tmp_path: Path) -> None:
     frames = [noise(seed=i) for i in range(3)]
     paths = []
-    for name in ("a.png", "a.jpg", "a.webp", "a.avif", "a.gif", "a.bmp", "a.tif", "a.ppm",
-                 "moving.webp", "moving.gif", "moving.png"):  # fmt: skip
+    names = [
+        "a.png",
+        "a.jpg",
+        "a.webp",
+        "a.gif",
+        "a.bmp",
+        "a.tif",
+        "a.ppm",
+        "moving.webp",
+        "moving.gif",
+        "moving.png",
+    ]
+    for name in [*names, "a.avif"] if ".avif" in SAVED else names:
         moving = {"save_all": True, "append_images": frames[1:], "duration": 100}
         paths.append(saved(tmp_path / name, frames[0], **moving if "moving" in name else {}))
         with paths[-1].open("r+b") as file:
@@ -787,7 +801,7 @@ def mutations(seed: int) -> Iterator[tuple[str, bytes]]:
     kinds: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("png", image, {}), ("png", image.quantize(16), {"transparency": 3}), ("jpg", image, {}),
         ("jpg", image, {"progressive": True}), ("webp", image, {}), ("gif", image.quantize(16), {}),
-        ("bmp", image, {}), ("ppm", image, {}), ("jp2", image, {}), ("qoi", image, {}),
+        ("bmp", image, {}), ("ppm", image, {}), ("jp2", image, {}),
         ("tif", image, {}), ("tif", image, {"compression": "jpeg"}),
         ("tif", image, {"compression": "tiff_lzw"}), ("tif", page, {"compression": "group4"}),
         ("tif", page, {"compression": "group3"}), ("tif", image, {"compression": "packbits"}),
