@@ -165,7 +165,7 @@ def test_transparent_palette_is_laid_on_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind", "expected"),
-    [(65535, np.uint16, 255), (300, np.int32, 1), (0.5, np.float32, 128)],
+    [(65535, np.uint16, 255), (30000, np.int32, 117), (0.5, np.float32, 128)],
 )
 def test_deep_tiff_is_scaled_and_not_clipped(
     tmp_path: Path, value: float, kind: type, expected: int

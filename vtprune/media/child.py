@@ -27,6 +27,7 @@ from vtprune.media.sniff import Kind
 from vtprune.media.source import Limits, Source, damaged, shown
 
 _SECONDS = 15.0  # of one answer, and of every
+_START_SECONDS = 30.0  # more, of the first one: from a cold disk, on a busy machine
 _PIXELS_A_SECOND = 10e6
 _MEMORY = 1 << 30  # bytes of address space of the child beside its pictures
 _BYTES_A_PIXEL = 16
@@ -108,7 +109,11 @@ class _Child:
             "arguments": arguments,
         }
         with self._lock:
-            process = self._running()
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+                seconds += _START_SECONDS
+            process = self._process
+            assert process is not None
             late = threading.Event()
 
             def stop() -> None:
@@ -119,7 +124,7 @@ class _Child:
             timer.start()
             try:
                 answer, pixels = _exchange(process, request)
-            except (OSError, ValueError) as error:  # it is dead, or was stopped half-way
+            except (OSError, EOFError, ValueError) as error:  # it is dead, or was stopped half-way
                 self.close()
                 limit = seconds if late.is_set() else 0
                 raise _died(path, process.returncode, limit) from error
@@ -148,22 +153,25 @@ class _Child:
     def _forget(self) -> None:
         self._lock, self._process = threading.RLock(), None
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+    def _start(self) -> None:
         self.close()
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of numpy: it has no use
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", "vtprune.media.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads, "PYTHONPATH": path},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the child
-        )
-        return self._process
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", "-m", "vtprune.media.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **threads, "PYTHONPATH": path},
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the child
+            )
+        except OSError as error:
+            raise MediaError(
+                f"the process that decodes PDF and TIFF files does not start: {error.strerror}",
+                f"check that {sys.executable} can be run",
+            ) from error
 
 
 _CHILD = _Child()

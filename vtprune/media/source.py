@@ -76,7 +76,8 @@ class Limits:
         repeated = next((number for number in numbers if numbers.count(number) > 1), None)
         if repeated is not None:
             raise MediaError(
-                f"--pages {self.pages} names page {repeated} twice", "name every page once"
+                f"{shown(path)}: --pages {self.pages} names page {repeated} twice",
+                "name every page once",
             )
         return numbers
 
@@ -239,7 +240,7 @@ def local_path(path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError) and re.match(
-            r"[A-Za-z][A-Za-z0-9+.-]+:", str(path)
+            r"[A-Za-z][A-Za-z0-9+.-]+:", str(local)
         ):
             raise MediaError(
                 f"{shown(path)}: not a local file",

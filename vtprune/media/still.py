@@ -157,7 +157,9 @@ def open_image(path: Path, formats: tuple[str, ...]) -> Image.Image:
     Raises:
         MediaError: a format that this Pillow lacks, or a file that is too large for it.
     """
-    Image.init()
+    Image.preinit()
+    if not set(formats) & set(Image.OPEN):
+        Image.init()
     if not set(formats) & set(Image.OPEN):  # AVIF before Pillow 11.3, or built without it
         raise MediaError(
             f"{shown(path)}: this Pillow reads no {formats[0]} pictures",

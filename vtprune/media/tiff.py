@@ -67,6 +67,7 @@ def decode(
     Raises:
         MediaError: the page does not decode, or libtiff complained and `partial` is not set.
     """
+    _libtiff()  # before Pillow decodes anything, and so switches off the handler of warnings
     with _opened(path, limits, partial) as image:
         frames = _pages(path, image)
         name = _name(path, number, len(frames))
