@@ -407,7 +407,7 @@ def test_the_usual_cuts_fit_the_model_and_the_method() -> None:
     )
     assert one.preset.to_dict()["stages"][0]["norm"] == "none"  # type: ignore[index]
     (one,) = choose_cuts(Wanted(preset="balanced", keep=0.2), 28, MODALITIES)
-    assert (one.name, one.preset.keep, one.core) == ("balanced", 0.2, True)
+    assert (one.preset.name, one.preset.keep, one.core) == ("balanced", 0.2, True)
 
 
 @pytest.mark.parametrize(
