@@ -175,7 +175,8 @@ class CorrectnessTable:
             "model with the dropped tokens masked as keys, to 1e-5 in float32, at prefill and over "
             "8 decode steps, for a cut at the input, at one layer, at two layers, and at the input "
             "and a layer, with a dynamic and with a static cache. `ragged` is a left-padded batch "
-            "of two prompts of different length.",
+            "of two prompts of different length. `vtprune check` (check.md) does the same on your "
+            "machine.",
             "",
             f"| model | prompt | {' | '.join(columns)} |",
             "| --- " * (len(columns) + 2) + "|",

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 QUESTION = "What is shown?"
 LONGER = "What is shown here, and where in it? Answer in one sentence."
-LARGEST = (224, 448)  # height and width of the picture
+LARGEST = 224  # pixels that the picture is high, and half as many as it is wide
 FRAMES, SIDE = 8, 224  # of the clip
 STILL = 4  # frames of the clip that are equal, one after the other
 BLOCK = 16  # pixels along a side of one colour
-TEXTURED = 3 / 8  # of a picture's longer side; the rest is grey, so that a tile of it is plain
+TEXTURED = 3 / 8  # of a picture's width; the rest is grey, so that a tile of it is plain
 GREY = 128
 
 
@@ -102,25 +102,23 @@ def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) ->
             clip = draw_clip(loaded, sampling)
             found.append(Material("clip", clip, clip))
         else:
-            wide, tall = (draw_picture(loaded, sampling, upright) for upright in (False, True))
-            found.append(Material("picture", wide, tall))
+            wide, small = (draw_picture(loaded, sampling, square) for square in (False, True))
+            found.append(Material("picture", wide, small))
     return found
 
 
-def draw_picture(loaded: Loaded, sampling: Sampling, upright: bool) -> Gathered:
-    """Return a picture of coloured blocks on grey, twice as long as wide.
+def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> Gathered:
+    """Return a picture of coloured blocks on grey, twice as wide as high, or as wide.
 
     It is no larger than a third of what the model takes in full: a prompt of few tiles.
     """
-    height, width = loaded.family.largest(loaded.files)
-    size = min(LARGEST[0], max(1, height // 3)), min(LARGEST[1], max(1, 2 * width // 3))
-    short, long = min(size), max(size)
-    pixels = torch.full((1, 3, short, long), GREY, dtype=torch.uint8)
-    end = int(long * TEXTURED)
-    pixels[..., :end] = blocks(short, end, seed=int(upright))
-    if upright:
-        pixels = pixels.transpose(2, 3)
-    source = make_source(Shown("image", pixels.shape[3], pixels.shape[2]))
+    largest = loaded.family.largest(loaded.files)
+    height = min(LARGEST, *(max(1, side // 3) for side in largest))
+    width = height if square else 2 * height
+    pixels = torch.full((1, 3, height, width), GREY, dtype=torch.uint8)
+    end = int(width * TEXTURED)
+    pixels[..., :end] = blocks(height, end, seed=int(square))
+    source = make_source(Shown("image", width, height))
     return gather_drawn(loaded, source, lambda index: pixels, sampling)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vtprune.checking.oracle import KERNEL
 from vtprune.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-KERNEL = "_attn_implementation"  # transformers 5.17 to 5.24: a config's attention kernel
 
 
 def kernel_of(model: PreTrainedModel) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from vtprune.trace import Trace
 
-# All private names of transformers that the oracle uses (5.17 to 5.24).
+# All names inside transformers (5.17 to 5.24) that a check relies on.
+KERNEL = "_attn_implementation"  # of a config: its attention kernel
 LAYERS = "layers"  # of a decoder: the list of its layers
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
