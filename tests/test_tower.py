@@ -333,6 +333,21 @@ def test_the_tower_is_read_only_where_a_method_asks(monkeypatch: pytest.MonkeyPa
         oracle.generate(model, inputs, steps=1)
 
 
+def test_features_that_were_encoded_before_the_block_can_not_be_read_for() -> None:
+    model = shared_model("llava_onevision")
+    inputs = tiny.inputs("llava_onevision", model, "image")
+    preset = {"stages": [{"at": "input", "method": "visionzip", "keep": 0.4}]}
+    with torch.no_grad():
+        features = model.model.get_image_features(
+            inputs.pop("pixel_values"), inputs["image_sizes"], return_dict=True
+        )
+        with (
+            vtprune.pruning(model, preset),
+            pytest.raises(ModelError, match="encoded before this block"),
+        ):
+            model(**inputs, mm_encoder_outputs={"image": features})
+
+
 def test_reading_a_tower_leaves_its_features_and_kernels_alone() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

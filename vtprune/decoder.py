@@ -96,7 +96,7 @@ class DecoderHooks:
             )
             seams.check_values("its decoder", given, seams.DECODER)
         if cuts.reads_tower:
-            vision = {name: self.state.calls[name] for name in self.state.modalities}
+            vision = {name: self.state.calls.get(name, {}) for name in self.state.modalities}
             readings.tower = read_scores(self.structure, vision, prefill.present.whole)
         if 0 in cuts.by_layer:
             readings.project(embeds, cuts.projections(0))

@@ -182,7 +182,7 @@ class _Session:
         for modality in inside:  # encoded inside this forward, so not recorded yet
             state.calls[modality] = given
         vision = {name: noted for name, noted in state.calls.items() if name in shown}
-        state.batch, state.modalities = self.see_prompt(ids, given, vision), tuple(vision)
+        state.batch, state.modalities = self.see_prompt(ids, given, vision), tuple(shown)
 
     def see_prompt(
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]

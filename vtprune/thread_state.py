@@ -27,7 +27,7 @@ class ThreadState(threading.local):
         encoding: whether an encoder runs.
         seconds: that all encoder calls since the last prefill took.
         batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
-        modalities: that were encoded for them.
+        modalities: that were encoded for them, here or before the block.
         hooks: of the decoder's forward that runs.
     """
 
