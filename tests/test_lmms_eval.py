@@ -137,7 +137,7 @@ def model(arguments: str, simple: bool = False, batch_size: int = 1):  # type: i
 
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 @pytest.mark.parametrize("simple", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_answers_are_those_of_the_library(
     name: str, simple: bool, batch_size: int, checkpoints, tasks: Path
 ) -> None:  # type: ignore[no-untyped-def]

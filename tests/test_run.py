@@ -215,15 +215,32 @@ def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) 
     assert reports[1].tokens["visual"] > 0
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "glm4v", "molmo2"])
 def test_a_batch_gives_each_item_what_it_gets_alone(
-    name: str, checkpoints, picture: Path, clip: Path
+    name: str, attention: str, checkpoints, picture: Path, clip: Path
 ) -> None:  # type: ignore[no-untyped-def]
     if name not in tiny.MODELS:
         pytest.skip("not in this transformers")
-    loaded = run.load(str(checkpoints(name)))
+    loaded = run.load(str(checkpoints(name)), attention=attention)
     items = [(picture, "what?"), (clip, "what happens here?"), ([picture, picture], "which?")]
     answer_together(loaded, items, "balanced", 0.4, sampling=Sampling(frames=4), generation=SHORT)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen3_vl"])
+def test_the_attention_kernel_changes_no_answer(
+    name: str, checkpoints, picture: Path, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    """With a cut between layers, where eager attention always has a mask that must fit."""
+    cut = {"stages": [{"at": 2, "method": "uniform", "keep": 0.3}]}
+    items = [(picture, "what?"), (clip, "what happens here?")]
+    answers = []
+    for attention in ("sdpa", "eager"):
+        loaded = run.load(str(checkpoints(name)), attention=attention)
+        for batch_size in (1, 2):
+            reports = vtprune.answer(loaded, items, cut, generation=SHORT, batch_size=batch_size)
+            answers.append([report.answer for report in reports])
+    assert all(one == answers[0] for one in answers)
 
 
 # -- what goes wrong -----------------------------------------------------------------------------
