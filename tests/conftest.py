@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -19,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 from vtprune.report import Report
+
+if "mix_stderr" in inspect.signature(CliRunner).parameters:  # click 8.1: apart, as from 8.2 on
+    CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)
 
 torch.set_num_threads(1)  # tiny models; the workers share the cores
 
