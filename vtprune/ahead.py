@@ -12,7 +12,7 @@ from threading import Event
 
 from vtprune.gathering import Chosen, Gathered, choose, read_all
 from vtprune.loading import Loaded, Opened, Progress
-from vtprune.media import Limits, Source
+from vtprune.media import Limits, Source, stop_reading
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset
 
@@ -48,6 +48,10 @@ def load_and_gather(
             loaded = opened.load()
             ended = time.perf_counter()
             gathered = _wait(reading, reader, on_progress)
+        except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long
+            reader.stopped.set()
+            stop_reading()
+            raise
         finally:
             reader.stopped.set()
     overlapped = max(0.0, min(ended, reader.ended) - reader.started)

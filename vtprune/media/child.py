@@ -74,6 +74,11 @@ def read_page(
     return pixels, tuple(answer["warnings"])
 
 
+def stop_reading() -> None:
+    """End the child: threads that wait for it get a MediaError at once."""
+    _CHILD.close()
+
+
 class _Child:
     """The child of this process; started when it is first needed, and again after it died."""
 

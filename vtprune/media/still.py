@@ -9,7 +9,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +123,7 @@ def decoding(name: str, limits: Limits, partial: bool = False) -> Iterator[None]
         partial: give what decodes of a damaged picture.
     """
     logger, silent = logging.getLogger("PIL"), logging.NullHandler()
-    with _PILLOW, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _PILLOW, _without_warnings():
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         # Pillow refuses from twice this number of pixels on.
         Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]
@@ -150,6 +149,22 @@ def decoding(name: str, limits: Limits, partial: bool = False) -> Iterator[None]
         finally:
             logger.removeHandler(silent)
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out Pillow's warnings.
+
+    Not by `catch_warnings`: that puts back all filters as they were, and so undoes what other
+    threads have set meanwhile.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    silence = warnings.filters[0]
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # another thread has put back its own filters
+            list.remove(warnings.filters, silence)  # type: ignore[arg-type]
 
 
 def open_image(path: Path, formats: tuple[str, ...]) -> Image.Image:
