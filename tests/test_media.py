@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -567,11 +568,12 @@ def test_max_pixels_bounds_pictures_and_frames(tmp_path: Path) -> None:
 def test_reading_a_picture_leaves_pillows_settings_alone(tmp_path: Path) -> None:
     from PIL import ImageFile
 
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)
     random = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = cut(saved(tmp_path / "a.png", Image.fromarray(random)))
     read(open_source(path), limits=PARTIAL)
-    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    after = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)
+    assert before == after
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

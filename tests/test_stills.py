@@ -7,15 +7,18 @@ import itertools
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -25,7 +28,7 @@ from PIL import Image, ImageDraw, TiffImagePlugin
 
 from vtprune.cli import cli
 from vtprune.errors import MediaError
-from vtprune.media import Limits, child, file_name, open_source, open_sources, read
+from vtprune.media import Limits, child, file_name, open_source, open_sources, read, stop_reading
 from vtprune.media.source import page_ranges
 
 PARTIAL = Limits(allow_partial=True)
@@ -447,6 +450,30 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path) -> None:
         pixels(tmp_path / "a.jpg")
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [
+        ("a.mpg", "mpeg2video", None), ("a.m2v", "mpeg2video", "mpeg2video"),
+        ("a.m2ts", "mpeg2video", "mpegts"), ("a.mxf", "mpeg2video", None),
+        ("a.m4v", "mpeg4", "m4v"), ("a.nut", "mpeg4", None), ("a.ivf", "libvpx", None),
+        ("a.wmv", "wmv2", None), ("a.y4m", "wrapped_avframe", "yuv4mpegpipe"),
+    ],
+)  # fmt: skip
+def test_videos_are_told_by_their_first_bytes(
+    tmp_path: Path, name: str, codec: str, container: str | None
+) -> None:
+    with av.open(str(tmp_path / name), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(6):
+            grey = np.full((64, 96, 3), i * 20, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode(None))
+    (tmp_path / name).rename(tmp_path / "a.bin")
+    source = open_source(tmp_path / "a.bin")
+    assert (source.kind, source.num_frames) == ("video", 6)
+
+
 # Addresses
 
 
@@ -686,10 +713,31 @@ def test_a_decoder_that_does_not_come_back_is_ended(
     monkeypatch.setattr(child, "_SECONDS", 0.05)
     stopped = child._CHILD._process
     assert stopped is not None
-    os.kill(stopped.pid, 19)  # SIGSTOP: it answers no more
+    os.kill(stopped.pid, signal.SIGSTOP)  # it answers no more
     with pytest.raises(MediaError, match="not decoded within"):
         open_sources([three_pages])
     monkeypatch.undo()
+    assert colours(three_pages) == [RED, GREEN, BLUE]
+
+
+def test_a_wait_for_a_page_is_ended_from_another_thread(three_pages: Path) -> None:
+    open_sources([three_pages])
+    process = child._CHILD._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)  # it answers no more
+    refusals: list[MediaError] = []
+
+    def look() -> None:
+        with pytest.raises(MediaError) as raised:
+            open_sources([three_pages])
+        refusals.append(raised.value)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    time.sleep(0.2)
+    stop_reading()
+    thread.join(timeout=1)
+    assert len(refusals) == 1
     assert colours(three_pages) == [RED, GREEN, BLUE]
 
 

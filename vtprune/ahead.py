@@ -9,7 +9,7 @@ from threading import Event
 
 from vtprune.gathering import Chosen, Gathered, choose, read_all
 from vtprune.loading import Loaded, Opened, Progress
-from vtprune.media import Limits, Source
+from vtprune.media import Limits, Source, stop_reading
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset
 
@@ -42,6 +42,10 @@ def load_and_gather(
         try:
             loaded = opened.load()
             return loaded, _wait(reading, reader, on_progress)
+        except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long
+            reader.stopped.set()
+            stop_reading()
+            raise
         finally:
             reader.stopped.set()
 

@@ -36,7 +36,7 @@ _TOTAL = 10  # pages together may have this many times the pixels of the largest
 
 
 def open_pages(path: Path, kind: Kind, limits: Limits) -> list[Source]:
-    """What a PDF, TIFF or JPEG 2000 file holds: a picture a page.
+    """Return what a PDF, TIFF or JPEG 2000 file holds: a picture a page.
 
     Raises:
         MediaError: it can't be read, a page is above the limit, or there are too many of them.
@@ -61,7 +61,7 @@ def open_pages(path: Path, kind: Kind, limits: Limits) -> list[Source]:
 def read_page(
     source: Source, kind: Kind, limits: Limits
 ) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
-    """One page upright, (H, W, 3) RGB, and the warnings.
+    """Return one page upright, (H, W, 3) RGB, and the warnings.
 
     Raises:
         MediaError: a page that doesn't decode, unless the limits allow a part of it.
@@ -72,6 +72,11 @@ def read_page(
     if pixels is None or pixels.shape != (source.height, source.width, 3):
         raise damaged(source.path, "the file has changed since it was opened", limits)
     return pixels, tuple(answer["warnings"])
+
+
+def stop_reading() -> None:
+    """End the child: threads that wait for it get a MediaError at once."""
+    _CHILD.close()
 
 
 class _Child:
@@ -103,7 +108,8 @@ class _Child:
         """
         request = {
             "call": call,
-            "path": os.fsencode(path.absolute()).hex(),
+            "path": os.fsencode(path).hex(),
+            "folder": _working_folder(),
             "format": kind.formats[0],
             "limits": asdict(limits),
             "arguments": arguments,
@@ -177,6 +183,14 @@ class _Child:
 _CHILD = _Child()
 
 
+def _working_folder() -> str:
+    """What relative paths are relative to, as hexadecimal bytes; empty where it is gone."""
+    try:
+        return os.fsencode(os.getcwd()).hex()
+    except OSError:
+        return ""
+
+
 def _exchange(
     process: subprocess.Popen[bytes], request: dict[str, Any]
 ) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
@@ -211,14 +225,17 @@ def _died(path: Path, status: int | None, seconds: float) -> MediaError:
 def serve() -> None:
     """Answer requests until the parent is gone."""
     answers = os.fdopen(os.dup(1), "wb")
-    noise = tempfile.TemporaryFile()  # noqa: SIM115
+    if hasattr(os, "memfd_create"):
+        noise: Any = open(os.memfd_create("noise"), "w+b", buffering=0)  # noqa: SIM115
+    else:
+        noise = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     os.dup2(noise.fileno(), 1)
     os.dup2(noise.fileno(), 2)
 
     def said() -> str:
         size = noise.seek(0, os.SEEK_END)
         noise.seek(0)
-        text = noise.read(size).decode("utf-8", "replace")
+        text: str = noise.read(size).decode("utf-8", "replace")
         noise.seek(0)
         noise.truncate()
         return text
@@ -226,6 +243,8 @@ def serve() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         path = Path(os.fsdecode(bytes.fromhex(request["path"])))
+        if request["folder"]:
+            os.chdir(os.fsdecode(bytes.fromhex(request["folder"])))
         limits = Limits(**request["limits"])
         _bound(request["arguments"].get("pixels", 0))
         try:
@@ -240,7 +259,7 @@ def serve() -> None:
 
 
 def _open(path: Path, kind: str, limits: Limits) -> dict[str, Any]:
-    """The sizes of a file's pages."""
+    """Return the sizes of a file's pages."""
     if kind == "PDF":
         from vtprune.media import pdf
 
@@ -262,7 +281,7 @@ def _open(path: Path, kind: str, limits: Limits) -> dict[str, Any]:
 def _read(
     path: Path, kind: str, page: int, limits: Limits, said: Callable[[], str], answers: BinaryIO
 ) -> None:
-    """Sends the pixels of a page, and the warnings."""
+    """Send the pixels of a page, and the warnings."""
     warnings: tuple[str, ...] = ()
     if kind == "PDF":
         from vtprune.media import pdf
@@ -307,7 +326,7 @@ def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
 def _send_rows(
     answers: BinaryIO, bands: Iterable[npt.NDArray[np.uint8]], size: tuple[int, int]
 ) -> bool:
-    """Sends a picture from the top to the bottom; whether all of it is white."""
+    """Send a picture from the top to the bottom; return whether all of it is white."""
     blank = True
     _send(answers, {"shape": (size[1], size[0], 3)})
     try:
@@ -320,7 +339,7 @@ def _send_rows(
 
 
 def _bound(pixels: int) -> None:
-    """Bounds what the next answer may take, where the system can: memory, time, files.
+    """Bound what the next answer may take, where the system can: memory, time, files.
 
     Time is bounded by the parent too; this one holds when the parent is gone.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 20
-MOST_CHUNKS = 1 << 20  # of a PNG
+MOST_CHUNKS = 1 << 20  # of a PNG, and boxes of an AVIF
 _MOST_BLOCKS = 1 << 24  # of a GIF, 255 bytes each at the most
 _GAP = 1 << 16  # zero bytes between two blocks of a GIF that readers pass over
 # In a JPEG's coded data 0xFF is followed by 0, by a restart mark, or by the next marker.
@@ -66,16 +66,17 @@ def scan_gif(path: Path) -> Gif:
 
 
 def riff_end(head: bytes, total: int) -> int:
-    """Where a RIFF file ends by its header."""
+    """Return where a RIFF file ends by its header."""
     return min(total, int.from_bytes(head[4:8], "little") + 8)
 
 
 def boxes_end(path: Path) -> int:
-    """Where the last of a file's boxes (size, name) ends."""
+    """Return where the last of a file's boxes (size, name) ends."""
     total = path.stat().st_size
-    start = 0
+    start = count = 0
     with path.open("rb") as file:
-        while start + 8 <= total:
+        while start + 8 <= total and count < MOST_CHUNKS:
+            count += 1
             file.seek(start)
             header = file.read(16)
             size = int.from_bytes(header[:4], "big")

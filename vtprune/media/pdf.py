@@ -43,9 +43,9 @@ def draw(
     """Draw one page on white, and give its rows, (rows, W, 3) RGB, with its width and height."""
     with _opened(path) as document:
         width, height = _size(path, document, number, limits)
-        document.init_forms()  # else what is filled in is not drawn
-        page = document[number - 1]
         try:
+            document.init_forms()  # else what is filled in is not drawn
+            page = document[number - 1]
             bitmap = page.render(scale=limits.dpi / _POINTS, rev_byteorder=True)
             pixels = bitmap.to_numpy()[:, :, :3]  # (H, W, 3)
         except Exception as error:

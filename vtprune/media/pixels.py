@@ -69,7 +69,7 @@ def to_rgb(name: str, image: Image.Image, bits: int) -> Converted:
 
 
 def _bands(image: Image.Image) -> Iterator[Image.Image]:
-    """The picture cut into bands, so that it is never there twice."""
+    """Cut the picture into bands, so that it is never there twice."""
     width, height = image.size
     step = max(1, _BAND_PIXELS // width)
     for top in range(0, height, step):
@@ -175,7 +175,7 @@ def _grey_scale(
 
 
 def _extremes(image: Image.Image) -> tuple[float, float]:
-    """The least and the largest value, of those that are numbers."""
+    """Return the least and the largest value, of those that are numbers."""
     low, high = np.inf, -np.inf
     for band in _bands(image):
         values = np.asarray(band)

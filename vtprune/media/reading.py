@@ -21,7 +21,7 @@ _UNRESIZED_BYTES = 2 << 30
 
 
 def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
-    """What a file, or a directory of numbered pictures, holds: one picture or one video.
+    """Return what a file, or a directory of numbered pictures, holds: one picture or one video.
 
     Raises:
         MediaError: for anything that can't be read, with the file, the reason and a way out; for
@@ -37,7 +37,7 @@ def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
 
 
 def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
-    """What each of several paths holds; of a file with pages, a picture a page.
+    """Return what each of several paths holds; of a file with pages, a picture a page.
 
     Raises:
         MediaError: as `open_source`; pages are chosen, and no file has any.
@@ -53,7 +53,7 @@ def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -
 
 
 def open_each(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
-    """`open_sources` where the paths are some of many: none of these need have pages."""
+    """Do as `open_sources` where the paths are some of many: none of them need have pages."""
     return [source for path in paths for source in _open(path, limits)]
 
 

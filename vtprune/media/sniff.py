@@ -143,8 +143,12 @@ def kind_of(path: Path) -> Kind:
     Raises:
         MediaError: none does; with what the file is, where that is known.
     """
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        hint = "check the path and its permissions"
+        raise MediaError(f"{shown(path)}: {error.strerror}", hint) from error
     for look in (_by_signature, _jpeg, _riff, _boxes, _bitmap, _pdf, _transport_stream):
         kind = look(path, head)
         if kind is not None:

@@ -49,7 +49,7 @@ _PILLOW = threading.RLock()
 
 
 def open_picture(path: Path, formats: tuple[str, ...], limits: Limits) -> Source | None:
-    """What a picture holds, or None for an animation that FFmpeg reads.
+    """Return what a picture holds, or None for an animation that FFmpeg reads.
 
     Args:
         formats: Pillow's names of what the file may be.
@@ -75,7 +75,7 @@ def open_picture(path: Path, formats: tuple[str, ...], limits: Limits) -> Source
 
 
 def picture(path: Path, formats: tuple[str, ...], limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
-    """One picture upright, and the warnings.
+    """Return one picture upright, and the warnings.
 
     Raises:
         MediaError: for a picture that doesn't decode to its end, unless the limits allow a part of
@@ -93,7 +93,7 @@ def picture(path: Path, formats: tuple[str, ...], limits: Limits) -> tuple[Pixel
 def animation(
     source: Source, formats: tuple[str, ...], index: list[int], limits: Limits, problems: list[str]
 ) -> Iterator[tuple[int, Pixels]]:
-    """The frames `index` (ascending) of an animation, upright; warnings go to `problems`."""
+    """Yield the frames `index` (ascending) of an animation, upright; warnings go to `problems`."""
     name = shown(source.path)
     with decoding(name, limits):
         image = open_image(source.path, formats)
@@ -114,7 +114,7 @@ def animation(
 
 @contextmanager
 def decoding(name: str, limits: Limits, partial: bool = False) -> Iterator[None]:
-    """Pillow's process-wide settings for one call, by one thread at a time, without its warnings.
+    """Set Pillow's process-wide settings for one call, by one thread at a time.
 
     Pillow's plugins raise nearly anything on broken files; here it all becomes a MediaError.
 
@@ -169,7 +169,7 @@ def open_image(path: Path, formats: tuple[str, ...]) -> Image.Image:
 
 
 def _content(path: Path, kind: str) -> Path | io.BytesIO:
-    """The file; of formats whose decoder reads whole files, only the bytes up to their end."""
+    """Return the file; of formats whose decoder reads whole files, the bytes up to their end."""
     total = path.stat().st_size
     with path.open("rb") as file:
         if kind == "WEBP":
@@ -192,7 +192,7 @@ def _content(path: Path, kind: str) -> Path | io.BytesIO:
 
 
 def orientation(path: Path, image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, without decoding a PNG (as Pillow does for late chunks)."""
+    """Return the EXIF orientation, 1 to 8; no PNG is decoded for it, as Pillow does."""
     known = {"exif", "Raw profile type exif", "xmp"} & image.info.keys()
     if image.format == "PNG" and not known and b"eXIf" not in png_names(path):
         return 1
@@ -221,7 +221,7 @@ def _decode(
 
 
 def _fill(converted: Converted, size: tuple[int, int], turn: int) -> Pixels:
-    """The rows of a picture as one array, turned upright as they are written into it."""
+    """Return the rows of a picture as one array, turned upright as they are written into it."""
     width, height = size
     pixels = np.empty((width, height, 3) if turn >= 5 else (height, width, 3), np.uint8)
     stored = _stored(pixels, turn)
@@ -233,7 +233,7 @@ def _fill(converted: Converted, size: tuple[int, int], turn: int) -> Pixels:
 
 
 def _stored(pixels: Pixels, turn: int) -> Pixels:
-    """An upright picture as a file with this EXIF orientation stores it; a view."""
+    """Return an upright picture as a file with this EXIF orientation stores it, as a view."""
     if turn in (5, 7):
         pixels = pixels.transpose(1, 0, 2)
     if turn in (6, 8):

@@ -24,7 +24,7 @@ from vtprune.media.pixels import Converted, bits_of, to_rgb
 from vtprune.media.source import Limits, check_pixels, damaged, shown
 from vtprune.media.still import decoding, open_image
 
-_MOST_PAGES = 10_000
+_MOST_PAGES = 2_000
 _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 # Of these libtiff decodes what it can and only warns: fax, JPEG, PackBits.
 _LENIENT = (2, 3, 4, 6, 7, 32771, 32773)
@@ -99,7 +99,7 @@ def _name(path: Path, number: int, count: int) -> str:
 
 
 def _pages(path: Path, image: Image.Image) -> list[int]:
-    """The places, in the chain of pictures, of those that are pages."""
+    """Return the places, in the chain of pictures, of those that are pages."""
     pages, number = [], 0
     while number <= _MOST_PAGES:
         try:
@@ -124,15 +124,17 @@ def _pages(path: Path, image: Image.Image) -> list[int]:
 
 
 def _displayed(image: Image.Image) -> tuple[int, int]:
-    """Width and height with the orientation applied; whether Pillow has done so differs by its
-    release (from 11.0 to 13.0 `size` changed)."""
+    """Return width and height with the orientation applied.
+
+    Not `image.size`: whether that has it applied before decoding differs by Pillow's release.
+    """
     tags = image.tag_v2  # type: ignore[attr-defined]
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     return (height, width) if tags.get(274) in (5, 6, 7, 8) else (width, height)
 
 
 def _bad_strips(path: Path, image: Image.Image, compression: int) -> str:
-    """What is wrong with where a page's strips or tiles lie, or with their Deflate checksums."""
+    """Say what is wrong with a page's strips or tiles: where they lie, their Deflate checksums."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     if compression == _OLD_JPEG:  # has its own tags for where it lies
         return ""
@@ -179,7 +181,7 @@ def _bad_strips(path: Path, image: Image.Image, compression: int) -> str:
 
 
 def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
-    """What libtiff says, warnings included, when it decodes the page at this offset.
+    """Return what libtiff says, warnings included, when it decodes the page at this offset.
 
     Pillow switches its warnings off for every decoding; hence libtiff is asked itself. Empty
     where it is built into Pillow (Windows) and can't be reached.
@@ -211,7 +213,8 @@ def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
 
 @cache
 def _libtiff() -> tuple[Any, int | None] | None:
-    """The libtiff that came with Pillow, or the system's, and its own handler of warnings."""
+    """Load the libtiff that came with Pillow, or the system's; return it with its own handler of
+    warnings, which writes them to stderr."""
     beside = Path(PIL.__file__).parent
     places = [
         *(beside.parent / "pillow.libs").glob("libtiff*"),
