@@ -161,6 +161,16 @@ def test_a_megabyte_on_the_command_line_is_refused_on_a_screen(
     assert rows(result.stderr) <= 24
 
 
+@pytest.mark.parametrize(
+    "arguments", [[f"--{MEGABYTE}"], [MEGABYTE], ["presets", MEGABYTE]], ids=range(3)
+)
+def test_a_megabyte_in_place_of_a_command_is_refused_on_a_screen(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "No such" in result.stderr
+    assert rows(result.stderr) <= 24
+
+
 def test_what_steers_a_terminal_is_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text('"\\e[2J": 1\nkeep: "\\e]0;x\\a"\n', encoding="utf-8")

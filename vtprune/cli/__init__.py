@@ -88,12 +88,18 @@ class LazyGroup(Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            _shorten(error)
+            raise
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except click.ClickException as error:  # it holds what was typed, however long that is
-            # Beside the usage; click marks the attribute as final.
-            vars(error)["message"] = one_line(error.message, LONGEST - LONGEST_HINT)
+        except click.ClickException as error:
+            _shorten(error)
             raise
         except (click.Abort, click.exceptions.Exit):
             raise
@@ -134,6 +140,11 @@ def _explain(error: OSError) -> VtpruneError:
     return VtpruneError(
         f"the system refused to read or write: {reason}", "check files, permissions and disk"
     )
+
+
+def _shorten(error: click.ClickException) -> None:
+    """Cut click's own message, which holds what was typed, so that it fits beside the usage."""
+    vars(error)["message"] = one_line(error.message, LONGEST - LONGEST_HINT)  # final, says click
 
 
 def _say(error: VtpruneError) -> None:
