@@ -134,8 +134,11 @@ import sys
 from vtprune.media import open_source, read
 source = open_source({str(CLIPS / "tc1502_x264_default.mp4")!r})
 print("ready", flush=True)
-while True:
-    read(source, transform=lambda x: x[..., 0, 0])
+try:
+    while True:
+        read(source, transform=lambda x: x[..., 0, 0])
+except KeyboardInterrupt:
+    print("stopped", flush=True)
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -145,9 +148,9 @@ while True:
         time.sleep(0.2)
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
-        run.communicate(timeout=20)
-    assert time.monotonic() - began < 3  # a second, on a busy machine
-    assert run.returncode == -signal.SIGINT
+        assert run.stdout.readline() == b"stopped\n"
+        assert time.monotonic() - began < 5  # well under a second where nothing else runs
+        run.communicate(timeout=60)
 
 
 # -- damaged files -------------------------------------------------------------------------------
