@@ -476,6 +476,35 @@ def test_a_forward_ends_as_it_began_and_the_next_is_refused(attention: str) -> N
         decode(model, out.past_key_values)
 
 
+def test_a_generation_that_began_before_a_block_ends_unpruned() -> None:
+    name = "llava_onevision"
+    model, inputs = shared_model(name), tiny.inputs(name, shared_model(name), "image")
+    expected = generate(model, inputs, False)
+    reached, go_on, handle = held_at(model.get_decoder().layers[4])
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(generate, model, inputs, False)
+        assert reached.wait(60)
+        with vtprune.pruning(model, LAYER_TWO) as trace:
+            go_on.set()
+            assert_same([running.result(60)], [expected])
+    handle.remove()
+    assert trace.prefills == 0
+
+
+def test_a_generation_whose_block_is_left_is_refused_where_it_would_go_wrong() -> None:
+    name = "llava_onevision"
+    model, inputs = shared_model(name), tiny.ragged(name, shared_model(name), "image")
+    reached, go_on, handle = held_at(model.get_decoder().layers[4])
+    with ThreadPoolExecutor(1) as pool:
+        with vtprune.pruning(model, LAYER_TWO):
+            running = pool.submit(generate, model, inputs, True)
+            assert reached.wait(60)
+        go_on.set()
+        with pytest.raises(ModelError, match="pruned in a block that has been left"):
+            running.result(60)
+    handle.remove()
+
+
 def decode(model: PreTrainedModel, cache: Any) -> torch.Tensor:
     """Logits of a further token of every row, on a cache that another block may have left."""
     new = torch.full((cache.layers[0].keys.shape[0], 1), 65)

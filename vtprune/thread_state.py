@@ -72,8 +72,9 @@ class RopeDeltas(threading.local):
     def place(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
         """Place tokens by the last prompt of the running thread."""
         with _PLACING:
-            setattr(self.inner, ROPE_DELTAS, getattr(self, "own", getattr(self.inner, ROPE_DELTAS)))
+            if hasattr(self, "deltas"):
+                setattr(self.inner, ROPE_DELTAS, self.deltas)
             try:
                 return original(*args, **kwargs)
             finally:
-                self.own = getattr(self.inner, ROPE_DELTAS)
+                self.deltas: object = getattr(self.inner, ROPE_DELTAS)
