@@ -155,9 +155,12 @@ class Changed:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"num_kv_shared_layers": 2}, "its layers share keys and values"),
-        ({"hidden_size_per_layer_input": 8}, "its layers take an input of their own a token"),
-        ({"layer_types": ["full_attention", "conv"]}, "layers of type conv carry a state"),
+        ({"num_kv_shared_layers": 2}, "its layers hand keys and values to one another"),
+        ({"hidden_size_per_layer_input": 8}, "its layers take an input of their own for every"),
+        (
+            {"layer_types": ["full_attention", "conv"]},
+            "layers of type conv mix neighbouring tokens",
+        ),
         ({"_attn_implementation_internal": "flex_attention"}, "attention 'flex_attention'"),
     ],
 )

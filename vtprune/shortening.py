@@ -104,7 +104,8 @@ class Shortening:
             for name in ("position_embeddings", "position_ids"):
                 value = changed.get(name)
                 if value is not None:
-                    changed[name] = self.once(id(value), value, self.shorten_positions)
+                    shorten = self.shorten_ids if name == "position_ids" else self.shorten_positions
+                    changed[name] = self.once(id(value), value, shorten)
             return
         rotary = ("rotary", self.structure.rope_type(layer))
         changed["position_embeddings"] = self.once(
@@ -129,10 +130,16 @@ class Shortening:
         return packed
 
     def shorten_positions(self, value: object) -> object:
+        """Shorten position embeddings, (..., B or 1, S, D) each."""
         if isinstance(value, tuple):
             return tuple(self.shorten_positions(one) for one in value)
         assert isinstance(value, torch.Tensor)
-        return gather(value, self.from_base().index)
+        return gather(value, self.from_base().index, dim=value.dim() - 2)
+
+    def shorten_ids(self, value: object) -> object:
+        """Shorten position ids, (B or 1, S), or (3, B or 1, S): time, row and column."""
+        assert isinstance(value, torch.Tensor)
+        return gather(value, self.from_base().index, dim=value.dim() - 1)
 
     def shorten_mask(self, mask: object) -> object:
         short = gather_mask(mask, self.from_base())

@@ -14,13 +14,13 @@ from torch import nn
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family
-from vtprune.models.seams import LAYER_TYPES, Seams, find_seams, releases, unknown
+from vtprune.models.features import check_features, refuse_encoder
+from vtprune.models.seams import Seams, find_seams, releases
 from vtprune.models.wrappers import refuse_compiled, running_module, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-LINEAR_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "moe_linear")
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
 DEEPSTACK = "_deepstack_process"
@@ -213,7 +213,8 @@ def find_structure(wrapped: nn.Module) -> Structure:
         raise ModelError(
             f"{model_type}: not a transformers model with a decoder ({releases()})", WAY_OUT
         )
-    decoder = model.get_decoder()
+    refuse_encoder(model_type, model.config, WAY_OUT)
+    decoder = _find_decoder(model)
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise ModelError(
@@ -221,11 +222,13 @@ def find_structure(wrapped: nn.Module) -> Structure:
             WAY_OUT,
         )
     family = find_family(model_type)
-    _check_decoder(model_type, decoder, family)
+    check_features(model_type, decoder, layers, WAY_OUT)
+    _check_deepstack(model_type, decoder)
     refuse_compiled((model, decoder, *layers))
     config = decoder.config
-    num_heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    num_heads = _size(model_type, config, "num_attention_heads")
+    hidden_size = _size(model_type, config, "hidden_size")
+    head_dim = _size(model_type, config, "head_dim") or hidden_size // num_heads
     attention = str(getattr(config, "_attn_implementation", "eager"))
     if attention not in ("sdpa", "eager") and not attention.startswith("flash_attention"):
         raise ModelError(
@@ -253,7 +256,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
         model_type=model_type,
         num_heads=num_heads,
         head_dim=head_dim,
-        hidden_size=int(config.hidden_size),
+        hidden_size=hidden_size,
         attention=attention,
         two_way="token_type_ids" in inspect.signature(inner.forward).parameters
         # Prepares masks of its own for generation.
@@ -271,34 +274,41 @@ def _find_inner(model: PreTrainedModel) -> nn.Module:
     raise ModelError(f"{type(model).__name__} takes no pixel values ({releases()})", WAY_OUT)
 
 
-def _check_decoder(model_type: str, decoder: nn.Module, family: Family | None) -> None:
-    """Refuses decoders whose layers do not each keep their own keys for their own input."""
-    config = decoder.config
-    types = {str(name) for name in getattr(config, "layer_types", None) or ()}
-    linear = sorted(name for name in types if name in LINEAR_LAYERS)
-    if linear:
+def _check_deepstack(model_type: str, decoder: nn.Module) -> None:
+    """Refuses decoders that add visual features to several layers in an unknown way."""
+    takes = inspect.signature(decoder.forward).parameters
+    if not any("deepstack" in name for name in takes):
+        return
+    process = getattr(decoder, DEEPSTACK, None)
+    if process is None or list(inspect.signature(process).parameters) != DEEPSTACK_TAKES:
         raise ModelError(
-            f"{model_type}: layers of type {linear[0]} carry a state over all tokens, which a cut "
-            "between layers would change",
+            f"{model_type}: visual features enter several of its layers (deepstack), but not as in "
+            "Qwen3-VL, so they can't be cut",
             WAY_OUT,
         )
-    if others := sorted(types - {*LAYER_TYPES}):
-        raise unknown(f"{model_type}: its decoder has layers of type {others[0]}")
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise ModelError(f"{model_type}: its layers share keys and values", WAY_OUT)
-    if getattr(config, "hidden_size_per_layer_input", 0):
-        raise ModelError(f"{model_type}: its layers take an input of their own a token", WAY_OUT)
-    takes = inspect.signature(decoder.forward).parameters  # type: ignore[arg-type]
-    if any("deepstack" in name for name in takes):
-        process = getattr(decoder, DEEPSTACK, None)
-        if process is None or list(inspect.signature(process).parameters) != DEEPSTACK_TAKES:
-            raise ModelError(
-                f"{model_type}: visual features enter several of its layers (deepstack), but not "
-                "as in Qwen3-VL, so they can't be cut",
-                WAY_OUT,
-            )
-    if any("cross_attention" in name for name in takes):
-        raise ModelError(f"{model_type}: reads its pictures by cross-attention", WAY_OUT)
+
+
+def _find_decoder(model: PreTrainedModel) -> nn.Module:
+    """The language model with the list of layers; some classes give one with a head around it."""
+    decoder: nn.Module = model.get_decoder()
+    while not hasattr(decoder, "layers"):
+        inside = getattr(decoder, "model", None)
+        if not isinstance(inside, nn.Module):
+            break
+        decoder = inside
+    return decoder
+
+
+def _size(model_type: str, config: object, name: str) -> int:
+    """A size of the decoder's config; 0 where it has none.
+
+    Raises:
+        ModelError: its layers differ in it.
+    """
+    try:
+        return int(getattr(config, name, None) or 0)
+    except RuntimeError as error:  # transformers: AmbiguousGlobalPerLayerAttributeError
+        raise ModelError(f"{model_type}: its layers differ in {name}", WAY_OUT) from error
 
 
 def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
