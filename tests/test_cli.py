@@ -266,7 +266,7 @@ def test_sampling_flags_replace_the_presets(
 def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_config: Path) -> None:
     own_config.write_text("model: qwen2.5-vl-7b\npreset: fast\nmax_new_tokens: 9\nsystem: brief\n")
     invoke("ask", clip, "what?", "--max-new-tokens", "3")
-    assert (fake.options["name"], fake.options["adapter"]) == ("qwen2.5-vl-7b", "tuned")
+    assert fake.options["name"] == "qwen2.5-vl-7b"
     assert fake.asked["preset"].name == "fast"
     assert fake.asked["generation"] == run.Generation(3, system="brief")
     invoke("ask", clip, "what?", "--preset", "document", "--model", "embedded")
