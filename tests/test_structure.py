@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
+import oracle
 import pytest
 import tiny
 import torch
 from conftest import shared_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 import vtprune
 from vtprune.errors import ModelError, PresetError
@@ -155,7 +162,7 @@ class Changed:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"num_kv_shared_layers": 2}, "its layers hand keys and values to one another"),
+        ({"num_kv_shared_layers": 2}, "its layers share keys and values"),
         ({"hidden_size_per_layer_input": 8}, "its layers take an input of their own for every"),
         (
             {"layer_types": ["full_attention", "conv"]},
@@ -175,6 +182,83 @@ def test_a_decoder_that_cannot_be_cut_is_refused_with_the_reason(
 def test_what_is_no_model_is_refused(thing: object) -> None:
     with pytest.raises(ModelError, match="not a transformers model with a decoder"):
         find_structure(thing)  # type: ignore[arg-type]
+
+
+# -- other classes of transformers ----------------------------------------------------------------
+
+
+OTHERS: dict[str, tuple[dict[str, object], str]] = {
+    "dots3_note": ({}, "layers of type indexed_attention choose by an index over all tokens"),
+    "ernie4_5_vl_moe": ({}, "its experts are told by column what is a picture"),
+    "gemma4": (
+        {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+        r"its layers can take an input of their own for every token \(per_layer_inputs\)",
+    ),
+    "gemma4_unified": ({}, "its layers can hand keys and values to one another"),
+    "idefics": ({}, "IdeficsAttention counts the tokens of the sequence"),
+    "inkling_mm_model": ({}, "layers of type hybrid_sliding mix neighbouring tokens"),
+    "lfm3_vl": ({}, "layers of type conv mix neighbouring tokens"),
+    "llama4": ({}, "layers of type chunked_attention attend within chunks"),
+    "mistral_large4": ({}, "layers of type indexed_attention choose by an index over all tokens"),
+    "mllama": ({}, "its layers can attend to another sequence than their own"),
+    "qwen3_5": ({}, "layers of type linear_attention carry a state over all tokens"),
+    "t5gemma2": ({}, "an encoder-decoder: its pictures go to the encoder"),
+    "hy_v4_vl": ({}, "layers of type indexed_attention choose by an index over all tokens"),
+    "inkling2_loop": ({}, "layers of type hybrid_sliding mix neighbouring tokens"),
+}
+"""Class -> changes of its language model's config, and why it is refused."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_class_is_refused_with_the_reason(name: str) -> None:
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    changes, match = OTHERS[name]
+    config = CONFIG_MAPPING[name]()
+    if changes:
+        config.text_config = type(config.text_config)(**changes)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(ModelError, match=f"^{name}: {match}") as caught:
+        find_structure(model)
+    assert "vtprune models" in caught.value.hint
+
+
+def glm4v_moe() -> PreTrainedModel:
+    """A tiny GLM-4.5V: GLM-4.1V with experts, of no listed family."""
+    fields = tiny.FAMILIES["glm4v"].config(partial(tiny.token, "glm4v"))
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    experts |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    text = {**fields.pop("text_config"), **experts}
+    vision = fields.pop("vision_config")
+    for one in (fields, text, vision):
+        one.pop("model_type", None)
+    config = CONFIG_MAPPING["glm4v_moe"](text_config=text, vision_config=vision, **fields)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.1)
+    model.generation_config = GenerationConfig(pad_token_id=tiny.BYTES, do_sample=False)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["several", "video"])
+@pytest.mark.parametrize("at", ["input", 2])
+def test_a_decoder_that_takes_positions_in_three_dimensions_is_exact(
+    at: str | int, kind: str
+) -> None:
+    """GLM-4.5V hands its layers time, row and column ids beside the embeddings of them."""
+    model = glm4v_moe()
+    inputs = tiny.inputs("glm4v", model, kind)
+    preset = {"stages": [{"at": at, "method": "random", "keep": 0.3}]}
+    with vtprune.pruning(model, preset) as trace:
+        tokens, logits = oracle.generate(model, inputs, 4)
+    assert trace.stages[0].after < trace.stages[0].before
+    unpruned = oracle.generate(model, inputs, 4, tokens)[1]
+    assert (logits - unpruned).abs().max() > 0.01
+    oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
 # -- grids over rows ------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ TYPE_REASONS = {
 """Why layers of other types can't be cut."""
 ARGUMENT_REASONS = {
     "encoder_hidden_states": "its layers can attend to another sequence than their own",
-    "cross_attention": "its layers attend to another sequence than their own",
-    "shared_kv_states": "its layers hand keys and values to one another",
-    "per_layer_input": "its layers take an input of their own for every token",
-    "topk_indices": "its layers share a choice of the keys that they see",
+    "cross_attention": "its layers can attend to another sequence than their own",
+    "shared_kv_states": "its layers can hand keys and values to one another",
+    "per_layer_input": "its layers can take an input of their own for every token",
+    "topk_indices": "its layers can share a choice of the keys that they see",
     "conv_mask": "its layers mix neighbouring tokens (convolution)",
     "block_states": "its layers read the states of earlier blocks of layers",
     "moe_mm_token_type_ids": "its experts are told by column what is a picture",
@@ -93,9 +93,9 @@ def find_reason(decoder: nn.Module, layers: list[nn.Module]) -> str:
             why = next(TYPE_REASONS[key] for key in TYPE_REASONS if key in str(name))
             return f"layers of type {name} {why}, which dropping tokens would change"
     if getattr(text, "num_kv_shared_layers", 0):
-        return ARGUMENT_REASONS["shared_kv_states"]
+        return "its layers share keys and values"
     if getattr(text, "hidden_size_per_layer_input", 0):
-        return ARGUMENT_REASONS["per_layer_input"]
+        return "its layers take an input of their own for every token"
     for module in (decoder, *layers):
         for name in inspect.signature(module.forward).parameters:
             for part, why in ARGUMENT_REASONS.items():
