@@ -11,9 +11,15 @@ import tiny
 import torch
 from counted import AGREES, LLAVA_TOWER, WIDE_HEADS, count, uneven
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from vtprune.cost import (
+    CostError,
     DecoderShape,
     decode_flops,
     decoder_shape,
@@ -24,7 +30,6 @@ from vtprune.cost import (
     prefill_flops,
     vision_flops,
 )
-from vtprune.errors import ModelError
 
 LLAVA_7B = DecoderShape(
     layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32064
@@ -126,13 +131,91 @@ def test_a_config_without_key_value_heads_has_one_a_head() -> None:
 
 
 def test_a_config_without_a_size_is_refused() -> None:
-    with pytest.raises(ModelError, match="config of odd has no hidden_size"):
+    with pytest.raises(CostError, match="config of odd has no hidden_size"):
         decoder_shape(SimpleNamespace(model_type="odd"))
 
 
-def test_a_mixture_of_experts_is_refused() -> None:
-    with pytest.raises(ModelError, match="qwen3_moe: the FLOPs of a mixture of experts"):
-        decoder_shape(CONFIG_MAPPING["qwen3_moe"]())
+QWEN = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+        "decoder_sparse_step": 2, "mlp_only_layers": [3]}  # fmt: skip
+DEEPSEEK = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+            "n_shared_experts": 2, "first_k_dense_replace": 2, "n_group": 1,
+            "topk_group": 1}  # fmt: skip
+ERNIE = {"moe_num_experts": 6, "moe_k": 2, "moe_num_shared_experts": 2, "moe_intermediate_size": 40,
+         "moe_layer_start_index": 1, "moe_layer_end_index": 3}  # fmt: skip
+LOCAL = {"num_local_experts": 5, "num_experts_per_tok": 2}
+MIXED = {
+    "dots1": DEEPSEEK,
+    "ernie4_5_moe": ERNIE,
+    "glm4_moe": DEEPSEEK,
+    "gpt_oss": LOCAL,
+    "granitemoe": LOCAL,
+    "granitemoeshared": {**LOCAL, "shared_intermediate_size": 24},
+    "mixtral": LOCAL,
+    "olmoe": {"num_experts": 5, "num_experts_per_tok": 3},
+    "phimoe": LOCAL,
+    "qwen2_moe": {**QWEN, "shared_expert_intermediate_size": 24},
+    "qwen3_moe": QWEN,
+    "qwen3_vl_moe": {**QWEN, "rope_parameters": {"rope_type": "default",
+                                                 "mrope_section": [2, 3, 3]}},
+    "glm4v_moe": {**DEEPSEEK, "rope_parameters": {"rope_type": "default",
+                                                  "mrope_section": [1, 1, 2]}},
+}  # fmt: skip
+VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
+          "out_hidden_size": 64, "deepstack_visual_indexes": []}  # fmt: skip
+
+
+def mixture(model_type: str) -> PreTrainedModel:
+    """A tiny mixture of experts, run expert by expert: torch counts no grouped products."""
+    ids = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos"))}
+    fields = text_fields() | {"head_dim": 16} | ids | MIXED[model_type]
+    if model_type in ("qwen3_vl_moe", "glm4v_moe"):
+        config = CONFIG_MAPPING[model_type](text_config=fields, vision_config=VISION)
+        made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    else:
+        config = CONFIG_MAPPING[model_type](**fields)
+        made = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for module in made.modules():
+        if hasattr(module, "config") and hasattr(module.config, "_experts_implementation"):
+            module.config._experts_implementation = "eager"
+    return made.eval()
+
+
+@pytest.mark.parametrize("model_type", MIXED)
+def test_the_flops_of_a_mixture_of_experts_are_what_torch_counts(model_type: str) -> None:
+    model = mixture(model_type)
+    shape = decoder_shape(model.config.get_text_config())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        cache = run_text(model, 50)[oracle.CACHE]
+    counted = counter.get_total_flops()
+    assert prefill_flops(shape, [50] * 6) == pytest.approx(counted, rel=AGREES)
+    for layer in range(6):
+        own = next(counts for path, counts in counter.get_flop_counts().items()
+                   if path.endswith(f".layers.{layer}"))  # fmt: skip
+        assert layer_flops(shape, 50, 50, layer) == pytest.approx(sum(own.values()), rel=AGREES)
+    counted = count(lambda: [run_text(model, 1, cache) for _ in range(4)])
+    assert decode_flops(shape, [50] * 6, 5) == pytest.approx(counted, rel=AGREES)
+
+
+def test_experts_count_by_those_that_are_active() -> None:
+    fields = text_fields() | LOCAL
+    few = decoder_shape(CONFIG_MAPPING["mixtral"](**fields))
+    many = decoder_shape(CONFIG_MAPPING["mixtral"](**(fields | {"num_local_experts": 40})))
+    assert layer_flops(many, 10, 10) - layer_flops(few, 10, 10) == 2 * 10 * 64 * 35  # the router
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "what"),
+    [
+        ("hunyuan_v1_moe", {"num_experts": 5}, "this kind of mixture of experts"),
+        ("deepseek_v3", DEEPSEEK, "multi-head latent attention"),
+    ],
+)
+def test_layers_that_are_not_counted_are_refused(
+    model_type: str, fields: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(CostError, match=f"{model_type}: the FLOPs of {what} are not counted"):
+        decoder_shape(CONFIG_MAPPING[model_type](**(text_fields() | fields)))
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

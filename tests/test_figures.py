@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 from conftest import save_clip, save_noise
 from counted import AGREES, as_encoded, count, loaded, uneven
+from tiny_base import TEXT
 
 import vtprune
 from vtprune import run
+from vtprune.cli import cli
 from vtprune.clock import time_runs
 from vtprune.figures import compute_costs, measure_memory
 from vtprune.models.base import Sampling
@@ -85,8 +89,55 @@ def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch)
     model = run.load(str(checkpoints("llava")))
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
     report = next(run.ask(model, media["several"], ["what?"], preset, generation=short))
-    assert report.flops["vision"] == 0
-    assert "vision FLOPs of LLaVA-1.5 are not counted: they stand as 0" in report.warnings
+    assert report.flops["vision"] is None
+    assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
+
+
+@pytest.fixture(scope="module")
+def uncounted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint whose language model is a mixture of experts that is not counted."""
+    text = {**TEXT, "model_type": "hunyuan_v1_moe", "head_dim": 16, "num_experts": 5,
+            "moe_topk": 2, "bos_token_id": None, "eos_token_id": None,
+            "pad_token_id": None}  # fmt: skip
+    return str(tiny.build("internvl", tmp_path_factory.mktemp("moe"), text_config=text))
+
+
+UNCOUNTED = "hunyuan_v1_moe: the FLOPs of this kind of mixture of experts are not counted"
+
+
+def test_flops_that_are_not_counted_do_not_lose_the_answer(uncounted, media) -> None:  # type: ignore[no-untyped-def]
+    command = ["ask", str(media["several"][0]), "what?", "--model", uncounted, "--keep", "0.5"]
+    command += ["--max-new-tokens", "2", "--compare"]
+    shown = CliRunner().invoke(cli, command)
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split() for line in shown.stderr.splitlines()]
+    assert all([name, "-"] in lines for name in ("prefill", "decode", "total"))
+    assert UNCOUNTED in " ".join(shown.stderr.split())
+    report = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout, parse_constant=int)
+    assert isinstance(report["answer"], str)
+    assert report["flops"].pop("vision") > 0
+    assert set(report["flops"].values()) == set(report["kv_cache_bytes"].values()) == {None}
+    assert report["compare"]["prefill_predicted"] is report["compare"]["realised_fraction"] is None
+    assert report["compare"]["prefill_speedup"] > 0
+
+
+def test_compare_shows_a_dash_for_flops_that_are_not_counted(  # type: ignore[no-untyped-def]
+    uncounted, media, tmp_path
+) -> None:
+    command = ["compare", str(media["several"][0]), "what?", "--model", uncounted]
+    command += ["--methods", "random", "--max-new-tokens", "2", "--repeats", "1"]
+    shown = CliRunner().invoke(cli, command)
+    assert shown.exit_code == 0, shown.output
+    assert " - " in shown.stdout
+    table = tmp_path / "speed.png"
+    drawn = CliRunner().invoke(cli, [*command, "--save", str(table)])
+    assert drawn.exit_code == 0, drawn.output
+
+
+def test_a_profile_without_flops_is_refused_with_the_reason(uncounted) -> None:  # type: ignore[no-untyped-def]
+    result = CliRunner().invoke(cli, ["profile", "--model", uncounted])
+    assert result.exit_code == 1
+    assert f"a profile needs FLOPs, and {UNCOUNTED}" in " ".join(result.stderr.split())
 
 
 def test_times_and_memory_are_those_of_the_gpu_that_has_the_model(

@@ -132,19 +132,21 @@ def medians(seconds: Iterable[Seconds]) -> dict[str, float]:
 
 
 def sum_up(
-    pairs: Sequence[Pair], answer: str, run: Run, report: Report, roofline: float
+    pairs: Sequence[Pair], answer: str, run: Run, report: Report, roofline: float | None
 ) -> dict[str, object]:
     """The report's `compare`: what was measured beside what the FLOPs promise.
 
     Args:
         answer: of the unpruned model, greedy.
         run, report: of the pruned one; the run's answer is greedy.
+        roofline: as `roofline_speedup` gives it.
     """
     ratio = {
         part: median(pair.unpruned[part] / max(pair.pruned[part], 1e-9) for pair in pairs)
         for part in SPEEDUPS
     }
-    predicted = report.flops["prefill_full"] / report.flops["prefill"]
+    full, kept = report.flops["prefill_full"], report.flops["prefill"]
+    predicted = full / kept if full and kept else None
     took = medians(pair.unpruned for pair in pairs)
     del took["select"]
     return {
@@ -154,7 +156,7 @@ def sum_up(
         "prefill_speedup": ratio["prefill"],
         "prefill_predicted": predicted,
         "prefill_roofline": roofline,
-        "realised_fraction": ratio["prefill"] / predicted,
+        "realised_fraction": ratio["prefill"] / predicted if predicted else None,
         "first_token_speedup": ratio["first_token"],
         "total_speedup": ratio["total"],
     }
@@ -196,15 +198,18 @@ def add_up(seconds: Seconds, side: Side) -> dict[str, float]:
     }
 
 
-def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) -> float:
-    """The prefill speed-up that this machine's measured ceilings allow.
+def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) -> float | None:
+    """The prefill speed-up that this machine's measured ceilings allow; None: not counted.
 
     Every layer takes the longer of its arithmetic and the reading of its weights.
 
     Args:
         ceilings: as `measure_ceilings` gives them.
     """
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    try:
+        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError:
+        return None
     flops, bandwidth = ceilings
     layers = loaded.model.get_decoder().layers
     weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
@@ -212,7 +217,8 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
     text = run.trace.text[0]
 
     def total(counts: list[int]) -> float:
-        return sum(max(cost.layer_flops(shape, n, n) / flops, read) for n in counts)
+        layers = enumerate(counts)
+        return sum(max(cost.layer_flops(shape, n, n, at) / flops, read) for at, n in layers)
 
     kept = [text + count for count in run.trace.visual_by_layer[0]]
     return total([sum(run.trace.before())] * shape.layers) / total(kept)

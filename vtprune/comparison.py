@@ -51,8 +51,8 @@ class Row:
     answer: str | None = None
     same_answer: bool | None = None
     tokens: Mapping[str, object] | None = None
-    flops: Mapping[str, float] | None = None
-    kv_cache_bytes: Mapping[str, int] | None = None
+    flops: Mapping[str, float | None] | None = None
+    kv_cache_bytes: Mapping[str, int | None] | None = None
     seconds: Mapping[str, float] | None = None
     compare: Mapping[str, object] | None = None
     error: str | None = None

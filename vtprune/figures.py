@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
 """Of the seconds of a report, in the order in which they pass; what is chosen is in the prefill."""
+FLOPS = ("vision", "prefill", "prefill_full", "decode", "decode_full", "reduction")
+"""What a report counts."""
 
 
 def build_report(
@@ -168,28 +170,55 @@ def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[in
 
 def compute_costs(
     loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int, sample: int
-) -> tuple[dict[str, float], dict[str, int]]:
-    """FLOPs and KV bytes of one sample, beside those of the whole prompt."""
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+) -> tuple[dict[str, float | None], dict[str, int | None]]:
+    """FLOPs and KV bytes of one sample, beside those of the whole prompt; None: not counted."""
+    vision = _count_vision(loaded, inputs, trace, sample)
+    try:
+        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError:
+        return {**dict.fromkeys(FLOPS), "vision": vision}, dict.fromkeys(("kept", "full"))
     text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
     seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
     visual, whole_text = trace.before(sample) if trace.layouts else (0, text)
     kept, full = [text + count for count in seen], [whole_text + visual] * shape.layers
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
-    flops = {
-        "vision": compute_vision_flops(loaded, inputs, trace, sample),
+    flops: dict[str, float | None] = {
+        "vision": vision,
         "prefill": prefill,
         "prefill_full": prefill_full,
         "decode": cost.decode_flops(shape, kept, answer_tokens),
         "decode_full": cost.decode_flops(shape, full, answer_tokens),
         "reduction": 1 - prefill / prefill_full,
     }
-    kv_bytes = {
+    kv_bytes: dict[str, int | None] = {
         "kept": cost.kv_bytes(shape, kept, size),
         "full": cost.kv_bytes(shape, full, size),
     }
     return flops, kv_bytes
+
+
+def uncounted(loaded: Loaded, report: Report) -> list[str]:
+    """Return a warning for each part of the model whose FLOPs the report lacks."""
+    warnings = []
+    if report.flops["vision"] is None:
+        warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
+    try:
+        cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError as error:
+        warnings.append(f"{error.message}, nor are the bytes of its KV cache")
+    return warnings
+
+
+def _count_vision(loaded: Loaded, inputs: Inputs, trace: Trace, sample: int) -> float | None:
+    """FLOPs of tower and projector for what was encoded; None where they are not known."""
+    try:
+        counted = find_encoded(loaded, inputs, trace, sample)
+    except cost.CostError:
+        return None
+    if len(counted) < sum(name in inputs.tensors for name in PIXELS):
+        return None
+    return sum(cost.vision_flops(*one) for one in counted)
 
 
 def compute_vision_flops(

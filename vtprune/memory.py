@@ -64,7 +64,7 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
         )
     frames = len(set(begun.layouts[0].grid.frame.tolist()))
     fitting = fit_tokens(loaded, begun.text[0])
-    share = min(fitting / visual, 0.5)
+    share = 0.5 if fitting is None else min(fitting / visual, 0.5)
     asked = preset.keep_for("video" if frames > 1 else "image") or 1.0
     keep = max(0.01, round(min(share, asked / 2), 2))
     hint = f"try --keep {keep:g}"
@@ -73,10 +73,13 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
     return f"out of memory on {device} with {visual} visual tokens", hint
 
 
-def fit_tokens(loaded: Loaded, text: int) -> int:
-    """Visual tokens that should fit in the memory that is free now."""
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+def fit_tokens(loaded: Loaded, text: int) -> int | None:
+    """Visual tokens that should fit in the memory that is free now; None: not known."""
+    try:
+        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError:
+        return None
     size = loaded.model.dtype.itemsize
     cached = cost.kv_bytes(shape, [1] * shape.layers, size)
-    activations = size * (8 * shape.hidden + 3 * shape.intermediate)
+    activations = size * (8 * shape.hidden + 3 * cost.mlp_width(shape))
     return max(0, int(HEADROOM * free_memory(loaded.model.device) / (cached + activations)) - text)

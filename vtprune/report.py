@@ -16,8 +16,8 @@ class Report:
         input: files, modality, frames, tiles, timestamps, decoder, duration, width, height.
         preset: the resolved preset, every stage with its layer and all its options.
         tokens: visual, text, answer, keep_mean, kept_after, by_modality, stages, by_frame, by_tile.
-        flops: vision, prefill, prefill_full, decode, decode_full, reduction.
-        kv_cache_bytes: kept, full.
+        flops: vision, prefill, prefill_full, decode, decode_full, reduction; None: not counted.
+        kv_cache_bytes: kept, full; None: not counted.
         memory_bytes: weights, peak.
         seconds: startup (interpreter and imports; 0 in a library call), load, media, preprocess,
             vision, select, prefill, decode, first_token, total: from the beginning of the command,
@@ -34,8 +34,8 @@ class Report:
     input: Mapping[str, object]
     preset: Mapping[str, object]
     tokens: Mapping[str, object]
-    flops: Mapping[str, float]
-    kv_cache_bytes: Mapping[str, int]
+    flops: Mapping[str, float | None]
+    kv_cache_bytes: Mapping[str, int | None]
     memory_bytes: Mapping[str, int]
     seconds: Mapping[str, float]
     compare: Mapping[str, object] | None = None

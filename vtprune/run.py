@@ -15,7 +15,7 @@ from vtprune.batching import collate, group_alike
 from vtprune.compare import compare_runs, shown
 from vtprune.encoding import Encoded
 from vtprune.engine import pruning
-from vtprune.figures import build_report
+from vtprune.figures import build_report, uncounted
 from vtprune.gathering import Gathered, gather, gather_for
 from vtprune.generation import Generation, Run, generate
 from vtprune.loading import Loaded, Progress, adopt, load, open_model
@@ -114,7 +114,7 @@ def ask(
         run = replace(run, seconds={**run.seconds, **spent})
         made = finish(loaded, gathered, inputs, question, preset, run)
         made = with_total(made, began, startup)
-        if number:  # encoded for the first question
+        if number and made.flops["vision"] is not None:  # encoded for the first question
             made = replace(made, flops={**made.flops, "vision": 0.0})
         if compare:
             plain = None
@@ -163,9 +163,7 @@ def finish(
 ) -> Report:
     """The report of one run, with everything that its reader was to be warned of."""
     made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run)
-    notes = [*loaded.warnings, *gathered.warnings, *run.warnings]
-    if gathered.items and not made.flops["vision"]:
-        notes.append(f"vision FLOPs of {loaded.family.name} are not counted: they stand as 0")
+    notes = [*loaded.warnings, *gathered.warnings, *run.warnings, *uncounted(loaded, made)]
     readers = preset.readers()
     if readers and run.trace.stages:
         notes.append(f"{' and '.join(readers)} chose by the question: a second one in the same "

@@ -77,13 +77,13 @@ def collect_series(comparison: Comparison) -> list[Series]:
         owner = row.name if row.role == "asked" else row.beside[0] if row.beside else ""
         label = row.name if row.role == "asked" else f"{row.name} {place(row, owner)}"
         series = found.setdefault((row.name, owner), Series(label, owner, row.name))
-        prefill_full, prefill = row.flops["prefill_full"], row.flops["prefill"]
-        promised = {
-            "prefill": prefill_full / prefill,
-            "first_token": (vision + prefill_full) / (row.flops["vision"] + prefill)
-            if vision
-            else math.nan,  # not known for this tower
-        }
+        full, prefill = row.flops["prefill_full"], row.flops["prefill"]
+        encoded = row.flops["vision"]
+        promised = dict.fromkeys(series.points, math.nan)  # is not drawn
+        if full and prefill:
+            promised["prefill"] = full / prefill
+            if vision and encoded is not None:
+                promised["first_token"] = (vision + full) / (encoded + prefill)
         for panel, points in series.points.items():
             speedup = row.compare[f"{panel}_speedup"]
             assert isinstance(speedup, float)

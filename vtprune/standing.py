@@ -26,7 +26,7 @@ class Standing:
         error: why there is none.
         beside: the asked rows whose layers and counts it has.
         pairs: seconds of its runs, each beside one of the unpruned model.
-        roofline: the speed-up that the machine's measured ceilings allow.
+        roofline: the speed-up that the machine's measured ceilings allow; None: not counted.
     """
 
     entry: Entry
@@ -36,7 +36,7 @@ class Standing:
     error: VtpruneError | None = None
     beside: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
-    roofline: float = 1.0
+    roofline: float | None = None
 
     @property
     def stages(self) -> Sequence[Mapping[str, object]]:

@@ -12,7 +12,7 @@ from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, si
 from vtprune.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.console.terminal import printable
-from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.console.values import Values, counted_in, dict_in, list_in, number_in
 from vtprune.telling import PAYS, with_options
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
@@ -125,10 +125,13 @@ def _cell(row: Values, base: Values, part: str) -> str:
         return "yes" if row["same_answer"] else "no"
     if part in ("vision", "FLOPs"):
         key = "vision" if part == "vision" else "prefill"
-        own, whole = (number_in(dict_in(one, "flops"), key) for one in (row, base))
+        own, whole = (counted_in(dict_in(one, "flops"), key) for one in (row, base))
+        if own is None or whole is None:
+            return "-"
         return si(own).strip() if row is base else f"{own / whole:.1%}" if whole else "-"
     if part == "realised":
-        return "" if row is base else f"{number_in(compare, 'realised_fraction'):.0%}"
+        realised = counted_in(compare, "realised_fraction")
+        return "" if row is base else "-" if realised is None else f"{realised:.0%}"
     key = part.replace(" ", "_")
     if row is base:
         return duration(number_in(dict_in(row, "seconds"), key))

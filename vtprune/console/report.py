@@ -13,7 +13,7 @@ from vtprune.console.facts import model_fact, read_fact
 from vtprune.console.formats import duration, left_of, si
 from vtprune.console.tables import Bar, fitted, labelled, warning
 from vtprune.console.terminal import printable
-from vtprune.console.values import Values, dict_in, list_in, number_in
+from vtprune.console.values import Values, counted_in, dict_in, list_in, number_in
 from vtprune.telling import PAYS, with_options
 
 
@@ -104,7 +104,9 @@ def _shares(report: Values) -> Table:
     for section, rows in sections.items():
         label = section
         for item, left, whole, unit in rows(report):
-            if whole is None:
+            if left is None:
+                lines.add_row(label, Text(item), "-", "", "")
+            elif whole is None:
                 lines.add_row(label, Text(item), f"{si(left)}{unit}", "", "")
             else:
                 share, told = left / whole if whole else 1.0, left_of(left, whole, unit)
@@ -118,7 +120,8 @@ def _shares(report: Values) -> Table:
     return lines
 
 
-Row = tuple[str, float, float | None, str]  # what, what is left, of what (None: not told), unit
+Row = tuple[str, float | None, float | None, str]
+"""What, what is left (None: not counted), of what (None: not in the report), unit."""
 
 
 def _token_rows(report: Values) -> Iterable[Row]:
@@ -155,22 +158,26 @@ def _place(at: str, layer: str) -> str:
 
 def _compute_rows(report: Values) -> Iterable[Row]:
     flops = dict_in(report, "flops")
-    vision = number_in(flops, "vision")
-    left, whole = vision, vision
+    vision = counted_in(flops, "vision")
+    left = whole = vision
     # Of a tower that was given less, what all of it would have been is not in the report.
     stages = cast("list[Values]", list_in(dict_in(report, "tokens"), "stages"))
     early = any(stage["at"] == "pixels" for stage in stages)
     yield "vision", vision, None if early else vision, "FLOP"
     for part in ("prefill", "decode"):
-        pruned, full = number_in(flops, part), number_in(flops, f"{part}_full")
-        left, whole = left + pruned, whole + full
+        pruned, full = counted_in(flops, part), counted_in(flops, f"{part}_full")
+        left, whole = _add(left, pruned), _add(whole, full)
         yield part, pruned, full, "FLOP"
     yield "total", left, None if early else whole, "FLOP"
 
 
+def _add(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
 def _memory_rows(report: Values) -> Iterable[Row]:
     cache = dict_in(report, "kv_cache_bytes")
-    yield "KV cache", number_in(cache, "kept"), number_in(cache, "full"), "B"
+    yield "KV cache", counted_in(cache, "kept"), counted_in(cache, "full"), "B"
 
 
 def _peak(memory: Values) -> Table:
@@ -221,12 +228,15 @@ def _verdict(compare: Values, answer: str) -> Table:
     """What was predicted, both answers, and whether pruning pays."""
     measured, whole = number_in(compare, "prefill_speedup"), number_in(compare, "total_speedup")
     lines = labelled()
-    lines.add_row(
-        "",
-        f"prefill predicted from FLOPs: {number_in(compare, 'prefill_predicted'):.2f} x, of which "
-        f"{number_in(compare, 'realised_fraction'):.0%} is realised; roofline estimate: "
-        f"{number_in(compare, 'prefill_roofline'):.2f} x",
-    )
+    if compare["prefill_predicted"] is None:
+        lines.add_row("", "prefill predicted from FLOPs: - (they are not counted)")
+    else:
+        lines.add_row(
+            "",
+            f"prefill predicted from FLOPs: {number_in(compare, 'prefill_predicted'):.2f} x, of "
+            f"which {number_in(compare, 'realised_fraction'):.0%} is realised; roofline estimate: "
+            f"{number_in(compare, 'prefill_roofline'):.2f} x",
+        )
     if compare["same_answer"]:
         greedy = "greedy " if "pruned_answer" in compare else ""
         lines.add_row("", f"the unpruned {greedy}answer is the same")

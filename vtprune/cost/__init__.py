@@ -3,20 +3,24 @@
 A multiply and an add are two FLOPs. Matrix products and convolutions are counted and nothing else
 (no norms, softmax, rotary embedding, pooling by averages or activation), and attention as full
 squares: neither the causal half nor a sliding window is saved, because kernels differ in whether
-they save it. torch's FlopCounterMode counts the same way, with eager attention on any device and
-with sdpa on a GPU; sdpa on a CPU it leaves out.
+they save it. Of a mixture of experts the router, the shared experts and those that a token goes
+through are counted. torch's FlopCounterMode counts the same way, with eager attention on any device
+and with sdpa on a GPU; sdpa on a CPU it leaves out.
 """
 
 from vtprune.cost.decoder import (
     DecoderShape,
+    Experts,
     decode_flops,
     decoder_shape,
     head_flops,
     kv_bytes,
     layer_flops,
     layers_flops,
+    mlp_width,
     prefill_flops,
 )
+from vtprune.cost.sizes import CostError
 from vtprune.cost.towers import vision_shape
 from vtprune.cost.vision import (
     VisionShape,
@@ -27,7 +31,9 @@ from vtprune.cost.vision import (
 )
 
 __all__ = [
+    "CostError",
     "DecoderShape",
+    "Experts",
     "VisionShape",
     "decode_flops",
     "decoder_shape",
@@ -35,6 +41,7 @@ __all__ = [
     "kv_bytes",
     "layer_flops",
     "layers_flops",
+    "mlp_width",
     "prefill_flops",
     "projector_flops",
     "tile_units",

@@ -20,7 +20,7 @@ def vision_shape(config: object, modality: str = "image") -> VisionShape | None:
         modality: "image" or "video": what goes through them; in some families it matters.
 
     Raises:
-        ModelError: a known tower's config lacks a size.
+        CostError: a known tower's config lacks a size.
     """
     build = FAMILIES.get(kind_of(config))
     if modality == "video":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vtprune import cost
-from vtprune.figures import compute_costs, find_encoded
+from vtprune.figures import compute_costs, compute_vision_flops, find_encoded
 from vtprune.layout import MODALITIES
 from vtprune.profiling.rows import Planned
 from vtprune.trace import Trace
@@ -48,9 +48,13 @@ def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) 
         tokens=count_tokens(row, trace, answer_tokens),
         flops={
             **plain,
+            "vision": compute_vision_flops(loaded, case.inputs, trace),
             "tower": sum(cost.tower_flops(shape, units) for shape, units, _ in encoded),
             "projector": sum(cost.projector_flops(*one) for one in encoded),
-            "prefill_by_layer": [cost.layer_flops(shape, count, count) for count in row.counts],
+            "prefill_by_layer": [
+                cost.layer_flops(shape, count, count, layer)
+                for layer, count in enumerate(row.counts)
+            ],
             "decode_per_token": cost.decode_flops(shape, row.counts, 2),
             "decode_per_token_full": cost.decode_flops(shape, full, 2),
         },

@@ -133,15 +133,15 @@ def estimate(
         vision=vision_flops / machine.flops_per_second,
         prefill=head
         + sum(
-            machine.layer_seconds(cost.layer_flops(shape, count, count), weights.layer)
-            for count in counts
+            machine.layer_seconds(cost.layer_flops(shape, count, count, layer), weights.layer)
+            for layer, count in enumerate(counts)
         ),
         decode_per_token=head
         + sum(
             machine.layer_seconds(
-                cost.layer_flops(shape, 1, count + 1), weights.layer + cached * count
+                cost.layer_flops(shape, 1, count + 1, layer), weights.layer + cached * count
             )
-            for count in counts
+            for layer, count in enumerate(counts)
         ),
     )
 
@@ -161,7 +161,7 @@ def peak_bytes(
         eager: attention scores are held too.
     """
     most = max(counts)
-    activations = dtype_size * most * (8 * shape.hidden + 3 * shape.intermediate)
+    activations = dtype_size * most * (8 * shape.hidden + 3 * cost.mlp_width(shape))
     if eager:
         activations += (dtype_size + 4) * shape.heads * most**2
     return int(weights.total + cost.kv_bytes(shape, counts, dtype_size) + activations)

@@ -156,6 +156,13 @@ def measure_layers(
 ) -> Measured:
     """Times one or two layers at each count of tokens, and sums over all layers."""
     config = subject.loaded.model.config
+    experts = subject.shape.experts
+    if experts is not None and len(set(experts.sparse)) > 1:
+        raise ModelError(
+            f"{subject.loaded.name}: some layers have experts and some an MLP, so a few of them "
+            "can't be timed for all",
+            "--no-measure counts without timing",
+        )
     kinds = len(set(layer_kinds(config)))
     depth = max(probe_row(row, kinds).depth for row in rows)
     short = shallow_config(config, depth)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune import __version__
+from vtprune import __version__, cost
 from vtprune.catalog import read_calibration
 from vtprune.csv_file import csv_text, flat
 from vtprune.devices import find_device, find_dtype
@@ -208,6 +208,13 @@ def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -
         raise ModelError("a profile is of one device", "--device auto, cpu, cuda or cuda:1")
     dtype = find_dtype(options.dtype, shape.config, device)
     shape.config.dtype = dtype
+    try:
+        cost.decoder_shape(shape.config.get_text_config())
+    except cost.CostError as error:
+        raise ModelError(
+            f"{shape.name}: a profile needs FLOPs, and {error.message}",
+            "vtprune ask --compare and vtprune compare measure without them",
+        ) from error
     loaded = without_weights(shape, options)
     if on_progress:
         on_progress("measuring this machine", 0, 0)
