@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.image_processing_utils import select_best_resolution
 
@@ -23,6 +25,9 @@ from vtprune.models.files import read_files
 
 SIDE = tiny.TILE // tiny.PATCH
 VIDEO_MODELS = [name for name in tiny.MODELS if "video" in tiny.KINDS[name]]
+LANCZOS = ("idefics3", "smolvlm")
+"""Families whose checkpoints resize pictures by Lanczos."""
+WAVES = ((9.0, 14.0), (23.0, 11.0), (31.0, 40.0))
 SIZES = (
     (1, 1),
     (5, 3),
@@ -477,10 +482,21 @@ def test_files_of_a_hub_id_come_from_the_cache_when_offline(tmp_path, monkeypatc
 
 
 def official(directory: Path) -> Any:
-    pytest.importorskip("torchvision", reason="the official processors need torchvision")
-    from transformers import AutoProcessor
+    """The official processor; of families that resize by Lanczos the one that uses Pillow.
 
-    return AutoProcessor.from_pretrained(directory)
+    From torchvision 0.27 on, transformers takes torchvision's Lanczos for these where nothing is
+    said, whose values are others.
+    """
+    pytest.importorskip("torchvision", reason="the official processors need torchvision")
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if name == "smolvlm":
+        pytest.importorskip("num2words", reason="the official processor needs num2words")
+    processor = AutoProcessor.from_pretrained(directory)
+    if name in LANCZOS:
+        processor.image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+    return processor
 
 
 def assert_official(
@@ -558,6 +574,29 @@ def test_videos_are_the_official_processors(tmp_path, name, frames, height, widt
         assert_official(processor, name, files, [(noise(90, 150), 0.0), clip])
     if name != "molmo2":  # one video a question
         assert_official(processor, name, files, [clip, (noise(width, height, frames), fps)])
+
+
+@pytest.mark.parametrize("name", LANCZOS)
+def test_the_lanczos_of_torchvision_is_close_to_ours(name):
+    """Within two grey levels, but in few values: on a picture without noise."""
+    torchvision = pytest.importorskip("torchvision", reason="it is compared with torchvision")
+    if Version(torchvision.__version__) < Version("0.27"):
+        pytest.skip("this torchvision has no Lanczos")
+
+    rows, cols = torch.meshgrid(torch.arange(300.0), torch.arange(400.0), indexing="ij")
+    waves = [127.5 + 127 * torch.sin(rows / a) * torch.cos(cols / b) for a, b in WAVES]
+    pixels = torch.stack(waves).round().to(torch.uint8)[None]
+    image = {**tiny.FILES[name]["preprocessor_config.json"], "resample": 1}
+    files, family = files_of(name, image=image), family_of(name)
+    media = prepare(family, files, [(pixels, 0.0)])
+    ours = family.encode(files, media, ask("what?", media)).tensors["pixel_values"]
+    kind = getattr(transformers, str(image["image_processor_type"]))
+    assert issubclass(kind, transformers.image_processing_backends.TorchvisionBackend)
+    made = kind(**{key: image[key] for key in ("size", "max_image_size", "resample")})
+    theirs = made([[pixels[0]]], return_tensors="pt")["pixel_values"]
+    apart = ((ours - theirs).abs() * 127.5).round()  # grey levels
+    assert 0 < apart.max() <= 2
+    assert (apart > 0).float().mean() < 0.02
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

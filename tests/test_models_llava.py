@@ -239,7 +239,6 @@ def official_video(processor: Any, files: Any, clip: tuple[torch.Tensor, float])
 
 @pytest.mark.parametrize(("frames", "height", "width", "fps"), CLIPS)
 def test_videos_of_smolvlm_are_the_official_processors(tmp_path, frames, height, width, fps):
-    pytest.importorskip("num2words", reason="the official processor needs num2words")
     processor, files = official(tiny.build("smolvlm", tmp_path)), files_of("smolvlm")
     official_video(processor, files, (noise(height, width, frames), fps))
     metadata = {"total_num_frames": frames, "fps": fps, "duration": frames / fps}

@@ -66,9 +66,11 @@ class Idefics3:
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
         """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
 
-        Of the two official ways to resize, by Pillow and by torchvision, this is Pillow's: it is
-        what transformers takes for this family unless told otherwise, and the only one whose
-        Lanczos, which the checkpoints ask for, is not bicubic in every version.
+        The Lanczos is Pillow's, as in `Idefics3ImageProcessorPil`: its values are the same on every
+        machine and with every torchvision. Transformers takes torchvision's from torchvision 0.27
+        on (before that it was bicubic, so Pillow's was taken), unless it is told backend="pil".
+        On 15 photographs and scans the two are up to 2 grey levels apart (once 3), in up to 1.5 %
+        of the values; in noise up to 34, because they clip between two passes in another order.
         """
         if source.kind != "image":
             raise llava_next.no_video(source, self.name)

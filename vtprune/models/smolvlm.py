@@ -135,8 +135,8 @@ def _official(
 def _square(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor:
     """(n, 3, H, W) uint8 -> (n, 3, h, h): to the longest edge, then to a square.
 
-    Lanczos is Pillow's, as for pictures. The only official processor of videos leaves it to
-    torchvision, which before 0.27 is bicubic under that name.
+    Lanczos is Pillow's, as for pictures (`Idefics3.plan` says why, and how far torchvision's is
+    from it). The only official processor of videos takes torchvision's: bicubic before 0.27.
     """
     recipe = idefics3.recipe_of(values)
     if not recipe.do_resize:
