@@ -1,4 +1,4 @@
-"""Checkpoints of original repositories are refused by their config.json; none of their code runs."""
+"""Checkpoints of original repositories are refused by config.json; none of their code runs."""
 
 from __future__ import annotations
 
