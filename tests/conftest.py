@@ -189,8 +189,8 @@ class CorrectnessTable:
             "8 decode steps, for a cut at the input, at one layer, at two layers, and at the input "
             "and a layer, with a dynamic and with a static cache. `ragged` is a left-padded batch "
             "of two prompts of different length. `vtprune check` (check.md) does the same on your "
-            "machine. The cases that hold, by release (Molmo2 came with 5.23), and the table of the "
-            "last run:",
+            "machine. The cases that hold, by release (Molmo2 came with 5.23), and the table of "
+            "the last run:",
             "",
             *sorted([*others, held]),
             "",
