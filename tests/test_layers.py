@@ -19,7 +19,7 @@ LAYERS = (
      "lineup", "questions_file"),
     ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
      "reading", "records", "shortening", "prefill", "thinning", "thin_tower", "hooks", "encoding",
-     "refusals", "thread_state", "decoder", "engine"),
+     "prompt_warnings", "refusals", "thread_state", "decoder", "engine"),
     ("calibrate", "adapters", "loading", "devices", "upstream", "generation", "memory", "figures",
      "compare", "downsampling", "gathering", "ahead", "prompts", "run", "evaluation", "standing",
      "contest", "answers", "profiling", "tuning", "harness", "checking"),

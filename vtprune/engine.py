@@ -27,6 +27,7 @@ from vtprune.models.structure import find_structure
 from vtprune.packing import valid_columns
 from vtprune.plan import Plan
 from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.prompt_warnings import prompt_warnings
 from vtprune.refusals import (
     refuse_columns,
     refuse_compiling,
@@ -204,6 +205,8 @@ class _Session:
         planned = plan_cuts(self.plan, layouts, valid, past, gone, self.whole)
         if thinning is not None:
             planned.trace.encoded = thinning.encoded()
+        for warning in prompt_warnings(self.structure, self.plan.preset, given, planned):
+            self.plan.trace.warn(warning)
         return planned
 
 
