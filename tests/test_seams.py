@@ -271,6 +271,21 @@ def test_an_argument_that_a_signature_hides_is_refused_in_the_decoder(
     assert assert_refused_or_right(model, PRESETS[preset])
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids", "cache", "input_ids"])
+def test_an_argument_that_a_signature_hides_is_refused_in_the_inner_model(
+    family: str, name: str
+) -> None:
+    model = copy.deepcopy(shared_model(family))
+    inputs = tiny.ragged(family, model, "image")
+    give_as(model.model, own(name), "next_name")
+    with (
+        pytest.raises(ModelError, match=f"is given next_name.*{REFUSED}"),
+        vtprune.pruning(model, BOTH),
+    ):
+        oracle.generate(model, inputs, steps=2)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_states_and_masks_given_by_place_are_cut_as_those_given_by_name(
     model: PreTrainedModel, preset: str

@@ -22,7 +22,7 @@ from vtprune.hooks import ALL_THREADS, LOCK, Hooks, this_thread, threads_before
 from vtprune.layout import MODALITIES, Grid
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
-from vtprune.models.seams import find_cache
+from vtprune.models.seams import INNER, check_values, find_cache
 from vtprune.models.structure import find_structure
 from vtprune.packing import valid_columns
 from vtprune.plan import Plan
@@ -166,7 +166,9 @@ class _Session:
         ids = kwargs.get("input_ids")
         if isinstance(ids, torch.Tensor) and ids.shape[1] < 2:
             return  # decoding: nothing to see, and no time to lose
-        given = self.structure.seams.inner.bind(args, kwargs)
+        arguments = self.structure.seams.inner
+        given = arguments.bind(args, kwargs)
+        check_values("the inner model", given, INNER, arguments.own)
         inside = [PIXELS[name] for name in PIXELS if given.get(name) is not None]
         encoded = given.get("mm_encoder_outputs") or {}
         assert isinstance(encoded, Mapping)

@@ -268,16 +268,23 @@ def check_arguments(
     return arguments
 
 
-def check_values(what: str, given: Mapping[str, object], known: Forward) -> None:
+def check_values(
+    what: str, given: Mapping[str, object], known: Forward, own: Iterable[str] = ()
+) -> None:
     """Refuses tensors and caches that a call gives by names that are not known.
 
-    They may hold a row for each column of the prompt, which would not fit a shorter one.
+    They may hold a row for each column of the prompt, which would not fit a shorter one, or be what
+    is looked for by another name.
+
+    Args:
+        own: further names that are taken.
 
     Raises:
         ModelError: there are some.
     """
+    names = known.known | PASSED_ON | {*own}
     for name, value in given.items():
-        if name not in known.known and name not in PASSED_ON and _holds_tensors(value):
+        if name not in names and _holds_tensors(value):
             raise unknown(f"{what} is given {name}")
 
 
