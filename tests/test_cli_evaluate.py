@@ -274,7 +274,7 @@ def test_only_half_a_line_at_the_end_is_cut_off(tmp_path: Path) -> None:
         ('{"question": 1, "cell": "x", "score": 2}', "line 3: score is 2, not null, or a number"),
         ('{"question": 1, "cell": "x", "same": "yes"}', "line 3: same is 'yes', not true or"),
         ('{"question": 1, "cell": "x", "loss": null}', "line 3: loss is None, not a number"),
-        ('{"question": 1, "cell": "x", "loss": ' + "9" * 99 + "}", "line 3: loss is 9+.*, not a"),
+        ('{"question": 1, "cell": "x", "loss": ' + "9" * 99 + "}", "line 3: loss is a number of about"),
         ('{"question": 1, "cell": "x", "keep_mean": 1.5}', "line 3: keep_mean is 1.5, not a"),
         ('{"question": 1, "cell": "x", "first": Infinity}', "line 3: first is inf, not seconds"),
         ("[" * 100_000, "line 3: not JSON: "),

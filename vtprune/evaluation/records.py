@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import reprlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import cast
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief_path, list_faults, quote
 from vtprune.saving import explain, lock
 
 LONGEST_LINE = 2**20  # bytes
@@ -134,7 +133,8 @@ class Book:
         Returns:
             where the next record goes: the end, or the start of half a line at the end.
         """
-        end, faults, line = start, Faults(str(self.path)), b"\n"
+        assert self.path is not None
+        end, faults, line = start, Faults(self.path), b"\n"
         for number, line in enumerate(lines_of(file), 2):
             fault = self.take(line)
             if fault and not line.endswith(b"\n") and is_torn(line):
@@ -197,15 +197,16 @@ class Book:
 class Faults:
     """What is wrong with the lines of a file, as one error."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.count = path, 0
+    def __init__(self, path: Path) -> None:
+        self.path, self.more = path, 0
         self.named: list[str] = []
 
     def add(self, line: int, fault: str) -> None:
         """Note a fault; beyond the first few they are only counted."""
-        self.count += 1
-        if self.count <= MOST_FAULTS:
+        if len(self.named) < MOST_FAULTS:
             self.named.append(f"line {line}: {fault}")
+        else:
+            self.more += 1
 
     def refuse(self) -> None:
         """Raise what was noted.
@@ -213,14 +214,12 @@ class Faults:
         Raises:
             VtpruneError: one line or more is no record.
         """
-        if not self.count:
-            return
-        more = self.count - len(self.named)
-        listed = "; ".join(self.named) + (f"; and {more:,} more" if more else "")
-        raise VtpruneError(
-            f"{self.path}: has lines that are no answers of this evaluation: {listed}",
-            "nothing was changed: mend or remove those lines, or give another file",
-        )
+        if self.named:
+            raise VtpruneError(
+                f"{brief_path(self.path)}: has lines that are no answers of this evaluation: "
+                f"{list_faults(self.named, self.more)}",
+                "nothing was changed: mend or remove those lines, or give another file",
+            )
 
 
 def read_records(path: Path, questions: int | None = None) -> Iterator[Record]:
@@ -232,7 +231,7 @@ def read_records(path: Path, questions: int | None = None) -> Iterator[Record]:
     Raises:
         VtpruneError: any other line that is no record.
     """
-    faults = Faults(str(path))
+    faults = Faults(path)
     with path.open("rb", buffering=0) as file:
         for number, line in enumerate(lines_of(file), 1):
             record = parse_record(line, questions)
@@ -276,14 +275,14 @@ def parse_record(line: bytes, questions: int | None = None) -> Record | str:
     except (ValueError, RecursionError) as error:
         return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
     if not isinstance(data, dict):
-        return f"{reprlib.repr(data)} is not a JSON object"
+        return f"{quote(data)} is not a JSON object"
     for name, (holds, rule) in RULES.items():
         if name in data and not holds(data[name]):
-            return f"{name} is {reprlib.repr(data[name])}, not {rule}"
+            return f"{name} is {quote(data[name])}, not {rule}"
         if name not in data and name in ("question", "cell"):
             return f"{name} is missing"
     if questions is not None and data["question"] >= questions:
-        return f"question is {reprlib.repr(data['question'])}, but there are {questions:,}"
+        return f"question is {quote(data['question'])}, but there are {questions:,}"
     return Record(**{name: data[name] for name in RULES if name in data})
 
 
