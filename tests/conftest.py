@@ -144,6 +144,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--correctness-table", metavar="FILE", help="write which cells of pruned = masked hold"
     )
 
+    parser.addoption(
+        "--zoo", action="store_true", help="try every image-text-to-text class of transformers"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     target = config.getoption("--correctness-table")

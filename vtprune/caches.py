@@ -340,7 +340,8 @@ class Continued:
             if key not in self.built:
                 positions = self.shifted(layer)
                 self.built[key] = self.structure.rotary(layer, hidden, positions)
-            changed["position_embeddings"] = self.built[key]
+            if kwargs.get("position_embeddings") is not None:  # None: a layer without positions
+                changed["position_embeddings"] = self.built[key]
             if "position_ids" in changed:
                 changed["position_ids"] = self.shifted(layer)
         return changed

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 
 from vtprune.caches import CacheState, build_mask
+from vtprune.errors import ModelError
 from vtprune.models.structure import Structure
 from vtprune.packing import Packed, gather, gather_mask, repack
 from vtprune.past import Past
@@ -107,12 +108,36 @@ class Shortening:
                     shorten = self.shorten_ids if name == "position_ids" else self.shorten_positions
                     changed[name] = self.once(id(value), value, shorten)
             return
-        rotary = ("rotary", self.structure.rope_type(layer))
-        changed["position_embeddings"] = self.once(
-            rotary, None, lambda _: self.structure.rotary(layer, hidden, positions)
-        )
-        if changed.get("position_ids") is not None:
+        given, ids = changed.get("position_embeddings"), changed.get("position_ids")
+        if given is not None:  # None: a layer without positions (NoPE)
+            key = ("rotary", self.structure.rope_type(layer))
+            changed["position_embeddings"] = self.once(
+                key, None, lambda _: self.rotate_anew(given, ids, layer, hidden, positions)
+            )
+        if ids is not None:
             changed["position_ids"] = positions
+
+    def rotate_anew(
+        self, given: object, ids: object, layer: int, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> object:
+        """Return a layer's position embeddings for new position ids.
+
+        Args:
+            given: those of the sequence that the layer was prepared for.
+            ids: its position ids, where the layer is given them.
+
+        Raises:
+            ModelError: its position embeddings are made in a way that is not known.
+        """
+        if isinstance(ids, torch.Tensor):
+            made = self.structure.rotary(layer, hidden, ids) if ids.dim() == 2 else None
+            if not _equal(made, given):
+                raise ModelError(
+                    f"positions: renumber: layer {layer} of {self.structure.model_type} takes "
+                    "position embeddings that vtprune can't make",
+                    "leave positions: keep",
+                )
+        return self.structure.rotary(layer, hidden, positions)
 
     def once(self, key: object, value: object, change: Callable[[object], object]) -> object:
         """`change(value)`, worked out once for all layers up to the next cut.
@@ -180,3 +205,15 @@ class Shortening:
         return CacheState(
             valid, min(cuts, default=None), offset, self.positions.by_layer(num_layers)
         )
+
+
+def _equal(made: object, given: object) -> bool:
+    """Whether two position embeddings, tensors or tuples of them, are the same."""
+    if isinstance(made, tuple) and isinstance(given, tuple):
+        return len(made) == len(given) and all(map(_equal, made, given))
+    return (
+        isinstance(made, torch.Tensor)
+        and isinstance(given, torch.Tensor)
+        and made.shape[-2:] == given.shape[-2:]
+        and torch.equal(made.expand_as(given), given)
+    )

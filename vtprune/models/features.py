@@ -42,17 +42,17 @@ ARGUMENT_REASONS = {
 }
 """Why a layer or decoder with such an argument, or one whose name holds this, can't be cut."""
 MIXES = re.compile(
-    r"conv|mamba|ssm|delta|recurr|retention|rwkv|indexer|compress|relative|engram|lstm|gru\b", re.I
+    r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|Indexer|Compress|Relative|Engram|LSTM|GRU"
 )
 """Names of modules that carry something from token to token beside attention."""
 TOKEN_WISE = re.compile(
-    r"attention|attn|norm|mlp|ffn|feed_?forward|moe|expert|router|gate|linear|dense|embedding"
-    r"|activation|gelu|silu|relu|sigmoid|tanh|softplus|dropout|identity|clip|layer|list|dict",
-    re.I,
+    r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
+    r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
+    r"|ModuleList|ModuleDict"
 )
 """Names of modules that work on each token by itself, and of attention."""
-COUNTS = re.compile(r"\barange\b|get_seq_length|cache_position|\bcumsum\b")
-"""What an attention module calls that counts tokens, which are fewer after a cut."""
+COUNTS = re.compile(r"\b(arange|get_seq_length|cache_position|cumsum|topk)\b")
+"""What an attention module calls that counts tokens or keys, which are fewer after a cut."""
 
 
 def refuse_encoder(model_type: str, config: object, way_out: str) -> None:
@@ -120,8 +120,8 @@ def _layer_reason(layer: nn.Module) -> str:
 
 
 def _source(kind: type[nn.Module]) -> str:
-    """The source of a module's forward; empty where there is none to read."""
+    """The source of a module's class; empty where there is none to read."""
     try:
-        return inspect.getsource(kind.forward)
+        return inspect.getsource(kind)
     except (OSError, TypeError):
         return ""

@@ -228,7 +228,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
     config = decoder.config
     num_heads = _size(model_type, config, "num_attention_heads")
     hidden_size = _size(model_type, config, "hidden_size")
-    head_dim = _size(model_type, config, "head_dim") or hidden_size // num_heads
+    head_dim = _size(model_type, config, "head_dim", hidden_size // num_heads)
     attention = str(getattr(config, "_attn_implementation", "eager"))
     if attention not in ("sdpa", "eager") and not attention.startswith("flash_attention"):
         raise ModelError(
@@ -299,16 +299,20 @@ def _find_decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def _size(model_type: str, config: object, name: str) -> int:
-    """A size of the decoder's config; 0 where it has none.
+def _size(model_type: str, config: object, name: str, default: int = 0) -> int:
+    """A size of the decoder's config, or the default.
 
     Raises:
-        ModelError: its layers differ in it.
+        ModelError: it has none, or its layers differ in it.
     """
     try:
-        return int(getattr(config, name, None) or 0)
+        value = getattr(config, name, None)
     except RuntimeError as error:  # transformers: AmbiguousGlobalPerLayerAttributeError
         raise ModelError(f"{model_type}: its layers differ in {name}", WAY_OUT) from error
+    size = value if isinstance(value, int) and value else default
+    if not size:
+        raise ModelError(f"{model_type}: its decoder's config has no {name}", WAY_OUT)
+    return size
 
 
 def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,144 @@
+"""Classes of transformers beside the listed families: exact, or refused with the reason.
+
+`python -m pytest tests/test_zoo.py --zoo` runs every class of the image-text-to-text mapping of the
+transformers at hand; without the option, the classes that once crashed or were wrong, and some of
+each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import PropertyMock, patch
+
+import pytest
+import torch
+import zoo
+from conftest import shared_model
+from oracle import dropped, generate
+from test_structure import Changed
+from transformers import PreTrainedModel
+
+import vtprune
+from vtprune.errors import ModelError
+from vtprune.models import FAMILIES
+from vtprune.models.structure import find_structure
+
+STAGES = {
+    "input": [{"at": "input", "method": "uniform", "keep": 0.4}],
+    "layer": [{"at": 2, "method": "random", "keep": 0.4}],
+    "both": [
+        {"at": "input", "method": "random", "keep": 0.7},
+        {"at": 3, "method": "uniform", "keep": 0.3},
+    ],
+}
+EXACT = ("aria", "paligemma", "glm4v_moe", "muse_glimmer")
+REFUSED = {
+    "diffusion_gemma": "DiffusionGemmaDecoderTextAttention counts the tokens of the sequence",
+    "minimax_m3_vl": "MiniMaxM3VLAttention counts the tokens of the sequence",
+    "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
+}
+NOT_BUILT = ("evolla",)
+"""In the mapping by mistake: transformers' auto class does not take its config."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "swept" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--zoo")
+        # Of the listed families test_engine.py tries every kind of prompt.
+        swept = [one for one in zoo.MODEL_TYPES if one not in FAMILIES and one not in NOT_BUILT]
+        metafunc.parametrize("swept", swept if every else EXACT)
+
+
+def test_a_class_is_exact_or_refused(
+    swept: str, request: pytest.FixtureRequest, record_property: Callable[[str, str], None]
+) -> None:
+    if request.config.getoption("--zoo") and (reason := zoo.outcome(swept)):
+        record_property("outcome", reason)
+        assert swept not in EXACT, reason
+        return
+    model, batches = zoo.ready(swept)
+    for batch in batches:
+        for stages in STAGES.values():
+            check(model, batch, stages)
+    record_property("outcome", "exact")
+
+
+def check(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], stages: list[dict[str, object]]
+) -> None:
+    """Pruned equals masked, with the model's kernel and with eager attention."""
+    kernel = model.config._attn_implementation
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        tokens, logits = generate(model, batch, 3)
+    whole = generate(model, batch, 3, tokens)[1]
+    model.set_attn_implementation("eager")
+    try:
+        noise = float((generate(model, batch, 3, tokens)[1] - whole).abs().max())
+        expected = zoo.masked(model, batch, dropped(trace, batch), tokens)
+        with vtprune.pruning(model, {"stages": stages}) as again:
+            eager = generate(model, batch, 3, tokens)[1]
+    finally:
+        model.set_attn_implementation(kernel)
+    assert [one.kept for one in again.stages] == [one.kept for one in trace.stages]
+    tolerance = max(2e-5, 5 * noise)  # of mixtures of experts, whose choices amplify rounding
+    for pruned in (logits, eager):
+        torch.testing.assert_close(pruned, expected, atol=tolerance, rtol=0)
+    assert float((expected - whole).abs().max()) > 20 * tolerance  # something was dropped
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_class_that_is_not_exact_is_refused_with_the_true_reason(model_type: str) -> None:
+    if model_type not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    assert REFUSED[model_type] in zoo.outcome(model_type)
+
+
+def test_a_decoder_without_a_size_is_refused() -> None:
+    with (
+        Changed(num_attention_heads=None) as model,
+        pytest.raises(ModelError, match="its decoder's config has no num_attention_heads"),
+    ):
+        find_structure(model)
+
+
+def test_a_decoder_whose_layers_differ_in_a_size_is_refused() -> None:
+    model = shared_model("llava_onevision")
+    ambiguous = RuntimeError("'head_dim' is a per-layer attribute and may vary across layers")
+    config = PropertyMock(side_effect=ambiguous)
+    with (
+        patch.object(type(model.get_decoder().config), "head_dim", config, create=True),
+        pytest.raises(ModelError, match="its layers differ in head_dim"),
+    ):
+        find_structure(model)
+
+
+def test_layers_without_positions_stay_so_when_positions_are_renumbered() -> None:
+    model, (batch, _) = zoo.ready("muse_glimmer")
+
+    def without_positions(stages: list[dict[str, object]]) -> list[list[int]]:
+        """For each forward the layers that were given no position embeddings."""
+        found: list[list[int]] = []
+
+        def see(number: int, module: object, args: object, kwargs: dict[str, object]) -> None:
+            if number == 0:
+                found.append([])
+            if kwargs["position_embeddings"] is None:
+                found[-1].append(number)
+
+        hooks = [
+            layer.self_attn.register_forward_pre_hook(partial(see, number), with_kwargs=True)
+            for number, layer in enumerate(model.get_decoder().layers)
+        ]
+        with vtprune.pruning(model, {"stages": stages}):
+            generate(model, batch, 2)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    cut = {"at": 1, "method": "uniform", "keep": 0.4}
+    kept, renumbered = (
+        without_positions([{**cut, "positions": one}]) for one in ("keep", "renumber")
+    )
+    assert kept == renumbered
+    assert kept[0]

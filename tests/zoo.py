@@ -1,0 +1,403 @@
+"""Every class of transformers' image-text-to-text mapping, small; its encoders are not run.
+
+The decoder of each is built from the class's own default config with few and narrow layers, one of
+each kind at least, and random weights. Its encoder calls give made-up features, so that whatever a
+class does around them (merging, positions, masks) runs, and towers of any size cost nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import oracle
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from vtprune.errors import ModelError
+from vtprune.models.structure import Structure, find_structure
+from vtprune.profiling.build import weights_on_meta
+
+MODEL_TYPES = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+LAYERS, VISUAL, VOCABULARY = 4, 16, 2000
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+SMALL: dict[str, int] = {
+    "vocab_size": VOCABULARY,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "dense_intermediate_size"), 96),
+    **dict.fromkeys(("moe_intermediate_size", "share_expert_dim"), 48),
+    "shared_expert_intermediate_size": 32,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts"), 1),
+    "moe_num_shared_experts": 2,
+}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+MROPE = {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
+GLM = {
+    "text_config.head_dim": 128,
+    "text_config.hidden_size": 512,
+    "text_config.rope_parameters": MROPE,
+}
+MISSING: dict[str, dict[str, Any]] = {
+    "aya_vision": {"vision_config.num_attention_heads": 16},
+    "chameleon": {"vocabulary_map": {"<image>": 1000, "IMGIMGA": 1001}},
+    "cohere_compass": {
+        "text_config.rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}
+    },
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense"] + ["sparse"] * 31,
+        "text_config.num_experts_per_tok": 2,
+    },
+    "diffusion_gemma": {
+        "text_config.num_experts": 4,
+        "text_config.top_k_experts": 2,
+        "text_config.moe_intermediate_size": 48,
+    },
+    "emu3": {
+        "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001}
+    },
+    "fast_vlm": {"vision_config": {"model_type": "clip_vision_model"}},
+    "granite4_vision": {"deepstack_layer_map": [(0, 1)], "downsample_rate": "4/8"},
+    "hunyuan_vl": {
+        "text_config.head_dim": 64,
+        "text_config.rope_parameters": {**ROPE, "mrope_section": [8, 8, 8, 8]},
+    },
+    "perception_lm": {"vision_config.model_args": {"embed_dim": 64}},
+    "qwen4_exp": {
+        "text_config.indexer_n_heads": 4,
+        "text_config.indexer_kv_heads": 1,
+        "text_config.indexer_head_dim": 256,
+        "text_config.indexer_budget": 64,
+        "text_config.indexer_compress_ratio": 4,
+    },
+    "step3p7": {"text_config.sliding_window": 512},
+}
+"""What the default config of a class leaves out."""
+NARROW: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "image_token_offset": 1100,
+        "vision_config.codebook_size": 100,
+        "audio_token_offset": 1200,
+        "audio_config.codebook_size": 100,
+        "text_config.output_vocab_size": 1000,
+    },
+    **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glmga"), GLM),
+    "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
+}
+"""What fits a small decoder better."""
+GRIDS = {"hunyuan_vl": (4, 14)}
+"""Patches in the rows and columns of a picture where a row of tokens ends with a newline."""
+EAGER = ("apertus1p5", "got_ocr2", "pp_chart2table")  # have no other attention
+
+
+def build_config(model_type: str, small: bool) -> PreTrainedConfig:
+    """A class's default config, with a small decoder or as it is."""
+    values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
+    _put(values, MISSING.get(model_type, {}))
+    if small:
+        values = _shrink(values)
+        _put(values, NARROW.get(model_type, {}))
+    return CONFIG_MAPPING[model_type](**values)
+
+
+def _put(values: dict[str, Any], fields: dict[str, Any]) -> None:
+    for path, value in fields.items():
+        node = values
+        *parts, last = path.split(".")
+        for part in parts:
+            node = node[part]
+        node[last] = value
+
+
+def _shrink(values: dict[str, Any]) -> dict[str, Any]:
+    nested = [name for name in TEXT_CONFIGS if isinstance(values.get(name), dict)]
+    for name in nested:
+        wide = values[name].get("hidden_size")
+        values[name] = _shrink_text(values[name])
+        narrow = values[name].get("hidden_size")
+        for part in values.values():  # a tower or projector that gives what the decoder takes
+            if isinstance(part, dict) and part is not values[name]:
+                for field, value in part.items():
+                    if value == wide and "hidden" in field and ("out" in field or "text" in field):
+                        part[field] = narrow
+    if not nested and isinstance(values.get("num_hidden_layers"), int):
+        values = _shrink_text(values)
+    for number, (name, value) in enumerate(list(values.items())):
+        if isinstance(value, int) and name.endswith(("token_id", "token_index", "patch_id")):
+            values[name] = 0 if name == "pad_token_id" else 1000 + number
+            for part in nested:
+                if name in values[part] and name != "pad_token_id":
+                    values[part][name] = values[name]
+    return values
+
+
+def _shrink_text(values: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's config with few narrow layers, of every kind that its lists name."""
+    count = values.get("num_hidden_layers", 0)
+    lists = {name: v for name, v in values.items() if isinstance(v, list) and len(v) == count}
+    rows = [str([v[layer] for v in lists.values()]) for layer in range(count)]
+    first = {row: layer for layer, row in reversed(list(enumerate(rows)))}
+    chosen = sorted(first.values())[:LAYERS]
+    chosen += [layer for layer in range(count) if layer not in chosen][: LAYERS - len(chosen)]
+    small: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in lists:
+            value = [SMALL.get(name, lists[name][layer]) for layer in sorted(chosen)]
+        elif name in SMALL and isinstance(value, (int, list)):
+            value = [SMALL[name]] * len(value) if isinstance(value, list) else SMALL[name]
+        elif name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = None if value is None else 0
+        elif name == "num_hidden_layers":
+            value = len(chosen)
+        small[name] = value
+    heads, width = values.get("num_attention_heads"), values.get("hidden_size")
+    if isinstance(heads, int) and isinstance(width, int):
+        small["hidden_size"] = 4 * (values.get("head_dim") or width // heads)
+        if heads == values.get("num_key_value_heads"):
+            small["num_key_value_heads"] = 4
+    return small
+
+
+@contextmanager
+def towers_without_timm(model_type: str) -> Iterator[None]:
+    """Inside, a class whose tower comes from the package timm, which is not there, gets none."""
+    name = CONFIG_MAPPING[model_type].__module__.replace("configuration_", "modeling_")
+    module = sys.modules.get(name)
+    auto = getattr(module, "AutoModel", None)
+    if auto is None:
+        yield
+        return
+
+    class WithoutTimm:
+        @staticmethod
+        def from_config(config: PreTrainedConfig, **options: Any) -> nn.Module:
+            timm = str(getattr(config, "model_type", "")).startswith(("timm", "gemma3n_vision"))
+            return nn.Identity() if timm else auto.from_config(config, **options)
+
+    module.AutoModel = WithoutTimm  # type: ignore[union-attr, assignment]
+    try:
+        yield
+    finally:
+        module.AutoModel = auto  # type: ignore[union-attr]
+
+
+def skeleton(model_type: str) -> PreTrainedModel:
+    """A class at its default size, without weights, to look at."""
+    config = build_config(model_type, small=False)
+    auto = AutoModelForImageTextToText
+    auto._model_mapping[type(config)]  # imports its module
+    with towers_without_timm(model_type), torch.device("meta"):
+        return auto.from_config(config)
+
+
+def build(model_type: str) -> PreTrainedModel:
+    """A class with a small decoder; the weights of its tower are zeros that take no memory."""
+    attention = "eager" if model_type in EAGER else "sdpa"
+    config = build_config(model_type, small=True)
+    AutoModelForImageTextToText._model_mapping[type(config)]
+    with towers_without_timm(model_type), weights_on_meta(), initialization.no_init_weights():
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+    model.tie_weights()
+    generator = torch.Generator().manual_seed(0)
+    run = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    drawn = {id(weight) for part in run if part is not None for weight in part.parameters()}
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is None or weight.device.type != "meta":
+                continue
+            value = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+            if id(weight) in drawn:
+                value = _draw(module, name, weight, generator)
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
+    return model.eval()
+
+
+def _draw(
+    module: nn.Module, name: str, weight: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    noise = torch.randn(weight.shape, generator=generator)
+    if weight.ndim > 1:
+        return noise * 0.9 / weight.shape[-1] ** 0.5
+    if name.endswith("bias"):
+        return noise * 0.1
+    centred = "emma" in type(module).__name__ or "Centered" in type(module).__name__
+    return noise * 0.1 + (0.0 if centred else 1.0)
+
+
+FORMS = ("list", "tensor", "batch", "split", "rows")
+"""How an encoder's features may come: one tensor, a list of them, or a row for each picture."""
+
+
+def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> None:
+    """Make a model's encoder give VISUAL features for each picture, without running its tower."""
+    inner = structure.inner
+    inner.__dict__.pop("get_image_features", None)
+    encode = inner.get_image_features
+    width = structure.hidden_size
+    features = torch.randn(8 * VISUAL, width, generator=torch.Generator().manual_seed(3)) * 0.5
+    deepstack = getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", 0)
+
+    @functools.wraps(encode)
+    def give(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
+        pixels = next(value for value in given.values() if isinstance(value, torch.Tensor))
+        some = features[: VISUAL * len(pixels)]
+        forms = {
+            "list": [some],
+            "tensor": some,
+            "batch": some[None],
+            "split": list(some.split(VISUAL)),
+            "rows": some.view(-1, VISUAL, width),
+        }
+        output = BaseModelOutputWithPooling(last_hidden_state=some, pooler_output=forms[form])
+        object.__setattr__(output, "router_logits", None)  # granite_docling
+        object.__setattr__(output, "visual_indicator_features", features[:4])  # ovis2
+        if deepstack:
+            output["deepstack_features"] = [[some * 0.3] for _ in deepstack]
+        return output
+
+    inner.get_image_features = give
+
+
+def inputs(
+    model: PreTrainedModel, structure: Structure, text: tuple[int, int], seed: int
+) -> dict[str, torch.Tensor]:
+    """Made-up inputs with one picture.
+
+    Args:
+        text: text tokens before and after it.
+    """
+    config = model.config
+    placeholder = next(iter(structure.placeholders().values()))[0]
+    start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
+    generator = torch.Generator().manual_seed(seed)
+    before, after = (torch.randint(10, 900, (n,), generator=generator).tolist() for n in text)
+    around = [[token] if isinstance(token, int) else [] for token in (start, end)]
+    ids = torch.tensor([[*before, *around[0], *[placeholder] * VISUAL, *around[1], *after]])
+    side = int(getattr(getattr(config, "vision_config", None), "spatial_merge_size", 2) or 2) * 4
+    visual = (ids == placeholder).long()
+    every = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.zeros(1, 3, 28, 28),
+        "high_res_pixel_values": torch.zeros(1, 3, 28, 28),
+        "image_grid_thw": torch.tensor([[1, *GRIDS.get(config.model_type, (side, side))]]),
+        "image_sizes": torch.tensor([[28, 28]]),
+        "mm_token_type_ids": visual,
+        "token_type_ids": visual,
+    }
+    takes = inspect.signature(structure.inner.forward).parameters
+    return {name: value for name, value in every.items() if name in takes}
+
+
+def left_pad(batch: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One ragged left-padded batch."""
+    longest = max(row["input_ids"].shape[1] for row in batch)
+    padded = {}
+    for name in batch[0]:
+        parts = [row[name] for row in batch]
+        if name.endswith(("ids", "attention_mask")):
+            parts = [nn.functional.pad(p, (longest - p.shape[1], 0)) for p in parts]
+        padded[name] = torch.cat(parts)
+    return padded
+
+
+class CannotRunError(Exception):
+    """A class that is accepted, but that these made-up inputs do not fit."""
+
+
+def ready(model_type: str) -> tuple[PreTrainedModel, list[dict[str, torch.Tensor]]]:
+    """A small model of a class whose encoder is faked, and one input and a ragged batch for it.
+
+    Raises:
+        ModelError: the class is refused.
+        CannotRunError: it runs in none of the forms.
+    """
+    model = build(model_type)
+    for name in ("vision_start_token_id", "audio_start_token_id"):
+        if "omni" in model_type and not hasattr(model.config, name):
+            setattr(model.config, name, 990)
+    structure = find_structure(model)
+    if not hasattr(structure.inner, "get_image_features"):
+        raise CannotRunError("it has no get_image_features")
+    two = [inputs(model, structure, text, seed) for seed, text in enumerate([(5, 7), (3, 12)])]
+    batches = [two[0], left_pad(two)]
+    failures = []
+    for form in FORMS:
+        fake_encoder(model, structure, form)
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    model(**batch)
+        except Exception as error:
+            failures.append(f"{form}: {error!r}")
+        else:
+            return model, batches
+    raise CannotRunError("; ".join(failures))
+
+
+def masked(
+    model: PreTrainedModel,
+    batch: dict[str, torch.Tensor],
+    drops: Sequence[tuple[int, Sequence[Sequence[int]]]],
+    force: torch.Tensor,
+) -> torch.Tensor:
+    """Logits (B, steps, V) of the unpruned model with eager attention, dropped columns masked.
+
+    The masks are the model's own, whatever they say of pictures, with the columns taken away.
+    """
+    hooks = []
+    for number, layer in enumerate(find_structure(model).layers):
+        hidden_from = [columns for first, columns in drops if first <= number]
+        if not hidden_from:
+            continue
+
+        def hide(module, args, kwargs, columns=hidden_from[-1]):  # type: ignore[no-untyped-def]
+            mask = kwargs["attention_mask"].clone()
+            blocked = torch.finfo(mask.dtype).min
+            rows, keys = mask.shape[2:]
+            mask = mask.expand(len(columns), -1, -1, -1).clone()
+            for row, gone in enumerate(columns):
+                mask[row, :, :, list(gone)] = blocked
+            own = torch.arange(rows)
+            if rows > 1:  # a query that sees nothing is never read; it stays finite
+                mask[:, :, own, keys - rows + own] = 0.0
+            return args, {**kwargs, "attention_mask": mask}
+
+        hooks.append(layer.register_forward_pre_hook(hide, with_kwargs=True))
+    try:
+        return oracle.generate(model, batch, force.shape[1], force)[1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def outcome(model_type: str) -> str:
+    """What pruning says of a class at its own size: "" where it is accepted, else the reason.
+
+    Raises:
+        Exception: the check crashed.
+    """
+    try:
+        find_structure(skeleton(model_type))
+    except ModelError as error:
+        return error.message
+    return ""
