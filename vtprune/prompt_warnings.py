@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -70,9 +71,10 @@ def _positions(structure: Structure, positions: object, batch: Batch) -> Iterato
         if room < 1:
             yield f"{what}, fewer than its text alone takes: answers may be wrong"
         else:
+            fits = math.floor(1000 * room / visual) / 1000  # down: up, it would not fit
             yield (
                 f"{what}: answers may be wrong, since kept tokens keep their positions; a cut at "
-                f"the input with positions: renumber that keeps {room / visual:.2g} of its "
+                f"the input with positions: renumber that keeps {fits:g} of its "
                 f"{visual:,} visual tokens fits"
             )
         return

@@ -29,9 +29,9 @@ _INDEXED = ("mov", "matroska")  # containers whose keyframes are places that dec
 _INTERLACED = 2  # AVFieldOrder from here on: a packet may hold half a frame
 # Codecs whose frames FFmpeg can't put in order by their packets, where the container does not tell.
 _REORDERED = ("h264", "hevc", "vvc")
-# What decord numbers and seeks right (not MPEG-TS, FLV). Of frames above this size it holds nine,
-# PyAV five.
-_DECORD_CONTAINERS = ("avi", "matroska", "mov")
+# What decord2 3.4 numbers and seeks right (not AVI with B frames, MPEG-TS, FLV, and nothing that is
+# turned or mirrored). Of frames above this size it holds nine, PyAV five.
+_DECORD_CONTAINERS = _INDEXED
 _DECORD_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9")
 _DECORD_BYTES = 64 << 20
 
@@ -120,13 +120,12 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
         warnings.append(f"{path.name}: HDR ({kind}), read as 8 bits without tone mapping")
     orientation = orientation_of(frame)
     width, height = frame.width, frame.height
-    light = width * height * 3 <= _DECORD_BYTES
-    loses_count = (
-        warnings or packets.num_left_out or packets.has_leading or packets.doubtful
-    ) or not listing.pts
     decoder = "pyav"
     if limits.decoder == "decord":
-        if stream.suits_decord and light and not (loses_count or has_alpha(frame)):
+        exact = stream.suits_decord and orientation == 1 and bool(listing.keyframes)
+        exact = exact and not (warnings or packets.num_left_out or packets.has_leading)
+        light = width * height * 3 <= _DECORD_BYTES
+        if exact and light and not (packets.doubtful or has_alpha(frame)):
             decoder = "decord"
         else:
             warnings.append(f"{path.name}: PyAV reads it: decord does not give its frames exactly")
