@@ -17,9 +17,8 @@ from vtprune.adapters import CONFIG, HUB_ID, Adapter, attach, find_adapter, is_a
 from vtprune.catalog import Calibration, find_calibration, read_calibration, resolve, suggest
 from vtprune.devices import find_device, find_dtype, placing
 from vtprune.errors import ModelError
-from vtprune.models import find_family
+from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
-from vtprune.models.originals import refuse_original
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.wrappers import unwrap
@@ -195,9 +194,13 @@ def open_model(
     if on_progress:
         on_progress("loading", 0, 1)
     with quiet(), loading_errors(name or EMBEDDED):
-        config = read_config(where, trust_remote_code, name or EMBEDDED)
+        config = read_config(where, trust_remote_code)
         family = find_family(str(config.model_type))
-        assert family is not None, "refused by its config.json"
+        if family is None:
+            raise ModelError(
+                f"{name}: {config.model_type} is not a family that can be asked",
+                f"families: {', '.join(FAMILIES)} (vtprune models)",
+            )
         chosen = find_dtype(dtype, config, target)
         options = placing(device, quantize) | {"attn_implementation": attention}
         beside = None if tuned is None else tuned.directory
@@ -316,18 +319,9 @@ def find_checkpoint(name: str | None) -> str:
     return resolved
 
 
-def read_config(where: str, trust_remote_code: bool, name: str) -> PreTrainedConfig:
-    """Return the config of a family that can be asked.
+def read_config(where: str, trust_remote_code: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
 
-    Args:
-        name: as the user gave it.
-
-    Raises:
-        ModelError: of another family, or of a repository's own format; no code has run by then.
-    """
-    from transformers import AutoConfig, PreTrainedConfig
-
-    refuse_original(name, PreTrainedConfig.get_config_dict(where)[0])
     return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vtprune.catalog import Alias, aliases, resolve
 from vtprune.errors import ModelError
-from vtprune.loading import EMBEDDED, find_checkpoint, read_config
+from vtprune.loading import EMBEDDED, find_checkpoint
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 from vtprune.profiling.stand_in import stand_in_tokenizer
@@ -68,7 +68,9 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     where = name if name is not None and is_config_file(name) else find_checkpoint(name)
     shown = name or EMBEDDED
     with quiet(), loading_errors(shown):
-        config = read_config(where, trust_remote_code, shown)
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     family = known_family(shown, config)
     return with_files(Shape(shown, config, Files(config, stand_in(config)), family, where))
 
