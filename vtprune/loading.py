@@ -22,6 +22,7 @@ from vtprune.models.base import Family, Files
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.wrappers import unwrap
+from vtprune.originals import read_config
 from vtprune.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def open_model(
     if on_progress:
         on_progress("loading", 0, 1)
     with quiet(), loading_errors(name or EMBEDDED):
-        config = read_config(where, trust_remote_code)
+        config = read_config(name or EMBEDDED, where, trust_remote_code)
         family = find_family(str(config.model_type))
         if family is None:
             raise ModelError(
@@ -317,12 +318,6 @@ def find_checkpoint(name: str | None) -> str:
             else "vtprune models lists the known names; a hub id has the form owner/name",
         )
     return resolved
-
-
-def read_config(where: str, trust_remote_code: bool) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
 def read_weights(

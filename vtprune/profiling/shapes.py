@@ -15,6 +15,7 @@ from vtprune.errors import ModelError
 from vtprune.loading import EMBEDDED, find_checkpoint
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
+from vtprune.originals import read_config
 from vtprune.profiling.stand_in import stand_in_tokenizer
 from vtprune.upstream import loading_errors, quiet
 
@@ -68,9 +69,7 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     where = name if name is not None and is_config_file(name) else find_checkpoint(name)
     shown = name or EMBEDDED
     with quiet(), loading_errors(shown):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config = read_config(shown, where, trust_remote_code)
     family = known_family(shown, config)
     return with_files(Shape(shown, config, Files(config, stand_in(config)), family, where))
 

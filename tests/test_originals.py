@@ -1,0 +1,135 @@
+"""Checkpoints for their authors' own code: refused by config.json, before any of that code runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import assert_refused, save_noise
+from transformers import CONFIG_MAPPING
+
+from vtprune.catalog import aliases
+from vtprune.cli import cli
+from vtprune.errors import ModelError
+from vtprune.loading import load, open_model
+from vtprune.models import FAMILIES
+from vtprune.originals import CONVERTED, LATER, refuse_original
+from vtprune.profiling.shapes import find_shape
+
+ORIGINALS = {
+    # As the authors' config.json say it: model type, class, whether Python code comes with it.
+    "InternVL3-8B": ("internvl_chat", "InternVLChatModel", True),
+    "InternVL3_5-1B": ("internvl_chat", "InternVLChatModel", True),
+    "llava-onevision-qwen2-7b-ov": ("llava", "LlavaQwenForCausalLM", False),
+    "llava-v1.5-7b": ("llava_llama", "LlavaLlamaForCausalLM", False),
+    "llava-v1.6-mistral-7b": ("llava_mistral", "LlavaMistralForCausalLM", False),
+    "Video-LLaVA-7B": ("llava", "LlavaLlamaForCausalLM", False),
+    "my-finetune": ("llava_qwen", "LlavaQwenForCausalLM", False),
+    "my-internvl": ("internvl_chat", "InternVLChatModel", True),
+    "Qwen-VL-Chat": ("qwen", "QWenLMHeadModel", True),
+    "Molmo-7B-D-0924": ("molmo", "MolmoForCausalLM", True),
+    "MiniCPM-V-2_6": ("minicpmv", "MiniCPMV", True),
+    "MiniCPM-o-2_6": ("minicpmo", "MiniCPMO", True),
+    "Phi-3.5-vision-instruct": ("phi3_v", "Phi3VForCausalLM", True),
+    "cogvlm2-llama3-chat-19B": ("cogvlm", "CogVLMForCausalLM", True),
+    "deepseek-vl2": ("deepseek_vl_v2", "DeepseekVLV2ForCausalLM", False),
+    "Ovis1.6-Gemma2-9B": ("ovis", "Ovis", True),
+    "NVLM-D-72B": ("NVLM_D", "NVLM_D_Model", True),
+    "VideoLLaMA3-7B": ("videollama3_qwen2", "Videollama3Qwen2ForCausalLM", True),
+    "h2ovl-mississippi-2b": ("h2ovl_chat", "H2OVLChatModel", True),
+    "Kimi-VL-A3B-Instruct": ("kimi_vl", "KimiVLForConditionalGeneration", True),
+}
+SAME = {
+    "InternVL3-8B": "OpenGVLab/InternVL3-8B-hf",
+    "InternVL3_5-1B": "OpenGVLab/InternVL3_5-1B-HF",
+    "llava-onevision-qwen2-7b-ov": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "Video-LLaVA-7B": "LanguageBind/Video-LLaVA-7B-hf",
+}
+LIKE = {
+    "my-finetune": "one in transformers' format, such as llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    "my-internvl": "one in transformers' format, such as OpenGVLab/InternVL3-1B-hf",
+    "Qwen-VL-Chat": "a later model of these authors, such as Qwen/Qwen2-VL-2B-Instruct",
+    "Molmo-7B-D-0924": "a later model of these authors, such as allenai/Molmo2-4B",
+}
+
+
+def original(name: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint's directory, and a file that its Python code writes if it is run."""
+    model_type, kind, has_code = ORIGINALS[name]
+    directory, trace = tmp_path / name, tmp_path / "ran"
+    directory.mkdir()
+    config: dict[str, object] = {"model_type": model_type, "architectures": [kind]}
+    if has_code:
+        config["auto_map"] = {"AutoConfig": "brought.Config", "AutoModel": "brought.Model"}
+        code = f"open({str(trace)!r}, 'w').close()\nraise SystemExit(3)\n"
+        (directory / "brought.py").write_text(code)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory, trace
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_a_checkpoint_for_other_code_is_refused_before_that_runs(
+    name: str, trusted: bool, tmp_path: Path
+) -> None:
+    directory, trace = original(name, tmp_path)
+    with pytest.raises(ModelError, match="is a checkpoint for its authors' own code") as caught:
+        open_model(str(directory), trust_remote_code=trusted)
+    assert not trace.exists()
+    model_type, kind, _ = ORIGINALS[name]
+    assert caught.value.message.startswith(f"{directory}: {model_type} ({kind}) is a checkpoint")
+    if name in SAME:
+        wanted = f"the same model in transformers' format: --model {SAME[name]}"
+    else:
+        wanted = LIKE.get(name, f"in transformers' format, of {', '.join(FAMILIES)}")
+    assert wanted in caught.value.hint
+
+
+def test_the_command_line_and_profile_refuse_it_alike(tmp_path: Path) -> None:
+    directory, trace = original("InternVL3-8B", tmp_path)
+    picture = save_noise(tmp_path / "noise.png", 60, 60)
+    for args in (["ask", str(picture), "what?"], ["profile"]):
+        result = CliRunner().invoke(cli, [*args, "--model", str(directory)])
+        assert_refused(result, rf"Error: {directory}: internvl_chat \(InternVLChatModel\) is a ch")
+        assert "--model OpenGVLab/InternVL3-8B-hf" in result.stderr
+    with pytest.raises(ModelError, match="authors' own code"):
+        find_shape(str(directory / "config.json"))
+    assert not trace.exists()
+
+
+def test_converted_checkpoints_that_bring_code_too_are_loaded_without_it(
+    checkpoints, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("internvl"), tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "brought.Config"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "brought.py").write_text("raise SystemExit(3)\n")
+    assert load(str(directory)).family.name == "InternVL"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
+     {"model_type": "llava"}, {"model_type": "llava", "architectures": None}, {},
+     {"model_type": "molmo2", "architectures": ["Molmo2ForConditionalGeneration"],
+      "auto_map": {"AutoConfig": "a.B"}}],
+)  # fmt: skip
+def test_checkpoints_in_transformers_format_are_not_refused(config: dict[str, object]) -> None:
+    if str(config.get("model_type", "llava")) not in CONFIG_MAPPING:
+        with pytest.raises(ModelError, match="has no molmo2") as caught:
+            refuse_original("DIR", config, trust_remote_code=False)
+        assert caught.value.hint == "install a newer transformers"
+        return
+    refuse_original("DIR", config, trust_remote_code=False)
+
+
+def test_what_is_named_in_its_place_is_in_the_catalog() -> None:
+    listed = {alias.model_type for alias in aliases()}
+    for families in (*CONVERTED.values(), *LATER.values()):
+        assert set(families) <= listed & set(FAMILIES)
