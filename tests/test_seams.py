@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import oracle
@@ -496,6 +497,17 @@ def test_a_kernel_that_is_given_arguments_by_other_names_is_refused(name: str) -
         read_call(states, states, (), given)
     with pytest.raises(ModelError, match=f"is given sinks.*{REFUSED}"):
         read_call(states, states, (None,), {"scaling": 0.5, "sinks": torch.zeros(2)})
+
+
+def test_a_tower_whose_output_has_other_names_is_refused() -> None:
+    from vtprune.thin_tower import Thinned
+
+    rows = torch.tensor([True, False])
+    thinned = Thinned(rows, tokens=rows.repeat_interleave(3))
+    output = thinned.after_tower(nn.Identity(), (), SimpleNamespace(pooler_output=torch.ones(3, 2)))
+    assert output.pooler_output.sum(1).tolist() == [2.0] * 3 + [0.0] * 3  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match=f"no pooler_output or deepstack_features.*{REFUSED}"):
+        thinned.after_tower(nn.Identity(), (), SimpleNamespace(pooled=torch.ones(3, 2)))
 
 
 # -- one place ------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 import test_pixels
 import tiny
 import torch
+import transformers
 from conftest import shared_model
+from packaging.version import Version
 from torch import nn
 
 import vtprune
@@ -263,7 +265,9 @@ def test_a_ragged_batch_and_beams_receive_as_alone(name: str, kind: str) -> None
     together = watched(model, tiny.left_pad(name, rows))
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other)
-    if kind != "several":  # the model itself mixes up several pictures of a beam
+    old = Version(transformers.__version__) < Version("5.23")
+    # The model itself mixes up several pictures of a beam; before 5.23 InternVL the tiles of one.
+    if kind != "several" and not (old and name == "internvl"):
         beams = watched(model, rows[0], num_beams=3)
         assert len(beams) == 3
         for one in beams:
