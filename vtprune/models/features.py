@@ -48,9 +48,10 @@ MIXES = re.compile(
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
     r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
-    r"|ModuleList|ModuleDict"
 )
 """Names of modules that work on each token by itself, and of attention."""
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
+"""Modules that do nothing themselves."""
 COUNTS = re.compile(r"\b(arange|get_seq_length|cache_position|cumsum|topk)\b")
 """What an attention module calls that counts tokens or keys, which are fewer after a cut."""
 
@@ -108,8 +109,8 @@ def _layer_reason(layer: nn.Module) -> str:
     """Return what one layer does beside attention and token-wise work; empty for nothing."""
     for module in layer.modules():
         kind = type(module)
-        if kind.__module__.split(".")[0] == "peft":  # checked as an adapter
-            continue
+        if isinstance(module, CONTAINERS) or kind.__module__.split(".")[0] == "peft":
+            continue  # adapters are checked as such
         if MIXES.search(kind.__name__):
             return f"{kind.__name__} in its layers mixes tokens beside attention"
         if module is not layer and not TOKEN_WISE.search(kind.__name__):
