@@ -171,7 +171,7 @@ def test_a_signal_says_what_is_kept(
 ) -> None:
     answers = tmp_path / "answers.jsonl"
     args = command("evaluate", samples / "questions.jsonl", "--methods", "random", "--keep", "0.3",
-                   "-o", answers)  # fmt: skip
+                   "--answers", answers)  # fmt: skip
     with subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and run.poll() is None:
