@@ -173,13 +173,13 @@ def test_a_signal_says_what_is_kept(
     args = command("evaluate", samples / "questions.jsonl", "--methods", "random", "--keep", "0.3",
                    "--answers", answers)  # fmt: skip
     with subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and run.poll() is None:
             if answers.exists() and answers.read_bytes().count(b"\n") > 1:
                 break
             time.sleep(0.02)
         run.send_signal(number)
-        _, stderr = run.communicate(timeout=60)
+        _, stderr = run.communicate(timeout=120)
     assert run.returncode == code
     kept = len(answers.read_text().splitlines()) - 1
     assert f"{kept} answers kept in {answers}; the same command goes on" in stderr
@@ -190,11 +190,11 @@ def test_a_signal_says_what_is_kept(
 def test_a_killed_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "samples"
     with subprocess.Popen(command("demo", folder, "--num", 2000), stderr=subprocess.PIPE) as run:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not folder.exists():
             time.sleep(0.02)
         time.sleep(0.3)
         assert run.poll() is None
         run.send_signal(number)
-        run.communicate(timeout=60)
+        run.communicate(timeout=120)
     assert os.listdir(folder) == []
