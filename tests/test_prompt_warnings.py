@@ -1,70 +1,184 @@
-"""What a trace warns of before a prompt is prefilled."""
+"""What a prompt is warned of: inputs that are missing, positions past the model's, no cache."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import tiny
 import torch
 from conftest import shared_model
+from oracle import generate
+from test_structure import Changed
 
 import vtprune
+from vtprune.prompt_warnings import fitting_keep
 
-INPUT = {"at": "input", "method": "uniform", "keep": 0.5}
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 
 
-def warnings_of(name: str, stages: list[dict[str, object]], **inputs: object) -> tuple[str, ...]:
+def warnings(name: str, inputs: dict[str, torch.Tensor], how: str = "generate") -> list[str]:
+    """What a pruned prompt is warned of."""
     model = shared_model(name)
-    given = {**tiny.inputs(name, model, "image"), **inputs}
-    given = {key: value for key, value in given.items() if value is not None}
+    stages = [{"at": 2, "method": "uniform", "keep": 0.5}]
     with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
-        model.generate(**given, max_new_tokens=1, do_sample=False, disable_compile=True)
-    return tuple(trace.warnings)
+        generate(model, inputs, 2) if how == "generate" else model(**inputs)
+    return trace.warnings
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> int:
-    """LLaVA with room for its text, and for a third of its picture."""
+# -- inputs that are missing ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_whole_inputs_are_not_warned_of(name: str, how: str) -> None:
+    assert warnings(name, tiny.inputs(name, shared_model(name), "image"), how) == []
+
+
+@pytest.mark.parametrize("name", MROPE)
+def test_a_model_that_is_not_told_what_is_visual_is_warned_of(name: str) -> None:
+    inputs = tiny.inputs(name, shared_model(name), "image")
+    del inputs["mm_token_type_ids"]
+    (warning,) = warnings(name, inputs)
+    assert warning.startswith("mm_token_type_ids is missing: its pictures are placed like text")
+    assert "return_mm_token_type_ids=True" in warning
+
+
+@pytest.mark.parametrize("name", MROPE)
+def test_positions_of_the_callers_own_need_no_types(name: str) -> None:
+    model = shared_model(name)
+    inputs = tiny.inputs(name, model, "image")
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions = model.model.get_rope_index(**{key: inputs[key] for key in keys})[0]
+    del inputs["mm_token_type_ids"]
+    assert warnings(name, inputs | {"position_ids": positions}, "forward") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("gemma3", "token_type_ids"), ("molmo2", "mm_token_type_ids")]
+)
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_pictures_that_are_masked_like_text_are_warned_of(
+    name: str, missing: str, how: str
+) -> None:
+    if name not in tiny.MODELS:
+        pytest.skip("this transformers has no such model")
+    inputs = tiny.inputs(name, shared_model(name), "image")
+    del inputs[missing]
+    (warning,) = warnings(name, inputs, how)
+    assert warning.startswith(f"{missing} is missing: its pictures are masked like text")
+
+
+# -- positions ------------------------------------------------------------------------------------
+
+
+def test_a_prompt_past_the_models_positions_says_what_fits() -> None:
+    inputs = tiny.inputs("llava_onevision", shared_model("llava_onevision"), "image")
+    length = inputs["input_ids"].shape[1]
+    with Changed(max_position_embeddings=length - 20):
+        (warning,) = warnings("llava_onevision", inputs)
+        assert (
+            f"the prompt has {length} positions, and this model was made for {length - 20}"
+            in warning
+        )
+        visual = 76
+        keep = int(100 * (visual - 20) / visual) / 100
+        assert f"keep {keep:g} or less fits in a stage at the input" in warning
+        assert "positions: renumber" in warning
+
+
+def kept_warnings(keep: float, positions: str, at: str | int = "input") -> list[str]:
+    model = shared_model("llava_onevision")
+    inputs = tiny.ragged("llava_onevision", model)
+    stages = [{"at": at, "method": "uniform", "keep": keep, "positions": positions}]
+    with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
+        model(**inputs)
+    return trace.warnings
+
+
+def test_the_keep_that_is_said_to_fit_fits_and_the_next_does_not() -> None:
+    """In a batch of two prompts of different length."""
+    inputs = tiny.ragged("llava_onevision", shared_model("llava_onevision"))
+    with Changed(max_position_embeddings=int(inputs["attention_mask"].sum(1).min()) - 30):
+        (warning,) = kept_warnings(1, "keep")
+        keep = float(warning.split("keep ")[1].split()[0])
+        assert 0 < keep < 1
+        assert kept_warnings(keep, "renumber") == []
+        (still,) = kept_warnings(keep + 0.02, "renumber")
+        assert still.split("; ")[1] == warning.split("; ")[1]
+        assert kept_warnings(keep, "keep") == [warning]
+        assert kept_warnings(keep, "renumber", at=1) == [warning]
+
+
+def test_a_prompt_whose_text_alone_does_not_fit_says_so() -> None:
+    inputs = tiny.inputs("llava_onevision", shared_model("llava_onevision"), "image")
+    with Changed(max_position_embeddings=5):
+        (warning,) = warnings("llava_onevision", inputs)
+    assert warning.endswith("the text alone does not fit: give less of it")
+
+
+def test_a_prompt_that_fits_is_not_warned_of() -> None:
+    inputs = tiny.inputs("llava_onevision", shared_model("llava_onevision"), "image")
+    with Changed(max_position_embeddings=inputs["input_ids"].shape[1]):
+        assert warnings("llava_onevision", inputs) == []
+
+
+def test_positions_in_space_are_fewer_than_tokens() -> None:
+    """Of time, row and column the largest counts, and there is no renumbering."""
+    model = shared_model("qwen2_vl")
+    inputs = tiny.inputs("qwen2_vl", model, "image", sizes=((280, 280),))
+    config, length = model.get_decoder().config, inputs["input_ids"].shape[1]
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    end = int(model.model.get_rope_index(**{key: inputs[key] for key in keys})[0].max()) + 1
+    assert end < length
+    before = config.max_position_embeddings
+    try:
+        config.max_position_embeddings = end
+        assert warnings("qwen2_vl", inputs) == []
+        config.max_position_embeddings = end - 1
+        (warning,) = warnings("qwen2_vl", inputs)
+    finally:
+        config.max_position_embeddings = before
+    assert warning.startswith(f"the prompt has {end} positions, and this model was made for")
+    assert warning.endswith("fewer frames, or smaller pictures, fit")
+
+
+@pytest.mark.parametrize(
+    ("text", "visual", "room", "keep"),
+    [([10], [100], 60, 0.5), ([10, 20], [100, 100], 60, 0.4), ([10], [300], 110, 0.33),
+     ([70], [100], 60, -0.1), ([10, 10], [0, 50], 35, 0.5)],
+)  # fmt: skip
+def test_the_fitting_keep_is_that_of_the_fullest_sample(
+    text: list[int], visual: list[int], room: int, keep: float
+) -> None:
+    assert fitting_keep(text, visual, room) == pytest.approx(keep)
+
+
+# -- no cache -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "use_cache", "warned"),
+    [("fastv", False, True), ("fastv", True, False), ("uniform", False, False)],
+)
+def test_a_method_that_reads_the_question_chooses_anew_without_a_cache(
+    method: str, use_cache: bool, warned: bool
+) -> None:
     model = shared_model("llava")
     inputs = tiny.inputs("llava", model, "image")
-    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    most = inputs["input_ids"].shape[1] - visual + visual // 3
-    monkeypatch.setattr(model.get_decoder().config, "max_position_embeddings", most)
-    return most
+    stages = [{"at": 2, "method": method, "keep": 0.3}]
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        generate(model, inputs, 3, use_cache=use_cache)
+    assert trace.prefills == (1 if use_cache else 3)
+    said = [
+        one for one in trace.warnings if "without a cache (use_cache=False) fastv choose" in one
+    ]
+    assert len(said) == warned
 
 
-def test_a_prompt_past_the_models_positions_says_what_fits(short: int) -> None:
-    (warning,) = (one for one in warnings_of("llava", [INPUT]) if "positions" in one)
-    found = re.search(rf"the model {short} positions: .*renumber that keeps (\S+) of its", warning)
-    assert found is not None
-    keep = float(found[1])
-    fits = [{**INPUT, "positions": "renumber", "keep": keep}]
-    assert not any("positions" in one for one in warnings_of("llava", fits))
-    above = [{**INPUT, "positions": "renumber", "keep": keep + 0.25}]
-    assert any("positions" in one for one in warnings_of("llava", above))
-
-
-def test_a_prompt_that_fits_has_no_warning() -> None:
-    assert not any("positions" in one for one in warnings_of("llava", [INPUT]))
-
-
-def test_a_prompt_whose_text_alone_is_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = shared_model("llava").get_decoder().config
-    monkeypatch.setattr(config, "max_position_embeddings", 3)
-    assert any("fewer than its text alone" in one for one in warnings_of("llava", [INPUT]))
-
-
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_missing_token_types_are_warned_of(name: str) -> None:
-    assert not any("mm_token_type_ids" in one for one in warnings_of(name, [INPUT]))
-    bare = warnings_of(name, [INPUT], mm_token_type_ids=None)
-    assert any("have no mm_token_type_ids" in one for one in bare)
-
-
-def test_reading_the_question_without_a_cache_is_warned_of() -> None:
-    stages = [{"at": 2, "method": "fastv", "keep": 0.5}]
-    assert not any("use_cache" in one for one in warnings_of("llava", stages))
-    found = warnings_of("llava", stages, use_cache=False)
-    assert any("so fastv chooses anew for each" in one for one in found)
-    assert not any("use_cache" in one for one in warnings_of("llava", [INPUT], use_cache=False))
+def test_another_prompt_without_a_cache_is_not_a_growing_one() -> None:
+    model = shared_model("llava")
+    stages = [{"at": 2, "method": "fastv", "keep": 0.3}]
+    with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
+        for seed in (0, 1):
+            model(**tiny.inputs("llava", model, "image", seed=seed, text=6 + seed), use_cache=False)
+    assert trace.prefills == 2
+    assert trace.warnings == []

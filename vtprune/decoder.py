@@ -25,6 +25,7 @@ from vtprune.models.structure import DEEPSTACK
 from vtprune.packing import gather, gather_marked
 from vtprune.plan import Plan
 from vtprune.prefill import Prefill
+from vtprune.prompt_warnings import warn_of_positions
 from vtprune.refusals import refuse_windows
 from vtprune.thread_state import ThreadState
 from vtprune.tower import read_scores
@@ -104,6 +105,11 @@ class DecoderHooks:
             given = prefill.shortening.inputs(given, embeds)
         else:
             given = prefill.shortening.uncut_inputs(given, embeds)
+        self.plan.trace.warn(
+            warn_of_positions(
+                self.structure, prefill.present, prefill.past.columns, given.get("position_ids")
+            )
+        )
         for layer in cuts.by_layer:
             if layer > 0:
                 self.hook_readings(prefill, layer, hooks)

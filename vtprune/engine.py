@@ -27,7 +27,7 @@ from vtprune.models.structure import find_structure
 from vtprune.packing import valid_columns
 from vtprune.plan import Plan
 from vtprune.preset import Keep, Preset, load_preset, override
-from vtprune.prompt_warnings import prompt_warnings
+from vtprune.prompt_warnings import warn_of_choosing_anew, warn_of_types
 from vtprune.refusals import (
     refuse_columns,
     refuse_compiling,
@@ -185,7 +185,16 @@ class _Session:
         for modality in inside:  # encoded inside this forward, so not recorded yet
             state.calls[modality] = given
         vision = {name: noted for name, noted in state.calls.items() if name in shown}
+        self.warn_of_prompt(ids, given)
         state.batch, state.modalities = self.see_prompt(ids, given, vision), tuple(shown)
+
+    def warn_of_prompt(self, ids: torch.Tensor, given: Kwargs) -> None:
+        """Warn of inputs that are missing, and of choices that a growing prompt changes."""
+        trace, state = self.plan.trace, self.state
+        trace.warn(warn_of_types(self.structure, given))
+        cached = find_cache("the model", given) is not None or given.get("use_cache") is not False
+        before, state.uncached = state.uncached, None if cached else ids
+        trace.warn(warn_of_choosing_anew(self.plan.preset.readers(), before, ids))
 
     def see_prompt(
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]
@@ -207,8 +216,6 @@ class _Session:
         planned = plan_cuts(self.plan, layouts, valid, past, gone, self.whole)
         if thinning is not None:
             planned.trace.encoded = thinning.encoded()
-        for warning in prompt_warnings(self.structure, self.plan.preset, given, planned):
-            self.plan.trace.warn(warning)
         return planned
 
 

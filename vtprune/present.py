@@ -21,6 +21,7 @@ class Present:
         valid: (B, S) bool on the CPU: which columns hold a token.
 
     Attributes:
+        whole_length: columns of the batch before any cut, padding included.
         layouts: of every sample's visual tokens still there.
         columns: for every sample its columns still there, text and visual.
         packed: the columns in the sequence as it is now.
@@ -29,7 +30,7 @@ class Present:
     """
 
     def __init__(self, whole: Sequence[Layout], valid: torch.Tensor) -> None:
-        self.whole = list(whole)
+        self.whole, self.whole_length = list(whole), valid.shape[1]
         self.layouts = list(whole)
         self.columns = [row.nonzero().squeeze(1) for row in valid]
         # The batch as it came, wherever its padding is.

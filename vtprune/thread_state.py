@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from vtprune.cuts import Batch
@@ -28,6 +29,7 @@ class ThreadState(threading.local):
         seconds: that all encoder calls since the last prefill took.
         batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
         modalities: that were encoded for them, here or before the block.
+        uncached: (B, S) ids of the last prompt, if that was given no cache.
         hooks: of the decoder's forward that runs.
     """
 
@@ -37,6 +39,7 @@ class ThreadState(threading.local):
         self.seconds = 0.0
         self.batch: Batch | None = None
         self.modalities: tuple[str, ...] = ()
+        self.uncached: torch.Tensor | None = None
         self.hooks = Hooks(this_thread())
 
 

@@ -92,9 +92,9 @@ class Trace:
     begun: Trace | None = None
 
     def warn(self, message: str) -> None:
-        """Adds a warning once."""
+        """Add a warning once; "" is none."""
         with _LOCK:
-            if message not in self.warnings:
+            if message and message not in self.warnings:
                 self.warnings.append(message)
 
     def take(self, last: Trace) -> None:

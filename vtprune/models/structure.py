@@ -148,6 +148,12 @@ class Structure:
         """Whether a position is one number, and not a time, a row and a column (mrope)."""
         return not hasattr(self.inner, "get_rope_index")
 
+    @property
+    def num_positions(self) -> int | None:
+        """How many positions the decoder was made for; None where its config does not say."""
+        count = getattr(self.decoder_config, "max_position_embeddings", None)
+        return count if isinstance(count, int) and count > 0 else None
+
     def rope_type(self, layer: int) -> str:
         """Which of the decoder's rotary embeddings a layer has, where they are named by layer.
 
