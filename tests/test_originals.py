@@ -27,6 +27,7 @@ ORIGINALS = {
     "llava-v1.5-7b": ("llava_llama", "LlavaLlamaForCausalLM", False),
     "llava-v1.6-mistral-7b": ("llava_mistral", "LlavaMistralForCausalLM", False),
     "Video-LLaVA-7B": ("llava", "LlavaLlamaForCausalLM", False),
+    "my-mpt": ("llava", "LlavaMptForCausalLM", False),
     "my-finetune": ("llava_qwen", "LlavaQwenForCausalLM", False),
     "my-internvl": ("internvl_chat", "InternVLChatModel", True),
     "Qwen-VL-Chat": ("qwen", "QWenLMHeadModel", True),
@@ -116,6 +117,7 @@ def test_converted_checkpoints_that_bring_code_too_are_loaded_without_it(
 @pytest.mark.parametrize(
     "config",
     [{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
+     {"model_type": "qwen2_vl", "architectures": ["TunedQwen2VLForConditionalGeneration"]},
      {"model_type": "llava"}, {"model_type": "llava", "architectures": None}, {},
      {"model_type": "molmo2", "architectures": ["Molmo2ForConditionalGeneration"],
       "auto_map": {"AutoConfig": "a.B"}}],

@@ -84,9 +84,9 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
     model_type = str(config.get("model_type") or "")
     named = config.get("architectures")
     classes = [str(one) for one in named] if isinstance(named, list) else []
-    known = model_type in CONFIG_MAPPING and (
-        not classes or any(one in dir(transformers) for one in classes)
-    )
+    # Those of the families all have this ending; so have subclasses, whose weights fit them.
+    fit = [one.endswith("ForConditionalGeneration") or one in dir(transformers) for one in classes]
+    known = model_type in CONFIG_MAPPING and (not classes or any(fit))
     asked_for = trust_remote_code and "auto_map" in config and model_type in FAMILIES
     if known or not model_type or asked_for:
         return
