@@ -190,4 +190,4 @@ def test_layers_beyond_the_first_use_their_weights_where_memory_is_short() -> No
 
 def test_every_family_has_its_packaged_entry() -> None:
     found = {one.model_type for one in aliases()}
-    assert set(FAMILIES) <= found
+    assert set(FAMILIES) - {"qwen3_vl_moe"} <= found  # that one by hub id and directory alone

@@ -216,6 +216,7 @@ FAMILIES: dict[str, Callable[[object], VisionShape | None]] = {
     "qwen2_vl": _qwen2,
     "qwen2_5_vl": _qwen2_5,
     "qwen3_vl": _qwen3,
+    "qwen3_vl_moe": _qwen3,
     "gemma3": _gemma3,
     "glm4v": _glm4v,
     "molmo2": _molmo2,

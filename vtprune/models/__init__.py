@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "qwen2_vl": "vtprune.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "vtprune.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "vtprune.models.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "vtprune.models.qwen3_vl:Qwen3VL",
     "gemma3": "vtprune.models.gemma3:Gemma3",
     "glm4v": "vtprune.models.glm4v:Glm4v",
     "molmo2": "vtprune.models.molmo2:Molmo2",

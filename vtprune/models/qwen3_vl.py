@@ -52,7 +52,7 @@ class Qwen3VL:
     """A grid of merged patches for each picture, and for each pair of a video's frames."""
 
     name = "Qwen3-VL"
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     modalities = ("image", "video")
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

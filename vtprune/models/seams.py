@@ -93,6 +93,7 @@ INNER = _forward(
         "mm_token_type_ids",
         "token_type_ids",
         "second_per_grid_ts",
+        "output_router_logits",  # of Qwen3-VL with experts: asks for more output
     },
 )
 """The multimodal model; an unlisted family may take more."""
