@@ -34,7 +34,6 @@ STAGES = {
 }
 EXACT = ("aria", "paligemma", "glm4v_moe", "muse_glimmer")
 REFUSED = {
-    "diffusion_gemma": "DiffusionGemmaDecoderTextAttention counts the tokens of the sequence",
     "minimax_m3_vl": "MiniMaxM3VLAttention counts the tokens of the sequence",
     "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
 }
