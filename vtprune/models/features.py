@@ -7,9 +7,11 @@ in the layers themselves: their arguments, the modules in them, what their atten
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 from torch import nn
 
@@ -115,14 +117,21 @@ def _layer_reason(layer: nn.Module) -> str:
             return f"{kind.__name__} in its layers mixes tokens beside attention"
         if module is not layer and not TOKEN_WISE.search(kind.__name__):
             return f"vtprune does not know whether {kind.__name__} in its layers mixes tokens"
-        if "attention" in kind.__name__.lower() and COUNTS.search(_source(kind)):
+        if "attention" in kind.__name__.lower() and COUNTS.search(_source(kind)):  # type: ignore[arg-type]
             return f"{kind.__name__} counts the tokens of the sequence, which a cut makes fewer"
     return ""
 
 
+@functools.cache
 def _source(kind: type[nn.Module]) -> str:
-    """The source of a module's class; empty where there is none to read."""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
+    """Return the source of the methods of a module's class; empty where there is none to read.
+
+    Not that of the class: up to Python 3.12 `inspect` parses the file for it, and parsing raises
+    SystemError where several threads do it at once.
+    """
+    sources = []
+    for method in vars(kind).values():
+        if inspect.isfunction(method):
+            with suppress(OSError, TypeError):
+                sources.append(inspect.getsource(method))
+    return "".join(sources)
