@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from vtprune.console import render
+from vtprune.cli.console import render
 
 
 def main() -> None:

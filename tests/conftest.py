@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 
-from vtprune.report import Report
+from vtprune.inference.report import Report
 
 if "mix_stderr" in inspect.signature(CliRunner).parameters:  # click 8.1: apart, as from 8.2 on
     CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)
@@ -65,7 +65,7 @@ def seeded() -> None:
 @pytest.fixture
 def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a test may write a config file of its own."""
-    from vtprune.config import config_path
+    from vtprune.cli.config import config_path
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     path = config_path()

@@ -13,11 +13,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from vtprune.cost import VisionShape
-from vtprune.figures import compute_vision_flops
-from vtprune.loading import Loaded
+from vtprune.inference.figures import compute_vision_flops
 from vtprune.models.anyres import best_resolution, count_tiles
 from vtprune.models.base import Inputs
+from vtprune.models.cost import VisionShape
+from vtprune.models.loading import Loaded
 
 LLAVA_TOWER = VisionShape(
     layers=24,

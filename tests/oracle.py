@@ -7,9 +7,9 @@ import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
 
-from vtprune.checking import oracle
-from vtprune.checking.oracle import Force, generate, masked
-from vtprune.trace import Trace
+from vtprune.engine.trace import Trace
+from vtprune.evaluation.checking import oracle
+from vtprune.evaluation.checking.oracle import Force, generate, masked
 
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 """The argument of layers and the field of outputs that holds the cache."""

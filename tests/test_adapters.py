@@ -26,8 +26,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 import vtprune
 from vtprune.cli import COMMANDS, cli
 from vtprune.errors import ModelError
-from vtprune.generation import Generation
-from vtprune.loading import load, open_model
+from vtprune.inference.generation import Generation
+from vtprune.models.loading import load, open_model
 from vtprune.models.structure import find_structure
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
@@ -437,7 +437,7 @@ def test_two_adapters_are_refused(saved: dict[str, Path]) -> None:
 def test_a_missing_peft_is_named_with_its_extra(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtprune.devices.find_spec", lambda name: None)
+    monkeypatch.setattr("vtprune.models.devices.find_spec", lambda name: None)
     result = CliRunner().invoke(
         cli, ["ask", str(saved["picture"]), "what?", "--adapter", str(saved["adapter"])]
     )

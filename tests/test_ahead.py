@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vtprune import ahead, loading, run
-from vtprune.ahead import load_and_gather
 from vtprune.errors import MediaError, ModelError, PresetError
+from vtprune.inference import ahead, run
+from vtprune.inference.ahead import load_and_gather
+from vtprune.inference.run import Generation
 from vtprune.media import Limits
+from vtprune.models import loading
 from vtprune.models.base import Sampling
 from vtprune.models.llava_onevision import LlavaOnevision
 from vtprune.preset import load_preset, override
-from vtprune.run import Generation
 
 PRESET = override(load_preset("balanced"), keep=0.4)
 SHORT = Generation(max_new_tokens=4)
@@ -86,7 +87,7 @@ def test_decoding_goes_on_while_the_weights_are_read(checkpoints, clip, monkeypa
         decoded.set()
 
     monkeypatch.setattr(loading, "read_weights", wait_for_decoding)
-    monkeypatch.setattr("vtprune.ahead._Reader.note", note)
+    monkeypatch.setattr("vtprune.inference.ahead._Reader.note", note)
     both(checkpoints("llava_onevision"), clip)
 
 
@@ -181,7 +182,7 @@ def test_decoding_stops_when_the_load_does(checkpoints, clip, monkeypatch, error
 
     monkeypatch.setattr(LlavaOnevision, "plan", slow_plan)
     monkeypatch.setattr(loading, "read_weights", fail)
-    monkeypatch.setattr("vtprune.ahead.Event", lambda: stopped)
+    monkeypatch.setattr("vtprune.inference.ahead.Event", lambda: stopped)
     monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     with pytest.raises(error, match="stop"):
         both(checkpoints("llava_onevision"), clip)
@@ -196,7 +197,7 @@ def test_warnings_are_shown_afterwards_as_they_were_before(checkpoints, clip) ->
 
 
 def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("vtprune.ahead._LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("vtprune.inference.ahead._LOOK_AGAIN", 0.01)
     monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     slow, told = threading.Event(), []
     read = run.load_and_gather.__globals__["read_all"]
@@ -210,7 +211,7 @@ def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatc
         told.append((threading.current_thread(), reached))
         slow.set()
 
-    monkeypatch.setattr("vtprune.ahead.read_all", read_slowly)
+    monkeypatch.setattr("vtprune.inference.ahead.read_all", read_slowly)
     both(checkpoints("llava_onevision"), clip, on_progress=show)
     assert {one for one, _ in told} == {threading.current_thread()}
     assert told[-1][1] == ("decoding clip", 6, 6)

@@ -12,8 +12,10 @@ import torch
 from conftest import shared_model
 from PIL import Image
 
-from vtprune import run
-from vtprune.answers import (
+from vtprune.engine import pruning
+from vtprune.engine.encoding import Encoded
+from vtprune.inference import run
+from vtprune.inference.answers import (
     Prompt,
     answer_ids,
     end_ids,
@@ -22,15 +24,13 @@ from vtprune.answers import (
     score_forced,
     score_whole,
 )
-from vtprune.encoding import Encoded
-from vtprune.engine import pruning
-from vtprune.loading import Loaded
+from vtprune.inference.prompts import encode
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation, gather
 from vtprune.media import Limits
 from vtprune.models import find_family
 from vtprune.models.base import Files, Sampling
-from vtprune.prompts import encode
-from vtprune.questions_file import Asked
-from vtprune.run import Generation, gather
+from vtprune.models.loading import Loaded
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 ANSWER = torch.tensor([72, 65, 80, 66])

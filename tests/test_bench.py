@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vtprune.bench import baseline, decoding, growth, memory, overlap
-from vtprune.bench.__main__ import main
-from vtprune.bench.chart import draw_growth
-from vtprune.bench.page import make_page
-from vtprune.bench.prefill import measure_prefill
-from vtprune.bench.results import Pass, Results, read_passes
-from vtprune.bench.selection import counts_of
-from vtprune.profiling.shapes import find_shape
-from vtprune.profiling.shown import Shown
+from vtprune._dev.bench import baseline, decoding, growth, memory, overlap
+from vtprune._dev.bench.__main__ import main
+from vtprune._dev.bench.chart import draw_growth
+from vtprune._dev.bench.page import make_page
+from vtprune._dev.bench.prefill import measure_prefill
+from vtprune._dev.bench.results import Pass, Results, read_passes
+from vtprune._dev.bench.selection import counts_of
+from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
 
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def test_layers_give_a_table_with_its_command(checkpoints, tmp_path) -> None:  #
     model = ["--model", str(checkpoints("llava_onevision")), "--shown", "40x40"]
     main(["layers", *model, "--keep", "0.5", "--repeats", "1", "--save", str(out)])
     text = out.read_text(encoding="utf-8")
-    assert "Command: `python -m vtprune.bench layers --model" in text
+    assert "Command: `python -m vtprune._dev.bench layers --model" in text
     assert "| fast | prefill |" in text
 
 

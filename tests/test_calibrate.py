@@ -17,9 +17,9 @@ from PIL import Image
 from test_answers import CASES, loaded_tiny, prompt_of
 from transformers import PreTrainedModel
 
-from vtprune import __version__, run
-from vtprune.answers import Prompt, Score
-from vtprune.calibrate import (
+from vtprune import __version__
+from vtprune.errors import ModelError, PresetError
+from vtprune.evaluation.calibrate import (
     Change,
     Settings,
     calibrate,
@@ -29,18 +29,24 @@ from vtprune.calibrate import (
     matrix_entropy,
     relative_change,
 )
-from vtprune.calibrate.entropy import curve_of
-from vtprune.calibrate.horizon import Gap, quality, questions_needed, relative_gap
-from vtprune.calibrate.plot import draw_change, plot
-from vtprune.calibrate.propose import Schedule, Search, Tried, schedules
-from vtprune.calibrate.result import Information, Measured
-from vtprune.calibrate.withdrawal import drop_scores, open_prefix, token_information, windows
-from vtprune.catalog import Calibration, read_calibration
-from vtprune.errors import ModelError, PresetError
-from vtprune.layout import NEWLINE, Layout, box, join, single
+from vtprune.evaluation.calibrate.entropy import curve_of
+from vtprune.evaluation.calibrate.horizon import Gap, quality, questions_needed, relative_gap
+from vtprune.evaluation.calibrate.plot import draw_change, plot
+from vtprune.evaluation.calibrate.propose import Schedule, Search, Tried, schedules
+from vtprune.evaluation.calibrate.result import Information, Measured
+from vtprune.evaluation.calibrate.withdrawal import (
+    drop_scores,
+    open_prefix,
+    token_information,
+    windows,
+)
+from vtprune.inference import run
+from vtprune.inference.answers import Prompt, Score
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation
+from vtprune.models.catalog import Calibration, read_calibration
 from vtprune.preset import load_preset
-from vtprune.questions_file import Asked
-from vtprune.run import Generation
+from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
 
 # -- entropy --------------------------------------------------------------------------------------
 
@@ -107,7 +113,7 @@ def test_a_curve_has_a_value_for_every_layer_that_states_enter() -> None:
 def test_of_many_tokens_evenly_spaced_ones_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.tensor(CROSS).repeat_interleave(5, dim=0) + 3  # each of the four comes five times
     states = torch.cat([rows, torch.full((4, 2), 9.0)])[None]
-    monkeypatch.setattr("vtprune.calibrate.entropy.MOST_TOKENS", 4)
+    monkeypatch.setattr("vtprune.evaluation.calibrate.entropy.MOST_TOKENS", 4)
     assert curve_of([states, states], torch.arange(20), 1) == pytest.approx((1.0,))
 
 
@@ -561,7 +567,7 @@ def test_running_out_of_memory_names_the_file(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("vtprune.calibrate.measure.open_prefix", full)
+    monkeypatch.setattr("vtprune.evaluation.calibrate.measure.open_prefix", full)
     loaded = run.load(str(checkpoints("llava_onevision")))
     with pytest.raises(ModelError, match=r"out of memory on cpu with .*0\.png"):
         calibrate(loaded, asked, settings=Settings(generation=Generation(max_new_tokens=1)))

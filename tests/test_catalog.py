@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vtprune import catalog
-from vtprune.cost import DecoderShape
 from vtprune.errors import PresetError
+from vtprune.models import catalog
+from vtprune.models.cost import DecoderShape
 
 GOOD = """\
 model_type: llava_onevision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtprune.chart import literal, new_figure, show_kept
+from vtprune.pictures.chart import literal, new_figure, show_kept
 
 
 def drawn(kept: list[float]) -> tuple[list[tuple[float, str]], tuple[float, float]]:

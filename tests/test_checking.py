@@ -13,19 +13,26 @@ import torch
 from conftest import save_noise, shared_model
 from torch import nn
 
-from vtprune import caches, loading, prefill, shortening
-from vtprune.checking import check as checking
-from vtprune.checking import oracle, result
-from vtprune.checking.check import check
-from vtprune.checking.cuts import CheckedCut, Wanted, choose_cuts
-from vtprune.checking.inputs import draw_clip, draw_media, draw_picture, gather_files, make_batches
-from vtprune.checking.kernels import attention_kernel, kernel_of, other_kernel
-from vtprune.checking.result import Cell, Checked
+from vtprune.engine import caches, prefill, shortening
 from vtprune.errors import ModelError, PresetError
-from vtprune.layout import MODALITIES
-from vtprune.loading import Loaded
+from vtprune.evaluation.checking import check as checking
+from vtprune.evaluation.checking import oracle, result
+from vtprune.evaluation.checking.check import check
+from vtprune.evaluation.checking.cuts import CheckedCut, Wanted, choose_cuts
+from vtprune.evaluation.checking.inputs import (
+    draw_clip,
+    draw_media,
+    draw_picture,
+    gather_files,
+    make_batches,
+)
+from vtprune.evaluation.checking.kernels import attention_kernel, kernel_of, other_kernel
+from vtprune.evaluation.checking.result import Cell, Checked
 from vtprune.media import Limits, open_source
+from vtprune.models import loading
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
+from vtprune.tokens.layout import MODALITIES
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "smolvlm", "molmo2")
 EIGHT = [name for name in FAMILIES if name in tiny.MODELS]

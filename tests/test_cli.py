@@ -22,17 +22,18 @@ from conftest import assert_refused
 from PIL import Image
 from test_console import REPORT
 
-from vtprune import __version__, catalog, demo, run, saving
+from vtprune import __version__, demo, saving
 from vtprune.cli import COMMANDS, cli, output
+from vtprune.cli.config import load_config
 from vtprune.cli.flags import Flags, sampling_from
 from vtprune.cli.results import json_file
-from vtprune.config import load_config
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.models import FAMILIES
+from vtprune.inference import run
+from vtprune.inference.report import Report
+from vtprune.models import FAMILIES, catalog
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
-from vtprune.report import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -728,7 +729,7 @@ def test_help_imports_no_rich_and_no_yaml() -> None:
 
 SLOW = """
 import signal, sys, time
-from vtprune import run
+from vtprune.inference import run
 from vtprune.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def open_model(name, **options):

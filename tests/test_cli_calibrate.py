@@ -14,14 +14,15 @@ from conftest import assert_refused
 from PIL import Image
 from test_calibrate import measured
 
-from vtprune import calibrate, run
-from vtprune.calibrate.horizon import Change, Gap
-from vtprune.calibrate.propose import Schedule, Tried
-from vtprune.calibrate.result import Information, Measured
-from vtprune.catalog import read_calibration
 from vtprune.cli import cli
+from vtprune.evaluation import calibrate
+from vtprune.evaluation.calibrate.horizon import Change, Gap
+from vtprune.evaluation.calibrate.propose import Schedule, Tried
+from vtprune.evaluation.calibrate.result import Information, Measured
+from vtprune.inference import run
+from vtprune.inference.questions_file import Asked
+from vtprune.models.catalog import read_calibration
 from vtprune.preset import load_preset
-from vtprune.questions_file import Asked
 
 
 class Fake:

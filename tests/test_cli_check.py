@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_refused, save_noise
 
-from vtprune import loading, prefill
-from vtprune.checking import check as checking
-from vtprune.checking.result import Cell, Checked, Noise
 from vtprune.cli import cli
+from vtprune.engine import prefill
+from vtprune.evaluation.checking import check as checking
+from vtprune.evaluation.checking.result import Cell, Checked, Noise
+from vtprune.models import loading
 
 MODEL = {"name": "m", "family": "llava", "layers": 28, "parameters": 7_615_616_512,
          "device": "cpu", "dtype": "bfloat16", "attention": "sdpa"}  # fmt: skip

@@ -16,10 +16,11 @@ from conftest import assert_refused
 from PIL import Image
 from test_comparison import COMPARISON
 
-from vtprune import contest, run
 from vtprune.cli import cli
-from vtprune.comparison import Comparison
-from vtprune.lineup import Lineup
+from vtprune.evaluation import contest
+from vtprune.evaluation.lineup import Lineup
+from vtprune.inference import run
+from vtprune.inference.comparison import Comparison
 from vtprune.models.base import Sampling
 
 

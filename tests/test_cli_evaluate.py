@@ -204,7 +204,7 @@ def test_a_file_that_can_not_be_read_is_told_before_a_model_is_loaded(
     lines = (questions / "few.jsonl").read_text(encoding="utf-8")
     broken = questions / "broken.jsonl"
     broken.write_text(lines + json.dumps({"file": "empty.mp4", "question": "what happens?"}))
-    monkeypatch.setattr("vtprune.loading.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("vtprune.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     found = run(broken)
     assert "empty.mp4: the file is empty" in found.stderr
     assert found.exit_code == 1

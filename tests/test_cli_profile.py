@@ -17,10 +17,10 @@ from test_profile import example
 
 from vtprune.cli import cli
 from vtprune.cli.profile import profile
+from vtprune.evaluation.profiling import profile as module
+from vtprune.evaluation.profiling.profile import Profile
+from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models.base import Sampling
-from vtprune.profiling import profile as module
-from vtprune.profiling.profile import Profile
-from vtprune.profiling.shown import Shown
 
 
 @dataclass

@@ -12,11 +12,12 @@ from PIL import Image
 from test_answers import loaded_tiny
 from test_tuning import Answerer
 
-from vtprune import demo, loading
+from vtprune import demo
 from vtprune.cli import cli
-from vtprune.lineup import UNPRUNED
+from vtprune.evaluation.lineup import UNPRUNED
+from vtprune.evaluation.tuning import run as tuning
+from vtprune.models import loading
 from vtprune.preset import load_preset
-from vtprune.tuning import run as tuning
 
 AT_ONE_KEEP = ("q.jsonl", "--floor", "0.8", "--keep", "0.3")
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vtprune.comparison import COLUMNS, Comparison, Row
-from vtprune.console.comparison import show_comparison, show_notes
+from vtprune.cli.console.comparison import show_comparison, show_notes
+from vtprune.inference.comparison import COLUMNS, Comparison, Row
 
 
 def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any) -> Row:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vtprune import catalog, console
-from vtprune.console import formats
-from vtprune.models import FAMILIES
+from vtprune.cli import console
+from vtprune.cli.console import formats
+from vtprune.models import FAMILIES, catalog
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vtprune.console.evaluation import show_evaluation
+from vtprune.cli.console.evaluation import show_evaluation
 
 
 def row(name: str, **values: Any) -> dict[str, Any]:

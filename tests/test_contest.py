@@ -14,12 +14,15 @@ import pytest
 from conftest import save_noise
 
 import vtprune
-from vtprune import compare, contest, cost, demo, run
-from vtprune.comparison import COLUMNS, Comparison, Row
+from vtprune import demo
 from vtprune.errors import ModelError, PresetError
-from vtprune.lineup import counts_of
+from vtprune.evaluation import contest
+from vtprune.evaluation.lineup import counts_of
+from vtprune.inference import compare, run
+from vtprune.inference.comparison import COLUMNS, Comparison, Row
+from vtprune.inference.run import Generation, Loaded
+from vtprune.models import cost
 from vtprune.pruners import BASELINES, METHODS
-from vtprune.run import Generation, Loaded
 
 SHORT = Generation(max_new_tokens=4)
 BLOCKS = {"tokens", "flops", "kv_cache_bytes", "answer", "same_answer"}

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from vtprune.cost import (
+from vtprune.models.cost import (
     CostError,
     DecoderShape,
     decode_flops,

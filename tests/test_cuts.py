@@ -15,15 +15,15 @@ import torch
 from conftest import shared_model
 
 import vtprune
+from vtprune.engine.prefill import Prefill
 from vtprune.errors import ModelError, PresetError
-from vtprune.information import group_information
 from vtprune.models.structure import find_structure
-from vtprune.prefill import Prefill
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.quotas import weighted_quotas
-from vtprune.schedule import Place, Profile
-from vtprune.solving import solve
+from vtprune.tokens.information import group_information
+from vtprune.tokens.quotas import weighted_quotas
+from vtprune.tokens.schedule import Place, Profile
+from vtprune.tokens.solving import solve
 
 CELLS = [
     (name, family, kind)

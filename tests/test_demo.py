@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtprune.demo import weights_path, write
+from vtprune.demo import write
 from vtprune.demo.questions import CLIP_KINDS, KINDS, Question, draw_questions
 from vtprune.demo.score import events, score
 from vtprune.demo.world import (
@@ -27,6 +27,7 @@ from vtprune.demo.world import (
     things_at,
 )
 from vtprune.errors import VtpruneError
+from vtprune.models.embedded import weights_path
 
 PAIR = f"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 
@@ -121,7 +122,7 @@ def test_a_number_stays_in_its_cell_and_a_small_one_in_one_tile() -> None:
 
 
 def test_a_moment_is_long_enough_for_eight_frames() -> None:
-    from vtprune.demo.batches import frame_times
+    from vtprune._dev.training.batches import frame_times
 
     rng = np.random.default_rng(0)
     for scene in scenes("test", 100):
@@ -224,14 +225,14 @@ def test_write_leaves_nothing_behind_when_it_fails(
 
 
 def test_the_trainer_is_refused_the_test_split() -> None:
-    from vtprune.demo.batches import LAYOUTS, TestSplitError, make_batch
+    from vtprune._dev.training.batches import LAYOUTS, TestSplitError, make_batch
 
     with pytest.raises(TestSplitError, match="the trainer may draw from train and dev only"):
         make_batch("test", 0, 0, LAYOUTS["picture"])
 
 
 def test_every_word_of_the_world_is_one_token() -> None:
-    from vtprune.demo.checkpoint import make_tokenizer
+    from vtprune._dev.training.checkpoint import make_tokenizer
 
     tokenizer = make_tokenizer()
     for _, question in asked("test", 200):
@@ -245,7 +246,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
     "text", ["", "Ünïcode 漢字 \x00 🙂", "a" * 500, "<image> <video>", "1234567890"]
 )
 def test_any_text_has_tokens(text: str) -> None:
-    from vtprune.demo.checkpoint import make_tokenizer
+    from vtprune._dev.training.checkpoint import make_tokenizer
 
     make_tokenizer().encode(text)
 
@@ -254,7 +255,7 @@ def test_packed_questions_are_read_as_if_each_were_alone() -> None:
     import torch
     from transformers import Qwen2Config, Qwen2Model
 
-    from vtprune.demo.packed import read_packed
+    from vtprune._dev.training.packed import read_packed
 
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -289,7 +290,7 @@ def test_the_weights_answer_far_above_chance() -> None:
     import torch
     from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
-    from vtprune.demo.measure import answer, resize
+    from vtprune._dev.training.measure import answer, resize
     from vtprune.demo.samples import frames_of, samples
 
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(weights_path()).eval()
@@ -308,7 +309,7 @@ def test_the_weights_answer_far_above_chance() -> None:
 
 
 def test_a_template_s_words_are_told_from_a_question() -> None:
-    from vtprune.demo.measure import fields, guess
+    from vtprune._dev.training.measure import fields, guess
 
     question = Question(
         text="what happens first, red ring moves left or number 4 flashes?",
@@ -322,7 +323,7 @@ def test_a_template_s_words_are_told_from_a_question() -> None:
 
 
 def test_the_curves_of_a_training_are_drawn_as_the_last_run_left_them(tmp_path: Path) -> None:
-    from vtprune.demo.plot import draw, lines
+    from vtprune._dev.training.plot import draw, lines
 
     losses = [(1, 3.0), (2, 2.0), (2, 1.0)]  # step 2 was done twice
     text = [json.dumps({"step": step, "loss": {"picture": loss}}) for step, loss in losses]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vtprune.demo.checkpoint import make_tokenizer
-from vtprune.demo.hints import (
+from vtprune._dev.training.checkpoint import make_tokenizer
+from vtprune._dev.training.hints import (
     CLIP_SIDE,
     DETAILS,
     IGNORED,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vtprune.demo.asking import Job, Part, split_parts
-from vtprune.demo.results import all_cells, in_headline, of_medium, table
+from vtprune._dev.training.asking import Job, Part, split_parts
+from vtprune._dev.training.results import all_cells, in_headline, of_medium, table
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.summary import summarise
-from vtprune.questions_file import Asked
+from vtprune.inference.questions_file import Asked
 
 ASKED = [Asked(Path(f"{n // 3}.png"), f"question {n}", "yes", kind="k") for n in range(30)]
 CELLS = all_cells(("divprune", "fastv"), ("fast",), (0.5, 0.3), seeds=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing, nn
 
-from vtprune.demo.running import average_gradients
+from vtprune._dev.training.running import average_gradients
 
 
 def average(rank: int, folder: str) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from vtprune.cli import cli
 from vtprune.cli.ask import ask
-from vtprune.config import KEYS
+from vtprune.cli.config import KEYS
 from vtprune.models import FAMILIES
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS

@@ -12,20 +12,21 @@ from conftest import answer_together, save_clip, save_noise, shared_model
 from PIL import Image
 
 import vtprune
-from vtprune import compare, cost, downsampling, run
-from vtprune.downsampling import Look, count, shrink
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.records import Book
-from vtprune.loading import Loaded
+from vtprune.inference import compare, downsampling, run
+from vtprune.inference.downsampling import Look, count, shrink
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation
 from vtprune.media import open_source
+from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS
 from vtprune.pruners.downsample import Downsample
-from vtprune.questions_file import Asked
-from vtprune.run import Generation
 
 SHORT = Generation(max_new_tokens=3)
 FIXED = ("llava", "video_llava", "gemma3")

@@ -15,10 +15,10 @@ from packaging.version import Version
 from transformers import StaticCache
 
 import vtprune
-from vtprune.encoding import Encoded
+from vtprune.engine.encoding import Encoded
+from vtprune.engine.thin_tower import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import find_structure
-from vtprune.thin_tower import TOWERS
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SCHEDULES = {

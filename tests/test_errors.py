@@ -12,9 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from vtprune.catalog import read_calibration
 from vtprune.cli import cli
-from vtprune.config import load_config
+from vtprune.cli.config import load_config
 from vtprune.errors import (
     LONGEST,
     LONGEST_HINT,
@@ -29,9 +28,10 @@ from vtprune.errors import (
     quote,
     shorten,
 )
+from vtprune.inference.questions_file import read_questions
+from vtprune.models.catalog import read_calibration
 from vtprune.preset import load_preset, override, preset_directory
 from vtprune.pruners import METHODS, check_options
-from vtprune.questions_file import read_questions
 
 MEGABYTE = "x" * 10**6
 

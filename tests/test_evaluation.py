@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from conftest import save_clip, save_noise
 
-from vtprune import run
-from vtprune.catalog import Calibration
 from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import cells_of, fingerprint
@@ -18,10 +16,12 @@ from vtprune.evaluation.intervals import difference, estimate, holm
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.run import Plan, evaluate, head_of
 from vtprune.evaluation.scoring import chosen, pick_metric, score
+from vtprune.inference import run
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
+from vtprune.models.catalog import Calibration
 from vtprune.preset import load_preset, override
-from vtprune.questions_file import Asked
-from vtprune.run import Generation
 
 
 @pytest.mark.parametrize(

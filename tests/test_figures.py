@@ -15,13 +15,13 @@ from counted import AGREES, as_encoded, count, loaded, uneven
 from tiny_base import TEXT
 
 import vtprune
-from vtprune import run
 from vtprune.cli import cli
-from vtprune.clock import time_runs
-from vtprune.figures import compute_costs, measure_memory
+from vtprune.device import time_runs
+from vtprune.inference import run
+from vtprune.inference.figures import compute_costs, measure_memory
+from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
-from vtprune.run import Generation
 
 # Random choices need no FLOPs of their own.
 CUTS: dict[str, list[dict[str, object]]] = {
@@ -85,7 +85,7 @@ def test_reported_flops_of_an_unpruned_answer_are_what_torch_counts(
 
 
 def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("vtprune.cost.vision_shape", lambda config, modality="image": None)
+    monkeypatch.setattr("vtprune.models.cost.vision_shape", lambda config, modality="image": None)
     model = run.load(str(checkpoints("llava")))
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
     report = next(run.ask(model, media["several"], ["what?"], preset, generation=short))

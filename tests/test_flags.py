@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from vtprune.arguments import Parser
+from vtprune._dev.arguments import Parser
 from vtprune.cli import COMMANDS, cli
 from vtprune.cli.flags import method_options
 

@@ -14,12 +14,17 @@ from conftest import save_clip, save_noise, shared_model
 from PIL import Image
 
 import vtprune
-from vtprune import run
-from vtprune.answers import Prompt, score_each, score_forced
 from vtprune.engine import pruning
 from vtprune.errors import MediaError, ModelError, PresetError, VtpruneError
-from vtprune.harness.asking import Asker, naming, until
-from vtprune.harness.conversation import (
+from vtprune.inference import run
+from vtprune.inference.answers import Prompt, score_each, score_forced
+from vtprune.inference.prompts import to_device
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation
+from vtprune.media import open_source, read
+from vtprune.models.base import Sampling, Turn
+from vtprune.serving.harness.asking import Asker, naming, until
+from vtprune.serving.harness.conversation import (
     Message,
     Shown,
     guess,
@@ -29,14 +34,9 @@ from vtprune.harness.conversation import (
     user,
     window,
 )
-from vtprune.harness.requests import Asked as Request
-from vtprune.harness.requests import Round, batches, conversation, read_chat, read_simple
-from vtprune.harness.settings import Settings
-from vtprune.media import open_source, read
-from vtprune.models.base import Sampling, Turn
-from vtprune.prompts import to_device
-from vtprune.questions_file import Asked
-from vtprune.run import Generation
+from vtprune.serving.harness.requests import Asked as Request
+from vtprune.serving.harness.requests import Round, batches, conversation, read_chat, read_simple
+from vtprune.serving.harness.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SHORT = Generation(max_new_tokens=4)

@@ -10,74 +10,48 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# fmt: off
-LAYERS = (
-    ("errors", "process_wide", "saving", "telling", "csv_file", "startup", "arguments"),
-    ("clock", "capacity", "layout", "schedule", "solving", "quotas", "packing", "information",
-     "cost", "trace", "report", "batching", "comparison", "units", "chart"),
-    ("pruners", "spec", "yaml_file", "schema", "preset", "catalog", "config", "media", "models",
-     "lineup", "questions_file"),
-    ("attention", "footprint", "tower", "plan", "caches", "past", "present", "positions", "cuts",
-     "reading", "records", "shortening", "prefill", "thinning", "thin_tower", "hooks", "encoding",
-     "prompt_warnings", "refusals", "thread_state", "decoder", "engine"),
-    ("calibrate", "adapters", "originals", "loading", "devices", "upstream", "generation", "memory",
-     "figures", "compare", "downsampling", "gathering", "ahead", "prompts", "run", "evaluation",
-     "standing", "contest", "answers", "profiling", "tuning", "harness", "checking"),
-    ("console", "speed_chart", "profile_chart"),
-    ("cli",),
-    ("__main__",),
+ROOMS = (
+    "errors",
+    "process_wide",
+    "saving",
+    "device",
+    "tokens",
+    "media",
+    "pruners",
+    "preset",
+    "models",
+    "engine",
+    "inference",
+    "pictures",
+    "evaluation",
+    "serving",
+    "demo",
+    "cli",
 )
-# fmt: on
-"""The first part of a module's name after "vtprune", from the bottom up; a part imports from its
-own layer and from those below."""
-BESIDE = ("demo", "bench")
-"""Made by nothing, and imported by nothing but the loader and the command line."""
-WITHIN = {
-    "schedule": {"errors"},
-    "solving": {"errors", "schedule"},
-    "quotas": set(),
-    "layout": set(),
-    "cost": {"errors"},
-    "units": set(),
-    "report": set(),
-    "csv_file": set(),
-    "startup": set(),
-    "comparison": {"csv_file", "telling"},
-    "spec": {"errors", "pruners"},
-    "schema": {"errors", "pruners", "spec"},
-    "yaml_file": {"errors"},
-    "preset": {"errors", "pruners", "schema", "spec", "yaml_file"},
-    "lineup": {"errors", "preset", "pruners", "spec", "telling"},
-    "catalog": {"errors", "yaml_file"},
-    "pruners": {"capacity", "errors", "layout", "quotas", "schedule", "units"},
-    "media": {"errors", "process_wide"},
-    "questions_file": {"errors", "media", "telling"},
-    "models": {"errors", "layout", "media", "units"},
-    "console": {"telling"},
-    "chart": set(),
-}
-"""What the parts that everything rests on may import, apart from themselves."""
+"""The folders and files of the package; each imports only from those before it."""
+BESIDE = ("_dev", "__main__")
+"""Scripts, which may import everything and which nothing imports."""
 LIGHT = (
     "vtprune",
     "vtprune.errors",
-    "vtprune.schedule",
-    "vtprune.solving",
-    "vtprune.cost",
-    "vtprune.report",
-    "vtprune.comparison",
-    "vtprune.spec",
-    "vtprune.schema",
+    "vtprune.tokens.schedule",
+    "vtprune.tokens.solving",
+    "vtprune.models.cost",
+    "vtprune.inference.report",
+    "vtprune.inference.comparison",
+    "vtprune.preset.spec",
+    "vtprune.preset.schema",
     "vtprune.preset",
-    "vtprune.lineup",
+    "vtprune.evaluation.lineup",
     "vtprune.pruners",
     "vtprune.models",
-    "vtprune.catalog",
-    "vtprune.config",
-    "vtprune.questions_file",
-    "vtprune.console",
-    "vtprune.console.comparison",
+    "vtprune.models.catalog",
+    "vtprune.cli.config",
+    "vtprune.inference.questions_file",
+    "vtprune.cli.console",
+    "vtprune.cli.console.comparison",
     "vtprune.demo",
-    "vtprune.harness",
+    "vtprune.serving.harness",
     "vtprune.cli",
     "vtprune.cli.asking",
     "vtprune.cli.check",
@@ -109,16 +83,10 @@ def imported_from(node: ast.ImportFrom, path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of what a file imports anywhere, but not for type checking alone."""
+    """Full names of what a file imports anywhere, inside functions and for type checking too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: set[str] = set()
-    skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            skipped |= {inside for part in node.body for inside in ast.walk(part)}
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -140,28 +108,18 @@ def parts_imported(module: str) -> set[str]:
     return {part(name) for name in own} - {"", part(module)}
 
 
-def layer(name: str) -> int:
-    return next(number for number, names in enumerate(LAYERS) if name in names)
+def test_every_module_has_its_room() -> None:
+    assert {part(module) for module in MODULES} == {*ROOMS, *BESIDE, ""}
 
 
-def test_every_module_has_its_layer() -> None:
-    known = {name for names in LAYERS for name in names} | set(BESIDE) | {""}
-    assert {part(module) for module in MODULES} == known
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) in ROOMS])
+def test_a_room_imports_only_rooms_before_it(module: str) -> None:
+    before = ROOMS[: ROOMS.index(part(module))]
+    assert parts_imported(module) <= set(before)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if part(name) not in ("", *BESIDE)])
-def test_a_module_imports_from_its_own_layer_and_below(module: str) -> None:
-    above = {
-        name for name in parts_imported(module) - set(BESIDE) if layer(name) > layer(part(module))
-    }
-    assert not above
-
-
-@pytest.mark.parametrize("name", WITHIN)
-def test_a_part_rests_on_little(name: str) -> None:
-    for module in MODULES:
-        if part(module) == name:
-            assert parts_imported(module) <= WITHIN[name], module
+def test_only_the_command_line_uses_the_demo_world() -> None:
+    assert {part(name) for name in MODULES if "demo" in parts_imported(name)} <= {"cli", "_dev"}
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
@@ -191,32 +149,26 @@ def top_level(module: str) -> set[str]:
     return found - {module}
 
 
-def test_the_demo_world_is_imported_by_the_loader_and_its_commands_alone() -> None:
-    users = {name for name in MODULES if "demo" in parts_imported(name)}
-    assert users <= {"vtprune.loading", "vtprune.cli.demo", "vtprune.cli.asking"}
-
-
 @pytest.mark.parametrize(
     "module", [name for name in MODULES if part(name) == "pruners" and name != "vtprune.pruners"]
 )
 def test_a_method_never_sees_a_model(module: str) -> None:
     outside = {name.split(".")[0] for name in IMPORTS[module]} - {"vtprune"}
     assert outside - set(sys.stdlib_module_names) <= {"torch"}
-    assert not parts_imported(module) & {"models", "engine", "plan", "prefill", "cuts", "caches"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "models"])
 def test_a_family_never_sees_a_method(module: str) -> None:
-    assert not parts_imported(module) & {"pruners", "schedule", "preset", "plan", "engine"}
+    assert "pruners" not in parts_imported(module)
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("decord", ("media", "bench")),
-        ("av", ("media", "demo", "bench")),
-        ("PIL", ("media", "models", "demo")),
-        ("rich", ("console",)),
+        ("decord", ("media", "_dev")),
+        ("av", ("media", "demo", "_dev")),
+        ("PIL", ("media", "models", "demo", "_dev")),
+        ("rich", ("cli",)),
         ("click", ("cli",)),
     ],
 )
@@ -233,8 +185,11 @@ HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
 
 
 def test_the_oracle_shares_no_code_with_the_engine() -> None:
-    engine = next(names for names in LAYERS if "engine" in names)
-    assert parts_imported("vtprune.checking.oracle") & set(engine) == {"hooks"}
+    used = IMPORTS["vtprune.evaluation.checking.oracle"]
+    assert {name for name in used if part(name) == "engine"} == {
+        "vtprune.engine.hooks",
+        "vtprune.engine.trace",  # what it reads: which tokens a block kept
+    }
 
 
 def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() -> None:
@@ -244,14 +199,14 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in HOOKS and part(module) not in BESIDE
     }
-    assert users == {"vtprune.hooks"}
-    assert {name for name in MODULES if "hooks" in parts_imported(name)} == {
+    assert users == {"vtprune.engine.hooks"}
+    assert {name for name in MODULES if "vtprune.engine.hooks" in IMPORTS[name]} == {
         "vtprune.engine",
-        "vtprune.encoding",
-        "vtprune.decoder",
-        "vtprune.prefill",
-        "vtprune.thread_state",
-        "vtprune.checking.oracle",
+        "vtprune.engine.encoding",
+        "vtprune.engine.decoder",
+        "vtprune.engine.prefill",
+        "vtprune.engine.thread_state",
+        "vtprune.evaluation.checking.oracle",
     }
 
 
@@ -262,7 +217,7 @@ def test_nothing_but_the_console_and_the_command_line_writes() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
     }
-    assert users <= {"console", "cli", *BESIDE}  # training is a script of its own
+    assert users <= {"cli", *BESIDE}
 
 
 def test_what_is_light_imports_nothing_heavy() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtprune.layout import (
+from vtprune.tokens.layout import (
     NEWLINE,
     PATCH,
     Layout,

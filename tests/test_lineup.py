@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.lineup import DRAWN, Entry, beside, counts_of, line_up
+from vtprune.evaluation.lineup import DRAWN, Entry, beside, counts_of, line_up
 from vtprune.preset import load_preset
+from vtprune.preset.spec import Preset
 from vtprune.pruners import BASELINES, METHODS, Method
-from vtprune.schedule import Place
-from vtprune.solving import solve
-from vtprune.spec import Preset
+from vtprune.tokens.schedule import Place
+from vtprune.tokens.solving import solve
 
 
 def rows(*args: Any, **options: Any) -> list[tuple[str, str, str, float | None]]:

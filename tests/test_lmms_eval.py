@@ -14,11 +14,11 @@ from conftest import save_clip, save_noise
 from PIL import Image
 
 import vtprune
-from vtprune import run
 from vtprune.errors import ModelError, VtpruneError
+from vtprune.inference import run
+from vtprune.inference.prompts import encode_turns
+from vtprune.inference.run import Generation
 from vtprune.models.base import Turn
-from vtprune.prompts import encode_turns
-from vtprune.run import Generation
 
 try:
     import lmms_eval.evaluator as evaluator

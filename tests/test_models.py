@@ -17,11 +17,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.image_processing_utils import select_best_resolution
 
 from vtprune.errors import MediaError, ModelError
-from vtprune.layout import NEWLINE
 from vtprune.media import Source
 from vtprune.models import anyres, find_family, preprocess
 from vtprune.models.base import Family, Files, Prepared, Sampling, Turn
 from vtprune.models.files import read_files
+from vtprune.tokens.layout import NEWLINE
 
 SIDE = tiny.TILE // tiny.PATCH
 VIDEO_MODELS = [name for name in tiny.MODELS if "video" in tiny.KINDS[name]]

@@ -24,11 +24,11 @@ from test_models import (
 
 import vtprune
 from vtprune.errors import ModelError
-from vtprune.layout import CLS
 from vtprune.models import splitting
 from vtprune.models.base import Sampling
 from vtprune.models.idefics3 import LANCZOS
 from vtprune.models.smolvlm import in_words
+from vtprune.tokens.layout import CLS
 
 SIDE = tiny.TILE // tiny.PATCH
 LAYER_TWO = {"stages": [{"at": 2, "method": "random", "keep": 0.5, "per": "frame"}]}

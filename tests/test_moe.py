@@ -19,8 +19,8 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 from transformers import PreTrainedModel as Model
 
 import vtprune
-from vtprune import cost
 from vtprune.cli import cli
+from vtprune.models import cost
 from vtprune.models.structure import find_structure
 
 EXPERTS: dict[str, Any] = {

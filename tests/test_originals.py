@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from conftest import assert_refused, save_noise
 from transformers import CONFIG_MAPPING
 
-from vtprune.catalog import aliases
 from vtprune.cli import cli
 from vtprune.errors import ModelError
-from vtprune.loading import load, open_model
+from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models import FAMILIES
-from vtprune.originals import CONVERTED, LATER, refuse_original
-from vtprune.profiling.shapes import find_shape
+from vtprune.models.catalog import aliases
+from vtprune.models.loading import load, open_model
+from vtprune.models.originals import CONVERTED, LATER, refuse_original
 
 ORIGINALS = {
     # As the authors' config.json say it: model type, class, whether Python code comes with it.

@@ -15,17 +15,18 @@ from PIL import Image
 from torch import nn
 
 import vtprune
-from vtprune import cost, run
-from vtprune.encoding import Encoded
+from vtprune.engine.encoding import Encoded
+from vtprune.engine.thin_tower import TOWERS
 from vtprune.errors import ModelError, PresetError
-from vtprune.figures import count_kept
-from vtprune.layout import Layout
+from vtprune.inference import run
+from vtprune.inference.figures import count_kept
+from vtprune.inference.prompts import encode as ready_inputs
+from vtprune.inference.run import Generation
+from vtprune.models import cost
 from vtprune.models.base import Sampling
-from vtprune.prompts import encode as ready_inputs
 from vtprune.pruners.predictable import Predictable
-from vtprune.run import Generation
-from vtprune.thin_tower import TOWERS
-from vtprune.units import WHOLE, Shown, Units
+from vtprune.tokens.layout import Layout
+from vtprune.tokens.units import WHOLE, Shown, Units
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SHARED = ("internvl", "smolvlm", "idefics3")  # pictures and videos are one tensor

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
+from vtprune.engine.thin_tower import Thinned
+from vtprune.engine.thinning import unit_tokens
 from vtprune.errors import ModelError
-from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
 from vtprune.models import anyres, splitting
 from vtprune.pruners.predictable import Predictable, enlarge, error, largest_block
-from vtprune.thin_tower import Thinned
-from vtprune.thinning import unit_tokens
-from vtprune.units import WHOLE, Units
+from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
+from vtprune.tokens.units import WHOLE, Units
 
 
 def frames(levels: list[int], side: int = 32) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vtprune.catalog import find_calibration
 from vtprune.errors import PresetError
+from vtprune.models.catalog import find_calibration
 from vtprune.preset import (
     DEFAULT,
     Preset,
@@ -23,10 +23,10 @@ from vtprune.preset import (
     preset_names,
     sampled,
 )
+from vtprune.preset.yaml_file import LARGEST_FILE, read_yaml
 from vtprune.pruners import METHODS, find_profile
-from vtprune.schedule import Place, resolve_layer
-from vtprune.solving import solve
-from vtprune.yaml_file import LARGEST_FILE, read_yaml
+from vtprune.tokens.schedule import Place, resolve_layer
+from vtprune.tokens.solving import solve
 
 FREE = {"stages": [{"at": "ecl", "method": "entropy"}]}
 FIXED = {

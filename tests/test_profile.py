@@ -17,22 +17,22 @@ from rich.console import Console
 from transformers import CONFIG_MAPPING
 
 import vtprune
-from vtprune.catalog import aliases
-from vtprune.console.profile import show_profile, show_warnings
+from vtprune.cli.console.profile import show_profile, show_warnings
 from vtprune.errors import ModelError
+from vtprune.evaluation.profiling import profile as module
+from vtprune.evaluation.profiling import whole
+from vtprune.evaluation.profiling.cases import Options
+from vtprune.evaluation.profiling.layers import Layered
+from vtprune.evaluation.profiling.machine import Machine
+from vtprune.evaluation.profiling.probes import Probe
+from vtprune.evaluation.profiling.profile import Profile, profile
+from vtprune.evaluation.profiling.rows import Planned
+from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.profiling.times import Budget
+from vtprune.evaluation.profiling.verdict import Facts, judge
 from vtprune.models.base import Sampling
-from vtprune.profile_chart import draw_profile
-from vtprune.profiling import profile as module
-from vtprune.profiling import whole
-from vtprune.profiling.cases import Options
-from vtprune.profiling.layers import Layered
-from vtprune.profiling.machine import Machine
-from vtprune.profiling.probes import Probe
-from vtprune.profiling.profile import Profile, profile
-from vtprune.profiling.rows import Planned
-from vtprune.profiling.shown import Shown
-from vtprune.profiling.times import Budget
-from vtprune.profiling.verdict import Facts, judge
+from vtprune.models.catalog import aliases
+from vtprune.pictures.profile_chart import draw_profile
 from vtprune.pruners import METHODS
 from vtprune.pruners.entropy import Entropy
 

@@ -10,14 +10,14 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from vtprune.errors import MediaError, ModelError
-from vtprune.loading import Loaded
+from vtprune.evaluation.profiling.build import build_skeleton
+from vtprune.evaluation.profiling.cases import UNPRUNED
+from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case, text_runs
+from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, override
-from vtprune.profiling.build import build_skeleton
-from vtprune.profiling.cases import UNPRUNED
-from vtprune.profiling.inputs import Case, largest_picture, make_case, text_runs
-from vtprune.profiling.shapes import find_shape
-from vtprune.profiling.shown import Shown, parse_picture, parse_video
 
 
 def loaded(name: str) -> Loaded:

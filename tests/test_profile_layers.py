@@ -12,21 +12,21 @@ import torch
 from conftest import shared_model
 from torch import nn
 
-from vtprune.loading import Loaded
+from vtprune.evaluation.profiling.build import build_random, build_skeleton, shallow_config
+from vtprune.evaluation.profiling.cases import UNPRUNED
+from vtprune.evaluation.profiling.clock import Lap, LayerClock, tower_paths
+from vtprune.evaluation.profiling.heads import FEW, small_head, time_head
+from vtprune.evaluation.profiling.inputs import Case, make_case
+from vtprune.evaluation.profiling.probes import at_depth, preset_of, probe_count, probe_row
+from vtprune.evaluation.profiling.rows import Planned, Step, plan_row, want_rows
+from vtprune.evaluation.profiling.samples import Samples, sum_layers
+from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.profiling.times import Pass, RowTimes
+from vtprune.evaluation.profiling.towers import whole_tower
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import StageSpec
-from vtprune.profiling.build import build_random, build_skeleton, shallow_config
-from vtprune.profiling.cases import UNPRUNED
-from vtprune.profiling.clock import Lap, LayerClock, tower_paths
-from vtprune.profiling.heads import FEW, small_head, time_head
-from vtprune.profiling.inputs import Case, make_case
-from vtprune.profiling.probes import at_depth, preset_of, probe_count, probe_row
-from vtprune.profiling.rows import Planned, Step, plan_row, want_rows
-from vtprune.profiling.samples import Samples, sum_layers
-from vtprune.profiling.shapes import find_shape
-from vtprune.profiling.shown import Shown
-from vtprune.profiling.times import Pass, RowTimes
-from vtprune.profiling.towers import whole_tower
 
 
 def samples(*passes: dict[tuple[str, int], list[float]]) -> Samples:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from vtprune import cost
 from vtprune.errors import PresetError
-from vtprune.loading import Loaded
+from vtprune.evaluation.profiling.build import build_skeleton
+from vtprune.evaluation.profiling.cases import UNPRUNED
+from vtprune.evaluation.profiling.costs import cost_row
+from vtprune.evaluation.profiling.inputs import Case, make_case
+from vtprune.evaluation.profiling.machine import Machine, Weights, estimate, peak_bytes
+from vtprune.evaluation.profiling.rows import Planned, plan_row, want_rows
+from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shown import Shown
+from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, preset_names
-from vtprune.profiling.build import build_skeleton
-from vtprune.profiling.cases import UNPRUNED
-from vtprune.profiling.costs import cost_row
-from vtprune.profiling.inputs import Case, make_case
-from vtprune.profiling.machine import Machine, Weights, estimate, peak_bytes
-from vtprune.profiling.rows import Planned, plan_row, want_rows
-from vtprune.profiling.shapes import find_shape
-from vtprune.profiling.shown import Shown
 
 MACHINE = Machine("cpu", "a CPU", 1, "float32", 1e12, 1e10, 2**34)
 

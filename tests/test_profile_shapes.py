@@ -9,10 +9,8 @@ import tiny
 import torch
 from transformers import CONFIG_MAPPING
 
-from vtprune.catalog import aliases
 from vtprune.errors import ModelError
-from vtprune.models import FAMILIES
-from vtprune.profiling.build import (
+from vtprune.evaluation.profiling.build import (
     build_random,
     build_skeleton,
     count_weights,
@@ -20,8 +18,10 @@ from vtprune.profiling.build import (
     shallow_config,
     tower_kinds,
 )
-from vtprune.profiling.shapes import find_shape
-from vtprune.profiling.stand_in import WORD, stand_in_tokenizer
+from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.stand_in import WORD, stand_in_tokenizer
+from vtprune.models import FAMILIES
+from vtprune.models.catalog import aliases
 
 # Parameters of the published checkpoints, as their safetensors files count them.
 PUBLISHED = {

@@ -10,7 +10,7 @@ from oracle import generate
 from test_structure import Changed
 
 import vtprune
-from vtprune.prompt_warnings import fitting_keep
+from vtprune.engine.prompt_warnings import fitting_keep
 
 MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 

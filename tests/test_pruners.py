@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vtprune.errors import ModelError, PresetError
-from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
+from vtprune.preset.spec import check_place
 from vtprune.pruners import (
     METHODS,
     Option,
@@ -25,7 +25,7 @@ from vtprune.pruners import (
 )
 from vtprune.pruners.base import ATTENTION, STATES, Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.entropy import CHUNK, token_entropy
-from vtprune.spec import check_place
+from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 
 HEADS, WIDTH, TEXT = 4, 8, 6
 

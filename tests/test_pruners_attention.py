@@ -9,13 +9,13 @@ import torch
 from test_pruners import HEADS, TEXT, WIDTH, flat, tokens_of
 
 from vtprune.errors import ModelError, PresetError
-from vtprune.layout import Layout
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
-from vtprune.schedule import Cut, Place
-from vtprune.solving import solve
+from vtprune.tokens.layout import Layout
+from vtprune.tokens.schedule import Cut, Place
+from vtprune.tokens.solving import solve
 
 
 def whole(count: int, layout: Layout) -> Budget:

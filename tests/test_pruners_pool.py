@@ -10,9 +10,9 @@ from conftest import shared_model
 from test_pruners import flat, tiles, video
 
 import vtprune
-from vtprune.layout import CLS, NEWLINE, Layout, box, join, lay_out, single
 from vtprune.pruners import create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.tokens.layout import CLS, NEWLINE, Layout, box, join, lay_out, single
 
 
 def picture(rows: int, cols: int) -> Layout:

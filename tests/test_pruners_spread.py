@@ -10,12 +10,12 @@ import torch
 from test_pruners import choose, flat, tiles, video
 
 from vtprune.errors import ModelError
-from vtprune.layout import PATCH, Layout, box, join, lay_out
 from vtprune.pruners import create, find_profile
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.spread import turns
-from vtprune.schedule import Place
-from vtprune.solving import solve
+from vtprune.tokens.layout import PATCH, Layout, box, join, lay_out
+from vtprune.tokens.schedule import Place
+from vtprune.tokens.solving import solve
 
 
 def chosen(layout: Layout, states: torch.Tensor, count: int, **options: float) -> list[int]:

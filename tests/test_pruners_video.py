@@ -11,12 +11,12 @@ from conftest import shared_model
 
 import vtprune
 from vtprune.errors import ModelError, PresetError
-from vtprune.layout import NEWLINE, Layout, box, join, lay_out, single
 from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.holitom import NEIGHBOURS, HoliTom, cut_into_stretches
 from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
+from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 
 VIDEO = ("evs", "vidcom2", "holitom")
 

@@ -12,9 +12,9 @@ from conftest import shared_model
 from test_cuts import by_hand, recorded
 
 import vtprune
-from vtprune.schedule import Place
-from vtprune.solving import solve
-from vtprune.trace import Trace
+from vtprune.engine.trace import Trace
+from vtprune.tokens.schedule import Place
+from vtprune.tokens.solving import solve
 
 LAYERS, TOKENS = 32, 576  # LLaVA-1.5-7B
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vtprune.errors import VtpruneError
-from vtprune.questions_file import MOST_FAULTS, Asked, read_questions
+from vtprune.inference.questions_file import MOST_FAULTS, Asked, read_questions
 
 GOOD = {"file": "a.png", "question": " what? "}
 
@@ -110,7 +110,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtprune.questions_file.LARGEST_FILE", 10)
+    monkeypatch.setattr("vtprune.inference.questions_file.LARGEST_FILE", 10)
     with pytest.raises(VtpruneError, match="larger than 10 bytes"):
         read_questions(write(folder, GOOD))
 

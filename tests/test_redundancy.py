@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtprune.demo.redundancy import norm_cells, rank, report
+from vtprune._dev.training.redundancy import norm_cells, rank, report
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Record
-from vtprune.questions_file import Asked
+from vtprune.inference.questions_file import Asked
 
 CELLS = norm_cells(2, keeps=(0.5, 0.1), seeds=2)
 

@@ -12,12 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from vtprune.catalog import resolve
 from vtprune.cli import cli
-from vtprune.harness.settings import Settings
+from vtprune.models.catalog import resolve
 from vtprune.pruners import METHODS, find_profile
-from vtprune.schedule import Place
-from vtprune.solving import solve
+from vtprune.serving.harness.settings import Settings
+from vtprune.tokens.schedule import Place
+from vtprune.tokens.solving import solve
 
 DOCS = Path(__file__).parents[1] / "docs" / "reproduce.md"
 TEXT = DOCS.read_text(encoding="utf-8")

@@ -13,13 +13,15 @@ import torch
 from conftest import answer_together, save_clip, save_noise
 
 import vtprune
-from vtprune import capacity, cost, run
+from vtprune import device as capacity
+from vtprune.engine.trace import Trace
 from vtprune.errors import MediaError, ModelError
-from vtprune.memory import explain, fitting_errors
+from vtprune.inference import run
+from vtprune.inference.memory import explain, fitting_errors
+from vtprune.inference.run import Generation
+from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
-from vtprune.run import Generation
-from vtprune.trace import Trace
 
 SHORT = Generation(max_new_tokens=4)
 BLOCKS = {
@@ -316,11 +318,13 @@ def test_a_device_map_spreads_the_model_and_prunes_alike(checkpoints, picture: P
 
 
 def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("vtprune.devices.find_spec", lambda name: None)
+    monkeypatch.setattr("vtprune.models.devices.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs the package accelerate") as raised:
         run.load(str(checkpoints("llava_onevision")), device="map")
     assert "devices" in raised.value.hint
-    monkeypatch.setattr("vtprune.devices.find_spec", lambda name: name == "accelerate" or None)
+    monkeypatch.setattr(
+        "vtprune.models.devices.find_spec", lambda name: name == "accelerate" or None
+    )
     with pytest.raises(ModelError, match="4bit weights needs the package bitsandbytes"):
         run.load(str(checkpoints("llava_onevision")), quantize="4bit")
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from vtprune import demo
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
-from vtprune.questions_file import LONGEST_QUESTION
+from vtprune.inference.questions_file import LONGEST_QUESTION
 from vtprune.saving import check_target, save_file
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and signals")

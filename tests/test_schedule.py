@@ -9,8 +9,8 @@ import re
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.quotas import quotas
-from vtprune.schedule import (
+from vtprune.tokens.quotas import quotas
+from vtprune.tokens.schedule import (
     Cut,
     Place,
     Profile,
@@ -20,7 +20,7 @@ from vtprune.schedule import (
     resolve_layer,
     tokens_by_layer,
 )
-from vtprune.solving import solve
+from vtprune.tokens.solving import solve
 
 
 def at_layer(layer: int, keep: float | None = None) -> Place:

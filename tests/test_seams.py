@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 import vtprune
 from vtprune.errors import ModelError
-from vtprune.loading import load
 from vtprune.models import seams
+from vtprune.models.loading import load
 
 ROOT = Path(__file__).parents[1]
 REFUSED = f"transformers {transformers.__version__}; tested: {seams.RANGE}".replace(".", r"\.")
@@ -487,7 +487,7 @@ def test_a_sliding_window_that_the_config_hides_is_refused(model: PreTrainedMode
 
 @pytest.mark.parametrize("name", ["scaling", "attention_mask"])
 def test_a_kernel_that_is_given_arguments_by_other_names_is_refused(name: str) -> None:
-    from vtprune.attention import read_call
+    from vtprune.engine.attention import read_call
 
     states = torch.zeros(1, 2, 3, 4)
     given: dict[str, object] = {"scaling": 0.5, "attention_mask": None, "dropout": 0.0}
@@ -500,7 +500,7 @@ def test_a_kernel_that_is_given_arguments_by_other_names_is_refused(name: str) -
 
 
 def test_a_tower_whose_output_has_other_names_is_refused() -> None:
-    from vtprune.thin_tower import Thinned
+    from vtprune.engine.thin_tower import Thinned
 
     rows = torch.tensor([True, False])
     thinned = Thinned(rows, tokens=rows.repeat_interleave(3))

@@ -12,8 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from vtprune import demo, run
-from vtprune.answers import Prompt, extend, forced_logits, prepare
+from vtprune import demo
 from vtprune.cli import cli
 from vtprune.engine import pruning
 from vtprune.errors import ModelError
@@ -22,12 +21,14 @@ from vtprune.evaluation.cells import SECOND
 from vtprune.evaluation.columns import Column
 from vtprune.evaluation.second import Conversation, converse, forced_second, greedy_second
 from vtprune.evaluation.turns import second_of
-from vtprune.loading import Loaded
+from vtprune.inference import run
+from vtprune.inference.answers import Prompt, extend, forced_logits, prepare
+from vtprune.inference.questions_file import Asked
+from vtprune.inference.run import Generation
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset
-from vtprune.questions_file import Asked
-from vtprune.run import Generation
 
 ANSWER = torch.tensor([72, 65, 80, 66])
 BLIND = {

@@ -15,8 +15,9 @@ from conftest import save_noise
 from test_run import SHORT, ask
 
 import vtprune
-from vtprune import run, startup
-from vtprune.startup import process_start
+from vtprune.cli import startup
+from vtprune.cli.startup import process_start
+from vtprune.inference import run
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("startup", "load", "preprocess", "vision", "prefill", "decode")
@@ -103,7 +104,7 @@ def test_where_the_system_does_not_say_when_a_process_began_it_begins_now(
 def test_a_process_with_an_odd_name_has_its_start(tmp_path: Path) -> None:
     program = tmp_path / "a) R 1 (b"
     program.symlink_to(sys.executable)
-    code = "from vtprune.startup import _process_age; print(_process_age())"
+    code = "from vtprune.cli.startup import _process_age; print(_process_age())"
     began = time.perf_counter()
     done = subprocess.run(
         [str(program), "-c", code], capture_output=True, text=True, check=True,

@@ -501,7 +501,7 @@ def test_other_addresses_are_refused(address: str, message: str) -> None:
 
 
 def test_a_questions_file_may_name_files_by_address(tmp_path: Path) -> None:
-    from vtprune.questions_file import read_questions
+    from vtprune.inference.questions_file import read_questions
 
     path = saved(tmp_path / "a b.png", noise())
     line = json.dumps({"file": path.as_uri(), "question": "what?"})

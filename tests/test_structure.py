@@ -20,13 +20,13 @@ from transformers import (
 )
 
 import vtprune
+from vtprune.engine.plan import Plan
+from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
-from vtprune.layout import box
 from vtprune.models.batch_layout import lay_out_batch, share_grids
 from vtprune.models.structure import Structure, find_structure
-from vtprune.plan import Plan
 from vtprune.preset import load_preset
-from vtprune.trace import Trace
+from vtprune.tokens.layout import box
 
 
 def structure_of(name: str = "llava_onevision") -> Structure:

@@ -24,11 +24,11 @@ from test_console_evaluation import BESIDE, DOWNSAMPLE, ENTROPY, NOT_RUN, UNPRUN
 from test_profile import example
 from test_profile import row as profiled
 
-from vtprune import catalog, console
-from vtprune.calibrate.result import Information
+from vtprune.cli import console
 from vtprune.cli.calibrated import show_calibration
-from vtprune.console import comparison, evaluation, profile, tables, tuning
-from vtprune.models import FAMILIES
+from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
+from vtprune.evaluation.calibrate.result import Information
+from vtprune.models import FAMILIES, catalog
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 

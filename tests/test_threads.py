@@ -24,13 +24,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 import vtprune
-from vtprune import run
+from vtprune.engine.hooks import POINTS
+from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.hooks import POINTS
+from vtprune.inference import run
+from vtprune.inference.run import Generation
 from vtprune.preset import load_preset, override
 from vtprune.process_wide import WARNINGS_OFF, ProcessWide
-from vtprune.run import Generation
-from vtprune.trace import Trace
 
 THREADS, EACH = 4, 25
 PRESETS = {

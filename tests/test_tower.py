@@ -20,14 +20,22 @@ from packaging.version import Version
 from torch import nn
 
 import vtprune
-from vtprune import tower
-from vtprune.attention import Call, received
+from vtprune.engine import tower
+from vtprune.engine.attention import Call, received
+from vtprune.engine.footprint import (
+    Blocks,
+    MisfitError,
+    Panes,
+    Tiles,
+    distribute,
+    gather_patches,
+    pool,
+)
 from vtprune.errors import ModelError
-from vtprune.footprint import Blocks, MisfitError, Panes, Tiles, distribute, gather_patches, pool
-from vtprune.layout import CLS, NEWLINE, PATCH, box, join, lay_out, single
 from vtprune.models.anyres import Plane, tiled_grid
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.tokens.layout import CLS, NEWLINE, PATCH, box, join, lay_out, single
 
 CELLS = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 
@@ -290,7 +298,7 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
     (expected,) = watched(model, inputs)
     calls: list[None] = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
-    encoded: vtprune.encoding.Encoded = {}
+    encoded: vtprune.engine.encoding.Encoded = {}
     random = {"stages": [{"at": "input", "method": "random", "keep": 0.5}]}
     counts = []
     for preset in (random, STAGES, STAGES, random):  # what random left is encoded once more
@@ -326,7 +334,7 @@ def test_the_tower_is_read_only_where_a_method_asks(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(vtprune.encoding, "find_tower", refuse)
+    monkeypatch.setattr(vtprune.engine.encoding, "find_tower", refuse)
     model = shared_model("llava")
     inputs = tiny.inputs("llava", model, "image")
     with vtprune.pruning(model, method="entropy", keep=0.5):
@@ -455,7 +463,7 @@ def random_call(batch: int, length: int, **kwargs: Any) -> Call:
 def test_what_is_received_is_the_mean_over_heads_and_queries(
     by_first: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vtprune.attention, "CHUNK", chunk)
+    monkeypatch.setattr(vtprune.engine.attention, "CHUNK", chunk)
     call = random_call(2, 9)
     whole = probabilities(call, torch.ones(9, 9, dtype=torch.bool))
     expected = whole[:, 0] if by_first else whole.mean(1)

@@ -12,10 +12,9 @@ import torch
 from counted import AGREES, LLAVA_TOWER, count, uneven, vision_flops
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from vtprune import cost
-from vtprune.cost import VisionShape
 from vtprune.errors import ModelError
-from vtprune.models import FAMILIES
+from vtprune.models import FAMILIES, cost
+from vtprune.models.cost import VisionShape
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

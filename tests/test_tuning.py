@@ -14,16 +14,22 @@ from test_answers import loaded_tiny
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.answering import Settings
 from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.records import Book, Record
-from vtprune.lineup import UNPRUNED
-from vtprune.loading import Loaded
+from vtprune.evaluation.tuning import bound, candidates, run
+from vtprune.evaluation.tuning.bound import (
+    Quality,
+    fewest_files,
+    files_needed,
+    highest_floor,
+    measure,
+)
+from vtprune.evaluation.tuning.candidates import Plan, plan, split
+from vtprune.evaluation.tuning.result import Tuned
+from vtprune.inference.questions_file import Asked
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, preset_names
-from vtprune.questions_file import Asked
-from vtprune.tuning import bound, candidates, run
-from vtprune.tuning.bound import Quality, fewest_files, files_needed, highest_floor, measure
-from vtprune.tuning.candidates import Plan, plan, split
-from vtprune.tuning.result import Tuned
 
 # -- the bound -----------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from conftest import save_noise
 
 import vtprune
 from vtprune.errors import VtpruneError
+from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
-from vtprune.run import Generation
 
 SHORT = 4
 
@@ -78,9 +78,9 @@ def pruned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     else:
         for name, module in outline().items():
             monkeypatch.setitem(sys.modules, name, module)
-    sys.modules.pop("vtprune.harness.vlmevalkit", None)
-    yield importlib.import_module("vtprune.harness.vlmevalkit").Pruned
-    sys.modules.pop("vtprune.harness.vlmevalkit", None)
+    sys.modules.pop("vtprune.serving.harness.vlmevalkit", None)
+    yield importlib.import_module("vtprune.serving.harness.vlmevalkit").Pruned
+    sys.modules.pop("vtprune.serving.harness.vlmevalkit", None)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vtprune.batching import count_on
+from vtprune.inference.batching import count_on
 
 __all__ = ["BYTES", "LAYERS", "PATCH", "PINPOINTS", "TILE", "TILES", "WIDTH"]
 

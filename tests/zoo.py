@@ -29,8 +29,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vtprune.errors import ModelError
+from vtprune.evaluation.profiling.build import weights_on_meta
 from vtprune.models.structure import Structure, find_structure
-from vtprune.profiling.build import weights_on_meta
 
 MODEL_TYPES = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 LAYERS, VISUAL, VOCABULARY = 4, 16, 2000

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.comparison import Comparison
-    from vtprune.contest import compare_methods
     from vtprune.engine import pruning
+    from vtprune.engine.trace import Trace
+    from vtprune.evaluation.contest import compare_methods
+    from vtprune.evaluation.profiling.profile import profile
+    from vtprune.inference.comparison import Comparison
+    from vtprune.inference.report import Report
+    from vtprune.inference.run import answer
     from vtprune.preset import Preset, load_preset
-    from vtprune.profiling.profile import profile
-    from vtprune.report import Report
-    from vtprune.run import answer
-    from vtprune.trace import Trace
 
 __version__ = "0.1.0"
 
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
-    "Comparison": "vtprune.comparison",
+    "Comparison": "vtprune.inference.comparison",
     "Preset": "vtprune.preset",
-    "Report": "vtprune.report",
-    "Trace": "vtprune.trace",
-    "answer": "vtprune.run",
-    "compare_methods": "vtprune.contest",
+    "Report": "vtprune.inference.report",
+    "Trace": "vtprune.engine.trace",
+    "answer": "vtprune.inference.run",
+    "compare_methods": "vtprune.evaluation.contest",
     "load_preset": "vtprune.preset",
-    "profile": "vtprune.profiling.profile",
+    "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",
 }
 

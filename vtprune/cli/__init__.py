@@ -16,8 +16,8 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.help import Group
+from vtprune.cli.startup import process_start
 from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief_path, one_line
-from vtprune.startup import process_start
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),

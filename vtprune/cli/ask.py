@@ -24,11 +24,11 @@ from vtprune.cli.options import media_options, model_options, one_way_options
 from vtprune.cli.results import check_saves, json_file, save_option, write_saves
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
-    from vtprune.gathering import Gathered
+    from vtprune.cli.config import Config
+    from vtprune.inference.gathering import Gathered
+    from vtprune.inference.report import Report
     from vtprune.media import Source
     from vtprune.preset import Preset
-    from vtprune.report import Report
 
 EPILOG = """\b
 Examples:
@@ -77,7 +77,7 @@ def ask(inputs: tuple[str, ...], **values: object) -> None:
     attention, system and max_new_tokens.
     """
     from vtprune.cli import output
-    from vtprune.config import load_config
+    from vtprune.cli.config import load_config
 
     began = click.get_current_context().obj or time.perf_counter()
     flags = Flags(**values)  # type: ignore[arg-type]
@@ -112,8 +112,8 @@ def _answers(
     Args:
         began: when the command did.
     """
-    from vtprune import run
     from vtprune.cli.output import Transcript
+    from vtprune.inference import run
     from vtprune.media import open_sources
 
     startup = time.perf_counter() - began

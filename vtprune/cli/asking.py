@@ -17,11 +17,11 @@ from vtprune.cli.help import section
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
+    from vtprune.cli.config import Config
     from vtprune.evaluation.answering import Settings
+    from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.preset import Preset
-    from vtprune.questions_file import Asked
 
 answers_option = section("Output")(
     "--answers", type=click.Path(path_type=Path), metavar="FILE",
@@ -69,7 +69,7 @@ def is_demo(source: str) -> bool:
 def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
     """The embedded world's questions, written to a folder that goes afterwards."""
     from vtprune import demo
-    from vtprune.questions_file import read_questions
+    from vtprune.inference.questions_file import read_questions
 
     num = DEMO_QUESTIONS if limit is None else limit
     if num < 1:
@@ -87,8 +87,8 @@ def listed_or_media(
     Raises:
         VtpruneError: a list that is not alone, or a file that can't be opened.
     """
+    from vtprune.inference.questions_file import Asked, read_questions
     from vtprune.media import file_name, open_sources
-    from vtprune.questions_file import Asked, read_questions
 
     lists = [one for one in inputs if one.lower().endswith((".jsonl", ".json"))]
     if lists:
@@ -119,7 +119,7 @@ def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: 
     from vtprune.demo.score import rate
     from vtprune.evaluation.answering import Settings
     from vtprune.evaluation.scoring import score
-    from vtprune.generation import Generation
+    from vtprune.inference.generation import Generation
 
     settings = Settings(
         sampling=sampling_from(media, flags),

@@ -25,10 +25,10 @@ from vtprune.cli.results import CHARTS, charts, check_saves, json_file, save_opt
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.calibrate import Measured
-    from vtprune.config import Config
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.calibrate import Measured
+    from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
-    from vtprune.questions_file import Asked
 
 EPILOG = """\b
 Examples:
@@ -104,8 +104,8 @@ def calibrate(
     """
     # fmt: on
     from vtprune.cli.calibrated import show_calibration
+    from vtprune.cli.config import load_config
     from vtprune.cli.output import libraries_silenced, to_json
-    from vtprune.config import load_config
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
@@ -136,7 +136,7 @@ def calibrate(
 
 def _check(flags: Flags, wanted: Wanted) -> None:
     """Refuses what can't be, before anything is read."""
-    from vtprune.lineup import split_options
+    from vtprune.evaluation.lineup import split_options
     from vtprune.preset import check_keep
     from vtprune.pruners import check_options, find_method
 
@@ -147,7 +147,7 @@ def _check(flags: Flags, wanted: Wanted) -> None:
         for name in wanted.methods:
             find_method(name)
         if wanted.options:
-            from vtprune.calibrate.propose import SELECTORS
+            from vtprune.evaluation.calibrate.propose import SELECTORS
 
             split = split_options(wanted.methods or SELECTORS, wanted.options)
             for name, options in split.items():
@@ -164,9 +164,9 @@ def _check(flags: Flags, wanted: Wanted) -> None:
 def _measure(
     flags: Flags, user: Config, wanted: Wanted, asked: list[Asked], source: str, limits: Limits
 ) -> Measured:
-    from vtprune import run
-    from vtprune.calibrate import Settings, calibrate
     from vtprune.cli.output import progress_line
+    from vtprune.evaluation.calibrate import Settings, calibrate
+    from vtprune.inference import run
     from vtprune.preset import Preset
 
     settings = Settings(
@@ -192,7 +192,7 @@ def _write(saves: Sequence[Path], wanted: Wanted, measured: Measured) -> Iterato
     from vtprune.saving import save_file
 
     def draw(kind: str) -> bytes:
-        from vtprune.calibrate.plot import plot
+        from vtprune.evaluation.calibrate.plot import plot
 
         return plot(measured, kind)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.console import (
+from vtprune.cli.console import (
     show_facts,
     show_table,
     show_warning,
@@ -16,7 +16,7 @@ from vtprune.console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vtprune.calibrate import Horizon, Information, Measured
+    from vtprune.evaluation.calibrate import Horizon, Information, Measured
 
 Shown = tuple[list[str], list[list[str]]]
 TABLE = (
@@ -84,7 +84,7 @@ def _windows(told: Information) -> Shown:
 
 
 def _found(measured: Measured) -> Iterable[tuple[str, str]]:
-    from vtprune.telling import counted
+    from vtprune.inference.wording import counted
 
     collapse = measured.collapse
     fall = f"falls by {collapse.drop:.3f}" if collapse.drop > 0 else "does not fall before half way"

@@ -22,9 +22,9 @@ from vtprune.cli.results import check_saves, json_file, save_option, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.checking.cuts import Wanted
-    from vtprune.checking.result import Checked
-    from vtprune.config import Config
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.checking.cuts import Wanted
+    from vtprune.evaluation.checking.result import Checked
     from vtprune.media import Source
 
 EPILOG = """\b
@@ -72,8 +72,8 @@ def check(media: tuple[str, ...], **values: object) -> None:
     """
     # fmt: on
     from vtprune.cli import output
-    from vtprune.config import load_config
-    from vtprune.console.checking import show_check, show_notes
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console.checking import show_check, show_notes
     from vtprune.media import open_sources
 
     flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def wanted_from(flags: Flags) -> Wanted:
     Raises:
         VtpruneError: flags that exclude each other, or a keep that is no fraction.
     """
-    from vtprune.checking.cuts import Wanted
+    from vtprune.evaluation.checking.cuts import Wanted
     from vtprune.preset import check_keep
 
     if flags.preset is not None and (flags.method is not None or flags.at is not None):
@@ -118,11 +118,11 @@ def wanted_from(flags: Flags) -> Wanted:
 
 def run(flags: Flags, user: Config, wanted: Wanted, sources: Sequence[Source]) -> Checked:
     """The check, with progress on standard error."""
-    from vtprune.checking.check import check as run_check
-    from vtprune.checking.cuts import choose_cuts, media_preset
-    from vtprune.checking.inputs import draw_media, gather_files
     from vtprune.cli.output import progress_line
-    from vtprune.loading import load
+    from vtprune.evaluation.checking.check import check as run_check
+    from vtprune.evaluation.checking.cuts import choose_cuts, media_preset
+    from vtprune.evaluation.checking.inputs import draw_media, gather_files
+    from vtprune.models.loading import load
 
     kinds = {source.kind for source in sources} or set(wanted.modalities)
     choose_cuts(wanted, 8, kinds)  # what can't be is said before a long load

@@ -33,9 +33,9 @@ from vtprune.cli.results import (
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.comparison import Comparison
-    from vtprune.config import Config
-    from vtprune.lineup import Lineup
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.lineup import Lineup
+    from vtprune.inference.comparison import Comparison
 
 EPILOG = """\b
 Examples:
@@ -78,8 +78,8 @@ def compare(
     """
     # fmt: on
     from vtprune.cli import output
-    from vtprune.config import load_config
-    from vtprune.console.comparison import show_comparison, show_notes
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console.comparison import show_comparison, show_notes
 
     began = click.get_current_context().obj or time.perf_counter()
     flags = Flags(**values)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def compare(
 
 def _makers(found: Comparison) -> Makers:
     def draw(kind: str) -> bytes:
-        from vtprune.speed_chart import draw_speed
+        from vtprune.pictures.speed_chart import draw_speed
 
         return draw_speed(found, kind)
 
@@ -127,7 +127,7 @@ def _line_up(flags: Flags, user: Config) -> Lineup:
     Raises:
         PresetError: every fault of them.
     """
-    from vtprune.lineup import line_up
+    from vtprune.evaluation.lineup import line_up
 
     options = method_options(flags.option)
     return line_up(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
@@ -147,8 +147,9 @@ def _run(
     Args:
         began: when the command did.
     """
-    from vtprune import contest, run
     from vtprune.cli.output import progress_line
+    from vtprune.evaluation import contest
+    from vtprune.inference import run
     from vtprune.media import open_sources
 
     startup = time.perf_counter() - began

@@ -39,11 +39,11 @@ from vtprune.cli.results import (
 )
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.lineup import Lineup
     from vtprune.evaluation.run import Plan
     from vtprune.evaluation.summary import Evaluation
-    from vtprune.lineup import Lineup
-    from vtprune.questions_file import Asked
+    from vtprune.inference.questions_file import Asked
 
 EPILOG = """\b
 Examples:
@@ -98,8 +98,8 @@ def evaluate(
     """
     # fmt: on
     from vtprune.cli import output
-    from vtprune.config import load_config
-    from vtprune.console.evaluation import show_evaluation, show_notes
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console.evaluation import show_evaluation, show_notes
     from vtprune.media import open_sources
 
     flags = Flags(**values)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def _makers(found: Evaluation) -> Makers:
 @contextmanager
 def _questions(source: str, limit: int | None) -> Iterator[list[Asked]]:
     from vtprune.evaluation.run import first_questions
-    from vtprune.questions_file import read_questions
+    from vtprune.inference.questions_file import read_questions
 
     if is_demo(source):
         with demo_questions(limit, "test") as asked:
@@ -176,7 +176,7 @@ def _run(
 ) -> Evaluation:
     from vtprune.cli.output import progress_line
     from vtprune.evaluation.run import evaluate
-    from vtprune.loading import load
+    from vtprune.models.loading import load
 
     settings = settings_from(flags, user, lineup.media, metric, demo)
     with progress_line(flags.quiet) as show:

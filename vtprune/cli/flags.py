@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from vtprune.errors import VtpruneError, brief, quote
-from vtprune.questions_file import LONGEST_QUESTION, check_length
+from vtprune.inference.questions_file import LONGEST_QUESTION, check_length
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
+    from vtprune.cli.config import Config
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
     from vtprune.preset import Preset

@@ -30,6 +30,6 @@ def methods(as_json: bool) -> None:
             found.append({"name": name, **values})
         click.echo(json.dumps(found, indent=2))
         return
-    from vtprune.console import show_methods, stdout_console
+    from vtprune.cli.console import show_methods, stdout_console
 
     show_methods(METHODS, stdout_console())

@@ -24,13 +24,13 @@ def models(as_json: bool) -> None:
     Any other checkpoint of the same families works by its hub id or directory. ecl is the entropy
     collapse layer, horizon the layer from which visual tokens are not needed any more.
     """
-    from vtprune.catalog import aliases
     from vtprune.models import FAMILIES
+    from vtprune.models.catalog import aliases
 
     found = [alias for alias in aliases() if alias.model_type in FAMILIES]
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(alias) for alias in found], indent=2))
         return
-    from vtprune.console import show_models, stdout_console
+    from vtprune.cli.console import show_models, stdout_console
 
     show_models(found, stdout_console())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.console import (
+from vtprune.cli.console import (
     ProgressLine,
     printable,
     render,
@@ -23,7 +23,7 @@ from vtprune.console import (
     stdout_console,
 )
 from vtprune.errors import VtpruneError
-from vtprune.report import Report
+from vtprune.inference.report import Report
 from vtprune.saving import check_target
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_told(preset) for preset in found], indent=2))
         return
-    from vtprune.console import show_presets, stdout_console
+    from vtprune.cli.console import show_presets, stdout_console
 
     show_presets(found, stdout_console())
 
@@ -58,8 +58,8 @@ def show(name: str, as_json: bool) -> None:
         click.echo(json.dumps(_told(preset), indent=2))
         return
     click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
-    from vtprune.console import show_facts, stderr_console
-    from vtprune.console.registries import question_fact
+    from vtprune.cli.console import show_facts, stderr_console
+    from vtprune.cli.console.registries import question_fact
 
     show_facts([("question", question_fact(preset))], stderr_console())
 

@@ -31,9 +31,9 @@ from vtprune.cli.results import (
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
-    from vtprune.profiling.profile import Profile
-    from vtprune.profiling.shown import Shown
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.profiling.profile import Profile
+    from vtprune.evaluation.profiling.shown import Shown
 
 EPILOG = """\b
 Examples:
@@ -97,8 +97,8 @@ def profile(
     """
     # fmt: on
     from vtprune.cli import output
-    from vtprune.config import load_config
-    from vtprune.console.profile import show_profile, show_warnings
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console.profile import show_profile, show_warnings
 
     flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
     check_ranges(flags)
@@ -121,7 +121,7 @@ def profile(
 
 def _makers(told: Profile, found: Mapping[str, object]) -> Makers:
     def draw(kind: str) -> bytes:
-        from vtprune.profile_chart import draw_profile
+        from vtprune.pictures.profile_chart import draw_profile
 
         return draw_profile(found, kind)
 
@@ -140,8 +140,8 @@ def what_is_shown(
     Raises:
         VtpruneError: more than one of them, or what can't be read.
     """
+    from vtprune.evaluation.profiling.shown import open_media, parse_picture, parse_video
     from vtprune.media import file_name
-    from vtprune.profiling.shown import open_media, parse_picture, parse_video
 
     if sum(map(bool, (media, image, video))) > 1:
         raise VtpruneError("more than one input was given", "one of MEDIA, --image and --video")
@@ -159,10 +159,10 @@ def what_is_shown(
 def run(flags: Flags, user: Config, shown: Shown | None, numbers: dict[str, Any]) -> Profile:
     """The profile, with progress on standard error."""
     from vtprune.cli.output import progress_line
+    from vtprune.evaluation.profiling.cases import Options
+    from vtprune.evaluation.profiling.profile import profile
     from vtprune.models.base import Sampling
     from vtprune.preset import check_keep
-    from vtprune.profiling.cases import Options
-    from vtprune.profiling.profile import profile
 
     name = flags.model or user.model
     keeps = [check_keep(part) for part in flags.keeps]

@@ -33,10 +33,10 @@ from vtprune.cli.results import check_saves, json_file, save_option, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.config import Config
-    from vtprune.questions_file import Asked
-    from vtprune.tuning.candidates import Plan
-    from vtprune.tuning.result import Tuned
+    from vtprune.cli.config import Config
+    from vtprune.evaluation.tuning.candidates import Plan
+    from vtprune.evaluation.tuning.result import Tuned
+    from vtprune.inference.questions_file import Asked
 
 EPILOG = """\b
 Examples:
@@ -94,10 +94,10 @@ def tune(
     more. QUESTIONS "demo" is the embedded model's own world.
     """
     # fmt: on
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console import tuning
     from vtprune.cli.output import libraries_silenced, show_tables
-    from vtprune.config import load_config
-    from vtprune.console import tuning
-    from vtprune.tuning.candidates import plan
+    from vtprune.evaluation.tuning.candidates import plan
 
     flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
@@ -145,8 +145,8 @@ def _run(
     flags: Flags, user: Config, made: Plan, metric: str, answers: Path | None, demo: bool
 ) -> Tuned:
     from vtprune.cli.output import progress_line
-    from vtprune.loading import load
-    from vtprune.tuning.run import tune as search
+    from vtprune.evaluation.tuning.run import tune as search
+    from vtprune.models.loading import load
 
     settings = settings_from(flags, user, made.lineup.media, metric, demo)
     with progress_line(flags.quiet) as show:

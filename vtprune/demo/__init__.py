@@ -1,15 +1,10 @@
-"""The embedded model: where its weights are, and samples of its world to ask about."""
+"""Samples of the world that the embedded model knows, to ask about."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["weights_path", "write"]
-
-
-def weights_path() -> Path:
-    """The packaged checkpoint's folder, for `from_pretrained`."""
-    return Path(__file__).parent / "weights"
+__all__ = ["write"]
 
 
 def write(

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vtprune.questions_file import Asked
+    from vtprune.inference.questions_file import Asked
 
 ARTICLES = {"a", "an", "the"}
 

@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.answers import Prompt, forced_logits, prepare
-from vtprune.encoding import Encoded
 from vtprune.engine import pruning
+from vtprune.engine.encoding import Encoded
 from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.lineup import UNPRUNED, beside
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.scoring import score
 from vtprune.evaluation.second import second_records
-from vtprune.figures import count_tokens
-from vtprune.generation import Generation, generate
-from vtprune.layout import MODALITIES
-from vtprune.lineup import UNPRUNED, beside
+from vtprune.inference.answers import Prompt, forced_logits, prepare
+from vtprune.inference.figures import count_tokens
+from vtprune.inference.generation import Generation, generate
+from vtprune.inference.memory import fitting_errors
+from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits
-from vtprune.memory import fitting_errors
 from vtprune.models.base import Sampling
-from vtprune.questions_file import Asked
-from vtprune.spec import Preset
-from vtprune.upstream import quiet
+from vtprune.models.upstream import quiet
+from vtprune.preset.spec import Preset
+from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
-    from vtprune.loading import Loaded, Progress
-    from vtprune.trace import Trace
+    from vtprune.engine.trace import Trace
+    from vtprune.models.loading import Loaded, Progress
 
 Scorer = Callable[[Asked, str], float]
 

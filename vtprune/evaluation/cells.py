@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vtprune.errors import PresetError
-from vtprune.layout import MODALITIES
-from vtprune.lineup import DRAWN, UNPRUNED, Entry, Lineup, line_up, unpruned
+from vtprune.evaluation.lineup import DRAWN, UNPRUNED, Entry, Lineup, line_up, unpruned
+from vtprune.preset.spec import Preset
 from vtprune.pruners import find_profile
-from vtprune.spec import Preset
+from vtprune.tokens.layout import MODALITIES
 
 KEEPS = (0.5, 0.3, 0.1)
 SEEDS = 5  # of a random row; fewer say little about it

@@ -9,7 +9,7 @@ from statistics import mean
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.intervals import Difference, difference
 from vtprune.evaluation.records import Record
-from vtprune.questions_file import Asked
+from vtprune.inference.questions_file import Asked
 
 Records = Mapping[tuple[int, str], Record]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.chart import KEPT, literal, new_figure, show_kept, show_shares, to_bytes
 from vtprune.evaluation.summary import Evaluation, Row
-from vtprune.telling import counted, with_options
+from vtprune.inference.wording import counted, with_options
+from vtprune.pictures.chart import KEPT, literal, new_figure, show_kept, show_shares, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,12 @@ from vtprune.evaluation.answering import Settings, answer_all
 from vtprune.evaluation.cells import SEEDS, Cell
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.summary import Evaluation, Row, summarise
-from vtprune.figures import describe_model
-from vtprune.questions_file import Asked, mixed_labels
-from vtprune.telling import counted
+from vtprune.inference.figures import describe_model
+from vtprune.inference.questions_file import Asked, mixed_labels
+from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
-    from vtprune.loading import Loaded, Progress
+    from vtprune.models.loading import Loaded, Progress
 
 MOST_BROKEN = 5  # files named one by one
 FEW_FILES = 20  # below, drawing files again says little about other files

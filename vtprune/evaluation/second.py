@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.answers import Prompt, end_ids, extend, letters, places, predictions, said
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.cells import Cell
+from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Record
-from vtprune.lineup import UNPRUNED
-from vtprune.memory import fitting_errors
+from vtprune.inference.answers import Prompt, end_ids, extend, letters, places, predictions, said
+from vtprune.inference.memory import fitting_errors
 from vtprune.models.base import Turn
 from vtprune.models.seams import cache_argument, cache_made
-from vtprune.spec import Preset
-from vtprune.upstream import quiet
+from vtprune.models.upstream import quiet
+from vtprune.preset.spec import Preset
 
 if TYPE_CHECKING:
     from vtprune.evaluation.answering import AskedFile
-    from vtprune.loading import Loaded
+    from vtprune.models.loading import Loaded
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from vtprune.csv_file import csv_text, flat
 from vtprune.evaluation.cells import SECOND, Cell
 from vtprune.evaluation.columns import Column, Records, against, aligned, column_of
 from vtprune.evaluation.intervals import Difference, Estimate, estimate, holm
+from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.turns import Second, second_of
-from vtprune.lineup import UNPRUNED
-from vtprune.questions_file import Asked
+from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.questions_file import Asked
 
 LARGEST_LOSS = 700.0  # math.exp goes no further
 

@@ -8,7 +8,7 @@ from statistics import mean
 
 from vtprune.evaluation.columns import Column, against, aligned
 from vtprune.evaluation.intervals import Difference, Estimate, difference, estimate
-from vtprune.questions_file import Asked
+from vtprune.inference.questions_file import Asked
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.layout import NEWLINE, PATCH, Grid, box, join, single
 from vtprune.models.preprocess import Recipe, finish, pad_to, resize
-from vtprune.units import WHOLE, Region
+from vtprune.tokens.layout import NEWLINE, PATCH, Grid, box, join, single
+from vtprune.tokens.units import WHOLE, Region
 
 Size = tuple[int, int]
 """(height, width)"""

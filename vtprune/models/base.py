@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from vtprune.layout import Grid
-from vtprune.units import Region, Units, Whole
+from vtprune.tokens.layout import Grid
+from vtprune.tokens.units import Region, Units, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

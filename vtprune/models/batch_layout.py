@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.layout import Grid, Layout, box, lay_out
 from vtprune.models.base import VisionInputs
 from vtprune.models.structure import Structure
+from vtprune.tokens.layout import Grid, Layout, box, lay_out
 
 
 def lay_out_batch(

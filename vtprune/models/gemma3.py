@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import Grid, box
 from vtprune.models import preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 from vtprune.models.llava_next import no_video
+from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from vtprune.errors import ModelError
-from vtprune.layout import Grid
 from vtprune.models import frames, patches, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import Grid, box
 from vtprune.models import frames, preprocess, prompt, splitting
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.layout import CLS, Grid, box, join, single
 from vtprune.models import llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import CLS, Grid, box, join, single
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from vtprune.errors import ModelError
-from vtprune.layout import Grid
 from vtprune.models import anyres, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

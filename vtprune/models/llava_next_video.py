@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import Grid, box
 from vtprune.models import anyres, frames, llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import NEWLINE, Grid, box, join, single
 from vtprune.models import anyres, frames, llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
-from vtprune.units import Region
+from vtprune.tokens.layout import NEWLINE, Grid, box, join, single
+from vtprune.tokens.units import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 
 from vtprune.errors import ModelError
-from vtprune.layout import PATCH, Grid, box, join
 from vtprune.models import frames, preprocess, prompt, splitting
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
 from vtprune.models.qwen2_vl import even_parts
+from vtprune.tokens.layout import PATCH, Grid, box, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.layout import Grid
 from vtprune.models.base import Files, Prepared, Turn
+from vtprune.tokens.layout import Grid
 
 
 def render(

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from vtprune.layout import Grid
 from vtprune.models import frames, patches, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

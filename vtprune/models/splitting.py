@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from vtprune.layout import Grid, box, join
-from vtprune.units import WHOLE, Region
+from vtprune.tokens.layout import Grid, box, join
+from vtprune.tokens.units import WHOLE, Region
 
 
 def split_grid(rows: int, cols: int, side: int) -> Grid:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.layout import Grid, join
 from vtprune.models import frames, llava, llava_next, preprocess, prompt
 from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.tokens.layout import Grid, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -12,7 +12,7 @@ from vtprune.pruners.entry import Method, Option, Value
 
 if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner, UnitPruner
-    from vtprune.schedule import Profile
+    from vtprune.tokens.schedule import Profile
 
 COMPARED = Option(
     "states", "hidden", ("hidden", "query", "key", "value"), "which states to compare"

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.layout import Layout
-from vtprune.quotas import quotas, weighted_quotas
-from vtprune.units import Units
+from vtprune.tokens.layout import Layout
+from vtprune.tokens.quotas import quotas, weighted_quotas
+from vtprune.tokens.units import Units
 
 STATES = ("query", "key", "value", "hidden", "normed")
 """States of the visual tokens that a method can read; with "text_" before them, those of the text

@@ -78,7 +78,7 @@ class Method:
         lowest: the first layer that it can cut at; 1 where it reads what the layer before did.
         modalities: what it can cut.
         schedule: "module:function" of a schedule of its own, for the place `at`: see
-            `vtprune.schedule.Profile`.
+            `vtprune.tokens.schedule.Profile`.
         units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
         media: it makes the media themselves smaller, and acts at `pixels` alone.
         reads_question: what it keeps depends on the text that follows the visual tokens, the

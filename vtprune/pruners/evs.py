@@ -26,11 +26,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
-from vtprune.quotas import quotas
+from vtprune.tokens.layout import PATCH, Layout
+from vtprune.tokens.quotas import quotas
 
 # Scores beside the changes, which are from 0 to 2.
 FIRST, NEW, LATER, NO_PATCH = 4.0, 2.0, -1.0, -2.0

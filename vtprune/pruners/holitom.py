@@ -41,11 +41,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
 from vtprune.pruners.evs import changes
 from vtprune.pruners.similarity import density_peaks
-from vtprune.quotas import weighted_quotas
+from vtprune.tokens.layout import PATCH, Layout
+from vtprune.tokens.quotas import weighted_quotas
 
 # Of the released code.
 OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into

@@ -28,8 +28,8 @@ from itertools import pairwise
 
 import torch
 
-from vtprune.layout import KINDS, PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, best_first
+from vtprune.tokens.layout import KINDS, PATCH, Layout
 
 
 @dataclass(frozen=True)

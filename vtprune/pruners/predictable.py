@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from vtprune.units import Region, Units
+from vtprune.tokens.units import Region, Units
 
 BLOCK = 16
 """Pixels along a side of a block: what is small and moves is much of a block, little of a frame."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
-from vtprune.schedule import Profile
+from vtprune.tokens.schedule import Profile
 
 
 def schedule() -> Profile:

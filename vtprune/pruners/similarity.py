@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from vtprune.capacity import total_memory
+from vtprune.device import total_memory
 from vtprune.pruners.base import Budget
 
 HELD = 2**30  # the most similarities held at once: 4 GiB

@@ -50,7 +50,7 @@ from vtprune.pruners.base import (
     merged_into,
 )
 from vtprune.pruners.similarity import density_peaks
-from vtprune.schedule import Profile
+from vtprune.tokens.schedule import Profile
 
 LAYERS = (3, 7, 16)  # of 32: the released code ranks by layers 2, 6 and 15 and cuts what they leave
 BUDGETS = (

@@ -35,11 +35,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.divprune import choose_farthest
 from vtprune.pruners.similarity import unit_rows
-from vtprune.schedule import Profile
+from vtprune.tokens.layout import PATCH, Layout
+from vtprune.tokens.schedule import Profile
 
 DEPTHS = (0.0, 0.7)
 DEEP = 1 / 4  # of the tokens that the first cut leaves

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import PATCH, Grid
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.quotas import quotas
+from vtprune.tokens.layout import PATCH, Grid
+from vtprune.tokens.quotas import quotas
 
 
 @dataclass(frozen=True)

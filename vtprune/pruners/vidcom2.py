@@ -27,9 +27,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.layout import PATCH, Layout
 from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 from vtprune.pruners.similarity import unit_rows
+from vtprune.tokens.layout import PATCH, Layout
 
 # Of the released code.
 STEADY = 0.5  # share of the channels, those that vary least

@@ -1,0 +1,1 @@
+"""How the figures and the embedded model are made; not in the wheel."""

@@ -1,0 +1,205 @@
+"""The parts of the speed figures: what each is told on the command line, and what it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from vtprune._dev.arguments import Parser
+from vtprune._dev.bench.baseline import measure_kernels, measure_scores
+from vtprune._dev.bench.chart import draw_growth
+from vtprune._dev.bench.decoding import measure_decoding
+from vtprune._dev.bench.end_to_end import measure_end_to_end
+from vtprune._dev.bench.growth import FRAMES, measure_growth
+from vtprune._dev.bench.memory import measure_memory
+from vtprune._dev.bench.overlap import measure_overlap
+from vtprune._dev.bench.page import make_page
+from vtprune._dev.bench.prefill import measure_prefill
+from vtprune._dev.bench.results import Pass, Results, read_passes
+from vtprune._dev.bench.selection import measure_selection
+from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
+from vtprune.pruners import METHODS
+
+RESULTS = Path("docs/speed.jsonl")
+MODEL, CLIP = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
+Parts: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_parts(parts: Parts) -> None:
+    """Puts all of them on a command line."""
+    prefill = model_part(parts, "prefill", "the realised part of the speed-up", run_prefill, 5)
+    prefill.add_argument("--at", default="2,input", help="where to cut, comma separated")
+    prefill.add_argument("--method", default="entropy")
+    clip = model_part(parts, "end-to-end", "the first token of a real clip", run_end_to_end, 3)
+    clip.add_argument("clip", type=Path)
+    clip.add_argument("--frames", type=int, default=8)
+    clip.add_argument("--pixels", type=float, default=0.5, help="left by the stage at the pixels")
+    plain = model_part(parts, "baseline", "the plain published way beside ours", run_baseline, 3)
+    plain.add_argument("--tokens", type=int, default=2880)
+    growth = model_part(parts, "growth", "cost against tokens and frames", run_growth, 3)
+    growth.add_argument(
+        "--frames", default=",".join(map(str, FRAMES)), help="49 tokens each, comma separated"
+    )
+    growth.add_argument("--methods", default="entropy,spread", help="comma separated")
+    choice = part(parts, "selection", "what each method's choice costs", run_selection)
+    choice.add_argument("--tokens", default="2880,7290", help="visual tokens, comma separated")
+    choice.add_argument("--methods", default="", help="comma separated; all by default")
+    choice.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
+    place_options(choice)
+    choice.add_argument("--repeats", type=int, default=3)
+    decoding = part(parts, "decoding", "a few frames of a clip, beside other readers", run_decoding)
+    decoding.add_argument("--frames", type=int, default=16)
+    decoding.add_argument("--repeats", type=int, default=5)
+    clip_options(decoding, 60, "1920x1080")
+    overlap = part(parts, "overlap", "a clip decoded while weights are read", run_overlap)
+    overlap.add_argument("--model", default=MODEL)
+    overlap.add_argument("--frames", type=int, default=16)
+    overlap.add_argument("--repeats", type=int, default=3)
+    clip_options(overlap, 60, "1920x1080")
+    memory = part(parts, "memory", "memory while a long video is decoded", run_memory)
+    memory.add_argument("--fps", type=float, default=1.0)
+    clip_options(memory, 7200, "640x360")
+    page = part(parts, "page", "the page and its chart, from the results", write_page)
+    page.add_argument("--save", type=Path, default=Path("docs/speed.md"))
+
+
+def part(
+    parts: Parts, name: str, told: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    """One part, with the options of all."""
+    made = parts.add_parser(name, help=told)
+    made.add_argument("--results", type=Path, default=RESULTS, help="file of measured passes")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads")
+    made.set_defaults(run=run)
+    return made
+
+
+def model_part(
+    parts: Parts,
+    name: str,
+    told: str,
+    run: Callable[[argparse.Namespace], None],
+    repeats: int,
+) -> argparse.ArgumentParser:
+    """One part that runs a model."""
+    made = part(parts, name, told, run)
+    made.add_argument("--model", default=MODEL)
+    made.add_argument("--shown", help="a picture 672x672 or a video 8x384x384; largest: the "
+                      "largest picture of the model")  # fmt: skip
+    made.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
+    place_options(made)
+    made.add_argument("--repeats", type=int, default=repeats)
+    return made
+
+
+def place_options(made: argparse.ArgumentParser) -> None:
+    """Where, and in what, a part is run."""
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+
+
+def clip_options(made: argparse.ArgumentParser, seconds: int, size: str) -> None:
+    made.add_argument(
+        "--folder", type=Path, default=Path("/tmp"), help="for what is written to be read"
+    )
+    made.add_argument("--seconds", type=int, default=seconds)
+    made.add_argument("--size", default=size)
+
+
+def input_of(args: argparse.Namespace) -> Shown | None:
+    """What the model is shown; None for its largest picture."""
+    text = args.shown or (CLIP if args.model == MODEL else "largest")
+    if text == "largest":
+        return None
+    shown = parse_video(text) or parse_picture(text)
+    if shown is None:
+        raise SystemExit(f"--shown {text}: not a size")
+    return shown
+
+
+def place_of(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    return torch.device(args.device), getattr(torch, args.dtype)
+
+
+def tell(passes: list[Pass]) -> None:
+    """Writes what this run was about to standard output."""
+    sys.stdout.write(make_page(passes).partition("\n## ")[2])
+
+
+def run_prefill(args: argparse.Namespace) -> None:
+    made = measure_prefill(
+        Results(args.results), args.model, input_of(args), args.at.split(","), args.method,
+        args.keep, *place_of(args), args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_end_to_end(args: argparse.Namespace) -> None:
+    made = measure_end_to_end(
+        Results(args.results), args.model, args.clip, args.frames, args.pixels, args.keep,
+        *place_of(args), args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_baseline(args: argparse.Namespace) -> None:
+    results, place = Results(args.results), place_of(args)
+    made = measure_scores(results, args.tokens, *place, args.repeats)
+    made += measure_kernels(results, args.model, input_of(args), args.keep, *place, args.repeats)
+    tell(made)
+
+
+def run_growth(args: argparse.Namespace) -> None:
+    frames = [int(one) for one in args.frames.split(",")]
+    made = measure_growth(
+        Results(args.results), args.model, frames, args.methods.split(","), args.keep,
+        *place_of(args), args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_selection(args: argparse.Namespace) -> None:
+    choosing = [name for name, method in METHODS.items() if method.chooses]
+    made = measure_selection(
+        Results(args.results), [int(one) for one in args.tokens.split(",")],
+        args.methods.split(",") if args.methods else choosing, args.keep, *place_of(args),
+        args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_decoding(args: argparse.Namespace) -> None:
+    width, height = map(int, args.size.split("x"))
+    made = measure_decoding(
+        Results(args.results), args.folder, args.seconds, width, height, args.frames, args.repeats
+    )
+    tell(made)
+
+
+def run_overlap(args: argparse.Namespace) -> None:
+    width, height = map(int, args.size.split("x"))
+    made = measure_overlap(
+        Results(args.results), args.model, args.folder, args.seconds, width, height, args.frames,
+        args.repeats,
+    )  # fmt: skip
+    tell(made)
+
+
+def run_memory(args: argparse.Namespace) -> None:
+    width, height = map(int, args.size.split("x"))
+    made = measure_memory(Results(args.results), args.folder, args.seconds, width, height, args.fps)
+    tell(made)
+
+
+def write_page(args: argparse.Namespace) -> None:
+    passes = read_passes(args.results)
+    plot = args.save.with_suffix(".png")
+    if any(one.part == "growth" for one in passes):
+        plot.write_bytes(draw_growth(passes))
+    drawn = plot.name if plot.exists() else ""
+    args.save.write_text(make_page(passes, drawn), encoding="utf-8")

@@ -1,0 +1,155 @@
+"""What it costs to choose tokens, as a share of the prefill that it shortens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+
+from vtprune._dev.bench.results import Pass, Results, Side, run_in
+from vtprune.device import time_warm
+from vtprune.engine.attention import Call, Rows, attention_rows
+from vtprune.models.cost import DecoderShape, prefill_flops
+from vtprune.pruners import METHODS, create, find_profile
+from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
+from vtprune.tokens.layout import Layout, box, join, lay_out
+from vtprune.tokens.schedule import Place, fixed_count
+from vtprune.tokens.solving import solve
+
+# A decoder of 7B parameters with a key head for every query head: LLaVA-1.5 and LLaVA-NeXT.
+SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128,
+                     intermediate=11008, vocab=32064)  # fmt: skip
+TEXT = 64
+QUESTION = 32  # text tokens after the last visual token
+SIDES = {2880: (5, 24), 7290: (10, 27)}  # tiles or frames, and their side
+DENSE = "dense prefill"
+
+
+def measure_selection(
+    results: Results,
+    sizes: Sequence[int],
+    methods: Sequence[str],
+    keep: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> list[Pass]:
+    """Times every method's choice among random states of a 7B decoder.
+
+    Reading attention rows is counted where the method reads them; a schedule of several cuts
+    counts each, at the tokens that the one before leaves. The prefill that it is compared with is
+    the dense one's FLOPs at the rate that a matrix product of the decoder's own shape reaches in
+    the same pass.
+    """
+    made: list[Pass] = []
+    for num_tokens in sizes:
+        settings = {
+            "tokens": num_tokens,
+            **run_in(device, dtype),
+            "methods": list(methods),
+            "keep": keep,
+        }
+
+        def sides(num_tokens: int = num_tokens) -> Mapping[str, Side]:
+            run = {name: partial(time_choice, name, num_tokens, keep, device, dtype)
+                   for name in methods}  # fmt: skip
+            return {DENSE: partial(time_prefill, num_tokens, device, dtype), **run}
+
+        made += results.measure("selection", settings, sides, repeats, device, warm_up=False)
+    return made
+
+
+def time_choice(
+    name: str, num_tokens: int, keep: float, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Seconds of all cuts of a method, one after the other."""
+    pruner, method = create(name, {}), METHODS[name]
+    whole = make_layout(num_tokens, "image" if "image" in method.modalities else "video")
+    cuts = []
+    for before, after in pairwise(counts_of(name, num_tokens, keep)):
+        layout = whole.take(torch.arange(before) * num_tokens // before)
+        budget = Budget.share(after, layout.groups("all"))
+        tokens = VisualTokens(layout, make_states(pruner.needs, before, device, dtype))
+        cuts.append((attention_reader(pruner.needs, before, device, dtype), tokens, budget))
+
+    def choose() -> None:
+        for read, tokens, budget in cuts:
+            read()
+            pruner.select(tokens, budget)
+
+    return {"seconds": time_warm(choose, device)}
+
+
+def counts_of(name: str, num_tokens: int, keep: float) -> list[int]:
+    """The number of tokens before the first cut of a method and after each."""
+    method = METHODS[name]
+    if not method.schedule:
+        return [num_tokens, fixed_count(keep, num_tokens)]
+    profile = find_profile(name)
+    layers = enumerate(profile.layers(SHAPE.layers, method.lowest))
+    places = [Place("schedule", layer, profile=profile, part=part) for part, layer in layers]
+    return [num_tokens, *(cut.count for cut in solve(places, keep, SHAPE.layers, num_tokens).cuts)]
+
+
+def time_prefill(num_tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of the whole prefill at the rate of the decoder's largest matrix product."""
+    total = num_tokens + TEXT
+    left = torch.randn(total, SHAPE.hidden, device=device).to(dtype)
+    right = torch.randn(SHAPE.hidden, SHAPE.intermediate, device=device).to(dtype)
+    rate = 2.0 * total * SHAPE.hidden * SHAPE.intermediate / time_warm(lambda: left @ right, device)
+    return {"seconds": prefill_flops(SHAPE, [total] * SHAPE.layers) / rate}
+
+
+def make_layout(num_tokens: int, modality: str) -> Layout:
+    """Tiles of a picture or frames of a clip, square where the number is a usual one."""
+    panes, side = SIDES.get(num_tokens, (1, 0))
+    if modality == "video":
+        grid = box(panes, side, side) if side else box(1, 1, num_tokens)
+    else:
+        grid = (
+            join([box(1, side, side, tile) for tile in range(panes)])
+            if side
+            else box(1, 1, num_tokens)
+        )
+    return lay_out({modality: torch.arange(num_tokens)}, {modality: [grid]})
+
+
+def make_states(
+    needs: Sequence[str], num_tokens: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Random states under the names that a method reads."""
+    generator = torch.Generator(device).manual_seed(0)
+    states = {}
+    for name in needs:
+        count = QUESTION if name.startswith("text_") else num_tokens
+        shape: tuple[int, ...] = (count, SHAPE.heads, SHAPE.head_dim)
+        if name == "text_attention":
+            shape = (QUESTION, num_tokens)
+        elif name in (*ATTENTION, *TOWER):
+            shape = (num_tokens,)
+        one = torch.randn(shape, generator=generator, device=device)
+        states[name] = one.softmax(-1) if len(shape) < 3 else one.to(dtype)
+    return states
+
+
+def attention_reader(
+    needs: Sequence[str], num_tokens: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    """Reads the attention rows that a method needs, from random queries and keys."""
+    if not set(needs) & set(ATTENTION):
+        return lambda: None
+    total = num_tokens + TEXT
+    generator = torch.Generator(device).manual_seed(1)
+    query, key = (
+        torch.randn(1, SHAPE.heads, total, SHAPE.head_dim, generator=generator, device=device).to(
+            dtype
+        )
+        for _ in range(2)
+    )
+    first = total - (QUESTION if "text_attention" in needs else 1)
+    valid, past = torch.ones(total, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
+    rows = Rows(torch.arange(first, total), valid, past)
+    call = Call(query, key, SHAPE.head_dim**-0.5)
+    return lambda: attention_rows(call, [rows])

@@ -1,0 +1,125 @@
+"""What a pruned prefill really did, sample by sample."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vtprune.tokens.layout import Layout
+from vtprune.tokens.units import Whole
+
+_LOCK = threading.Lock()
+"""Held while a trace changes or is copied, so that none is made of two prefills."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did to one prefill; lists have one entry a sample of the batch.
+
+    Args:
+        layer: the first layer that saw the shorter sequence; 0 is the language model's input.
+        method: the registered method.
+        at: the place as the preset names it.
+        modality: "image", "video", or "all" where they share the stage.
+        options: all options of the method.
+        keep: the stage's own; None for the free stage.
+        per: the scope over which the budget was shared, and `split` how.
+        positions: whether kept tokens kept their position ids.
+        cuts: whether this was where the sample's stage cut; a stage at a named place may cut at
+            different layers for samples of very different size, with a record for each layer.
+        before, after: counts of visual tokens, of every modality.
+        own_before, own_after: counts of the tokens that the stage is about, of its modality.
+        kept: ascending columns of the original input_ids with visual tokens still present, of
+            every modality.
+        merged: whether dropped tokens were merged into kept ones.
+    """
+
+    layer: int
+    method: str
+    at: str
+    modality: str
+    options: Mapping[str, str | float]
+    keep: float | None
+    per: str
+    cuts: list[bool]
+    before: list[int]
+    after: list[int]
+    own_before: list[int]
+    own_after: list[int]
+    kept: list[list[int]]
+    split: str = "even"
+    positions: str = "keep"
+    merged: list[bool] = field(default_factory=list)
+
+
+@dataclass
+class Trace:
+    """What happened in a `pruning` block: the last prefill with visual tokens.
+
+    Where several threads call the model, it is the prefill that ended last, of whichever thread;
+    all fields change at once. `snapshot` gives several of them of the same prefill, and blocks with
+    `threads="own"` have a trace a thread.
+
+    Args:
+        stages: one record a stage, in the order of the cuts.
+        layouts: of every sample's visual tokens, before any cut.
+        kept: of every sample's visual tokens, after the last cut.
+        text: tokens of every sample that are not visual, padding left out.
+        visual_by_layer: for every sample the visual tokens that each decoder layer saw.
+        seconds: of the last prefill: vision (encoding, comparing pixels before it and reading the
+            tower's attention, summed since the prefill before), select, prefill (the decoder's
+            forward, selection included).
+        encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
+            of each media item; empty where it got all.
+        whole: for every sample what its prompt would hold if its media had not been made smaller;
+            empty where they were not.
+        prefills: how many prefills with visual tokens have run.
+        warnings: what the reader should know, of all of them.
+        begun: layouts, text and whole of the prefill that began last, whether it ended or not.
+    """
+
+    stages: list[StageRecord] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    kept: list[Layout] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    visual_by_layer: list[list[int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    encoded: list[dict[str, list[int]]] = field(default_factory=list)
+    whole: list[Whole] = field(default_factory=list)
+    prefills: int = 0
+    warnings: list[str] = field(default_factory=list)
+    begun: Trace | None = None
+
+    def warn(self, message: str) -> None:
+        """Add a warning once; "" is none."""
+        with _LOCK:
+            if message and message not in self.warnings:
+                self.warnings.append(message)
+
+    def take(self, last: Trace) -> None:
+        """Become the trace of another prefill, which has ended."""
+        with _LOCK:
+            kept = {
+                "prefills": self.prefills + 1,
+                "warnings": self.warnings,
+                "begun": self.begun,
+            }
+            vars(self).update(vars(last) | kept)
+
+    def snapshot(self) -> Trace:
+        """Return a copy that later prefills leave as it is."""
+        with _LOCK:
+            return Trace(**(vars(self) | {"warnings": list(self.warnings)}))
+
+    def before(self, sample: int = 0) -> tuple[int, int]:
+        """Visual and text tokens of a sample before anything was made smaller or cut."""
+        more = self.whole[sample] if self.whole else Whole({})
+        visual = more.total() if self.whole else len(self.layouts[sample])
+        return visual, self.text[sample] + more.more_text
+
+    def keep_mean(self, sample: int = 0) -> float:
+        """The layer average of the fraction of visual tokens present, as cut."""
+        total, _ = self.before(sample)
+        seen = self.visual_by_layer[sample]
+        return sum(seen) / (len(seen) * total) if total else 1.0

@@ -1,0 +1,121 @@
+"""Where a model's visual tokens stop saying different things, measured on its own states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.engine import pruning
+from vtprune.engine.encoding import Encoded
+from vtprune.errors import ModelError
+from vtprune.tokens.layout import Grid
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded
+
+MOST_TOKENS = 1024  # of an input whose entropy is taken
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The entropy collapse layer of a model.
+
+    Args:
+        curve: H_l for every layer l, of the states that enter it; 0 are the embeddings.
+        layer: the l in 1..L/2 with the largest H_(l-1) - H_l.
+        share: of the inputs whose own curve has its largest drop there.
+    """
+
+    curve: tuple[float, ...]
+    layer: int
+    share: float
+
+    @property
+    def drop(self) -> float:
+        """H_(l-1) - H_l at the layer; not above 0 where entropy does not fall at all."""
+        return self.curve[self.layer - 1] - self.curve[self.layer]
+
+
+def matrix_entropy(states: torch.Tensor) -> float:
+    """Matrix entropy of N tokens' states, in [0, 1].
+
+    H = - tr(S ln S) / ln min(N, d) with S = Z^T Z / N, the rows of Z centred over the tokens and of
+    unit length. Source: arXiv 2401.17139, as restated for visual tokens by arXiv 2602.17196.
+
+    Args:
+        states: (N, d), any floating dtype; computed in float64.
+
+    Raises:
+        ModelError: the states hold NaN or infinity.
+    """
+    rows = (states.cpu() if states.device.type == "mps" else states).double()  # mps has no float64
+    if not bool(rows.isfinite().all()):
+        raise ModelError(
+            "the model's states hold NaN or infinity, so they have no entropy",
+            "try --dtype float32 or bfloat16",
+        )
+    rows = rows - rows.mean(dim=0, keepdim=True)
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    num_tokens, width = rows.shape
+    smaller = min(num_tokens, width)
+    if smaller < 2:
+        return 0.0
+    gram = rows @ rows.T if num_tokens < width else rows.T @ rows
+    eigenvalues = torch.linalg.eigvalsh(gram / num_tokens).clamp_min(1e-12)
+    return float(-(eigenvalues * eigenvalues.log()).sum()) / math.log(smaller)
+
+
+def curve_of(
+    hidden: Sequence[torch.Tensor], columns: torch.Tensor, num_layers: int
+) -> tuple[float, ...]:
+    """The matrix entropy of the visual tokens entering every layer.
+
+    Of more than MOST_TOKENS, so many evenly spaced ones are taken: eigenvalues of N x N cost N^3.
+
+    Args:
+        hidden: (1, S, d) states that enter each layer; what follows the last layer's is left out.
+        columns: (N,) of the visual tokens.
+    """
+    count = min(len(columns), MOST_TOKENS)
+    columns = columns[torch.arange(count) * len(columns) // max(count, 1)]
+    entering = hidden[:num_layers]
+    return tuple(matrix_entropy(states[0, columns.to(states.device)]) for states in entering)
+
+
+@torch.no_grad()
+def entropy_curve(
+    loaded: Loaded,
+    prompt: Mapping[str, torch.Tensor],
+    encoded: Encoded | None = None,
+    media: Sequence[tuple[str, Grid]] = (),
+) -> tuple[float, ...]:
+    """The matrix entropy of a prompt's visual tokens entering every layer.
+
+    Args:
+        prompt: the model's inputs, a batch of 1, on its device.
+        encoded, media: as for `pruning`.
+    """
+    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=media) as trace:
+        out = loaded.model(**prompt, output_hidden_states=True, use_cache=False)
+    num_layers = len(loaded.model.get_decoder().layers)
+    return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)
+
+
+def entropy_curves(loaded: Loaded, prompts: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    """(n, L) matrix entropies: a row a prompt, a column a layer that the states enter."""
+    return torch.tensor([entropy_curve(loaded, prompt) for prompt in prompts])
+
+
+def find_collapse(curves: torch.Tensor) -> Collapse:
+    """The entropy collapse layer from (n, L) curves."""
+    until = curves.shape[1] // 2
+    drops = (
+        curves[:, :until] - curves[:, 1 : until + 1]
+    )  # (n, L/2); column 0 is the drop to layer 1
+    layer = int(drops.mean(dim=0).argmax()) + 1
+    share = float((drops.argmax(dim=1) + 1 == layer).double().mean())
+    return Collapse(tuple(curves.mean(dim=0).tolist()), layer, share)

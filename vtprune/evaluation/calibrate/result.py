@@ -1,0 +1,166 @@
+"""What a calibration found out, and the files that say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from vtprune import __version__
+from vtprune.evaluation.calibrate.entropy import Collapse
+from vtprune.evaluation.calibrate.horizon import FEWEST_FILES, Horizon
+from vtprune.evaluation.calibrate.propose import Tried
+from vtprune.inference.wording import counted
+from vtprune.models.catalog import Calibration, write_calibration
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the text reads from single 2 x 2 windows of visual tokens, by layer.
+
+    Args:
+        mean: over windows and inputs, of I_i(V).
+        largest: over inputs the mean of the largest |I_i(V)|; near 0 past the horizon.
+        inputs: how many were looked at.
+    """
+
+    mean: tuple[float, ...]
+    largest: tuple[float, ...]
+    inputs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Everything a calibration found out.
+
+    Args:
+        model: name, family, layers, hidden_size.
+        source: what was asked, by its name.
+        labelled: questions with a right answer; for the others, agreement counts.
+        collapse: the entropy collapse layer, of `inputs` files.
+        horizons: "general" and "text-heavy", those there are questions for.
+        information: of 2 x 2 windows; None where it was not asked for.
+        keep: the budget of the proposals; None without.
+        tried: the proposals, the best first.
+        seconds: that it took.
+        warnings: what the reader should know.
+        day: when, as YYYY-MM-DD.
+    """
+
+    model: Mapping[str, object]
+    source: str
+    questions: int
+    labelled: int
+    inputs: int
+    collapse: Collapse
+    horizons: Mapping[str, Horizon]
+    information: Information | None = None
+    keep: float | None = None
+    tried: tuple[Tried, ...] = ()
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    day: str = ""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.collapse.curve)
+
+    def quality(self) -> str:
+        """What the answers were measured by."""
+        own = self.questions - self.labelled
+        if not own:
+            return "probability of the right answers"
+        if not self.labelled:
+            return "agreement with the unpruned model's answers"
+        return f"probability of {self.labelled} right answers, agreement on {own} others"
+
+    def about(self) -> str:
+        """With what, when, which model and on what."""
+        return f"vtprune {__version__}, {self.day}, {self.model['name']}, {self.source}"
+
+    def calibration(self) -> Calibration:
+        """Where to cut; a horizon that was not found lies past the last layer."""
+        about = f"measured: {self.about()}"
+        agree = f"{counted(self.inputs, 'input')}, {self.collapse.share:.0%} agree"
+        fall = "" if self.collapse.drop > 0 else ", no fall found"
+        sources = {"ecl": f"{about}, {agree}{fall}"}
+        layers: dict[str, int | None] = {"horizon": None, "horizon_text": None}
+        for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
+            instead = group not in self.horizons
+            if instead and figure == "horizon_text":
+                continue
+            horizon = self.horizons["text-heavy" if instead else group]
+            told = f"{horizon.asked()}{', text-heavy ones' if instead else ''}"
+            layers[figure] = self.num_layers if horizon.layer is None else horizon.layer
+            missing = "" if horizon.layer is not None else f", not found: {horizon.reason()}"
+            sources[figure] = f"{about}, {told}, {self.quality()}{missing}"
+        assert layers["horizon"] is not None
+        return Calibration(
+            self.collapse.layer, layers["horizon"], layers["horizon_text"], sources, "file"
+        )
+
+    def best(self) -> Tried | None:
+        """The proposal that loses least; None without any that meets the budget."""
+        return self.tried[0] if self.tried and self.tried[0].change else None
+
+    def too_few(self) -> str:
+        """Why the schedules can't be told apart at all; empty where there are files enough."""
+        best = self.best()
+        if best is None or best.change is None or best.change.files >= FEWEST_FILES:
+            return ""
+        return (
+            f"{counted(best.change.files, 'file')} can't tell schedules apart: {FEWEST_FILES} are "
+            "the fewest"
+        )
+
+    def proposal(self) -> str:
+        """What the search for a schedule found, on one line; empty without one."""
+        best = self.best()
+        if best is None or best.change is None:
+            return ""
+        reached = [one for one in self.tried if one.change]
+        told = (
+            f"best of {len(reached)} schedules at keep {self.keep:g}: {best.schedule.name}, "
+            f"{best.change.mean[0]:+.1%}"
+        )
+        if self.too_few():
+            return f"{told}; {self.too_few()}"
+        alike = sum(not one.apart for one in reached) - 1
+        others = f"; {counted(alike, 'other')} can't be told apart from it" if alike else ""
+        return f"{told} (lower 95 % bound {best.change.lower[0]:+.1%}){others}"
+
+    def calibration_text(self) -> str:
+        """The calibration as a file."""
+        model = self.model
+        return write_calibration(
+            self.calibration(), str(model["model_type"]), self.num_layers,
+            int(str(model["hidden_size"])), self.proposal(),
+        )  # fmt: skip
+
+    def preset_text(self) -> str:
+        """The best schedule as a preset's file; needs a `best`."""
+        import yaml
+
+        best = self.best()
+        assert best is not None
+        data = {
+            "description": f"{self.proposal()} ({self.about()})",
+            "keep": self.keep,
+            "stages": [dict(stage) for stage in best.schedule.stages],
+        }
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
+        return "# ecl and horizon are those of the calibration that this was found with.\n" + text
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain dicts, lists, strings and numbers."""
+        values = asdict(self)
+        values["collapse"]["drop"] = self.collapse.drop
+        values["quality"] = self.quality()
+        values["proposal"], values["too_few"] = self.proposal(), self.too_few()
+        for group, horizon in self.horizons.items():
+            values["horizons"][group]["reason"] = horizon.reason()
+        known = self.calibration()
+        values["calibration"] = {"ecl": known.ecl, "horizon": known.horizon,
+                                 "horizon_text": known.horizon_text,
+                                 "sources": dict(known.sources)}  # fmt: skip
+        values["version"] = __version__
+        return values

@@ -1,0 +1,232 @@
+"""What answers lose when all visual tokens go at a layer, for every layer, at little cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.engine import pruning
+from vtprune.engine.caches import branch_cache, cache_bytes, can_branch
+from vtprune.engine.encoding import Encoded
+from vtprune.evaluation.calibrate.entropy import curve_of
+from vtprune.inference.answers import Prompt, Score, extend, places, predictions, score, score_whole
+from vtprune.inference.batching import ROWS
+from vtprune.models.seams import cache_argument, cache_made
+from vtprune.models.structure import find_structure
+from vtprune.tokens.layout import PATCH, Layout
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+    from vtprune.models.loading import Loaded
+
+MOST_BYTES = 2**28  # of keys and values of one batch
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A prompt up to its last visual token, prefilled once for all that can follow it.
+
+    Args:
+        ids: (1, P) what it holds.
+        cache: its keys and values, nothing cut.
+        layout: where its visual tokens are.
+        text: (T,) int64 columns that are not visual.
+        curve: the matrix entropy of the visual tokens entering every layer.
+    """
+
+    ids: torch.Tensor
+    cache: Cache
+    layout: Layout
+    text: torch.Tensor
+    curve: tuple[float, ...]
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt begins with it."""
+        ids, length = prompt.tensors["input_ids"], self.ids.shape[1]
+        return ids.shape[1] > length and torch.equal(ids[:, :length], self.ids)
+
+
+@torch.no_grad()
+def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | None:
+    """Prefills a prompt's visual part; None where what follows can't be told apart from it.
+
+    All that sees a visual token has to come after all of them: text between them, attention both
+    ways and caches that forget are not for this.
+    """
+    structure = find_structure(loaded.model)
+    ids = prompt.tensors["input_ids"]
+    wanted = torch.tensor(sorted(structure.placeholder_ids()), device=ids.device)
+    columns = torch.isin(ids[0], wanted).nonzero().squeeze(1)
+    length = int(columns[-1]) + 1 if len(columns) else 0
+    in_one = bool(length) and length - int(columns[0]) == len(columns)
+    if structure.two_way or not in_one or length == ids.shape[1]:
+        return None
+    cut = {name: v[:, :length] if name in ROWS else v for name, v in prompt.tensors.items()}
+    with pruning(
+        loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media
+    ) as trace:
+        out = loaded.model(
+            **cut, use_cache=True, output_hidden_states=True, **predictions(loaded, 1)
+        )
+    made = cache_made(out)
+    if not can_branch(made):
+        return None
+    layout = trace.layouts[0]
+    curve = curve_of(out.hidden_states, layout.columns, len(structure.layers))
+    text = torch.ones(length, dtype=torch.bool)
+    text[layout.columns] = False
+    return Prefix(cut["input_ids"], made, layout, text.nonzero().squeeze(1), curve)
+
+
+def drop_scores(
+    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix | None, encoded: Encoded
+) -> list[tuple[Score, ...]]:
+    """The answers' scores with all visual tokens dropped from layer 0, 1, ... L-1; last: unpruned.
+
+    Args:
+        prefix: that all prompts begin with; only what follows it runs for each layer, for several
+            prompts at once. None: all of every prompt does.
+    """
+    if prefix is None:
+        return [_whole_scores(loaded, prompt, encoded) for prompt in prompts]
+    scores: list[tuple[Score, ...]] = []
+    size = _rows_at_once(prefix.cache)
+    with pruning(loaded.model, keep=1.0, threads="own"):
+        for start in range(0, len(prompts), size):
+            scores += _branch_scores(loaded, prompts[start : start + size], prefix)
+    return scores
+
+
+def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> tuple[Score, ...]:
+    scores = []
+    for layer in range(len(loaded.model.get_decoder().layers)):
+        preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
+        with pruning(loaded.model, preset, threads="own", encoded=encoded, media=prompt.media):
+            scores.append(score_whole(loaded, prompt))
+    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media):
+        return (*scores, score_whole(loaded, prompt))
+
+
+def _branch_scores(
+    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix
+) -> list[tuple[Score, ...]]:
+    """The scores of prompts that share a prefix, in one batch."""
+    rows = [
+        _after(loaded, extend(one.tensors, one.answer[:-1]), prefix.ids.shape[1]) for one in prompts
+    ]
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    starts = [n - len(one.answer) for n, one in zip(lengths, prompts, strict=True)]
+    longest, first = max(lengths), min(starts)
+    # What fills a row up comes after its answer, which never sees it.
+    after = {
+        name: torch.cat([_fill(row[name], longest) for row in rows], dim=-2) for name in rows[0]
+    }
+    kept = prefix.text.expand(len(prompts), -1)
+    by_layer = []
+    for layer in range(len(loaded.model.get_decoder().layers) + 1):
+        logits = _predict(loaded, prefix, layer, kept, after, longest - first)
+        by_layer.append(
+            [
+                score(logits[i, starts[i] - first : lengths[i] - first], one.answer)
+                for i, one in enumerate(prompts)
+            ]
+        )
+    return list(zip(*by_layer, strict=True))
+
+
+def _after(
+    loaded: Loaded, tensors: Mapping[str, torch.Tensor], start: int
+) -> dict[str, torch.Tensor]:
+    """The inputs for what follows a prefix that ends before column `start`."""
+    return {"input_ids": tensors["input_ids"][:, start:], **places(loaded, tensors, start)}
+
+
+def _fill(row: torch.Tensor, length: int) -> torch.Tensor:
+    """Repeats the last column up to a length."""
+    return torch.cat([row, row[..., -1:].expand(*row.shape[:-1], length - row.shape[-1])], dim=-1)
+
+
+@torch.no_grad()
+def _predict(
+    loaded: Loaded,
+    prefix: Prefix,
+    layer: int,
+    kept: torch.Tensor,
+    after: Mapping[str, torch.Tensor],
+    most: int,
+) -> torch.Tensor:
+    """(B, most, V) last predictions of what follows a prefix of which `layer` on see a part.
+
+    Inside a `pruning` block, which gives every layer the mask for its own keys.
+
+    Args:
+        kept: (B, n) columns of the prefix, as for `branch_cache`.
+        after: of B rows.
+    """
+    cache = branch_cache(prefix.cache, layer, kept)
+    out = loaded.model(
+        **after,
+        use_cache=True,
+        **cache_argument(loaded.model, cache),
+        **predictions(loaded, most),
+    )
+    return out.logits[:, -most:]
+
+
+def windows(layout: Layout) -> list[torch.Tensor]:
+    """Indices of the patches in every 2 x 2 window of every frame and tile of a layout."""
+    patches = (layout.grid.kind == PATCH).nonzero().squeeze(1)
+    grid = layout.take(patches)
+    key = torch.stack(
+        [grid.media, grid.grid.frame, grid.grid.tile, grid.grid.row // 2, grid.grid.col // 2]
+    )
+    numbers = torch.unique(key, dim=1, return_inverse=True)[1]
+    return [patches[numbers == number] for number in range(int(numbers.max()) + 1)]
+
+
+def token_information(
+    loaded: Loaded, prompt: Prompt, prefix: Prefix, scores: Sequence[Score]
+) -> torch.Tensor:
+    """(L, W) what the text reads from each of W windows alone, from each layer on.
+
+    I_i(V) = p(first answer token | from layer i on the text sees V alone) minus the same when it
+    sees no visual token. Source: token information, arXiv 2512.07580, for windows of 2 x 2.
+    Difference: there all other tokens are gone from layer i on; here they are only not seen by the
+    text, so a window's own states go on as in the unpruned model, and one prefill serves all.
+
+    Args:
+        scores: of the same prompt, by `drop_scores`.
+    """
+    cells = windows(prefix.layout)
+    after = _after(loaded, prompt.tensors, prefix.ids.shape[1])
+    told = torch.zeros(len(scores) - 1, len(cells), dtype=torch.float64)
+    with pruning(loaded.model, keep=1.0, threads="own"):
+        for layer in range(len(told)):
+            for numbers in _alike(cells, _rows_at_once(prefix.cache)):
+                own = [prefix.layout.columns[cells[number]] for number in numbers]
+                kept = [torch.cat([prefix.text, columns]).sort().values for columns in own]
+                rows = {
+                    name: one.expand(*one.shape[:-2], len(numbers), -1)
+                    for name, one in after.items()
+                }
+                logits = _predict(loaded, prefix, layer, torch.stack(kept), rows, 1)[:, 0]
+                likely = logits.float().softmax(dim=1)[:, prompt.answer[0]]
+                told[layer, numbers] = likely.double().cpu() - scores[layer].first
+    return told
+
+
+def _alike(cells: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
+    """Numbers of windows of one size, at most so many at a time."""
+    for count in sorted({len(cell) for cell in cells}):
+        same = [number for number, cell in enumerate(cells) if len(cell) == count]
+        for start in range(0, len(same), most):
+            yield same[start : start + most]
+
+
+def _rows_at_once(cache: Cache) -> int:
+    """How many rows may go on from a cache in one batch."""
+    return max(1, MOST_BYTES // max(1, cache_bytes(cache)))

@@ -1,0 +1,324 @@
+"""Runs the pruned model beside the masked one, cell by cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune import __version__
+from vtprune.engine import pruning
+from vtprune.engine.encoding import Encoded
+from vtprune.engine.trace import Trace
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.evaluation.checking import oracle
+from vtprune.evaluation.checking.cuts import CheckedCut
+from vtprune.evaluation.checking.inputs import Batch, Material, make_batches
+from vtprune.evaluation.checking.kernels import attention_kernel, kernel_of, other_kernel
+from vtprune.evaluation.checking.result import (
+    BLIND,
+    DECIDED,
+    DIFFERS,
+    EQUAL,
+    FACTORS,
+    NO_CUT,
+    REFUSED,
+    STRICTEST,
+    Cell,
+    Checked,
+    Noise,
+)
+from vtprune.inference.batching import collate
+from vtprune.inference.compare import shown
+from vtprune.inference.figures import describe_input, describe_model
+from vtprune.inference.memory import FEWER, memory_told, ran_out
+from vtprune.inference.prompts import to_device
+from vtprune.inference.run import pad_id
+from vtprune.models.upstream import quiet
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded, Progress
+
+STEPS = 8  # decoded tokens that are compared, beside the prompt's
+DYNAMIC, STATIC = CACHES = ("dynamic", "static")
+"""Named in every run: a checkpoint's generation config may ask for another."""
+
+
+@dataclass(eq=False)
+class Reference:
+    """The unpruned model on one batch: what the pruned one is held against.
+
+    Args:
+        tokens: (B, STEPS + 1) that it chooses; every other run is made to choose them too.
+        logits: (B, STEPS + 1, V) float32 on the CPU.
+        masked: logits with dropped columns masked, by what was dropped.
+    """
+
+    loaded: Loaded
+    batch: Batch
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    noise: Noise
+    masked: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, drops: oracle.Drops) -> torch.Tensor:
+        """Return the logits with dropped columns masked, which are computed once."""
+        key = repr(drops)
+        if key not in self.masked:
+            model = self.loaded.model
+            # Flash kernels take no mask a query.
+            flash = kernel_of(model) not in ("sdpa", "eager")
+            with attention_kernel(model, "sdpa") if flash else nullcontext():
+                logits = oracle.masked(
+                    model, self.batch.tensors, drops, self.tokens, cache_implementation=DYNAMIC
+                )
+            self.masked[key] = logits.float().cpu()
+        return self.masked[key]
+
+    def unmasked_difference(self) -> float:
+        """Return by how much the model differs from itself with a mask that hides nothing."""
+        nothing: list[list[int]] = [[] for _ in self.batch.rows]
+        return float(largest(self.mask([(0, nothing)]), self.logits).max())
+
+
+def check(
+    loaded: Loaded,
+    materials: Sequence[Material],
+    cuts: Sequence[CheckedCut],
+    on_progress: Progress | None = None,
+) -> Checked:
+    """Hold the pruned model against the masked one on every input, batch, cut and cache.
+
+    Raises:
+        ModelError: the unpruned model can't answer these prompts, or does not fit in memory.
+    """
+    import transformers
+
+    started = time.perf_counter()
+    warnings = [*loaded.warnings]
+    noise: list[Noise] = []
+    cells: list[Cell] = []
+    inputs: list[dict[str, object]] = []
+    total = 2 * len(materials) * (1 + len(cuts) * len(CACHES))
+    done = 0
+
+    def show() -> None:
+        nonlocal done
+        done += 1
+        if on_progress:
+            on_progress("checking", done, total)
+
+    with quiet(), memory_told(lambda: (f"out of memory on {loaded.model.device}", FEWER)):
+        for material in materials:
+            batches = make_batches(loaded, material)
+            read, decoders = material.first.read, material.first.decoders
+            told = describe_input(read, decoders, batches[0].rows[0])
+            inputs.append({"input": material.name, **told})
+            warnings += material.first.warnings
+            for batch in batches:
+                reference = run_unpruned(loaded, batch)
+                noise.append(reference.noise)
+                show()
+                for cell in check_batch(reference, cuts):
+                    cells.append(cell)
+                    show()
+    return Checked(
+        model=describe_model(loaded),
+        version={
+            "vtprune": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+        inputs=inputs,
+        steps=STEPS,
+        noise=noise,
+        cells=cells,
+        seconds=time.perf_counter() - started,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
+    """Run the unpruned model on a batch, and measure its noise."""
+    model = loaded.model
+    length = STEPS + 1
+    tokens, logits = oracle.generate(
+        model, batch.tensors, length, min_new_tokens=length, cache_implementation=DYNAMIC
+    )
+    logits = logits.float().cpu()
+    own, other = kernel_of(model), other_kernel(model)
+    try:
+        with attention_kernel(model, other):
+            again = oracle.generate(
+                model, batch.tensors, length, tokens, cache_implementation=DYNAMIC
+            )[1]
+        source = f"{own}, {other}"
+    except (ModelError, RuntimeError) as error:
+        if not isinstance(error, ModelError) and not ran_out(error):
+            raise
+        rows = [row.tensors for row in (*batch.rows, *batch.rows)]
+        doubled = to_device(loaded, collate(rows, pad_id(loaded)))
+        forced = torch.cat([tokens, tokens])
+        again = oracle.generate(model, doubled, length, forced, cache_implementation=DYNAMIC)[1][
+            : len(tokens)
+        ]
+        source = "batch sizes"
+    measured = float(largest(again.float().cpu(), logits).max())
+    step = torch.finfo(model.dtype).eps * float(logits[logits.isfinite()].abs().max())
+    factor = FACTORS.get(str(model.dtype).removeprefix("torch."), STRICTEST)
+    noise = Noise(batch.input, batch.prompts, source, measured, step, factor)
+    return Reference(loaded, batch, tokens, logits, noise)
+
+
+def check_batch(reference: Reference, cuts: Sequence[CheckedCut]) -> Iterator[Cell]:
+    """Yield the cells of one batch: every cut with every cache."""
+    encoded: Encoded = {}
+    for cut in cuts:
+        for cache in CACHES:
+            yield check_cell(reference, cut, cache, encoded)
+
+
+def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Encoded) -> Cell:
+    """Run the pruned model once, and hold it against the masked one."""
+    batch, limit = reference.batch, reference.noise.limit
+    core = cut.core and batch.prompts == "one" and cache == DYNAMIC
+
+    def cell(outcome: str, reason: str = "", **values: object) -> Cell:
+        named = {"input": batch.input, "prompts": batch.prompts, "cut": cut.name, "cache": cache}
+        return Cell(**named, core=core, outcome=outcome, reason=reason, **values)  # type: ignore[arg-type]
+
+    try:
+        trace, logits = run_pruned(reference, cut, cache, encoded)
+    except VtpruneError as error:
+        return cell(REFUSED, error.message)
+    except Exception as error:
+        if ran_out(error):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if fails_unpruned(reference, cache):
+            return cell(REFUSED, f"the unpruned model fails with a {cache} cache too: {said}")
+        return cell(DIFFERS, f"the pruned model fails: {said}")
+    if any(any(record.merged) for record in trace.stages):
+        return cell(REFUSED, "dropped tokens were merged into kept ones, which no mask can do")
+    drops = oracle.dropped(trace)
+    if not any(columns for _, rows in drops for columns in rows):
+        return cell(NO_CUT, "nothing of this input can be dropped there")
+    if text := count_text(reference, drops):
+        return cell(DIFFERS, f"{text} tokens that are no visual ones were dropped")
+    try:
+        masked = reference.mask(drops)
+        effect = float(largest(masked, reference.logits).max())
+        differences = largest(logits, masked)
+        decided, same = compare_tokens(logits, masked, DECIDED * reference.noise.value)
+        outcome, reason = EQUAL, ""
+        if bool((differences > limit).any()) or same < decided:
+            outcome, reason = explain(reference, differences, decided - same)
+        elif effect <= limit:
+            outcome = BLIND
+            reason = f"the cut changes the logits by {effect:.1e}, within the limit of {limit:.1e}"
+    except VtpruneError as error:
+        return cell(REFUSED, error.message)
+    return cell(
+        outcome,
+        reason,
+        differences=tuple(differences.tolist()),
+        limit=limit,
+        effect=effect,
+        decided=decided,
+        same_tokens=same,
+        layers=tuple(dict.fromkeys(record.layer for record in trace.stages)),
+        visual=tuple(map(len, trace.layouts)),
+        kept=tuple(map(len, trace.kept)),
+    )
+
+
+def run_pruned(
+    reference: Reference, cut: CheckedCut, cache: str, encoded: Encoded
+) -> tuple[Trace, torch.Tensor]:
+    """Run the model with the cut; the trace, and (B, STEPS + 1, V) float32 on the CPU."""
+    loaded, batch = reference.loaded, reference.batch
+    block = pruning(
+        loaded.model,
+        cut.preset,
+        calibration=loaded.calibration,
+        encoded=encoded,
+        media=[item for row in batch.rows for item in row.media],
+        shown=shown(batch.tensors, batch.rows),
+    )
+    with block as trace:
+        logits = oracle.generate(
+            loaded.model, batch.tensors, STEPS + 1, reference.tokens, cache_implementation=cache
+        )[1]
+    return trace, logits.float().cpu()
+
+
+def count_text(reference: Reference, drops: oracle.Drops) -> int:
+    """Return how many dropped columns hold another token than a placeholder of visual features."""
+    loaded, ids = reference.loaded, reference.batch.tensors["input_ids"].tolist()
+    placeholders = loaded.family.placeholders(loaded.files.config)
+    visual = {token for tokens in placeholders.values() for token in tokens}
+    return sum(
+        row[column] not in visual
+        for _, rows in drops
+        for row, columns in zip(ids, rows, strict=True)
+        for column in columns
+    )
+
+
+def fails_unpruned(reference: Reference, cache: str) -> bool:
+    """Whether the unpruned model fails with this cache."""
+    tensors, tokens = reference.batch.tensors, reference.tokens
+    try:
+        oracle.generate(reference.loaded.model, tensors, STEPS + 1, tokens,
+                        cache_implementation=cache)  # fmt: skip
+    except Exception:
+        return True
+    return False
+
+
+def explain(reference: Reference, differences: torch.Tensor, flipped: int) -> tuple[str, str]:
+    """Return the outcome and the reason of a cell that is not equal.
+
+    Args:
+        differences: the largest of each step.
+        flipped: decided steps at which another token would be chosen.
+    """
+    limit = reference.noise.limit
+    plain = reference.unmasked_difference()
+    if plain > limit:
+        return REFUSED, (
+            f"this model with a mask that hides nothing differs from itself by {plain:.1e}, so "
+            "masking does not say what pruning should give"
+        )
+    wrong = (differences > limit).nonzero().flatten().tolist()
+    if not wrong:
+        return DIFFERS, f"another token is chosen at {flipped} steps where the noise is too small"
+    where = f"decoded token {wrong[0]} on" if wrong[0] else "the prompt on"
+    return DIFFERS, f"from {where}, by up to {float(differences.max()):.1e} (limit {limit:.1e})"
+
+
+def largest(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the largest absolute difference of each step, (steps,); infinity for what is NaN.
+
+    Args:
+        ours, theirs: (B, steps, V).
+    """
+    apart = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
+    return apart.nan_to_num(nan=torch.inf).amax(dim=(0, 2))
+
+
+def compare_tokens(ours: torch.Tensor, theirs: torch.Tensor, margin: float) -> tuple[int, int]:
+    """Return the steps at which the likeliest of `theirs` is ahead by more than a margin, and those
+    of them at which it is also the likeliest of `ours`.
+
+    Args:
+        ours, theirs: (B, steps, V).
+    """
+    first, second = theirs.topk(2, dim=-1).values.unbind(-1)
+    decided = first - second > margin
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    return int(decided.sum()), int((decided & same).sum())

@@ -1,0 +1,174 @@
+"""The unpruned model with the dropped tokens masked as keys: what pruning has to equal.
+
+Nothing here is shared with the engine: the unpruned model runs on all tokens, at their original
+positions, with the masks that transformers makes for it, and each layer past a cut gets its mask
+with the dropped columns blocked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from transformers import LogitsProcessor
+
+from vtprune.engine.hooks import ALL_THREADS, Hooks
+from vtprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vtprune.engine.trace import Trace
+
+# All names inside transformers (5.17 to 5.24) that a check relies on.
+KERNEL = "_attn_implementation"  # of a config: its attention kernel
+LAYERS = "layers"  # of a decoder: the list of its layers
+HIDDEN = "hidden_states"  # a layer's states, its first argument
+MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
+
+Drops = Sequence[tuple[int, Sequence[Sequence[int]]]]
+"""(first layer, for every sample the columns that it and later layers do not see)."""
+
+
+class Force(LogitsProcessor):
+    """Makes generation choose given tokens, so that logits can be compared step by step.
+
+    Args:
+        tokens: (B, steps).
+        prompt: columns of the prompt.
+    """
+
+    def __init__(self, tokens: torch.Tensor, prompt: int) -> None:
+        self.tokens, self.prompt = tokens, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        step = input_ids.shape[1] - self.prompt
+        return forced.scatter(1, self.tokens[:, step : step + 1], 0.0)
+
+
+def generate(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    steps: int = 8,
+    force: torch.Tensor | None = None,
+    **options: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generate greedily, or the tokens `force`; all rows get exactly `steps` tokens.
+
+    Args:
+        force: (B, steps) tokens to choose.
+        options: of transformers' generate.
+
+    Returns:
+        New tokens (B, steps), and the logits that each was chosen from (B, steps, V).
+    """
+    length = inputs["input_ids"].shape[1]
+    if force is not None:
+        options["logits_processor"] = [Force(force, length)]
+    call = cast("Callable[..., object]", model.generate)  # a union upstream
+    with torch.no_grad():
+        out = call(
+            **inputs,
+            max_new_tokens=steps,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            disable_compile=True,
+            **{"num_beams": 1, **options},
+        )
+    return out.sequences[:, length:], torch.stack(out.logits, dim=1)  # type: ignore[attr-defined]
+
+
+def masked(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    drops: Drops,
+    force: torch.Tensor,
+    **options: object,
+) -> torch.Tensor:
+    """Return the logits (B, steps, V) of the unpruned model that can't see the dropped columns.
+
+    Args:
+        drops: no later entry may drop less than one before it.
+        force: (B, steps) tokens to choose.
+        options: of transformers' generate; the cache has to be a growing one.
+    """
+    with masking(model, drops):
+        return generate(model, inputs, force.shape[1], force, **options)[1]
+
+
+@contextmanager
+def masking(model: PreTrainedModel, drops: Drops) -> Iterator[None]:
+    """Block dropped columns in the masks of one generation's forwards."""
+    with Hooks(ALL_THREADS) as hooks:
+        for number, layer in enumerate(getattr(model.get_decoder(), LAYERS)):
+            hidden_from = [columns for first, columns in drops if first <= number]
+            if hidden_from:
+                hooks.before(layer, _Blocking(hidden_from[-1]))
+        yield
+
+
+class _Blocking:
+    """A pre-hook of one layer that blocks columns in its mask.
+
+    Args:
+        dropped: for every sample its columns.
+    """
+
+    def __init__(self, dropped: Sequence[Sequence[int]]) -> None:
+        self.dropped = dropped
+        self.past = 0  # columns of the forwards before
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        hidden = args[0] if args else kwargs.get(HIDDEN)
+        if MASK not in kwargs or not isinstance(hidden, torch.Tensor):
+            raise ModelError(
+                f"{type(layer).__name__} takes no {HIDDEN} and {MASK}, so its keys can't be masked",
+                "check with a transformers version that vtprune is tested with",
+            )
+        past, self.past = self.past, self.past + hidden.shape[1]
+        bias = self.add_mask(kwargs[MASK], hidden, past)
+        start = self.past - bias.shape[-1]  # a cache of a sliding window holds the last columns
+        for row, columns in enumerate(self.dropped):
+            held = [column - start for column in columns if column >= start]
+            bias[row, :, :, held] = torch.finfo(bias.dtype).min
+        # A query that sees nothing is never read; it sees itself so that it stays finite.
+        queries = torch.arange(hidden.shape[1], device=bias.device)
+        bias[:, :, queries, past - start + queries] = 0
+        return args, {**kwargs, MASK: bias}
+
+    def add_mask(self, mask: object, hidden: torch.Tensor, past: int) -> torch.Tensor:
+        """Return a new (B, 1, n, keys) mask that is added to the scores."""
+        rows, length = hidden.shape[:2]
+        if mask is None:  # transformers leaves a mask out where it is causal and nothing is padded
+            mask = hidden.new_ones(rows, 1, length, past + length, dtype=torch.bool).tril(past)
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+            raise ModelError(
+                "this attention kernel takes no mask a query, so its keys can't be masked",
+                "check with --attention sdpa or eager",
+            )
+        mask = mask.expand(rows, -1, -1, -1)
+        if mask.dtype != torch.bool:
+            return mask.to(hidden.dtype, copy=True)
+        bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
+        return bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
+
+
+def dropped(trace: Trace, past: int = 0) -> list[tuple[int, list[list[int]]]]:
+    """Return what a trace says was dropped, as `masked` takes it.
+
+    Args:
+        past: columns in the cache before the prompt.
+    """
+    drops = []
+    before = [set((layout.columns + past).tolist()) for layout in trace.layouts]
+    for record in trace.stages:
+        present = [set(row) for row in record.kept]
+        drops.append((record.layer, [sorted(b - p) for b, p in zip(before, present, strict=True)]))
+    return drops

@@ -1,0 +1,182 @@
+"""What a check found: its cells, the noise beside them, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from vtprune.inference.wording import counted
+
+FACTORS = {"float32": 20.0, "float16": 8.0, "bfloat16": 4.0}
+"""dtype -> so many times the noise are equal: docs/check.md has what was measured."""
+DECIDED = 2
+"""A step is decided where the likeliest token is ahead of the next by so many times the noise."""
+STRICTEST = min(FACTORS.values())
+EQUAL, DIFFERS, BLIND = "equal", "DIFFERS", "too small"
+NO_CUT, REFUSED = "no cut", "refused"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """By how much the logits of the unpruned model differ from themselves.
+
+    Args:
+        input, prompts: as of Batch.
+        source: what was changed: "sdpa, eager" for two kernels, or "batch sizes".
+        measured: the largest difference.
+        step: the spacing of the dtype's numbers at the largest logit.
+        factor: so many times the noise are equal.
+    """
+
+    input: str
+    prompts: str
+    source: str
+    measured: float
+    step: float
+    factor: float
+
+    @property
+    def value(self) -> float:
+        """The noise that cells are held against: no less than one step of the dtype."""
+        return max(self.measured, self.step)
+
+    @property
+    def limit(self) -> float:
+        """The most that pruned and masked logits may differ by."""
+        return self.factor * self.value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison of the pruned with the masked model.
+
+    Args:
+        input, prompts: as of Batch.
+        cut: its name.
+        cache: "dynamic" or "static".
+        core: whether nothing is proven without it.
+        outcome: "equal", "DIFFERS", "too small" (the cut changes less than the limit, so that the
+            comparison could not fail), "no cut" or "refused".
+        reason: of a refusal, or what differs.
+        differences: the largest, of all samples and tokens, at the prompt and every decoded token.
+        limit: that they are held against.
+        effect: the largest difference between the unpruned and the masked model.
+        decided: steps of all samples at which the likeliest token is ahead by more than the noise.
+        same_tokens: those of them at which pruned and masked choose the same.
+        layers: where it was cut; 0 is the input.
+        visual, kept: visual tokens of each sample before the first cut, and after the last.
+    """
+
+    input: str
+    prompts: str
+    cut: str
+    cache: str
+    core: bool
+    outcome: str
+    reason: str = ""
+    differences: tuple[float, ...] = ()
+    limit: float | None = None
+    effect: float | None = None
+    decided: int = 0
+    same_tokens: int = 0
+    layers: tuple[int, ...] = ()
+    visual: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+
+    @property
+    def difference(self) -> float | None:
+        """The largest difference; None where nothing was compared."""
+        return max(self.differences, default=None)
+
+    @property
+    def place(self) -> str:
+        """Which cell it is, in words."""
+        return f"{self.input}, {self.cut}, {self.prompts}, {self.cache} cache"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check of one model.
+
+    Args:
+        model, version: as of a report.
+        inputs: what was shown, one an input.
+        steps: decoded tokens that were compared, beside the prompt's.
+        noise: one for every input and batch.
+        cells: in the order in which they ran.
+        warnings: what the reader should know.
+    """
+
+    model: Mapping[str, object]
+    version: Mapping[str, str]
+    inputs: Sequence[Mapping[str, object]]
+    steps: int
+    noise: Sequence[Noise]
+    cells: Sequence[Cell]
+    seconds: float
+    warnings: Sequence[str] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """ "equal", "different", or "not proven"."""
+        if any(cell.outcome == DIFFERS for cell in self.cells):
+            return "different"
+        core = [cell for cell in self.cells if cell.core]
+        return "equal" if core and all(one.outcome == EQUAL for one in core) else "not proven"
+
+    @property
+    def proven(self) -> bool:
+        return self.verdict == "equal"
+
+    def claim(self) -> str:
+        """Return the verdict in a sentence."""
+        compared = [cell for cell in self.cells if cell.difference is not None]
+        if self.verdict == "different":
+            wrong = [cell for cell in self.cells if cell.outcome == DIFFERS]
+            failed = [cell for cell in wrong if cell.difference is None]
+            total = counted(len(compared) + len(failed), "case")
+            return (
+                f"pruned does not equal masked in {len(wrong)} of {total}; the first is "
+                f"{wrong[0].place}: {wrong[0].reason}"
+            )
+        if self.verdict == "not proven":
+            cell = next((one for one in self.cells if one.core and one.outcome != EQUAL), None)
+            if cell is None:
+                return "nothing was compared"
+            return f"not proven: {cell.place}: {cell.reason}"
+        same = [cell for cell in compared if cell.outcome == EQUAL]
+        worst = max(same, key=lambda cell: (cell.difference or 0) / (cell.limit or 1))
+        return (
+            f"pruned equals masked in {len(same)} of {counted(len(compared), 'case')}: differences "
+            f"are up to {(worst.difference or 0) / (worst.limit or 1):.0%} of their limits"
+        )
+
+    def failure(self) -> tuple[str, str]:
+        """Return message and hint of a check that proves nothing."""
+        if self.verdict == "different":
+            return (
+                "pruned does not equal masked with this model on this machine",
+                "don't rely on pruned answers here, and report what --json prints (docs/check.md)",
+            )
+        if any(cell.core and cell.outcome == BLIND for cell in self.cells):
+            hint = "check with --dtype float32, or cut more with a lower --keep"
+        else:
+            hint = "the table says why; docs/check.md says what can be done"
+        return "nothing is proven: the cuts that matter could not be compared", hint
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {
+            "verdict": self.verdict,
+            "claim": self.claim(),
+            "model": dict(self.model),
+            "version": dict(self.version),
+            "inputs": [dict(one) for one in self.inputs],
+            "steps": self.steps,
+            "noise": [
+                {**asdict(one), "value": one.value, "limit": one.limit} for one in self.noise
+            ],
+            "cells": [{**asdict(one), "difference": one.difference} for one in self.cells],
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }

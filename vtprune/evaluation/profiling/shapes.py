@@ -1,0 +1,196 @@
+"""A model's shape by name: its config and its preparation files, without its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vtprune.errors import ModelError
+from vtprune.evaluation.profiling.stand_in import stand_in_tokenizer
+from vtprune.models import FAMILIES, find_family
+from vtprune.models.base import Family, Files
+from vtprune.models.catalog import Alias, aliases, resolve
+from vtprune.models.loading import EMBEDDED, find_checkpoint
+from vtprune.models.originals import read_config
+from vtprune.models.upstream import loading_errors, quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+SECTIONS = {"text": "text_config", "vision": "vision_config", "adapter": "adapter_config"}
+WIDTHS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate": "intermediate_size",
+    "vocab": "vocab_size",
+}
+"""What `models.yaml` calls the decoder's sizes, and what a config does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A model without weights.
+
+    Args:
+        name: as the user gave it.
+        config: the whole model's.
+        files: its preparation files, with a tokenizer that stands in for its own.
+        family: what is known about its inputs.
+        source: where the config comes from: "packaged", or the directory, file or hub id.
+        warnings: what the user should know about it.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    files: Files
+    family: Family
+    source: str
+    warnings: tuple[str, ...] = ()
+
+
+def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shape:
+    """The shape for a short name, hub id, directory or config file; None: the embedded model.
+
+    The shapes of the published models are packaged; nothing is downloaded for them.
+
+    Raises:
+        ModelError: not found, not readable, or not a known family, with the way out.
+    """
+    if name is not None and (alias := find_alias(name)) is not None:
+        return packaged_shape(alias)
+    where = name if name is not None and is_config_file(name) else find_checkpoint(name)
+    shown = name or EMBEDDED
+    with quiet(), loading_errors(shown):
+        config = read_config(shown, where, trust_remote_code)
+    family = known_family(shown, config)
+    return with_files(Shape(shown, config, Files(config, stand_in(config)), family, where))
+
+
+def find_alias(name: str) -> Alias | None:
+    """The published model that a short name or a hub id stands for."""
+    hub_id = resolve(name)
+    return next((one for one in aliases() if one.hub_id == hub_id), None)
+
+
+def is_config_file(name: str) -> bool:
+    """Whether it names a file, which must be a config.
+
+    Raises:
+        ModelError: it is one, but holds no config.
+    """
+    path = Path(name)
+    if not os.path.isfile(path):
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name}: not a model's config: not JSON", "give its config.json or its directory"
+        ) from error
+    if not isinstance(found, dict) or "model_type" not in found:
+        raise ModelError(
+            f"{name}: not a model's config: it has no model_type", "give its config.json"
+        )
+    return True
+
+
+def packaged_shape(alias: Alias) -> Shape:
+    """The shape of a published model, from the packaged sizes."""
+    from transformers import CONFIG_MAPPING
+
+    if alias.model_type not in CONFIG_MAPPING:
+        import transformers
+
+        raise ModelError(
+            f"{alias.name}: transformers {transformers.__version__} has no {alias.model_type}",
+            "install a newer transformers",
+        )
+    entry = read_entry(alias.model_type, alias.name)
+    fields = dict(entry["config"])
+    decoder = {WIDTHS[key]: value for key, value in alias.decoder.items()}
+    for section, key in SECTIONS.items():
+        if section in entry:
+            values = fill(entry[section], alias.decoder["hidden"], 0)
+            fields[key] = {**decoder, **values} if section == "text" else values
+    with quiet(), loading_errors(alias.name):
+        config = CONFIG_MAPPING[alias.model_type](**fields, dtype=entry["dtype"])
+    config.architectures = None
+    files = packaged_files(config, entry)
+    return Shape(alias.name, config, files, known_family(alias.name, config), "packaged")
+
+
+def known_family(name: str, config: PreTrainedConfig) -> Family:
+    family = find_family(str(config.model_type))
+    if family is None:
+        raise ModelError(
+            f"{name}: {config.model_type} is not a family that can be profiled",
+            f"families: {', '.join(FAMILIES)} (vtprune models)",
+        )
+    return family
+
+
+def read_entry(model_type: str, name: str = "") -> dict[str, Any]:
+    """What is packaged about a family, and about one of its models over it."""
+    import yaml
+
+    text = resources.files("vtprune").joinpath("_data/shapes.yaml").read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
+    entry: dict[str, Any] = dict(data["families"][model_type])
+    for section, values in data["models"].get(name, {}).items():
+        entry[section] = {**entry.get(section, {}), **values}
+    return entry
+
+
+def fill(values: Any, width: int, side: int) -> Any:
+    """Values with the decoder's width and the tower's side put in."""
+    if isinstance(values, Mapping):
+        return {key: fill(value, width, side) for key, value in values.items()}
+    if values == "decoder":
+        return width
+    if isinstance(values, str) and values.endswith("tower"):
+        return int(values.removesuffix("tower") or 1) * side
+    return values
+
+
+def packaged_files(config: PreTrainedConfig, entry: Mapping[str, Any]) -> Files:
+    """The preparation files of a family's published models, for the tower of this one."""
+    side = getattr(config.vision_config, "image_size", 0)
+    side = side[0] if isinstance(side, (list, tuple)) else side
+    image, video = (fill(entry.get(kind, {}), 0, int(side or 0)) for kind in ("image", "video"))
+    return Files(config, stand_in(config), image=image, video=video)
+
+
+def with_files(shape: Shape) -> Shape:
+    """A shape with the preparation files beside its config; else those of its family."""
+    from vtprune.models.files import read_files
+
+    where = str(Path(shape.source).parent) if Path(shape.source).is_file() else shape.source
+    with quiet(), loading_errors(shape.name):
+        own = read_files(where, shape.config, shape.files.tokenizer)
+    if own.image or own.video:
+        # The prompt is laid out by the family's own template, whatever the checkpoint's says.
+        processor = {key: own.processor[key] for key in own.processor if key != "chat_template"}
+        return replace(shape, files=replace(own, processor=processor))
+    files = packaged_files(shape.config, read_entry(str(shape.config.model_type)))
+    note = (
+        f"{shape.name}: no preprocessor_config.json beside its config; pictures are prepared as "
+        f"for the published models of {shape.family.name}"
+    )
+    return replace(shape, files=files, warnings=(*shape.warnings, note))
+
+
+def stand_in(config: PreTrainedConfig) -> Any:
+    """A tokenizer that knows the placeholders of a config's family."""
+    if str(config.model_type) not in FAMILIES:
+        return stand_in_tokenizer({})
+    named = cast("Mapping[str, str | None]", read_entry(str(config.model_type))["placeholders"])
+    found = {text: getattr(config, field or "", None) for text, field in named.items()}
+    return stand_in_tokenizer(found)

@@ -1,0 +1,1 @@
+"""From media and a question to an answer and what it cost."""

@@ -1,0 +1,235 @@
+"""The unpruned model beside the pruned one, on the same inputs and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.device import time_runs
+from vtprune.engine import pruning
+from vtprune.inference.generation import Generation, Run, generate
+from vtprune.models import cost
+from vtprune.tokens.units import Shown
+
+if TYPE_CHECKING:
+    from vtprune.inference.report import Report
+    from vtprune.models.base import Inputs
+    from vtprune.models.loading import Loaded, Progress
+    from vtprune.preset import Preset
+
+PAIRS = 5
+TRIES = 5  # of what the machine's ceilings are measured by
+PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
+SPEEDUPS = ("prefill", "first_token", "total")
+
+Seconds = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are timed side by side.
+
+    Args:
+        inputs: of the model, on its device.
+        preset: what is cut; None for nothing.
+        preprocess, media: seconds that making the inputs took, and reading what they are made of.
+    """
+
+    inputs: Inputs
+    preset: Preset | None
+    preprocess: float
+    media: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one unpruned and one pruned run, one right after the other."""
+
+    unpruned: Seconds
+    pruned: Seconds
+
+
+def compare_runs(
+    loaded: Loaded,
+    inputs: Inputs,
+    preset: Preset,
+    generation: Generation,
+    run: Run,
+    report: Report,
+    on_progress: Progress | None = None,
+    full: Side | None = None,
+) -> Mapping[str, object]:
+    """Answers and times with and without pruning.
+
+    One warm-up each, then unpruned and pruned in ABBA order; both are greedy and forced to the
+    length of the unpruned answer. Speed-ups are medians of the pairs' ratios; loading is left out.
+    Where the report's answer was sampled, a greedy one is given for the comparison, since two
+    answers that chance parts say nothing about pruning.
+
+    Args:
+        full: the unpruned side, where it looks at more of the media; None: at the same.
+    """
+    steps = 2 * PAIRS + 2
+    greedy, sampled = generation.greedy, generation.temperature > 0
+    spent = report.seconds["preprocess"], report.seconds["media"]
+    plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
+    unpruned = timed(loaded, plain, greedy)
+    answered = timed(loaded, pruned, greedy) if sampled else run
+    show(on_progress, 1, steps)
+    pairs = time_pairs(
+        loaded, plain, pruned, greedy, len(unpruned.tokens), PAIRS,
+        lambda done: show(on_progress, 1 + done, steps),
+    )  # fmt: skip
+    ceilings = measure_ceilings(loaded.model.device, loaded.model.dtype)
+    roofline = roofline_speedup(loaded, run, ceilings)
+    compared = sum_up(pairs, unpruned.answer, answered, report, roofline)
+    return {**compared, "pruned_answer": answered.answer} if sampled else compared
+
+
+def show(on_progress: Progress | None, done: int, total: int) -> None:
+    if on_progress:
+        on_progress("comparing", done, total)
+
+
+def time_pairs(
+    loaded: Loaded,
+    unpruned: Side,
+    pruned: Side,
+    generation: Generation,
+    length: int,
+    num_pairs: int,
+    on_run: Callable[[int], None],
+) -> list[Pair]:
+    """Seconds of both sides in ABBA order, after a warm-up of the pruned one.
+
+    Args:
+        generation: greedy.
+        length: new tokens that every run is forced to.
+        on_run: gets the number of runs done.
+    """
+    length = max(1, length)
+    timed(loaded, pruned, generation, length)
+    on_run(1)
+    pairs = []
+    for number in range(num_pairs):
+        order = (unpruned, pruned) if number % 2 == 0 else (pruned, unpruned)
+        took = {}
+        for side in order:
+            took[id(side)] = add_up(timed(loaded, side, generation, length).seconds, side)
+            on_run(1 + 2 * number + len(took))
+        pairs.append(Pair(took[id(unpruned)], took[id(pruned)]))
+    return pairs
+
+
+def medians(seconds: Iterable[Seconds]) -> dict[str, float]:
+    """The median of each part."""
+    runs = list(seconds)
+    return {part: median(run[part] for run in runs) for part in PARTS}
+
+
+def sum_up(
+    pairs: Sequence[Pair], answer: str, run: Run, report: Report, roofline: float | None
+) -> dict[str, object]:
+    """The report's `compare`: what was measured beside what the FLOPs promise.
+
+    Args:
+        answer: of the unpruned model, greedy.
+        run, report: of the pruned one; the run's answer is greedy.
+        roofline: as `roofline_speedup` gives it.
+    """
+    ratio = {
+        part: median(pair.unpruned[part] / max(pair.pruned[part], 1e-9) for pair in pairs)
+        for part in SPEEDUPS
+    }
+    full, kept = report.flops["prefill_full"], report.flops["prefill"]
+    predicted = full / kept if full and kept else None
+    took = medians(pair.unpruned for pair in pairs)
+    del took["select"]
+    return {
+        "answer": answer,
+        "same_answer": answer == run.answer,
+        "seconds": took,
+        "prefill_speedup": ratio["prefill"],
+        "prefill_predicted": predicted,
+        "prefill_roofline": roofline,
+        "realised_fraction": ratio["prefill"] / predicted if predicted else None,
+        "first_token_speedup": ratio["first_token"],
+        "total_speedup": ratio["total"],
+    }
+
+
+def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None = None) -> Run:
+    """One generation with its own hooks, the vision tower included."""
+    keep = None if side.preset else 1.0
+    block = pruning(
+        loaded.model,
+        side.preset,
+        keep,
+        threads="own",
+        calibration=loaded.calibration,
+        media=side.inputs.media,
+        shown=shown(side.inputs.tensors, [side.inputs]),
+    )
+    with block as trace:
+        return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]
+
+
+def shown(tensors: Mapping[str, torch.Tensor], prompts: Sequence[Inputs]) -> Shown:
+    """What a batch shows.
+
+    Args:
+        tensors: of the batch.
+        prompts: its rows.
+    """
+    whole = [one.whole for one in prompts if one.whole]
+    return Shown(tensors, [one.units for one in prompts], whole)
+
+
+def add_up(seconds: Seconds, side: Side) -> dict[str, float]:
+    first = side.preprocess + seconds["first_choice"]
+    return {
+        **{part: seconds[part] for part in ("vision", "select", "prefill", "decode")},
+        "first_token": first,
+        "total": side.media + first + seconds["decode"],
+    }
+
+
+def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) -> float | None:
+    """The prefill speed-up that this machine's measured ceilings allow; None: not counted.
+
+    Every layer takes the longer of its arithmetic and the reading of its weights.
+
+    Args:
+        ceilings: as `measure_ceilings` gives them.
+    """
+    try:
+        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError:
+        return None
+    flops, bandwidth = ceilings
+    layers = loaded.model.get_decoder().layers
+    weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
+    read = weights * loaded.model.dtype.itemsize / bandwidth
+    text = run.trace.text[0]
+
+    def total(counts: list[int]) -> float:
+        layers = enumerate(counts)
+        return sum(max(cost.layer_flops(shape, n, n, at) / flops, read) for at, n in layers)
+
+    kept = [text + count for count in run.trace.visual_by_layer[0]]
+    return total([sum(run.trace.before())] * shape.layers) / total(kept)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """(FLOPs a second of a matrix product, bytes a second of a copy), the best of a few tries."""
+    side = 4096 if device.type == "cuda" else 1024
+    left = torch.randn(side, side, device=device).to(dtype)
+    source = torch.randn(2**24, device=device)
+    target = torch.empty_like(source)
+    product = min(time_runs(lambda: left @ left, device, TRIES))
+    copy = min(time_runs(lambda: target.copy_(source), device, TRIES))
+    return 2 * side**3 / product, 2 * source.numel() * source.element_size() / copy

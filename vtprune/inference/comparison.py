@@ -1,0 +1,147 @@
+"""Several methods on one question: the rows, as JSON and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.wording import with_options
+
+PARTS = ("media", "preprocess", "vision", "select", "prefill", "decode", "first_token", "total")
+COMPARED = ("prefill_speedup", "prefill_predicted", "prefill_roofline", "realised_fraction",
+            "first_token_speedup", "total_speedup")  # fmt: skip
+RUN = ("model", "device", "dtype", "attention", "file", "question", "repeats")
+COLUMNS = (
+    *RUN, "role", "method", "preset", "at", "keep", "answer", "same_answer", "visual", "keep_mean",
+    "kept_after", "stages", "options", "vision_flops", "prefill_flops", "prefill_full_flops",
+    "reduction", "kv_cache_kept_bytes", "kv_cache_full_bytes",
+    *(f"{part}_seconds" for part in PARTS), *COMPARED, "beside", "error",
+)  # fmt: skip
+"""Of the CSV, which has a cell for each in every line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a comparison; where it could not be run, with the reason alone.
+
+    Args:
+        role: "unpruned", "asked" or "baseline".
+        method: "unpruned", or the method's name; None for a preset.
+        preset: the resolved preset, every stage with its layer and all its options.
+        at: where it cuts, as it was asked for.
+        keep: the layer average that was asked for; None where the preset says its keeps itself.
+        options: of the method, as they were given.
+        beside: what a baseline has its layers and counts from; empty for one of its own.
+        answer, same_answer: and whether it is the unpruned one.
+        tokens, flops, kv_cache_bytes: as in a report.
+        seconds: medians of what was measured, by part; the total is from reading the media to the
+            last token, without loading the model, which all rows share. None without measuring.
+        compare: as in a report; None for the unpruned row, and without measuring.
+        error: why there is no answer.
+    """
+
+    role: str
+    method: str | None
+    preset: Mapping[str, object]
+    at: str
+    keep: float | None
+    options: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    answer: str | None = None
+    same_answer: bool | None = None
+    tokens: Mapping[str, object] | None = None
+    flops: Mapping[str, float | None] | None = None
+    kv_cache_bytes: Mapping[str, int | None] | None = None
+    seconds: Mapping[str, float] | None = None
+    compare: Mapping[str, object] | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        return with_options(self.method, self.options) if self.method else str(self.preset["name"])
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values; what there is none of is left out, but for `method` and `keep`."""
+        values: dict[str, object] = {
+            key: value
+            for key, value in vars(self).items()
+            if key in ("method", "keep") or value is not None
+        }
+        values |= {"beside": list(self.beside), "options": dict(self.options)}
+        for key in ("beside", "options"):
+            if not values[key]:
+                del values[key]
+        return values
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_methods` gives.
+
+    Args:
+        question: what was asked.
+        model, input, version: as in a report.
+        rows: the unpruned model first, then keep by keep what was asked for and the baselines.
+        pairs: how often each row was timed beside the unpruned model; 0 where nothing was measured.
+        seconds: startup, load and total of the whole comparison.
+        warnings: what the reader should know before believing a figure.
+    """
+
+    question: str
+    model: Mapping[str, object]
+    input: Mapping[str, object]
+    rows: tuple[Row, ...]
+    pairs: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    version: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain dicts, lists, strings and numbers."""
+        return {
+            **vars(self),
+            "rows": [row.to_dict() for row in self.rows],
+            "warnings": list(self.warnings),
+        }
+
+    def to_csv(self) -> str:
+        """One line a row under a line of COLUMNS; a cell is empty where there is no figure."""
+        files = self.input["files"]
+        assert isinstance(files, (list, tuple))
+        same = {
+            **{key: self.model[key] for key in ("device", "dtype", "attention")},
+            "model": self.model["name"],
+            "file": "; ".join(map(str, files)),
+            "question": self.question,
+            "repeats": self.pairs,
+        }
+        return csv_text([{**same, **_cells(row)} for row in self.rows], COLUMNS)
+
+
+def _cells(row: Row) -> dict[str, object]:
+    """A row's own columns."""
+    tokens, flops, compare = row.tokens or {}, row.flops or {}, row.compare or {}
+    cache, seconds = row.kv_cache_bytes or {}, row.seconds or {}
+    named = ("role", "method", "at", "keep", "answer", "same_answer", "error")
+    return flat({
+        **{key: getattr(row, key) for key in named},
+        "preset": None if row.method else row.name,
+        "beside": row.beside,
+        "options": _options(tokens.get("stages")),
+        **{key: tokens.get(key) for key in ("visual", "keep_mean", "kept_after")},
+        "stages": tokens.get("stages") or [],
+        **{f"{key}_flops": flops.get(key) for key in ("vision", "prefill", "prefill_full")},
+        "reduction": flops.get("reduction"),
+        **{f"kv_cache_{key}_bytes": cache.get(key) for key in ("kept", "full")},
+        **{f"{key}_seconds": seconds.get(key) for key in PARTS},
+        **{key: compare.get(key) for key in COMPARED},
+    })  # fmt: skip
+
+
+def _options(stages: object) -> list[str]:
+    """Every option that the stages ran with, as "norm=none"."""
+    assert isinstance(stages, (list, tuple, type(None)))
+    pairs = [pair for stage in stages or () for pair in stage["options"].items()]
+    return list(dict.fromkeys(f"{name}={value}" for name, value in pairs))

@@ -1,0 +1,298 @@
+"""Smaller pictures and fewer frames for a budget of visual tokens: how each file is looked at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.errors import ModelError, PresetError
+from vtprune.models.base import Inputs, Known, Plan, Prepared, Sampling, Turn
+from vtprune.models.preprocess import resize
+from vtprune.pruners.downsample import Downsample
+from vtprune.tokens.layout import MODALITIES
+from vtprune.tokens.schedule import fixed_count, lowest_keep
+from vtprune.tokens.units import Whole
+
+if TYPE_CHECKING:
+    from vtprune.media import Source
+    from vtprune.preset import Preset
+
+BICUBIC = 3
+SMALLEST = 28
+"""Pixels of a picture's shorter side that it is not made smaller than."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one file is looked at.
+
+    Args:
+        source: the file.
+        sampling: how much of it.
+        size: (height, width) that a picture is resized to before the family's own resizing; None
+            for its own.
+    """
+
+    source: Source
+    sampling: Sampling
+    size: tuple[int, int] | None = None
+
+    @property
+    def seen(self) -> Source:
+        """The file as the family is told of it."""
+        if self.size is None:
+            return self.source
+        return replace(self.source, height=self.size[0], width=self.size[1])
+
+    def plan(self, known: Known, num_alike: int) -> Plan:
+        """What to read of it, and what to do with that.
+
+        Args:
+            num_alike: files of its kind in the prompt.
+        """
+        plan = self.plan_seen(known, num_alike)
+        if self.size is None:
+            return plan
+        shrink = functools.partial(_shrink_first, size=self.size, transform=plan.transform)
+        return replace(plan, transform=shrink)
+
+    def plan_seen(self, known: Known, num_alike: int) -> Plan:
+        """Likewise, for pictures that are of the size `size` already."""
+        return known.family.plan(known.files, self.seen, self.sampling, num_alike)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """How the files of one prompt are looked at under a budget.
+
+    Args:
+        looks: one a file.
+        whole: what the prompt would hold if they were looked at in full.
+    """
+
+    looks: tuple[Look, ...]
+    whole: Whole
+
+
+def shrink(
+    known: Known, sources: Sequence[Source], sampling: Sampling, preset: Preset
+) -> Shrunk | None:
+    """The largest looks at the files within the preset's budgets for downsampling.
+
+    All pictures of a budget are scaled alike, or have their tiles lowered alike, whichever leaves
+    more tokens; all videos give the same share of their frames. Nothing is decoded: prompts with
+    blank pictures are counted.
+
+    Returns:
+        None where the preset downsamples nothing.
+
+    Raises:
+        PresetError: a budget that no setting meets; the message says what can be reached.
+        ModelError: pictures of which this family always makes the same number of tokens.
+    """
+    if not any(preset.downsamples(modality) for modality in MODALITIES):
+        return None
+    looks = [Look(source, sampling) for source in sources]
+    full = left = count(known, looks)
+    for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
+        mine = [i for i, one in enumerate(sources) if modality in ("all", one.kind)]
+        looks, left = _largest(known, looks, left, mine, modality, keep)
+    return Shrunk(tuple(looks), Whole(full.visual, full.text - left.text))
+
+
+def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
+    """Modality (or "all" together) -> the fraction of tokens that downsampling may leave."""
+    budgets: dict[str, float] = {}
+    for modality in MODALITIES:
+        stage = preset.downsamples(modality) if modality in kinds else None
+        if stage is None:
+            continue
+        keep = preset.keep_for(modality) if stage.keep is None else stage.keep
+        if keep is None:
+            raise PresetError(
+                f"{preset.label}: the stage at {stage.at} ({stage.method}) has no keep, and "
+                "no keep was given",
+                "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
+            )
+        budgets["all" if preset.shared() else modality] = keep
+    return budgets
+
+
+@dataclass(frozen=True)
+class Count:
+    """Tokens of one prompt.
+
+    Args:
+        visual: modality -> visual tokens.
+        text: the others, for a question of one word.
+        parts: of each file the frames, or the tiles with the base picture.
+    """
+
+    visual: Mapping[str, int]
+    text: int
+    parts: tuple[int, ...]
+
+    def total(self, modality: str) -> int:
+        return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
+
+
+def count(known: Known, looks: Sequence[Look]) -> Count:
+    """The tokens of a prompt about files that are looked at in this way, without reading them."""
+    kinds = [look.source.kind for look in looks]
+    blank = [_blank(look, look.plan_seen(known, kinds.count(look.source.kind))) for look in looks]
+    turns = [Turn("user", "what?", len(looks))]
+    inputs = known.family.encode(known.files, blank, turns)
+    visual = count_visual(known, inputs, kinds)
+    text = inputs.tensors["input_ids"].numel() - sum(visual.values())
+    tiles = iter(inputs.tiles)
+    return Count(
+        visual,
+        text,
+        tuple(len(one.index) if one.source.kind == "video" else next(tiles) for one in blank),
+    )
+
+
+def count_visual(known: Known, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
+    """Modality -> visual tokens of a prompt with files of these kinds."""
+    present = [name for name in MODALITIES if name in kinds]
+    if inputs.media:  # placeholders that both share
+        grids = [(kind, len(grid)) for kind, grid in inputs.media]
+        return {name: sum(size for kind, size in grids if kind == name) for name in present}
+    ids = known.family.placeholders(known.files.config)
+    row = inputs.tensors["input_ids"]
+    return {name: int(torch.isin(row, torch.tensor(ids[name])).sum()) for name in present}
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The settings of some of a prompt's files, from a lowest one to `top`, at which they are full.
+
+    Args:
+        looks: of all files, those of `mine` in full.
+        full: the tokens of them.
+        mine: the files that are to be looked at less.
+        modality: of the tokens that are counted: "image", "video" or "all".
+        knob: of pictures, "tiles" or "size"; videos have their frames.
+    """
+
+    known: Known
+    looks: Sequence[Look]
+    full: Count
+    mine: Sequence[int]
+    modality: str
+    knob: str
+
+    @property
+    def top(self) -> int:
+        return max(self.steps(i) for i in self.mine)
+
+    def steps(self, number: int) -> int:
+        """The settings that one file has."""
+        source = self.looks[number].source
+        if source.kind == "video":
+            return self.full.parts[number]
+        if self.knob == "tiles":
+            return self.full.parts[number] - 1
+        return max(source.height, source.width)
+
+    def at(self, setting: int) -> list[Look]:
+        """How all files are looked at."""
+        looks = list(self.looks)
+        for number in self.mine if setting < self.top else ():
+            steps = self.steps(number) * setting // self.top
+            looks[number] = self.lowered(looks[number], steps)
+        return looks
+
+    def lowered(self, look: Look, steps: int) -> Look:
+        source = look.source
+        if source.kind == "video":
+            return replace(look, sampling=replace(look.sampling, max_frames=max(1, steps)))
+        if self.knob == "tiles":
+            return replace(look, sampling=replace(look.sampling, max_tiles=steps))
+        short, long = sorted((source.height, source.width))
+        scale = max(steps / long, min(SMALLEST / short, 1.0))
+        return replace(look, size=(max(1, round(source.height * scale)),
+                                   max(1, round(source.width * scale))))  # fmt: skip
+
+    def count(self, setting: int) -> Count:
+        return count(self.known, self.at(setting)) if setting < self.top else self.full
+
+    def lowest(self) -> int:
+        """The lowest setting that the family takes."""
+        if self.knob != "tiles":
+            return 1
+        for setting in range(self.top):
+            try:
+                self.count(setting)
+            except ModelError:
+                continue
+            return setting
+        return self.top
+
+
+def _largest(
+    known: Known,
+    looks: Sequence[Look],
+    full: Count,
+    mine: Sequence[int],
+    modality: str,
+    keep: float,
+) -> tuple[list[Look], Count]:
+    """The looks with the most tokens within the budget, where those at `mine` are looked at less.
+
+    Args:
+        full: the tokens of `looks`.
+        modality, keep: what of it the budget is, and the fraction that may be left.
+    """
+    total = full.total(modality)
+    most, least = fixed_count(keep, total), total
+    found: list[tuple[list[Look], Count]] = []
+    pictures = any(looks[i].source.kind == "image" for i in mine)
+    for knob in ("tiles", "size") if pictures else ("frames",):
+        search = _Search(known, looks, full, mine, modality, knob)
+        counted = functools.cache(search.count)
+
+        def tokens(setting: int, counted: Callable[[int], Count] = counted) -> int:
+            return counted(setting).total(modality)
+
+        lowest = search.lowest()
+        least = min(least, tokens(lowest))
+        setting = Downsample().choose(tokens, lowest, search.top, most)
+        if setting is not None:
+            found.append((search.at(setting), counted(setting)))
+    if found:
+        return max(found, key=lambda one: one[1].total(modality))
+    if pictures and least == total:
+        raise ModelError(
+            f"downsample: {known.family.name} makes the same {total} tokens of what is given, "
+            "however small it is",
+            "use another method: --method uniform",
+        )
+    raise PresetError(
+        f"keep {keep:g} can't be reached by downsample: of {total} tokens, {least} are left at the "
+        f"least; the lowest reachable keep is {lowest_keep(least, total)}",
+        "raise keep, or use another method: --method uniform",
+    )
+
+
+def _blank(look: Look, plan: Plan) -> Prepared:
+    """One file as if its pictures were all black; frames share their memory."""
+    height, width = look.seen.height, look.seen.width
+    made = plan.transform(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    num_frames = len(plan.index)
+    if num_frames > 1:
+        made = made.expand(num_frames, *made.shape[1:])
+    times = tuple(look.source.timestamps[i] for i in plan.index) if look.source.timestamps else ()
+    return Prepared(look.seen, made, plan.index, times)
+
+
+def _shrink_first(
+    pixels: torch.Tensor,
+    size: tuple[int, int],
+    transform: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    return transform(resize(pixels, size, BICUBIC))

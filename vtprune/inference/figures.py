@@ -1,0 +1,287 @@
+"""From a run's trace and clock to the report's figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune import __version__
+from vtprune.inference.report import Report
+from vtprune.models import cost
+from vtprune.models.base import PIXELS
+from vtprune.tokens.layout import MODALITIES, Layout
+
+if TYPE_CHECKING:
+    from vtprune.engine.trace import Trace
+    from vtprune.inference.generation import Run
+    from vtprune.models.base import Inputs, Prepared
+    from vtprune.models.loading import Loaded
+    from vtprune.preset import Preset
+
+PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
+"""Of the seconds of a report, in the order in which they pass; what is chosen is in the prefill."""
+FLOPS = ("vision", "prefill", "prefill_full", "decode", "decode_full", "reduction")
+"""What a report counts."""
+
+
+def build_report(
+    loaded: Loaded,
+    items: Sequence[Prepared],
+    decoders: Sequence[str],
+    inputs: Inputs,
+    question: str,
+    preset: Preset,
+    run: Run,
+) -> Report:
+    """The report of one run, without comparison."""
+    import transformers
+
+    answer_tokens = len(run.tokens)
+    flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens, run.sample)
+    return Report(
+        question=question,
+        answer=run.answer,
+        model=describe_model(loaded),
+        input=describe_input(items, decoders, inputs),
+        preset=resolve_preset(preset, run.trace, run.sample),
+        tokens=count_tokens(run.trace, answer_tokens, run.sample),
+        flops=flops,
+        kv_cache_bytes=kv_bytes,
+        memory_bytes=measure_memory(loaded),
+        seconds=sum_seconds(run.seconds),
+        version={
+            "vtprune": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+    )
+
+
+def describe_model(loaded: Loaded) -> dict[str, object]:
+    model = loaded.model
+    decoder = model.get_decoder()
+    return {
+        "name": loaded.name,
+        **({"adapter": loaded.adapter} if loaded.adapter else {}),
+        "family": str(model.config.model_type),
+        "layers": len(decoder.layers),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(getattr(decoder.config, "_attn_implementation", "eager")),
+    }
+
+
+def describe_input(
+    items: Sequence[Prepared], decoders: Sequence[str], inputs: Inputs
+) -> dict[str, object]:
+    """What was read; of several files sizes and durations are those of the first."""
+    kinds = {item.source.kind for item in items}
+    videos = [item for item in items if item.source.kind == "video"]
+    first = items[0].source if items else None
+    return {
+        "files": [item.source.name for item in items],
+        "modality": "mixed" if len(kinds) > 1 else next(iter(kinds), "text"),
+        "frames": sum(len(item.index) for item in videos),
+        "tiles": sum(inputs.tiles),
+        "timestamps": [round(time, 3) for item in videos for time in item.timestamps],
+        "decoder": ", ".join(dict.fromkeys(decoders)),
+        "duration": sum(item.source.duration for item in videos),
+        "width": first.width if first else 0,
+        "height": first.height if first else 0,
+    }
+
+
+def resolve_preset(preset: Preset, trace: Trace, sample: int) -> dict[str, object]:
+    """The preset, its stages as they ran: each with its layer and all its options.
+
+    `name` is None where one `method` was in its place; `changed` has what flags changed in it.
+    """
+    told = {**preset.to_dict(), "method": preset.method, "changed": dict(preset.changed)}
+    for modality in MODALITIES:
+        own = told.get(modality)
+        if isinstance(own, dict):
+            own.pop("stages", None)
+    stages = [
+        {
+            "at": one.at,
+            "layer": one.layer,
+            "modality": one.modality,
+            "method": one.method,
+            "keep": one.keep,
+            "per": one.per,
+            "split": one.split,
+            "positions": one.positions,
+            **one.options,
+        }
+        for one in trace.stages
+        if one.cuts[sample]
+    ]
+    return {**told, "stages": stages}
+
+
+def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> dict[str, object]:
+    """Counts of one sample, from what the engine really cut."""
+    if not trace.layouts:
+        return {
+            "visual": 0, "text": trace.text[sample] if trace.text else 0, "answer": answer_tokens,
+            "keep_mean": 1.0, "kept_after": 0, "by_modality": {}, "stages": [],
+            "by_frame": [], "by_tile": [],
+        }  # fmt: skip
+    layout, kept = trace.layouts[sample], trace.kept[sample]
+    shown = [name for name in MODALITIES if len(layout.of_modality(name))]
+    return {
+        "visual": trace.before(sample)[0],
+        "text": trace.text[sample],
+        "answer": answer_tokens,
+        "keep_mean": trace.keep_mean(sample),
+        "kept_after": len(kept),
+        "by_modality": {name: len(kept.of_modality(name)) for name in shown},
+        "stages": [
+            {
+                "at": one.at,
+                "layer": one.layer,
+                "modality": one.modality,
+                "method": one.method,
+                "options": dict(one.options),
+                "before": one.own_before[sample],
+                "after": one.own_after[sample],
+            }
+            for one in trace.stages
+            if one.cuts[sample]
+        ],
+        "by_frame": count_kept(layout, kept, "video", "frame"),
+        "by_tile": count_kept(layout, kept, "image", "tile"),
+    }  # fmt: skip
+
+
+def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[int]:
+    """Tokens kept in each frame or tile of a modality, those with none left included."""
+    own = layout.take(layout.of_modality(modality))
+    if not len(own):
+        return []
+    groups = own.groups(per)
+    present = torch.isin(own.columns, kept.columns)
+    counts = torch.zeros(int(groups.max()) + 1, dtype=torch.long)
+    return counts.scatter_add_(0, groups, present.long()).tolist()
+
+
+def compute_costs(
+    loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int, sample: int
+) -> tuple[dict[str, float | None], dict[str, int | None]]:
+    """FLOPs and KV bytes of one sample, beside those of the whole prompt; None: not counted."""
+    vision = _count_vision(loaded, inputs, trace, sample)
+    try:
+        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError:
+        return {**dict.fromkeys(FLOPS), "vision": vision}, dict.fromkeys(("kept", "full"))
+    text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
+    seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
+    visual, whole_text = trace.before(sample) if trace.layouts else (0, text)
+    kept, full = [text + count for count in seen], [whole_text + visual] * shape.layers
+    prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
+    size = loaded.model.dtype.itemsize
+    flops: dict[str, float | None] = {
+        "vision": vision,
+        "prefill": prefill,
+        "prefill_full": prefill_full,
+        "decode": cost.decode_flops(shape, kept, answer_tokens),
+        "decode_full": cost.decode_flops(shape, full, answer_tokens),
+        "reduction": 1 - prefill / prefill_full,
+    }
+    kv_bytes: dict[str, int | None] = {
+        "kept": cost.kv_bytes(shape, kept, size),
+        "full": cost.kv_bytes(shape, full, size),
+    }
+    return flops, kv_bytes
+
+
+def uncounted(loaded: Loaded, report: Report) -> list[str]:
+    """Return a warning for each part of the model whose FLOPs the report lacks."""
+    warnings = []
+    if report.flops["vision"] is None:
+        warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
+    try:
+        cost.decoder_shape(loaded.model.get_decoder().config)
+    except cost.CostError as error:
+        warnings.append(f"{error.message}, nor are the bytes of its KV cache")
+    return warnings
+
+
+def _count_vision(loaded: Loaded, inputs: Inputs, trace: Trace, sample: int) -> float | None:
+    """FLOPs of tower and projector for what was encoded; None where they are not known."""
+    try:
+        counted = find_encoded(loaded, inputs, trace, sample)
+    except cost.CostError:
+        return None
+    if len(counted) < sum(name in inputs.tensors for name in PIXELS):
+        return None
+    return sum(cost.vision_flops(*one) for one in counted)
+
+
+def compute_vision_flops(
+    loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
+) -> float:
+    """FLOPs of tower and projector for what was encoded; 0 where the tower is not known.
+
+    Args:
+        trace: says what went before the tower; None: nothing.
+        sample: of the trace.
+    """
+    return sum(cost.vision_flops(*one) for one in find_encoded(loaded, inputs, trace, sample))
+
+
+def find_encoded(
+    loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
+) -> list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]]:
+    """What the vision tower encodes: the arguments of `cost.vision_flops`, for each modality."""
+    found: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
+    encoded = trace.encoded[sample] if trace and trace.encoded else None
+    for name, modality in PIXELS.items():
+        shape = cost.vision_shape(loaded.model.config, modality)
+        if name not in inputs.tensors or shape is None:
+            continue
+        size = tuple(inputs.tensors[name].shape)
+        grid = inputs.tensors.get(f"{modality}_grid_thw")
+        pooling = inputs.tensors.get(f"{modality}_token_pooling")
+        units: Sequence[Sequence[int]]
+        if grid is not None:
+            steps = encoded[modality] if encoded else grid[:, 0].tolist()
+            pairs = zip(steps, grid[:, 1:].tolist(), strict=True)
+            units = [(kept, *sides) for kept, sides in pairs]
+        elif pooling is not None:  # (tiles, patches, values): cut into patches already
+            units = [(1, 1, size[1])] * (sum(encoded[modality]) if encoded else size[0])
+        else:
+            # Tensors of several pictures are filled up with tiles that are not encoded.
+            filled = "image_sizes" in inputs.tensors and modality == "image"
+            count = sum(inputs.tiles) if filled else None
+            if encoded:  # one tensor may hold pictures and videos
+                apart = any(PIXELS[other] == "video" for other in PIXELS if other in inputs.tensors)
+                count = sum(sum(encoded[one]) for one in MODALITIES if one == modality or not apart)
+            units = cost.tile_units(shape, size, count)
+        found.append((shape, units, None if pooling is None else len(pooling)))
+    return found
+
+
+def measure_memory(loaded: Loaded) -> dict[str, int]:
+    """Bytes of the weights, and the peak of the process (on a GPU, of the device); 0: not told."""
+    weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
+    device = loaded.model.device
+    if device.type == "cuda":
+        return {"weights": weights, "peak": int(torch.cuda.max_memory_allocated(device))}
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return {"weights": weights, "peak": 0}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"weights": weights, "peak": peak}
+
+
+def sum_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The parts, and the time to the first token."""
+    first = sum(seconds[part] for part in ("preprocess", "first_choice"))
+    return {**{name: seconds[name] for name in PARTS}, "first_token": first}

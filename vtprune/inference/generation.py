@@ -1,0 +1,190 @@
+"""One generation: the answer as it comes, and the clock beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.engine.trace import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vtprune.models.loading import Loaded
+
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is chosen.
+
+    Args:
+        max_new_tokens: its greatest length.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens that make up this probability.
+        system: a system prompt; empty for none.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    system: str = ""
+    seed: int = 0
+
+    @property
+    def greedy(self) -> Generation:
+        """The likeliest token each time, for as long."""
+        return Generation(self.max_new_tokens, system=self.system)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one generation gave one sample.
+
+    Args:
+        answer: its text, special tokens left out.
+        tokens: (n,) int64 ids, the end-of-sequence token included.
+        seconds: by part, as in the report; of a batch: those of all its samples together.
+        trace: what was cut; a snapshot.
+        sample: the row of the batch that this is.
+    """
+
+    answer: str
+    tokens: torch.Tensor
+    seconds: Mapping[str, float]
+    trace: Trace
+    sample: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Watch:
+    """A streamer for `generate`: notes when tokens came, and passes on the first row's text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    on_text: Callable[[str], None] | None = None
+    ids: list[int] = field(default_factory=list)
+    first: float = 0.0
+    shown: str = ""
+    prompt_seen: bool = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:  # the first call holds the prompt
+            self.prompt_seen = True
+            return
+        self.first = self.first or time.perf_counter()
+        if self.on_text:
+            self.ids.append(int(value.flatten()[0]))
+            self.show(self.text())
+
+    def end(self) -> None:
+        if self.on_text:
+            self.show(self.text(), whole=True)
+
+    def text(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def show(self, text: str, whole: bool = False) -> None:
+        """Passes on what is new; holds half characters back until they are whole."""
+        assert self.on_text is not None
+        if not whole:
+            text = text.rstrip(REPLACEMENT)
+        if text.startswith(self.shown) and len(text) > len(self.shown):
+            piece = text[len(self.shown) :]
+            self.on_text(piece if self.shown else piece.lstrip())
+            self.shown = text
+
+
+class Sampler:
+    """A logits processor that draws the next token, and leaves no other for greedy decoding.
+
+    Transformers (5.17 to 5.24) samples by PyTorch's default generator, which all threads share: a
+    seed would say nothing once two of them draw. This one has a generator of its own.
+
+    Args:
+        generation: its temperature, top_p and seed.
+        device: of the scores.
+    """
+
+    def __init__(self, generation: Generation, device: torch.device) -> None:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self.temperature = TemperatureLogitsWarper(generation.temperature)
+        self.top_p = TopPLogitsWarper(generation.top_p)
+        self.generator = torch.Generator(device).manual_seed(generation.seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) that leave one token a row."""
+        scores = self.top_p(input_ids, self.temperature(input_ids, scores))
+        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+def generate(
+    loaded: Loaded,
+    tensors: Mapping[str, torch.Tensor],
+    generation: Generation,
+    trace: Trace,
+    on_text: Callable[[str], None] | None = None,
+    length: int | None = None,
+) -> list[Run]:
+    """Generates inside a `pruning` block, whose trace is given; one run a row of the batch.
+
+    Args:
+        tensors: the model's inputs, on its device.
+        on_text: gets the pieces of the first row's answer as they are produced.
+        length: force exactly so many new tokens, greedily; for comparing times.
+    """
+    tokenizer = loaded.files.tokenizer
+    watch = Watch(tokenizer, on_text)
+    options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
+    if length:
+        options["min_new_tokens"] = length
+    if generation.temperature > 0 and not length:
+        options["logits_processor"] = [Sampler(generation, loaded.model.device)]
+    options |= {"do_sample": False, "num_beams": 1}
+    options |= {"temperature": None, "top_p": None, "top_k": None}
+    started = time.perf_counter()
+    with torch.no_grad():
+        call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
+        ids = call(**tensors, **options, streamer=watch, disable_compile=True)
+    ended = time.perf_counter()
+    snapshot = trace.snapshot()
+    parts = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+    seconds = {
+        "load": 0.0,
+        "media": 0.0,
+        "preprocess": 0.0,
+        **parts,
+        "decode": ended - watch.first,
+        "first_choice": watch.first - started,
+    }
+    return [
+        Run(
+            answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
+            tokens=row,
+            seconds=seconds,
+            trace=snapshot,
+            sample=number,
+            warnings=tuple(snapshot.warnings),
+        )
+        for number, row in enumerate(new_tokens(loaded, ids, tensors["input_ids"].shape[1]))
+    ]
+
+
+def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+    """What follows the prompt in every row, up to and with its end-of-sequence token."""
+    config = loaded.model.generation_config
+    ends = getattr(config, "eos_token_id", None)
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).flatten()
+    rows = []
+    for row in ids[:, prompt:].cpu():
+        stops = torch.isin(row, ends).nonzero()
+        rows.append(row[: int(stops[0]) + 1] if len(stops) else row)
+    return rows

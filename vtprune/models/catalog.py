@@ -1,0 +1,251 @@
+"""What is known of published models: short names, decoder shapes and calibrations."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vtprune.errors import PresetError, brief_path, list_faults, quote
+
+DEFAULT_ECL = 2
+DEFAULT_HORIZON = 0.75  # of the layers
+FIGURES = ("ecl", "horizon", "horizon_text")
+REQUIRED = ("model_type", "layers", "hidden_size", "ecl", "horizon")
+KEYS = (*REQUIRED, "horizon_text", "sources")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The named places to cut at in one model; layers are 0-based.
+
+    Args:
+        ecl: entropy collapse layer, the first layer that sees the shortened sequence, 0..L-1.
+        horizon: information horizon, the layer from which visual tokens are not needed, 0..L.
+        horizon_text: the same for text-heavy inputs (OCR, documents); None where not known.
+        sources: figure -> where it comes from: "paper (...)", "released code (...)",
+            "third party (...)", "measured: ..." or "default".
+        origin: "packaged", "file" or "default".
+    """
+
+    ecl: int
+    horizon: int
+    horizon_text: int | None
+    sources: Mapping[str, str]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a published model.
+
+    Args:
+        name: the short name.
+        hub_id: what it stands for.
+        model_type: `config.model_type` of the checkpoint.
+        parameters: its size as its authors give it, "7B".
+        decoder: the language model's sizes by the names of `cost.DecoderShape`.
+        calibration: what is known of where to cut, defaults included.
+    """
+
+    name: str
+    hub_id: str
+    model_type: str
+    parameters: str
+    decoder: Mapping[str, int]
+    calibration: Calibration
+
+
+def aliases() -> list[Alias]:
+    """All short names, in the catalog's order; of families that this project can't run too."""
+    data = _packaged()
+    found = []
+    for name, entry in data["aliases"].items():
+        decoder = entry["decoder"]
+        calibration, _ = _known(data, entry["model_type"], decoder["layers"], decoder["hidden"])
+        found.append(Alias(name, calibration=calibration, **entry))
+    return found
+
+
+def resolve(name: str) -> str:
+    """The hub id that a short name stands for, in any case; anything else as it is."""
+    entry = _packaged()["aliases"].get(name.lower())
+    return name if entry is None else str(entry["hub_id"])
+
+
+def suggest(name: str) -> str | None:
+    """The short name that a misspelt name, or hub id, was probably meant to be; None if none is."""
+    names = _packaged()["aliases"]
+    spelt = {short: short for short in names}
+    for short, entry in names.items():
+        spelt.setdefault(entry["hub_id"].lower(), short)
+        spelt.setdefault(entry["hub_id"].lower().split("/")[1], short)
+    close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.7)
+    return spelt[close[0]] if close else None
+
+
+def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibration, list[str]]:
+    """The packaged calibration of a model, with defaults for what nobody published.
+
+    Args:
+        model_type: `config.model_type`.
+        layers: number of decoder layers.
+        hidden: width of the decoder.
+
+    Returns:
+        the calibration, and a warning for the figures that are defaults.
+    """
+    return _known(_packaged(), model_type, layers, hidden)
+
+
+def read_calibration(
+    path: str | Path, layers: int, *, model_type: str | None = None, hidden: int | None = None
+) -> Calibration:
+    """The calibration in a file.
+
+    Args:
+        path: a YAML file with model_type, layers, hidden_size, ecl, horizon and, optionally,
+            horizon_text and sources.
+        layers: decoder layers of the model that it is for.
+        model_type: that model's `config.model_type`; None leaves it unchecked.
+        hidden: that model's width; None leaves it unchecked.
+
+    Raises:
+        PresetError: the file can't be read, has unknown keys or bad values, or is of another model;
+            everything that is wrong is named with its line.
+    """
+    data, lines = _load(Path(path))
+    model = {"model_type": model_type, "layers": layers, "hidden_size": hidden}
+    problems = [(1, f"{key} is missing") for key in REQUIRED if key not in data]
+    problems += [
+        (lines.get(key, 1), fault)
+        for key, value in data.items()
+        if (fault := _fault(key, value, layers, model.get(key)))
+    ]
+    if problems:
+        raise PresetError(
+            list_faults(
+                [f"{brief_path(path)}:{line}: {fault}" for line, fault in sorted(problems)]
+            ),
+            hint="needed: model_type, layers, hidden_size, ecl, horizon",
+        )
+    sources = data.get("sources") or {}
+    return Calibration(
+        ecl=data["ecl"],
+        horizon=data["horizon"],
+        horizon_text=data.get("horizon_text"),
+        sources={
+            figure: sources.get(figure, f"file {path}")
+            for figure in FIGURES
+            if data.get(figure) is not None
+        },
+        origin="file",
+    )
+
+
+def write_calibration(
+    calibration: Calibration, model_type: str, layers: int, hidden: int, comment: str = ""
+) -> str:
+    """What `read_calibration` reads, as text.
+
+    Args:
+        comment: lines to put before it.
+    """
+    import yaml
+
+    values = (model_type, layers, hidden, calibration.ecl, calibration.horizon)
+    data: dict[str, object] = dict(zip(REQUIRED, values, strict=True))
+    if calibration.horizon_text is not None:
+        data["horizon_text"] = calibration.horizon_text
+    data["sources"] = dict(calibration.sources)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    return head + text
+
+
+@functools.cache  # every `pruning` block asks; reading it takes a tenth of a second
+def _packaged() -> Mapping[str, Any]:
+    import yaml
+
+    text = resources.files("vtprune").joinpath("_data/models.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data
+
+
+def _known(
+    data: Mapping[str, Any], model_type: str, layers: int, hidden: int
+) -> tuple[Calibration, list[str]]:
+    model = (model_type, layers, hidden)
+    found: Mapping[str, Any] = {}
+    for entry in data["calibrations"]:
+        if (entry["model_type"], entry["layers"], entry["hidden_size"]) == model:
+            found = entry
+    # An entropy collapse layer is looked for in 1..L/2, which is short of 2 in a tiny model.
+    default = {"ecl": min(DEFAULT_ECL, layers // 2), "horizon": int(DEFAULT_HORIZON * layers)}
+    missing = {figure: layer for figure, layer in default.items() if figure not in found}
+    calibration = Calibration(
+        ecl=found.get("ecl", default["ecl"]),
+        horizon=found.get("horizon", default["horizon"]),
+        horizon_text=found.get("horizon_text"),
+        sources={**found.get("sources", {}), **dict.fromkeys(missing, "default")},
+        origin="packaged" if found else "default",
+    )
+    if not missing:
+        return calibration, []
+    chosen = " and ".join(f"{figure} {layer}" for figure, layer in missing.items())
+    return calibration, [
+        f"{chosen} by default, not measured: no figure is published for {model_type} with "
+        f"{layers} layers of width {hidden}; --calibration FILE sets them"
+    ]
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A YAML file's mapping, and the line of each of its keys."""
+    from vtprune.preset.yaml_file import read_yaml
+
+    data, lines = read_yaml(path)
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise PresetError(
+            f"{brief_path(path)}:1: a calibration is a mapping of {', '.join(KEYS)}",
+            "give a YAML file with model_type, layers, hidden_size, ecl and horizon",
+        )
+    return data, {str(where[0]): line for where, line in lines.items() if len(where) == 1}
+
+
+def _fault(key: str, value: object, layers: int, expected: object) -> str:
+    """What is wrong with one value, for a model whose own is `expected`; empty where nothing is."""
+    if key not in KEYS:
+        return f"unknown key {quote(key)}"
+    if key in FIGURES:
+        last = layers - 1 if key == "ecl" else layers
+        fine = _is_count(value, 0, last) or (key == "horizon_text" and value is None)
+        rule = f"not a layer from 0 to {last}"
+    elif key == "sources":
+        fine = value is None or _is_sources(value)
+        rule = f"not a text for each of {', '.join(FIGURES)}"
+    elif key == "model_type":
+        fine, rule = isinstance(value, str), "not a name"
+    else:
+        fine, rule = _is_count(value, 1), "not a positive number"
+    if fine and expected is not None and value != expected:
+        fine, rule = False, f"but the model's is {expected}"
+    return "" if fine else f"{key} is {quote(value)}, {rule}"
+
+
+def _is_sources(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= set(FIGURES)
+        and all(isinstance(source, str) for source in value.values())
+    )
+
+
+def _is_count(value: object, least: int, most: int | None = None) -> bool:
+    """Whether it is a whole number in range; YAML's true and false are not."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least <= value and (most is None or value <= most)

@@ -1,0 +1,353 @@
+"""A model from a name: the embedded one, an alias, a hub id or a directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from vtprune.errors import ModelError
+from vtprune.models import FAMILIES, find_family
+from vtprune.models.adapters import CONFIG, HUB_ID, Adapter, attach, find_adapter, is_adapter
+from vtprune.models.base import Family, Files
+from vtprune.models.catalog import Calibration, find_calibration, read_calibration, resolve, suggest
+from vtprune.models.devices import find_device, find_dtype, placing
+from vtprune.models.originals import read_config
+from vtprune.models.seams import check_version
+from vtprune.models.structure import find_structure
+from vtprune.models.upstream import loading_errors, quiet
+from vtprune.models.wrappers import unwrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+EMBEDDED = "embedded"
+EMBEDDED_WARNING = (
+    "this is the small embedded demonstration model: it knows coloured shapes, digits and moving "
+    "objects only; name a real one with --model (vtprune models)"
+)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with what is needed to ask it.
+
+    Args:
+        name: as the user gave it.
+        model: the transformers model, in eval mode.
+        adapter: the name of the adapter that was loaded into it; None where there is none.
+        files: its checkpoint's tokenizer and preparation files.
+        family: what is known about its inputs.
+        calibration: from a file of the user's; None takes the packaged one.
+        seconds: that loading took.
+        warnings: what the user should know about this model.
+    """
+
+    name: str
+    model: PreTrainedModel
+    files: Files
+    family: Family
+    calibration: Calibration | None = None
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    adapter: str | None = None
+
+    def known_places(self) -> tuple[Calibration, list[str]]:
+        """Where ecl and horizon are, by the user's file or the packaged ones.
+
+        Returns:
+            the calibration, and a warning for the figures that are defaults.
+        """
+        if self.calibration is not None:
+            return self.calibration, []
+        own = find_structure(self.model)
+        return find_calibration(own.model_type, len(own.layers), own.hidden_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model before its weights: all that preparing its inputs needs.
+
+    Args:
+        name: as the user gave it; None for the embedded one.
+        where: its directory or hub id.
+        family: what is known about its inputs.
+        files: its checkpoint's tokenizer and preparation files.
+        target, dtype, options: where and how its weights are to be read.
+        adapter: that is to be loaded into it.
+        seconds: that this took.
+    """
+
+    name: str | None
+    where: str
+    family: Family
+    files: Files
+    target: torch.device
+    dtype: torch.dtype
+    options: Mapping[str, object]
+    calibration: Path | None
+    trust_remote_code: bool
+    seconds: float
+    on_progress: Progress | None = None
+    adapter: Adapter | None = None
+
+    def load(self) -> Loaded:
+        """It, with its weights.
+
+        Raises:
+            ModelError: not complete or too large; the calibration is another model's.
+        """
+        started = time.perf_counter()
+        with quiet(), loading_errors(self.name or EMBEDDED):
+            model = read_weights(
+                self.where, self.files.config, self.dtype, self.options, self.trust_remote_code
+            )
+            if "device_map" not in self.options:
+                model = model.to(self.target)  # type: ignore[arg-type]
+        notes = [EMBEDDED_WARNING] if self.name is None else []
+        if self.adapter is not None:
+            with quiet(), loading_errors(self.adapter.name):
+                notes += attach(model, self.adapter)
+        own = None
+        if self.calibration is not None:
+            text = model.get_decoder().config
+            own = read_calibration(
+                self.calibration,
+                text.num_hidden_layers,
+                model_type=str(self.files.config.model_type),
+                hidden=text.hidden_size,
+            )
+        if self.on_progress:
+            self.on_progress("loading", 1, 1)
+        seconds = self.seconds + time.perf_counter() - started
+        files = replace(self.files, config=model.config)
+        return Loaded(
+            self.name or EMBEDDED, model, files, self.family, own, seconds, tuple(notes),
+            None if self.adapter is None else self.adapter.name,
+        )  # fmt: skip
+
+
+def load(
+    name: str | None = None,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    quantize: str | None = None,
+    calibration: Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> Loaded:
+    """Loads a model, its tokenizer and its preparation files; safetensors only.
+
+    Args:
+        name: a directory, an alias (`vtprune models`) or a hub id, also one that holds an adapter;
+            None: the embedded model, or the adapter's own base model.
+        adapter: a directory or hub id that holds an adapter (LoRA and its kin) for the model.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps", or "map": spread
+            over all there are, by transformers' own device map.
+        dtype: "auto" (the checkpoint's; bfloat16 for a float16 one on a CPU), "float32",
+            "bfloat16" or "float16".
+        attention: a transformers kernel; None leaves the choice to transformers.
+        quantize: "4bit" or "8bit", by transformers' own bitsandbytes configuration; None leaves the
+            weights as the checkpoint has them.
+        calibration: a YAML file that says where ecl and horizon are.
+        trust_remote_code: run Python code that the checkpoint brings.
+
+    Raises:
+        ModelError: not found, not complete, not supported, or too large, with the way out.
+    """
+    return open_model(
+        name, adapter=adapter, device=device, dtype=dtype, attention=attention, quantize=quantize,
+        calibration=calibration, trust_remote_code=trust_remote_code, on_progress=on_progress,
+    ).load()  # fmt: skip
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    quantize: str | None = None,
+    calibration: Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> Opened:
+    """Reads all of a checkpoint but its weights; the arguments are those of `load`."""
+    check_version()
+    from transformers import AutoTokenizer
+
+    started = time.perf_counter()
+    target = find_device(device)
+    name, tuned = find_base(name, adapter)
+    where = find_checkpoint(name)
+    if on_progress:
+        on_progress("loading", 0, 1)
+    with quiet(), loading_errors(name or EMBEDDED):
+        config = read_config(name or EMBEDDED, where, trust_remote_code)
+        family = find_family(str(config.model_type))
+        if family is None:
+            raise ModelError(
+                f"{name}: {config.model_type} is not a family that can be asked",
+                f"families: {', '.join(FAMILIES)} (vtprune models)",
+            )
+        chosen = find_dtype(dtype, config, target)
+        options = placing(device, quantize) | {"attn_implementation": attention}
+        beside = None if tuned is None else tuned.directory
+        own = beside is not None and (beside / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            beside if own else where, trust_remote_code=trust_remote_code
+        )
+        from vtprune.models.files import read_files
+
+        files = read_files(where, config, tokenizer, beside)
+    return Opened(
+        name, where, family, files, target, chosen, options, calibration, trust_remote_code,
+        time.perf_counter() - started, on_progress, tuned,
+    )  # fmt: skip
+
+
+def adopt(wrapped: nn.Module) -> Loaded:
+    """A model that the caller has loaded, with the tokenizer and files of its checkpoint.
+
+    Args:
+        wrapped: a transformers model, or what holds one, such as a PEFT model.
+
+    Raises:
+        ModelError: its family is not known, or its checkpoint is not found again.
+    """
+    from transformers import AutoTokenizer
+
+    from vtprune.models.files import read_files
+
+    model = cast("PreTrainedModel", unwrap(wrapped))
+    family = find_family(str(model.config.model_type))
+    where = str(getattr(model.config, "_name_or_path", "") or "")
+    if family is None or not where:
+        raise ModelError(
+            f"{model.config.model_type}: its tokenizer and preparation files can't be found",
+            "load it by name or directory: vtprune.answer('DIR', ...)",
+        )
+    with quiet(), loading_errors(where):
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        files = read_files(where, model.config, tokenizer)
+    return Loaded(where, model, files, family)
+
+
+def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapter | None]:
+    """Find the model that is to be loaded, and the adapter for it.
+
+    Args:
+        name: as the user gave it: a model, or an adapter, which names its base model.
+        adapter: as the user gave it.
+
+    Raises:
+        ModelError: two adapters, or a base model that is not there.
+    """
+    with quiet():
+        tuned = None if adapter is None else find_adapter(adapter)
+        if name is not None and may_be_adapter(name) and is_adapter(name):
+            if tuned is not None:
+                raise ModelError(
+                    f"{name} is an adapter, and {adapter} is another one: one can be loaded",
+                    "merge them, or give the base model with --model",
+                )
+            tuned, name = find_adapter(name), None
+    if tuned is None or name is not None:
+        return None if name == EMBEDDED else name, tuned
+    way_out = f"give its base model: --model MODEL --adapter {tuned.name}"
+    if not tuned.base:
+        raise ModelError(f"{tuned.name}: {CONFIG} names no base model", way_out)
+    try:
+        find_checkpoint(tuned.base)
+    except ModelError as error:
+        raise ModelError(
+            f"{tuned.name}: its base model {tuned.base!r} ({CONFIG}) is not there", way_out
+        ) from error
+    return tuned.base, tuned
+
+
+def may_be_adapter(name: str) -> bool:
+    """Whether a name is a directory's, or a hub id that is not a listed model's."""
+    return os.path.isdir(name) or (resolve(name) == name and bool(re.fullmatch(HUB_ID, name)))
+
+
+def find_checkpoint(name: str | None) -> str:
+    """A directory or hub id for what the user named.
+
+    Raises:
+        ModelError: neither, with the closest alias.
+    """
+    if name is None:
+        from vtprune.models.embedded import weights_path
+
+        path = weights_path()
+        if not (path / "config.json").is_file():
+            raise ModelError("the embedded model is not in this installation", "name a --model")
+        return str(path)
+    if os.path.isdir(name):
+        if not os.access(name, os.R_OK | os.X_OK):
+            raise ModelError(f"{name}: can't be read: no permission", "chmod u+rx, or copy it")
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            if is_adapter(name):
+                raise ModelError(
+                    f"{name}: an adapter, where a model is needed",
+                    "give its base model's directory",
+                )
+            raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
+        return name
+    resolved = resolve(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or not re.fullmatch(HUB_ID, resolved):
+        close = suggest(name)
+        raise ModelError(
+            f"no model {name!r}: neither a directory nor a known name",
+            f"did you mean {close}?"
+            if close
+            else "vtprune models lists the known names; a hub id has the form owner/name",
+        )
+    return resolved
+
+
+def read_weights(
+    where: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    options: Mapping[str, object],
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """The model with its weights, all of them.
+
+    Raises:
+        ModelError: the checkpoint lacks weights, which would be left random.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        where,
+        config=config,
+        dtype=dtype,
+        **options,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    model, info = loaded  # transformers types this call as if it gave the model alone
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{where}: {len(missing)} weights are missing, such as {missing[0]}",
+            "download the checkpoint again",
+        )
+    return cast("PreTrainedModel", model.eval())

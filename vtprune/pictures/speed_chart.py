@@ -1,0 +1,111 @@
+"""Speed-ups of a comparison against what is kept, beside what the FLOPs promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vtprune.inference.comparison import Comparison, Row
+from vtprune.pictures.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANELS = {"prefill": "prefill", "first_token": "first token (preprocessing and vision included)"}
+MARKS = {"random": "x", "uniform": "+", "downsample": "v"}
+GREY = "0.45"
+TITLE = 110  # characters of a line
+
+
+@dataclass
+class Series:
+    """The rows of one method, preset or baseline, over the keeps.
+
+    Args:
+        label: in the legend.
+        owner: the asked row that it is, or is beside; empty for a baseline of its own.
+        points: (fraction kept, measured speed-up, speed-up by FLOPs) of each panel.
+    """
+
+    label: str
+    owner: str
+    name: str
+    points: Mapping[str, list[tuple[float, float, float]]] = field(
+        default_factory=lambda: {panel: [] for panel in PANELS}
+    )
+
+
+def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
+    """A picture, PNG or SVG, with a panel for the prefill and one for the first token.
+
+    What was asked for is a line with dots, in a colour of its own, with a dashed line for what the
+    FLOPs promise; `random` and `uniform` beside it have its colour, the other baselines are grey.
+    """
+    series = collect_series(comparison)
+    lines = len(series) + sum(one.name == one.owner for one in series)
+    figure = new_figure(13, max(5, 0.2 * lines))
+    axes = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
+    owners = list(dict.fromkeys(one.owner for one in series if one.owner))
+    colours = {owner: f"C{number % 10}" for number, owner in enumerate(owners)}
+    for panel, own in axes.items():
+        for one in series:
+            draw_series(own, one, panel, colours.get(one.owner, GREY))
+        show_speed_ups(own, PANELS[panel])
+    handles, labels = axes["prefill"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=SMALL)
+    figure.suptitle(title(comparison), fontsize=10)
+    return to_bytes(figure, kind)
+
+
+def title(comparison: Comparison) -> str:
+    """The model, the visual tokens and the question, on one line, without mathematics in it."""
+    tokens = comparison.rows[0].tokens or {}
+    told = (f"{comparison.model['name']}, {tokens.get('visual')} visual tokens: "
+            f"{comparison.question}")  # fmt: skip
+    return literal(told, TITLE)
+
+
+def collect_series(comparison: Comparison) -> list[Series]:
+    """What was measured, by method; points by what is kept, most last."""
+    vision = (comparison.rows[0].flops or {}).get("vision", 0.0)
+    found: dict[tuple[str, str], Series] = {}
+    for row in comparison.rows[1:]:
+        if row.compare is None or row.tokens is None or row.flops is None:
+            continue
+        owner = row.name if row.role == "asked" else row.beside[0] if row.beside else ""
+        label = row.name if row.role == "asked" else f"{row.name} {place(row, owner)}"
+        series = found.setdefault((row.name, owner), Series(label, owner, row.name))
+        full, prefill = row.flops["prefill_full"], row.flops["prefill"]
+        encoded = row.flops["vision"]
+        promised = dict.fromkeys(series.points, math.nan)  # is not drawn
+        if full and prefill:
+            promised["prefill"] = full / prefill
+            if vision and encoded is not None:
+                promised["first_token"] = (vision + full) / (encoded + prefill)
+        for panel, points in series.points.items():
+            speedup = row.compare[f"{panel}_speedup"]
+            assert isinstance(speedup, float)
+            kept = row.tokens["keep_mean"]
+            assert isinstance(kept, (int, float))
+            points.append((kept, speedup, promised[panel]))
+    return list(found.values())
+
+
+def place(row: Row, owner: str) -> str:
+    """Where a baseline cuts, for the legend."""
+    return f"where {owner} cuts" if owner else f"at {row.at}"
+
+
+def draw_series(axes: Axes, series: Series, panel: str, colour: str) -> None:
+    """One line of what was measured, and for an asked row one of what was promised."""
+    asked = series.name == series.owner
+    kept, measured, promised = zip(*sorted(series.points[panel]), strict=True)
+    axes.plot(
+        kept, measured, color=colour, label=series.label, marker="o" if asked else
+        MARKS.get(series.name, "s"), linewidth=2 if asked else 1, alpha=1 if asked else 0.7,
+    )  # fmt: skip
+    if asked:
+        axes.plot(kept, promised, color=colour, linestyle="--", marker="_", linewidth=1,
+                  label=f"{series.label}, by FLOPs")  # fmt: skip

@@ -1,0 +1,1 @@
+"""Where visual tokens sit, and how many of them stay: arithmetic, no model."""

@@ -1,0 +1,244 @@
+"""From a kept fraction to how many tokens every cut leaves; with `quotas` the only rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vtprune.errors import PresetError
+from vtprune.tokens.schedule import (
+    SLACK,
+    Cut,
+    Place,
+    Schedule,
+    fixed_count,
+    lowest_keep,
+    merge_places,
+    tokens_by_layer,
+)
+
+
+def solve(
+    places: Sequence[Place],
+    keep: float | None,
+    num_layers: int,
+    num_tokens: int,
+    present: int | None = None,
+) -> Schedule:
+    """Counts for every stage of one sample.
+
+    Args:
+        places: the stages in order; at most one without a keep.
+        keep: the layer average to meet through that stage; None where every stage has a keep.
+        num_layers: decoder layers L.
+        num_tokens: visual tokens N before any cut; all fractions are of these.
+        present: those that are there at the input, since others went before the vision tower; None
+            for all. Where the budget is more than they can fill, all of them are kept.
+
+    Raises:
+        PresetError: the average can't be reached; the message says what can.
+    """
+    if not num_tokens or (keep is not None and keep >= 1):
+        return Schedule(num_layers, num_tokens, ())
+    present = num_tokens if present is None else present
+    fixed = [
+        Cut(number, place.layer, min(fixed_count(place.keep, num_tokens), present))
+        for number, place in enumerate(places)
+        if place.keep is not None
+    ]
+    spent = sum(tokens_by_layer(present, num_layers, fixed))
+    over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
+    numbered, warnings = merge_places(places, num_layers, over)
+    counts = [
+        None if place.keep is None else min(fixed_count(place.keep, num_tokens), present)
+        for _, place in numbered
+    ]
+    layers = [place.layer for _, place in numbered]
+    if None in counts and keep is not None:
+        free = counts.index(None)
+        budget = keep * num_layers * num_tokens
+        stages = [place for _, place in numbered]
+        solver = _Solver(stages, layers, counts, num_layers, num_tokens, present)
+        if numbered[free][1].profile:
+            warnings += solver.follow_profile(budget, keep)
+        elif numbered[free][1].drops_all:
+            layers[free] = solver.layer_to_drop_all(free, budget, keep)
+            counts[free] = 0
+            if layers[free] == num_layers:
+                warnings.append(solver.all_stay(keep))
+        else:
+            warnings += solver.place_free(free, budget, keep)
+    cuts = tuple(
+        Cut(number, layer, count if count is not None else num_tokens)
+        for (number, _), layer, count in zip(numbered, layers, counts, strict=True)
+        if layer < num_layers
+    )
+    return Schedule(num_layers, num_tokens, cuts, tuple(warnings))
+
+
+@dataclass
+class _Solver:
+    """Finds the free stage's count; changes `layers` and `counts`, which it shares."""
+
+    places: list[Place]
+    layers: list[int]
+    counts: list[int | None]
+    num_layers: int
+    num_tokens: int
+    present: int
+
+    @property
+    def whole(self) -> int:
+        """Sum over the layers of tokens, were nothing cut."""
+        return self.num_layers * self.num_tokens
+
+    def total(self, counts: Sequence[int | None], layers: Sequence[int]) -> int:
+        """Sum over the layers of tokens present; a None count adds nothing."""
+        bounds = [*layers, self.num_layers]
+        uncut = layers[0] * self.present
+        return uncut + sum(
+            (count or 0) * (bounds[i + 1] - bounds[i]) for i, count in enumerate(counts)
+        )
+
+    def free_count(self, free: int, layer: int, budget: float) -> int:
+        """Tokens that the free stage leaves when it cuts at `layer`."""
+        layers = [*self.layers[:free], layer, *self.layers[free + 1 :]]
+        until = layers[free + 1] if free + 1 < len(layers) else self.num_layers
+        counts = [None if i == free else count for i, count in enumerate(self.counts)]
+        left = budget - self.total(counts, layers)
+        return math.floor(left / (until - layer) + SLACK)
+
+    def bounds(self, free: int) -> tuple[int, int]:
+        """Fewest and most tokens that the free stage may leave."""
+        after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
+        before = self.counts[free - 1] if free else self.present
+        assert after is not None
+        assert before is not None
+        return max(after, 1), before
+
+    def place_free(self, free: int, budget: float, keep: float) -> list[str]:
+        """Sets the free stage's count; moves its cut or lifts later ones where it must."""
+        lowest, highest = self.bounds(free)
+        asked = self.layers[free]
+        count = self.free_count(free, asked, budget)
+        if lowest <= count <= highest:
+            self.counts[free] = count
+            return []
+        if count > highest:
+            return self.lift_later(free, budget, keep, highest)
+        first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
+        if self.places[free].named:
+            for layer in range(asked - 1, first - 1, -1):
+                count = self.free_count(free, layer, budget)
+                if count >= lowest:
+                    self.layers[free] = layer
+                    self.counts[free] = min(count, highest)
+                    return [
+                        f"the cut at {self.places[free].at} moved from layer {asked} to {layer}: "
+                        f"keep {keep:g} can't be reached from layer {asked} on"
+                    ]
+            self.layers[free] = first
+        self.counts[free] = lowest
+        reach = lowest_keep(self.total(self.counts, self.layers), self.whole)
+        raise PresetError(
+            f"keep {keep:g} can't be reached with a cut at {self.places[free].at} "
+            f"(layer {asked} of {self.num_layers}) and {self.num_tokens} visual tokens: "
+            f"the lowest reachable keep is {reach}",
+            "raise keep, cut earlier (at: input), or give later stages a smaller keep",
+        )
+
+    def lift_later(self, free: int, budget: float, keep: float, highest: int) -> list[str]:
+        """All of the budget can't be spent before the next stage: later named ones keep more."""
+        self.counts[free] = highest
+        fixed = list(self.counts)
+        low, high = 0, self.num_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.total(self._lifted(fixed, free, middle), self.layers) <= budget + SLACK:
+                low = middle
+            else:
+                high = middle - 1
+        lifted = self._lifted(fixed, free, low)
+        reached = self.total(lifted, self.layers)
+        most = self.total(self._lifted(fixed, free, self.num_tokens), self.layers)
+        short = most < math.floor(budget + SLACK) and reached == most
+        if short and self.present == self.num_tokens:
+            reach = most / self.whole
+            raise PresetError(
+                f"keep {keep:g} can't be reached: the stages around {self.places[free].at} "
+                f"leave less; the highest reachable keep is {math.floor(reach * 1e4) / 1e4:g}",
+                "lower keep, or give the other stages a larger keep",
+            )
+        self.counts[:] = lifted
+        if short:
+            return [self.all_stay(keep)]
+        raised = [i for i, count in enumerate(lifted) if count != fixed[i]]
+        if not raised:  # what is left is less than one token in each of the later layers
+            return []
+        names = ", ".join(self.places[i].at for i in raised)
+        return [f"keep {keep:g} leaves more than the stages at {names} ask for: they keep more"]
+
+    def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
+        lifted: list[int | None] = list(counts)
+        for i in range(free + 1, len(lifted)):
+            if self.places[i].named and not self.places[i].drops_all:
+                lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
+        return lifted
+
+    def follow_profile(self, budget: float, keep: float) -> list[str]:
+        """Sets the counts of a method's own schedule: the most that the budget allows."""
+        low, high = 0.0, 1.0
+        lowest = self._on_profile(low)
+        if self.total(lowest, self.layers) > budget + SLACK:
+            reach = lowest_keep(self.total(lowest, self.layers), self.whole)
+            sooner = ", or name a place to cut at once: --at 1" if self.layers[0] > 1 else ""
+            raise PresetError(
+                f"keep {keep:g} can't be reached by the method's own schedule, whose first cut is "
+                f"at layer {self.layers[0]} of {self.num_layers}: the lowest reachable keep is "
+                f"{reach}",
+                f"raise keep{sooner}",
+            )
+        for _ in range(40):  # halves the interval; then t is exact to 1e-12
+            middle = (low + high) / 2
+            if self.total(self._on_profile(middle), self.layers) <= budget + SLACK:
+                low = middle
+            else:
+                high = middle
+        self.counts[:] = self._on_profile(low)
+        short = self.total(self._on_profile(1.0), self.layers) < math.floor(budget + SLACK)
+        return [self.all_stay(keep)] if short else []
+
+    def _on_profile(self, t: float) -> list[int | None]:
+        """All counts, those of the profile's cuts at t, never above an earlier or below a later."""
+        counts = list(self.counts)
+        most = self.present
+        for i, place in enumerate(self.places):
+            if place.profile:
+                least = max((c for c in self.counts[i + 1 :] if c is not None), default=1)
+                share = place.profile.fractions(t)[place.part]
+                counts[i] = min(max(math.floor(share * self.num_tokens + SLACK), least, 1), most)
+            most = min(most, counts[i] or 0)
+        return counts
+
+    def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
+        """The layer from which on a free stage may drop everything within the budget."""
+        before = self.counts[free - 1] if free else self.present
+        start = self.layers[free - 1] if free else 0
+        spent = self.total([*self.counts[:free], 0], [*self.layers[:free], start])
+        assert before is not None
+        layer = start + math.floor((budget - spent) / max(before, 1) + SLACK)
+        if layer <= start and free:
+            raise PresetError(
+                f"keep {keep:g} is spent before the stage that drops all tokens",
+                "raise keep, or lower the keep of the stages before it",
+            )
+        last = self.num_layers - (self.present == self.num_tokens)
+        return min(max(layer, 0), last)
+
+    def all_stay(self, keep: float) -> str:
+        """What is said where the tokens that were not dropped before the tower don't fill keep."""
+        return (
+            f"keep {keep:g} asks for more than the {self.present} of {self.num_tokens} tokens that "
+            "the stage at pixels has left: later stages cut less, or nothing"
+        )
