@@ -44,8 +44,8 @@ from vtprune.inference import run
 from vtprune.inference.answers import Prompt, Score
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation
-from vtprune.models.catalog import Calibration, read_calibration
 from vtprune.preset import load_preset
+from vtprune.preset.calibration import Calibration, read_calibration
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
 
 # -- entropy --------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ from vtprune.cli.results import json_file
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference import run
 from vtprune.inference.report import Report
-from vtprune.models import FAMILIES, catalog
+from vtprune.models import FAMILIES
 from vtprune.models.base import Sampling
+from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 
@@ -691,7 +692,7 @@ def test_completion_of_options_is_that_of_the_methods_that_are_named() -> None:
 
 def test_completion_of_models_offers_what_can_be_asked() -> None:
     offered = completions(["ask", "--model"], "")
-    runnable = {alias.name for alias in catalog.aliases() if alias.model_type in FAMILIES}
+    runnable = {alias.name for alias in aliases() if alias.model_type in FAMILIES}
     assert runnable <= set(offered)
 
 

@@ -21,8 +21,8 @@ from vtprune.evaluation.calibrate.propose import Schedule, Tried
 from vtprune.evaluation.calibrate.result import Information, Measured
 from vtprune.inference import run
 from vtprune.inference.questions_file import Asked
-from vtprune.models.catalog import read_calibration
 from vtprune.preset import load_preset
+from vtprune.preset.calibration import read_calibration
 
 
 class Fake:

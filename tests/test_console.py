@@ -13,7 +13,8 @@ from rich.console import Console
 
 from vtprune.cli import console
 from vtprune.cli.console import formats
-from vtprune.models import FAMILIES, catalog
+from vtprune.models import FAMILIES
+from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 
@@ -320,7 +321,7 @@ def test_every_preset_is_shown_with_its_stages() -> None:
 
 
 def test_every_model_is_shown_and_guesses_are_marked() -> None:
-    found = [alias for alias in catalog.aliases() if alias.model_type in FAMILIES]
+    found = [alias for alias in aliases() if alias.model_type in FAMILIES]
     text = shown(console.show_models, found, 100)
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     assert rows["qwen2.5-vl-7b"][:4] == ["qwen2_5_vl", "7B", "1", "20"]

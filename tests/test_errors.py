@@ -29,8 +29,8 @@ from vtprune.errors import (
     shorten,
 )
 from vtprune.inference.questions_file import read_questions
-from vtprune.models.catalog import read_calibration
 from vtprune.preset import load_preset, override, preset_directory
+from vtprune.preset.calibration import read_calibration
 from vtprune.pruners import METHODS, check_options
 
 MEGABYTE = "x" * 10**6

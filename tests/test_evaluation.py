@@ -20,8 +20,8 @@ from vtprune.inference import run
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
-from vtprune.models.catalog import Calibration
 from vtprune.preset import load_preset, override
+from vtprune.preset.calibration import Calibration
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from vtprune.cli import cli
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models import FAMILIES
-from vtprune.models.catalog import aliases
 from vtprune.models.loading import load, open_model
+from vtprune.models.names import aliases
 from vtprune.models.originals import CONVERTED, LATER, refuse_original
 
 ORIGINALS = {

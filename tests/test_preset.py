@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.models.catalog import find_calibration
 from vtprune.preset import (
     DEFAULT,
     Preset,
@@ -23,6 +22,7 @@ from vtprune.preset import (
     preset_names,
     sampled,
 )
+from vtprune.preset.calibration import find_calibration
 from vtprune.preset.yaml_file import LARGEST_FILE, read_yaml
 from vtprune.pruners import METHODS, find_profile
 from vtprune.tokens.schedule import Place, resolve_layer

@@ -31,7 +31,7 @@ from vtprune.evaluation.profiling.shown import Shown
 from vtprune.evaluation.profiling.times import Budget
 from vtprune.evaluation.profiling.verdict import Facts, judge
 from vtprune.models.base import Sampling
-from vtprune.models.catalog import aliases
+from vtprune.models.names import aliases
 from vtprune.pictures.profile_chart import draw_profile
 from vtprune.pruners import METHODS
 from vtprune.pruners.entropy import Entropy

@@ -21,7 +21,7 @@ from vtprune.evaluation.profiling.build import (
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.profiling.stand_in import WORD, stand_in_tokenizer
 from vtprune.models import FAMILIES
-from vtprune.models.catalog import aliases
+from vtprune.models.names import aliases
 
 # Parameters of the published checkpoints, as their safetensors files count them.
 PUBLISHED = {

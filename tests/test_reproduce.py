@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from vtprune.cli import cli
-from vtprune.models.catalog import resolve
+from vtprune.models.names import hub_id_of
 from vtprune.pruners import METHODS, find_profile
 from vtprune.serving.harness.settings import Settings
 from vtprune.tokens.schedule import Place
@@ -123,7 +123,7 @@ def test_an_evaluations_arguments_are_those_of_the_model(line: str) -> None:
     assert int(options["--batch_size"]) >= 1
     given: dict[str, object] = dict(one.split("=", 1) for one in options["--model_args"].split(","))
     settings = Settings.read({**given, "at": given.get("at")})
-    assert "/" in resolve(settings.pretrained), "a short name that vtprune models lists"
+    assert "/" in hub_id_of(settings.pretrained), "a short name that vtprune models lists"
     preset = settings.resolve()
     assert preset.keep == float(str(given["keep"]))
     if settings.method:

@@ -28,7 +28,8 @@ from vtprune.cli import console
 from vtprune.cli.calibrated import show_calibration
 from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
 from vtprune.evaluation.calibrate.result import Information
-from vtprune.models import FAMILIES, catalog
+from vtprune.models import FAMILIES
+from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 
@@ -151,7 +152,7 @@ SHOWN: dict[str, Callable[[Console], None]] = {
     "methods": lambda to: console.show_methods(METHODS, to),
     "presets": lambda to: console.show_presets([load_preset(one) for one in preset_names()], to),
     "models": lambda to: console.show_models(
-        [alias for alias in catalog.aliases() if alias.model_type in FAMILIES], to
+        [alias for alias in aliases() if alias.model_type in FAMILIES], to
     ),
 }
 

@@ -10,9 +10,10 @@ def complete_model(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """The short names of models, and directories."""
-    from vtprune.models import FAMILIES, catalog
+    from vtprune.models import FAMILIES
+    from vtprune.models.names import aliases
 
-    names = [alias.name for alias in catalog.aliases() if alias.model_type in FAMILIES]
+    names = [alias.name for alias in aliases() if alias.model_type in FAMILIES]
     return [*_starting(names, incomplete), CompletionItem(incomplete, type="dir")]
 
 

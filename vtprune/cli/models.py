@@ -25,7 +25,7 @@ def models(as_json: bool) -> None:
     collapse layer, horizon the layer from which visual tokens are not needed any more.
     """
     from vtprune.models import FAMILIES
-    from vtprune.models.catalog import aliases
+    from vtprune.models.names import aliases
 
     found = [alias for alias in aliases() if alias.model_type in FAMILIES]
     if as_json:

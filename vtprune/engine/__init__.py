@@ -34,10 +34,10 @@ from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
-from vtprune.models.catalog import Calibration
 from vtprune.models.seams import INNER, check_values, find_cache
 from vtprune.models.structure import find_structure
 from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.preset.calibration import Calibration
 from vtprune.tokens.layout import MODALITIES, Grid
 from vtprune.tokens.units import Shown, Whole
 

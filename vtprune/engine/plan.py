@@ -10,9 +10,9 @@ import torch
 
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
-from vtprune.models.catalog import Calibration, find_calibration
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
+from vtprune.preset.calibration import Calibration, find_calibration
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, create, create_units, find_profile
 from vtprune.pruners.base import TOWER, Pruner, UnitPruner

@@ -17,13 +17,14 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import CONFIG, HUB_ID, Adapter, attach, find_adapter, is_adapter
 from vtprune.models.base import Family, Files
-from vtprune.models.catalog import Calibration, find_calibration, read_calibration, resolve, suggest
 from vtprune.models.devices import find_device, find_dtype, placing
+from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.originals import read_config
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.upstream import loading_errors, quiet
 from vtprune.models.wrappers import unwrap
+from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -280,7 +281,7 @@ def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapte
 
 def may_be_adapter(name: str) -> bool:
     """Whether a name is a directory's, or a hub id that is not a listed model's."""
-    return os.path.isdir(name) or (resolve(name) == name and bool(re.fullmatch(HUB_ID, name)))
+    return os.path.isdir(name) or (hub_id_of(name) == name and bool(re.fullmatch(HUB_ID, name)))
 
 
 def find_checkpoint(name: str | None) -> str:
@@ -307,10 +308,10 @@ def find_checkpoint(name: str | None) -> str:
                 )
             raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
         return name
-    resolved = resolve(name)
+    resolved = hub_id_of(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local or not re.fullmatch(HUB_ID, resolved):
-        close = suggest(name)
+        close = closest_alias(name)
         raise ModelError(
             f"no model {name!r}: neither a directory nor a known name",
             f"did you mean {close}?"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, cast
 
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES
-from vtprune.models.catalog import aliases
 from vtprune.models.files import find_file
+from vtprune.models.names import aliases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

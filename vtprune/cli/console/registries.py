@@ -11,8 +11,9 @@ from rich.text import Text
 from vtprune.cli.console.tables import LABEL, labelled, show_table
 
 if TYPE_CHECKING:
-    from vtprune.models.catalog import Alias, Calibration
+    from vtprune.models.names import Alias
     from vtprune.preset import Preset, StageSpec
+    from vtprune.preset.calibration import Calibration
     from vtprune.pruners import Method
 
 

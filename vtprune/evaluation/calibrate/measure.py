@@ -25,8 +25,8 @@ from vtprune.inference.memory import FEWER, memory_told
 from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
-from vtprune.models.catalog import Calibration
 from vtprune.models.upstream import quiet
+from vtprune.preset.calibration import Calibration
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress

@@ -16,7 +16,7 @@ from vtprune.evaluation.lineup import split_options
 from vtprune.inference.answers import Prompt, Score, score_forced
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.wording import with_options
-from vtprune.models.catalog import Calibration
+from vtprune.preset.calibration import Calibration
 from vtprune.pruners import METHODS, find_method
 from vtprune.tokens.schedule import SLACK
 

@@ -10,7 +10,7 @@ from vtprune.evaluation.calibrate.entropy import Collapse
 from vtprune.evaluation.calibrate.horizon import FEWEST_FILES, Horizon
 from vtprune.evaluation.calibrate.propose import Tried
 from vtprune.inference.wording import counted
-from vtprune.models.catalog import Calibration, write_calibration
+from vtprune.preset.calibration import Calibration, write_calibration
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.figures import describe_model
 from vtprune.inference.wording import counted
 from vtprune.models import cost
-from vtprune.models.catalog import read_calibration
 from vtprune.models.devices import find_device, find_dtype
 from vtprune.models.loading import Loaded
+from vtprune.preset.calibration import read_calibration
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Progress

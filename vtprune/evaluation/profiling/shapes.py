@@ -14,8 +14,8 @@ from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.stand_in import stand_in_tokenizer
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
-from vtprune.models.catalog import Alias, aliases, resolve
 from vtprune.models.loading import EMBEDDED, find_checkpoint
+from vtprune.models.names import Alias, aliases, hub_id_of
 from vtprune.models.originals import read_config
 from vtprune.models.upstream import loading_errors, quiet
 
@@ -76,7 +76,7 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
 
 def find_alias(name: str) -> Alias | None:
     """The published model that a short name or a hub id stands for."""
-    hub_id = resolve(name)
+    hub_id = hub_id_of(name)
     return next((one for one in aliases() if one.hub_id == hub_id), None)
 
 

@@ -1,8 +1,7 @@
-"""What is known of published models: short names, decoder shapes and calibrations."""
+"""Where a model can be cut: its entropy collapse layer and information horizon, with sources."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,55 +38,6 @@ class Calibration:
     origin: str
 
 
-@dataclass(frozen=True)
-class Alias:
-    """A short name for a published model.
-
-    Args:
-        name: the short name.
-        hub_id: what it stands for.
-        model_type: `config.model_type` of the checkpoint.
-        parameters: its size as its authors give it, "7B".
-        decoder: the language model's sizes by the names of `cost.DecoderShape`.
-        calibration: what is known of where to cut, defaults included.
-    """
-
-    name: str
-    hub_id: str
-    model_type: str
-    parameters: str
-    decoder: Mapping[str, int]
-    calibration: Calibration
-
-
-def aliases() -> list[Alias]:
-    """All short names, in the catalog's order; of families that this project can't run too."""
-    data = _packaged()
-    found = []
-    for name, entry in data["aliases"].items():
-        decoder = entry["decoder"]
-        calibration, _ = _known(data, entry["model_type"], decoder["layers"], decoder["hidden"])
-        found.append(Alias(name, calibration=calibration, **entry))
-    return found
-
-
-def resolve(name: str) -> str:
-    """The hub id that a short name stands for, in any case; anything else as it is."""
-    entry = _packaged()["aliases"].get(name.lower())
-    return name if entry is None else str(entry["hub_id"])
-
-
-def suggest(name: str) -> str | None:
-    """The short name that a misspelt name, or hub id, was probably meant to be; None if none is."""
-    names = _packaged()["aliases"]
-    spelt = {short: short for short in names}
-    for short, entry in names.items():
-        spelt.setdefault(entry["hub_id"].lower(), short)
-        spelt.setdefault(entry["hub_id"].lower().split("/")[1], short)
-    close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.7)
-    return spelt[close[0]] if close else None
-
-
 def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibration, list[str]]:
     """The packaged calibration of a model, with defaults for what nobody published.
 
@@ -99,7 +49,28 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
     Returns:
         the calibration, and a warning for the figures that are defaults.
     """
-    return _known(_packaged(), model_type, layers, hidden)
+    model = (model_type, layers, hidden)
+    found: Mapping[str, Any] = {}
+    for entry in packaged_models()["calibrations"]:
+        if (entry["model_type"], entry["layers"], entry["hidden_size"]) == model:
+            found = entry
+    # An entropy collapse layer is looked for in 1..L/2, which is short of 2 in a tiny model.
+    default = {"ecl": min(DEFAULT_ECL, layers // 2), "horizon": int(DEFAULT_HORIZON * layers)}
+    missing = {figure: layer for figure, layer in default.items() if figure not in found}
+    calibration = Calibration(
+        ecl=found.get("ecl", default["ecl"]),
+        horizon=found.get("horizon", default["horizon"]),
+        horizon_text=found.get("horizon_text"),
+        sources={**found.get("sources", {}), **dict.fromkeys(missing, "default")},
+        origin="packaged" if found else "default",
+    )
+    if not missing:
+        return calibration, []
+    chosen = " and ".join(f"{figure} {layer}" for figure, layer in missing.items())
+    return calibration, [
+        f"{chosen} by default, not measured: no figure is published for {model_type} with "
+        f"{layers} layers of width {hidden}; --calibration FILE sets them"
+    ]
 
 
 def read_calibration(
@@ -168,39 +139,13 @@ def write_calibration(
 
 
 @functools.cache  # every `pruning` block asks; reading it takes a tenth of a second
-def _packaged() -> Mapping[str, Any]:
+def packaged_models() -> Mapping[str, Any]:
+    """Return what `_data/models.yaml` has of published models: aliases and calibrations."""
     import yaml
 
     text = resources.files("vtprune").joinpath("_data/models.yaml").read_text(encoding="utf-8")
     data: dict[str, Any] = yaml.safe_load(text)
     return data
-
-
-def _known(
-    data: Mapping[str, Any], model_type: str, layers: int, hidden: int
-) -> tuple[Calibration, list[str]]:
-    model = (model_type, layers, hidden)
-    found: Mapping[str, Any] = {}
-    for entry in data["calibrations"]:
-        if (entry["model_type"], entry["layers"], entry["hidden_size"]) == model:
-            found = entry
-    # An entropy collapse layer is looked for in 1..L/2, which is short of 2 in a tiny model.
-    default = {"ecl": min(DEFAULT_ECL, layers // 2), "horizon": int(DEFAULT_HORIZON * layers)}
-    missing = {figure: layer for figure, layer in default.items() if figure not in found}
-    calibration = Calibration(
-        ecl=found.get("ecl", default["ecl"]),
-        horizon=found.get("horizon", default["horizon"]),
-        horizon_text=found.get("horizon_text"),
-        sources={**found.get("sources", {}), **dict.fromkeys(missing, "default")},
-        origin="packaged" if found else "default",
-    )
-    if not missing:
-        return calibration, []
-    chosen = " and ".join(f"{figure} {layer}" for figure, layer in missing.items())
-    return calibration, [
-        f"{chosen} by default, not measured: no figure is published for {model_type} with "
-        f"{layers} layers of width {hidden}; --calibration FILE sets them"
-    ]
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -1,0 +1,97 @@
+"""Short names of published models."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtprune.models.cost import DecoderShape
+from vtprune.models.names import aliases, closest_alias, hub_id_of
+
+ALIASES = {alias.name: alias for alias in aliases()}
+# Their configs say how wide a head is; elsewhere it is the width of the model over the heads.
+OWN_HEAD_DIM = ("gemma-3", "internvl3.5", "molmo2", "qwen3-vl")
+# Parameters of vision tower, projector and a separate input embedding, where a name counts them and
+# they are a large part of it.
+BESIDE = {
+    "qwen2-vl-2b": 0.67e9,
+    "internvl3-1b": 0.44e9,
+    "internvl3-2b": 0.54e9,
+    "internvl3-38b": 5.5e9,
+    "internvl3.5-1b": 0.46e9,
+    "internvl3.5-38b": 5.5e9,
+    "smolvlm2-256m": 0.12e9,
+    "smolvlm2-500m": 0.15e9,
+    "smolvlm2-2.2b": 0.53e9,
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_stands_for_a_hub_id_in_any_case(name: str) -> None:
+    hub_id = ALIASES[name].hub_id
+    assert hub_id.count("/") == 1
+    assert hub_id_of(name) == hub_id_of(name.upper()) == hub_id
+
+
+@pytest.mark.parametrize("name", ["llava-hf/llava-1.5-7b-hf", "./Model", "gpt", ""])
+def test_what_is_no_alias_stays_as_it_is(name: str) -> None:
+    assert hub_id_of(name) == name
+
+
+def test_llava_next_alone_is_the_7b_vicuna_model() -> None:
+    assert hub_id_of("llava-next") == "llava-hf/llava-v1.6-vicuna-7b-hf"
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_has_a_whole_decoder_shape(name: str) -> None:
+    shape = DecoderShape(**ALIASES[name].decoder, gated=True)
+    if not name.startswith(OWN_HEAD_DIM):
+        assert shape.heads * shape.head_dim == shape.hidden
+    assert shape.heads % shape.kv_heads == 0
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_decoder_shape_has_about_the_parameters_that_its_name_says(name: str) -> None:
+    alias = ALIASES[name]
+    shape = DecoderShape(**alias.decoder, gated=True)
+    attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
+    layer = attention + 3 * shape.hidden * shape.intermediate
+    parameters = shape.layers * layer + shape.vocab * shape.hidden + BESIDE.get(name, 0)
+    size = float(alias.parameters[:-1]) * {"B": 1e9, "M": 1e6}[alias.parameters[-1]]
+    assert parameters == pytest.approx(size, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_shows_a_calibration_with_a_source_for_each_figure(name: str) -> None:
+    alias = ALIASES[name]
+    found = alias.calibration
+    layers = alias.decoder["layers"]
+    assert 0 < found.ecl <= layers // 2
+    assert found.ecl < found.horizon < layers
+    shown = {"ecl", "horizon"} | ({"horizon_text"} if found.horizon_text is not None else set())
+    assert set(found.sources) == shown
+    kinds = ("paper (arXiv ", "released code (arXiv ", "third party (on arXiv ", "default")
+    assert all(source.startswith(kinds) for source in found.sources.values())
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("llava-nxt", "llava-next"),
+        ("qwen2.5vl-7b", "qwen2.5-vl-7b"),
+        ("Qwen/Qwen2.5-VL-7B", "qwen2.5-vl-7b"),
+        ("llava-hf/llava-1.5-7b", "llava-1.5-7b"),
+        ("LLaVA-OneVision-05b", "llava-onevision-0.5b"),
+        ("qwen3vl-8b", "qwen3-vl-8b"),
+        ("OpenGVLab/InternVL3-14B", "internvl3-14b"),
+        ("OpenGVLab/InternVL3_5-8B", "internvl3.5-8b"),
+        ("OpenGVLab/InternVL3_5-38B", "internvl3.5-38b"),
+        ("lmms-lab/llava-next-72b", "llava-next-72b"),
+        ("lmms-lab/LLaVA-NeXT-Video-34B", "llava-next-video-34b"),
+        ("gemma3-4b", "gemma-3-4b"),
+        ("THUDM/GLM-4.1V-9B-Thinking", "glm-4.1v-9b"),
+        ("mistralai/Voxtral", None),
+        ("", None),
+    ],
+)
+def test_a_misspelt_name_gets_the_alias_that_was_meant(misspelt: str, meant: str | None) -> None:
+    assert closest_alias(misspelt) == meant
