@@ -13,7 +13,7 @@ from conftest import shared_model
 from PIL import Image
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.inference import run
 from vtprune.inference.answers import (
     Prompt,
@@ -131,7 +131,7 @@ def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
     loaded = run.load(str(checkpoints("llava_onevision")))
     calls: list[int] = []
     handle = loaded.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     asked = [Asked(picture, "what?"), Asked(picture, "which colour?"), Asked(picture, "?", "red")]
     short = Generation(max_new_tokens=3)
     prompts, _ = prepare(loaded, asked, Sampling(), short, Limits(), encoded)
@@ -144,5 +144,5 @@ def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
     assert len(prompts[0].answer) == 3
     for one, other in zip(prompts, again, strict=True):
         assert torch.equal(one.answer, other.answer)
-    with pruning(loaded.model, keep=1.0, encoded=encoded):
+    with pruning(loaded.model, keep=1.0, inputs=PreparedInputs(features=encoded)):
         assert score_forced(loaded, prompts[0]).greedy

@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import StaticCache
 
 import vtprune
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.thin_tower import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import find_structure
@@ -483,10 +483,10 @@ def test_pixels_are_encoded_once_where_the_caller_keeps_them() -> None:
     inputs = tiny.inputs("llava_onevision", model, "image")
     calls = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     logits = []
     for _ in range(2):
-        with vtprune.pruning(model, LAYER_TWO, encoded=encoded):
+        with vtprune.pruning(model, LAYER_TWO, inputs=PreparedInputs(features=encoded)):
             logits.append(oracle.generate(model, inputs, steps=2)[1])
     handle.remove()
     assert len(calls) == 1
@@ -502,11 +502,14 @@ def test_pixels_are_encoded_once_for_generation_and_for_plain_forwards(
     calls: list[int] = []
     towers = [getattr(model.model, tower, None) for tower in TOWERS]
     handles = [one.register_forward_hook(lambda *_: calls.append(1)) for one in towers if one]
-    encoded: Encoded = {}
-    with vtprune.pruning(model, LAYER_TWO, encoded=encoded):
+    encoded: FeatureCache = {}
+    with vtprune.pruning(model, LAYER_TWO, inputs=PreparedInputs(features=encoded)):
         expected = oracle.generate(model, inputs, steps=1)[1]
     num = len(calls)
-    with torch.no_grad(), vtprune.pruning(model, LAYER_TWO, encoded=encoded):
+    with (
+        torch.no_grad(),
+        vtprune.pruning(model, LAYER_TWO, inputs=PreparedInputs(features=encoded)),
+    ):
         logits = model(**inputs, logits_to_keep=1, use_cache=True).logits
     for handle in handles:
         handle.remove()

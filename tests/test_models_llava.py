@@ -23,6 +23,7 @@ from test_models import (
 )
 
 import vtprune
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.models import splitting
 from vtprune.models.base import Sampling
@@ -104,7 +105,7 @@ def test_tiles_are_found_in_the_models_inputs_alone(name):
     preset = {"stages": [{"at": 2, "method": "random", "keep": 0.5, "per": "tile"}]}
     layouts = []
     for known in ((), inputs.media):
-        with torch.no_grad(), vtprune.pruning(model, preset, media=known) as trace:
+        with torch.no_grad(), vtprune.pruning(model, preset, inputs=PreparedInputs(known)) as trace:
             model(**inputs.tensors)
         layouts.append(trace.layouts[0])
     told, known = layouts
@@ -131,7 +132,10 @@ def test_a_picture_and_a_video_of_internvl_are_told_apart_by_what_encode_says():
     items = [(noise(60, 90, 20), 10.0), (noise(90, 150), 0.0)]
     media = prepare(family, files, items)
     inputs = family.encode(files, media, ask("what?", media))
-    with torch.no_grad(), vtprune.pruning(model, LAYER_TWO, media=inputs.media) as trace:
+    with (
+        torch.no_grad(),
+        vtprune.pruning(model, LAYER_TWO, inputs=PreparedInputs(inputs.media)) as trace,
+    ):
         model(**inputs.tensors)
     layout = trace.layouts[0]
     assert layout.modality.unique_consecutive().tolist() == [1, 0]
@@ -144,7 +148,7 @@ def test_media_that_do_not_fit_the_prompt_are_refused():
     grid = splitting.split_grid(1, 1, 2)
     with (
         pytest.raises(ModelError, match="not those of the media"),
-        vtprune.pruning(model, LAYER_TWO, media=[("image", grid)] * 2),
+        vtprune.pruning(model, LAYER_TWO, inputs=PreparedInputs([("image", grid)] * 2)),
     ):
         model(**inputs)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import vtprune
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PixelView, PreparedInputs
 from vtprune.engine.thin_tower import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference import run
@@ -26,7 +26,7 @@ from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.pruners.predictable import Predictable
 from vtprune.tokens.layout import Layout
-from vtprune.tokens.units import WHOLE, Shown, Units
+from vtprune.tokens.units import WHOLE, Units
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 SHARED = ("internvl", "smolvlm", "idefics3")  # pictures and videos are one tensor
@@ -83,9 +83,14 @@ def make_units(model, layout: Layout, seed: int = 0) -> list[Units]:  # type: ig
     return found
 
 
-def shown(model, inputs, modality: str | None) -> Shown:  # type: ignore[no-untyped-def]
+def prepared(view: PixelView) -> PreparedInputs:
+    return PreparedInputs(pixels=view)
+
+
+def shown(model, inputs, modality: str | None) -> PixelView:  # type: ignore[no-untyped-def]
     layouts = layouts_of(model, inputs, modality)
-    return Shown(inputs, [make_units(model, one, seed) for seed, one in enumerate(layouts)])
+    units = [make_units(model, one, seed) for seed, one in enumerate(layouts)]
+    return PixelView(inputs, units)
 
 
 def units_that_go(rows: Sequence[Sequence[Units]]) -> list[tuple[int, Units, int]]:
@@ -131,7 +136,7 @@ def test_what_goes_before_the_tower_equals_the_same_tokens_dropped_at_the_input(
     inputs = prompts(name, model, kind, batch)
     modality = modality_of(name, kind)
     media = shown(model, inputs, modality)
-    with vtprune.pruning(model, PRESET, modality=modality, shown=media) as trace:
+    with vtprune.pruning(model, PRESET, modality=modality, inputs=prepared(media)) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=4)
     (stage,) = trace.stages
     assert (stage.at, stage.layer, stage.method) == ("pixels", 0, "predictable")
@@ -161,7 +166,7 @@ def test_the_tower_gets_fewer_rows(name: str, kind: str) -> None:
     with counting(model) as full:
         oracle.generate(model, inputs, steps=1)
     with counting(model) as left, vtprune.pruning(
-        model, PRESET, modality=modality, shown=media
+        model, PRESET, modality=modality, inputs=prepared(media)
     ) as trace:  # fmt: skip
         oracle.generate(model, inputs, steps=2)
     assert len(full) == len(left)
@@ -189,7 +194,7 @@ def test_nothing_predictable_is_bit_identical_to_no_pruning(name: str, kind: str
         for item in row:  # noise, nowhere like its neighbour
             item.pixels.copy_(torch.randint(0, 256, item.pixels.shape, generator=generator))
     expected = oracle.generate(model, inputs, steps=3)[1]
-    with vtprune.pruning(model, PRESET, modality=modality, shown=media) as trace:
+    with vtprune.pruning(model, PRESET, modality=modality, inputs=prepared(media)) as trace:
         logits = oracle.generate(model, inputs, steps=3)[1]
     assert torch.equal(logits, expected)
     assert trace.stages[0].before == trace.stages[0].after
@@ -208,7 +213,7 @@ def test_later_stages_work_on_what_is_left(name: str, kind: str) -> None:
         {"at": 3, "method": "random", "keep": 0.1},
     ]
     with vtprune.pruning(
-        model, {"keep": 0.2, "stages": stages}, modality=modality, shown=media
+        model, {"keep": 0.2, "stages": stages}, modality=modality, inputs=prepared(media)
     ) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=4)
     assert [(one.at, one.layer) for one in trace.stages] == [("pixels", 0), ("input", 0), ("3", 3)]
@@ -225,7 +230,7 @@ def test_a_stage_can_act_on_one_modality_alone() -> None:
     inputs = prompts("llava_onevision", model, "mixed", "ragged")
     media = shown(model, inputs, None)
     preset = {"video": PRESET, "image": {"stages": [{"at": 2, "method": "random", "keep": 0.5}]}}
-    with vtprune.pruning(model, preset, shown=media) as trace:
+    with vtprune.pruning(model, preset, inputs=prepared(media)) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=3)
     assert [(one.modality, one.at) for one in trace.stages] == [("video", "pixels"), ("image", "2")]
     assert [one["image"] for one in trace.encoded] == [[5], [4]]
@@ -240,7 +245,7 @@ def test_the_kernel_does_not_matter(name: str) -> None:
     model = shared_model(name, "eager")  # sdpa elsewhere
     inputs = prompts(name, model, "video", "ragged")
     media = shown(model, inputs, "video")
-    with vtprune.pruning(model, PRESET, modality="video", shown=media) as trace:
+    with vtprune.pruning(model, PRESET, modality="video", inputs=prepared(media)) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=3)
     oracle.assert_masked(model, inputs, trace, tokens, logits)
 
@@ -256,7 +261,7 @@ def test_the_model_is_as_before_also_after_an_exception_in_the_tower() -> None:
 
     projector = model.model.multi_modal_projector
     handle = projector.register_forward_pre_hook(stop)
-    with vtprune.pruning(model, PRESET, shown=media):
+    with vtprune.pruning(model, PRESET, inputs=prepared(media)):
         with pytest.raises(RuntimeError, match="stop here"):
             oracle.generate(model, inputs, steps=1)
         handle.remove()
@@ -270,10 +275,10 @@ def test_features_that_are_kept_are_not_those_of_another_tolerance() -> None:
     model = shared_model("llava_onevision")
     inputs = prompts("llava_onevision", model, "video", "one")
     media = shown(model, inputs, None)
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     logits = []
     for preset in (PRESET, {"stages": [{"at": 2, "method": "random", "keep": 1.0}]}, PRESET):
-        with vtprune.pruning(model, preset, shown=media, encoded=encoded):
+        with vtprune.pruning(model, preset, inputs=PreparedInputs((), encoded, media)):
             logits.append(oracle.generate(model, inputs, steps=1)[1])
     assert torch.equal(logits[0], logits[2])
     assert torch.equal(logits[1], oracle.generate(model, inputs, steps=1)[1])
@@ -302,12 +307,13 @@ def test_media_of_another_prompt_are_refused() -> None:
     other = prompts("llava_onevision", model, "image", "one")
     media = shown(model, inputs, None)
     with pytest.raises(ModelError, match="not those of the media"), vtprune.pruning(
-        model, PRESET, shown=media
+        model, PRESET, inputs=prepared(media)
     ):  # fmt: skip
         oracle.generate(model, other, steps=1)
-    wrong = Shown(inputs, [[Units("video", torch.zeros(3, 3, 8, 8, dtype=torch.uint8))]])
+    pixels = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    wrong = PixelView(inputs, [[Units("video", pixels)]])
     with pytest.raises(ModelError, match="not those of the media"), vtprune.pruning(
-        model, PRESET, shown=wrong
+        model, PRESET, inputs=prepared(wrong)
     ):  # fmt: skip
         oracle.generate(model, inputs, steps=1)
 
@@ -318,11 +324,11 @@ def test_a_keep_below_what_always_stays_is_an_error_that_says_what_can_be_reache
     media = shown(model, inputs, None)
     match = r"keep 0\.05 can't be reached at pixels: .* always stay, 4 of 33 tokens"
     with pytest.raises(PresetError, match=match), vtprune.pruning(
-        model, method="predictable", keep=0.05, shown=media
+        model, method="predictable", keep=0.05, inputs=prepared(media)
     ):  # fmt: skip
         oracle.generate(model, inputs, steps=1)
     stage = {**STAGE, "keep": 0.05}
-    with vtprune.pruning(model, {"stages": [stage]}, shown=media) as trace:
+    with vtprune.pruning(model, {"stages": [stage]}, inputs=prepared(media)) as trace:
         oracle.generate(model, inputs, steps=1)
     assert trace.stages[0].after == [4]
     assert any("can't be reached at pixels" in one for one in trace.warnings)
@@ -337,7 +343,7 @@ def test_a_stage_alone_drops_whole_frames_down_to_the_keep_in_every_sample() -> 
     inputs = prompts("llava_onevision", model, "video", "ragged")
     media = shown(model, inputs, None)
     with vtprune.pruning(model, method="predictable", options={"tolerance": "0"}, keep=0.4,
-                         shown=media) as trace:  # fmt: skip
+                         inputs=prepared(media)) as trace:  # fmt: skip
         tokens, logits = oracle.generate(model, inputs, steps=3)
     assert trace.stages[0].after == [12, 12]  # 13 would be 0.4; whole frames, never more
     assert trace.keep_mean(0) == 12 / 33
@@ -349,12 +355,12 @@ def test_a_keep_that_the_content_is_below_is_warned_of() -> None:
     model = shared_model("llava_onevision")
     inputs = prompts("llava_onevision", model, "video", "one")
     media = shown(model, inputs, None)
-    with vtprune.pruning(model, method="predictable", keep=0.9, shown=media) as trace:
+    with vtprune.pruning(model, method="predictable", keep=0.9, inputs=prepared(media)) as trace:
         oracle.generate(model, inputs, steps=1)
     assert trace.keep_mean() == 16 / 33
     assert any("asks for more than the 16 of 33 tokens" in one for one in trace.warnings)
     later = {"keep": 0.7, "stages": [STAGE, {"at": 2, "method": "random"}]}
-    with vtprune.pruning(model, later, shown=media) as trace:
+    with vtprune.pruning(model, later, inputs=prepared(media)) as trace:
         oracle.generate(model, inputs, steps=1)
     assert [stage.after for stage in trace.stages] == [[16], [16]]
     assert trace.keep_mean() == 16 / 33
@@ -417,7 +423,7 @@ def test_files_are_compared_as_the_family_prepares_them(
         tiled = name.startswith(("llava_next", "internvl", "smolvlm", "idefics"))
         assert (len(kept) < len(item)) == tiled
     with vtprune.pruning(
-        loaded.model, PRESET, media=inputs.media, shown=Shown(inputs.tensors, [inputs.units])
+        loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
     ) as trace:
         tokens, logits = oracle.generate(loaded.model, inputs.tensors, steps=3)
     counts = trace.encoded[0][kind]
@@ -434,7 +440,7 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
     gathered = run.gather(loaded, [still, page], Sampling(frames=8), run.Limits())
     inputs = ready_inputs(loaded, gathered, "what?", Generation())
     with vtprune.pruning(
-        loaded.model, PRESET, media=inputs.media, shown=Shown(inputs.tensors, [inputs.units])
+        loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
     ) as trace:
         tokens, logits = oracle.generate(loaded.model, inputs.tensors, steps=3)
     steps = 4 if name.startswith("qwen") else 8
@@ -475,7 +481,9 @@ def test_flops_of_what_is_encoded_are_what_torch_counts(checkpoints, still: Path
 
     loaded = run.load(str(checkpoints("llava_onevision")), attention="eager")
     inputs = encode(loaded, still)
-    block = vtprune.pruning(loaded.model, PRESET, shown=Shown(inputs.tensors, [inputs.units]))
+    block = vtprune.pruning(
+        loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
+    )
     with block, torch.no_grad(), FlopCounterMode(display=False) as counter:
         loaded.model.model.get_video_features(inputs.tensors["pixel_values_videos"])
     shape = cost.vision_shape(loaded.model.config)

@@ -15,6 +15,7 @@ from PIL import Image
 from vtprune import demo
 from vtprune.cli import cli
 from vtprune.engine import pruning
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.evaluation import answering, second
 from vtprune.evaluation.cells import SECOND
@@ -81,9 +82,9 @@ def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
     loaded = run.load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
     given = {"preset": preset} if preset else {"keep": 1.0}
-    with pruning(loaded.model, media=talk.first.media, **given):
+    with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
         together = forced_second(loaded, talk, ANSWER)
-    with pruning(loaded.model, media=talk.first.media, **given):
+    with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
         expected = forced_logits(loaded, whole(talk))
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
@@ -107,7 +108,7 @@ def test_the_second_answer_is_what_generation_gives(
 ) -> None:
     loaded = run.load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
-    with pruning(loaded.model, keep=1.0, media=talk.first.media):
+    with pruning(loaded.model, keep=1.0, inputs=PreparedInputs(talk.first.media)):
         own = greedy_second(loaded, talk, 4)
     tensors = dict(whole(talk).tensors)
     ids = loaded.model.generate(**tensors, max_new_tokens=4, do_sample=False)  # type: ignore[operator]

@@ -31,6 +31,7 @@ from vtprune.engine.footprint import (
     gather_patches,
     pool,
 )
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.models.anyres import Plane, tiled_grid
 from vtprune.pruners import METHODS, Method
@@ -298,12 +299,12 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
     (expected,) = watched(model, inputs)
     calls: list[None] = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
-    encoded: vtprune.engine.encoding.Encoded = {}
+    encoded: vtprune.engine.inputs.FeatureCache = {}
     random = {"stages": [{"at": "input", "method": "random", "keep": 0.5}]}
     counts = []
     for preset in (random, STAGES, STAGES, random):  # what random left is encoded once more
         Watcher.given.clear()
-        with vtprune.pruning(model, preset, encoded=encoded):
+        with vtprune.pruning(model, preset, inputs=PreparedInputs(features=encoded)):
             oracle.generate(model, inputs, steps=1)
         counts.append(len(calls))
         for tokens in Watcher.given:
@@ -322,7 +323,9 @@ def test_what_goes_before_the_tower_leaves_what_the_others_receive(name: str, ki
     found = []
     for stages in ([stage], [test_pixels.STAGE, stage]):
         Watcher.given.clear()
-        with vtprune.pruning(model, {"stages": stages}, modality=modality, shown=shown):
+        with vtprune.pruning(
+            model, {"stages": stages}, modality=modality, inputs=PreparedInputs(pixels=shown)
+        ):
             oracle.generate(model, inputs, steps=1)
         found.append([(one.layout, one.states["tower_attention"]) for one in Watcher.given])
     for (every, whole), (left, part) in zip(*found, strict=True):

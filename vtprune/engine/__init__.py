@@ -15,8 +15,9 @@ from vtprune.engine.caches import (
 )
 from vtprune.engine.cuts import Batch, plan_cuts
 from vtprune.engine.decoder import DecoderHooks
-from vtprune.engine.encoding import Encoded, Encoding
+from vtprune.engine.encoding import Encoding
 from vtprune.engine.hooks import ALL_THREADS, LOCK, Hooks, this_thread, threads_before
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.packing import valid_columns
 from vtprune.engine.plan import Plan
 from vtprune.engine.prompt_warnings import warn_of_choosing_anew, warn_of_types
@@ -38,8 +39,8 @@ from vtprune.models.seams import INNER, check_values, find_cache
 from vtprune.models.structure import find_structure
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.preset.calibration import Calibration
-from vtprune.tokens.layout import MODALITIES, Grid
-from vtprune.tokens.units import Shown, Whole
+from vtprune.tokens.layout import MODALITIES
+from vtprune.tokens.units import Whole
 
 THREADS = ("all", "own")
 Args = tuple[object, ...]
@@ -59,9 +60,7 @@ def pruning(
     modality: str | None = None,
     threads: str = "all",
     calibration: Calibration | None = None,
-    encoded: Encoded | None = None,
-    media: Sequence[tuple[str, Grid]] = (),
-    shown: Shown | None = None,
+    inputs: PreparedInputs | None = None,
 ) -> Iterator[Trace]:
     """Drops visual tokens in every forward of `model` inside the block, and only there.
 
@@ -83,12 +82,8 @@ def pruning(
             "own": those of the thread that opens the block; others can open such blocks too, each
             with its own preset, and threads without one see the unpruned model.
         calibration: where `ecl` and `horizon` are; None: the packaged one of this model.
-        encoded: what the vision tower made of pixel tensors, kept by the caller from block to
-            block, so that the same tensors are encoded once.
-        media: modality and grid of each media item of the prompts, in order, as `encode` gave them,
-            for placeholders that images and videos share.
-        shown: the inputs and media of the one batch that is to be prefilled, which stages at
-            `pixels` need; None: there are none.
+        inputs: what the maker of the model's inputs knows of them, which stages at `pixels` need;
+            None: only what the inputs say.
 
     Yields:
         The trace, filled by each prefill; after calls at once, by the prefill that ended last.
@@ -102,13 +97,14 @@ def pruning(
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
     if threads not in THREADS:
         raise ModelError(f"threads {threads!r} is not one of {', '.join(THREADS)}")
-    refuse_pixels(resolved, shown)
+    inputs = inputs or PreparedInputs()
+    refuse_pixels(resolved, inputs.pixels)
     trace = Trace()
     plan = Plan(resolved, find_structure(model), calibration, trace)
     state = ThreadState()
-    encoding = Encoding(plan, state, modality, media, shown, encoded)
+    encoding = Encoding(plan, state, modality, inputs)
     hooks = Hooks(this_thread() if threads == "own" else ALL_THREADS)
-    session = _Session(plan, encoding, shown.whole if shown else (), hooks)
+    session = _Session(plan, encoding, inputs.pixels.whole if inputs.pixels else (), hooks)
     try:
         session.attach()
         yield trace

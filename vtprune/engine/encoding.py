@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from vtprune.device import now
 from vtprune.engine.attention import Call, Tap, received
 from vtprune.engine.hooks import Hooks, this_thread
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.packing import valid_columns
 from vtprune.engine.plan import Plan
 from vtprune.engine.thin_tower import Thinned
@@ -21,13 +22,10 @@ from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.seams import ENCODERS, Arguments
 from vtprune.pruners.base import TOWER
-from vtprune.tokens.layout import Grid
-from vtprune.tokens.units import Shown
 
 SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
 ASIDE = ("return_dict", "use_cache")  # of an encoder call: its features are the same
 Kwargs = dict[str, object]
-Encoded = dict[object, tuple[Kwargs, object]]
 Encode = Callable[..., object]
 
 
@@ -38,9 +36,7 @@ class Encoding:
         plan: the preset for this model.
         state: of the thread that calls an encoder.
         modality: what placeholders hold that images and videos share.
-        media: what they hold one after the other, where that is known.
-        shown: the one batch that is to be prefilled, where stages at `pixels` need it.
-        encoded: what was made of pixel tensors before, and is to be made of them once.
+        inputs: what is known of the prompts.
     """
 
     def __init__(
@@ -48,14 +44,12 @@ class Encoding:
         plan: Plan,
         state: ThreadState,
         modality: str | None,
-        media: Sequence[tuple[str, Grid]],
-        shown: Shown | None,
-        encoded: Encoded | None,
+        inputs: PreparedInputs,
     ) -> None:
         self.plan, self.structure, self.state = plan, plan.structure, state
-        self.modality, self.media = modality, media
-        self.shown = shown if plan.preset.at_pixels() else None
-        self.encoded = encoded
+        self.modality, self.media = modality, inputs.media
+        self.pixels = inputs.pixels if plan.preset.at_pixels() else None
+        self.features = inputs.features
         self.thinning: Thinning | None = None
 
     def attach(self, hooks: Hooks) -> None:
@@ -80,7 +74,7 @@ class Encoding:
                 None if rows is None else tuple(rows.tolist()),
                 *_identities(given, self.structure.inner.config),
             )
-            known = self.encoded.get(key) if self.encoded is not None else None
+            known = self.features.get(key) if self.features is not None else None
             if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
                 state.calls[modality] = known[0]
                 return known[1]
@@ -91,8 +85,8 @@ class Encoding:
             finally:
                 state.encoding = False
             state.seconds += now(self.structure.device) - started
-            if self.encoded is not None:
-                self.encoded[key] = (given, features)  # the pixels stay, and so their address
+            if self.features is not None:
+                self.features[key] = (given, features)  # the pixels stay, and so their address
             return features
 
         return encode_and_note
@@ -116,10 +110,10 @@ class Encoding:
 
     def thin(self) -> Thinning | None:
         """What stays at `pixels` of the one batch that is to be prefilled; None: no such stage."""
-        if self.shown is None or self.thinning is not None:
+        if self.pixels is None or self.thinning is not None:
             return self.thinning
         started = now(self.structure.device)
-        tensors = self.shown.tensors
+        tensors = self.pixels.tensors
         ids = tensors["input_ids"]
         valid = valid_columns(tensors.get("attention_mask"), *ids.shape)
         names = {modality for name, modality in PIXELS.items() if name in tensors}
@@ -127,7 +121,7 @@ class Encoding:
             self.structure, ids.cpu(), valid, dict.fromkeys(names, tensors), self.modality,
             self.media,
         )  # fmt: skip
-        self.thinning = choose_units(self.plan, layouts, self.shown.units)
+        self.thinning = choose_units(self.plan, layouts, self.pixels.units)
         self.state.seconds += now(self.structure.device) - started
         return self.thinning
 

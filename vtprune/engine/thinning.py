@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.engine.inputs import PixelView
 from vtprune.engine.plan import Group, Plan
 from vtprune.errors import ModelError, PresetError
 from vtprune.preset import Preset
 from vtprune.tokens.layout import MODALITIES, Layout
-from vtprune.tokens.units import Shown, Units
+from vtprune.tokens.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +73,14 @@ class Thinning:
         return self.gone
 
 
-def refuse_pixels(preset: Preset, shown: Shown | None) -> None:
+def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
     """Refuses a stage before the vision tower where there are no pixels to compare.
 
     Raises:
         PresetError: with the way out.
     """
     stages = [stage for name in MODALITIES if (stage := preset.downsamples(name))]
-    if stages and (shown is None or not shown.whole):
+    if stages and (pixels is None or not pixels.whole):
         raise PresetError(
             f"at: pixels: {stages[0].method} makes smaller pictures or takes fewer frames, and "
             "prepared inputs hold them as they are",
@@ -87,7 +88,7 @@ def refuse_pixels(preset: Preset, shown: Shown | None) -> None:
             "cut at the input",
         )
     stage = preset.at_pixels()
-    if stage is not None and shown is None:
+    if stage is not None and pixels is None:
         raise PresetError(
             f"at: pixels: {stage.method} compares the pixels of the media, and prepared inputs "
             "hold them normalised and cut up",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.lineup import UNPRUNED, beside
@@ -150,7 +150,7 @@ class AskedFile:
 
     def __init__(self, loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> None:
         self.loaded, self.asked, self.settings = loaded, asked, settings
-        self.encoded: Encoded = {}
+        self.encoded: FeatureCache = {}
         prompts = self.prepare()
         self.full = _Looked(prompts, max(prompt.vision for prompt in prompts))
         self.less: dict[Preset, _Looked | VtpruneError] = {}
@@ -188,9 +188,13 @@ class AskedFile:
 
     def block(self, prompt: Prompt, preset: Preset) -> AbstractContextManager[Trace]:
         """What prunes a prompt about this file."""
-        return pruning(self.loaded.model, preset, threads="own",
-                       calibration=self.loaded.calibration, encoded=self.encoded,
-                       media=prompt.media, shown=prompt.shown)  # fmt: skip
+        return pruning(
+            self.loaded.model,
+            preset,
+            threads="own",
+            calibration=self.loaded.calibration,
+            inputs=prompt.prepared(self.encoded),
+        )
 
     def records(
         self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]

@@ -28,7 +28,7 @@ from vtprune.tokens.layout import MODALITIES
 if TYPE_CHECKING:
     from torch import nn
 
-    from vtprune.engine.encoding import Encoded
+    from vtprune.engine.inputs import FeatureCache
     from vtprune.preset import Preset
 
 
@@ -139,7 +139,7 @@ class _Contest:
         self.loaded, self.prompt, self.gather_for = loaded, prompt, gather_for
         self.question, self.sampling, self.generation = question, sampling, generation
         self.on_progress = on_progress
-        self.encoded: Encoded = {}
+        self.encoded: FeatureCache = {}
         self.rows: list[Standing] = []
 
     @property

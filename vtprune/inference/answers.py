@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine.caches import fork_cache
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.inference.batching import ROWS
-from vtprune.inference.compare import shown
 from vtprune.inference.gathering import Gathered, gather_for
 from vtprune.inference.generation import Generation
 from vtprune.inference.prompts import encode, to_device
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from vtprune.models.base import Inputs
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
-    from vtprune.tokens.units import Shown
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -58,10 +56,15 @@ class Prompt:
     gathered: Gathered | None = None
     vision: float = 0.0
 
-    @property
-    def shown(self) -> Shown | None:
-        """What the prompt shows, for `pruning`."""
-        return None if self.inputs is None else shown(self.tensors, [self.inputs])
+    def prepared(self, features: FeatureCache | None) -> PreparedInputs:
+        """Return what `pruning` is told of the prompt.
+
+        Args:
+            features: as of PreparedInputs.
+        """
+        if self.inputs is None:
+            return PreparedInputs(self.media, features)
+        return PreparedInputs.of(self.tensors, [self.inputs], features)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def prepare(
     sampling: Sampling,
     generation: Generation,
     limits: Limits,
-    encoded: Encoded,
+    encoded: FeatureCache,
     known: Sequence[torch.Tensor] = (),
     preset: Preset | None = None,
 ) -> tuple[list[Prompt], tuple[str, ...]]:

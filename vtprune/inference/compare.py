@@ -11,9 +11,9 @@ import torch
 
 from vtprune.device import time_runs
 from vtprune.engine import pruning
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.inference.generation import Generation, Run, generate
 from vtprune.models import cost
-from vtprune.tokens.units import Shown
 
 if TYPE_CHECKING:
     from vtprune.inference.report import Report
@@ -171,22 +171,10 @@ def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None
         keep,
         threads="own",
         calibration=loaded.calibration,
-        media=side.inputs.media,
-        shown=shown(side.inputs.tensors, [side.inputs]),
+        inputs=PreparedInputs.of(side.inputs.tensors, [side.inputs]),
     )
     with block as trace:
         return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]
-
-
-def shown(tensors: Mapping[str, torch.Tensor], prompts: Sequence[Inputs]) -> Shown:
-    """What a batch shows.
-
-    Args:
-        tensors: of the batch.
-        prompts: its rows.
-    """
-    whole = [one.whole for one in prompts if one.whole]
-    return Shown(tensors, [one.units for one in prompts], whole)
 
 
 def add_up(seconds: Seconds, side: Side) -> dict[str, float]:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.inference.ahead import load_and_gather
 from vtprune.inference.batching import collate, group_alike
-from vtprune.inference.compare import compare_runs, shown
+from vtprune.inference.compare import compare_runs
 from vtprune.inference.figures import build_report, uncounted
 from vtprune.inference.gathering import Gathered, gather, gather_for
 from vtprune.inference.generation import Generation, Run, generate
@@ -94,7 +94,7 @@ def ask(
     if compare and gathered.whole:
         full = gather(loaded, gathered.sources, sampling, limits, on_progress)
     pixels: dict[str, torch.Tensor] = {}
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     for number, question in enumerate(questions):
         if on_question:
             on_question(number, question)
@@ -136,7 +136,7 @@ def pruned(
     preset: Preset,
     generation: Generation,
     on_text: Callable[[str], None] | None = None,
-    encoded: Encoded | None = None,
+    encoded: FeatureCache | None = None,
     prompts: Sequence[Inputs] = (),
 ) -> list[Run]:
     """One generation under the preset; a run for every row of the batch.
@@ -150,9 +150,7 @@ def pruned(
         preset,
         threads="own",
         calibration=loaded.calibration,
-        encoded=encoded,
-        media=[item for one in prompts for item in one.media],
-        shown=shown(tensors, prompts) if prompts else None,
+        inputs=PreparedInputs.of(tensors, prompts, encoded),
     )
     with quiet(), block as trace, fitting_errors(loaded, preset, trace):
         return generate(loaded, tensors, generation, trace, on_text)

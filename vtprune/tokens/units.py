@@ -91,20 +91,3 @@ class Whole:
     def total(self, modality: str = "all") -> int:
         """Visual tokens of a modality, or of all."""
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What a batch of prompts shows: the model's inputs, and the media that they were made of.
-
-    Args:
-        tensors: the inputs by name.
-        units: for every row of the batch its media items; those that the same encoder takes, in the
-            order of the prompt.
-        whole: for every row what it would hold if its media had not been made smaller; empty where
-            they were not.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    units: Sequence[Sequence[Units]]
-    whole: Sequence[Whole] = ()

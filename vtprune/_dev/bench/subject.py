@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.build import build_random, shallow_config, shorten_tower
 from vtprune.evaluation.profiling.cases import TEXT_TOKENS, UNPRUNED
 from vtprune.evaluation.profiling.clock import LayerClock
@@ -41,7 +41,7 @@ class Subject:
     loaded: Loaded
     case: Case
     tensors: Mapping[str, torch.Tensor]
-    encoded: Encoded
+    encoded: FeatureCache
 
     @property
     def visual(self) -> int:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
-from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded
@@ -90,16 +89,15 @@ def curve_of(
 def entropy_curve(
     loaded: Loaded,
     prompt: Mapping[str, torch.Tensor],
-    encoded: Encoded | None = None,
-    media: Sequence[tuple[str, Grid]] = (),
+    inputs: PreparedInputs | None = None,
 ) -> tuple[float, ...]:
     """The matrix entropy of a prompt's visual tokens entering every layer.
 
     Args:
         prompt: the model's inputs, a batch of 1, on its device.
-        encoded, media: as for `pruning`.
+        inputs: as for `pruning`.
     """
-    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=media) as trace:
+    with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs) as trace:
         out = loaded.model(**prompt, output_hidden_states=True, use_cache=False)
     num_layers = len(loaded.model.get_decoder().layers)
     return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)

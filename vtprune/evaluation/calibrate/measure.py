@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.evaluation.calibrate.entropy import entropy_curve, find_collapse
 from vtprune.evaluation.calibrate.horizon import Horizon, find_horizon, quality, relative_change
 from vtprune.evaluation.calibrate.propose import SELECTORS, Schedule, Search, Tried, schedules
@@ -138,14 +138,18 @@ def _see(
     loaded: Loaded, asked: Sequence[Asked], settings: Settings, look: bool, warnings: list[str]
 ) -> _Seen:
     """All that one file has to say."""
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     prompts, notes = prepare(
         loaded, asked, settings.sampling, settings.generation, settings.limits, encoded
     )
     warnings += [note for note in notes if note not in warnings]
     prefix = open_prefix(loaded, prompts[0], encoded)
     first = prompts[0]
-    curve = prefix.curve if prefix else entropy_curve(loaded, first.tensors, encoded, first.media)
+    curve = (
+        prefix.curve
+        if prefix
+        else entropy_curve(loaded, first.tensors, PreparedInputs(first.media, encoded))
+    )
     alike = [prefix is not None and prefix.fits(prompt) for prompt in prompts]
     together = [prompt for prompt, fits in zip(prompts, alike, strict=True) if fits]
     shared = iter(drop_scores(loaded, together, prefix, encoded))
@@ -238,7 +242,7 @@ def _try(
     search = Search(loaded, settings.keep, known, _candidates(loaded, settings, known))
     for number, one in enumerate(seen):
         _show(on_progress, "trying schedules", number, len(seen))
-        encoded: Encoded = {}
+        encoded: FeatureCache = {}
         with _fitting(loaded, one.asked[0].file):
             prompts: list[Prompt] = prepare(
                 loaded, one.asked, settings.sampling, settings.generation, settings.limits,

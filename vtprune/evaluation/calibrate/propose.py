@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.calibrate.horizon import Change, Gap, quality, relative_change, relative_gap
 from vtprune.evaluation.lineup import split_options
@@ -146,7 +146,7 @@ class Search:
         self.kept: list[list[float]] = [[] for _ in candidates]
         self.unreachable: dict[int, str] = {}
 
-    def prompt(self, prompt: Prompt, encoded: Encoded) -> None:
+    def prompt(self, prompt: Prompt, encoded: FeatureCache) -> None:
         """Scores a prompt's answer under every schedule that still meets the budget."""
         for number, one in enumerate(self.candidates):
             if number in self.unreachable:
@@ -158,8 +158,7 @@ class Search:
                 SEED,
                 threads="own",
                 calibration=self.calibration,
-                encoded=encoded,
-                media=prompt.media,
+                inputs=PreparedInputs(prompt.media, encoded),
             )
             try:
                 with block as trace:

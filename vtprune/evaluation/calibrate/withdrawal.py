@@ -10,7 +10,7 @@ import torch
 
 from vtprune.engine import pruning
 from vtprune.engine.caches import branch_cache, cache_bytes, can_branch
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.evaluation.calibrate.entropy import curve_of
 from vtprune.inference.answers import Prompt, Score, extend, places, predictions, score, score_whole
 from vtprune.inference.batching import ROWS
@@ -51,7 +51,7 @@ class Prefix:
 
 
 @torch.no_grad()
-def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | None:
+def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> Prefix | None:
     """Prefills a prompt's visual part; None where what follows can't be told apart from it.
 
     All that sees a visual token has to come after all of them: text between them, attention both
@@ -67,7 +67,7 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | No
         return None
     cut = {name: v[:, :length] if name in ROWS else v for name, v in prompt.tensors.items()}
     with pruning(
-        loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media
+        loaded.model, keep=1.0, threads="own", inputs=PreparedInputs(prompt.media, encoded)
     ) as trace:
         out = loaded.model(
             **cut, use_cache=True, output_hidden_states=True, **predictions(loaded, 1)
@@ -83,7 +83,7 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Prefix | No
 
 
 def drop_scores(
-    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix | None, encoded: Encoded
+    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix | None, encoded: FeatureCache
 ) -> list[tuple[Score, ...]]:
     """The answers' scores with all visual tokens dropped from layer 0, 1, ... L-1; last: unpruned.
 
@@ -101,13 +101,13 @@ def drop_scores(
     return scores
 
 
-def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: Encoded) -> tuple[Score, ...]:
-    scores = []
+def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> tuple[Score, ...]:
+    scores, inputs = [], PreparedInputs(prompt.media, encoded)
     for layer in range(len(loaded.model.get_decoder().layers)):
         preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
-        with pruning(loaded.model, preset, threads="own", encoded=encoded, media=prompt.media):
+        with pruning(loaded.model, preset, threads="own", inputs=inputs):
             scores.append(score_whole(loaded, prompt))
-    with pruning(loaded.model, keep=1.0, threads="own", encoded=encoded, media=prompt.media):
+    with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs):
         return (*scores, score_whole(loaded, prompt))
 
 

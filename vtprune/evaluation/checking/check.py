@@ -12,7 +12,7 @@ import torch
 
 from vtprune import __version__
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.checking import oracle
@@ -33,7 +33,6 @@ from vtprune.evaluation.checking.result import (
     Noise,
 )
 from vtprune.inference.batching import collate
-from vtprune.inference.compare import shown
 from vtprune.inference.figures import describe_input, describe_model
 from vtprune.inference.memory import FEWER, memory_told, ran_out
 from vtprune.inference.prompts import to_device
@@ -176,13 +175,13 @@ def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
 
 def check_batch(reference: Reference, cuts: Sequence[CheckedCut]) -> Iterator[Cell]:
     """Yield the cells of one batch: every cut with every cache."""
-    encoded: Encoded = {}
+    encoded: FeatureCache = {}
     for cut in cuts:
         for cache in CACHES:
             yield check_cell(reference, cut, cache, encoded)
 
 
-def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Encoded) -> Cell:
+def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: FeatureCache) -> Cell:
     """Run the pruned model once, and hold it against the masked one."""
     batch, limit = reference.batch, reference.noise.limit
     core = cut.core and batch.prompts == "one" and cache == DYNAMIC
@@ -237,7 +236,7 @@ def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Encod
 
 
 def run_pruned(
-    reference: Reference, cut: CheckedCut, cache: str, encoded: Encoded
+    reference: Reference, cut: CheckedCut, cache: str, encoded: FeatureCache
 ) -> tuple[Trace, torch.Tensor]:
     """Run the model with the cut; the trace, and (B, STEPS + 1, V) float32 on the CPU."""
     loaded, batch = reference.loaded, reference.batch
@@ -245,9 +244,7 @@ def run_pruned(
         loaded.model,
         cut.preset,
         calibration=loaded.calibration,
-        encoded=encoded,
-        media=[item for row in batch.rows for item in row.media],
-        shown=shown(batch.tensors, batch.rows),
+        inputs=PreparedInputs.of(batch.tensors, batch.rows, encoded),
     )
     with block as trace:
         logits = oracle.generate(

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from vtprune.engine import pruning
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.evaluation.profiling.clock import Lap, LayerClock
 from vtprune.evaluation.profiling.heads import small_head
 from vtprune.evaluation.profiling.rows import Planned, Step
-from vtprune.inference.compare import shown
 from vtprune.inference.generation import Generation, Run, generate
 from vtprune.models.upstream import quiet
 from vtprune.preset import Preset, StageSpec
@@ -141,7 +140,7 @@ class Prober:
 
     loaded: Loaded
     tensors: dict[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    encoded: dict[int, Encoded] = field(default_factory=dict)
+    encoded: dict[int, FeatureCache] = field(default_factory=dict)
 
     def run(self, probe: Probe) -> Reading:
         """One probe; its case must have been encoded."""
@@ -175,7 +174,7 @@ def run_once(
     case: Case,
     preset: Preset | None,
     steps: int,
-    encoded: Encoded,
+    encoded: FeatureCache,
     real: bool = True,
 ) -> Run:
     """One generation of a first token and `steps` more, with its own hooks.
@@ -186,8 +185,8 @@ def run_once(
     keep = None if preset else 1.0
     inputs = case.inputs if real else replace(case.inputs, whole=None)
     block = pruning(
-        loaded.model, preset, keep, calibration=loaded.calibration, encoded=encoded,
-        media=case.inputs.media, shown=shown(tensors, [inputs]),
+        loaded.model, preset, keep, calibration=loaded.calibration,
+        inputs=PreparedInputs.of(tensors, [inputs], encoded),
     )  # fmt: skip
     with quiet(), block as trace:
         return generate(loaded, tensors, Generation(), trace, length=1 + steps)[0]

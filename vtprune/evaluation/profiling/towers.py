@@ -19,7 +19,7 @@ from vtprune.models.structure import find_structure
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from vtprune.engine.encoding import Encoded
+    from vtprune.engine.inputs import FeatureCache
     from vtprune.models.loading import Loaded
 
 
@@ -58,7 +58,7 @@ def whole_tower(
 
 
 def time_short_tower(
-    loaded: Loaded, config: PreTrainedConfig, paths: Sequence[str], encoded: Encoded
+    loaded: Loaded, config: PreTrainedConfig, paths: Sequence[str], encoded: FeatureCache
 ) -> tuple[float, float]:
     """(seconds of the whole tower, seconds that were spent) on what it was given before.
 
@@ -74,7 +74,7 @@ def time_short_tower(
     return whole_tower(spent, forwards, own, tower_kinds(config)), spent
 
 
-def time_encoders(loaded: Loaded, encoded: Encoded) -> float:
+def time_encoders(loaded: Loaded, encoded: FeatureCache) -> float:
     """Seconds of the vision tower on what it was given before."""
     inner = find_structure(loaded.model).inner
     started = now(loaded.model.device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.encoding import Encoded
+from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.profiling.probes import STEPS, run_once
 from vtprune.evaluation.profiling.rows import Planned
@@ -43,7 +43,7 @@ class Encodings:
 
     loaded: Loaded
     tensors: dict[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    encoded: dict[int, Encoded] = field(default_factory=dict)
+    encoded: dict[int, FeatureCache] = field(default_factory=dict)
     vision: dict[int, list[float]] = field(default_factory=dict)
 
     def add(self, case: Case) -> None:

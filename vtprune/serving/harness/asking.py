@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtprune.engine import pruning
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.inference.answers import Score, said_ids, score_each
 from vtprune.inference.batching import collate, group_alike
-from vtprune.inference.compare import shown
 from vtprune.inference.gathering import Gathered, gather_for
 from vtprune.inference.generation import Generation
 from vtprune.inference.memory import fitting_errors
@@ -86,8 +86,7 @@ class Asker:
             self.preset,
             threads="own",
             calibration=self.loaded.calibration,
-            media=inputs.media,
-            shown=shown(tensors, [inputs]),
+            inputs=PreparedInputs.of(tensors, [inputs]),
         )
         with quiet(), block as trace, fitting_errors(self.loaded, self.preset, trace):
             return score_each(self.loaded, tensors, said)

@@ -1,0 +1,71 @@
+"""What is known of a block's prompts beyond the tensors that the model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.models.base import Inputs
+from vtprune.tokens.layout import Grid
+from vtprune.tokens.units import Units, Whole
+
+FeatureCache = dict[object, tuple[dict[str, object], object]]
+"""What identifies a call of a vision encoder -> its arguments by name, and the features it gave."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelView:
+    """One batch of prompts, and the pixels that its inputs were made of.
+
+    Args:
+        tensors: the model's inputs by name.
+        units: for every row of the batch the frames and tiles of its media items; those that the
+            same encoder takes, in the order of the prompt.
+        whole: for every row what it would hold if its media had not been made smaller; empty where
+            they were not.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    units: Sequence[Sequence[Units]]
+    whole: Sequence[Whole] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedInputs:
+    """What the maker of a model's inputs knows of them, and a block can't read from the tensors.
+
+    A block does without; stages at `pixels` do not. `vtprune.answer` and the command line fill it.
+
+    Args:
+        media: modality and grid of each media item of all prompts, in order, for placeholders that
+            images and videos share; empty: it follows from the model's inputs.
+        features: the encoders' features, filled by the block. Blocks that are given the same
+            dictionary encode the same pixel tensors once.
+        pixels: of the one batch that is to be prefilled; None: not known.
+    """
+
+    media: Sequence[tuple[str, Grid]] = ()
+    features: FeatureCache | None = None
+    pixels: PixelView | None = None
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        prompts: Sequence[Inputs],
+        features: FeatureCache | None = None,
+    ) -> PreparedInputs:
+        """Return what is known of a batch whose rows were prepared here.
+
+        Args:
+            tensors: of the batch, on the model's device.
+            prompts: its rows; empty: nothing is known of them.
+            features: as of the class.
+        """
+        if not prompts:
+            return cls(features=features)
+        whole = [row.whole for row in prompts if row.whole]
+        view = PixelView(tensors, [row.units for row in prompts], whole)
+        return cls([item for row in prompts for item in row.media], features, view)
