@@ -130,7 +130,7 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
 
 def _check(wanted: Wanted) -> None:
     """Refuses what can't be, before anything is read."""
-    from vtprune.evaluation.lineup import split_options
+    from vtprune.evaluation.variants import split_options
     from vtprune.preset import check_keep
     from vtprune.pruners import check_options, find_method
 

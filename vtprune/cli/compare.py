@@ -29,7 +29,7 @@ from vtprune.cli.results import (
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.lineup import Lineup
+    from vtprune.evaluation.variants import VariantList
     from vtprune.inference.comparison import Comparison
 
 EPILOG = """\b
@@ -76,7 +76,7 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     began = click.get_current_context().obj or time.perf_counter()
     user = load_config()
     paths, questions = media_and_questions(inputs, ())
-    lineup = _line_up(flags, user)
+    lineup = _list_variants(flags, user)
     check_saves(flags.saves, SUFFIXES, paths)
     drawn = [path for path in flags.saves if path.suffix.lower() in CHARTS]
     if drawn and flags.no_measure:
@@ -108,16 +108,16 @@ def _makers(found: Comparison) -> Makers:
     }
 
 
-def _line_up(flags: Flags, user: Flags) -> Lineup:
+def _list_variants(flags: Flags, user: Flags) -> VariantList:
     """The rows that are wanted.
 
     Raises:
         PresetError: every fault of them.
     """
-    from vtprune.evaluation.lineup import line_up
+    from vtprune.evaluation.variants import list_variants
 
     options = method_options(flags.option)
-    return line_up(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
+    return list_variants(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
 
 
 def _run(
@@ -125,7 +125,7 @@ def _run(
     user: Flags,
     paths: list[str],
     question: str,
-    lineup: Lineup,
+    lineup: VariantList,
     repeats: int,
     began: float,
 ) -> Comparison:

@@ -35,9 +35,9 @@ from vtprune.cli.results import (
 )
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.lineup import Lineup
     from vtprune.evaluation.run import Plan
     from vtprune.evaluation.summary import Evaluation
+    from vtprune.evaluation.variants import VariantList
     from vtprune.inference.questions_file import Asked
 
 EPILOG = """\b
@@ -134,26 +134,26 @@ def _questions(source: str, limit: int | None) -> Iterator[list[Asked]]:
         yield first_questions(read_questions(source), limit)
 
 
-def _plan(flags: Flags, user: Flags, asked: list[Asked]) -> tuple[Lineup, Plan]:
+def _plan(flags: Flags, user: Flags, asked: list[Asked]) -> tuple[VariantList, Plan]:
     """The rows that are wanted.
 
     Raises:
         PresetError: every fault of them.
     """
-    from vtprune.evaluation.cells import cells_of
     from vtprune.evaluation.run import Plan
+    from vtprune.evaluation.variants import list_variants, repeat_variants
 
-    lineup, cells = cells_of(
-        *rows_asked(flags, user), at=flags.at, options=method_options(flags.option),
-        seed=flags.seed, seeds=flags.seeds, beside=flags.beside, turns=flags.turns,
-    )  # fmt: skip
+    lineup = list_variants(
+        *rows_asked(flags, user), at=flags.at, options=method_options(flags.option), seed=flags.seed
+    )
+    cells = repeat_variants(lineup, flags.seeds, flags.beside, flags.turns)
     return lineup, Plan(tuple(asked), tuple(cells), lineup.notes)
 
 
 def _run(
     flags: Flags,
     user: Flags,
-    lineup: Lineup,
+    lineup: VariantList,
     plan: Plan,
     metric: str,
     answers: Path | None,
