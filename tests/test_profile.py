@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,12 @@ import vtprune
 from vtprune.cli.console.profile import show_profile, show_warnings
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling import profile as module
-from vtprune.evaluation.profiling import whole
 from vtprune.evaluation.profiling.cases import Options
-from vtprune.evaluation.profiling.layers import Layered
 from vtprune.evaluation.profiling.machine import Machine
-from vtprune.evaluation.profiling.probes import Probe
+from vtprune.evaluation.profiling.model_runs import ModelRunner, PlannedRun, RunTimes
 from vtprune.evaluation.profiling.profile import Profile, profile
-from vtprune.evaluation.profiling.rows import Planned
+from vtprune.evaluation.profiling.row_times import TimeBudget
 from vtprune.evaluation.profiling.shown import Shown
-from vtprune.evaluation.profiling.times import Budget
 from vtprune.evaluation.profiling.verdict import Facts, judge
 from vtprune.models.base import Sampling
 from vtprune.models.names import aliases
@@ -197,34 +194,39 @@ def test_where_the_budget_is_short_layers_are_scaled_and_it_is_said(tmp_path: Pa
     assert all(row["seconds"]["prefill"] > 0 for row in found.rows if "error" not in row)  # type: ignore[index]
 
 
-def test_a_pass_that_ends_before_all_rows_had_their_turn_counts_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def note_runs(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[PlannedRun, RunTimes], RunTimes]
 ) -> None:
-    left = itertools.chain([1.0], itertools.repeat(-1.0))  # time for one row after the warm-up
-    monkeypatch.setattr(Budget, "left", property(lambda self: next(left)))
-    options = Options(how="whole", repeats=3, dtype="float32", text_tokens=20)
+    """Give every timed run other seconds."""
+    run = ModelRunner.run
+
+    def timed(runner: ModelRunner, planned: PlannedRun) -> RunTimes:
+        return change(planned, run(runner, planned))
+
+    monkeypatch.setattr(ModelRunner, "run", timed)
+
+
+@pytest.mark.parametrize("how", ["whole", "layers"])
+def test_a_pass_that_there_is_no_time_for_is_not_begun(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[PlannedRun] = []
+
+    def note(planned: PlannedRun, times: RunTimes) -> RunTimes:
+        runs.extend([planned] * planned.has_cuts)
+        return times
+
+    note_runs(monkeypatch, note)
+    budget = property(lambda self: 1e9 if len(runs) < 3 else 0.0)  # nothing left after one pass
+    monkeypatch.setattr(TimeBudget, "left", budget)
+    options = Options(how=how, repeats=3, dtype="float32", text_tokens=20)
     found = measured("llava", tmp_path, keeps=[0.6, 0.4], options=options)
     assert found.measured is not None
     assert found.measured["passes"] == 1
-    assert "there was time for one pass only, and for none to warm up before it" in found.warnings
-
-
-def test_layers_that_only_some_rows_ran_again_count_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expect = Layered.expect
-
-    def expected(layered: Layered, probes: Sequence[Probe]) -> float:
-        """The second pass takes too long after its second run."""
-        late = len(layered.prefill.passes) == 2 and len(layered.readings) > 4
-        return 1e9 if late else expect(layered, probes)
-
-    monkeypatch.setattr(Layered, "expect", expected)
-    options = Options(how="layers", repeats=3, dtype="float32", text_tokens=20)
-    found = measured("llava", tmp_path, keeps=[0.6, 0.4], options=options)
-    assert found.measured is not None
-    assert found.measured["passes"] == 1
+    assert len(runs) == 3
     assert [row["measured"] for row in found.rows] == ["run"] * 3
+    note_ = "there was time for one pass only, and for none to warm up before it"
+    assert (note_ in found.warnings) is (how == "whole")
 
 
 def test_rows_that_were_measured_in_different_ways_are_said_to_be(tmp_path: Path) -> None:
@@ -245,14 +247,13 @@ def test_a_busy_machine_is_noticed_by_the_unpruned_row(
     slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = itertools.count()
-    run_row = whole.run_row
 
-    def timed(encodings: whole.Encodings, row: Planned) -> whole.Run:
-        ran = run_row(encodings, row)
-        late = not row.steps and next(passes) == 2  # the unpruned row's last pass
-        return replace(ran, prefill=slow if late else 1.0)
+    def timed(planned: PlannedRun, times: RunTimes) -> RunTimes:
+        unpruned = planned.has_cuts and not planned.row.steps
+        late = unpruned and next(passes) == 2  # its last pass
+        return replace(times, prefill=slow if late else 1.0)
 
-    monkeypatch.setattr(whole, "run_row", timed)
+    note_runs(monkeypatch, timed)
     options = Options(how="whole", repeats=2, dtype="float32", text_tokens=20)
     found = measured("llava", tmp_path, keeps=[0.5], options=options)
     busy = [note for note in found.warnings if "the machine was busy" in note]
@@ -266,13 +267,12 @@ def test_a_lower_keep_that_was_measured_slower_is_said_to_be_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {None: 9.0, 0.6: 3.0, 0.4: 3.1, 0.2: 1.0}
-    run_row = whole.run_row
 
-    def timed(encodings: whole.Encodings, row: Planned) -> whole.Run:
-        ran = run_row(encodings, row)
-        return replace(ran, prefill=seconds[row.wanted.keep if row.steps else None])
+    def timed(planned: PlannedRun, times: RunTimes) -> RunTimes:
+        row = planned.row
+        return replace(times, prefill=seconds[row.wanted.keep if row.steps else None])
 
-    monkeypatch.setattr(whole, "run_row", timed)
+    note_runs(monkeypatch, timed)
     options = Options(how="whole", repeats=2, dtype="float32", text_tokens=20)
     found = measured("llava", tmp_path, keeps=[0.6, 0.4, 0.2], methods=["uniform", "random"],
                      options=options)  # fmt: skip

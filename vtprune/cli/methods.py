@@ -8,7 +8,6 @@ import json
 import click
 
 from vtprune.cli.help import Command
-from vtprune.cli.options import Flags, takes
 
 EPILOG = """\b
 Examples:
@@ -18,12 +17,12 @@ Examples:
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@takes("json")
-def methods(flags: Flags) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def methods(as_json: bool) -> None:
     """List the pruning methods and their options."""
     from vtprune.pruners import METHODS
 
-    if flags.json:
+    if as_json:
         found = []
         for name, method in METHODS.items():
             values = dataclasses.asdict(method)

@@ -11,9 +11,9 @@ import torch
 from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.build import build_random, shallow_config, shorten_tower
 from vtprune.evaluation.profiling.cases import TEXT_TOKENS, UNPRUNED
-from vtprune.evaluation.profiling.clock import LayerClock
 from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case
-from vtprune.evaluation.profiling.probes import layers_of, run_once
+from vtprune.evaluation.profiling.layer_clock import LayerClock
+from vtprune.evaluation.profiling.model_runs import layers_of, run_once
 from vtprune.evaluation.profiling.shapes import Shape, find_shape, packaged_files, read_entry
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.inference.generation import Run

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.profiling.inputs import Case, make_case
-from vtprune.evaluation.profiling.measure import MadeOf
 from vtprune.evaluation.profiling.rows import Planned, Wanted, plan_row
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.inference.prompts import sampling_of
@@ -60,8 +59,6 @@ class Cases:
 
     Args:
         made: the first is that of the rows without a preset.
-        shown: by the identity of each, what it was made of.
-        whole: by the identity of each, the same media before a preset made them smaller.
     """
 
     def __init__(
@@ -70,8 +67,6 @@ class Cases:
         self.loaded, self.what, self.options = loaded, shown, options
         self.on_progress = on_progress
         self.made: list[Case] = []
-        self.shown: dict[int, MadeOf] = {}
-        self.whole: dict[int, Case] = {}
         self.of: dict[object, Case] = {}
         self.find(Sampling(), UNPRUNED)
 
@@ -88,23 +83,21 @@ class Cases:
             return Planned(wanted, self.made[0], error=error.message)
         return plan_row(self.loaded, case, wanted)
 
-    def find(self, sampling: Sampling, preset: Preset, whole: Case | None = None) -> Case:
+    def find(self, sampling: Sampling, preset: Preset, larger: Case | None = None) -> Case:
         """The input for a sampling; one for all that cost the same.
 
         Args:
             preset: that makes it smaller.
-            whole: as it was before that.
+            larger: as it was before that.
         """
         sampling = overridden(sampling, self.options.sampling)
         key = (sampling, preset)
         if key not in self.of:
             case = make_case(self.loaded, self.what, sampling, self.options.text_tokens, preset,
-                             self.options.limits, self.on_progress)  # fmt: skip
+                             self.options.limits, self.on_progress, larger)  # fmt: skip
             same = next((one for one in self.made if one.key == case.key), None)
             if same is None:
                 self.made.append(case)
-                self.shown[id(case)] = (self.what, sampling, preset)
-                self.whole[id(case)] = whole or case
             self.of[key] = same or case
         return self.of[key]
 

@@ -39,7 +39,7 @@ def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) 
         dtype_size: bytes of one number.
     """
     case = row.case
-    trace = trace_of(row)
+    trace = row.trace
     plain, _ = compute_costs(loaded, case.inputs, trace, answer_tokens, 0)
     shape = cost.decoder_shape(loaded.model.get_decoder().config)  # type: ignore[operator]
     full = [sum(trace.before())] * shape.layers
@@ -62,17 +62,6 @@ def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) 
             "kept": cost.kv_bytes(shape, row.counts, dtype_size),
             "full": cost.kv_bytes(shape, full, dtype_size),
         },
-    )
-
-
-def trace_of(row: Planned) -> Trace:
-    """The trace of a row, as far as its costs go."""
-    return Trace(
-        layouts=[row.case.layout],
-        text=[row.case.text],
-        visual_by_layer=[list(row.visual)],
-        encoded=[dict(row.encoded)] if row.encoded else [],
-        whole=[row.case.inputs.whole] if row.case.inputs.whole else [],
     )
 
 

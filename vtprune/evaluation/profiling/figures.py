@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import TYPE_CHECKING
 
 from vtprune.evaluation.profiling.costs import cost_row
-from vtprune.evaluation.profiling.machine import Roofline, estimate, peak_bytes
+from vtprune.evaluation.profiling.machine import ProfiledModel, Roofline
+from vtprune.evaluation.profiling.row_times import Measurement, PassTimes, RowTimes
 from vtprune.evaluation.profiling.rows import Planned, as_cut, name_of
-from vtprune.evaluation.profiling.times import Measured, Pass, RowTimes, SpeedUps
 from vtprune.evaluation.profiling.verdict import Facts
 
 if TYPE_CHECKING:
     from vtprune.evaluation.profiling.inputs import Case
-    from vtprune.evaluation.profiling.measure import Subject
 
 
 class Found:
@@ -27,11 +27,11 @@ class Found:
 
     def __init__(
         self,
-        subject: Subject,
+        model: ProfiledModel,
         planned: Planned,
         plain: Planned,
         answer_tokens: int,
-        measured: Measured | None = None,
+        measured: Measurement | None = None,
     ) -> None:
         self.planned, self.answer_tokens = planned, answer_tokens
         self.times = self.plain_times = None
@@ -40,16 +40,14 @@ class Found:
             self.times = measured.rows[planned.key]
             self.plain_times = measured.rows[plain.key]
             self.row = as_cut(planned, self.times.visual)
-        size = subject.dtype.itemsize
-        self.costs = cost_row(subject.loaded, self.row, answer_tokens, size)
-        self.peak = peak_bytes(subject.shape, subject.weights, self.row.counts, size, subject.eager)
-        self.weights = subject.weights.total
-        before = cost_row(subject.loaded, plain, answer_tokens, size)
+        size = model.dtype.itemsize
+        self.costs = cost_row(model.loaded, self.row, answer_tokens, size)
+        self.peak, self.weights = model.peak_bytes(self.row.counts), model.weights.total
+        before = cost_row(model.loaded, plain, answer_tokens, size)
         self.roof, self.plain_roof = (
-            estimate(subject.machine, subject.shape, subject.weights, one.counts,
-                     float(costs.flops["vision"]), size)  # type: ignore[arg-type]
+            model.roofline(one.counts, float(costs.flops["vision"]))  # type: ignore[arg-type]
             for one, costs in ((self.row, self.costs), (plain, before))
-        )  # fmt: skip
+        )
 
     @property
     def predicted(self) -> float:
@@ -63,17 +61,18 @@ class Found:
         shown = describe_size(case)
         limit = self.plain_roof.prefill / self.roof.prefill
         preprocess = case.preprocess_seconds
-        times = self.times or times_of(self.roof, preprocess)
-        plain = self.plain_times or times_of(self.plain_roof, preprocess)
-        gains = self.speedups(self.whole) if self.times else None
+        times = self.times.typical if self.times else times_of(self.roof, preprocess)
+        unpruned = self.plain_times
+        plain = unpruned.typical if unpruned else times_of(self.plain_roof, preprocess)
+        gains = self.speedups(self.whole) if self.times else ()
         return Facts(
             name=name_of(self.row),
             tokens=len(case.layout),
             seconds=time_parts(times, self.answer_tokens),
-            speedup=gains.median
+            speedup=median(gains)
             if gains
             else plain.total(self.answer_tokens) / times.total(self.answer_tokens),
-            prefill_speedup=self.speedups(prefill_of).median if self.times else limit,
+            prefill_speedup=median(self.speedups(prefill_of)) if self.times else limit,
             predicted=self.predicted,
             roofline=limit,
             frames=shown["frames"],
@@ -81,21 +80,21 @@ class Found:
             pruned=bool(self.row.steps),
             named=self.row.wanted.name is not None,
             thinned=self.row.encoded is not None or bool(case.inputs.whole),
-            totals=tuple(map(self.whole, times.passes)),
-            gains=gains.passes if gains else (),
+            totals=tuple(map(self.whole, self.times.passes)) if self.times else (),
+            gains=gains,
         )
 
     @property
     def above_roofline(self) -> bool:
         """Whether every pass was faster than the machine's ceilings allow."""
         limit = self.plain_roof.prefill / self.roof.prefill
-        return min(self.speedups(prefill_of).passes) > limit
+        return min(self.speedups(prefill_of)) > limit
 
     @property
     def prefill_seconds(self) -> float:
         """Median over the passes."""
         assert self.times is not None
-        return self.times.prefill
+        return self.times.typical.prefill
 
     def same_cuts(self, other: Found) -> bool:
         """Whether the other row is of the list of keeps too, and the same cuts in it."""
@@ -104,31 +103,31 @@ class Found:
             theirs.method, theirs.base, theirs.options,
         )  # fmt: skip
 
-    def whole(self, one: Pass) -> float:
+    def whole(self, one: PassTimes) -> float:
         """Seconds of a pass to the end of the answer."""
         return one.total(self.answer_tokens)
 
-    def speedups(self, seconds: Callable[[Pass], float]) -> SpeedUps:
+    def speedups(self, seconds: Callable[[PassTimes], float]) -> tuple[float, ...]:
         """Over the unpruned row on the same input, pass by pass."""
         assert self.times is not None
         assert self.plain_times is not None
         return self.times.speedups(self.plain_times, seconds)
 
 
-def prefill_of(one: Pass) -> float:
+def prefill_of(one: PassTimes) -> float:
     return one.prefill
 
 
-def first_token_of(one: Pass) -> float:
+def first_token_of(one: PassTimes) -> float:
     return one.first_token
 
 
-def times_of(roof: Roofline, preprocess: float) -> RowTimes:
+def times_of(roof: Roofline, preprocess: float) -> PassTimes:
     """Seconds at the machine's ceilings."""
-    return RowTimes(preprocess, roof.vision, 0.0, roof.prefill, 0.0, roof.decode_per_token)
+    return PassTimes(preprocess, roof.vision, 0.0, roof.prefill, 0.0, roof.decode_per_token)
 
 
-def time_parts(times: RowTimes, answer_tokens: int) -> dict[str, float]:
+def time_parts(times: PassTimes, answer_tokens: int) -> dict[str, float]:
     """Seconds by part, and their sums; selection is in the prefill."""
     return {
         "preprocess": times.preprocess,
@@ -188,10 +187,11 @@ def make_row(found: Found) -> dict[str, object]:
 
 def seconds_of(times: RowTimes, found: Found) -> dict[str, float]:
     """The report's `seconds`, and those of one decoded token."""
-    parts = time_parts(times, found.answer_tokens)
+    typical = times.typical
+    parts = time_parts(typical, found.answer_tokens)
     del parts["around"]
     parts["total"] += found.row.case.media_seconds
-    return {**parts, "decode_per_token": times.decode_per_token}
+    return {**parts, "decode_per_token": typical.decode_per_token}
 
 
 def compare_times(found: Found) -> dict[str, object]:
@@ -209,8 +209,9 @@ def compare_times(found: Found) -> dict[str, object]:
     }
     for part, seconds in parts.items():
         speedups = found.speedups(seconds)
-        told |= {f"{part}_speedup": speedups.median, f"{part}_spread": speedups.spread}
-    realised = found.speedups(prefill_of).median / found.predicted
+        told |= {f"{part}_speedup": median(speedups),
+                 f"{part}_spread": [min(speedups), max(speedups)]}  # fmt: skip
+    realised = median(found.speedups(prefill_of)) / found.predicted
     return {**told, "realised_fraction": realised}
 
 
@@ -230,7 +231,7 @@ def describe_size(case: Case) -> dict[str, int]:
     }
 
 
-def failed_row(row: Planned, measured: Measured | None) -> dict[str, object]:
+def failed_row(row: Planned, measured: Measurement | None) -> dict[str, object]:
     """A row that can't be cut as it was asked for."""
     error = row.error or (measured.errors[row.key] if measured else "")
     return {**named(row), "error": error}

@@ -41,6 +41,8 @@ class Case:
         text: tokens that are not visual.
         media_seconds: reading files took; 0 without.
         preprocess_seconds: resizing and laying out took.
+        media, sampling, preset: what it was made of.
+        larger: the same media before the preset made them smaller; None where it did not.
         warnings: what the user should know about it.
     """
 
@@ -50,6 +52,10 @@ class Case:
     text: int
     media_seconds: float
     preprocess_seconds: float
+    media: Shown
+    sampling: Sampling
+    preset: Preset
+    larger: Case | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -77,6 +83,7 @@ def make_case(
     preset: Preset,
     limits: Limits | None = None,
     on_progress: Progress | None = None,
+    larger: Case | None = None,
 ) -> Case:
     """The inputs that the model really gets, and where their tokens sit.
 
@@ -85,6 +92,7 @@ def make_case(
         sampling: how much of the media; a video without a file is looked at whole.
         text_tokens: all tokens that are not visual: question, template and markers.
         preset: that may make media smaller before they are prepared.
+        larger: the same media without that.
 
     Raises:
         MediaError, ModelError: what can't be read, or is no input of this family.
@@ -108,7 +116,15 @@ def make_case(
     layout = lay_out_case(loaded, inputs)
     if not len(layout):
         raise ModelError("this input has no visual tokens", "give a larger picture")
-    return Case(gathered, inputs, layout, text, gathered.media_seconds, seconds, notes)
+    return Case(gathered, inputs, layout, text, gathered.media_seconds, seconds, shown, sampling,
+                preset, larger, notes)  # fmt: skip
+
+
+def smaller_case(loaded: Loaded, case: Case, share: float) -> Case:
+    """Return a case with about that share of the pixels."""
+    frames = sum(len(item.index) for item in case.gathered.items if item.timestamps)
+    media = replace(case.media, paths=(), frames=frames or 1).smaller(share)
+    return make_case(loaded, media, case.sampling, case.text, case.preset)
 
 
 def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:

@@ -13,10 +13,15 @@ import torch
 from vtprune.device import free_memory
 from vtprune.evaluation.profiling.build import count_weights
 from vtprune.inference.compare import measure_ceilings
+from vtprune.inference.figures import compute_vision_flops
 from vtprune.models import cost
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from vtprune.engine.trace import Trace
+    from vtprune.models.base import Inputs
+    from vtprune.models.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -165,3 +170,52 @@ def peak_bytes(
     if eager:
         activations += (dtype_size + 4) * shape.heads * most**2
     return int(weights.total + cost.kv_bytes(shape, counts, dtype_size) + activations)
+
+
+@dataclass(frozen=True)
+class ProfiledModel:
+    """A model without weights, and the device that it would run on.
+
+    Args:
+        loaded: its structure and preparation files.
+        machine, weights: of the device, and of the whole model.
+        attention: the kernel; None leaves it to transformers.
+    """
+
+    loaded: Loaded
+    device: torch.device
+    dtype: torch.dtype
+    machine: Machine
+    weights: Weights
+    attention: str | None = None
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.loaded.model.config
+
+    @property
+    def shape(self) -> cost.DecoderShape:
+        return cost.decoder_shape(self.config.get_text_config())
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes that one layer's cache holds of a token."""
+        return 2 * self.shape.kv_heads * self.shape.head_dim * self.dtype.itemsize
+
+    def vision_flops(self, inputs: Inputs, trace: Trace | None = None) -> float:
+        """Return the FLOPs of tower and projector; 0 where they are not known.
+
+        Args:
+            trace: says what goes before the tower; None: nothing.
+        """
+        return compute_vision_flops(self.loaded, inputs, trace)
+
+    def roofline(self, counts: Sequence[int], vision_flops: float = 0.0) -> Roofline:
+        """Return the least seconds for these tokens in each layer."""
+        size = self.dtype.itemsize
+        return estimate(self.machine, self.shape, self.weights, counts, vision_flops, size)
+
+    def peak_bytes(self, counts: Sequence[int]) -> int:
+        """Return an estimate of the most memory that the language model needs at once."""
+        eager = self.attention == "eager"
+        return peak_bytes(self.shape, self.weights, counts, self.dtype.itemsize, eager)

@@ -14,12 +14,12 @@ from vtprune.evaluation.profiling.build import build_skeleton
 from vtprune.evaluation.profiling.cases import Cases, Options
 from vtprune.evaluation.profiling.figures import Found, failed_row, make_row
 from vtprune.evaluation.profiling.inputs import describe_case, largest_picture
-from vtprune.evaluation.profiling.machine import measure_machine, weigh
-from vtprune.evaluation.profiling.measure import Subject, measure
+from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
+from vtprune.evaluation.profiling.row_times import RUN, Measurement, TimeBudget
 from vtprune.evaluation.profiling.rows import KEEPS, Planned, name_of, plan_row, want_rows
 from vtprune.evaluation.profiling.shapes import Shape, find_shape
 from vtprune.evaluation.profiling.shown import Shown
-from vtprune.evaluation.profiling.times import RUN, Budget, Measured
+from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, Verdict, judge
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.figures import describe_model
@@ -104,29 +104,29 @@ def profile(
     options = options or Options()
     wanted = want_rows(keeps, presets, methods, at, method_options, base, seed)
     shape = find_shape(name)
-    budget = Budget(options.seconds)
-    subject = find_subject(shape, options, on_progress)
-    shown = shown or largest_picture(subject.loaded)
-    cases = Cases(subject.loaded, shown, options, on_progress)
+    budget = TimeBudget(options.seconds)
+    model = find_profiled(shape, options, on_progress)
+    shown = shown or largest_picture(model.loaded)
+    cases = Cases(model.loaded, shown, options, on_progress)
     planned = [cases.plan(one) for one in wanted]
     plain = {
-        id(case): plan_row(subject.loaded, cases.whole[id(case)], wanted[0]) for case in cases.made
+        id(case): plan_row(model.loaded, case.larger or case, wanted[0]) for case in cases.made
     }
     measured = None
     if options.timed:
         fine = [*plain.values(), *(row for row in planned if not row.error)]
-        measured = measure(subject, distinct(fine), cases.shown, budget, options.repeats,
-                           options.how, on_progress)  # fmt: skip
+        measured = measure(model, distinct(fine), budget, options.repeats, options.how,
+                           on_progress)  # fmt: skip
     found = [
-        Found(subject, row, plain[id(row.case)], options.answer_tokens, measured)
+        Found(model, row, plain[id(row.case)], options.answer_tokens, measured)
         for row in planned
         if not (row.error or (measured and row.key in measured.errors))
     ]
     by_row = {id(one.planned): one for one in found}
     verdict = conclude(found, measured is not None, options)
     return Profile(
-        model=describe(shape, subject),
-        machine=asdict(subject.machine),
+        model=describe(shape, model),
+        machine=asdict(model.machine),
         input=describe_case(cases.made[0]),
         rows=tuple(
             make_row(by_row[id(row)]) if id(row) in by_row else failed_row(row, measured)
@@ -149,11 +149,11 @@ def gather_warnings(
     shape: Shape,
     cases: Cases,
     rows: Sequence[Planned],
-    measured: Measured | None,
+    measured: Measurement | None,
     found: Sequence[Found],
 ) -> tuple[str, ...]:
     """What the reader should know before believing a figure, each once."""
-    notes = [*shape.warnings, *cases.warnings, *(measured.notes if measured else ())]
+    notes = [*shape.warnings, *cases.warnings, *(measured.warnings if measured else ())]
     notes += doubts(found) if measured else ()
     notes += [note for row in rows for note in row.warnings if "by default" in note]
     if not cases.what.paths and any(row.encoded for row in rows):
@@ -202,7 +202,7 @@ def doubts(found: Sequence[Found]) -> list[str]:
     return notes
 
 
-def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -> Subject:
+def find_profiled(shape: Shape, options: Options, on_progress: Progress | None) -> ProfiledModel:
     """The model's structure, and the device that it would run on, measured."""
     device = find_device(options.device)
     if options.device == "map":
@@ -221,7 +221,7 @@ def find_subject(shape: Shape, options: Options, on_progress: Progress | None) -
         on_progress("measuring this machine", 0, 0)
     machine = measure_machine(device, dtype)
     weights = weigh(loaded.model, dtype.itemsize)
-    return Subject(loaded, device, dtype, machine, weights, options.attention)
+    return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
 
 
 def distinct(rows: Sequence[Planned]) -> list[Planned]:
@@ -250,17 +250,17 @@ def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
     return replace(verdict, text=f"{told} {verdict.text}")
 
 
-def describe(shape: Shape, subject: Subject) -> dict[str, object]:
+def describe(shape: Shape, model: ProfiledModel) -> dict[str, object]:
     """The report's `model`, and where the shape is from."""
     return {
-        **describe_model(subject.loaded),
-        "device": str(subject.device),
-        "dtype": str(subject.dtype).removeprefix("torch."),
+        **describe_model(model.loaded),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "source": shape.source,
     }
 
 
-def describe_measured(measured: Measured | None) -> dict[str, object] | None:
+def describe_measured(measured: Measurement | None) -> dict[str, object] | None:
     if measured is None:
         return None
     return {

@@ -12,7 +12,7 @@ from vtprune.engine.plan import Group, Plan
 from vtprune.engine.thinning import choose_units
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError, VtpruneError
-from vtprune.evaluation.variants import split_options
+from vtprune.evaluation.lineup import split_options
 from vtprune.inference.wording import with_options
 from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
@@ -107,6 +107,17 @@ class Planned:
         return tuple(self.case.text + count for count in self.visual)
 
     @property
+    def trace(self) -> Trace:
+        """The trace of such a run, as far as its costs go."""
+        return Trace(
+            layouts=[self.case.layout],
+            text=[self.case.text],
+            visual_by_layer=[list(self.visual)],
+            encoded=[dict(self.encoded)] if self.encoded else [],
+            whole=[self.case.inputs.whole] if self.case.inputs.whole else [],
+        )
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Equal for rows that are cut alike."""
         every = len(self.case.layout)
@@ -118,7 +129,7 @@ class Planned:
             )
             for step in self.steps
         )
-        return (id(self.case), steps)
+        return (self.case, steps)
 
 
 def want_rows(

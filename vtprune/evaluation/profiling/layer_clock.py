@@ -1,4 +1,4 @@
-"""When each layer of a model ran, without hooks and without stopping a GPU."""
+"""A clock for the layers of a model, without hooks and without stopping a GPU."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ Moment = object
 
 
 @dataclass(frozen=True)
-class Lap:
-    """One run of one layer.
+class LayerTime:
+    """Seconds of one run of one layer.
 
     Args:
         layer: its number.
         tokens: that it was given.
-        seconds: it took.
-        gap: seconds between the end of the layer before and its start; 0 for the first.
     """
 
     layer: int
     tokens: int
     seconds: float
-    gap: float
 
 
 @dataclass
@@ -45,7 +42,7 @@ class LayerClock:
 
     @contextmanager
     def on(self, layers: Sequence[nn.Module]) -> Iterator[LayerClock]:
-        """Times `layers` inside the block, and leaves them as they were."""
+        """Time `layers` inside the block, and leave them as they were."""
         try:
             for number, layer in enumerate(layers):
                 layer.__dict__["forward"] = self.timed(number, layer.forward)
@@ -73,42 +70,22 @@ class LayerClock:
         event.record()
         return event
 
-    def forwards(self) -> list[list[Lap]]:
-        """The laps of every forward that has run since the last call, in order."""
+    def forwards(self) -> list[list[LayerTime]]:
+        """Return the layers' seconds of every forward since the last call, in order."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        made: list[list[Lap]] = []
-        before: Moment | None = None
+        forwards: list[list[LayerTime]] = []
         for number, tokens, started, ended in self.marks:
-            if number == 0 or not made:
-                made.append([])
-                before = None
-            gap = 0.0 if before is None else self.between(before, started)
-            made[-1].append(Lap(number, tokens, self.between(started, ended), gap))
-            before = ended
+            if number == 0 or not forwards:
+                forwards.append([])
+            forwards[-1].append(LayerTime(number, tokens, seconds_between(started, ended)))
         self.marks = []
-        return made
-
-    def between(self, first: Moment, second: Moment) -> float:
-        """Seconds from one point in time to another."""
-        if isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event):
-            return float(first.elapsed_time(second)) / 1000
-        assert isinstance(first, float)
-        assert isinstance(second, float)
-        return second - first
+        return forwards
 
 
-def tower_paths(inner: nn.Module, decoder: nn.Module) -> list[str]:
-    """Where a whole model's vision towers have their layers: the longest lists of modules."""
-    inside = {id(module) for module in decoder.modules()}
-    lists = {
-        path: weight_of(module)
-        for path, module in inner.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and id(module) not in inside
-    }
-    most = max(lists.values(), default=0)
-    return [path for path, weight in lists.items() if 2 * weight > most]
-
-
-def weight_of(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
+def seconds_between(first: Moment, second: Moment) -> float:
+    if isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event):
+        return float(first.elapsed_time(second)) / 1000
+    assert isinstance(first, float)
+    assert isinstance(second, float)
+    return second - first

@@ -1,0 +1,363 @@
+"""Timed runs of a model with random weights, whole or with few layers that stand for all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vtprune.device import now, time_runs
+from vtprune.engine import pruning
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.evaluation.profiling.build import tower_kinds
+from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
+from vtprune.evaluation.profiling.rows import Planned, Step
+from vtprune.inference.generation import Generation, Run, generate
+from vtprune.inference.prompts import to_device
+from vtprune.models.structure import find_structure
+from vtprune.models.upstream import quiet
+from vtprune.preset import Preset, StageSpec
+from vtprune.preset.spec import PIXELS, ModalityPreset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from vtprune.evaluation.profiling.inputs import Case
+    from vtprune.models.loading import Loaded
+
+STEPS = 3  # tokens that are decoded after the first
+HEAD_ROWS = 128  # of the output head that is left where it is timed apart
+HEAD_SAMPLE = 8192  # rows of it that are timed first
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A first token and a few more, of one row.
+
+    Args:
+        row: whose input it is, and whose cuts.
+        preset: what is cut; None for nothing.
+        counts: tokens that each of the model's layers sees.
+        has_cuts: whether it makes all cuts of its row; else all tokens but so many go at the input.
+    """
+
+    row: Planned
+    preset: Preset | None
+    counts: tuple[int, ...]
+    has_cuts: bool = True
+
+
+def whole_run(row: Planned) -> PlannedRun:
+    """Return the run of a row on the whole model."""
+    preset = row.wanted.preset if row.steps else None
+    return PlannedRun(row, preset, row.counts)
+
+
+def short_run(row: Planned, num_kinds: int) -> PlannedRun:
+    """Return a row's run on few layers: one of each kind between two cuts."""
+    starts = [0, *cut_layers(row)]
+    place = {layer: num_kinds * number for number, layer in enumerate(starts)}
+    counts = tuple(row.counts[start] for start in starts for _ in range(num_kinds))
+    preset = preset_of([(step, place[step.layer]) for step in row.cuts]) if row.cuts else None
+    return PlannedRun(row, preset, counts)
+
+
+def count_run(row: Planned, count: int, num_layers: int) -> PlannedRun:
+    """Return a run with `count` tokens in every layer: the others go at the input, at random."""
+    total = len(row.case.layout)
+    visual = count - row.case.text
+    spec = StageSpec("input", "random" if visual else "vtw")
+    step = Step(spec, "all", 0, total, visual, total)
+    preset = preset_of([(step, 0)]) if visual < total else None
+    return PlannedRun(row, preset, (count,) * num_layers, has_cuts=False)
+
+
+def cut_layers(row: Planned) -> list[int]:
+    """Return the layers after the first at which a row is cut."""
+    return sorted({step.layer for step in row.cuts if step.layer > 0})
+
+
+def preset_of(steps: Sequence[tuple[Step, int]]) -> Preset:
+    """Return a preset with these cuts at these layers, and as many tokens left."""
+    by_modality: dict[str, list[StageSpec]] = {}
+    for step, layer in steps:
+        at = PIXELS if step.spec.at == PIXELS else str(layer) if layer else "input"
+        spec = replace(step.spec, at=at, keep=step.after / step.total)
+        by_modality.setdefault(step.modality, []).append(spec)
+    groups = {name: tuple(stages) for name, stages in by_modality.items()}
+    return Preset(
+        "profile",
+        stages=groups.get("all"),
+        image=ModalityPreset(stages=groups.get("image")),
+        video=ModalityPreset(stages=groups.get("video")),
+    )
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Seconds of one run.
+
+    Args:
+        vision: of the vision tower with all its layers; 0 where its features were kept from before.
+        select: choosing tokens, which is in `prefill`.
+        prefill: of the decoder over the prompt.
+        around: to the first token, without vision tower and prefill.
+        decode: of one token after the first.
+        visual: visual tokens that each layer saw.
+        layers: of the prefill; none where the model is whole.
+        decode_layers: of all decoded tokens, with the tokens that each cache began with.
+    """
+
+    vision: float
+    select: float
+    prefill: float
+    around: float
+    decode: float
+    visual: tuple[int, ...]
+    layers: tuple[LayerTime, ...] = ()
+    decode_layers: tuple[LayerTime, ...] = ()
+
+    @property
+    def prefill_rest(self) -> float:
+        """The prefill without its layers and without choosing: masks, the first and last norm."""
+        layers = sum(one.seconds for one in self.layers)
+        return max(self.prefill - layers - self.select, 0.0)
+
+    @property
+    def decode_rest(self) -> float:
+        return max(self.decode - sum(one.seconds for one in self.decode_layers) / STEPS, 0.0)
+
+
+@dataclass
+class ModelRunner:
+    """Runs rows on one model.
+
+    Args:
+        loaded: the model, with all layers or with few.
+        config: of the model with all layers.
+        towers: where that has its vision towers' layers.
+        short: whether the model has few layers.
+        tensors, features: a case's inputs on the model's device, and what the vision tower made of
+            them.
+    """
+
+    loaded: Loaded
+    config: PreTrainedConfig
+    towers: Sequence[str]
+    short: bool
+    tensors: dict[Case, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    features: dict[Case, FeatureCache] = field(default_factory=dict)
+
+    def run(self, run: PlannedRun) -> RunTimes:
+        """Time a first token and STEPS more."""
+        case, model = run.row.case, self.loaded.model
+        if case not in self.tensors:
+            self.tensors[case] = to_device(self.loaded, case.inputs.tensors)
+            self.features[case] = {}
+        # What goes before the vision tower gives it another input, of which nothing is kept.
+        thinned = run.has_cuts and run.row.encoded
+        features = {} if thinned else self.features[case]
+        clock = LayerClock(model.device)
+        with ExitStack() as stack:
+            if self.short:
+                stack.enter_context(small_head(model))
+                stack.enter_context(at_depth(model, len(run.counts)))
+                stack.enter_context(clock.on(layers_of(model)))
+            towers = stack.enter_context(self.towers_timed())
+            ran = run_once(self.loaded, self.tensors[case], case, run.preset, STEPS, features,
+                           real=run.has_cuts and not self.short)  # fmt: skip
+        took = ran.seconds
+        prefill, *decoded = clock.forwards() or [[]]
+        return RunTimes(
+            vision=self.with_all_tower_layers(took["vision"], towers),
+            select=took["select"],
+            prefill=took["prefill"],
+            around=max(took["first_choice"] - took["vision"] - took["prefill"], 0.0),
+            decode=took["decode"] / STEPS,
+            visual=tuple(ran.trace.visual_by_layer[0]),
+            layers=tuple(prefill),
+            decode_layers=tuple(
+                replace(one, tokens=prefill[one.layer].tokens)
+                for forward in decoded
+                for one in forward
+            ),
+        )
+
+    def encode_again(self, case: Case) -> float:
+        """Return the seconds of the vision tower on what it was given before."""
+        device = self.loaded.model.device
+        inner = find_structure(self.loaded.model).inner
+        with self.towers_timed() as towers, torch.no_grad():
+            started = now(device)
+            for key, (given, _) in self.features[case].items():
+                assert isinstance(key, tuple)
+                assert isinstance(given, Mapping)
+                encode = getattr(inner, key[0])
+                takes = set(inspect.signature(encode).parameters) - {"kwargs"}
+                values = {name: value for name, value in given.items() if name in takes}
+                more = given.get("kwargs")
+                encode(**values, **(more if isinstance(more, dict) else {}))
+            seconds = now(device) - started
+        return self.with_all_tower_layers(seconds, towers)
+
+    @contextmanager
+    def towers_timed(self) -> Iterator[list[LayerClock]]:
+        """Time the layers of the vision towers inside the block."""
+        model = self.loaded.model
+        inner = find_structure(model).inner
+        with ExitStack() as stack:
+            clocks = []
+            for path in self.towers:
+                layers = inner.get_submodule(path)
+                assert isinstance(layers, nn.ModuleList)
+                clocks.append(stack.enter_context(LayerClock(model.device).on(list(layers))))
+            yield clocks
+
+    def with_all_tower_layers(self, seconds: float, clocks: Sequence[LayerClock]) -> float:
+        """Return what the whole tower would have taken, where this one has few layers.
+
+        Args:
+            seconds: that this one took.
+            clocks: of its layers.
+        """
+        forwards = [forward for clock in clocks for forward in clock.forwards()]
+        kinds = tower_kinds(self.loaded.model.config), tower_kinds(self.config)
+        return whole_tower(seconds, forwards, *kinds)
+
+
+def whole_tower(
+    seconds: float,
+    forwards: Sequence[Sequence[LayerTime]],
+    kinds: Sequence[str],
+    all_kinds: Sequence[str],
+) -> float:
+    """Return what a vision tower with all its layers would have taken.
+
+    Args:
+        seconds: that the one with few layers took.
+        forwards: its layers' seconds.
+        kinds: what kind of layer each of its own is.
+        all_kinds: what kind each of the whole tower's is.
+    """
+    for layers in forwards:
+        mean = {
+            kind: fmean(one.seconds for one in layers if kinds[one.layer] == kind)
+            for kind in set(all_kinds)
+        }
+        seconds += sum(mean[kind] for kind in all_kinds) - sum(one.seconds for one in layers)
+    return seconds
+
+
+def tower_paths(inner: nn.Module, decoder: nn.Module) -> list[str]:
+    """Return where a model's vision towers have their layers: the longest lists of modules."""
+    inside = {id(module) for module in decoder.modules()}
+    weights = {
+        path: sum(weight.numel() for weight in module.parameters())
+        for path, module in inner.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and id(module) not in inside
+    }
+    most = max(weights.values(), default=0)
+    return [path for path, weight in weights.items() if 2 * weight > most]
+
+
+def run_once(
+    loaded: Loaded,
+    tensors: Mapping[str, torch.Tensor],
+    case: Case,
+    preset: Preset | None,
+    steps: int,
+    features: FeatureCache,
+    real: bool = True,
+) -> Run:
+    """Generate a first token and `steps` more, with hooks of their own.
+
+    Args:
+        real: the preset is the one that may have made the media smaller.
+    """
+    keep = None if preset else 1.0
+    inputs = case.inputs if real else replace(case.inputs, whole=None)
+    block = pruning(
+        loaded.model, preset, keep, calibration=loaded.calibration,
+        inputs=PreparedInputs.of(tensors, [inputs], features),
+    )  # fmt: skip
+    with quiet(), block as trace:
+        return generate(loaded, tensors, Generation(), trace, length=1 + steps)[0]
+
+
+def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
+    return list(model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
+
+
+@contextmanager
+def at_depth(model: PreTrainedModel, depth: int) -> Iterator[None]:
+    """Leave the decoder its first `depth` layers inside the block."""
+    decoder = model.get_decoder()
+    both = (decoder.config, model.config.get_text_config())  # type: ignore[union-attr]
+    configs = list({id(one): one for one in both}.values())
+    layers = decoder.layers  # type: ignore[union-attr]
+    before = [(one, one.num_hidden_layers, getattr(one, "layer_types", None)) for one in configs]
+    try:
+        decoder.layers = nn.ModuleList(list(layers)[:depth])  # type: ignore[union-attr, arg-type]
+        for config, _, types in before:
+            config.num_hidden_layers = depth
+            if types is not None:
+                config.layer_types = list(types)[:depth]
+        yield
+    finally:
+        decoder.layers = layers  # type: ignore[union-attr]
+        for config, count, types in before:
+            config.num_hidden_layers = count
+            if types is not None:
+                config.layer_types = types
+
+
+@contextmanager
+def small_head(model: PreTrainedModel) -> Iterator[None]:
+    """Leave the output head HEAD_ROWS rows inside the block, tokens being chosen among them."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        yield
+        return
+    weight, bias = head.weight, head.bias
+    try:
+        head.weight = nn.Parameter(weight[:HEAD_ROWS], requires_grad=False)
+        if bias is not None:
+            head.bias = nn.Parameter(bias[:HEAD_ROWS], requires_grad=False)
+        yield
+    finally:
+        head.weight, head.bias = weight, bias
+
+
+def time_head(model: PreTrainedModel, tokens: int, long: float) -> tuple[float, float]:
+    """Return the seconds of the output head, at the end of a prompt and at a token on its own.
+
+    They differ: models cut the last position out of the prompt's states, which on some CPUs takes
+    another, slower way through the matrix product.
+
+    Args:
+        tokens: of the prompt.
+        long: seconds; a head that takes more is timed by a part of its rows.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return 0.0, 0.0
+    weight, some = head.weight, min(HEAD_SAMPLE, len(head.weight))
+    prompt = torch.zeros(1, tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
+
+    def seconds(states: torch.Tensor, rows: int) -> float:
+        def multiply() -> torch.Tensor:
+            return nn.functional.linear(states, weight[:rows])
+
+        return median(time_runs(multiply, weight.device, 4)[1:])
+
+    end, own = prompt[:, -1:], prompt.new_zeros(1, 1, weight.shape[1])
+    expected = seconds(end, some) * len(weight) / some
+    if expected > long:
+        return expected, seconds(own, some) * len(weight) / some
+    return seconds(end, len(weight)), seconds(own, len(weight))
