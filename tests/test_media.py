@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -600,6 +601,29 @@ def test_a_truncated_video_is_read_only_if_allowed(tmp_path: Path, suffix: str) 
     assert 0 < len(frames.index) < 40
     assert len(frames.pictures) == len(frames.index) == len(frames.timestamps)
     assert "cut short" in frames.warnings[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sparse files")
+@pytest.mark.parametrize("name", ["a.h264", "a.flv", "a.ts", "a.mkv", "a.avi", "a.mp4"])
+def test_zeros_behind_a_video_are_not_read(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, ramp(12), codec="mpeg4" if name == "a.avi" else "libx264")
+    before = read(open_source(path))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + (1 << 29))
+    started = time.monotonic()
+    after = read(open_source(path))
+    assert torch.equal(after.pictures, before.pictures)
+    assert (after.timestamps, after.warnings) == (before.timestamps, before.warnings)
+    assert time.monotonic() - started < 8  # over 20 before, and refused
+
+
+def test_black_frames_at_the_end_of_plain_pixels_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    write_video(path, [*ramp(4), 0, 0], (320, 240), codec="rawvideo", fmt="rgb24")
+    data = path.read_bytes().rpartition(b"idx1")[0]  # now it ends with the last black rows
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    assert data.endswith(bytes(200_000))
+    assert open_source(path).num_frames == 6
 
 
 def test_a_hole_in_a_video_is_an_error_at_the_frame_that_needs_it(tmp_path: Path) -> None:

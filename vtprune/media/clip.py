@@ -16,12 +16,12 @@ from vtprune.media.container import (
     RAW,
     Packets,
     best_stream,
-    is_cut_short,
+    end_by_metadata,
     open_container,
     read_packets,
-    stated_end,
 )
 from vtprune.media.decoding import decode_all, decode_head, has_alpha, orientation_of
+from vtprune.media.extent import stated_end
 from vtprune.media.source import Limits, Source, Track, check_pixels, damaged
 
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
@@ -90,7 +90,8 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
             raise damaged(path, reason, limits)
         warnings.append(f"{path.name}: {reason}")
 
-    cut_short = packets.incomplete or is_cut_short(path)
+    end = stated_end(path)
+    cut_short = packets.incomplete or (end is not None and end > path.stat().st_size)
     if cut_short or not num_packets:
         of = f" of {stream.num_stated}" if stream.num_stated > num_packets else ""
         refuse(f"the file is cut short: {num_packets}{of} frames are there")
@@ -170,7 +171,7 @@ def _facts(container: InputContainer, stream: VideoStream) -> _Stream:
     return _Stream(
         number=stream.index,
         num_stated=stream.frames,
-        stated_end=stated_end(stream),
+        stated_end=end_by_metadata(stream),
         unit=float(stream.time_base or 0),
         rate=float(rate),
         indexed=kind in _INDEXED,

@@ -13,7 +13,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vtprune.errors import MediaError
-from vtprune.media.extent import scan_gif
+from vtprune.media.extent import end_without_zeros, scan_gif
 from vtprune.media.sniff import kind_of
 from vtprune.media.source import shown, unreadable
 
@@ -21,10 +21,7 @@ _FFMPEG = {"GIF": "gif", "PNG": "apng"}  # its names for animations in pictures'
 BROADCAST = "mpegts"
 # Streams without a container.
 RAW = ("h261", "h263", "h264", "hevc", "m4v", "mjpeg", "mpegvideo")
-_BOXES = (b"ftyp", b"free", b"mdat", b"moof", b"moov", b"sidx", b"skip", b"styp", b"uuid", b"wide")
 _MOST_FRAMES = 5_000_000  # two days at 25 a second; a damaged index may list more than a disk holds
-_UNKNOWN_RIFF = (1 << 32) - 1  # written as a live stream
-_UNKNOWN_SIZE = (1 << 56) - 1  # the same, of an EBML element
 
 
 @dataclass(frozen=True)
@@ -95,11 +92,9 @@ def open_container(path: Path) -> InputContainer:
 
 
 def _address(path: Path, formats: list[str]) -> str:
-    """The file as FFmpeg is given it: of a GIF only what comes before its end mark."""
+    """The file as FFmpeg is given it: without what follows the end mark of a GIF, or many zeros."""
     name = str(path.absolute())
-    if formats != ["gif"]:
-        return name
-    end = scan_gif(path).end
+    end = scan_gif(path).end if formats == ["gif"] else end_without_zeros(path, formats[0])
     return f"subfile,,start,0,end,{end},,:{name}" if end < path.stat().st_size else name
 
 
@@ -220,7 +215,7 @@ def read_packets(
     )
 
 
-def stated_end(stream: VideoStream) -> float:
+def end_by_metadata(stream: VideoStream) -> float:
     """When Matroska says that the stream ends, in seconds; 0.0 where nothing is said."""
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
@@ -228,47 +223,3 @@ def stated_end(stream: VideoStream) -> float:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return 0.0
-
-
-def is_cut_short(path: Path) -> bool:
-    """Whether the end of an MP4, Matroska, AVI or GIF file is missing, by its own headers."""
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(64)
-        if head[:4] == b"RIFF":
-            size = int.from_bytes(head[4:8], "little")
-            return size < _UNKNOWN_RIFF and size + 8 > total
-        if head[:3] == b"GIF":
-            return not scan_gif(path).complete
-        if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _ends_within_segment(head, total)
-        start = 0
-        while start + 8 <= total:  # MP4: boxes of (size, name), one after the other
-            file.seek(start)
-            header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
-            if size == 1:
-                size = int.from_bytes(header[8:], "big")
-            if header[4:8] not in _BOXES or size < 8:  # not MP4, padding, or a box to the end
-                return False
-            start += size
-        return start > total
-
-
-def _ends_within_segment(head: bytes, total: int) -> bool:
-    """Matroska: an EBML header, then a segment, each with an id and a size of variable length."""
-    size, start = _ebml_size(head, 4)
-    if head[start + size : start + size + 4] != b"\x18\x53\x80\x67":
-        return False
-    size, start = _ebml_size(head, start + size + 4)
-    return size < _UNKNOWN_SIZE and start + size > total
-
-
-def _ebml_size(data: bytes, start: int) -> tuple[int, int]:
-    """The size at `start`, and where its content begins."""
-    first = data[start] if start < len(data) else 0
-    length = 9 - first.bit_length()
-    value = int.from_bytes(data[start : start + length], "big") & ((1 << 7 * length) - 1)
-    if value == (1 << 7 * length) - 1:
-        value = _UNKNOWN_SIZE
-    return value, start + length

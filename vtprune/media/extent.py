@@ -18,6 +18,15 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FRAME_HEADERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PADDING = 64  # bytes between two pictures of raw Motion JPEG
 _MOST_MARKERS = 100_000
+_BOXES = (b"ftyp", b"free", b"mdat", b"moof", b"moov", b"sidx", b"skip", b"styp", b"uuid", b"wide")
+_UNKNOWN_RIFF = (0, (1 << 32) - 1)  # written as a live stream
+_UNKNOWN_SIZE = (1 << 56) - 1  # the same, of an EBML element
+# FFmpeg's names of formats that state no size and whose frames are compressed: they don't end in
+# tens of thousands of zeros, as plain pixels may.
+_COMPRESSED = ("flv", "h263", "h264", "ivf", "mjpeg", "mpeg", "mpegts", "obu", "ogg", "rm")
+_MANY_ZEROS = 1 << 16
+_ZEROS = bytes(_CHUNK)
+_KEPT_ZEROS = 1 << 10  # a frame may end with some
 MOST_SCANS = 500  # passes over a JPEG: libjpeg-turbo's own advice; cameras and tools make up to 20
 
 
@@ -63,6 +72,96 @@ def scan_gif(path: Path) -> Gif:
                 at, steps = at + 1 + data[at], steps + 1
             at, steps = at + 1, steps + 1
         return Gif(min(at, total), pictures, False)
+
+
+def stated_end(path: Path) -> int | None:
+    """Return where an MP4, Matroska, AVI or GIF file ends by its own headers.
+
+    Where a part of the file is missing, that is behind its last byte. None: they do not say.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+        if head[:3] == b"GIF":
+            gif = scan_gif(path)
+            return gif.end if gif.complete else total + 1
+        if head[:4] == b"RIFF":
+            return _end_of_riff(file, total)
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _end_of_segment(head)
+        return _end_of_boxes(file, total)
+
+
+def end_without_zeros(path: Path, ffmpeg_format: str) -> int:
+    """Return up to where FFmpeg shall read a video: all of it, but for many zeros at its end.
+
+    A gigabyte of them becomes one packet of a raw stream (2 GB of memory), or is searched for the
+    next packet byte by byte, for longer than anyone waits.
+    """
+    total = path.stat().st_size
+    stated = 0 if ffmpeg_format in _COMPRESSED else stated_end(path)
+    if stated is None or ffmpeg_format not in (*_COMPRESSED, "avi", "matroska"):
+        return total
+    end = total
+    with path.open("rb") as file:
+        while end > stated:
+            start = max(stated, end - _CHUNK)
+            file.seek(start)
+            content = file.read(end - start)
+            if content != _ZEROS[: len(content)]:
+                end = start + len(content.rstrip(b"\0"))
+                break
+            end = start
+    return total if total - end < _MANY_ZEROS else end + _KEPT_ZEROS
+
+
+def _end_of_riff(file: BinaryIO, total: int) -> int | None:
+    """Return where the last RIFF chunk ends: an AVI of over a gigabyte has several."""
+    end = 0
+    while end + 8 <= total:
+        file.seek(end)
+        header = file.read(8)
+        size = int.from_bytes(header[4:], "little")
+        if header[:4] != b"RIFF":
+            break
+        if size in _UNKNOWN_RIFF:
+            return None
+        end += size + 8
+    return end
+
+
+def _end_of_boxes(file: BinaryIO, total: int) -> int | None:
+    """Return where the last box (size, name) of an MP4 ends; None for other files."""
+    end = 0
+    while end + 8 <= total:
+        file.seek(end)
+        header = file.read(16)
+        size = int.from_bytes(header[:4], "big")
+        if size == 1:
+            size = int.from_bytes(header[8:], "big")
+        if header[4:8] not in _BOXES or size < 8:  # not MP4, padding, or a box to the end
+            return None
+        end += size
+    return end
+
+
+def _end_of_segment(head: bytes) -> int | None:
+    """Matroska: an EBML header, then a segment, each with an id and a size of variable length."""
+    size, start = _ebml_size(head, 4)
+    if head[start + size : start + size + 4] != b"\x18\x53\x80\x67":
+        return None
+    size, start = _ebml_size(head, start + size + 4)
+    return start + size if size < _UNKNOWN_SIZE else None
+
+
+def _ebml_size(data: bytes, start: int) -> tuple[int, int]:
+    """The size at `start`, and where its content begins."""
+    first = data[start] if start < len(data) else 0
+    length = 9 - first.bit_length()
+    value = int.from_bytes(data[start : start + length], "big") & ((1 << 7 * length) - 1)
+    if value == (1 << 7 * length) - 1:
+        value = _UNKNOWN_SIZE
+    return value, start + length
 
 
 def riff_end(head: bytes, total: int) -> int:
