@@ -25,7 +25,8 @@ from test_console import REPORT
 from vtprune import __version__, demo, saving
 from vtprune.cli import COMMANDS, cli, output
 from vtprune.cli.config import load_config
-from vtprune.cli.flags import Flags, sampling_from
+from vtprune.cli.flags import sampling_from
+from vtprune.cli.options import Flags
 from vtprune.cli.results import json_file
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference import run

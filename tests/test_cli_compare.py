@@ -18,7 +18,7 @@ from test_comparison import COMPARISON
 
 from vtprune.cli import cli
 from vtprune.evaluation import contest
-from vtprune.evaluation.lineup import Lineup
+from vtprune.evaluation.variants import VariantList
 from vtprune.inference import run
 from vtprune.inference.comparison import Comparison
 from vtprune.models.base import Sampling
@@ -31,14 +31,19 @@ class FakeContest:
     result: Comparison = COMPARISON
     load: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
-    lineup: Lineup | None = None
+    lineup: VariantList | None = None
 
     def fake_load(self, **options: Any) -> str:
         self.load = options
         return "loaded"
 
     def run_lineup(
-        self, loaded: object, paths: Sequence[Any], question: str, lineup: Lineup, **options: Any
+        self,
+        loaded: object,
+        paths: Sequence[Any],
+        question: str,
+        lineup: VariantList,
+        **options: Any,
     ) -> Comparison:
         self.lineup = lineup
         self.asked = {"paths": [str(one.path) for one in paths], "question": question, **options}
@@ -98,12 +103,12 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert (fake.load["name"], fake.load["device"]) == ("qwen2.5-vl-7b", "cpu")
     assert fake.lineup is not None
-    asked = [(one.name, one.at, one.keep) for one in fake.lineup.entries if one.role == "asked"]
+    asked = [(one.name, one.at, one.keep) for one in fake.lineup.variants if one.role == "asked"]
     assert {(name, keep) for name, _, keep in asked} == {
         (name, keep) for name in ("entropy (norm=none)", "vtw", "long-video") for keep in (0.5, 0.2)
     }
     assert {at for name, at, _ in asked if name != "long-video"} == {"3"}
-    assert fake.lineup.entries[0].preset.seed == 7
+    assert fake.lineup.variants[0].preset.seed == 7
     assert asked[2][1] == "schedule"
     assert fake.asked["sampling"] == Sampling(frames=64, max_tiles=2)
     assert fake.asked["generation"] == run.Generation(5, system="short")
@@ -116,12 +121,12 @@ def test_defaults_are_the_default_preset_at_three_keeps(
 ) -> None:
     invoke(clip, "what?")
     assert fake.lineup is not None
-    asked = [(one.name, one.keep) for one in fake.lineup.entries if one.role == "asked"]
+    asked = [(one.name, one.keep) for one in fake.lineup.variants if one.role == "asked"]
     assert asked == [("balanced", 0.5), ("balanced", 0.3), ("balanced", 0.1)]
     assert fake.asked["repeats"] == 5
     own_config.write_text("preset: fast\n")
     invoke(clip, "what?", "--no-measure")
-    assert fake.lineup.entries[0].name == "fast"
+    assert fake.lineup.variants[0].name == "fast"
     assert fake.asked["repeats"] == 0
 
 

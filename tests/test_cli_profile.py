@@ -137,7 +137,7 @@ def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["--seconds", "0"], "--seconds 0 is out of range", "above 0"),
+        (["--seconds", "0"], "--seconds 0.0 is out of range", "above 0"),
         (["--seconds", "inf"], "--seconds inf is out of range", "above 0"),
         (["--repeats", "0"], "--repeats 0 is out of range", "1 or more"),
         (["--text-tokens", "0"], "--text-tokens 0 is out of range", "1 or more"),

@@ -14,8 +14,8 @@ from test_tuning import Answerer
 
 from vtprune import demo
 from vtprune.cli import cli
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.tuning import run as tuning
+from vtprune.evaluation.variants import UNPRUNED
 from vtprune.models import loading
 from vtprune.preset import load_preset
 
@@ -27,9 +27,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.holds = True
-        self.answerer = Answerer(
-            lambda number, asked, cell: self.holds and cell.entry.name == "fast"
-        )
+        self.answerer = Answerer(lambda number, asked, cell: self.holds and cell.name == "fast")
         self.loads: list[dict[str, object]] = []
 
     def load(self, **options: object) -> loading.Loaded:

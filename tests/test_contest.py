@@ -17,7 +17,7 @@ import vtprune
 from vtprune import demo
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation import contest
-from vtprune.evaluation.lineup import counts_of
+from vtprune.evaluation.variants import counts_after_cuts
 from vtprune.inference import compare, run
 from vtprune.inference.comparison import COLUMNS, Comparison, Row
 from vtprune.inference.run import Generation, Loaded
@@ -123,7 +123,7 @@ def test_random_and_uniform_follow_each_row_with_its_layers_and_counts(found: Co
             assert rows[place + 1 : place + 3] == beside
             for one in beside:
                 assert one.tokens is not None
-                assert counts_of(one.tokens["stages"]) == counts_of(stages)  # type: ignore[arg-type]
+                assert counts_after_cuts(one.tokens["stages"]) == counts_after_cuts(stages)  # type: ignore[arg-type]
                 assert one.tokens["keep_mean"] == own.tokens["keep_mean"]
 
 
@@ -281,7 +281,7 @@ def test_a_method_that_refuses_is_a_row_with_its_reason(
     row = pick(found, "entropy", 0.5)
     assert row.error == "it reads what is not there (choose another)"
     assert row.to_dict().keys() == {"role", "method", "preset", "at", "keep", "error"}
-    assert any(one.startswith("entropy at ecl, keep 0.5: not run: it reads") for one in
+    assert any(one.startswith("entropy at ecl keep 0.5: not run: it reads") for one in
                found.warnings)  # fmt: skip
     assert pick(found, "vtw", 0.5).compare
 
@@ -308,7 +308,7 @@ def test_a_keep_that_can_not_be_reached_is_a_row_with_the_lowest_that_can(
 def test_counts_that_a_baseline_did_not_meet_are_no_row_of_figures(
     loaded: Loaded, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest, "counts_of", lambda stages: ((1, 1),) if stages else ())
+    monkeypatch.setattr(contest, "counts_after_cuts", lambda stages: ((1, 1),) if stages else ())
     found = vtprune.compare_methods(
         loaded, picture, "what?", ["entropy"], [0.5], at=2, generation=SHORT, repeats=0
     )

@@ -31,14 +31,14 @@ def test_the_first_part_ends_with_a_file() -> None:
 
 
 def test_the_headline_has_presets_baselines_and_rivals() -> None:
-    names = {cell.entry.name for cell in CELLS if in_headline(cell, ("fastv",))}
+    names = {cell.name for cell in CELLS if in_headline(cell, ("fastv",))}
     assert names == {"unpruned", "fast", "random", "uniform", "downsample", "fastv"}
 
 
 def test_no_cell_is_asked_twice() -> None:
     keys = [cell.key for cell in CELLS]
     assert len(keys) == len(set(keys))
-    assert {cell.row for cell in CELLS if cell.beside} == {
+    assert {cell.row for cell in CELLS if cell.matches} == {
         f"{name} beside fast at input, horizon keep {keep}"
         for name in ("random", "uniform")
         for keep in (0.5, 0.3)
@@ -77,8 +77,8 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
             book = Book(whole.path(part, rank), {})
             for place, number in enumerate(own):
                 book.add([
-                    Record(place, cell.key, score=float(number % 3 == 0 or cell.entry.keep == 1),
-                           keep_mean=cell.entry.keep or 0)
+                    Record(place, cell.key, score=float(number % 3 == 0 or cell.keep == 1),
+                           keep_mean=cell.keep or 0)
                     for cell in part.cells
                 ])  # fmt: skip
             book.close()

@@ -14,8 +14,8 @@ from PIL import Image
 import vtprune
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import cells_of
 from vtprune.evaluation.records import Book
+from vtprune.evaluation.variants import list_variants, repeat_variants
 from vtprune.inference import compare, downsampling, run
 from vtprune.inference.downsampling import Look, count, shrink
 from vtprune.inference.questions_file import Asked
@@ -367,7 +367,7 @@ def test_questions_are_evaluated_on_less_of_each_file(checkpoints, clip: Path) -
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(clip, "what?"), Asked(clip, "where is it?")]
     settings = Settings(generation=SHORT)
-    _, cells = cells_of(["downsample", "predictable"], [0.5, 0.05], [], seeds=1)
+    cells = repeat_variants(list_variants(["downsample", "predictable"], [0.5, 0.05]), 1)
     book = Book(None, {})
     answer_all(loaded, asked, cells, book, settings)
     key = {cell.row: cell.key for cell in cells}

@@ -11,11 +11,11 @@ from conftest import save_clip, save_noise
 
 from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import cells_of, fingerprint
 from vtprune.evaluation.intervals import difference, estimate, holm
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.run import Plan, evaluate, head_of
 from vtprune.evaluation.scoring import chosen, pick_metric, score
+from vtprune.evaluation.variants import fingerprint, list_variants, repeat_variants
 from vtprune.inference import run
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation
@@ -141,7 +141,7 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
     loaded = run.load(str(checkpoints("llava_onevision")))
     picture = save_noise(tmp_path / "a.png", 90, 150)
     asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
-    cells = cells_of(["entropy", "predictable"], [0.7], [], seeds=1)[1]
+    cells = repeat_variants(list_variants(["entropy", "predictable"], [0.7]), 1)
     book = Book(None, {})
     answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
     whole = [one for one in book.records.values() if not one.error]
@@ -154,7 +154,7 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
 def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = (Asked(save_noise(tmp_path / "a.png", 60, 60), "what?", "red"),)
-    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     settings = Settings(generation=Generation(max_new_tokens=3))
     evaluate(loaded, Plan(asked, cells), settings, tmp_path / "answers.jsonl")
     for other in (
@@ -187,8 +187,8 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     loaded = run.load(str(checkpoints("llava_onevision")))
     pictures = [save_noise(tmp_path / "a.png", 90, 150), save_noise(tmp_path / "b.png", 60, 60)]
     asked = [Asked(one, question) for one in pictures for question in ("what?", "where is it?")]
-    _, cells = cells_of(["entropy", "vtw"], [0.7, 0.6], [], seeds=2, beside=True)
-    cells = [cell for cell in cells if cell.entry.method != "downsample"]  # smaller pictures
+    cells = repeat_variants(list_variants(["entropy", "vtw"], [0.7, 0.6]), 2, matched=True)
+    cells = [cell for cell in cells if cell.method != "downsample"]  # smaller pictures
     calls: list[int] = []
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
@@ -198,13 +198,13 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     assert len(calls) == len(pictures)
     assert len(book.records) == len(asked) * len(cells)
     told = {record.error for record in book.records.values()}
-    assert told == {"", "the row that it stands beside cuts nothing past the input"}
+    assert told == {"", "no matching cut: the compared method cuts only at the input"}
 
 
 def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     picture = save_noise(tmp_path / "a.png", 60, 60)
-    cells = tuple(cells_of(["uniform"], [0.5], [], seeds=5)[1])
+    cells = tuple(repeat_variants(list_variants(["uniform"], [0.5]), 5))
     settings = Settings(generation=Generation(max_new_tokens=3))
     said = {}
     for answers in ((None, None), ("red", None), ("red", "blue")):
@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
     cut = tmp_path / "cut.png"
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
     asked = [Asked(cut, "what?"), Asked(whole, "what?"), Asked(cut, "where?")]
-    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     settings = Settings(generation=Generation(max_new_tokens=3))
     book = tmp_path / "answers.jsonl"
     found = evaluate(loaded, Plan(tuple(asked), cells), settings, book)
@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
     assert book.read_text().count("\n") == before.count("\n") + 2 * len(cells)
     # Broken again, its answers from then are in no row.
     cut.write_bytes((tmp_path / "long.png").read_bytes()[:4000])
-    more = tuple(cells_of(["entropy", "vtw"], [0.7], [], seeds=1)[1])
+    more = tuple(repeat_variants(list_variants(["entropy", "vtw"], [0.7]), 1))
     found = evaluate(loaded, Plan(tuple(asked), more), settings, book)
     assert (found.questions, {row.questions for row in found.rows}) == (1, {1})
 
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
 def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(save_clip(tmp_path / f"clip {num}", num), "what?") for num in (3, 9)]
-    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(MediaError, match="no frame from 5 s on"):
         evaluate(loaded, Plan(tuple(asked), cells), Settings(sampling=Sampling(start=5.0)))
 
@@ -261,6 +261,6 @@ def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Pat
     loaded = run.load(str(checkpoints("llava_onevision")))
     cut = tmp_path / "cut.png"
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
-    cells = tuple(cells_of(["entropy"], [0.7], [], seeds=1)[1])
+    cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(DamagedError, match=r"cut\.png"):
         evaluate(loaded, Plan((Asked(cut, "what?"),), cells))

@@ -43,7 +43,7 @@ LIGHT = (
     "vtprune.preset.schema",
     "vtprune.preset",
     "vtprune.preset.calibration",
-    "vtprune.evaluation.lineup",
+    "vtprune.evaluation.variants",
     "vtprune.pruners",
     "vtprune.models",
     "vtprune.models.names",

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from vtprune._dev.training.redundancy import norm_cells, rank, report
-from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Record
+from vtprune.evaluation.variants import Variant
 from vtprune.inference.questions_file import Asked
 
 CELLS = norm_cells(2, keeps=(0.5, 0.1), seeds=2)
 
 
 def test_baselines_stand_at_the_input_and_once_at_the_cut() -> None:
-    places = [(cell.entry.name, cell.entry.keep, bool(cell.beside)) for cell in CELLS]
+    places = [(cell.name, cell.keep, bool(cell.matches)) for cell in CELLS]
     for keep in (0.5, 0.1):
         assert places.count(("random", keep, True)) == 2  # two seeds
         assert places.count(("random", keep, False)) == 2
@@ -29,9 +29,9 @@ def test_baselines_stand_at_the_input_and_once_at_the_cut() -> None:
 
 def test_what_stands_beside_cuts_where_entropy_does() -> None:
     keys = {cell.key for cell in CELLS}
-    assert all(cell.beside in keys for cell in CELLS if cell.beside)
-    stages = [stage for cell in CELLS if cell.entry.name == "norm none"
-              for stage in cell.entry.preset.stages or ()]  # fmt: skip
+    assert all(cell.matches.key in keys for cell in CELLS if cell.matches)
+    stages = [stage for cell in CELLS if cell.name == "norm none"
+              for stage in cell.preset.stages or ()]  # fmt: skip
     assert {(stage.at, stage.method, dict(stage.options)["norm"]) for stage in stages} == {
         ("2", "entropy", "none")
     }
@@ -60,9 +60,9 @@ def test_the_table_says_which_keeps_cannot_be_had() -> None:
     assert lines[-1].startswith("Keep 0.1 can't be had by a cut at layer 2")
 
 
-def past(cell: Cell) -> bool:
+def past(cell: Variant) -> bool:
     """Whether a cell cuts past the input with a keep that two whole layers have spent."""
-    return cell.entry.keep == 0.1 and bool(cell.beside or "norm" in cell.entry.name)
+    return cell.keep == 0.1 and bool(cell.matches or "norm" in cell.name)
 
 
 def test_rank_tells_spread_and_agreement() -> None:

@@ -18,10 +18,10 @@ from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.evaluation import answering, second
-from vtprune.evaluation.cells import SECOND
 from vtprune.evaluation.columns import Column
 from vtprune.evaluation.second import Conversation, converse, forced_second, greedy_second
 from vtprune.evaluation.turns import second_of
+from vtprune.evaluation.variants import FOLLOW_UP
 from vtprune.inference import run
 from vtprune.inference.answers import Prompt, extend, forced_logits, prepare
 from vtprune.inference.questions_file import Asked
@@ -157,11 +157,11 @@ def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
     asked = [Asked(Path(f"{i // 2}.png"), "?", "yes") for i in range(8)]
     columns = {
         "unpruned": column(dict.fromkeys(range(8), 1.0)),
-        "unpruned" + SECOND: column({i: float(i != 0) for i in range(8)}),  # 7 of 8
+        "unpruned" + FOLLOW_UP: column({i: float(i != 0) for i in range(8)}),  # 7 of 8
         "fastv": column({i: float(i != 1) for i in range(8)}),  # 7 of 8
-        "fastv" + SECOND: column({i: float(i > 3) for i in range(8)}),  # 4 of 8
+        "fastv" + FOLLOW_UP: column({i: float(i > 3) for i in range(8)}),  # 4 of 8
     }
-    found = second_of(asked, "fastv", "unpruned", columns, SECOND)
+    found = second_of(asked, "fastv", "unpruned", columns, FOLLOW_UP)
     assert found is not None
     assert (found.questions, found.quality.mean) == (8, 0.5)
     assert (found.unpruned, found.fresh) == (7 / 8, 7 / 8)
@@ -171,7 +171,7 @@ def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
     assert found.change.mean == pytest.approx(-2 / 8)
     told = found.to_dict(labelled=True)
     assert told["accuracy"] == 0.5
-    own = second_of(asked, "unpruned", "unpruned", columns, SECOND)
+    own = second_of(asked, "unpruned", "unpruned", columns, FOLLOW_UP)
     assert own is not None
     assert own.change.mean == own.change.low == own.change.high == 0
 
@@ -180,16 +180,16 @@ def test_only_questions_that_were_asked_both_ways_count() -> None:
     asked = [Asked(Path(f"{i // 2}.png"), "?") for i in range(5)]
     columns = {
         "unpruned": column(dict.fromkeys(range(5), 1.0), labelled=False),
-        "unpruned" + SECOND: column(dict.fromkeys(range(4), 1.0), labelled=False),
+        "unpruned" + FOLLOW_UP: column(dict.fromkeys(range(4), 1.0), labelled=False),
         "fast": column(dict.fromkeys(range(5), 1.0), labelled=False),
-        "fast" + SECOND: column({0: 1.0, 1: 0.0, 2: 1.0}, labelled=False),
+        "fast" + FOLLOW_UP: column({0: 1.0, 1: 0.0, 2: 1.0}, labelled=False),
     }
-    found = second_of(asked, "fast", "unpruned", columns, SECOND)
+    found = second_of(asked, "fast", "unpruned", columns, FOLLOW_UP)
     assert found is not None
     assert (found.questions, found.quality.mean) == (3, pytest.approx(2 / 3))
     assert found.to_dict(labelled=False)["accuracy"] is None
-    del columns["fast" + SECOND]
-    assert second_of(asked, "fast", "unpruned", columns, SECOND) is None
+    del columns["fast" + FOLLOW_UP]
+    assert second_of(asked, "fast", "unpruned", columns, FOLLOW_UP) is None
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def rows(questions: Path) -> dict[str, Any]:
 
 
 def test_every_row_says_what_its_second_questions_came_to(rows: dict[str, Any]) -> None:
-    assert not [name for name in rows if SECOND in name]
+    assert not [name for name in rows if FOLLOW_UP in name]
     base = rows["unpruned"]["second"]
     assert base["questions"] == 4  # a file's only question is never a second one
     assert base["accuracy"] == base["unpruned"]

@@ -13,8 +13,6 @@ from test_answers import loaded_tiny
 
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.answering import Settings
-from vtprune.evaluation.cells import Cell
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.tuning import bound, candidates, run
 from vtprune.evaluation.tuning.bound import (
@@ -26,6 +24,7 @@ from vtprune.evaluation.tuning.bound import (
 )
 from vtprune.evaluation.tuning.candidates import Plan, plan, split
 from vtprune.evaluation.tuning.result import Tuned
+from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.questions_file import Asked
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
@@ -154,13 +153,13 @@ def test_the_split_follows_from_names_and_seed_alone() -> None:
 
 def test_candidates_are_the_packaged_presets_and_two_baselines() -> None:
     made = plan(asked_about(30), 0.8, [0.5])
-    names = {one.method or one.preset.name for one in made.lineup.entries}
+    names = {one.method or one.preset.name for one in made.lineup.variants}
     assert names == {*preset_names(), "uniform", "downsample"}
 
 
 def test_presets_and_methods_can_be_named() -> None:
     made = plan(asked_about(30), 0.8, [0.5], ["fast"], ["random"])
-    names = [one.method or one.preset.name for one in made.lineup.entries]
+    names = [one.method or one.preset.name for one in made.lineup.variants]
     assert names == ["random", "fast", "uniform", "downsample"]
 
 
@@ -206,7 +205,7 @@ def test_what_can_not_be_tried_is_refused() -> None:
 
 # -- the search and the test ---------------------------------------------------------------------
 
-Rule = Callable[[int, Asked, Cell], Any]
+Rule = Callable[[int, Asked, Variant], Any]
 
 
 class Answerer:
@@ -220,7 +219,7 @@ class Answerer:
         self,
         loaded: Loaded,
         asked: Sequence[Asked],
-        cells: Sequence[Cell],
+        cells: Sequence[Variant],
         book: Book,
         settings: Settings,
         on_progress: Any = None,
@@ -233,7 +232,7 @@ class Answerer:
             if on_progress:
                 on_progress("answering", number + 1, len(asked))
 
-    def record(self, number: int, asked: Asked, cell: Cell) -> Record:
+    def record(self, number: int, asked: Asked, cell: Variant) -> Record:
         right = self.right(asked)
         if cell.key == UNPRUNED:
             score = None if asked.answer is None else float(right)
@@ -241,7 +240,7 @@ class Answerer:
         kept = self.rule(number, asked, cell)
         if isinstance(kept, str):
             return Record(number, cell.key, error=kept)
-        keep = cell.entry.keep or 0.25
+        keep = cell.keep or 0.25
         score = None if asked.answer is None else float(right and kept)
         return Record(number, cell.key, "yes" if kept else "no", score, same=bool(kept),
                       divergence=1 - keep, keep_mean=keep, first=2 * keep)  # fmt: skip
@@ -266,8 +265,8 @@ def tuned(
 def down_to(keep: float, name: str = "fast") -> Rule:
     """Nothing is lost by one preset down to a keep; all others lose every third answer."""
 
-    def rule(number: int, asked: Asked, cell: Cell) -> bool:
-        own = cell.entry.preset.name == name and (cell.entry.keep or 1) >= keep
+    def rule(number: int, asked: Asked, cell: Variant) -> bool:
+        own = cell.preset.name == name and (cell.keep or 1) >= keep
         return own or (hash(asked.question) % 3 != 0 and int(asked.file.stem[5:]) % 3 != 0)
 
     return rule
@@ -304,8 +303,8 @@ def test_the_order_is_fixed_by_the_search_and_a_failure_ends_it(
     searched = {one.file for one in made.part(False)}
     bad = {one.file for one in made.part(True)[:9]}
 
-    def rule(number: int, asked: Asked, cell: Cell) -> bool:
-        name, keep = cell.entry.name, cell.entry.keep
+    def rule(number: int, asked: Asked, cell: Variant) -> bool:
+        name, keep = cell.name, cell.keep
         if name == "entropy":
             return True  # divergence rises as keep falls: each keep is better than those below
         if keep == 0.5 and name == "fast":
@@ -318,9 +317,9 @@ def test_the_order_is_fixed_by_the_search_and_a_failure_ends_it(
         "entropy at ecl at keep 0.1",
     ]  # fmt: skip
 
-    def worse(number: int, asked: Asked, cell: Cell) -> bool:
-        keep = cell.entry.keep
-        return cell.entry.name == "entropy" and not (keep == 0.3 and asked.file in bad)
+    def worse(number: int, asked: Asked, cell: Variant) -> bool:
+        keep = cell.keep
+        return cell.name == "entropy" and not (keep == 0.3 and asked.file in bad)
 
     found = tuned(loaded, monkeypatch, made, Answerer(worse))
     # Keep 0.1 loses nothing, but comes after one that fails.
@@ -333,8 +332,8 @@ def test_what_a_lower_keep_beats_is_not_tested(
     made = plan(asked_about(60), 0.8, [0.7, 0.5, 0.3], ["fast"])
     lost = {made.part(False)[0].file}
 
-    def rule(number: int, asked: Asked, cell: Cell) -> bool:
-        return cell.entry.name == "fast" and not (cell.entry.keep == 0.5 and asked.file in lost)
+    def rule(number: int, asked: Asked, cell: Variant) -> bool:
+        return cell.name == "fast" and not (cell.keep == 0.5 and asked.file in lost)
 
     answerer = Answerer(rule)
     found = tuned(loaded, monkeypatch, made, answerer)
@@ -424,8 +423,8 @@ def test_a_candidate_that_can_not_run_is_left_out_with_its_reason(
 ) -> None:
     made = plan(asked_about(60), 0.8, [0.5], ["fast", "balanced"])
 
-    def rule(number: int, asked: Asked, cell: Cell) -> Any:
-        return "no such budget" if cell.entry.name == "balanced" else cell.entry.name == "fast"
+    def rule(number: int, asked: Asked, cell: Variant) -> Any:
+        return "no such budget" if cell.name == "balanced" else cell.name == "fast"
 
     found = tuned(loaded, monkeypatch, made, Answerer(rule))
     assert found.chosen is not None
@@ -441,8 +440,8 @@ def test_a_candidate_that_fails_to_run_on_the_held_out_part_ends_the_test(
     made = plan(asked_about(60), 0.8, [0.7, 0.5], ["fast"])
     last = made.part(True)[-1].file
 
-    def rule(number: int, asked: Asked, cell: Cell) -> Any:
-        if asked.file == last and cell.entry.keep == 0.7:
+    def rule(number: int, asked: Asked, cell: Variant) -> Any:
+        if asked.file == last and cell.keep == 0.7:
             return "too large"
         return True
 
@@ -471,8 +470,8 @@ def test_the_file_looks_at_as_much_of_the_media_as_was_looked_at(
     made = plan(asked_about(60), 0.8, [0.5], ["document"])
     settings = Settings(sampling=Sampling(frames=12, max_tiles=3, start=1.5))
 
-    def rule(number: int, asked: Asked, cell: Cell) -> bool:
-        return cell.entry.name == "document"
+    def rule(number: int, asked: Asked, cell: Variant) -> bool:
+        return cell.name == "document"
 
     found = tuned(loaded, monkeypatch, made, Answerer(rule), settings=settings)
     path = tmp_path / "mine.yaml"

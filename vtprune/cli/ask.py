@@ -10,21 +10,17 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
-    MAX_NEW_TOKENS,
-    Flags,
-    check_ranges,
     limits_from,
     loading_from,
     media_and_questions,
     preset_from,
     sampling_from,
 )
-from vtprune.cli.help import Option, SectionedCommand, section
-from vtprune.cli.options import media_options, model_options, one_way_options
-from vtprune.cli.results import check_saves, json_file, save_option, write_saves
+from vtprune.cli.help import Command, Option
+from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.results import check_saves, json_file, write_saves
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.inference.gathering import Gathered
     from vtprune.inference.report import Report
     from vtprune.media import Source
@@ -39,51 +35,44 @@ Examples:
   echo "what is this?" | vtprune ask photo.jpg -
 """
 
-_answer, _output = section("Answer"), section("Output")
 
-
-# fmt: off
-@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
-@one_way_options
-@section("Pruning")("--compare", is_flag=True, help="Run without pruning too, greedily, and "
-                    "measure the speed-up.")
-@model_options
-@media_options
-@_answer("-q", "--question", multiple=True, metavar="TEXT", help="A question; repeatable. Every "
-         "positional argument is then media, and is encoded once.")
-@_answer("--system", metavar="TEXT", help="System prompt.")
-@_answer("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  "
-         f"[default: {MAX_NEW_TOKENS}]")
-@_answer("--temperature", type=float, default=0.0, metavar="T",
-         help="Above 0: sample the answer.  [default: 0]")
-@_answer("--top-p", type=float, default=1.0, metavar="P", help="Sample from the likeliest tokens "
-         "that make up P.  [default: 1]")
-@_output("--json", is_flag=True, help="Print the report as JSON instead of the answer, one line a "
-         "question.")
-@save_option(("the report, of several questions a list", ".json"), ("one report a line", ".jsonl"))
-@_output("--quiet", is_flag=True, help="Print the answer only.")
+@takes(
+    *ONE_WAY,
+    "compare",
+    *MODEL,
+    *MEDIA,
+    "question",
+    "system",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "json",
+    "saves",
+    "quiet",
+    default_words={"preset": "balanced", "max_new_tokens": str(MAX_NEW_TOKENS)},
+    save=[("the report, of several questions a list", ".json"), ("one report a line", ".jsonl")],
+)
 @click.version_option(
     __version__, "-V", "--version", message="vtprune %(version)s", cls=Option, section="Other"
 )
-def ask(inputs: tuple[str, ...], **values: object) -> None:
+def ask(inputs: tuple[str, ...], flags: Flags) -> None:
     """Answer a question about pictures or videos.
 
     MEDIA are files, or directories of numbered pictures, which are read as a video. The QUESTION -
     is read from standard input. The answer goes to standard output as it is produced, everything
     else to standard error.
 
-    The config file (on Linux ~/.config/vtprune/config.yaml) can set model, preset, device, dtype,
-    attention, system and max_new_tokens.
+    The config file (on Linux ~/.config/vtprune/config.yaml) can set model, device, dtype,
+    attention, preset, system and max_new_tokens.
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
 
     began = click.get_current_context().obj or time.perf_counter()
-    flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     paths, questions = media_and_questions(inputs, flags.question)
-    check_ranges(flags)
     preset = preset_from(flags, user)
     check_saves(flags.saves, (".json", ".jsonl"), paths)
     with output.libraries_silenced():
@@ -96,12 +85,11 @@ def ask(inputs: tuple[str, ...], **values: object) -> None:
         ".jsonl": lines.encode,
     }
     list(write_saves(flags.saves, makers))
-# fmt: on
 
 
 def _answers(
     flags: Flags,
-    user: Config,
+    user: Flags,
     preset: Preset,
     paths: list[str],
     questions: list[str],

@@ -12,23 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.flags import Flags, limits_from, read_question, sampling_from
-from vtprune.cli.help import section
+from vtprune.cli.flags import limits_from, read_question, sampling_from
+from vtprune.cli.options import Flags
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.evaluation.answering import Settings
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.preset import Preset
-
-answers_option = section("Output")(
-    "--answers", type=click.Path(path_type=Path), metavar="FILE",
-    help="Keep every answer in FILE, one line each, as it comes; run again, it goes on from there. "
-    "Not the result, which --save writes at the end.",
-)  # fmt: skip
-"""The file that a killed run goes on from."""
 
 LONGEST = 64  # tokens of an answer
 DEMO, DEMO_QUESTIONS = "demo", 200
@@ -109,7 +101,7 @@ def listed_or_media(
     return asked, source
 
 
-def settings_from(flags: Flags, user: Config, media: Preset, metric: str, demo: bool) -> Settings:
+def settings_from(flags: Flags, user: Flags, media: Preset, metric: str, demo: bool) -> Settings:
     """How questions are asked and scored.
 
     Args:

@@ -11,21 +11,16 @@ import click
 
 from vtprune.cli.asking import LONGEST, listed_or_media
 from vtprune.cli.flags import (
-    Flags,
-    check_number,
-    check_ranges,
     limits_from,
     loading_from,
-    method_options,
     sampling_from,
 )
-from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, search_options, uncalibrated_options
-from vtprune.cli.results import CHARTS, charts, check_saves, json_file, save_option, write_saves
+from vtprune.cli.help import Command
+from vtprune.cli.options import LOADING, MEDIA, Flags, method_options, takes
+from vtprune.cli.results import CHARTS, charts, check_saves, json_file, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.evaluation.calibrate import Measured
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
@@ -39,8 +34,6 @@ Examples:
   vtprune ask clip.mp4 "what happens?" --calibration c.yaml --preset p.yaml
 """
 
-_ask, _output = section("Questions"), section("Output")
-_search = section("Search for a schedule")
 FORMATS = (".yaml", ".yml", ".json", *CHARTS)
 
 
@@ -63,36 +56,35 @@ class Wanted:
     preset: Path | None
 
 
-# fmt: off
-@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
-@_ask("-q", "--question", multiple=True, metavar="TEXT",
-      help="Asked about every MEDIA file; repeatable.")
-@_ask("--system", metavar="TEXT", help="System prompt.")
-@_ask("--max-new-tokens", type=int, metavar="N", help="The longest answer of the model itself, to "
-      f"a question without one.  [default: {LONGEST}]")
-@_ask("--windows", type=int, default=0, metavar="N", help="Measure, on N files, what the text "
-      "reads from single 2 x 2 windows of tokens too.  [default: 0]")
-@_ask("--seed", type=int, metavar="N", help="Seed of the intervals.  [default: 0]")
-@uncalibrated_options
-@media_options
-@_search("--propose", type=float, metavar="KEEP", help="Try a few schedules that keep this "
-         "fraction of the visual tokens, averaged over the layers.")
-@search_options
-@_search("--propose-preset", type=click.Path(path_type=Path), metavar="FILE",
-         help="Write the best of them to FILE as a preset; --save writes the calibration, which is "
-         "YAML too.")
-@save_option(("the calibration, for --calibration of vtprune ask", ".yaml"),
-             ("everything", ".json"), ("the curves drawn", ".png or .svg"), required=True)
-@_output("--json", is_flag=True, help="Print everything as one JSON object.")
-@_output("--quiet", is_flag=True, help="Print the tables only.")
-def calibrate(
-    inputs: tuple[str, ...],
-    windows: int,
-    propose: float | None,
-    propose_preset: Path | None,
-    **values: object,
-) -> None:
+@takes(
+    "question",
+    "system",
+    "windows",
+    "max_new_tokens",
+    "seed",
+    *LOADING,
+    *MEDIA,
+    "propose",
+    "methods",
+    "option",
+    "propose_preset",
+    "saves",
+    "json",
+    "quiet",
+    default_words={
+        "max_new_tokens": str(LONGEST),
+        "methods": "spread,entropy,random,uniform, for --propose",
+    },
+    save=[
+        ("the calibration, for --calibration of vtprune ask", ".yaml"),
+        ("everything", ".json"),
+        ("the curves drawn", ".png or .svg"),
+    ],
+    needs_save=True,
+)
+def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     """Find the layers where a model can be cut, on questions of yours.
 
     The entropy collapse layer (ecl) is where the visual tokens begin to say the same; the
@@ -102,24 +94,26 @@ def calibrate(
     own. With an answer, its probability is what counts; without, agreement: whether the unpruned
     model's own is still given. 50 files or more are wanted.
     """
-    # fmt: on
     from vtprune.cli.calibrated import show_calibration
     from vtprune.cli.config import load_config
     from vtprune.cli.output import libraries_silenced, to_json
 
-    flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     wanted = Wanted(
-        windows, propose, flags.methods, method_options(flags.option), propose_preset
+        flags.windows,
+        flags.propose,
+        flags.methods,
+        method_options(flags.option),
+        flags.propose_preset,
     )
-    _check(flags, wanted)
+    _check(wanted)
     limits = limits_from(flags)
     asked, source = listed_or_media(inputs, flags.question, limits)
     check_saves(
         flags.saves,
         FORMATS,
         [*inputs, *(one.file for one in asked)],
-        {"--propose-preset": propose_preset},
+        {"--propose-preset": flags.propose_preset},
     )
     written: list[Path] = []
     with libraries_silenced():
@@ -134,14 +128,12 @@ def calibrate(
                 show_calibration(measured, written, flags.quiet)
 
 
-def _check(flags: Flags, wanted: Wanted) -> None:
+def _check(wanted: Wanted) -> None:
     """Refuses what can't be, before anything is read."""
-    from vtprune.evaluation.lineup import split_options
+    from vtprune.evaluation.variants import split_options
     from vtprune.preset import check_keep
     from vtprune.pruners import check_options, find_method
 
-    check_ranges(flags)
-    check_number("windows", wanted.windows, 0)
     if wanted.keep is not None:
         check_keep(wanted.keep)
         for name in wanted.methods:
@@ -162,7 +154,7 @@ def _check(flags: Flags, wanted: Wanted) -> None:
 
 
 def _measure(
-    flags: Flags, user: Config, wanted: Wanted, asked: list[Asked], source: str, limits: Limits
+    flags: Flags, user: Flags, wanted: Wanted, asked: list[Asked], source: str, limits: Limits
 ) -> Measured:
     from vtprune.cli.output import progress_line
     from vtprune.evaluation.calibrate import Settings, calibrate

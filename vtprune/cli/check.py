@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli import complete
 from vtprune.cli.flags import (
-    Flags,
-    check_ranges,
     limits_from,
     loading_from,
-    method_options,
     sampling_from,
 )
-from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, model_options
-from vtprune.cli.results import check_saves, json_file, save_option, write_saves
+from vtprune.cli.help import Command
+from vtprune.cli.options import MEDIA, MODEL, ONE_WAY, Flags, method_options, takes
+from vtprune.cli.results import check_saves, json_file, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.evaluation.checking.cuts import Wanted
     from vtprune.evaluation.checking.result import Checked
     from vtprune.media import Source
@@ -35,30 +30,20 @@ Examples:
   vtprune check page.png --model internvl3-8b --preset document
 """
 
-_pruning, _output = section("Pruning"), section("Output")
 
-
-# fmt: off
-@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("media", nargs=-1, metavar="[MEDIA]...")
-@_pruning("--keep", metavar="FRACTION", help="Kept fraction of the visual tokens, averaged over "
-          "the decoder's layers.  [default: 0.5]")
-@_pruning("--method", metavar="NAME", shell_complete=complete.complete_method,
-          help="The method that chooses the tokens, where no preset is given.  [default: random]")
-@_pruning("--at", metavar="PLACE", shell_complete=complete.complete_place,
-          help="Check one cut of --method here alone: input, ecl, horizon, a layer number or a "
-          "depth such as 60%.")
-@_pruning("--preset", metavar="NAME", shell_complete=complete.complete_preset,
-          help="Check the cuts of a packaged preset or a file.")
-@_pruning("-o", "option", multiple=True, metavar="KEY=VALUE",
-          shell_complete=complete.complete_option, help="An option of the method; repeatable.")
-@_pruning("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
-@model_options
-@media_options
-@_output("--json", is_flag=True, help="Print one JSON object instead of the table.")
-@save_option(("the result", ".json"))
-@_output("--quiet", is_flag=True, help="Print the table only.")
-def check(media: tuple[str, ...], **values: object) -> None:
+@takes(
+    *ONE_WAY,
+    *MODEL,
+    *MEDIA,
+    "json",
+    "saves",
+    "quiet",
+    default_words={"keep": "0.5", "method": "random", "preset": "cuts of one method"},
+    save=[("the result", ".json")],
+)
+def check(media: tuple[str, ...], flags: Flags) -> None:
     """Prove on this machine that a pruned model equals the masked one.
 
     Runs the model with visual tokens cut at its input, at one layer, at two layers and before the
@@ -70,14 +55,12 @@ def check(media: tuple[str, ...], **values: object) -> None:
     The exit code is 0 only if no case differs and the cuts at the input and at one layer were
     compared; a case that the model does not take has a row with the reason.
     """
-    # fmt: on
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.checking import show_check, show_notes
     from vtprune.media import open_sources
 
-    flags, user = Flags(**values), load_config()  # type: ignore[arg-type]
-    check_ranges(flags)
+    user = load_config()
     check_saves(flags.saves, (".json",), media)
     wanted = wanted_from(flags)
     with output.libraries_silenced():
@@ -116,7 +99,7 @@ def wanted_from(flags: Flags) -> Wanted:
     )
 
 
-def run(flags: Flags, user: Config, wanted: Wanted, sources: Sequence[Source]) -> Checked:
+def run(flags: Flags, user: Flags, wanted: Wanted, sources: Sequence[Source]) -> Checked:
     """The check, with progress on standard error."""
     from vtprune.cli.output import progress_line
     from vtprune.evaluation.checking.check import check as run_check

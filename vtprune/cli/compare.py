@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli.flags import (
-    MAX_NEW_TOKENS,
-    Flags,
-    check_ranges,
     limits_from,
     loading_from,
     media_and_questions,
@@ -18,8 +15,8 @@ from vtprune.cli.flags import (
     rows_asked,
     sampling_from,
 )
-from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, model_options, row_options
+from vtprune.cli.help import Command
+from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ROWS, Flags, takes
 from vtprune.cli.results import (
     CHARTS,
     SUFFIXES,
@@ -27,14 +24,12 @@ from vtprune.cli.results import (
     charts,
     check_saves,
     json_file,
-    save_option,
     write_saves,
 )
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
-    from vtprune.evaluation.lineup import Lineup
+    from vtprune.evaluation.variants import VariantList
     from vtprune.inference.comparison import Comparison
 
 EPILOG = """\b
@@ -45,30 +40,28 @@ Examples:
     --save speed.png
 """
 
-_time, _answer, _output = section("Measuring"), section("Answer"), section("Output")
 
-
-# fmt: off
-@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
-@row_options()
-@_time("--repeats", type=int, default=5, show_default=True, metavar="N",
-       help="How often each row is timed, beside the unpruned model.")
-@_time("--no-measure", is_flag=True, help="Answers and counts only, which is much faster.")
-@model_options
-@media_options
-@_answer("--system", metavar="TEXT", help="System prompt.")
-@_answer("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  "
-         f"[default: {MAX_NEW_TOKENS}]")
-@_output("--json", is_flag=True, help="Print one JSON object instead of the table.")
-@save_option(("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg"))
-@_output("--quiet", is_flag=True, help="Print the table only.")
-def compare(
-    inputs: tuple[str, ...],
-    repeats: int,
-    no_measure: bool,
-    **values: object,
-) -> None:
+@takes(
+    *ROWS,
+    "repeats",
+    "no_measure",
+    *MODEL,
+    *MEDIA,
+    "system",
+    "max_new_tokens",
+    "json",
+    "saves",
+    "quiet",
+    defaults={"keeps": ("0.5,0.3,0.1",)},
+    default_words={
+        "presets": "balanced, where no method is named",
+        "max_new_tokens": str(MAX_NEW_TOKENS),
+    },
+    save=[("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg")],
+)
+def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     """Compare methods and presets on one question.
 
     The table has the unpruned model first, then every method and preset at every keep, and always
@@ -76,29 +69,23 @@ def compare(
     counts of each row that cuts deeper than the input. Every row is timed beside the unpruned
     model. MEDIA and QUESTION are as for `vtprune ask`.
     """
-    # fmt: on
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.comparison import show_comparison, show_notes
 
     began = click.get_current_context().obj or time.perf_counter()
-    flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
     paths, questions = media_and_questions(inputs, ())
-    check_ranges(flags)
-    lineup = _line_up(flags, user)
-    if repeats < 1:
-        raise VtpruneError(f"--repeats {repeats} is out of range", "1 or more; 5 to rely on")
+    lineup = _list_variants(flags, user)
     check_saves(flags.saves, SUFFIXES, paths)
     drawn = [path for path in flags.saves if path.suffix.lower() in CHARTS]
-    if drawn and no_measure:
+    if drawn and flags.no_measure:
         raise VtpruneError(
             f"--save {drawn[0]} and --no-measure exclude each other", "a chart draws speed-ups"
         )
     with output.libraries_silenced():
-        found = _run(
-            flags, user, paths, questions[0], lineup, 0 if no_measure else repeats, began
-        )
+        repeats = 0 if flags.no_measure else flags.repeats
+        found = _run(flags, user, paths, questions[0], lineup, repeats, began)
         try:
             list(write_saves(flags.saves, _makers(found)))
         finally:  # a file that can't be written costs no table, a reader who goes away no file
@@ -121,24 +108,24 @@ def _makers(found: Comparison) -> Makers:
     }
 
 
-def _line_up(flags: Flags, user: Config) -> Lineup:
+def _list_variants(flags: Flags, user: Flags) -> VariantList:
     """The rows that are wanted.
 
     Raises:
         PresetError: every fault of them.
     """
-    from vtprune.evaluation.lineup import line_up
+    from vtprune.evaluation.variants import list_variants
 
     options = method_options(flags.option)
-    return line_up(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
+    return list_variants(*rows_asked(flags, user), at=flags.at, options=options, seed=flags.seed)
 
 
 def _run(
     flags: Flags,
-    user: Config,
+    user: Flags,
     paths: list[str],
     question: str,
-    lineup: Lineup,
+    lineup: VariantList,
     repeats: int,
     began: float,
 ) -> Comparison:

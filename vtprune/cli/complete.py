@@ -2,91 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 from click.shell_completion import CompletionItem
 
+Completion = Callable[[click.Context], list[str]]
+"""What an option can be; a "<file>" or "<dir>" among them stands for paths."""
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
-def complete_model(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The short names of models, and directories."""
+
+def models(ctx: click.Context) -> list[str]:
+    """Return the short names of models, and directories."""
     from vtprune.models import FAMILIES
     from vtprune.models.names import aliases
 
-    names = [alias.name for alias in aliases() if alias.model_type in FAMILIES]
-    return [*_starting(names, incomplete), CompletionItem(incomplete, type="dir")]
+    return [alias.name for alias in aliases() if alias.model_type in FAMILIES] + ["<dir>"]
 
 
-def complete_preset(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The packaged presets, and files."""
+def presets(ctx: click.Context) -> list[str]:
+    """Return the packaged presets, and files."""
     from vtprune.preset import preset_names
 
-    return [*_starting(preset_names(), incomplete), CompletionItem(incomplete, type="file")]
+    return [*preset_names(), "<file>"]
 
 
-def complete_method(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The methods."""
+def methods(ctx: click.Context) -> list[str]:
+    """Return the methods."""
     from vtprune.pruners import METHODS
 
-    return _starting(list(METHODS), incomplete)
+    return list(METHODS)
 
 
-def complete_methods(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The methods, after those that are listed already."""
-    from vtprune.pruners import METHODS
-
-    return _going_on(list(METHODS), incomplete)
+def places(ctx: click.Context) -> list[str]:
+    """Return the places with a name."""
+    return ["pixels", "input", "ecl", "horizon"]
 
 
-def complete_presets(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The packaged presets, after those that are listed already."""
-    from vtprune.preset import preset_names
-
-    return _going_on(preset_names(), incomplete)
-
-
-def complete_option(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """key=value for the options of the method that is named, or of all."""
+def method_options(ctx: click.Context) -> list[str]:
+    """Return key=value for the options of the methods that are named, or of all."""
     from vtprune.pruners import METHODS
 
     given = ctx.params.get("methods") or (ctx.params.get("method"),)
-    methods = [METHODS[name] for name in given if name in METHODS] or METHODS.values()
-    pairs = [
+    return [
         f"{option.name}={choice}"
-        for method in methods
+        for method in [METHODS[name] for name in given if name in METHODS] or METHODS.values()
         for option in method.options
         for choice in option.choices or [option.shown(option.default)]
     ]
-    return _starting(pairs, incomplete)
 
 
-def complete_place(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The places with a name."""
-    return _starting(["pixels", "input", "ecl", "horizon"], incomplete)
+def completer(values: Completion, commas: bool = False) -> Completer:
+    """Return click's function for an option that can be one of `values`.
 
+    Args:
+        commas: the option is a list with commas, which goes on after those that it has.
+    """
 
-def _going_on(names: list[str], incomplete: str) -> list[CompletionItem]:
-    """One more name for a list with commas."""
-    before, comma, last = incomplete.rpartition(",")
-    named = before.split(",")
-    return [
-        CompletionItem(f"{before}{comma}{name}")
-        for name in names
-        if name.startswith(last) and name not in named
-    ]
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",") if commas else ("", "", incomplete)
+        known = values(ctx)
+        items = [
+            CompletionItem(f"{before}{comma}{name}")
+            for name in known
+            if name.startswith(last) and not name.startswith("<") and name not in before.split(",")
+        ]
+        paths = [name.strip("<>") for name in known if name.startswith("<") and not commas]
+        return items + [CompletionItem(incomplete, type=path) for path in paths]
 
-
-def _starting(names: list[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return complete

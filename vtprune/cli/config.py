@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from vtprune.cli.options import FIELDS, Flags, declaration
 from vtprune.errors import VtpruneError, brief, brief_path, list_faults, quote
 from vtprune.preset.yaml_file import read_yaml
 
-
-@dataclass(frozen=True)
-class Config:
-    """What the config file sets; None where it says nothing.
-
-    Args:
-        model: hub id, short name or directory.
-        preset: name or path.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        attention: attention kernel, by transformers' name.
-        system: system prompt.
-        max_new_tokens: the longest answer.
-    """
-
-    model: str | None = None
-    preset: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    attention: str | None = None
-    system: str | None = None
-    max_new_tokens: int | None = None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "model": (_is_text, "text"),
-    "preset": (_is_text, "text"),
-    "device": (_is_text, "text"),
-    "dtype": (_is_text, "text"),
-    "attention": (_is_text, "text"),
-    "system": (_is_text, "text"),
-    "max_new_tokens": (_is_count, "a whole number from 1 on"),
-}
-"""Key -> its check, and what it has to be."""
+KEYS = tuple(name for name in FIELDS if declaration(name).config)
 
 
 def config_path() -> Path:
@@ -62,18 +21,18 @@ def config_path() -> Path:
     return Path(platformdirs.user_config_dir("vtprune", appauthor=False)) / "config.yaml"
 
 
-def load_config(path: Path | None = None) -> Config:
-    """The user's config file; all defaults where there is none, or an empty one.
+def load_config(path: Path | None = None) -> Flags:
+    """Return the options that the config file sets; none where there is no file, or an empty one.
 
     Raises:
         VtpruneError: not readable, not YAML, unknown keys or bad values; each with its line.
     """
     path = config_path() if path is None else path
     if not os.path.exists(path):
-        return Config()
+        return Flags()
     data, lines = read_yaml(path)
     if data is None:
-        return Config()
+        return Flags()
     hint = f"keys: {', '.join(KEYS)}"
     if not isinstance(data, Mapping):
         raise VtpruneError(f"{brief_path(path)}: a config file is a mapping of keys", hint)
@@ -84,7 +43,7 @@ def load_config(path: Path | None = None) -> Config:
     ]
     if faults:
         raise VtpruneError(f"{brief_path(path)}: {list_faults(faults)}", hint)
-    return Config(**data)
+    return Flags(**data)
 
 
 def _fault(key: object, value: object) -> str:
@@ -92,5 +51,9 @@ def _fault(key: object, value: object) -> str:
     if not isinstance(key, str) or key not in KEYS:
         close = get_close_matches(brief(key), KEYS, n=1)
         return f"unknown key {quote(key)}" + (f", did you mean {close[0]}?" if close else "")
-    good, kind = KEYS[key]
-    return "" if value is None or good(value) else f"{key}: {quote(value)} is not {kind}"
+    if declaration(key).bounds:
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        kind = "a whole number from 1 on"
+    else:
+        good, kind = isinstance(value, str) and bool(value), "text"
+    return "" if value is None or good else f"{key}: {quote(value)} is not {kind}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vtprune.cli.help import Command
-from vtprune.errors import VtpruneError
+from vtprune.cli.options import Flags, takes
 
 EPILOG = """\b
 Examples:
@@ -19,23 +19,17 @@ Examples:
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--num", default=24, show_default=True, metavar="N", help="How many questions.")
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Same seed, same files.")
-@click.option("--json", "as_json", is_flag=True, help="Print the questions as JSON.")
-def demo(directory: Path, num: int, seed: int, as_json: bool) -> None:
+@takes("num", "seed", "json")
+def demo(directory: Path, flags: Flags) -> None:
     """Write sample clips, pictures and questions to DIR.
 
     Each line of its questions.jsonl has a file, a question, its answer and its kind. They are of
     the world that the embedded model was trained for.
     """
-    if num < 1:
-        raise VtpruneError(f"--num {num} is out of range", "1 or more")
-    if seed < 0:
-        raise VtpruneError(f"--seed {seed} is out of range", "0 or more")
     from vtprune import demo as world
 
-    questions = world.write(directory, num, seed)
-    if as_json:
+    questions = world.write(directory, flags.num, flags.seed or 0)
+    if flags.json:
         click.echo(json.dumps(questions, indent=2))
         return
     first = questions[0]

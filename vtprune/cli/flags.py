@@ -1,120 +1,26 @@
-"""The options of one `ask`, checked, and what follows from them."""
+"""What follows from the options of a command: presets, models, media and questions."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from vtprune.errors import VtpruneError, brief, quote
+from vtprune.cli.options import Flags, method_options
+from vtprune.errors import VtpruneError, quote
 from vtprune.inference.questions_file import LONGEST_QUESTION, check_length
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
     from vtprune.preset import Preset
 
 EMBEDDED = "embedded"  # the name of the model that ships with the package
-MAX_NEW_TOKENS = 256
-
-RANGES = (
-    ("frames", 1, math.inf),
-    ("max_frames", 1, math.inf),
-    ("max_tiles", 0, math.inf),
-    ("max_pixels", 1, math.inf),
-    ("dpi", 10, 1200),
-    ("max_new_tokens", 1, math.inf),
-    ("seed", 0, 2**63 - 1),
-)
-"""Whole numbers: option, least and greatest value."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the user gave; None where nothing. A command sets those that it has."""
-
-    model: str | None = None
-    adapter: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    attention: str | None = None
-    quantize: str | None = None
-    calibration: Path | None = None
-    trust_remote_code: bool = False
-    preset: str | None = None
-    keep: str | None = None
-    method: str | None = None
-    keeps: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    presets: tuple[str, ...] = ()
-    at: str | None = None
-    option: tuple[str, ...] = ()
-    seed: int | None = None
-    frames: int | None = None
-    fps: float | None = None
-    max_frames: int | None = None
-    start: float | None = None
-    end: float | None = None
-    max_tiles: int | None = None
-    max_pixels: int | None = None
-    allow_partial: bool = False
-    decoder: str | None = None
-    pages: str | None = None
-    dpi: int | None = None
-    question: tuple[str, ...] = ()
-    system: str | None = None
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    compare: bool = False
-    json: bool = False
-    saves: tuple[Path, ...] = ()
-    quiet: bool = False
-
-
-def check_ranges(flags: Flags) -> None:
-    """Refuses numbers out of range, options of no method, and options that exclude each other.
-
-    Raises:
-        VtpruneError: names the option, the value and the range.
-    """
-    method_options(flags.option)
-    for name, low, high in RANGES:
-        check_number(name, getattr(flags, name), low, high)
-    if flags.fps is not None and not 0 < flags.fps < math.inf:
-        raise _out_of_range("fps", flags.fps, "frames a second, above 0")
-    if not 0 < flags.top_p <= 1:
-        raise _out_of_range("top_p", flags.top_p, "above 0, up to 1; 1 leaves no token out")
-    if not 0 <= flags.temperature < math.inf:
-        raise _out_of_range("temperature", flags.temperature, "0 is greedy; 0.7 is usual else")
-    if flags.frames is not None and flags.fps is not None:
-        raise VtpruneError("--frames and --fps exclude each other", "give one of them")
-    if fault := check_length(flags.system, "system prompt"):
-        raise VtpruneError(fault, "give --system a shorter text")
-    if flags.quiet and flags.json:
-        raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
-
-
-def check_number(name: str, value: int | None, low: int, high: float = math.inf) -> None:
-    """Refuses a whole number out of range.
-
-    Raises:
-        VtpruneError: names the option, the value and the range.
-    """
-    if value is not None and not low <= value <= high:
-        rule = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-        raise _out_of_range(name, value, f"a whole number, {rule}")
-
-
-def _out_of_range(name: str, value: float, rule: str) -> VtpruneError:
-    return VtpruneError(f"--{name.replace('_', '-')} {quote(value)} is out of range", rule)
 
 
 def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -164,31 +70,7 @@ def read_question(question: str) -> str:
     return question.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def method_options(pairs: Sequence[str]) -> dict[str, str]:
-    """The `-o KEY=VALUE` options by key.
-
-    Raises:
-        VtpruneError: one has no "=", or a key is there twice.
-    """
-    options: dict[str, str] = {}
-    for pair in pairs:
-        key, _, value = (part.strip() for part in pair.partition("="))
-        if not (key and value):
-            raise VtpruneError(
-                f"-o {brief(pair)} is not KEY=VALUE",
-                "-o is an option of the method, such as -o norm=none; --save FILE writes the "
-                "result",
-            )
-        if key in options:
-            raise VtpruneError(
-                f"-o {brief(key)} is given twice: {brief(options[key])} and {brief(value)}",
-                "give it once",
-            )
-        options[key] = value
-    return options
-
-
-def rows_asked(flags: Flags, user: Config) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+def rows_asked(flags: Flags, user: Flags) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
     """The methods, keeps and presets of a table; the user's preset where none is named.
 
     Raises:
@@ -209,7 +91,7 @@ def check_at(flags: Flags) -> None:
         raise VtpruneError("--at without --methods", "name the methods that should cut there")
 
 
-def preset_from(flags: Flags, user: Config) -> Preset:
+def preset_from(flags: Flags, user: Flags) -> Preset:
     """The user's preset under the flags.
 
     Raises:
@@ -240,7 +122,7 @@ class Loading(TypedDict):
     trust_remote_code: bool
 
 
-def loading_from(flags: Flags, user: Config) -> Loading:
+def loading_from(flags: Flags, user: Flags) -> Loading:
     """What `run.load` is told: the flags, over the user's config file."""
     name = flags.model if flags.adapter else flags.model or user.model
     return {

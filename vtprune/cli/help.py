@@ -1,15 +1,10 @@
-"""Options in sections of the help, and the rule for an option that is given twice."""
+"""Commands whose help lists options in sections, and that refuse an option given twice."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
 
 import click
-
-F = TypeVar("F", bound=Callable[..., object])
 
 
 class Option(click.Option):
@@ -24,24 +19,11 @@ class Option(click.Option):
         self.section = section
 
 
-def section(heading: str) -> Callable[..., Callable[[F], F]]:
-    """`click.option` for options that are listed under a heading."""
-    return partial(click.option, cls=Option, section=heading)
-
-
-def comma_list(*names: str, **settings: object) -> Callable[..., Callable[[F], F]]:
-    """An option whose values are separated by commas; given again, it adds to them."""
-    return partial(click.option, *names, multiple=True, callback=_split, **settings)  # type: ignore[arg-type]
-
-
-def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for value in values for part in value.split(","))
-
-
 class Command(click.Command):
-    """A command that refuses an option given twice, unless the option adds up.
+    """A command with its options section by section, in order of declaration.
 
-    Click itself lets the last value win without a word.
+    It refuses an option given twice, unless the option adds up: click itself lets the last value
+    win without a word.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -57,23 +39,23 @@ class Command(click.Command):
                 )
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                heading = getattr(parameter, "section", "Other")
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
 
 class Group(Command, click.Group):
     """A group of such commands, which is one itself."""
 
     command_class = Command
 
-
-class SectionedCommand(Command):
-    """A command whose help lists its options section by section, in order of declaration."""
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                section = getattr(parameter, "section", "Other")
-                sections.setdefault(section, []).append(record)
-        for section, records in sections.items():
-            with formatter.section(section):
-                formatter.write_dl(records)
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)

@@ -8,6 +8,7 @@ import json
 import click
 
 from vtprune.cli.help import Command
+from vtprune.cli.options import Flags, takes
 
 EPILOG = """\b
 Examples:
@@ -17,12 +18,12 @@ Examples:
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def methods(as_json: bool) -> None:
+@takes("json")
+def methods(flags: Flags) -> None:
     """List the pruning methods and their options."""
     from vtprune.pruners import METHODS
 
-    if as_json:
+    if flags.json:
         found = []
         for name, method in METHODS.items():
             values = dataclasses.asdict(method)

@@ -8,6 +8,7 @@ import json
 import click
 
 from vtprune.cli.help import Command
+from vtprune.cli.options import Flags, takes
 
 EPILOG = """\b
 Examples:
@@ -17,8 +18,8 @@ Examples:
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models(as_json: bool) -> None:
+@takes("json")
+def models(flags: Flags) -> None:
     """List the models with a short name, and where they can be cut.
 
     Any other checkpoint of the same families works by its hub id or directory. ecl is the entropy
@@ -28,7 +29,7 @@ def models(as_json: bool) -> None:
     from vtprune.models.names import aliases
 
     found = [alias for alias in aliases() if alias.model_type in FAMILIES]
-    if as_json:
+    if flags.json:
         click.echo(json.dumps([dataclasses.asdict(alias) for alias in found], indent=2))
         return
     from vtprune.cli.console import show_models, stdout_console

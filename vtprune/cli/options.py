@@ -1,159 +1,374 @@
-"""The options that several commands have."""
+"""Every option of every command, declared once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from vtprune.cli import complete
-from vtprune.cli.help import F, Option, comma_list
+from vtprune.cli.help import Option
+from vtprune.errors import VtpruneError, brief, quote
+from vtprune.inference.questions_file import check_length
+
+F = TypeVar("F", bound=Callable[..., object])
+
+MAX_NEW_TOKENS = 256
+Bounds = tuple[float, float, str]
+"""The least and the greatest value of an option, and the rule in words."""
 
 
-def _group(section: str, *options: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
-    """One decorator of several; their order in the help is that in which they are given."""
+@dataclass(frozen=True)
+class Declaration:
+    """What the command line knows of an option beside its name and type.
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(cls=Option, section=section)(command)
-        return command
+    Args:
+        section: heading in the help.
+        metavar: what the help shows for the value; "" for a switch.
+        help: one sentence, and the default in words where the code works it out.
+        names: as they are typed; () for the name of the field with dashes.
+        bounds: of a number.
+        commas: the value is a list with commas.
+        complete: what the shell offers.
+        config: the config file can set it.
+    """
+
+    section: str
+    metavar: str
+    help: str
+    names: tuple[str, ...] = ()
+    bounds: Bounds | None = None
+    commas: bool = False
+    complete: complete.Completion | None = None
+    config: bool = False
+
+
+def whole(least: int, most: float = math.inf) -> Bounds:
+    """Return the bounds of a whole number."""
+    span = f"{least} or more" if most == math.inf else f"from {least} to {most}"
+    return least, most, f"a whole number, {span}"
+
+
+def _option(
+    section: str, metavar: str, help: str, default: object = None, **settings: object
+) -> Any:
+    declared = Declaration(section, metavar, help, **settings)  # type: ignore[arg-type]
+    return field(default=default, metadata={"option": declared})
+
+
+_model, _pruning, _media, _limits, _input, _questions, _answer, _measuring, _search, _output = (
+    functools.partial(_option, section)
+    for section in ("Model", "Pruning", "Media", "Media", "Input", "Questions", "Answer",
+                    "Measuring", "Search for a schedule", "Output")
+)  # fmt: skip
+_ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Flags:
+    """The options that the user gave; a field's default where nothing was given.
+
+    A field is the declaration of an option: its name and annotation give flag and type. A command
+    lists the options that it takes with `takes`.
+    """
+
+    model: str | None = _model(
+        "NAME", "Short name (vtprune models lists them), hub id or directory.  [default: "
+        "embedded, a small demonstration model]", complete=complete.models, config=True)
+    adapter: str | None = _model(
+        "NAME", "Directory or hub id of an adapter (LoRA and the like) for the model.  [default "
+        "model: the one that the adapter names]")
+    device: str | None = _model(
+        "NAME", "auto, cpu, cuda, cuda:1, mps, or map, which spreads the model over all devices.  "
+        "[default: auto]", config=True)
+    quantize: str | None = _model("BITS", "4bit or 8bit weights, by bitsandbytes.")
+    dtype: str | None = _model(
+        "NAME", "Type of the weights: auto, float32, bfloat16 or float16.  [default: auto]",
+        config=True)
+    attention: str | None = _model(
+        "NAME", "Attention kernel by transformers' name: sdpa, eager, flash_attention_2.  "
+        "[default: transformers' choice]", config=True)
+    calibration: Path | None = _model(
+        "FILE", "YAML from vtprune calibrate: the model's entropy collapse layer and information "
+        "horizon.  [default: the packaged calibration]")
+    trust_remote_code: bool = _model(
+        "", "Run Python code that comes with the checkpoint.", default=False)
+
+    keep: str | None = _pruning(
+        "FRACTION", "Kept fraction of the visual tokens, averaged over the decoder's layers: 0.3, "
+        "or image=0.5,video=0.2.")
+    keeps: tuple[str, ...] = _pruning(
+        "FRACTION,...", "Kept fractions of the visual tokens, each averaged over the decoder's "
+        "layers.", default=(), names=("--keep",), commas=True)
+    preset: str | None = _pruning(
+        "NAME", "A packaged preset (vtprune presets list) or a YAML file.",
+        complete=complete.presets, config=True)
+    presets: tuple[str, ...] = _pruning(
+        "NAME,...", "Packaged presets (vtprune presets list) or YAML files.", default=(),
+        commas=True, complete=complete.presets)
+    method: str | None = _pruning(
+        "NAME", "One pruning method (vtprune methods) in place of a preset.",
+        complete=complete.methods)
+    methods: tuple[str, ...] = _pruning(
+        "NAME,...", "Pruning methods (vtprune methods), each in place of a preset.", default=(),
+        commas=True, complete=complete.methods)
+    at: str | None = _pruning(
+        "PLACE", "Where the named method cuts: pixels, input, ecl, horizon, a layer number or a "
+        "depth such as 60%.  [default: the method's own place]", complete=complete.places)
+    option: tuple[str, ...] = _pruning(
+        "KEY=VALUE", "An option of the method, such as norm=none; of several methods, of each that "
+        "has it. Repeatable.", default=(), names=("-o",), complete=complete.method_options)
+    seed: int | None = _pruning(
+        "N", "Seed of all random choices.  [default: 0]", bounds=whole(0, 2**63 - 1))
+    compare: bool = _pruning(
+        "", "Run the unpruned model too, decode both greedily, and measure the speed-up.",
+        default=False)
+    beside: bool = _pruning(
+        "", "Add matched baselines: random and uniform at the layers and counts of every row that "
+        "cuts deeper than the input.", default=False)
+    turns: bool = _pruning(
+        "", "Ask every question again as the second of a conversation, on the tokens kept for the "
+        "first.", default=False)
+    seeds: int = _pruning(
+        "N", "Number of seeds, from --seed on, that every random row averages over.", default=5)
+    floor: float = _pruning(
+        "SHARE", "Share of the unpruned model's quality that pruning has to keep.", default=0.98)
+
+    frames: int | None = _media(
+        "N", "Number of frames of a video, evenly spaced from first to last.  [default: the "
+        "model's own sampling]", bounds=whole(1))
+    fps: float | None = _media(
+        "RATE", "Frames per second of video, in place of --frames.",
+        bounds=(_ABOVE_0, _FINITE, "frames a second, above 0"))
+    max_frames: int | None = _media("N", "Upper limit of the number of frames.", bounds=whole(1))
+    start: float | None = _media("SECONDS", "Time in the video to start at.")
+    end: float | None = _media("SECONDS", "Time in the video to stop at.")
+    max_tiles: int | None = _media(
+        "N", "Upper limit of the number of tiles of a picture.", bounds=whole(0))
+    max_pixels: int | None = _media(
+        "N", "Largest picture that is read, as width x height.  [default: 178956970]",
+        bounds=whole(1))
+    allow_partial: bool = _media(
+        "", "Read as much of a damaged file as decodes.", default=False)
+    decoder: str | None = _media(
+        "NAME", "Video decoder: auto, pyav, or decord with PyAV for what it can't read.  "
+        "[default: auto, which is pyav]")
+    pages: str | None = _media(
+        "N-M,...", "Pages of PDF and TIFF files: 1-3, or 1,3,5-.  [default: all; 64 are the most]")
+    dpi: int | None = _media(
+        "N", "Resolution at which PDF pages are drawn, in pixels per inch.  [default: 144]",
+        bounds=whole(10, 1200))
+
+    image: str | None = _input(
+        "SIZE", "A picture of this size, such as 1344x1344, or a file.  [default: the largest "
+        "that the family takes]")
+    video: str | None = _input(
+        "SIZE", "A video of so many frames of this size, such as 64x448x448, or a file.")
+    text_tokens: int = _input(
+        "N", "Number of tokens of the prompt that are not visual.", default=64, bounds=whole(1))
+    answer_tokens: int = _input(
+        "N", "Number of tokens of the answer, for the cost of decoding.", default=32,
+        bounds=whole(1))
+
+    question: tuple[str, ...] = _questions(
+        "TEXT", "A question about the media; repeatable. Every positional argument is then a "
+        "media file.", default=(), names=("-q", "--question"))
+    system: str | None = _questions("TEXT", "System prompt.", config=True)
+    limit: int | None = _questions(
+        "N", "Largest number of questions, evenly spaced in the file.  [default: all; of demo "
+        "200]")
+    metric: str = _questions(
+        "NAME", "How answers are scored: auto, exact, contains, choice, number or anls.",
+        default="auto")
+    windows: int = _questions(
+        "N", "Number of files on which to measure, too, what the text reads from single 2 x 2 "
+        "windows of tokens.", default=0, bounds=whole(0))
+    num: int = _questions("N", "Number of questions.", default=24, bounds=whole(1))
+
+    max_new_tokens: int | None = _answer(
+        "N", "Largest number of tokens of an answer.", bounds=whole(1), config=True)
+    temperature: float = _answer(
+        "T", "Above 0, sample the answer at this temperature; 0 decodes greedily.", default=0.0,
+        bounds=(0, _FINITE, "0 is greedy; 0.7 is usual else"))
+    top_p: float = _answer(
+        "P", "Sample from the likeliest tokens whose probabilities add up to P.", default=1.0,
+        bounds=(_ABOVE_0, 1, "above 0, up to 1; 1 leaves no token out"))
+
+    repeats: int = _measuring(
+        "N", "How often each row is timed.", default=5,
+        bounds=(1, math.inf, "1 or more; 5 to rely on"))
+    seconds: float = _measuring(
+        "S", "How long measuring may take.", default=60.0,
+        bounds=(_ABOVE_0, _FINITE, "above 0; 60 is usual"))
+    no_measure: bool = _measuring(
+        "", "Count tokens and FLOPs without timing anything, which is much faster.",
+        default=False)
+
+    propose: float | None = _search(
+        "KEEP", "Try schedules that keep this fraction of the visual tokens, averaged over the "
+        "decoder's layers.")
+    propose_preset: Path | None = _search(
+        "FILE", "Write the best schedule to FILE as a preset; --save writes the calibration.")
+
+    json: bool = _output("", "Print JSON instead of text and tables.", default=False)
+    saves: tuple[Path, ...] = _output(
+        "FILE", "Write the result to FILE, in the format of its suffix: {formats}. Repeatable.",
+        default=(), names=("--save",))
+    answers: Path | None = _output(
+        "FILE", "Append every answer to FILE as it comes; run again, the command goes on from "
+        "there. The result is written by --save, at the end.")
+    quiet: bool = _output(
+        "", "Print answers and tables only: no progress, notes or warnings.", default=False)
+# fmt: on
+
+
+LOADING = ("model", "adapter", "device", "quantize", "dtype", "attention", "trust_remote_code")
+MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
+"""Which model, and how it is loaded."""
+ONE_WAY = ("keep", "preset", "method", "at", "option", "seed")
+"""One way to prune; `flags.preset_from` reads it."""
+ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
+"""Many ways to prune; `flags.rows_asked` reads them."""
+LIMITS = ("max_pixels", "allow_partial", "decoder", "pages", "dpi")
+"""What is read of media files."""
+MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)
+"""How much of the media the model gets."""
+
+FIELDS = {field.name: field for field in dataclasses.fields(Flags)}
+
+
+def declaration(name: str) -> Declaration:
+    """Return what is declared of an option, by the name of its field."""
+    declared = FIELDS[name].metadata["option"]
+    assert isinstance(declared, Declaration)
+    return declared
+
+
+def flag_of(name: str) -> str:
+    """Return an option as it is typed: `--max-tiles` for max_tiles."""
+    return (*declaration(name).names, f"--{name.replace('_', '-')}")[0]
+
+
+def takes(
+    *names: str,
+    defaults: Mapping[str, object] | None = None,
+    default_words: Mapping[str, str] | None = None,
+    save: Sequence[tuple[str, str]] = (),
+    needs_save: bool = False,
+) -> Callable[[F], Callable[..., object]]:
+    """Give a command these options; it gets their values, checked, as `flags`.
+
+    Args:
+        names: fields of `Flags`, in the order of the help.
+        defaults: values of this command in place of the fields' own.
+        default_words: what happens in this command where an option is not given, in words.
+        save: what --save writes, and the suffixes for it: ("the rows", ".csv").
+        needs_save: --save has to be given.
+    """
+    formats = "; ".join(f"{suffix} {what}" for what, suffix in save)
+
+    def decorate(command: F) -> Callable[..., object]:
+        @functools.wraps(command)
+        def run(**values: object) -> object:
+            given = {name: values.pop(name) for name in names}
+            flags = Flags(**given)  # type: ignore[arg-type]
+            check_flags(flags, names)
+            return command(**values, flags=flags)
+
+        decorated: Callable[..., object] = run
+        for name in reversed(names):
+            settings = _click_settings(name, (defaults or {}).get(name))
+            text = str(settings["help"]).replace("{formats}", formats)
+            if words := (default_words or {}).get(name):
+                text += f"  [default: {words}]"
+            required = name == "saves" and needs_save
+            decorated = click.option(
+                *(declaration(name).names or (flag_of(name),)),
+                name,
+                **{**settings, "help": text, "required": required},  # type: ignore[arg-type]
+            )(decorated)
+        return decorated
 
     return decorate
 
 
-_opt = partial(partial, click.option)
-
-# fmt: off
-_DTYPE = _opt("--dtype", metavar="NAME",
-              help="auto, float32, bfloat16 or float16.  [default: auto]")
-_KERNEL = _opt("--attention", metavar="NAME", help="Attention kernel, by transformers' name: sdpa, "
-               "eager, flash_attention_2.")
-_LOADING = (
-    _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
-         help="Short name (vtprune models), hub id or directory.  [default: embedded, a small "
-         "demonstration model]"),
-    _opt("--adapter", metavar="NAME", help="Directory or hub id of an adapter (LoRA and its kin) "
-         "for the model.  [default model: the one that it names]"),
-    _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or map: spread over all "
-         "there are.  [default: auto]"),
-    _opt("--quantize", metavar="BITS", help="4bit or 8bit, by bitsandbytes."),
-    _DTYPE,
-    _KERNEL,
-)
-_LIMITS = (
-    _opt("--max-pixels", type=int, metavar="N", help="The largest picture that is read, width x "
-         "height.  [default: 178956970]"),
-    _opt("--allow-partial", is_flag=True, help="Read what decodes of a damaged file."),
-    _opt("--decoder", metavar="NAME", help="Of videos: auto, pyav, or decord with PyAV for what it "
-         "can't read.  [default: auto, which is pyav]"),
-    _opt("--pages", metavar="N-M,...", help="Pages of PDF and TIFF files: 1-3, or 1,3,5-.  "
-         "[default: all; 64 are the most]"),
-    _opt("--dpi", type=int, metavar="N", help="Pixels an inch that PDF pages are drawn with.  "
-         "[default: 144]"),
-)
-_CALIBRATION = _opt("--calibration", type=click.Path(path_type=Path), metavar="FILE",
-                    help="Where ecl and horizon are in this model.")
-_TRUST = _opt("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint "
-              "brings.")
-
-model_options = _group("Model", *_LOADING, _CALIBRATION, _TRUST)
-"""Which model, and how it is loaded."""
-
-uncalibrated_options = _group("Model", *_LOADING, _TRUST)
-"""The same, for what finds out where it can be cut."""
-
-shape_options = _group(
-    "Model",
-    _opt("--model", metavar="NAME", shell_complete=complete.complete_model,
-         help="Short name (vtprune models), hub id, directory or config.json; no weights are "
-         "needed.  [default: embedded]"),
-    _opt("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]"),
-    _DTYPE,
-    _KERNEL,
-    _CALIBRATION,
-)
-"""Which model, where its shape alone is wanted."""
-
-limit_options = _group("Input", *_LIMITS)
-"""What is read of media files, where little else is looked at."""
-
-_SEED = _opt("--seed", type=int, metavar="N", help="Seed of all random choices.  [default: 0]")
+def _click_settings(name: str, default: object) -> dict[str, object]:
+    """Return what `click.option` is told of an option."""
+    declared, kind = declaration(name), str(FIELDS[name].type).removesuffix(" | None")
+    default = FIELDS[name].default if default is None else default
+    settings: dict[str, object] = {
+        "cls": Option,
+        "section": declared.section,
+        "help": declared.help,
+        "default": default,
+        "show_default": not (default is None or default is False or default == ()),
+    }
+    if kind == "bool":
+        return {**settings, "is_flag": True}
+    types: dict[str, object] = {"int": int, "float": float, "Path": click.Path(path_type=Path)}
+    settings |= {
+        "metavar": declared.metavar,
+        "multiple": kind.startswith("tuple["),
+        "type": types.get(kind.removeprefix("tuple[").removesuffix(", ...]"), str),
+    }
+    if declared.commas:
+        settings["callback"] = _split_at_commas
+    if declared.complete:
+        settings["shell_complete"] = complete.completer(declared.complete, declared.commas)
+    return settings
 
 
-def method_option(whose: str) -> Callable[..., Callable[[F], F]]:
-    """`-o KEY=VALUE`, which is an option of a method in every command."""
-    return _opt("-o", "option", multiple=True, metavar="KEY=VALUE",
-                shell_complete=complete.complete_option,
-                help=f"An option of {whose}, such as norm=none; repeatable.")
+def _split_at_commas(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(","))
 
 
-one_way_options = _group(
-    "Pruning",
-    _opt("--keep", metavar="FRACTION", help="Kept fraction of the visual tokens, averaged over "
-         "the decoder's layers: 0.3, or image=0.5,video=0.2."),
-    _opt("--preset", metavar="NAME", shell_complete=complete.complete_preset,
-         help="A packaged preset or a file.  [default: balanced]"),
-    _opt("--method", metavar="NAME", shell_complete=complete.complete_method,
-         help="One method in place of the preset's stages."),
-    _opt("--at", metavar="PLACE", shell_complete=complete.complete_place,
-         help="Where --method cuts: pixels, input, ecl, horizon, a layer number or a depth such "
-         "as 60%."),
-    method_option("the method"),
-    _SEED,
-)
-"""One way to prune; `flags.preset_from` reads it."""
+def check_flags(flags: Flags, names: Iterable[str]) -> None:
+    """Refuse numbers out of range, options of no method, and options that exclude each other.
 
-
-search_options = _group(
-    "Search for a schedule",
-    comma_list("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-               help="What schedules select tokens by.  [default: spread,entropy,random,uniform]"),
-    method_option("all --methods that have it"),
-)
-"""Ways to prune that a calibration tries."""
-
-
-def row_options(
-    keeps: str = "0.5,0.3,0.1",
-    presets: str = "Packaged presets or files, each at every keep.  [default: balanced, where no "
-    "method is named]",
-    methods: str = "Methods, each at its own place and at every keep.",
-) -> Callable[[F], F]:
-    """Many ways to prune; `flags.rows_asked` reads them.
-
-    Args:
-        keeps: the default of --keep.
-        presets, methods: the help of --presets and --methods.
+    Raises:
+        VtpruneError: names the option, the value and the range.
     """
-    return _group(
-        "Rows",
-        comma_list("--methods", metavar="NAME,...", shell_complete=complete.complete_methods,
-                   help=methods),
-        comma_list("--presets", metavar="NAME,...", shell_complete=complete.complete_presets,
-                   help=presets),
-        comma_list("--keep", "keeps", metavar="FRACTION,...", default=(keeps,), show_default=True,
-                   help="Kept fractions of the visual tokens, each an average over the decoder's "
-                   "layers."),
-        _opt("--at", metavar="PLACE", shell_complete=complete.complete_place,
-             help="Where all --methods cut: pixels, input, ecl, horizon, a layer number or a depth "
-             "such as 60%."),
-        method_option("all --methods that have it"),
-        _SEED,
-    )
+    method_options(flags.option)
+    for name in names:
+        bounds, value = declaration(name).bounds, getattr(flags, name)
+        if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
+            raise VtpruneError(f"{flag_of(name)} {quote(value)} is out of range", bounds[2])
+    if flags.frames is not None and flags.fps is not None:
+        raise VtpruneError("--frames and --fps exclude each other", "give one of them")
+    if fault := check_length(flags.system, "system prompt"):
+        raise VtpruneError(fault, "give --system a shorter text")
+    if flags.quiet and flags.json:
+        raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
 
 
-media_options = _group(
-    "Media",
-    _opt("--frames", type=int, metavar="N", help="Frames of a video, evenly from first to last.  "
-         "[default: the model's own sampling]"),
-    _opt("--fps", type=float, metavar="RATE", help="Frames a second instead."),
-    _opt("--max-frames", type=int, metavar="N", help="The most frames."),
-    _opt("--start", type=float, metavar="SECONDS", help="Where to start in a video."),
-    _opt("--end", type=float, metavar="SECONDS", help="Where to end."),
-    _opt("--max-tiles", type=int, metavar="N", help="The most tiles of a picture."),
-    *_LIMITS,
-)
-"""How much of the media is looked at."""
-# fmt: on
+def method_options(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the `-o KEY=VALUE` options by key.
+
+    Raises:
+        VtpruneError: one has no "=", or a key is there twice.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if not (key and value):
+            raise VtpruneError(
+                f"-o {brief(pair)} is not KEY=VALUE",
+                "-o is an option of the method, such as -o norm=none; --save FILE writes the "
+                "result",
+            )
+        if key in options:
+            raise VtpruneError(
+                f"-o {brief(key)} is given twice: {brief(options[key])} and {brief(value)}",
+                "give it once",
+            )
+        options[key] = value
+    return options

@@ -9,6 +9,7 @@ import click
 
 from vtprune.cli import complete
 from vtprune.cli.help import Group
+from vtprune.cli.options import Flags, takes
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def presets() -> None:
 
 
 @presets.command("list", epilog="\b\nExample:\n  vtprune presets list --json")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(as_json: bool) -> None:
+@takes("json")
+def list_(flags: Flags) -> None:
     """List the packaged presets."""
     from vtprune.preset import load_preset, preset_names
 
     found = [load_preset(name) for name in preset_names()]
-    if as_json:
+    if flags.json:
         click.echo(json.dumps([_told(preset) for preset in found], indent=2))
         return
     from vtprune.cli.console import show_presets, stdout_console
@@ -47,14 +48,14 @@ def list_(as_json: bool) -> None:
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets show balanced")
-@click.argument("name", shell_complete=complete.complete_preset)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, all options filled in.")
-def show(name: str, as_json: bool) -> None:
+@click.argument("name", shell_complete=complete.completer(complete.presets))
+@takes("json")
+def show(name: str, flags: Flags) -> None:
     """Print the YAML of a preset."""
     from vtprune.preset import find_preset, load_preset
 
     preset = load_preset(name)  # so that what is printed is a preset
-    if as_json:
+    if flags.json:
         click.echo(json.dumps(_told(preset), indent=2))
         return
     click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
@@ -71,8 +72,8 @@ def _told(preset: Preset) -> dict[str, object]:
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets check mine.yaml")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
-def check(files: tuple[str, ...], as_json: bool) -> None:
+@takes("json")
+def check(files: tuple[str, ...], flags: Flags) -> None:
     """Check preset files. Every fault of every file is named, with its line."""
     from vtprune.preset import load_preset
 
@@ -82,13 +83,13 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
             load_preset(file)
         except VtpruneError as error:
             faults.append(error)
-            if as_json:
+            if flags.json:
                 click.echo(json.dumps({"file": file, "ok": False, "error": error.message}))
             else:
                 click.echo(f"Error: {error.message}", err=True)
         else:
-            click.echo(json.dumps({"file": file, "ok": True}) if as_json else f"{file}: ok")
-    if faults and as_json:
+            click.echo(json.dumps({"file": file, "ok": True}) if flags.json else f"{file}: ok")
+    if faults and flags.json:
         raise click.exceptions.Exit(1)
     if faults:
         click.echo(f"hint: {faults[-1].hint}", err=True)

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import click
-
-from vtprune.cli.help import F, section
 from vtprune.errors import VtpruneError
 
 CHARTS = (".png", ".svg")
@@ -17,21 +14,6 @@ SUFFIXES = (".json", ".csv", *CHARTS)
 """What a command can write whose result is rows of figures."""
 Makers = Mapping[str, Callable[[], bytes]]
 """Suffix -> a function that makes the bytes of such a file."""
-
-
-def save_option(*formats: tuple[str, str], required: bool = False) -> Callable[[F], F]:
-    """`--save`, in a command whose result can be written in these formats.
-
-    Args:
-        formats: what is written, and the suffixes that name it, such as ("the table", ".csv").
-        required: the command makes a file, and has to be told where.
-    """
-    kinds = "; ".join(f"{suffix} {what}" for what, suffix in formats)
-    return section("Output")(
-        "--save", "saves", type=click.Path(path_type=Path), multiple=True, required=required,
-        metavar="FILE", help=f"Write the result to FILE, in the format of its suffix: {kinds}. "
-        "Repeatable.",
-    )  # fmt: skip
 
 
 def check_saves(

@@ -11,7 +11,6 @@ import click
 
 from vtprune.cli.asking import (
     LONGEST,
-    answers_option,
     check_choices,
     check_metric,
     demo_questions,
@@ -20,20 +19,17 @@ from vtprune.cli.asking import (
     settings_from,
 )
 from vtprune.cli.flags import (
-    Flags,
     check_at,
-    check_ranges,
     limits_from,
     loading_from,
     method_options,
 )
-from vtprune.cli.help import SectionedCommand, section
-from vtprune.cli.options import media_options, model_options, row_options
-from vtprune.cli.results import check_saves, json_file, save_option, write_saves
+from vtprune.cli.help import Command
+from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, takes
+from vtprune.cli.results import check_saves, json_file, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.cli.config import Config
     from vtprune.evaluation.tuning.candidates import Plan
     from vtprune.evaluation.tuning.result import Tuned
     from vtprune.inference.questions_file import Asked
@@ -46,44 +42,34 @@ Examples:
   vtprune ask clip.mp4 "what happens?" --preset mine.yaml
 """
 
-_rows, _ask, _output = section("Rows"), section("Questions"), section("Output")
 FORMATS = (".yaml", ".yml", ".json")
 
 
-# fmt: off
-@click.command(cls=SectionedCommand, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG)
 @click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
-@_rows("--floor", type=float, default=0.98, show_default=True, metavar="SHARE",
-             help="The share of the unpruned model's quality that has to be kept.")
-@row_options(
-    keeps="0.7,0.5,0.4,0.3,0.2,0.1",
-    presets="Packaged presets or files.  [default: all packaged ones, where no method is named]",
-    methods="Methods, each at its own place.  The baselines uniform and downsample are always "
-    "tried.",
+@takes(
+    "floor",
+    *ROWS,
+    *MODEL,
+    *MEDIA,
+    "question",
+    "limit",
+    "metric",
+    "system",
+    "max_new_tokens",
+    "saves",
+    "answers",
+    "json",
+    "quiet",
+    defaults={"keeps": ("0.7,0.5,0.4,0.3,0.2,0.1",)},
+    default_words={
+        "presets": "all packaged ones, where no method is named",
+        "max_new_tokens": str(LONGEST),
+    },
+    save=[("the preset, with the evidence in it", ".yaml"), ("everything", ".json")],
+    needs_save=True,
 )
-@_ask("-q", "--question", multiple=True, metavar="TEXT",
-      help="Asked about every MEDIA file; repeatable.")
-@_ask("--limit", type=int, metavar="N", help="The most questions, evenly from the list.  "
-      "[default: all; of demo 200]")
-@_ask("--metric", default="auto", show_default=True, metavar="NAME",
-      help="How answers are scored: auto, exact, contains, choice, number or anls.")
-@_ask("--system", metavar="TEXT", help="System prompt.")
-@_ask("--max-new-tokens", type=int, metavar="N", help=f"The longest answer.  [default: {LONGEST}]")
-@model_options
-@media_options
-@save_option(("the preset, with the evidence in it", ".yaml"), ("everything", ".json"),
-             required=True)
-@answers_option
-@_output("--json", is_flag=True, help="Print one JSON object instead of the tables.")
-@_output("--quiet", is_flag=True, help="Print the tables only.")
-def tune(
-    inputs: tuple[str, ...],
-    floor: float,
-    limit: int | None,
-    metric: str,
-    answers: Path | None,
-    **values: object,
-) -> None:
+def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     """Find the lowest keep that your own questions bear, and write it as a preset.
 
     QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
@@ -93,22 +79,20 @@ def tune(
     If nothing does, the exit code is 1 and no preset is written. To show 98 % it takes 223 files or
     more. QUESTIONS "demo" is the embedded model's own world.
     """
-    # fmt: on
     from vtprune.cli.config import load_config
     from vtprune.cli.console import tuning
     from vtprune.cli.output import libraries_silenced, show_tables
     from vtprune.evaluation.tuning.candidates import plan
 
-    flags = Flags(**values)  # type: ignore[arg-type]
     user = load_config()
-    check_ranges(flags)
+    metric, answers = flags.metric, flags.answers
     check_metric(metric)
     others = {"--answers": answers}
     check_saves(flags.saves, FORMATS, inputs, others)
-    with libraries_silenced(), _questions(inputs, flags, limit) as asked:
+    with libraries_silenced(), _questions(inputs, flags) as asked:
         check_choices(metric, asked)
         check_at(flags)
-        made = plan(asked, floor, flags.keeps, flags.presets, flags.methods, flags.seed or 0,
+        made = plan(asked, flags.floor, flags.keeps, flags.presets, flags.methods, flags.seed or 0,
                     flags.at, method_options(flags.option))  # fmt: skip
         check_saves(flags.saves, FORMATS, list({one.file for one in asked}), others)
         found = _run(flags, user, made, metric, answers, is_demo(inputs[0]))
@@ -130,19 +114,19 @@ def tune(
 
 
 @contextmanager
-def _questions(inputs: tuple[str, ...], flags: Flags, limit: int | None) -> Iterator[list[Asked]]:
+def _questions(inputs: tuple[str, ...], flags: Flags) -> Iterator[list[Asked]]:
     from vtprune.evaluation.run import first_questions
 
     if len(inputs) == 1 and is_demo(inputs[0]):
-        with demo_questions(limit, "dev") as asked:
+        with demo_questions(flags.limit, "dev") as asked:
             yield asked
     else:
         asked = listed_or_media(inputs, flags.question, limits_from(flags))[0]
-        yield first_questions(asked, limit)
+        yield first_questions(asked, flags.limit)
 
 
 def _run(
-    flags: Flags, user: Config, made: Plan, metric: str, answers: Path | None, demo: bool
+    flags: Flags, user: Flags, made: Plan, metric: str, answers: Path | None, demo: bool
 ) -> Tuned:
     from vtprune.cli.output import progress_line
     from vtprune.evaluation.tuning.run import tune as search

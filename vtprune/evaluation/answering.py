@@ -14,12 +14,11 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import DamagedError, VtpruneError
-from vtprune.evaluation.cells import Cell
-from vtprune.evaluation.lineup import UNPRUNED, beside
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Book, Record
 from vtprune.evaluation.scoring import score
 from vtprune.evaluation.second import second_records
+from vtprune.evaluation.variants import UNPRUNED, Variant, matched_baselines
 from vtprune.inference.answers import Prompt, forced_logits, prepare
 from vtprune.inference.figures import count_tokens
 from vtprune.inference.generation import Generation, generate
@@ -67,7 +66,7 @@ class Settings:
 def answer_all(
     loaded: Loaded,
     asked: Sequence[Asked],
-    cells: Sequence[Cell],
+    cells: Sequence[Variant],
     book: Book,
     settings: Settings,
     on_progress: Progress | None = None,
@@ -89,7 +88,7 @@ def answer_all(
     files: dict[Path, list[int]] = {}
     for number, one in enumerate(asked):
         files.setdefault(one.file, []).append(number)
-    turns = any(cell.second for cell in cells)
+    turns = any(cell.follow_up for cell in cells)
     done = 0
     for numbers in files.values():
         missing = {number: _missing(book, number, cells, len(numbers)) for number in numbers}
@@ -110,11 +109,11 @@ def answer_all(
         _show(on_progress, done, len(asked))
 
 
-def _missing(book: Book, number: int, cells: Sequence[Cell], together: int) -> list[Cell]:
+def _missing(book: Book, number: int, cells: Sequence[Variant], together: int) -> list[Variant]:
     """The cells that a question has no record of; a file's only question is never a second one."""
     return [
         cell for cell in cells
-        if not book.has(number, cell.key) and (together > 1 or not cell.second)
+        if not book.has(number, cell.key) and (together > 1 or not cell.follow_up)
     ]  # fmt: skip
 
 
@@ -197,23 +196,23 @@ class AskedFile:
         )
 
     def records(
-        self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
+        self, place: int, number: int, missing: Sequence[Variant], cells: Sequence[Variant]
     ) -> list[Record]:
         """The records of one question in the cells that miss it."""
-        alone = [cell for cell in missing if not cell.second]
-        second = [cell for cell in missing if cell.second]
+        alone = [cell for cell in missing if not cell.follow_up]
+        second = [cell for cell in missing if cell.follow_up]
         found = self.ask(place, number, alone, cells) if alone else []
         return found + (second_records(self, place, number, second) if second else [])
 
     def ask(
-        self, place: int, number: int, missing: Sequence[Cell], cells: Sequence[Cell]
+        self, place: int, number: int, missing: Sequence[Variant], cells: Sequence[Variant]
     ) -> list[Record]:
         """The records of one question, asked alone."""
         asked, answer = self.asked[place], self.full.prompts[place].answer
         base = self.force(self.full, place, Preset(name=UNPRUNED, keep=1.0))
         unpruned = self.text(answer)
         stages: dict[str, Sequence[Mapping[str, object]]] = {}
-        parents = {cell.beside for cell in missing if cell.beside}
+        parents = {cell.matches.key for cell in missing if cell.matches}
         records = []
         for cell in [c for c in cells if c in missing or c.key in parents]:
             try:
@@ -232,21 +231,21 @@ class AskedFile:
                 records.append(record)
         return records
 
-    def preset(self, cell: Cell, stages: Mapping[str, Sequence[Mapping[str, object]]]) -> Preset:
+    def preset(self, cell: Variant, stages: Mapping[str, Sequence[Mapping[str, object]]]) -> Preset:
         """What a cell cuts of this question.
 
         Raises:
             VtpruneError: it stands beside a cell that cut nothing past the input.
         """
-        if cell.entry.error is not None:
-            raise cell.entry.error
-        if not cell.beside:
-            return cell.entry.preset
-        parent = stages.get(cell.beside)
-        for entry in beside(cell.entry, parent) if parent else ():
-            if entry.method == cell.entry.method:
-                return entry.preset
-        raise VtpruneError("the row that it stands beside cuts nothing past the input")
+        if cell.error is not None:
+            raise cell.error
+        if cell.matches is None:
+            return cell.preset
+        parent = stages.get(cell.matches.key, ())
+        for baseline in matched_baselines(cell, parent):
+            if baseline.method == cell.method:
+                return baseline.preset
+        raise VtpruneError("no matching cut: the compared method cuts only at the input")
 
     def force(self, looked: _Looked, place: int, preset: Preset) -> _Given:
         """One prefill, and the unpruned answer's tokens after it."""
@@ -269,7 +268,7 @@ class AskedFile:
         base: _Given,
         unpruned: str,
         number: int,
-        cell: Cell,
+        cell: Variant,
         given: _Given,
         preset: Preset,
     ) -> Record:

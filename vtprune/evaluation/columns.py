@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.intervals import Difference, difference
 from vtprune.evaluation.records import Record
+from vtprune.evaluation.variants import Variant
 from vtprune.inference.questions_file import Asked
 
 Records = Mapping[tuple[int, str], Record]
@@ -29,7 +29,7 @@ class Column:
         return self.same if self.right is None else self.right
 
 
-def column_of(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -> Column:
+def column_of(asked: Sequence[Asked], cells: Sequence[Variant], records: Records) -> Column:
     numbers, found = [], []
     for number in range(len(asked)):
         own = [records.get((number, cell.key)) for cell in cells]

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import ModelError, PresetError, VtpruneError
-from vtprune.evaluation.lineup import KEEPS, Entry, Lineup, beside, counts_of, line_up, unpruned
 from vtprune.evaluation.standing import Standing
+from vtprune.evaluation.variants import (
+    KEEPS,
+    Variant,
+    VariantList,
+    counts_after_cuts,
+    list_variants,
+    matched_baselines,
+    unpruned_variant,
+)
 from vtprune.inference.compare import PAIRS, measure_ceilings, roofline_speedup, time_pairs
 from vtprune.inference.comparison import Comparison
 from vtprune.inference.gathering import Gathered, gather, gather_for
@@ -73,7 +81,7 @@ def compare_methods(
             model can't answer.
     """
     began = time.perf_counter()
-    lineup = line_up(methods, keeps, presets, at, options, seed)
+    lineup = list_variants(methods, keeps, presets, at, options, seed)
     paths = [media] if isinstance(media, (str, Path)) else list(media)
     loads = model is None or isinstance(model, (str, Path))
     return run_lineup(
@@ -86,7 +94,7 @@ def run_lineup(
     loaded: Loaded,
     paths: Sequence[str | Path | Source],
     question: str,
-    lineup: Lineup,
+    lineup: VariantList,
     *,
     sampling: Sampling | None = None,
     generation: Generation | None = None,
@@ -111,7 +119,7 @@ def run_lineup(
     again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())
     prompt = ready(loaded, gathered, question, greedy)
     table = _Contest(loaded, prompt, again, question, sampling, greedy, on_progress)
-    table.answer_all([unpruned(lineup.seed), *lineup.entries])
+    table.answer_all([unpruned_variant(lineup.seed), *lineup.variants])
     notes = list(lineup.notes)
     if repeats:
         table.measure_all(repeats)
@@ -148,19 +156,19 @@ class _Contest:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def answer_all(self, entries: Sequence[Entry]) -> None:
+    def answer_all(self, entries: Sequence[Variant]) -> None:
         """Runs every entry, then the baselines beside those that cut past the input."""
         for number, entry in enumerate(entries):
             self.show("answering", number, len(entries))
             self.rows.append(self.answer(entry))
             if self.base.error is not None:
                 raise self.base.error
-        asked = [row for row in self.rows if row.entry.role == "asked"]
+        asked = [row for row in self.rows if row.variant.role == "asked"]
         for number, row in enumerate(asked):
             self.show("answering beside", number, len(asked))
             self.stand_beside(row)
 
-    def answer(self, entry: Entry) -> Standing:
+    def answer(self, entry: Variant) -> Standing:
         """One row; an error that a user can act on is its result."""
         try:
             if entry.error is not None:
@@ -187,19 +195,20 @@ class _Contest:
         One that is there already, for another row or because it was asked for, is not run again.
         """
         place = self.rows.index(row) + 1
-        for entry in beside(row.entry, row.stages) if row.report else ():
-            if entry.method == row.entry.method:
+        for entry in matched_baselines(row.variant, row.stages) if row.report else ():
+            if entry.method == row.variant.method:
                 continue
-            same = next((one for one in self.rows if one.report and one.entry.method == entry.method
-                         and counts_of(one.stages) == entry.counts), None)  # fmt: skip
+            same = next((one for one in self.rows
+                         if one.report and one.variant.method == entry.method
+                         and counts_after_cuts(one.stages) == entry.counts), None)  # fmt: skip
             if same is None:
                 same = self.answer(entry)
-                if same.report and counts_of(same.stages) != entry.counts:
-                    message = f"it could not be given the counts of {row.entry.name}"
+                if same.report and counts_after_cuts(same.stages) != entry.counts:
+                    message = f"it could not be given the counts of {row.variant.name}"
                     same = Standing(entry, error=ModelError(message))
                 self.rows.insert(place, same)
                 place += 1
-            same.beside.append(row.entry.name)
+            same.beside.append(row.variant.name)
 
     # -- times -----------------------------------------------------------------------------------
 

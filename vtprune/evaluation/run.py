@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from vtprune import __version__
 from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import SEEDS, Cell
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.summary import Evaluation, Row, summarise
+from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.figures import describe_model
 from vtprune.inference.questions_file import Asked, mixed_labels
 from vtprune.inference.wording import counted
@@ -31,7 +31,7 @@ class Plan:
     """What is asked, and in which cells."""
 
     asked: tuple[Asked, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[Variant, ...]
     notes: tuple[str, ...] = ()
 
 

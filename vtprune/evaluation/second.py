@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.evaluation.cells import Cell
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.predicted import loss_and_divergence
 from vtprune.evaluation.records import Record
+from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.answers import Prompt, end_ids, extend, letters, places, predictions, said
 from vtprune.inference.memory import fitting_errors
 from vtprune.models.base import Turn
@@ -137,7 +136,9 @@ class _Given:
     keep_mean: float
 
 
-def second_records(file: AskedFile, place: int, number: int, cells: Sequence[Cell]) -> list[Record]:
+def second_records(
+    file: AskedFile, place: int, number: int, cells: Sequence[Variant]
+) -> list[Record]:
     """The records of one question as the second of a conversation, after the one before it.
 
     The first question of a file comes after its last. The first answer is the unpruned model's in
@@ -151,11 +152,11 @@ def second_records(file: AskedFile, place: int, number: int, cells: Sequence[Cel
     records = []
     for cell in cells:
         try:
-            if cell.entry.error is not None:
-                raise cell.entry.error
+            if cell.error is not None:
+                raise cell.error
             given = base
-            if cell.entry.role != UNPRUNED:
-                given = _give(file, place, cell.entry.preset, base.answer)
+            if cell.role != UNPRUNED:
+                given = _give(file, place, cell.preset, base.answer)
             records.append(_record(file, place, number, cell.key, given, base))
         except VtpruneError as error:
             records.append(Record(number, cell.key, error=error.message))

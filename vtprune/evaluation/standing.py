@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.lineup import UNPRUNED, Entry, counts_of
+from vtprune.evaluation.variants import UNPRUNED, Variant, counts_after_cuts
 from vtprune.inference.compare import Pair, Seconds, Side, medians, sum_up
 from vtprune.inference.comparison import Row
 
@@ -29,7 +29,7 @@ class Standing:
         roofline: the speed-up that the machine's measured ceilings allow; None: not counted.
     """
 
-    entry: Entry
+    variant: Variant
     report: Report | None = None
     run: Run | None = None
     prompt: Prompt | None = None
@@ -47,8 +47,7 @@ class Standing:
 
     @property
     def label(self) -> str:
-        keep = "" if self.entry.keep is None else f", keep {self.entry.keep:g}"
-        return f"{self.entry.name} at {self.entry.at}{keep}"
+        return self.variant.row
 
     def notes(self, told: Mapping[str, int]) -> list[str]:
         """What its report warned of, or why there is none.
@@ -60,9 +59,9 @@ class Standing:
             return [f"{self.label}: not run: {self.reason}"]
         warned = self.report.warnings if self.report else ()
         notes = [f"{self.label}: {note}" if told[note] == 1 else note for note in warned]
-        left = [count for _, count in counts_of(self.stages)]
-        if self.entry.role == "asked" and left and not any(left):
-            notes.append(f"{self.entry.name} leaves nothing to choose from, so no random or "
+        left = [count for _, count in counts_after_cuts(self.stages)]
+        if self.variant.role == "asked" and left and not any(left):
+            notes.append(f"{self.variant.name} leaves nothing to choose from, so no random or "
                          "uniform row stands beside it")  # fmt: skip
         return notes
 
@@ -76,7 +75,7 @@ class Standing:
     def side(self) -> Side:
         """What is timed."""
         assert self.prompt is not None
-        return self.prompt.side(None if self.entry.role == UNPRUNED else self.entry.preset)
+        return self.prompt.side(None if self.variant.role == UNPRUNED else self.variant.preset)
 
     def row(self, answer: str, took: Sequence[Seconds]) -> Row:
         """What comes out of it.
@@ -85,7 +84,7 @@ class Standing:
             answer: of the unpruned model.
             took: seconds of its timed runs; none where nothing was measured.
         """
-        entry, report, run = self.entry, self.report, self.run
+        entry, report, run = self.variant, self.report, self.run
         preset = report.preset if report else entry.preset.to_dict()
         known = Row(entry.role, entry.method or None, preset, entry.at, entry.keep,
                     dict(entry.options), tuple(self.beside))  # fmt: skip

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-from vtprune.evaluation.cells import SECOND, Cell
 from vtprune.evaluation.columns import Column, Records, against, aligned, column_of
 from vtprune.evaluation.intervals import Difference, Estimate, estimate, holm
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.turns import Second, second_of
+from vtprune.evaluation.variants import FOLLOW_UP, UNPRUNED, Variant
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.questions_file import Asked
 
@@ -163,31 +162,31 @@ def _ends(values: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
-def summarise(asked: Sequence[Asked], cells: Sequence[Cell], records: Records) -> list[Row]:
+def summarise(asked: Sequence[Asked], cells: Sequence[Variant], records: Records) -> list[Row]:
     """The rows of an evaluation, from the records that there are.
 
     Args:
         records: by question number and cell key; those of a row with an error are left out.
     """
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[Variant]] = {}
     for cell in cells:
         groups.setdefault(cell.row, []).append(cell)
     columns = {row: column_of(asked, own, records) for row, own in groups.items()}
     return [
         _row(asked, row, own, columns, records)
-        for row, own in groups.items() if not own[0].second
+        for row, own in groups.items() if not own[0].follow_up
     ]  # fmt: skip
 
 
 def _row(
     asked: Sequence[Asked],
     name: str,
-    cells: Sequence[Cell],
+    cells: Sequence[Variant],
     columns: Mapping[str, Column],
     records: Records,
 ) -> Row:
     column, base = columns[name], columns[UNPRUNED]
-    entry = cells[0].entry
+    entry = cells[0]
     files = [str(asked[number].file) for number in column.questions]
     accuracy = None if column.right is None else estimate(column.right, files)
     before = aligned(base, column.questions)
@@ -235,8 +234,8 @@ def _row(
         first_token_speedup=_speedup(column, before, "first"),
         reads_question=bool(entry.preset.readers()),
         options=dict(entry.options),
-        resolved={} if cells[0].beside else entry.preset.to_dict(),
-        second=second_of(asked, name, UNPRUNED, columns, SECOND),
+        resolved={} if cells[0].matches else entry.preset.to_dict(),
+        second=second_of(asked, name, UNPRUNED, columns, FOLLOW_UP),
         errors=tuple(errors),
     )
 
@@ -256,22 +255,20 @@ def _speedup(column: Column, base: Column, part: str) -> float:
 
 
 def compare_with_rivals(
-    asked: Sequence[Asked], cells: Sequence[Cell], records: Records, row: str
+    asked: Sequence[Asked], cells: Sequence[Variant], records: Records, row: str
 ) -> list[tuple[str, Difference, float]]:
     """One row against every other of the same keep: (rival, difference, Holm-adjusted p-value).
 
     A p-value is one-sided: that the row is not worse. Below 0.05 it is worse than that rival, also
     after the correction for their number.
     """
-    groups: dict[str, list[Cell]] = {}
-    for cell in (one for one in cells if not one.second):
+    groups: dict[str, list[Variant]] = {}
+    for cell in (one for one in cells if not one.follow_up):
         groups.setdefault(cell.row, []).append(cell)
     own = column_of(asked, groups[row], records)
-    keep = groups[row][0].entry.keep
+    keep = groups[row][0].keep
     rivals = [
-        name
-        for name, of in groups.items()
-        if name not in (row, UNPRUNED) and of[0].entry.keep == keep
+        name for name, of in groups.items() if name not in (row, UNPRUNED) and of[0].keep == keep
     ]
     found = [
         (name, gap)

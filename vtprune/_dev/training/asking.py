@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vtprune.demo import write
 from vtprune.errors import VtpruneError
-from vtprune.evaluation.cells import Cell
 from vtprune.evaluation.records import Record, read_records
+from vtprune.evaluation.variants import Variant
 from vtprune.inference.questions_file import Asked, read_questions
 
 Records = dict[tuple[int, str], Record]
@@ -22,7 +22,7 @@ class Part:
 
     name: str
     numbers: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def answer(rank: int, job: Job) -> None:
 
 
 def split_parts(
-    asked: Sequence[Asked], cells: Sequence[Cell], headline: Sequence[Cell], few: int
+    asked: Sequence[Asked], cells: Sequence[Variant], headline: Sequence[Variant], few: int
 ) -> tuple[Part, ...]:
     """The first `few` questions in all cells, the others in those of the headline.
 

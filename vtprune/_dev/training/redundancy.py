@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Part, Records, questions
 from vtprune.demo.questions import KINDS
-from vtprune.evaluation.cells import Cell, lay_cells
-from vtprune.evaluation.lineup import line_up
 from vtprune.evaluation.summary import Row, summarise
+from vtprune.evaluation.variants import Variant, list_variants, repeat_variants
 from vtprune.inference.questions_file import Asked
 from vtprune.preset import load_preset
 
@@ -34,18 +33,20 @@ NORMS = ("row", "none")
 SEEDS = 5  # of each random row
 
 
-def norm_cells(layer: int, keeps: Sequence[float] = KEEPS, seeds: int = SEEDS) -> tuple[Cell, ...]:
+def norm_cells(
+    layer: int, keeps: Sequence[float] = KEEPS, seeds: int = SEEDS
+) -> tuple[Variant, ...]:
     """Entropy at `layer` with either norm, what stands beside it there, and at the input."""
     stages = {norm: [{"at": layer, "method": "entropy", "norm": norm}] for norm in NORMS}
     presets = [
         replace(load_preset({"stages": stages[norm]}), name=f"norm {norm}") for norm in NORMS
     ]
-    cells = lay_cells(line_up([], keeps, presets), seeds, beside=True)
+    cells = repeat_variants(list_variants([], keeps, presets), seeds, matched=True)
     # Both norms cut to the same counts: what stands beside one stands beside the other.
-    again = f"norm {NORMS[1]} "
+    again = f"norm {NORMS[1]}"
     return tuple(
-        cell for cell in cells if cell.entry.name != "downsample" and not (
-            cell.beside and cell.beside.startswith(again))
+        cell for cell in cells if cell.name != "downsample" and not (
+            cell.matches and cell.matches.name == again)
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def rank(states: torch.Tensor) -> tuple[dict[str, float], float]:
     return spread, float(torch.corrcoef(ranks)[0, 1])
 
 
-def report(asked: Sequence[Asked], cells: Sequence[Cell], records: Records, layer: int) -> str:
+def report(asked: Sequence[Asked], cells: Sequence[Variant], records: Records, layer: int) -> str:
     """The table, and which keeps can't be had past the input."""
     rows = summarise(asked, cells, records)
     lines = [*table(rows, layer)]

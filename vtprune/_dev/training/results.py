@@ -15,10 +15,9 @@ from pathlib import Path
 
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Records, questions, split_parts
-from vtprune.evaluation.cells import Cell, lay_cells
 from vtprune.evaluation.intervals import Estimate
-from vtprune.evaluation.lineup import UNPRUNED, line_up
 from vtprune.evaluation.summary import Evaluation, Row, compare_with_rivals, summarise
+from vtprune.evaluation.variants import UNPRUNED, Variant, list_variants, repeat_variants
 from vtprune.inference.questions_file import Asked
 from vtprune.pruners import BASELINES, METHODS
 from vtprune.saving import save_file
@@ -29,20 +28,22 @@ SEEDS = 5
 
 def all_cells(
     methods: Sequence[str], presets: Sequence[str], keeps: Sequence[float], seeds: int = SEEDS
-) -> list[Cell]:
+) -> list[Variant]:
     """Every method and preset at every keep; baselines at the presets' own layers and counts."""
-    cells = lay_cells(line_up([], keeps, presets), seeds, beside=True) if presets else []
+    cells = (
+        repeat_variants(list_variants([], keeps, presets), seeds, matched=True) if presets else []
+    )
     if methods:
-        cells += lay_cells(line_up(methods, keeps), seeds)
-    found: dict[str, Cell] = {}
+        cells += repeat_variants(list_variants(methods, keeps), seeds)
+    found: dict[str, Variant] = {}
     for cell in cells:
         found.setdefault(cell.key, cell)
     return list(found.values())
 
 
-def in_headline(cell: Cell, rivals: Sequence[str]) -> bool:
+def in_headline(cell: Variant, rivals: Sequence[str]) -> bool:
     """Unpruned, presets with what stands beside them, baselines at their own places, rivals."""
-    entry = cell.entry
+    entry = cell
     plain = entry.method in BASELINES and entry.role == "baseline"
     return not entry.method or entry.role == UNPRUNED or plain or entry.method in rivals
 
@@ -99,11 +100,11 @@ def _cell(row: Row | None, base: Row) -> str:
 
 
 def rivals_table(
-    asked: Sequence[Asked], cells: Sequence[Cell], records: Records, preset: str
+    asked: Sequence[Asked], cells: Sequence[Variant], records: Records, preset: str
 ) -> Iterator[str]:
     """A preset less each rival at each keep: paired difference in points, Holm's p of "worse"."""
-    own = {cell.row: cell.entry for cell in cells if cell.entry.preset.name == preset
-           and not cell.entry.method}  # fmt: skip
+    own = {cell.row: cell for cell in cells if cell.preset.name == preset
+           and not cell.method}  # fmt: skip
     for row, entry in own.items():
         found = compare_with_rivals(asked, cells, records, row)
         if entry.keep is None or not found:

@@ -12,7 +12,7 @@ from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.calibrate.horizon import Change, Gap, quality, relative_change, relative_gap
-from vtprune.evaluation.lineup import split_options
+from vtprune.evaluation.variants import split_options
 from vtprune.inference.answers import Prompt, Score, score_forced
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.wording import with_options

@@ -12,7 +12,7 @@ from vtprune.engine.plan import Group, Plan
 from vtprune.engine.thinning import choose_units
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError, VtpruneError
-from vtprune.evaluation.lineup import split_options
+from vtprune.evaluation.variants import split_options
 from vtprune.inference.wording import with_options
 from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import PresetError, VtpruneError
-from vtprune.evaluation.lineup import Lineup, line_up
 from vtprune.evaluation.tuning.bound import fewest_files, highest_floor
 from vtprune.evaluation.tuning.result import Part
+from vtprune.evaluation.variants import VariantList, list_variants
 from vtprune.inference.questions_file import mixed_labels
 from vtprune.inference.wording import counted
 from vtprune.preset import load_preset, override, preset_names
@@ -41,7 +41,7 @@ class Plan:
 
     asked: tuple[Asked, ...]
     searched: int
-    lineup: Lineup
+    lineup: VariantList
     floor: float
     labelled: bool
     seed: int = 0
@@ -84,14 +84,14 @@ def plan(
             "can show that nothing is lost",
         )
     chosen = list(presets) if presets or methods else _packaged()
-    lineup = line_up(methods, keeps, chosen, at, options, seed)
-    entries = [one for one in lineup.entries if one.role == "asked" or one.method != WITHOUT]
+    lineup = list_variants(methods, keeps, chosen, at, options, seed)
+    variants = [one for one in lineup.variants if one.role == "asked" or one.method != WITHOUT]
     search, held = split(asked, seed)
     _check_files({one.file for one in asked}, {one.file for one in held}, floor)
     return Plan(
         asked=(*search, *held),
         searched=len(search),
-        lineup=replace(lineup, entries=tuple(entries)),
+        lineup=replace(lineup, variants=tuple(variants)),
         floor=floor,
         labelled=all(one.answer is not None for one in asked),
         seed=seed,

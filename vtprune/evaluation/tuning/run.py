@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.cells import lay_cells
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.records import Book
 from vtprune.evaluation.run import head_of
 from vtprune.evaluation.tuning.candidates import Plan
@@ -22,6 +20,7 @@ from vtprune.evaluation.tuning.verdicts import (
     say_why,
     search,
 )
+from vtprune.evaluation.variants import UNPRUNED, repeat_variants
 from vtprune.inference.figures import describe_model
 from vtprune.inference.wording import counted
 
@@ -52,7 +51,7 @@ def tune(
         VtpruneError: of any kind, with the way out.
     """
     settings = settings or Settings()
-    cells = lay_cells(plan.lineup, seeds=1)
+    cells = repeat_variants(plan.lineup, seeds=1)
     with Book(path, head_of(loaded, plan.asked, settings), len(plan.asked)) as book:
         answer_all(
             loaded, plan.part(False), cells, book, settings, _named(on_progress, "searching")

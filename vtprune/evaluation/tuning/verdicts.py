@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.cells import Cell
-from vtprune.evaluation.lineup import UNPRUNED
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.summary import Row, summarise
 from vtprune.evaluation.tuning.bound import files_needed, measure
@@ -23,6 +21,7 @@ from vtprune.evaluation.tuning.result import (
     Trial,
     percent,
 )
+from vtprune.evaluation.variants import UNPRUNED, Variant
 
 if TYPE_CHECKING:
     from vtprune.inference.questions_file import Asked
@@ -42,23 +41,20 @@ def _figures(
     return [float(records[number, key].same) for number in numbers], [1.0] * len(asked), files
 
 
-def _found(asked: Sequence[Asked], cell: Cell, row: Row, records: Records, plan: Plan) -> Found:
+def _found(asked: Sequence[Asked], cell: Variant, row: Row, records: Records, plan: Plan) -> Found:
     quality = measure(*_figures(asked, cell.key, records, plan.labelled), plan.seed)
     return Found(quality, row.agreement.mean, row.divergence, row.keep_mean,
                  row.first_token_speedup)  # fmt: skip
 
 
-def search(plan: Plan, cells: Sequence[Cell], records: Records) -> list[Trial]:
+def search(plan: Plan, cells: Sequence[Variant], records: Records) -> list[Trial]:
     """What every candidate did on the part that was searched, in the order of the cells."""
     asked = plan.part(False)
     trials = []
     for cell, row in zip(cells[1:], summarise(asked, cells, records)[1:], strict=True):
-        entry = cell.entry
-        name = f"{entry.name} at {entry.at}" if entry.method else entry.name
+        name = f"{cell.name} at {cell.at}" if cell.method else cell.name
         found = None if row.errors else _found(asked, cell, row, records, plan)
-        trials.append(
-            Trial(name, entry.preset, entry.keep, found, None, next(iter(row.errors), ""))
-        )
+        trials.append(Trial(name, cell.preset, cell.keep, found, None, next(iter(row.errors), "")))
     return trials
 
 
@@ -79,7 +75,7 @@ def put_in_order(trials: Sequence[Trial], floor: float) -> list[Trial]:
 
 
 def confirm(
-    order: Sequence[Trial], cells: Sequence[Cell], plan: Plan, records: Records
+    order: Sequence[Trial], cells: Sequence[Variant], plan: Plan, records: Records
 ) -> list[Trial]:
     """The candidates with what they did on the held-out part, and their verdicts.
 
@@ -123,7 +119,7 @@ def say_why(
     plan: Plan,
     trials: Sequence[Trial],
     tested: Sequence[Trial],
-    cells: Sequence[Cell],
+    cells: Sequence[Variant],
     records: Records,
 ) -> tuple[tuple[str, str], int | None]:
     """Why nothing was chosen and what would help, and how many questions would tell."""

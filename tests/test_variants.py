@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.evaluation.lineup import DRAWN, Entry, beside, counts_of, line_up
+from vtprune.evaluation.variants import (
+    MATCHED,
+    Variant,
+    counts_after_cuts,
+    list_variants,
+    matched_baselines,
+)
 from vtprune.preset import load_preset
 from vtprune.preset.spec import Preset
 from vtprune.pruners import BASELINES, METHODS, Method
@@ -18,7 +24,9 @@ from vtprune.tokens.solving import solve
 
 def rows(*args: Any, **options: Any) -> list[tuple[str, str, str, float | None]]:
     """(role, name, place, keep) of every row."""
-    return [(one.role, one.name, one.at, one.keep) for one in line_up(*args, **options).entries]
+    return [
+        (one.role, one.name, one.at, one.keep) for one in list_variants(*args, **options).variants
+    ]
 
 
 def cut(layer: int, before: int, after: int, **values: object) -> Mapping[str, object]:
@@ -37,7 +45,7 @@ def test_every_baseline_stands_at_every_keep() -> None:
 def test_baselines_that_can_cut_anywhere_stand_at_the_input() -> None:
     found = rows(["entropy"], [0.3])
     assert found[0] == ("asked", "entropy", "ecl", 0.3)
-    assert {name: place for role, name, place, _ in found if name in DRAWN} == {
+    assert {name: place for role, name, place, _ in found if name in MATCHED} == {
         "random": "input", "uniform": "input",
     }  # fmt: skip
 
@@ -62,7 +70,9 @@ def test_a_baseline_that_was_asked_for_as_it_is_has_one_row() -> None:
 
 
 def test_a_place_and_options_are_for_the_methods_alone() -> None:
-    entries = line_up(["entropy", "vtw"], [0.3], ["entropy-horizon"], 3, {"norm": "row"}, 7).entries
+    entries = list_variants(
+        ["entropy", "vtw"], [0.3], ["entropy-horizon"], 3, {"norm": "row"}, 7
+    ).variants
     places = {one.name: one.at for one in entries if one.role == "asked"}
     assert places == {
         "entropy (norm=row)": "3", "vtw": "3", "entropy-horizon": "ecl, horizon",
@@ -78,9 +88,9 @@ def test_a_place_and_options_are_for_the_methods_alone() -> None:
 
 def test_a_preset_that_says_all_its_keeps_has_one_row_and_a_note() -> None:
     fixed = {"stages": [{"at": 2, "method": "random", "keep": 0.25}]}
-    found = line_up(["entropy"], [0.5, 0.3], [fixed])
-    assert [one.keep for one in found.entries if one.name == "custom"] == [None]
-    assert "preset custom says all its keeps itself" in found.notes[0]
+    found = list_variants(["entropy"], [0.5, 0.3], [fixed])
+    assert [one.keep for one in found.variants if one.name == "custom"] == [None]
+    assert "preset custom sets every stage's keep itself" in found.notes[0]
 
 
 def test_a_method_that_can_not_cut_there_has_a_row_with_the_reason(
@@ -88,7 +98,7 @@ def test_a_method_that_can_not_cut_there_has_a_row_with_the_reason(
 ) -> None:
     reads = Method("vtprune.pruners.uniform:Uniform", "2", "reads attention", lowest=1)
     monkeypatch.setitem(METHODS, "reader", reads)
-    entries = line_up(["reader", "entropy"], [0.3], at="input").entries
+    entries = list_variants(["reader", "entropy"], [0.3], at="input").variants
     found = {one.name: one.error for one in entries if one.role == "asked"}
     assert found["entropy"] is None
     assert found["reader"] is not None
@@ -96,11 +106,11 @@ def test_a_method_that_can_not_cut_there_has_a_row_with_the_reason(
 
 
 def test_all_rows_look_at_what_the_one_preset_that_says_so_looks_at() -> None:
-    media = line_up(["entropy"], [0.3], ["balanced", "long-video"]).media
+    media = list_variants(["entropy"], [0.3], ["balanced", "long-video"]).media
     assert media.video.frames == load_preset("long-video").video.frames
-    both = line_up([], [0.3], ["document", "long-video"])
+    both = list_variants([], [0.3], ["document", "long-video"])
     assert (both.media.video.frames, both.media.image.max_tiles) == (None, None)
-    assert "presets document, long-video look at different frames or tiles" in both.notes[0]
+    assert "presets document, long-video sample different frames or tiles" in both.notes[0]
 
 
 # What was asked wrongly
@@ -126,13 +136,13 @@ def test_all_rows_look_at_what_the_one_preset_that_says_so_looks_at() -> None:
 )
 def test_what_is_not_valid_is_refused_with_a_way_out(given: dict[str, Any], match: str) -> None:
     with pytest.raises(PresetError, match=match) as raised:
-        line_up(**{"methods": ["entropy"], "keeps": [0.3], **given})
+        list_variants(**{"methods": ["entropy"], "keeps": [0.3], **given})
     assert raised.value.hint
 
 
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(PresetError) as raised:
-        line_up(["entropi", "vtw", "vtw"], [0.3, 7], ["balance"], "nowhere", {"x": "1"})
+        list_variants(["entropi", "vtw", "vtw"], [0.3, 7], ["balance"], "nowhere", {"x": "1"})
     for told in ("entropi", "vtw is named 2 times", "keep 7", "'balance'", "nowhere", "option x"):
         assert told in raised.value.message
     for hint in ("did you mean entropy?", "did you mean balanced?"):
@@ -141,12 +151,12 @@ def test_all_faults_are_told_at_once() -> None:
 
 # Beside a row that cuts past the input
 
-ASKED = Entry("asked", "entropy", Preset(name="entropy", seed=3), 0.3, "ecl")
+ASKED = Variant("asked", "entropy", Preset(name="entropy", seed=3), 0.3, "ecl")
 
 
 def test_random_and_uniform_repeat_the_layers_and_the_counts() -> None:
     stages = [cut(2, 129, 75), cut(12, 75, 6)]
-    for entry, name in zip(beside(ASKED, stages), DRAWN, strict=True):
+    for entry, name in zip(matched_baselines(ASKED, stages), MATCHED, strict=True):
         assert (entry.role, entry.method, entry.keep, entry.at) == ("baseline", name, 0.3, "2, 12")
         assert entry.counts == ((2, 75), (12, 6))
         assert entry.preset.seed == 3
@@ -157,7 +167,7 @@ def test_random_and_uniform_repeat_the_layers_and_the_counts() -> None:
 @pytest.mark.parametrize("total", [7, 129, 2880, 7290])
 def test_a_repeated_count_comes_out_of_the_schedule_as_it_was(total: int) -> None:
     for left in range(1, total, max(1, total // 50)):
-        stage = beside(ASKED, [cut(2, total, left)])[0].preset.stages_for("image")[0]
+        stage = matched_baselines(ASKED, [cut(2, total, left)])[0].preset.stages_for("image")[0]
         places = [Place(stage.at, 2, stage.keep)]
         assert [one.count for one in solve(places, None, 16, total).cuts] == [left]
 
@@ -170,23 +180,23 @@ def test_a_repeated_count_comes_out_of_the_schedule_as_it_was(total: int) -> Non
 def test_nothing_stands_beside_where_there_is_nothing_to_choose(
     stages: list[Mapping[str, object]],
 ) -> None:
-    assert beside(ASKED, stages) == []
+    assert matched_baselines(ASKED, stages) == []
 
 
 def test_a_cut_to_nothing_after_another_stays_one() -> None:
-    entry = beside(ASKED, [cut(2, 100, 40), cut(9, 40, 0)])[0]
+    entry = matched_baselines(ASKED, [cut(2, 100, 40), cut(9, 40, 0)])[0]
     specs = entry.preset.stages_for("image")
     assert [(one.method, one.keep) for one in specs] == [("random", 0.4), ("vtw", 0.0)]
 
 
 def test_modalities_with_cuts_of_their_own_keep_them() -> None:
     stages = [cut(2, 50, 10, modality="image"), cut(4, 200, 40, modality="video")]
-    preset = beside(ASKED, stages)[0].preset
+    preset = matched_baselines(ASKED, stages)[0].preset
     assert [(one.at, one.keep) for one in preset.stages_for("image")] == [("2", 0.2)]
     assert [(one.at, one.keep) for one in preset.stages_for("video")] == [("4", 0.2)]
-    only = beside(ASKED, stages[:1])[0].preset
+    only = matched_baselines(ASKED, stages[:1])[0].preset
     assert (only.keep_for("image"), only.keep_for("video")) == (None, 1.0)
 
 
 def test_of_several_cuts_at_one_place_the_last_counts() -> None:
-    assert counts_of([cut(0, 9, 6), cut(0, 6, 4), cut(2, 4, 1)]) == ((0, 4), (2, 1))
+    assert counts_after_cuts([cut(0, 9, 6), cut(0, 6, 4), cut(2, 4, 1)]) == ((0, 4), (2, 1))
