@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny_base import PATCH, TEXT, TILE, VISION, Made, Size, Tiny, noise
 
-from vtprune.models import llava_next, llava_onevision
+from vtprune.models import llava, llava_onevision
 
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168], [168, 168], [112, 168]]
 HALF = [0.5, 0.5, 0.5]
@@ -180,7 +180,7 @@ VIDEO_LLAVA_FILES: dict[str, dict[str, Any]] = {
 }
 VICUNA: dict[str, Any] = {
     **LLAMA,
-    "template": llava_next.VICUNA,
+    "template": llava.VICUNA,
     "conversation": "Be brief. USER: <image>\n<image>\nFirst? ASSISTANT: Red. "
     "USER: <image>\nAnd now? ASSISTANT:",
 }
@@ -212,7 +212,7 @@ MODELS: dict[str, Tiny] = {
         special=LLAMA_SPECIAL,
         config=_mistral_config,
         media=_tiled,
-        template=llava_next.MISTRAL,
+        template=llava.MISTRAL,
         files=NEXT_FILES,
         conversation="<<SYS>>\nBe brief.\n<</SYS>>\n\n"
         "[INST] <image>\n<image>\nFirst? [/INST] Red.</s> [INST] <image>\nAnd now? [/INST]",

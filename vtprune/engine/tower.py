@@ -21,7 +21,6 @@ from vtprune.engine.footprint import (
     gather_patches,
 )
 from vtprune.errors import ModelError
-from vtprune.models.base import Tiled
 from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
 from vtprune.models.wrappers import running_module
@@ -187,5 +186,5 @@ def find_footprint(
         if getattr(tower, "fullatt_block_indexes", None):
             window = tower.window_size // merge // tower.patch_size
         return rows, Blocks(merge**2, window)
-    planes = family.planes(config, given) if isinstance(family, Tiled) else None
+    planes = family.planes(config, given) if family else None
     return rows, Panes(has_cls) if planes is None else Tiles(has_cls, planes)

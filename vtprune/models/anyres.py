@@ -70,7 +70,7 @@ def largest(resolutions: Sequence[Sequence[int]], tile: int) -> Size:
 def limited_size(
     size: Size, resolutions: Sequence[Sequence[int]], tile: int, max_tiles: int | None
 ) -> Size:
-    """The size to tell the model so that it cuts a picture into at most `max_tiles` tiles.
+    """The size to give the model so that it cuts a picture into at most `max_tiles` tiles.
 
     The model chooses the resolution from the size alone, so a limit has to be a smaller size: the
     picture shrunk to fit the best of the allowed resolutions. All others waste more on it, so the
@@ -95,7 +95,7 @@ def limited_size(
 
 def cut(
     pixels: torch.Tensor,
-    told: Size,
+    given: Size,
     resolutions: Sequence[Sequence[int]],
     tile: int,
     recipe: Recipe,
@@ -103,12 +103,12 @@ def cut(
     """(1, 3, H, W) uint8 -> (1 + tiles, 3, h, w) uint8: the base picture, then its tiles.
 
     Args:
-        told: the size that the model is told, from `limited_size`.
+        given: the size that the model is given, from `limited_size`.
         tile: side of a tile.
         recipe: `size` (the base picture's) and `crop` hold for every tile.
     """
-    resolution = best_resolution(told, resolutions)
-    inner = resize(pixels, fit_inside(told, resolution), recipe.resample)
+    resolution = best_resolution(given, resolutions)
+    inner = resize(pixels, fit_inside(given, resolution), recipe.resample)
     whole = pad_to(inner, resolution, (0, 0, 0))
     tiles = [
         whole[..., top : top + tile, left : left + tile]
@@ -121,10 +121,10 @@ def cut(
     return torch.cat([finish(part, recipe) for part in parts])
 
 
-def regions(told: Size, resolutions: Sequence[Sequence[int]], tile: int) -> tuple[Region, ...]:
+def regions(given: Size, resolutions: Sequence[Sequence[int]], tile: int) -> tuple[Region, ...]:
     """The part of a picture that the base picture and each tile show, in the order of `cut`."""
-    resolution = best_resolution(told, resolutions)
-    height, width = fit_inside(told, resolution)
+    resolution = best_resolution(given, resolutions)
+    height, width = fit_inside(given, resolution)
     above, before = (resolution[0] - height) // 2, (resolution[1] - width) // 2
     tiles = [
         (
@@ -152,7 +152,7 @@ def tiled_grid(
     tokens the rest is interpolated to fewer, and a token belongs to the tile its centre lies in.
 
     Args:
-        size: (height, width) that the model was told.
+        size: (height, width) that the model was given.
         tile: side of a tile in pixels.
         side: side of a tile in tokens.
         max_tiles: N of "anyres_max_N"; None never interpolates.

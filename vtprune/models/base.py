@@ -1,13 +1,15 @@
-"""What a model family has to say about itself, and the types that say it."""
+"""A model family, with defaults for most of what it says, and the data that it works on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 
+from vtprune.errors import ModelError
+from vtprune.models import prompt
 from vtprune.tokens.layout import Grid
 from vtprune.tokens.units import Region, Units, Whole
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
+    from vtprune.models.cost import VisionShape
 
 PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
 """A tensor of a model's inputs -> what it holds; where both share one, they are encoded alike."""
@@ -144,42 +147,217 @@ VisionInputs = Mapping[str, Mapping[str, object]]
 was called with (pixel values, grids, sizes), as recorded, or as given to forward."""
 
 
-class Family(Protocol):
-    """One model family: transformers' inputs in, inputs and grids out. Holds no state.
+class Family:
+    """One model family: transformers' inputs in; inputs, grids and FLOPs out. Holds no state.
 
-    The first half serves the engine, on any user's own inputs; the second serves `vtprune ask`.
+    A family's file sets the attributes and overrides what differs from the defaults. `grids` and
+    `vision_shape` serve the engine and the figures, on any user's own inputs; the other methods
+    prepare inputs for `vtprune ask`; the last ones build a model of the same shape for
+    `vtprune profile`.
+
+    Attributes:
+        name: as its authors write it.
+        model_types: its values of `config.model_type`.
+        modalities: what it takes, of "image" and "video".
+        tokens: modality -> text of the placeholder that the chat template writes.
+        template: the chat template for a checkpoint that has none.
+        shares_placeholder: whether videos have the placeholder id of pictures.
+        lists_media: whether the inputs have to say which media item has which tokens, since the
+            tensors don't.
+        special_tokens: text of every special token that a prompt needs -> the config's field with
+            its id; None where any id will do.
+        tower_depth: what the vision tower's config calls its number of layers.
     """
 
-    name: str
-    model_types: tuple[str, ...]
-    modalities: tuple[str, ...]
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    tokens: ClassVar[Mapping[str, str]] = {"image": "<image>"}
+    template: ClassVar[str] = ""
+    shares_placeholder: ClassVar[bool] = False
+    lists_media: ClassVar[bool] = False
+    special_tokens: ClassVar[Mapping[str, str | None]] = {"<image>": "image_token_id"}
+    tower_depth: ClassVar[str] = "num_hidden_layers"
+
+    # -- where visual tokens sit, and what they cost ------------------------------------------
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """Modality -> token ids that stand for its features in `input_ids`.
+        """Return modality -> token ids that stand for its features in `input_ids`.
 
         Two modalities with the same ids share them: which it is follows from the vision inputs.
         """
-        ...
+        ids: dict[str, tuple[int, ...]] = {"image": (int(config.image_token_id),)}
+        if "video" in self.modalities:
+            shared = self.shares_placeholder
+            ids["video"] = ids["image"] if shared else (int(config.video_token_id),)
+        return ids
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """Modality -> one grid a media item, in the order of the prompts of the whole batch.
+        """Return modality -> one grid a media item, in the order of the prompts of the whole batch.
 
         The engine adds the batch's `input_ids`, (B, S), to what each encoder was called with.
         Where images and videos share placeholders, `vision` has only the one they are taken for.
         """
-        ...
+        raise NotImplementedError
+
+    def planes(
+        self, config: PreTrainedConfig, given: Mapping[str, object]
+    ) -> list[Plane | None] | None:
+        """Return how the tiles of each picture lie that are laid together and cut to the picture.
+
+        Args:
+            given: the arguments of the encoder call, by name.
+
+        Returns:
+            None for a picture without such tiles, and for a call without such pictures.
+        """
+        return None
+
+    def vision_shape(self, config: object, modality: str) -> VisionShape | None:
+        """Return the sizes of vision tower and projector that their FLOPs follow from.
+
+        Args:
+            config: the whole model's; any object with its fields.
+            modality: "image" or "video": what goes through them.
+
+        Returns:
+            None for a tower that is not known, so that its cost is left out, not guessed.
+
+        Raises:
+            CostError: a known tower's config lacks a size.
+        """
+        return None
+
+    # -- preparing inputs -----------------------------------------------------------------------
 
     def largest(self, files: Files) -> tuple[int, int]:
-        """(height, width) of the largest picture that is not made smaller, in the most tiles."""
-        ...
+        """Return (height, width) of the largest picture that is not made smaller."""
+        raise NotImplementedError
 
     def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """What to read of `source`, when the prompt holds `num_media` media items of its kind."""
-        ...
+        """Plan what to read of `source` in a prompt of `num_media` media items of its kind.
+
+        Raises:
+            ModelError: it is a video, and this family takes pictures only.
+        """
+        self.check_kind(source)
+        if source.kind == "image":
+            return self.plan_picture(files, source, sampling, num_media)
+        return self.plan_video(files, source, sampling)
+
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
+        """Plan what to read of a picture, and how it is resized and cut into tiles."""
+        raise NotImplementedError
+
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+        """Plan which frames to read of a video, and how they are resized."""
+        raise NotImplementedError
 
     def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The model's inputs for a conversation about `media`."""
-        ...
+        """Return the model's inputs for a conversation about `media`.
+
+        Raises:
+            ModelError: the family does not take these media in one question, or the checkpoint's
+                chat template or tokenizer does not fit it.
+        """
+        self.check_media(media)
+        text = self.render(files, media, turns)
+        media = prompt.in_prompt_order(text, media, self.tokens)
+        vision = self.vision_inputs(files, media)
+        grids = self.media_grids(files, media, vision)
+        written = self.written(files, media, vision, grids)
+        ids = self.placeholders(files.config)
+        tensors = prompt.encode(files, text, self.tokens, ids, grids, written)
+        tensors |= self.token_types(files, tensors["input_ids"], media)
+        for given in vision.values():
+            tensors |= given
+        tiles = tuple(len(item.pixels) for item in media if item.source.kind == "image")
+        left = {modality: iter(items) for modality, items in grids.items()}
+        laid = tuple((item.source.kind, next(left[item.source.kind])) for item in media)
+        return Inputs(tensors, text, tiles, laid if self.lists_media else ())
+
+    def check_kind(self, source: Source) -> None:
+        """Refuse a video where the family takes pictures only."""
+        if source.kind not in self.modalities:
+            raise ModelError(
+                f"{source.path} is a video; {self.name} takes pictures only",
+                "take a model for videos, such as LLaVA-OneVision or Qwen2.5-VL",
+            )
+
+    def check_media(self, media: Sequence[Prepared]) -> None:
+        """Refuse media that the family does not take in one question."""
+        for item in media:
+            self.check_kind(item.source)
+
+    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+        """Return the conversation as text, one placeholder a media item."""
+        return prompt.render(files, media, turns, self.tokens, self.template_for(files))
+
+    def template_for(self, files: Files) -> str:
+        """Return the chat template for a checkpoint that has none."""
+        return self.template
+
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Return modality -> the vision tower's inputs, for the modalities that there are."""
+        raise NotImplementedError
+
+    def media_grids(
+        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
+    ) -> dict[str, list[Grid]]:
+        """Return modality -> the grid of each of its media items, in the order of the prompt."""
+        return self.grids(files.config, vision)
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        """Return modality -> the text that each of its placeholders becomes in the prompt.
+
+        Markers and timestamps included; for a modality that is left out the placeholder is
+        repeated, once for every token.
+        """
+        return {}
+
+    def token_types(
+        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
+    ) -> dict[str, torch.Tensor]:
+        """Return the inputs that say which tokens are visual, where the model takes such."""
+        return {}
+
+    # -- a model of the same shape, without a checkpoint ----------------------------------------
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        """Return "image" and "video" -> the preparation files of the published models.
+
+        Values that cost nothing (such as the means of pixels) are left out.
+
+        Args:
+            side: of the pictures that the vision tower takes, in pixels.
+        """
+        return {}
+
+    def tower_kinds(self, config: PreTrainedConfig) -> list[str]:
+        """Return the kind of each layer of the vision tower; layers of one kind cost the same."""
+        return [""] * int(getattr(config.vision_config, self.tower_depth))
+
+    def shorten_tower(self, config: PreTrainedConfig) -> None:
+        """Leave as few layers in the vision tower's config as there are kinds, or are read."""
+        taken = getattr(config, "vision_feature_layer", -1)
+        layers = [taken] if isinstance(taken, int) else cast("Sequence[int]", taken)
+        read = max(layer + 1 if layer >= 0 else -layer - 1 for layer in layers)
+        self.set_tower_depth(config, read)
+
+    def set_tower_depth(self, config: PreTrainedConfig, read: int) -> None:
+        """Give the tower `read` layers, or one of every kind where these are more."""
+        depth = max(read, len(set(self.tower_kinds(config))))
+        setattr(config.vision_config, self.tower_depth, depth)
 
 
 class Known(Protocol):
@@ -190,21 +368,3 @@ class Known(Protocol):
 
     @property
     def files(self) -> Files: ...
-
-
-@runtime_checkable
-class Tiled(Protocol):
-    """A family some of whose pictures are tiles that are laid together and cut to the picture."""
-
-    def planes(
-        self, config: PreTrainedConfig, given: Mapping[str, object]
-    ) -> list[Plane | None] | None:
-        """How the tiles of each picture lie, which follow its base picture in the tower.
-
-        Args:
-            given: the arguments of the encoder call, by name.
-
-        Returns:
-            None for a picture that is not tiled, and for a call that encodes videos.
-        """
-        ...

@@ -94,8 +94,10 @@ def plan_parts(
     return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
 
 
-def stacked(videos: Sequence[Prepared], recipe: preprocess.Recipe, family: str) -> torch.Tensor:
-    """(videos, T, 3, h, w), normalised, for models that take videos as one tensor.
+def stack_videos(
+    videos: Sequence[Prepared], recipe: preprocess.Recipe, family: str
+) -> torch.Tensor:
+    """Return (videos, T, 3, h, w), normalised, for models that take videos as one tensor.
 
     Raises:
         ModelError: they have different numbers of frames.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
-from vtprune.models.llava_next import no_video
+from vtprune.models import cost, preprocess
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 START, TOKEN, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
-TOKENS = {"image": START}
+TOKENS, SPECIAL_TOKENS = {"image": START}, {TOKEN: "image_token_id"}
 DEFAULTS: Mapping[str, object] = {
     "size": {"height": 224, "width": 224},
     "resample": 2,
@@ -47,15 +47,14 @@ TEMPLATE = (
 )
 
 
-class Gemma3:
+class Gemma3(Family):
     """A square grid for each picture, whose tokens see each other both ways; no video."""
 
     name = "Gemma 3"
     model_types = ("gemma3",)
-    modalities = ("image",)
-
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,)}
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         """One square a picture. Crops of a picture are pictures of their own: the model is not
@@ -66,48 +65,69 @@ class Gemma3:
         pixels = cast(torch.Tensor, vision["image"]["pixel_values"])
         return {"image": [box(1, side, side)] * len(pixels)}
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        values = preprocess.merged(files.image, DEFAULTS)
-        return preprocess.whole_size(preprocess.read_recipe(values))
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """Averages over blocks of patches, then one matrix."""
+        shape = cost.clip_or_siglip(config)
+        if shape is None:
+            return None
+        tower = getattr(config, "vision_config", None)
+        side = cost.size_of(tower, "image_size") // shape.patch
+        merge = side // math.isqrt(cost.size_of(config, "mm_tokens_per_image", 256))
+        projector = ((shape.hidden, cost.text_width(config)),)
+        return replace(shape, projector=projector, merge=merge)
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def largest(self, files: Files) -> tuple[int, int]:
+        return preprocess.unchanged_size(preprocess.recipe_over(files.image, DEFAULTS))
+
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
         """The whole picture, and its crops where the checkpoint asks for pan and scan (no official
         one does); max_tiles is the most crops."""
-        if source.kind != "image":
-            raise no_video(source, self.name)
         values = preprocess.merged(files.image, DEFAULTS)
         crops = _crops(source.height, source.width, values, sampling.max_tiles)
         recipe = preprocess.read_recipe(values)
         return Plan((0,), functools.partial(_cut, crops=crops, recipe=recipe))
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs, `token_type_ids` included, which say where pictures are seen both ways."""
-        for one in media:
-            if one.source.kind != "image":
-                raise no_video(one.source, self.name)
-        vision: dict[str, dict[str, torch.Tensor]] = {}
-        if media:
-            recipe = preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS))
-            pixels = [preprocess.normalize(one.pixels, recipe) for one in media]
-            vision["image"] = {"pixel_values": torch.cat(pixels)}
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        ids = self.placeholders(files.config)
-        grids = self.grids(files.config, vision)
-        written = [_sequence(files.config, len(one.pixels) - 1) for one in media]
-        tensors = prompt.encode(files, text, TOKENS, ids, grids, {"image": written})
-        tensors["token_type_ids"] = (tensors["input_ids"] == ids["image"][0]).long()
-        tensors |= vision.get("image", {})
-        return Inputs(tensors, text, tuple(len(one.pixels) for one in media))
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        if not media:
+            return {}
+        recipe = preprocess.recipe_over(files.image, DEFAULTS)
+        pixels = [preprocess.normalize(picture.pixels, recipe) for picture in media]
+        return {"image": {"pixel_values": torch.cat(pixels)}}
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        """Each picture, its crops included."""
+        tokens = TOKEN * files.config.mm_tokens_per_image
+        return {"image": [_written(tokens, len(picture.pixels) - 1) for picture in media]}
+
+    def token_types(
+        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
+    ) -> dict[str, torch.Tensor]:
+        """`token_type_ids`, which say where pictures are seen both ways."""
+        return {"token_type_ids": (input_ids == files.config.image_token_id).long()}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        return {"image": {"size": {"height": side, "width": side}}}
 
 
-def _sequence(config: PreTrainedConfig, num_crops: int) -> str:
+def _written(tokens: str, num_crops: int) -> str:
     """A picture, and its crops, in the prompt."""
-    one = f"\n\n{START}{TOKEN * config.mm_tokens_per_image}{END}\n\n"
+    picture = f"\n\n{START}{tokens}{END}\n\n"
     if not num_crops:
-        return one
-    crops = " ".join([one] * num_crops)
+        return picture
+    crops = " ".join([picture] * num_crops)
     return (
-        f"Here is the original image {one} and here are some crops to help you see better {crops}"
+        f"Here is the original image {picture} and here are some crops to help you see better "
+        f"{crops}"
     )
 
 

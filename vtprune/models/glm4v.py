@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+import torch
+
 from vtprune.errors import ModelError
-from vtprune.models import frames, patches, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import cost, frames, preprocess
+from vtprune.models.base import Files, Prepared
+from vtprune.models.patches import (
+    MergedPatches,
+    clip_size,
+    largest_square,
+    limits,
+    tower_shape,
+)
 from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from vtprune.media import Source
 
 TOKENS = {"image": "<|image|>", "video": "<|video|>"}
+SPECIAL_TOKENS = {
+    "<|image|>": "image_token_id",
+    "<|begin_of_image|>": "image_start_token_id",
+    "<|end_of_image|>": "image_end_token_id",
+}
 COMMON: Mapping[str, object] = {
     "resample": 3,
     "image_mean": preprocess.CLIP_MEAN,
@@ -47,57 +59,96 @@ TEMPLATE = (
 )
 
 
-class Glm4v:
+class Glm4v(MergedPatches):
     """A grid of merged patches for each picture, and for each pair of a video's frames."""
 
     name = "GLM-4.1V"
     model_types = ("glm4v",)
-    modalities = ("image", "video")
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
+    shares_placeholder = True  # a video's frames stand as pictures in the prompt
+    defaults = DEFAULTS
 
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """A video's frames stand as pictures in the prompt."""
-        return {"image": (config.image_token_id,), "video": (config.image_token_id,)}
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """A convolution makes blocks one token; then a matrix and a gated MLP.
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """merge x merge patches are one token; a frame of the grid is a pair of the video's."""
-        return patches.grids(config, vision)
+        The tower's own MLPs are as wide as its output; `intermediate_size` is the merger's.
+        """
+        tower = getattr(config, "vision_config", None)
+        hidden = cost.size_of(tower, "hidden_size")
+        inner = cost.size_of(tower, "intermediate_size")
+        out = cost.size_of(tower, "out_hidden_size")
+        shape = tower_shape(config, hidden, out, out)
+        merger = ((shape.merge**2 * hidden, out), (out, out), (out, 2 * inner), (inner, out))
+        return replace(shape, gated=True, projector=merger)
 
     def largest(self, files: Files) -> tuple[int, int]:
-        values = patches.read_values(files, "image", DEFAULTS)
-        return patches.largest(values, cast(int, values["temporal_patch_size"]))
+        """A picture counts as a whole group of frames."""
+        values = self.values(files, "image")
+        return largest_square(values, cast(int, values["temporal_patch_size"]))
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """Without frames or fps, the official sampling, after start and end.
-
-        That is 2 frames a second of clips up to 300 s, and 600 evenly of longer ones. The limits
-        of a video's pixels are for all frames together. max_tiles does not apply.
-        """
-        values = patches.read_values(files, source.kind, DEFAULTS)
-        return patches.plan_source(source, sampling, values, _official, _size)
-
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""
-        kinds = {one.source.kind for one in media}
-        if len(kinds) > 1:
+    def check_media(self, media: Sequence[Prepared]) -> None:
+        if len({item.source.kind for item in media}) > 1:
             raise ModelError(
                 "pictures and videos in one question; in GLM-4.1V they share a placeholder, and"
                 " the model takes one kind at a time",
                 "ask about the pictures and the videos separately",
             )
-        values_of = functools.partial(patches.read_values, files, defaults=DEFAULTS)
-        vision = patches.vision_inputs(media, values_of)
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        ids = self.placeholders(files.config)
-        grids = self.grids(files.config, vision)
-        written = [
-            _frames(grid, one) for grid, one in zip(grids.get("video", ()), media, strict=False)
-        ]
-        tensors = prompt.encode(files, text, TOKENS, ids, grids, {"video": written})
-        visual = tensors["input_ids"] == ids["image"][0]
-        tensors["mm_token_type_ids"] = visual.long() * (2 if "video" in kinds else 1)
-        for given in vision.values():
-            tensors |= given
-        return Inputs(tensors, text, () if "video" in kinds else (1,) * len(media))
+
+    def frame_size(
+        self, source: Source, values: Mapping[str, object], num_frames: int
+    ) -> tuple[int, int]:
+        """The limits of a video's pixels are for all frames together, in whole groups of them."""
+        group = cast(int, values["temporal_patch_size"])
+        num_frames += -num_frames % group
+        least, most = limits(values)
+        return clip_size(num_frames, source.height, source.width, values, least, most)
+
+    def official_frames(
+        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+    ) -> list[int]:
+        """2 frames a second of clips up to 300 s, and 600 evenly of longer ones.
+
+        They are the frames after even times; the official processor's repeated last one is left
+        out, since it fills the last pair as it is.
+        """
+        last, rate = len(between) - 1, source.fps
+        wanted, longest = cast(float, values["fps"]), cast(float, values["max_duration"])
+        duration = len(between) / rate
+        limit = int(longest * wanted)
+        if duration <= longest:
+            count = max(math.floor(duration * wanted), 1)
+            positions = [min(last, math.ceil(number * rate / wanted)) for number in range(count)]
+        elif limit >= len(between):
+            positions = list(range(len(between)))
+        else:
+            step = duration / (limit - 1)
+            times = [number * step for number in range(limit - 1)] + [duration]
+            positions = [min(last, math.ceil(time * rate)) for time in times]
+        index = [between[position] for position in dict.fromkeys(positions)]
+        return index if most is None else frames.starts_of_parts(index, most)
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        pairs = zip(grids.get("video", ()), media, strict=False)
+        return {"video": [_frames(grid, video) for grid, video in pairs]}
+
+    def token_types(
+        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
+    ) -> dict[str, torch.Tensor]:
+        """`mm_token_type_ids`, by what this prompt's placeholders hold."""
+        visual = (input_ids == files.config.image_token_id).long()
+        videos = any(item.source.kind == "video" for item in media)
+        return {"mm_token_type_ids": visual * (2 if videos else 1)}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        return {"image": {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}}
 
 
 def _frames(grid: Grid, video: Prepared) -> str:
@@ -107,33 +158,3 @@ def _frames(grid: Grid, video: Prepared) -> str:
     times = frames.seconds(video)[::2][:steps]
     times += times[-1:] * (steps - len(times))
     return "".join(f"<|begin_of_image|>{pads}<|end_of_image|>{int(time)}" for time in times)
-
-
-def _size(source: Source, values: Mapping[str, object], num_frames: int) -> tuple[int, int]:
-    """(height, width) of each frame, or of a picture; either counts in whole groups of frames."""
-    group = cast(int, values["temporal_patch_size"])
-    num_frames += -num_frames % group
-    least, most = patches.limits(values)
-    return patches.clip_size(num_frames, source.height, source.width, values, least, most)
-
-
-def _official(
-    between: list[int], source: Source, values: Mapping[str, object], most: int | None
-) -> list[int]:
-    """The frames after even times; the official processor's repeated last one is left out, since
-    it fills the last pair as it is."""
-    last, rate = len(between) - 1, source.fps
-    wanted, longest = cast(float, values["fps"]), cast(float, values["max_duration"])
-    duration = len(between) / rate
-    limit = int(longest * wanted)
-    if duration <= longest:
-        count = max(math.floor(duration * wanted), 1)
-        positions = [min(last, math.ceil(number * rate / wanted)) for number in range(count)]
-    elif limit >= len(between):
-        positions = list(range(len(between)))
-    else:
-        step = duration / (limit - 1)
-        times = [number * step for number in range(limit - 1)] + [duration]
-        positions = [min(last, math.ceil(time * rate)) for time in times]
-    index = [between[position] for position in dict.fromkeys(positions)]
-    return index if most is None else frames.starts_of_parts(index, most)

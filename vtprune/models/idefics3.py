@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import llava_next, preprocess, prompt, splitting
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import cost, preprocess, splitting
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -45,25 +45,57 @@ MESSAGES = (
 TEMPLATE = "{{ '<|begin_of_text|>' }}" + MESSAGES
 
 
-class Idefics3:
+class Idefics3(Family):
     """Tiles row by row, then the whole picture, each a block of its own; no video."""
 
     name = "Idefics3"
     model_types = ("idefics3",)
-    modalities = ("image",)
-
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,)}
+    tokens = TOKENS
+    template = TEMPLATE
+    lists_media = True
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """Which tiles are one picture is told from the markers between them in `input_ids`."""
-        return block_grids(config, vision)
+        """Which tiles are one picture is told from the markers between them in `input_ids`.
+
+        As a video, all blocks of a prompt are its frames.
+        """
+        made: dict[str, list[Grid]] = {}
+        for modality, given in vision.items():
+            pixels = cast(torch.Tensor, given["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
+            side = token_side(config, pixels.shape[-1])
+            num_blocks = max(int(pixels.flatten(0, 1).flatten(1).any(1).sum()), 1)
+            ids = cast("torch.Tensor | None", given.get("input_ids"))
+            token = config.image_token_id
+            rows = None
+            if ids is not None:
+                rows = splitting.tokens_of_prompts(ids, token, num_blocks * side**2)
+            if rows is None or ids is None:
+                made[modality] = [box(1, side, side)] * num_blocks
+            elif modality == "video":
+                made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
+            else:
+                repeat = len(ids) // len(rows)
+                made[modality] = [
+                    splitting.split_grid(*shape, side)
+                    for row, mine in zip(ids[::repeat].tolist(), rows, strict=True)
+                    if len(mine)
+                    for shape in splitting.parse_markers(row, mine.tolist(), side**2)
+                ]
+        return made
+
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """Blocks of patches side by side, then one matrix."""
+        shape, merge = cost.plain_tower(config), cost.size_of(config, "scale_factor", 2)
+        projector = ((merge**2 * shape.hidden, cost.text_width(config)),)
+        return replace(shape, projector=projector, merge=merge)
 
     def largest(self, files: Files) -> tuple[int, int]:
         edge = edge_of(preprocess.merged(files.image, DEFAULTS), "size")
         return edge, edge
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
         """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
 
         The Lanczos is Pillow's, as in `Idefics3ImageProcessorPil`: its values are the same on every
@@ -72,76 +104,51 @@ class Idefics3:
         On 15 photographs and scans the two are up to 2 grey levels apart (once 3), in up to 1.5 %
         of the values; in noise up to 34, because they clip between two passes in another order.
         """
-        if source.kind != "image":
-            raise llava_next.no_video(source, self.name)
-        return plan_picture(files, source, sampling)
+        values = preprocess.merged(files.image, DEFAULTS)
+        longest, shape = _resized(source, values, sampling.max_tiles)
+        cut = functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
+        return Plan((0,), cut, splitting.regions(*shape))
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        for one in media:
-            if one.source.kind != "image":
-                raise llava_next.no_video(one.source, self.name)
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        return encode_pictures(files, media, text, self.placeholders(files.config))
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """What several pictures share is one row."""
+        if not media:
+            return {}
+        recipe = recipe_of(preprocess.merged(files.image, DEFAULTS))
+        parts = [preprocess.normalize_singly(picture.pixels, recipe) for picture in media]
+        return {"image": pixel_inputs(parts)}
+
+    def media_grids(
+        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
+    ) -> dict[str, list[Grid]]:
+        grids = []
+        for picture in media:
+            side = token_side(files.config, picture.pixels.shape[-1])
+            grids.append(splitting.split_grid(*_tiling(files, picture), side))
+        return {"image": grids} if grids else {}
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        texts = []
+        for picture in media:
+            side = token_side(files.config, picture.pixels.shape[-1])
+            texts.append(_written(*_tiling(files, picture), side**2))
+        return {"image": texts}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        longest, tile = {"longest_edge": 4 * side}, {"longest_edge": side}
+        return {"image": {"size": longest, "max_image_size": tile}}
 
 
 def token_side(config: PreTrainedConfig, edge: int) -> int:
     """Tokens along a side of a tile of `edge` pixels."""
     return int(edge // config.vision_config.patch_size // config.scale_factor)
-
-
-def block_grids(config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-    """The grids of pictures, or of one video a prompt, from the blocks of `input_ids`."""
-    made: dict[str, list[Grid]] = {}
-    for modality, given in vision.items():
-        pixels = cast(torch.Tensor, given["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
-        side = token_side(config, pixels.shape[-1])
-        num_blocks = max(int(pixels.flatten(0, 1).flatten(1).any(1).sum()), 1)
-        ids = cast("torch.Tensor | None", given.get("input_ids"))
-        token = config.image_token_id
-        rows = None
-        if ids is not None:
-            rows = splitting.tokens_of_prompts(ids, token, num_blocks * side**2)
-        if rows is None or ids is None:
-            made[modality] = [box(1, side, side)] * num_blocks
-        elif modality == "video":
-            made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
-        else:
-            repeat = len(ids) // len(rows)
-            made[modality] = [
-                splitting.split_grid(*shape, side)
-                for row, mine in zip(ids[::repeat].tolist(), rows, strict=True)
-                if len(mine)
-                for shape in splitting.parse_markers(row, mine.tolist(), side**2)
-            ]
-    return made
-
-
-def plan_picture(files: Files, source: Source, sampling: Sampling) -> Plan:
-    """A picture and its tiles; the longest edge is shortened until they are at most max_tiles."""
-    values = preprocess.merged(files.image, DEFAULTS)
-    longest, shape = _resized(source, values, sampling.max_tiles)
-    cut = functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
-    return Plan((0,), cut, splitting.regions(*shape))
-
-
-def encode_pictures(
-    files: Files, media: Sequence[Prepared], text: str, ids: Mapping[str, tuple[int, ...]]
-) -> Inputs:
-    """The inputs for a rendered prompt with pictures; what several of them share is one row."""
-    values = preprocess.merged(files.image, DEFAULTS)
-    laid: list[tuple[str, Grid]] = []
-    written = []
-    for one in media:
-        side = token_side(files.config, one.pixels.shape[-1])
-        _, (rows, cols) = _resized(one.source, values, len(one.pixels) - 1)
-        laid.append(("image", splitting.split_grid(rows, cols, side)))
-        written.append(_written(rows, cols, side**2))
-    grids = {"image": [grid for _, grid in laid]} if laid else {}
-    tensors = prompt.encode(files, text, TOKENS, ids, grids, {"image": written})
-    if media:
-        recipe = recipe_of(values)
-        tensors |= pixel_inputs([preprocess.normalize_singly(one.pixels, recipe) for one in media])
-    return Inputs(tensors, text, tuple(len(one.pixels) for one in media), tuple(laid))
 
 
 def pixel_inputs(parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -191,6 +198,12 @@ def _resized(
         if limit is None or rows * cols <= limit:
             return longest, (rows, cols)
         longest = (max(rows, cols) - 1) * tile
+
+
+def _tiling(files: Files, picture: Prepared) -> tuple[int, int]:
+    """Rows and columns of the tiles that a picture was split into; (0, 0) for none."""
+    values = preprocess.merged(files.image, DEFAULTS)
+    return _resized(picture.source, values, len(picture.pixels) - 1)[1]
 
 
 def _first_size(height: int, width: int, longest: int) -> tuple[int, int]:

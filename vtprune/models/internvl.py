@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import frames, preprocess, prompt, splitting
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import cost, frames, preprocess, splitting
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 TOKENS = {"image": "<IMG_CONTEXT>", "video": "<video>"}
+SPECIAL_TOKENS = {"<IMG_CONTEXT>": "image_token_id"}
 DEFAULTS: Mapping[str, object] = {
     "size": {"height": 384, "width": 384},
     "resample": 3,
@@ -41,16 +42,17 @@ TEMPLATE = (
 )
 
 
-class InternVL:
+class InternVL(Family):
     """Tiles row by row, then the whole picture; a video's frame is a picture of one tile."""
 
     name = "InternVL"
     model_types = ("internvl",)
     modalities = ("image", "video")
-
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """One token for both."""
-        return {"image": (config.image_token_id,), "video": (config.image_token_id,)}
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
+    shares_placeholder = True
+    lists_media = True
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         """An unbroken run of placeholders is a picture; as a video, all of a prompt are frames.
@@ -75,51 +77,67 @@ class InternVL:
                 made[modality] = _pictures(pixels, rows, side)
         return made
 
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """CLS is dropped; blocks of patches side by side, then two matrices."""
+        shape, out = cost.plain_tower(config, extra=1), cost.text_width(config)
+        merge = int(1 / getattr(config, "downsample_ratio", 0.5))
+        projector = ((merge**2 * shape.hidden, out), (out, out))
+        return replace(shape, projector=projector, merge=merge)
+
     def largest(self, files: Files) -> tuple[int, int]:
         values = preprocess.merged(files.image, DEFAULTS)
         rows, cols = splitting.squarest(cast(int, values["max_patches"]))
         size = cast("Mapping[str, int]", values["size"])
         return rows * size["height"], cols * size["width"]
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own.
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
+        """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own."""
+        values = preprocess.merged(files.image, DEFAULTS)
+        rows, cols = _tiles(source, values, sampling.max_tiles)
+        recipe = preprocess.read_recipe(values)
+        cut = functools.partial(_cut, rows=rows, cols=cols, recipe=recipe)
+        return Plan((0,), cut, splitting.regions(rows, cols))
 
-        A video: without frames or fps, after start and end, the checkpoint's own `num_frames`, else
-        8 (the authors' example), each from the middle of an equal part.
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+        """Without frames or fps, after start and end, the checkpoint's own `num_frames`, else 8.
+
+        Each is from the middle of an equal part; 8 as in the authors' example.
         """
-        if source.kind == "image":
-            values = preprocess.merged(files.image, DEFAULTS)
-            rows, cols = _tiles(source, values, sampling.max_tiles)
-            recipe = preprocess.read_recipe(values)
-            cut = functools.partial(_cut, rows=rows, cols=cols, recipe=recipe)
-            return Plan((0,), cut, splitting.regions(rows, cols))
-        recipe = _video_recipe(files)
+        recipe = _recipe(files, "video")
         return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, _middles)
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs; tiles and frames are in one tensor, in the order of the prompt."""
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        left = {kind: [one for one in media if one.source.kind == kind] for kind in TOKENS}
-        pattern = "|".join(re.escape(token) for token in TOKENS.values())
-        kinds = {token: kind for kind, token in TOKENS.items()}
-        ordered = [left[kinds[match[0]]].pop(0) for match in re.finditer(pattern, text)]
-        laid = tuple((one.source.kind, _grid(files, one)) for one in ordered)
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Tiles and frames in one tensor, in the order of the prompt."""
+        if not media:
+            return {}
+        recipes = {kind: _recipe(files, kind) for kind in self.modalities}
+        parts = [preprocess.normalize(item.pixels, recipes[item.source.kind]) for item in media]
+        return {"image": {"pixel_values": torch.cat(parts)}}
+
+    def media_grids(
+        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
+    ) -> dict[str, list[Grid]]:
         grids: dict[str, list[Grid]] = {}
-        written: dict[str, list[str]] = {}
-        for kind, grid in laid:
-            grids.setdefault(kind, []).append(grid)
-            written.setdefault(kind, []).append(_written(kind, grid))
-        ids = self.placeholders(files.config)
-        tensors = prompt.encode(files, text, TOKENS, ids, grids, written)
-        if ordered:
-            recipes = {
-                "image": preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS)),
-                "video": _video_recipe(files),
-            }
-            parts = [preprocess.normalize(one.pixels, recipes[one.source.kind]) for one in ordered]
-            tensors["pixel_values"] = torch.cat(parts)
-        tiles = tuple(len(one.pixels) for one in media if one.source.kind == "image")
-        return Inputs(tensors, text, tiles, laid)
+        for item in media:
+            grids.setdefault(item.source.kind, []).append(_grid(files, item))
+        return grids
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        return {kind: [_written(kind, grid) for grid in items] for kind, items in grids.items()}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        size: dict[str, object] = {"size": {"height": side, "width": side}}
+        return {"image": {**size, "min_patches": 1, "max_patches": 12}, "video": size}
 
 
 def _side(config: PreTrainedConfig, edge: int) -> int:
@@ -206,5 +224,7 @@ def _middles(between: list[int], count: int) -> list[int]:
     return [between[position] for position in positions[:count]]
 
 
-def _video_recipe(files: Files) -> preprocess.Recipe:
-    return preprocess.read_recipe(preprocess.merged(files.video or files.image, DEFAULTS))
+def _recipe(files: Files, kind: str) -> preprocess.Recipe:
+    """A checkpoint without a file for videos has that for pictures serve both."""
+    values = files.video or files.image if kind == "video" else files.image
+    return preprocess.recipe_over(values, DEFAULTS)

@@ -1,16 +1,17 @@
-"""LLaVA-1.5: one square a picture, whatever the language model."""
+"""LLaVA-1.5: one square a picture, whatever the language model; and what its successors share."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.models import llava_next, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import cost, frames, preprocess
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
 from vtprune.tokens.layout import CLS, Grid, box, join, single
 
 if TYPE_CHECKING:
@@ -18,25 +19,54 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
 
-TOKENS = {"image": "<image>"}
-CLIP = llava_next.DEFAULTS
+CLIP: Mapping[str, object] = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": 3,
+    "image_mean": preprocess.CLIP_MEAN,
+    "image_std": preprocess.CLIP_STD,
+}
 SIGLIP: Mapping[str, object] = {
     "size": {"height": 224, "width": 224},
     "resample": 3,
     "image_mean": (0.5, 0.5, 0.5),
     "image_std": (0.5, 0.5, 0.5),
 }
+BOTH = {"image": "<image>", "video": "<video>"}
+BOTH_IDS = {"<image>": "image_token_id", "<video>": "video_token_id"}
+
+# The chat formats of the official checkpoints, one a language model; pictures, videos, then text.
+_PARTS = (
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+)
+VICUNA = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    + _PARTS
+    + "{{ ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+MISTRAL = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ '<<SYS>>\n' }}" + _PARTS + "{{ '\n<</SYS>>\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '[INST] ' }}" + _PARTS + "{{ ' [/INST]' }}"
+    "{% else %}{{ ' ' }}" + _PARTS + "{{ '</s> ' }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    + _PARTS
+    + "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
-class Llava:
+class Llava(Family):
     """A picture is resized and cropped to a square, also beside others; no video."""
 
     name = "LLaVA-1.5"
     model_types = ("llava",)
-    modalities = ("image",)
-
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,)}
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         """side x side patches, the tower's first token too where the config keeps it.
@@ -52,66 +82,94 @@ class Llava:
             return {"image": [box(1, rows // patch, cols // patch) for rows, cols in sizes]}
         strategy = given.get("vision_feature_select_strategy")
         strategy = strategy or config.vision_feature_select_strategy
-        grid = square(config, whole=strategy == "full")
+        grid = square_grid(config, all_tokens=strategy == "full")
         return {"image": [grid] * len(cast(torch.Tensor, given["pixel_values"]))}
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        return preprocess.whole_size(_recipe(files))
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """Two matrices, on the features of one layer or of several side by side."""
+        shape = cost.clip_or_siglip(config)
+        if shape is None:
+            return None
+        layer = getattr(config, "vision_feature_layer", -1)
+        taken = 1 if isinstance(layer, int) else len(layer)
+        out = cost.text_width(config)
+        return replace(
+            shape,
+            projector=((taken * shape.hidden, out), (out, out)),
+            projects_extra=getattr(config, "vision_feature_select_strategy", "default") == "full",
+        )
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def largest(self, files: Files) -> tuple[int, int]:
+        return preprocess.unchanged_size(self.picture_recipe(files))
+
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
         """Resized and cropped; max_tiles does not apply."""
-        if source.kind != "image":
-            raise llava_next.no_video(source, self.name)
         if files.config.vision_config.model_type == "pixtral":
             raise ModelError(
                 "pictures for a Pixtral tower are not prepared here",
                 "prepare them with the checkpoint's own processor and prune with vtprune.pruning",
             )
-        padded = bool(files.image.get("do_pad")) and _kind(files).startswith("Llava")
-        return Plan((0,), functools.partial(_square, recipe=_recipe(files), padded=padded))
+        padded = bool(files.image.get("do_pad")) and _processor(files).startswith("Llava")
+        resize = preprocess.finish_square if padded else preprocess.finish
+        return Plan((0,), functools.partial(resize, recipe=self.picture_recipe(files)))
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Pictures, and for successors with videos those; each a tensor of its own."""
+        pictures = [item for item in media if item.source.kind == "image"]
+        videos = [item for item in media if item.source.kind == "video"]
         vision: dict[str, dict[str, torch.Tensor]] = {}
-        if media:
-            recipe = _recipe(files)
-            pixels = torch.cat([preprocess.normalize(one.pixels, recipe) for one in media])
-            vision["image"] = {"pixel_values": pixels}
-        text = prompt.render(files, media, turns, TOKENS, llava_next.template_of(files))
-        grids = self.grids(files.config, vision)
-        tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
-        tensors |= vision.get("image", {})
-        return Inputs(tensors, text, (1,) * len(media))
+        if pictures:
+            vision["image"] = self.picture_inputs(files, pictures)
+        if videos:
+            pixels = frames.stack_videos(videos, self.video_recipe(files), self.name)
+            vision["video"] = {"pixel_values_videos": pixels}
+        return vision
+
+    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+        """Return the vision tower's inputs for the pictures of a prompt."""
+        recipe = self.picture_recipe(files)
+        pixels = [preprocess.normalize(picture.pixels, recipe) for picture in pictures]
+        return {"pixel_values": torch.cat(pixels)}
+
+    def picture_recipe(self, files: Files) -> preprocess.Recipe:
+        """By the preprocessor's class: LLaVA's and CLIP's have the same defaults."""
+        defaults = SIGLIP if _processor(files).startswith("Siglip") else CLIP
+        return preprocess.recipe_over(files.image, defaults)
+
+    def video_recipe(self, files: Files) -> preprocess.Recipe:
+        """A checkpoint without a file for videos has that for pictures serve both."""
+        return preprocess.recipe_over(files.video or files.image, CLIP)
+
+    def template_for(self, files: Files) -> str:
+        """Return the official format of the language model."""
+        if "<|im_start|>" in files.tokenizer.get_vocab():
+            return CHATML
+        return MISTRAL if files.config.text_config.model_type == "mistral" else VICUNA
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        edges = {"height": side, "width": side}
+        cropped: dict[str, object] = {"size": {"shortest_edge": side}, "crop_size": edges}
+        return dict.fromkeys(self.modalities, cropped)
 
 
-def square(config: PreTrainedConfig, whole: bool) -> Grid:
-    """The tokens of one square picture.
+def square_grid(config: PreTrainedConfig, all_tokens: bool) -> Grid:
+    """Return the tokens of one square picture.
 
     Args:
-        whole: all of the tower's tokens, its CLS token included where it has one; else all but the
-            first, as LLaVA's "default" takes them.
+        all_tokens: whether the tower's first token is among them: its CLS token, where it has one.
+            LLaVA's "default" leaves it out.
     """
     tower = config.vision_config
     side = tower.image_size // tower.patch_size
     patches = box(1, side, side)
     if str(tower.model_type).startswith("siglip"):  # has no CLS: "default" loses the first patch
-        return patches if whole else patches.take(torch.arange(1, side**2))
-    return join([single(CLS), patches]) if whole else patches
+        return patches if all_tokens else patches.take(torch.arange(1, side**2))
+    return join([single(CLS), patches]) if all_tokens else patches
 
 
-def _square(pixels: torch.Tensor, recipe: preprocess.Recipe, padded: bool) -> torch.Tensor:
-    """(1, 3, H, W) uint8 -> (1, 3, h, w)."""
-    if padded:
-        edge = max(pixels.shape[-2:])
-        background = [int(value * 255) for value in recipe.mean or (0.0, 0.0, 0.0)]
-        pixels = preprocess.pad_to(pixels, (edge, edge), background)
-    return preprocess.finish(pixels, recipe)
-
-
-def _kind(files: Files) -> str:
+def _processor(files: Files) -> str:
     return str(files.image.get("image_processor_type", ""))
-
-
-def _recipe(files: Files) -> preprocess.Recipe:
-    """By the preprocessor's class: LLaVA's and CLIP's have the same defaults."""
-    defaults = SIGLIP if _kind(files).startswith("Siglip") else CLIP
-    return preprocess.read_recipe(preprocess.merged(files.image, defaults))

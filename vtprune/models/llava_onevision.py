@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import anyres, frames, llava_next, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import anyres, frames, preprocess
+from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.llava import BOTH, BOTH_IDS
+from vtprune.models.llava_next import LlavaNext, given_size, tile_sizes, tiling_of
 from vtprune.tokens.layout import NEWLINE, Grid, box, join, single
 from vtprune.tokens.units import Region
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
 
-TOKENS = {"image": "<image>", "video": "<video>"}
 DEFAULTS: Mapping[str, object] = {
     "size": {"height": 384, "width": 384},
     "resample": 3,
@@ -38,23 +39,21 @@ TEMPLATE = (
 )
 
 
-class LlavaOnevision:
+class LlavaOnevision(LlavaNext):
     """One picture is cut into tiles, several are not; a video's frames are pooled 2 x 2."""
 
     name = "LLaVA-OneVision"
     model_types = ("llava_onevision",)
     modalities = ("image", "video")
-
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,), "video": (config.video_token_id,)}
+    tokens = BOTH
+    special_tokens = BOTH_IDS
+    template = TEMPLATE
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
         """A picture that is alone in its prompt is tiled; a video ends in one newline."""
-        tile = config.vision_config.image_size
-        side = tile // config.vision_config.patch_size
         grids: dict[str, list[Grid]] = {}
         if "image" in vision:
-            sizes = torch.as_tensor(vision["image"]["image_sizes"]).tolist()
+            tile, side, sizes = tile_sizes(config, vision["image"])
             asked = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
             most = _most_tiles(cast(str, asked))
             grids["image"] = [
@@ -64,9 +63,10 @@ class LlavaOnevision:
                 for size, tiled in zip(sizes, _tiled(vision["image"], len(sizes)), strict=False)
             ]
         if "video" in vision:
+            tower = config.vision_config
+            half = -(-(tower.image_size // tower.patch_size) // 2)
             videos = cast(torch.Tensor, vision["video"]["pixel_values_videos"])
             num_videos, num_frames = videos.shape[:2]
-            half = -(-side // 2)
             newline = single(NEWLINE, frame=num_frames - 1, row=half - 1, col=half)
             grid = join([box(num_frames, half, half), newline])
             grids["video"] = [grid] * num_videos
@@ -76,68 +76,70 @@ class LlavaOnevision:
         self, config: PreTrainedConfig, given: Mapping[str, object]
     ) -> list[anyres.Plane | None] | None:
         """A picture that is alone in its prompt is tiled."""
-        planes = llava_next.picture_planes(config, given)
+        planes = super().planes(config, given)
         if planes is None:
             return None
         tiled = _tiled(given, len(planes))
-        return [plane if own else None for plane, own in zip(planes, tiled, strict=False)]
+        return [plane if cut else None for plane, cut in zip(planes, tiled, strict=False)]
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        tile, resolutions = llava_next.tiling_of(files)
-        return anyres.largest(resolutions, tile)
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
+        """A picture beside others is squared and not tiled, so max_tiles says nothing about it."""
+        if num_media > 1:
+            recipe = self.picture_recipe(files)
+            return Plan((0,), functools.partial(preprocess.finish_square, recipe=recipe))
+        return super().plan_picture(files, source, sampling, num_media)
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
+        """() where tokens are interpolated to fewer."""
+        tile, resolutions = tiling_of(files)
+        side = tile // files.config.vision_config.patch_size
+        most = _most_tiles(files.config.vision_aspect_ratio)
+        if anyres.is_shrunk(given, resolutions, tile, side, most):
+            return ()
+        return super().regions(files, given)
+
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
         """Without frames or fps, the official sampling, after start and end.
 
         That is the checkpoint's own `num_frames`, each the first of an equal part (transformers'
         video processor); else 32 frames from the first to the last (the authors' inference code).
-        A picture beside others is squared and not tiled, so max_tiles says nothing about it.
         """
-        if source.kind == "video":
-            own = files.video.get("num_frames")
-            spread = frames.starts_of_parts if own else frames.first_to_last
-            recipe = _video_recipe(files)
-            return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, spread)
-        recipe = _image_recipe(files)
-        if num_media > 1:
-            return Plan((0,), functools.partial(_square, recipe=recipe))
-        tile, resolutions = llava_next.tiling_of(files)
-        size = (source.height, source.width)
-        told = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
-        return Plan(
-            (0,),
-            functools.partial(
-                anyres.cut, told=told, resolutions=resolutions, tile=tile, recipe=recipe
-            ),
-            _regions(files, told, resolutions, tile),
-        )
+        counted = files.video.get("num_frames")
+        spread = frames.starts_of_parts if counted else frames.first_to_last
+        recipe = self.video_recipe(files)
+        return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, spread)
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs; several videos of a prompt must have the same number of frames."""
-        vision: dict[str, dict[str, torch.Tensor]] = {}
-        pictures = [one for one in media if one.source.kind == "image"]
-        videos = [one for one in media if one.source.kind == "video"]
-        if pictures:
-            recipe = _image_recipe(files)
-            pixels = [preprocess.normalize(one.pixels, recipe) for one in pictures]
-            vision["image"] = {
-                "pixel_values": torch.stack(pixels),
-                "image_sizes": torch.tensor([_told(files, one, len(pictures)) for one in pictures]),
-                "batch_num_images": torch.tensor([len(pictures)]),
-            }
-        if videos:
-            frames_of_all = frames.stacked(videos, _video_recipe(files), self.name)
-            vision["video"] = {"pixel_values_videos": frames_of_all}
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        grids = self.grids(files.config, vision)
-        tensors = prompt.encode(files, text, TOKENS, self.placeholders(files.config), grids)
-        for made in vision.values():
-            tensors |= made
-        return Inputs(tensors, text, tuple(len(one.pixels) for one in pictures))
+    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+        """A single picture's size may be smaller than its own, for fewer tiles."""
+        recipe = self.picture_recipe(files)
+        pixels = [preprocess.normalize(picture.pixels, recipe) for picture in pictures]
+        sizes = [(picture.source.height, picture.source.width) for picture in pictures]
+        if len(pictures) == 1:
+            sizes = [given_size(files, pictures[0])]
+        return {
+            "pixel_values": torch.stack(pixels),
+            "image_sizes": torch.tensor(sizes),
+            "batch_num_images": torch.tensor([len(pictures)]),
+        }
+
+    def picture_recipe(self, files: Files) -> preprocess.Recipe:
+        return preprocess.recipe_over(files.image, DEFAULTS)
+
+    def video_recipe(self, files: Files) -> preprocess.Recipe:
+        return preprocess.recipe_over(files.video or files.image, DEFAULTS)
+
+    def template_for(self, files: Files) -> str:
+        return self.template
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        size: dict[str, object] = {"size": {"height": side, "width": side}}
+        return {"image": size, "video": size}
 
 
 def _tiled(vision: Mapping[str, object], num_images: int) -> list[bool]:
-    """Whether each picture is cut into tiles: where it is the only one of its prompt."""
+    """Return whether each picture is cut into tiles: where it is the only one of its prompt."""
     together = vision.get("batch_num_images")
     if together is None:
         return [True] * num_images
@@ -145,40 +147,6 @@ def _tiled(vision: Mapping[str, object], num_images: int) -> list[bool]:
     return [count == 1 for count in counts for _ in range(count)]
 
 
-def _square(pixels: torch.Tensor, recipe: preprocess.Recipe) -> torch.Tensor:
-    """(1, 3, H, W) uint8 -> (1, 3, h, w): a picture beside others, padded to a square."""
-    edge = max(pixels.shape[-2:])
-    mean = recipe.mean or (0.0, 0.0, 0.0)
-    background = [int(value * 255) for value in mean]
-    return preprocess.finish(preprocess.pad_to(pixels, (edge, edge), background), recipe)
-
-
-def _image_recipe(files: Files) -> preprocess.Recipe:
-    return preprocess.read_recipe(preprocess.merged(files.image, DEFAULTS))
-
-
-def _video_recipe(files: Files) -> preprocess.Recipe:
-    return preprocess.read_recipe(preprocess.merged(files.video or files.image, DEFAULTS))
-
-
 def _most_tiles(aspect_ratio: str) -> int:
     """N of "anyres_max_N": with more tiles' worth of tokens, they are interpolated to fewer."""
     return int(aspect_ratio.removeprefix("anyres_max_"))
-
-
-def _regions(
-    files: Files, told: anyres.Size, resolutions: list[list[int]], tile: int
-) -> tuple[Region, ...]:
-    """The part of a picture that each tile shows; empty where tokens are interpolated."""
-    side = tile // files.config.vision_config.patch_size
-    most = _most_tiles(files.config.vision_aspect_ratio)
-    if anyres.is_shrunk(told, resolutions, tile, side, most):
-        return ()
-    return anyres.regions(told, resolutions, tile)
-
-
-def _told(files: Files, picture: Prepared, num_pictures: int) -> anyres.Size:
-    """The size that the model is told of a picture: its own, or a smaller one for fewer tiles."""
-    if num_pictures > 1:
-        return picture.source.height, picture.source.width
-    return llava_next.told(files, picture)

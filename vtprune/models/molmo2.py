@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn import functional
 
 from vtprune.errors import ModelError
-from vtprune.models import frames, preprocess, prompt, splitting
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models import cost, frames, preprocess, splitting
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, Turn, VisionInputs
 from vtprune.models.qwen2_vl import even_parts
 from vtprune.tokens.layout import PATCH, Grid, box, join
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 TOKENS = {"image": "<|image|>", "video": "<|video|>"}
+SPECIAL_TOKENS = {
+    "<im_patch>": "image_patch_id",
+    "<im_start>": "image_start_token_id",
+    "<im_end>": "image_end_token_id",
+    "<low_res_im_start>": "low_res_image_start_token_id",
+    "<frame_start>": "frame_start_token_id",
+    "<frame_end>": "frame_end_token_id",
+    "<im_col>": None,
+    "<im_low>": None,
+}
 MARKERS = (
     "<im_patch>",
     "<im_col>",
@@ -56,12 +67,15 @@ TEMPLATE = (
 )
 
 
-class Molmo2:
+class Molmo2(Family):
     """Pictures in two resolutions, or one video, pooled; all visual tokens see each other."""
 
     name = "Molmo2"
     model_types = ("molmo2",)
     modalities = ("image", "video")
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         return {"image": (config.image_patch_id,), "video": (config.image_patch_id,)}
@@ -87,6 +101,33 @@ class Molmo2:
             grids["video"] = [box(*shape) for shape in shapes]
         return grids
 
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """One query for each block of patches attends to them; then a gated MLP.
+
+        Blocks are of 2 x 2 patches in pictures and of 3 x 3 in frames, as the checkpoints'
+        processor makes them: the config does not say. Those that are filled up cost as much as
+        whole ones.
+        """
+        tower = getattr(config, "vision_config", None)
+        adapter = getattr(config, "adapter_config", None)
+        shape, size_of = cost.plain_tower(config), cost.size_of
+        heads, wide = size_of(tower, "num_attention_heads"), size_of(tower, "head_dim")
+        if heads * wide != shape.hidden or size_of(tower, "num_key_value_heads", heads) != heads:
+            return None  # of no published checkpoint
+        hidden, inner = size_of(adapter, "hidden_size"), size_of(adapter, "intermediate_size")
+        heads, wide = size_of(adapter, "num_attention_heads"), size_of(adapter, "head_dim")
+        kv_heads = size_of(adapter, "num_key_value_heads", heads)
+        merge = 3 if modality == "video" else 2
+        features, block = hidden * len(cost.list_of(adapter, "vision_feature_layer")), merge**2
+        attention = (
+            (features, heads * wide),  # query
+            (block * features, 2 * kv_heads * wide),  # keys and values
+            (block, 2 * heads * wide),  # scores and their sum
+            (heads * wide, hidden),
+        )
+        mlp = ((hidden, 2 * inner), (inner, size_of(adapter, "text_hidden_size")))
+        return replace(shape, projector=(*attention, *mlp), merge=merge, overlapping=True)
+
     def largest(self, files: Files) -> tuple[int, int]:
         values = _values(files, "image")
         side, _, window = _window(values)
@@ -96,55 +137,86 @@ class Molmo2:
         )
         return rows, cols
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
+        """max_tiles is the most tiles of a picture."""
+        values = _values(files, "image")
+        most = cast(int, values["max_crops"])
+        most = most if sampling.max_tiles is None else min(most, max(sampling.max_tiles, 1))
+        tiling = _tiling(source.height, source.width, values, most)
+        return Plan((0,), functools.partial(_cut, tiling=tiling, values=values))
+
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
         """Without frames or fps, the official sampling, after start and end.
 
-        That is 2 frames a second and at most 64, each the first of an equal part. max_tiles is
-        the most tiles of a picture.
+        That is 2 frames a second and at most 64, each the first of an equal part.
         """
-        values = _values(files, source.kind)
+        values = _values(files, "video")
         side = cast("Mapping[str, int]", values["size"])["height"]
-        if source.kind == "image":
-            most = cast(int, values["max_crops"])
-            most = most if sampling.max_tiles is None else min(most, max(sampling.max_tiles, 1))
-            tiling = _tiling(source.height, source.width, values, most)
-            return Plan((0,), functools.partial(_cut, tiling=tiling, values=values))
         official = functools.partial(
             _official, source=source, values=values, most=sampling.max_frames
         )
         index = frames.chosen(source, sampling, official)
         return Plan(index, functools.partial(_resize, size=(side, side)))
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs; `mm_token_type_ids` say which tokens, markers included, see each other."""
-        kinds = [one.source.kind for one in media]
+    def check_media(self, media: Sequence[Prepared]) -> None:
+        kinds = [item.source.kind for item in media]
         if kinds.count("video") > 1 or len(set(kinds)) > 1:
             counts = f"{kinds.count('image')} pictures and {kinds.count('video')} videos"
             raise ModelError(
                 f"{counts} in one question; Molmo2 takes pictures, or one video",
                 "ask about each video separately",
             )
-        kind = "video" if "video" in kinds else "image"
-        values = _values(files, kind)
-        flags = preprocess.merged(files.processor, PROCESSOR)
-        tensors: dict[str, torch.Tensor] = {}
-        written: list[str] = []
-        if media and kind == "image":
-            tensors = _pictures(media, values)
-            written = [_picture(grid, flags) for grid in tensors["image_grids"].tolist()]
-        elif media:
-            tensors = _video(media[0], values)
-            written = [_frames(media[0], tensors["video_grids"][0].tolist(), flags)]
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
+
+    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+        """The official processor puts a start token before what the template wrote."""
+        text = super().render(files, media, turns)
         start = str(files.tokenizer.bos_token or files.tokenizer.eos_token)
-        text = text if text.startswith(start) else start + text
-        grids = self.grids(files.config, {kind: tensors} if media else {})
-        ids = self.placeholders(files.config)
-        made = prompt.encode(files, text, TOKENS, ids, grids, {kind: written})
+        return text if text.startswith(start) else start + text
+
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Patches, which of them each token pools, and grids."""
+        if not media:
+            return {}
+        if media[0].source.kind == "video":
+            return {"video": _video(media[0], _values(files, "video"))}
+        return {"image": _pictures(media, _values(files, "image"))}
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        flags = preprocess.merged(files.processor, PROCESSOR)
+        if "video" in vision:
+            shape = vision["video"]["video_grids"][0].tolist()
+            return {"video": [_frames(media[0], shape, flags)]}
+        if "image" in vision:
+            shapes = vision["image"]["image_grids"].tolist()
+            return {"image": [_picture(shape, flags) for shape in shapes]}
+        return {}
+
+    def token_types(
+        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
+    ) -> dict[str, torch.Tensor]:
+        """`mm_token_type_ids`: which tokens, markers included, see each other both ways."""
         markers = files.tokenizer.convert_tokens_to_ids(list(MARKERS))
-        marked = torch.isin(made["input_ids"], torch.tensor(markers))
-        tiles = tuple(len(one.pixels) for one in media if one.source.kind == "image")
-        return Inputs({**made, "mm_token_type_ids": marked.long(), **tensors}, text, tiles)
+        return {"mm_token_type_ids": torch.isin(input_ids, torch.tensor(markers)).long()}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        return {"image": {"max_crops": 8}}
+
+    def shorten_tower(self, config: PreTrainedConfig) -> None:
+        """Features come from layers by their number."""
+        adapter = config.adapter_config
+        read = len(adapter.vision_feature_layer)
+        adapter.vision_feature_layer = list(range(read))[::-1]
+        self.set_tower_depth(config, read)
 
 
 def _values(files: Files, kind: str) -> dict[str, object]:

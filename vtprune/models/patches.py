@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 
-from vtprune.models import frames, preprocess
-from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models import cost, frames, preprocess
+from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -23,56 +23,150 @@ LIMITS = ("size", "min_pixels", "max_pixels")
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
-def grids(config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-    """merge x merge patches are one token; a frame of the grid is a group of the video's."""
-    merge = config.vision_config.spatial_merge_size
-    return {
-        modality: [
-            box(time, rows // merge, cols // merge)
-            for time, rows, cols in torch.as_tensor(given[f"{modality}_grid_thw"]).tolist()
-        ]
-        for modality, given in vision.items()
-    }
+class MergedPatches(Family):
+    """A grid of merged patches for each picture, and for each group of a video's frames.
+
+    Attributes:
+        defaults: modality -> the preprocessor's values where a checkpoint's file has none.
+    """
+
+    modalities = ("image", "video")
+    tower_depth = "depth"
+    defaults: ClassVar[Mapping[str, Values]]
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+        """merge x merge patches are one token; a frame of the grid is a group of the video's."""
+        merge = config.vision_config.spatial_merge_size
+        return {
+            modality: [
+                box(time, rows // merge, cols // merge)
+                for time, rows, cols in torch.as_tensor(given[f"{modality}_grid_thw"]).tolist()
+            ]
+            for modality, given in vision.items()
+        }
+
+    def largest(self, files: Files) -> tuple[int, int]:
+        """The largest square."""
+        return largest_square(self.values(files, "image"))
+
+    def plan_picture(
+        self, files: Files, source: Source, sampling: Sampling, num_media: int
+    ) -> Plan:
+        """max_tiles does not apply: there are no tiles, and a picture's limits are in pixels."""
+        return self._plan(source, self.values(files, "image"), (0,))
+
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+        """Without frames or fps, the official sampling, after start and end."""
+        values = self.values(files, "video")
+        official = functools.partial(
+            self.official_frames, source=source, values=values, most=sampling.max_frames
+        )
+        return self._plan(source, values, frames.chosen(source, sampling, official))
+
+    def _plan(self, source: Source, values: Values, index: tuple[int, ...]) -> Plan:
+        """Reads `index` and resizes, unless the preprocessor does not resize."""
+        if not values.get("do_resize", True):
+            return Plan(index, _unchanged)
+        size = self.frame_size(source, values, len(index))
+        resample = preprocess.read_recipe(values).resample
+        return Plan(index, functools.partial(preprocess.resize, size=size, resample=resample))
+
+    def official_frames(
+        self, between: list[int], source: Source, values: Values, most: int | None
+    ) -> list[int]:
+        """Return the frames that the official processor takes.
+
+        Args:
+            between: the frames between start and end.
+            most: the user's limit.
+        """
+        raise NotImplementedError
+
+    def frame_size(self, source: Source, values: Values, num_frames: int) -> tuple[int, int]:
+        """Return (height, width) that a picture, or each frame of a video, is resized to."""
+        raise NotImplementedError
+
+    def values(self, files: Files, modality: str) -> dict[str, object]:
+        """Return a preprocessor file's values over the defaults; older names of limits understood.
+
+        A checkpoint without a file for videos has that for pictures serve both, except for the
+        limits: a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
+        """
+        given = files.image if modality == "image" else files.video
+        if modality == "video" and not given:
+            given = {key: value for key, value in files.image.items() if key not in LIMITS}
+        values = preprocess.merged(given, self.defaults[modality])
+        size = dict(cast("Mapping[str, int]", values["size"]))
+        for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if values.get(key) is not None:
+                size[edge] = cast(int, values[key])
+        return {**values, "size": size}
+
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Patches and grids."""
+        vision = {}
+        for modality, key in PIXELS.items():
+            clips = [item.pixels for item in media if item.source.kind == modality]
+            if clips:
+                patches, thw = _cut(clips, self.values(files, modality))
+                vision[modality] = {key: patches, f"{modality}_grid_thw": thw}
+        return vision
+
+    def token_types(
+        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
+    ) -> dict[str, torch.Tensor]:
+        """`mm_token_type_ids`, (1, L): 0 text, 1 image, 2 video.
+
+        Without them positions are silently those of plain text.
+        """
+        types = torch.zeros_like(input_ids)
+        ids = self.placeholders(files.config)
+        for number, modality in enumerate(PIXELS, start=1):
+            types[torch.isin(input_ids, torch.tensor(ids[modality]))] = number
+        return {"mm_token_type_ids": types}
 
 
-def read_values(files: Files, modality: str, defaults: Mapping[str, Values]) -> dict[str, object]:
-    """A preprocessor file's values over the defaults, older names of the pixel limits understood.
-
-    A checkpoint without a file for videos has that for pictures serve both, except for the limits:
-    a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
+def tower_shape(config: object, hidden: int, intermediate: int, out: int) -> cost.VisionShape:
+    """Return the shape of a tower of patches of two frames, and a merger of blocks of them.
 
     Args:
-        defaults: modality -> the values where the file has none.
+        hidden, intermediate: widths of the tower.
+        out: width of what the merger makes.
     """
-    own = files.image if modality == "image" else files.video
-    if modality == "video" and not own:
-        own = {key: value for key, value in files.image.items() if key not in LIMITS}
-    values = preprocess.merged(own, defaults[modality])
-    size = dict(cast("Mapping[str, int]", values["size"]))
-    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        if values.get(key) is not None:
-            size[edge] = cast(int, values[key])
-    return {**values, "size": size}
+    tower = getattr(config, "vision_config", None)
+    patch, merge = cost.size_of(tower, "patch_size"), cost.size_of(tower, "spatial_merge_size")
+    group, merged = cost.size_of(tower, "temporal_patch_size", 2), merge**2 * hidden
+    return cost.VisionShape(
+        layers=cost.size_of(tower, "depth"),
+        hidden=hidden,
+        intermediate=intermediate,
+        patch=patch,
+        inputs=cost.size_of(tower, "in_channels", 3) * group * patch**2,
+        projector=((merged, merged), (merged, out)),
+        merge=merge,
+    )
 
 
-def factor(values: Values) -> int:
-    """Pixels along a side of what becomes one token."""
+def token_side(values: Values) -> int:
+    """Return the pixels along a side of what becomes one token."""
     return cast(int, values["patch_size"]) * cast(int, values["merge_size"])
 
 
 def limits(values: Values) -> tuple[int, int]:
-    """The fewest and the most pixels of a picture, or of all frames of a video."""
+    """Return the fewest and the most pixels of a picture, or of all frames of a video."""
     size = cast("Mapping[str, int]", values["size"])
     return size["shortest_edge"], size["longest_edge"]
 
 
-def largest(values: Values, num_frames: int = 1) -> tuple[int, int]:
-    """(height, width) of the largest square picture that is not made smaller.
+def largest_square(values: Values, num_frames: int = 1) -> tuple[int, int]:
+    """Return (height, width) of the largest square picture that is not made smaller.
 
     Args:
         num_frames: that a picture counts as.
     """
-    side = factor(values)
+    side = token_side(values)
     edge = max(math.isqrt(limits(values)[1] // num_frames) // side, 1) * side
     return edge, edge
 
@@ -88,7 +182,7 @@ def clip_size(
     Raises:
         ModelError: one side is more than 200 times the other.
     """
-    side, group = factor(values), cast(int, values["temporal_patch_size"])
+    side, group = token_side(values), cast(int, values["temporal_patch_size"])
     num_frames = max(num_frames, group)
     if height < side or width < side:
         grow = max(side / height, side / width)
@@ -106,54 +200,8 @@ def clip_size(
     return rows * side, cols * side
 
 
-def plan(index: tuple[int, ...], values: Values, size: Callable[[], tuple[int, int]]) -> Plan:
-    """Reads `index` and resizes to `size()`, unless the preprocessor does not resize."""
-    if not values.get("do_resize", True):
-        return Plan(index, _unchanged)
-    resample = preprocess.read_recipe(values).resample
-    return Plan(index, functools.partial(preprocess.resize, size=size(), resample=resample))
-
-
-def plan_source(
-    source: Source,
-    sampling: Sampling,
-    values: Values,
-    official: Callable[..., list[int]],
-    size: Callable[[Source, Values, int], tuple[int, int]],
-) -> Plan:
-    """What to read of a picture or video.
-
-    Args:
-        official: (frames between start and end, source, values, most) -> the frames of the
-            family's own sampling.
-        size: (source, values, number of frames) -> (height, width) of each.
-    """
-    index: tuple[int, ...] = (0,)
-    if source.kind == "video":
-        own = functools.partial(official, source=source, values=values, most=sampling.max_frames)
-        index = frames.chosen(source, sampling, own)
-    return plan(index, values, lambda: size(source, values, len(index)))
-
-
 def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
     return pixels
-
-
-def vision_inputs(
-    media: Sequence[Prepared], values_of: Callable[[str], Values]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Modality -> patches and grids of its media, for the modalities that there are.
-
-    Args:
-        values_of: modality -> its preprocessor's values.
-    """
-    vision = {}
-    for modality, key in PIXELS.items():
-        clips = [one.pixels for one in media if one.source.kind == modality]
-        if clips:
-            patches, thw = _cut(clips, values_of(modality))
-            vision[modality] = {key: patches, f"{modality}_grid_thw": thw}
-    return vision
 
 
 def _cut(clips: Sequence[torch.Tensor], values: Values) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,17 +228,3 @@ def _cut(clips: Sequence[torch.Tensor], values: Values) -> tuple[torch.Tensor, t
             patches[at : at + len(part)] = part
             at += len(part)
     return patches, thw
-
-
-def type_ids(input_ids: torch.Tensor, ids: Mapping[str, tuple[int, ...]]) -> torch.Tensor:
-    """(1, L) int64 `mm_token_type_ids`: 0 text, 1 image, 2 video.
-
-    Without them positions are silently those of plain text.
-
-    Args:
-        ids: modality -> token ids of its placeholder.
-    """
-    made = torch.zeros_like(input_ids)
-    for number, modality in enumerate(PIXELS, start=1):
-        made[torch.isin(input_ids, torch.tensor(ids[modality]))] = number
-    return made

@@ -75,6 +75,11 @@ def read_recipe(values: Mapping[str, object]) -> Recipe:
     )
 
 
+def recipe_over(values: Mapping[str, object], defaults: Mapping[str, object]) -> Recipe:
+    """Return the recipe of a preprocessor file's contents over its class's defaults."""
+    return read_recipe(merged(values, defaults))
+
+
 def _edges(size: object, square: bool) -> dict[str, int]:
     """`size` as a mapping; older files have one number, or (height, width)."""
     if isinstance(size, int):
@@ -102,8 +107,8 @@ def output_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, 
     return (new[1], new[0]) if width <= height else new
 
 
-def whole_size(recipe: Recipe) -> tuple[int, int]:
-    """(height, width) of the picture that a recipe leaves as it is."""
+def unchanged_size(recipe: Recipe) -> tuple[int, int]:
+    """Return (height, width) of the picture that a recipe leaves as it is."""
     if recipe.crop is not None:
         return recipe.crop
     edge = recipe.size.get("shortest_edge", 0)
@@ -174,6 +179,13 @@ def finish(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         height, width = pixels.shape[-2:]
         pixels = resize(pixels, output_size(height, width, recipe.size), recipe.resample)
     return pixels if recipe.crop is None else center_crop(pixels, recipe.crop)
+
+
+def finish_square(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Pad to a square with the mean colour, then `finish`; (n, 3, H, W) uint8 stays uint8."""
+    edge = max(pixels.shape[-2:])
+    background = [int(value * 255) for value in recipe.mean or (0.0, 0.0, 0.0)]
+    return finish(pad_to(pixels, (edge, edge), background), recipe)
 
 
 def normalize(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:

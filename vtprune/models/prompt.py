@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.models.base import Files, Prepared, Turn
 from vtprune.tokens.layout import Grid
+
+if TYPE_CHECKING:
+    from vtprune.models.base import Files, Prepared, Turn
 
 
 def render(
@@ -66,6 +68,17 @@ def render(
                 "take the chat template of the model's own repository",
             )
     return prompt
+
+
+def in_prompt_order(
+    text: str, media: Sequence[Prepared], tokens: Mapping[str, str]
+) -> list[Prepared]:
+    """Return the media items in the order of their placeholders in a rendered prompt."""
+    left: dict[str, list[Prepared]] = {}
+    for item in media:
+        left.setdefault(tokens[item.source.kind], []).append(item)
+    pattern = "|".join(re.escape(token) for token in left)
+    return [left[match[0]].pop(0) for match in re.finditer(pattern, text)] if left else []
 
 
 def _broken_up(special: re.Pattern[str], text: str) -> str:

@@ -3,59 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import patches, qwen2_vl
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
-from vtprune.tokens.layout import Grid
+from vtprune.models import cost
+from vtprune.models.base import Files, Prepared
+from vtprune.models.patches import tower_shape
+from vtprune.models.qwen2_vl import Qwen2VL, even_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from vtprune.media import Source
+FULL = "fullatt_block_indexes"
+"""The tower's field that lists its layers with full attention."""
 
-_SAME = qwen2_vl.Qwen2VL()
 
-
-class Qwen25VL:
-    """A grid of merged patches for each picture, and for each pair of a video's frames."""
+class Qwen25VL(Qwen2VL):
+    """Qwen2-VL's inputs, and the seconds of a step of each video's grid."""
 
     name = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
-    modalities = ("image", "video")
 
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return _SAME.placeholders(config)
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """Windows in most layers, full attention in some."""
+        tower = getattr(config, "vision_config", None)
+        hidden = cost.size_of(tower, "hidden_size")
+        intermediate = cost.size_of(tower, "intermediate_size")
+        shape = tower_shape(config, hidden, intermediate, cost.size_of(tower, "out_hidden_size"))
+        full = cost.list_of(tower, FULL)
+        return replace(
+            shape,
+            gated=True,
+            # As the model rounds it: windows of whole merged tokens.
+            window=cost.size_of(tower, "window_size") // shape.merge // shape.patch * shape.merge,
+            full_layers=len({index for index in full if index < shape.layers}),
+        )
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        return _SAME.grids(config, vision)
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        vision = super().vision_inputs(files, media)
+        if "video" in vision:
+            group = cast(int, self.values(files, "video")["temporal_patch_size"])
+            videos = [item for item in media if item.source.kind == "video"]
+            seconds = [group / _sampled_fps(video) for video in videos]
+            vision["video"]["second_per_grid_ts"] = torch.tensor(seconds)
+        return vision
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        return _SAME.largest(files)
+    def tower_kinds(self, config: PreTrainedConfig) -> list[str]:
+        """Layers with full attention, and with windows."""
+        full = getattr(config.vision_config, FULL)
+        depth = int(getattr(config.vision_config, self.tower_depth))
+        return ["full" if number in full else "" for number in range(depth)]
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        return _SAME.plan(files, source, sampling, num_media)
-
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """Qwen2-VL's inputs, and the seconds of a step of each video's grid."""
-        inputs = _SAME.encode(files, media, turns)
-        videos = [one for one in media if one.source.kind == "video"]
-        if videos:
-            values = patches.read_values(files, "video", qwen2_vl.DEFAULTS)
-            group = cast(int, values["temporal_patch_size"])
-            seconds = [group / _sampled_fps(one) for one in videos]
-            inputs.tensors["second_per_grid_ts"] = torch.tensor(seconds)
-        return inputs
+    def shorten_tower(self, config: PreTrainedConfig) -> None:
+        tower = config.vision_config
+        kinds = set(self.tower_kinds(config))
+        super().shorten_tower(config)
+        depth = int(getattr(tower, self.tower_depth))
+        setattr(tower, FULL, [depth - 1] if "full" in kinds else [])
 
 
 def _sampled_fps(video: Prepared) -> float:
-    """Frames taken a second: of the whole clip as the official processor counts them, where it is
-    sampled like that; else by the times of the frames."""
+    """Return the frames taken a second: of the whole clip as the official processor counts them,
+    where it is sampled like that; else by the times of the frames."""
     source, count = video.source, len(video.index)
     seconds = video.timestamps[-1] - video.timestamps[0]
-    official = qwen2_vl.even_parts(list(range(source.num_frames)), count)
+    official = even_parts(list(range(source.num_frames)), count)
     if seconds <= 0 or list(video.index) == official:
         return count / source.num_frames * source.fps
     # Rounded, since transformers before 5.23 cuts 0.9999 seconds off to 0.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.models import patches, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
-from vtprune.tokens.layout import Grid
+from vtprune.models import cost, preprocess
+from vtprune.models.patches import MergedPatches, limits, token_side, tower_shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from vtprune.media import Source
 
 TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+SPECIAL_TOKENS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
 COMMON: Mapping[str, object] = {
     "resample": 3,
     "image_mean": preprocess.CLIP_MEAN,
@@ -51,80 +53,62 @@ TEMPLATE = (
 )
 
 
-class Qwen2VL:
+class Qwen2VL(MergedPatches):
     """A grid of merged patches for each picture, and for each pair of a video's frames."""
 
     name = "Qwen2-VL"
     model_types = ("qwen2_vl",)
-    modalities = ("image", "video")
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
+    defaults = DEFAULTS
 
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,), "video": (config.video_token_id,)}
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        tower = getattr(config, "vision_config", None)
+        hidden = cost.size_of(tower, "embed_dim")
+        intermediate = int(hidden * getattr(tower, "mlp_ratio", 4))
+        return tower_shape(config, hidden, intermediate, cost.size_of(tower, "hidden_size"))
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """merge x merge patches are one token; a frame of the grid is a pair of the video's."""
-        return patches.grids(config, vision)
+    def frame_size(
+        self, source: Source, values: Mapping[str, object], num_frames: int
+    ) -> tuple[int, int]:
+        """A video's frames share a budget of pixels, as in qwen-vl-utils."""
+        side = token_side(values)
+        least, most = limits(values)
+        if source.kind == "video" and values["cap_pixels_per_frame"]:
+            budget = int(cast(int, values["max_video_tokens"]) * side * side * 0.9)
+            share = budget * cast(int, values["temporal_patch_size"]) // num_frames
+            most = max(min(most, share), int(least * 1.05))
+        return preprocess.smart_resize(source.height, source.width, side, least, most)
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        return patches.largest(patches.read_values(files, "image", DEFAULTS))
+    def official_frames(
+        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+    ) -> list[int]:
+        """2 frames a second, at least 4 and at most 768, an even number; short clips whole.
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """Without frames or fps, the official sampling, after start and end.
-
-        That is 2 frames a second, at least 4 and at most 768, an even number, each the first of an
-        equal part (transformers' Qwen2VLVideoProcessor; qwen-vl-utils takes as many, but from the
-        first to the last). A video's frames share a budget of pixels, as in qwen-vl-utils.
-        max_tiles does not apply: there are no tiles, and a picture's own limits are in pixels.
+        Each is the first of an equal part (transformers' Qwen2VLVideoProcessor; qwen-vl-utils takes
+        as many, but from the first to the last).
         """
-        values = patches.read_values(files, source.kind, DEFAULTS)
-        return patches.plan_source(source, sampling, values, _official, _size)
+        group = cast(int, values["temporal_patch_size"])
+        total = len(between)
+        counted = cast("int | None", values.get("num_frames"))
+        if counted:
+            count = round(counted / group) * group
+        else:
+            limit = min(cast(int, values["max_frames"]), total) // group * group
+            wanted = total / source.fps * cast(float, values["fps"])
+            wanted = min(max(wanted, cast(int, values["min_frames"])), limit)
+            count = math.floor(wanted / group) * group
+        if most is not None:
+            count = min(count, max(most // group * group, min(most, group)))
+        return between if count < 1 else even_parts(between, count)
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs, `mm_token_type_ids` included, without which positions are silently wrong."""
-        vision = patches.vision_inputs(
-            media, functools.partial(patches.read_values, files, defaults=DEFAULTS)
-        )
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        ids = self.placeholders(files.config)
-        tensors = prompt.encode(files, text, TOKENS, ids, self.grids(files.config, vision))
-        tensors["mm_token_type_ids"] = patches.type_ids(tensors["input_ids"], ids)
-        for given in vision.values():
-            tensors |= given
-        pictures = sum(one.source.kind == "image" for one in media)
-        return Inputs(tensors, text, (1,) * pictures)
-
-
-def _size(source: Source, values: Mapping[str, object], num_frames: int) -> tuple[int, int]:
-    """(height, width) of each frame, or of a picture."""
-    factor = patches.factor(values)
-    least, most = patches.limits(values)
-    if source.kind == "video" and values["cap_pixels_per_frame"]:
-        budget = int(cast(int, values["max_video_tokens"]) * factor * factor * 0.9)
-        share = budget * cast(int, values["temporal_patch_size"]) // num_frames
-        most = max(min(most, share), int(least * 1.05))
-    return preprocess.smart_resize(source.height, source.width, factor, least, most)
-
-
-def _official(
-    between: list[int], source: Source, values: Mapping[str, object], most: int | None
-) -> list[int]:
-    """`fps` frames a second within the limits, rounded down to whole groups; short clips whole."""
-    group = cast(int, values["temporal_patch_size"])
-    total = len(between)
-    own = cast("int | None", values.get("num_frames"))
-    if own:
-        count = round(own / group) * group
-    else:
-        limit = min(cast(int, values["max_frames"]), total) // group * group
-        wanted = total / source.fps * cast(float, values["fps"])
-        count = math.floor(min(max(wanted, cast(int, values["min_frames"])), limit) / group) * group
-    if most is not None:
-        count = min(count, max(most // group * group, min(most, group)))
-    return between if count < 1 else even_parts(between, count)
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        return {"image": {"min_pixels": 3136, "max_pixels": 12845056}}
 
 
 def even_parts(between: list[int], count: int) -> list[int]:
-    """The first frame of each of `count` equal parts, in torch's float32, as the official one."""
+    """Return the first frame of each of `count` equal parts, in torch's float32 as upstream."""
     if count >= len(between):
         return between
     positions = torch.arange(0, len(between), len(between) / count).int()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from vtprune.models import frames, patches, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+import torch
+
+from vtprune.models import cost, frames, preprocess
+from vtprune.models.base import Files, Prepared
+from vtprune.models.patches import MergedPatches, clip_size, limits, token_side, tower_shape
+from vtprune.models.qwen2_vl import SPECIAL_TOKENS, TOKENS
 from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
@@ -15,7 +19,6 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
 
-TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 COMMON: Mapping[str, object] = {
     "resample": 3,
     "image_mean": (0.5, 0.5, 0.5),
@@ -46,58 +49,85 @@ TEMPLATE = (
     "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+DEEPSTACK = "deepstack_visual_indexes"
+"""The tower's field that lists the layers whose features go to the decoder."""
 
 
-class Qwen3VL:
+class Qwen3VL(MergedPatches):
     """A grid of merged patches for each picture, and for each pair of a video's frames."""
 
     name = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
-    modalities = ("image", "video")
+    tokens = TOKENS
+    special_tokens = SPECIAL_TOKENS
+    template = TEMPLATE
+    defaults = DEFAULTS
 
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        return {"image": (config.image_token_id,), "video": (config.video_token_id,)}
+    def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
+        """A merger of its own for every layer whose features go to the decoder (deepstack)."""
+        tower = getattr(config, "vision_config", None)
+        hidden = cost.size_of(tower, "hidden_size")
+        intermediate = cost.size_of(tower, "intermediate_size")
+        shape = tower_shape(config, hidden, intermediate, cost.size_of(tower, "out_hidden_size"))
+        deep = {index for index in cost.list_of(tower, DEEPSTACK) if index < shape.layers}
+        return replace(shape, projector=shape.projector * (1 + len(deep)))
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """merge x merge patches are one token; a frame of the grid is a pair of the video's."""
-        return patches.grids(config, vision)
+    def frame_size(
+        self, source: Source, values: Mapping[str, object], num_frames: int
+    ) -> tuple[int, int]:
+        """The limits of a video's pixels are for all frames together.
 
-    def largest(self, files: Files) -> tuple[int, int]:
-        return patches.largest(patches.read_values(files, "image", DEFAULTS))
-
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """Without frames or fps, the official sampling, after start and end.
-
-        That is 2 frames a second, at least 4 and at most 768, from the first to the last. The
-        limits of a video's pixels are for all frames together, and each frame has at most an even
-        share of them and 768 tokens, as in the authors' qwen-vl-utils. max_tiles does not apply.
+        Each frame has at most an even share of them and 768 tokens, as in qwen-vl-utils.
         """
-        values = patches.read_values(files, source.kind, DEFAULTS)
-        return patches.plan_source(source, sampling, values, _official, _size)
+        side = token_side(values)
+        least, most = limits(values)
+        if source.kind == "image":
+            return preprocess.smart_resize(source.height, source.width, side, least, most)
+        num_frames = max(num_frames, cast(int, values["temporal_patch_size"]))
+        if values["cap_pixels_per_frame"]:
+            each = min(cast(int, values["max_video_tokens"]) * side**2, most // num_frames)
+            most = max(each, int(least * 1.05)) * num_frames
+        return clip_size(num_frames, source.height, source.width, values, least, most)
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs; a video is a block for each pair of frames, the pair's mean time before it.
+    def official_frames(
+        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+    ) -> list[int]:
+        """2 frames a second, at least 4 and at most 768, from the first to the last."""
+        total = len(between)
+        count = cast("int | None", values.get("num_frames"))
+        if not count:
+            count = int(total / source.fps * cast(float, values["fps"]))
+            count = max(count, cast(int, values["min_frames"]))
+            count = min(count, cast(int, values["max_frames"]))
+        count = min(count, total, most or total)
+        step = (total - 1) / max(count - 1, 1)
+        return [between[round(number * step)] for number in range(count)]
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        """A video is a block for each pair of frames, the pair's mean time before it.
 
         The blocks stand between the start and end that the template writes around a video, as in
         the official processor.
         """
-        values_of = functools.partial(patches.read_values, files, defaults=DEFAULTS)
-        vision = patches.vision_inputs(media, values_of)
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        ids = self.placeholders(files.config)
-        grids = self.grids(files.config, vision)
-        videos = [one for one in media if one.source.kind == "video"]
-        group = cast(int, values_of("video")["temporal_patch_size"])
-        written = [
-            _blocks(grid, frames.seconds(one), group)
-            for grid, one in zip(grids.get("video", ()), videos, strict=True)
-        ]
-        tensors = prompt.encode(files, text, TOKENS, ids, grids, {"video": written})
-        tensors["mm_token_type_ids"] = patches.type_ids(tensors["input_ids"], ids)
-        for given in vision.values():
-            tensors |= given
-        pictures = sum(one.source.kind == "image" for one in media)
-        return Inputs(tensors, text, (1,) * pictures)
+        videos = [item for item in media if item.source.kind == "video"]
+        group = cast(int, self.values(files, "video")["temporal_patch_size"])
+        pairs = zip(grids.get("video", ()), videos, strict=True)
+        return {"video": [_blocks(grid, frames.seconds(video), group) for grid, video in pairs]}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        return {"image": {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}}
+
+    def shorten_tower(self, config: PreTrainedConfig) -> None:
+        """As many layers as go to the decoder."""
+        read = list(range(len(getattr(config.vision_config, DEEPSTACK))))
+        setattr(config.vision_config, DEEPSTACK, read)
+        self.set_tower_depth(config, len(read))
 
 
 def _blocks(grid: Grid, seconds: list[float], group: int) -> str:
@@ -106,31 +136,3 @@ def _blocks(grid: Grid, seconds: list[float], group: int) -> str:
     pads = TOKENS["video"] * (len(grid) * group // len(seconds))
     times = [(seconds[at] + seconds[at + group - 1]) / 2 for at in range(0, len(seconds), group)]
     return "".join(f"<{time:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for time in times)
-
-
-def _size(source: Source, values: Mapping[str, object], num_frames: int) -> tuple[int, int]:
-    """(height, width) of each frame, or of a picture."""
-    side = patches.factor(values)
-    least, most = patches.limits(values)
-    if source.kind == "image":
-        return preprocess.smart_resize(source.height, source.width, side, least, most)
-    num_frames = max(num_frames, cast(int, values["temporal_patch_size"]))
-    if values["cap_pixels_per_frame"]:
-        each = min(cast(int, values["max_video_tokens"]) * side**2, most // num_frames)
-        most = max(each, int(least * 1.05)) * num_frames
-    return patches.clip_size(num_frames, source.height, source.width, values, least, most)
-
-
-def _official(
-    between: list[int], source: Source, values: Mapping[str, object], most: int | None
-) -> list[int]:
-    """`fps` frames a second within the limits, from the first to the last, to the nearest."""
-    total = len(between)
-    count = cast("int | None", values.get("num_frames"))
-    if not count:
-        count = int(total / source.fps * cast(float, values["fps"]))
-        count = max(count, cast(int, values["min_frames"]))
-        count = min(count, cast(int, values["max_frames"]))
-    count = min(count, total, most or total)
-    step = (total - 1) / max(count - 1, 1)
-    return [between[round(number * step)] for number in range(count)]

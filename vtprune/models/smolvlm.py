@@ -12,12 +12,11 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models import frames, idefics3, preprocess, prompt
-from vtprune.models.base import Files, Inputs, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models.base import Files, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models.idefics3 import Idefics3
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from vtprune.media import Source
 
 TOKENS = {"image": "<image>", "video": "<video>"}
@@ -33,36 +32,22 @@ ONES = (
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
-class SmolVLM:
+class SmolVLM(Idefics3):
     """Tiles row by row, then the whole picture; a video's frame is a picture of one tile."""
 
     name = "SmolVLM"
     model_types = ("smolvlm",)
     modalities = ("image", "video")
+    tokens = TOKENS
+    template = TEMPLATE
+    shares_placeholder = True
 
-    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-        """One token for both."""
-        return {"image": (config.image_token_id,), "video": (config.image_token_id,)}
-
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
-        """Which tiles are one picture is told from the markers between them in `input_ids`.
-
-        As a video, all blocks of a prompt are its frames.
-        """
-        return idefics3.block_grids(config, vision)
-
-    def largest(self, files: Files) -> tuple[int, int]:
-        edge = idefics3.edge_of(preprocess.merged(files.image, idefics3.DEFAULTS), "size")
-        return edge, edge
-
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
-        """A picture as in Idefics3; a video's frames are squared, not split.
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+        """Frames are squared, not split.
 
         Without frames or fps, the checkpoint's sampling, after start and end: 1 frame a second, at
         most 64, from the first to the last, a second at either end left out of a long video.
         """
-        if source.kind == "image":
-            return idefics3.plan_picture(files, source, sampling)
         values = _video_values(files)
         official = functools.partial(
             _official, source=source, values=values, most=sampling.max_frames
@@ -70,32 +55,61 @@ class SmolVLM:
         index = frames.chosen(source, sampling, official)
         return Plan(index, functools.partial(_square, values=values))
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
-        """The inputs; pictures or one video, since the official processor takes no more."""
-        videos = [one for one in media if one.source.kind == "video"]
-        if not videos:
-            tokens = {"image": TOKENS["image"]}
-            text = prompt.render(files, media, turns, tokens, TEMPLATE)
-            ids = {"image": (files.config.image_token_id,)}
-            return idefics3.encode_pictures(files, media, text, ids)
-        if len(media) > 1:
+    def check_media(self, media: Sequence[Prepared]) -> None:
+        """Pictures or one video: the official processor takes no more."""
+        videos = sum(item.source.kind == "video" for item in media)
+        if videos and len(media) > 1:
             raise ModelError(
-                f"{len(videos)} videos and {len(media) - len(videos)} pictures in one question;"
+                f"{videos} videos and {len(media) - videos} pictures in one question;"
                 " SmolVLM takes pictures, or one video",
                 "ask about them one by one",
             )
-        # The checkpoints' own templates leave videos out; the official processor has this one.
+
+    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+        """The checkpoints' own templates leave videos out; the official processor has this one."""
+        if not _is_video(media):
+            tokens = {"image": TOKENS["image"]}
+            return prompt.render(files, media, turns, tokens, TEMPLATE)
         files = replace(files, processor={**files.processor, "chat_template": TEMPLATE})
-        text = prompt.render(files, media, turns, TOKENS, TEMPLATE)
-        (video,) = videos
-        side = idefics3.token_side(files.config, video.pixels.shape[-1])
-        grid = box(len(video.pixels), side, side)
-        written = {"video": [_written(video, side**2)]}
-        ids = {"video": (files.config.image_token_id,)}
-        tensors = prompt.encode(files, text, TOKENS, ids, {"video": [grid]}, written)
+        return super().render(files, media, turns)
+
+    def vision_inputs(
+        self, files: Files, media: Sequence[Prepared]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        if not _is_video(media):
+            return super().vision_inputs(files, media)
         recipe = idefics3.recipe_of(_video_values(files))
-        tensors |= idefics3.pixel_inputs([preprocess.normalize(video.pixels, recipe)])
-        return Inputs(tensors, text, (), (("video", grid),))
+        return {"video": idefics3.pixel_inputs([preprocess.normalize(media[0].pixels, recipe)])}
+
+    def media_grids(
+        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
+    ) -> dict[str, list[Grid]]:
+        if not _is_video(media):
+            return super().media_grids(files, media, vision)
+        side = idefics3.token_side(files.config, media[0].pixels.shape[-1])
+        return {"video": [box(len(media[0].pixels), side, side)]}
+
+    def written(
+        self,
+        files: Files,
+        media: Sequence[Prepared],
+        vision: Mapping[str, Mapping[str, torch.Tensor]],
+        grids: Mapping[str, Sequence[Grid]],
+    ) -> dict[str, list[str]]:
+        if not _is_video(media):
+            return super().written(files, media, vision, grids)
+        (grid,) = grids["video"]
+        return {"video": [_written(media[0], len(grid) // len(media[0].pixels))]}
+
+    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+        edge = {"longest_edge": side}
+        sampling = {"fps": 1, "max_frames": 64, "video_size": edge}
+        video = {"size": edge, "max_image_size": edge, "video_sampling": sampling}
+        return {**super().published_files(side), "video": video}
+
+
+def _is_video(media: Sequence[Prepared]) -> bool:
+    return any(item.source.kind == "video" for item in media)
 
 
 def _video_values(files: Files) -> dict[str, object]:

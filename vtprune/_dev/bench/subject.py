@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from vtprune.engine.inputs import FeatureCache
-from vtprune.evaluation.profiling.build import build_random, shallow_config, shorten_tower
+from vtprune.evaluation.profiling.build import build_random, shallow_config
 from vtprune.evaluation.profiling.cases import TEXT_TOKENS, UNPRUNED
 from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case
 from vtprune.evaluation.profiling.layer_clock import LayerClock
 from vtprune.evaluation.profiling.model_runs import layers_of, run_once
-from vtprune.evaluation.profiling.shapes import Shape, find_shape, packaged_files, read_entry
+from vtprune.evaluation.profiling.shapes import Shape, find_shape, published_files
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.inference.generation import Run
 from vtprune.inference.prompts import to_device
@@ -101,7 +101,7 @@ def build_subject(
     if depth is not None:
         config = shallow_config(config, depth)
     elif not tower:
-        shorten_tower(config)
+        shape.family.shorten_tower(config)
     model = build_random(config, device, dtype, attention)
     files = replace(shape.files, config=config)
     loaded = Loaded(shape.name, model, files, shape.family)
@@ -117,7 +117,7 @@ def narrow_shape(name: str, side: int) -> Shape:
     for key, value in {**NARROW, "image_size": side}.items():
         if hasattr(config.vision_config, key):
             setattr(config.vision_config, key, value)
-    files = packaged_files(config, read_entry(str(config.model_type), shape.name))
+    files = published_files(shape.family, config)
     return replace(shape, config=config, files=files)
 
 

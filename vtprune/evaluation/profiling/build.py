@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vtprune.models import find_family
 from vtprune.models.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from vtprune.models.base import Family
+
 BLOCK = 2**20  # random numbers that are drawn; more weights than that repeat them
 SCALE = 0.02
-DEPTHS = ("num_hidden_layers", "depth")
-FULL, DEEPSTACK = "fullatt_block_indexes", "deepstack_visual_indexes"
 
 
 def build_skeleton(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
@@ -127,16 +128,14 @@ def layer_kinds(config: PreTrainedConfig) -> list[str]:
 
 
 def tower_kinds(config: PreTrainedConfig) -> list[str]:
-    """What kind of layer each of the vision tower's is: some have windows in most layers."""
-    tower = config.vision_config
-    whole = getattr(tower, FULL, None) or ()
-    depth = int(getattr(tower, depth_field(tower)))
-    return ["full" if number in whole else "" for number in range(depth)]
+    """Return the kind of each layer of the vision tower: some have windows in most layers."""
+    return family_of(config).tower_kinds(config)
 
 
-def depth_field(tower: object) -> str:
-    """What a tower's config calls its number of layers."""
-    return next(name for name in DEPTHS if isinstance(getattr(tower, name, None), int))
+def family_of(config: PreTrainedConfig) -> Family:
+    family = find_family(str(config.model_type))
+    assert family is not None, "only models of listed families are built"
+    return family
 
 
 def shallow_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
@@ -155,25 +154,5 @@ def shallow_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
         text.layer_types = [cycle[number % len(cycle)] for number in range(depth)]
     if getattr(text, "rope_scaling_layers", None) is not None:
         text.rope_scaling_layers = list(range(depth))
-    shorten_tower(shallow)
+    family_of(shallow).shorten_tower(shallow)
     return shallow
-
-
-def shorten_tower(config: PreTrainedConfig) -> None:
-    """Leaves as few layers in the vision tower's config as there are kinds, or as are read."""
-    tower = config.vision_config
-    read = getattr(config, "vision_feature_layer", -1)
-    layers = list(read) if isinstance(read, (list, tuple)) else [int(read)]
-    least = max(layer + 1 if layer >= 0 else -layer - 1 for layer in layers)
-    adapter = getattr(config, "adapter_config", None)
-    if adapter is not None:  # its features come from layers by their number
-        least = len(adapter.vision_feature_layer)
-        adapter.vision_feature_layer = list(range(least))[::-1]
-    if getattr(tower, DEEPSTACK, None):
-        least = len(getattr(tower, DEEPSTACK))
-        setattr(tower, DEEPSTACK, list(range(least)))
-    kinds = sorted(set(tower_kinds(config)))
-    depth = max(least, len(kinds))
-    setattr(tower, depth_field(tower), depth)
-    if getattr(tower, FULL, None) is not None:
-        setattr(tower, FULL, [depth - 1] if "full" in kinds else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     Raises:
         ModelError: not found, not readable, or not a known family, with the way out.
     """
-    if name is not None and (alias := find_alias(name)) is not None:
+    if name is not None and (alias := find_alias(name)) is not None and has_config(alias):
         return packaged_shape(alias)
     where = name if name is not None and is_config_file(name) else find_checkpoint(name)
     shown = name or EMBEDDED
@@ -78,6 +79,11 @@ def find_alias(name: str) -> Alias | None:
     """The published model that a short name or a hub id stands for."""
     hub_id = hub_id_of(name)
     return next((one for one in aliases() if one.hub_id == hub_id), None)
+
+
+def has_config(alias: Alias) -> bool:
+    """Return whether the config of a published model is packaged."""
+    return alias.model_type in read_configs()["families"]
 
 
 def is_config_file(name: str) -> bool:
@@ -118,13 +124,13 @@ def packaged_shape(alias: Alias) -> Shape:
     decoder = {WIDTHS[key]: value for key, value in alias.decoder.items()}
     for section, key in SECTIONS.items():
         if section in entry:
-            values = fill(entry[section], alias.decoder["hidden"], 0)
+            values = with_width(entry[section], alias.decoder["hidden"])
             fields[key] = {**decoder, **values} if section == "text" else values
     with quiet(), loading_errors(alias.name):
         config = CONFIG_MAPPING[alias.model_type](**fields, dtype=entry["dtype"])
     config.architectures = None
-    files = packaged_files(config, entry)
-    return Shape(alias.name, config, files, known_family(alias.name, config), "packaged")
+    family = known_family(alias.name, config)
+    return Shape(alias.name, config, published_files(family, config), family, "packaged")
 
 
 def known_family(name: str, config: PreTrainedConfig) -> Family:
@@ -137,34 +143,35 @@ def known_family(name: str, config: PreTrainedConfig) -> Family:
     return family
 
 
-def read_entry(model_type: str, name: str = "") -> dict[str, Any]:
-    """What is packaged about a family, and about one of its models over it."""
+@functools.cache
+def read_configs() -> Mapping[str, Any]:
+    """Return what is packaged of the configs of published models."""
     import yaml
 
     text = resources.files("vtprune").joinpath("_data/shapes.yaml").read_text(encoding="utf-8")
-    data = yaml.safe_load(text)
+    return cast("Mapping[str, Any]", yaml.safe_load(text))
+
+
+def read_entry(model_type: str, name: str) -> dict[str, Any]:
+    """Return the packaged config of a published model: its own values over its family's."""
+    data = read_configs()
     entry: dict[str, Any] = dict(data["families"][model_type])
     for section, values in data["models"].get(name, {}).items():
         entry[section] = {**entry.get(section, {}), **values}
     return entry
 
 
-def fill(values: Any, width: int, side: int) -> Any:
-    """Values with the decoder's width and the tower's side put in."""
-    if isinstance(values, Mapping):
-        return {key: fill(value, width, side) for key, value in values.items()}
-    if values == "decoder":
-        return width
-    if isinstance(values, str) and values.endswith("tower"):
-        return int(values.removesuffix("tower") or 1) * side
-    return values
+def with_width(values: Mapping[str, object], width: int) -> dict[str, object]:
+    """Return values with the decoder's width put in for "decoder"."""
+    return {key: width if value == "decoder" else value for key, value in values.items()}
 
 
-def packaged_files(config: PreTrainedConfig, entry: Mapping[str, Any]) -> Files:
-    """The preparation files of a family's published models, for the tower of this one."""
+def published_files(family: Family, config: PreTrainedConfig) -> Files:
+    """Return the preparation files of a family's published models, for the tower of this one."""
     side = getattr(config.vision_config, "image_size", 0)
     side = side[0] if isinstance(side, (list, tuple)) else side
-    image, video = (fill(entry.get(kind, {}), 0, int(side or 0)) for kind in ("image", "video"))
+    contents = family.published_files(int(side or 0))
+    image, video = (contents.get(kind, {}) for kind in ("image", "video"))
     return Files(config, stand_in(config), image=image, video=video)
 
 
@@ -179,7 +186,7 @@ def with_files(shape: Shape) -> Shape:
         # The prompt is laid out by the family's own template, whatever the checkpoint's says.
         processor = {key: own.processor[key] for key in own.processor if key != "chat_template"}
         return replace(shape, files=replace(own, processor=processor))
-    files = packaged_files(shape.config, read_entry(str(shape.config.model_type)))
+    files = published_files(shape.family, shape.config)
     note = (
         f"{shape.name}: no preprocessor_config.json beside its config; pictures are prepared as "
         f"for the published models of {shape.family.name}"
@@ -188,9 +195,9 @@ def with_files(shape: Shape) -> Shape:
 
 
 def stand_in(config: PreTrainedConfig) -> Any:
-    """A tokenizer that knows the placeholders of a config's family."""
-    if str(config.model_type) not in FAMILIES:
-        return stand_in_tokenizer({})
-    named = cast("Mapping[str, str | None]", read_entry(str(config.model_type))["placeholders"])
-    found = {text: getattr(config, field or "", None) for text, field in named.items()}
-    return stand_in_tokenizer(found)
+    """Return a tokenizer that knows the special tokens of a config's family."""
+    family = find_family(str(config.model_type))
+    named = family.special_tokens if family else {}
+    return stand_in_tokenizer(
+        {text: getattr(config, field or "", None) for text, field in named.items()}
+    )

@@ -1,4 +1,11 @@
-"""What a language model costs: FLOPs of prefill and decoding, bytes of its cache.
+"""FLOPs and bytes of a model's forward pass, from its config alone; no model needed.
+
+A multiply and an add are two FLOPs. Matrix products and convolutions are counted and nothing else
+(no norms, softmax, rotary embedding, pooling by averages or activation), and attention as full
+squares: neither the causal half nor a sliding window is saved, because kernels differ in whether
+they save it. Of a mixture of experts the router, the shared experts and those that a token goes
+through are counted. torch's FlopCounterMode counts the same way, with eager attention on any device
+and with sdpa on a GPU; sdpa on a CPU it leaves out.
 
 EntropyPrune (arXiv 2602.17196) reports `layers_flops`: with as many key-value heads as heads it is
 its 8 n d^2 + 4 n^2 d + 6 n d m a layer.
@@ -6,11 +13,65 @@ its 8 n d^2 + 4 n^2 d + 6 n d m a layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from vtprune.models.cost.sizes import kind_of, list_of, size_of, uncounted
+from vtprune.errors import ModelError
+from vtprune.models import find_family
+
+# -- sizes in configs ------------------------------------------------------------------------------
+
+
+class CostError(ModelError):
+    """A model whose FLOPs can't be counted; its answers can be given all the same."""
+
+
+def uncounted(config: object, what: str) -> CostError:
+    """Return the error for layers that are not counted."""
+    return CostError(
+        f"{kind_of(config)}: the FLOPs of {what} are not counted",
+        hint="ask, compare and evaluate work without them",
+    )
+
+
+def kind_of(config: object) -> str:
+    """A config's model type; "" where it has none."""
+    return str(getattr(config, "model_type", ""))
+
+
+def size_of(config: object, name: str, default: int | None = None) -> int:
+    """A size of a config; one side of it where it is given as a pair of equal sides.
+
+    Raises:
+        CostError: it has no such size, and there is no default.
+    """
+    value = _value(config, name, default)
+    return int(cast(int, value[0] if isinstance(value, list | tuple) else value))
+
+
+def list_of(config: object, name: str) -> Sequence[int]:
+    """What a config lists, such as layers.
+
+    Raises:
+        CostError: it has no such list.
+    """
+    return cast("Sequence[int]", _value(config, name, None))
+
+
+def _value(config: object, name: str, default: object) -> object:
+    value = getattr(config, name, None)
+    value = default if value is None else value
+    if value is None:
+        raise CostError(
+            f"the config of {kind_of(config) or type(config).__name__} has no {name}",
+            hint="its FLOPs can't be counted without it",
+        )
+    return value
+
+
+# -- language models ---------------------------------------------------------------------------
 
 # Decoders whose MLP is two matrices, up and down; everything else has a gate as well.
 UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
@@ -244,3 +305,175 @@ def _check_depth(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> None:
         raise ValueError(
             f"{len(tokens_by_layer)} token counts for {shape.layers} layers; give one a layer"
         )
+
+
+# -- vision towers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The sizes of a vision tower and its projector that their cost depends on.
+
+    Args:
+        layers: number of tower layers that run.
+        hidden: width of the tower; its heads together are as wide.
+        intermediate: width of its MLP.
+        patch: pixels along a side of a patch.
+        inputs: values that make one patch: channels x (frames x) height x width.
+        projector: (in, out) of each matrix that a projected token goes through, whatever merges
+            its patches included.
+        gated: whether the MLP has a gate.
+        merge: patches along a side of the block that makes one projected token; what is left over
+            at the edges is dropped.
+        extra: tokens of the tower beside the patches (CLS), one set for each frame or tile.
+        projects_extra: whether the projector takes those too.
+        window: patches along a side of a window of local attention; 0 for none.
+        full_layers: layers with full attention, where the others have windows.
+        pooling: whether an attention-pooling head runs (its output is not used).
+        overlapping: whether projected tokens are taken from tiles that overlap, so that the
+            number of tiles does not say how many there are.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    patch: int
+    inputs: int
+    projector: tuple[tuple[int, int], ...]
+    gated: bool = False
+    merge: int = 1
+    extra: int = 0
+    projects_extra: bool = False
+    window: int = 0
+    full_layers: int = 0
+    pooling: bool = False
+    overlapping: bool = False
+
+
+def vision_shape(config: object, modality: str = "image") -> VisionShape | None:
+    """Return the shape of a model's vision tower and projector, from its whole config.
+
+    None where the family or its tower is not known here, so that its cost is left out, not guessed.
+
+    Args:
+        config: the model's transformers config.
+        modality: "image" or "video": what goes through them; in some families it matters.
+
+    Raises:
+        CostError: a known tower's config lacks a size.
+    """
+    family = find_family(kind_of(config))
+    return None if family is None else family.vision_shape(config, modality)
+
+
+def plain_tower(config: object, extra: int = 0) -> VisionShape:
+    """Return the shape of a plain ViT, no projector yet.
+
+    Args:
+        extra: as in VisionShape.
+    """
+    tower = getattr(config, "vision_config", None)
+    hidden, patch = size_of(tower, "hidden_size"), size_of(tower, "patch_size")
+    return VisionShape(
+        layers=size_of(tower, "num_hidden_layers"),
+        hidden=hidden,
+        intermediate=size_of(tower, "intermediate_size"),
+        patch=patch,
+        inputs=size_of(tower, "num_channels", 3) * patch**2,
+        projector=(),
+        extra=extra,
+    )
+
+
+def clip_or_siglip(config: object) -> VisionShape | None:
+    """Return the shape of a CLIP, SigLIP or plain ViT tower, no projector yet; None for another."""
+    tower = getattr(config, "vision_config", None)
+    kind = kind_of(tower)
+    if kind in ("clip_vision_model", "vit"):
+        return plain_tower(config, extra=1)
+    if kind == "siglip_vision_model":
+        # SiglipVisionModel takes a missing key for True.
+        return replace(plain_tower(config), pooling=getattr(tower, "vision_use_head", True))
+    return None
+
+
+def text_width(config: object) -> int:
+    """Return the width of the language model."""
+    return size_of(getattr(config, "text_config", None), "hidden_size")
+
+
+def tile_units(
+    shape: VisionShape, pixels: Sequence[int], num_units: int | None = None
+) -> list[tuple[int, int, int]]:
+    """The units of `vision_flops` for tiles or frames of one size, each encoded on its own.
+
+    Args:
+        shape: the tower's shape.
+        pixels: shape of the pixel values, (..., 3, H, W).
+        num_units: tiles really encoded, where the tensor is padded with empty ones, which models
+            leave out; None for all.
+    """
+    *leading, _, height, width = pixels
+    count = math.prod(leading) if num_units is None else num_units
+    return [(1, height // shape.patch, width // shape.patch)] * count
+
+
+def vision_flops(
+    shape: VisionShape, units: Sequence[Sequence[int]], tokens: int | None = None
+) -> float:
+    """FLOPs of vision tower and projector.
+
+    Args:
+        shape: their shape.
+        units: one (frames, rows, columns) of patches for each thing encoded: `tile_units` of the
+            pixel values' shape, or Qwen's `image_grid_thw.tolist()`, `video_grid_thw.tolist()`.
+            Attention stays within one frame of one unit.
+        tokens: projected tokens; needed where tiles overlap.
+
+    Raises:
+        ValueError: tiles overlap, and the number of tokens is not given.
+    """
+    return tower_flops(shape, units) + projector_flops(shape, units, tokens)
+
+
+def tower_flops(shape: VisionShape, units: Sequence[Sequence[int]]) -> float:
+    """`vision_flops` of the tower alone."""
+    return sum(frames * _frame_flops(shape, rows, cols) for frames, rows, cols in units)
+
+
+def projector_flops(
+    shape: VisionShape, units: Sequence[Sequence[int]], tokens: int | None = None
+) -> float:
+    """`vision_flops` of the projector alone."""
+    if tokens is None:
+        if shape.overlapping:
+            raise ValueError("tiles overlap; give the number of projected tokens")
+        extra = shape.extra if shape.projects_extra else 0
+        tokens = sum(
+            frames * ((rows // shape.merge) * (cols // shape.merge) + extra)
+            for frames, rows, cols in units
+        )
+    return 2.0 * tokens * sum(width * out for width, out in shape.projector)
+
+
+def _frame_flops(shape: VisionShape, rows: int, cols: int) -> float:
+    """FLOPs of the tower for one frame or tile of rows x cols patches."""
+    patches = rows * cols
+    tokens = patches + shape.extra
+    hidden, mlp = shape.hidden, (3 if shape.gated else 2) * shape.hidden * shape.intermediate
+    embedding = 2.0 * patches * shape.inputs * hidden
+    linear = 2.0 * tokens * (4 * hidden**2 + mlp) * shape.layers
+    full = shape.full_layers if shape.window else shape.layers
+    pairs = full * tokens**2
+    if shape.window:
+        pairs += (shape.layers - full) * _squares(rows, shape.window) * _squares(cols, shape.window)
+    pooling = 0.0
+    if shape.pooling:  # one learned query attends to all tokens, then an MLP
+        pooling = 2.0 * (2 * hidden**2 + 2 * tokens * hidden**2 + mlp) + 4.0 * tokens * hidden
+    return embedding + linear + 4.0 * pairs * hidden + pooling
+
+
+def _squares(length: int, window: int) -> int:
+    """Sum of the squared lengths of the windows along a side; the last one may be shorter."""
+    whole, rest = divmod(length, window)
+    return whole * window**2 + rest**2
