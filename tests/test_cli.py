@@ -20,6 +20,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from conftest import assert_refused
 from PIL import Image
+from reports import report_of
 from test_console import REPORT
 
 from vtprune import __version__, demo, saving
@@ -81,7 +82,7 @@ class FakeRun:
                     raise self.error
             values = {key: value for key, value in REPORT.items() if key != "warnings"}
             answer = {"question": question, "answer": "".join(pieces)}
-            yield Report(**{**values, **answer, "warnings": self.warnings})
+            yield report_of({**values, **answer, "warnings": self.warnings})
 
 
 @pytest.fixture(autouse=True)

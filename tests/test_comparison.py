@@ -9,10 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from reports import compare_of, tokens_of
 from rich.console import Console
 
 from vtprune.cli.console.comparison import show_comparison, show_notes
 from vtprune.inference.comparison import COLUMNS, Comparison, Row
+from vtprune.inference.report import Flops, InputInfo, KvCacheBytes, ModelInfo, Versions
+
+SECONDS = {"vision": 0.3, "prefill": 0.62, "decode": 0.1, "first_token": 0.9, "total": 1.1}
 
 
 def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any) -> Row:
@@ -23,31 +27,34 @@ def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any
                        "options": {}, "before": before, "after": count})  # fmt: skip
         before = count
     tokens = {"visual": 129, "text": 8, "answer": 4, "keep_mean": 0.3 if after else 1.0,
-              "kept_after": before, "stages": stages}  # fmt: skip
+              "kept_after": before, "by_modality": {"video": before}, "stages": stages,
+              "by_frame": [], "by_tile": []}  # fmt: skip
     prefill = 0.6e9 if after else 1.8e9
     flops = {"vision": 1.2e9, "prefill": prefill, "prefill_full": 1.8e9, "decode": 4e7,
              "decode_full": 4e7, "reduction": 1 - prefill / 1.8e9}  # fmt: skip
     seconds = {"media": 0.1, "preprocess": 0.01, "vision": 0.3, "select": 0.02, "prefill": 0.26,
                "decode": 0.1, "first_token": 0.61, "total": 0.81}  # fmt: skip
-    compare = {"answer": "red cross", "same_answer": False, "seconds": {}, "prefill_speedup": 2.4,
-               "prefill_predicted": 3.0, "prefill_roofline": 2.8, "realised_fraction": 0.8,
-               "first_token_speedup": 1.5, "total_speedup": 1.2}  # fmt: skip
+    compare = {"answer": "red cross", "same_answer": False, "seconds": SECONDS,
+               "prefill_speedup": 2.4, "prefill_predicted": 3.0, "prefill_roofline": 2.8,
+               "realised_fraction": 0.8, "first_token_speedup": 1.5,
+               "total_speedup": 1.2}  # fmt: skip
     defaults: dict[str, Any] = {
         "at": ", ".join(at for at, _, _ in after), "keep": 0.3, "answer": "blue cross",
-        "same_answer": False, "tokens": tokens, "flops": flops, "seconds": seconds,
-        "kv_cache_bytes": {"kept": 600_000, "full": 1_800_000},
-        "compare": compare if after else None,
+        "same_answer": False, "tokens": tokens_of(tokens), "flops": Flops(**flops),
+        "seconds": seconds,
+        "kv_cache_bytes": KvCacheBytes(kept=600_000, full=1_800_000),
+        "compare": compare_of(compare) if after else None,
     }  # fmt: skip
     return Row(role, method, {"name": method, "stages": stages}, **{**defaults, **values})
 
 
 COMPARISON = Comparison(
     question="what?",
-    model={"name": "embedded", "family": "llava_onevision", "layers": 16, "parameters": 7_140_000,
-           "device": "cpu", "dtype": "float32", "attention": "sdpa"},
-    input={"files": ["/data/clip.mp4"], "modality": "video", "frames": 8, "tiles": 0,
-           "timestamps": [0.0, 0.4, 0.8], "decoder": "decord", "duration": 3.0, "width": 224,
-           "height": 224},
+    model=ModelInfo(name="embedded", family="llava_onevision", layers=16, parameters=7_140_000,
+                    device="cpu", dtype="float32", attention="sdpa"),
+    input=InputInfo(files=["/data/clip.mp4"], modality="video", frames=8, tiles=0,
+                    timestamps=[0.0, 0.4, 0.8], decoder="decord", duration=3.0, width=224,
+                    height=224),
     rows=(
         row("unpruned", "unpruned", [], keep=1.0, answer="red cross", same_answer=True),
         row("asked", "entropy", [("ecl", 2, 33)]),
@@ -58,13 +65,19 @@ COMPARISON = Comparison(
     pairs=5,
     seconds={"startup": 3.0, "load": 2.0, "total": 9.0},
     warnings=("careful",),
-    version={"vtprune": "0.1.0"},
+    version=Versions(vtprune="0.1.0", torch="2.13.0", transformers="5.23.0"),
 )  # fmt: skip
 FAILED = Row("asked", "reader", {"name": "reader"}, "input", 0.3, error="it reads text (ask)")
 PRESET = replace(
     row("asked", "", [("ecl", 2, 75), ("horizon", 12, 6)]), method=None, preset={"name": "mine"},
     keep=None,
 )  # fmt: skip
+
+
+def with_vision(row: Row, flops: float) -> Row:
+    """The row as if its vision tower took so many FLOPs."""
+    assert row.flops is not None
+    return replace(row, flops=replace(row.flops, vision=flops))
 
 
 def shown(comparison: Comparison, width: int = 120) -> str:
@@ -141,8 +154,7 @@ def test_without_measuring_there_are_no_columns_of_times() -> None:
 
 
 def test_the_tower_has_a_column_where_some_row_spares_it() -> None:
-    flops = {**COMPARISON.rows[3].flops, "vision": 0.3e9}  # type: ignore[dict-item]
-    rows = (*COMPARISON.rows[:3], replace(COMPARISON.rows[3], flops=flops))
+    rows = (*COMPARISON.rows[:3], with_vision(COMPARISON.rows[3], 0.3e9))
     found = replace(COMPARISON, rows=rows)
     assert "vision" not in shown(COMPARISON)
     assert "vision" in shown(found).splitlines()[0]
@@ -151,8 +163,7 @@ def test_the_tower_has_a_column_where_some_row_spares_it() -> None:
 
 
 def test_names_are_whole_at_80_columns() -> None:
-    spared = row("baseline", "downsample", [("pixels", 0, 38)])
-    spared = replace(spared, flops={**spared.flops, "vision": 4e8})  # type: ignore[dict-item]
+    spared = with_vision(row("baseline", "downsample", [("pixels", 0, 38)]), 4e8)
     beside = row("baseline", "uniform", [("2", 2, 33)], beside=("entropy",))
     lines = shown(replace(COMPARISON, rows=(*COMPARISON.rows, beside, spared)), 80).splitlines()
     end = lines.index("", lines.index("keep 0.3"))
@@ -185,7 +196,8 @@ warning   careful
 )
 def test_pruning_that_does_not_pay_is_said(prefill: float, total: float, line: str) -> None:
     asked = COMPARISON.rows[1]
-    slow = {**asked.compare, "prefill_speedup": prefill, "total_speedup": total}  # type: ignore[dict-item]
+    assert asked.compare is not None
+    slow = replace(asked.compare, prefill_speedup=prefill, total_speedup=total)
     rows = (COMPARISON.rows[0], replace(asked, compare=slow), *COMPARISON.rows[2:])
     assert line in notes(replace(COMPARISON, rows=rows))
     assert "does not pay" not in notes(COMPARISON)
@@ -244,7 +256,7 @@ def test_the_csv_has_every_column_in_every_line() -> None:
 
 
 def test_every_line_of_the_csv_says_what_was_asked_of_which_model() -> None:
-    found = replace(COMPARISON, input={**COMPARISON.input, "files": ["/data/a.png", "b b.png"]})
+    found = replace(COMPARISON, input=replace(COMPARISON.input, files=["/data/a.png", "b b.png"]))
     for line in csv.DictReader(io.StringIO(found.to_csv())):
         assert (line["model"], line["device"], line["dtype"]) == ("embedded", "cpu", "float32")
         assert line["file"] == "/data/a.png; b b.png"
@@ -262,10 +274,10 @@ def test_loading_is_in_no_row_but_beside_them() -> None:
 
 
 def test_the_options_of_a_method_are_in_its_name_and_in_every_format() -> None:
-    stages = [{"at": "2", "layer": 2, "modality": "all", "method": "entropy", "before": 129,
-               "after": 33, "options": {"norm": "none", "states": "query"}}]  # fmt: skip
     asked = COMPARISON.rows[1]
-    tokens = {**(asked.tokens or {}), "stages": stages}
+    assert asked.tokens is not None
+    stage = replace(asked.tokens.stages[0], options={"norm": "none", "states": "query"})
+    tokens = replace(asked.tokens, stages=[stage])
     odd = replace(asked, options={"norm": "none"}, tokens=tokens)
     found = replace(COMPARISON, rows=(COMPARISON.rows[0], odd))
     assert "entropy (norm=none)" in shown(found)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from reports import report_of
 from rich.console import Console
 
 from vtprune.cli import console
@@ -66,7 +67,9 @@ COMPARE = {
 def rendered(report: Mapping[str, object], width: int = 80, encoding: str = "utf-8") -> str:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    console.render(report, Console(file=file, width=width, highlight=False, markup=False))
+    console.render(
+        report_of(report), Console(file=file, width=width, highlight=False, markup=False)
+    )
     file.flush()
     return "\n".join(line.rstrip() for line in raw.getvalue().decode(encoding).split("\n"))
 
@@ -163,7 +166,8 @@ def test_warnings_come_last() -> None:
 def test_a_further_question_says_only_what_is_new() -> None:
     first = {**REPORT, "warnings": ["old"]}
     file = io.StringIO()
-    console.render({**first, "warnings": ["old", "new"]}, Console(file=file), first)
+    second = {**first, "warnings": ["old", "new"]}
+    console.render(report_of(second), Console(file=file), report_of(first))
     assert file.getvalue().startswith("\nprompt ")
     assert "warning   new" in file.getvalue()
     assert "old" not in file.getvalue()
@@ -294,7 +298,7 @@ def test_no_color_means_no_escape_codes(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TERM", "xterm-256color")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    console.render(REPORT, console.stderr_console())
+    console.render(report_of(REPORT), console.stderr_console())
     assert "clip.mp4" in terminal.getvalue()
     assert "\x1b" not in terminal.getvalue()
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,8 +89,8 @@ def test_the_unpruned_model_comes_first_and_is_whole(found: Comparison) -> None:
     assert (first.role, first.name, first.same_answer) == ("unpruned", "unpruned", True)
     assert first.tokens is not None
     assert first.flops is not None
-    assert (first.tokens["keep_mean"], first.tokens["stages"]) == (1.0, [])
-    assert first.flops["reduction"] == 0
+    assert (first.tokens.keep_mean, first.tokens.stages) == (1.0, [])
+    assert first.flops.reduction == 0
 
 
 def test_every_row_is_what_it_would_be_alone(
@@ -107,7 +108,7 @@ def test_every_row_is_what_it_would_be_alone(
         assert row.kv_cache_bytes == alone.kv_cache_bytes
     tokens = pick(found, "vtw", 0.5).tokens
     assert tokens is not None
-    assert tokens["stages"][0]["layer"] == shape.layers // 2  # type: ignore[index]
+    assert tokens.stages[0].layer == shape.layers // 2
 
 
 def test_random_and_uniform_follow_each_row_with_its_layers_and_counts(found: Comparison) -> None:
@@ -116,15 +117,15 @@ def test_random_and_uniform_follow_each_row_with_its_layers_and_counts(found: Co
         for keep in (0.5, 0.4):
             own = pick(found, name, keep)
             assert own.tokens is not None
-            stages = own.tokens["stages"]
+            stages = own.tokens.stages
             beside = [one for one in rows if name in one.beside and one.keep == keep]
             assert [one.name for one in beside] == ["random", "uniform"]
             place = rows.index(own)
             assert rows[place + 1 : place + 3] == beside
             for one in beside:
                 assert one.tokens is not None
-                assert counts_after_cuts(one.tokens["stages"]) == counts_after_cuts(stages)  # type: ignore[arg-type]
-                assert one.tokens["keep_mean"] == own.tokens["keep_mean"]
+                assert counts_after_cuts(one.tokens.stages) == counts_after_cuts(stages)
+                assert one.tokens.keep_mean == own.tokens.keep_mean
 
 
 def test_rows_that_are_there_already_are_not_run_again(loaded: Loaded, picture: Path) -> None:
@@ -174,11 +175,11 @@ def test_every_row_is_timed_beside_the_unpruned_model(measured: Comparison) -> N
         assert row.seconds is not None
         assert row.flops is not None
         assert row.seconds.keys() == TIMES
-        assert row.compare["answer"] == first.answer
-        predicted = row.flops["prefill_full"] / row.flops["prefill"]
-        assert row.compare["prefill_predicted"] == predicted
-        speedup = row.compare["prefill_speedup"]
-        assert row.compare["realised_fraction"] == pytest.approx(speedup / predicted)  # type: ignore[operator]
+        assert row.compare.answer == first.answer
+        predicted = row.flops.prefill_full / row.flops.prefill
+        assert row.compare.prefill_predicted == predicted
+        speedup = row.compare.prefill_speedup
+        assert row.compare.realised_fraction == pytest.approx(speedup / predicted)  # type: ignore[operator]
 
 
 def test_the_tower_runs_in_every_timed_run(loaded: Loaded, picture: Path) -> None:
@@ -210,11 +211,11 @@ def test_downsample_is_timed_beside_the_whole_picture(
     row = pick(found, "downsample", 0.6)
     assert row.tokens is not None
     assert row.compare is not None
-    whole, left = row.tokens["visual"], row.tokens["kept_after"]
+    whole, left = row.tokens.visual, row.tokens.kept_after
     lengths = {pruned: {length for own, length in seen[:3] if own == pruned} for pruned in
                (True, False)}  # fmt: skip
     assert max(lengths[False]) - max(lengths[True]) == whole - left  # type: ignore[operator]
-    assert found.rows[0].tokens["visual"] == whole  # type: ignore[index]
+    assert found.rows[0].tokens.visual == whole  # type: ignore[index]
     assert not row.beside
 
 
@@ -247,12 +248,12 @@ def test_seconds_and_speed_ups_are_medians() -> None:
         for unpruned, pruned in took
     ]
     assert compare.medians(pair.unpruned for pair in pairs)["prefill"] == 4.0
-    report: Any = type("", (), {"flops": {"prefill_full": 8.0, "prefill": 2.0}})
-    one: Any = type("", (), {"answer": "red"})
+    report: Any = SimpleNamespace(flops=SimpleNamespace(prefill_speedup=4.0))
+    one: Any = SimpleNamespace(answer="red")
     told = compare.sum_up(pairs, "red", one, report, 3.5)
-    assert told["prefill_speedup"] == median([0.5, 3.0, 4.0]) == 3.0
-    assert told["realised_fraction"] == 0.75
-    assert (told["same_answer"], told["prefill_roofline"]) == (True, 3.5)
+    assert told.prefill_speedup == median([0.5, 3.0, 4.0]) == 3.0
+    assert told.realised_fraction == 0.75
+    assert (told.same_answer, told.prefill_roofline) == (True, 3.5)
 
 
 def test_few_repeats_are_warned_of(measured: Comparison) -> None:
@@ -349,9 +350,9 @@ def test_the_csv_has_a_line_a_row_and_says_what_the_json_says(measured: Comparis
         assert row.tokens is not None
         assert row.flops is not None
         assert line["method"] == row.method
-        assert line["keep_mean"] == str(row.tokens["keep_mean"])
-        assert line["prefill_flops"] == str(row.flops["prefill"])
-        speedup = "" if row.compare is None else str(row.compare["prefill_speedup"])
+        assert line["keep_mean"] == str(row.tokens.keep_mean)
+        assert line["prefill_flops"] == str(row.flops.prefill)
+        speedup = "" if row.compare is None else str(row.compare.prefill_speedup)
         assert line["prefill_speedup"] == speedup
 
 

@@ -262,7 +262,7 @@ def test_a_batch_is_answered_as_one_by_one(checkpoints, clip: Path, picture: Pat
     preset = override(load_preset(None), 0.5, "downsample")
     items = [(clip, "what?"), (picture, "where is it, and what?"), ([clip, picture], "what?")]
     for report in answer_together(loaded, items, preset, generation=SHORT):
-        assert report.tokens["keep_mean"] <= 0.5
+        assert report.tokens.keep_mean <= 0.5
 
 
 def test_compare_is_with_the_input_in_full(

@@ -19,6 +19,7 @@ from vtprune.cli import cli
 from vtprune.device import time_runs
 from vtprune.inference import run
 from vtprune.inference.figures import compute_costs, measure_memory
+from vtprune.inference.report import MemoryBytes
 from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
 from vtprune.preset import load_preset, override
@@ -48,9 +49,9 @@ def test_flops_of_a_pruned_answer_are_what_torch_counts(name: str, kind: str, cu
     with vtprune.pruning(model, {"stages": CUTS[cuts]}) as trace:
         counted = count(lambda: model.generate(**tensors, max_new_tokens=TOKENS))
     flops, _ = compute_costs(loaded(model), as_encoded(model, tensors), trace, TOKENS, sample=0)
-    whole = flops["vision"] + flops["prefill"] + flops["decode"]
+    whole = flops.vision + flops.prefill + flops.decode
     assert whole == pytest.approx(counted, rel=AGREES)
-    assert flops["prefill"] < flops["prefill_full"]
+    assert flops.prefill < flops.prefill_full
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_reported_flops_of_an_unpruned_answer_are_what_torch_counts(
 
     counted = count(ask)
     flops = reports[0].flops
-    whole = flops["vision"] + flops["prefill"] + flops["decode"]
+    whole = flops.vision + flops.prefill + flops.decode
     assert whole == pytest.approx(counted, rel=AGREES)
     assert not any("FLOPs" in note for note in reports[0].warnings)
 
@@ -89,7 +90,7 @@ def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch)
     model = run.load(str(checkpoints("llava")))
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
     report = next(run.ask(model, media["several"], ["what?"], preset, generation=short))
-    assert report.flops["vision"] is None
+    assert report.flops.vision is None
     assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
 
 
@@ -148,6 +149,6 @@ def test_times_and_memory_are_those_of_the_gpu_that_has_the_model(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {second: 7}[device])
     model = SimpleNamespace(device=second, parameters=lambda: [torch.zeros(3)])
-    assert measure_memory(SimpleNamespace(model=model)) == {"weights": 12, "peak": 7}  # type: ignore[arg-type]
+    assert measure_memory(SimpleNamespace(model=model)) == MemoryBytes(weights=12, peak=7)  # type: ignore[arg-type]
     assert len(time_runs(lambda: None, second, 2)) == 2
     assert waited == [second] * 4

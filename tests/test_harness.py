@@ -263,10 +263,10 @@ def test_answers_are_those_of_the_library_in_batches_and_alone(asker: Asker, fil
         found = asker.answer(asked, SHORT, size)
         assert [one.text for one in found] == [report.answer for report in reports]
         assert [one.keep_mean for one in found] == pytest.approx(
-            [report.tokens["keep_mean"] for report in reports]
+            [report.tokens.keep_mean for report in reports]
         )
         assert [one.prompt_tokens for one in found] == [
-            report.tokens["visual"] + report.tokens["text"] for report in reports
+            report.tokens.visual + report.tokens.text for report in reports
         ]
         assert [one.tokens for one in found] == [4, 4, 4]
 

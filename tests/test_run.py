@@ -117,7 +117,7 @@ def test_several_questions_encode_the_media_once(checkpoints, picture: Path) -> 
     handle.remove()
     assert len(calls) == 1
     assert [one.question for one in reports] == ["what?", "where is it?"]
-    assert reports[1].seconds["vision"] == reports[1].seconds["media"] == 0
+    assert reports[1].seconds.vision == reports[1].seconds.media == 0
     alone = ask(loaded, picture, questions=("where is it?",))
     assert reports[1].answer == alone[0].answer
 
@@ -156,11 +156,11 @@ def test_a_report_of_a_method_has_no_presets_name(checkpoints, picture: Path) ->
     loaded = run.load(str(checkpoints("llava_onevision")))
     preset = override(load_preset("balanced"), 0.4, "entropy", 2, {"norm": "none"})
     told = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
-    assert (told.preset["name"], told.preset["method"]) == (None, "entropy")
-    assert (told.preset["description"], told.preset["changed"]) == ("", {})
-    assert told.preset["stages"][0]["norm"] == "none"  # type: ignore[index]
+    assert (told.preset.name, told.preset.method) == (None, "entropy")
+    assert (told.preset.description, told.preset.changed) == ("", {})
+    assert told.preset.stages[0].options["norm"] == "none"
     whole = next(run.ask(loaded, [picture], ["what?"], override(preset, 1.0), generation=SHORT))
-    assert (whole.preset["method"], whole.preset["stages"]) == ("entropy", [])
+    assert (whole.preset.method, whole.preset.stages) == ("entropy", [])
 
 
 def test_a_comparison_beside_a_sampled_answer_is_of_two_greedy_ones(
@@ -173,14 +173,15 @@ def test_a_comparison_beside_a_sampled_answer_is_of_two_greedy_ones(
         report = ask(loaded, picture, keep=keep, compare=True, generation=hot)[0]
         assert report.answer != greedy[keep], "the check would not notice"
         assert report.compare is not None
-        assert report.compare["answer"] == greedy[1.0]
-        assert report.compare["pruned_answer"] == greedy[keep]
-        assert report.compare["same_answer"] is (greedy[keep] == greedy[1.0])
+        assert report.compare.answer == greedy[1.0]
+        assert report.compare.pruned_answer == greedy[keep]
+        assert report.compare.same_answer is (greedy[keep] == greedy[1.0])
         assert any("the answer was sampled; the comparison holds a greedy" in note
                    for note in report.warnings)  # fmt: skip
     plain = ask(loaded, picture, keep=0.4, compare=True)[0]
     assert plain.compare is not None
-    assert "pruned_answer" not in plain.compare
+    assert plain.compare.pruned_answer is None
+    assert "pruned_answer" not in plain.compare.to_dict()
     assert not any("sampled" in note for note in plain.warnings)
 
 
@@ -213,8 +214,8 @@ def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) 
         model, [(picture, "what?"), ([picture, picture], "which?")], keep=0.5, generation=SHORT
     )
     assert [one.question for one in reports] == ["what?", "which?"]
-    assert len(reports[1].input["files"]) == 2
-    assert reports[1].tokens["visual"] > 0
+    assert len(reports[1].input.files) == 2
+    assert reports[1].tokens.visual > 0
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -72,8 +72,8 @@ def test_of_a_library_call_the_total_is_from_the_call_on(checkpoints, picture: P
     began = time.perf_counter()
     seconds = ask(loaded, picture)[0].seconds
     took = time.perf_counter() - began
-    assert took - 0.5 < seconds["total"] <= took
-    assert (seconds["startup"], seconds["load"]) == (0, 0)  # it was loaded before the call
+    assert took - 0.5 < seconds.total <= took
+    assert (seconds.startup, seconds.load) == (0, 0)  # it was loaded before the call
 
 
 @pytest.mark.parametrize("compare", [False, True])
@@ -84,9 +84,9 @@ def test_answers_to_many_add_up_to_the_call(checkpoints, picture: Path, compare:
                              batch_size=1, compare=compare)  # fmt: skip
     took = time.perf_counter() - began
     first, second = (one.seconds for one in reports)
-    assert first["load"] > 0 == second["load"]
-    assert first["total"] > first["load"]
-    whole = first["total"] + second["total"]
+    assert first.load > 0 == second.load
+    assert first.total > first.load
+    whole = first.total + second.total
     assert whole <= took
     if not compare:  # which measures besides
         assert whole > took - 0.5

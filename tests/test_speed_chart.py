@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from test_comparison import COMPARISON, FAILED, row
+from test_comparison import COMPARISON, FAILED, row, with_vision
 
 from vtprune.inference.comparison import Comparison
 from vtprune.pictures.speed_chart import collect_series, draw_speed, title
@@ -33,15 +33,15 @@ def test_points_are_measured_and_promised_speed_ups() -> None:
 
 
 def test_a_tower_that_is_spared_promises_more_to_the_first_token() -> None:
-    flops = {**COMPARISON.rows[1].flops, "vision": 0.4e9}  # type: ignore[dict-item]
-    found = replace(COMPARISON, rows=(COMPARISON.rows[0], replace(COMPARISON.rows[1], flops=flops)))
+    spared = with_vision(COMPARISON.rows[1], 0.4e9)
+    found = replace(COMPARISON, rows=(COMPARISON.rows[0], spared))
     points = collect_series(found)[0].points
     assert points["prefill"][0][2] == 3.0
     assert points["first_token"][0][2] == pytest.approx(3.0 / 1.0)
 
 
 def test_a_tower_whose_flops_are_not_known_promises_nothing_to_the_first_token() -> None:
-    rows = [replace(one, flops={**one.flops, "vision": 0.0}) for one in COMPARISON.rows[:2]]  # type: ignore[dict-item]
+    rows = [with_vision(one, 0.0) for one in COMPARISON.rows[:2]]
     found = replace(COMPARISON, rows=tuple(rows))
     points = collect_series(found)[0].points
     assert points["prefill"][0][2] == 3.0

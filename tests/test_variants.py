@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from vtprune.evaluation.variants import (
     list_variants,
     matched_baselines,
 )
+from vtprune.inference.report import StageCount
 from vtprune.preset import load_preset
 from vtprune.preset.spec import Preset
 from vtprune.pruners import BASELINES, METHODS, Method
@@ -29,10 +29,12 @@ def rows(*args: Any, **options: Any) -> list[tuple[str, str, str, float | None]]
     ]
 
 
-def cut(layer: int, before: int, after: int, **values: object) -> Mapping[str, object]:
+def cut(
+    layer: int, before: int, after: int, at: str | None = None, modality: str = "all"
+) -> StageCount:
     """One stage of a report."""
-    told = {"at": str(layer), "layer": layer, "modality": "all", "method": "entropy", "options": {}}
-    return {**told, "before": before, "after": after, **values}
+    return StageCount(at=at or str(layer), layer=layer, modality=modality, method="entropy",
+                      options={}, before=before, after=after)  # fmt: skip
 
 
 def test_every_baseline_stands_at_every_keep() -> None:
@@ -178,7 +180,7 @@ def test_a_repeated_count_comes_out_of_the_schedule_as_it_was(total: int) -> Non
     ids=["no cut", "input", "pixels and input", "nothing left"],
 )
 def test_nothing_stands_beside_where_there_is_nothing_to_choose(
-    stages: list[Mapping[str, object]],
+    stages: list[StageCount],
 ) -> None:
     assert matched_baselines(ASKED, stages) == []
 

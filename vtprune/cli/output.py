@@ -44,7 +44,7 @@ class Transcript:
         self._json, self._quiet = as_json, quiet
         self._console = stderr_console()
         self._progress = ProgressLine(self._console, silent=quiet)
-        self._last: Mapping[str, object] | None = None  # the report before
+        self._last: Report | None = None  # the report before
         self._begun = False  # some of this answer is on stdout
         self._in_line = False  # and its line has not ended
 
@@ -80,17 +80,16 @@ class Transcript:
     def report(self, report: Report) -> None:
         """Ends the answer, and shows what it cost."""
         self._progress.stop()
-        values = report.to_dict()
         if self._json:
-            click.echo(to_json(values))
+            click.echo(to_json(report.to_dict()))
             return
         if not self._begun:
             self.text(report.answer or "\n")
         self._end_line()
         self._begun = False
         if not self._quiet:
-            render(values, self._console, self._last)
-            self._last = values
+            render(report, self._console, self._last)
+            self._last = report
 
     def _end_line(self) -> None:
         if self._in_line:

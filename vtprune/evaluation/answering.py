@@ -24,6 +24,7 @@ from vtprune.inference.figures import count_tokens
 from vtprune.inference.generation import Generation, generate
 from vtprune.inference.memory import fitting_errors
 from vtprune.inference.questions_file import Asked
+from vtprune.inference.report import StageCount
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.upstream import quiet
@@ -211,7 +212,7 @@ class AskedFile:
         asked, answer = self.asked[place], self.full.prompts[place].answer
         base = self.force(self.full, place, Preset(name=UNPRUNED, keep=1.0))
         unpruned = self.text(answer)
-        stages: dict[str, Sequence[Mapping[str, object]]] = {}
+        stages: dict[str, Sequence[StageCount]] = {}
         parents = {cell.matches.key for cell in missing if cell.matches}
         records = []
         for cell in [c for c in cells if c in missing or c.key in parents]:
@@ -231,7 +232,7 @@ class AskedFile:
                 records.append(record)
         return records
 
-    def preset(self, cell: Variant, stages: Mapping[str, Sequence[Mapping[str, object]]]) -> Preset:
+    def preset(self, cell: Variant, stages: Mapping[str, Sequence[StageCount]]) -> Preset:
         """What a cell cuts of this question.
 
         Raises:
@@ -301,7 +302,5 @@ class AskedFile:
         return str(decoded).strip()
 
 
-def _stages(trace: Trace) -> Sequence[Mapping[str, object]]:
-    found = count_tokens(trace, 0, 0)["stages"]
-    assert isinstance(found, list)
-    return found
+def _stages(trace: Trace) -> Sequence[StageCount]:
+    return count_tokens(trace, 0, 0).stages

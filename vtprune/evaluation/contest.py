@@ -180,7 +180,8 @@ class _Contest:
             return Standing(entry, error=error)
         run = replace(run, seconds={**run.seconds, **prompt.seconds})
         preset = as_sampled(entry.preset, self.sampling)
-        report = finish(self.loaded, prompt.gathered, prompt.inputs, self.question, preset, run)
+        report = finish(self.loaded, prompt.gathered, prompt.inputs, self.question, preset, run,
+                        time.perf_counter())  # fmt: skip
         return Standing(entry, report, run, prompt)
 
     def prompt_for(self, preset: Preset) -> Prompt:

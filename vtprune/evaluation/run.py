@@ -70,7 +70,7 @@ def evaluate(
     notes = [*loaded.warnings, *plan.notes, *left_out(plan.asked, broken),
              *mixed_labels(plan.asked), *_doubts(rows, files)]  # fmt: skip
     return Evaluation(
-        model=describe_model(loaded),
+        model=describe_model(loaded).to_dict(),
         rows=tuple(rows),
         questions=sum(one.file not in broken for one in plan.asked),
         files=files,
@@ -121,7 +121,7 @@ def head_of(loaded: Loaded, asked: Sequence[Asked], settings: Settings) -> Mappi
     known = loaded.known_places()[0]
     return {
         "version": __version__,
-        "model": describe_model(loaded),
+        "model": describe_model(loaded).to_dict(),
         "questions": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
         "sampling": asdict(settings.sampling),
         "max_new_tokens": settings.generation.max_new_tokens,

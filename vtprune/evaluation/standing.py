@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vtprune.errors import VtpruneError
     from vtprune.inference.generation import Run
     from vtprune.inference.prompts import Prompt
-    from vtprune.inference.report import Report
+    from vtprune.inference.report import Report, StageCount
 
 
 @dataclass(eq=False)
@@ -39,11 +39,9 @@ class Standing:
     roofline: float | None = None
 
     @property
-    def stages(self) -> Sequence[Mapping[str, object]]:
+    def stages(self) -> Sequence[StageCount]:
         """The cuts that were made."""
-        found = self.report.tokens["stages"] if self.report else []
-        assert isinstance(found, list)
-        return found
+        return self.report.tokens.stages if self.report else []
 
     @property
     def label(self) -> str:
@@ -85,7 +83,7 @@ class Standing:
             took: seconds of its timed runs; none where nothing was measured.
         """
         entry, report, run = self.variant, self.report, self.run
-        preset = report.preset if report else entry.preset.to_dict()
+        preset = report.preset.to_dict() if report else entry.preset.to_dict()
         known = Row(entry.role, entry.method or None, preset, entry.at, entry.keep,
                     dict(entry.options), tuple(self.beside))  # fmt: skip
         if report is None or run is None or self.prompt is None:

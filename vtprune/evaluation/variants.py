@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vtprune.errors import PresetError, VtpruneError, brief, list_faults
+from vtprune.inference.report import StageCount
 from vtprune.inference.wording import with_options
 from vtprune.preset import load_preset, override
 from vtprune.preset.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
@@ -308,7 +309,7 @@ def split_options(methods: Sequence[str], options: Mapping[str, str]) -> dict[st
 # -- matched baselines -----------------------------------------------------------------------------
 
 
-def matched_baselines(variant: Variant, stages: Sequence[Mapping[str, object]]) -> list[Variant]:
+def matched_baselines(variant: Variant, stages: Sequence[StageCount]) -> list[Variant]:
     """Return `random` and `uniform` at the layers and counts that a variant has cut to.
 
     Args:
@@ -328,21 +329,21 @@ def matched_baselines(variant: Variant, stages: Sequence[Mapping[str, object]]) 
     ]  # fmt: skip
 
 
-def counts_after_cuts(stages: Sequence[Mapping[str, object]]) -> tuple[tuple[int, int], ...]:
+def counts_after_cuts(stages: Sequence[StageCount]) -> tuple[tuple[int, int], ...]:
     """Return (layer, kept tokens) of each cut; of several cuts at one place, the last."""
-    return tuple((_int(one["layer"]), _int(one["after"])) for one in _last_at_each_place(stages))
+    return tuple((one.layer, one.after) for one in _last_at_each_place(stages))
 
 
-def _last_at_each_place(stages: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
-    return list({(stage["modality"], stage["layer"]): stage for stage in stages}.values())
+def _last_at_each_place(stages: Sequence[StageCount]) -> list[StageCount]:
+    return list({(stage.modality, stage.layer): stage for stage in stages}.values())
 
 
-def _preset_with_counts(seed: int, stages: Sequence[Mapping[str, object]], method: str) -> Preset:
+def _preset_with_counts(seed: int, stages: Sequence[StageCount], method: str) -> Preset:
     """Return a preset that cuts at the same layers to the same counts by another method."""
-    totals = {stage["modality"]: _int(stage["before"]) for stage in reversed(stages)}
+    totals = {stage.modality: stage.before for stage in reversed(stages)}
     specs: dict[str, list[StageSpec]] = {}
     for stage in _last_at_each_place(stages):
-        modality, kept, layer = str(stage["modality"]), _int(stage["after"]), stage["layer"]
+        modality, kept, layer = stage.modality, stage.after, stage.layer
         total = totals[modality]
         name = method if kept else "vtw"  # the only method that may keep nothing
         spec = StageSpec(
@@ -359,11 +360,6 @@ def _preset_with_counts(seed: int, stages: Sequence[Mapping[str, object]], metho
         for name in ("image", "video")
     )
     return Preset(None, seed=seed, image=image, video=video)
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
 
 
 # -- seeds and follow-up questions -----------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from vtprune.device import time_runs
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.inference.generation import Generation, Run, generate
+from vtprune.inference.report import CompareResult, CompareSeconds
 from vtprune.models import cost
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def compare_runs(
     report: Report,
     on_progress: Progress | None = None,
     full: Side | None = None,
-) -> Mapping[str, object]:
+) -> CompareResult:
     """Answers and times with and without pruning.
 
     One warm-up each, then unpruned and pruned in ABBA order; both are greedy and forced to the
@@ -75,7 +76,7 @@ def compare_runs(
     """
     steps = 2 * PAIRS + 2
     greedy, sampled = generation.greedy, generation.temperature > 0
-    spent = report.seconds["preprocess"], report.seconds["media"]
+    spent = report.seconds.preprocess, report.seconds.media
     plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
     unpruned = timed(loaded, plain, greedy)
     answered = timed(loaded, pruned, greedy) if sampled else run
@@ -87,7 +88,7 @@ def compare_runs(
     ceilings = measure_ceilings(loaded.model.device, loaded.model.dtype)
     roofline = roofline_speedup(loaded, run, ceilings)
     compared = sum_up(pairs, unpruned.answer, answered, report, roofline)
-    return {**compared, "pruned_answer": answered.answer} if sampled else compared
+    return replace(compared, pruned_answer=answered.answer) if sampled else compared
 
 
 def show(on_progress: Progress | None, done: int, total: int) -> None:
@@ -133,7 +134,7 @@ def medians(seconds: Iterable[Seconds]) -> dict[str, float]:
 
 def sum_up(
     pairs: Sequence[Pair], answer: str, run: Run, report: Report, roofline: float | None
-) -> dict[str, object]:
+) -> CompareResult:
     """The report's `compare`: what was measured beside what the FLOPs promise.
 
     Args:
@@ -145,21 +146,20 @@ def sum_up(
         part: median(pair.unpruned[part] / max(pair.pruned[part], 1e-9) for pair in pairs)
         for part in SPEEDUPS
     }
-    full, kept = report.flops["prefill_full"], report.flops["prefill"]
-    predicted = full / kept if full and kept else None
+    predicted = report.flops.prefill_speedup
     took = medians(pair.unpruned for pair in pairs)
     del took["select"]
-    return {
-        "answer": answer,
-        "same_answer": answer == run.answer,
-        "seconds": took,
-        "prefill_speedup": ratio["prefill"],
-        "prefill_predicted": predicted,
-        "prefill_roofline": roofline,
-        "realised_fraction": ratio["prefill"] / predicted if predicted else None,
-        "first_token_speedup": ratio["first_token"],
-        "total_speedup": ratio["total"],
-    }
+    return CompareResult(
+        answer=answer,
+        same_answer=answer == run.answer,
+        seconds=CompareSeconds(**took),
+        prefill_speedup=ratio["prefill"],
+        prefill_predicted=predicted,
+        prefill_roofline=roofline,
+        realised_fraction=ratio["prefill"] / predicted if predicted else None,
+        first_token_speedup=ratio["first_token"],
+        total_speedup=ratio["total"],
+    )
 
 
 def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None = None) -> Run:

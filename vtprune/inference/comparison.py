@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.report import (
+    Block,
+    CompareResult,
+    Flops,
+    InputInfo,
+    KvCacheBytes,
+    ModelInfo,
+    StageCount,
+    TokenCounts,
+    Versions,
+)
 from vtprune.inference.wording import with_options
 
 PARTS = ("media", "preprocess", "vision", "select", "prefill", "decode", "first_token", "total")
@@ -22,7 +33,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Block):
     """One row of a comparison; where it could not be run, with the reason alone.
 
     Args:
@@ -50,11 +61,11 @@ class Row:
     beside: tuple[str, ...] = ()
     answer: str | None = None
     same_answer: bool | None = None
-    tokens: Mapping[str, object] | None = None
-    flops: Mapping[str, float | None] | None = None
-    kv_cache_bytes: Mapping[str, int | None] | None = None
+    tokens: TokenCounts | None = None
+    flops: Flops | None = None
+    kv_cache_bytes: KvCacheBytes | None = None
     seconds: Mapping[str, float] | None = None
-    compare: Mapping[str, object] | None = None
+    compare: CompareResult | None = None
     error: str | None = None
 
     @property
@@ -64,12 +75,7 @@ class Row:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values; what there is none of is left out, but for `method` and `keep`."""
-        values: dict[str, object] = {
-            key: value
-            for key, value in vars(self).items()
-            if key in ("method", "keep") or value is not None
-        }
-        values |= {"beside": list(self.beside), "options": dict(self.options)}
+        values = super().to_dict()
         for key in ("beside", "options"):
             if not values[key]:
                 del values[key]
@@ -77,7 +83,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Block):
     """What `compare_methods` gives.
 
     Args:
@@ -90,30 +96,22 @@ class Comparison:
     """
 
     question: str
-    model: Mapping[str, object]
-    input: Mapping[str, object]
+    model: ModelInfo
+    input: InputInfo
     rows: tuple[Row, ...]
     pairs: int
+    version: Versions
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    version: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain dicts, lists, strings and numbers."""
-        return {
-            **vars(self),
-            "rows": [row.to_dict() for row in self.rows],
-            "warnings": list(self.warnings),
-        }
 
     def to_csv(self) -> str:
         """One line a row under a line of COLUMNS; a cell is empty where there is no figure."""
-        files = self.input["files"]
-        assert isinstance(files, (list, tuple))
         same = {
-            **{key: self.model[key] for key in ("device", "dtype", "attention")},
-            "model": self.model["name"],
-            "file": "; ".join(map(str, files)),
+            "device": self.model.device,
+            "dtype": self.model.dtype,
+            "attention": self.model.attention,
+            "model": self.model.name,
+            "file": "; ".join(self.input.files),
             "question": self.question,
             "repeats": self.pairs,
         }
@@ -122,14 +120,17 @@ class Comparison:
 
 def _cells(row: Row) -> dict[str, object]:
     """A row's own columns."""
-    tokens, flops, compare = row.tokens or {}, row.flops or {}, row.compare or {}
-    cache, seconds = row.kv_cache_bytes or {}, row.seconds or {}
+    tokens, flops, compare, cache = (
+        {} if block is None else block.to_dict()
+        for block in (row.tokens, row.flops, row.compare, row.kv_cache_bytes)
+    )
+    seconds = row.seconds or {}
     named = ("role", "method", "at", "keep", "answer", "same_answer", "error")
     return flat({
         **{key: getattr(row, key) for key in named},
         "preset": None if row.method else row.name,
         "beside": row.beside,
-        "options": _options(tokens.get("stages")),
+        "options": _options(row.tokens.stages if row.tokens else ()),
         **{key: tokens.get(key) for key in ("visual", "keep_mean", "kept_after")},
         "stages": tokens.get("stages") or [],
         **{f"{key}_flops": flops.get(key) for key in ("vision", "prefill", "prefill_full")},
@@ -140,8 +141,7 @@ def _cells(row: Row) -> dict[str, object]:
     })  # fmt: skip
 
 
-def _options(stages: object) -> list[str]:
+def _options(stages: Sequence[StageCount]) -> list[str]:
     """Every option that the stages ran with, as "norm=none"."""
-    assert isinstance(stages, (list, tuple, type(None)))
-    pairs = [pair for stage in stages or () for pair in stage["options"].items()]
+    pairs = [pair for stage in stages for pair in stage.options.items()]
     return list(dict.fromkeys(f"{name}={value}" for name, value in pairs))

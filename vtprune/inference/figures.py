@@ -9,10 +9,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune import __version__
-from vtprune.inference.report import Report
+from vtprune.inference.report import (
+    Flops,
+    InputInfo,
+    KvCacheBytes,
+    MemoryBytes,
+    ModalitySettings,
+    ModelInfo,
+    Report,
+    ResolvedPreset,
+    ResolvedStage,
+    Seconds,
+    StageCount,
+    TokenCounts,
+    Versions,
+)
 from vtprune.models import cost
 from vtprune.models.base import PIXELS
-from vtprune.tokens.layout import MODALITIES, Layout
+from vtprune.preset.spec import ModalityPreset
+from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
@@ -22,9 +37,7 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
 
 PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
-"""Of the seconds of a report, in the order in which they pass; what is chosen is in the prefill."""
-FLOPS = ("vision", "prefill", "prefill_full", "decode", "decode_full", "reduction")
-"""What a report counts."""
+"""Of the seconds of a report, in the order in which they pass; selection is in the prefill."""
 
 
 def build_report(
@@ -35,8 +48,14 @@ def build_report(
     question: str,
     preset: Preset,
     run: Run,
+    total: float,
+    startup: float = 0.0,
 ) -> Report:
-    """The report of one run, without comparison."""
+    """The report of one run, without comparison.
+
+    Args:
+        total, startup: seconds, as in the report.
+    """
     import transformers
 
     answer_tokens = len(run.tokens)
@@ -51,111 +70,119 @@ def build_report(
         flops=flops,
         kv_cache_bytes=kv_bytes,
         memory_bytes=measure_memory(loaded),
-        seconds=sum_seconds(run.seconds),
-        version={
-            "vtprune": __version__,
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        seconds=sum_seconds(run.seconds, total, startup),
+        version=Versions(
+            vtprune=__version__,
+            torch=str(torch.__version__),
+            transformers=str(transformers.__version__),
+        ),
     )
 
 
-def describe_model(loaded: Loaded) -> dict[str, object]:
+def describe_model(loaded: Loaded) -> ModelInfo:
+    """Return what a report says of the model."""
     model = loaded.model
     decoder = model.get_decoder()
-    return {
-        "name": loaded.name,
-        **({"adapter": loaded.adapter} if loaded.adapter else {}),
-        "family": str(model.config.model_type),
-        "layers": len(decoder.layers),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(getattr(decoder.config, "_attn_implementation", "eager")),
-    }
+    return ModelInfo(
+        name=loaded.name,
+        adapter=loaded.adapter or None,
+        family=str(model.config.model_type),
+        layers=len(decoder.layers),
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(getattr(decoder.config, "_attn_implementation", "eager")),
+    )
 
 
-def describe_input(
-    items: Sequence[Prepared], decoders: Sequence[str], inputs: Inputs
-) -> dict[str, object]:
-    """What was read; of several files sizes and durations are those of the first."""
+def describe_input(items: Sequence[Prepared], decoders: Sequence[str], inputs: Inputs) -> InputInfo:
+    """Return what was read."""
     kinds = {item.source.kind for item in items}
     videos = [item for item in items if item.source.kind == "video"]
     first = items[0].source if items else None
-    return {
-        "files": [item.source.name for item in items],
-        "modality": "mixed" if len(kinds) > 1 else next(iter(kinds), "text"),
-        "frames": sum(len(item.index) for item in videos),
-        "tiles": sum(inputs.tiles),
-        "timestamps": [round(time, 3) for item in videos for time in item.timestamps],
-        "decoder": ", ".join(dict.fromkeys(decoders)),
-        "duration": sum(item.source.duration for item in videos),
-        "width": first.width if first else 0,
-        "height": first.height if first else 0,
-    }
+    return InputInfo(
+        files=[item.source.name for item in items],
+        modality="mixed" if len(kinds) > 1 else next(iter(kinds), "text"),
+        frames=sum(len(item.index) for item in videos),
+        tiles=sum(inputs.tiles),
+        timestamps=[round(time, 3) for item in videos for time in item.timestamps],
+        decoder=", ".join(dict.fromkeys(decoders)),
+        duration=sum(item.source.duration for item in videos),
+        width=first.width if first else 0,
+        height=first.height if first else 0,
+    )
 
 
-def resolve_preset(preset: Preset, trace: Trace, sample: int) -> dict[str, object]:
-    """The preset, its stages as they ran: each with its layer and all its options.
-
-    `name` is None where one `method` was in its place; `changed` has what flags changed in it.
-    """
-    told = {**preset.to_dict(), "method": preset.method, "changed": dict(preset.changed)}
-    for modality in MODALITIES:
-        own = told.get(modality)
-        if isinstance(own, dict):
-            own.pop("stages", None)
-    stages = [
-        {
-            "at": one.at,
-            "layer": one.layer,
-            "modality": one.modality,
-            "method": one.method,
-            "keep": one.keep,
-            "per": one.per,
-            "split": one.split,
-            "positions": one.positions,
-            **one.options,
-        }
-        for one in trace.stages
-        if one.cuts[sample]
-    ]
-    return {**told, "stages": stages}
-
-
-def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> dict[str, object]:
-    """Counts of one sample, from what the engine really cut."""
-    if not trace.layouts:
-        return {
-            "visual": 0, "text": trace.text[sample] if trace.text else 0, "answer": answer_tokens,
-            "keep_mean": 1.0, "kept_after": 0, "by_modality": {}, "stages": [],
-            "by_frame": [], "by_tile": [],
-        }  # fmt: skip
-    layout, kept = trace.layouts[sample], trace.kept[sample]
-    shown = [name for name in MODALITIES if len(layout.of_modality(name))]
-    return {
-        "visual": trace.before(sample)[0],
-        "text": trace.text[sample],
-        "answer": answer_tokens,
-        "keep_mean": trace.keep_mean(sample),
-        "kept_after": len(kept),
-        "by_modality": {name: len(kept.of_modality(name)) for name in shown},
-        "stages": [
-            {
-                "at": one.at,
-                "layer": one.layer,
-                "modality": one.modality,
-                "method": one.method,
-                "options": dict(one.options),
-                "before": one.own_before[sample],
-                "after": one.own_after[sample],
-            }
+def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
+    """Return the preset with its stages as they ran."""
+    return ResolvedPreset(
+        name=preset.name,
+        description=preset.description,
+        keep=preset.keep,
+        seed=preset.seed,
+        image=settings_of(preset.image),
+        video=settings_of(preset.video),
+        method=preset.method,
+        changed=dict(preset.changed),
+        stages=[
+            ResolvedStage(
+                at=one.at,
+                layer=one.layer,
+                modality=one.modality,
+                method=one.method,
+                keep=one.keep,
+                per=one.per,
+                split=one.split,
+                positions=one.positions,
+                options=dict(one.options),
+            )
             for one in trace.stages
             if one.cuts[sample]
         ],
-        "by_frame": count_kept(layout, kept, "video", "frame"),
-        "by_tile": count_kept(layout, kept, "image", "tile"),
-    }  # fmt: skip
+    )
+
+
+def settings_of(modality: ModalityPreset) -> ModalitySettings | None:
+    """Return what a preset says of a modality beside its stages; None where that is nothing."""
+    if modality == ModalityPreset():
+        return None
+    return ModalitySettings(
+        keep=modality.keep,
+        max_tiles=modality.max_tiles,
+        frames=modality.frames,
+        fps=modality.fps,
+        max_frames=modality.max_frames,
+    )
+
+
+def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
+    """Return the counts of one sample, from what the engine really cut."""
+    layout = trace.layouts[sample] if trace.layouts else empty_layout()
+    kept = trace.kept[sample] if trace.layouts else layout
+    present = [name for name in MODALITIES if len(layout.of_modality(name))]
+    return TokenCounts(
+        visual=trace.before(sample)[0] if trace.layouts else 0,
+        text=trace.text[sample] if trace.text else 0,
+        answer=answer_tokens,
+        keep_mean=trace.keep_mean(sample) if trace.layouts else 1.0,
+        kept_after=len(kept),
+        by_modality={name: len(kept.of_modality(name)) for name in present},
+        stages=[
+            StageCount(
+                at=one.at,
+                layer=one.layer,
+                modality=one.modality,
+                method=one.method,
+                options=dict(one.options),
+                before=one.own_before[sample],
+                after=one.own_after[sample],
+            )
+            for one in trace.stages
+            if one.cuts[sample]
+        ],
+        by_frame=count_kept(layout, kept, "video", "frame"),
+        by_tile=count_kept(layout, kept, "image", "tile"),
+    )
 
 
 def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[int]:
@@ -171,38 +198,38 @@ def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[in
 
 def compute_costs(
     loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int, sample: int
-) -> tuple[dict[str, float | None], dict[str, int | None]]:
-    """FLOPs and KV bytes of one sample, beside those of the whole prompt; None: not counted."""
+) -> tuple[Flops, KvCacheBytes]:
+    """Return FLOPs and KV cache bytes of one sample, beside those of the whole prompt."""
     vision = _count_vision(loaded, inputs, trace, sample)
     try:
         shape = cost.decoder_shape(loaded.model.get_decoder().config)
     except cost.CostError:
-        return {**dict.fromkeys(FLOPS), "vision": vision}, dict.fromkeys(("kept", "full"))
+        flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
+                      decode_full=None, reduction=None)  # fmt: skip
+        return flops, KvCacheBytes(kept=None, full=None)
     text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
     seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
     visual, whole_text = trace.before(sample) if trace.layouts else (0, text)
     kept, full = [text + count for count in seen], [whole_text + visual] * shape.layers
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
-    flops: dict[str, float | None] = {
-        "vision": vision,
-        "prefill": prefill,
-        "prefill_full": prefill_full,
-        "decode": cost.decode_flops(shape, kept, answer_tokens),
-        "decode_full": cost.decode_flops(shape, full, answer_tokens),
-        "reduction": 1 - prefill / prefill_full,
-    }
-    kv_bytes: dict[str, int | None] = {
-        "kept": cost.kv_bytes(shape, kept, size),
-        "full": cost.kv_bytes(shape, full, size),
-    }
-    return flops, kv_bytes
+    flops = Flops(
+        vision=vision,
+        prefill=prefill,
+        prefill_full=prefill_full,
+        decode=cost.decode_flops(shape, kept, answer_tokens),
+        decode_full=cost.decode_flops(shape, full, answer_tokens),
+        reduction=1 - prefill / prefill_full,
+    )
+    return flops, KvCacheBytes(
+        kept=cost.kv_bytes(shape, kept, size), full=cost.kv_bytes(shape, full, size)
+    )
 
 
 def uncounted(loaded: Loaded, report: Report) -> list[str]:
     """Return a warning for each part of the model whose FLOPs the report lacks."""
     warnings = []
-    if report.flops["vision"] is None:
+    if report.flops.vision is None:
         warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
     try:
         cost.decoder_shape(loaded.model.get_decoder().config)
@@ -266,22 +293,30 @@ def find_encoded(
     return found
 
 
-def measure_memory(loaded: Loaded) -> dict[str, int]:
-    """Bytes of the weights, and the peak of the process (on a GPU, of the device); 0: not told."""
+def measure_memory(loaded: Loaded) -> MemoryBytes:
+    """Return the bytes of the weights, and the peak of the process (on a GPU, of the device)."""
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
     device = loaded.model.device
     if device.type == "cuda":
-        return {"weights": weights, "peak": int(torch.cuda.max_memory_allocated(device))}
+        return MemoryBytes(weights=weights, peak=int(torch.cuda.max_memory_allocated(device)))
     try:
         import resource
     except ImportError:  # Windows does not tell
-        return {"weights": weights, "peak": 0}
+        return MemoryBytes(weights=weights, peak=0)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"weights": weights, "peak": peak}
+    return MemoryBytes(weights=weights, peak=peak)
 
 
-def sum_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The parts, and the time to the first token."""
-    first = sum(seconds[part] for part in ("preprocess", "first_choice"))
-    return {**{name: seconds[name] for name in PARTS}, "first_token": first}
+def sum_seconds(seconds: Mapping[str, float], total: float, startup: float) -> Seconds:
+    """Return the seconds of a report.
+
+    Args:
+        seconds: of a run, by part.
+    """
+    return Seconds(
+        **{name: seconds[name] for name in PARTS},
+        first_token=seconds["preprocess"] + seconds["first_choice"],
+        total=total,
+        startup=startup,
+    )

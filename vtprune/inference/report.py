@@ -2,50 +2,328 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+__all__ = [
+    "CompareResult",
+    "CompareSeconds",
+    "Flops",
+    "InputInfo",
+    "KvCacheBytes",
+    "MemoryBytes",
+    "ModalitySettings",
+    "ModelInfo",
+    "Report",
+    "ResolvedPreset",
+    "ResolvedStage",
+    "Seconds",
+    "StageCount",
+    "TokenCounts",
+    "Versions",
+]
 
 
-@dataclass(frozen=True)
-class Report:
-    """One answered question.
+class Block:
+    """A part of a report: its fields are the names of the JSON, each declared here alone."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain dicts, lists, strings and numbers.
+
+        A field that may be left out (its default is None) is left out where it is None.
+        """
+        values = {one: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return {
+            one.name: to_plain(value)
+            for one, value in values.items()
+            if value is not None or one.default is not None
+        }
+
+
+def to_plain(value: object) -> object:
+    """Return blocks and mappings as dicts, sequences as lists, and all else as it is."""
+    if isinstance(value, Block):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: to_plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(one) for one in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo(Block):
+    """The model that answered.
 
     Args:
-        question, answer: what was asked and answered.
-        model: name, family, layers, parameters, device, dtype, attention.
-        input: files, modality, frames, tiles, timestamps, decoder, duration, width, height.
-        preset: the resolved preset, every stage with its layer and all its options.
-        tokens: visual, text, answer, keep_mean, kept_after, by_modality, stages, by_frame, by_tile.
-        flops: vision, prefill, prefill_full, decode, decode_full, reduction; None: not counted.
-        kv_cache_bytes: kept, full; None: not counted.
-        memory_bytes: weights, peak.
-        seconds: startup (interpreter and imports; 0 in a library call), load, media, preprocess,
-            vision, select, prefill, decode, first_token, total: from the beginning of the command,
-            or of the call, to the end of the answer. Of several questions each has its own, and the
-            first what all share.
-        compare: the unpruned run beside it; None where it was not asked for.
+        name: as it was asked for; `adapter` likewise, None without one.
+        family: the model type of its config.
+        attention: the kernel, such as "sdpa".
+    """
+
+    name: str
+    adapter: str | None = None
+    family: str
+    layers: int
+    parameters: int
+    device: str
+    dtype: str
+    attention: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputInfo(Block):
+    """The media that were read.
+
+    Args:
+        modality: "image", "video", "mixed", or "text" without media.
+        frames, tiles: of all files together.
+        timestamps: seconds of the frames in their files.
+        duration: seconds of all videos.
+        width, height: of the first file as displayed, rotation applied.
+    """
+
+    files: Sequence[str]
+    modality: str
+    frames: int
+    tiles: int
+    timestamps: Sequence[float]
+    decoder: str
+    duration: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStage(Block):
+    """A stage as it ran, with its layer and all its options, which the JSON has beside the rest."""
+
+    at: str
+    layer: int
+    modality: str
+    method: str
+    keep: float | None
+    per: str
+    split: str
+    positions: str
+    options: Mapping[str, str | float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the stage in the preset schema, its layer and modality added."""
+        values = super().to_dict()
+        del values["options"]
+        return {**values, **self.options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySettings(Block):
+    """What the preset says of one modality; None where it says nothing."""
+
+    keep: float | None = None
+    max_tiles: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPreset(Block):
+    """The preset under which the question was answered.
+
+    Args:
+        name: None where one `method` is in the place of a preset.
+        keep: the layer average that was asked for; None where the stages say their own.
+        stages: those that cut something.
+        image, video: None where the preset says nothing of that modality.
+        changed: what was changed in the preset, by option.
+    """
+
+    name: str | None
+    description: str
+    keep: float | None
+    seed: int
+    image: ModalitySettings | None = None
+    video: ModalitySettings | None = None
+    method: str | None
+    changed: Mapping[str, object]
+    stages: Sequence[ResolvedStage]
+
+    def keep_for(self, modality: str) -> float | None:
+        """Return the layer average that was asked for, of "image" or "video"."""
+        settings = self.image if modality == "image" else self.video
+        return self.keep if settings is None or settings.keep is None else settings.keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCount(Block):
+    """What one stage cut, in visual tokens of its modality."""
+
+    at: str
+    layer: int
+    modality: str
+    method: str
+    options: Mapping[str, str | float]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts(Block):
+    """Tokens of the prompt and of the answer.
+
+    Args:
+        visual, text, answer: before any cut, and of the answer with the end of its turn.
+        keep_mean: the layer average of the fraction of visual tokens present, as cut.
+        kept_after: visual tokens after the last cut; by_modality: those of each.
+        by_frame, by_tile: visual tokens left in each.
+    """
+
+    visual: int
+    text: int
+    answer: int
+    keep_mean: float
+    kept_after: int
+    by_modality: Mapping[str, int]
+    stages: Sequence[StageCount]
+    by_frame: Sequence[int]
+    by_tile: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops(Block):
+    """Floating-point operations; None: not counted for this model.
+
+    Args:
+        vision: of the vision tower and the projector.
+        prefill: of the decoder layers over the prompt, and of the output head at its end.
+        prefill_full, decode_full: without pruning.
+        reduction: 1 - prefill / prefill_full.
+    """
+
+    vision: float | None
+    prefill: float | None
+    prefill_full: float | None
+    decode: float | None
+    decode_full: float | None
+    reduction: float | None
+
+    @property
+    def prefill_speedup(self) -> float | None:
+        """The speed-up of the prefill that the counts predict; None: not counted."""
+        return self.prefill_full / self.prefill if self.prefill and self.prefill_full else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvCacheBytes(Block):
+    """Bytes of the KV cache after the prefill, and without pruning; None: not counted."""
+
+    kept: int | None
+    full: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBytes(Block):
+    """Bytes of the weights, and the peak of the process or the GPU; 0: not known."""
+
+    weights: int
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds(Block):
+    """Seconds by part; of several questions the first has what all of them share.
+
+    Args:
+        startup: interpreter and imports; 0 in a library call.
+        prefill: the decoder's forward over the prompt, selection included, vision excluded.
+        first_token: preprocess, vision, prefill and the choice of the first token.
+        total: from the beginning of the command, or of the call, to the end of the answer.
+    """
+
+    startup: float
+    load: float
+    media: float
+    preprocess: float
+    vision: float
+    select: float
+    prefill: float
+    decode: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSeconds(Block):
+    """Median seconds of the unpruned runs; the total leaves loading out."""
+
+    vision: float
+    prefill: float
+    decode: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult(Block):
+    """The unpruned model beside the pruned one.
+
+    Args:
+        answer: of the unpruned model, greedy.
+        prefill_predicted: by FLOPs; None: not counted. `prefill_roofline` is an estimate by the
+            machine's measured ceilings.
+        realised_fraction: prefill_speedup / prefill_predicted.
+        pruned_answer: the pruned model's greedy answer, where the report's own was sampled.
+    """
+
+    answer: str
+    same_answer: bool
+    seconds: CompareSeconds
+    prefill_speedup: float
+    prefill_predicted: float | None
+    prefill_roofline: float | None
+    realised_fraction: float | None
+    first_token_speedup: float
+    total_speedup: float
+    pruned_answer: str | None = None
+
+    def speedup(self, part: str) -> float:
+        """Return the speed-up of "prefill", "first_token" or "total"."""
+        speedups = {
+            "prefill": self.prefill_speedup,
+            "first_token": self.first_token_speedup,
+            "total": self.total_speedup,
+        }
+        return speedups[part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions(Block):
+    """Versions of the libraries that ran."""
+
+    vtprune: str
+    torch: str
+    transformers: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Block):
+    """One answered question, and what it cost.
+
+    Args:
+        compare: None where the unpruned model was not asked for.
         warnings: what the reader should know before believing a figure.
-        version: of vtprune, torch and transformers.
     """
 
     question: str
     answer: str
-    model: Mapping[str, object]
-    input: Mapping[str, object]
-    preset: Mapping[str, object]
-    tokens: Mapping[str, object]
-    flops: Mapping[str, float | None]
-    kv_cache_bytes: Mapping[str, int | None]
-    memory_bytes: Mapping[str, int]
-    seconds: Mapping[str, float]
-    compare: Mapping[str, object] | None = None
-    warnings: tuple[str, ...] = ()
-    version: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain dicts, lists, strings and numbers; `compare` only where there is one."""
-        values = asdict(self)
-        values["warnings"] = list(self.warnings)
-        if self.compare is None:
-            del values["compare"]
-        return values
+    model: ModelInfo
+    input: InputInfo
+    preset: ResolvedPreset
+    tokens: TokenCounts
+    flops: Flops
+    kv_cache_bytes: KvCacheBytes
+    memory_bytes: MemoryBytes
+    seconds: Seconds
+    compare: CompareResult | None = None
+    warnings: Sequence[str] = ()
+    version: Versions

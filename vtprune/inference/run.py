@@ -112,10 +112,9 @@ def ask(
             spent["media"] = gathered.media_seconds
         run = pruned(loaded, tensors, preset, generation, on_text, encoded, [inputs])[0]
         run = replace(run, seconds={**run.seconds, **spent})
-        made = finish(loaded, gathered, inputs, question, preset, run)
-        made = with_total(made, began, startup)
-        if number and made.flops["vision"] is not None:  # encoded for the first question
-            made = replace(made, flops={**made.flops, "vision": 0.0})
+        made = finish(loaded, gathered, inputs, question, preset, run, began, startup)
+        if number and made.flops.vision is not None:  # encoded for the first question
+            made = replace(made, flops=replace(made.flops, vision=0.0))
         if compare:
             plain = None
             if full is not gathered:
@@ -157,22 +156,30 @@ def pruned(
 
 
 def finish(
-    loaded: Loaded, gathered: Gathered, inputs: Inputs, question: str, preset: Preset, run: Run
+    loaded: Loaded,
+    gathered: Gathered,
+    inputs: Inputs,
+    question: str,
+    preset: Preset,
+    run: Run,
+    began: float,
+    startup: float = 0.0,
 ) -> Report:
-    """The report of one run, with everything that its reader was to be warned of."""
-    made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run)
+    """The report of one run, with everything that its reader was to be warned of.
+
+    Args:
+        began: when its work did, on `time.perf_counter`'s clock.
+        startup: of the seconds since then, what interpreter and imports took.
+    """
+    total = time.perf_counter() - began
+    made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run,
+                        total, startup)  # fmt: skip
     notes = [*loaded.warnings, *gathered.warnings, *run.warnings, *uncounted(loaded, made)]
     readers = preset.readers()
     if readers and run.trace.stages:
         notes.append(f"{' and '.join(readers)} chose by the question: a second one in the same "
                      "conversation would find only what this one left")  # fmt: skip
     return replace(made, warnings=tuple(dict.fromkeys(notes)))
-
-
-def with_total(report: Report, began: float, startup: float = 0.0) -> Report:
-    """A report with the seconds that passed since its work began, now that it is done."""
-    total = time.perf_counter() - began
-    return replace(report, seconds={"startup": startup, **report.seconds, "total": total})
 
 
 def answer(
@@ -244,10 +251,9 @@ def answer(
             if len(numbers) > 1:
                 note = f"one of a batch of {len(numbers)}: seconds from vision on are the batch's"
                 run = replace(run, warnings=(*run.warnings, note))
-            report = finish(
-                loaded, gathered[number], inputs[number], questions[number], resolved, run
+            reports[number] = finish(
+                loaded, gathered[number], inputs[number], questions[number], resolved, run, began
             )
-            reports[number] = with_total(report, began)
         began = time.perf_counter()
     return [reports[number] for number in range(len(items))]
 

@@ -61,15 +61,17 @@ def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
 
 def title(comparison: Comparison) -> str:
     """The model, the visual tokens and the question, on one line, without mathematics in it."""
-    tokens = comparison.rows[0].tokens or {}
-    told = (f"{comparison.model['name']}, {tokens.get('visual')} visual tokens: "
+    tokens = comparison.rows[0].tokens
+    assert tokens is not None
+    told = (f"{comparison.model.name}, {tokens.visual} visual tokens: "
             f"{comparison.question}")  # fmt: skip
     return literal(told, TITLE)
 
 
 def collect_series(comparison: Comparison) -> list[Series]:
     """What was measured, by method; points by what is kept, most last."""
-    vision = (comparison.rows[0].flops or {}).get("vision", 0.0)
+    unpruned = comparison.rows[0].flops
+    vision = unpruned.vision if unpruned else None
     found: dict[tuple[str, str], Series] = {}
     for row in comparison.rows[1:]:
         if row.compare is None or row.tokens is None or row.flops is None:
@@ -77,19 +79,15 @@ def collect_series(comparison: Comparison) -> list[Series]:
         owner = row.name if row.role == "asked" else row.beside[0] if row.beside else ""
         label = row.name if row.role == "asked" else f"{row.name} {place(row, owner)}"
         series = found.setdefault((row.name, owner), Series(label, owner, row.name))
-        full, prefill = row.flops["prefill_full"], row.flops["prefill"]
-        encoded = row.flops["vision"]
+        full, prefill, encoded = row.flops.prefill_full, row.flops.prefill, row.flops.vision
         promised = dict.fromkeys(series.points, math.nan)  # is not drawn
         if full and prefill:
             promised["prefill"] = full / prefill
             if vision and encoded is not None:
                 promised["first_token"] = (vision + full) / (encoded + prefill)
         for panel, points in series.points.items():
-            speedup = row.compare[f"{panel}_speedup"]
-            assert isinstance(speedup, float)
-            kept = row.tokens["keep_mean"]
-            assert isinstance(kept, (int, float))
-            points.append((kept, speedup, promised[panel]))
+            speedup = row.compare.speedup(panel)
+            points.append((row.tokens.keep_mean, speedup, promised[panel]))
     return list(found.values())
 
 

@@ -130,8 +130,10 @@ def _cell(row: Values, base: Values, part: str) -> str:
             return "-"
         return si(own).strip() if row is base else f"{own / whole:.1%}" if whole else "-"
     if part == "realised":
+        if row is base:
+            return ""
         realised = counted_in(compare, "realised_fraction")
-        return "" if row is base else "-" if realised is None else f"{realised:.0%}"
+        return "-" if realised is None else f"{realised:.0%}"
     key = part.replace(" ", "_")
     if row is base:
         return duration(number_in(dict_in(row, "seconds"), key))

@@ -1,4 +1,4 @@
-"""Values of a report by name, whatever of it is missing."""
+"""Values of a result by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ def list_in(values: Values, key: str) -> Sequence[object]:
 
 def counted_in(values: Values, key: str) -> float | None:
     """A number that a model may lack, such as its FLOPs; None where it is not counted."""
-    return None if key in values and values[key] is None else number_in(values, key)
+    return None if values[key] is None else number_in(values, key)
 
 
 def number_in(values: Values, key: str) -> float:
-    found = values.get(key)
-    return float(found) if isinstance(found, (int, float)) else 0.0
+    """A number that must be there.
+
+    Raises:
+        KeyError, TypeError: it is missing, or not a number.
+    """
+    return float(values[key])  # type: ignore[arg-type]

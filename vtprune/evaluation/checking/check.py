@@ -115,7 +115,7 @@ def check(
         for material in materials:
             batches = make_batches(loaded, material)
             read, decoders = material.first.read, material.first.decoders
-            told = describe_input(read, decoders, batches[0].rows[0])
+            told = describe_input(read, decoders, batches[0].rows[0]).to_dict()
             inputs.append({"input": material.name, **told})
             warnings += material.first.warnings
             for batch in batches:
@@ -126,7 +126,7 @@ def check(
                     cells.append(cell)
                     show()
     return Checked(
-        model=describe_model(loaded),
+        model=describe_model(loaded).to_dict(),
         version={
             "vtprune": __version__,
             "torch": str(torch.__version__),

@@ -47,7 +47,7 @@ def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) 
     return Costs(
         tokens=count_tokens(row, trace, answer_tokens),
         flops={
-            **plain,
+            **plain.to_dict(),
             "vision": compute_vision_flops(loaded, case.inputs, trace),
             "tower": sum(cost.tower_flops(shape, units) for shape, units, _ in encoded),
             "projector": sum(cost.projector_flops(*one) for one in encoded),

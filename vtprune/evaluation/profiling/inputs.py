@@ -211,5 +211,5 @@ def describe_case(case: Case) -> dict[str, object]:
     """The report's `input`."""
     from vtprune.inference.figures import describe_input
 
-    told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs)
+    told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs).to_dict()
     return {**told, "visual_tokens": len(case.layout), "text_tokens": case.text}

@@ -253,7 +253,7 @@ def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
 def describe(shape: Shape, model: ProfiledModel) -> dict[str, object]:
     """The report's `model`, and where the shape is from."""
     return {
-        **describe_model(model.loaded),
+        **describe_model(model.loaded).to_dict(),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": shape.source,

@@ -75,7 +75,7 @@ def tune(
         tested=tuple(tested),
         floor=plan.floor,
         quality="accuracy" if plan.labelled else "agreement",
-        model=describe_model(loaded),
+        model=describe_model(loaded).to_dict(),
         places=f"ecl {known.ecl}, horizon {known.horizon} ({known.origin})",
         sampling=settings.sampling,
         search=plan.size(False),
