@@ -93,30 +93,38 @@ def test_a_calibration_file_can_leave_the_text_heavy_horizon_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("good", "bad", "message"),
     [
-        ("ecl: 2", "ecl: 8", r"calibration\.yaml:4: ecl is 8, not a layer from 0 to 7"),
-        ("ecl: 2", "ecl: -1", r":4: ecl is -1, not a layer"),
-        ("ecl: 2", "ecl: true", r":4: ecl is True, not a layer"),
-        ("ecl: 2", "ecl: 2.5", r":4: ecl is 2\.5, not a layer"),
-        ("ecl: 2", "ecl:", r":4: ecl is None, not a layer"),
-        ("horizon: 6", "horizon: 9", r":5: horizon is 9, not a layer from 0 to 8"),
-        ("horizon: 6", "horizon: deep", r":5: horizon is 'deep', not a layer"),
-        ("horizon_text: 8", "horizon_text: 99", r":6: horizon_text is 99, not a layer"),
-        ("ecl: 2", "elc: 2", r":1: ecl is missing; .*:4: unknown key 'elc'"),
-        ("layers: 8", "layers: 32", r":2: layers is 32, but the model's is 8"),
-        ("layers: 8", "layers: many", r":2: layers is 'many', not a positive number"),
-        ("llava_onevision", "llava", r":1: model_type is 'llava', but the model's is llava_one"),
-        ("llava_onevision", "[1]", r":1: model_type is \[1\], not a name"),
-        ("hidden_size: 64", "hidden_size: 65", r":3: hidden_size is 65, but the model's is 64"),
-        ('  ecl: "', '  elc: "', r":7: sources is .*, not a text for each of ecl, horizon"),
-        ('"measured: 50 pictures, CPU"', "5", r":7: sources is .*, not a text"),
+        ("ecl: 2", "ecl: 8", r"calibration\.yaml: line 4: ecl: 8 is not a layer from 0 to 7"),
+        ("ecl: 2", "ecl: -1", r": line 4: ecl: -1 is not a layer"),
+        ("ecl: 2", "ecl: true", r": line 4: ecl: True is not a layer"),
+        ("ecl: 2", "ecl: 2.5", r": line 4: ecl: 2\.5 is not a layer"),
+        ("ecl: 2", "ecl:", r": line 4: ecl: None is not a layer"),
+        ("horizon: 6", "horizon: 9", r": line 5: horizon: 9 is not a layer from 0 to 8"),
+        ("horizon: 6", "horizon: deep", r": line 5: horizon: 'deep' is not a layer"),
+        ("horizon_text: 8", "horizon_text: 99", r": line 6: horizon_text: 99 is not a layer"),
+        (
+            "ecl: 2",
+            "elc: 2",
+            r": line 1: ecl is missing; line 4: unknown key 'elc'",
+        ),
+        ("layers: 8", "layers: 32", r": line 2: layers: 32, but the model's is 8"),
+        ("layers: 8", "layers: many", r": line 2: layers: 'many' is not a whole number from 1 on"),
+        (
+            "llava_onevision",
+            "llava",
+            r": line 1: model_type: 'llava', but the model's",
+        ),
+        ("llava_onevision", "[1]", r": line 1: model_type: \[1\] is not text"),
+        ("hidden_size: 64", "hidden_size: 65", r": line 3: hidden_size: 65, but the model's is 64"),
+        ('  ecl: "', '  elc: "', r": line 8: unknown key 'elc', did you mean ecl"),
+        ('"measured: 50 pictures, CPU"', "5", r": line 8: ecl: 5 is not text"),
         ("ecl: 2", "ecl: 2 3: 4", r", line 4: not valid YAML"),
         ("ecl: 2", "ecl: !!python/name:os.system", r", line 4: not valid YAML"),
         ("ecl: 2", "ecl: 2020-13-45", r", line 4: not valid YAML: 2020-13-45 is not a value of"),
         ("ecl: 2", 'ecl: "\\x00\x01"', r", line 4: not valid YAML: the character U\+0001 is not"),
         ("ecl: 2", "ecl: " + "[" * 5000, r"nested more than 20 deep"),
-        (GOOD, "", r":1: a calibration is a mapping"),
-        (GOOD, "- 1\n", r":1: a calibration is a mapping"),
-        (GOOD, "1: 2\n", r":1: a calibration is a mapping"),
+        (GOOD, "", r"a calibration must be a mapping of keys"),
+        (GOOD, "- 1\n", r": line 1: a calibration must be a mapping of keys"),
+        (GOOD, "1: 2\n", r"line 1: unknown key 1 "),
     ],
 )
 def test_a_bad_calibration_file_is_refused_with_its_line(
@@ -131,13 +139,13 @@ def test_a_bad_calibration_file_is_refused_with_its_line(
 
 def test_all_that_is_wrong_in_a_calibration_file_is_said_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("ecl: 2", "ecl: 20").replace("horizon: 6", "horizon: 60"))
-    with pytest.raises(PresetError, match=r":4: ecl is 20.*; .*:5: horizon is 60"):
+    with pytest.raises(PresetError, match=r": line 4: ecl: 20 .*; line 5: horizon: 60 is"):
         read_calibration(path, 8)
 
 
 def test_a_merged_yaml_mapping_is_no_reason_to_crash(tmp_path: Path) -> None:
     path = write(tmp_path, "<<: {ecl: 90}\n" + GOOD.replace("ecl: 2\n", ""))
-    with pytest.raises(PresetError, match="ecl is 90"):
+    with pytest.raises(PresetError, match="ecl: 90 is not a layer"):
         read_calibration(path, 8)
 
 

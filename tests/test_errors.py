@@ -307,7 +307,7 @@ def test_a_byte_order_mark_is_passed_over_and_bad_bytes_have_their_line(tmp_path
     with pytest.raises(VtpruneError, match=r"mine\.yaml, line 2: can't be read: not UTF-8 text"):
         load_config(path)
     path.write_bytes(b'{"file": "a"}\n\n\xed\xa0\x80')
-    with pytest.raises(VtpruneError, match=r"mine\.yaml:3: can't be read: not UTF-8 text"):
+    with pytest.raises(VtpruneError, match=r"mine\.yaml, line 3: can't be read: not UTF-8 text"):
         read_questions(path)
 
 

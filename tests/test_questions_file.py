@@ -66,17 +66,17 @@ def test_all_faults_are_named_at_once_with_their_lines(
     with pytest.raises(VtpruneError) as raised:
         read_questions(path.relative_to(folder.parent))
     assert raised.value.message.replace(folder.name, "F") == (
-        "F/questions.jsonl:2: not JSON: Expecting value; "
-        "F/questions.jsonl:3: [1] is not a JSON object; "
-        "F/questions.jsonl:4: file 'b.png': no such file in F; "
-        "F/questions.jsonl:5: question is '  ', not text; "
-        "F/questions.jsonl:5: answer is 3, not text; "
-        "F/questions.jsonl:5: kind is 1, not text; "
-        "F/questions.jsonl:5: choices is 'a', not a list of texts; "
-        "F/questions.jsonl:6: unknown key 'anwser', did you mean answer?; "
-        "F/questions.jsonl:7: answer 'c' is not one of the choices; "
-        "F/questions.jsonl:8: file is missing; "
-        "F/questions.jsonl:8: question is missing"
+        "F/questions.jsonl: line 2: not JSON: Expecting value; "
+        "line 3: a line must be a mapping of keys; "
+        "line 4: file: 'b.png': no such file in F; "
+        "line 5: question: '  ' is not text; "
+        "line 5: answer: 3 is not text; "
+        "line 5: choices: 'a' is not a list of texts; "
+        "line 5: kind: 1 is not text; "
+        "line 6: unknown key 'anwser', did you mean answer?; "
+        "line 7: answer: 'c' is not one of the choices; "
+        "line 8: file is missing; "
+        "line 8: question is missing"
     )
     assert raised.value.hint.startswith('a line is {"file"')
 
@@ -92,7 +92,7 @@ def test_many_faults_are_counted(folder: Path) -> None:
         (b"", "holds no question"),
         (b"\n \n", "holds no question"),
         (b"\xff\xfe", "can't be read: not UTF-8 text"),
-        (b"[" * 100_000, ":1: not JSON"),
+        (b"[" * 100_000, ": line 1: not JSON"),
         (b'{"file": "a\\u0000.png", "question": "?"}', "no such file"),
         (b'{"file": "' + b"a" * 5000 + b'", "question": "?"}', "no such file"),
     ],

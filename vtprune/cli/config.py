@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from vtprune.cli.options import FIELDS, Flags, declaration
-from vtprune.errors import VtpruneError, brief, brief_path, list_faults, quote
+from vtprune.errors import VtpruneError
 from vtprune.preset.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from vtprune.preset.validation import Schema
 
 KEYS = tuple(name for name in FIELDS if declaration(name).config)
 
@@ -33,27 +35,28 @@ def load_config(path: Path | None = None) -> Flags:
     data, lines = read_yaml(path)
     if data is None:
         return Flags()
-    hint = f"keys: {', '.join(KEYS)}"
-    if not isinstance(data, Mapping):
-        raise VtpruneError(f"{brief_path(path)}: a config file is a mapping of keys", hint)
-    faults = [
-        f"line {lines.get((brief(key),), 1)}: {fault}"
-        for key, value in data.items()
-        if (fault := _fault(key, value))
-    ]
-    if faults:
-        raise VtpruneError(f"{brief_path(path)}: {list_faults(faults)}", hint)
-    return Flags(**data)
+    from vtprune.preset.validation import find_faults, report
+
+    if faults := find_faults(_schema(), data):
+        raise VtpruneError(report(path, faults, lines), f"keys: {', '.join(KEYS)}")
+    return Flags(**cast("dict[str, Any]", data))
 
 
-def _fault(key: object, value: object) -> str:
-    """What is wrong with one key; empty where nothing is."""
-    if not isinstance(key, str) or key not in KEYS:
-        close = get_close_matches(brief(key), KEYS, n=1)
-        return f"unknown key {quote(key)}" + (f", did you mean {close[0]}?" if close else "")
-    if declaration(key).bounds:
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        kind = "a whole number from 1 on"
-    else:
-        good, kind = isinstance(value, str) and bool(value), "text"
-    return "" if value is None or good else f"{key}: {quote(value)} is not {kind}"
+def _schema() -> type[Schema]:
+    """Return what a config file may hold, by the declarations of the options."""
+    from pydantic import ConfigDict, Field, create_model
+
+    from vtprune.preset.validation import Schema
+
+    class ConfigSchema(Schema):
+        model_config = ConfigDict(title="a config file")
+
+    fields: dict[str, Any] = {}
+    for key in KEYS:
+        if bounds := declaration(key).bounds:
+            least, most, rule = bounds
+            most = min(most, 2**63 - 1)
+            fields[key] = (int | None, Field(None, ge=least, le=most, description=rule))
+        else:
+            fields[key] = (str | None, Field(None, min_length=1))
+    return create_model("ConfigFile", __base__=ConfigSchema, **fields)

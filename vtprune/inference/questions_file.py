@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -9,10 +10,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
 from vtprune.inference.wording import counted
 from vtprune.media import file_name
+
+if TYPE_CHECKING:
+    from vtprune.preset.validation import Schema
 
 LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -74,7 +79,7 @@ def read_questions(path: str | Path) -> list[Asked]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         last = raw.count(b"\n", 0, error.start) + 1
-        raise VtpruneError(f"{name}:{last}: can't be read: not UTF-8 text", HINT) from error
+        raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", HINT) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
         raise VtpruneError(f"{name}: can't be read: {reason}", HINT) from error
@@ -90,59 +95,81 @@ def read_questions(path: str | Path) -> list[Asked]:
                 asked.append(found)
             else:
                 room = MOST_FAULTS - len(faults)
-                faults += [f"{name}:{number}: {fault}" for fault in found[:room]]
+                faults += [f"line {number}: {fault}" for fault in found[:room]]
                 more += len(found[room:])
     if faults:
-        raise VtpruneError(list_faults(faults, more), HINT)
+        raise VtpruneError(f"{name}: {list_faults(faults, more)}", HINT)
     if not asked:
         raise VtpruneError(f"{name}: holds no question", HINT)
     return asked
 
 
 def _read_line(line: str, folder: Path) -> Asked | list[str]:
-    """The question of one line, or what is wrong with it."""
+    """Return the question of one line, or what is wrong with it."""
+    from vtprune.preset.validation import find_faults
+
     try:
-        data = json.loads(line)
+        data = _readable(json.loads(line))
     except json.JSONDecodeError as error:
         return [f"not JSON: {error.msg}"]
     except RecursionError:
         return ["not JSON: nested too deep"]
     except ValueError:  # Python reads no number of thousands of digits
         return ["not JSON: a number with too many digits"]
+    faults = [message for _, message in find_faults(_schema(), data)]
     if not isinstance(data, dict):
-        return [f"{quote(data)} is not a JSON object"]
-    faults = [f"{key} is missing" for key in ("file", "question") if key not in data]
+        return faults
     for key in data:
         close = [] if key in KEYS else get_close_matches(key, KEYS, n=1, cutoff=0.8)
         faults += [f"unknown key {quote(key)}, did you mean {one}?" for one in close]
-    for key in ("file", "question", "answer", "kind"):
-        value = data.get(key)
-        absent = value is None if key == "answer" else key == "kind" and value in (None, "")
-        if key in data and not absent and not (isinstance(value, str) and value.strip()):
-            faults.append(f"{key} is {quote(value)}, not text")
     if not faults and (fault := check_length(data["question"])):
         faults.append(fault)
-    choices = data.get("choices")
-    if choices is not None and not _is_choices(choices):
-        faults.append(f"choices is {quote(choices)}, not a list of texts")
     if faults:
         return faults
-    answer = data.get("answer")
+    answer, choices = data.get("answer"), data.get("choices") or ()
     if choices and answer is not None and answer not in choices:
-        faults.append(f"answer {quote(answer)} is not one of the choices")
+        faults.append(f"answer: {quote(answer)} is not one of the choices")
     try:
         file = folder / file_name(data["file"])
     except VtpruneError as error:
         return [*faults, error.message]
     if not os.path.exists(file):  # False too for what can't be a name
-        faults.append(f"file {quote(data['file'])}: no such file in {brief_path(folder)}")
+        faults.append(f"file: {quote(data['file'])}: no such file in {brief_path(folder)}")
     return faults or Asked(
         file,
-        _whole(data["question"].strip()),
-        None if answer is None else _whole(answer.strip()),
-        tuple(map(_whole, choices or ())),
+        data["question"].strip(),
+        None if answer is None else answer.strip(),
+        tuple(choices),
         data.get("kind") or "",
     )
+
+
+@functools.cache
+def _schema() -> type[Schema]:
+    """Return what a line may hold; other keys are left alone."""
+    from pydantic import ConfigDict, Field
+
+    from vtprune.preset.validation import Schema
+
+    class QuestionSchema(Schema):
+        model_config = ConfigDict(title="a line", extra="ignore")
+
+        file: str = Field(pattern=r"\S")
+        question: str = Field(pattern=r"\S")
+        answer: str | None = Field(None, pattern=r"\S")
+        choices: list[str] | None = Field(None, min_length=1, description="a list of texts")
+        kind: str | None = None
+
+    return QuestionSchema
+
+
+def _readable(value: object) -> object:
+    """Return JSON data with "?" for halves of characters, which no tokenizer takes."""
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def check_length(text: str | None, name: str = "question") -> str:
@@ -154,12 +181,3 @@ def check_length(text: str | None, name: str = "question") -> str:
     if text is None or len(text) <= LONGEST_QUESTION:
         return ""
     return f"the {name} has {len(text):,} characters, more than {LONGEST_QUESTION:,}"
-
-
-def _whole(text: str) -> str:
-    """Text that a tokenizer takes: JSON can spell out half a character."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _is_choices(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vtprune.errors import PresetError, brief_path, list_faults, quote
+from vtprune.errors import PresetError, quote
+from vtprune.preset.yaml_file import read_yaml
 
 DEFAULT_ECL = 2
 DEFAULT_HORIZON = 0.75  # of the layers
 FIGURES = ("ecl", "horizon", "horizon_text")
 REQUIRED = ("model_type", "layers", "hidden_size", "ecl", "horizon")
-KEYS = (*REQUIRED, "horizon_text", "sources")
 
 
 @dataclass(frozen=True)
@@ -89,30 +89,35 @@ def read_calibration(
         PresetError: the file can't be read, has unknown keys or bad values, or is of another model;
             everything that is wrong is named with its line.
     """
-    data, lines = _load(Path(path))
+    from vtprune.preset.schema import CalibrationSchema  # pydantic takes a tenth of a second
+    from vtprune.preset.validation import find_faults, report
+
+    data, lines = read_yaml(Path(path))
+    faults = find_faults(CalibrationSchema, data)
+    values = data if isinstance(data, dict) else {}
     model = {"model_type": model_type, "layers": layers, "hidden_size": hidden}
-    problems = [(1, f"{key} is missing") for key in REQUIRED if key not in data]
-    problems += [
-        (lines.get(key, 1), fault)
-        for key, value in data.items()
-        if (fault := _fault(key, value, layers, model.get(key)))
-    ]
-    if problems:
-        raise PresetError(
-            list_faults(
-                [f"{brief_path(path)}:{line}: {fault}" for line, fault in sorted(problems)]
-            ),
-            hint="needed: model_type, layers, hidden_size, ecl, horizon",
-        )
-    sources = data.get("sources") or {}
+    last = {"ecl": layers - 1, "horizon": layers, "horizon_text": layers}
+    bad = {place[:1] for place, _ in faults}
+    for key, value in () if () in bad else values.items():
+        if (key,) in bad:
+            continue
+        if model.get(key) not in (None, value):
+            faults.append(((key,), f"{key}: {quote(value)}, but the model's is {model[key]}"))
+        if key in last and value is not None and value > last[key]:
+            rule = f"a layer from 0 to {last[key]}"
+            faults.append(((key,), f"{key}: {quote(value)} is not {rule}"))
+    if faults:
+        faults.sort(key=lambda fault: lines.get(fault[0], 0))
+        raise PresetError(report(path, faults, lines), f"needed: {', '.join(REQUIRED)}")
+    sources = values.get("sources") or {}
     return Calibration(
-        ecl=data["ecl"],
-        horizon=data["horizon"],
-        horizon_text=data.get("horizon_text"),
+        ecl=values["ecl"],
+        horizon=values["horizon"],
+        horizon_text=values.get("horizon_text"),
         sources={
-            figure: sources.get(figure, f"file {path}")
+            figure: sources.get(figure) or f"file {path}"
             for figure in FIGURES
-            if data.get(figure) is not None
+            if values.get(figure) is not None
         },
         origin="file",
     )
@@ -146,51 +151,3 @@ def packaged_models() -> Mapping[str, Any]:
     text = resources.files("vtprune").joinpath("_data/models.yaml").read_text(encoding="utf-8")
     data: dict[str, Any] = yaml.safe_load(text)
     return data
-
-
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A YAML file's mapping, and the line of each of its keys."""
-    from vtprune.preset.yaml_file import read_yaml
-
-    data, lines = read_yaml(path)
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise PresetError(
-            f"{brief_path(path)}:1: a calibration is a mapping of {', '.join(KEYS)}",
-            "give a YAML file with model_type, layers, hidden_size, ecl and horizon",
-        )
-    return data, {str(where[0]): line for where, line in lines.items() if len(where) == 1}
-
-
-def _fault(key: str, value: object, layers: int, expected: object) -> str:
-    """What is wrong with one value, for a model whose own is `expected`; empty where nothing is."""
-    if key not in KEYS:
-        return f"unknown key {quote(key)}"
-    if key in FIGURES:
-        last = layers - 1 if key == "ecl" else layers
-        fine = _is_count(value, 0, last) or (key == "horizon_text" and value is None)
-        rule = f"not a layer from 0 to {last}"
-    elif key == "sources":
-        fine = value is None or _is_sources(value)
-        rule = f"not a text for each of {', '.join(FIGURES)}"
-    elif key == "model_type":
-        fine, rule = isinstance(value, str), "not a name"
-    else:
-        fine, rule = _is_count(value, 1), "not a positive number"
-    if fine and expected is not None and value != expected:
-        fine, rule = False, f"but the model's is {expected}"
-    return "" if fine else f"{key} is {quote(value)}, {rule}"
-
-
-def _is_sources(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) <= set(FIGURES)
-        and all(isinstance(source, str) for source in value.values())
-    )
-
-
-def _is_count(value: object, least: int, most: int | None = None) -> bool:
-    """Whether it is a whole number in range; YAML's true and false are not."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return least <= value and (most is None or value <= most)

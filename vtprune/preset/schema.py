@@ -1,206 +1,182 @@
-"""Checks presets against the schema; every fault is named, with its line."""
+"""What a preset and a calibration may hold; every fault of a preset is named, with its line."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from vtprune.errors import PresetError, VtpruneError, brief, brief_path, list_faults, quote
+from pydantic import ConfigDict, Field
+
+from vtprune.errors import PresetError, quote
 from vtprune.preset.spec import (
-    CHOICES,
-    IMAGE_KEYS,
     LARGEST_WHOLE,
-    PRESET_KEYS,
     STAGE_KEYS,
-    VIDEO_KEYS,
-    ModalityPreset,
-    Preset,
     StageSpec,
     check_place,
     check_side,
     check_stage,
 )
-from vtprune.pruners import METHODS, Value, check_options
+from vtprune.preset.validation import Fault, Place, Schema, find_faults, report
+from vtprune.pruners import METHODS, check_options, find_method
+
+Keep = Annotated[float | None, Field(gt=0, le=1, description="a number in (0, 1]")]
+FromZero = Annotated[
+    int | None, Field(ge=0, le=LARGEST_WHOLE, description="a whole number from 0 on")
+]
+FromOne = Annotated[
+    int | None, Field(ge=1, le=LARGEST_WHOLE, description="a whole number from 1 on")
+]
 
 
-class Reader:
-    """Checks data against the preset schema, and collects every fault before it raises."""
+class StageSchema(Schema):
+    """A stage; `stage_faults` checks where it cuts, its method and the method's options."""
 
-    def __init__(self, source: str, lines: Mapping[tuple[str | int, ...], int]) -> None:
-        self.source = source
-        self.lines = lines
-        self.faults: list[str] = []
+    model_config = ConfigDict(title="a stage", extra="allow")
 
-    def fault(self, path: tuple[str | int, ...], message: str) -> None:
-        line = self.lines.get(path) or self.lines.get(path[:-1])
-        where = f"line {line}" if line else brief(".".join(str(part) for part in path))
-        self.faults.append(f"{where}: {message}" if where else message)
+    at: Any = None
+    method: Any = None
+    keep: Annotated[float | None, Field(ge=0, le=1, description="a number in [0, 1]")] = None
+    per: Literal["all", "frame", "tile"] = Field("all", description="one of all, frame, tile")
+    split: Literal["even", "entropy", "entropy-or-none"] = Field(
+        "even", description="one of even, entropy, entropy-or-none"
+    )
+    positions: Literal["keep", "renumber"] = Field("keep", description="one of keep, renumber")
 
-    def preset(self, data: object, name: str) -> Preset:
-        values = self.mapping(data, (), PRESET_KEYS)
-        preset = {
-            "description": self.text(values, ("description",)),
-            "keep": self.number(values, ("keep",), low=0, high=1, open_low=True),
-            "seed": self.whole(values, ("seed",), low=0) or 0,
-            "stages": self.stages(values, ("stages",)),
-            "image": self.modality(values, "image", IMAGE_KEYS),
-            "video": self.modality(values, "video", VIDEO_KEYS),
-        }
-        if self.faults:
-            raise PresetError(
-                f"{brief_path(self.source)}: {list_faults(self.faults)}",
-                "vtprune presets show balanced has an example",
-            )
-        return Preset(name=name, **preset)  # type: ignore[arg-type]
 
-    def modality(
-        self, values: Mapping[str, object], name: str, keys: tuple[str, ...]
-    ) -> ModalityPreset:
-        if values.get(name) is None:
-            return ModalityPreset()
-        own = self.mapping(values[name], (name,), keys)
-        fields: dict[str, object] = {}
-        for key in keys:
-            if key == "stages":
-                fields[key] = self.stages(own, (name, key))
-            elif key == "keep":
-                fields[key] = self.number(own, (name, key), low=0, high=1, open_low=True)
-            elif key == "fps":
-                fields[key] = self.number(own, (name, key), low=0, open_low=True)
-            else:
-                fields[key] = self.whole(own, (name, key), low=0 if key == "max_tiles" else 1)
-        if fields.get("frames") is not None and fields.get("fps") is not None:
-            self.fault((name, "fps"), "frames and fps exclude each other")
-        return ModalityPreset(**fields)  # type: ignore[arg-type]
+Stages = Annotated[
+    list[StageSchema] | None, Field(min_length=1, description="a list of at least one stage")
+]
 
-    def stages(
-        self, values: Mapping[str, object], path: tuple[str | int, ...]
-    ) -> tuple[StageSpec, ...] | None:
-        items = values.get(str(path[-1]))
-        if items is None:
-            return None
-        if not isinstance(items, (list, tuple)) or not items:
-            self.fault(path, "stages must be a list of at least one stage")
-            return None
-        specs = [self.stage(item, (*path, number)) for number, item in enumerate(items)]
-        return tuple(spec for spec in specs if spec is not None)
 
-    def stage(self, item: object, path: tuple[str | int, ...]) -> StageSpec | None:
-        if not isinstance(item, Mapping):
-            self.fault(path, "a stage is a mapping with at and method")
-            return None
-        method = item.get("method", "")
-        method = method if isinstance(method, str) else quote(method)
-        if method in METHODS and METHODS[method].schedule:
-            item = {"at": "schedule", **item}
-        missing = [key for key in ("at", "method") if key not in item]
-        for key in missing:
-            self.fault(path, f"a stage needs {key}")
-        at = self.place(item["at"], (*path, "at"), method) if "at" in item else None
-        extra = {
-            k if isinstance(k, str) else quote(k): v for k, v in item.items() if k not in STAGE_KEYS
-        }
-        options = self.options(method, extra, path) if "method" in item else {}
-        keep = self.number(item, (*path, "keep"), low=0, high=1)
-        withdraws = method in METHODS and METHODS[method].drops_all
-        if keep == 0 and not withdraws:
-            self.fault((*path, "keep"), "keep 0 drops every token, which only vtw may")
-        if keep and withdraws:
-            self.fault((*path, "keep"), f"{method} drops every token: its keep is 0, or none")
-        choices = {key: self.choice(item, (*path, key)) for key in CHOICES}
-        if missing or at is None:
-            return None
-        spec = StageSpec(at, method, keep, options=tuple(options.items()), **choices)
-        if method in METHODS and not any(fault for fault in self.faults):
+class ImageSchema(Schema):
+    keep: Keep = None
+    max_tiles: FromZero = None
+    stages: Stages = None
+
+
+class VideoSchema(Schema):
+    keep: Keep = None
+    frames: FromOne = None
+    fps: Annotated[float | None, Field(gt=0, description="a number above 0")] = None
+    max_frames: FromOne = None
+    stages: Stages = None
+
+
+class PresetSchema(Schema):
+    model_config = ConfigDict(title="a preset")
+
+    description: str | None = None
+    keep: Keep = None
+    seed: FromZero = None
+    stages: Stages = None
+    image: ImageSchema | None = None
+    video: VideoSchema | None = None
+
+
+class SourcesSchema(Schema):
+    ecl: str | None = None
+    horizon: str | None = None
+    horizon_text: str | None = None
+
+
+Count = Annotated[int, Field(ge=1, description="a whole number from 1 on")]
+Layer = Annotated[int, Field(ge=0, description="a layer number, 0 or more")]
+
+
+class CalibrationSchema(Schema):
+    model_config = ConfigDict(title="a calibration", protected_namespaces=())
+
+    model_type: str
+    layers: Count
+    hidden_size: Count
+    ecl: Layer
+    horizon: Layer
+    horizon_text: Annotated[int | None, Field(ge=0, description="a layer number, 0 or more")] = None
+    sources: SourcesSchema | None = None
+
+
+def check_preset(data: object, source: object, lines: Mapping[Place, int]) -> None:
+    """Refuse what is no preset.
+
+    Args:
+        source: the file, or what it is instead.
+        lines: of the keys and items of a file.
+
+    Raises:
+        PresetError: names every fault.
+    """
+    data = _plain(data)
+    faults = find_faults(PresetSchema, data)
+    stages = dict(_stages(data))
+    for place, stage in stages.items():
+        faults += stage_faults(stage, place)
+    video = data.get("video") if isinstance(data, dict) else None
+    if isinstance(video, dict) and None not in (video.get("frames"), video.get("fps")):
+        faults.append((("video", "fps"), "frames and fps exclude each other"))
+    if not faults:
+        for place, stage in stages.items():
             try:
-                check_stage(spec)
+                check_stage(StageSpec.from_dict(stage))
             except PresetError as error:
-                self.fault(path, f"{error.message} ({error.hint})")
-        return spec
+                faults.append((place, f"{error.message} ({error.hint})"))
+    if faults:
+        faults.sort(key=lambda fault: lines.get(fault[0], 0))
+        message = report(source, faults, lines)
+        raise PresetError(message, "vtprune presets show balanced has an example")
 
-    def options(
-        self, method: str, extra: Mapping[str, object], path: tuple[str | int, ...]
-    ) -> dict[str, Value]:
-        """All options of a stage's method; each one that is wrong is a fault of its own."""
-        options: dict[str, Value] = {}
-        try:
-            options = check_options(method, {})
-        except VtpruneError as error:
-            self.fault((*path, "method"), f"{error.message} ({error.hint})")
-            return options
-        for key, value in extra.items():
-            try:
-                options[key] = check_options(method, {key: value})[key]
-            except VtpruneError as error:
-                self.fault((*path, key), f"{error.message} ({error.hint})")
-        return options
 
-    def place(self, value: object, path: tuple[str | int, ...], method: str) -> str | None:
+def _plain(data: object) -> object:
+    """Return mappings as dicts and tuples as lists, which is what a file holds."""
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    return [_plain(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def _stages(data: object) -> Iterator[tuple[Place, dict[Any, Any]]]:
+    """Yield every stage that is a mapping, with its place."""
+    places: list[tuple[str, ...]] = [("stages",), ("image", "stages"), ("video", "stages")]
+    for place in places:
+        group: Any = data
+        for key in place:
+            group = group.get(key) if isinstance(group, dict) else None
+        for number, stage in enumerate(group if isinstance(group, list) else ()):
+            if isinstance(stage, dict):
+                yield (*place, number), stage
+
+
+def stage_faults(stage: Mapping[Any, Any], place: Place) -> Iterator[Fault]:
+    """Yield what is wrong with where a stage cuts, its method, the method's options and keep."""
+    name = stage.get("method", "")
+    name = name if isinstance(name, str) else quote(name)
+    method = METHODS.get(name)
+    scheduled = method is not None and bool(method.schedule)
+    missing = [key for key in ("at", "method") if key not in stage]
+    for key in missing:
+        if key != "at" or not scheduled:
+            yield place, f"a stage needs {key}"
+    if "at" in stage:
         try:
-            place = check_place(value)
-            if method in METHODS:
-                check_side(method, place)
-            return place
+            at = check_place(stage["at"])
+            if method:
+                check_side(name, at)
         except PresetError as error:
-            self.fault(path, f"{error.message} ({error.hint})")
-            return None
-
-    def mapping(
-        self, data: object, path: tuple[str | int, ...], keys: tuple[str, ...]
-    ) -> Mapping[str, object]:
-        if not isinstance(data, Mapping):
-            self.fault(path, f"{path[-1] if path else 'a preset'} must be a mapping of keys")
-            return {}
-        for key in data:
-            if key not in keys:
-                name = key if isinstance(key, str) else quote(key)
-                close = get_close_matches(name, keys, n=1)
-                also = f", did you mean {close[0]}?" if close else f" (keys: {', '.join(keys)})"
-                self.fault((*path, name), f"unknown key {quote(key)}{also}")
-        return data
-
-    def text(self, values: Mapping[str, object], path: tuple[str, ...]) -> str:
-        value = values.get(path[-1])
-        if value is not None and not isinstance(value, str):
-            self.fault(path, f"{path[-1]} must be text")
-        return value if isinstance(value, str) else ""
-
-    def choice(self, values: Mapping[str, object], path: tuple[str | int, ...]) -> str:
-        key = str(path[-1])
-        value = values.get(key, CHOICES[key][0])
-        if value not in CHOICES[key]:
-            self.fault(path, f"{key}: {brief(value)} is not one of {', '.join(CHOICES[key])}")
-        return brief(value)
-
-    def number(
-        self,
-        values: Mapping[str, object],
-        path: tuple[str | int, ...],
-        low: float,
-        high: float | None = None,
-        open_low: bool = False,
-    ) -> float | None:
-        key = str(path[-1])
-        value = values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            top = sys.float_info.max if high is None else high
-            if low <= value <= top and not (open_low and value == low):
-                return float(value)
-        span = f"{'(' if open_low else '['}{low:g}, {f'{high:g}]' if high else '...)'}"
-        self.fault(path, f"{key}: {quote(value)} is not a number in {span}")
-        return None
-
-    def whole(self, values: Mapping[str, object], path: tuple[str, ...], low: int) -> int | None:
-        value = values.get(path[-1])
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            self.fault(path, f"{path[-1]}: {quote(value)} is not a whole number from {low} on")
-            return None
-        if value > LARGEST_WHOLE:
-            self.fault(path, f"{path[-1]}: {quote(value)} is more than {LARGEST_WHOLE}")
-            return None
-        return value
+            yield (*place, "at"), f"{error.message} ({error.hint})"
+    if method is None:
+        if "method" in stage:
+            try:
+                find_method(name)
+            except PresetError as error:
+                yield (*place, "method"), f"{error.message} ({error.hint})"
+        return
+    for key, value in stage.items():
+        if key in STAGE_KEYS or not isinstance(key, str):
+            continue
+        try:
+            check_options(name, {key: value})
+        except PresetError as error:
+            yield (*place, key), f"{error.message} ({error.hint})"
+    keep = stage.get("keep")
+    if keep == 0 and not isinstance(keep, bool) and not method.drops_all:
+        yield (*place, "keep"), "keep 0 drops every token, which only vtw may"
+    if keep and method.drops_all:
+        yield (*place, "keep"), f"{name} drops every token: its keep is 0, or none"

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vtprune.errors import PresetError, brief, quote
-from vtprune.pruners import METHODS, reads_question
+from vtprune.pruners import METHODS, check_options, reads_question
 
 DEFAULT = "balanced"
 PIXELS = "pixels"  # before the vision tower
 STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions")
-PRESET_KEYS = ("description", "keep", "seed", "stages", "image", "video")
 IMAGE_KEYS = ("keep", "max_tiles", "stages")
 VIDEO_KEYS = ("keep", "frames", "fps", "max_frames", "stages")
-CHOICES = {
-    "per": ("all", "frame", "tile"),
-    "split": ("even", "entropy", "entropy-or-none"),
-    "positions": ("keep", "renumber"),
-}
 
 MOST_DIGITS = 60  # of a layer's number: Python converts no more than some thousands
 LARGEST_WHOLE = 2**63 - 1
@@ -55,8 +50,22 @@ class StageSpec:
     positions: str = "keep"
     options: tuple[tuple[str, str | float], ...] = ()
 
+    @classmethod
+    def from_dict(cls, stage: Mapping[str, Any]) -> StageSpec:
+        """Return the stage that `to_dict` gives: its method's defaults are filled in."""
+        name, keep = stage["method"], stage.get("keep")
+        options = {key: value for key, value in stage.items() if key not in STAGE_KEYS}
+        scopes = {key: stage[key] for key in ("per", "split", "positions") if key in stage}
+        return cls(
+            check_place(stage.get("at", "schedule")),  # left out only where there is a schedule
+            name,
+            None if keep is None else float(keep),
+            options=tuple(check_options(name, options).items()),
+            **scopes,
+        )
+
     def to_dict(self) -> dict[str, object]:
-        """The stage in the preset schema."""
+        """Return the stage in the preset schema."""
         values: dict[str, object] = {"at": self.at, "method": self.method}
         if self.keep is not None:
             values["keep"] = self.keep
@@ -74,6 +83,16 @@ class ModalityPreset:
     frames: int | None = None
     fps: float | None = None
     max_frames: int | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | None) -> ModalityPreset:
+        """Return what a preset's `image` or `video` says."""
+        return cls(**{**(data or {}), "stages": _stages_of(data or {})})
+
+
+def _stages_of(data: Mapping[str, Any]) -> tuple[StageSpec, ...] | None:
+    stages = data.get("stages")
+    return None if stages is None else tuple(map(StageSpec.from_dict, stages))
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,23 @@ class Preset:
         for modality in ("image", "video"):
             if self._own(modality).stages or self.stages:
                 self._check_budget(modality)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], name: str) -> Preset:
+        """Return the preset that a checked mapping in the preset schema says.
+
+        Raises:
+            PresetError: its keeps contradict each other.
+        """
+        return cls(
+            name,
+            data.get("description") or "",
+            data.get("keep"),
+            data.get("seed") or 0,
+            _stages_of(data),
+            ModalityPreset.from_dict(data.get("image")),
+            ModalityPreset.from_dict(data.get("video")),
+        )
 
     @property
     def method(self) -> str | None:
