@@ -249,7 +249,7 @@ def test_a_busy_machine_is_noticed_by_the_unpruned_row(
     passes = itertools.count()
 
     def timed(planned: PlannedRun, times: RunTimes) -> RunTimes:
-        unpruned = planned.has_cuts and not planned.row.steps
+        unpruned = planned.has_cuts and not planned.row.cuts
         late = unpruned and next(passes) == 2  # its last pass
         return replace(times, prefill=slow if late else 1.0)
 
@@ -270,7 +270,7 @@ def test_a_lower_keep_that_was_measured_slower_is_said_to_be_noise(
 
     def timed(planned: PlannedRun, times: RunTimes) -> RunTimes:
         row = planned.row
-        return replace(times, prefill=seconds[row.wanted.keep if row.steps else None])
+        return replace(times, prefill=seconds[row.variant.keep if row.cuts else None])
 
     note_runs(monkeypatch, timed)
     options = Options(how="whole", repeats=2, dtype="float32", text_tokens=20)

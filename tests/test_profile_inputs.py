@@ -11,7 +11,6 @@ from transformers import CONFIG_MAPPING
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.cases import UNPRUNED
 from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case, text_runs
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
@@ -32,7 +31,7 @@ def tiny_loaded(name: str, folder: Path) -> Loaded:
 def case(name: str, size: str, text: int = 64) -> Case:
     shown = parse_video(size) or parse_picture(size)
     assert shown is not None
-    return make_case(loaded(name), shown, Sampling(), text, UNPRUNED)
+    return make_case(loaded(name), shown, Sampling(), text)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_the_largest_picture_is_laid_out_among_that_many_text_tokens(
     name: str, text: int, tmp_path: Path
 ) -> None:
     model = tiny_loaded(name, tmp_path)
-    made = make_case(model, largest_picture(model), Sampling(), text, UNPRUNED)
+    made = make_case(model, largest_picture(model), Sampling(), text)
     ids = made.inputs.tensors["input_ids"]
     assert ids.shape[1] == len(made.layout) + made.text == len(made.layout) + text
     columns = made.layout.columns
@@ -111,7 +110,7 @@ def test_blocks_of_a_video_stay_apart_however_few_text_tokens_are_asked_for(
     if name not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {name}")
     model = tiny_loaded(name, tmp_path)
-    made = make_case(model, Shown("video", 60, 60, 8), Sampling(), 1, UNPRUNED)
+    made = make_case(model, Shown("video", 60, 60, 8), Sampling(), 1)
     frames = int(made.layout.grid.frame.max()) + 1
     visual = torch.zeros(made.inputs.tensors["input_ids"].shape[1], dtype=torch.bool)
     visual[made.layout.columns] = True
@@ -128,10 +127,10 @@ def test_a_video_is_refused_by_a_family_without() -> None:
 def test_fewer_tiles_are_another_input() -> None:
     model = loaded("internvl3-1b")
     shown = Shown("image", 1792, 1344)
-    most, few = (make_case(model, shown, Sampling(max_tiles=n), 64, UNPRUNED) for n in (12, 4))
+    most, few = (make_case(model, shown, Sampling(max_tiles=n), 64) for n in (12, 4))
     assert most.key != few.key
     assert len(few.layout) == 5 * 256
-    assert most.key == make_case(model, shown, Sampling(max_tiles=99), 64, UNPRUNED).key
+    assert most.key == make_case(model, shown, Sampling(max_tiles=99), 64).key
 
 
 def test_a_smaller_input_has_that_share_of_the_pixels() -> None:

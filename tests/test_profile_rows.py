@@ -9,11 +9,10 @@ import pytest
 
 from vtprune.errors import PresetError
 from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.cases import UNPRUNED
 from vtprune.evaluation.profiling.costs import cost_row
 from vtprune.evaluation.profiling.inputs import Case, make_case
 from vtprune.evaluation.profiling.machine import Machine, Weights, estimate, peak_bytes
-from vtprune.evaluation.profiling.rows import Planned, plan_row, want_rows
+from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models import cost
@@ -36,11 +35,11 @@ def llava() -> Loaded:
 
 @pytest.fixture(scope="module")
 def case(llava: Loaded) -> Case:
-    return make_case(llava, Shown("image", 336, 336), Sampling(), 64, UNPRUNED)
+    return make_case(llava, Shown("image", 336, 336), Sampling(), 64)
 
 
-def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -> list[Planned]:
-    wanted = want_rows(keeps, [], **options)  # type: ignore[arg-type]
+def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -> list[PlannedRow]:
+    wanted = profile_variants(keeps, [], **options)  # type: ignore[arg-type]
     return [plan_row(model, case, one) for one in wanted]
 
 
@@ -100,34 +99,34 @@ def test_a_decoded_token_costs_what_one_step_does(llava: Loaded, case: Case) -> 
 
 
 def test_the_rows_are_the_keeps_and_then_every_preset() -> None:
-    wanted = want_rows()
+    wanted = profile_variants()
     assert [one.keep for one in wanted[:5]] == [1.0, 0.5, 0.3, 0.2, 0.1]
-    assert [one.name for one in wanted] == [None] * 5 + preset_names()
-    assert [one.whole for one in wanted[:2]] == [True, False]
+    assert [one.name for one in wanted if is_preset(one)] == preset_names()
+    assert [one.role for one in wanted[:2]] == ["unpruned", "asked"]
 
 
 def test_the_unpruned_row_is_there_whatever_is_asked_for() -> None:
-    assert [one.keep for one in want_rows([0.3, 0.3], [])] == [1.0, 0.3]
+    assert [one.keep for one in profile_variants([0.3, 0.3], [])] == [1.0, 0.3]
 
 
 def test_keeps_cut_like_the_first_preset_that_takes_one() -> None:
-    stages = want_rows([0.4], ["fast"])[1].preset.stages
+    stages = profile_variants([0.4], ["fast"])[1].preset.stages
     assert stages == load_preset("fast").stages
-    assert want_rows([0.4], [])[1].preset.stages == load_preset("balanced").stages
-    assert want_rows([0.4], None, base="fast")[1].preset.stages == stages
+    assert profile_variants([0.4], [])[1].preset.stages == load_preset("balanced").stages
+    assert profile_variants([0.4], None, base="fast")[1].preset.stages == stages
 
 
 def test_a_preset_that_sets_every_keep_itself_leaves_the_keeps_to_balanced(tmp_path: Path) -> None:
     path = tmp_path / "fixed.yaml"
     path.write_text("stages: [{at: 2, method: random, keep: 0.5}]\n", encoding="utf-8")
-    wanted = want_rows([0.3], [str(path)])
+    wanted = profile_variants([0.3], [str(path)])
     assert wanted[1].preset.stages == load_preset("balanced").stages
     assert (wanted[2].keep, wanted[2].name) == (None, "fixed")
 
 
 def test_a_method_of_no_such_name_is_refused() -> None:
     with pytest.raises(PresetError, match="unknown method 'entropie'"):
-        want_rows([0.3], [], methods=["entropie"])
+        profile_variants([0.3], [], methods=["entropie"])
 
 
 def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: Case) -> None:
@@ -136,7 +135,7 @@ def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: Case) -> None:
 
 
 def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: Case) -> None:
-    wanted = want_rows([0.3], ["balanced", "fast"])
+    wanted = profile_variants([0.3], ["balanced", "fast"])
     plain, keep, balanced, fast = (plan_row(llava, case, one).key for one in wanted)
     assert keep == balanced
     assert len({plain, keep, fast}) == 3
@@ -144,7 +143,7 @@ def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: Case) -> None
 
 def test_a_prompt_longer_than_a_window_is_refused_as_pruning_would() -> None:
     model = loaded("gemma-3-4b")
-    case = make_case(model, Shown("image", 896, 896), Sampling(), 800, UNPRUNED)
+    case = make_case(model, Shown("image", 896, 896), Sampling(), 800)
     row = rows(model, case, [0.3])[-1]
     assert "the prompt has 1056 tokens" in row.error
     assert "1024" in row.error

@@ -12,7 +12,6 @@ from conftest import shared_model
 from torch import nn
 
 from vtprune.evaluation.profiling.build import build_random, build_skeleton, shallow_config
-from vtprune.evaluation.profiling.cases import UNPRUNED
 from vtprune.evaluation.profiling.inputs import Case, make_case
 from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
 from vtprune.evaluation.profiling.layer_sums import LayerSamples
@@ -27,7 +26,7 @@ from vtprune.evaluation.profiling.model_runs import (
     whole_tower,
 )
 from vtprune.evaluation.profiling.row_times import PassTimes, RowTimes
-from vtprune.evaluation.profiling.rows import Planned, plan_row, want_rows
+from vtprune.evaluation.profiling.rows import PlannedRow, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models.base import Sampling
@@ -122,11 +121,11 @@ def test_the_vision_towers_layers_are_found(name: str) -> None:
 def case_of(name: str) -> tuple[Loaded, Case]:
     shape = find_shape(name)
     loaded = Loaded(name, build_skeleton(shape.config), shape.files, shape.family)
-    return loaded, make_case(loaded, Shown("image", 336, 336), Sampling(), 64, UNPRUNED)
+    return loaded, make_case(loaded, Shown("image", 336, 336), Sampling(), 64)
 
 
-def planned(loaded: Loaded, case: Case, keep: float, names: Sequence[str]) -> list[Planned]:
-    return [plan_row(loaded, case, one) for one in want_rows([keep], names)]
+def planned(loaded: Loaded, case: Case, keep: float, names: Sequence[str]) -> list[PlannedRow]:
+    return [plan_row(loaded, case, one) for one in profile_variants([keep], names)]
 
 
 def test_a_rows_short_run_has_a_layer_between_any_two_cuts() -> None:
@@ -135,17 +134,17 @@ def test_a_rows_short_run_has_a_layer_between_any_two_cuts() -> None:
     assert short_run(whole, 1).counts == (640,)
     assert short_run(whole, 1).preset is None
     # `fast` cuts at the input and at the horizon.
-    first, last = fast.steps
+    first, last = fast.cuts
     assert short_run(fast, 1).counts == (64 + first.after, 64 + last.after)
     stages = short_run(fast, 1).preset.stages  # type: ignore[union-attr]
     assert [stage.at for stage in stages or ()] == ["input", "1"]
-    assert row.steps[0].layer == 0
+    assert row.cuts[0].layer == 0
 
 
 def test_with_layers_of_two_kinds_there_are_both_between_any_two_cuts() -> None:
     loaded, case = case_of("llava-1.5-7b")
     row = planned(loaded, case, 0.3, ["entropy-horizon"])[-1]
-    entropy, horizon = row.steps
+    entropy, horizon = row.cuts
     counts = (640, 640, *[64 + entropy.after] * 2, *[64 + horizon.after] * 2)
     assert short_run(row, 2).counts == counts
 
@@ -156,7 +155,7 @@ def test_a_short_run_keeps_as_many_tokens_as_the_row() -> None:
     stages = short_run(row, 1).preset.stages  # type: ignore[union-attr]
     assert [stage.at for stage in stages or ()] == ["1", "2"]
     assert [int((stage.keep or 0) * 576 + 1e-6) for stage in stages or ()] == [
-        step.after for step in row.steps
+        step.after for step in row.cuts
     ]
 
 

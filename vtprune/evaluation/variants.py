@@ -46,6 +46,7 @@ class Variant:
         repeat: number of the seed, from 0, where chance makes several runs one row.
         follow_up: each question is asked as the second of a conversation, on the tokens that the
             first question's prefill kept.
+        stages_of: the preset whose stages cut, where a keep was asked for and not that preset.
     """
 
     role: str
@@ -59,6 +60,7 @@ class Variant:
     matches: Variant | None = None
     repeat: int | None = None
     follow_up: bool = False
+    stages_of: str | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.build import build_random, shallow_config
-from vtprune.evaluation.profiling.cases import TEXT_TOKENS, UNPRUNED
+from vtprune.evaluation.profiling.cases import TEXT_TOKENS
 from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case
 from vtprune.evaluation.profiling.layer_clock import LayerClock
 from vtprune.evaluation.profiling.model_runs import layers_of, run_once
@@ -106,7 +106,7 @@ def build_subject(
     files = replace(shape.files, config=config)
     loaded = Loaded(shape.name, model, files, shape.family)
     shown = shown or largest_picture(loaded)
-    case = make_case(loaded, shown, sampling or Sampling(), text_tokens, UNPRUNED)
+    case = make_case(loaded, shown, sampling or Sampling(), text_tokens)
     return Subject(loaded, case, to_device(loaded, case.inputs.tensors), {})
 
 

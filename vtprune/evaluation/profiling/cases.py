@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.profiling.inputs import Case, make_case
-from vtprune.evaluation.profiling.rows import Planned, Wanted, plan_row
+from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row
 from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.prompts import sampling_of
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
@@ -19,7 +20,6 @@ from vtprune.tokens.layout import MODALITIES
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
 
-UNPRUNED = Preset("unpruned")
 TEXT_TOKENS, ANSWER_TOKENS, SECONDS, REPEATS = 64, 32, 60.0, 5
 
 
@@ -68,26 +68,28 @@ class Cases:
         self.on_progress = on_progress
         self.made: list[Case] = []
         self.of: dict[object, Case] = {}
-        self.find(Sampling(), UNPRUNED)
+        self.find(Sampling())
 
-    def plan(self, wanted: Wanted) -> Planned:
+    def plan(self, variant: Variant) -> PlannedRow:
         """A row on its input."""
-        sampling = Sampling() if wanted.name is None else sampling_of(wanted.preset)
-        preset = wanted.preset
-        smaller = not wanted.whole and any(preset.downsamples(one) for one in MODALITIES)
+        sampling = sampling_of(variant.preset) if is_preset(variant) else Sampling()
+        preset = variant.preset
+        smaller = variant.role != UNPRUNED and any(preset.downsamples(one) for one in MODALITIES)
         try:
-            case = self.find(sampling, UNPRUNED)
+            case = self.find(sampling)
             if smaller:
                 case = self.find(sampling, preset, case)
         except VtpruneError as error:
-            return Planned(wanted, self.made[0], error=error.message)
-        return plan_row(self.loaded, case, wanted)
+            return PlannedRow(variant, self.made[0], error=error.message)
+        return plan_row(self.loaded, case, variant)
 
-    def find(self, sampling: Sampling, preset: Preset, larger: Case | None = None) -> Case:
+    def find(
+        self, sampling: Sampling, preset: Preset | None = None, larger: Case | None = None
+    ) -> Case:
         """The input for a sampling; one for all that cost the same.
 
         Args:
-            preset: that makes it smaller.
+            preset: that makes it smaller; None: nothing does.
             larger: as it was before that.
         """
         sampling = overridden(sampling, self.options.sampling)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vtprune.engine.trace import Trace
-from vtprune.evaluation.profiling.rows import Planned
+from vtprune.evaluation.profiling.rows import PlannedRow
 from vtprune.inference.figures import compute_costs, compute_vision_flops, find_encoded
 from vtprune.models import cost
 from vtprune.tokens.layout import MODALITIES
@@ -31,7 +31,7 @@ class Costs:
     kv_cache_bytes: dict[str, int] = field(default_factory=dict)
 
 
-def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) -> Costs:
+def cost_row(loaded: Loaded, row: PlannedRow, answer_tokens: int, dtype_size: int) -> Costs:
     """Tokens, FLOPs and bytes of a row.
 
     Args:
@@ -65,14 +65,14 @@ def cost_row(loaded: Loaded, row: Planned, answer_tokens: int, dtype_size: int) 
     )
 
 
-def count_tokens(row: Planned, trace: Trace, answer_tokens: int) -> dict[str, object]:
+def count_tokens(row: PlannedRow, trace: Trace, answer_tokens: int) -> dict[str, object]:
     layout = row.case.layout
     left = {name: len(layout.of_modality(name)) for name in MODALITIES}
-    for step in row.steps:
-        if step.modality != "all":
-            left[step.modality] = step.after
+    for cut in row.cuts:
+        if cut.modality != "all":
+            left[cut.modality] = cut.after
     kept = row.visual[-1]
-    if row.steps and row.steps[-1].modality == "all":
+    if row.cuts and row.cuts[-1].modality == "all":
         shown = [name for name in MODALITIES if left[name]]
         left = {name: kept if len(shown) == 1 else left[name] for name in shown}
     return {
@@ -84,15 +84,15 @@ def count_tokens(row: Planned, trace: Trace, answer_tokens: int) -> dict[str, ob
         "by_modality": {name: count for name, count in left.items() if count},
         "stages": [
             {
-                "at": step.spec.at,
-                "layer": step.layer,
-                "modality": step.modality,
-                "method": step.spec.method,
-                "options": dict(step.spec.options),
-                "before": step.before,
-                "after": step.after,
+                "at": cut.stage.at,
+                "layer": cut.layer,
+                "modality": cut.modality,
+                "method": cut.stage.method,
+                "options": dict(cut.stage.options),
+                "before": cut.before,
+                "after": cut.after,
             }
-            for step in row.steps
+            for cut in row.cuts
         ],
         "by_frame": [],
         "by_tile": [],

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from vtprune.evaluation.profiling.costs import cost_row
 from vtprune.evaluation.profiling.machine import ProfiledModel, Roofline
 from vtprune.evaluation.profiling.row_times import Measurement, PassTimes, RowTimes
-from vtprune.evaluation.profiling.rows import Planned, as_cut, name_of
+from vtprune.evaluation.profiling.rows import PlannedRow, as_cut, is_preset
 from vtprune.evaluation.profiling.verdict import Facts
+from vtprune.evaluation.variants import UNPRUNED
 
 if TYPE_CHECKING:
     from vtprune.evaluation.profiling.inputs import Case
@@ -28,8 +29,8 @@ class Found:
     def __init__(
         self,
         model: ProfiledModel,
-        planned: Planned,
-        plain: Planned,
+        planned: PlannedRow,
+        plain: PlannedRow,
         answer_tokens: int,
         measured: Measurement | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class Found:
         plain = unpruned.typical if unpruned else times_of(self.plain_roof, preprocess)
         gains = self.speedups(self.whole) if self.times else ()
         return Facts(
-            name=name_of(self.row),
+            name=self.row.name,
             tokens=len(case.layout),
             seconds=time_parts(times, self.answer_tokens),
             speedup=median(gains)
@@ -77,8 +78,8 @@ class Found:
             roofline=limit,
             frames=shown["frames"],
             tiles=shown["tiles"],
-            pruned=bool(self.row.steps),
-            named=self.row.wanted.name is not None,
+            pruned=bool(self.row.cuts),
+            named=is_preset(self.row.variant),
             thinned=self.row.encoded is not None or bool(case.inputs.whole),
             totals=tuple(map(self.whole, self.times.passes)) if self.times else (),
             gains=gains,
@@ -98,10 +99,12 @@ class Found:
 
     def same_cuts(self, other: Found) -> bool:
         """Whether the other row is of the list of keeps too, and the same cuts in it."""
-        mine, theirs = self.row.wanted, other.row.wanted
-        return mine.name is theirs.name is None and (mine.method, mine.base, mine.options) == (
-            theirs.method, theirs.base, theirs.options,
-        )  # fmt: skip
+        ways = [
+            (one.method, one.stages_of, one.options)
+            for one in (self.row.variant, other.row.variant)
+            if not is_preset(one)
+        ]
+        return len(ways) == 2 and ways[0] == ways[1]
 
     def whole(self, one: PassTimes) -> float:
         """Seconds of a pass to the end of the answer."""
@@ -215,11 +218,16 @@ def compare_times(found: Found) -> dict[str, object]:
     return {**told, "realised_fraction": realised}
 
 
-def named(row: Planned) -> dict[str, object]:
+def named(row: PlannedRow) -> dict[str, object]:
     """Which row it is, and what cuts it."""
-    wanted = row.wanted
-    return {"keep": wanted.keep, "preset": wanted.name, "method": wanted.method,
-            "stages_of": wanted.base, "options": dict(wanted.options)}  # fmt: skip
+    variant = row.variant
+    return {
+        "keep": variant.keep,
+        "preset": variant.name if is_preset(variant) else None,
+        "method": None if variant.role == UNPRUNED else variant.method or None,
+        "stages_of": variant.stages_of,
+        "options": dict(variant.options),
+    }
 
 
 def describe_size(case: Case) -> dict[str, int]:
@@ -231,7 +239,7 @@ def describe_size(case: Case) -> dict[str, int]:
     }
 
 
-def failed_row(row: Planned, measured: Measurement | None) -> dict[str, object]:
+def failed_row(row: PlannedRow, measured: Measurement | None) -> dict[str, object]:
     """A row that can't be cut as it was asked for."""
     error = row.error or (measured.errors[row.key] if measured else "")
     return {**named(row), "error": error}

@@ -54,7 +54,7 @@ class Case:
     preprocess_seconds: float
     media: Shown
     sampling: Sampling
-    preset: Preset
+    preset: Preset | None
     larger: Case | None = None
     warnings: tuple[str, ...] = ()
 
@@ -80,7 +80,7 @@ def make_case(
     shown: Shown,
     sampling: Sampling,
     text_tokens: int,
-    preset: Preset,
+    preset: Preset | None = None,
     limits: Limits | None = None,
     on_progress: Progress | None = None,
     larger: Case | None = None,
@@ -91,7 +91,7 @@ def make_case(
         loaded: structure and preparation files; weights are not needed.
         sampling: how much of the media; a video without a file is looked at whole.
         text_tokens: all tokens that are not visual: question, template and markers.
-        preset: that may make media smaller before they are prepared.
+        preset: that may make media smaller before they are prepared; None: nothing does.
         larger: the same media without that.
 
     Raises:
@@ -138,7 +138,7 @@ def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
     return inputs, seconds
 
 
-def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset) -> Gathered:
+def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset | None) -> Gathered:
     """Random pixels, resized in the family's way."""
     if shown.kind == "video":
         sampling = replace(sampling, frames=shown.frames, fps=None, max_frames=None)

@@ -12,7 +12,7 @@ import numpy as np
 from vtprune.evaluation.profiling.build import layer_kinds
 from vtprune.evaluation.profiling.model_runs import PlannedRun, RunTimes, cut_layers
 from vtprune.evaluation.profiling.row_times import RUN, SCALED, SHARED, PassTimes, RowTimes
-from vtprune.evaluation.profiling.rows import Planned, name_of
+from vtprune.evaluation.profiling.rows import PlannedRow
 from vtprune.models import cost
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class LayerSums:
         self.runs = [one for done in passes for one in done]
         self.kinds = layer_kinds(model.config)
         self.own_kinds = list(dict.fromkeys(self.kinds))
-        self.borrowed: list[Planned] = []
+        self.borrowed: list[PlannedRow] = []
         """Rows for which choosing was timed in another one."""
         shape = model.shape
         cached = model.cache_bytes_per_token
@@ -102,7 +102,7 @@ class LayerSums:
             )
         )  # fmt: skip
 
-    def row_times(self, row: Planned, source: Planned) -> RowTimes:
+    def row_times(self, row: PlannedRow, source: PlannedRow) -> RowTimes:
         """Return a row's seconds with all layers.
 
         Args:
@@ -111,7 +111,7 @@ class LayerSums:
         runs = self.runs_like(source)
         times = [times for _, times in runs]
         select = 0.0
-        if row.cuts and runs[0][0].row.cuts:
+        if row.model_cuts and runs[0][0].row.model_cuts:
             larger = len(row.case.layout) / len(source.case.layout)
             select = larger * median(one.select for one in times)
         rest = median(one.prefill_rest for one in times) + select
@@ -132,17 +132,17 @@ class LayerSums:
         )
         return RowTimes(passes, visual, self.how(row, source, counts))
 
-    def runs_like(self, row: Planned) -> list[tuple[PlannedRun, RunTimes]]:
+    def runs_like(self, row: PlannedRow) -> list[tuple[PlannedRun, RunTimes]]:
         """Return a row's runs; else those of one that the same methods cut; else of any alike."""
         complete = [one for one in self.runs if one[0].has_cuts]
         own = [one for one in complete if one[0].row.key == row.key]
         same = [one for one in complete if methods_of(one[0].row) == methods_of(row)]
-        if row.cuts and not same:
+        if row.model_cuts and not same:
             self.borrowed.append(row)
-        other = [one for one in complete if bool(one[0].row.cuts) == bool(row.cuts)]
+        other = [one for one in complete if bool(one[0].row.model_cuts) == bool(row.model_cuts)]
         return own or same or other or complete or self.runs
 
-    def how(self, row: Planned, source: Planned, counts: Sequence[int]) -> str:
+    def how(self, row: PlannedRow, source: PlannedRow, counts: Sequence[int]) -> str:
         """Return how a row's seconds were measured."""
         layers = zip(self.kinds, counts, strict=True)
         if row is not source or any(layer not in self.prefill.all for layer in layers):
@@ -150,7 +150,7 @@ class LayerSums:
         ran = any(run.has_cuts and run.row.key == row.key for run, _ in self.runs)
         return RUN if ran else SHARED
 
-    def tower_seconds(self, row: Planned, source: Planned) -> float:
+    def tower_seconds(self, row: PlannedRow, source: PlannedRow) -> float:
         """Return the seconds of the whole vision tower, scaled to the row's input."""
         own = [times.vision for run, times in self.runs
                if source.encoded and run.has_cuts and run.row.key == source.key]  # fmt: skip
@@ -162,7 +162,7 @@ class LayerSums:
         return seconds * self.model.vision_flops(row.case.inputs, row.trace) / work
 
     def visual_counts(
-        self, row: Planned, source: Planned, timed: tuple[PlannedRun, RunTimes]
+        self, row: PlannedRow, source: PlannedRow, timed: tuple[PlannedRun, RunTimes]
     ) -> tuple[int, ...]:
         """Return the visual tokens that each layer sees: as cut, where the row's own cuts ran."""
         run, times = timed
@@ -193,7 +193,7 @@ class LayerSums:
                 "a larger --seconds times them"
             )
         if self.borrowed:
-            names = ", ".join(dict.fromkeys(map(name_of, self.borrowed)))
+            names = ", ".join(dict.fromkeys(row.name for row in self.borrowed))
             warnings.append(
                 f"choosing the tokens was not timed for {names}: it counts as in another row; a "
                 "larger --seconds times it"
@@ -201,9 +201,9 @@ class LayerSums:
         return warnings
 
 
-def methods_of(row: Planned) -> tuple[object, ...]:
+def methods_of(row: PlannedRow) -> tuple[object, ...]:
     """Return what is equal for rows that the same methods cut."""
     return tuple(
-        (step.spec.method, step.spec.options, step.spec.per, step.spec.split, step.layer > 0)
-        for step in row.cuts
+        (cut.stage.method, cut.stage.options, cut.stage.per, cut.stage.split, cut.layer > 0)
+        for cut in row.model_cuts
     )

@@ -17,7 +17,7 @@ from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.evaluation.profiling.build import tower_kinds
 from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
-from vtprune.evaluation.profiling.rows import Planned, Step
+from vtprune.evaluation.profiling.rows import PlannedCut, PlannedRow
 from vtprune.inference.generation import Generation, Run, generate
 from vtprune.inference.prompts import to_device
 from vtprune.models.structure import find_structure
@@ -47,49 +47,50 @@ class PlannedRun:
         has_cuts: whether it makes all cuts of its row; else all tokens but so many go at the input.
     """
 
-    row: Planned
+    row: PlannedRow
     preset: Preset | None
     counts: tuple[int, ...]
     has_cuts: bool = True
 
 
-def whole_run(row: Planned) -> PlannedRun:
+def whole_run(row: PlannedRow) -> PlannedRun:
     """Return the run of a row on the whole model."""
-    preset = row.wanted.preset if row.steps else None
+    preset = row.variant.preset if row.cuts else None
     return PlannedRun(row, preset, row.counts)
 
 
-def short_run(row: Planned, num_kinds: int) -> PlannedRun:
+def short_run(row: PlannedRow, num_kinds: int) -> PlannedRun:
     """Return a row's run on few layers: one of each kind between two cuts."""
     starts = [0, *cut_layers(row)]
     place = {layer: num_kinds * number for number, layer in enumerate(starts)}
     counts = tuple(row.counts[start] for start in starts for _ in range(num_kinds))
-    preset = preset_of([(step, place[step.layer]) for step in row.cuts]) if row.cuts else None
+    cuts = [(cut, place[cut.layer]) for cut in row.model_cuts]
+    preset = preset_of(cuts) if cuts else None
     return PlannedRun(row, preset, counts)
 
 
-def count_run(row: Planned, count: int, num_layers: int) -> PlannedRun:
+def count_run(row: PlannedRow, count: int, num_layers: int) -> PlannedRun:
     """Return a run with `count` tokens in every layer: the others go at the input, at random."""
     total = len(row.case.layout)
     visual = count - row.case.text
     spec = StageSpec("input", "random" if visual else "vtw")
-    step = Step(spec, "all", 0, total, visual, total)
-    preset = preset_of([(step, 0)]) if visual < total else None
+    cut = PlannedCut(spec, "all", 0, total, visual, total)
+    preset = preset_of([(cut, 0)]) if visual < total else None
     return PlannedRun(row, preset, (count,) * num_layers, has_cuts=False)
 
 
-def cut_layers(row: Planned) -> list[int]:
+def cut_layers(row: PlannedRow) -> list[int]:
     """Return the layers after the first at which a row is cut."""
-    return sorted({step.layer for step in row.cuts if step.layer > 0})
+    return sorted({cut.layer for cut in row.model_cuts if cut.layer > 0})
 
 
-def preset_of(steps: Sequence[tuple[Step, int]]) -> Preset:
+def preset_of(cuts: Sequence[tuple[PlannedCut, int]]) -> Preset:
     """Return a preset with these cuts at these layers, and as many tokens left."""
     by_modality: dict[str, list[StageSpec]] = {}
-    for step, layer in steps:
-        at = PIXELS if step.spec.at == PIXELS else str(layer) if layer else "input"
-        spec = replace(step.spec, at=at, keep=step.after / step.total)
-        by_modality.setdefault(step.modality, []).append(spec)
+    for cut, layer in cuts:
+        at = PIXELS if cut.stage.at == PIXELS else str(layer) if layer else "input"
+        spec = replace(cut.stage, at=at, keep=cut.after / cut.total)
+        by_modality.setdefault(cut.modality, []).append(spec)
     groups = {name: tuple(stages) for name, stages in by_modality.items()}
     return Preset(
         "profile",

@@ -16,7 +16,13 @@ from vtprune.evaluation.profiling.figures import Found, failed_row, make_row
 from vtprune.evaluation.profiling.inputs import describe_case, largest_picture
 from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
 from vtprune.evaluation.profiling.row_times import RUN, Measurement, TimeBudget
-from vtprune.evaluation.profiling.rows import KEEPS, Planned, name_of, plan_row, want_rows
+from vtprune.evaluation.profiling.rows import (
+    KEEPS,
+    PlannedRow,
+    is_preset,
+    plan_row,
+    profile_variants,
+)
 from vtprune.evaluation.profiling.shapes import Shape, find_shape
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.evaluation.profiling.timing import measure
@@ -96,21 +102,21 @@ def profile(
     Args:
         name: short name, hub id, directory or config file; None: the embedded model.
         shown: the input; None: the largest picture that the model's family takes.
-        keeps, presets, methods, at, method_options, base, seed: the rows; see `rows.want_rows`.
+        keeps, presets, methods, at, method_options, base, seed: as of `profile_variants`.
 
     Raises:
         VtpruneError: of any kind, with the way out.
     """
     options = options or Options()
-    wanted = want_rows(keeps, presets, methods, at, method_options, base, seed)
+    variants = profile_variants(keeps, presets, methods, at, method_options, base, seed)
     shape = find_shape(name)
     budget = TimeBudget(options.seconds)
     model = find_profiled(shape, options, on_progress)
     shown = shown or largest_picture(model.loaded)
     cases = Cases(model.loaded, shown, options, on_progress)
-    planned = [cases.plan(one) for one in wanted]
+    planned = [cases.plan(one) for one in variants]
     plain = {
-        id(case): plan_row(model.loaded, case.larger or case, wanted[0]) for case in cases.made
+        id(case): plan_row(model.loaded, case.larger or case, variants[0]) for case in cases.made
     }
     measured = None
     if options.timed:
@@ -148,7 +154,7 @@ def profile(
 def gather_warnings(
     shape: Shape,
     cases: Cases,
-    rows: Sequence[Planned],
+    rows: Sequence[PlannedRow],
     measured: Measurement | None,
     found: Sequence[Found],
 ) -> tuple[str, ...]:
@@ -183,10 +189,10 @@ def doubts(found: Sequence[Found]) -> list[str]:
         more = next((one for one in reversed(found[:number]) if one.same_cuts(less)), None)
         if more and less.prefill_seconds > more.prefill_seconds:
             notes.append(
-                f"{name_of(less.row)} was measured slower than {name_of(more.row)}, which keeps "
+                f"{less.row.name} was measured slower than {more.row.name}, which keeps "
                 "more: they differ by less than the noise"
             )
-    above = [name_of(one.row) for one in found if one.times and one.above_roofline]
+    above = [one.row.name for one in found if one.times and one.above_roofline]
     if above:
         notes.append(
             f"{', '.join(above)}: faster than the roofline, whose ceilings were measured at "
@@ -194,7 +200,7 @@ def doubts(found: Sequence[Found]) -> list[str]:
         )
     ways = {one.times.how for one in found if one.times}
     if len(ways) > 1:
-        other = [name_of(one.row) for one in found if one.times and one.times.how != RUN]
+        other = [one.row.name for one in found if one.times and one.times.how != RUN]
         notes.append(
             f"{', '.join(other)}: summed or scaled from layers of other rows (~), and so not "
             "comparable with those that ran to within a few percent; a larger --seconds runs them"
@@ -224,23 +230,23 @@ def find_profiled(shape: Shape, options: Options, on_progress: Progress | None) 
     return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
 
 
-def distinct(rows: Sequence[Planned]) -> list[Planned]:
+def distinct(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     """The rows without those that are cut as another one is, case by case, uncut ones first."""
-    first: dict[object, Planned] = {}
+    first: dict[object, PlannedRow] = {}
     for row in rows:
         first.setdefault(row.key, row)
     order = list(dict.fromkeys(id(row.case) for row in rows))
-    return sorted(first.values(), key=lambda row: (order.index(id(row.case)), bool(row.steps)))
+    return sorted(first.values(), key=lambda row: (order.index(id(row.case)), bool(row.cuts)))
 
 
 def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
     """The verdict on the rows that could be cut."""
-    pruned = [one for one in found if one.row.steps]
+    pruned = [one for one in found if one.row.cuts]
     if not pruned:
         return Verdict("Nothing is cut in any row.", "", False, "")
     nearest = min(
         pruned,
-        key=lambda one: (one.row.wanted.name is not None, abs((one.row.wanted.keep or 0) - 0.3)),
+        key=lambda one: (is_preset(one.row.variant), abs((one.row.variant.keep or 0) - 0.3)),
     )
     facts = [one.facts() for one in found]
     verdict = judge(facts, nearest.facts(), options.answer_tokens)

@@ -1,9 +1,9 @@
-"""The rows of a profile: which presets at which keeps, and what each would keep of an input."""
+"""The rows of a profile: the variants that were asked for, and what each keeps of an input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,13 @@ from vtprune.engine.plan import Group, Plan
 from vtprune.engine.thinning import choose_units
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError, VtpruneError
-from vtprune.evaluation.variants import split_options
-from vtprune.inference.wording import with_options
+from vtprune.evaluation.variants import (
+    UNPRUNED,
+    Variant,
+    method_variant,
+    split_options,
+    unpruned_variant,
+)
 from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
 from vtprune.preset.spec import PIXELS
@@ -28,78 +33,52 @@ KEEPS = (1.0, 0.5, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One row before anything is known of its cost.
-
-    Args:
-        keep: the layer average that is asked for; None where a preset's own keeps say it all.
-        name: of the preset whose row it is; None for a row of the list of keeps.
-        preset: what is cut.
-        method: that cuts in a row of the list of keeps; None: the stages of a preset.
-        options: that were given of the method, or of those stages.
-        base: that preset's name.
-    """
-
-    keep: float | None
-    name: str | None
-    preset: Preset
-    method: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    base: str | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is cut."""
-        return self.name is None and self.keep is not None and self.keep >= 1
-
-
-@dataclass(frozen=True)
-class Step:
+class PlannedCut:
     """One cut of a row.
 
     Args:
-        spec: the stage, as the preset has it.
+        stage: as the preset has it.
         modality: whose tokens it cuts.
         layer: the first layer that sees fewer.
         before, after: tokens of the modality.
         total: of the modality, in the prompt.
-        media: it made the media smaller, before there was a prompt.
+        downsamples: it made the media smaller, before there was a prompt.
     """
 
-    spec: StageSpec
+    stage: StageSpec
     modality: str
     layer: int
     before: int
     after: int
     total: int
-    media: bool = False
+    downsamples: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class PlannedRow:
     """One row as it would be cut.
 
     Args:
-        wanted: what was asked for.
+        variant: how it prunes.
         case: the input that it is about.
-        steps: its cuts, in order of their layers.
+        cuts: in order of their layers.
         visual: visual tokens that each of the decoder's layers sees.
         error: why it can't be cut like that; empty where it can.
         encoded: modality -> rows that the vision tower gets of each item, where not all.
     """
 
-    wanted: Wanted
+    variant: Variant
     case: Case
-    steps: tuple[Step, ...] = ()
+    cuts: tuple[PlannedCut, ...] = ()
     visual: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str = ""
     encoded: Mapping[str, list[int]] | None = None
 
     @property
-    def cuts(self) -> tuple[Step, ...]:
-        """The steps of the model's own run."""
-        return tuple(step for step in self.steps if not step.media)
+    def model_cuts(self) -> tuple[PlannedCut, ...]:
+        """The cuts inside the model's run."""
+        return tuple(cut for cut in self.cuts if not cut.downsamples)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -121,18 +100,32 @@ class Planned:
     def key(self) -> tuple[object, ...]:
         """Equal for rows that are cut alike."""
         every = len(self.case.layout)
-        steps = tuple(
+        cuts = tuple(
             replace(
-                step,
-                spec=replace(step.spec, at=PIXELS * (step.spec.at == PIXELS), keep=None),
-                modality="all" if step.total == every else step.modality,
+                cut,
+                stage=replace(cut.stage, at=PIXELS * (cut.stage.at == PIXELS), keep=None),
+                modality="all" if cut.total == every else cut.modality,
             )
-            for step in self.steps
+            for cut in self.cuts
         )
-        return (self.case, steps)
+        return (self.case, cuts)
+
+    @property
+    def name(self) -> str:
+        """What the row is called in a sentence."""
+        if is_preset(self.variant):
+            return f"preset {self.variant.name}"
+        keep = f"keep {self.variant.keep:g}"
+        has_method = self.variant.role != UNPRUNED and self.variant.method
+        return f"{self.variant.name} at {keep}" if has_method else keep
 
 
-def want_rows(
+def is_preset(variant: Variant) -> bool:
+    """Whether it is a preset at its own keep, and not one of the keeps that were asked for."""
+    return not variant.method and variant.stages_of is None
+
+
+def profile_variants(
     keeps: Sequence[float] = KEEPS,
     presets: Sequence[str] | None = None,
     methods: Sequence[str] = (),
@@ -140,18 +133,17 @@ def want_rows(
     options: Mapping[str, str] | None = None,
     base: str | None = None,
     seed: int | None = None,
-) -> list[Wanted]:
-    """The rows of a profile: the keeps first, the largest before; then the presets.
+) -> list[Variant]:
+    """List the variants of a profile: the keeps first, the largest before; then the presets.
 
     Args:
         keeps: fractions in (0, 1]; 1 is always among them.
         presets: names or files; None: all packaged ones.
-        methods: that cut in the rows of the keeps, each in rows of its own; none: the stages of the
-            first preset that takes a keep.
+        methods: that cut at every keep, each in rows of its own; none: the stages of the first
+            preset that takes a keep.
         at: where all methods cut; None: each at its own place.
         options: of every method that has such an option; without methods, of those stages.
-        base: the preset that they are tried before "balanced", where `presets` names none.
-
+        base: the preset that is tried before "balanced" for its stages, where `presets` names none.
         seed: of all random choices; None: the presets' own, else 0.
 
     Raises:
@@ -159,24 +151,28 @@ def want_rows(
     """
     named = [load_preset(name) for name in (preset_names() if presets is None else presets)]
     tried = ([base] if base else []) if presets is None else named
-    first = find_free([*map(load_preset, tried), load_preset(DEFAULT)])
+    first = first_with_free_stage([*map(load_preset, tried), load_preset(DEFAULT)])
     for name in methods:
         find_method(name)
-    own = split_options(methods, options or {}) if methods else {}
-    rows = [Wanted(1.0, None, override(first, 1.0))]
+    given = split_options(methods, options or {}) if methods else {}
+    variants = [unpruned_variant(seed or 0)]
     for keep in sorted({*keeps} - {1.0}, reverse=True):
         for name in methods:
-            preset = override(first, keep, name, at, own[name], seed)
-            rows.append(Wanted(keep, None, preset, name, own[name]))
+            variant = method_variant("asked", name, keep, at, given[name], seed)
+            if variant.error:
+                raise variant.error
+            variants.append(variant)
         if not methods:
             preset = override(first, keep, at=at, options=options, seed=seed)
-            rows.append(Wanted(keep, None, preset, None, options or {}, first.name))
+            stated = tuple((options or {}).items())
+            variants.append(Variant("asked", "", preset, keep, options=stated,
+                                    stages_of=first.name))  # fmt: skip
     named = [override(preset, seed=seed) for preset in named]
-    return [*rows, *(Wanted(preset.keep, preset.name, preset) for preset in named)]
+    return [*variants, *(Variant("asked", "", preset, preset.keep) for preset in named)]
 
 
-def find_free(presets: Sequence[Preset]) -> Preset:
-    """The first preset whose stages leave a keep to be set."""
+def first_with_free_stage(presets: Sequence[Preset]) -> Preset:
+    """Return the first preset whose stages leave a keep to be set."""
     for preset in presets:
         try:
             override(preset, 0.5)
@@ -186,96 +182,79 @@ def find_free(presets: Sequence[Preset]) -> Preset:
     raise AssertionError("the default preset takes a keep")
 
 
-def plan_row(loaded: Loaded, case: Case, wanted: Wanted) -> Planned:
-    """What a row would keep of an input, by the same rules as pruning itself.
+def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
+    """Return what a variant keeps of an input, by the same rules as pruning itself.
 
     Args:
         loaded: its model may be without weights.
     """
     trace = Trace()
     structure = find_structure(loaded.model)
-    if wanted.whole:
-        return Planned(wanted, case, visual=(len(case.layout),) * len(structure.layers))
+    num_layers, total = len(structure.layers), len(case.layout)
+    if variant.role == UNPRUNED:
+        return PlannedRow(variant, case, visual=(total,) * num_layers)
     try:
-        plan = Plan(wanted.preset, structure, loaded.calibration, trace)
+        plan = Plan(variant.preset, structure, loaded.calibration, trace)
         groups = plan.groups_for([case.layout])
         thinning = None
         if any(group.at_pixels is not None for group in groups):
             thinning = choose_units(plan, [case.layout], [case.inputs.units])
         gone = thinning.gone if thinning else [torch.zeros(0, dtype=torch.long)]
         whole = [case.inputs.whole] if case.inputs.whole else []
-        steps = []
+        cuts = []
         for group in groups:
             (schedule,) = plan.solve(group, [case.layout], gone, whole)
-            steps += find_steps(group, schedule, case)
-        check_windows(structure, case)
+            cuts += planned_cuts(group, schedule, case)
+        refuse_windows(structure, case)
     except VtpruneError as error:
-        return Planned(wanted, case, error=error.message)
-    steps.sort(key=lambda step: step.layer)
-    cuts = [step for step in steps if not step.media]
-    visual = count_by_layer(len(case.layout), len(structure.layers), cuts)
-    made = Planned(wanted, case, tuple(steps), tuple(visual), tuple(trace.warnings))
-    return replace(made, encoded=thinning.encoded()[0]) if thinning else made
+        return PlannedRow(variant, case, error=error.message)
+    cuts.sort(key=lambda cut: cut.layer)
+    visual = tuple(
+        total
+        - sum(cut.before - cut.after for cut in cuts if cut.layer <= layer and not cut.downsamples)
+        for layer in range(num_layers)
+    )
+    encoded = thinning.encoded()[0] if thinning else None
+    return PlannedRow(variant, case, tuple(cuts), visual, tuple(trace.warnings), encoded=encoded)
 
 
-def find_steps(group: Group, schedule: Schedule, case: Case) -> list[Step]:
-    """The cuts of one budget, and before them what made the media smaller."""
-    own = present = len(case.layout.of_modality(group.modality))
-    steps = []
+def planned_cuts(group: Group, schedule: Schedule, case: Case) -> list[PlannedCut]:
+    """Return the cuts of one budget, and before them what made the media smaller."""
+    modality = group.modality
+    total = left = len(case.layout.of_modality(modality))
+    cuts = []
     if case.inputs.whole and group.stages and METHODS[group.stages[0].method].media:
-        full = case.inputs.whole.total(group.modality)
-        steps.append(Step(group.stages[0], group.modality, 0, full, own, full, media=True))
+        full = case.inputs.whole.total(modality)
+        cuts.append(PlannedCut(group.stages[0], modality, 0, full, total, full, downsamples=True))
     for cut in schedule.cuts:
         stage = group.stages[cut.stage]
-        steps.append(Step(stage, group.modality, cut.layer, present, cut.count, own))
-        present = cut.count
-    return steps
+        cuts.append(PlannedCut(stage, modality, cut.layer, left, cut.count, total))
+        left = cut.count
+    return cuts
 
 
-def as_cut(row: Planned, visual: Sequence[int] | None) -> Planned:
-    """A row with the counts that were really left: some methods keep fewer than they may.
+def as_cut(row: PlannedRow, visual: Sequence[int]) -> PlannedRow:
+    """Return a row with the counts that were really left: some methods keep fewer than they may.
 
     Args:
-        visual: that every layer saw; None: as planned.
+        visual: visual tokens that every layer saw.
     """
-    if visual is None or tuple(visual) == row.visual:
+    if tuple(visual) == row.visual:
         return row
-    steps, present = [], len(row.case.layout)
-    for step in row.steps:
-        if step.media:
-            steps.append(step)
-            continue
-        left = visual[step.layer]
-        steps.append(replace(step, before=present, after=left))
-        present = left
-    return replace(row, steps=tuple(steps), visual=tuple(visual))
+    cuts, left = [], len(row.case.layout)
+    for cut in row.cuts:
+        if not cut.downsamples:
+            cut = replace(cut, before=left, after=visual[cut.layer])
+            left = cut.after
+        cuts.append(cut)
+    return replace(row, cuts=tuple(cuts), visual=tuple(visual))
 
 
-def check_windows(structure: Structure, case: Case) -> None:
-    """Refuses what the engine would."""
+def refuse_windows(structure: Structure, case: Case) -> None:
+    """Refuse a prompt that the engine would refuse to prune."""
     window, length = structure.narrowest_window, case.text + len(case.layout)
     if window is not None and length > window:
         raise ModelError(
             f"the prompt has {length} tokens, and layers of this model see the last {window} only "
             "(sliding window): dropping tokens would widen what they see"
         )
-
-
-def name_of(row: Planned) -> str:
-    """What a row is called in a sentence."""
-    wanted = row.wanted
-    if wanted.name is not None:
-        return f"preset {wanted.name}"
-    keep = f"keep {wanted.keep:g}"
-    if wanted.method is None:
-        return keep
-    return f"{with_options(wanted.method, wanted.options)} at {keep}"
-
-
-def count_by_layer(total: int, num_layers: int, steps: Sequence[Step]) -> list[int]:
-    """Visual tokens that each layer sees."""
-    present, counts = total, []
-    for layer in range(num_layers):
-        present -= sum(step.before - step.after for step in steps if step.layer == layer)
-        counts.append(present)
-    return counts

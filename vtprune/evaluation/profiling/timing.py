@@ -39,7 +39,7 @@ from vtprune.evaluation.profiling.row_times import (
     RowTimes,
     TimeBudget,
 )
-from vtprune.evaluation.profiling.rows import Planned, plan_row
+from vtprune.evaluation.profiling.rows import PlannedRow, plan_row
 from vtprune.inference.memory import fitting_errors
 from vtprune.models import cost
 from vtprune.models.structure import find_structure
@@ -61,7 +61,7 @@ HEAD_SHARE = 0.02  # an output head that takes more is timed in part
 
 def measure(
     model: ProfiledModel,
-    rows: Sequence[Planned],
+    rows: Sequence[PlannedRow],
     budget: TimeBudget,
     repeats: int,
     how: str = "auto",
@@ -86,17 +86,17 @@ def measure(
     loaded = replace(model.loaded, model=built)
     runner = ModelRunner(loaded, model.config, towers, short=not whole)
     timer = Timer(model, runner, budget, repeats, on_progress)
-    with fitting_errors(loaded, rows[-1].wanted.preset, Trace()):
+    with fitting_errors(loaded, rows[-1].variant.preset, Trace()):
         return timer.measure_whole(rows) if whole else timer.measure_layers(rows)
 
 
-def fits_memory(model: ProfiledModel, rows: Sequence[Planned]) -> bool:
+def fits_memory(model: ProfiledModel, rows: Sequence[PlannedRow]) -> bool:
     """Whether the whole model and its longest prompt fit in the free memory."""
     need = max(model.peak_bytes(row.counts) for row in rows)
     return need <= MEMORY_SHARE * model.machine.free_bytes
 
 
-def fits_time(model: ProfiledModel, rows: Sequence[Planned], budget: TimeBudget) -> bool:
+def fits_time(model: ProfiledModel, rows: Sequence[PlannedRow], budget: TimeBudget) -> bool:
     """Whether a warm-up and one pass of all rows will probably take less than the budget."""
     least = sum(
         model.vision_flops(case.inputs) / model.machine.flops_per_second for case in cases_of(rows)
@@ -107,17 +107,17 @@ def fits_time(model: ProfiledModel, rows: Sequence[Planned], budget: TimeBudget)
     return 2 * SLOWNESS * least <= WHOLE_SHARE * budget.left
 
 
-def cases_of(rows: Sequence[Planned]) -> list[Case]:
+def cases_of(rows: Sequence[PlannedRow]) -> list[Case]:
     return list(dict.fromkeys(row.case for row in rows))
 
 
-def first_rows(rows: Sequence[Planned]) -> list[Planned]:
+def first_rows(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     """Return the first row of each input."""
     return list({row.case: row for row in reversed(rows)}.values())
 
 
 def short_config(
-    model: ProfiledModel, rows: Sequence[Planned]
+    model: ProfiledModel, rows: Sequence[PlannedRow]
 ) -> tuple[PreTrainedConfig, int | None]:
     """Return the config of a model with few layers, and how many have weights of their own.
 
@@ -184,7 +184,7 @@ class Timer:
 
     # -- running ----------------------------------------------------------------------------------
 
-    def encode(self, row: Planned, again: int = 3) -> None:
+    def encode(self, row: PlannedRow, again: int = 3) -> None:
         """Time the vision tower on a row's input: once, and again where that is short."""
         case = row.case
         depth = self.num_kinds if self.runner.short else len(self.kinds)
@@ -218,7 +218,7 @@ class Timer:
                 try:
                     done.append((run, self.run(run)))
                 except VtpruneError as error:
-                    if not run.row.steps:
+                    if not run.row.cuts:
                         raise
                     self.errors[run.row.key] = error.message
                     took.pop(run, None)
@@ -256,7 +256,7 @@ class Timer:
 
     # -- the whole model --------------------------------------------------------------------------
 
-    def measure_whole(self, rows: Sequence[Planned]) -> Measurement:
+    def measure_whole(self, rows: Sequence[PlannedRow]) -> Measurement:
         """Time every row on the whole model: one warm-up each, then passes of all rows."""
         for row in first_rows(rows):
             self.encode(row)
@@ -279,7 +279,7 @@ class Timer:
                 times[row.key] = RowTimes(passes, runs[-1].visual)
         return self.finish("whole", times, self.errors)
 
-    def runs_of(self, row: Planned) -> list[RunTimes]:
+    def runs_of(self, row: PlannedRow) -> list[RunTimes]:
         """Return the runs of a row with all its cuts, one a pass."""
         return [
             times
@@ -301,7 +301,7 @@ class Timer:
 
     # -- few layers, summed to all ----------------------------------------------------------------
 
-    def measure_layers(self, rows: Sequence[Planned]) -> Measurement:
+    def measure_layers(self, rows: Sequence[PlannedRow]) -> Measurement:
         """Time few layers at each distinct count of tokens, and sum them to all layers."""
         self.learn_pace(rows)
         sources, scaled = self.smaller_rows(rows)
@@ -322,14 +322,14 @@ class Timer:
         self.warnings += sums.warnings(scaled)
         return self.finish("layers", times, errors, scaled)
 
-    def learn_pace(self, rows: Sequence[Planned]) -> None:
+    def learn_pace(self, rows: Sequence[PlannedRow]) -> None:
         """Time a small input first, where the real ones are large: how slow are tower and layer?"""
         case = max(cases_of(rows), key=self.expected)
         share = FIRST_SHARE * self.budget.seconds / self.expected(case)
         if share > 1:
             return
         small = smaller_case(self.model.loaded, case, max(share, 1e-4))
-        row = plan_row(self.model.loaded, small, rows[0].wanted)
+        row = plan_row(self.model.loaded, small, rows[0].variant)
         self.encode(row, again=0)
         promised = self.model.vision_flops(small.inputs) / self.model.machine.flops_per_second
         self.tower_slowness = max(self.vision[small] / max(promised, 1e-9), 1.0)
@@ -343,7 +343,7 @@ class Timer:
         tower = self.tower_slowness * share * self.model.vision_flops(case.inputs)
         return (tower + layers) / self.model.machine.flops_per_second
 
-    def smaller_rows(self, rows: Sequence[Planned]) -> tuple[dict[Planned, Planned], str]:
+    def smaller_rows(self, rows: Sequence[PlannedRow]) -> tuple[dict[PlannedRow, PlannedRow], str]:
         """Return what to time in place of each row: of a smaller input, where its own takes long.
 
         Returns:
@@ -360,15 +360,15 @@ class Timer:
             cases = {case: smaller_case(self.model.loaded, case, share) for case in first}
         if share == 1.0:
             return {row: row for row in rows}, ""
-        sources: dict[Planned, Planned] = {}
+        sources: dict[PlannedRow, PlannedRow] = {}
         for row in rows:
-            smaller = plan_row(self.model.loaded, cases[row.case], row.wanted)
+            smaller = plan_row(self.model.loaded, cases[row.case], row.variant)
             sources[row] = sources[rows[0]] if smaller.error else smaller
         source = cases[rows[0].case].gathered.items[0].source
         frames = f"{source.num_frames} frames of " if source.kind == "video" else ""
         return sources, f"{frames}{source.width} x {source.height}"
 
-    def plan_runs(self, rows: Sequence[Planned]) -> list[PlannedRun]:
+    def plan_runs(self, rows: Sequence[PlannedRow]) -> list[PlannedRun]:
         """Return every row's own run; where that takes too long, the fewest that time everything.
 
         Those are one run for the rows that the same methods cut, and one for every count of tokens
@@ -379,11 +379,11 @@ class Timer:
             return runs
         chosen: dict[object, PlannedRun] = {}
         for run in sorted(runs, key=self.promise):
-            if run.row.cuts:
+            if run.row.model_cuts:
                 chosen.setdefault((run.row.case, methods_of(run.row)), run)
         runs = list(chosen.values()) or runs
         timed = {count for run in runs for count in run.counts}
-        single: dict[int, Planned] = {}
+        single: dict[int, PlannedRow] = {}
         for row in rows:
             for count in row.counts:
                 if count not in timed:
