@@ -268,6 +268,8 @@ def _took(row: Values, part: str) -> float:
     if row.get("seconds"):
         return number_in(dict_in(row, "seconds"), part)
     roof = dict_in(row, "roofline")
+    if part == "preprocess":  # has no ceiling
+        return 0.0
     if part == "decode":
         steps = max(number_in(dict_in(row, "tokens"), "answer") - 1, 0)
         return steps * number_in(roof, "decode_per_token")
