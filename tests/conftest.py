@@ -137,6 +137,17 @@ def media() -> Path:
 # -- docs/correctness.md, written by the tests that it speaks of ---------------------------------
 
 CELL = "test_pruned_equals_masked_at_prefill_and_decode"
+INTRODUCTION = """\
+Written by `python -m pytest tests/test_engine.py --correctness-table docs/correctness.md` in a
+checkout. A cell holds if the pruned logits equal those of the unpruned model with the dropped
+tokens masked as keys, to 1e-5 in float32, at prefill and over 8 decode steps, for a cut at the
+input, at one layer, at two layers, and at the input and a layer, with a dynamic and with a static
+cache. `ragged` is a left-padded batch of two prompts of different length.
+[`vtprune check`](check.md) does the same on your machine.
+
+The cases that hold, by release of transformers (Molmo2 came with 5.23), and the table of the last
+run:
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -187,14 +198,7 @@ class CorrectnessTable:
         rows = [
             "# Pruned equals masked",
             "",
-            "Written by `python -m pytest tests/test_engine.py --correctness-table "
-            "docs/correctness.md`. A cell holds if the pruned logits equal those of the unpruned "
-            "model with the dropped tokens masked as keys, to 1e-5 in float32, at prefill and over "
-            "8 decode steps, for a cut at the input, at one layer, at two layers, and at the input "
-            "and a layer, with a dynamic and with a static cache. `ragged` is a left-padded batch "
-            "of two prompts of different length. `vtprune check` (check.md) does the same on your "
-            "machine. The cases that hold, by release (Molmo2 came with 5.23), and the table of "
-            "the last run:",
+            *INTRODUCTION.splitlines(),
             "",
             *sorted([*others, held]),
             "",

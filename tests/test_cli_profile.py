@@ -167,13 +167,6 @@ def test_a_model_that_is_not_there_is_one_error_line() -> None:
     assert result.stderr.startswith("Error: no model 'no-such-model'")
 
 
-def test_every_option_has_a_word_in_the_readme() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    options = [one for one in profile.params if isinstance(one, click.Option)]
-    missing = [one.opts[0] for one in options if f"`{one.opts[0]}`" not in readme]
-    assert not missing
-
-
 def test_the_embedded_model_is_counted_from_the_command_line() -> None:
     result = invoke("--no-measure", "--keep", "0.5", "--presets", "fast", "--json")
     assert result.exit_code == 0, result.stderr

@@ -1,28 +1,90 @@
-"""The README says what is there, and its commands are those that are run in CI."""
+"""The README and the pages of docs/ are true: commands parse, code compiles, links lead somewhere."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import importlib.util
+import json
 import re
 import shlex
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
+from test_layers import ROOMS
 
+import vtprune
 from vtprune.cli import cli
 from vtprune.cli.ask import ask
 from vtprune.cli.config import KEYS
+from vtprune.inference.report import Report
 from vtprune.models import FAMILIES
 from vtprune.preset import load_preset, preset_names
 from vtprune.pruners import METHODS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README, ASK = PAGES["README.md"], PAGES["docs/ask.md"]
+MEASURING = ("ask", "calibrate", "check", "compare", "evaluate", "profile", "tune")
+"""Commands with a page of their own."""
+LONGEST = 120
+"""Characters of a line of prose."""
 
 
-def test_the_first_command_and_its_output_stand_before_line_25() -> None:
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return page and text of every fenced block of a language."""
+    pattern = rf"^( *)```{language}\n(.*?)^ *```$"
+    return [
+        (name, textwrap.dedent(found[2]))
+        for name, text in PAGES.items()
+        for found in re.finditer(pattern, text, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+def shell_lines() -> Iterator[tuple[str, str]]:
+    """Yield page and line of every command in shell blocks and indented blocks."""
+    for name, text in blocks("sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            yield name, line
+    for name, text in PAGES.items():
+        plain = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        for found in re.findall(r"(?:^    .*\n)+", plain, flags=re.MULTILINE):
+            for line in textwrap.dedent(found).replace("\\\n", " ").splitlines():
+                yield name, line
+
+
+def calls(program: str) -> list[tuple[str, list[str]]]:
+    """Return page and arguments of every call of a program in the documents."""
+    found = []
+    for name, line in shell_lines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("&|;>"):
+                if " ".join(words).startswith(f"{program} "):
+                    found.append((name, words[len(program.split()) :]))
+                words = []
+            else:
+                words.append(word)
+    return found
+
+
+def identify(value: object) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)[:40]
+
+
+def test_the_readme_is_short_and_shows_real_output_early() -> None:
     lines = README.splitlines()
+    assert len(lines) < 150
     command = next(i for i, line in enumerate(lines) if "pip install" in line)
     output = next(i for i, line in enumerate(lines) if i > command and line == "```text")
     assert output < 25
@@ -51,46 +113,131 @@ def test_every_family_has_a_row(model_type: str) -> None:
     assert f"`{model_type}`" in README
 
 
-@pytest.mark.parametrize(
-    "option", [p for p in ask.params if isinstance(p, click.Option)], ids=lambda o: str(o.name)
-)
-def test_every_option_of_ask_has_a_row(option: click.Option) -> None:
-    for name in option.opts:
-        assert f"`{name}`" in README, name
+@pytest.mark.parametrize("name", MEASURING)
+def test_every_option_of_a_command_is_on_its_page(name: str) -> None:
+    """Or on the page of `vtprune ask`, which has what all commands share."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    text = PAGES[f"docs/{name}.md"] + ASK
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    names = [name for option in options for name in option.opts]
+    assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
 
 
-def test_the_help_that_the_readme_names_tells_where_the_config_file_is() -> None:
-    found = re.search(r"configuration file \(`vtprune (.*--help)` names its place\)", README)
+def test_the_help_that_the_page_names_tells_where_the_config_file_is() -> None:
+    found = re.search(r"configuration file\s+\(`vtprune (.*--help)`\s+names its place\)", ASK)
     assert found is not None
-    told = CliRunner().invoke(cli, found[1].split()).stdout
-    assert "vtprune/config.yaml" in told
-    (keys,) = re.findall(r"can set ([^.]*)\.", " ".join(told.split()))
+    text = CliRunner().invoke(cli, found[1].split()).stdout
+    assert "vtprune/config.yaml" in text
+    (keys,) = re.findall(r"can set ([^.]*)\.", " ".join(text.split()))
     assert re.findall(r"\w+", keys.replace(" and ", " ")) == list(KEYS)
 
 
-def test_the_readmes_commands_parse() -> None:
-    """Every `vtprune ...` line of the README is one that the command line takes."""
-    shown = re.findall(r"(?:^|&& |\| )(vtprune [^\n#&|]+)", README, flags=re.MULTILINE)
-    assert len(shown) > 5
-    for line in shown:
-        words = shlex.split(line)[1:]
-        command = cli.get_command(click.Context(cli), words[0])
-        assert command is not None, line
-        context = (
-            command.make_context(words[0], words[1:], resilient_parsing=False)
-            if words[0] not in ("presets",)
-            else None
-        )
-        assert context is None or context.params, line
+def test_the_json_fields_of_the_page_are_those_of_a_report() -> None:
+    table = ASK.partition("## The JSON")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert names == [field.name for field in dataclasses.fields(Report)]
+
+
+@pytest.mark.parametrize(("page", "words"), calls("vtprune"), ids=identify)
+def test_every_command_parses(page: str, words: list[str]) -> None:
+    first, *rest = words
+    command = cli.get_command(click.Context(cli), first)
+    while isinstance(command, click.Group) and rest:
+        first, *rest = rest
+        command = command.get_command(click.Context(command), first)
+    assert command is not None, page
+    assert command.make_context(first, rest).params or not rest
+
+
+def test_the_pages_show_many_commands() -> None:
+    assert len(calls("vtprune")) > 60
+    assert len(calls("python -m")) > 5
+
+
+@pytest.mark.parametrize(("page", "words"), calls("python -m"), ids=identify)
+def test_every_module_that_is_run_exists(page: str, words: list[str]) -> None:
+    assert words[0] == "pytest" or importlib.util.find_spec(words[0]) is not None
+    for path in [word for word in words if word.startswith("tests/")]:
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "vtprune._dev" in text])
+def test_a_page_that_runs_what_the_wheel_lacks_says_so(page: str) -> None:
+    assert page == "CHANGELOG.md" or "checkout" in PAGES[page]
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=identify)
+def test_python_compiles_and_its_names_exist(page: str, code: str) -> None:
+    tree = ast.parse(code, page)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vtprune"):
+            spec = importlib.util.find_spec(str(node.module))
+            assert spec is not None
+            assert spec.origin is not None
+            defined = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+            names = {getattr(found, "name", None) for found in ast.walk(defined)}
+            assert {alias.name for alias in node.names} <= names, ast.unparse(node)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vtprune":
+            assert node.attr in vtprune.__all__, ast.unparse(node)
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"), ids=identify)
+def test_every_yaml_is_a_preset_or_a_config_file(page: str, text: str) -> None:
+    values = yaml.safe_load(text)
+    if "stages" in values or "image" in values:
+        load_preset(values)
+    else:
+        assert set(values) <= set(KEYS), page
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("json"), ids=identify)
+def test_json_is_json(page: str, text: str) -> None:
+    assert json.loads(text)
 
 
 def test_ci_runs_the_readmes_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "pip install -q -c constraints.txt -e ." in script
-    assert 'vtprune ask "$work/samples/clip-000.mp4" "what happens?" --keep 0.3' in script
     assert "python -m pytest -q" in script
+    (command,) = re.findall(r"vtprune demo samples && (vtprune ask .*)", README)
+    assert 'vtprune demo "$work/samples"' in script
+    file = re.search(r"samples/\S+", command)
+    assert file is not None
+    assert command.replace(file[0], f'"$work/{file[0]}"') in script
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
-def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+def anchors(text: str) -> set[str]:
+    """Return the anchors that a page's headings have on GitHub."""
+    heads = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(((?!http)[^)\s]+)\)", PAGES[page]):
+        target, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = set(re.findall(r"\]\((\S+\.md)\)", PAGES["docs/README.md"]))
+    assert listed >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_prose_fit_a_window(page: str) -> None:
+    text = re.sub(r"^ *```.*?^ *```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "    ", "!["))]
+    assert [line for line in prose if len(line) > LONGEST] == []
+
+
+def test_the_rooms_are_listed_in_their_order() -> None:
+    rows = re.findall(
+        r"^\| `vtprune/(\w+)(?:\.py|/)` \|", PAGES["docs/contributing.md"], re.MULTILINE
+    )
+    assert tuple(rows) == ROOMS

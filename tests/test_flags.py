@@ -159,16 +159,12 @@ def test_a_tool_of_the_project_refuses_an_option_twice(capsys: pytest.CaptureFix
 
 
 def commands_shown() -> Iterator[tuple[str, str]]:
-    """Every `vtprune ...` line of a help text and of the documents."""
+    """Every `vtprune ...` line of a help text; tests/test_docs.py has those of the documents."""
     for words, command in [((), cli), *LEAVES.items()]:
         for line in str(command.epilog).replace("\\\n", " ").splitlines():
             found = re.search(r"(?:^|\| )(vtprune .*)", line.strip())
             if found:
                 yield f"{' '.join(words)} --help", found[1].partition(" > ")[0]
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if re.match(r"(    )?vtprune [a-z]+ ", line):
-                yield path.name, line.partition("    #")[0].strip()
 
 
 SHOWN = list(commands_shown())

@@ -12,15 +12,14 @@ from vtprune._dev.bench.tables import group
 WIDTH = 120
 INTRODUCTION = """# Speed
 
-Every figure is made by the command above it, and this page by `python -m vtprune._dev.bench page`,
-from `docs/speed.jsonl`, which has
-every pass. Models have published shapes and random weights; times are ratios within one process.
-A command that
-was stopped goes on where it ended. `--device cuda --model llava-next --dtype bfloat16`
-measures the prefill on a GPU, whose name
-is told, with the times that the host waits for it: no GPU was at hand where this page was made,
-so there are no such
-figures here, and that way of measuring has not been run.
+Every figure is made by the command above it, and this page by `python -m vtprune._dev.bench page`
+from `docs/speed.jsonl`, which has every pass. Both run in a checkout only: the wheel does not have
+them. Models have published shapes and random weights; times are ratios within one process. A
+command that was stopped goes on where it ended.
+
+`--device cuda --model llava-next --dtype bfloat16` measures the prefill on a GPU, with the GPU's
+name and the time that the host waits for it. No GPU was at hand where this page was made, so it has
+no such figures, and that way of measuring has not been run.
 """
 
 
