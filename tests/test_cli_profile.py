@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_refused
@@ -16,7 +15,6 @@ from PIL import Image
 from test_profile import example
 
 from vtprune.cli import cli
-from vtprune.cli.profile import profile
 from vtprune.evaluation.profiling import profile as module
 from vtprune.evaluation.profiling.profile import Profile
 from vtprune.evaluation.profiling.shown import Shown

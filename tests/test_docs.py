@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ are true: commands parse, code compiles, links lead somewhere."""
+"""The README and docs are true: commands parse, code compiles, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from test_layers import ROOMS
 
 import vtprune
 from vtprune.cli import cli
-from vtprune.cli.ask import ask
 from vtprune.cli.config import KEYS
 from vtprune.inference.report import Report
 from vtprune.models import FAMILIES
