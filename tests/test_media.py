@@ -620,9 +620,8 @@ def test_zeros_behind_a_video_are_not_read(tmp_path: Path, name: str) -> None:
 def test_black_frames_at_the_end_of_plain_pixels_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.avi"
     write_video(path, [*ramp(4), 0, 0], (320, 240), codec="rawvideo", fmt="rgb24")
-    data = path.read_bytes().rpartition(b"idx1")[0]  # now it ends with the last black rows
+    data = path.read_bytes().rpartition(b"idx1")[0][:-200_000] + bytes(200_000)
     path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
-    assert data.endswith(bytes(200_000))
     assert open_source(path).num_frames == 6
 
 
