@@ -25,14 +25,15 @@ from vtprune.errors import MediaError
 from vtprune.media import (
     Limits,
     Source,
+    child_process,
     frames_between,
     open_source,
     open_sources,
-    process,
     read,
     sample_evenly,
 )
-from vtprune.media.with_decord import DecordUnfitError, decord_frames
+from vtprune.media.decoding import decord_frames
+from vtprune.media.video import DecordUnfitError
 
 SHARED = Path(__file__).parents[2] / "shared" / "media"
 PARTIAL = Limits(allow_partial=True)
@@ -345,7 +346,9 @@ def test_a_decord_that_does_not_load_is_replaced_at_read_time(
 ) -> None:
     source = open_source(write_video(tmp_path / "a.mp4", ramp(5)))
     (tmp_path / "decord.py").write_text("raise ImportError('no such library')")
-    monkeypatch.setattr(process, "_KEPT", process._Kept())  # started anew, with this path
+    monkeypatch.setattr(
+        child_process, "CHILDREN", child_process._Children()
+    )  # started anew, with this path
     monkeypatch.syspath_prepend(str(tmp_path))
     frames = read(dataclasses.replace(source, decoder="decord"))
     assert frames.decoder == "pyav"
@@ -398,7 +401,7 @@ def test_a_large_frame_is_transformed_before_the_next_is_decoded(
 @needs_shared
 @needs_decord
 def test_dense_reading_of_a_large_clip_is_left_to_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtprune.media.with_decord._AHEAD_BYTES", 1000)
+    monkeypatch.setattr("vtprune.media.decoding._AHEAD_BYTES", 1000)
     source = open_source(SHARED / "videos" / "bottles_40s.mp4", DECORD)
     with pytest.raises(DecordUnfitError, match="it would hold"):
         list(decord_frames(source, list(range(20))))

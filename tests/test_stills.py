@@ -28,7 +28,17 @@ from PIL import Image, ImageDraw, TiffImagePlugin
 
 from vtprune.cli import cli
 from vtprune.errors import MediaError
-from vtprune.media import Limits, child, file_name, open_source, open_sources, read, stop_reading
+from vtprune.media import (
+    Limits,
+    child_process,
+    file_name,
+    open_source,
+    open_sources,
+    pages,
+    read,
+    stop_reading,
+)
+from vtprune.media.child_process import CHILDREN
 from vtprune.media.source import page_ranges
 
 PARTIAL = Limits(allow_partial=True)
@@ -218,7 +228,7 @@ def test_a_raw_picture_of_a_camera_is_not_its_preview(tmp_path: Path) -> None:
 def test_the_sum_of_all_pages_is_bounded(
     three_pages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "_TOTAL", 2)
+    monkeypatch.setattr(pages, "_TOTAL", 2)
     with pytest.raises(MediaError, match="3 pages of together 9,216 pixels are over the limit"):
         open_sources([three_pages], Limits(max_pixels=3072))
 
@@ -352,11 +362,11 @@ def test_without_the_extra_its_name_is_told(
 ) -> None:
     (tmp_path / "pypdfium2.py").write_text("raise ImportError('not installed')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(child, "_CHILD", child._Child())  # one that has not been started
+    monkeypatch.setattr(child_process, "CHILDREN", child_process._Children())  # none is started
     with pytest.raises(MediaError, match="reading PDF pages needs pypdfium2") as raised:
         open_source(pdf(tmp_path / "a.pdf", ["0 0 72 72"]))
     assert "pip install 'vtprune[pdf]'" in raised.value.hint
-    child._CHILD.close()
+    child_process.CHILDREN.end()
 
 
 # What a file is
@@ -692,15 +702,14 @@ def test_what_a_decoder_raises_is_a_media_error(
 def test_a_decoder_that_dies_costs_its_file_only(
     three_pages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = child._exchange
+    run = child_process._Child.run
 
-    def dying(process: subprocess.Popen[bytes], request: dict[str, object]) -> object:
-        process.kill()
-        process.wait()
-        return exchange(process, request)
+    def dying(child: child_process._Child, *args: object) -> object:
+        child.popen.kill()
+        return run(child, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(child, "_exchange", dying)
-    with pytest.raises(MediaError, match=r"its decoder crashed \(exit status -9\)"):
+    monkeypatch.setattr(child_process._Child, "run", dying)
+    with pytest.raises(MediaError, match="the decoder ended with SIGKILL"):
         open_sources([three_pages])
     monkeypatch.undo()
     assert colours(three_pages) == [RED, GREEN, BLUE]
@@ -710,11 +719,9 @@ def test_a_decoder_that_does_not_come_back_is_ended(
     three_pages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_sources([three_pages])
-    monkeypatch.setattr(child, "_SECONDS", 0.05)
-    stopped = child._CHILD._process
-    assert stopped is not None
-    os.kill(stopped.pid, signal.SIGSTOP)  # it answers no more
-    with pytest.raises(MediaError, match="not decoded within"):
+    monkeypatch.setattr(pages, "_SECONDS", 1)
+    CHILDREN.idle[-1].popen.send_signal(signal.SIGSTOP)  # it answers no more
+    with pytest.raises(MediaError, match="the decoder did not come back within 1 s"):
         open_sources([three_pages])
     monkeypatch.undo()
     assert colours(three_pages) == [RED, GREEN, BLUE]
@@ -722,9 +729,7 @@ def test_a_decoder_that_does_not_come_back_is_ended(
 
 def test_a_wait_for_a_page_is_ended_from_another_thread(three_pages: Path) -> None:
     open_sources([three_pages])
-    process = child._CHILD._process
-    assert process is not None
-    os.kill(process.pid, signal.SIGSTOP)  # it answers no more
+    CHILDREN.idle[-1].popen.send_signal(signal.SIGSTOP)  # it answers no more
     refusals: list[MediaError] = []
 
     def look() -> None:
@@ -758,15 +763,15 @@ def test_threads_share_the_process(three_pages: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_starts_a_process_of_its_own(three_pages: Path) -> None:
     open_sources([three_pages])
-    used = child._CHILD._process
+    used = CHILDREN.idle[-1]
     fork = os.fork()
     if fork == 0:
-        right = len(open_sources([three_pages])) == 3 and child._CHILD._process is not used
-        child._CHILD.close()
+        right = len(open_sources([three_pages])) == 3 and used not in CHILDREN.idle
+        CHILDREN.end()
         os._exit(0 if right else 1)
     assert os.waitpid(fork, 0)[1] == 0
     assert colours(three_pages) == [RED, GREEN, BLUE]
-    assert child._CHILD._process is used
+    assert used in CHILDREN.idle
 
 
 # Memory, time and noise
@@ -891,6 +896,6 @@ def test_mutated_files_are_read_or_refused_without_noise(
     for refusal in refusals:
         assert refusal.hint
         assert "\n" not in refusal.message
-        assert "crashed" not in refusal.message
+        assert "the decoder" not in refusal.message
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 
 from vtprune.cli import cli
 from vtprune.errors import MediaError, VtpruneError
-from vtprune.media import Frames, Limits, open_source, process, read
-from vtprune.media.process import OpenRequest, ProcessEndedError
-from vtprune.media.with_decord import check_installed
+from vtprune.media import Frames, Limits, child_process, open_source, read
+from vtprune.media.child_process import CHILDREN
+from vtprune.media.video import check_decord
 
 CLIPS = Path(__file__).parent / "media"
 LAST = {  # name: frames, time of the first and of the last one
@@ -89,14 +89,14 @@ def test_a_reader_that_ends_is_an_error_and_the_next_file_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = CLIPS / "rot_hflip.mp4"
-    ask = process._Process.ask
+    run = child_process._Child.run
 
-    def ask_and_die(self: process._Process, *args: object) -> object:
+    def run_and_die(self: child_process._Child, *args: object) -> object:
         self.popen.send_signal(signal.SIGSEGV if os.name == "posix" else signal.SIGTERM)
-        return ask(self, *args)  # type: ignore[arg-type]
+        return run(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(process._Process, "ask", ask_and_die)
+        patched.setattr(child_process._Child, "run", run_and_die)
         with pytest.raises(MediaError, match=r"rot_hflip\.mp4: .*the decoder ended with"):
             open_source(path)
     assert open_source(path).num_frames == 120
@@ -104,12 +104,12 @@ def test_a_reader_that_ends_is_an_error_and_the_next_file_is_read(
 
 @pytest.mark.skipif(os.name != "posix", reason="a stopped process is POSIX")
 def test_a_reader_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_PATIENCE", 0.5)
-    with process._borrowed() as reader:
-        reader.popen.send_signal(signal.SIGSTOP)
-        request = OpenRequest(CLIPS / "rot_hflip.mp4", Limits())
-        with pytest.raises(ProcessEndedError, match="did not come back within"):
-            list(reader.ask(request))
+    open_source(CLIPS / "rot_hflip.mp4")
+    monkeypatch.setattr(child_process, "_PATIENCE", 0.5)
+    (*_, reader) = CHILDREN.idle
+    reader.popen.send_signal(signal.SIGSTOP)
+    with pytest.raises(MediaError, match="did not come back within"):
+        open_source(CLIPS / "rot_hflip.mp4")
     assert reader.popen.poll() is not None
     assert open_source(CLIPS / "rot_hflip.mp4").num_frames == 120
 
@@ -198,6 +198,6 @@ def test_decord_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(VtpruneError, match=r"--decoder decord needs the package decord2"):
-        check_installed()
+        check_decord()
     with pytest.raises(VtpruneError, match=r"--decoder decord needs the package decord2"):
         open_source(CLIPS / "rot_hflip.mp4", Limits(decoder="decord"))

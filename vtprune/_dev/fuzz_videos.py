@@ -28,7 +28,7 @@ from vtprune.media import Limits, open_source, read, sample_evenly
 
 MOST_SECONDS = 10.0
 MOST_MEMORY = 2 << 30
-CRASHED = ("the decoder ended", "the decoder did not come back", "its decoder crashed")
+CRASHED = ("the decoder ended", "the decoder did not come back")
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _HEADER = 4096  # bytes in which half of the damage is done
 

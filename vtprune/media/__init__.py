@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vtprune.media.source import Frames, Limits, Source, file_name
 
 if TYPE_CHECKING:
-    from vtprune.media.child import stop_reading
+    from vtprune.media.pages import stop_reading
     from vtprune.media.reading import open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
 
@@ -31,7 +31,7 @@ _LAZY = {
     "open_sources": "vtprune.media.reading",
     "read": "vtprune.media.reading",
     "sample_evenly": "vtprune.media.sampling",
-    "stop_reading": "vtprune.media.child",
+    "stop_reading": "vtprune.media.pages",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The frames of a video through PyAV."""
+"""The frames of a video, through PyAV or decord; in the child process alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from av.video.stream import VideoStream
 
 from vtprune.media.container import demux, is_partial, open_container
 from vtprune.media.source import Limits, Source, Track, damaged
+from vtprune.media.video import DecordUnfitError
 
 _THREAD_BYTES = 64 << 20  # raw pixels that the decoding threads together may hold back
 _MAX_THREADS = 8
 _PADDING = 1 << 16  # pixels
 _SEEK_FRAMES = 4  # decode up to this many frames needlessly rather than seek over them
+# While frames are transformed, decord decodes ahead, without a bound, until it has to seek: of
+# large clips it only gets to read one frame in so many.
+_AHEAD_BYTES = 512 << 20
+_SPARSE = 8
 # EXIF orientations by whether the picture is mirrored left to right, and top to bottom; of those
 # from 5 on, rows have become columns before that.
 _UPRIGHT = {(False, False): 1, (True, False): 2, (True, True): 3, (False, True): 4}
@@ -68,6 +73,40 @@ def pyav_frames(
         problems.append(
             f"{source.path.name}: damaged, {missing} of {len(index)} frames do not decode"
         )
+
+
+def decord_frames(source: Source, index: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the frames `index` (ascending) with their numbers, each (H, W, 3) uint8 RGB.
+
+    Raises:
+        DecordUnfitError: where decord doesn't give these frames.
+    """
+    frame_bytes = source.width * source.height * 3
+    ahead = source.num_frames * frame_bytes
+    if len(index) * _SPARSE > source.num_frames and ahead > _AHEAD_BYTES:
+        raise DecordUnfitError(f"it would hold {ahead / 2**30:.1f} GiB of frames")
+    threads = _num_threads(source.width, source.height)
+    try:
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        reader = decord.VideoReader(str(source.path.absolute()), num_threads=threads)
+        if len(reader) != source.num_frames:
+            raise DecordUnfitError(f"it counts {len(reader)} frames, not {source.num_frames}")
+        times = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
+        expected = np.array(source.timestamps)
+        apart = np.abs((times - times[0]) - (expected - expected[0])).max()
+        if apart > 0.002 + 1e-6 * source.duration:  # decord's are float32, and begin at 0
+            raise DecordUnfitError(f"its times are {apart:.3f} s apart from the file's")
+        for i in index:
+            frame = reader[i].asnumpy()  # (H, W, 3)
+            if frame.shape != (source.height, source.width, 3):
+                raise DecordUnfitError(f"its frames have the shape {frame.shape}")
+            yield i, frame
+    except (MemoryError, GeneratorExit, DecordUnfitError):
+        raise
+    except Exception as error:  # DECORDError, RuntimeError, OSError for a missing library, ...
+        raise DecordUnfitError(" ".join(str(error).split())[:100]) from error
 
 
 def decode_head(

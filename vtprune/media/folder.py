@@ -11,7 +11,7 @@ import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import still
-from vtprune.media.child import open_pages, read_page
+from vtprune.media.pages import open_pages, read_page
 from vtprune.media.sniff import kind_of
 from vtprune.media.source import Limits, Source, damaged, shown
 

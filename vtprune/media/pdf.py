@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _POINTS = 72  # an inch
 _PASSWORD = 4  # PDFium's FPDF_ERR_PASSWORD
-_BAND = 1 << 20  # pixels that are given at once
 
 
 def list_pages(path: Path, limits: Limits) -> tuple[list[tuple[int, int, int]], int]:
@@ -37,10 +36,8 @@ def list_pages(path: Path, limits: Limits) -> tuple[list[tuple[int, int, int]], 
 
 
 @contextmanager
-def draw(
-    path: Path, number: int, limits: Limits
-) -> Iterator[tuple[Iterator[npt.NDArray[np.uint8]], tuple[int, int]]]:
-    """Draw one page on white, and give its rows, (rows, W, 3) RGB, with its width and height."""
+def draw(path: Path, number: int, limits: Limits) -> Iterator[npt.NDArray[np.uint8]]:
+    """Draw one page on white, (H, W, 3) RGB; the pixels are there inside the block."""
     with _opened(path) as document:
         width, height = _size(path, document, number, limits)
         try:
@@ -55,8 +52,7 @@ def draw(
             ) from error
         if pixels.shape != (height, width, 3):
             raise DamagedError(f"{shown(path)}: page {number} has two sizes", "save the PDF anew")
-        step = max(1, _BAND // width)
-        yield (pixels[top : top + step] for top in range(0, height, step)), (width, height)
+        yield pixels
 
 
 @contextmanager

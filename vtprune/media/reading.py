@@ -10,11 +10,10 @@ import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
-from vtprune.media.child import open_pages
-from vtprune.media.process import ProcessEndedError, ReadRequest, open_video, read_video
+from vtprune.media.pages import open_pages
 from vtprune.media.sniff import kind_of
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
-from vtprune.media.with_decord import DecordUnfitError, check_installed
+from vtprune.media.video import DecordUnfitError, check_decord, open_video, read_video
 
 _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
 _UNRESIZED_BYTES = 2 << 30
@@ -69,7 +68,7 @@ def _open(path: str | Path, limits: Limits) -> list[Source]:
         picture = still.open_picture(local, kind.formats, limits)
     if picture is None:
         if limits.decoder == "decord":
-            check_installed()
+            check_decord()
         picture = open_video(local, limits)
     return [picture]
 
@@ -129,7 +128,7 @@ def read(
         try:
             pictures = _gather(attempt.frames, source, done, len(once), transform, show)
             break
-        except (DecordUnfitError, ProcessEndedError) as error:
+        except DecordUnfitError as error:
             attempt.problems.append(f"{source.path.name}: PyAV read it, not decord: {error}")
     if not done:
         raise damaged(source.path, "none of the frames decodes", limits)
@@ -194,8 +193,7 @@ def _attempts(
         yield _Attempt("pillow", frames, problems)
         return
     for decoder in dict.fromkeys((source.decoder, "pyav")):
-        request = ReadRequest(source, tuple(index), limits, decoder)
-        read_frames = read_video(request, problems, on_wait)
+        read_frames = read_video(source, index, limits, decoder, problems, on_wait)
         frames = ((number, torch.from_numpy(pixels)) for number, pixels in read_frames)
         yield _Attempt(decoder, frames, problems)
 

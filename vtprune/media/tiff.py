@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import math
+import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import PIL
 from PIL import Image
 
 from vtprune.errors import MediaError
+from vtprune.media.child_process import Caller
 from vtprune.media.pixels import Converted, bits_of, to_rgb
 from vtprune.media.source import Limits, check_pixels, damaged, shown
 from vtprune.media.still import decoding, open_image
@@ -53,8 +56,62 @@ def list_pages(path: Path, limits: Limits) -> tuple[list[tuple[int, int, int]], 
         return sizes, len(frames)
 
 
+def send_page(caller: Caller, path: Path, number: int, limits: Limits) -> tuple[str, ...]:
+    """Send the pixels of one page, upright; return the warnings.
+
+    Raises:
+        MediaError: the page does not decode without a complaint, and the limits allow no part.
+    """
+    with _caught_stderr() as said:
+        try:
+            return _send(caller, path, number, limits, False, said)
+        except MediaError:
+            if not limits.allow_partial:
+                raise
+        damage = f"{path.name}: damaged, only a part of the picture is there"
+        return (damage, *_send(caller, path, number, limits, True, said))
+
+
+def _send(
+    caller: Caller,
+    path: Path,
+    number: int,
+    limits: Limits,
+    partial: bool,
+    said: Callable[[], str],
+) -> tuple[str, ...]:
+    with _decoded(path, number, limits, partial, said) as (converted, (width, height)):
+        caller.send(number, (height, width, 3), converted.rows)
+        return tuple(f"{path.name}: {note}" for note in converted.warnings)
+
+
 @contextmanager
-def decode(
+def _caught_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what this process writes to stderr; give what returns it, each time what is new."""
+    with ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            noise: Any = open(os.memfd_create("noise"), "w+b", buffering=0)  # noqa: SIM115
+        else:
+            noise = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        stack.callback(noise.close)
+        stderr = os.dup(2)
+        stack.callback(os.close, stderr)
+        stack.callback(os.dup2, stderr, 2)
+        os.dup2(noise.fileno(), 2)
+
+        def said() -> str:
+            size = noise.seek(0, os.SEEK_END)
+            noise.seek(0)
+            text: str = noise.read(size).decode("utf-8", "replace")
+            noise.seek(0)
+            noise.truncate()
+            return text
+
+        yield said
+
+
+@contextmanager
+def _decoded(
     path: Path, number: int, limits: Limits, partial: bool, said: Callable[[], str]
 ) -> Iterator[tuple[Converted, tuple[int, int]]]:
     """Decode one page, and give it with its width and height, upright.
