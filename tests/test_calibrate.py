@@ -119,14 +119,6 @@ def test_of_many_tokens_evenly_spaced_ones_are_taken(monkeypatch: pytest.MonkeyP
 
 # -- what is lost by layer ------------------------------------------------------------------------
 
-IN_ONE = {
-    (name, kind) for name, kind in CASES
-    if (kind == "image" and name not in ("gemma3", "idefics3", "molmo2", "smolvlm"))
-    or (kind == "video" and name in ("llava_onevision", "llava_next_video", "video_llava",
-                                     "qwen2_vl", "qwen2_5_vl"))
-}  # fmt: skip
-"""Prompts whose visual tokens have no text in between, and are not seen both ways."""
-
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_dropping_from_a_shared_prefix_equals_pruning_the_whole_prompt(
@@ -135,7 +127,7 @@ def test_dropping_from_a_shared_prefix_equals_pruning_the_whole_prompt(
     loaded = loaded_tiny(name)
     prompt = prompt_of(loaded, kind)
     prefix = open_prefix(loaded, prompt, {})
-    assert (prefix is not None) == ((name, kind) in IN_ONE)
+    assert (prefix is not None) == (kind in tiny.FAMILIES[name].unbroken)
     if prefix is None:
         return
     fast = drop_scores(loaded, [prompt], prefix, {})[0]

@@ -29,8 +29,7 @@ from vtprune.pruners import BASELINES, METHODS
 from vtprune.pruners.downsample import Downsample
 
 SHORT = Generation(max_new_tokens=3)
-FIXED = ("llava", "video_llava", "gemma3")
-"""Families whose pictures all have the same number of tokens."""
+FIXED = [name for name, family in tiny.FAMILIES.items() if family.one_size]
 
 
 @pytest.fixture

@@ -420,8 +420,7 @@ def test_files_are_compared_as_the_family_prepares_them(
         assert kept == [0, 4 // group]
     else:
         assert item.base in kept
-        tiled = name.startswith(("llava_next", "internvl", "smolvlm", "idefics"))
-        assert (len(kept) < len(item)) == tiled
+        assert (len(kept) < len(item)) == tiny.FAMILIES[name].tiles_apart
     with vtprune.pruning(
         loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
     ) as trace:

@@ -12,7 +12,10 @@ from test_structure import Changed
 import vtprune
 from vtprune.engine.prompt_warnings import fitting_keep
 
-MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+MROPE = [
+    name for name in tiny.MODELS
+    if "mrope_section" in (tiny.config(name).get_text_config().rope_parameters or {})
+]  # fmt: skip
 
 
 def warnings(name: str, inputs: dict[str, torch.Tensor], how: str = "generate") -> list[str]:

@@ -73,32 +73,15 @@ def watched(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> list[
 
 # -- against the models' own code -----------------------------------------------------------------
 
-ATTENTION = {
-    "llava": "vision_tower.encoder.layers.0.self_attn",  # of 2; feature layer -2
-    "llava_next": "vision_tower.encoder.layers.0.self_attn",
-    "llava_next_video": "vision_tower.encoder.layers.0.self_attn",
-    "llava_onevision": "vision_tower.encoder.layers.1.self_attn",  # -1
-    "video_llava": "any_tower.encoder.layers.0.self_attn",
-    "internvl": "vision_tower.encoder.layer.1.attention",
-    "smolvlm": "vision_model.encoder.layers.1.self_attn",
-    "idefics3": "vision_model.encoder.layers.1.self_attn",
-    "gemma3": "vision_tower.encoder.layers.1.self_attn",
-    "qwen2_vl": "visual.blocks.1.attn",
-    "qwen2_5_vl": "visual.blocks.1.attn",  # the one that sees everything
-    "qwen3_vl": "visual.blocks.2.attn",
-    "glm4v": "visual.blocks.1.attn",
-    "molmo2": "vision_tower.layers.1.self_attn",  # the deeper of [1, 0]
-}
 PIXELS = {
     "image": ("pixel_values_images", "pixel_values"),
     "video": ("pixel_values_videos", "pixel_values"),
 }
-WITH_CLS = ("llava", "llava_next", "llava_next_video", "video_llava", "internvl")
 
 
 def attention_of(model: Any, modality: str) -> nn.Module:
-    first, _, rest = ATTENTION[model.config.model_type].partition(".")
-    first = first.replace("any", modality)
+    path = tiny.FAMILIES[model.config.model_type].attention.format(modality=modality)
+    first, _, rest = path.partition(".")
     found = [
         module
         for path, module in model.model.named_modules()
@@ -195,7 +178,8 @@ def project(inner: Any, width: int, patch: pytest.MonkeyPatch) -> None:
         weight = projector.mm_input_projection_weight
         patch.setattr(weight, "data", torch.ones_like(weight) / len(weight))
     else:
-        be(projector, mean_of(width))
+        merge = tiny.FAMILIES[inner.config.model_type].merge or (lambda _, states: states)
+        be(projector, lambda states: mean_of(width)(merge(projector, states)))
 
 
 def encode(inner: Any, modality: str, inputs: dict[str, torch.Tensor]) -> Any:
@@ -227,7 +211,7 @@ def check_against_the_model(
             continue
         with noting(attention_of(eager, modality), monkeypatch) as noted, torch.no_grad():
             encode(eager.model, modality, inputs)
-        by_cls = eager.config.model_type in WITH_CLS
+        by_cls = tiny.FAMILIES[eager.config.model_type].has_cls
         means = [one for probabilities in noted for one in probabilities.mean(1)]
         rows = [(one[0] if by_cls else one.mean(0)) * one.shape[1] for one in means]
         with monkeypatch.context() as patch:

@@ -43,6 +43,15 @@ class Tiny:
         files: file name -> contents, of the checkpoint's processor files.
         conversation: what its template makes of "Be brief." as the system, "First?" with two
             pictures, the answer "Red." and "And now?" with one.
+        attention: path, in the multimodal model, of the attention module of the vision tower whose
+            output the projector is given; "{modality}" stands for "image" or "video".
+        has_cls: whether that tower has a CLS token.
+        unbroken: the kinds of prompts whose visual tokens have no text in between, and are not
+            seen both ways.
+        one_size: whether all pictures have the same number of tokens.
+        merge: (projector, its input) to what it merges before its weights, where it does that
+            itself, and not in a module or method that runs before it.
+        tiles_apart: whether tiles of a picture can go before the tower one by one.
         finish: (made inputs, token -> id) to further inputs, such as token types.
         pad, eos, bos: which special tokens these are; with `bos`, every prompt starts with it.
     """
@@ -54,10 +63,16 @@ class Tiny:
     template: str
     files: Mapping[str, Mapping[str, Any]]
     conversation: str
+    attention: str
     pad: str
     eos: str
     bos: str | None = None
     unk: str | None = None
+    has_cls: bool = False
+    unbroken: tuple[str, ...] = ()
+    one_size: bool = False
+    tiles_apart: bool = False
+    merge: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
     finish: Callable[
         [dict[str, torch.Tensor], Callable[[str], int]], dict[str, torch.Tensor]
     ] | None = None  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny_base import PATCH, TEXT, TILE, VISION, Made, Size, Tiny, noise
 
-from vtprune.models import idefics3, internvl, smolvlm
+from vtprune.models import aya_vision, idefics3, internvl, smolvlm
 
 Token = Callable[[str], int]
 UNIT = (TILE // PATCH // 2) ** 2
@@ -62,6 +62,42 @@ def _internvl_media(
     if not total:
         return {}, items
     return {"pixel_values": noise((total, 3, TILE, TILE), generator, model)}, items
+
+
+def _aya_config(token: Token) -> dict[str, Any]:
+    tower = {"model_type": "siglip_vision_model", "image_size": TILE, "patch_size": PATCH}
+    text = {**TEXT, "model_type": "cohere2", "sliding_window": 512, "layer_norm_eps": 1e-5}
+    text |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
+    names = {"pad": "<PAD>", "bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>"}
+    text |= {f"{name}_token_id": token(spelt) for name, spelt in names.items()}
+    return {
+        "model_type": "aya_vision",
+        "text_config": text,
+        "vision_config": TOWER | tower | {"vision_use_head": False},
+        "image_token_index": token("<|IMG_PATCH|>"),
+    }
+
+
+def _aya_media(
+    model: Any, token: Token, sizes: Sequence[Size], frames: int, generator: torch.Generator
+) -> Made:
+    pads = [token("<|IMG_PATCH|>")] * UNIT
+    items: list[list[int]] = []
+    total = 0
+    for size in sizes:
+        rows, cols = _shape(size)
+        count = rows * cols if rows * cols > 1 else 0
+        item = [token("<|START_OF_IMG|>")]
+        for number in range(1, count + 1):
+            item += [*_ids(f"TILE_{number}"), *pads]
+        items.append([*item, token("TILE_GLOBAL"), *pads, token("<|END_OF_IMG|>")])
+        total += count + 1
+    pixels = {"pixel_values": noise((total, 3, TILE, TILE), generator, model)} if total else {}
+    return pixels, items
+
+
+def _aya_merge(projector: Any, features: torch.Tensor) -> torch.Tensor:
+    return projector.pixel_shuffle(features).flatten(1, 2)
 
 
 def _split_config(token: Token, kind: str) -> dict[str, Any]:
@@ -131,6 +167,20 @@ INTERNVL_FILES: dict[str, dict[str, Any]] = {
     },
     "processor_config.json": {"processor_class": "InternVLProcessor", "image_seq_length": UNIT},
 }
+AYA_FILES: dict[str, dict[str, Any]] = {
+    "preprocessor_config.json": {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "crop_to_patches": True,
+        "size": EDGES,
+        "max_patches": 6,
+    },
+    "processor_config.json": {
+        "processor_class": "AyaVisionProcessor",
+        "img_size": TILE,
+        "patch_size": PATCH,
+        "downsample_factor": 2,
+    },
+}
 # Bicubic, which all resizes agree on; the checkpoints' own is Lanczos.
 SPLIT = {"size": {"longest_edge": 3 * TILE}, "max_image_size": {"longest_edge": TILE}}
 SPLIT |= {"resample": 3}
@@ -156,6 +206,10 @@ SAYS = (
 MODELS: dict[str, Tiny] = {
     "internvl": Tiny(
         kinds=("image", "several", "video", "mixed"),
+        attention="vision_tower.encoder.layer.1.attention",
+        has_cls=True,
+        unbroken=("image",),
+        tiles_apart=True,
         special=(
             *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
             *("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
@@ -179,8 +233,34 @@ MODELS: dict[str, Tiny] = {
             }
         },
     ),
+    "aya_vision": Tiny(
+        kinds=("image", "several"),
+        attention="vision_tower.encoder.layers.1.self_attn",
+        tiles_apart=True,
+        special=(
+            *("<PAD>", "<BOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+            *("<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<image>"),
+            *("<|START_OF_IMG|>", "<|IMG_PATCH|>", "<|END_OF_IMG|>", "TILE_GLOBAL"),
+        ),
+        config=_aya_config,
+        media=_aya_media,
+        merge=_aya_merge,
+        template=aya_vision.TEMPLATE,
+        files=AYA_FILES,
+        conversation="<BOS_TOKEN>"
+        "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|><image><image>First?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Red.<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|><image>And now?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        pad="<PAD>",
+        eos="<|END_OF_TURN_TOKEN|>",
+        bos="<BOS_TOKEN>",
+    ),
     "smolvlm": Tiny(
         kinds=("image", "several", "video"),
+        attention="vision_model.encoder.layers.1.self_attn",
+        tiles_apart=True,
         special=(
             *("<|endoftext|>", "<|im_start|>", "<end_of_utterance>"),
             *("<fake_token_around_image>", "<image>", "<global-img>"),
@@ -195,6 +275,8 @@ MODELS: dict[str, Tiny] = {
     ),
     "idefics3": Tiny(
         kinds=("image", "several"),
+        attention="vision_model.encoder.layers.1.self_attn",
+        tiles_apart=True,
         special=(
             *("<|endoftext|>", "<|im_start|>", "<end_of_utterance>"),
             *("<fake_token_around_image>", "<image>", "<global-img>", "<|begin_of_text|>"),

@@ -188,6 +188,8 @@ VICUNA: dict[str, Any] = {
 MODELS: dict[str, Tiny] = {
     "llava_onevision": Tiny(
         kinds=("image", "several", "video", "mixed"),
+        attention="vision_tower.encoder.layers.1.self_attn",
+        unbroken=("image", "video"),
         special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
         config=_onevision_config,
         media=_tiled,
@@ -201,6 +203,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "llava_next": Tiny(
         kinds=("image", "several"),
+        attention="vision_tower.encoder.layers.0.self_attn",
+        has_cls=True,
+        unbroken=("image",),
+        tiles_apart=True,
         special=LLAMA_SPECIAL,
         config=_next_config,
         media=_tiled,
@@ -209,6 +215,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "llava_next_mistral": Tiny(
         kinds=("image", "several"),
+        attention="vision_tower.encoder.layers.0.self_attn",
+        has_cls=True,
+        unbroken=("image",),
+        tiles_apart=True,
         special=LLAMA_SPECIAL,
         config=_mistral_config,
         media=_tiled,
@@ -220,6 +230,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "llava": Tiny(
         kinds=("image", "several"),
+        attention="vision_tower.encoder.layers.0.self_attn",  # of 2; feature layer -2
+        has_cls=True,
+        unbroken=("image",),
+        one_size=True,
         special=LLAMA_SPECIAL,
         config=_plain_config,
         media=_square,
@@ -228,6 +242,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "llava_next_video": Tiny(
         kinds=("image", "several", "video", "mixed"),
+        attention="vision_tower.encoder.layers.0.self_attn",
+        has_cls=True,
+        unbroken=("image", "video"),
+        tiles_apart=True,
         special=(*LLAMA_SPECIAL, "<video>"),
         config=_next_video_config,
         media=_tiled,
@@ -236,6 +254,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "video_llava": Tiny(
         kinds=("image", "several", "video", "mixed"),
+        attention="{modality}_tower.encoder.layers.0.self_attn",
+        has_cls=True,
+        unbroken=("image", "video"),
+        one_size=True,
         special=(*LLAMA_SPECIAL, "<video>"),
         config=_video_llava_config,
         media=_square,

@@ -134,9 +134,17 @@ CONVERSATION = (
 )
 
 
-def _qwen(name: str, template: str, files: dict[str, dict[str, Any]]) -> Tiny:
+def _qwen(
+    name: str,
+    template: str,
+    files: dict[str, dict[str, Any]],
+    unbroken: tuple[str, ...],
+    layer: int,
+) -> Tiny:
     return Tiny(
         kinds=("image", "several", "video", "mixed"),
+        attention=f"visual.blocks.{layer}.attn",
+        unbroken=unbroken,
         special=SPECIAL,
         config=partial(_config, name=name),
         media=_media,
@@ -367,11 +375,17 @@ GLM_PAD = "<|begin_of_image|><|image|><|end_of_image|>"
 
 
 MODELS: dict[str, Tiny] = {
-    "qwen2_vl": _qwen("qwen2_vl", qwen2_vl.TEMPLATE, _files("Qwen2VLProcessor")),
-    "qwen2_5_vl": _qwen("qwen2_5_vl", qwen2_vl.TEMPLATE, _files("Qwen2_5_VLProcessor")),
-    "qwen3_vl": _qwen("qwen3_vl", qwen3_vl.TEMPLATE, FILES_OF_THREE),
+    "qwen2_vl": _qwen(
+        "qwen2_vl", qwen2_vl.TEMPLATE, _files("Qwen2VLProcessor"), ("image", "video"), 1
+    ),
+    "qwen2_5_vl": _qwen(  # layer 1 is the one that sees everything
+        "qwen2_5_vl", qwen2_vl.TEMPLATE, _files("Qwen2_5_VLProcessor"), ("image", "video"), 1
+    ),
+    "qwen3_vl": _qwen("qwen3_vl", qwen3_vl.TEMPLATE, FILES_OF_THREE, ("image",), 2),
     "gemma3": Tiny(
         kinds=("image", "several"),
+        attention="vision_tower.encoder.layers.1.self_attn",
+        one_size=True,
         special=GEMMA_SPECIAL,
         config=_gemma_config,
         media=_gemma_media,
@@ -393,6 +407,8 @@ MODELS: dict[str, Tiny] = {
     ),
     "glm4v": Tiny(
         kinds=("image", "several", "video"),
+        attention="visual.blocks.1.attn",
+        unbroken=("image",),
         special=GLM_SPECIAL,
         config=_glm_config,
         media=_glm_media,
@@ -412,6 +428,7 @@ MODELS: dict[str, Tiny] = {
 if "molmo2" in CONFIG_MAPPING:  # transformers from 5.23 on
     MODELS["molmo2"] = Tiny(
         kinds=("image", "several", "video"),
+        attention="vision_tower.layers.1.self_attn",  # the deeper of [1, 0]
         special=MOLMO_SPECIAL,
         config=_molmo_config,
         media=_molmo_media,

@@ -15,6 +15,7 @@ FAMILIES: dict[str, str] = {
     "llava_next_video": "vtprune.models.llava_next_video:LlavaNextVideo",
     "video_llava": "vtprune.models.video_llava:VideoLlava",
     "internvl": "vtprune.models.internvl:InternVL",
+    "aya_vision": "vtprune.models.aya_vision:AyaVision",
     "smolvlm": "vtprune.models.smolvlm:SmolVLM",
     "idefics3": "vtprune.models.idefics3:Idefics3",
     "qwen2_vl": "vtprune.models.qwen2_vl:Qwen2VL",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
 
 TOKENS = {"image": "<IMG_CONTEXT>", "video": "<video>"}
-SPECIAL_TOKENS = {"<IMG_CONTEXT>": "image_token_id"}
+SPECIAL_TOKENS: Mapping[str, str | None] = {"<IMG_CONTEXT>": "image_token_id"}
 DEFAULTS: Mapping[str, object] = {
     "size": {"height": 384, "width": 384},
     "resample": 3,
@@ -47,7 +47,7 @@ class InternVL(Family):
 
     name = "InternVL"
     model_types = ("internvl",)
-    modalities = ("image", "video")
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS
     template = TEMPLATE
@@ -60,22 +60,45 @@ class InternVL(Family):
         What a prompt's ids don't say: the rows and columns of a picture's tiles, which are told
         from the pixels, and where one video of a prompt ends and the next begins.
         """
-        made: dict[str, list[Grid]] = {}
+        grids: dict[str, list[Grid]] = {}
         for modality, given in vision.items():
             pixels = cast(torch.Tensor, given["pixel_values"])
-            side = _side(config, pixels.shape[-1])
+            side = self.tile_side(config, pixels.shape[-1])
+            ids = cast("torch.Tensor | None", given.get("input_ids"))
             rows = None
-            if given.get("input_ids") is not None:
-                ids = cast(torch.Tensor, given["input_ids"])
+            if ids is not None:
                 total = len(pixels) * side**2
                 rows = splitting.tokens_of_prompts(ids, config.image_token_id, total)
-            if rows is None:
-                made[modality] = [box(1, side, side)] * len(pixels)
+            if rows is None or ids is None:
+                grids[modality] = [box(1, side, side)] * len(pixels)
             elif modality == "video":
-                made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
+                grids[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
             else:
-                made[modality] = _pictures(pixels, rows, side)
-        return made
+                prompts = zip(ids[:: len(ids) // len(rows)], rows, strict=True)
+                counts = [
+                    length // side**2
+                    for prompt, columns in prompts
+                    for length in self.picture_lengths(prompt, columns)
+                ]
+                tiles = pixels[: sum(counts)].split(counts)
+                shapes = [splitting.arrangement(picture) for picture in tiles]
+                grids[modality] = [splitting.split_grid(*shape, side) for shape in shapes]
+        return grids
+
+    def tile_side(self, config: PreTrainedConfig, edge: int) -> int:
+        """Return the tokens along a side of a tile of `edge` pixels."""
+        patch = config.vision_config.patch_size
+        patch = patch[0] if isinstance(patch, Sequence) else patch
+        return int(edge // patch * config.downsample_ratio)
+
+    def picture_lengths(self, prompt: torch.Tensor, columns: torch.Tensor) -> list[int]:
+        """Return the number of placeholders of each picture of a prompt.
+
+        Args:
+            prompt: (S,) its token ids.
+            columns: (n,) of its placeholders, ascending.
+        """
+        return splitting.runs(columns)
 
     def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
         """CLS is dropped; blocks of patches side by side, then two matrices."""
@@ -123,7 +146,13 @@ class InternVL(Family):
     ) -> dict[str, list[Grid]]:
         grids: dict[str, list[Grid]] = {}
         for item in media:
-            grids.setdefault(item.source.kind, []).append(_grid(files, item))
+            side = self.tile_side(files.config, item.pixels.shape[-1])
+            grid = box(len(item.pixels), side, side)
+            if item.source.kind == "image":
+                values = preprocess.merged(files.image, DEFAULTS)
+                shape = _tiles(item.source, values, len(item.pixels) - 1)
+                grid = splitting.split_grid(*shape, side)
+            grids.setdefault(item.source.kind, []).append(grid)
         return grids
 
     def written(
@@ -138,33 +167,6 @@ class InternVL(Family):
     def published_files(self, side: int) -> dict[str, dict[str, object]]:
         size: dict[str, object] = {"size": {"height": side, "width": side}}
         return {"image": {**size, "min_patches": 1, "max_patches": 12}, "video": size}
-
-
-def _side(config: PreTrainedConfig, edge: int) -> int:
-    """Tokens along a side of a tile of `edge` pixels."""
-    patch = config.vision_config.patch_size
-    patch = patch[0] if isinstance(patch, Sequence) else patch
-    return int(edge // patch * config.downsample_ratio)
-
-
-def _pictures(pixels: torch.Tensor, rows: Sequence[torch.Tensor], side: int) -> list[Grid]:
-    """One grid for every run of placeholders, its tiles arranged as the pixels show."""
-    made, at = [], 0
-    for row in rows:
-        for length in splitting.runs(row):
-            num_tiles = length // side**2
-            shape = splitting.arrangement(pixels[at : at + num_tiles])
-            made.append(splitting.split_grid(*shape, side))
-            at += num_tiles
-    return made
-
-
-def _grid(files: Files, one: Prepared) -> Grid:
-    side = _side(files.config, one.pixels.shape[-1])
-    if one.source.kind == "video":
-        return box(len(one.pixels), side, side)
-    values = preprocess.merged(files.image, DEFAULTS)
-    return splitting.split_grid(*_tiles(one.source, values, len(one.pixels) - 1), side)
 
 
 def _written(kind: str, grid: Grid) -> str:
