@@ -21,6 +21,7 @@ from test_layers import ROOMS
 import vtprune
 from vtprune.cli import cli
 from vtprune.cli.config import KEYS
+from vtprune.inference import report
 from vtprune.inference.report import Report
 from vtprune.models import FAMILIES
 from vtprune.preset import load_preset, preset_names
@@ -137,6 +138,9 @@ def test_the_json_fields_of_the_page_are_those_of_a_report() -> None:
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert names == [field.name for field in dataclasses.fields(Report)]
+    parts = [value for value in vars(report).values() if dataclasses.is_dataclass(value)]
+    known = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert set(re.findall(r"`(\w+)`", table.partition("```")[0])) <= known
 
 
 @pytest.mark.parametrize(("page", "words"), calls("vtprune"), ids=identify)
@@ -167,7 +171,10 @@ def test_a_page_that_runs_what_the_wheel_lacks_says_so(page: str) -> None:
     assert page == "CHANGELOG.md" or "checkout" in PAGES[page]
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=identify)
+CODE = blocks("python") + [(page, words[0]) for page, words in calls("python -c")]
+
+
+@pytest.mark.parametrize(("page", "code"), CODE, ids=identify)
 def test_python_compiles_and_its_names_exist(page: str, code: str) -> None:
     tree = ast.parse(code, page)
     for node in ast.walk(tree):
