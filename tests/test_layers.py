@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "errors",
-    "process_wide",
+    "process_settings",
     "saving",
     "device",
     "tokens",
@@ -234,3 +235,21 @@ for name in {LIGHT!r}:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_projects_own_tools_say_that_they_run_in_a_checkout_only(tmp_path: Path) -> None:
+    installed = tmp_path / "vtprune" / "_dev"
+    installed.mkdir(parents=True)
+    (tmp_path / "vtprune" / "__init__.py").touch()
+    (installed / "__init__.py").write_bytes((ROOT / "vtprune/_dev/__init__.py").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "vtprune._dev.bench"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "vtprune._dev runs in a checkout of the project only" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 
+from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
 from vtprune._dev.bench.baseline import measure_kernels, measure_scores
 from vtprune._dev.bench.chart import draw_growth
@@ -25,7 +26,7 @@ from vtprune._dev.bench.selection import measure_selection
 from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
 from vtprune.pruners import METHODS
 
-RESULTS = Path("docs/speed.jsonl")
+RESULTS = CHECKOUT / "docs" / "speed.jsonl"
 MODEL, CLIP = "llava-onevision-0.5b", "8x384x384"  # 1,569 visual tokens
 Parts: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -65,7 +66,7 @@ def add_parts(parts: Parts) -> None:
     memory.add_argument("--fps", type=float, default=1.0)
     clip_options(memory, 7200, "640x360")
     page = part(parts, "page", "the page and its chart, from the results", write_page)
-    page.add_argument("--save", type=Path, default=Path("docs/speed.md"))
+    page.add_argument("--save", type=Path, default=CHECKOUT / "docs" / "speed.md")
 
 
 def part(
