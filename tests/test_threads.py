@@ -30,7 +30,7 @@ from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference import run
 from vtprune.inference.run import Generation
 from vtprune.preset import load_preset, override
-from vtprune.process_wide import WARNINGS_OFF, ProcessWide
+from vtprune.process_settings import WARNINGS_OFF, ProcessSetting
 
 THREADS, EACH = 4, 25
 PRESETS = {
@@ -641,7 +641,7 @@ def test_a_change_that_fails_is_tried_again_by_the_next_thread() -> None:
             raise RuntimeError("not yet")
         return nullcontext()
 
-    change = ProcessWide(make)
+    change = ProcessSetting(make)
     with pytest.raises(RuntimeError, match="not yet"), change:
         pass
     with change, change:

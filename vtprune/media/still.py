@@ -37,7 +37,7 @@ from vtprune.media.source import (
     too_large,
     unreadable,
 )
-from vtprune.process_wide import WARNINGS_OFF
+from vtprune.process_settings import WARNINGS_OFF
 
 Pixels = npt.NDArray[np.uint8]
 """A picture, (H, W, 3), RGB."""

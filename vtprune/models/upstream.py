@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.process_wide import WARNINGS_OFF, ProcessWide
+from vtprune.process_settings import WARNINGS_OFF, ProcessSetting
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_TRANSFORMERS_QUIET = ProcessWide(_quiet_transformers)
+_TRANSFORMERS_QUIET = ProcessSetting(_quiet_transformers)
 
 
 @contextmanager

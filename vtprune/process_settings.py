@@ -1,4 +1,4 @@
-"""Changes to the whole process, made by the first thread that needs them, undone by the last."""
+"""Settings of the whole process that several threads change at once: set once, put back once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 
-class ProcessWide:
-    """A context manager for several threads, over one that changes what all threads share.
+class ProcessSetting:
+    """A context manager, for several threads, over one that changes a setting of the process.
 
-    Entered by one thread after the other, the latter would find what the former set, and would put
-    it back in the end: the change would stay for good.
+    The first thread that enters makes the change, the last one that leaves undoes it. With a plain
+    context manager, the second thread would save the value that the first one set, and put that
+    back in the end: the change would stay for good.
 
     Args:
-        make: gives the context manager that makes the change and undoes it.
+        make: returns the context manager that makes the change and undoes it.
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
@@ -44,5 +45,5 @@ def _ignore_warnings() -> Iterator[None]:
         yield
 
 
-WARNINGS_OFF = ProcessWide(_ignore_warnings)
+WARNINGS_OFF = ProcessSetting(_ignore_warnings)
 """Python's warnings off: their filters are the process's, also in `warnings.catch_warnings`."""
