@@ -502,7 +502,7 @@ def test_save_target_is_checked_before_the_model_is_loaded(
 def test_presets_list_names_all() -> None:
     result = invoke("presets", "list")
     assert result.exit_code == 0
-    assert all(f"{name}  keep " in result.stdout for name in preset_names())
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == preset_names()
     found = json.loads(invoke("presets", "list", "--json").stdout)
     assert [preset["name"] for preset in found] == preset_names()
 
@@ -554,6 +554,24 @@ def test_methods_lists_the_registry() -> None:
     assert [method["name"] for method in found] == list(METHODS)
     assert found[0]["options"][0]["choices"] == ["none", "row"]
     assert all(name in invoke("methods").stdout for name in METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_explained_with_its_paper_and_differences(name: str) -> None:
+    result = invoke("methods", name)
+    text = " ".join(result.stdout.split())
+    for part in ("Idea: ", "Why it works: ", "Paper: ", "Official code: ", "Differences: "):
+        assert text.count(part) == 1
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert json.loads(invoke("methods", name, "--json").stdout)["name"] == name
+
+
+def test_a_model_or_method_that_is_not_there_is_refused_with_a_suggestion() -> None:
+    assert json.loads(invoke("models", "QWEN2.5-VL-7B", "--json").stdout)["parameters"] == "7B"
+    for words, meant in (("models qwen2.5vl-7b", "qwen2.5-vl-7b"), ("methods entropi", "entropy")):
+        result = invoke(*words.split())
+        assert result.exit_code == 1
+        assert f"hint: did you mean {meant}? " in result.stderr
 
 
 def test_demo_writes_and_says_what_to_try(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -309,25 +309,37 @@ def shown(show: Any, values: Any, width: int = 80) -> str:
     return file.getvalue()
 
 
-def test_every_method_is_shown_with_its_options() -> None:
-    text = shown(console.show_methods, METHODS)
+def test_every_method_is_one_line_and_its_details_name_its_options() -> None:
+    rows = shown(console.show_methods, METHODS).splitlines()
+    assert [row.split()[:2] for row in rows[1:]] == [[name, METHODS[name].at] for name in METHODS]
     for name, method in METHODS.items():
-        assert f"{name}  at {method.at} by default" in text
+        details = shown(lambda one, to, name=name: console.show_method(name, one, "", to), method)
+        assert details.startswith(f"{name}: {method.summary}")
         for option in method.options:
-            assert option.name in text
+            assert f"(default {option.shown(option.default)})" in details
+            assert f"\n{option.name} " in details
 
 
-def test_every_preset_is_shown_with_its_stages() -> None:
-    text = shown(console.show_presets, [load_preset(name) for name in preset_names()])
-    assert "balanced  keep 0.3" in text
-    assert "stages    spread at input" in text
-    assert "stages    entropy at ecl, then random at horizon keeps 0.05" in text
+def test_every_preset_is_one_line() -> None:
+    presets = [load_preset(name) for name in preset_names()]
+    rows = shown(console.show_presets, presets).splitlines()
+    assert [row.split()[:2] for row in rows[1:]] == [
+        [preset.name, f"{preset.keep:g}"] for preset in presets
+    ]
+    assert "farthest-point selection over features" in rows[1]
 
 
 def test_every_model_is_shown_and_guesses_are_marked() -> None:
     found = [alias for alias in aliases() if alias.model_type in FAMILIES]
-    text = shown(console.show_models, found, 100)
+    text = shown(console.show_models, found)
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
-    assert rows["qwen2.5-vl-7b"][:4] == ["qwen2_5_vl", "7B", "1", "20"]
-    assert rows["llava-onevision-7b"][2] == "(2)"
-    assert "a default, not measured for this model" in text
+    assert rows["qwen2.5-vl-7b"][:4] == ["qwen2_5_vl", "7B", "28", "1"]
+    assert len(rows) == len(found) + 2
+    assert rows["llava-onevision-7b"][3] == "(2)"
+
+
+def test_a_model_is_shown_with_who_measured_it() -> None:
+    alias = next(alias for alias in aliases() if alias.name == "qwen2.5-vl-7b")
+    text = " ".join(shown(console.show_model, alias).split())
+    assert text.startswith("qwen2.5-vl-7b: Qwen/Qwen2.5-VL-7B-Instruct")
+    assert "layer 1: entropy collapse layer (released code (arXiv 2602.17196" in text

@@ -273,17 +273,17 @@ def test_a_preset_knows_which_of_its_methods_read_the_question() -> None:
 def test_lists_say_who_reads_the_question(tmp_path: Path) -> None:
     runner = CliRunner()
     shown = runner.invoke(cli, ["presets", "show", "balanced"])
-    assert "question  blind: keeps the same tokens whatever is asked" in shown.stderr
+    assert "question  blind: keeps the same tokens for every question" in shown.stderr
     mine = tmp_path / "mine.yaml"
     mine.write_text("keep: 0.3\nstages: [{at: 2, method: fastv}]\n")
     shown = runner.invoke(cli, ["presets", "show", str(mine)])
     assert shown.stdout == mine.read_text()
-    assert "read by fastv: a second one finds what the first left" in " ".join(shown.stderr.split())
+    assert "aware (fastv): keeps tokens for this question" in " ".join(shown.stderr.split())
     told = json.loads(runner.invoke(cli, ["presets", "show", str(mine), "--json"]).stdout)
     assert told["question_read_by"] == ["fastv"]
-    assert "blind: keeps the same" in runner.invoke(cli, ["presets", "list"]).stdout
-    listed = runner.invoke(cli, ["methods"]).stdout
-    assert "not with relevance none" in " ".join(listed.split())
+    details = runner.invoke(cli, ["methods", "cdpruner"]).stdout
+    assert "question aware: keeps tokens for this question" in " ".join(details.split())
+    assert "blind with relevance=none" in " ".join(details.split())
     methods = {
         one["name"]: one for one in json.loads(runner.invoke(cli, ["methods", "--json"]).stdout)
     }

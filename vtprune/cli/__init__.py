@@ -45,9 +45,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presets": ("vtprune.cli.presets:presets", "List, show and check presets."),
     "models": (
         "vtprune.cli.models:models",
-        "List the models with a short name, and where they can be cut.",
+        "List the models with a short name, or show one of them.",
     ),
-    "methods": ("vtprune.cli.methods:methods", "List the pruning methods and their options."),
+    "methods": ("vtprune.cli.methods:methods", "List the pruning methods, or explain one of them."),
     "demo": ("vtprune.cli.demo:demo", "Write sample clips, pictures and questions to DIR."),
 }
 """Name -> where the command lives, and the line about it in the group's help."""

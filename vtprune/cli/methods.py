@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from vtprune.cli import complete
 from vtprune.cli.help import Command
 from vtprune.cli.options import Flags, takes
+
+if TYPE_CHECKING:
+    from vtprune.pruners import Method
 
 EPILOG = """\b
 Examples:
   vtprune methods
+  vtprune methods entropy
   vtprune ask clip.mp4 "what happens?" --method entropy --at 2 -o norm=none
 """
 
 
 @click.command(cls=Command, epilog=EPILOG)
+@click.argument("name", required=False, shell_complete=complete.completer(complete.methods))
 @takes("json")
-def methods(flags: Flags) -> None:
-    """List the pruning methods and their options."""
-    from vtprune.pruners import METHODS
+def methods(name: str | None, flags: Flags) -> None:
+    """List the pruning methods, or explain one of them.
+
+    A question-aware method keeps tokens for the question asked; a question-blind one keeps the
+    same tokens for every question. NAME shows a method's idea, paper, differences from the
+    official code, and options.
+    """
+    from vtprune.pruners import METHODS, find_method
 
     if flags.json:
-        found = []
-        for name, method in METHODS.items():
-            values = dataclasses.asdict(method)
-            del values["path"]
-            found.append({"name": name, **values})
-        click.echo(json.dumps(found, indent=2))
+        listed = [_to_dict(one, find_method(one)) for one in ([name] if name else METHODS)]
+        click.echo(json.dumps(listed[0] if name else listed, indent=2))
         return
-    from vtprune.cli.console import show_methods, stdout_console
+    from vtprune.cli.console import show_method, show_methods, stdout_console
 
-    show_methods(METHODS, stdout_console())
+    if name is None:
+        show_methods(METHODS, stdout_console())
+    else:
+        method = find_method(name)
+        show_method(name, method, _docstring(method), stdout_console())
+
+
+def _to_dict(name: str, method: Method) -> dict[str, object]:
+    values = dataclasses.asdict(method)
+    del values["path"]
+    return {"name": name, **values}
+
+
+def _docstring(method: Method) -> str:
+    """Return the docstring of a method's file, without importing it and so torch."""
+    spec = find_spec(method.path.partition(":")[0])
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""

@@ -7,31 +7,47 @@ import json
 
 import click
 
+from vtprune.cli import complete
 from vtprune.cli.help import Command
 from vtprune.cli.options import Flags, takes
+from vtprune.errors import ModelError, quote
 
 EPILOG = """\b
 Examples:
   vtprune models
+  vtprune models qwen2.5-vl-7b
   vtprune models --json
 """
 
 
 @click.command(cls=Command, epilog=EPILOG)
+@click.argument("name", required=False, shell_complete=complete.completer(complete.models))
 @takes("json")
-def models(flags: Flags) -> None:
-    """List the models with a short name, and where they can be cut.
+def models(name: str | None, flags: Flags) -> None:
+    """List the models with a short name, or show one of them.
 
     Any other checkpoint of the same families works by its hub id or directory. ecl is the entropy
-    collapse layer, horizon the layer from which visual tokens are not needed any more.
+    collapse layer, horizon the information horizon: the layer from which on visual tokens are not
+    needed. NAME shows who measured them, and the decoder's sizes.
     """
     from vtprune.models import FAMILIES
-    from vtprune.models.names import aliases
+    from vtprune.models.names import aliases, closest_alias
 
-    found = [alias for alias in aliases() if alias.model_type in FAMILIES]
+    listed = [alias for alias in aliases() if alias.model_type in FAMILIES]
+    if name is not None:
+        chosen = [alias for alias in listed if name.lower() in (alias.name, alias.hub_id.lower())]
+        if not chosen:
+            close = closest_alias(name)
+            hint = f"did you mean {close}? " if close else ""
+            raise ModelError(f"no short name {quote(name)}", f"{hint}vtprune models lists them")
+        listed = chosen
     if flags.json:
-        click.echo(json.dumps([dataclasses.asdict(alias) for alias in found], indent=2))
+        values = [dataclasses.asdict(alias) for alias in listed]
+        click.echo(json.dumps(values if name is None else values[0], indent=2))
         return
-    from vtprune.cli.console import show_models, stdout_console
+    from vtprune.cli.console import show_model, show_models, stdout_console
 
-    show_models(found, stdout_console())
+    if name is None:
+        show_models(listed, stdout_console())
+    else:
+        show_model(listed[0], stdout_console())

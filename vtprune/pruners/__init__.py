@@ -22,7 +22,7 @@ METHODS: dict[str, Method] = {
     "entropy": Method(
         path="vtprune.pruners.entropy:Entropy",
         at="ecl",
-        summary="tokens whose states differ most between attention heads (matrix entropy)",
+        summary="states that differ most across attention heads",
         paper="EntropyPrune, arXiv 2602.17196",
         options=(
             Option("norm", "none", ("none", "row"), "none: as the authors run it; row: each "
@@ -33,15 +33,14 @@ METHODS: dict[str, Method] = {
     "divprune": Method(
         path="vtprune.pruners.divprune:DivPrune",
         at="input",
-        summary="tokens that are farthest from each other, one after the other",
+        summary="tokens farthest from each other",
         paper="DivPrune, arXiv 2503.02175",
         options=(COMPARED,),
     ),
     "spread": Method(
         path="vtprune.pruners.spread:Spread",
         at="schedule",
-        summary="tokens that are farthest from each other in what they show, when and where; deep "
-        "layers get a quarter of them",
+        summary="tokens farthest apart in state, time and place",
         paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         options=(
             Option("time", 1.0, (), "weight of time beside the states' cosine", 0, 4),
@@ -53,7 +52,7 @@ METHODS: dict[str, Method] = {
     "dart": Method(
         path="vtprune.pruners.dart:Dart",
         at="ecl",
-        summary="a few pivots with long keys, and the tokens that repeat them least; reads text",
+        summary="tokens least similar to a few pivot tokens",
         paper="DART, arXiv 2502.11494",
         options=(
             Option("visual_pivots", "4", ("1", "2", "4", "8", "16"), "how many visual tokens"),
@@ -66,8 +65,7 @@ METHODS: dict[str, Method] = {
     "cdpruner": Method(
         path="vtprune.pruners.cdpruner:CDPruner",
         at="input",
-        summary="a likely set of a determinantal point process: unlike each other, near the "
-                "question; reads text",
+        summary="diverse tokens that match the question",
         paper="CDPruner, arXiv 2506.10967",
         options=(
             Option("relevance", "text", ("text", "none"), "none: unlike each other, whatever is "
@@ -79,7 +77,7 @@ METHODS: dict[str, Method] = {
     "fastv": Method(
         path="vtprune.pruners.fastv:FastV",
         at="ecl",
-        summary="tokens that the prompt's last token attends to in the layer before the cut",
+        summary="tokens the last prompt token attends to most",
         paper="FastV, arXiv 2403.06764",
         lowest=1,
         reads_question=True,
@@ -87,8 +85,7 @@ METHODS: dict[str, Method] = {
     "pyramiddrop": Method(
         path="vtprune.pruners.pyramiddrop:PyramidDrop",
         at="schedule",
-        summary="ever fewer of the tokens that the prompt's last token attends to, after each "
-        "quarter of the layers",
+        summary="as fastv, fewer after each quarter of layers",
         paper="PyramidDrop, arXiv 2410.17247",
         lowest=1,
         schedule="vtprune.pruners.pyramiddrop:schedule",
@@ -97,7 +94,7 @@ METHODS: dict[str, Method] = {
     "sparsevlm": Method(
         path="vtprune.pruners.sparsevlm:SparseVLM",
         at="schedule",
-        summary="tokens that the question's telling words attend to; others merged into clusters",
+        summary="tokens question words attend to; rest clustered",
         paper="SparseVLM, arXiv 2410.04417",
         options=(
             Option("ratio", "budget", ("budget", "rank"), "rank: fewer than the budget where the "
@@ -113,7 +110,7 @@ METHODS: dict[str, Method] = {
     "visionzip": Method(
         path="vtprune.pruners.visionzip:VisionZip",
         at="input",
-        summary="tokens that the vision tower attends to; the others merged into a few",
+        summary="tokens the vision tower attends to; rest merged",
         paper="VisionZip, arXiv 2412.04467",
         options=(
             Option("contextual", "10/64", ("10/64", "20/64", "32/64", "none"), "the part of the "
@@ -123,15 +120,14 @@ METHODS: dict[str, Method] = {
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",
-        summary="the first frame, then tokens that differ most from the same place in the frame "
-        "before",
+        summary="tokens that changed most since the frame before",
         paper="EVS, arXiv 2510.14624",
         modalities=("video",),
     ),
     "holitom": Method(
         path="vtprune.pruners.holitom:HoliTom",
         at="input",
-        summary="runs that stay the same merged over time, then each frame's cluster centres",
+        summary="static runs merged over time, cluster centres",
         paper="HoliTom, arXiv 2505.21334",
         options=(
             Option("similar", "budget", ("budget",), "the cosine above which a token repeats the "
@@ -142,15 +138,14 @@ METHODS: dict[str, Method] = {
     "vidcom2": Method(
         path="vtprune.pruners.vidcom2:VidCom2",
         at="input",
-        summary="tokens unlike the means of their frame and video, more of them in unusual frames",
+        summary="tokens unlike their frame's and video's mean",
         paper="VidCom2, arXiv 2505.14454",
         modalities=("video",),
     ),
     "predictable": Method(
         path="vtprune.pruners.predictable:Predictable",
         at="pixels",
-        summary="frames that differ from the last kept one, and tiles that show more than the base "
-        "picture",
+        summary="frames and tiles that others don't predict",
         paper="baseline; for patches: PixelPrune",
         options=(
             Option("tolerance", 2.0, (), "the most levels, of 255, that what goes may differ by in "
@@ -161,7 +156,7 @@ METHODS: dict[str, Method] = {
     "random": Method(
         path="vtprune.pruners.random:Random",
         at="horizon",
-        summary="a uniform draw without replacement, seeded",
+        summary="a uniform random draw",
         paper="baseline; past the information horizon: arXiv 2512.07580",
     ),
     "uniform": Method(
@@ -172,20 +167,20 @@ METHODS: dict[str, Method] = {
     "pool": Method(
         path="vtprune.pruners.pool:Pool",
         at="input",
-        summary="the mean of every window of each picture, tile or frame; may keep fewer",
+        summary="the mean of every window of tokens",
         exact=False,
     ),
     "downsample": Method(
         path="vtprune.pruners.downsample:Downsample",
         at="pixels",
-        summary="all tokens of smaller pictures, or of fewer frames",
+        summary="every token of smaller pictures or fewer frames",
         exact=False,
         media=True,
     ),
     "vtw": Method(
         path="vtprune.pruners.vtw:Withdraw",
         at="horizon",
-        summary="nothing: all visual tokens go, from the layer that the budget allows on",
+        summary="nothing: all visual tokens go at the cut",
         paper="VTW, arXiv 2405.05803",
         drops_all=True,
     ),

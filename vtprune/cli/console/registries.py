@@ -1,102 +1,123 @@
-"""Methods, presets and models, as lists."""
+"""Methods, presets and models: an overview as a table, and the details of one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from vtprune.cli.console.tables import LABEL, labelled, show_table
+from vtprune.cli.console.tables import LABEL, labelled, show_facts, show_table
 
 if TYPE_CHECKING:
     from vtprune.models.names import Alias
-    from vtprune.preset import Preset, StageSpec
+    from vtprune.preset import Preset
     from vtprune.preset.calibration import Calibration
     from vtprune.pruners import Method
 
+FIGURES = {
+    "ecl": "entropy collapse layer",
+    "horizon": "information horizon",
+    "horizon_text": "information horizon of text-heavy inputs",
+}
+
 
 def show_methods(methods: Mapping[str, Method], console: Console) -> None:
-    """Prints every method with its options."""
-    names = [option.name for method in methods.values() for option in method.options]
-    label = max([LABEL, *map(len, names)])
-    for name, method in methods.items():
-        console.print(Text.assemble((name, "bold"), (f"  at {method.at} by default", "dim")))
-        lines = labelled(label=label)
-        lines.add_row("keeps", method.summary)
-        for option in method.options:
-            choices = f"{option.values} (default {option.shown(option.default)})"
-            lines.add_row(option.name, Text.assemble(choices, (f"  {option.help}", "dim")))
-        if method.reads_question:
-            lines.add_row("question", _reader(method))
-        if method.paper:
-            lines.add_row("paper", method.paper)
-        console.print(lines)
+    """Print one line for every method."""
+    rows = [
+        (name, method.at, "aware" if method.reads_question else "blind", method.summary)
+        for name, method in methods.items()
+    ]
+    show_table(("method", "cuts at", "question", "keeps"), rows, console)
+
+
+def show_method(name: str, method: Method, explanation: str, console: Console) -> None:
+    """Print what is known of one method, and its options.
+
+    Args:
+        explanation: the docstring of its file, whose last part is about the options.
+    """
+    console.print(Text.assemble((name, "bold"), f": {method.summary}"))
+    label = max([LABEL, *(len(option.name) for option in method.options)])
+    lines = labelled(label=label)
+    lines.add_row("cuts at", f"{method.at}, where nothing else is said")
+    lines.add_row("media", " and ".join(method.modalities))
+    lines.add_row("question", _question_use(method))
+    console.print(lines)
+    console.print(Text("\noptions" if method.options else "\nno options", "dim"))
+    lines = labelled(label=label)
+    for option in method.options:
+        values = f"{option.values} (default {option.shown(option.default)})"
+        lines.add_row(option.name, Text.assemble(values, (f"  {option.help}", "dim")))
+    console.print(lines)
+    text = explanation.partition("\n")[2].rpartition("\nOptions:")[0].strip()
+    for paragraph in re.split(r"\n\n|\n(?=Official code:|Differences:)", text):
+        console.print(Text("\n" + " ".join(paragraph.split())))
+
+
+def _question_use(method: Method) -> str:
+    if not method.reads_question:
+        return "blind: keeps the same tokens for every question"
+    option, value = method.blind or ("", "")
+    exception = f"; blind with {option}={value}" if option else ""
+    return (
+        f"aware: keeps tokens for this question; a follow-up on the same KV cache sees only "
+        f"those{exception}"
+    )
 
 
 def show_presets(presets: Iterable[Preset], console: Console) -> None:
-    """Prints every preset with its stages."""
-    for preset in presets:
-        keep = "" if preset.keep is None else f"  keep {preset.keep:g}"
-        console.print(Text.assemble((str(preset.name), "bold"), (keep, "dim")))
-        lines = labelled()
-        lines.add_row("", preset.description)
-        if preset.shared():
-            lines.add_row("stages", _stages(preset.stages_for("image")))
-        else:
-            for modality in ("image", "video"):
-                lines.add_row(modality, _stages(preset.stages_for(modality)))
-        lines.add_row("question", question_fact(preset))
-        console.print(lines)
+    """Print one line for every preset."""
+    rows = [
+        (
+            str(preset.name),
+            "" if preset.keep is None else f"{preset.keep:g}",
+            preset.description.partition(";")[0],
+        )
+        for preset in presets
+    ]
+    show_table(("preset", "<keep", "description"), rows, console)
 
 
 def question_fact(preset: Preset) -> str:
-    """Whether what a preset keeps depends on what is asked."""
+    """Return whether what a preset keeps depends on the question."""
     readers = preset.readers()
     if not readers:
-        return "blind: keeps the same tokens whatever is asked"
-    return f"read by {' and '.join(readers)}: a second one finds what the first left"
+        return "blind: keeps the same tokens for every question"
+    return (
+        f"aware ({' and '.join(readers)}): keeps tokens for this question; a follow-up on the same "
+        "KV cache sees only those"
+    )
 
 
-def _reader(method: Method) -> str:
-    told = "decides what is kept: a second one finds what the first left"
-    return f"{told}; not with {method.blind[0]} {method.blind[1]}" if method.blind else told
-
-
-def _stages(stages: Iterable[StageSpec]) -> str:
-    parts = []
-    for stage in stages:
-        keep = "" if stage.keep is None else f" keeps {stage.keep:g}"
-        per = "" if stage.per == "all" else f" per {stage.per}"
-        parts.append(f"{stage.method} at {stage.at}{keep}{per}")
-    return ", then ".join(parts)
-
-
-def show_models(aliases: Iterable[Alias], console: Console) -> None:
-    """Prints every short name, with where the model can be cut and who says so."""
-    headings = ("model", "family", "<size", "<ecl", "<horizon", "source")
-    known = [(alias, alias.calibration) for alias in aliases]
+def show_models(aliases: Sequence[Alias], console: Console) -> None:
+    """Print one line for every short name, with where the model can be cut."""
     rows = [
-        (alias.name, alias.model_type, alias.parameters, _figure(own, "ecl"),
-         _figure(own, "horizon"), _sources(own.sources))
-        for alias, own in known
+        (alias.name, alias.model_type, alias.parameters, str(alias.decoder["layers"]),
+         _layer(alias.calibration, "ecl"), _layer(alias.calibration, "horizon"))
+        for alias in aliases
     ]  # fmt: skip
-    show_table(headings, rows, console)
-    if any("default" in own.sources.values() for _, own in known):
+    show_table(("model", "family", "<size", "<layers", "<ecl", "<horizon"), rows, console)
+    if any("default" in alias.calibration.sources.values() for alias in aliases):
         console.print(Text("(in brackets: a default, not measured for this model)", "dim"))
 
 
-def _figure(known: Calibration, name: str) -> str:
-    layer = getattr(known, name)
-    return f"({layer})" if known.sources.get(name) == "default" else f"{layer} "
+def show_model(alias: Alias, console: Console) -> None:
+    """Print what is known of one model: its decoder, and who says where it can be cut."""
+    console.print(Text.assemble((alias.name, "bold"), f": {alias.hub_id}"))
+    decoder = ", ".join(f"{key} {value:,}" for key, value in alias.decoder.items())
+    calibration = alias.calibration
+    facts = [("family", alias.model_type), ("size", alias.parameters), ("decoder", decoder)]
+    for name, meaning in FIGURES.items():
+        if getattr(calibration, name) is not None:
+            source = calibration.sources.get(name, "default")
+            layer = f"layer {getattr(calibration, name)}"
+            facts.append((name.partition("_")[0], f"{layer}: {meaning} ({source})"))
+    show_facts(facts, console)
 
 
-def _sources(sources: Mapping[str, str]) -> str:
-    """Who says where to cut, in short: "ecl released code, horizon third party"."""
-    parts = [
-        f"{figure} {source.partition(' (')[0]}"
-        for figure, source in sources.items()
-        if source != "default" and figure in ("ecl", "horizon")
-    ]
-    return ", ".join(parts) or "default"
+def _layer(calibration: Calibration, name: str) -> str:
+    layer = getattr(calibration, name)
+    return f"({layer})" if calibration.sources.get(name) == "default" else f"{layer} "
