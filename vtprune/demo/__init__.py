@@ -26,6 +26,6 @@ def write(
     Raises:
         VtpruneError: the folder is a file or can't be written to, or `num` is less than 1.
     """
-    from .samples import write_samples
+    from vtprune.demo.samples import write_samples
 
     return write_samples(Path(directory), num, seed, split)

@@ -1,4 +1,4 @@
-"""Pixels of a scene: every frame at any size, and the labels of its patches."""
+"""Pixels of a scene: every frame, at any size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .world import COLOURS, SHAPES, Number, Scene, Thing, numbers_at, things_at
+from vtprune.demo.world import COLOURS, Number, Scene, Thing, numbers_at, things_at
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.float32]
@@ -28,7 +28,7 @@ GLYPHS = (
 
 
 def frame(scene: Scene, time: float, height: int = 0, width: int = 0) -> Frame:
-    """The scene at `time` in [0, 1] as (H, W, 3), at its own size or another."""
+    """Draw a scene at `time` in [0, 1], (H, W, 3), at its own size or another."""
     height, width = height or scene.height, width or scene.width
     rng = np.random.default_rng(scene.background)
     canvas = _background(rng, height, width)
@@ -39,49 +39,15 @@ def frame(scene: Scene, time: float, height: int = 0, width: int = 0) -> Frame:
         # Where a thing is and its colour may change, its shape and radius don't.
         index = [(t.shape, t.radius) for t in scene.things].index((thing.shape, thing.radius))
         colour = np.clip(np.array(COLOURS[thing.colour]) + shift[index], 0, 255)
-        _blend(canvas, *_place(thing, height, width), colour)
+        _blend(canvas, *place_shape(thing, height, width), colour)
     for number in numbers_at(scene, time):
-        plate, ink, top, left = _plate(number, height, width)
+        plate, ink, top, left = place_number(number, height, width)
         _blend(canvas, plate, top, left, np.full(3, 25 if dark else 225))
         _blend(canvas, ink, top, left, np.full(3, 240 if dark else 15))
     noise = _noise()
     y, x = np.random.default_rng([scene.background, int(time * 1000)]).integers(0, 64, size=2)
     canvas += grain * noise[y : y + height, x : x + width]
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-
-
-def labels(scene: Scene, time: float, height: int = 0, width: int = 0) -> NDArray[np.int64]:
-    """What each pixel shows, as (6, H, W); 0 is none.
-
-    Colour, shape, a number's tens and units, small (1) or large (2), and the cell of what is there.
-    """
-    height, width = height or scene.height, width or scene.width
-    out = np.zeros((6, height, width), dtype=np.int64)
-    for thing in things_at(scene, time):
-        mask, top, left = _place(thing, height, width)
-        part, mask = _window(out, mask, top, left)
-        part[0][mask > 0.5] = 1 + list(COLOURS).index(thing.colour)
-        part[1][mask > 0.5] = 1 + SHAPES.index(thing.shape)
-        part[4][mask > 0.5] = 1 + (thing.size == "large")
-        part[5][mask > 0.5] = 1 + 3 * thing.row + thing.column
-    for number in numbers_at(scene, time):
-        plate, _, top, left = _plate(number, height, width)
-        part, plate = _window(out, plate, top, left)
-        part[2][plate > 0.5] = 1 + int(number.digits[0])
-        part[3][plate > 0.5] = 1 + int(number.digits[1])
-        part[4][plate > 0.5] = 1 + number.large
-        part[5][plate > 0.5] = 1 + 3 * number.row + number.column
-    return out
-
-
-def _window(
-    canvas: NDArray[np.int64], mask: Mask, top: int, left: int
-) -> tuple[NDArray[np.int64], Mask]:
-    """The part of (C, H, W) under a mask laid at (top, left), and the mask's part inside it."""
-    height, width = canvas.shape[1:]
-    y0, x0 = max(top, 0), max(left, 0)
-    y1, x1 = min(top + mask.shape[0], height), min(left + mask.shape[1], width)
-    return canvas[:, y0:y1, x0:x1], mask[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def _blend(
@@ -98,7 +64,8 @@ def _blend(
     part += alpha * (colour.astype(np.float32) - part)
 
 
-def _place(thing: Thing, height: int, width: int) -> tuple[Mask, int, int]:
+def place_shape(thing: Thing, height: int, width: int) -> tuple[Mask, int, int]:
+    """Return the mask of a thing, and the top and left where it lies."""
     radius = max(round(thing.radius * min(height, width) * 2), 2) / 2
     mask = _shape_mask(thing.shape, radius)
     side = mask.shape[0]
@@ -107,7 +74,7 @@ def _place(thing: Thing, height: int, width: int) -> tuple[Mask, int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _shape_mask(shape: str, radius: float) -> Mask:
-    """A shape of this radius in pixels as an antialiased mask (side, side)."""
+    """Draw a shape of this radius in pixels as an antialiased mask, (side, side)."""
     side = int(2 * radius) + 2
     scale = 8
     image = Image.new("L", (side * scale, side * scale), 0)
@@ -141,7 +108,8 @@ def _shape_mask(shape: str, radius: float) -> Mask:
     return np.asarray(image.reduce(scale), dtype=np.float32) / np.float32(255)
 
 
-def _plate(number: Number, height: int, width: int) -> tuple[Mask, Mask, int, int]:
+def place_number(number: Number, height: int, width: int) -> tuple[Mask, Mask, int, int]:
+    """Return the masks of a number's plate and ink, and the top and left where they lie."""
     tall = max(round(number.height * min(height, width)), 4)
     plate, ink = _number_masks(number.digits, tall)
     top, left = number.y * height - plate.shape[0] / 2, number.x * width - plate.shape[1] / 2
@@ -150,7 +118,7 @@ def _plate(number: Number, height: int, width: int) -> tuple[Mask, Mask, int, in
 
 @functools.lru_cache(maxsize=8192)
 def _number_masks(digits: str, tall: int) -> tuple[Mask, Mask]:
-    """The plate and the ink of a number whose digits are `tall` pixels high."""
+    """Draw the plate and the ink of a number whose digits are `tall` pixels high."""
     dots = np.zeros((9, 6 * len(digits) + 1), dtype=np.uint8)
     for i, digit in enumerate(digits):
         rows = GLYPHS[int(digit)].split()
@@ -162,7 +130,7 @@ def _number_masks(digits: str, tall: int) -> tuple[Mask, Mask]:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """A dull ground: plain, gradient, stripes, checks or grain; far from the colours of things."""
+    """Draw a dull background: plain, gradient, stripes, checks or noise."""
     base = float(rng.uniform(45, 105)) + rng.uniform(-7, 7, size=3)
     other = base + rng.uniform(-22, 22)
     style, period = int(rng.integers(5)), float(rng.uniform(6, 24))
@@ -183,7 +151,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
 
 
 def _distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:
-    """Specks and thin lines in grey, which no question asks about."""
+    """Draw grey specks and thin lines, which no question asks about."""
     height, width = canvas.shape[:2]
     shorter = min(height, width)
     for _ in range(int(rng.integers(0, 7))):
@@ -196,5 +164,5 @@ def _distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _noise() -> NDArray[np.float32]:
-    """One fixed field of noise, from which each frame takes a window."""
+    """Return one fixed field of noise, from which each frame takes a window."""
     return np.random.default_rng(0).standard_normal((1100, 1100, 3), dtype=np.float32)

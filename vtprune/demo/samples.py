@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import VtpruneError
-from ..saving import save_file
-from .draw import Frame, frame
-from .questions import Question, draw_questions
-from .world import SPLITS, TILE, Scene, generator, make_clip, make_picture
+from vtprune.demo.draw import Frame, frame
+from vtprune.demo.questions import Question, draw_questions
+from vtprune.demo.world import SPLITS, TILE, Scene, generator, make_clip, make_picture
+from vtprune.errors import VtpruneError
+from vtprune.saving import save_file
 
 MOST_QUESTIONS = 4
 FRAMES_PER_SECOND = 8
@@ -36,7 +36,7 @@ PICTURE_SIZES = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One file to be: its name, its scene and the questions about it."""
+    """A file to write: its name, its scene and the questions about it."""
 
     name: str
     scene: Scene
@@ -44,7 +44,7 @@ class Sample:
 
 
 def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
-    """Files of `num` questions in all, clips and pictures in turn; the first asks what happens."""
+    """Draw clips and pictures in turn, with `num` questions; the first asks what happens."""
     left, index = num, 0
     while left > 0:
         rng = generator(split, seed + 4_000_000, index)
@@ -57,8 +57,8 @@ def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
             scene = make_picture(split, seed, index, size=size)
         questions = draw_questions(scene, rng, MOST_QUESTIONS)
         if index == 0:
-            asked = [q for q in questions if q.kind != "what_happens"]
-            questions = draw_questions(scene, rng, 1, ("what_happens",)) + asked
+            others = [q for q in questions if q.kind != "what_happens"]
+            questions = draw_questions(scene, rng, 1, ("what_happens",)) + others
         questions = questions[: min(left, MOST_QUESTIONS)]
         if questions:
             name = f"clip-{index:03d}.mp4" if scene.is_clip else f"picture-{index:03d}.png"
@@ -68,13 +68,13 @@ def samples(num: int, seed: int, split: str) -> Iterator[Sample]:
 
 
 def frames_of(scene: Scene) -> Frame:
-    """All frames of a scene as (T, H, W, 3); a picture has one."""
+    """Draw all frames of a scene, (T, H, W, 3); a picture has one."""
     times = np.linspace(0, 1, scene.num_frames) if scene.is_clip else np.zeros(1)
     return np.stack([frame(scene, float(time)) for time in times])
 
 
 def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict[str, str]]:
-    """See `vtprune.demo.write`."""
+    """Write samples; see `vtprune.demo.write`."""
     if num < 1:
         raise VtpruneError(f"num is {num}: the number of questions must be at least 1")
     if split not in SPLITS:
@@ -85,11 +85,11 @@ def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # A file without a name: a run that is killed here leaves nothing behind.
-        with tempfile.TemporaryFile(dir=directory) as made:
+        with tempfile.TemporaryFile(dir=directory) as buffer:
             for sample in samples(num, seed, split):
                 data = encode(sample.scene)
-                places[sample.name] = (made.tell(), len(data))
-                made.write(data)
+                places[sample.name] = (buffer.tell(), len(data))
+                buffer.write(data)
                 for question in sample.questions:
                     lines.append(
                         {
@@ -100,8 +100,8 @@ def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict
                         }
                     )
             for name, (start, length) in places.items():
-                made.seek(start)
-                save_file(directory / name, made.read(length), "DIR")
+                buffer.seek(start)
+                save_file(directory / name, buffer.read(length), "DIR")
     except OSError as error:
         message = f"{directory} can't be written to: {error.strerror or error}"
         raise VtpruneError(message, "free some space, or name another folder") from error
@@ -134,9 +134,9 @@ def _encode_clip(frames: Frame) -> bytes:
     try:
         av.codec.Codec("libx264", "w")
         # x264's look-ahead gives other bytes now and then; without it, the file is always the same.
-        steady = "mbtree=0:rc-lookahead=0:scenecut=0:bframes=0"
+        repeatable = "mbtree=0:rc-lookahead=0:scenecut=0:bframes=0"
         codec, options = "libx264", {"crf": "10", "preset": "veryfast", "threads": "1"}
-        options["x264-params"] = steady
+        options["x264-params"] = repeatable
     except ValueError:  # av.codec.codec.UnknownCodecError: a build without H.264
         codec, options = "mpeg4", {"qscale": "2", "threads": "1"}
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The world of the embedded model: scenes of coloured shapes and numbers, drawn by a seed."""
+"""The embedded model's world: scenes of coloured shapes and numbers, drawn at random by a seed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVENT_LENGTH = 0.22
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape: centre `x`, `y` in parts of the picture, `radius` of the shorter side."""
+    """A coloured shape; `x`, `y` in fractions of the picture, `radius` of its shorter side."""
 
     colour: str
     shape: str
@@ -104,7 +104,7 @@ class Scene:
 
 
 def generator(split: str, seed: int, index: int) -> np.random.Generator:
-    """The random generator of one scene: its seed is a hash of (split, seed, index)."""
+    """Return the random generator of one scene, seeded by a hash of (split, seed, index)."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: it must be one of {', '.join(SPLITS)}")
     digest = hashlib.sha256(f"{split}/{seed}/{index}".encode()).digest()
@@ -112,12 +112,12 @@ def generator(split: str, seed: int, index: int) -> np.random.Generator:
 
 
 def with_article(name: str) -> str:
-    """ "a red circle", "an orange ring"."""
+    """Return "a red circle", "an orange ring"."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def describe_event(scene: Scene, event: Event) -> str:
-    """The event in words: "red circle moves left", "a blue square appears"."""
+    """Return an event in words: "red circle moves left", "a blue square appears"."""
     if event.verb == "flashes":
         return f"number {scene.numbers[0].digits} flashes"
     name = scene.things[event.thing].name
@@ -127,27 +127,28 @@ def describe_event(scene: Scene, event: Event) -> str:
 
 
 def what_happens(scene: Scene) -> str:
-    """The clip's events in order, as one sentence."""
+    """Return a clip's events in order, as one sentence."""
     return ", then ".join(describe_event(scene, event) for event in scene.events)
 
 
 def make_picture(
     split: str, seed: int, index: int, *, size: tuple[int, int] = (TILE, TILE), most_things: int = 7
 ) -> Scene:
-    """A picture of `size` (height, width): things and numbers in the cells of a 3 x 3 grid."""
+    """Draw a picture of `size` (height, width): things and numbers in the cells of a 3 x 3 grid."""
     rng = generator(split, seed, index)
     height, width = size
     cells = [(int(cell) // 3, int(cell) % 3) for cell in rng.permutation(9)]
-    colours, shapes = _palette(rng)
+    colours, shapes = _draw_palette(rng)
     names = [
-        _pair(rng, split, colours, shapes) for _ in range(int(rng.integers(1, most_things + 1)))
+        _draw_pair(rng, split, colours, shapes)
+        for _ in range(int(rng.integers(1, most_things + 1)))
     ]
-    things = tuple(_thing(rng, *name, *cells.pop(), height, width) for name in names)
+    things = tuple(_draw_thing(rng, *name, *cells.pop(), height, width) for name in names)
     numbers = []
     if cells and rng.random() < 0.5:
-        numbers.append(_number(rng, True, *cells.pop(), height, width))
+        numbers.append(draw_number(rng, True, *cells.pop(), height, width))
     if cells and min(height, width) >= 2 * TILE - 40 and rng.random() < 0.6:
-        numbers.append(_number(rng, False, *cells.pop(), height, width))
+        numbers.append(draw_number(rng, False, *cells.pop(), height, width))
     return Scene(things, tuple(numbers), (), height, width, 1, int(rng.integers(2**31)))
 
 
@@ -161,16 +162,16 @@ def make_clip(
     most_things: int = 4,
     most_events: int = 3,
 ) -> Scene:
-    """A clip of 1 to `most_events` events, each in a third of the clip of its own."""
+    """Draw a clip of 1 to `most_events` events, each in another third of the clip."""
     rng = generator(split, seed, index)
     cells = [(int(cell) // 3, int(cell) % 3) for cell in rng.permutation(9)]
     names: list[tuple[str, str]] = []
     count = int(rng.integers(1, most_things + 1))
     while len(names) < count:
-        name = _pair(rng, split, list(COLOURS), list(SHAPES))
+        name = _draw_pair(rng, split, list(COLOURS), list(SHAPES))
         if name not in names:
             names.append(name)
-    things = [_thing(rng, *name, *cells.pop(), size, size, "large") for name in names]
+    things = [_draw_thing(rng, *name, *cells.pop(), size, size, "large") for name in names]
     numbers: list[Number] = []
     events: list[Event] = []
     slots = sorted(int(s) for s in rng.permutation(3)[: int(rng.integers(1, most_events + 1))])
@@ -182,7 +183,7 @@ def make_clip(
             if verb == "flashes":
                 if numbers or not cells:
                     continue
-                numbers.append(_number(rng, True, *cells.pop(), size, size))
+                numbers.append(draw_number(rng, True, *cells.pop(), size, size))
                 events.append(Event(verb, 0, slot, start, start + EVENT_LENGTH))
                 break
             if not untouched:
@@ -190,11 +191,11 @@ def make_clip(
             thing = untouched[-1]
             detail, steps = "", 0
             if verb == "moves":
-                detail, steps = _free_way(rng, things[thing], cells)
+                detail, steps = _draw_move(rng, things[thing], cells)
                 if not steps:
                     continue
             if verb == "turns":
-                detail = _new_colour(rng, split, things[thing], names)
+                detail = _draw_new_colour(rng, split, things[thing], names)
                 names.append((detail, things[thing].shape))
             untouched.pop()
             events.append(Event(verb, thing, slot, start, start + EVENT_LENGTH, detail, steps))
@@ -203,50 +204,37 @@ def make_clip(
     return Scene(tuple(things), tuple(numbers), tuple(events), size, size, num_frames, background)
 
 
-def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:
-    """A picture with up to `num` more numbers, large and small, in its free cells."""
-    taken = {(thing.row, thing.column) for thing in scene.things}
-    taken |= {(number.row, number.column) for number in scene.numbers}
-    cells = [(row, column) for row in range(3) for column in range(3)]
-    free = [cell for cell in cells if cell not in taken]
-    more = tuple(
-        _number(rng, bool(rng.integers(2)), *free[int(i)], scene.height, scene.width)
-        for i in rng.permutation(len(free))[:num]
-    )
-    return replace(scene, numbers=scene.numbers + more)
-
-
 def things_at(scene: Scene, time: float) -> list[Thing]:
-    """The things that are there at `time` in [0, 1], where and in the colour they are then."""
-    present = list(scene.things)
-    gone = set()
+    """Return the things in view at `time` in [0, 1], with their places and colours then."""
+    things = list(scene.things)
+    hidden = set()
     for event in scene.events:
         if event.verb == "moves":
-            thing = present[event.thing]
+            thing = things[event.thing]
             down, right = DIRECTIONS[event.detail]
             part = min(max((time - event.start) / (event.end - event.start), 0.0), 1.0)
             x, y = thing.x + right * part * event.steps / 3, thing.y + down * part * event.steps / 3
             row, column = thing.row, thing.column
             if part >= 0.5:
                 row, column = row + down * event.steps, column + right * event.steps
-            present[event.thing] = replace(thing, x=x, y=y, row=row, column=column)
+            things[event.thing] = replace(thing, x=x, y=y, row=row, column=column)
         elif event.verb == "turns" and time >= event.middle:
-            present[event.thing] = replace(present[event.thing], colour=event.detail)
+            things[event.thing] = replace(things[event.thing], colour=event.detail)
         elif event.verb == ("appears" if time < event.middle else "vanishes"):
-            gone.add(event.thing)
-    return [thing for i, thing in enumerate(present) if i not in gone]
+            hidden.add(event.thing)
+    return [thing for i, thing in enumerate(things) if i not in hidden]
 
 
 def numbers_at(scene: Scene, time: float) -> list[Number]:
-    """The numbers that are to be seen at `time` in [0, 1]."""
+    """Return the numbers in view at `time` in [0, 1]."""
     for event in scene.events:
         if event.verb == "flashes" and not event.start <= time <= event.end:
             return []
     return list(scene.numbers)
 
 
-def _palette(rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Colours and shapes to choose from: often only a few, so that counts above one are common."""
+def _draw_palette(rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Draw the colours and shapes to choose from: often few, so that some come twice."""
     colours, shapes = list(COLOURS), list(SHAPES)
     if rng.random() < 0.5:
         shapes = [shapes[i] for i in rng.permutation(6)[: int(rng.integers(1, 4))]]
@@ -255,10 +243,10 @@ def _palette(rng: np.random.Generator) -> tuple[list[str], list[str]]:
     return colours, shapes
 
 
-def _pair(
+def _draw_pair(
     rng: np.random.Generator, split: str, colours: list[str], shapes: list[str]
 ) -> tuple[str, str]:
-    """A colour and a shape; the held-out pairs in test alone, there one time in six."""
+    """Draw a colour and a shape; a held-out pair in test alone, there one time in six."""
     if split == "test" and rng.random() < 1 / 6:
         return sorted(HELD_OUT)[int(rng.integers(len(HELD_OUT)))]
     while True:
@@ -269,7 +257,7 @@ def _pair(
             colours, shapes = list(COLOURS), list(SHAPES)
 
 
-def _thing(
+def _draw_thing(
     rng: np.random.Generator,
     colour: str,
     shape: str,
@@ -282,18 +270,18 @@ def _thing(
     size = size or ("small", "large")[int(rng.integers(2))]
     low, high = (0.24, 0.28) if size == "small" else (0.40, 0.46)
     radius = float(rng.uniform(low, high)) / 3
-    x, y = _spot(rng, row, column, radius, radius, height, width)
+    x, y = _draw_centre(rng, row, column, radius, radius, height, width)
     return Thing(colour, shape, size, row, column, x, y, radius)
 
 
-def _number(
+def draw_number(
     rng: np.random.Generator, large: bool, row: int, column: int, height: int, width: int
 ) -> Number:
     digits = str(int(rng.integers(10, 100)))
     shorter = min(height, width)
     tall = float(rng.uniform(0.165, 0.18)) if large else float(rng.uniform(9.0, 11.0)) / shorter
     # From its centre, the plate under two digits is 0.93 of their height wide and 0.65 high.
-    x, y = _spot(rng, row, column, 0.93 * tall, 0.65 * tall, height, width)
+    x, y = _draw_centre(rng, row, column, 0.93 * tall, 0.65 * tall, height, width)
     if not large:
         x, y = (
             _inside_tile(x, 0.95 * tall, shorter, width),
@@ -302,10 +290,10 @@ def _number(
     return Number(digits, large, row, column, x, y, tall)
 
 
-def _spot(
+def _draw_centre(
     rng: np.random.Generator, row: int, column: int, rx: float, ry: float, height: int, width: int
 ) -> tuple[float, float]:
-    """A centre such that the object stays in its cell; rx, ry are fractions of the shorter side."""
+    """Draw a centre that keeps the object in its cell; rx, ry are fractions of the shorter side."""
     shorter = min(height, width)
     room_x = max(0.5 - 3 * rx * shorter / width, 0.0)
     room_y = max(0.5 - 3 * ry * shorter / height, 0.0)
@@ -315,7 +303,7 @@ def _spot(
 
 
 def _inside_tile(centre: float, half: float, shorter: int, length: int) -> float:
-    """The centre, moved so that a small number lies within one tile, not across two."""
+    """Move a centre so that a small number lies within one tile, not across two."""
     tiles = max(round(length / TILE), 1)
     reach = half * shorter / length
     first, last = int((centre - reach) * tiles), int((centre + reach) * tiles)
@@ -325,22 +313,22 @@ def _inside_tile(centre: float, half: float, shorter: int, length: int) -> float
     return border - reach - 1e-3 if centre < border else border + reach + 1e-3
 
 
-def _free_way(
+def _draw_move(
     rng: np.random.Generator, thing: Thing, cells: list[tuple[int, int]]
 ) -> tuple[str, int]:
-    """A direction and 1 or 2 steps over free cells, which are taken; 0 steps if there is none."""
+    """Draw a direction and 1 or 2 steps, and take the cells; 0 steps where no cell is free."""
     for direction in (list(DIRECTIONS)[i] for i in rng.permutation(4)):
         down, right = DIRECTIONS[direction]
-        way = [(thing.row + down * s, thing.column + right * s) for s in (1, 2)]
-        steps = 2 if all(cell in cells for cell in way) else int(way[0] in cells)
+        path = [(thing.row + down * s, thing.column + right * s) for s in (1, 2)]
+        steps = 2 if all(cell in cells for cell in path) else int(path[0] in cells)
         if steps:
-            for cell in way[:steps]:
+            for cell in path[:steps]:
                 cells.remove(cell)
             return direction, steps
     return "", 0
 
 
-def _new_colour(
+def _draw_new_colour(
     rng: np.random.Generator, split: str, thing: Thing, names: list[tuple[str, str]]
 ) -> str:
     while True:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune.demo.draw import Frame, frame, labels
-from vtprune.demo.questions import (
-    CLIP_KINDS,
-    EXTRA_KINDS,
-    KINDS,
-    PICTURE_KINDS,
-    Question,
-    draw_questions,
-)
-from vtprune.demo.world import TILE, Scene, generator, make_clip, make_picture, with_numbers
-
-from .checkpoint import END, make_tokenizer
-from .hints import IGNORED, name_labels, names_of, token_labels
+from vtprune._dev.training.checkpoint import END, make_tokenizer
+from vtprune._dev.training.extra_questions import EXTRA_KINDS, TRAINING_MAKERS
+from vtprune._dev.training.hints import IGNORED, name_labels, names_of, token_labels
+from vtprune._dev.training.labels import labels
+from vtprune.demo.draw import Frame, frame
+from vtprune.demo.questions import CLIP_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
+from vtprune.demo.world import TILE, Scene, draw_number, generator, make_clip, make_picture
 
 PREFIX = "<|im_start|>user "
 SUFFIX = "<|im_end|><|im_start|>assistant\n"
@@ -298,7 +292,7 @@ def make_batch(
             kinds = (*PICTURE_KINDS, *emphasis[0], *EXTRA_KINDS)
             if scene.is_clip:
                 kinds += (*CLIP_KINDS, *emphasis[1])
-        questions = draw_questions(scene, rng, layout.questions, kinds)
+        questions = draw_questions(scene, rng, layout.questions, kinds, TRAINING_MAKERS)
         rows = [encoder.row(question, layout.length) for question in questions]
         empty = [0] * layout.length, [IGNORED] * layout.length
         rows += [empty] * (layout.questions - len(rows))
@@ -367,6 +361,19 @@ def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
         if len(pixels) >= num:
             break
     return TileBatch(np.stack(pixels[:num]), np.stack(marks[:num], axis=1))
+
+
+def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:
+    """A picture with up to `num` more numbers, large and small, in its free cells."""
+    taken = {(thing.row, thing.column) for thing in scene.things}
+    taken |= {(number.row, number.column) for number in scene.numbers}
+    cells = [(row, column) for row in range(3) for column in range(3)]
+    free = [cell for cell in cells if cell not in taken]
+    more = tuple(
+        draw_number(rng, bool(rng.integers(2)), *free[int(i)], scene.height, scene.width)
+        for i in rng.permutation(len(free))[:num]
+    )
+    return replace(scene, numbers=scene.numbers + more)
 
 
 def patch_labels(marks: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
+from vtprune._dev.training.batches import PREFIX, Batch
+from vtprune._dev.training.checkpoint import PINPOINTS, make_tokenizer
+from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.packed import read_packed
 from vtprune.demo.world import TILE
-
-from .batches import PREFIX, Batch
-from .checkpoint import PINPOINTS, make_tokenizer
-from .hints import IGNORED
-from .packed import read_packed
 
 Layer = Callable[..., Tensor]
 

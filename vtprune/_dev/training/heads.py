@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from vtprune._dev.training.batches import Batch, TileBatch
+from vtprune._dev.training.forward import normalise
+from vtprune._dev.training.hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
 from vtprune.demo.world import COLOURS, SHAPES
-
-from .batches import Batch, TileBatch
-from .forward import normalise
-from .hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
 
 # The layers after which the hints are asked for, at visual tokens and at names.
 TOKEN_LAYER, NAME_LAYER = 6, 9

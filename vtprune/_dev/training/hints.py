@@ -11,9 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vtprune._dev.training.checkpoint import vocabulary
 from vtprune.demo.world import COLOURS, DIRECTIONS, SHAPES, Event, Scene, Thing, things_at
-
-from .checkpoint import vocabulary
 
 IGNORED = -100
 VERBS = ("none", "moves", "appears", "vanishes", "turns", "flashes")

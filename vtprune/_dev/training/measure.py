@@ -21,13 +21,13 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from vtprune._dev.arguments import Parser
-from vtprune.demo.questions import KINDS, Question, draw_questions, names_held_out
+from vtprune._dev.training.checkpoint import NUM_FRAMES
+from vtprune._dev.training.extra_questions import names_held_out
+from vtprune._dev.training.forward import normalise, resize, tiles
+from vtprune.demo.questions import KINDS, Question, draw_questions
 from vtprune.demo.samples import samples, write_file
 from vtprune.demo.score import is_right
 from vtprune.demo.world import TILE, generator, make_clip, make_picture
-
-from .checkpoint import NUM_FRAMES
-from .forward import normalise, resize, tiles
 
 MANNERS = ("seen", "blank", "exchanged")
 

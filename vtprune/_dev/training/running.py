@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-from .muon import Muon
+from vtprune._dev.training.muon import Muon
 
 
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:

@@ -20,15 +20,13 @@ from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from vtprune._dev.arguments import Parser
-from vtprune.demo.questions import KINDS
-
-from .batches import LAYOUTS, PREFIX, make_batch, tile_batch, training_batch
-from .checkpoint import make_model, make_tokenizer, save
-from .forward import answer_states
-from .heads import Dense, Hints, dense_loss, start_projector
-from .hints import IGNORED
-from .packed import decoder_layer
-from .running import (
+from vtprune._dev.training.batches import LAYOUTS, PREFIX, make_batch, tile_batch, training_batch
+from vtprune._dev.training.checkpoint import make_model, make_tokenizer, save
+from vtprune._dev.training.forward import answer_states
+from vtprune._dev.training.heads import Dense, Hints, dense_loss, start_projector
+from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.packed import decoder_layer
+from vtprune._dev.training.running import (
     average_gradients,
     log,
     optimisers,
@@ -38,6 +36,7 @@ from .running import (
     set_rates,
     write_atomically,
 )
+from vtprune.demo.questions import KINDS
 
 COMPILED = ("one of several", "picture", "picture 2x2", "clip 8")
 HINT_WEIGHT = 0.3
