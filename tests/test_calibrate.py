@@ -19,31 +19,34 @@ from transformers import PreTrainedModel
 
 from vtprune import __version__
 from vtprune.errors import ModelError, PresetError
-from vtprune.evaluation.calibrate import (
-    Change,
-    Settings,
-    calibrate,
-    entropy_curves,
+from vtprune.evaluation.bootstrap import Change, Gap, relative_change, relative_gap
+from vtprune.evaluation.calibration.calibrate import CalibrationSettings, calibrate, score_variant
+from vtprune.evaluation.calibration.entropy import (
+    curve_of,
+    entropy_curve,
     find_collapse,
-    find_horizon,
     matrix_entropy,
-    relative_change,
 )
-from vtprune.evaluation.calibrate.entropy import curve_of
-from vtprune.evaluation.calibrate.horizon import Gap, quality, questions_needed, relative_gap
-from vtprune.evaluation.calibrate.plot import draw_change, plot
-from vtprune.evaluation.calibrate.propose import Schedule, Search, Tried, schedules
-from vtprune.evaluation.calibrate.result import Information, Measured
-from vtprune.evaluation.calibrate.withdrawal import (
+from vtprune.evaluation.calibration.horizon import find_horizon, quality, questions_needed
+from vtprune.evaluation.calibration.layer_scores import (
     drop_scores,
     open_prefix,
     token_information,
     windows,
 )
+from vtprune.evaluation.calibration.plot import draw_change, plot
+from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.schedules import (
+    Schedule,
+    Tried,
+    list_schedules,
+    rank_schedules,
+)
+from vtprune.evaluation.runner import FileRunner, Settings
 from vtprune.inference import run
 from vtprune.inference.answers import Prompt, Score
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation
+from vtprune.inference.run import Generation, Loaded
 from vtprune.preset import load_preset
 from vtprune.preset.calibration import Calibration, read_calibration
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
@@ -102,18 +105,18 @@ def test_the_collapse_layer_has_the_largest_mean_drop_in_the_first_half() -> Non
 def test_a_curve_has_a_value_for_every_layer_that_states_enter() -> None:
     loaded = loaded_tiny("llava_onevision")
     prompt = prompt_of(loaded, "image")
-    curves = entropy_curves(loaded, [prompt.tensors])
-    assert curves.shape == (1, tiny.LAYERS)
-    assert bool(((curves > 0) & (curves < 1)).all())
+    curve = entropy_curve(loaded, prompt.tensors)
+    assert len(curve) == tiny.LAYERS
+    assert all(0 < entropy < 1 for entropy in curve)
     prefix = open_prefix(loaded, prompt, {})
     assert prefix is not None
-    assert prefix.curve == pytest.approx(curves[0].tolist(), abs=1e-5)
+    assert prefix.curve == pytest.approx(curve, abs=1e-5)
 
 
 def test_of_many_tokens_evenly_spaced_ones_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.tensor(CROSS).repeat_interleave(5, dim=0) + 3  # each of the four comes five times
     states = torch.cat([rows, torch.full((4, 2), 9.0)])[None]
-    monkeypatch.setattr("vtprune.evaluation.calibrate.entropy.MOST_TOKENS", 4)
+    monkeypatch.setattr("vtprune.evaluation.calibration.entropy.MOST_TOKENS", 4)
     assert curve_of([states, states], torch.arange(20), 1) == pytest.approx((1.0,))
 
 
@@ -312,7 +315,7 @@ KNOWN = Calibration(2, 10, None, {}, "file")
 
 
 def test_schedules_split_a_budget_between_tokens_and_layers() -> None:
-    found = schedules(0.25, 16, KNOWN, ("entropy", "uniform"))
+    found = list_schedules(0.25, 16, KNOWN, ("entropy", "uniform"))
     assert [one.name for one in found] == [
         "entropy at ecl",
         "entropy at ecl, random at horizon",
@@ -326,7 +329,7 @@ def test_schedules_split_a_budget_between_tokens_and_layers() -> None:
         "uniform at input, none from layer 13",
         "all, none from layer 4",
     ]
-    found += schedules(0.25, 16, KNOWN, ("spread", "pyramiddrop"))
+    found += list_schedules(0.25, 16, KNOWN, ("spread", "pyramiddrop"))
     assert [one.name for one in found[11:]] == [
         "spread, its own schedule",
         "spread at input",
@@ -349,29 +352,59 @@ def test_without_a_right_answer_agreement_is_what_counts() -> None:
 
 
 def test_a_horizon_that_was_not_found_is_in_no_schedule() -> None:
-    found = schedules(0.25, 16, replace(KNOWN, horizon=16), ("entropy",))
+    found = list_schedules(0.25, 16, replace(KNOWN, horizon=16), ("entropy",))
     assert not any("horizon" in one.name for one in found)
 
 
 @pytest.mark.parametrize("method", ["vtw", "predictable", "downsample"])
 def test_a_method_that_chooses_nothing_is_no_selector(method: str) -> None:
     with pytest.raises(PresetError, match=f"method {method} chooses no tokens") as caught:
-        schedules(0.25, 16, KNOWN, (method,))
+        list_schedules(0.25, 16, KNOWN, (method,))
     assert method not in str(caught.value.hint)
 
 
-def test_every_schedule_meets_its_budget_and_the_best_comes_first() -> None:
-    loaded = loaded_tiny("llava_onevision")
+@pytest.fixture
+def asked(tmp_path: Path) -> list[Asked]:
+    """Two questions on each of three pictures, one of them about text."""
+    found = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (90, 60), (80 * number, 30, 200)).save(path)
+        found += [Asked(path, "what?", "red"), Asked(path, "which number?", kind="ocr")]
+    return found
+
+
+def tried_on(
+    loaded: Loaded, asked: list[Asked], schedules: list[Schedule], keep: float, known: Calibration
+) -> tuple[Tried, ...]:
+    """What schedules do on questions about one file."""
+    runner = FileRunner(loaded, asked, Settings(), right_answers=True)
+    variants = [schedule.variant(keep) for schedule in schedules]
+    records = [
+        score_variant(runner, number, number, variant, known)
+        for number in range(len(asked))
+        for variant in variants
+    ]
+    before = [
+        quality(one, drop_scores(loaded, [prompt], None, {})[0][-1])
+        for one, prompt in zip(asked, runner.full.prompts, strict=True)
+    ]
+    return rank_schedules(schedules, variants, asked, records, before)
+
+
+def test_every_schedule_meets_its_budget_and_the_best_comes_first(
+    checkpoints, asked: list[Asked]
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
     known = Calibration(1, 4, None, {}, "file")
-    search = Search(loaded, 0.5, known, schedules(0.5, tiny.LAYERS, known))
-    prompt = prompt_of(loaded, "image")
-    before = drop_scores(loaded, [prompt], None, {})[0][-1]
-    search.prompt(prompt, {})
-    table = search.table([before], [prompt.asked])
-    assert len(table) == len(search.candidates)
+    schedules = list_schedules(0.5, tiny.LAYERS, known)
+    table = tried_on(loaded, asked[:1], schedules, 0.5, known)
+    assert len(table) == len(schedules)
+    prompt = FileRunner(loaded, asked[:1], Settings(), right_answers=True).full.prompts[0]
     visual = 4 / len(open_prefix(loaded, prompt, {}).layout)  # type: ignore[union-attr]
     assert all(0.5 - visual < one.keep_mean <= 0.5 + 1e-9 for one in table)
-    assert [one.mean for one in table] == sorted((one.mean for one in table), reverse=True)
+    means = [one.change.mean[0] for one in table if one.change]
+    assert means == sorted(means, reverse=True)
     assert not any(one.apart for one in table)  # one file can't tell
 
 
@@ -419,31 +452,19 @@ def test_of_few_files_it_is_said_that_they_are_too_few_and_not_that_schedules_ar
     assert bool(found.to_dict()["too_few"]) is few
 
 
-def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason() -> None:
-    loaded = loaded_tiny("llava_onevision")
+def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason(
+    checkpoints, asked: list[Asked]
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
     known = Calibration(1, 5, None, {}, "file")
-    stuck = schedules(0.3, tiny.LAYERS, known, ("random",))[0]
-    stuck = replace(stuck, name="stuck", stages=({"at": 4, "method": "random"},))
-    search = Search(loaded, 0.3, known, [stuck, *schedules(0.3, tiny.LAYERS, known, ("random",))])
-    prompt = prompt_of(loaded, "image")
-    search.prompt(prompt, {})
-    table = search.table([Score(0.5, 0.5, True)], [prompt.asked])
+    others = list_schedules(0.3, tiny.LAYERS, known, ("random",))
+    stuck = Schedule("stuck", ({"at": 4, "method": "random"},))
+    table = tried_on(loaded, asked[:1], [stuck, *others], 0.3, known)
     assert table[-1].schedule.name == "stuck"
     assert "keep 0.3 can't be reached" in table[-1].unreachable
 
 
 # -- all of it ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def asked(tmp_path: Path) -> list[Asked]:
-    """Two questions on each of three pictures, one of them about text."""
-    found = []
-    for number in range(3):
-        path = tmp_path / f"{number}.png"
-        Image.new("RGB", (90, 60), (80 * number, 30, 200)).save(path)
-        found += [Asked(path, "what?", "red"), Asked(path, "which number?", kind="ocr")]
-    return found
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "gemma3"])
@@ -452,7 +473,8 @@ def test_a_calibration_is_written_as_it_is_read(
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
     shown: list[tuple[str, int, int]] = []
-    settings = Settings(generation=Generation(max_new_tokens=2), keep=0.5, windows=1)
+    asking = Settings(generation=Generation(max_new_tokens=2))
+    settings = CalibrationSettings(asking, keep=0.5, windows=1)
     found = calibrate(loaded, asked, "mine.jsonl", settings, lambda *one: shown.append(one))
     assert ("calibrating", 2, 3) in shown
     assert (found.questions, found.labelled, found.inputs) == (6, 3, 3)
@@ -490,7 +512,7 @@ def test_every_file_is_encoded_once_to_measure_and_once_to_try_schedules(
     labelled = [replace(one, answer="red") for one in asked]
     calibrate(loaded, labelled)
     assert len(calls) == 3
-    calibrate(loaded, labelled, settings=Settings(keep=0.5, methods=("random",)))
+    calibrate(loaded, labelled, settings=CalibrationSettings(keep=0.5, methods=("random",)))
     assert len(calls) == 3 + 6
     handle.remove()
 
@@ -549,7 +571,7 @@ def test_a_method_that_is_not_known_is_told_before_anything_runs(
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     with pytest.raises(PresetError, match="unknown method 'entropie'"):
-        calibrate(loaded, asked, settings=Settings(keep=0.5, methods=("entropie",)),
+        calibrate(loaded, asked, settings=CalibrationSettings(keep=0.5, methods=("entropie",)),
                   on_progress=lambda *_: pytest.fail("it began"))  # fmt: skip
 
 
@@ -559,7 +581,11 @@ def test_running_out_of_memory_names_the_file(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("vtprune.evaluation.calibrate.measure.open_prefix", full)
+    monkeypatch.setattr("vtprune.evaluation.calibration.calibrate.open_prefix", full)
     loaded = run.load(str(checkpoints("llava_onevision")))
     with pytest.raises(ModelError, match=r"out of memory on cpu with .*0\.png"):
-        calibrate(loaded, asked, settings=Settings(generation=Generation(max_new_tokens=1)))
+        calibrate(
+            loaded,
+            asked,
+            settings=CalibrationSettings(Settings(generation=Generation(max_new_tokens=1))),
+        )

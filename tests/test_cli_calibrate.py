@@ -15,12 +15,12 @@ from PIL import Image
 from test_calibrate import measured
 
 from vtprune.cli import cli
-from vtprune.evaluation import calibrate
-from vtprune.evaluation.calibrate.horizon import Change, Gap
-from vtprune.evaluation.calibrate.propose import Schedule, Tried
-from vtprune.evaluation.calibrate.result import Information, Measured
-from vtprune.inference import run
+from vtprune.evaluation.bootstrap import Change, Gap
+from vtprune.evaluation.calibration import calibrate
+from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.schedules import Schedule, Tried
 from vtprune.inference.questions_file import Asked
+from vtprune.models import loading
 from vtprune.preset import load_preset
 from vtprune.preset.calibration import read_calibration
 
@@ -46,7 +46,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("COLUMNS", "80")
     found = Fake()
-    monkeypatch.setattr(run, "load", found.fake_load)
+    monkeypatch.setattr(loading, "load", found.fake_load)
     monkeypatch.setattr(calibrate, "calibrate", found.fake_calibrate)
     return found
 
@@ -184,8 +184,8 @@ def test_media_are_inputs_of_their_own_with_every_question(fake: Fake, folder: P
         Asked(Path(file), question) for file in ("a.png", "b.png") for question in
         ("what?", "where?")
     ]  # fmt: skip
-    assert (settings.sampling.frames, settings.generation.system) == (4, "brief")
-    assert settings.generation.max_new_tokens == 7
+    assert (settings.asking.sampling.frames, settings.asking.generation.system) == (4, "brief")
+    assert settings.asking.generation.max_new_tokens == 7
     assert (fake.load["name"], fake.load["device"]) == (None, "cpu")
 
 

@@ -17,8 +17,8 @@ from conftest import assert_refused
 from vtprune import demo
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
-from vtprune.evaluation import answering
-from vtprune.evaluation.records import Book, Record, read_records
+from vtprune.evaluation import runner
+from vtprune.evaluation.records import AnswersFile, Record, read_records
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_baselines_beside_a_row_keep_its_counts_question_by_question(
 def test_a_second_run_asks_nothing_again_and_says_the_same(
     whole: Result, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("asked again"))
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
                 "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
                 "--json")  # fmt: skip
@@ -162,9 +162,7 @@ def test_without_answers_agreement_is_measured(questions: Path) -> None:
     assert "accuracy" not in found.stdout
     assert "same" in found.stdout
     assert "5 questions about 2 files" in found.stderr
-    assert "random rows of 1 seed say little: 5 or more are wanted" in " ".join(
-        found.stderr.split()
-    )
+    assert "random rows of 1 seed say little: run 5 seeds or more" in " ".join(found.stderr.split())
 
 
 def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,14 +224,14 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, text:
     path = tmp_path / "mine.jsonl"
     path.write_text(text)
     with pytest.raises(VtpruneError, match=r"mine\.jsonl: holds the answers of another .* else"):
-        Book(path, {"a": 1})
+        AnswersFile(path, {"a": 1})
     assert path.read_text() == text
 
 
 def test_half_a_head_of_a_killed_run_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
     path.write_text('{"vtprune": {"a"')
-    Book(path, {"a": 1}).close()
+    AnswersFile(path, {"a": 1}).close()
     assert path.read_text() == '{"vtprune": {"a": 1}}\n'
 
 
@@ -246,7 +244,7 @@ def test_only_half_a_line_at_the_end_is_cut_off(tmp_path: Path) -> None:
     whole = "\n".join([HEAD, *LINES]) + "\n"
     for length in range(len(HEAD) + 1, len(whole) + 1):
         path.write_text(whole[:length])
-        with Book(path, {"a": 1}, 4) as book:
+        with AnswersFile(path, {"a": 1}, 4) as book:
             kept = whole[:length].rpartition("\n")[0].splitlines()[1:]
             if whole[:length].splitlines()[-1] in LINES:  # whole, but for the line's end
                 kept = whole[:length].splitlines()[1:]
@@ -290,7 +288,7 @@ def test_a_line_that_is_no_record_is_named_and_nothing_is_lost(
         path.write_text("\n".join(text))
         kept = path.read_bytes()
         with pytest.raises(VtpruneError, match=rf"book\.jsonl: has lines .*: {reason}") as caught:
-            Book(path, {"a": 1}, 4)
+            AnswersFile(path, {"a": 1}, 4)
         assert path.read_bytes() == kept
         assert len(caught.value.message) < 500
         with pytest.raises(VtpruneError, match=reason):
@@ -301,22 +299,22 @@ def test_many_lines_that_are_no_records_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
     path.write_text(HEAD + "\n" + "nonsense\n" * 6_000)
     with pytest.raises(VtpruneError, match=r"line 6: .*; and 5,995 more") as caught:
-        Book(path, {"a": 1})
+        AnswersFile(path, {"a": 1})
     assert len(caught.value.message) < 500
 
 
 def test_zeros_that_a_lost_power_left_at_the_end_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
     path.write_bytes(f"{HEAD}\n{LINES[0]}\n".encode() + b"\0" * 900)
-    with Book(path, {"a": 1}, 4) as book:
+    with AnswersFile(path, {"a": 1}, 4) as book:
         assert sorted(book.records) == [(0, "x")]
     assert path.read_text() == f"{HEAD}\n{LINES[0]}\n"
 
 
 OTHER = """
 import sys, pathlib
-from vtprune.evaluation.records import Book, Record, read_records
-with Book(pathlib.Path(sys.argv[1]), {"a": 1}, 4) as book:
+from vtprune.evaluation.records import AnswersFile, Record, read_records
+with AnswersFile(pathlib.Path(sys.argv[1]), {"a": 1}, 4) as book:
     book.add([Record(0, "x")])
     print(flush=True)
     sys.stdin.readline()
@@ -332,22 +330,22 @@ def test_a_second_run_on_one_file_is_refused_and_names_the_first(tmp_path: Path)
         who = f"process {other.pid}" if sys.platform == "linux" else "another process"
         for _ in range(2):  # a refusal does not let go of the other's lock
             with pytest.raises(VtpruneError, match=rf"book\.jsonl: {who} is writing its answers"):
-                Book(path, {"a": 1}, 4)
+                AnswersFile(path, {"a": 1}, 4)
         assert path.read_bytes() == kept
         other.kill()
         other.wait()
-    with Book(path, {"a": 1}, 4) as book:
+    with AnswersFile(path, {"a": 1}, 4) as book:
         assert sorted(book.records) == [(0, "x")]
         with pytest.raises(VtpruneError, match=rf"process {os.getpid()} is writing its answers"):
-            Book(path, {"a": 1}, 4)
+            AnswersFile(path, {"a": 1}, 4)
 
 
 SMALL_DISK = """
 import resource, sys, pathlib
 from vtprune.errors import VtpruneError
-from vtprune.evaluation.records import Book, Record, read_records
+from vtprune.evaluation.records import AnswersFile, Record, read_records
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-with Book(pathlib.Path(sys.argv[1]), {"a": 1}) as book:
+with AnswersFile(pathlib.Path(sys.argv[1]), {"a": 1}) as book:
     try:
         for number in range(100):
             book.add([Record(number, "x")])
@@ -364,14 +362,14 @@ def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
     count, _, message = found.stdout.strip().partition(" ")
     kept = rf"File too large \({count} answers kept in .*book\.jsonl\)"
     assert re.fullmatch(rf".*book\.jsonl: can't be written: {kept}", message)
-    with Book(path, {"a": 1}) as book:
+    with AnswersFile(path, {"a": 1}) as book:
         assert len(book.records) == int(count) > 0
 
 
 def test_an_interrupted_run_knows_what_it_kept(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
     stopped = KeyboardInterrupt()
-    book = Book(path, {"a": 1}, 4)
+    book = AnswersFile(path, {"a": 1}, 4)
     book.add([Record(0, "x")])
     book.__exit__(KeyboardInterrupt, stopped, None)
     assert stopped.__notes__ == [f"1 answer kept in {path}; the same command goes on from there"]

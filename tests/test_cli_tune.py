@@ -14,7 +14,7 @@ from test_tuning import Answerer
 
 from vtprune import demo
 from vtprune.cli import cli
-from vtprune.evaluation.tuning import run as tuning
+from vtprune.evaluation import tune as tuning
 from vtprune.evaluation.variants import UNPRUNED
 from vtprune.models import loading
 from vtprune.preset import load_preset

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vtprune._dev.training.asking import Job, Part, split_parts
 from vtprune._dev.training.results import all_cells, in_headline, of_medium, table
-from vtprune.evaluation.records import Book, Record
-from vtprune.evaluation.summary import summarise
+from vtprune.evaluation.records import AnswersFile, Record
+from vtprune.evaluation.rows import make_rows
 from vtprune.inference.questions_file import Asked
 
 ASKED = [Asked(Path(f"{n // 3}.png"), f"question {n}", "yes", kind="k") for n in range(30)]
@@ -74,7 +74,7 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
     for part in whole.parts:
         for rank in range(2):
             own = whole.share(part, rank)
-            book = Book(whole.path(part, rank), {})
+            book = AnswersFile(whole.path(part, rank), {})
             for place, number in enumerate(own):
                 book.add([
                     Record(place, cell.key, score=float(number % 3 == 0 or cell.keep == 1),
@@ -86,7 +86,7 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
     assert len(records) == sum(len(part.numbers) * len(part.cells) for part in whole.parts)
     assert all(one.score == (number % 3 == 0) for (number, key), one in records.items()
                if key != "unpruned")  # fmt: skip
-    rows = summarise(ASKED[:12], CELLS, {k: v for k, v in records.items() if k[0] < 12})
+    rows = make_rows(ASKED[:12], CELLS, {k: v for k, v in records.items() if k[0] < 12})
     lines = list(table(rows, (0.5, 0.3)))
     assert lines[2].startswith("| unpruned, 12 questions | 100.0 (100.0-100.0)")
     assert "| `divprune` at input | 33.3 (33.3-33.3) | 33.3 (33.3-33.3) |" in lines

@@ -13,8 +13,9 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import ModelError, PresetError
-from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.records import Book
+from vtprune.evaluation.evaluate import answer_all
+from vtprune.evaluation.records import AnswersFile
+from vtprune.evaluation.runner import Settings
 from vtprune.evaluation.variants import list_variants, repeat_variants
 from vtprune.inference import compare, downsampling, run
 from vtprune.inference.downsampling import Look, count, shrink
@@ -367,7 +368,7 @@ def test_questions_are_evaluated_on_less_of_each_file(checkpoints, clip: Path) -
     asked = [Asked(clip, "what?"), Asked(clip, "where is it?")]
     settings = Settings(generation=SHORT)
     cells = repeat_variants(list_variants(["downsample", "predictable"], [0.5, 0.05]), 1)
-    book = Book(None, {})
+    book = AnswersFile(None, {})
     answer_all(loaded, asked, cells, book, settings)
     key = {cell.row: cell.key for cell in cells}
     for number, one in enumerate(asked):

@@ -10,10 +10,10 @@ import pytest
 from conftest import save_clip, save_noise
 
 from vtprune.errors import DamagedError, MediaError, VtpruneError
-from vtprune.evaluation.answering import Settings, answer_all
-from vtprune.evaluation.intervals import difference, estimate, holm
-from vtprune.evaluation.records import Book
-from vtprune.evaluation.run import Plan, evaluate, head_of
+from vtprune.evaluation.bootstrap import difference, estimate, holm
+from vtprune.evaluation.evaluate import answer_all, evaluate, settings_head
+from vtprune.evaluation.records import AnswersFile
+from vtprune.evaluation.runner import Settings
 from vtprune.evaluation.scoring import chosen, pick_metric, score
 from vtprune.evaluation.variants import fingerprint, list_variants, repeat_variants
 from vtprune.inference import run
@@ -142,7 +142,7 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
     picture = save_noise(tmp_path / "a.png", 90, 150)
     asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
     cells = repeat_variants(list_variants(["entropy", "predictable"], [0.7]), 1)
-    book = Book(None, {})
+    book = AnswersFile(None, {})
     answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
     whole = [one for one in book.records.values() if not one.error]
     assert len(whole) >= 8
@@ -156,13 +156,13 @@ def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_
     asked = (Asked(save_noise(tmp_path / "a.png", 60, 60), "what?", "red"),)
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     settings = Settings(generation=Generation(max_new_tokens=3))
-    evaluate(loaded, Plan(asked, cells), settings, tmp_path / "answers.jsonl")
+    evaluate(loaded, asked, cells, settings, tmp_path / "answers.jsonl")
     for other in (
         (loaded, replace(settings, metric="exact")),
         (replace(loaded, calibration=Calibration(1, 2, None, {}, "file")), settings),
     ):
         with pytest.raises(VtpruneError, match="another evaluation"):
-            evaluate(other[0], Plan(asked, cells), other[1], tmp_path / "answers.jsonl")
+            evaluate(other[0], asked, cells, other[1], tmp_path / "answers.jsonl")
 
 
 def test_answers_know_the_places_that_they_were_cut_at(
@@ -170,9 +170,9 @@ def test_answers_know_the_places_that_they_were_cut_at(
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(Path("a.png"), "what?")]
-    before = head_of(loaded, asked, Settings())
+    before = settings_head(loaded, asked, Settings())
     moved = replace(loaded.known_places()[0], horizon=1)
-    assert head_of(replace(loaded, calibration=moved), asked, Settings()) != before
+    assert settings_head(replace(loaded, calibration=moved), asked, Settings()) != before
     own = load_preset("balanced")
     key = fingerprint(own)
     assert fingerprint(replace(own, description="said otherwise")) == key
@@ -192,7 +192,7 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     calls: list[int] = []
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
-    book = Book(None, {})
+    book = AnswersFile(None, {})
     answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
     handle.remove()
     assert len(calls) == len(pictures)
@@ -209,7 +209,7 @@ def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_
     said = {}
     for answers in ((None, None), ("red", None), ("red", "blue")):
         asked = tuple(Asked(picture, f"what {i}?", one) for i, one in enumerate(answers))
-        found = evaluate(loaded, Plan(asked, cells), settings)
+        found = evaluate(loaded, asked, cells, settings)
         said[answers] = (found.labelled, [one for one in found.warnings if "right answer" in one])
         assert not any("seeds say little" in one for one in found.warnings)
     assert said[None, None] == (False, [])
@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     settings = Settings(generation=Generation(max_new_tokens=3))
     book = tmp_path / "answers.jsonl"
-    found = evaluate(loaded, Plan(tuple(asked), cells), settings, book)
+    found = evaluate(loaded, asked, cells, settings, book)
     assert (found.questions, found.files) == (1, 1)
     assert {row.questions for row in found.rows} == {1}
     told = [warning for warning in found.warnings if "cut.png" in warning]
@@ -238,14 +238,14 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
     # Mended, it is asked; the other file is not asked again.
     cut.write_bytes((tmp_path / "long.png").read_bytes())
     before = book.read_text()
-    found = evaluate(loaded, Plan(tuple(asked), cells), settings, book)
+    found = evaluate(loaded, asked, cells, settings, book)
     assert (found.questions, found.files) == (3, 2)
     assert book.read_text().startswith(before)
     assert book.read_text().count("\n") == before.count("\n") + 2 * len(cells)
     # Broken again, its answers from then are in no row.
     cut.write_bytes((tmp_path / "long.png").read_bytes()[:4000])
     more = tuple(repeat_variants(list_variants(["entropy", "vtw"], [0.7]), 1))
-    found = evaluate(loaded, Plan(tuple(asked), more), settings, book)
+    found = evaluate(loaded, asked, more, settings, book)
     assert (found.questions, {row.questions for row in found.rows}) == (1, {1})
 
 
@@ -254,7 +254,7 @@ def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: P
     asked = [Asked(save_clip(tmp_path / f"clip {num}", num), "what?") for num in (3, 9)]
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(MediaError, match="no frame from 5 s on"):
-        evaluate(loaded, Plan(tuple(asked), cells), Settings(sampling=Sampling(start=5.0)))
+        evaluate(loaded, asked, cells, Settings(sampling=Sampling(start=5.0)))
 
 
 def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -263,4 +263,4 @@ def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Pat
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(DamagedError, match=r"cut\.png"):
-        evaluate(loaded, Plan((Asked(cut, "what?"),), cells))
+        evaluate(loaded, [Asked(cut, "what?")], cells)

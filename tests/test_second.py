@@ -17,10 +17,9 @@ from vtprune.cli import cli
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
-from vtprune.evaluation import answering, second
-from vtprune.evaluation.columns import Column
-from vtprune.evaluation.second import Conversation, converse, forced_second, greedy_second
-from vtprune.evaluation.turns import second_of
+from vtprune.evaluation import follow_up, runner
+from vtprune.evaluation.follow_up import Conversation, converse, forced_follow_up, greedy_follow_up
+from vtprune.evaluation.rows import RowRecords, compare_follow_ups
 from vtprune.evaluation.variants import FOLLOW_UP
 from vtprune.inference import run
 from vtprune.inference.answers import Prompt, extend, forced_logits, prepare
@@ -83,7 +82,7 @@ def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
     talk = conversation(loaded, media_files[kind])
     given = {"preset": preset} if preset else {"keep": 1.0}
     with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
-        together = forced_second(loaded, talk, ANSWER)
+        together = forced_follow_up(loaded, talk, ANSWER)
     with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
         expected = forced_logits(loaded, whole(talk))
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
@@ -109,7 +108,7 @@ def test_the_second_answer_is_what_generation_gives(
     loaded = run.load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
     with pruning(loaded.model, keep=1.0, inputs=PreparedInputs(talk.first.media)):
-        own = greedy_second(loaded, talk, 4)
+        own = greedy_follow_up(loaded, talk, 4)
     tensors = dict(whole(talk).tensors)
     ids = loaded.model.generate(**tensors, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
     expected = ids[0, tensors["input_ids"].shape[1] :]
@@ -148,20 +147,22 @@ def test_the_answer_follows_what_is_on_the_cache(
 # -- what is made of it --------------------------------------------------------------------------
 
 
-def column(values: dict[int, float], labelled: bool = True) -> Column:
-    found = [values[number] for number in sorted(values)]
-    return Column(sorted(values), found if labelled else None, found, [[] for _ in found])
+def row_records(values: dict[int, float], labelled: bool = True) -> RowRecords:
+    """Records of questions, two about each file."""
+    numbers = sorted(values)
+    found = [values[number] for number in numbers]
+    files = [f"{number // 2}.png" for number in numbers]
+    return RowRecords(numbers, files, found if labelled else None, found, [[] for _ in found])
 
 
 def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
-    asked = [Asked(Path(f"{i // 2}.png"), "?", "yes") for i in range(8)]
-    columns = {
-        "unpruned": column(dict.fromkeys(range(8), 1.0)),
-        "unpruned" + FOLLOW_UP: column({i: float(i != 0) for i in range(8)}),  # 7 of 8
-        "fastv": column({i: float(i != 1) for i in range(8)}),  # 7 of 8
-        "fastv" + FOLLOW_UP: column({i: float(i > 3) for i in range(8)}),  # 4 of 8
+    rows = {
+        "unpruned": row_records(dict.fromkeys(range(8), 1.0)),
+        "unpruned" + FOLLOW_UP: row_records({i: float(i != 0) for i in range(8)}),  # 7 of 8
+        "fastv": row_records({i: float(i != 1) for i in range(8)}),  # 7 of 8
+        "fastv" + FOLLOW_UP: row_records({i: float(i > 3) for i in range(8)}),  # 4 of 8
     }
-    found = second_of(asked, "fastv", "unpruned", columns, FOLLOW_UP)
+    found = compare_follow_ups("fastv", rows)
     assert found is not None
     assert (found.questions, found.quality.mean) == (8, 0.5)
     assert (found.unpruned, found.fresh) == (7 / 8, 7 / 8)
@@ -171,25 +172,24 @@ def test_what_asking_second_costs_is_what_it_costs_more_than_unpruned() -> None:
     assert found.change.mean == pytest.approx(-2 / 8)
     told = found.to_dict(labelled=True)
     assert told["accuracy"] == 0.5
-    own = second_of(asked, "unpruned", "unpruned", columns, FOLLOW_UP)
+    own = compare_follow_ups("unpruned", rows)
     assert own is not None
     assert own.change.mean == own.change.low == own.change.high == 0
 
 
 def test_only_questions_that_were_asked_both_ways_count() -> None:
-    asked = [Asked(Path(f"{i // 2}.png"), "?") for i in range(5)]
-    columns = {
-        "unpruned": column(dict.fromkeys(range(5), 1.0), labelled=False),
-        "unpruned" + FOLLOW_UP: column(dict.fromkeys(range(4), 1.0), labelled=False),
-        "fast": column(dict.fromkeys(range(5), 1.0), labelled=False),
-        "fast" + FOLLOW_UP: column({0: 1.0, 1: 0.0, 2: 1.0}, labelled=False),
+    rows = {
+        "unpruned": row_records(dict.fromkeys(range(5), 1.0), labelled=False),
+        "unpruned" + FOLLOW_UP: row_records(dict.fromkeys(range(4), 1.0), labelled=False),
+        "fast": row_records(dict.fromkeys(range(5), 1.0), labelled=False),
+        "fast" + FOLLOW_UP: row_records({0: 1.0, 1: 0.0, 2: 1.0}, labelled=False),
     }
-    found = second_of(asked, "fast", "unpruned", columns, FOLLOW_UP)
+    found = compare_follow_ups("fast", rows)
     assert found is not None
     assert (found.questions, found.quality.mean) == (3, pytest.approx(2 / 3))
     assert found.to_dict(labelled=False)["accuracy"] is None
-    del columns["fast" + FOLLOW_UP]
-    assert second_of(asked, "fast", "unpruned", columns, FOLLOW_UP) is None
+    del rows["fast" + FOLLOW_UP]
+    assert compare_follow_ups("fast", rows) is None
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def test_every_row_says_what_its_second_questions_came_to(rows: dict[str, Any]) 
 def test_second_answers_are_kept_and_not_asked_again(
     rows: dict[str, Any], questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "prepare", lambda *_: pytest.fail("asked again"))
-    monkeypatch.setattr(second, "converse", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(follow_up, "converse", lambda *_: pytest.fail("asked again"))
     again = invoke(questions, "--json")
     told = {row["row"]: row for row in json.loads(again.stdout)["rows"]}
     assert told == rows

@@ -25,9 +25,9 @@ from test_profile import example
 from test_profile import row as profiled
 
 from vtprune.cli import console
-from vtprune.cli.calibrated import show_calibration
 from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
-from vtprune.evaluation.calibrate.result import Information
+from vtprune.cli.console.calibration import show_calibration
+from vtprune.evaluation.calibration.result import Information
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names

@@ -12,18 +12,18 @@ import pytest
 from test_answers import loaded_tiny
 
 from vtprune.errors import PresetError, VtpruneError
-from vtprune.evaluation.answering import Settings
-from vtprune.evaluation.records import Book, Record
-from vtprune.evaluation.tuning import bound, candidates, run
-from vtprune.evaluation.tuning.bound import (
+from vtprune.evaluation import bootstrap, tune
+from vtprune.evaluation.bootstrap import (
     Quality,
     fewest_files,
     files_needed,
     highest_floor,
-    measure,
+    measure_quality,
 )
-from vtprune.evaluation.tuning.candidates import Plan, plan, split
-from vtprune.evaluation.tuning.result import Tuned
+from vtprune.evaluation.records import AnswersFile, Record
+from vtprune.evaluation.runner import Settings
+from vtprune.evaluation.tune import TuningPlan, plan_tuning, split
+from vtprune.evaluation.tuning_result import Tuning
 from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.questions_file import Asked
 from vtprune.models.base import Sampling
@@ -40,7 +40,7 @@ def by_file(kept: int, lost: int) -> tuple[list[float], list[float], list[str]]:
 
 
 def test_files_that_lose_nothing_show_what_the_rule_of_three_allows() -> None:
-    found = measure(*by_file(100, 0))
+    found = measure_quality(*by_file(100, 0))
     assert found.mean == 1
     assert found.lower == pytest.approx(0.05 ** (1 / 100))  # 0.9705, about 1 - 3 / 100
 
@@ -50,14 +50,14 @@ def test_files_that_lose_nothing_show_what_the_rule_of_three_allows() -> None:
     [(1, 200, 0.9765), (3, 60, 0.8758), (5, 200, 0.9482)],  # Clopper-Pearson, from tables
 )
 def test_yes_or_no_by_file_has_the_exact_bound(lost: int, whole: int, lower: float) -> None:
-    assert measure(*by_file(whole - lost, lost)).lower == pytest.approx(lower, abs=0.0015)
+    assert measure_quality(*by_file(whole - lost, lost)).lower == pytest.approx(lower, abs=0.0015)
 
 
 def test_many_questions_about_few_files_show_little() -> None:
     many = [1.0] * 400
     files = [str(i % 10) for i in range(400)]
-    assert measure(many, many, files).lower == pytest.approx(0.05 ** (1 / 10))  # 0.741
-    assert measure(many, many, [str(i) for i in range(400)]).lower > 0.99
+    assert measure_quality(many, many, files).lower == pytest.approx(0.05 ** (1 / 10))  # 0.741
+    assert measure_quality(many, many, [str(i) for i in range(400)]).lower > 0.99
 
 
 def test_what_is_lost_on_one_file_together_counts_as_one_loss() -> None:
@@ -65,7 +65,10 @@ def test_what_is_lost_on_one_file_together_counts_as_one_loss() -> None:
     together, apart = [1.0] * 400, [1.0] * 400
     together[:4] = [0.0] * 4
     apart[::100] = [0.0] * 4
-    one, four = measure(together, [1.0] * 400, files), measure(apart, [1.0] * 400, files)
+    one, four = (
+        measure_quality(together, [1.0] * 400, files),
+        measure_quality(apart, [1.0] * 400, files),
+    )
     assert one.mean == four.mean == 0.99
     assert one.lower < four.lower - 0.004
 
@@ -75,26 +78,26 @@ def test_accuracy_is_measured_over_that_of_the_unpruned_model() -> None:
     before = [1.0] * 60 + [0.0] * 20
     after = [1.0] * 57 + [0.0] * 23
     files = [str(i) for i in range(80)]
-    found = measure(after, before, files)
+    found = measure_quality(after, before, files)
     assert found.mean == pytest.approx(0.95)
-    assert found.lower == pytest.approx(measure(*by_file(57, 3)).lower, abs=0.005)
+    assert found.lower == pytest.approx(measure_quality(*by_file(57, 3)).lower, abs=0.005)
 
 
 def test_answers_that_pruning_corrects_count_for_it() -> None:
     before = [1.0] * 60 + [0.0] * 20
     after = [1.0] * 57 + [0.0] * 3 + [1.0] * 6 + [0.0] * 14
-    found = measure(after, before, [str(i) for i in range(80)])
+    found = measure_quality(after, before, [str(i) for i in range(80)])
     assert found.mean == pytest.approx(63 / 60)
     assert found.lower < 1 < found.mean
 
 
 def test_no_quality_to_begin_with_shows_nothing() -> None:
-    assert measure([1.0, 0.0], [0.0, 0.0], ["a", "b"]).lower == 0
+    assert measure_quality([1.0, 0.0], [0.0, 0.0], ["a", "b"]).lower == 0
 
 
 def test_the_bound_holds_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of 1 to 6 questions, a tenth of them bad for half of theirs: 95 % are kept."""
-    monkeypatch.setattr(bound, "DRAWS", 1000)
+    monkeypatch.setattr(bootstrap, "BOUND_DRAWS", 1000)
     rng = np.random.default_rng(1)
     wrong = 0
     for trial in range(200):
@@ -103,7 +106,7 @@ def test_the_bound_holds_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) ->
         files = np.repeat(np.arange(40), sizes)
         after = (rng.random(len(files)) < chance[files]).astype(float).tolist()
         names = [str(file) for file in files]
-        wrong += measure(after, [1.0] * len(after), names, trial).lower > 0.95
+        wrong += measure_quality(after, [1.0] * len(after), names, trial).lower > 0.95
     assert wrong <= 10  # 5 %
 
 
@@ -119,7 +122,7 @@ def test_files_needed_are_those_that_put_the_bound_at_the_floor() -> None:
     assert needed is not None
     # As many again of the same: 400 files with 4 losses have a bound of 0.977, 600 with 6 of 0.980.
     assert 500 < needed < 700
-    found = measure(*by_file(needed - round(needed / 100), round(needed / 100)))
+    found = measure_quality(*by_file(needed - round(needed / 100), round(needed / 100)))
     assert found.lower == pytest.approx(0.98, abs=0.001)
     assert files_needed(*by_file(98, 2), 0.98) is None
     assert files_needed(*by_file(50, 0), 0.98) == pytest.approx(149, abs=2)
@@ -152,55 +155,55 @@ def test_the_split_follows_from_names_and_seed_alone() -> None:
 
 
 def test_candidates_are_the_packaged_presets_and_two_baselines() -> None:
-    made = plan(asked_about(30), 0.8, [0.5])
-    names = {one.method or one.preset.name for one in made.lineup.variants}
+    made = plan_tuning(asked_about(30), 0.8, [0.5])
+    names = {one.method or one.preset.name for one in made.listed.variants}
     assert names == {*preset_names(), "uniform", "downsample"}
 
 
 def test_presets_and_methods_can_be_named() -> None:
-    made = plan(asked_about(30), 0.8, [0.5], ["fast"], ["random"])
-    names = [one.method or one.preset.name for one in made.lineup.variants]
+    made = plan_tuning(asked_about(30), 0.8, [0.5], ["fast"], ["random"])
+    names = [one.method or one.preset.name for one in made.listed.variants]
     assert names == ["random", "fast", "uniform", "downsample"]
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0, 1.5, -1.0, float("nan")])
 def test_a_floor_out_of_range_is_refused(floor: float) -> None:
     with pytest.raises(VtpruneError, match="is out of range") as caught:
-        plan(asked_about(300), floor)
+        plan_tuning(asked_about(300), floor)
     assert "above 0, below 1" in caught.value.hint
 
 
 def test_files_too_few_for_the_floor_are_refused_before_anything_runs() -> None:
     with pytest.raises(VtpruneError, match=r"30 files can't show --floor 0\.98: 20 of") as told:
-        plan(asked_about(30, each=50), 0.98)
+        plan_tuning(asked_about(30, each=50), 0.98)
     assert "149 are the fewest" in told.value.message
     # 223 - 74 = 149; 0.05^(1/20) = 0.8609
     assert told.value.hint.startswith("ask about 223 files or more")
     assert "--floor 0.86, the most that these can show" in told.value.hint
-    assert plan(asked_about(30), 0.86).size(True).files == 20
+    assert plan_tuning(asked_about(30), 0.86).size(True).files == 20
     with pytest.raises(VtpruneError, match="222 files can't show"):
-        plan(asked_about(222), 0.98)
-    assert plan(asked_about(223), 0.98).size(True).files == 149
+        plan_tuning(asked_about(222), 0.98)
+    assert plan_tuning(asked_about(223), 0.98).size(True).files == 149
 
 
 def test_two_files_leave_nothing_to_search_on() -> None:
     with pytest.raises(VtpruneError, match="2 files can't show") as told:
-        plan(asked_about(2), 0.04)
+        plan_tuning(asked_about(2), 0.04)
     assert told.value.hint.startswith("ask about 3 files")
 
 
 def test_answers_to_some_questions_only_are_left_aside_and_that_is_said() -> None:
     asked = [*asked_about(20), *asked_about(10, answer="red")]
-    made = plan(asked, 0.5, [0.5])
+    made = plan_tuning(asked, 0.5, [0.5])
     assert not made.labelled
     assert any("10 of 30 questions have a right answer" in note for note in made.notes)
 
 
 def test_what_can_not_be_tried_is_refused() -> None:
     with pytest.raises(PresetError, match=r"keep 1\.5 is not a fraction"):
-        plan(asked_about(30), 0.5, [1.5])
+        plan_tuning(asked_about(30), 0.5, [1.5])
     with pytest.raises(PresetError, match="unknown method 'entropi'"):
-        plan(asked_about(30), 0.5, [0.5], methods=["entropi"])
+        plan_tuning(asked_about(30), 0.5, [0.5], methods=["entropi"])
 
 
 # -- the search and the test ---------------------------------------------------------------------
@@ -220,7 +223,7 @@ class Answerer:
         loaded: Loaded,
         asked: Sequence[Asked],
         cells: Sequence[Variant],
-        book: Book,
+        book: AnswersFile,
         settings: Settings,
         on_progress: Any = None,
     ) -> None:
@@ -254,12 +257,12 @@ def loaded() -> Loaded:
 def tuned(
     loaded: Loaded,
     monkeypatch: pytest.MonkeyPatch,
-    made: Plan,
+    made: TuningPlan,
     answerer: Answerer,
     **given: Any,
-) -> Tuned:
-    monkeypatch.setattr(run, "answer_all", answerer.answer_all)
-    return run.tune(loaded, made, **given)
+) -> Tuning:
+    monkeypatch.setattr(tune, "answer_all", answerer.answer_all)
+    return tune.tune(loaded, made, **given)
 
 
 def down_to(keep: float, name: str = "fast") -> Rule:
@@ -275,10 +278,10 @@ def down_to(keep: float, name: str = "fast") -> Rule:
 def test_the_lowest_keep_that_loses_nothing_is_found(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = plan(asked_about(230), 0.98, [0.7, 0.5, 0.3, 0.1], ["balanced", "fast"])
+    made = plan_tuning(asked_about(230), 0.98, [0.7, 0.5, 0.3, 0.1], ["balanced", "fast"])
     found = tuned(loaded, monkeypatch, made, Answerer(down_to(0.3)))
     assert found.chosen is not None
-    assert (found.chosen.name, found.chosen.keep) == ("fast", 0.3)
+    assert (found.chosen.name, found.chosen.variant.keep) == ("fast", 0.3)
     assert found.chosen.held_out is not None
     assert found.chosen.held_out.quality == Quality(1.0, highest_floor(154))
     assert found.chosen.held_out.first_token_speedup == pytest.approx(1 / 0.3)
@@ -299,7 +302,7 @@ def test_the_lowest_keep_that_loses_nothing_is_found(
 def test_the_order_is_fixed_by_the_search_and_a_failure_ends_it(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(230), 0.98, [0.7, 0.5, 0.3, 0.1], ["fast"], ["entropy"])
+    made = plan_tuning(asked_about(230), 0.98, [0.7, 0.5, 0.3, 0.1], ["fast"], ["entropy"])
     searched = {one.file for one in made.part(False)}
     bad = {one.file for one in made.part(True)[:9]}
 
@@ -329,7 +332,7 @@ def test_the_order_is_fixed_by_the_search_and_a_failure_ends_it(
 def test_what_a_lower_keep_beats_is_not_tested(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.7, 0.5, 0.3], ["fast"])
+    made = plan_tuning(asked_about(60), 0.8, [0.7, 0.5, 0.3], ["fast"])
     lost = {made.part(False)[0].file}
 
     def rule(number: int, asked: Asked, cell: Variant) -> bool:
@@ -337,7 +340,7 @@ def test_what_a_lower_keep_beats_is_not_tested(
 
     answerer = Answerer(rule)
     found = tuned(loaded, monkeypatch, made, answerer)
-    assert [one.keep for one in found.tested] == [0.7, 0.3]
+    assert [one.variant.keep for one in found.tested] == [0.7, 0.3]
     assert {one.verdict for one in found.trials if one.label == "fast at keep 0.5"} == {"beaten"}
     assert {one.verdict for one in found.trials if one.name == "uniform at input"} == {
         "below the floor"
@@ -349,7 +352,7 @@ def test_what_a_lower_keep_beats_is_not_tested(
 def test_a_floor_that_nothing_holds_is_said_with_the_best(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(230), 0.98, [0.7, 0.5], ["fast"])
+    made = plan_tuning(asked_about(230), 0.98, [0.7, 0.5], ["fast"])
     found = tuned(loaded, monkeypatch, made, Answerer(lambda *_: False))
     assert found.chosen is None
     assert found.tested == ()
@@ -363,7 +366,7 @@ def test_a_floor_that_nothing_holds_is_said_with_the_best(
 def test_a_sample_that_is_the_limit_says_how_many_would_tell(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(230, each=2), 0.98, [0.5], ["fast"])
+    made = plan_tuning(asked_about(230, each=2), 0.98, [0.5], ["fast"])
     lost = made.part(True)[0].file  # 1 of 154 files: the bound is 0.9695
     found = tuned(loaded, monkeypatch, made, Answerer(
         lambda number, asked, cell: asked.file != lost))  # fmt: skip
@@ -378,7 +381,7 @@ def test_a_sample_that_is_the_limit_says_how_many_would_tell(
 def test_a_loss_below_the_floor_asks_for_no_more_questions(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(230), 0.98, [0.5], ["fast"])
+    made = plan_tuning(asked_about(230), 0.98, [0.5], ["fast"])
     lost = {one.file for one in made.part(True)[:20]}
     found = tuned(loaded, monkeypatch, made, Answerer(
         lambda number, asked, cell: asked.file not in lost))  # fmt: skip
@@ -389,7 +392,7 @@ def test_a_loss_below_the_floor_asks_for_no_more_questions(
 def test_with_right_answers_accuracy_over_the_unpruned_models_counts(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(60, answer="red"), 0.8, [0.5], ["fast"])
+    made = plan_tuning(asked_about(60, answer="red"), 0.8, [0.5], ["fast"])
     half = {one.file for part in (made.part(False), made.part(True)) for one in part[::2]}
 
     def in_half(*told: Any) -> bool:
@@ -408,7 +411,7 @@ def test_with_right_answers_accuracy_over_the_unpruned_models_counts(
 def test_a_model_that_is_never_right_has_no_accuracy_to_keep(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(60, answer="red"), 0.8, [0.5], ["fast"])
+    made = plan_tuning(asked_about(60, answer="red"), 0.8, [0.5], ["fast"])
     with pytest.raises(VtpruneError, match="has none of 20 questions right that are sea") as told:
         tuned(loaded, monkeypatch, made, Answerer(lambda *_: True, lambda _: False))
     assert "leave the answers out" in told.value.hint
@@ -421,7 +424,7 @@ def test_a_model_that_is_never_right_has_no_accuracy_to_keep(
 def test_a_candidate_that_can_not_run_is_left_out_with_its_reason(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.5], ["fast", "balanced"])
+    made = plan_tuning(asked_about(60), 0.8, [0.5], ["fast", "balanced"])
 
     def rule(number: int, asked: Asked, cell: Variant) -> Any:
         return "no such budget" if cell.name == "balanced" else cell.name == "fast"
@@ -437,7 +440,7 @@ def test_a_candidate_that_can_not_run_is_left_out_with_its_reason(
 def test_a_candidate_that_fails_to_run_on_the_held_out_part_ends_the_test(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.7, 0.5], ["fast"])
+    made = plan_tuning(asked_about(60), 0.8, [0.7, 0.5], ["fast"])
     last = made.part(True)[-1].file
 
     def rule(number: int, asked: Asked, cell: Variant) -> Any:
@@ -454,7 +457,7 @@ def test_a_preset_with_keeps_of_its_own_stands_where_it_really_keeps(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"stages": [{"at": "input", "method": "random", "keep": 0.25}]}
-    made = plan(asked_about(60), 0.8, [0.5], [own])
+    made = plan_tuning(asked_about(60), 0.8, [0.5], [own])
     found = tuned(loaded, monkeypatch, made, Answerer(lambda *_: True))
     assert [one.label for one in found.tested] == ["uniform at input at keep 0.5", "custom"]
     assert found.chosen is not None
@@ -467,7 +470,7 @@ def test_a_preset_with_keeps_of_its_own_stands_where_it_really_keeps(
 def test_the_file_looks_at_as_much_of_the_media_as_was_looked_at(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.5], ["document"])
+    made = plan_tuning(asked_about(60), 0.8, [0.5], ["document"])
     settings = Settings(sampling=Sampling(frames=12, max_tiles=3, start=1.5))
 
     def rule(number: int, asked: Asked, cell: Variant) -> bool:
@@ -484,7 +487,7 @@ def test_the_file_looks_at_as_much_of_the_media_as_was_looked_at(
 def test_a_models_name_can_not_leave_the_comment(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.5], ["fast"])
+    made = plan_tuning(asked_about(60), 0.8, [0.5], ["fast"])
     odd = replace(loaded, name="a\nkeep: 0.9\x07é")
     found = tuned(odd, monkeypatch, made, Answerer(lambda *_: True))
     path = tmp_path / "mine.yaml"
@@ -496,7 +499,7 @@ def test_a_models_name_can_not_leave_the_comment(
 def test_answers_that_are_there_are_not_asked_again(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = plan(asked_about(60), 0.8, [0.7, 0.5], ["fast"])
+    made = plan_tuning(asked_about(60), 0.8, [0.7, 0.5], ["fast"])
     first, again = Answerer(down_to(0.5)), Answerer(down_to(0.5))
     path = tmp_path / "answers.jsonl"
     one = tuned(loaded, monkeypatch, made, first, path=path)
@@ -504,13 +507,13 @@ def test_answers_that_are_there_are_not_asked_again(
     assert len(first.asked) > 60
     assert again.asked == []
     assert one.to_dict() == two.to_dict()
-    other = plan(asked_about(60), 0.8, [0.7, 0.5], ["fast"], seed=1)
+    other = plan_tuning(asked_about(60), 0.8, [0.7, 0.5], ["fast"], seed=1)
     with pytest.raises(VtpruneError, match="answers of another evaluation"):
         tuned(loaded, monkeypatch, other, again, path=path)
 
 
 def test_progress_is_counted_on_each_part(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plan(asked_about(60), 0.8, [0.5], ["fast"])
+    made = plan_tuning(asked_about(60), 0.8, [0.5], ["fast"])
     shown: list[tuple[str, int, int]] = []
     tuned(loaded, monkeypatch, made, Answerer(lambda *_: True),
           on_progress=lambda *told: shown.append(told))  # fmt: skip
@@ -520,4 +523,4 @@ def test_progress_is_counted_on_each_part(loaded: Loaded, monkeypatch: pytest.Mo
 
 
 def test_the_searched_share_is_a_third() -> None:
-    assert candidates.SEARCH == 3
+    assert tune.SEARCH == 3

@@ -1,4 +1,4 @@
-"""Which questions a command asks, and how their answers are scored."""
+"""What a command asks under which variants, and how answers are scored."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.flags import limits_from, read_question, sampling_from
-from vtprune.cli.options import Flags
+from vtprune.cli.flags import check_at, limits_from, read_question, sampling_from
+from vtprune.cli.options import Flags, method_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.answering import Settings
+    from vtprune.evaluation.runner import Settings
+    from vtprune.evaluation.variants import VariantList
+    from vtprune.inference.generation import Generation
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.preset import Preset
@@ -27,10 +29,10 @@ DEMO, DEMO_QUESTIONS = "demo", 200
 
 
 def check_metric(metric: str) -> None:
-    """Refuses a metric that there is not.
+    """Refuse a metric that does not exist.
 
     Raises:
-        VtpruneError: names those there are.
+        VtpruneError: with the metrics.
     """
     from vtprune.evaluation.scoring import METRICS
 
@@ -39,10 +41,10 @@ def check_metric(metric: str) -> None:
 
 
 def check_choices(metric: str, asked: Sequence[Asked]) -> None:
-    """Refuses to score by choices where there are none.
+    """Refuse to score by choices where a question has none.
 
     Raises:
-        VtpruneError: names the first such question.
+        VtpruneError: with the first such question.
     """
     bare = next((one for one in asked if not one.choices), None)
     if metric == "choice" and bare is not None:
@@ -59,7 +61,7 @@ def is_demo(source: str) -> bool:
 
 @contextmanager
 def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
-    """The embedded world's questions, written to a folder that goes afterwards."""
+    """Yield the embedded world's questions, written to a folder that is removed afterwards."""
     from vtprune import demo
     from vtprune.inference.questions_file import read_questions
 
@@ -74,7 +76,7 @@ def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
 def listed_or_media(
     inputs: Sequence[str], given: Sequence[str], limits: Limits
 ) -> tuple[list[Asked], str]:
-    """The questions of a list, or those given, about every file; and what they are called.
+    """Return the questions of a list, or the given ones about every file, and their source's name.
 
     Raises:
         VtpruneError: a list that is not alone, or a file that can't be opened.
@@ -101,24 +103,80 @@ def listed_or_media(
     return asked, source
 
 
-def settings_from(flags: Flags, user: Flags, media: Preset, metric: str, demo: bool) -> Settings:
-    """How questions are asked and scored.
+@contextmanager
+def asked_questions(
+    inputs: Sequence[str], flags: Flags, split: str, media: bool = True
+) -> Iterator[list[Asked]]:
+    """Yield the questions of a list, those about media, or the embedded world's.
 
     Args:
-        media: the preset that says how much of the media is looked at.
+        split: of the embedded world, "dev" or "test".
+        media: inputs may be media files; else a list, whatever its name.
+
+    Raises:
+        VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
+    """
+    from vtprune.evaluation.evaluate import limit_questions
+    from vtprune.inference.questions_file import read_questions
+    from vtprune.media import open_sources
+
+    check_metric(flags.metric)
+    if len(inputs) == 1 and is_demo(inputs[0]):
+        with demo_questions(flags.limit, split) as asked:
+            check_choices(flags.metric, asked)
+            yield asked
+    else:
+        limits = limits_from(flags)
+        asked = (
+            listed_or_media(inputs, flags.question, limits)[0]
+            if media
+            else read_questions(inputs[0])
+        )
+        asked = limit_questions(asked, flags.limit)
+        open_sources(dict.fromkeys(one.file for one in asked), limits)  # before a long load
+        check_choices(flags.metric, asked)
+        yield asked
+
+
+def variants_from(flags: Flags, user: Flags) -> VariantList:
+    """Return the variants of a table; of the user's preset where none is named.
+
+    Raises:
+        VtpruneError: every fault of what was asked.
+    """
+    from vtprune.evaluation.variants import list_variants
+    from vtprune.preset import DEFAULT
+
+    check_at(flags)
+    presets = flags.presets
+    if not (flags.methods or presets):
+        presets = (user.preset or DEFAULT,)
+    options = method_options(flags.option)
+    return list_variants(flags.methods, flags.keeps, presets, flags.at, options, flags.seed)
+
+
+def generation_from(flags: Flags, user: Flags, longest: int) -> Generation:
+    """Return how an answer is decoded: greedily, at most so many tokens."""
+    from vtprune.inference.generation import Generation
+
+    return Generation(longest, system=user.system or "" if flags.system is None else flags.system)
+
+
+def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) -> Settings:
+    """Return how questions are asked and scored.
+
+    Args:
+        media: the preset that says how frames and tiles are sampled.
         demo: the questions are the embedded world's.
     """
     from vtprune.demo.score import rate
-    from vtprune.evaluation.answering import Settings
+    from vtprune.evaluation.runner import Settings
     from vtprune.evaluation.scoring import score
-    from vtprune.inference.generation import Generation
 
+    metric = flags.metric
     settings = Settings(
         sampling=sampling_from(media, flags),
-        generation=Generation(
-            flags.max_new_tokens or LONGEST,
-            system=flags.system if flags.system is not None else user.system or "",
-        ),
+        generation=generation_from(flags, user, flags.max_new_tokens or LONGEST),
         limits=limits_from(flags),
         score=lambda asked, given: score(asked.answer or "", given, asked.choices, metric),
         metric=metric,

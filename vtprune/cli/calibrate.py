@@ -1,29 +1,22 @@
-"""`vtprune calibrate`: questions in, where a model can be cut out."""
+"""`vtprune calibrate`: the layers where a model can be cut, measured on questions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.asking import LONGEST, listed_or_media
-from vtprune.cli.flags import (
-    limits_from,
-    loading_from,
-    sampling_from,
-)
+from vtprune.cli.asking import LONGEST, listed_or_media, settings_from
+from vtprune.cli.flags import limits_from, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import LOADING, MEDIA, Flags, method_options, takes
 from vtprune.cli.results import CHARTS, charts, check_saves, json_file, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.calibrate import Measured
-    from vtprune.inference.questions_file import Asked
-    from vtprune.media import Limits
+    from vtprune.evaluation.calibration.result import Measured
 
 EPILOG = """\b
 Examples:
@@ -35,25 +28,6 @@ Examples:
 """
 
 FORMATS = (".yaml", ".yml", ".json", *CHARTS)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is measured beside the two layers, and where everything goes.
-
-    Args:
-        windows: inputs whose token information is measured.
-        keep: a budget to try schedules for.
-        methods: that they select tokens by; () for the usual ones.
-        options: of every one of them that has such an option.
-        preset: where the best schedule is written as a preset; None: nowhere.
-    """
-
-    windows: int
-    keep: float | None
-    methods: tuple[str, ...]
-    options: Mapping[str, str]
-    preset: Path | None
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -85,115 +59,83 @@ class Wanted:
     needs_save=True,
 )
 def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
-    """Find the layers where a model can be cut, on questions of yours.
+    """Find the layers where a model can be cut, on your own questions.
 
-    The entropy collapse layer (ecl) is where the visual tokens begin to say the same; the
-    information horizon is the layer from which on they are not needed at all. QUESTIONS.jsonl has
-    lines as `vtprune demo` writes them: file, question and, where known, answer and kind; kinds
-    number_*, ocr, text, document, chart and table count as text-heavy, and get a horizon of their
-    own. With an answer, its probability is what counts; without, agreement: whether the unpruned
-    model's own is still given. 50 files or more are wanted.
+    At the entropy collapse layer (ecl) the visual tokens become alike; from the information horizon
+    on, answers do not need them at all. QUESTIONS.jsonl has lines as `vtprune demo` writes them:
+    file, question and, where known, answer and kind; kinds number_*, ocr, text, document, chart and
+    table count as text-heavy, and get their own horizon. Quality is the probability of the right
+    answer; for questions without one, whether the unpruned model's answer is still given. Use 50
+    files or more.
     """
-    from vtprune.cli.calibrated import show_calibration
     from vtprune.cli.config import load_config
-    from vtprune.cli.output import libraries_silenced, to_json
+    from vtprune.cli.console.calibration import show_calibration
+    from vtprune.cli.output import libraries_silenced, progress_line, to_json
+    from vtprune.evaluation.calibration.calibrate import CalibrationSettings
+    from vtprune.evaluation.calibration.calibrate import calibrate as run
+    from vtprune.models.loading import load
+    from vtprune.preset import Preset
 
     user = load_config()
-    wanted = Wanted(
+    _check(flags)
+    asked, source = listed_or_media(inputs, flags.question, limits_from(flags))
+    files: list[str | Path] = [*inputs, *(one.file for one in asked)]
+    check_saves(flags.saves, FORMATS, files, {"--propose-preset": flags.propose_preset})
+    settings = CalibrationSettings(
+        settings_from(flags, user, Preset()),
         flags.windows,
         flags.propose,
         flags.methods,
         method_options(flags.option),
-        flags.propose_preset,
-    )
-    _check(wanted)
-    limits = limits_from(flags)
-    asked, source = listed_or_media(inputs, flags.question, limits)
-    check_saves(
-        flags.saves,
-        FORMATS,
-        [*inputs, *(one.file for one in asked)],
-        {"--propose-preset": flags.propose_preset},
+        flags.seed or 0,
     )
     written: list[Path] = []
     with libraries_silenced():
-        measured = _measure(flags, user, wanted, asked, source, limits)
+        with progress_line(flags.quiet) as show:
+            loaded = load(**loading_from(flags, user), on_progress=show)
+            measured = run(loaded, asked, source, settings, show)
         try:
-            for path in _write(flags.saves, wanted, measured):
+            for path in _write(flags, measured):
                 written.append(path)
-        finally:  # a file that can't be written costs no table
+        finally:  # also where a file can't be written
             if flags.json:
                 click.echo(to_json(measured.to_dict()))
             else:
                 show_calibration(measured, written, flags.quiet)
 
 
-def _check(wanted: Wanted) -> None:
-    """Refuses what can't be, before anything is read."""
+def _check(flags: Flags) -> None:
+    """Refuse methods and options that don't fit, before anything is read."""
+    from vtprune.evaluation.calibration.schedules import SELECTORS
     from vtprune.evaluation.variants import split_options
     from vtprune.preset import check_keep
     from vtprune.pruners import check_options, find_method
 
-    if wanted.keep is not None:
-        check_keep(wanted.keep)
-        for name in wanted.methods:
-            find_method(name)
-        if wanted.options:
-            from vtprune.evaluation.calibrate.propose import SELECTORS
-
-            split = split_options(wanted.methods or SELECTORS, wanted.options)
-            for name, options in split.items():
-                check_options(name, options)
-    for option, given in (
-        ("--methods", bool(wanted.methods)),
-        ("-o", bool(wanted.options)),
-        ("--propose-preset", wanted.preset is not None),
-    ):
-        if given and wanted.keep is None:
-            raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
+    given = method_options(flags.option)
+    if flags.propose is None:
+        for option, value in (("--methods", flags.methods), ("-o", given),
+                              ("--propose-preset", flags.propose_preset)):  # fmt: skip
+            if value:
+                raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
+        return
+    check_keep(flags.propose)
+    for name in flags.methods:
+        find_method(name)
+    for name, options in split_options(flags.methods or SELECTORS, given).items():
+        check_options(name, options)
 
 
-def _measure(
-    flags: Flags, user: Flags, wanted: Wanted, asked: list[Asked], source: str, limits: Limits
-) -> Measured:
-    from vtprune.cli.output import progress_line
-    from vtprune.evaluation.calibrate import Settings, calibrate
-    from vtprune.inference import run
-    from vtprune.preset import Preset
-
-    settings = Settings(
-        sampling=sampling_from(Preset(), flags),
-        generation=run.Generation(
-            max_new_tokens=flags.max_new_tokens or LONGEST,
-            system=flags.system if flags.system is not None else user.system or "",
-        ),
-        limits=limits,
-        windows=wanted.windows,
-        keep=wanted.keep,
-        methods=wanted.methods,
-        options=wanted.options,
-        seed=flags.seed or 0,
-    )
-    with progress_line(flags.quiet) as show:
-        loaded = run.load(**loading_from(flags, user), on_progress=show)
-        return calibrate(loaded, asked, source, settings, show)
-
-
-def _write(saves: Sequence[Path], wanted: Wanted, measured: Measured) -> Iterator[Path]:
-    """Writes everything that has a place to be; each place as soon as it is written."""
+def _write(flags: Flags, measured: Measured) -> Iterator[Path]:
+    """Write every file that was asked for, and yield it as soon as it is there."""
+    from vtprune.evaluation.calibration.plot import plot
     from vtprune.saving import save_file
-
-    def draw(kind: str) -> bytes:
-        from vtprune.evaluation.calibrate.plot import plot
-
-        return plot(measured, kind)
 
     makers: dict[str, Callable[[], bytes]] = {
         **dict.fromkeys((".yaml", ".yml"), lambda: measured.calibration_text().encode()),
         ".json": lambda: json_file(measured.to_dict()),
-        **charts(draw),
+        **charts(lambda kind: plot(measured, kind)),
     }
-    yield from write_saves(saves, makers)
-    if wanted.preset is not None and measured.best() is not None:
-        save_file(wanted.preset, measured.preset_text().encode(), "--propose-preset")
-        yield wanted.preset
+    yield from write_saves(flags.saves, makers)
+    if flags.propose_preset is not None and measured.best() is not None:
+        save_file(flags.propose_preset, measured.preset_text().encode(), "--propose-preset")
+        yield flags.propose_preset

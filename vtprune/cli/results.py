@@ -6,8 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vtprune.cli.options import Flags
 
 CHARTS = (".png", ".svg")
 SUFFIXES = (".json", ".csv", *CHARTS)
@@ -50,6 +56,43 @@ def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
     for path in saves:
         save_file(path, makers[path.suffix.lower()](), "--save")
         yield path
+
+
+class Result(Protocol):
+    """A command's result: rows of figures."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+
+    def to_csv(self) -> str:
+        """Return a line for each row."""
+
+
+def save_and_show(
+    result: Result,
+    flags: Flags,
+    tables: Callable[[Mapping[str, object], Console], None],
+    notes: Callable[[Mapping[str, object], Console], None],
+    draw: Callable[[str], bytes],
+) -> None:
+    """Write the files of a result, and show it, also where a file can't be written.
+
+    Args:
+        tables, notes: print it, and what helps to read it.
+        draw: makes its chart; gets "png" or "svg".
+    """
+    from vtprune.cli.output import show_tables
+
+    values = result.to_dict()
+    makers = {
+        ".json": lambda: json_file(values),
+        ".csv": lambda: result.to_csv().encode(),
+        **charts(draw),
+    }
+    try:
+        list(write_saves(flags.saves, makers))
+    finally:
+        show_tables(values, flags.json, flags.quiet, tables, notes)
 
 
 def json_file(value: object) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.summary import Evaluation, Row
+from vtprune.evaluation.evaluate import Evaluation
+from vtprune.evaluation.rows import EvaluationRow
 from vtprune.inference.wording import counted, with_options
 from vtprune.pictures.chart import KEPT, literal, new_figure, show_kept, show_shares, to_bytes
 
@@ -23,7 +24,7 @@ def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
         kind: of the file: "png" or "svg".
     """
     base, *rows = evaluation.rows
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         if row.questions:
             lines.setdefault(_label(row), []).append(row)
@@ -43,7 +44,7 @@ def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
     what = "accuracy" if evaluation.labelled else "same answer as unpruned"
     for axes in (upper, lower):
         if base.questions:
-            axes.axhline(_quality(base), color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.axhline(base.quality.mean, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
         show_shares(axes, "y")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
@@ -60,20 +61,16 @@ def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
     return to_bytes(figure, kind)
 
 
-def _label(row: Row) -> str:
+def _label(row: EvaluationRow) -> str:
     if " beside " in row.name:
         return f"{row.method} beside {row.name.split(' beside ')[1].split(' keep ')[0]}"
     name = row.method and with_options(row.method, row.options)
     return f"{name} at {row.at}" if name else str(row.preset)
 
 
-def _quality(row: Row) -> float:
-    return (row.accuracy or row.agreement).mean
-
-
-def _by_keep(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> None:
+def _by_keep(axes: Axes, rows: Sequence[EvaluationRow], style: Mapping[str, object]) -> None:
     rows = sorted(rows, key=lambda row: row.keep_mean)
-    found = [row.accuracy or row.agreement for row in rows]
+    found = [row.quality for row in rows]
     kept = [row.keep_mean for row in rows]
     axes.plot(kept, [one.mean for one in found], **style)  # type: ignore[arg-type]
     if rows[0].role == "asked":
@@ -81,7 +78,7 @@ def _by_keep(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> No
         axes.fill_between(kept, low, high, color=str(style["color"]), alpha=0.12, linewidth=0)
 
 
-def _by_time(axes: Axes, rows: Sequence[Row], style: Mapping[str, object]) -> None:
+def _by_time(axes: Axes, rows: Sequence[EvaluationRow], style: Mapping[str, object]) -> None:
     rows = sorted(rows, key=lambda row: row.keep_mean)
     times = [1 / max(row.first_token_speedup, 1e-9) for row in rows]
-    axes.plot(times, [_quality(row) for row in rows], **style)  # type: ignore[arg-type]
+    axes.plot(times, [row.quality.mean for row in rows], **style)  # type: ignore[arg-type]

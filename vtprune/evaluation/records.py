@@ -19,7 +19,7 @@ from vtprune.saving import explain, lock
 
 LONGEST_LINE = 2**20  # bytes
 MOST_FAULTS = 5  # that are named
-BEGINNING = b'{"question": '  # of every line that `Book` writes
+BEGINNING = b'{"question": '  # of every line that `AnswersFile` writes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Record:
     error: str = ""
 
 
-class Book:
+class AnswersFile:
     """The records of a run, and the file behind them where there is one.
 
     A line is written, and handed to the disk, as soon as its question is answered. The file is
@@ -85,7 +85,7 @@ class Book:
                 self.close()
                 raise
 
-    def __enter__(self) -> Book:
+    def __enter__(self) -> AnswersFile:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

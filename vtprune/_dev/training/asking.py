@@ -83,8 +83,8 @@ def answer(rank: int, job: Job) -> None:
     import torch
 
     from vtprune.demo.score import rate
-    from vtprune.evaluation.answering import Settings
-    from vtprune.evaluation.run import Plan, evaluate
+    from vtprune.evaluation.evaluate import evaluate
+    from vtprune.evaluation.runner import Settings
     from vtprune.models.loading import load
 
     def show(what: str, done: int, total: int) -> None:
@@ -96,10 +96,8 @@ def answer(rank: int, job: Job) -> None:
     for part in job.parts:
         own = tuple(job.asked[number] for number in job.share(part, rank))
         if own:
-            plan = Plan(own, part.cells)
-            found = evaluate(
-                loaded, plan, Settings(score=rate, metric="demo"), job.path(part, rank), show
-            )
+            settings = Settings(score=rate, metric="demo")
+            found = evaluate(loaded, own, part.cells, settings, job.path(part, rank), show)
             if found.questions < len(own):
                 raise VtpruneError(
                     f"{len(own) - found.questions} questions can't be asked: their files don't "

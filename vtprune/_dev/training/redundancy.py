@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Part, Records, questions
 from vtprune.demo.questions import KINDS
-from vtprune.evaluation.summary import Row, summarise
+from vtprune.evaluation.rows import EvaluationRow, make_rows
 from vtprune.evaluation.variants import Variant, list_variants, repeat_variants
 from vtprune.inference.questions_file import Asked
 from vtprune.preset import load_preset
@@ -50,7 +50,7 @@ def norm_cells(
     )  # fmt: skip
 
 
-def table(rows: Sequence[Row], layer: int) -> Iterator[str]:
+def table(rows: Sequence[EvaluationRow], layer: int) -> Iterator[str]:
     """Accuracy by kind, in percent, a line a row, in Markdown."""
     shown = [kind for kind in KINDS if kind in rows[0].by_kind]
     yield f"| keep | tokens chosen by | all | {' | '.join(f'`{kind}`' for kind in shown)} |"
@@ -66,7 +66,7 @@ def table(rows: Sequence[Row], layer: int) -> Iterator[str]:
         yield f"| {keep} | {label(row, layer)} | {' | '.join(cells)} |"
 
 
-def label(row: Row, layer: int) -> str:
+def label(row: EvaluationRow, layer: int) -> str:
     """What chose, and where."""
     if row.role == "unpruned":
         return "nothing pruned"
@@ -134,7 +134,7 @@ def rank(states: torch.Tensor) -> tuple[dict[str, float], float]:
 
 def report(asked: Sequence[Asked], cells: Sequence[Variant], records: Records, layer: int) -> str:
     """The table, and which keeps can't be had past the input."""
-    rows = summarise(asked, cells, records)
+    rows = make_rows(asked, cells, records)
     lines = [*table(rows, layer)]
     missing = sorted({f"{row.keep:g}" for row in rows if row.accuracy is None}, reverse=True)
     if missing:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Records, questions, split_parts
-from vtprune.evaluation.intervals import Estimate
-from vtprune.evaluation.summary import Evaluation, Row, compare_with_rivals, summarise
+from vtprune.evaluation.bootstrap import Difference, Estimate, holm
+from vtprune.evaluation.evaluate import Evaluation
+from vtprune.evaluation.rows import EvaluationRow, make_rows, records_of
 from vtprune.evaluation.variants import UNPRUNED, Variant, list_variants, repeat_variants
 from vtprune.inference.questions_file import Asked
 from vtprune.pruners import BASELINES, METHODS
@@ -57,7 +58,7 @@ def job_of(args: argparse.Namespace) -> Job:
     return Job(args.out, asked, parts, args.model, args.processes)
 
 
-def table(rows: Sequence[Row], keeps: Sequence[float]) -> Iterator[str]:
+def table(rows: Sequence[EvaluationRow], keeps: Sequence[float]) -> Iterator[str]:
     """Accuracy by row and keep, in Markdown, with the unpruned model's first."""
     base, *rest = rows
     assert base.accuracy is not None
@@ -65,7 +66,7 @@ def table(rows: Sequence[Row], keeps: Sequence[float]) -> Iterator[str]:
     yield "| --- " * (len(keeps) + 1) + "|"
     whole = _told(base.accuracy)
     yield f"| unpruned, {base.questions:,} questions | {' | '.join([whole] * len(keeps))} |"
-    groups: dict[str, dict[float | None, Row]] = {}
+    groups: dict[str, dict[float | None, EvaluationRow]] = {}
     for row in rest:
         groups.setdefault(label(row), {})[row.keep] = row
     for name, own in groups.items():
@@ -73,7 +74,7 @@ def table(rows: Sequence[Row], keeps: Sequence[float]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def label(row: Row) -> str:
+def label(row: EvaluationRow) -> str:
     """What a row is called without its keep."""
     if " beside " in row.name:
         return f"`{row.method}`, cuts of `{row.name.split(' beside ')[1].split(' at ')[0]}`"
@@ -85,7 +86,7 @@ def _told(found: Estimate) -> str:
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
 
 
-def _cell(row: Row | None, base: Row) -> str:
+def _cell(row: EvaluationRow | None, base: EvaluationRow) -> str:
     """Accuracy with its interval, and where it is of other questions or another keep, that."""
     if row is None or row.accuracy is None or row.keep is None:
         return "-"
@@ -97,6 +98,29 @@ def _cell(row: Row | None, base: Row) -> str:
     if abs(row.keep_mean - row.keep) > 0.02:
         notes.append(f"keeps {row.keep_mean:.2f}")
     return f"{told}, {', '.join(notes)}" if notes else told
+
+
+def compare_with_rivals(
+    asked: Sequence[Asked], variants: Sequence[Variant], records: Records, row: str
+) -> list[tuple[str, Difference, float]]:
+    """Compare one row with every other of the same keep: (rival, difference, p-value).
+
+    A p-value is one-sided, that the row is not worse, and adjusted by Holm. Below 0.05 it is worse
+    than that rival, also after the correction for their number.
+    """
+    groups: dict[str, list[Variant]] = {}
+    for variant in (one for one in variants if not one.follow_up):
+        groups.setdefault(variant.row, []).append(variant)
+    mine = records_of(asked, groups[row], records)
+    rivals = [
+        name
+        for name, seeds in groups.items()
+        if name not in (row, UNPRUNED) and seeds[0].keep == groups[row][0].keep
+    ]
+    gaps = [(name, mine.less(records_of(asked, groups[name], records))) for name in rivals]
+    shared = [(name, gap) for name, gap in gaps if gap is not None]
+    adjusted = holm([gap.worse for _, gap in shared])
+    return [(name, gap, p) for (name, gap), p in zip(shared, adjusted, strict=True)]
 
 
 def rivals_table(
@@ -138,7 +162,7 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
         # What the headline has is of all questions, the rest of the first ones.
         asked = job.asked[: len(part.numbers)] if part is job.parts[0] else job.asked
         own, mine = of_medium(asked, records, args.medium)
-        rows = summarise(own, part.cells, mine)
+        rows = make_rows(own, part.cells, mine)
         lines += [*table(rows, args.keep)]
         for preset in args.presets:
             lines += rivals_table(own, part.cells, mine, Path(preset).stem)
@@ -154,7 +178,7 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
 
 
 def save_plot(
-    path: Path, rows: Sequence[Row], asked: Sequence[Asked], args: argparse.Namespace
+    path: Path, rows: Sequence[EvaluationRow], asked: Sequence[Asked], args: argparse.Namespace
 ) -> None:
     from vtprune.evaluation.plot import plot
 

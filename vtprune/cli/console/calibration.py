@@ -16,7 +16,8 @@ from vtprune.cli.console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vtprune.evaluation.calibrate import Horizon, Information, Measured
+    from vtprune.evaluation.calibration.horizon import Horizon
+    from vtprune.evaluation.calibration.result import Information, Measured
 
 Shown = tuple[list[str], list[list[str]]]
 TABLE = (

@@ -1,4 +1,4 @@
-"""Where a model's visual tokens stop saying different things, measured on its own states."""
+"""The entropy collapse layer: where the matrix entropy of a model's visual tokens falls most."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Collapse:
 
 
 def matrix_entropy(states: torch.Tensor) -> float:
-    """Matrix entropy of N tokens' states, in [0, 1].
+    """Return the matrix entropy of N tokens' states, in [0, 1].
 
     H = - tr(S ln S) / ln min(N, d) with S = Z^T Z / N, the rows of Z centred over the tokens and of
     unit length. Source: arXiv 2401.17139, as restated for visual tokens by arXiv 2602.17196.
@@ -71,7 +71,7 @@ def matrix_entropy(states: torch.Tensor) -> float:
 def curve_of(
     hidden: Sequence[torch.Tensor], columns: torch.Tensor, num_layers: int
 ) -> tuple[float, ...]:
-    """The matrix entropy of the visual tokens entering every layer.
+    """Return the matrix entropy of the visual tokens entering every layer.
 
     Of more than MOST_TOKENS, so many evenly spaced ones are taken: eigenvalues of N x N cost N^3.
 
@@ -91,7 +91,7 @@ def entropy_curve(
     prompt: Mapping[str, torch.Tensor],
     inputs: PreparedInputs | None = None,
 ) -> tuple[float, ...]:
-    """The matrix entropy of a prompt's visual tokens entering every layer.
+    """Return the matrix entropy of a prompt's visual tokens entering every layer.
 
     Args:
         prompt: the model's inputs, a batch of 1, on its device.
@@ -103,13 +103,8 @@ def entropy_curve(
     return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)
 
 
-def entropy_curves(loaded: Loaded, prompts: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
-    """(n, L) matrix entropies: a row a prompt, a column a layer that the states enter."""
-    return torch.tensor([entropy_curve(loaded, prompt) for prompt in prompts])
-
-
 def find_collapse(curves: torch.Tensor) -> Collapse:
-    """The entropy collapse layer from (n, L) curves."""
+    """Find the entropy collapse layer from (n, L) curves."""
     until = curves.shape[1] // 2
     drops = (
         curves[:, :until] - curves[:, 1 : until + 1]

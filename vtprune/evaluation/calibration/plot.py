@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.calibrate.horizon import TOLERANCE
-from vtprune.evaluation.calibrate.result import Information, Measured
+from vtprune.evaluation.calibration.horizon import TOLERANCE
+from vtprune.evaluation.calibration.result import Information, Measured
 from vtprune.inference.wording import counted
 from vtprune.pictures.chart import SMALL, literal, new_figure, to_bytes
 

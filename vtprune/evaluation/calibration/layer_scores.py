@@ -11,7 +11,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.caches import branch_cache, cache_bytes, can_branch
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
-from vtprune.evaluation.calibrate.entropy import curve_of
+from vtprune.evaluation.calibration.entropy import curve_of
 from vtprune.inference.answers import Prompt, Score, extend, places, predictions, score, score_whole
 from vtprune.inference.batching import ROWS
 from vtprune.models.seams import cache_argument, cache_made

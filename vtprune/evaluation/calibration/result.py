@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from vtprune import __version__
-from vtprune.evaluation.calibrate.entropy import Collapse
-from vtprune.evaluation.calibrate.horizon import FEWEST_FILES, Horizon
-from vtprune.evaluation.calibrate.propose import Tried
+from vtprune.evaluation.bootstrap import FEWEST_FILES
+from vtprune.evaluation.calibration.entropy import Collapse
+from vtprune.evaluation.calibration.horizon import Horizon
+from vtprune.evaluation.calibration.schedules import Tried
 from vtprune.inference.wording import counted
 from vtprune.preset.calibration import Calibration, write_calibration
 

@@ -1,0 +1,1 @@
+"""Where a model can be cut, measured on its own states and answers."""

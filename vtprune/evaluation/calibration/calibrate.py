@@ -1,0 +1,289 @@
+"""`calibrate`: every file is measured once, then all of them give the layers to cut at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vtprune.engine.inputs import PreparedInputs
+from vtprune.errors import ModelError, PresetError
+from vtprune.evaluation.bootstrap import relative_change
+from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
+from vtprune.evaluation.calibration.horizon import Horizon, find_horizon, quality
+from vtprune.evaluation.calibration.layer_scores import drop_scores, open_prefix, token_information
+from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.schedules import (
+    SELECTORS,
+    Schedule,
+    Tried,
+    list_schedules,
+    rank_schedules,
+)
+from vtprune.evaluation.records import Record
+from vtprune.evaluation.runner import FileRunner, Settings, group_by_file
+from vtprune.evaluation.variants import Variant
+from vtprune.inference.answers import Score, score
+from vtprune.inference.memory import FEWER, memory_told
+from vtprune.inference.questions_file import Asked
+from vtprune.models.upstream import quiet
+from vtprune.preset.calibration import Calibration
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded, Progress
+
+ENOUGH_INPUTS = 50  # for an entropy collapse layer
+GROUPS = ("general", "text-heavy")
+
+
+@dataclass(frozen=True, eq=False)
+class FileScores:
+    """What was measured on one file.
+
+    Args:
+        asked: the questions about it.
+        answers: token ids of their right answers, or of the unpruned model's.
+        scores: of each answer, with all visual tokens dropped from layer 0, 1, ... L-1; last:
+            unpruned.
+        curve: the matrix entropy by layer.
+        information: (L, W) what the text reads from each window; None where it was not measured.
+    """
+
+    asked: Sequence[Asked]
+    answers: Sequence[torch.Tensor]
+    scores: Sequence[tuple[Score, ...]]
+    curve: tuple[float, ...]
+    information: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a calibration is done.
+
+    Args:
+        asking: how the questions are asked; the unpruned model answers those without an answer.
+        windows: files whose token information is measured.
+        keep: a budget to propose schedules for; None for none.
+        methods: that the schedules select tokens by; () takes the usual ones.
+        options: of every one of them that has such an option.
+        seed: of the bootstrap.
+    """
+
+    asking: Settings = field(default_factory=Settings)
+    windows: int = 0
+    keep: float | None = None
+    methods: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def calibrate(
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    source: str = "",
+    settings: CalibrationSettings | None = None,
+    on_progress: Progress | None = None,
+) -> Measured:
+    """Find the entropy collapse layer and the information horizon of a model.
+
+    Every file is read, encoded and prefilled once; the answers to all questions about it are then
+    scored with all visual tokens dropped from each layer on. Files follow each other, so memory
+    does not grow with their number.
+
+    Args:
+        source: what the questions are called in the calibration.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    started = time.perf_counter()
+    settings = settings or CalibrationSettings()
+    files = [[asked[number] for number in numbers] for numbers in group_by_file(asked)]
+    if settings.keep is not None:  # an unknown method is an error before anything runs
+        _schedules(loaded, settings, Calibration(1, 1, None, {}, "default"))
+    chosen = {n * len(files) // settings.windows for n in range(settings.windows)}
+    warnings = list(loaded.warnings)
+    labelled = sum(one.answer is not None for one in asked)
+    if 0 < labelled < len(asked):
+        warnings.append(
+            f"{labelled} of {len(asked)} questions have a right answer: its probability counts, "
+            "and for the others agreement, which weighs more; better calibrate on each kind apart"
+        )
+    measured_files = []
+    for number, questions in enumerate(files):
+        if on_progress:
+            on_progress("calibrating", number, len(files))
+        with _naming_file(loaded, questions[0].file):
+            runner = FileRunner(loaded, questions, settings.asking, right_answers=True)
+            warnings += [note for note in runner.notes if note not in warnings]
+            measured_files.append(_measure_file(runner, number in chosen, warnings))
+    measured = _conclude(loaded, measured_files, source, settings, warnings)
+    tried: tuple[Tried, ...] = ()
+    if settings.keep is not None:
+        tried = _propose(loaded, measured_files, settings, measured.calibration(), on_progress)
+    return replace(measured, tried=tried, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _naming_file(loaded: Loaded, file: Path) -> Iterator[None]:
+    """Silence other libraries; running out of memory names the file and the way out."""
+    message = f"out of memory on {loaded.model.device} with {file}"
+    with quiet(), memory_told(lambda: (message, FEWER)):
+        yield
+
+
+def _measure_file(runner: FileRunner, windows: bool, warnings: list[str]) -> FileScores:
+    """Measure entropy, scores by layer and, of chosen files, token information."""
+    loaded, features, prompts = runner.loaded, runner.features, runner.full.prompts
+    first = prompts[0]
+    prefix = open_prefix(loaded, first, features)
+    inputs = PreparedInputs(first.media, features)
+    curve = prefix.curve if prefix else entropy_curve(loaded, first.tensors, inputs)
+    shares_prefix = [prefix is not None and prefix.fits(prompt) for prompt in prompts]
+    together = [prompt for prompt, fits in zip(prompts, shares_prefix, strict=True) if fits]
+    shared = iter(drop_scores(loaded, together, prefix, features))
+    scores = [
+        next(shared)
+        if fits  # else the question comes before its pictures
+        else drop_scores(loaded, [one], prefix and open_prefix(loaded, one, features), features)[0]
+        for one, fits in zip(prompts, shares_prefix, strict=True)
+    ]
+    information = None
+    if windows and prefix:
+        information = token_information(loaded, first, prefix, scores[0])
+    elif windows:
+        warnings.append(
+            f"{first.asked.file}: token information needs visual tokens without text in between"
+        )
+    answers = [prompt.answer for prompt in prompts]
+    return FileScores(runner.asked, answers, scores, curve, information)
+
+
+def _conclude(
+    loaded: Loaded,
+    files: Sequence[FileScores],
+    source: str,
+    settings: CalibrationSettings,
+    warnings: list[str],
+) -> Measured:
+    """Return what all files give together."""
+    collapse = find_collapse(torch.tensor([one.curve for one in files]))
+    if len(files) < ENOUGH_INPUTS:
+        warnings.append(
+            f"the entropy collapse layer is of {len(files)} inputs; {ENOUGH_INPUTS} or more are "
+            "wanted"
+        )
+    if collapse.drop <= 0:
+        warnings.append("entropy does not fall in the first half of the layers: the model has no "
+                        "entropy collapse layer")  # fmt: skip
+    rows = [pair for one in files for pair in zip(one.asked, one.scores, strict=True)]
+    horizons = {}
+    for group in GROUPS:
+        of_group = [row for row in rows if row[0].text_heavy == (group == "text-heavy")]
+        if of_group:
+            horizons[group] = _horizon(of_group, settings.seed)
+    config = loaded.model.get_decoder().config
+    model = {"name": loaded.name, "family": loaded.family.name,
+             "model_type": str(loaded.model.config.model_type),
+             "layers": len(collapse.curve), "hidden_size": int(config.hidden_size)}  # fmt: skip
+    return Measured(
+        model=model,
+        source=source,
+        questions=len(rows),
+        labelled=sum(asked.answer is not None for asked, _ in rows),
+        inputs=len(files),
+        collapse=collapse,
+        horizons=horizons,
+        information=_information(files),
+        keep=settings.keep,
+        warnings=tuple(dict.fromkeys(warnings)),
+        day=date.today().isoformat(),
+    )
+
+
+def _horizon(rows: Sequence[tuple[Asked, tuple[Score, ...]]], seed: int) -> Horizon:
+    values = np.array([[quality(asked, one) for one in scores] for asked, scores in rows])
+    exact = np.array([[one.greedy for one in scores] for _, scores in rows])
+    files = [str(asked.file) for asked, _ in rows]
+    change = relative_change(values[:, -1].tolist(), values[:, :-1], files, seed)
+    return find_horizon(change, exact.mean(axis=0)[:-1].tolist())
+
+
+def _information(files: Sequence[FileScores]) -> Information | None:
+    measured = [one.information for one in files if one.information is not None]
+    if not measured:
+        return None
+    mean = torch.cat(measured, dim=1).mean(dim=1)
+    largest = torch.stack([one.abs().amax(dim=1) for one in measured]).mean(dim=0)
+    return Information(tuple(mean.tolist()), tuple(largest.tolist()), len(measured))
+
+
+def _schedules(
+    loaded: Loaded, settings: CalibrationSettings, calibration: Calibration
+) -> list[Schedule]:
+    assert settings.keep is not None
+    num_layers = len(loaded.model.get_decoder().layers)
+    selectors = settings.methods or SELECTORS
+    return list_schedules(settings.keep, num_layers, calibration, selectors, settings.options)
+
+
+def _propose(
+    loaded: Loaded,
+    files: Sequence[FileScores],
+    settings: CalibrationSettings,
+    calibration: Calibration,
+    on_progress: Progress | None,
+) -> tuple[Tried, ...]:
+    """Try schedules on a second reading of the files; return the best first."""
+    assert settings.keep is not None
+    schedules = _schedules(loaded, settings, calibration)
+    variants = [schedule.variant(settings.keep) for schedule in schedules]
+    records: list[Record] = []
+    failed: set[str] = set()
+    first = 0
+    for number, file in enumerate(files):
+        if on_progress:
+            on_progress("trying schedules", number, len(files))
+        with _naming_file(loaded, file.asked[0].file):
+            runner = FileRunner(loaded, file.asked, settings.asking, True, file.answers)
+            for place in range(len(file.asked)):
+                for variant in variants:
+                    if variant.key in failed:
+                        continue
+                    record = score_variant(runner, place, first + place, variant, calibration)
+                    records.append(record)
+                    if record.error:
+                        failed.add(variant.key)
+        first += len(file.asked)
+    asked = [one for file in files for one in file.asked]
+    scores = [of_layers[-1] for file in files for of_layers in file.scores]
+    before = [quality(*pair) for pair in zip(asked, scores, strict=True)]
+    return rank_schedules(schedules, variants, asked, records, before)
+
+
+def score_variant(
+    runner: FileRunner, place: int, number: int, variant: Variant, calibration: Calibration
+) -> Record:
+    """Return a record whose score is the quality of a question's answer under a variant.
+
+    Args:
+        place: of the question among those about the file.
+        number: of the question among all.
+    """
+    asked = runner.asked[place]
+    try:
+        if variant.error is not None:
+            raise variant.error
+        forced = runner.force(place, variant.preset, calibration)
+    except (PresetError, ModelError) as error:
+        return Record(number, variant.key, error=error.message)
+    scored = score(forced.logits, runner.full.prompts[place].answer)
+    return Record(number, variant.key, score=quality(asked, scored), same=scored.greedy,
+                  keep_mean=forced.keep_mean)  # fmt: skip

@@ -1,0 +1,269 @@
+"""`evaluate`: many questions under many variants, and what their answers come to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtprune import __version__
+from vtprune.errors import DamagedError, VtpruneError
+from vtprune.evaluation.follow_up import follow_up_records
+from vtprune.evaluation.records import AnswersFile, Record
+from vtprune.evaluation.rows import EvaluationRow, make_rows
+from vtprune.evaluation.runner import FileRunner, Settings, group_by_file
+from vtprune.evaluation.variants import SEEDS, Variant
+from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.figures import describe_model
+from vtprune.inference.questions_file import Asked, mixed_labels
+from vtprune.inference.wording import counted
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded, Progress
+
+MOST_DAMAGED = 5  # files named one by one
+FEW_FILES = 20  # below, drawing files says little about other files
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave.
+
+    Args:
+        model: as in a report.
+        rows: the unpruned one first.
+        labelled: whether right answers are known for all questions.
+        files: how many.
+    """
+
+    model: Mapping[str, object]
+    rows: tuple[EvaluationRow, ...]
+    questions: int
+    files: int
+    labelled: bool
+    warnings: tuple[str, ...] = ()
+    version: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the JSON that `vtprune evaluate --json` prints."""
+        return {
+            "model": dict(self.model),
+            "questions": self.questions,
+            "files": self.files,
+            "labelled": self.labelled,
+            "rows": [row.to_dict() for row in self.rows],
+            "warnings": list(self.warnings),
+            "version": dict(self.version),
+        }
+
+    def to_csv(self) -> str:
+        """Return one line a row, its blocks as columns, under a line of their names."""
+        same = {
+            **{key: self.model.get(key) for key in ("device", "dtype", "attention")},
+            "model": self.model.get("name"),
+            "files": self.files,
+        }
+        rows = [{**same, **flat(_name_ends(row.to_dict()))} for row in self.rows]
+        return csv_text(rows)
+
+
+def _name_ends(values: Mapping[str, object]) -> dict[str, object]:
+    """Name the ends of every interval: {"interval": {"low": 0.4, "high": 0.6}}."""
+    named: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = _name_ends(value)
+        elif name.endswith("interval") and isinstance(value, list):
+            value = dict(zip(("low", "high"), value, strict=True))
+        named[name] = value
+    return named
+
+
+def evaluate(
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    variants: Sequence[Variant],
+    settings: Settings | None = None,
+    path: Path | None = None,
+    on_progress: Progress | None = None,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Ask every question under every variant, and compare the answers.
+
+    A file that opens but can't be decoded is left out with its questions, and named in the
+    warnings.
+
+    Args:
+        path: where the answers are kept, one a line; what is there already is not asked again.
+            None: nowhere.
+        notes: warnings of the list of variants.
+
+    Raises:
+        VtpruneError: of any kind, with the way out; also where no file can be decoded.
+    """
+    import torch
+    import transformers
+
+    settings = settings or Settings()
+    damaged: dict[Path, DamagedError] = {}
+    with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
+        answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
+    files = len({one.file for one in asked}) - len(damaged)
+    if damaged and not files:
+        raise next(iter(damaged.values()))
+    records = {
+        key: one for key, one in answers.records.items() if asked[key[0]].file not in damaged
+    }
+    rows = make_rows(asked, variants, records)
+    warnings = [*loaded.warnings, *notes, *_name_damaged(asked, damaged), *mixed_labels(asked),
+                *_doubts(rows, files)]  # fmt: skip
+    return Evaluation(
+        model=describe_model(loaded).to_dict(),
+        rows=tuple(rows),
+        questions=sum(one.file not in damaged for one in asked),
+        files=files,
+        labelled=all(one.answer is not None for one in asked),
+        warnings=tuple(dict.fromkeys(warnings)),
+        version={
+            "vtprune": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+    )
+
+
+def answer_all(
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    variants: Sequence[Variant],
+    answers: AnswersFile,
+    settings: Settings,
+    on_progress: Progress | None = None,
+    damaged: dict[Path, DamagedError] | None = None,
+) -> None:
+    """Ask every question under every variant, but for what the answers file has already.
+
+    Files follow each other; each is read and encoded once. The unpruned model answers first: every
+    variant is compared with that answer, token by token, and generates one of its own only where
+    greedy decoding leaves it.
+
+    Args:
+        damaged: takes the files that open but can't be decoded, whose questions are left out; None:
+            the first such file ends it.
+
+    Raises:
+        VtpruneError: a file that can't be read, or a question the unpruned model can't answer.
+    """
+    follow_ups = any(variant.follow_up for variant in variants)
+    done = 0
+
+    def show(more: int = 0) -> None:
+        if on_progress:
+            on_progress("answering", done + more, len(asked))
+
+    for numbers in group_by_file(asked):
+        missing = {
+            number: [
+                variant for variant in variants
+                # a file's only question follows no other
+                if not answers.has(number, variant.key)
+                and (len(numbers) > 1 or not variant.follow_up)
+            ]
+            for number in numbers
+        }  # fmt: skip
+        wanted = [number for number in numbers if missing[number]]
+        if wanted:
+            opened = numbers if follow_ups else wanted
+            try:
+                runner = FileRunner(loaded, [asked[number] for number in opened], settings)
+            except DamagedError as error:
+                if damaged is None:
+                    raise
+                damaged[asked[numbers[0]].file] = error
+                wanted = []
+            for count, number in enumerate(wanted):
+                show(count)
+                answers.add(_ask(runner, opened.index(number), number, missing[number], variants))
+        done += len(numbers)
+        show()
+
+
+def _ask(
+    runner: FileRunner,
+    place: int,
+    number: int,
+    missing: Sequence[Variant],
+    variants: Sequence[Variant],
+) -> list[Record]:
+    """Return the records of one question under the variants that it misses."""
+    alone = {variant.key for variant in missing if not variant.follow_up}
+    follow_ups = [variant for variant in missing if variant.follow_up]
+    records = runner.answer(place, number, alone, variants) if alone else []
+    return records + follow_up_records(runner, place, number, follow_ups) if follow_ups else records
+
+
+def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
+    """Return why the rows say less than they seem to."""
+    notes = []
+    fewest = min((row.seeds for row in rows if row.method == "random"), default=SEEDS)
+    if fewest < SEEDS:
+        notes.append(f"random rows of {counted(fewest, 'seed')} say little: run {SEEDS} seeds or "
+                     "more")  # fmt: skip
+    if files < FEW_FILES:
+        notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} files are "
+                     "rough")  # fmt: skip
+    aware = [row.name for row in rows if row.reads_question]
+    if aware:
+        notes.append("these rows are question-aware: a follow-up question on the same KV cache "
+                     f"sees only the tokens kept for the first: {', '.join(aware)}")  # fmt: skip
+    return notes
+
+
+def _name_damaged(asked: Sequence[Asked], damaged: Mapping[Path, DamagedError]) -> list[str]:
+    """Return a warning for each file that can't be decoded, whose questions are in no row."""
+    lost = {path: sum(one.file == path for one in asked) for path in damaged}
+    notes = [
+        f"{error.message}: {counted(lost[path], 'question')} left out"
+        for path, error in list(damaged.items())[:MOST_DAMAGED]
+    ]
+    more = list(lost.values())[MOST_DAMAGED:]
+    if more:
+        notes.append(f"{counted(len(more), 'more file')} can't be decoded: "
+                     f"{counted(sum(more), 'question')} left out")  # fmt: skip
+    return notes
+
+
+def settings_head(
+    loaded: Loaded, asked: Sequence[Asked], settings: Settings
+) -> Mapping[str, object]:
+    """Return what two runs must have in common to share an answers file; variants may differ."""
+    questions = [
+        [str(one.file.name), one.question, one.answer, one.choices, one.kind] for one in asked
+    ]
+    places = loaded.known_places()[0]
+    return {
+        "version": __version__,
+        "model": describe_model(loaded).to_dict(),
+        "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16],
+        "sampling": asdict(settings.sampling),
+        "max_new_tokens": settings.generation.max_new_tokens,
+        "system": settings.generation.system,
+        "metric": settings.metric,
+        "calibration": [places.ecl, places.horizon],
+    }
+
+
+def limit_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
+    """Return at most so many questions, evenly spaced in the list.
+
+    Raises:
+        VtpruneError: fewer than one.
+    """
+    if most is None or most >= len(asked):
+        return list(asked)
+    if most < 1:
+        raise VtpruneError(f"--limit {most} is out of range", "1 or more")
+    return [asked[i * len(asked) // most] for i in range(most)]

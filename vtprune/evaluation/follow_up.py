@@ -1,0 +1,177 @@
+"""Follow-up questions: in the conversation of the first, on the tokens that its prefill kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.evaluation.records import Record
+from vtprune.evaluation.runner import UNPRUNED_PRESET, FileRunner, Forced
+from vtprune.evaluation.variants import UNPRUNED, Variant
+from vtprune.inference.answers import Prompt, end_ids, extend, letters, places, predictions, said
+from vtprune.models.base import Turn
+from vtprune.models.seams import cache_argument, cache_made
+from vtprune.preset.spec import Preset
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """Two questions about one file.
+
+    Args:
+        first: the first question, whose prefill is pruned as when it stands alone.
+        rest: (n,) int64 ids of what follows: the unpruned model's answer to it, as the chat
+            template writes that, and the second question, up to where its answer begins.
+    """
+
+    first: Prompt
+    rest: torch.Tensor
+
+
+def converse(
+    loaded: Loaded, first: Prompt, answer: torch.Tensor, question: str, system: str = ""
+) -> Conversation:
+    """Return the conversation that goes on with a second question.
+
+    Where a template writes an answered question otherwise than one to be answered, what is on the
+    cache counts: the answer's own tokens follow it, and then what the template writes after them.
+
+    Args:
+        answer: (k,) int64 ids of the answer to the first question.
+
+    Raises:
+        ModelError: the chat template leaves the answer out.
+    """
+    assert first.gathered is not None
+    spoken = [token for token in answer.tolist() if token not in end_ids(loaded)]
+    text = str(loaded.files.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
+    turns = [Turn("system", system)] if system else []
+    turns += [
+        Turn("user", first.asked.question, len(first.gathered.items)),
+        Turn("assistant", text),
+        Turn("user", question),
+    ]
+    encoded = loaded.family.encode(loaded.files, first.gathered.items, turns)
+    both, prompt = encoded.tensors["input_ids"][0], first.tensors["input_ids"][0]
+    ids, before = both.tolist(), prompt.tolist()
+    length = min(len(ids), len(before))
+    same = next((i for i in range(length) if ids[i] != before[i]), length)
+    if same == len(before):
+        return Conversation(first, both[same:].to(prompt.device))
+    spelt = letters(text)
+    ends = (end for end in range(same + 1, len(ids)) if said(loaded, ids[same:end]) == spelt)
+    end = next(ends, None) if spelt else None
+    if end is None:
+        raise ModelError(
+            "the chat template does not write the answer to the first question as it is, so a "
+            "follow-up question can't go on from its KV cache",
+            "leave out --turns",
+        )
+    return Conversation(first, torch.tensor(spoken + ids[end:], device=prompt.device))
+
+
+@torch.no_grad()
+def forced_follow_up(
+    loaded: Loaded, conversation: Conversation, answer: torch.Tensor
+) -> torch.Tensor:
+    """Return (m, V) predictions of a second answer's m tokens, inside a `pruning` block."""
+    first, rest = conversation.first.tensors, conversation.rest
+    prefill = loaded.model(**first, use_cache=True, **predictions(loaded, 1))
+    more = torch.cat([rest, answer[:-1].to(rest.device)])
+    output = loaded.model(
+        input_ids=more[None],
+        use_cache=True,
+        **cache_argument(loaded.model, cache_made(prefill)),
+        **places(loaded, extend(first, more), first["input_ids"].shape[1]),
+        **predictions(loaded, len(answer)),
+    )
+    logits = output.logits[0, -len(answer) :]
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+@torch.no_grad()
+def greedy_follow_up(loaded: Loaded, conversation: Conversation, longest: int) -> torch.Tensor:
+    """Return (m,) int64, the second answer by greedy decoding, inside a `pruning` block.
+
+    Not by `generate`, which would take the new tokens to follow each other where a video's do not.
+    """
+    ends = set(end_ids(loaded))
+    first, ids = conversation.first.tensors, conversation.rest
+    output = loaded.model(**first, use_cache=True, **predictions(loaded, 1))
+    positions = places(loaded, extend(first, ids), first["input_ids"].shape[1])
+    answer: list[int] = []
+    while True:
+        output = loaded.model(
+            input_ids=ids[None],
+            use_cache=True,
+            **cache_argument(loaded.model, cache_made(output)),
+            **positions,
+            **predictions(loaded, 1),
+        )
+        answer.append(int(output.logits[0, -1].argmax()))
+        if answer[-1] in ends or len(answer) == longest:
+            return torch.tensor(answer)
+        positions = {name: value[..., -1:] + 1 for name, value in positions.items()}
+        ids = ids.new_tensor(answer[-1:])
+
+
+def follow_up_records(
+    runner: FileRunner, place: int, number: int, variants: Sequence[Variant]
+) -> list[Record]:
+    """Return the records of one question as a follow-up of the one before it about the file.
+
+    The first question of a file follows its last. The first answer is the unpruned model's under
+    every variant, so that nothing but the kept tokens on the cache differs.
+
+    Args:
+        place: of the question among those about the file.
+        variants: those that miss it.
+    """
+    unpruned, unpruned_answer = _follow_up(runner, place, UNPRUNED_PRESET, None)
+    records = []
+    for variant in variants:
+        try:
+            if variant.error is not None:
+                raise variant.error
+            forced, answer = unpruned, unpruned_answer
+            if variant.role != UNPRUNED:
+                forced, answer = _follow_up(runner, place, variant.preset, unpruned_answer)
+            records.append(runner.record(place, number, variant, runner.text(answer),
+                                         unpruned_answer, forced, unpruned))  # fmt: skip
+        except VtpruneError as error:
+            records.append(Record(number, variant.key, error=error.message))
+    return records
+
+
+def _follow_up(
+    runner: FileRunner, place: int, preset: Preset, unpruned: torch.Tensor | None
+) -> tuple[Forced, torch.Tensor]:
+    """Ask a follow-up under a preset; return the forced predictions, and the answer's ids.
+
+    Args:
+        unpruned: ids of the unpruned model's answer; None for the unpruned model itself.
+    """
+    loaded, generation, before = runner.loaded, runner.settings.generation, place - 1
+    conversation = converse(
+        loaded,
+        runner.sampled(preset).prompts[before],
+        runner.full.prompts[before].answer,
+        runner.asked[place].question,
+        generation.system,
+    )
+    longest = generation.max_new_tokens
+    with runner.block(conversation.first, preset) as trace:
+        expected = greedy_follow_up(loaded, conversation, longest) if unpruned is None else unpruned
+        logits = forced_follow_up(loaded, conversation, expected)
+        forced = Forced(logits, trace.keep_mean() if trace.layouts else 1.0)
+        follows = forced.follows(expected)
+        answer = expected if follows else greedy_follow_up(loaded, conversation, longest)
+    return forced, answer

@@ -1,1 +1,0 @@
-"""The lowest keep whose answers survive: searched on some files, confirmed on others."""
