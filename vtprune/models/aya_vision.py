@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.models import cost, splitting
-from vtprune.models.base import Files, Prepared
+from vtprune.models.base import Files, Grids, Media
 from vtprune.models.internvl import InternVL
-from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -72,13 +70,7 @@ class AyaVision(InternVL):
         projector = ((merge**2 * shape.hidden, inner), (inner // 2, out))
         return replace(shape, projector=projector, merge=merge)
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Each tile's tokens behind its number, the whole picture's behind TILE_GLOBAL."""
         texts = []
         for picture, grid in zip(media, grids.get("image", ()), strict=True):

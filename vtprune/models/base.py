@@ -142,6 +142,15 @@ class Inputs:
     whole: Whole | None = None
 
 
+Media = Sequence[Prepared]
+Tensors = dict[str, torch.Tensor]
+"""Inputs of a model by name."""
+VisionTensors = dict[str, Tensors]
+"""Modality -> the vision tower's inputs that a family prepared."""
+Grids = dict[str, list[Grid]]
+"""Modality -> the grids of its media items."""
+Contents = dict[str, dict[str, object]]
+"""Modality -> the contents of its preparation file."""
 VisionInputs = Mapping[str, Mapping[str, object]]
 """Modality -> the arguments by name that the model's get_image_features / get_video_features
 was called with (pixel values, grids, sizes), as recorded, or as given to forward."""
@@ -192,7 +201,7 @@ class Family:
             ids["video"] = ids["image"] if shared else (int(config.video_token_id),)
         return ids
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """Return modality -> one grid a media item, in the order of the prompts of the whole batch.
 
         The engine adds the batch's `input_ids`, (B, S), to what each encoder was called with.
@@ -242,13 +251,15 @@ class Family:
         """
         self.check_kind(source)
         if source.kind == "image":
-            return self.plan_picture(files, source, sampling, num_media)
+            return self.plan_picture(files, source, sampling, alone=num_media <= 1)
         return self.plan_video(files, source, sampling)
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
-        """Plan what to read of a picture, and how it is resized and cut into tiles."""
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+        """Plan what to read of a picture, and how it is resized and cut into tiles.
+
+        Args:
+            alone: whether it is the only picture of the prompt.
+        """
         raise NotImplementedError
 
     def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
@@ -267,7 +278,7 @@ class Family:
         media = prompt.in_prompt_order(text, media, self.tokens)
         vision = self.vision_inputs(files, media)
         grids = self.media_grids(files, media, vision)
-        written = self.written(files, media, vision, grids)
+        written = self.written(files, media, grids)
         ids = self.placeholders(files.config)
         tensors = prompt.encode(files, text, self.tokens, ids, grids, written)
         tensors |= self.token_types(files, tensors["input_ids"], media)
@@ -286,12 +297,12 @@ class Family:
                 "take a model for videos, such as LLaVA-OneVision or Qwen2.5-VL",
             )
 
-    def check_media(self, media: Sequence[Prepared]) -> None:
+    def check_media(self, media: Media) -> None:
         """Refuse media that the family does not take in one question."""
         for item in media:
             self.check_kind(item.source)
 
-    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+    def render(self, files: Files, media: Media, turns: Sequence[Turn]) -> str:
         """Return the conversation as text, one placeholder a media item."""
         return prompt.render(files, media, turns, self.tokens, self.template_for(files))
 
@@ -299,25 +310,15 @@ class Family:
         """Return the chat template for a checkpoint that has none."""
         return self.template
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Return modality -> the vision tower's inputs, for the modalities that there are."""
         raise NotImplementedError
 
-    def media_grids(
-        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
-    ) -> dict[str, list[Grid]]:
+    def media_grids(self, files: Files, media: Media, vision: VisionInputs) -> Grids:
         """Return modality -> the grid of each of its media items, in the order of the prompt."""
         return self.grids(files.config, vision)
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Return modality -> the text that each of its placeholders becomes in the prompt.
 
         Markers and timestamps included; for a modality that is left out the placeholder is
@@ -325,15 +326,13 @@ class Family:
         """
         return {}
 
-    def token_types(
-        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
-    ) -> dict[str, torch.Tensor]:
+    def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """Return the inputs that say which tokens are visual, where the model takes such."""
         return {}
 
     # -- a model of the same shape, without a checkpoint ----------------------------------------
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         """Return "image" and "video" -> the preparation files of the published models.
 
         Values that cost nothing (such as the means of pixels) are left out.

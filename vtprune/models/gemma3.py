@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.models import cost, preprocess
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
-from vtprune.tokens.layout import Grid, box
+from vtprune.models.base import (
+    Contents,
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Sampling,
+    Tensors,
+    VisionInputs,
+    VisionTensors,
+)
+from vtprune.tokens.layout import box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -56,7 +67,7 @@ class Gemma3(Family):
     special_tokens = SPECIAL_TOKENS
     template = TEMPLATE
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """One square a picture. Crops of a picture are pictures of their own: the model is not
         told which belong together."""
         if "image" not in vision:
@@ -79,9 +90,7 @@ class Gemma3(Family):
     def largest(self, files: Files) -> tuple[int, int]:
         return preprocess.unchanged_size(preprocess.recipe_over(files.image, DEFAULTS))
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """The whole picture, and its crops where the checkpoint asks for pan and scan (no official
         one does); max_tiles is the most crops."""
         values = preprocess.merged(files.image, DEFAULTS)
@@ -89,33 +98,23 @@ class Gemma3(Family):
         recipe = preprocess.read_recipe(values)
         return Plan((0,), functools.partial(_cut, crops=crops, recipe=recipe))
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         if not media:
             return {}
         recipe = preprocess.recipe_over(files.image, DEFAULTS)
         pixels = [preprocess.normalize(picture.pixels, recipe) for picture in media]
         return {"image": {"pixel_values": torch.cat(pixels)}}
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Each picture, its crops included."""
         tokens = TOKEN * files.config.mm_tokens_per_image
         return {"image": [_written(tokens, len(picture.pixels) - 1) for picture in media]}
 
-    def token_types(
-        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
-    ) -> dict[str, torch.Tensor]:
+    def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """`token_type_ids`, which say where pictures are seen both ways."""
         return {"token_type_ids": (input_ids == files.config.image_token_id).long()}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         return {"image": {"size": {"height": side, "width": side}}}
 
 

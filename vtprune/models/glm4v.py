@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -11,9 +11,10 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Files, Prepared
+from vtprune.models.base import Contents, Files, Grids, Media, Prepared, Tensors
 from vtprune.models.patches import (
     MergedPatches,
+    Values,
     clip_size,
     largest_square,
     limits,
@@ -88,7 +89,7 @@ class Glm4v(MergedPatches):
         values = self.values(files, "image")
         return largest_square(values, cast(int, values["temporal_patch_size"]))
 
-    def check_media(self, media: Sequence[Prepared]) -> None:
+    def check_media(self, media: Media) -> None:
         if len({item.source.kind for item in media}) > 1:
             raise ModelError(
                 "pictures and videos in one question; in GLM-4.1V they share a placeholder, and"
@@ -96,9 +97,7 @@ class Glm4v(MergedPatches):
                 "ask about the pictures and the videos separately",
             )
 
-    def frame_size(
-        self, source: Source, values: Mapping[str, object], num_frames: int
-    ) -> tuple[int, int]:
+    def frame_size(self, source: Source, values: Values, num_frames: int) -> tuple[int, int]:
         """The limits of a video's pixels are for all frames together, in whole groups of them."""
         group = cast(int, values["temporal_patch_size"])
         num_frames += -num_frames % group
@@ -106,7 +105,7 @@ class Glm4v(MergedPatches):
         return clip_size(num_frames, source.height, source.width, values, least, most)
 
     def official_frames(
-        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+        self, between: list[int], source: Source, values: Values, most: int | None
     ) -> list[int]:
         """2 frames a second of clips up to 300 s, and 600 evenly of longer ones.
 
@@ -129,25 +128,17 @@ class Glm4v(MergedPatches):
         index = [between[position] for position in dict.fromkeys(positions)]
         return index if most is None else frames.starts_of_parts(index, most)
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         pairs = zip(grids.get("video", ()), media, strict=False)
         return {"video": [_frames(grid, video) for grid, video in pairs]}
 
-    def token_types(
-        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
-    ) -> dict[str, torch.Tensor]:
+    def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """`mm_token_type_ids`, by what this prompt's placeholders hold."""
         visual = (input_ids == files.config.image_token_id).long()
         videos = any(item.source.kind == "video" for item in media)
         return {"mm_token_type_ids": visual * (2 if videos else 1)}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         return {"image": {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}}
 
 

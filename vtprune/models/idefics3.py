@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost, preprocess, splitting
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Prepared,
+    Sampling,
+    VisionInputs,
+    VisionTensors,
+)
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -54,7 +65,7 @@ class Idefics3(Family):
     template = TEMPLATE
     lists_media = True
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """Which tiles are one picture is told from the markers between them in `input_ids`.
 
         As a video, all blocks of a prompt are its frames.
@@ -93,9 +104,7 @@ class Idefics3(Family):
         edge = edge_of(preprocess.merged(files.image, DEFAULTS), "size")
         return edge, edge
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
 
         The Lanczos is Pillow's, as in `Idefics3ImageProcessorPil`: its values are the same on every
@@ -109,9 +118,7 @@ class Idefics3(Family):
         cut = functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
         return Plan((0,), cut, splitting.regions(*shape))
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """What several pictures share is one row."""
         if not media:
             return {}
@@ -119,29 +126,21 @@ class Idefics3(Family):
         parts = [preprocess.normalize_singly(picture.pixels, recipe) for picture in media]
         return {"image": pixel_inputs(parts)}
 
-    def media_grids(
-        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
-    ) -> dict[str, list[Grid]]:
+    def media_grids(self, files: Files, media: Media, vision: VisionInputs) -> Grids:
         grids = []
         for picture in media:
             side = token_side(files.config, picture.pixels.shape[-1])
             grids.append(splitting.split_grid(*_tiling(files, picture), side))
         return {"image": grids} if grids else {}
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         texts = []
         for picture in media:
             side = token_side(files.config, picture.pixels.shape[-1])
             texts.append(_written(*_tiling(files, picture), side**2))
         return {"image": texts}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         longest, tile = {"longest_edge": 4 * side}, {"longest_edge": side}
         return {"image": {"size": longest, "max_image_size": tile}}
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 
 from vtprune.models import cost, frames, preprocess, splitting
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Sampling,
+    VisionInputs,
+    VisionTensors,
+)
 from vtprune.tokens.layout import Grid, box
 
 if TYPE_CHECKING:
@@ -54,13 +64,13 @@ class InternVL(Family):
     shares_placeholder = True
     lists_media = True
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """An unbroken run of placeholders is a picture; as a video, all of a prompt are frames.
 
         What a prompt's ids don't say: the rows and columns of a picture's tiles, which are told
         from the pixels, and where one video of a prompt ends and the next begins.
         """
-        grids: dict[str, list[Grid]] = {}
+        grids: Grids = {}
         for modality, given in vision.items():
             pixels = cast(torch.Tensor, given["pixel_values"])
             side = self.tile_side(config, pixels.shape[-1])
@@ -113,9 +123,7 @@ class InternVL(Family):
         size = cast("Mapping[str, int]", values["size"])
         return rows * size["height"], cols * size["width"]
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own."""
         values = preprocess.merged(files.image, DEFAULTS)
         rows, cols = _tiles(source, values, sampling.max_tiles)
@@ -131,9 +139,7 @@ class InternVL(Family):
         recipe = _recipe(files, "video")
         return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, _middles)
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Tiles and frames in one tensor, in the order of the prompt."""
         if not media:
             return {}
@@ -141,10 +147,8 @@ class InternVL(Family):
         parts = [preprocess.normalize(item.pixels, recipes[item.source.kind]) for item in media]
         return {"image": {"pixel_values": torch.cat(parts)}}
 
-    def media_grids(
-        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
-    ) -> dict[str, list[Grid]]:
-        grids: dict[str, list[Grid]] = {}
+    def media_grids(self, files: Files, media: Media, vision: VisionInputs) -> Grids:
+        grids: Grids = {}
         for item in media:
             side = self.tile_side(files.config, item.pixels.shape[-1])
             grid = box(len(item.pixels), side, side)
@@ -155,16 +159,10 @@ class InternVL(Family):
             grids.setdefault(item.source.kind, []).append(grid)
         return grids
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         return {kind: [_written(kind, grid) for grid in items] for kind, items in grids.items()}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         size: dict[str, object] = {"size": {"height": side, "width": side}}
         return {"image": {**size, "min_patches": 1, "max_patches": 12}, "video": size}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +11,18 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Sampling,
+    Tensors,
+    VisionInputs,
+    VisionTensors,
+)
 from vtprune.tokens.layout import CLS, Grid, box, join, single
 
 if TYPE_CHECKING:
@@ -68,7 +79,7 @@ class Llava(Family):
     name = "LLaVA-1.5"
     model_types = ("llava",)
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """side x side patches, the tower's first token too where the config keeps it.
 
         With a Pixtral tower, each picture's own rows and columns; its row ends are text.
@@ -102,9 +113,7 @@ class Llava(Family):
     def largest(self, files: Files) -> tuple[int, int]:
         return preprocess.unchanged_size(self.picture_recipe(files))
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """Resized and cropped; max_tiles does not apply."""
         if files.config.vision_config.model_type == "pixtral":
             raise ModelError(
@@ -115,13 +124,11 @@ class Llava(Family):
         resize = preprocess.finish_square if padded else preprocess.finish
         return Plan((0,), functools.partial(resize, recipe=self.picture_recipe(files)))
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Pictures, and for successors with videos those; each a tensor of its own."""
         pictures = [item for item in media if item.source.kind == "image"]
         videos = [item for item in media if item.source.kind == "video"]
-        vision: dict[str, dict[str, torch.Tensor]] = {}
+        vision: VisionTensors = {}
         if pictures:
             vision["image"] = self.picture_inputs(files, pictures)
         if videos:
@@ -129,7 +136,7 @@ class Llava(Family):
             vision["video"] = {"pixel_values_videos": pixels}
         return vision
 
-    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    def picture_inputs(self, files: Files, pictures: Media) -> Tensors:
         """Return the vision tower's inputs for the pictures of a prompt."""
         recipe = self.picture_recipe(files)
         pixels = [preprocess.normalize(picture.pixels, recipe) for picture in pictures]
@@ -150,7 +157,7 @@ class Llava(Family):
             return CHATML
         return MISTRAL if files.config.text_config.model_type == "mistral" else VICUNA
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         edges = {"height": side, "width": side}
         cropped: dict[str, object] = {"size": {"shortest_edge": side}, "crop_size": edges}
         return dict.fromkeys(self.modalities, cropped)

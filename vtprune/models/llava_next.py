@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn import functional
 
 from vtprune.models import anyres, preprocess
-from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import Files, Grids, Media, Plan, Prepared, Sampling, Tensors, VisionInputs
 from vtprune.models.llava import CLIP, Llava
-from vtprune.tokens.layout import Grid
 from vtprune.tokens.units import Region
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class LlavaNext(Llava):
     name = "LLaVA-NeXT"
     model_types = ("llava_next",)
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """Base picture, then the unpadded picture, every row of which ends in a newline."""
         if "image" not in vision:
             return {}
@@ -48,9 +47,7 @@ class LlavaNext(Llava):
         tile, resolutions = tiling_of(files)
         return anyres.largest(resolutions, tile)
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """A base picture and the tiles of the best resolution, of those with at most max_tiles."""
         tile, resolutions = tiling_of(files)
         size = (source.height, source.width)
@@ -70,7 +67,7 @@ class LlavaNext(Llava):
         tile, resolutions = tiling_of(files)
         return anyres.regions(given, resolutions, tile)
 
-    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    def picture_inputs(self, files: Files, pictures: Media) -> Tensors:
         """Pictures with fewer tiles than others are filled up with zeros."""
         recipe = self.picture_recipe(files)
         pixels = [preprocess.normalize(picture.pixels, recipe) for picture in pictures]

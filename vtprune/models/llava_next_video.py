@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost, frames
-from vtprune.models.base import Files, Plan, Sampling, VisionInputs
+from vtprune.models.base import Files, Grids, Plan, Sampling, VisionInputs
 from vtprune.models.llava import BOTH, BOTH_IDS
 from vtprune.models.llava_next import LlavaNext
-from vtprune.tokens.layout import Grid, box
+from vtprune.tokens.layout import box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,7 +30,7 @@ class LlavaNextVideo(LlavaNext):
     tokens = BOTH
     special_tokens = BOTH_IDS
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """Pictures as in LLaVA-NeXT; stride x stride patches of a frame are one token."""
         grids = super().grids(config, vision)
         if "video" in vision:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.models import anyres, frames, preprocess
-from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import Contents, Files, Grids, Media, Plan, Sampling, Tensors, VisionInputs
 from vtprune.models.llava import BOTH, BOTH_IDS
 from vtprune.models.llava_next import LlavaNext, given_size, tile_sizes, tiling_of
-from vtprune.tokens.layout import NEWLINE, Grid, box, join, single
+from vtprune.tokens.layout import NEWLINE, box, join, single
 from vtprune.tokens.units import Region
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class LlavaOnevision(LlavaNext):
     special_tokens = BOTH_IDS
     template = TEMPLATE
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """A picture that is alone in its prompt is tiled; a video ends in one newline."""
-        grids: dict[str, list[Grid]] = {}
+        grids: Grids = {}
         if "image" in vision:
             tile, side, sizes = tile_sizes(config, vision["image"])
             asked = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
@@ -82,14 +82,12 @@ class LlavaOnevision(LlavaNext):
         tiled = _tiled(given, len(planes))
         return [plane if cut else None for plane, cut in zip(planes, tiled, strict=False)]
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """A picture beside others is squared and not tiled, so max_tiles says nothing about it."""
-        if num_media > 1:
+        if not alone:
             recipe = self.picture_recipe(files)
             return Plan((0,), functools.partial(preprocess.finish_square, recipe=recipe))
-        return super().plan_picture(files, source, sampling, num_media)
+        return super().plan_picture(files, source, sampling, alone)
 
     def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
         """() where tokens are interpolated to fewer."""
@@ -111,7 +109,7 @@ class LlavaOnevision(LlavaNext):
         recipe = self.video_recipe(files)
         return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe, spread)
 
-    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    def picture_inputs(self, files: Files, pictures: Media) -> Tensors:
         """A single picture's size may be smaller than its own, for fewer tiles."""
         recipe = self.picture_recipe(files)
         pixels = [preprocess.normalize(picture.pixels, recipe) for picture in pictures]
@@ -133,7 +131,7 @@ class LlavaOnevision(LlavaNext):
     def template_for(self, files: Files) -> str:
         return self.template
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         size: dict[str, object] = {"size": {"height": side, "width": side}}
         return {"image": size, "video": size}
 

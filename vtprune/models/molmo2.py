@@ -12,7 +12,20 @@ from torch.nn import functional
 
 from vtprune.errors import ModelError
 from vtprune.models import cost, frames, preprocess, splitting
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Prepared,
+    Sampling,
+    Tensors,
+    Turn,
+    VisionInputs,
+    VisionTensors,
+)
 from vtprune.models.qwen2_vl import even_parts
 from vtprune.tokens.layout import PATCH, Grid, box, join
 
@@ -80,10 +93,10 @@ class Molmo2(Family):
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         return {"image": (config.image_patch_id,), "video": (config.image_patch_id,)}
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """A picture's base, then its tiles' rows across the whole picture. A token belongs to the
         tile that its first patch comes from; overlaps are cut off, and columns' ends are text."""
-        grids: dict[str, list[Grid]] = {}
+        grids: Grids = {}
         if "image" in vision:
             pooling = torch.as_tensor(vision["image"]["image_token_pooling"]).cpu()
             first = torch.where(pooling >= 0, pooling, pooling.max() + 1).amin(1)  # (N,)
@@ -137,9 +150,7 @@ class Molmo2(Family):
         )
         return rows, cols
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """max_tiles is the most tiles of a picture."""
         values = _values(files, "image")
         most = cast(int, values["max_crops"])
@@ -160,7 +171,7 @@ class Molmo2(Family):
         index = frames.chosen(source, sampling, official)
         return Plan(index, functools.partial(_resize, size=(side, side)))
 
-    def check_media(self, media: Sequence[Prepared]) -> None:
+    def check_media(self, media: Media) -> None:
         kinds = [item.source.kind for item in media]
         if kinds.count("video") > 1 or len(set(kinds)) > 1:
             counts = f"{kinds.count('image')} pictures and {kinds.count('video')} videos"
@@ -169,15 +180,13 @@ class Molmo2(Family):
                 "ask about each video separately",
             )
 
-    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+    def render(self, files: Files, media: Media, turns: Sequence[Turn]) -> str:
         """The official processor puts a start token before what the template wrote."""
         text = super().render(files, media, turns)
         start = str(files.tokenizer.bos_token or files.tokenizer.eos_token)
         return text if text.startswith(start) else start + text
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Patches, which of them each token pools, and grids."""
         if not media:
             return {}
@@ -185,30 +194,22 @@ class Molmo2(Family):
             return {"video": _video(media[0], _values(files, "video"))}
         return {"image": _pictures(media, _values(files, "image"))}
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         flags = preprocess.merged(files.processor, PROCESSOR)
-        if "video" in vision:
-            shape = vision["video"]["video_grids"][0].tolist()
-            return {"video": [_frames(media[0], shape, flags)]}
-        if "image" in vision:
-            shapes = vision["image"]["image_grids"].tolist()
-            return {"image": [_picture(shape, flags) for shape in shapes]}
-        return {}
+        return {
+            "image": [_picture(grid, flags) for grid in grids.get("image", ())],
+            "video": [
+                _frames(video, grid, flags)
+                for video, grid in zip(media, grids.get("video", ()), strict=False)
+            ],
+        }
 
-    def token_types(
-        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
-    ) -> dict[str, torch.Tensor]:
+    def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """`mm_token_type_ids`: which tokens, markers included, see each other both ways."""
         markers = files.tokenizer.convert_tokens_to_ids(list(MARKERS))
         return {"mm_token_type_ids": torch.isin(input_ids, torch.tensor(markers)).long()}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         return {"image": {"max_crops": 8}}
 
     def shorten_tower(self, config: PreTrainedConfig) -> None:
@@ -324,13 +325,19 @@ def _patches(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
 
 
-def _picture(grid: Sequence[int], flags: Mapping[str, object]) -> str:
+def _picture(grid: Grid, flags: Mapping[str, object]) -> str:
     """A picture in the prompt: the base picture, then the tiles' rows."""
-    low, wide, rows, cols = grid
+    base, tiles = (_shape(grid.take(part.nonzero().squeeze(1)))
+                   for part in (grid.tile == 0, grid.tile > 0))  # fmt: skip
     ends = bool(flags["image_use_col_tokens"])
-    low_ends = bool(flags.get("use_single_crop_col_tokens", ends))
+    base_ends = bool(flags.get("use_single_crop_col_tokens", ends))
     start = "<low_res_im_start>" if flags["use_single_crop_start_token"] else "<im_start>"
-    return f"{start}{_rows(low, wide, low_ends)}<im_end><im_start>{_rows(rows, cols, ends)}<im_end>"
+    return f"{start}{_rows(*base, base_ends)}<im_end><im_start>{_rows(*tiles, ends)}<im_end>"
+
+
+def _shape(grid: Grid) -> tuple[int, int]:
+    """Rows and columns of a grid of one tile or frame, or of all tiles of a picture."""
+    return int(grid.row.max()) + 1, int(grid.col.max()) + 1
 
 
 def _rows(rows: int, cols: int, ends: bool) -> str:
@@ -356,10 +363,10 @@ def _video(video: Prepared, values: Mapping[str, object]) -> dict[str, torch.Ten
     }
 
 
-def _frames(video: Prepared, grid: Sequence[int], flags: Mapping[str, object]) -> str:
+def _frames(video: Prepared, grid: Grid, flags: Mapping[str, object]) -> str:
     """A video in the prompt: a time before each frame's tokens."""
     kind = "frame" if flags["use_frame_special_tokens"] else "im"
-    rows = _rows(grid[1], grid[2], bool(flags["video_use_col_tokens"]))
+    rows = _rows(*_shape(grid), bool(flags["video_use_col_tokens"]))
     times = frames.seconds(video)
     return " ".join(f"{time:.1f} <{kind}_start>{rows}<{kind}_end>" for time in times)
 

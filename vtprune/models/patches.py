@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Family, Files, Plan, Prepared, Sampling, VisionInputs
-from vtprune.tokens.layout import Grid, box
+from vtprune.models.base import (
+    Family,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Sampling,
+    Tensors,
+    VisionInputs,
+    VisionTensors,
+)
+from vtprune.tokens.layout import box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -34,7 +44,7 @@ class MergedPatches(Family):
     tower_depth = "depth"
     defaults: ClassVar[Mapping[str, Values]]
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """merge x merge patches are one token; a frame of the grid is a group of the video's."""
         merge = config.vision_config.spatial_merge_size
         return {
@@ -49,9 +59,7 @@ class MergedPatches(Family):
         """The largest square."""
         return largest_square(self.values(files, "image"))
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """max_tiles does not apply: there are no tiles, and a picture's limits are in pixels."""
         return self._plan(source, self.values(files, "image"), (0,))
 
@@ -102,9 +110,7 @@ class MergedPatches(Family):
                 size[edge] = cast(int, values[key])
         return {**values, "size": size}
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Patches and grids."""
         vision = {}
         for modality, key in PIXELS.items():
@@ -114,9 +120,7 @@ class MergedPatches(Family):
                 vision[modality] = {key: patches, f"{modality}_grid_thw": thw}
         return vision
 
-    def token_types(
-        self, files: Files, input_ids: torch.Tensor, media: Sequence[Prepared]
-    ) -> dict[str, torch.Tensor]:
+    def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """`mm_token_type_ids`, (1, L): 0 text, 1 image, 2 video.
 
         Without them positions are silently those of plain text.

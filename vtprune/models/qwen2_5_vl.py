@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.models import cost
-from vtprune.models.base import Files, Prepared
+from vtprune.models.base import Files, Media, Prepared, VisionTensors
 from vtprune.models.patches import tower_shape
 from vtprune.models.qwen2_vl import Qwen2VL, even_parts
 
@@ -41,9 +40,7 @@ class Qwen25VL(Qwen2VL):
             full_layers=len({index for index in full if index < shape.layers}),
         )
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         vision = super().vision_inputs(files, media)
         if "video" in vision:
             group = cast(int, self.values(files, "video")["temporal_patch_size"])

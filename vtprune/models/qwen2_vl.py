@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost, preprocess
-from vtprune.models.patches import MergedPatches, limits, token_side, tower_shape
+from vtprune.models.base import Contents
+from vtprune.models.patches import MergedPatches, Values, limits, token_side, tower_shape
 
 if TYPE_CHECKING:
     from vtprune.media import Source
@@ -69,9 +70,7 @@ class Qwen2VL(MergedPatches):
         intermediate = int(hidden * getattr(tower, "mlp_ratio", 4))
         return tower_shape(config, hidden, intermediate, cost.size_of(tower, "hidden_size"))
 
-    def frame_size(
-        self, source: Source, values: Mapping[str, object], num_frames: int
-    ) -> tuple[int, int]:
+    def frame_size(self, source: Source, values: Values, num_frames: int) -> tuple[int, int]:
         """A video's frames share a budget of pixels, as in qwen-vl-utils."""
         side = token_side(values)
         least, most = limits(values)
@@ -82,7 +81,7 @@ class Qwen2VL(MergedPatches):
         return preprocess.smart_resize(source.height, source.width, side, least, most)
 
     def official_frames(
-        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+        self, between: list[int], source: Source, values: Values, most: int | None
     ) -> list[int]:
         """2 frames a second, at least 4 and at most 768, an even number; short clips whole.
 
@@ -103,7 +102,7 @@ class Qwen2VL(MergedPatches):
             count = min(count, max(most // group * group, min(most, group)))
         return between if count < 1 else even_parts(between, count)
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         return {"image": {"min_pixels": 3136, "max_pixels": 12845056}}
 
 

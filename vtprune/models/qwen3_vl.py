@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-import torch
-
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Files, Prepared
-from vtprune.models.patches import MergedPatches, clip_size, limits, token_side, tower_shape
+from vtprune.models.base import Contents, Files, Grids, Media
+from vtprune.models.patches import MergedPatches, Values, clip_size, limits, token_side, tower_shape
 from vtprune.models.qwen2_vl import SPECIAL_TOKENS, TOKENS
 from vtprune.tokens.layout import Grid
 
@@ -72,9 +70,7 @@ class Qwen3VL(MergedPatches):
         deep = {index for index in cost.list_of(tower, DEEPSTACK) if index < shape.layers}
         return replace(shape, projector=shape.projector * (1 + len(deep)))
 
-    def frame_size(
-        self, source: Source, values: Mapping[str, object], num_frames: int
-    ) -> tuple[int, int]:
+    def frame_size(self, source: Source, values: Values, num_frames: int) -> tuple[int, int]:
         """The limits of a video's pixels are for all frames together.
 
         Each frame has at most an even share of them and 768 tokens, as in qwen-vl-utils.
@@ -90,7 +86,7 @@ class Qwen3VL(MergedPatches):
         return clip_size(num_frames, source.height, source.width, values, least, most)
 
     def official_frames(
-        self, between: list[int], source: Source, values: Mapping[str, object], most: int | None
+        self, between: list[int], source: Source, values: Values, most: int | None
     ) -> list[int]:
         """2 frames a second, at least 4 and at most 768, from the first to the last."""
         total = len(between)
@@ -103,13 +99,7 @@ class Qwen3VL(MergedPatches):
         step = (total - 1) / max(count - 1, 1)
         return [between[round(number * step)] for number in range(count)]
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """A video is a block for each pair of frames, the pair's mean time before it.
 
         The blocks stand between the start and end that the template writes around a video, as in
@@ -120,7 +110,7 @@ class Qwen3VL(MergedPatches):
         pairs = zip(grids.get("video", ()), videos, strict=True)
         return {"video": [_blocks(grid, frames.seconds(video), group) for grid, video in pairs]}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         return {"image": {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}}
 
     def shorten_tower(self, config: PreTrainedConfig) -> None:

@@ -12,9 +12,20 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models import frames, idefics3, preprocess, prompt
-from vtprune.models.base import Files, Plan, Prepared, Sampling, Turn, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Files,
+    Grids,
+    Media,
+    Plan,
+    Prepared,
+    Sampling,
+    Turn,
+    VisionInputs,
+    VisionTensors,
+)
 from vtprune.models.idefics3 import Idefics3
-from vtprune.tokens.layout import Grid, box
+from vtprune.tokens.layout import box
 
 if TYPE_CHECKING:
     from vtprune.media import Source
@@ -55,7 +66,7 @@ class SmolVLM(Idefics3):
         index = frames.chosen(source, sampling, official)
         return Plan(index, functools.partial(_square, values=values))
 
-    def check_media(self, media: Sequence[Prepared]) -> None:
+    def check_media(self, media: Media) -> None:
         """Pictures or one video: the official processor takes no more."""
         videos = sum(item.source.kind == "video" for item in media)
         if videos and len(media) > 1:
@@ -65,7 +76,7 @@ class SmolVLM(Idefics3):
                 "ask about them one by one",
             )
 
-    def render(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> str:
+    def render(self, files: Files, media: Media, turns: Sequence[Turn]) -> str:
         """The checkpoints' own templates leave videos out; the official processor has this one."""
         if not _is_video(media):
             tokens = {"image": TOKENS["image"]}
@@ -73,42 +84,32 @@ class SmolVLM(Idefics3):
         files = replace(files, processor={**files.processor, "chat_template": TEMPLATE})
         return super().render(files, media, turns)
 
-    def vision_inputs(
-        self, files: Files, media: Sequence[Prepared]
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         if not _is_video(media):
             return super().vision_inputs(files, media)
         recipe = idefics3.recipe_of(_video_values(files))
         return {"video": idefics3.pixel_inputs([preprocess.normalize(media[0].pixels, recipe)])}
 
-    def media_grids(
-        self, files: Files, media: Sequence[Prepared], vision: VisionInputs
-    ) -> dict[str, list[Grid]]:
+    def media_grids(self, files: Files, media: Media, vision: VisionInputs) -> Grids:
         if not _is_video(media):
             return super().media_grids(files, media, vision)
         side = idefics3.token_side(files.config, media[0].pixels.shape[-1])
         return {"video": [box(len(media[0].pixels), side, side)]}
 
-    def written(
-        self,
-        files: Files,
-        media: Sequence[Prepared],
-        vision: Mapping[str, Mapping[str, torch.Tensor]],
-        grids: Mapping[str, Sequence[Grid]],
-    ) -> dict[str, list[str]]:
+    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         if not _is_video(media):
-            return super().written(files, media, vision, grids)
+            return super().written(files, media, grids)
         (grid,) = grids["video"]
         return {"video": [_written(media[0], len(grid) // len(media[0].pixels))]}
 
-    def published_files(self, side: int) -> dict[str, dict[str, object]]:
+    def published_files(self, side: int) -> Contents:
         edge = {"longest_edge": side}
         sampling = {"fps": 1, "max_frames": 64, "video_size": edge}
         video = {"size": edge, "max_image_size": edge, "video_sampling": sampling}
         return {**super().published_files(side), "video": video}
 
 
-def _is_video(media: Sequence[Prepared]) -> bool:
+def _is_video(media: Media) -> bool:
     return any(item.source.kind == "video" for item in media)
 
 

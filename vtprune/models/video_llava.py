@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Files, Plan, Prepared, Sampling, VisionInputs
+from vtprune.models.base import Files, Grids, Media, Plan, Sampling, Tensors, VisionInputs
 from vtprune.models.llava import BOTH, BOTH_IDS, CLIP, Llava, square_grid
-from vtprune.tokens.layout import Grid, join
+from vtprune.tokens.layout import join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,9 +31,9 @@ class VideoLlava(Llava):
     tokens = BOTH
     special_tokens = BOTH_IDS
 
-    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> dict[str, list[Grid]]:
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """side x side patches; all of the tower's tokens for a frame."""
-        grids: dict[str, list[Grid]] = {}
+        grids: Grids = {}
         if "image" in vision:
             given = vision["image"]
             pictures = next(given[key] for key in PIXELS if given.get(key) is not None)
@@ -54,9 +53,7 @@ class VideoLlava(Llava):
             return shape
         return replace(shape, projects_extra=True)
 
-    def plan_picture(
-        self, files: Files, source: Source, sampling: Sampling, num_media: int
-    ) -> Plan:
+    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
         """Resized by Pillow, as in the only official processor for pictures."""
         return Plan((0,), functools.partial(_square, recipe=self.picture_recipe(files)))
 
@@ -68,7 +65,7 @@ class VideoLlava(Llava):
         recipe = self.video_recipe(files)
         return frames.plan_parts(source, sampling, files.video, OFFICIAL_FRAMES, recipe)
 
-    def picture_inputs(self, files: Files, pictures: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    def picture_inputs(self, files: Files, pictures: Media) -> Tensors:
         recipe = self.picture_recipe(files)
         pixels = [preprocess.normalize_singly(picture.pixels, recipe) for picture in pictures]
         return {PIXELS[0]: torch.cat(pixels)}
