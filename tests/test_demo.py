@@ -27,7 +27,7 @@ from vtprune.demo.world import (
     things_at,
 )
 from vtprune.errors import VtpruneError
-from vtprune.models.embedded import weights_path
+from vtprune.models.checkpoint import embedded_weights
 
 PAIR = f"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 
@@ -277,8 +277,8 @@ def test_packed_questions_are_read_as_if_each_were_alone() -> None:
 
 
 def test_the_checkpoint_is_small_and_has_the_shape_that_pruning_needs() -> None:
-    assert sum(path.stat().st_size for path in weights_path().iterdir()) < 30 * 2**20
-    config = json.loads((weights_path() / "config.json").read_text())
+    assert sum(path.stat().st_size for path in embedded_weights().iterdir()) < 30 * 2**20
+    config = json.loads((embedded_weights() / "config.json").read_text())
     text = config["text_config"]
     assert config["model_type"] == "llava_onevision"
     assert text["num_hidden_layers"] >= 16
@@ -293,8 +293,8 @@ def test_the_weights_answer_far_above_chance() -> None:
     from vtprune._dev.training.measure import answer, resize
     from vtprune.demo.samples import frames_of, samples
 
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(weights_path()).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(weights_path())
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(embedded_weights()).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(embedded_weights())
     right = []
     for sample in samples(20, 7, "test"):
         frames = torch.from_numpy(frames_of(sample.scene)).permute(0, 3, 1, 2).contiguous()
@@ -338,7 +338,7 @@ def test_the_curves_of_a_training_are_drawn_as_the_last_run_left_them(tmp_path: 
 def test_the_chat_template_takes_several_inputs_a_system_message_and_turns() -> None:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(weights_path())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(embedded_weights())
     text = {"type": "text", "text": "what happens?"}
     messages = [
         {"role": "system", "content": "be brief"},

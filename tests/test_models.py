@@ -20,7 +20,7 @@ from vtprune.errors import MediaError, ModelError
 from vtprune.media import Source
 from vtprune.models import anyres, find_family, preprocess
 from vtprune.models.base import Family, Files, Prepared, Sampling, Turn
-from vtprune.models.files import read_files
+from vtprune.models.checkpoint import read_files
 from vtprune.tokens.layout import NEWLINE
 
 SIDE = tiny.TILE // tiny.PATCH

@@ -11,8 +11,8 @@ from torch import nn
 
 from vtprune.engine.thinning import other_media
 from vtprune.errors import ModelError
+from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
-from vtprune.models.wrappers import running_module
 
 Kwargs = dict[str, object]
 Before = Callable[

@@ -21,9 +21,9 @@ from vtprune.engine.footprint import (
     gather_patches,
 )
 from vtprune.errors import ModelError
+from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
-from vtprune.models.wrappers import running_module
 from vtprune.pruners.base import TOWER
 from vtprune.tokens.layout import Layout
 

@@ -35,6 +35,7 @@ class AyaVision(InternVL):
 
     name = "Aya Vision"
     model_types = ("aya_vision",)
+    original_kinds = frozenset()
     modalities = ("image",)
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS

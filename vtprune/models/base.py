@@ -175,6 +175,9 @@ class Family:
             tensors don't.
         special_tokens: text of every special token that a prompt needs -> the config's field with
             its id; None where any id will do.
+        original_kinds: model types and classes of its authors' own code, of the checkpoints that
+            were converted to transformers' format.
+        earlier_kinds: likewise, of earlier models of the same authors that were not.
         tower_depth: what the vision tower's config calls its number of layers.
     """
 
@@ -186,6 +189,8 @@ class Family:
     shares_placeholder: ClassVar[bool] = False
     lists_media: ClassVar[bool] = False
     special_tokens: ClassVar[Mapping[str, str | None]] = {"<image>": "image_token_id"}
+    original_kinds: ClassVar[frozenset[str]] = frozenset()
+    earlier_kinds: ClassVar[frozenset[str]] = frozenset()
     tower_depth: ClassVar[str] = "num_hidden_layers"
 
     # -- where visual tokens sit, and what they cost ------------------------------------------

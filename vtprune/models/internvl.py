@@ -57,6 +57,7 @@ class InternVL(Family):
 
     name = "InternVL"
     model_types = ("internvl",)
+    original_kinds = frozenset({"internvl_chat", "InternVLChatModel"})
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS

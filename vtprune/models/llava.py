@@ -78,6 +78,7 @@ class Llava(Family):
 
     name = "LLaVA-1.5"
     model_types = ("llava",)
+    original_kinds = frozenset({"llava_llama", "LlavaLlamaForCausalLM"})
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """side x side patches, the tower's first token too where the config keeps it.

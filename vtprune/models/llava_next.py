@@ -25,6 +25,7 @@ class LlavaNext(Llava):
 
     name = "LLaVA-NeXT"
     model_types = ("llava_next",)
+    original_kinds = Llava.original_kinds | {"llava_mistral", "LlavaMistralForCausalLM"}
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """Base picture, then the unpadded picture, every row of which ends in a newline."""

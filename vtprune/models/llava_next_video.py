@@ -9,7 +9,7 @@ import torch
 
 from vtprune.models import cost, frames
 from vtprune.models.base import Files, Grids, Plan, Sampling, VisionInputs
-from vtprune.models.llava import BOTH, BOTH_IDS
+from vtprune.models.llava import BOTH, BOTH_IDS, Llava
 from vtprune.models.llava_next import LlavaNext
 from vtprune.tokens.layout import box
 
@@ -26,6 +26,7 @@ class LlavaNextVideo(LlavaNext):
 
     name = "LLaVA-NeXT-Video"
     model_types = ("llava_next_video",)
+    original_kinds = Llava.original_kinds
     modalities = ("image", "video")
     tokens = BOTH
     special_tokens = BOTH_IDS

@@ -44,6 +44,7 @@ class LlavaOnevision(LlavaNext):
 
     name = "LLaVA-OneVision"
     model_types = ("llava_onevision",)
+    original_kinds = frozenset({"llava_qwen", "LlavaQwenForCausalLM"})
     modalities = ("image", "video")
     tokens = BOTH
     special_tokens = BOTH_IDS

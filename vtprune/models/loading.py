@@ -15,15 +15,22 @@ from torch import nn
 
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
-from vtprune.models.adapters import CONFIG, HUB_ID, Adapter, attach, find_adapter, is_adapter
+from vtprune.models.adapters import (
+    CONFIG,
+    HUB_ID,
+    Adapter,
+    attach,
+    find_adapter,
+    is_adapter,
+    unwrap,
+)
 from vtprune.models.base import Family, Files
+from vtprune.models.checkpoint import read_config
 from vtprune.models.devices import find_device, find_dtype, placing
 from vtprune.models.names import closest_alias, hub_id_of
-from vtprune.models.originals import read_config
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.upstream import loading_errors, quiet
-from vtprune.models.wrappers import unwrap
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
 if TYPE_CHECKING:
@@ -210,7 +217,7 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(
             beside if own else where, trust_remote_code=trust_remote_code
         )
-        from vtprune.models.files import read_files
+        from vtprune.models.checkpoint import read_files
 
         files = read_files(where, config, tokenizer, beside)
     return Opened(
@@ -230,7 +237,7 @@ def adopt(wrapped: nn.Module) -> Loaded:
     """
     from transformers import AutoTokenizer
 
-    from vtprune.models.files import read_files
+    from vtprune.models.checkpoint import read_files
 
     model = cast("PreTrainedModel", unwrap(wrapped))
     family = find_family(str(model.config.model_type))
@@ -291,9 +298,9 @@ def find_checkpoint(name: str | None) -> str:
         ModelError: neither, with the closest alias.
     """
     if name is None:
-        from vtprune.models.embedded import weights_path
+        from vtprune.models.checkpoint import embedded_weights
 
-        path = weights_path()
+        path = embedded_weights()
         if not (path / "config.json").is_file():
             raise ModelError("the embedded model is not in this installation", "name a --model")
         return str(path)

@@ -85,6 +85,7 @@ class Molmo2(Family):
 
     name = "Molmo2"
     model_types = ("molmo2",)
+    earlier_kinds = frozenset({"molmo", "MolmoForCausalLM"})
     modalities = ("image", "video")
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS

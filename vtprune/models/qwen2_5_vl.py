@@ -24,6 +24,7 @@ class Qwen25VL(Qwen2VL):
 
     name = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
+    earlier_kinds = frozenset()
 
     def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
         """Windows in most layers, full attention in some."""

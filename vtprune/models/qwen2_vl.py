@@ -59,6 +59,7 @@ class Qwen2VL(MergedPatches):
 
     name = "Qwen2-VL"
     model_types = ("qwen2_vl",)
+    earlier_kinds = frozenset({"qwen", "QWenLMHeadModel"})
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS
     template = TEMPLATE

@@ -15,9 +15,9 @@ from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.stand_in import stand_in_tokenizer
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
+from vtprune.models.checkpoint import read_config
 from vtprune.models.loading import EMBEDDED, find_checkpoint
 from vtprune.models.names import Alias, aliases, hub_id_of
-from vtprune.models.originals import read_config
 from vtprune.models.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def published_files(family: Family, config: PreTrainedConfig) -> Files:
 
 def with_files(shape: Shape) -> Shape:
     """A shape with the preparation files beside its config; else those of its family."""
-    from vtprune.models.files import read_files
+    from vtprune.models.checkpoint import read_files
 
     where = str(Path(shape.source).parent) if Path(shape.source).is_file() else shape.source
     with quiet(), loading_errors(shape.name):

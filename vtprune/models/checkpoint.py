@@ -1,0 +1,198 @@
+"""A checkpoint's own files: its config, and what says how inputs are prepared.
+
+Many models were published twice: for the code of their repository, and converted to transformers'
+classes. The first kind would be loaded by running Python code that it brings, or with weights that
+fit no class; it is refused before either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from transformers.utils.hub import cached_file
+
+from vtprune.errors import ModelError
+from vtprune.models import FAMILIES, find_family
+from vtprune.models.base import Files
+from vtprune.models.names import aliases
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+def embedded_weights() -> Path:
+    """Return the folder of the embedded model's checkpoint, for `from_pretrained`."""
+    return Path(__file__).parents[1] / "demo" / "weights"
+
+
+def read_files(
+    checkpoint: str | Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path | None = None,
+) -> Files:
+    """Read what a directory or hub id says about preparing inputs; absent files are {}.
+
+    Of files that are in the directory of an adapter too, the adapter's count.
+
+    The processor's chat template, a file of its own or a key of processor_config.json, is
+    `processor["chat_template"]`.
+
+    Raises:
+        ModelError: a file is not JSON.
+    """
+    places = (checkpoint,) if adapter is None else (adapter, checkpoint)
+    processor = dict(_read_json(places, PROCESSOR))
+    templates = ((place, name) for place in places for name in TEMPLATES)
+    for place, name in templates:
+        text = _read(place, name)
+        if text is not None:
+            is_json = name.endswith(".json")
+            found = _parse(place, name, text).get("chat_template") if is_json else text
+            processor["chat_template"] = found
+            break
+    image = processor.get("image_processor") or _read_json(places, IMAGE)
+    video = processor.get("video_processor") or _read_json(places, VIDEO)
+    return Files(
+        config=config,
+        tokenizer=tokenizer,
+        image=cast("Mapping[str, object]", image),
+        video=cast("Mapping[str, object]", video),
+        processor=processor,
+    )
+
+
+def find_file(checkpoint: str | Path, name: str) -> Path | None:
+    """Find a file of a directory or hub id, in the hub's cache or on the hub; None: not there."""
+    if os.path.isdir(checkpoint):
+        path = Path(checkpoint) / name
+        return path if os.path.isfile(path) else None
+    found = cached_file(
+        str(checkpoint),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _read(checkpoint: str | Path, name: str) -> str | None:
+    path = find_file(checkpoint, name)
+    return None if path is None else path.read_text(encoding="utf-8")
+
+
+def _read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
+    """Return the JSON file of the first place that has it; {} where none does."""
+    for place in places:
+        text = _read(place, name)
+        if text is not None:
+            return _parse(place, name, text)
+    return {}
+
+
+def _parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]:
+    try:
+        contents = json.loads(text)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} of {checkpoint} is not JSON: {error}", "download the checkpoint again"
+        ) from error
+    if not isinstance(contents, dict):
+        raise ModelError(f"{name} of {checkpoint} is not a JSON object", "download it again")
+    return contents
+
+
+def read_config(name: str, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read a checkpoint's config.
+
+    Args:
+        name: as the user gave it.
+        where: its directory, config.json or hub id.
+
+    Raises:
+        ModelError: it is for its authors' own code; a converted one is named where one is known.
+    """
+    from transformers import AutoConfig
+
+    path = Path(where) if Path(where).is_file() else find_file(where, "config.json")
+    if path is not None:
+        refuse_original(name, _parse_config(path), trust_remote_code)
+    return cast(
+        "PreTrainedConfig",
+        AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code),
+    )
+
+
+def _parse_config(path: Path) -> Mapping[str, object]:
+    """Return the contents of a config.json; {} where it is none, which transformers then says."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: bool) -> None:
+    """Refuse a checkpoint whose class transformers does not have.
+
+    Raises:
+        ModelError: it is for its authors' own code.
+    """
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(config.get("model_type") or "")
+    named = config.get("architectures")
+    classes = [str(one) for one in named] if isinstance(named, list) else []
+    # Those of the families all have this ending; so have subclasses, whose weights fit them.
+    fit = [one.endswith("ForConditionalGeneration") or one in dir(transformers) for one in classes]
+    known = model_type in CONFIG_MAPPING and (not classes or any(fit))
+    asked_for = trust_remote_code and "auto_map" in config and model_type in FAMILIES
+    if known or not model_type or asked_for:
+        return
+    if model_type in FAMILIES and model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{name}: transformers {transformers.__version__} has no {model_type}",
+            "install a newer transformers",
+        )
+    kind = " ".join([model_type, *(f"({one})" for one in classes[:1])])
+    raise ModelError(
+        f"{name}: {kind} is a checkpoint for its authors' own code, not for a class of "
+        f"transformers {transformers.__version__}",
+        _way_out(name, [model_type, *classes]),
+    )
+
+
+def _way_out(name: str, kinds: list[str]) -> str:
+    """Return a hint that names the same model in transformers' format, as far as it is known."""
+    families = [family for model_type in FAMILIES if (family := find_family(model_type))]
+    converted = [one.model_types[0] for one in families if one.original_kinds & {*kinds}]
+    later = [one.model_types[0] for one in families if one.earlier_kinds & {*kinds}]
+    listed = [alias for alias in aliases() if alias.model_type in FAMILIES]
+    for alias in listed:
+        fits = not converted or alias.model_type in converted
+        if fits and _short(alias.hub_id) == _short(name):
+            return f"the same model in transformers' format: --model {alias.hub_id}"
+    examples = [
+        next(alias.hub_id for alias in listed if alias.model_type == model_type)
+        for model_type in converted[:2] or later
+    ]
+    if not examples:
+        return f"give one in transformers' format, of {', '.join(FAMILIES)} (vtprune models)"
+    kind = "one in transformers' format" if converted else "a later model of these authors"
+    return f"give {kind}, such as {' or '.join(examples)} (vtprune models)"
+
+
+def _short(name: str) -> str:
+    """Return what names of one model in both formats have in common."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"-v(?=1\.5)", "-", last.removesuffix("-hf"))
