@@ -23,7 +23,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.tokens.information import group_information
 from vtprune.tokens.quotas import weighted_quotas
 from vtprune.tokens.schedule import Place, Profile
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 CELLS = [
     (name, family, kind)

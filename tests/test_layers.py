@@ -36,7 +36,7 @@ LIGHT = (
     "vtprune",
     "vtprune.errors",
     "vtprune.tokens.schedule",
-    "vtprune.tokens.solving",
+    "vtprune.tokens.solver",
     "vtprune.models.cost",
     "vtprune.inference.report",
     "vtprune.inference.comparison",

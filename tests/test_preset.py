@@ -29,7 +29,7 @@ from vtprune.preset.calibration import find_calibration
 from vtprune.preset.yaml_file import LARGEST_FILE, read_yaml
 from vtprune.pruners import METHODS, find_profile
 from vtprune.tokens.schedule import Place, resolve_layer
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 FREE = {"stages": [{"at": "ecl", "method": "entropy"}]}
 FIXED = {

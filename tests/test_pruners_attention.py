@@ -15,7 +15,7 @@ from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import Cut, Place
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 
 def whole(count: int, layout: Layout) -> Budget:

@@ -15,7 +15,7 @@ from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.spread import turns
 from vtprune.tokens.layout import PATCH, Layout, box, join, lay_out
 from vtprune.tokens.schedule import Place
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 
 def chosen(layout: Layout, states: torch.Tensor, count: int, **options: float) -> list[int]:

@@ -14,7 +14,7 @@ from test_cuts import by_hand, recorded
 import vtprune
 from vtprune.engine.trace import Trace
 from vtprune.tokens.schedule import Place
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 LAYERS, TOKENS = 32, 576  # LLaVA-1.5-7B
 

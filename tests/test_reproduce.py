@@ -17,7 +17,7 @@ from vtprune.models.names import hub_id_of
 from vtprune.pruners import METHODS, find_profile
 from vtprune.serving.harness.settings import Settings
 from vtprune.tokens.schedule import Place
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 DOCS = Path(__file__).parents[1] / "docs" / "reproduce.md"
 TEXT = DOCS.read_text(encoding="utf-8")

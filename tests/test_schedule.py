@@ -20,7 +20,7 @@ from vtprune.tokens.schedule import (
     resolve_layer,
     tokens_by_layer,
 )
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 
 def at_layer(layer: int, keep: float | None = None) -> Place:

@@ -19,7 +19,7 @@ from vtprune.preset import load_preset
 from vtprune.preset.spec import Preset
 from vtprune.pruners import BASELINES, METHODS, Method
 from vtprune.tokens.schedule import Place
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 
 def rows(*args: Any, **options: Any) -> list[tuple[str, str, str, float | None]]:

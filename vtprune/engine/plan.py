@@ -18,7 +18,7 @@ from vtprune.pruners import METHODS, create, create_units, find_profile
 from vtprune.pruners.base import TOWER, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
 from vtprune.tokens.schedule import Place, Schedule, fixed_count, resolve_layer
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 from vtprune.tokens.units import Whole
 
 

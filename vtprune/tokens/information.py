@@ -1,4 +1,4 @@
-"""How much frames and tiles have to say: the matrix entropy of groups of tokens."""
+"""The information of frames and tiles: the matrix entropy of the tokens of each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ SMALLEST_EIGENVALUE = 1e-12
 
 
 def group_information(states: torch.Tensor, group: torch.Tensor) -> list[float]:
-    """For every group the number of directions that its tokens spread over, at least 1.
+    """Return for every group the number of directions that its tokens spread over, at least 1.
 
     The exponential of the von Neumann entropy of the group's Gram matrix ("effective rank"): 1
-    where all tokens say the same, n where n tokens say n unrelated things. Rows are centred on the
+    where all tokens are alike, n where n tokens are unrelated. Rows are centred on the
     mean token of ALL groups and divided by their length, so that a blank frame among others has
     one direction, not noise around its own mean. float32.
 

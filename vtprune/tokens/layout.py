@@ -1,4 +1,8 @@
-"""Where the visual tokens of a prompt sit: frame x tile x row x col."""
+"""Where the visual tokens of a prompt sit: frame x tile x row x col.
+
+For example, `box(2, 3, 4)` is the grid of a video of 2 frames with 3 x 4 tokens each, and
+`lay_out({"video": columns}, {"video": [box(2, 3, 4)]})` puts it at 24 columns of `input_ids`.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +41,18 @@ class Grid:
         return int(self.frame.shape[0])
 
     def take(self, index: torch.Tensor) -> Grid:
-        """The tokens at `index`, (k,) int64, in that order."""
+        """Return the tokens at `index`, (k,) int64, in that order."""
         return Grid(
             self.frame[index], self.tile[index], self.row[index], self.col[index], self.kind[index]
         )
 
     def at_frame(self, frame: int) -> Grid:
-        """The same tokens, all of time step `frame`."""
+        """Return the same tokens, all of time step `frame`."""
         return replace(self, frame=torch.full_like(self.frame, frame))
 
 
 def box(num_frames: int, num_rows: int, num_cols: int, tile: int = 0) -> Grid:
-    """A plain block of num_frames x num_rows x num_cols patches, all in one tile."""
+    """Return a block of num_frames x num_rows x num_cols patches, all in one tile."""
     frame, row, col = torch.meshgrid(
         torch.arange(num_frames), torch.arange(num_rows), torch.arange(num_cols), indexing="ij"
     )
@@ -63,13 +67,13 @@ def box(num_frames: int, num_rows: int, num_cols: int, tile: int = 0) -> Grid:
 
 
 def single(kind: int, frame: int = 0, tile: int = 0, row: int = 0, col: int = 0) -> Grid:
-    """One token, such as a trailing newline (its frame and tile are those it closes)."""
+    """Return one token, such as a trailing newline (its frame and tile are those it closes)."""
     values = [torch.tensor([value]) for value in (frame, tile, row, col, kind)]
     return Grid(*values)
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """The tokens of several grids, one after the other; coordinates stay as they are."""
+    """Return the tokens of several grids one after the other; coordinates stay as they are."""
     return Grid(
         torch.cat([grid.frame for grid in grids]),
         torch.cat([grid.tile for grid in grids]),
@@ -99,23 +103,23 @@ class Layout:
         return int(self.columns.shape[0])
 
     def take(self, index: torch.Tensor) -> Layout:
-        """The tokens at `index`, (k,) int64 ascending."""
+        """Return the tokens at `index`, (k,) int64 ascending."""
         return Layout(
             self.columns[index], self.modality[index], self.media[index], self.grid.take(index)
         )
 
     def of_modality(self, modality: str) -> torch.Tensor:
-        """(n,) int64 index of the tokens of `modality`; of all tokens for "all"."""
+        """Return the (n,) int64 index of the tokens of `modality`; of all tokens for "all"."""
         if modality == "all":
             return torch.arange(len(self))
         return (self.modality == MODALITIES.index(modality)).nonzero().squeeze(1)
 
     def items(self) -> torch.Tensor:
-        """(N,) int64 number of each token's media item among those that have tokens, from 0."""
+        """Return the (N,) int64 number of each token's media item, counting those with tokens."""
         return torch.unique(self.media, return_inverse=True)[1]
 
     def groups(self, per: str) -> torch.Tensor:
-        """(N,) int64 number of the group that each token belongs to, from 0, in prompt order.
+        """Return the (N,) int64 number of each token's group, from 0, in prompt order.
 
         per: "all" is one group; "frame" one a media item and frame; "tile" one a media item,
         frame and tile (a video's frame is one tile).
@@ -132,8 +136,10 @@ class Layout:
         return torch.unique(key, dim=1, return_inverse=True)[1]
 
     def previous(self) -> torch.Tensor:
-        """(N,) int64 index of the token at the same place (tile, row and column) of its video, in
-        the nearest earlier frame that has one; -1 where none has."""
+        """Return the (N,) int64 index of each token's predecessor in its video; -1 for none.
+
+        That is the one at the same tile, row and column of the nearest earlier frame that has one.
+        """
         before = torch.full((len(self),), -1, dtype=torch.long)
         if not len(self):
             return before
@@ -147,7 +153,7 @@ class Layout:
         return before
 
     def in_first_frame(self) -> torch.Tensor:
-        """(N,) bool: the tokens of the first frame of each media item."""
+        """Return (N,) bool: the tokens of the first frame of each media item."""
         if not len(self):
             return torch.zeros(0, dtype=torch.bool)
         item = self.items()
@@ -157,13 +163,13 @@ class Layout:
 
 
 def empty_layout() -> Layout:
-    """The layout of a sample without visual tokens."""
+    """Return the layout of a sample without visual tokens."""
     none = torch.zeros(0, dtype=torch.long)
     return Layout(none, none, none, Grid(none, none, none, none, none))
 
 
 def lay_out(columns: dict[str, torch.Tensor], grids: dict[str, Sequence[Grid]]) -> Layout:
-    """The layout of one sample from its placeholder columns and the grids of its media.
+    """Return the layout of one sample from its placeholder columns and the grids of its media.
 
     Args:
         columns: modality -> (n,) ascending columns of its placeholders.

@@ -1,4 +1,8 @@
-"""A number of tokens, shared over frames or tiles: whole shares that add up to it."""
+"""A number of tokens shared over groups, such as frames or tiles, in whole numbers.
+
+For example, `quotas(7, [4, 1, 4])` is [3, 1, 3]: the small group is full, the others share what
+is left.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Sequence
 def weighted_quotas(
     count: int, sizes: Sequence[int], weights: Sequence[float], least: int = 1
 ) -> list[int]:
-    """Shares `count` over groups of `sizes` tokens in proportion to `weights`.
+    """Share `count` over groups of `sizes` tokens in proportion to `weights`.
 
     What a group can't use goes to the others by the same weights; largest remainder, ties to the
     earlier. The shares add up to `count`.
@@ -48,7 +52,7 @@ def weighted_quotas(
 
 
 def quotas(count: int, sizes: Sequence[int]) -> list[int]:
-    """Shares `count` over groups of `sizes` tokens: equal, remainders to the earlier groups.
+    """Share `count` equally over groups of `sizes` tokens, remainders to the earlier groups.
 
     What a group can't use is handed on; every group gets at least one where `count` allows, else
     evenly spaced groups get one each. The shares add up to `count`.

@@ -1,4 +1,8 @@
-"""How many tokens are there from which layer on: places, cuts, and what a keep is in tokens."""
+"""How many visual tokens each decoder layer sees: places of cuts, cuts, and keeps in tokens.
+
+For example, a cut at layer 2 of 4 that leaves 30 of 100 tokens: the layers see 100, 100, 30 and 30,
+which is a layer average (keep) of 0.65.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ class Profile:
     fractions: Callable[[float], tuple[float, ...]]
 
     def layers(self, num_layers: int, lowest: int = 0) -> list[int]:
-        """The layers of the cuts, each after the one before.
+        """Return the layers of the cuts, ascending.
 
         Raises:
             PresetError: the decoder is too shallow.
@@ -81,7 +85,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The cuts of one sample of `num_tokens` visual tokens, and what had to be said about them."""
+    """The cuts of one sample of `num_tokens` visual tokens, and warnings about them."""
 
     num_layers: int
     num_tokens: int
@@ -89,10 +93,10 @@ class Schedule:
     warnings: tuple[str, ...] = ()
 
     def after_pixels(self, present: int | None) -> Schedule:
-        """The same cuts as those of stages 1, 2 ..., and stage 0, which left `present` tokens.
+        """Return the same cuts as stages 1, 2 ..., after a stage 0 that left `present` tokens.
 
         Args:
-            present: None: what it left is all that the prompt holds, so that there is no cut.
+            present: None where the prompt holds no other tokens, so that stage 0 is no cut.
         """
         if not self.num_tokens:
             return self
@@ -100,30 +104,30 @@ class Schedule:
         return replace(self, cuts=later if present is None else (Cut(0, 0, present), *later))
 
     def tokens_by_layer(self) -> list[int]:
-        """Visual tokens that each layer sees."""
+        """Return the visual tokens that each layer sees."""
         return tokens_by_layer(self.num_tokens, self.num_layers, self.cuts)
 
     def keep_mean(self) -> float:
-        """The average over the layers of the fraction of tokens present."""
+        """Return the average over the layers of the fraction of tokens that they see."""
         if not self.num_tokens:
             return 1.0
         return sum(self.tokens_by_layer()) / (self.num_layers * self.num_tokens)
 
 
 def tokens_by_layer(num_tokens: int, num_layers: int, cuts: Sequence[Cut]) -> list[int]:
-    """Tokens that each of `num_layers` layers sees, with `cuts` in order."""
-    present = num_tokens
+    """Return the tokens that each of `num_layers` layers sees, with `cuts` in order."""
+    left = num_tokens
     counts = []
     for layer in range(num_layers):
         for cut in cuts:
             if cut.layer == layer:
-                present = cut.count
-        counts.append(present)
+                left = cut.count
+        counts.append(left)
     return counts
 
 
 def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
-    """The layer that a place names, in a decoder of `num_layers`.
+    """Return the layer that a place names, in a decoder of `num_layers`.
 
     A horizon may lie past the last layer: then no layer can do without visual tokens.
 
@@ -150,7 +154,7 @@ def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:
 def merge_places(
     places: Sequence[Place], num_layers: int, over: bool = False
 ) -> tuple[list[tuple[int, Place]], list[str]]:
-    """Numbered places in order, each layer once.
+    """Return numbered places with each layer once, and warnings about those that were merged.
 
     Two named places that meet become one: the stage that keeps fewer tokens stays. A named place
     past the last layer is left out, unless it is the one that has to meet the budget.
@@ -213,12 +217,12 @@ def _check_keeps_fall(places: Sequence[Place]) -> None:
 
 
 def fixed_count(keep: float, num_tokens: int) -> int:
-    """Tokens that a stage with its own keep leaves: at least one, unless keep is 0."""
+    """Return the tokens that a stage with its own keep leaves: at least 1, unless keep is 0."""
     if keep == 0 or num_tokens == 0:
         return 0
     return max(1, math.floor(keep * num_tokens + SLACK))
 
 
 def lowest_keep(tokens: int, total: int) -> str:
-    """The keep that `tokens` of `total` are, rounded up, as errors name the lowest one there is."""
+    """Return `tokens` of `total` as a keep, rounded up: the lowest one that an error can name."""
     return f"{math.ceil(tokens / total * 1e4) / 1e4:g}"

@@ -1,4 +1,4 @@
-"""What a vision tower encodes on its own: a video's frames, a picture's tiles."""
+"""Frames and tiles that a vision tower encodes one by one, so that each can be dropped alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Units:
 
     @property
     def rows(self) -> int:
-        """What the tower gets of it: frames or steps, or all tiles of a picture."""
+        """Rows of the tower's input: frames, steps of a few frames, or all tiles of a picture."""
         return len(self) if self.modality == "video" else len(self.pixels)
 
     @property
@@ -50,7 +50,7 @@ class Units:
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether there are tiles that can't be dropped one by one."""
+        """Whether the tiles of the picture can only be dropped together."""
         return len(self) < self.rows
 
     def unit(self, number: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ class Units:
         return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
 
     def place(self, number: int) -> tuple[int, int]:
-        """(frame, tile) of a unit as a Layout counts them."""
+        """Return (frame, tile) of a unit, as a Layout counts them."""
         if self.modality == "video":
             return number, 0
         if number == self.base:
@@ -78,7 +78,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a prompt would hold if its media had not been made smaller.
+    """Token counts of the prompt as it would be had its media not been made smaller.
 
     Args:
         visual: modality -> visual tokens.
@@ -89,5 +89,5 @@ class Whole:
     more_text: int = 0
 
     def total(self, modality: str = "all") -> int:
-        """Visual tokens of a modality, or of all."""
+        """Return the visual tokens of a modality, or of all."""
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)

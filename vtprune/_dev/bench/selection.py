@@ -16,7 +16,7 @@ from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
 from vtprune.tokens.layout import Layout, box, join, lay_out
 from vtprune.tokens.schedule import Place, fixed_count
-from vtprune.tokens.solving import solve
+from vtprune.tokens.solver import solve
 
 # A decoder of 7B parameters with a key head for every query head: LLaVA-1.5 and LLaVA-NeXT.
 SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128,

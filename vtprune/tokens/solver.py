@@ -1,4 +1,8 @@
-"""From a kept fraction to how many tokens every cut leaves; with `quotas` the only rounding."""
+"""From a kept fraction to how many tokens every cut leaves; with `quotas` the only rounding.
+
+For example, keep 0.3 over 10 layers and 100 tokens, with one free cut at layer 2, leaves 12 tokens:
+2 x 100 + 8 x 12 = 296, the most that is not above 0.3 x 10 x 100 = 300.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +30,15 @@ def solve(
     num_tokens: int,
     present: int | None = None,
 ) -> Schedule:
-    """Counts for every stage of one sample.
+    """Return the number of tokens that every stage of one sample leaves.
 
     Args:
         places: the stages in order; at most one without a keep.
         keep: the layer average to meet through that stage; None where every stage has a keep.
         num_layers: decoder layers L.
         num_tokens: visual tokens N before any cut; all fractions are of these.
-        present: those that are there at the input, since others went before the vision tower; None
-            for all. Where the budget is more than they can fill, all of them are kept.
+        present: tokens at the language model's input, where others were dropped before the vision
+            tower; None for all. Where the budget is more than they can fill, all of them are kept.
 
     Raises:
         PresetError: the average can't be reached; the message says what can.
@@ -66,7 +70,7 @@ def solve(
             layers[free] = solver.layer_to_drop_all(free, budget, keep)
             counts[free] = 0
             if layers[free] == num_layers:
-                warnings.append(solver.all_stay(keep))
+                warnings.append(solver.below_keep_warning(keep))
         else:
             warnings += solver.place_free(free, budget, keep)
     cuts = tuple(
@@ -79,7 +83,7 @@ def solve(
 
 @dataclass
 class _Solver:
-    """Finds the free stage's count; changes `layers` and `counts`, which it shares."""
+    """Find the free stage's count; changes `layers` and `counts` in place."""
 
     places: list[Place]
     layers: list[int]
@@ -89,7 +93,7 @@ class _Solver:
     present: int
 
     @property
-    def whole(self) -> int:
+    def uncut_total(self) -> int:
         """Sum over the layers of tokens, were nothing cut."""
         return self.num_layers * self.num_tokens
 
@@ -102,7 +106,7 @@ class _Solver:
         )
 
     def free_count(self, free: int, layer: int, budget: float) -> int:
-        """Tokens that the free stage leaves when it cuts at `layer`."""
+        """Return the tokens that the free stage leaves when it cuts at `layer`."""
         layers = [*self.layers[:free], layer, *self.layers[free + 1 :]]
         until = layers[free + 1] if free + 1 < len(layers) else self.num_layers
         counts = [None if i == free else count for i, count in enumerate(self.counts)]
@@ -110,7 +114,7 @@ class _Solver:
         return math.floor(left / (until - layer) + SLACK)
 
     def bounds(self, free: int) -> tuple[int, int]:
-        """Fewest and most tokens that the free stage may leave."""
+        """Return the fewest and the most tokens that the free stage may leave."""
         after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
         before = self.counts[free - 1] if free else self.present
         assert after is not None
@@ -118,7 +122,7 @@ class _Solver:
         return max(after, 1), before
 
     def place_free(self, free: int, budget: float, keep: float) -> list[str]:
-        """Sets the free stage's count; moves its cut or lifts later ones where it must."""
+        """Set the free stage's count; move its cut, or raise later counts, where it must."""
         lowest, highest = self.bounds(free)
         asked = self.layers[free]
         count = self.free_count(free, asked, budget)
@@ -126,7 +130,7 @@ class _Solver:
             self.counts[free] = count
             return []
         if count > highest:
-            return self.lift_later(free, budget, keep, highest)
+            return self.raise_later(free, budget, keep, highest)
         first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
         if self.places[free].named:
             for layer in range(asked - 1, first - 1, -1):
@@ -140,7 +144,7 @@ class _Solver:
                     ]
             self.layers[free] = first
         self.counts[free] = lowest
-        reach = lowest_keep(self.total(self.counts, self.layers), self.whole)
+        reach = lowest_keep(self.total(self.counts, self.layers), self.uncut_total)
         raise PresetError(
             f"keep {keep:g} can't be reached with a cut at {self.places[free].at} "
             f"(layer {asked} of {self.num_layers}) and {self.num_tokens} visual tokens: "
@@ -148,50 +152,50 @@ class _Solver:
             "raise keep, cut earlier (at: input), or give later stages a smaller keep",
         )
 
-    def lift_later(self, free: int, budget: float, keep: float, highest: int) -> list[str]:
-        """All of the budget can't be spent before the next stage: later named ones keep more."""
+    def raise_later(self, free: int, budget: float, keep: float, highest: int) -> list[str]:
+        """Let later stages at named places keep more, where the free one can't spend the budget."""
         self.counts[free] = highest
         fixed = list(self.counts)
         low, high = 0, self.num_tokens
         while low < high:
             middle = (low + high + 1) // 2
-            if self.total(self._lifted(fixed, free, middle), self.layers) <= budget + SLACK:
+            if self.total(self._raised(fixed, free, middle), self.layers) <= budget + SLACK:
                 low = middle
             else:
                 high = middle - 1
-        lifted = self._lifted(fixed, free, low)
-        reached = self.total(lifted, self.layers)
-        most = self.total(self._lifted(fixed, free, self.num_tokens), self.layers)
+        raised_counts = self._raised(fixed, free, low)
+        reached = self.total(raised_counts, self.layers)
+        most = self.total(self._raised(fixed, free, self.num_tokens), self.layers)
         short = most < math.floor(budget + SLACK) and reached == most
         if short and self.present == self.num_tokens:
-            reach = most / self.whole
+            reach = most / self.uncut_total
             raise PresetError(
                 f"keep {keep:g} can't be reached: the stages around {self.places[free].at} "
                 f"leave less; the highest reachable keep is {math.floor(reach * 1e4) / 1e4:g}",
                 "lower keep, or give the other stages a larger keep",
             )
-        self.counts[:] = lifted
+        self.counts[:] = raised_counts
         if short:
-            return [self.all_stay(keep)]
-        raised = [i for i, count in enumerate(lifted) if count != fixed[i]]
+            return [self.below_keep_warning(keep)]
+        raised = [i for i, count in enumerate(raised_counts) if count != fixed[i]]
         if not raised:  # what is left is less than one token in each of the later layers
             return []
         names = ", ".join(self.places[i].at for i in raised)
         return [f"keep {keep:g} leaves more than the stages at {names} ask for: they keep more"]
 
-    def _lifted(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
-        lifted: list[int | None] = list(counts)
-        for i in range(free + 1, len(lifted)):
+    def _raised(self, counts: Sequence[int | None], free: int, level: int) -> list[int | None]:
+        raised_counts: list[int | None] = list(counts)
+        for i in range(free + 1, len(raised_counts)):
             if self.places[i].named and not self.places[i].drops_all:
-                lifted[i] = min(max(lifted[i] or 0, level), lifted[i - 1] or 0)
-        return lifted
+                raised_counts[i] = min(max(raised_counts[i] or 0, level), raised_counts[i - 1] or 0)
+        return raised_counts
 
     def follow_profile(self, budget: float, keep: float) -> list[str]:
-        """Sets the counts of a method's own schedule: the most that the budget allows."""
+        """Set the counts of a method's own schedule to the most that the budget allows."""
         low, high = 0.0, 1.0
         lowest = self._on_profile(low)
         if self.total(lowest, self.layers) > budget + SLACK:
-            reach = lowest_keep(self.total(lowest, self.layers), self.whole)
+            reach = lowest_keep(self.total(lowest, self.layers), self.uncut_total)
             sooner = ", or name a place to cut at once: --at 1" if self.layers[0] > 1 else ""
             raise PresetError(
                 f"keep {keep:g} can't be reached by the method's own schedule, whose first cut is "
@@ -207,10 +211,10 @@ class _Solver:
                 high = middle
         self.counts[:] = self._on_profile(low)
         short = self.total(self._on_profile(1.0), self.layers) < math.floor(budget + SLACK)
-        return [self.all_stay(keep)] if short else []
+        return [self.below_keep_warning(keep)] if short else []
 
     def _on_profile(self, t: float) -> list[int | None]:
-        """All counts, those of the profile's cuts at t, never above an earlier or below a later."""
+        """Return all counts, with those of the profile at t between the counts before and after."""
         counts = list(self.counts)
         most = self.present
         for i, place in enumerate(self.places):
@@ -222,7 +226,7 @@ class _Solver:
         return counts
 
     def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
-        """The layer from which on a free stage may drop everything within the budget."""
+        """Return the first layer at which a free stage can drop all tokens within the budget."""
         before = self.counts[free - 1] if free else self.present
         start = self.layers[free - 1] if free else 0
         spent = self.total([*self.counts[:free], 0], [*self.layers[:free], start])
@@ -236,8 +240,8 @@ class _Solver:
         last = self.num_layers - (self.present == self.num_tokens)
         return min(max(layer, 0), last)
 
-    def all_stay(self, keep: float) -> str:
-        """What is said where the tokens that were not dropped before the tower don't fill keep."""
+    def below_keep_warning(self, keep: float) -> str:
+        """Return the warning for keeps above what the stage at pixels has left."""
         return (
             f"keep {keep:g} asks for more than the {self.present} of {self.num_tokens} tokens that "
             "the stage at pixels has left: later stages cut less, or nothing"
