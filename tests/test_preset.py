@@ -23,7 +23,7 @@ from vtprune.preset import (
     parse_keep,
     preset_directory,
     preset_names,
-    sampled,
+    set_sampling,
 )
 from vtprune.preset.calibration import find_calibration
 from vtprune.preset.yaml_file import LARGEST_FILE, read_yaml
@@ -165,9 +165,9 @@ def test_a_method_in_the_place_of_a_preset_has_no_name_of_one(name: str) -> None
 
 def test_how_much_was_looked_at_is_in_the_preset_that_ran() -> None:
     preset = load_preset("long-video")
-    same = sampled(preset, frames=64)
+    same = set_sampling(preset, frames=64)
     assert (same, same.description, same.changed) == (preset, preset.description, ())
-    other = sampled(preset, fps=2.0, max_tiles=4)
+    other = set_sampling(preset, fps=2.0, max_tiles=4)
     assert (other.video.frames, other.video.fps, other.image.max_tiles) == (None, 2.0, 4)
     assert dict(other.changed) == {"frames": None, "fps": 2.0, "max_tiles": 4}
     assert other.description == ""

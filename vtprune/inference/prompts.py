@@ -15,7 +15,7 @@ from vtprune.inference.generation import Generation
 from vtprune.inference.questions_file import check_length
 from vtprune.models.base import Inputs, Prepared, Sampling, Turn
 from vtprune.models.loading import Loaded
-from vtprune.preset import Preset, sampled
+from vtprune.preset import Preset, set_sampling
 from vtprune.tokens.layout import MODALITIES
 from vtprune.tokens.units import Units
 
@@ -102,7 +102,9 @@ def to_device(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 def as_sampled(preset: Preset, sampling: Sampling) -> Preset:
     """A preset that says how much of the media was looked at under it."""
-    return sampled(preset, sampling.frames, sampling.fps, sampling.max_frames, sampling.max_tiles)
+    return set_sampling(
+        preset, sampling.frames, sampling.fps, sampling.max_frames, sampling.max_tiles
+    )
 
 
 def sampling_of(preset: Preset) -> Sampling:

@@ -21,7 +21,7 @@ from vtprune.preset.spec import (
     check_stage,
 )
 from vtprune.preset.yaml_file import read_yaml
-from vtprune.pruners import METHODS, Value, check_options, find_method
+from vtprune.pruners import METHODS, check_options, find_method
 
 __all__ = [
     "DEFAULT",
@@ -34,23 +34,23 @@ __all__ = [
     "parse_keep",
     "preset_directory",
     "preset_names",
-    "sampled",
+    "set_sampling",
 ]
 
 
 def preset_directory() -> Path:
-    """Where the packaged presets are: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of the packaged presets, in the wheel or in a checkout."""
     packaged = Path(__file__).resolve().parents[1] / "_presets"
     return packaged if packaged.is_dir() else packaged.parents[1] / "presets"
 
 
 def preset_names() -> list[str]:
-    """The packaged presets."""
+    """Return the names of the packaged presets."""
     return sorted(path.stem for path in preset_directory().glob("*.yaml"))
 
 
 def load_preset(preset: str | Path | Mapping[str, object] | Preset | None) -> Preset:
-    """A preset by packaged name, path, mapping in the preset schema, or as it is.
+    """Return a preset by its packaged name, its path, a mapping in the preset schema, or itself.
 
     Raises:
         PresetError: not found, not readable, or not valid; every fault is named, with its line.
@@ -78,7 +78,7 @@ def _check_and_build(
 
 
 def find_preset(name: str | Path) -> Path:
-    """The file of a preset given by packaged name or path."""
+    """Return the file of a preset that is given by packaged name or path."""
     text = str(name)  # may be anything: Path.is_file raises where a name is too long
     packaged = preset_directory() / f"{text}.yaml"
     if "/" not in text and "\\" not in text and os.path.isfile(packaged):
@@ -94,26 +94,34 @@ def find_preset(name: str | Path) -> Path:
 
 
 def parse_keep(text: str) -> Keep:
-    """`--keep`'s value: "0.3", or "image=0.5,video=0.2".
+    """Return the value of `--keep`: "0.3", or "image=0.5,video=0.2".
 
     Raises:
-        PresetError: not a number, or not in (0, 1].
+        PresetError: not a number, not in (0, 1], or of no modality.
     """
     if "=" not in text:
         return check_keep(text)
-    keeps: dict[str, float] = {}
+    keeps: dict[str, str] = {}
     for part in text.split(","):
         modality, _, value = part.strip().partition("=")
-        if modality not in ("image", "video"):
-            raise PresetError(
-                f"keep for {quote(modality)}: no such modality", "image=0.5,video=0.2"
-            )
         if modality in keeps:
-            raise PresetError(
-                f"keep for {modality} is given twice: {brief(text)}", "image=0.5,video=0.2"
-            )
-        keeps[modality] = check_keep(value)
-    return keeps
+            message = f"keep for {modality} is given twice: {brief(text)}"
+            raise PresetError(message, "image=0.5,video=0.2")
+        keeps[modality] = value
+    return check_keeps(keeps)
+
+
+def check_keeps(keeps: Mapping[str, float | str]) -> dict[str, float]:
+    """Return the kept fraction of each modality.
+
+    Raises:
+        PresetError: a modality that there is not, or no kept fraction.
+    """
+    for modality in keeps:
+        if modality not in ("image", "video"):
+            message = f"keep for {quote(modality)}: no such modality"
+            raise PresetError(message, "image=0.5,video=0.2")
+    return {modality: check_keep(keep) for modality, keep in keeps.items()}
 
 
 def override(
@@ -124,7 +132,7 @@ def override(
     options: Mapping[str, str] | None = None,
     seed: int | None = None,
 ) -> Preset:
-    """`preset` under the flags of one call.
+    """Return `preset` under the flags of one call.
 
     Args:
         keep: a fraction for all modalities, or modality -> fraction.
@@ -137,85 +145,65 @@ def override(
         PresetError: a value out of range, an unknown name, or a keep that sets nothing.
 
     Returns:
-        What runs: under `method` it has no preset's name or description, under other changes they
-        are in `changed`.
+        What runs. Under `method` it has no preset's name or description; other changes are in
+        `changed`.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise PresetError(
-            f"seed {quote(seed)} is not a whole number from 0 on", "seed 0 is the default"
-        )
-    if seed is not None and seed > LARGEST_WHOLE:
-        raise PresetError(
-            f"seed {quote(seed)} is more than {LARGEST_WHOLE}", "seed 0 is the default"
-        )
+    _check_seed(seed)
     if at is not None and method is None:
         raise PresetError("--at without --method", "name the method that should cut there")
-    stages, image, video = preset.stages, preset.image, preset.video
-    before = (stages, image.stages, video.stages)
+    stages, image, video, shared_keep = preset.stages, preset.image, preset.video, preset.keep
     if method is not None:
         place = check_place(find_method(method).at if at is None else at)
-        stages = (StageSpec(place, method, options=_options(method, options or {})),)
+        checked = check_options(method, options or {})
+        stages = (StageSpec(place, method, options=tuple(checked.items())),)
         check_stage(stages[0])
         image, video = replace(image, stages=None), replace(video, stages=None)
         if METHODS[method].units and keep is None:  # what is predictable goes, and no more
-            preset = replace(preset, keep=None, stages=stages)
+            shared_keep = None
             image, video = replace(image, keep=None), replace(video, keep=None)
     elif options:
-        groups = (stages, image.stages, video.stages)
-        known = {key for group in groups for stage in group or () for key, _ in stage.options}
-        if missing := [key for key in options if key not in known]:
-            raise PresetError(
-                f"no stage of {preset.label} has the option "
-                f"{list_faults([brief(key) for key in missing])}",
-                "vtprune methods lists every method's options",
-            )
-        stages, own, other = (_apply(group, options) for group in groups)
-        image, video = replace(image, stages=own), replace(video, stages=other)
-    top = preset.keep
+        _check_known(options, preset)
+        stages = _set_options(stages, options)
+        image = replace(image, stages=_set_options(image.stages, options))
+        video = replace(video, stages=_set_options(video.stages, options))
     if isinstance(keep, str):
         keep = parse_keep(keep)
     if isinstance(keep, Mapping):
-        unknown = set(keep) - {"image", "video"}
-        if unknown:
-            raise PresetError(
-                f"keep for {quote(unknown.pop())}: no such modality", "image or video"
-            )
-        if "image" in keep:
-            image = replace(image, keep=check_keep(keep["image"]))
-        if "video" in keep:
-            video = replace(video, keep=check_keep(keep["video"]))
+        keeps = check_keeps(keep)
+        image = replace(image, keep=keeps.get("image", image.keep))
+        video = replace(video, keep=keeps.get("video", video.keep))
     elif keep is not None:
-        top = check_keep(keep)
+        shared_keep = check_keep(keep)
         image, video = replace(image, keep=None), replace(video, keep=None)
-    made = replace(
+    result = replace(
         preset,
         name=preset.name if method is None else None,
         stages=stages,
         image=image,
         video=video,
-        keep=top,
+        keep=shared_keep,
         seed=preset.seed if seed is None else seed,
     )
-    if made.name is None:  # what was given is all that it is
-        return replace(made, description="", changed=())
+    if result.name is None:  # the flags say all that it is
+        return replace(result, description="", changed=())
     changes: dict[str, object] = {}
-    if (stages, image.stages, video.stages) != before:
+    if result.every_stage() != preset.every_stage():
         changes |= options or {}
-    if any(made.keep_for(one) != preset.keep_for(one) for one in ("image", "video")):
-        changes["keep"] = dict(keep) if isinstance(keep, Mapping) else made.keep
-    if made.seed != preset.seed:
-        changes["seed"] = made.seed
-    return made.change(changes) if changes else made
+    if any(result.keep_for(which) != preset.keep_for(which) for which in ("image", "video")):
+        changes["keep"] = dict(keep) if isinstance(keep, Mapping) else result.keep
+    if result.seed != preset.seed:
+        changes["seed"] = result.seed
+    return result.note_changes(changes) if changes else result
 
 
-def sampled(
+def set_sampling(
     preset: Preset,
     frames: int | None = None,
     fps: float | None = None,
     max_frames: int | None = None,
     max_tiles: int | None = None,
 ) -> Preset:
-    """A preset that looks at as much of the media as was looked at, whatever it says itself."""
+    """Return a preset with the frame sampling and tiles of a run in place of its own."""
     video = replace(preset.video, frames=frames, fps=fps, max_frames=max_frames)
     image = replace(preset.image, max_tiles=max_tiles)
     changes = {
@@ -224,23 +212,40 @@ def sampled(
         for key in ("max_tiles", "frames", "fps", "max_frames")
         if getattr(old, key) != getattr(new, key)
     }
-    made = replace(preset, image=image, video=video)
-    return made.change(changes) if changes and preset.name else made
+    result = replace(preset, image=image, video=video)
+    return result.note_changes(changes) if changes and preset.name else result
 
 
-def _options(method: str, options: Mapping[str, object]) -> tuple[tuple[str, Value], ...]:
-    return tuple(check_options(method, options).items())
+def _check_seed(seed: object) -> None:
+    hint = "seed 0 is the default"
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise PresetError(f"seed {quote(seed)} is not a whole number from 0 on", hint)
+    if seed > LARGEST_WHOLE:
+        raise PresetError(f"seed {quote(seed)} is more than {LARGEST_WHOLE}", hint)
 
 
-def _apply(
+def _check_known(options: Mapping[str, str], preset: Preset) -> None:
+    """Refuse options that no stage of a preset has."""
+    known = {key for stage in preset.every_stage() for key, _ in stage.options}
+    if missing := [brief(key) for key in options if key not in known]:
+        raise PresetError(
+            f"no stage of {preset.label} has the option {list_faults(missing)}",
+            "vtprune methods NAME lists a method's options",
+        )
+
+
+def _set_options(
     stages: tuple[StageSpec, ...] | None, options: Mapping[str, str]
 ) -> tuple[StageSpec, ...] | None:
-    """The stages with the options that their methods have."""
+    """Return the stages with those of the options that their methods have."""
     if stages is None:
         return None
     changed = []
     for stage in stages:
-        own: dict[str, object] = dict(stage.options)
-        fitting = {key: value for key, value in options.items() if key in own}
-        changed.append(replace(stage, options=_options(stage.method, {**own, **fitting})))
+        values = dict(stage.options)
+        values |= {key: value for key, value in options.items() if key in values}
+        checked = check_options(stage.method, values)
+        changed.append(replace(stage, options=tuple(checked.items())))
     return tuple(changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,15 +139,15 @@ class Preset:
     @property
     def method(self) -> str | None:
         """The method that is in the place of a preset; None where it is a preset."""
-        return next((one.method for one in self._every_stage()), None) if not self.name else None
+        return next((one.method for one in self.every_stage()), None) if not self.name else None
 
     @property
     def label(self) -> str:
         """What an error calls it."""
         return f"preset {self.name}" if self.name else f"method {self.method}"
 
-    def change(self, changes: Mapping[str, object]) -> Preset:
-        """It, with a note of what was changed in it, and without a description of what was not."""
+    def note_changes(self, changes: Mapping[str, object]) -> Preset:
+        """Return the preset with a note of its changes; its description goes unless it holds."""
         seed_alone = not changes.keys() - {"seed"}
         return replace(
             self,
@@ -155,9 +155,10 @@ class Preset:
             changed=tuple({**dict(self.changed), **changes}.items()),
         )
 
-    def _every_stage(self) -> Iterator[StageSpec]:
-        for group in (self.stages, self.image.stages, self.video.stages):
-            yield from group or ()
+    def every_stage(self) -> list[StageSpec]:
+        """Return the stages for all modalities, then those for images and for videos."""
+        groups = (self.stages, self.image.stages, self.video.stages)
+        return [stage for group in groups for stage in group or ()]
 
     def _own(self, modality: str) -> ModalityPreset:
         return self.image if modality == "image" else self.video
@@ -252,7 +253,7 @@ class Preset:
         """
         found = [
             one.method
-            for one in self._every_stage()
+            for one in self.every_stage()
             if reads_question(one.method, dict(one.options))
         ]
         return tuple(dict.fromkeys(found))
