@@ -115,7 +115,7 @@ def test_a_modality_wins_over_the_top_level() -> None:
     assert (preset.keep_for("image"), preset.keep_for("video")) == (0.5, 0.3)
     assert [stage.method for stage in preset.stages_for("image")] == ["random"]
     assert [stage.method for stage in preset.stages_for("video")] == ["uniform"]
-    assert not preset.shared()
+    assert not preset.shares_one_budget()
 
 
 def test_a_keep_flag_wins_over_every_keep_of_the_preset() -> None:
@@ -210,11 +210,14 @@ def test_a_stage_at_pixels_is_not_the_free_one() -> None:
 
 def test_a_stage_at_pixels_needs_no_keep_and_may_have_one() -> None:
     for stage in (PIXELS, {**PIXELS, "keep": 0.5}):
-        assert load_preset({"stages": [stage]}).at_pixels() is not None
+        assert load_preset({"stages": [stage]}).frame_and_tile_stage() is not None
     alone = load_preset({"keep": 0.5, "stages": [PIXELS]})
     assert alone.keep_for("image") == 0.5
-    assert load_preset({"keep": 1.0, "stages": [PIXELS]}).at_pixels() is None
-    assert load_preset({"stages": [{"at": 2, "method": "random", "keep": 0.5}]}).at_pixels() is None
+    assert load_preset({"keep": 1.0, "stages": [PIXELS]}).frame_and_tile_stage() is None
+    assert (
+        load_preset({"stages": [{"at": 2, "method": "random", "keep": 0.5}]}).frame_and_tile_stage()
+        is None
+    )
 
 
 @pytest.mark.parametrize("where", ["top", "image", "video"])

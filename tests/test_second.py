@@ -264,10 +264,13 @@ def test_the_table_has_the_second_questions(rows: dict[str, Any], questions: Pat
 
 def test_a_preset_knows_which_of_its_methods_read_the_question() -> None:
     stages = [{"at": "input", "method": "cdpruner", "keep": 0.5}, {"at": 3, "method": "fastv"}]
-    assert load_preset({"keep": 0.3, "stages": stages}).readers() == ("cdpruner", "fastv")
+    assert load_preset({"keep": 0.3, "stages": stages}).question_aware_methods() == (
+        "cdpruner",
+        "fastv",
+    )
     stages[0]["relevance"] = "none"
-    assert load_preset({"keep": 0.3, "stages": stages}).readers() == ("fastv",)
-    assert load_preset("balanced").readers() == ()
+    assert load_preset({"keep": 0.3, "stages": stages}).question_aware_methods() == ("fastv",)
+    assert load_preset("balanced").question_aware_methods() == ()
 
 
 def test_lists_say_who_reads_the_question(tmp_path: Path) -> None:

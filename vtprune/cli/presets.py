@@ -67,7 +67,7 @@ def show(name: str, flags: Flags) -> None:
 
 def _told(preset: Preset) -> dict[str, object]:
     """The preset, and which of its methods choose by the question."""
-    return {**preset.to_dict(), "question_read_by": list(preset.readers())}
+    return {**preset.to_dict(), "question_read_by": list(preset.question_aware_methods())}
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets check mine.yaml")

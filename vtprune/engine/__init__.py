@@ -190,7 +190,7 @@ class _Session:
         trace.warn(warn_of_types(self.structure, given))
         cached = find_cache("the model", given) is not None or given.get("use_cache") is not False
         before, state.uncached = state.uncached, None if cached else ids
-        trace.warn(warn_of_choosing_anew(self.plan.preset.readers(), before, ids))
+        trace.warn(warn_of_choosing_anew(self.plan.preset.question_aware_methods(), before, ids))
 
     def see_prompt(
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]

@@ -48,7 +48,7 @@ class Encoding:
     ) -> None:
         self.plan, self.structure, self.state = plan, plan.structure, state
         self.modality, self.media = modality, inputs.media
-        self.pixels = inputs.pixels if plan.preset.at_pixels() else None
+        self.pixels = inputs.pixels if plan.preset.frame_and_tile_stage() else None
         self.features = inputs.features
         self.thinning: Thinning | None = None
 

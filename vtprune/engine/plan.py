@@ -60,7 +60,7 @@ class Plan:
         self.groups: dict[str, Group] = {}
         for warning in structure.warnings:
             trace.warn(warning)
-        if preset.shared():
+        if preset.shares_one_budget():
             self.group("all")  # so that its faults show before anything runs
 
     @property
@@ -156,7 +156,9 @@ class Plan:
             PresetError: a method that can't cut what is there.
         """
         present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
-        groups = [self.group(name) for name in (["all"] if self.preset.shared() else present)]
+        groups = [
+            self.group(name) for name in (["all"] if self.preset.shares_one_budget() else present)
+        ]
         for group in groups:
             found = present if group.modality == "all" else [group.modality]
             for stage in group.stages:

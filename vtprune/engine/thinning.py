@@ -79,7 +79,7 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
     Raises:
         PresetError: with the way out.
     """
-    stages = [stage for name in MODALITIES if (stage := preset.downsamples(name))]
+    stages = [stage for name in MODALITIES if (stage := preset.downsampling_stage(name))]
     if stages and (pixels is None or not pixels.whole):
         raise PresetError(
             f"at: pixels: {stages[0].method} makes smaller pictures or takes fewer frames, and "
@@ -87,7 +87,7 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
             "give the media: vtprune.answer(model, [(file, question)], ...) or vtprune ask; or "
             "cut at the input",
         )
-    stage = preset.at_pixels()
+    stage = preset.frame_and_tile_stage()
     if stage is not None and pixels is None:
         raise PresetError(
             f"at: pixels: {stage.method} compares the pixels of the media, and prepared inputs "

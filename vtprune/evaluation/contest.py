@@ -186,7 +186,7 @@ class _Contest:
 
     def prompt_for(self, preset: Preset) -> Prompt:
         """What a row is asked: the same as all others, unless it is to look at less."""
-        if not any(preset.downsamples(modality) for modality in MODALITIES):
+        if not any(preset.downsampling_stage(modality) for modality in MODALITIES):
             return self.prompt
         return ready(self.loaded, self.gather_for(preset), self.question, self.generation)
 

@@ -297,7 +297,7 @@ def _make_row(
         perplexity=math.exp(min(mean(losses), LARGEST_LOSS)) if losses else math.nan,
         prefill_speedup=_median_speedup(of_row, before, lambda record: record.prefill),
         first_token_speedup=_median_speedup(of_row, before, lambda record: record.first),
-        reads_question=bool(variant.preset.readers()),
+        reads_question=bool(variant.preset.question_aware_methods()),
         options=dict(variant.options),
         resolved={} if variant.matches else variant.preset.to_dict(),
         second=compare_follow_ups(variant.row, rows),

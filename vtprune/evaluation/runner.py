@@ -150,8 +150,8 @@ class FileRunner:
         Raises:
             VtpruneError: its budget can't be met.
         """
-        downsamples = any(preset.downsamples(modality) for modality in MODALITIES)
-        if not downsamples and preset.at_pixels() is None:
+        downsamples = any(preset.downsampling_stage(modality) for modality in MODALITIES)
+        if not downsamples and preset.frame_and_tile_stage() is None:
             return self.full
         if preset not in self.smaller:
             try:

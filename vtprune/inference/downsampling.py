@@ -94,7 +94,7 @@ def shrink(
         PresetError: a budget that no setting meets; the message says what can be reached.
         ModelError: pictures of which this family always makes the same number of tokens.
     """
-    if not any(preset.downsamples(modality) for modality in MODALITIES):
+    if not any(preset.downsampling_stage(modality) for modality in MODALITIES):
         return None
     looks = [Look(source, sampling) for source in sources]
     full = left = count(known, looks)
@@ -108,7 +108,7 @@ def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
     """Modality (or "all" together) -> the fraction of tokens that downsampling may leave."""
     budgets: dict[str, float] = {}
     for modality in MODALITIES:
-        stage = preset.downsamples(modality) if modality in kinds else None
+        stage = preset.downsampling_stage(modality) if modality in kinds else None
         if stage is None:
             continue
         keep = preset.keep_for(modality) if stage.keep is None else stage.keep
@@ -118,7 +118,7 @@ def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
                 "no keep was given",
                 "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
             )
-        budgets["all" if preset.shared() else modality] = keep
+        budgets["all" if preset.shares_one_budget() else modality] = keep
     return budgets
 
 

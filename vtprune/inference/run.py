@@ -175,7 +175,7 @@ def finish(
     made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run,
                         total, startup)  # fmt: skip
     notes = [*loaded.warnings, *gathered.warnings, *run.warnings, *uncounted(loaded, made)]
-    readers = preset.readers()
+    readers = preset.question_aware_methods()
     if readers and run.trace.stages:
         notes.append(f"{' and '.join(readers)} chose by the question: a second one in the same "
                      "conversation would find only what this one left")  # fmt: skip

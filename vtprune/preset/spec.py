@@ -138,12 +138,12 @@ class Preset:
 
     @property
     def method(self) -> str | None:
-        """The method that is in the place of a preset; None where it is a preset."""
-        return next((one.method for one in self.every_stage()), None) if not self.name else None
+        """The method that was asked for in place of a preset; None where it is a preset."""
+        return None if self.name else next((stage.method for stage in self.every_stage()), None)
 
     @property
     def label(self) -> str:
-        """What an error calls it."""
+        """Its name in messages."""
         return f"preset {self.name}" if self.name else f"method {self.method}"
 
     def note_changes(self, changes: Mapping[str, object]) -> Preset:
@@ -169,7 +169,7 @@ class Preset:
             raise PresetError(
                 f"{self.label}: a stage at pixels ({modality}) comes after another one, but "
                 "it acts before the vision tower, and so before all others",
-                "put it first; there can be one",
+                "put it first; a preset can have one stage at pixels",
             )
         first = stages[0].keep if stages[0].at == PIXELS else None
         for stage in stages[1:]:
@@ -206,7 +206,7 @@ class Preset:
             )
 
     def stages_for(self, modality: str) -> tuple[StageSpec, ...]:
-        """The stages of `modality`.
+        """Return the stages for `modality`.
 
         Raises:
             PresetError: the preset has none for it.
@@ -219,47 +219,47 @@ class Preset:
             )
         return stages
 
-    def at_pixels(self) -> StageSpec | None:
-        """A stage that drops frames and tiles before the vision tower; None where none does."""
-        stages = [self._before_tower(modality) for modality in ("image", "video")]
-        return next((one for one in stages if one and METHODS[one.method].units), None)
+    def frame_and_tile_stage(self) -> StageSpec | None:
+        """Return the stage that drops frames and tiles before the vision tower; None: none does."""
+        stages = [self._stage_before_tower(modality) for modality in ("image", "video")]
+        return next((stage for stage in stages if stage and METHODS[stage.method].units), None)
 
-    def downsamples(self, modality: str) -> StageSpec | None:
-        """The stage that makes media smaller before they are prepared; None where none does."""
-        stage = self._before_tower(modality)
+    def downsampling_stage(self, modality: str) -> StageSpec | None:
+        """Return the stage that makes media smaller before they are prepared; None: none does."""
+        stage = self._stage_before_tower(modality)
         return stage if stage and METHODS[stage.method].media else None
 
-    def _before_tower(self, modality: str) -> StageSpec | None:
+    def _stage_before_tower(self, modality: str) -> StageSpec | None:
         keep, stages = self.keep_for(modality), self._own(modality).stages or self.stages
         if stages and stages[0].at == PIXELS and (keep is None or keep < 1):
             return stages[0]
         return None
 
     def keep_for(self, modality: str) -> float | None:
-        """The layer average asked for `modality`; None where its stages' own keeps say it all."""
+        """Return the layer average asked for `modality`; None where its stages' keeps decide."""
         own = self._own(modality).keep
         return self.keep if own is None else own
 
-    def shared(self) -> bool:
+    def shares_one_budget(self) -> bool:
         """Whether all modalities have the same stages and keep, and so one budget together."""
         same_stages = self.image.stages is None and self.video.stages is None
         return same_stages and self.keep_for("image") == self.keep_for("video")
 
-    def readers(self) -> tuple[str, ...]:
-        """The methods among its stages whose choice depends on the question.
+    def question_aware_methods(self) -> tuple[str, ...]:
+        """Return the methods of its stages that keep tokens for the question.
 
-        None of them: the preset is question-blind, and a second question in a conversation finds
-        the tokens that it would have been given itself.
+        With none the preset is question-blind: a second question in a conversation finds the
+        tokens that it would have been given itself.
         """
-        found = [
-            one.method
-            for one in self.every_stage()
-            if reads_question(one.method, dict(one.options))
+        names = [
+            stage.method
+            for stage in self.every_stage()
+            if reads_question(stage.method, dict(stage.options))
         ]
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(names))
 
     def to_dict(self) -> dict[str, object]:
-        """The preset in its own schema, every stage with all its options."""
+        """Return the preset in its own schema, every stage with all its options."""
         out: dict[str, object] = {"name": self.name, "description": self.description,
                                   "keep": self.keep, "seed": self.seed}  # fmt: skip
         if self.stages is not None:
@@ -279,7 +279,7 @@ class Preset:
 
 
 def check_place(value: object) -> str:
-    """A place as text.
+    """Return a place as text.
 
     Raises:
         PresetError: not a place.
@@ -304,7 +304,7 @@ def check_place(value: object) -> str:
 
 
 def check_stage(stage: StageSpec) -> None:
-    """Refuses what a stage's parts say against each other.
+    """Refuse a stage whose parts contradict each other.
 
     Raises:
         PresetError: with the way out.
@@ -337,12 +337,12 @@ def check_stage(stage: StageSpec) -> None:
         raise PresetError(
             f"{stage.method} reads the attention of the layer before its cut, and there is none "
             "at the input",
-            "at: 1 or later, ecl or horizon",
+            "use at: 1 or later, ecl or horizon",
         )
 
 
 def check_side(method: str, at: str) -> None:
-    """Refuses a method on the wrong side of the vision tower.
+    """Refuse a method on the wrong side of the vision tower.
 
     Raises:
         PresetError: with the way out.
@@ -350,21 +350,21 @@ def check_side(method: str, at: str) -> None:
     early = METHODS[method].before_tower
     if (at == PIXELS) == early:
         return
-    others = ", ".join(name for name, one in METHODS.items() if one.before_tower != early)
+    others = ", ".join(name for name, other in METHODS.items() if other.before_tower != early)
     if early:
         does = "makes media smaller" if METHODS[method].media else "drops whole frames and tiles"
         raise PresetError(
             f"{method} at {at}: it {does} before the vision tower",
-            f"at: pixels; for tokens: {others}",
+            f"use at: pixels; methods for tokens: {others}",
         )
     raise PresetError(
         f"{method} at pixels: it chooses tokens, which only the vision tower makes",
-        f"at: input or later; before the tower: {others}",
+        f"use at: input or later; methods before the tower: {others}",
     )
 
 
 def check_keep(value: float | str) -> float:
-    """A kept fraction in (0, 1].
+    """Return a kept fraction in (0, 1].
 
     Raises:
         PresetError: not a number, or out of range.

@@ -83,7 +83,7 @@ def show_presets(presets: Iterable[Preset], console: Console) -> None:
 
 def question_fact(preset: Preset) -> str:
     """Return whether what a preset keeps depends on the question."""
-    readers = preset.readers()
+    readers = preset.question_aware_methods()
     if not readers:
         return "blind: keeps the same tokens for every question"
     return (

@@ -74,7 +74,9 @@ class Cases:
         """A row on its input."""
         sampling = sampling_of(variant.preset) if is_preset(variant) else Sampling()
         preset = variant.preset
-        smaller = variant.role != UNPRUNED and any(preset.downsamples(one) for one in MODALITIES)
+        smaller = variant.role != UNPRUNED and any(
+            preset.downsampling_stage(one) for one in MODALITIES
+        )
         try:
             case = self.find(sampling)
             if smaller:
