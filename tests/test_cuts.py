@@ -22,7 +22,7 @@ from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.tokens.information import group_information
 from vtprune.tokens.quotas import weighted_quotas
-from vtprune.tokens.schedule import Place, Profile
+from vtprune.tokens.schedule import CutProfile, Place
 from vtprune.tokens.solver import solve
 
 CELLS = [
@@ -77,8 +77,8 @@ class Lazy:
         return Selection(torch.zeros(1, dtype=torch.long))
 
 
-def thirds() -> Profile:
-    return Profile((1 / 3, 2 / 3), lambda t: (t, t * t))
+def thirds() -> CutProfile:
+    return CutProfile((1 / 3, 2 / 3), lambda t: (t, t * t))
 
 
 @pytest.fixture(autouse=True)
@@ -574,7 +574,7 @@ def test_a_schedule_takes_no_keep_and_no_other_method_has_one() -> None:
     with pytest.raises(PresetError, match="probe has no schedule of its own"):
         vtprune.engine.load_preset({"stages": [{"at": "schedule", "method": "probe"}]})
     with pytest.raises(PresetError, match="2 decoder layers are too few for 2 cuts"):
-        Profile((0.9, 0.95), lambda t: (t, t)).layers(2, 1)
+        CutProfile((0.9, 0.95), lambda t: (t, t)).layers(2, 1)
 
 
 # -- every method of the registry -----------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_answers_know_the_places_that_they_were_cut_at(
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(Path("a.png"), "what?")]
     before = settings_head(loaded, asked, Settings())
-    moved = replace(loaded.known_places()[0], horizon=1)
+    moved = replace(loaded.find_calibration()[0], horizon=1)
     assert settings_head(replace(loaded, calibration=moved), asked, Settings()) != before
     own = load_preset("balanced")
     key = fingerprint(own)

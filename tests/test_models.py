@@ -19,7 +19,7 @@ from transformers.image_processing_utils import select_best_resolution
 from vtprune.errors import MediaError, ModelError
 from vtprune.media import Source
 from vtprune.models import anyres, find_family, preprocess
-from vtprune.models.base import Family, Files, Prepared, Sampling, Turn
+from vtprune.models.base import Family, Files, PreparedMedia, Sampling, Turn
 from vtprune.models.checkpoint import read_files
 from vtprune.tokens.layout import NEWLINE
 
@@ -100,7 +100,7 @@ def prepare(
     items: Sequence[Item],
     sampling: Sampling | None = None,
     chunk: int = 3,
-) -> list[Prepared]:
+) -> list[PreparedMedia]:
     """What `vtprune ask` does between opening files and `encode`, in chunks of frames."""
     prepared = []
     for pixels, fps in items:
@@ -112,11 +112,11 @@ def prepare(
             plan.transform(pixels[index[at : at + chunk]]) for at in range(0, len(index), chunk)
         ]
         times = tuple(source.timestamps[i] for i in index) if fps else ()
-        prepared.append(Prepared(source, torch.cat(parts), plan.index, times))
+        prepared.append(PreparedMedia(source, torch.cat(parts), plan.index, times))
     return prepared
 
 
-def ask(question: str, media: Sequence[Prepared], system: str = "") -> list[Turn]:
+def ask(question: str, media: Sequence[PreparedMedia], system: str = "") -> list[Turn]:
     first = [Turn("system", system)] if system else []
     return [*first, Turn("user", question, len(media))]
 

@@ -25,7 +25,7 @@ from test_models import (
 
 from vtprune.errors import ModelError
 from vtprune.models import frames
-from vtprune.models.base import Prepared, Sampling
+from vtprune.models.base import PreparedMedia, Sampling
 from vtprune.models.structure import find_structure
 
 VIDEO_MODELS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
@@ -81,14 +81,16 @@ def test_published_sizes_are_the_official_processors(tmp_path, name):
 # Times
 
 
-def prepared(name: str, count: int, fps: float, shift: float = 0.0, **sampling: Any) -> Prepared:
+def prepared(
+    name: str, count: int, fps: float, shift: float = 0.0, **sampling: Any
+) -> PreparedMedia:
     files = files_of(name)
     source = source_of(noise(60, 90, count), fps)
     times = tuple(time + shift for time in source.timestamps)
     source = dataclasses.replace(source, timestamps=times)
     plan = family_of(name).plan(files, source, Sampling(**sampling), 1)
     pixels = plan.transform(noise(60, 90, len(plan.index)))
-    return Prepared(source, pixels, plan.index, tuple(times[i] for i in plan.index))
+    return PreparedMedia(source, pixels, plan.index, tuple(times[i] for i in plan.index))
 
 
 def test_times_of_frames_are_counted_where_they_are_even():

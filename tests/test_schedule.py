@@ -12,8 +12,8 @@ from vtprune.errors import PresetError
 from vtprune.tokens.quotas import quotas
 from vtprune.tokens.schedule import (
     Cut,
+    CutProfile,
     Place,
-    Profile,
     Schedule,
     fixed_count,
     merge_places,
@@ -588,7 +588,7 @@ def test_a_free_stage_that_drops_all_does_not_cut_where_all_may_stay() -> None:
 
 
 def test_a_schedule_of_its_own_goes_on_from_what_is_left() -> None:
-    profile = Profile((0.2, 0.6), lambda t: (t, t * t))
+    profile = CutProfile((0.2, 0.6), lambda t: (t, t * t))
     places = [Place("schedule", layer, profile=profile, part=n) for n, layer in enumerate((2, 6))]
     schedule = solve(places, 0.2, 10, 1000, present=400)
     (_, first), (_, second) = cuts(schedule)
@@ -601,7 +601,7 @@ def test_a_schedule_of_its_own_goes_on_from_what_is_left() -> None:
 
 @pytest.mark.parametrize(("depth", "told"), [(0.0, "raise keep"), (0.5, "raise keep, or name")])
 def test_a_schedule_that_begins_at_the_input_has_no_earlier_place(depth: float, told: str) -> None:
-    profile = Profile((depth, 0.7), lambda t: (t, t))
+    profile = CutProfile((depth, 0.7), lambda t: (t, t))
     places = [Place("schedule", layer, profile=profile, part=part)
               for part, layer in enumerate(profile.layers(10))]  # fmt: skip
     with pytest.raises(PresetError) as caught:

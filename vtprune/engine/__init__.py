@@ -40,7 +40,7 @@ from vtprune.models.structure import find_structure
 from vtprune.preset import Keep, Preset, load_preset, override
 from vtprune.preset.calibration import Calibration
 from vtprune.tokens.layout import MODALITIES
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 THREADS = ("all", "own")
 Args = tuple[object, ...]
@@ -123,7 +123,7 @@ class _Session:
     """
 
     def __init__(
-        self, plan: Plan, encoding: Encoding, whole: Sequence[Whole], hooks: Hooks
+        self, plan: Plan, encoding: Encoding, whole: Sequence[FullSizeCounts], hooks: Hooks
     ) -> None:
         self.plan, self.encoding, self.whole = plan, encoding, whole
         self.hooks, self.state = hooks, encoding.state

@@ -15,7 +15,7 @@ from vtprune.preset.spec import PIXELS
 from vtprune.pruners.base import ATTENTION, TOWER
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import Cut, Schedule
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def plan_cuts(
     valid: torch.Tensor,
     past: int,
     gone: list[torch.Tensor] | None = None,
-    whole: Sequence[Whole] = (),
+    whole: Sequence[FullSizeCounts] = (),
 ) -> Batch:
     """Plan a batch's cuts from every sample's own number of tokens, and begin its trace.
 

@@ -9,7 +9,7 @@ import torch
 
 from vtprune.models.base import Inputs
 from vtprune.tokens.layout import Grid
-from vtprune.tokens.units import Units, Whole
+from vtprune.tokens.units import FullSizeCounts, Units
 
 FeatureCache = dict[object, tuple[dict[str, object], object]]
 """What identifies a call of a vision encoder -> its arguments by name, and the features it gave."""
@@ -29,7 +29,7 @@ class PixelView:
 
     tensors: Mapping[str, torch.Tensor]
     units: Sequence[Sequence[Units]]
-    whole: Sequence[Whole] = ()
+    whole: Sequence[FullSizeCounts] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from vtprune.pruners.base import TOWER, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
 from vtprune.tokens.schedule import Place, Schedule, fixed_count, resolve_layer
 from vtprune.tokens.solver import solve
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ class Plan:
         group: Group,
         layouts: list[Layout],
         gone: Sequence[torch.Tensor],
-        whole: Sequence[Whole],
+        whole: Sequence[FullSizeCounts],
     ) -> list[Schedule]:
         """Every sample's cuts under one budget.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtprune.tokens.layout import Layout
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 _LOCK = threading.Lock()
 """Held while a trace changes or is copied, so that none is made of two prefills."""
@@ -86,7 +86,7 @@ class Trace:
     visual_by_layer: list[list[int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
-    whole: list[Whole] = field(default_factory=list)
+    whole: list[FullSizeCounts] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None
@@ -114,7 +114,7 @@ class Trace:
 
     def before(self, sample: int = 0) -> tuple[int, int]:
         """Visual and text tokens of a sample before anything was made smaller or cut."""
-        more = self.whole[sample] if self.whole else Whole({})
+        more = self.whole[sample] if self.whole else FullSizeCounts({})
         visual = more.total() if self.whole else len(self.layouts[sample])
         return visual, self.text[sample] + more.more_text
 

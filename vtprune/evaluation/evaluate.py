@@ -243,7 +243,7 @@ def settings_head(
     questions = [
         [str(one.file.name), one.question, one.answer, one.choices, one.kind] for one in asked
     ]
-    places = loaded.known_places()[0]
+    places = loaded.find_calibration()[0]
     return {
         "version": __version__,
         "model": describe_model(loaded).to_dict(),

@@ -220,7 +220,7 @@ def tune(
     results = dict(zip(map(id, order), tested, strict=True))
     trials = [results.get(id(one), _not_tested(one, plan.floor)) for one in trials]
     reason, needed = explain(plan, trials, tested)
-    places, notes = loaded.known_places()
+    places, notes = loaded.find_calibration()
     return Tuning(
         trials=tuple(trials),
         tested=tuple(tested),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.errors import ModelError, PresetError
-from vtprune.models.base import Inputs, Known, Plan, Prepared, Sampling, Turn
+from vtprune.models.base import Inputs, Preparable, PreparedMedia, ReadPlan, Sampling, Turn
 from vtprune.models.preprocess import resize
 from vtprune.pruners.downsample import Downsample
 from vtprune.tokens.layout import MODALITIES
 from vtprune.tokens.schedule import fixed_count, lowest_keep
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 if TYPE_CHECKING:
     from vtprune.media import Source
@@ -48,7 +48,7 @@ class Look:
             return self.source
         return replace(self.source, height=self.size[0], width=self.size[1])
 
-    def plan(self, known: Known, num_alike: int) -> Plan:
+    def plan(self, known: Preparable, num_alike: int) -> ReadPlan:
         """What to read of it, and what to do with that.
 
         Args:
@@ -60,7 +60,7 @@ class Look:
         shrink = functools.partial(_shrink_first, size=self.size, transform=plan.transform)
         return replace(plan, transform=shrink)
 
-    def plan_seen(self, known: Known, num_alike: int) -> Plan:
+    def plan_seen(self, known: Preparable, num_alike: int) -> ReadPlan:
         """Likewise, for pictures that are of the size `size` already."""
         return known.family.plan(known.files, self.seen, self.sampling, num_alike)
 
@@ -75,11 +75,11 @@ class Shrunk:
     """
 
     looks: tuple[Look, ...]
-    whole: Whole
+    whole: FullSizeCounts
 
 
 def shrink(
-    known: Known, sources: Sequence[Source], sampling: Sampling, preset: Preset
+    known: Preparable, sources: Sequence[Source], sampling: Sampling, preset: Preset
 ) -> Shrunk | None:
     """The largest looks at the files within the preset's budgets for downsampling.
 
@@ -101,7 +101,7 @@ def shrink(
     for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
         mine = [i for i, one in enumerate(sources) if modality in ("all", one.kind)]
         looks, left = _largest(known, looks, left, mine, modality, keep)
-    return Shrunk(tuple(looks), Whole(full.visual, full.text - left.text))
+    return Shrunk(tuple(looks), FullSizeCounts(full.visual, full.text - left.text))
 
 
 def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
@@ -140,7 +140,7 @@ class Count:
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
 
 
-def count(known: Known, looks: Sequence[Look]) -> Count:
+def count(known: Preparable, looks: Sequence[Look]) -> Count:
     """The tokens of a prompt about files that are looked at in this way, without reading them."""
     kinds = [look.source.kind for look in looks]
     blank = [_blank(look, look.plan_seen(known, kinds.count(look.source.kind))) for look in looks]
@@ -156,7 +156,7 @@ def count(known: Known, looks: Sequence[Look]) -> Count:
     )
 
 
-def count_visual(known: Known, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
+def count_visual(known: Preparable, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
     """Modality -> visual tokens of a prompt with files of these kinds."""
     present = [name for name in MODALITIES if name in kinds]
     if inputs.media:  # placeholders that both share
@@ -179,7 +179,7 @@ class _Search:
         knob: of pictures, "tiles" or "size"; videos have their frames.
     """
 
-    known: Known
+    known: Preparable
     looks: Sequence[Look]
     full: Count
     mine: Sequence[int]
@@ -235,7 +235,7 @@ class _Search:
 
 
 def _largest(
-    known: Known,
+    known: Preparable,
     looks: Sequence[Look],
     full: Count,
     mine: Sequence[int],
@@ -279,7 +279,7 @@ def _largest(
     )
 
 
-def _blank(look: Look, plan: Plan) -> Prepared:
+def _blank(look: Look, plan: ReadPlan) -> PreparedMedia:
     """One file as if its pictures were all black; frames share their memory."""
     height, width = look.seen.height, look.seen.width
     made = plan.transform(torch.zeros(1, 3, height, width, dtype=torch.uint8))
@@ -287,7 +287,7 @@ def _blank(look: Look, plan: Plan) -> Prepared:
     if num_frames > 1:
         made = made.expand(num_frames, *made.shape[1:])
     times = tuple(look.source.timestamps[i] for i in plan.index) if look.source.timestamps else ()
-    return Prepared(look.seen, made, plan.index, times)
+    return PreparedMedia(look.seen, made, plan.index, times)
 
 
 def _shrink_first(

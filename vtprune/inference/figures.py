@@ -32,7 +32,7 @@ from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
     from vtprune.inference.generation import Run
-    from vtprune.models.base import Inputs, Prepared
+    from vtprune.models.base import Inputs, PreparedMedia
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
 
@@ -42,7 +42,7 @@ PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
 
 def build_report(
     loaded: Loaded,
-    items: Sequence[Prepared],
+    items: Sequence[PreparedMedia],
     decoders: Sequence[str],
     inputs: Inputs,
     question: str,
@@ -95,7 +95,9 @@ def describe_model(loaded: Loaded) -> ModelInfo:
     )
 
 
-def describe_input(items: Sequence[Prepared], decoders: Sequence[str], inputs: Inputs) -> InputInfo:
+def describe_input(
+    items: Sequence[PreparedMedia], decoders: Sequence[str], inputs: Inputs
+) -> InputInfo:
     """Return what was read."""
     kinds = {item.source.kind for item in items}
     videos = [item for item in items if item.source.kind == "video"]

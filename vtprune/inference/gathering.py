@@ -12,10 +12,10 @@ import torch
 from vtprune.errors import ModelError
 from vtprune.inference.downsampling import Look, shrink
 from vtprune.media import Limits, Source, open_each, read
-from vtprune.models.base import Known, Plan, Prepared, Sampling
+from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
 from vtprune.models.loading import Progress
 from vtprune.preset import Preset
-from vtprune.tokens.units import Whole
+from vtprune.tokens.units import FullSizeCounts
 
 DRAWN = 8  # frames without a file that are resized at once
 
@@ -33,16 +33,16 @@ class Gathered:
         whole: what a prompt would hold if nothing had been made smaller; None where nothing was.
     """
 
-    items: tuple[Prepared, ...]
+    items: tuple[PreparedMedia, ...]
     decoders: tuple[str, ...]
     warnings: tuple[str, ...]
     media_seconds: float
     resize_seconds: float
     sources: tuple[Source, ...] = ()
-    whole: Whole | None = None
+    whole: FullSizeCounts | None = None
 
     @property
-    def read(self) -> list[Prepared]:
+    def read(self) -> list[PreparedMedia]:
         """The items, each with its file as it was."""
         pairs = zip(self.items, self.sources, strict=True)
         return [replace(item, source=source) for item, source in pairs]
@@ -60,14 +60,14 @@ class Chosen:
     """
 
     looks: tuple[Look, ...]
-    plans: tuple[Plan, ...]
+    plans: tuple[ReadPlan, ...]
     media_seconds: float
     resize_seconds: float
-    whole: Whole | None = None
+    whole: FullSizeCounts | None = None
 
 
 def choose(
-    known: Known,
+    known: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     preset: Preset | None,
@@ -91,7 +91,7 @@ def choose(
 
 
 def gather_for(
-    known: Known,
+    known: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     preset: Preset | None,
@@ -103,7 +103,7 @@ def gather_for(
 
 
 def gather(
-    known: Known,
+    known: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     limits: Limits,
@@ -114,7 +114,7 @@ def gather(
 
 
 def gather_drawn(
-    known: Known,
+    known: Preparable,
     source: Source,
     draw: Callable[[Sequence[int]], torch.Tensor],
     sampling: Sampling,
@@ -138,11 +138,13 @@ def gather_drawn(
         parts.append(plan.transform(pixels))
         seconds += time.perf_counter() - started
     times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
-    item = Prepared(look.seen, torch.cat(parts), plan.index, times, plan.regions)
+    item = PreparedMedia(look.seen, torch.cat(parts), plan.index, times, plan.regions)
     return Gathered((item,), ("none",), (), 0.0, seconds, (source,), chosen.whole)
 
 
-def open_all(known: Known, paths: Sequence[str | Path | Source], limits: Limits) -> list[Source]:
+def open_all(
+    known: Preparable, paths: Sequence[str | Path | Source], limits: Limits
+) -> list[Source]:
     """Open every file; of a file with pages, every page that the limits choose.
 
     Raises:
@@ -169,7 +171,7 @@ def read_all(chosen: Chosen, limits: Limits, on_progress: Progress | None = None
         on_progress: hears of every chunk of frames, and of every one of several pictures.
     """
     started = time.perf_counter()
-    items: list[Prepared] = []
+    items: list[PreparedMedia] = []
     decoders: list[str] = []
     warnings: list[str] = []
     clock = _Clock()
@@ -200,8 +202,8 @@ class _Clock:
 
 
 def read_one(
-    source: Source, plan: Plan, limits: Limits, clock: _Clock, on_progress: Progress | None
-) -> tuple[Prepared, str, tuple[str, ...]]:
+    source: Source, plan: ReadPlan, limits: Limits, clock: _Clock, on_progress: Progress | None
+) -> tuple[PreparedMedia, str, tuple[str, ...]]:
     """One file, each chunk of it resized right after it is decoded."""
 
     def resize(pixels: torch.Tensor) -> torch.Tensor:
@@ -215,7 +217,7 @@ def read_one(
             on_progress(f"decoding {source.path.name}", done, total)
 
     frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
-    prepared = Prepared(source, frames.pictures, frames.index,
+    prepared = PreparedMedia(source, frames.pictures, frames.index,
                         frames.timestamps if source.kind == "video" else (),
                         plan.regions)  # fmt: skip
     return prepared, frames.decoder, frames.warnings

@@ -13,7 +13,7 @@ from vtprune.inference.compare import Side
 from vtprune.inference.gathering import Gathered
 from vtprune.inference.generation import Generation
 from vtprune.inference.questions_file import check_length
-from vtprune.models.base import Inputs, Prepared, Sampling, Turn
+from vtprune.models.base import Inputs, PreparedMedia, Sampling, Turn
 from vtprune.models.loading import Loaded
 from vtprune.preset import Preset, set_sampling
 from vtprune.tokens.layout import MODALITIES
@@ -75,7 +75,7 @@ def ready(loaded: Loaded, gathered: Gathered, question: str, generation: Generat
     return Prompt(gathered, inputs, gathered.resize_seconds + time.perf_counter() - started)
 
 
-def units_of(loaded: Loaded, items: Sequence[Prepared], inputs: Inputs) -> tuple[Units, ...]:
+def units_of(loaded: Loaded, items: Sequence[PreparedMedia], inputs: Inputs) -> tuple[Units, ...]:
     """What the vision tower encodes on its own; in the order of the prompt, where that is told."""
     tower = getattr(loaded.files.config, "vision_config", None)
     together = int(getattr(tower, "temporal_patch_size", 1))

@@ -11,7 +11,7 @@ import torch
 from vtprune.errors import ModelError
 from vtprune.models import prompt
 from vtprune.tokens.layout import Grid
-from vtprune.tokens.units import Region, Units, Whole
+from vtprune.tokens.units import FullSizeCounts, Region, Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """What to read of one source, and what to do with each chunk of frames after decoding.
 
     Args:
@@ -83,7 +83,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedMedia:
     """One media item after decoding and resizing.
 
     Args:
@@ -139,10 +139,10 @@ class Inputs:
     tiles: tuple[int, ...] = ()
     media: tuple[tuple[str, Grid], ...] = ()
     units: tuple[Units, ...] = ()
-    whole: Whole | None = None
+    whole: FullSizeCounts | None = None
 
 
-Media = Sequence[Prepared]
+Media = Sequence[PreparedMedia]
 Tensors = dict[str, torch.Tensor]
 """Inputs of a model by name."""
 VisionTensors = dict[str, Tensors]
@@ -248,7 +248,7 @@ class Family:
         """Return (height, width) of the largest picture that is not made smaller."""
         raise NotImplementedError
 
-    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> Plan:
+    def plan(self, files: Files, source: Source, sampling: Sampling, num_media: int) -> ReadPlan:
         """Plan what to read of `source` in a prompt of `num_media` media items of its kind.
 
         Raises:
@@ -256,10 +256,10 @@ class Family:
         """
         self.check_kind(source)
         if source.kind == "image":
-            return self.plan_picture(files, source, sampling, alone=num_media <= 1)
+            return self.plan_image(files, source, sampling, alone=num_media <= 1)
         return self.plan_video(files, source, sampling)
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """Plan what to read of a picture, and how it is resized and cut into tiles.
 
         Args:
@@ -267,11 +267,11 @@ class Family:
         """
         raise NotImplementedError
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Plan which frames to read of a video, and how they are resized."""
         raise NotImplementedError
 
-    def encode(self, files: Files, media: Sequence[Prepared], turns: Sequence[Turn]) -> Inputs:
+    def encode(self, files: Files, media: Sequence[PreparedMedia], turns: Sequence[Turn]) -> Inputs:
         """Return the model's inputs for a conversation about `media`.
 
         Raises:
@@ -364,7 +364,7 @@ class Family:
         setattr(config.vision_config, self.tower_depth, depth)
 
 
-class Known(Protocol):
+class Preparable(Protocol):
     """A model as far as preparing its inputs needs it: its weights may still be missing."""
 
     @property

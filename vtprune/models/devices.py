@@ -23,7 +23,7 @@ DTYPES = {
 
 
 def find_device(name: str) -> torch.device:
-    """The device for a name.
+    """Return the device for a name.
 
     Raises:
         ModelError: not a device, or not there.
@@ -44,7 +44,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """The dtype to load in.
+    """Return the dtype to load a model in.
 
     Raises:
         ModelError: not a dtype.
@@ -53,15 +53,15 @@ def find_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> tor
         return DTYPES[name]
     if name != "auto":
         raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPES)}")
-    own = getattr(config, "dtype", None) or torch.float32
-    if isinstance(own, str):
-        own = DTYPES.get(own, torch.float32)
-    assert isinstance(own, torch.dtype)
-    return torch.bfloat16 if own == torch.float16 and device.type == "cpu" else own
+    dtype = getattr(config, "dtype", None) or torch.float32
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype, torch.float32)
+    assert isinstance(dtype, torch.dtype)
+    return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
-def placing(device: str, quantize: str | None) -> dict[str, object]:
-    """What `from_pretrained` is told of devices and quantisation.
+def loading_options(device: str, quantize: str | None) -> dict[str, object]:
+    """Return the arguments of `from_pretrained` for a device and a quantisation.
 
     Raises:
         ModelError: a package is missing, or the value is not known.
@@ -83,6 +83,6 @@ def placing(device: str, quantize: str | None) -> dict[str, object]:
 
 
 def need(package: str, what: str, hint: str) -> None:
-    """Raises a ModelError where `package` is not installed."""
+    """Refuse to go on where `package` is not installed."""
     if find_spec(package) is None:
         raise ModelError(f"{what} needs the package {package}, which is not installed", hint)

@@ -12,10 +12,10 @@ from vtprune import media
 from vtprune.errors import MediaError, ModelError
 from vtprune.media import Source
 from vtprune.models import preprocess
-from vtprune.models.base import Plan, Prepared, Sampling
+from vtprune.models.base import PreparedMedia, ReadPlan, Sampling
 
 
-def chosen(
+def choose_frames(
     source: Source, sampling: Sampling, official: Callable[[list[int]], list[int]]
 ) -> tuple[int, ...]:
     """The frame numbers to read: those asked for, else the family's own choice.
@@ -61,7 +61,7 @@ def starts_of_parts(frames: list[int], count: int) -> list[int]:
     return [frames[i * len(frames) // count] for i in range(count)]
 
 
-def seconds(video: Prepared) -> list[float]:
+def seconds(video: PreparedMedia) -> list[float]:
     """The times of a video's frames for its prompt: number / fps, as the official processors count.
 
     Of a clip whose frames do not come at even times, or not from 0 on, the real ones.
@@ -80,7 +80,7 @@ def plan_parts(
     count: int,
     recipe: preprocess.Recipe,
     spread: Callable[[list[int], int], list[int]] = starts_of_parts,
-) -> Plan:
+) -> ReadPlan:
     """What to read of a video: without frames or fps, a fixed number of frames.
 
     Args:
@@ -90,12 +90,12 @@ def plan_parts(
     """
     count = cast("int | None", values.get("num_frames")) or count
     count = min(count, sampling.max_frames or count)
-    index = chosen(source, sampling, lambda between: spread(between, count))
-    return Plan(index, functools.partial(preprocess.finish, recipe=recipe))
+    index = choose_frames(source, sampling, lambda between: spread(between, count))
+    return ReadPlan(index, functools.partial(preprocess.finish, recipe=recipe))
 
 
 def stack_videos(
-    videos: Sequence[Prepared], recipe: preprocess.Recipe, family: str
+    videos: Sequence[PreparedMedia], recipe: preprocess.Recipe, family: str
 ) -> torch.Tensor:
     """Return (videos, T, 3, h, w), normalised, for models that take videos as one tensor.
 

@@ -17,7 +17,7 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
+    ReadPlan,
     Sampling,
     Tensors,
     VisionInputs,
@@ -90,13 +90,13 @@ class Gemma3(Family):
     def largest(self, files: Files) -> tuple[int, int]:
         return preprocess.unchanged_size(preprocess.recipe_over(files.image, DEFAULTS))
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """The whole picture, and its crops where the checkpoint asks for pan and scan (no official
         one does); max_tiles is the most crops."""
         values = preprocess.merged(files.image, DEFAULTS)
         crops = _crops(source.height, source.width, values, sampling.max_tiles)
         recipe = preprocess.read_recipe(values)
-        return Plan((0,), functools.partial(_cut, crops=crops, recipe=recipe))
+        return ReadPlan((0,), functools.partial(_cut, crops=crops, recipe=recipe))
 
     def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         if not media:

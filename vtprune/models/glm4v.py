@@ -11,7 +11,7 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Contents, Files, Grids, Media, Prepared, Tensors
+from vtprune.models.base import Contents, Files, Grids, Media, PreparedMedia, Tensors
 from vtprune.models.patches import (
     MergedPatches,
     Values,
@@ -142,7 +142,7 @@ class Glm4v(MergedPatches):
         return {"image": {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}}
 
 
-def _frames(grid: Grid, video: Prepared) -> str:
+def _frames(grid: Grid, video: PreparedMedia) -> str:
     """A video in the prompt: the tokens of each pair of frames, then its first whole second."""
     steps = int(grid.frame[-1]) + 1
     pads = TOKENS["image"] * (len(grid) // steps)

@@ -17,8 +17,8 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
-    Prepared,
+    PreparedMedia,
+    ReadPlan,
     Sampling,
     VisionInputs,
     VisionTensors,
@@ -104,7 +104,7 @@ class Idefics3(Family):
         edge = edge_of(preprocess.merged(files.image, DEFAULTS), "size")
         return edge, edge
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """Enlarged to whole tiles along the longer side; fewer of them for max_tiles.
 
         The Lanczos is Pillow's, as in `Idefics3ImageProcessorPil`: its values are the same on every
@@ -116,7 +116,7 @@ class Idefics3(Family):
         values = preprocess.merged(files.image, DEFAULTS)
         longest, shape = _resized(source, values, sampling.max_tiles)
         cut = functools.partial(_cut, values=values, longest=longest, rows=shape[0], cols=shape[1])
-        return Plan((0,), cut, splitting.regions(*shape))
+        return ReadPlan((0,), cut, splitting.regions(*shape))
 
     def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """What several pictures share is one row."""
@@ -199,7 +199,7 @@ def _resized(
         longest = (max(rows, cols) - 1) * tile
 
 
-def _tiling(files: Files, picture: Prepared) -> tuple[int, int]:
+def _tiling(files: Files, picture: PreparedMedia) -> tuple[int, int]:
     """Rows and columns of the tiles that a picture was split into; (0, 0) for none."""
     values = preprocess.merged(files.image, DEFAULTS)
     return _resized(picture.source, values, len(picture.pixels) - 1)[1]

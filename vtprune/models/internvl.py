@@ -16,7 +16,7 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
+    ReadPlan,
     Sampling,
     VisionInputs,
     VisionTensors,
@@ -124,15 +124,15 @@ class InternVL(Family):
         size = cast("Mapping[str, int]", values["size"])
         return rows * size["height"], cols * size["width"]
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """Tiles in the shape nearest the picture's, at most max_tiles and the checkpoint's own."""
         values = preprocess.merged(files.image, DEFAULTS)
         rows, cols = _tiles(source, values, sampling.max_tiles)
         recipe = preprocess.read_recipe(values)
         cut = functools.partial(_cut, rows=rows, cols=cols, recipe=recipe)
-        return Plan((0,), cut, splitting.regions(rows, cols))
+        return ReadPlan((0,), cut, splitting.regions(rows, cols))
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, after start and end, the checkpoint's own `num_frames`, else 8.
 
         Each is from the middle of an equal part; 8 as in the authors' example.

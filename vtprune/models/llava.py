@@ -17,7 +17,7 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
+    ReadPlan,
     Sampling,
     Tensors,
     VisionInputs,
@@ -114,7 +114,7 @@ class Llava(Family):
     def largest(self, files: Files) -> tuple[int, int]:
         return preprocess.unchanged_size(self.picture_recipe(files))
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """Resized and cropped; max_tiles does not apply."""
         if files.config.vision_config.model_type == "pixtral":
             raise ModelError(
@@ -123,7 +123,7 @@ class Llava(Family):
             )
         padded = bool(files.image.get("do_pad")) and _processor(files).startswith("Llava")
         resize = preprocess.finish_square if padded else preprocess.finish
-        return Plan((0,), functools.partial(resize, recipe=self.picture_recipe(files)))
+        return ReadPlan((0,), functools.partial(resize, recipe=self.picture_recipe(files)))
 
     def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
         """Pictures, and for successors with videos those; each a tensor of its own."""

@@ -10,7 +10,16 @@ import torch
 from torch.nn import functional
 
 from vtprune.models import anyres, preprocess
-from vtprune.models.base import Files, Grids, Media, Plan, Prepared, Sampling, Tensors, VisionInputs
+from vtprune.models.base import (
+    Files,
+    Grids,
+    Media,
+    PreparedMedia,
+    ReadPlan,
+    Sampling,
+    Tensors,
+    VisionInputs,
+)
 from vtprune.models.llava import CLIP, Llava
 from vtprune.tokens.units import Region
 
@@ -48,7 +57,7 @@ class LlavaNext(Llava):
         tile, resolutions = tiling_of(files)
         return anyres.largest(resolutions, tile)
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """A base picture and the tiles of the best resolution, of those with at most max_tiles."""
         tile, resolutions = tiling_of(files)
         size = (source.height, source.width)
@@ -57,7 +66,7 @@ class LlavaNext(Llava):
             anyres.cut, given=given, resolutions=resolutions, tile=tile,
             recipe=self.picture_recipe(files),
         )  # fmt: skip
-        return Plan((0,), cut, self.regions(files, given))
+        return ReadPlan((0,), cut, self.regions(files, given))
 
     def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
         """Return the part of a picture that each tile shows; () where tokens mix tiles.
@@ -96,7 +105,7 @@ def tiling_of(files: Files) -> tuple[int, list[list[int]]]:
     return files.config.vision_config.image_size, cast("list[list[int]]", resolutions)
 
 
-def given_size(files: Files, picture: Prepared) -> anyres.Size:
+def given_size(files: Files, picture: PreparedMedia) -> anyres.Size:
     """Return the size that the model is given of a picture: smaller for fewer tiles."""
     tile, resolutions = tiling_of(files)
     size = (picture.source.height, picture.source.width)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost, frames
-from vtprune.models.base import Files, Grids, Plan, Sampling, VisionInputs
+from vtprune.models.base import Files, Grids, ReadPlan, Sampling, VisionInputs
 from vtprune.models.llava import BOTH, BOTH_IDS, Llava
 from vtprune.models.llava_next import LlavaNext
 from vtprune.tokens.layout import box
@@ -53,7 +53,7 @@ class LlavaNextVideo(LlavaNext):
             shape = replace(shape, projector=((stride**2 * hidden, pooled), *shape.projector))
         return replace(shape, merge=stride)
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the checkpoint's own `num_frames`, after start and end; else 8.
 
         Each is the first of an equal part, as in the model card's own code. (Training had 32, which

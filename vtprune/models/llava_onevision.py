@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import anyres, frames, preprocess
-from vtprune.models.base import Contents, Files, Grids, Media, Plan, Sampling, Tensors, VisionInputs
+from vtprune.models.base import (
+    Contents,
+    Files,
+    Grids,
+    Media,
+    ReadPlan,
+    Sampling,
+    Tensors,
+    VisionInputs,
+)
 from vtprune.models.llava import BOTH, BOTH_IDS
 from vtprune.models.llava_next import LlavaNext, given_size, tile_sizes, tiling_of
 from vtprune.tokens.layout import NEWLINE, box, join, single
@@ -83,12 +92,12 @@ class LlavaOnevision(LlavaNext):
         tiled = _tiled(given, len(planes))
         return [plane if cut else None for plane, cut in zip(planes, tiled, strict=False)]
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """A picture beside others is squared and not tiled, so max_tiles says nothing about it."""
         if not alone:
             recipe = self.picture_recipe(files)
-            return Plan((0,), functools.partial(preprocess.finish_square, recipe=recipe))
-        return super().plan_picture(files, source, sampling, alone)
+            return ReadPlan((0,), functools.partial(preprocess.finish_square, recipe=recipe))
+        return super().plan_image(files, source, sampling, alone)
 
     def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
         """() where tokens are interpolated to fewer."""
@@ -99,7 +108,7 @@ class LlavaOnevision(LlavaNext):
             return ()
         return super().regions(files, given)
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the official sampling, after start and end.
 
         That is the checkpoint's own `num_frames`, each the first of an equal part (transformers'

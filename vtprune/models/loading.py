@@ -26,7 +26,7 @@ from vtprune.models.adapters import (
 )
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config
-from vtprune.models.devices import find_device, find_dtype, placing
+from vtprune.models.devices import find_device, find_dtype, loading_options
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
@@ -68,7 +68,7 @@ class Loaded:
     warnings: tuple[str, ...] = ()
     adapter: str | None = None
 
-    def known_places(self) -> tuple[Calibration, list[str]]:
+    def find_calibration(self) -> tuple[Calibration, list[str]]:
         """Where ecl and horizon are, by the user's file or the packaged ones.
 
         Returns:
@@ -211,7 +211,7 @@ def open_model(
                 f"families: {', '.join(FAMILIES)} (vtprune models)",
             )
         chosen = find_dtype(dtype, config, target)
-        options = placing(device, quantize) | {"attn_implementation": attention}
+        options = loading_options(device, quantize) | {"attn_implementation": attention}
         beside = None if tuned is None else tuned.directory
         own = beside is not None and (beside / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(

@@ -18,8 +18,8 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
-    Prepared,
+    PreparedMedia,
+    ReadPlan,
     Sampling,
     Tensors,
     Turn,
@@ -151,15 +151,15 @@ class Molmo2(Family):
         )
         return rows, cols
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """max_tiles is the most tiles of a picture."""
         values = _values(files, "image")
         most = cast(int, values["max_crops"])
         most = most if sampling.max_tiles is None else min(most, max(sampling.max_tiles, 1))
         tiling = _tiling(source.height, source.width, values, most)
-        return Plan((0,), functools.partial(_cut, tiling=tiling, values=values))
+        return ReadPlan((0,), functools.partial(_cut, tiling=tiling, values=values))
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the official sampling, after start and end.
 
         That is 2 frames a second and at most 64, each the first of an equal part.
@@ -169,8 +169,8 @@ class Molmo2(Family):
         official = functools.partial(
             _official, source=source, values=values, most=sampling.max_frames
         )
-        index = frames.chosen(source, sampling, official)
-        return Plan(index, functools.partial(_resize, size=(side, side)))
+        index = frames.choose_frames(source, sampling, official)
+        return ReadPlan(index, functools.partial(_resize, size=(side, side)))
 
     def check_media(self, media: Media) -> None:
         kinds = [item.source.kind for item in media]
@@ -276,7 +276,9 @@ def _cut(
     return torch.cat([_resize(pixels, (side * patch, side * patch)), *tiles])
 
 
-def _pictures(media: Sequence[Prepared], values: Mapping[str, object]) -> dict[str, torch.Tensor]:
+def _pictures(
+    media: Sequence[PreparedMedia], values: Mapping[str, object]
+) -> dict[str, torch.Tensor]:
     """Patches of all pictures, which of them each token pools, and the pictures' grids."""
     side, before, window = _window(values)
     pool = cast("Sequence[int]", values["pooling_size"])
@@ -348,7 +350,7 @@ def _rows(rows: int, cols: int, ends: bool) -> str:
 # Videos
 
 
-def _video(video: Prepared, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
+def _video(video: PreparedMedia, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """Patches of all frames, which of them each token pools, and the video's grid."""
     side = cast("Mapping[str, int]", values["size"])["height"] // cast(int, values["patch_size"])
     pool = cast("Sequence[int]", values["pooling_size"])
@@ -364,7 +366,7 @@ def _video(video: Prepared, values: Mapping[str, object]) -> dict[str, torch.Ten
     }
 
 
-def _frames(video: Prepared, grid: Grid, flags: Mapping[str, object]) -> str:
+def _frames(video: PreparedMedia, grid: Grid, flags: Mapping[str, object]) -> str:
     """A video in the prompt: a time before each frame's tokens."""
     kind = "frame" if flags["use_frame_special_tokens"] else "im"
     rows = _rows(*_shape(grid), bool(flags["video_use_col_tokens"]))

@@ -15,7 +15,7 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
+    ReadPlan,
     Sampling,
     Tensors,
     VisionInputs,
@@ -59,25 +59,25 @@ class MergedPatches(Family):
         """The largest square."""
         return largest_square(self.values(files, "image"))
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """max_tiles does not apply: there are no tiles, and a picture's limits are in pixels."""
         return self._plan(source, self.values(files, "image"), (0,))
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the official sampling, after start and end."""
         values = self.values(files, "video")
         official = functools.partial(
             self.official_frames, source=source, values=values, most=sampling.max_frames
         )
-        return self._plan(source, values, frames.chosen(source, sampling, official))
+        return self._plan(source, values, frames.choose_frames(source, sampling, official))
 
-    def _plan(self, source: Source, values: Values, index: tuple[int, ...]) -> Plan:
+    def _plan(self, source: Source, values: Values, index: tuple[int, ...]) -> ReadPlan:
         """Reads `index` and resizes, unless the preprocessor does not resize."""
         if not values.get("do_resize", True):
-            return Plan(index, _unchanged)
+            return ReadPlan(index, _unchanged)
         size = self.frame_size(source, values, len(index))
         resample = preprocess.read_recipe(values).resample
-        return Plan(index, functools.partial(preprocess.resize, size=size, resample=resample))
+        return ReadPlan(index, functools.partial(preprocess.resize, size=size, resample=resample))
 
     def official_frames(
         self, between: list[int], source: Source, values: Values, most: int | None

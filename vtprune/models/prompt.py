@@ -12,12 +12,12 @@ from vtprune.errors import ModelError
 from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
-    from vtprune.models.base import Files, Prepared, Turn
+    from vtprune.models.base import Files, PreparedMedia, Turn
 
 
 def render(
     files: Files,
-    media: Sequence[Prepared],
+    media: Sequence[PreparedMedia],
     turns: Sequence[Turn],
     tokens: Mapping[str, str],
     default: str,
@@ -71,10 +71,10 @@ def render(
 
 
 def in_prompt_order(
-    text: str, media: Sequence[Prepared], tokens: Mapping[str, str]
-) -> list[Prepared]:
+    text: str, media: Sequence[PreparedMedia], tokens: Mapping[str, str]
+) -> list[PreparedMedia]:
     """Return the media items in the order of their placeholders in a rendered prompt."""
-    left: dict[str, list[Prepared]] = {}
+    left: dict[str, list[PreparedMedia]] = {}
     for item in media:
         left.setdefault(tokens[item.source.kind], []).append(item)
     pattern = "|".join(re.escape(token) for token in left)

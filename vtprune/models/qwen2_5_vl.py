@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost
-from vtprune.models.base import Files, Media, Prepared, VisionTensors
+from vtprune.models.base import Files, Media, PreparedMedia, VisionTensors
 from vtprune.models.patches import tower_shape
 from vtprune.models.qwen2_vl import Qwen2VL, even_parts
 
@@ -64,7 +64,7 @@ class Qwen25VL(Qwen2VL):
         setattr(tower, FULL, [depth - 1] if "full" in kinds else [])
 
 
-def _sampled_fps(video: Prepared) -> float:
+def _sampled_fps(video: PreparedMedia) -> float:
     """Return the frames taken a second: of the whole clip as the official processor counts them,
     where it is sampled like that; else by the times of the frames."""
     source, count = video.source, len(video.index)

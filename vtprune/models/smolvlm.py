@@ -17,8 +17,8 @@ from vtprune.models.base import (
     Files,
     Grids,
     Media,
-    Plan,
-    Prepared,
+    PreparedMedia,
+    ReadPlan,
     Sampling,
     Turn,
     VisionInputs,
@@ -53,7 +53,7 @@ class SmolVLM(Idefics3):
     template = TEMPLATE
     shares_placeholder = True
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Frames are squared, not split.
 
         Without frames or fps, the checkpoint's sampling, after start and end: 1 frame a second, at
@@ -63,8 +63,8 @@ class SmolVLM(Idefics3):
         official = functools.partial(
             _official, source=source, values=values, most=sampling.max_frames
         )
-        index = frames.chosen(source, sampling, official)
-        return Plan(index, functools.partial(_square, values=values))
+        index = frames.choose_frames(source, sampling, official)
+        return ReadPlan(index, functools.partial(_square, values=values))
 
     def check_media(self, media: Media) -> None:
         """Pictures or one video: the official processor takes no more."""
@@ -165,7 +165,7 @@ def _square(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor:
     return resize(resize(pixels, size, recipe.resample), (edge, edge), recipe.resample)
 
 
-def _written(video: Prepared, count: int) -> str:
+def _written(video: PreparedMedia, count: int) -> str:
     """A video in the prompt: how long it is, then its frames behind their times."""
     source = video.source
     duration = timedelta(seconds=int(source.num_frames / source.fps))

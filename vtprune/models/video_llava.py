@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.models import cost, frames, preprocess
-from vtprune.models.base import Files, Grids, Media, Plan, Sampling, Tensors, VisionInputs
+from vtprune.models.base import Files, Grids, Media, ReadPlan, Sampling, Tensors, VisionInputs
 from vtprune.models.llava import BOTH, BOTH_IDS, CLIP, Llava, square_grid
 from vtprune.tokens.layout import join
 
@@ -53,11 +53,11 @@ class VideoLlava(Llava):
             return shape
         return replace(shape, projects_extra=True)
 
-    def plan_picture(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> Plan:
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
         """Resized by Pillow, as in the only official processor for pictures."""
-        return Plan((0,), functools.partial(_square, recipe=self.picture_recipe(files)))
+        return ReadPlan((0,), functools.partial(_square, recipe=self.picture_recipe(files)))
 
-    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> Plan:
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the checkpoint's own `num_frames`, after start and end; else 8.
 
         Each is the first of an equal part, as in the model card's own code; resized by torch.

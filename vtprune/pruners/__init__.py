@@ -12,7 +12,7 @@ from vtprune.pruners.entry import Method, Option, Value
 
 if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner, UnitPruner
-    from vtprune.tokens.schedule import Profile
+    from vtprune.tokens.schedule import CutProfile
 
 COMPARED = Option(
     "states", "hidden", ("hidden", "query", "key", "value"), "which states to compare"
@@ -260,7 +260,7 @@ def _create(name: str, options: Mapping[str, object]) -> object:
     return getattr(importlib.import_module(module), cls)(**checked)
 
 
-def find_profile(name: str) -> Profile:
+def find_profile(name: str) -> CutProfile:
     """The schedule of its own that method `name` has."""
     module, function = METHODS[name].schedule.split(":")
-    return cast("Profile", getattr(importlib.import_module(module), function)())
+    return cast("CutProfile", getattr(importlib.import_module(module), function)())

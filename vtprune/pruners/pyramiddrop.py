@@ -23,12 +23,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
-from vtprune.tokens.schedule import Profile
+from vtprune.tokens.schedule import CutProfile
 
 
-def schedule() -> Profile:
+def schedule() -> CutProfile:
     """Cuts after each quarter of the layers, each to the same fraction of the one before."""
-    return Profile((0.25, 0.5, 0.75), lambda t: (t, t**2, t**3))
+    return CutProfile((0.25, 0.5, 0.75), lambda t: (t, t**2, t**3))
 
 
 @dataclass(frozen=True)

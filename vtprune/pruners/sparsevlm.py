@@ -50,7 +50,7 @@ from vtprune.pruners.base import (
     merged_into,
 )
 from vtprune.pruners.similarity import density_peaks
-from vtprune.tokens.schedule import Profile
+from vtprune.tokens.schedule import CutProfile
 
 LAYERS = (3, 7, 16)  # of 32: the released code ranks by layers 2, 6 and 15 and cuts what they leave
 BUDGETS = (
@@ -65,9 +65,9 @@ BUDGETS = (
 those of the clusters."""
 
 
-def schedule() -> Profile:
+def schedule() -> CutProfile:
     """The published cuts, between the published budgets in proportion."""
-    return Profile(tuple(layer / 32 for layer in LAYERS), fractions)
+    return CutProfile(tuple(layer / 32 for layer in LAYERS), fractions)
 
 
 def fractions(t: float) -> tuple[float, ...]:

@@ -39,19 +39,19 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.divprune import choose_farthest
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import PATCH, Layout
-from vtprune.tokens.schedule import Profile
+from vtprune.tokens.schedule import CutProfile
 
 DEPTHS = (0.0, 0.7)
 DEEP = 1 / 4  # of the tokens that the first cut leaves
 
 
-def schedule() -> Profile:
+def schedule() -> CutProfile:
     """A quarter of what the first cut leaves from 70 % of the depth on, more where all are left."""
 
     def fractions(t: float) -> tuple[float, ...]:
         return min(1.0, t / DEEP), t
 
-    return Profile(DEPTHS, fractions)
+    return CutProfile(DEPTHS, fractions)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ SLACK = 1e-6  # so that 0.3 x 10 is 3
 
 
 @dataclass(frozen=True)
-class Profile:
+class CutProfile:
     """The schedule of a method that cuts several times by a rule of its own.
 
     Args:
@@ -66,7 +66,7 @@ class Place:
     keep: float | None = None
     drops_all: bool = False
     lowest: int = 0
-    profile: Profile | None = None
+    profile: CutProfile | None = None
     part: int = 0
 
     @property

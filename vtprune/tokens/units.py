@@ -77,7 +77,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullSizeCounts:
     """Token counts of the prompt as it would be had its media not been made smaller.
 
     Args:

@@ -157,7 +157,7 @@ def main() -> None:
     from vtprune.models.structure import find_structure
 
     loaded = load(args.model)
-    known, notes = loaded.known_places()
+    known, notes = loaded.find_calibration()
     layer = known.ecl if args.layer is None else args.layer
     depth = len(find_structure(loaded.model).layers)
     if not 1 <= layer < depth:
