@@ -18,7 +18,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.checking import check as checking
 from vtprune.evaluation.checking import oracle, result
 from vtprune.evaluation.checking.check import check
-from vtprune.evaluation.checking.cuts import CheckedCut, Wanted, choose_cuts
+from vtprune.evaluation.checking.cuts import CheckedCut, CheckOptions, choose_cuts
 from vtprune.evaluation.checking.inputs import (
     draw_clip,
     draw_media,
@@ -26,8 +26,8 @@ from vtprune.evaluation.checking.inputs import (
     gather_files,
     make_batches,
 )
-from vtprune.evaluation.checking.kernels import attention_kernel, kernel_of, other_kernel
-from vtprune.evaluation.checking.result import Cell, Checked
+from vtprune.evaluation.checking.oracle import attention_kernel, kernel_of, other_kernel
+from vtprune.evaluation.checking.result import CheckedCase, CheckResult
 from vtprune.media import Limits, open_source
 from vtprune.models import loading
 from vtprune.models.base import Sampling
@@ -45,14 +45,14 @@ def loaded(checkpoints) -> Loaded:  # type: ignore[no-untyped-def]
 
 def run(
     loaded: Loaded, cuts: int | None = None, kinds: Sequence[str] = MODALITIES, **wanted: object
-) -> Checked:
+) -> CheckResult:
     """A check of the first few of the usual cuts."""
     media = draw_media(loaded, Sampling(), kinds)
     num_layers = len(loaded.model.get_decoder().layers)
-    return check(loaded, media, choose_cuts(Wanted(**wanted), num_layers, kinds)[:cuts])  # type: ignore[arg-type]
+    return check(loaded, media, choose_cuts(CheckOptions(**wanted), num_layers, kinds)[:cuts])  # type: ignore[arg-type]
 
 
-def outcomes(checked: Checked, **where: str) -> set[str]:
+def outcomes(checked: CheckResult, **where: str) -> set[str]:
     """The outcomes of the cells with these values."""
     return {
         cell.outcome
@@ -107,7 +107,7 @@ def test_files_are_shown_in_one_prompt(loaded: Loaded, tmp_path: Path) -> None:
     paths = [save_noise(tmp_path / "a.png", 60, 90), save_noise(tmp_path / "b.png", 90, 60)]
     sources = [open_source(path, Limits()) for path in paths]
     media = gather_files(loaded, sources, Sampling(), Limits())
-    checked = check(loaded, media, choose_cuts(Wanted(), 6, ["image"])[:2])
+    checked = check(loaded, media, choose_cuts(CheckOptions(), 6, ["image"])[:2])
     assert checked.verdict == "equal", checked.claim()
     (shown,) = checked.inputs
     assert shown["files"] == [str(path) for path in paths]
@@ -294,9 +294,11 @@ def test_a_reference_that_does_not_hold_for_a_model_is_no_difference(
 
 
 def test_without_a_check_nothing_is_proven() -> None:
-    checked = Checked({}, {}, [], 8, [], [], 0.0)
+    checked = CheckResult({}, {}, [], 8, [], [], 0.0)
     assert (checked.verdict, checked.claim()) == ("not proven", "nothing was compared")
-    cell = Cell("clip", "one", "input", "dynamic", True, "equal", differences=(1e-6,), limit=1e-5)
+    cell = CheckedCase(
+        "clip", "one", "input", "dynamic", True, "equal", differences=(1e-6,), limit=1e-5
+    )
     assert replace(checked, cells=[cell]).proven
     assert not replace(checked, cells=[replace(cell, core=False)]).proven
 
@@ -395,7 +397,7 @@ def test_the_pictures_have_a_plain_tile_and_the_clip_still_frames(loaded: Loaded
 def test_a_method_of_clips_alone_is_not_checked_on_pictures(checkpoints) -> None:  # type: ignore[no-untyped-def]
     loaded = loading.load(str(checkpoints("llava")), device="cpu")
     with pytest.raises(ModelError, match="takes image input, and this method cuts video tokens"):
-        draw_media(loaded, Sampling(), Wanted(method="evs").modalities)
+        draw_media(loaded, Sampling(), CheckOptions(method="evs").modalities)
 
 
 def names(cuts: Sequence[CheckedCut]) -> list[str]:
@@ -403,17 +405,17 @@ def names(cuts: Sequence[CheckedCut]) -> list[str]:
 
 
 def test_the_usual_cuts_fit_the_model_and_the_method() -> None:
-    usual = choose_cuts(Wanted(seed=3), 28, MODALITIES)
+    usual = choose_cuts(CheckOptions(seed=3), 28, MODALITIES)
     assert names(usual) == ["input", "layer 2", "layers 2, 14", "pixels"]
     assert [cut.core for cut in usual] == [True, True, False, False]
     assert {cut.preset.seed for cut in usual[:3]} == {3}
-    assert names(choose_cuts(Wanted(method="fastv"), 28, MODALITIES)) == names(usual)[1:]
-    assert names(choose_cuts(Wanted(), 2, MODALITIES)) == ["input", "layer 1", "pixels"]
+    assert names(choose_cuts(CheckOptions(method="fastv"), 28, MODALITIES)) == names(usual)[1:]
+    assert names(choose_cuts(CheckOptions(), 2, MODALITIES)) == ["input", "layer 1", "pixels"]
     (one,) = choose_cuts(
-        Wanted(method="entropy", at="60%", options={"norm": "none"}), 28, ["image"]
+        CheckOptions(method="entropy", at="60%", options={"norm": "none"}), 28, ["image"]
     )
     assert one.preset.to_dict()["stages"][0]["norm"] == "none"  # type: ignore[index]
-    (one,) = choose_cuts(Wanted(preset="balanced", keep=0.2), 28, MODALITIES)
+    (one,) = choose_cuts(CheckOptions(preset="balanced", keep=0.2), 28, MODALITIES)
     assert (one.preset.name, one.preset.keep, one.core) == ("balanced", 0.2, True)
 
 
@@ -431,7 +433,7 @@ def test_the_usual_cuts_fit_the_model_and_the_method() -> None:
 )
 def test_cuts_that_can_t_be_checked_are_errors(wanted: dict[str, object], message: str) -> None:
     with pytest.raises(PresetError, match=message):
-        choose_cuts(Wanted(**wanted), 28, MODALITIES)  # type: ignore[arg-type]
+        choose_cuts(CheckOptions(**wanted), 28, MODALITIES)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -447,4 +449,4 @@ def test_presets_without_a_masked_counterpart_are_errors(
     path = tmp_path / "own.yaml"
     path.write_text(f"keep: 0.5\nstages: [{stage}]\n")
     with pytest.raises(PresetError, match=message):
-        choose_cuts(Wanted(preset=str(path)), 28, MODALITIES)
+        choose_cuts(CheckOptions(preset=str(path)), 28, MODALITIES)

@@ -14,7 +14,7 @@ from conftest import assert_refused, save_noise
 from vtprune.cli import cli
 from vtprune.engine import prefill
 from vtprune.evaluation.checking import check as checking
-from vtprune.evaluation.checking.result import Cell, Checked, Noise
+from vtprune.evaluation.checking.result import CheckedCase, CheckResult, Noise
 from vtprune.models import loading
 
 MODEL = {"name": "m", "family": "llava", "layers": 28, "parameters": 7_615_616_512,
@@ -22,14 +22,15 @@ MODEL = {"name": "m", "family": "llava", "layers": 28, "parameters": 7_615_616_5
 DRAWN = {"files": ["224x112"], "modality": "image", "frames": 0, "tiles": 3, "width": 224,
          "height": 112, "duration": 0.0, "timestamps": [], "decoder": "none"}  # fmt: skip
 NOISE = Noise("picture", "one", "sdpa, eager", 0.125, 0.0625, 4.0)
-CELL = Cell("picture", "one", "input", "dynamic", True, "equal", "", (0.03, 0.06), 0.5, 2.5, 8, 8,
-            (0,), (576,), (288,))  # fmt: skip
+CELL = CheckedCase("picture", "one", "input", "dynamic", True, "equal", "", (0.03, 0.06), 0.5, 2.5,
+                   8, 8, (0,), (576,), (288,))  # fmt: skip
 WRONG = replace(CELL, cut="layers 2, 14", cache="static", core=False, differences=(0.01, 1.5),
                 outcome="DIFFERS", reason="from decoded token 1 on, by up to 1.5")  # fmt: skip
 REFUSED = replace(CELL, cut="layer 2", outcome="refused", differences=(), effect=None,
                   reason="this model takes no static cache", cache="static")  # fmt: skip
-RIGHT = Checked(MODEL, {"vtprune": "0.1.0", "torch": "2.13.0"}, [{"input": "picture", **DRAWN}], 8,
-                [NOISE], [CELL, replace(CELL, cache="static")], 2.0, ("be careful",))  # fmt: skip
+RIGHT = CheckResult(MODEL, {"vtprune": "0.1.0", "torch": "2.13.0"},
+                    [{"input": "picture", **DRAWN}], 8, [NOISE],
+                    [CELL, replace(CELL, cache="static")], 2.0, ("be careful",))  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +39,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch, checkpoints) -> list[Checked]:  # type: ignore[no-untyped-def]
+def found(monkeypatch: pytest.MonkeyPatch, checkpoints) -> list[CheckResult]:  # type: ignore[no-untyped-def]
     """What a check finds, in place of running one."""
-    results: list[Checked] = []
+    results: list[CheckResult] = []
     monkeypatch.setattr(checking, "check", lambda *_: results[0])
     return results
 
@@ -60,7 +61,9 @@ def row(text: str, *words: str) -> str:
     return next(line for line in lines if line.startswith(" ".join(words)))
 
 
-def test_the_table_is_on_stdout_and_how_to_read_it_beside(found: list[Checked], model: str) -> None:
+def test_the_table_is_on_stdout_and_how_to_read_it_beside(
+    found: list[CheckResult], model: str
+) -> None:
     found.append(RIGHT)
     result = invoke("--model", model)
     assert result.exit_code == 0, result.output
@@ -77,7 +80,7 @@ def test_the_table_is_on_stdout_and_how_to_read_it_beside(found: list[Checked], 
 
 @pytest.mark.parametrize("columns", ["80", ""])
 def test_the_table_is_whole_at_80_columns_and_in_pipes(
-    found: list[Checked], model: str, columns: str, monkeypatch: pytest.MonkeyPatch
+    found: list[CheckResult], model: str, columns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS")
     both = replace(WRONG, prompts="ragged", cache="dynamic", outcome="equal", reason="")
@@ -92,7 +95,7 @@ def test_the_table_is_whole_at_80_columns_and_in_pipes(
 
 
 def test_a_difference_ends_with_exit_code_1_and_says_where(
-    found: list[Checked], model: str
+    found: list[CheckResult], model: str
 ) -> None:
     found.append(replace(RIGHT, cells=[CELL, REFUSED, WRONG]))
     for option in ((), ("--quiet",), ("--json",)):
@@ -107,7 +110,7 @@ def test_a_difference_ends_with_exit_code_1_and_says_where(
 
 
 def test_many_reasons_are_cut_short_and_the_refusals_come_first(
-    found: list[Checked], model: str
+    found: list[CheckResult], model: str
 ) -> None:
     wrong = [replace(WRONG, cut=f"layer {number}", reason=f"by {number}") for number in range(20)]
     found.append(replace(RIGHT, cells=[*wrong, CELL, REFUSED]))
@@ -119,7 +122,7 @@ def test_many_reasons_are_cut_short_and_the_refusals_come_first(
 
 
 def test_json_is_one_object_and_is_saved_too(
-    found: list[Checked], model: str, tmp_path: Path
+    found: list[CheckResult], model: str, tmp_path: Path
 ) -> None:
     found.append(replace(RIGHT, cells=[CELL, WRONG]))
     target = tmp_path / "found.json"

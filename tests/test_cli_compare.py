@@ -21,6 +21,7 @@ from vtprune.evaluation import contest
 from vtprune.evaluation.variants import VariantList
 from vtprune.inference import run
 from vtprune.inference.comparison import Comparison
+from vtprune.models import loading
 from vtprune.models.base import Sampling
 
 
@@ -53,7 +54,7 @@ class FakeContest:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeContest:
     found = FakeContest()
-    monkeypatch.setattr(run, "load", found.fake_load)
+    monkeypatch.setattr(loading, "load", found.fake_load)
     monkeypatch.setattr(contest, "run_lineup", found.run_lineup)
     monkeypatch.setenv("COLUMNS", "120")
     return found

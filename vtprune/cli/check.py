@@ -14,12 +14,12 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ONE_WAY, Flags, method_options, takes
-from vtprune.cli.results import check_saves, json_file, write_saves
+from vtprune.cli.results import check_saves, json_file, save_and_show
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.checking.cuts import Wanted
-    from vtprune.evaluation.checking.result import Checked
+    from vtprune.evaluation.checking.cuts import CheckOptions
+    from vtprune.evaluation.checking.result import CheckResult
     from vtprune.media import Source
 
 EPILOG = """\b
@@ -62,26 +62,24 @@ def check(media: tuple[str, ...], flags: Flags) -> None:
 
     user = load_config()
     check_saves(flags.saves, (".json",), media)
-    wanted = wanted_from(flags)
+    options = options_from(flags)
     with output.libraries_silenced():
         sources = open_sources(list(media), limits_from(flags)) if media else []
-        checked = run(flags, user, wanted, sources)
-    told = checked.to_dict()
-    try:
-        list(write_saves(flags.saves, {".json": lambda: json_file(told)}))
-    finally:  # a file that can't be written costs no table
-        output.show_tables(told, flags.json, flags.quiet, show_check, show_notes)
-    if not checked.proven:
-        raise VtpruneError(*checked.failure())
+        result = run(flags, user, options, sources)
+    values = result.to_dict()
+    makers = {".json": lambda: json_file(values)}
+    save_and_show(values, flags, makers, show_check, show_notes)
+    if not result.proven:
+        raise VtpruneError(*result.failure())
 
 
-def wanted_from(flags: Flags) -> Wanted:
-    """The cuts that the user asked for.
+def options_from(flags: Flags) -> CheckOptions:
+    """Return the cuts to check.
 
     Raises:
         VtpruneError: flags that exclude each other, or a keep that is no fraction.
     """
-    from vtprune.evaluation.checking.cuts import Wanted
+    from vtprune.evaluation.checking.cuts import CheckOptions
     from vtprune.preset import check_keep
 
     if flags.preset is not None and (flags.method is not None or flags.at is not None):
@@ -89,7 +87,7 @@ def wanted_from(flags: Flags) -> Wanted:
         raise VtpruneError(f"--preset and {other} exclude each other", "a preset has its own cuts")
     if flags.at is not None and flags.method is None:
         raise VtpruneError("--at without --method", "name the method that should cut there")
-    return Wanted(
+    return CheckOptions(
         keep=None if flags.keep is None else check_keep(flags.keep),
         method=flags.method or "random",
         at=flags.at,
@@ -99,23 +97,23 @@ def wanted_from(flags: Flags) -> Wanted:
     )
 
 
-def run(flags: Flags, user: Flags, wanted: Wanted, sources: Sequence[Source]) -> Checked:
-    """The check, with progress on standard error."""
+def run(flags: Flags, user: Flags, options: CheckOptions, sources: Sequence[Source]) -> CheckResult:
+    """Run the check, with progress on standard error."""
     from vtprune.cli.output import progress_line
     from vtprune.evaluation.checking.check import check as run_check
     from vtprune.evaluation.checking.cuts import choose_cuts, media_preset
     from vtprune.evaluation.checking.inputs import draw_media, gather_files
     from vtprune.models.loading import load
 
-    kinds = {source.kind for source in sources} or set(wanted.modalities)
-    choose_cuts(wanted, 8, kinds)  # what can't be is said before a long load
-    sampling, limits = sampling_from(media_preset(wanted), flags), limits_from(flags)
+    kinds = {source.kind for source in sources} or set(options.modalities)
+    choose_cuts(options, 8, kinds)  # what can't be checked is an error before a long load
+    sampling, limits = sampling_from(media_preset(options), flags), limits_from(flags)
     with progress_line(flags.quiet) as show:
         loaded = load(**loading_from(flags, user), on_progress=show)
         if sources:
-            materials = gather_files(loaded, sources, sampling, limits, show)
+            inputs = gather_files(loaded, sources, sampling, limits, show)
         else:
-            materials = draw_media(loaded, sampling, wanted.modalities)
-        kinds = {kind for material in materials for kind in material.kinds}
-        cuts = choose_cuts(wanted, len(loaded.model.get_decoder().layers), kinds)
-        return run_check(loaded, materials, cuts, show)
+            inputs = draw_media(loaded, sampling, options.modalities)
+        kinds = {kind for one in inputs for kind in one.kinds}
+        cuts = choose_cuts(options, len(loaded.model.get_decoder().layers), kinds)
+        return run_check(loaded, inputs, cuts, show)

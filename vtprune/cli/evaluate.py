@@ -8,7 +8,7 @@ from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from,
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, takes
-from vtprune.cli.results import SUFFIXES, check_saves, save_and_show
+from vtprune.cli.results import SUFFIXES, check_saves, row_makers, save_and_show
 
 EPILOG = """\b
 Examples:
@@ -78,4 +78,5 @@ def evaluate(questions: str, flags: Flags) -> None:
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, asked, variants, settings, flags.answers, show, listed.notes)
-        save_and_show(result, flags, show_evaluation, show_notes, lambda kind: plot(result, kind))
+        makers = row_makers(result, lambda kind: plot(result, kind))
+        save_and_show(result.to_dict(), flags, makers, show_evaluation, show_notes)

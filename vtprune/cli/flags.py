@@ -70,21 +70,6 @@ def read_question(question: str) -> str:
     return question.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def rows_asked(flags: Flags, user: Flags) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """The methods, keeps and presets of a table; the user's preset where none is named.
-
-    Raises:
-        VtpruneError: a place without methods that could cut there.
-    """
-    from vtprune.preset import DEFAULT
-
-    presets = flags.presets
-    if not (flags.methods or presets):
-        presets = (user.preset or DEFAULT,)
-    check_at(flags)
-    return flags.methods, flags.keeps, presets
-
-
 def check_at(flags: Flags) -> None:
     """Refuses a place without methods that could cut there."""
     if flags.at is not None and not flags.methods:

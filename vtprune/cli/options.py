@@ -235,7 +235,7 @@ MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
 ONE_WAY = ("keep", "preset", "method", "at", "option", "seed")
 """One way to prune; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
-"""Many ways to prune; `flags.rows_asked` reads them."""
+"""Many ways to prune; `asking.variants_from` reads them."""
 LIMITS = ("max_pixels", "allow_partial", "decoder", "pages", "dpi")
 """What is read of media files."""
 MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)

@@ -58,8 +58,8 @@ def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
         yield path
 
 
-class Result(Protocol):
-    """A command's result: rows of figures."""
+class Rows(Protocol):
+    """A result that is rows of figures."""
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
@@ -68,27 +68,34 @@ class Result(Protocol):
         """Return a line for each row."""
 
 
+def row_makers(result: Rows, draw: Callable[[str], bytes]) -> Makers:
+    """Return the makers of every file of a result.
+
+    Args:
+        draw: makes its chart; gets "png" or "svg".
+    """
+    return {
+        ".json": lambda: json_file(result.to_dict()),
+        ".csv": lambda: result.to_csv().encode(),
+        **charts(draw),
+    }
+
+
 def save_and_show(
-    result: Result,
+    values: Mapping[str, object],
     flags: Flags,
+    makers: Makers,
     tables: Callable[[Mapping[str, object], Console], None],
     notes: Callable[[Mapping[str, object], Console], None],
-    draw: Callable[[str], bytes],
 ) -> None:
     """Write the files of a result, and show it, also where a file can't be written.
 
     Args:
+        values: the result as JSON has it.
         tables, notes: print it, and what helps to read it.
-        draw: makes its chart; gets "png" or "svg".
     """
     from vtprune.cli.output import show_tables
 
-    values = result.to_dict()
-    makers = {
-        ".json": lambda: json_file(values),
-        ".csv": lambda: result.to_csv().encode(),
-        **charts(draw),
-    }
     try:
         list(write_saves(flags.saves, makers))
     finally:

@@ -25,7 +25,7 @@ def show_check(checked: Values, console: Console) -> None:
     """Print a row for each input, cut and batch, what has a reason, and the verdict.
 
     Args:
-        checked: `Checked.to_dict()`.
+        checked: `CheckResult.to_dict()`.
     """
     steps = f"{number_in(checked, 'steps'):.0f}"
     what = f": largest difference of the logits, prompt and {steps} decoded tokens"

@@ -1,4 +1,4 @@
-"""Runs the pruned model beside the masked one, cell by cell."""
+"""`check`: pruned equals masked, case by case."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.checking import oracle
 from vtprune.evaluation.checking.cuts import CheckedCut
-from vtprune.evaluation.checking.inputs import Batch, Material, make_batches
-from vtprune.evaluation.checking.kernels import attention_kernel, kernel_of, other_kernel
+from vtprune.evaluation.checking.inputs import CheckedBatch, CheckedInput, make_batches
+from vtprune.evaluation.checking.oracle import attention_kernel, kernel_of, other_kernel
 from vtprune.evaluation.checking.result import (
     BLIND,
     DECIDED,
@@ -28,8 +28,8 @@ from vtprune.evaluation.checking.result import (
     NO_CUT,
     REFUSED,
     STRICTEST,
-    Cell,
-    Checked,
+    CheckedCase,
+    CheckResult,
     Noise,
 )
 from vtprune.inference.batching import collate
@@ -48,17 +48,17 @@ DYNAMIC, STATIC = CACHES = ("dynamic", "static")
 
 
 @dataclass(eq=False)
-class Reference:
-    """The unpruned model on one batch: what the pruned one is held against.
+class UnprunedRun:
+    """The unpruned model on one batch, with which the pruned one is compared.
 
     Args:
-        tokens: (B, STEPS + 1) that it chooses; every other run is made to choose them too.
+        tokens: (B, STEPS + 1) that it chooses; every other run is forced to choose them.
         logits: (B, STEPS + 1, V) float32 on the CPU.
         masked: logits with dropped columns masked, by what was dropped.
     """
 
     loaded: Loaded
-    batch: Batch
+    batch: CheckedBatch
     tokens: torch.Tensor
     logits: torch.Tensor
     noise: Noise
@@ -79,18 +79,18 @@ class Reference:
         return self.masked[key]
 
     def unmasked_difference(self) -> float:
-        """Return by how much the model differs from itself with a mask that hides nothing."""
+        """Return how much the model differs from itself with a mask that hides nothing."""
         nothing: list[list[int]] = [[] for _ in self.batch.rows]
         return float(largest(self.mask([(0, nothing)]), self.logits).max())
 
 
 def check(
     loaded: Loaded,
-    materials: Sequence[Material],
+    checked_inputs: Sequence[CheckedInput],
     cuts: Sequence[CheckedCut],
     on_progress: Progress | None = None,
-) -> Checked:
-    """Hold the pruned model against the masked one on every input, batch, cut and cache.
+) -> CheckResult:
+    """Compare the pruned model with the masked one on every input, batch, cut and cache.
 
     Raises:
         ModelError: the unpruned model can't answer these prompts, or does not fit in memory.
@@ -100,9 +100,9 @@ def check(
     started = time.perf_counter()
     warnings = [*loaded.warnings]
     noise: list[Noise] = []
-    cells: list[Cell] = []
+    cells: list[CheckedCase] = []
     inputs: list[dict[str, object]] = []
-    total = 2 * len(materials) * (1 + len(cuts) * len(CACHES))
+    total = 2 * len(checked_inputs) * (1 + len(cuts) * len(CACHES))
     done = 0
 
     def show() -> None:
@@ -112,20 +112,20 @@ def check(
             on_progress("checking", done, total)
 
     with quiet(), memory_told(lambda: (f"out of memory on {loaded.model.device}", FEWER)):
-        for material in materials:
-            batches = make_batches(loaded, material)
-            read, decoders = material.first.read, material.first.decoders
+        for checked_input in checked_inputs:
+            batches = make_batches(loaded, checked_input)
+            read, decoders = checked_input.first.read, checked_input.first.decoders
             told = describe_input(read, decoders, batches[0].rows[0]).to_dict()
-            inputs.append({"input": material.name, **told})
-            warnings += material.first.warnings
+            inputs.append({"input": checked_input.name, **told})
+            warnings += checked_input.first.warnings
             for batch in batches:
-                reference = run_unpruned(loaded, batch)
-                noise.append(reference.noise)
+                unpruned = run_unpruned(loaded, batch)
+                noise.append(unpruned.noise)
                 show()
-                for cell in check_batch(reference, cuts):
+                for cell in check_batch(unpruned, cuts):
                     cells.append(cell)
                     show()
-    return Checked(
+    return CheckResult(
         model=describe_model(loaded).to_dict(),
         version={
             "vtprune": __version__,
@@ -141,7 +141,7 @@ def check(
     )
 
 
-def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
+def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
     """Run the unpruned model on a batch, and measure its noise."""
     model = loaded.model
     length = STEPS + 1
@@ -149,13 +149,13 @@ def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
         model, batch.tensors, length, min_new_tokens=length, cache_implementation=DYNAMIC
     )
     logits = logits.float().cpu()
-    own, other = kernel_of(model), other_kernel(model)
+    kernel, other = kernel_of(model), other_kernel(model)
     try:
         with attention_kernel(model, other):
             again = oracle.generate(
                 model, batch.tensors, length, tokens, cache_implementation=DYNAMIC
             )[1]
-        source = f"{own}, {other}"
+        source = f"{kernel}, {other}"
     except (ModelError, RuntimeError) as error:
         if not isinstance(error, ModelError) and not ran_out(error):
             raise
@@ -170,35 +170,37 @@ def run_unpruned(loaded: Loaded, batch: Batch) -> Reference:
     step = torch.finfo(model.dtype).eps * float(logits[logits.isfinite()].abs().max())
     factor = FACTORS.get(str(model.dtype).removeprefix("torch."), STRICTEST)
     noise = Noise(batch.input, batch.prompts, source, measured, step, factor)
-    return Reference(loaded, batch, tokens, logits, noise)
+    return UnprunedRun(loaded, batch, tokens, logits, noise)
 
 
-def check_batch(reference: Reference, cuts: Sequence[CheckedCut]) -> Iterator[Cell]:
-    """Yield the cells of one batch: every cut with every cache."""
+def check_batch(unpruned: UnprunedRun, cuts: Sequence[CheckedCut]) -> Iterator[CheckedCase]:
+    """Yield the cases of one batch: every cut with every cache."""
     encoded: FeatureCache = {}
     for cut in cuts:
         for cache in CACHES:
-            yield check_cell(reference, cut, cache, encoded)
+            yield check_case(unpruned, cut, cache, encoded)
 
 
-def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: FeatureCache) -> Cell:
-    """Run the pruned model once, and hold it against the masked one."""
-    batch, limit = reference.batch, reference.noise.limit
+def check_case(
+    unpruned: UnprunedRun, cut: CheckedCut, cache: str, encoded: FeatureCache
+) -> CheckedCase:
+    """Run the pruned model once, and compare it with the masked one."""
+    batch, limit = unpruned.batch, unpruned.noise.limit
     core = cut.core and batch.prompts == "one" and cache == DYNAMIC
 
-    def cell(outcome: str, reason: str = "", **values: object) -> Cell:
+    def cell(outcome: str, reason: str = "", **values: object) -> CheckedCase:
         named = {"input": batch.input, "prompts": batch.prompts, "cut": cut.name, "cache": cache}
-        return Cell(**named, core=core, outcome=outcome, reason=reason, **values)  # type: ignore[arg-type]
+        return CheckedCase(**named, core=core, outcome=outcome, reason=reason, **values)  # type: ignore[arg-type]
 
     try:
-        trace, logits = run_pruned(reference, cut, cache, encoded)
+        trace, logits = run_pruned(unpruned, cut, cache, encoded)
     except VtpruneError as error:
         return cell(REFUSED, error.message)
     except Exception as error:
         if ran_out(error):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if fails_unpruned(reference, cache):
+        if fails_unpruned(unpruned, cache):
             return cell(REFUSED, f"the unpruned model fails with a {cache} cache too: {said}")
         return cell(DIFFERS, f"the pruned model fails: {said}")
     if any(any(record.merged) for record in trace.stages):
@@ -206,19 +208,21 @@ def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Featu
     drops = oracle.dropped(trace)
     if not any(columns for _, rows in drops for columns in rows):
         return cell(NO_CUT, "nothing of this input can be dropped there")
-    if text := count_text(reference, drops):
+    if text := count_text(unpruned, drops):
         return cell(DIFFERS, f"{text} tokens that are no visual ones were dropped")
     try:
-        masked = reference.mask(drops)
-        effect = float(largest(masked, reference.logits).max())
+        masked = unpruned.mask(drops)
+        effect = float(largest(masked, unpruned.logits).max())
         differences = largest(logits, masked)
-        decided, same = compare_tokens(logits, masked, DECIDED * reference.noise.value)
+        decided, same = compare_tokens(logits, masked, DECIDED * unpruned.noise.value)
         outcome, reason = EQUAL, ""
         if bool((differences > limit).any()) or same < decided:
-            outcome, reason = explain(reference, differences, decided - same)
+            outcome, reason = explain(unpruned, differences, decided - same)
         elif effect <= limit:
             outcome = BLIND
-            reason = f"the cut changes the logits by {effect:.1e}, within the limit of {limit:.1e}"
+            reason = (
+                f"the cut changes the logits by {effect:.1e}, less than the limit of {limit:.1e}"
+            )
     except VtpruneError as error:
         return cell(REFUSED, error.message)
     return cell(
@@ -236,10 +240,10 @@ def check_cell(reference: Reference, cut: CheckedCut, cache: str, encoded: Featu
 
 
 def run_pruned(
-    reference: Reference, cut: CheckedCut, cache: str, encoded: FeatureCache
+    unpruned: UnprunedRun, cut: CheckedCut, cache: str, encoded: FeatureCache
 ) -> tuple[Trace, torch.Tensor]:
     """Run the model with the cut; the trace, and (B, STEPS + 1, V) float32 on the CPU."""
-    loaded, batch = reference.loaded, reference.batch
+    loaded, batch = unpruned.loaded, unpruned.batch
     block = pruning(
         loaded.model,
         cut.preset,
@@ -248,14 +252,14 @@ def run_pruned(
     )
     with block as trace:
         logits = oracle.generate(
-            loaded.model, batch.tensors, STEPS + 1, reference.tokens, cache_implementation=cache
+            loaded.model, batch.tensors, STEPS + 1, unpruned.tokens, cache_implementation=cache
         )[1]
     return trace, logits.float().cpu()
 
 
-def count_text(reference: Reference, drops: oracle.Drops) -> int:
+def count_text(unpruned: UnprunedRun, drops: oracle.Drops) -> int:
     """Return how many dropped columns hold another token than a placeholder of visual features."""
-    loaded, ids = reference.loaded, reference.batch.tensors["input_ids"].tolist()
+    loaded, ids = unpruned.loaded, unpruned.batch.tensors["input_ids"].tolist()
     placeholders = loaded.family.placeholders(loaded.files.config)
     visual = {token for tokens in placeholders.values() for token in tokens}
     return sum(
@@ -266,26 +270,26 @@ def count_text(reference: Reference, drops: oracle.Drops) -> int:
     )
 
 
-def fails_unpruned(reference: Reference, cache: str) -> bool:
-    """Whether the unpruned model fails with this cache."""
-    tensors, tokens = reference.batch.tensors, reference.tokens
+def fails_unpruned(unpruned: UnprunedRun, cache: str) -> bool:
+    """Return whether the unpruned model fails with this cache."""
+    tensors, tokens = unpruned.batch.tensors, unpruned.tokens
     try:
-        oracle.generate(reference.loaded.model, tensors, STEPS + 1, tokens,
+        oracle.generate(unpruned.loaded.model, tensors, STEPS + 1, tokens,
                         cache_implementation=cache)  # fmt: skip
     except Exception:
         return True
     return False
 
 
-def explain(reference: Reference, differences: torch.Tensor, flipped: int) -> tuple[str, str]:
-    """Return the outcome and the reason of a cell that is not equal.
+def explain(unpruned: UnprunedRun, differences: torch.Tensor, flipped: int) -> tuple[str, str]:
+    """Return the outcome and the reason of a case that is not equal.
 
     Args:
         differences: the largest of each step.
         flipped: decided steps at which another token would be chosen.
     """
-    limit = reference.noise.limit
-    plain = reference.unmasked_difference()
+    limit = unpruned.noise.limit
+    plain = unpruned.unmasked_difference()
     if plain > limit:
         return REFUSED, (
             f"this model with a mask that hides nothing differs from itself by {plain:.1e}, so "

@@ -16,8 +16,8 @@ SECOND = 0.2  # the share of keep that the second of two cuts leaves
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user wants to be checked.
+class CheckOptions:
+    """The cuts that a check was asked for.
 
     Args:
         keep: layer average of the kept fraction; None: 0.5, or the preset's.
@@ -50,7 +50,7 @@ class CheckedCut:
     Args:
         name: where it cuts, or the preset's name.
         preset: the same, for the engine.
-        core: whether nothing is proven without it.
+        core: whether the verdict needs it.
     """
 
     name: str
@@ -58,7 +58,9 @@ class CheckedCut:
     core: bool = True
 
 
-def choose_cuts(wanted: Wanted, num_layers: int, modalities: Iterable[str]) -> list[CheckedCut]:
+def choose_cuts(
+    options: CheckOptions, num_layers: int, modalities: Iterable[str]
+) -> list[CheckedCut]:
     """Return the cuts to check in a model of `num_layers`.
 
     Args:
@@ -67,25 +69,25 @@ def choose_cuts(wanted: Wanted, num_layers: int, modalities: Iterable[str]) -> l
     Raises:
         PresetError: a method, option or keep that does not fit, or has no masked counterpart.
     """
-    if wanted.preset is not None:
-        preset = override(load_preset(wanted.preset), keep=wanted.keep, options=wanted.options,
-                          seed=wanted.seed)  # fmt: skip
+    if options.preset is not None:
+        preset = override(load_preset(options.preset), keep=options.keep, options=options.options,
+                          seed=options.seed)  # fmt: skip
         refuse_uncheckable(preset, modalities)
         return [CheckedCut(preset.label, preset)]
-    entry = find_method(wanted.method)
+    entry = find_method(options.method)
     if not entry.chooses:
         raise PresetError(
-            f"--method {wanted.method} chooses no tokens, so it can't make the cuts of a check",
+            f"--method {options.method} chooses no tokens, so it can't make the cuts of a check",
             "give a method that does, such as random, or check a preset with --preset FILE",
         )
-    keep = 0.5 if wanted.keep is None else wanted.keep
+    keep = 0.5 if options.keep is None else options.keep
     if keep == 1:
         raise PresetError("keep 1 cuts nothing, so there is nothing to check", "--keep 0.5")
     first, second = min(FIRST, num_layers - 1), num_layers // 2
-    place = str(max(first, 1)) if wanted.at is None else wanted.at
-    single = override(Preset(), keep=keep, method=wanted.method, at=place,
-                      options=wanted.options, seed=wanted.seed)  # fmt: skip
-    if wanted.at is not None:
+    place = str(max(first, 1)) if options.at is None else options.at
+    single = override(Preset(), keep=keep, method=options.method, at=place,
+                      options=options.options, seed=options.seed)  # fmt: skip
+    if options.at is not None:
         return [CheckedCut(f"at {single.stages_for('image')[0].at}", single)]
     (stage,) = single.stages_for("image")
 
@@ -126,6 +128,6 @@ def refuse_uncheckable(preset: Preset, modalities: Iterable[str]) -> None:
             )
 
 
-def media_preset(wanted: Wanted) -> Preset:
-    """Return the preset that says how much of the media is looked at."""
-    return Preset() if wanted.preset is None else load_preset(wanted.preset)
+def media_preset(options: CheckOptions) -> Preset:
+    """Return the preset that says how frames and tiles are sampled."""
+    return Preset() if options.preset is None else load_preset(options.preset)

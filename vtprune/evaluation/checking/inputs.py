@@ -32,11 +32,11 @@ GREY = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class CheckedBatch:
     """One call of the model.
 
     Args:
-        input: what is shown: "picture", "clip" or "files".
+        input: "picture", "clip" or "files".
         prompts: "one", or "ragged" for two of different length, padded on the left.
         rows: the inputs of each prompt.
         tensors: of all of them, on the model's device.
@@ -49,8 +49,8 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """What the prompts of one input show.
+class CheckedInput:
+    """The media of the prompts about one input.
 
     Args:
         name: "picture", "clip" or "files".
@@ -74,13 +74,13 @@ def gather_files(
     sampling: Sampling,
     limits: Limits,
     on_progress: Progress | None = None,
-) -> list[Material]:
+) -> list[CheckedInput]:
     """Return the user's files, all in one prompt."""
     files = gather(loaded, sources, sampling, limits, on_progress)
-    return [Material("files", files, files)]
+    return [CheckedInput("files", files, files)]
 
 
-def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) -> list[Material]:
+def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) -> list[CheckedInput]:
     """Return a picture and a clip, as far as the model takes them.
 
     Args:
@@ -96,15 +96,15 @@ def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) ->
             f"method cuts {' and '.join(modalities)} tokens",
             "choose another --method (vtprune methods)",
         )
-    found = []
+    inputs = []
     for kind in kinds:
         if kind == "video":
             clip = draw_clip(loaded, sampling)
-            found.append(Material("clip", clip, clip))
+            inputs.append(CheckedInput("clip", clip, clip))
         else:
             wide, small = (draw_picture(loaded, sampling, square) for square in (False, True))
-            found.append(Material("picture", wide, small))
-    return found
+            inputs.append(CheckedInput("picture", wide, small))
+    return inputs
 
 
 def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> Gathered:
@@ -143,13 +143,13 @@ def blocks(height: int, width: int, seed: int) -> torch.Tensor:
     return large[:, :height, :width]
 
 
-def make_batches(loaded: Loaded, material: Material) -> list[Batch]:
-    """Return one prompt about the material, and a ragged batch of two."""
-    one = encode(loaded, material.first, QUESTION, Generation())
-    two = encode(loaded, material.second, LONGER, Generation())
+def make_batches(loaded: Loaded, checked_input: CheckedInput) -> list[CheckedBatch]:
+    """Return one prompt about the checked_input, and a ragged batch of two."""
+    one = encode(loaded, checked_input.first, QUESTION, Generation())
+    two = encode(loaded, checked_input.second, LONGER, Generation())
     return [
-        Batch(
-            material.name,
+        CheckedBatch(
+            checked_input.name,
             name,
             rows,
             to_device(loaded, collate([row.tensors for row in rows], pad_id(loaded))),

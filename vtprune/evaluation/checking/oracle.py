@@ -160,6 +160,40 @@ class _Blocking:
         return bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
 
 
+def kernel_of(model: PreTrainedModel) -> str:
+    """Return the attention kernel of a model's decoder."""
+    return str(getattr(model.get_decoder().config, KERNEL, "eager"))
+
+
+def other_kernel(model: PreTrainedModel) -> str:
+    """Return an attention kernel that a model's decoder does not use."""
+    return "sdpa" if kernel_of(model) == "eager" else "eager"
+
+
+@contextmanager
+def attention_kernel(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run all parts of a model with another attention kernel.
+
+    Raises:
+        ModelError: a part has no such kernel.
+    """
+    from transformers import PreTrainedModel
+
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    before = [getattr(part.config, KERNEL) for part in parts]
+    try:
+        try:
+            model.set_attn_implementation(name)
+        except (ImportError, ValueError) as error:
+            raise ModelError(f"attention {name!r} does not run here: {error}") from error
+        if kernel_of(model) != name:  # transformers only warns where a model can't change it
+            raise ModelError(f"{type(model).__name__} can't change its attention kernel")
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):  # a part after what it is a part of
+            part.set_attn_implementation(own)
+
+
 def dropped(trace: Trace, past: int = 0) -> list[tuple[int, list[list[int]]]]:
     """Return what a trace says was dropped, as `masked` takes it.
 

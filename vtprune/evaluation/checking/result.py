@@ -1,4 +1,4 @@
-"""What a check found: its cells, the noise beside them, and the verdict."""
+"""The result of a check: its cases, the noise of the unpruned model, and the verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Noise:
     """By how much the logits of the unpruned model differ from themselves.
 
     Args:
-        input, prompts: as of Batch.
+        input, prompts: as of CheckedBatch.
         source: what was changed: "sdpa, eager" for two kernels, or "batch sizes".
         measured: the largest difference.
         step: the spacing of the dtype's numbers at the largest logit.
@@ -37,7 +37,7 @@ class Noise:
 
     @property
     def value(self) -> float:
-        """The noise that cells are held against: no less than one step of the dtype."""
+        """The noise: no less than one step of the dtype."""
         return max(self.measured, self.step)
 
     @property
@@ -47,19 +47,19 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CheckedCase:
     """One comparison of the pruned with the masked model.
 
     Args:
-        input, prompts: as of Batch.
+        input, prompts: as of CheckedBatch.
         cut: its name.
         cache: "dynamic" or "static".
-        core: whether nothing is proven without it.
+        core: whether the verdict needs it.
         outcome: "equal", "DIFFERS", "too small" (the cut changes less than the limit, so that the
             comparison could not fail), "no cut" or "refused".
         reason: of a refusal, or what differs.
         differences: the largest, of all samples and tokens, at the prompt and every decoded token.
-        limit: that they are held against.
+        limit: the largest difference that counts as equal.
         effect: the largest difference between the unpruned and the masked model.
         decided: steps of all samples at which the likeliest token is ahead by more than the noise.
         same_tokens: those of them at which pruned and masked choose the same.
@@ -90,21 +90,21 @@ class Cell:
 
     @property
     def place(self) -> str:
-        """Which cell it is, in words."""
+        """The case in words."""
         return f"{self.input}, {self.cut}, {self.prompts}, {self.cache} cache"
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """A check of one model.
 
     Args:
         model, version: as of a report.
-        inputs: what was shown, one an input.
+        inputs: one for every input: its media.
         steps: decoded tokens that were compared, beside the prompt's.
         noise: one for every input and batch.
-        cells: in the order in which they ran.
-        warnings: what the reader should know.
+        cells: the cases, in the order in which they ran.
+        warnings: what to know before believing a figure.
     """
 
     model: Mapping[str, object]
@@ -112,7 +112,7 @@ class Checked:
     inputs: Sequence[Mapping[str, object]]
     steps: int
     noise: Sequence[Noise]
-    cells: Sequence[Cell]
+    cells: Sequence[CheckedCase]
     seconds: float
     warnings: Sequence[str] = field(default=())
 
