@@ -1,4 +1,4 @@
-"""Video files as containers: the stream that counts, the packets of its frames, a missing end."""
+"""Video files as FFmpeg's containers: the stream to read, and the packets of its frames."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vtprune.errors import MediaError
-from vtprune.media.extent import end_without_zeros, scan_gif
-from vtprune.media.sniff import kind_of
+from vtprune.media.file_blocks import end_without_zeros, scan_gif
+from vtprune.media.file_type import file_type_of
 from vtprune.media.source import shown, unreadable
 
 _FFMPEG = {"GIF": "gif", "PNG": "apng"}  # its names for animations in pictures' formats
@@ -63,7 +63,7 @@ def open_container(path: Path) -> InputContainer:
     """
     # FFmpeg may take a file only for what its first bytes say: others of its formats (hls, concat,
     # image2, ...) open further files and addresses named inside it, or find frames in any data.
-    formats = [_FFMPEG.get(name, name) for name in kind_of(path).formats]
+    formats = [_FFMPEG.get(name, name) for name in file_type_of(path).formats]
     with path.open("rb") as file:
         head = file.read(12)
     try:
@@ -92,14 +92,14 @@ def open_container(path: Path) -> InputContainer:
 
 
 def _address(path: Path, formats: list[str]) -> str:
-    """The file as FFmpeg is given it: without what follows the end mark of a GIF, or many zeros."""
+    """Return the file's address for FFmpeg, without many zeros or what follows a GIF's end mark."""
     name = str(path.absolute())
     end = scan_gif(path).end if formats == ["gif"] else end_without_zeros(path, formats[0])
     return f"subfile,,start,0,end,{end},,:{name}" if end < path.stat().st_size else name
 
 
 def best_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream with the largest frames, then the default one, then the first; no cover art.
+    """Return the stream with the largest frames, then the default, then the first; no cover art.
 
     Raises:
         MediaError: for a file without a video stream.
@@ -216,7 +216,7 @@ def read_packets(
 
 
 def end_by_metadata(stream: VideoStream) -> float:
-    """When Matroska says that the stream ends, in seconds; 0.0 where nothing is said."""
+    """Return when Matroska's metadata say that a stream ends, in seconds; 0.0 where they don't."""
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
     try:

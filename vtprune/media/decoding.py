@@ -152,16 +152,16 @@ def decode_all(
 
 
 def has_alpha(frame: VideoFrame) -> bool:
-    """Whether the pixels have a transparency."""
+    """Whether the pixels have an alpha channel."""
     return any(component.is_alpha for component in frame.format.components)
 
 
 def orientation_of(frame: VideoFrame) -> int:
-    """How a frame is turned and mirrored to be shown, 1 to 8 as in EXIF; to the nearest quarter."""
+    """Return how a frame is turned and mirrored to be shown, 1 to 8 as in EXIF."""
     matrix = frame.side_data.get("DISPLAYMATRIX")  # type: ignore[call-overload]
     if matrix is None:
         return 1
-    # A point (x, y) is shown at (a x + c y, b x + d y); y grows downwards.
+    # A point (x, y) is shown at (a x + c y, b x + d y); y grows downwards. To the nearest quarter.
     a, b, _, c, d, *_ = np.frombuffer(bytes(cast("bytes", matrix)), np.int32).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return _UPRIGHT[a < 0, d < 0]
@@ -171,9 +171,9 @@ def orientation_of(frame: VideoFrame) -> int:
 def _walk(
     source: Source, index: list[int], limits: Limits, alive: Callable[[], None]
 ) -> Iterator[tuple[int, VideoFrame | None]]:
-    """Decoded frames with their numbers, ascending, all of `index` among them; then a None.
+    """Yield decoded frames with their numbers, ascending, all of `index` among them; then a None.
 
-    Stretches without a wanted frame are passed over by starting again from a keyframe, and frames
+    Stretches without a wanted frame are left out by starting again from a keyframe, and frames
     that no other one needs are not decoded. Where the first lands behind the keyframe (some
     containers count decoding times, not display times), or the second gives no picture for a wanted
     frame, the rest is decoded again without that.
@@ -216,7 +216,7 @@ def _walk(
 
 
 def _seek(container: InputContainer, stream: VideoStream, pts: int) -> bool:
-    """Go to a keyframe; False where a damaged index does not let FFmpeg."""
+    """Seek to a keyframe; return False where a damaged index does not let FFmpeg."""
     try:
         container.seek(pts, stream=stream)
     except av.FFmpegError:
@@ -231,7 +231,7 @@ def _decode(
     wanted: set[int] | None = None,
     failed: list[int] | None = None,
 ) -> Iterator[VideoFrame]:
-    """The frames from where the container stands, in display order; damaged ones are left out.
+    """Yield the frames from the container's position on, in display order, without damaged ones.
 
     Args:
         wanted: the times of the frames that are needed: of the others, those that no frame refers
@@ -281,13 +281,13 @@ def _stream(
 
 
 def _num_threads(width: int, height: int) -> int:
-    """As many as there are processors, fewer for large frames: each thread holds some of them."""
+    """Return how many threads decode: one a processor, fewer for large frames, which each holds."""
     fits = _THREAD_BYTES // (width * height * 3)
     return max(1, min(os.cpu_count() or 1, _MAX_THREADS, fits))
 
 
 def _to_rgb(frame: VideoFrame, track: Track) -> np.ndarray:
-    """A frame upright, (H, W, 3) uint8, on white, in the size that the video began with."""
+    """Return a frame upright, (H, W, 3) uint8, on white, in the size that the video began with."""
     kind = "rgba" if has_alpha(frame) else "rgb24"
     pixels = frame.to_ndarray(width=track.width, height=track.height, format=kind)
     if kind == "rgba":

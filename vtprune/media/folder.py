@@ -11,8 +11,8 @@ import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import still
+from vtprune.media.file_type import file_type_of
 from vtprune.media.pages import open_pages, read_page
-from vtprune.media.sniff import kind_of
 from vtprune.media.source import Limits, Source, damaged, shown
 
 _SUFFIXES = {
@@ -32,9 +32,9 @@ _SUFFIXES = {
 
 
 def open_folder(path: Path, limits: Limits) -> Source:
-    """The pictures of a directory in natural order (2 before 10) as frames at 0, 1, 2, ... seconds.
+    """Return a directory's pictures in natural order (2 before 10) as frames at 0, 1, 2, ... s.
 
-    Hidden files, files that are not named like a picture, and subdirectories are passed over.
+    Hidden files, files that are not named like a picture, and subdirectories are left out.
 
     Raises:
         MediaError: for no pictures, or pictures of different sizes.
@@ -78,14 +78,14 @@ def open_folder(path: Path, limits: Limits) -> Source:
 def pictures(
     source: Source, index: list[int], limits: Limits, problems: list[str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The pictures `index` of a source, each (H, W, 3) uint8 RGB; warnings go to `problems`."""
+    """Yield the pictures `index` of a source, (H, W, 3) uint8 RGB; warnings go to `problems`."""
     for i in index:
         file = source._pictures[i]
-        kind = kind_of(file)
-        if kind.reader == "pages":
-            frame, warnings = read_page(replace(source, path=file), kind, limits)
-        elif kind.reader == "picture":
-            frame, warnings = still.picture(file, kind.formats, limits)
+        file_type = file_type_of(file)
+        if file_type.reader == "pages":
+            frame, warnings = read_page(replace(source, path=file), file_type, limits)
+        elif file_type.reader == "picture":
+            frame, warnings = still.picture(file, file_type.formats, limits)
         else:
             raise damaged(file, "the file has changed since it was opened", limits)
         problems.extend(warnings)
@@ -93,18 +93,18 @@ def pictures(
 
 
 def _open_picture(file: Path, limits: Limits) -> Source:
-    kind = kind_of(file)
-    found: list[Source | None] = []
-    if kind.reader == "pages":
-        found = [*open_pages(file, kind, replace(limits, pages=None))]
-    elif kind.reader == "picture":
-        found = [still.open_picture(file, kind.formats, limits)]
-    if len(found) != 1 or found[0] is None or found[0].kind == "video":
+    file_type = file_type_of(file)
+    sources: list[Source | None] = []
+    if file_type.reader == "pages":
+        sources = [*open_pages(file, file_type, replace(limits, pages=None))]
+    elif file_type.reader == "picture":
+        sources = [still.open_picture(file, file_type.formats, limits)]
+    if len(sources) != 1 or sources[0] is None or sources[0].kind == "video":
         raise MediaError(
             f"{shown(file)}: not a still picture that can be read, or more than one",
             "take it out of the directory",
         )
-    return found[0]
+    return sources[0]
 
 
 def _is_picture(file: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vtprune.errors import DamagedError, MediaError
 from vtprune.media.child_process import CHILDREN, Call, Caller, ChildFailedError, Pixels, run_to_end
-from vtprune.media.sniff import Kind
+from vtprune.media.file_type import FileType
 from vtprune.media.source import Limits, Source, damaged, shown
 
 _SECONDS = 15  # of one answer, and of every
@@ -17,13 +17,13 @@ _BYTES_A_PIXEL = 16
 _TOTAL = 10  # pages together may have this many times the pixels of the largest one
 
 
-def open_pages(path: Path, kind: Kind, limits: Limits) -> list[Source]:
+def open_pages(path: Path, file_type: FileType, limits: Limits) -> list[Source]:
     """Return what a PDF, TIFF or JPEG 2000 file holds: a picture a page.
 
     Raises:
         MediaError: it can't be read, a page is above the limit, or there are too many of them.
     """
-    _, (sizes, count) = _run("list_pages", path, (path, kind.formats[0], limits), 0)
+    _, (sizes, count) = _run("list_pages", path, (path, file_type.formats[0], limits), 0)
     pixels = sum(width * height for _, width, height in sizes)
     if pixels > _TOTAL * limits.max_pixels:
         raise MediaError(
@@ -31,7 +31,7 @@ def open_pages(path: Path, kind: Kind, limits: Limits) -> list[Source]:
             f"of {_TOTAL * limits.max_pixels:,}",
             "choose fewer with --pages",
         )
-    decoder = "pdfium" if kind.formats == ("PDF",) else "pillow"
+    decoder = "pdfium" if file_type.formats == ("PDF",) else "pillow"
     return [
         Source(path, "image", width, height, 1, (), 0.0, 0.0, decoder, (),
                page=number if count > 1 else 0, _pictures=(path,))
@@ -39,13 +39,15 @@ def open_pages(path: Path, kind: Kind, limits: Limits) -> list[Source]:
     ]  # fmt: skip
 
 
-def read_page(source: Source, kind: Kind, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
+def read_page(
+    source: Source, file_type: FileType, limits: Limits
+) -> tuple[Pixels, tuple[str, ...]]:
     """Return one page upright, (H, W, 3) RGB, and the warnings.
 
     Raises:
         MediaError: a page that doesn't decode, unless the limits allow a part of it.
     """
-    arguments = (source.path, kind.formats[0], source.page or 1, limits)
+    arguments = (source.path, file_type.formats[0], source.page or 1, limits)
     pixels, warnings = _run("decode_page", source.path, arguments, source.width * source.height)
     if pixels is None or pixels.shape != (source.height, source.width, 3):
         raise damaged(source.path, "the file has changed since it was opened", limits)

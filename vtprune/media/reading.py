@@ -10,8 +10,8 @@ import torch
 
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
+from vtprune.media.file_type import file_type_of
 from vtprune.media.pages import open_pages
-from vtprune.media.sniff import kind_of
 from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
 from vtprune.media.video import DecordUnfitError, check_decord, open_video, read_video
 
@@ -52,7 +52,7 @@ def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -
 
 
 def open_each(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
-    """Do as `open_sources` where the paths are some of many: none of them need have pages."""
+    """Do as `open_sources` for some of many paths, of which none need have pages."""
     return [source for path in paths for source in _open(path, limits)]
 
 
@@ -60,21 +60,21 @@ def _open(path: str | Path, limits: Limits) -> list[Source]:
     local = local_path(path)
     if local.is_dir():
         return [folder.open_folder(local, limits)]
-    kind = kind_of(local)
-    if kind.reader == "pages":
-        return open_pages(local, kind, limits)
-    picture = None
-    if kind.reader == "picture":
-        picture = still.open_picture(local, kind.formats, limits)
-    if picture is None:
+    file_type = file_type_of(local)
+    if file_type.reader == "pages":
+        return open_pages(local, file_type, limits)
+    source = None
+    if file_type.reader == "picture":
+        source = still.open_picture(local, file_type.formats, limits)
+    if source is None:
         if limits.decoder == "decord":
             check_decord()
-        picture = open_video(local, limits)
-    return [picture]
+        source = open_video(local, limits)
+    return [source]
 
 
 def _has_pages(source: Source) -> bool:
-    return source.kind == "image" and kind_of(source.path).reader == "pages"
+    return source.kind == "image" and file_type_of(source.path).reader == "pages"
 
 
 def read(
@@ -98,45 +98,47 @@ def read(
 
     Raises:
         MediaError: for a frame number out of range, a file that changed or is damaged (unless the
-        limits allow a
+            limits allow a
             part: then the frames that decode, with a warning), or 2 GiB of pictures without a
-                transform.
+            transform.
     """
     name = shown(source.path)
-    asked = list(range(source.num_frames)) if index is None else [int(i) for i in index]
-    outside = [i for i in asked if not 0 <= i < source.num_frames]
-    if outside or not asked:
+    wanted = list(range(source.num_frames)) if index is None else [int(i) for i in index]
+    outside = [i for i in wanted if not 0 <= i < source.num_frames]
+    if outside or not wanted:
         what = f"frame {outside[0]} is out of range" if outside else "no frame is asked for"
         raise MediaError(f"{name}: {what}", f"its frames are 0 to {source.num_frames - 1}")
-    once = sorted(set(asked))
-    size = len(once) * source.width * source.height * 3
-    if transform is None and size > _UNRESIZED_BYTES and len(once) > 1:
+    unique = sorted(set(wanted))
+    size = len(unique) * source.width * source.height * 3
+    if transform is None and size > _UNRESIZED_BYTES and len(unique) > 1:
         raise MediaError(
-            f"{name}: {len(once)} frames of {source.width} x {source.height} "
+            f"{name}: {len(unique)} frames of {source.width} x {source.height} "
             f"take {size / 2**30:.1f} GiB",
             "ask for fewer frames, or resize them as they are read",
         )
     done: list[int] = []
     pictures = torch.empty(0)
 
-    def show() -> None:
+    def report_progress() -> None:
         if progress is not None:
-            progress(len(done), len(once))
+            progress(len(done), len(unique))
 
-    for attempt in _attempts(source, once, limits, show):
+    for attempt in _attempts(source, unique, limits, report_progress):
         done.clear()
         try:
-            pictures = _gather(attempt.frames, source, done, len(once), transform, show)
+            pictures = _gather(
+                attempt.frames, source, done, len(unique), transform, report_progress
+            )
             break
         except DecordUnfitError as error:
             attempt.problems.append(f"{source.path.name}: PyAV read it, not decord: {error}")
     if not done:
         raise damaged(source.path, "none of the frames decodes", limits)
-    place = {number: i for i, number in enumerate(done)}
-    kept = [i for i in asked if i in place]
+    position = {number: i for i, number in enumerate(done)}
+    kept = [i for i in wanted if i in position]
     if kept != done:
         grouped = pictures.view(len(done), -1, *pictures.shape[1:])
-        pictures = grouped[torch.tensor([place[i] for i in kept])].flatten(0, 1)
+        pictures = grouped[torch.tensor([position[i] for i in kept])].flatten(0, 1)
     times = tuple(source.timestamps[i] for i in kept) if source.timestamps else ()
     warnings = (*source.warnings, *attempt.problems)
     return Frames(pictures, tuple(kept), times, attempt.decoder, warnings)
@@ -148,21 +150,22 @@ def _gather(
     done: list[int],
     total: int,
     transform: Callable[[torch.Tensor], torch.Tensor] | None,
-    show: Callable[[], None],
+    report_progress: Callable[[], None],
 ) -> torch.Tensor:
     """Return one tensor of the frames' transformed pictures; their numbers go to `done`."""
     pictures = torch.empty(0)
     for numbers, chunk in _chunks(frames, source, total):
         part = chunk if transform is None else transform(chunk)
-        each = len(part) // len(numbers)
+        entries_per_frame = len(part) // len(numbers)
         if len(numbers) == total:
             pictures = part
         else:
             if not done:
-                pictures = part.new_empty((total * each, *part.shape[1:]))
-            pictures[len(done) * each : (len(done) + len(numbers)) * each] = part
+                pictures = part.new_empty((total * entries_per_frame, *part.shape[1:]))
+            start, end = (n * entries_per_frame for n in (len(done), len(done) + len(numbers)))
+            pictures[start:end] = part
         done += numbers
-        show()
+        report_progress()
     return pictures[: len(pictures) // total * len(done)]
 
 
@@ -178,14 +181,14 @@ class _Attempt:
 def _attempts(
     source: Source, index: list[int], limits: Limits, on_wait: Callable[[], None]
 ) -> Iterator[_Attempt]:
-    """The decoders to try, in turn."""
+    """Yield the decoders to try, in turn."""
     problems: list[str] = []
     if source.kind == "image" or source.decoder == "directory":
         frames = folder.pictures(source, index, limits, problems)
         yield _Attempt(source.decoder, frames, problems)
         return
     if source.decoder == "pillow":
-        formats = kind_of(source.path).formats
+        formats = file_type_of(source.path).formats
         frames = (
             (number, torch.from_numpy(frame))
             for number, frame in still.animation(source, formats, index, limits, problems)
@@ -201,19 +204,19 @@ def _attempts(
 def _chunks(
     frames: Iterator[tuple[int, torch.Tensor]], source: Source, total: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Frames gathered to (n, 3, H, W), with their numbers."""
-    most = max(1, min(_CHUNK_BYTES // (source.width * source.height * 3), total))
+    """Yield frames gathered to (n, 3, H, W), with their numbers."""
+    num_frames = max(1, min(_CHUNK_BYTES // (source.width * source.height * 3), total))
     numbers: list[int] = []
     pixels = torch.empty(0)
     for number, frame in frames:
-        if most == 1:
+        if num_frames == 1:
             yield [number], frame[None].permute(0, 3, 1, 2)
             continue
         if not numbers:
-            pixels = torch.empty((most, *frame.shape), dtype=torch.uint8)  # (n, H, W, 3)
+            pixels = torch.empty((num_frames, *frame.shape), dtype=torch.uint8)  # (n, H, W, 3)
         pixels[len(numbers)] = frame
         numbers.append(number)
-        if len(numbers) == most:
+        if len(numbers) == num_frames:
             yield numbers, pixels.permute(0, 3, 1, 2)
             numbers = []
     if numbers:

@@ -10,13 +10,13 @@ from vtprune.media.source import Source, shown
 
 
 def frames_between(source: Source, start: float | None, end: float | None) -> list[int]:
-    """The frames whose timestamp lies in [start, end], both in seconds on the file's own clock.
+    """Return the frames whose timestamp lies in [start, end], in seconds on the file's own clock.
 
-    None is the first or the last frame. An image has its one frame, and takes neither.
+    None means from the first, or to the last frame. An image has one frame, and takes neither.
 
     Raises:
         MediaError: for start >= end, a value that is not a time, an image with either, or no frame
-        between them.
+            between them.
     """
     name = shown(source.path)
     if source.kind == "image":
@@ -41,9 +41,9 @@ def frames_between(source: Source, start: float | None, end: float | None) -> li
     ]
     if not index:
         first, last = source.timestamps[0], source.timestamps[-1]
-        asked = f"from {start:g} s on" if end is None else f"from {start or 0:g} to {end:g} s"
+        interval = f"from {start:g} s on" if end is None else f"from {start or 0:g} to {end:g} s"
         raise MediaError(
-            f"{name}: no frame {asked}; its frames lie from {first:.3f} to {last:.3f} s",
+            f"{name}: no frame {interval}; its frames lie from {first:.3f} to {last:.3f} s",
             "change --start or --end",
         )
     return index
@@ -57,15 +57,13 @@ def sample_evenly(
     start: float | None = None,
     end: float | None = None,
 ) -> list[int]:
-    """Frames at even times: the nearest by timestamp, of two equally near ones the earlier.
+    """Sample frames at even times: the nearest by timestamp, of two equally near ones the earlier.
 
     With `num_frames`: that many times from the first to the last frame between `start` and `end`,
-    both included (one
-    frame: the first). With `fps`: every 1/fps seconds from the first of them on. With neither: all
-        of them. Where
-    that is more than `max_frames`, `max_frames` even times instead. In a clip of variable frame
-    rate two times may have the same nearest frame, which is then there twice; but a clip with fewer
-    frames than times gives each of its frames once at most, hence fewer than asked for.
+    both included (one frame: the first). With `fps`: every 1/fps seconds from the first of them on.
+    With neither: all of them. Where that is more than `max_frames`, `max_frames` even times
+    instead. In a clip of variable frame rate two times may have the same nearest frame, which then
+    comes twice; but a clip with fewer frames than times gives each of them once at most.
 
     Raises:
         MediaError: for a count below 1, fps <= 0, both of them, and what `frames_between` refuses.
@@ -98,7 +96,7 @@ def sample_evenly(
 
 
 def _nearest(timestamps: tuple[float, ...], index: list[int], time: float) -> int:
-    """The frame of the ascending `index` nearest to `time`; a microsecond is no difference."""
+    """Return the frame of the ascending `index` nearest to `time`, to a microsecond."""
     low, high = index[0], index[-1] + 1
     after = min(bisect_left(timestamps, time, low, high), high - 1)
     before = max(after - 1, low)

@@ -1,4 +1,4 @@
-"""What a media file holds, and how much of it may be read."""
+"""A media file as a source of frames: its path, what it holds, and how much of it may be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECODERS = ("auto", "pyav", "decord")
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be read from a file that nobody has vouched for, how, and by which library.
+    """How much may be read from an untrusted file, how, and by which library.
 
     Args:
         max_pixels: the largest picture, page or video frame, width x height. The default is the
@@ -107,7 +107,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Track:
-    """How the frames of one video stream are found again.
+    """How to find the frames of one video stream again.
 
     Args:
         stream: its number in the container.
@@ -132,9 +132,10 @@ class Track:
 
 @dataclass(frozen=True)
 class Source:
-    """What a file holds, found from headers and timestamps (of a video, one frame is decoded for
-    its orientation; all of them, without being kept, where the file does not say when they are
-    shown).
+    """What a file holds, by its headers and timestamps.
+
+    Of a video, one frame is decoded for its orientation; all of them, without being kept, where the
+    file does not say when they are shown.
 
     Args:
         path: the file, or the directory of pictures.
@@ -169,13 +170,13 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path, and the page of a file with several, as PDF viewers write it."""
+        """Return the path, and the page of a file with several, as PDF viewers write it."""
         return f"{self.path}#page={self.page}" if self.page else str(self.path)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What was read.
+    """Frames that were read.
 
     Args:
         pictures: what the transform returned for each chunk, concatenated along dimension 0.
@@ -217,13 +218,13 @@ def file_name(address: str | Path) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as it may be printed: on one line, whatever its name holds."""
+    """Return a path as it may be printed: on one line, whatever its name holds."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def local_path(path: str | Path) -> Path:
-    """The path of an existing regular file that may be read, or of a directory.
+    """Return the path of an existing regular file that may be read, or of a directory.
 
     Decoders are only ever given such a path, made absolute: to FFmpeg, a name like `concat:a|b` or
     `http://...` is something else than a file, and a pipe or a device may never end.
@@ -271,7 +272,7 @@ def check_pixels(path: str | Path, width: int, height: int, limits: Limits) -> N
 
 
 def too_large(path: str | Path, pixels: str, limits: Limits) -> MediaError:
-    """The error for a picture above the limit."""
+    """Return the error for a picture above the limit."""
     return MediaError(
         f"{shown(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
         "raise the limit with --max-pixels if you trust the file, or scale the picture down",
@@ -279,14 +280,14 @@ def too_large(path: str | Path, pixels: str, limits: Limits) -> MediaError:
 
 
 def damaged(path: str | Path, reason: str, limits: Limits) -> DamagedError:
-    """The error for a file of which at most a part can be decoded."""
+    """Return the error for a file of which at most a part can be decoded."""
     again = "copy or download it again"
     partial = "" if limits.allow_partial else ", or read what decodes with --allow-partial"
     return DamagedError(f"{shown(path)}: {reason}", again + partial)
 
 
 def unreadable(path: str | Path, reason: str = "") -> MediaError:
-    """The error for a file that is neither a picture nor a video."""
+    """Return the error for a file that is neither a picture nor a video."""
     return MediaError(
         f"{shown(path)}: not a picture or a video that can be read"
         + (f" ({reason})" if reason else ""),

@@ -16,18 +16,18 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vtprune.errors import MediaError
-from vtprune.media.extent import (
+from vtprune.media.file_blocks import (
     MOST_CHUNKS,
     MOST_SCANS,
     boxes_end,
-    num_scans,
+    count_scans,
     png_chunks,
     png_is_whole,
     png_names,
     riff_end,
     scan_gif,
 )
-from vtprune.media.pixels import Converted, bits_of, to_rgb
+from vtprune.media.rgb import Converted, bits_of, to_rgb
 from vtprune.media.source import (
     Limits,
     Source,
@@ -168,23 +168,23 @@ def open_image(path: Path, formats: tuple[str, ...]) -> Image.Image:
     return Image.open(_content(path, formats[0]), formats=formats)
 
 
-def _content(path: Path, kind: str) -> Path | io.BytesIO:
+def _content(path: Path, file_format: str) -> Path | io.BytesIO:
     """Return the file; of formats whose decoder reads whole files, the bytes up to their end."""
     total = path.stat().st_size
     with path.open("rb") as file:
-        if kind == "WEBP":
+        if file_format == "WEBP":
             end = riff_end(file.read(12), total)
-        elif kind == "AVIF":
+        elif file_format == "AVIF":
             end = boxes_end(path)
-        elif kind == "GIF":
+        elif file_format == "GIF":
             end = scan_gif(path).end
         else:
-            if kind == "PNG" and len(png_chunks(file)) == MOST_CHUNKS:
+            if file_format == "PNG" and len(png_chunks(file)) == MOST_CHUNKS:
                 raise MediaError(f"{shown(path)}: over {MOST_CHUNKS - 1:,} chunks", "save it anew")
             return path.absolute()
         if end > _WHOLE:
             raise MediaError(
-                f"{shown(path)}: {end:,} bytes are over the limit of {_WHOLE:,} for {kind}",
+                f"{shown(path)}: {end:,} bytes are over the limit of {_WHOLE:,} for {file_format}",
                 "convert it to PNG or JPEG",
             )
         file.seek(0)
@@ -206,7 +206,7 @@ def _decode(
     name = shown(path)
     with decoding(name, limits, partial), open_image(path, formats) as image:
         check_pixels(path, *image.size, limits)
-        if formats == ("JPEG",) and num_scans(path) > MOST_SCANS:
+        if formats == ("JPEG",) and count_scans(path) > MOST_SCANS:
             raise MediaError(
                 f"{name}: more than {MOST_SCANS} scans, each over the whole picture",
                 "convert it to PNG",
@@ -256,7 +256,7 @@ def _animation(path: Path, image: Image.Image, width: int, height: int) -> Sourc
 
 
 def _durations(path: Path, image: Image.Image) -> list[float]:
-    """Seconds of each frame: of WebP from its chunk headers, of AVIF (rare) by decoding."""
+    """Return each frame's seconds: of WebP from its chunk headers, of AVIF (rare) by decoding."""
     count = getattr(image, "n_frames", 1)
     if image.format != "WEBP":
         seconds = []
@@ -278,6 +278,6 @@ def _durations(path: Path, image: Image.Image) -> list[float]:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow says, on one line and not too long."""
+    """Return Pillow's message on one line, not too long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 100 else text[:97] + "..."

@@ -23,7 +23,7 @@ from PIL import Image
 
 from vtprune.errors import MediaError
 from vtprune.media.child_process import Caller
-from vtprune.media.pixels import Converted, bits_of, to_rgb
+from vtprune.media.rgb import Converted, bits_of, to_rgb
 from vtprune.media.source import Limits, check_pixels, damaged, shown
 from vtprune.media.still import decoding, open_image
 

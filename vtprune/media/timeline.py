@@ -1,4 +1,4 @@
-"""What a video holds: its frames in display order, their times, and how to find them again."""
+"""The frames of a video in display order: their times, and how to find them again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vtprune.media.container import (
     read_packets,
 )
 from vtprune.media.decoding import decode_all, decode_head, has_alpha, orientation_of
-from vtprune.media.extent import stated_end
+from vtprune.media.file_blocks import stated_end
 from vtprune.media.source import Limits, Source, Track, check_pixels, damaged
 
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
@@ -38,7 +38,7 @@ _DECORD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class _Stream:
-    """The facts of a video stream that outlive its open container."""
+    """Facts about a video stream, kept after its container is closed."""
 
     number: int
     num_stated: int
@@ -55,8 +55,15 @@ class _Stream:
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """The frames of a stream in display order: their times, and how to find them again."""
+class _FrameList:
+    """The frames of a stream in display order.
+
+    Args:
+        times: in seconds.
+        pts: the decoder's time of each; empty where two are the same or one is missing.
+        keyframes: numbers of the frames that decoding may start from.
+        num_failed: packets that do not decode.
+    """
 
     times: tuple[float, ...]
     pts: tuple[int, ...]
@@ -85,7 +92,7 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
     num_packets = len(packets.pts)
     warnings = []
 
-    def refuse(reason: str) -> None:
+    def refuse_or_warn(reason: str) -> None:
         if not (limits.allow_partial and num_packets):
             raise damaged(path, reason, limits)
         warnings.append(f"{path.name}: {reason}")
@@ -94,26 +101,26 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
     cut_short = packets.incomplete or (end is not None and end > path.stat().st_size)
     if cut_short or not num_packets:
         of = f" of {stream.num_stated}" if stream.num_stated > num_packets else ""
-        refuse(f"the file is cut short: {num_packets}{of} frames are there")
+        refuse_or_warn(f"the file is cut short: {num_packets}{of} frames are there")
 
     frame, decoded = decode_head(path, stream.number, limits, alive, packets.doubtful)
     check_pixels(path, frame.width, frame.height, limits)
     if _tells_order(packets, stream):
-        listing = _by_packets(packets, stream, decoded)
+        frames = _by_packets(packets, stream, decoded)
     else:
-        listing = _by_decoding(path, packets, stream, frame, limits, alive)
-    count = len(listing.times)
-    first, last = listing.times[0], listing.times[-1]
+        frames = _by_decoding(path, packets, stream, frame, limits, alive)
+    count = len(frames.times)
+    first, last = frames.times[0], frames.times[-1]
     last_duration = packets.last_duration * stream.unit or 1 / stream.rate
     if not cut_short and last + 5 * last_duration < stream.stated_end:
-        refuse(f"the file is cut short: {count} frames are there")
+        refuse_or_warn(f"the file is cut short: {count} frames are there")
     if packets.num_gaps:
         warnings.append(
             f"{path.name}: {packets.num_gaps} of {num_packets} packets may be damaged: the "
             "transport stream has gaps"
         )
-    if listing.num_failed and not stream.off_air:
-        refuse(f"{listing.num_failed} of {num_packets} packets do not decode")
+    if frames.num_failed and not stream.off_air:
+        refuse_or_warn(f"{frames.num_failed} of {num_packets} packets do not decode")
 
     transfer = getattr(frame, "color_trc", stream.transfer)  # frames tell it from PyAV 17 on
     if transfer in _HDR:
@@ -123,10 +130,10 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
     width, height = frame.width, frame.height
     decoder = "pyav"
     if limits.decoder == "decord":
-        exact = stream.suits_decord and orientation == 1 and bool(listing.keyframes)
-        exact = exact and not (warnings or packets.num_left_out or packets.has_leading)
-        light = width * height * 3 <= _DECORD_BYTES
-        if exact and light and not (packets.doubtful or has_alpha(frame)):
+        is_exact = stream.suits_decord and orientation == 1 and bool(frames.keyframes)
+        is_exact = is_exact and not (warnings or packets.num_left_out or packets.has_leading)
+        is_small = width * height * 3 <= _DECORD_BYTES
+        if is_exact and is_small and not (packets.doubtful or has_alpha(frame)):
             decoder = "decord"
         else:
             warnings.append(f"{path.name}: PyAV reads it: decord does not give its frames exactly")
@@ -135,8 +142,8 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
         width,
         height,
         orientation,
-        listing.pts,
-        listing.keyframes,
+        frames.pts,
+        frames.keyframes,
         may_skip=not stream.interlaced,
     )
     if orientation >= 5:
@@ -148,7 +155,7 @@ def open_clip(path: Path, limits: Limits, alive: Callable[[], None]) -> Source:
         width=width,
         height=height,
         num_frames=count,
-        timestamps=listing.times,
+        timestamps=frames.times,
         fps=count / duration,
         duration=duration,
         decoder=decoder,
@@ -188,13 +195,13 @@ def _facts(container: InputContainer, stream: VideoStream) -> _Stream:
 
 
 def _tells_order(packets: Packets, stream: _Stream) -> bool:
-    """Whether every packet has a time of its own, and these give the order of the frames."""
+    """Whether every packet has another time, and these give the order of the frames."""
     known = {value for value in packets.pts if value is not None}
-    each = len(known) == len(packets.pts)
-    return each and bool(stream.unit) and not (stream.hides_order or packets.jumps_back)
+    all_differ = len(known) == len(packets.pts)
+    return all_differ and bool(stream.unit) and not (stream.hides_order or packets.jumps_back)
 
 
-def _by_packets(packets: Packets, stream: _Stream, decoded: set[int]) -> _Listing:
+def _by_packets(packets: Packets, stream: _Stream, decoded: set[int]) -> _FrameList:
     """List the frames by their packets' times.
 
     Args:
@@ -203,9 +210,11 @@ def _by_packets(packets: Packets, stream: _Stream, decoded: set[int]) -> _Listin
     pts = [value if value is not None else 0 for value in packets.pts]
     lost = packets.doubtful - decoded
     order = sorted((i for i in range(len(pts)) if pts[i] not in lost), key=pts.__getitem__)
-    shown = tuple(pts[i] for i in order)
+    shown_pts = tuple(pts[i] for i in order)
     keyframes = (i for i, packet in enumerate(order) if packets.is_key[packet])
-    return _Listing(_times(shown, stream), shown, tuple(keyframes) if stream.indexed else ())
+    return _FrameList(
+        _times(shown_pts, stream), shown_pts, tuple(keyframes) if stream.indexed else ()
+    )
 
 
 def _by_decoding(
@@ -215,7 +224,7 @@ def _by_decoding(
     head: VideoFrame,
     limits: Limits,
     alive: Callable[[], None],
-) -> _Listing:
+) -> _FrameList:
     """List the frames as the decoder gives them."""
     pts, num_failed = decode_all(path, stream.number, limits, alive)
     known = [value for value in pts if value is not None]
@@ -227,8 +236,8 @@ def _by_decoding(
     if stream.hides_order and not stream.timeless and dts:
         # AVI tells when packets are decoded. FFmpeg shows the first frame when it has read as many
         # as it needs to know which one that is, and so do we.
-        late = head.dts - dts[0] if head.dts is not None else 0
-        values = [value + late for value in _continuous(dts, step)]
+        delay = head.dts - dts[0] if head.dts is not None else 0
+        values = [value + delay for value in _continuous(dts, step)]
         values += [values[-1] + step * (i + 1) for i in range(len(pts) - len(values))]
         times = _times(values[: len(pts)], stream)
     elif known:
@@ -237,18 +246,18 @@ def _by_decoding(
         times = _times(_continuous(filled, step), stream)
     else:
         times = tuple(round(i / stream.rate, 6) for i in range(len(pts)))
-    return _Listing(times, identified, (), num_failed)
+    return _FrameList(times, identified, (), num_failed)
 
 
 def _times(values: Sequence[int], stream: _Stream) -> tuple[float, ...]:
-    """Seconds; of a stream without a container, by its frame rate from 0 on."""
+    """Return times in seconds; of a stream without a container, by its frame rate from 0 on."""
     if stream.timeless or not stream.unit:
         return tuple(round(i / stream.rate, 6) for i in range(len(values)))
     return tuple(round(value * stream.unit, 6) for value in values)
 
 
 def _continuous(values: Sequence[int], step: int) -> list[int]:
-    """Times that go on where the clock is set back: recordings joined to one file."""
+    """Return times that go on where the clock is set back, as where recordings are joined."""
     shift, joined = 0, [values[0]]
     for value in values[1:]:
         if value + shift < joined[-1]:

@@ -1,10 +1,14 @@
-"""Where the content of a file ends: what follows it is not read, however long it is."""
+"""Walk the blocks of a file without decoding them: where its content ends, and what is in it.
+
+What follows the content is not read, however long it is.
+"""
 
 from __future__ import annotations
 
 import mmap
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -133,20 +137,28 @@ def _end_of_riff(file: BinaryIO, total: int) -> int | None:
 def _end_of_boxes(file: BinaryIO, total: int) -> int | None:
     """Return where the last box (size, name) of an MP4 ends; None for other files."""
     end = 0
-    while end + 8 <= total:
-        file.seek(end)
+    for name, start, size in _boxes(file, total):
+        if name not in _BOXES or size < 8:  # not MP4, padding, or a box to the end
+            return None
+        end = start + size
+    return end
+
+
+def _boxes(file: BinaryIO, total: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name, start and size of the boxes of an MP4 or AVIF."""
+    start = count = 0
+    while start + 8 <= total and count < MOST_CHUNKS:
+        file.seek(start)
         header = file.read(16)
         size = int.from_bytes(header[:4], "big")
         if size == 1:
             size = int.from_bytes(header[8:], "big")
-        if header[4:8] not in _BOXES or size < 8:  # not MP4, padding, or a box to the end
-            return None
-        end += size
-    return end
+        yield header[4:8], start, size
+        start, count = start + max(size, 8), count + 1
 
 
 def _end_of_segment(head: bytes) -> int | None:
-    """Matroska: an EBML header, then a segment, each with an id and a size of variable length."""
+    """Return where a Matroska's segment ends: id and size, as of the EBML header before it."""
     size, start = _ebml_size(head, 4)
     if head[start + size : start + size + 4] != b"\x18\x53\x80\x67":
         return None
@@ -155,7 +167,7 @@ def _end_of_segment(head: bytes) -> int | None:
 
 
 def _ebml_size(data: bytes, start: int) -> tuple[int, int]:
-    """The size at `start`, and where its content begins."""
+    """Return the size at `start`, and where its content begins."""
     first = data[start] if start < len(data) else 0
     length = 9 - first.bit_length()
     value = int.from_bytes(data[start : start + length], "big") & ((1 << 7 * length) - 1)
@@ -170,23 +182,16 @@ def riff_end(head: bytes, total: int) -> int:
 
 
 def boxes_end(path: Path) -> int:
-    """Return where the last of a file's boxes (size, name) ends."""
-    total = path.stat().st_size
-    start = count = 0
+    """Return where the last of an AVIF's boxes ends."""
+    total, end = path.stat().st_size, 0
     with path.open("rb") as file:
-        while start + 8 <= total and count < MOST_CHUNKS:
-            count += 1
-            file.seek(start)
-            header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
-            if size == 1:
-                size = int.from_bytes(header[8:], "big")
-            if not header[4:8].isalnum():
+        for name, start, size in _boxes(file, total):
+            if not name.isalnum():
                 return start
             if size < 8:  # up to the end of the file
                 return total
-            start += size
-    return min(start, total)
+            end = start + size
+    return min(end, total)
 
 
 def png_chunks(file: BinaryIO) -> list[tuple[bytes, int, int]]:
@@ -258,8 +263,8 @@ def is_motion_jpeg(path: Path) -> bool:
         return _scan_jpeg(file, first.end + start, header_only=True).size == first.size != b""
 
 
-def num_scans(path: Path) -> int:
-    """How many passes over the picture a JPEG makes."""
+def count_scans(path: Path) -> int:
+    """Return how many passes over the picture a JPEG makes."""
     with path.open("rb") as file:
         return _scan_jpeg(file, 0).num_scans
 
@@ -296,7 +301,7 @@ def _scan_jpeg(file: BinaryIO, start: int, header_only: bool = False) -> _Jpeg:
 
 
 def _next_marker(file: BinaryIO, at: int) -> int:
-    """Where the coded data at `at` ends."""
+    """Return where the coded data at `at` ends."""
     file.seek(at)
     rest = b""
     while data := file.read(_CHUNK):

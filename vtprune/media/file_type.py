@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes: which reader takes it, or why none does."""
+"""Tell the type of a file by its first bytes: which reader takes it, or why none does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vtprune.errors import MediaError
-from vtprune.media.extent import is_motion_jpeg
+from vtprune.media.file_blocks import is_motion_jpeg
 from vtprune.media.source import shown, unreadable
 
 _HEAD = 8192
@@ -17,8 +17,8 @@ Reader = Literal["picture", "pages", "video"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Which reader takes a file.
+class FileType:
+    """The type of a file that can be read.
 
     Args:
         reader: "picture": Pillow, in this process; "pages": files of one or several pages, in a
@@ -32,39 +32,39 @@ class Kind:
 
 # FFmpeg may only take a file for what its first bytes say: by itself it searches the whole file
 # for something that looks like frames, and finds "a video" in a PDF, a mail or an archive.
-_ELEMENTARY = Kind("video", ("h264", "hevc", "m4v", "mpeg", "mpegvideo", "h263"))
-_SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
-    (b"\x89PNG\r\n\x1a\n", Kind("picture", ("PNG",))),
-    (b"GIF8", Kind("picture", ("GIF",))),
-    (b"qoif", Kind("picture", ("QOI",))),
-    (b"II*\0", Kind("pages", ("TIFF",))),
-    (b"MM\0*", Kind("pages", ("TIFF",))),
-    (b"II+\0", Kind("pages", ("TIFF",))),  # BigTIFF
-    (b"MM\0+", Kind("pages", ("TIFF",))),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Kind("pages", ("JPEG2000",))),
-    (b"\xff\x4f\xff\x51", Kind("pages", ("JPEG2000",))),
-    (b"\x1a\x45\xdf\xa3", Kind("video", ("matroska",))),
-    (b"FLV\x01", Kind("video", ("flv",))),
-    (b"DKIF", Kind("video", ("ivf",))),
-    (b"OggS", Kind("video", ("ogg",))),
-    (b".RMF", Kind("video", ("rm",))),
-    (b"YUV4MPEG2 ", Kind("video", ("yuv4mpegpipe",))),
-    (b"nut/multimedia container\0", Kind("video", ("nut",))),
-    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", Kind("video", ("mxf",))),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind("video", ("asf",))),
-    (b"\xb7\xd8\x00\x20\x37\x49\xda\x11", Kind("video", ("wtv",))),
-    (b"\0\0\x01\xba", Kind("video", ("mpeg",))),
+_ELEMENTARY = FileType("video", ("h264", "hevc", "m4v", "mpeg", "mpegvideo", "h263"))
+_SIGNATURES: tuple[tuple[bytes, FileType], ...] = (
+    (b"\x89PNG\r\n\x1a\n", FileType("picture", ("PNG",))),
+    (b"GIF8", FileType("picture", ("GIF",))),
+    (b"qoif", FileType("picture", ("QOI",))),
+    (b"II*\0", FileType("pages", ("TIFF",))),
+    (b"MM\0*", FileType("pages", ("TIFF",))),
+    (b"II+\0", FileType("pages", ("TIFF",))),  # BigTIFF
+    (b"MM\0+", FileType("pages", ("TIFF",))),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", FileType("pages", ("JPEG2000",))),
+    (b"\xff\x4f\xff\x51", FileType("pages", ("JPEG2000",))),
+    (b"\x1a\x45\xdf\xa3", FileType("video", ("matroska",))),
+    (b"FLV\x01", FileType("video", ("flv",))),
+    (b"DKIF", FileType("video", ("ivf",))),
+    (b"OggS", FileType("video", ("ogg",))),
+    (b".RMF", FileType("video", ("rm",))),
+    (b"YUV4MPEG2 ", FileType("video", ("yuv4mpegpipe",))),
+    (b"nut/multimedia container\0", FileType("video", ("nut",))),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", FileType("video", ("mxf",))),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", FileType("video", ("asf",))),
+    (b"\xb7\xd8\x00\x20\x37\x49\xda\x11", FileType("video", ("wtv",))),
+    (b"\0\0\x01\xba", FileType("video", ("mpeg",))),
     (b"\0\0\x01", _ELEMENTARY),
     (b"\0\0\0\x01", _ELEMENTARY),
-    (b"\x1f\x07\x00", Kind("video", ("dv",))),
-    (b"\x12\x00\x0a", Kind("video", ("obu",))),
-    *((bytes([0, 0, start]), Kind("video", ("h263",))) for start in range(0x80, 0x84)),
+    (b"\x1f\x07\x00", FileType("video", ("dv",))),
+    (b"\x12\x00\x0a", FileType("video", ("obu",))),
+    *((bytes([0, 0, start]), FileType("video", ("h263",))) for start in range(0x80, 0x84)),
 )
 _RIFF = {
-    b"WEBP": Kind("picture", ("WEBP",)),
-    b"AVI ": Kind("video", ("avi",)),
-    b"AVIX": Kind("video", ("avi",)),
-    b"AMV ": Kind("video", ("avi",)),
+    b"WEBP": FileType("picture", ("WEBP",)),
+    b"AVI ": FileType("video", ("avi",)),
+    b"AVIX": FileType("video", ("avi",)),
+    b"AMV ": FileType("video", ("avi",)),
 }
 # Boxes that a QuickTime or MP4 file may begin with.
 _BOXES = b"ftyp moov mdat moof free skip wide pnot styp sidx uuid junk pict udta prfl emsg prft"
@@ -137,11 +137,11 @@ _MAIL = re.compile(
 )
 
 
-def kind_of(path: Path) -> Kind:
-    """Find which reader takes a file.
+def file_type_of(path: Path) -> FileType:
+    """Return the type of a file.
 
     Raises:
-        MediaError: none does; with what the file is, where that is known.
+        MediaError: no reader takes it; with what the file is, where that is known.
     """
     try:
         with path.open("rb") as file:
@@ -149,11 +149,11 @@ def kind_of(path: Path) -> Kind:
     except OSError as error:
         hint = "check the path and its permissions"
         raise MediaError(f"{shown(path)}: {error.strerror}", hint) from error
-    for look in (_by_signature, _jpeg, _riff, _boxes, _bitmap, _pdf, _transport_stream):
-        kind = look(path, head)
-        if kind is not None:
-            return kind
-    what, hint = _name(head)
+    for detect in (_by_signature, _jpeg, _riff, _boxes, _bitmap, _pdf, _transport_stream):
+        file_type = detect(path, head)
+        if file_type is not None:
+            return file_type
+    what, hint = _describe(head)
     if not what:
         raise unreadable(path)
     raise MediaError(
@@ -162,60 +162,60 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def _by_signature(path: Path, head: bytes) -> Kind | None:
+def _by_signature(path: Path, head: bytes) -> FileType | None:
     if head[:4] == b"II*\0" and head[8:10] == b"CR":
         raise _refused(path, "a camera's raw picture (CR2)")
     return next((kind for start, kind in _SIGNATURES if head.startswith(start)), None)
 
 
-def _jpeg(path: Path, head: bytes) -> Kind | None:
+def _jpeg(path: Path, head: bytes) -> FileType | None:
     if head[:3] != b"\xff\xd8\xff":
         return None
-    return Kind("video", ("mjpeg",)) if is_motion_jpeg(path) else Kind("picture", ("JPEG",))
+    return FileType("video", ("mjpeg",)) if is_motion_jpeg(path) else FileType("picture", ("JPEG",))
 
 
-def _riff(path: Path, head: bytes) -> Kind | None:
+def _riff(path: Path, head: bytes) -> FileType | None:
     return _RIFF.get(head[8:12]) if head[:4] == b"RIFF" else None
 
 
-def _boxes(path: Path, head: bytes) -> Kind | None:
+def _boxes(path: Path, head: bytes) -> FileType | None:
     """Files of boxes (size, name): MP4 and QuickTime, AVIF, HEIC, Canon's raw pictures."""
     if head[4:8] != b"ftyp":
-        return Kind("video", ("mov",)) if head[4:8] in _BOXES.split() else None
+        return FileType("video", ("mov",)) if head[4:8] in _BOXES.split() else None
     size = max(16, min(int.from_bytes(head[:4], "big"), 512))
     brands = [head[8:12], *(head[i : i + 4] for i in range(16, size, 4))]
     if b"avif" in brands or b"avis" in brands:
-        return Kind("picture", ("AVIF",))
+        return FileType("picture", ("AVIF",))
     if brands[0] in _HEIC:
         raise MediaError(f"{shown(path)}: HEIC pictures are not read", _PICTURE)
     if brands[0] == b"crx ":
         raise _refused(path, "a camera's raw picture (CR3)")
-    return Kind("video", ("mov",))
+    return FileType("video", ("mov",))
 
 
-def _bitmap(path: Path, head: bytes) -> Kind | None:
+def _bitmap(path: Path, head: bytes) -> FileType | None:
     """Windows bitmaps, with and without a file header, and the portable formats (PBM to PFM)."""
     start = 14 if head[:2] == b"BM" else 0
     if len(head) >= start + 16:
         (size,) = struct.unpack_from("<I", head, start)
         (planes,) = struct.unpack_from("<H", head, start + (8 if size == 12 else 12))
         if size in _DIB_SIZES and planes == 1:
-            return Kind("picture", ("BMP",) if start else ("DIB",))
-    return Kind("picture", ("PPM",)) if re.match(rb"P([1-6]\s+[#\d]|f\s)", head) else None
+            return FileType("picture", ("BMP",) if start else ("DIB",))
+    return FileType("picture", ("PPM",)) if re.match(rb"P([1-6]\s+[#\d]|f\s)", head) else None
 
 
-def _pdf(path: Path, head: bytes) -> Kind | None:
+def _pdf(path: Path, head: bytes) -> FileType | None:
     """PDF files begin so within their first kilobyte; before it, blanks and a byte order mark."""
-    return Kind("pages", ("PDF",)) if re.match(rb"(\xef\xbb\xbf)?\s*%PDF-", head) else None
+    return FileType("pages", ("PDF",)) if re.match(rb"(\xef\xbb\xbf)?\s*%PDF-", head) else None
 
 
-def _transport_stream(path: Path, head: bytes) -> Kind | None:
+def _transport_stream(path: Path, head: bytes) -> FileType | None:
     """MPEG-TS: packets that begin with 0x47; a recording may begin within one."""
     for size in _TS_PACKETS:
         for start in range(min(size, len(head))):
             marks = head[start::size]
             if len(marks) >= 4 and marks.count(0x47) >= 0.8 * len(marks):
-                return Kind("video", ("mpegts",))
+                return FileType("video", ("mpegts",))
     return None
 
 
@@ -223,11 +223,11 @@ def _refused(path: Path, what: str) -> MediaError:
     return MediaError(f"{shown(path)}: {what}, which is not read", _PICTURE)
 
 
-def _name(head: bytes) -> tuple[str, str]:
-    """What a file that nothing reads is, in words, and the way out; two empty texts if unknown."""
-    named = _name_text(head)
-    if named:
-        return named
+def _describe(head: bytes) -> tuple[str, str]:
+    """Return what an unreadable file is, in words, and the way out; empty texts if unknown."""
+    described = _describe_text(head)
+    if described:
+        return described
     if _is_text(head):
         return "a text file", "paste the text into the question"
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
@@ -245,8 +245,8 @@ def _name(head: bytes) -> tuple[str, str]:
     return ("a sound file", _SOUND) if wave or mp3 else ("", "")
 
 
-def _name_text(head: bytes) -> tuple[str, str] | None:
-    """What a file is that begins as a known kind of text, whatever follows."""
+def _describe_text(head: bytes) -> tuple[str, str] | None:
+    """Return what a file is that begins as a known kind of text, whatever follows."""
     if _MAIL.match(head):
         return "an e-mail", "save its attachments as files, and give those"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

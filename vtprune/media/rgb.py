@@ -125,7 +125,7 @@ def _check_colours(name: str, image: Image.Image) -> None:
 def _grey_scale(
     name: str, image: Image.Image, bits: int
 ) -> tuple[Callable[[Image.Image], Rows], tuple[str, ...]]:
-    """Find how grey values of more than 8 bits become 8 bits.
+    """Choose how grey values of more than 8 bits become 8 bits.
 
     Whole numbers from 0 to 65,535 have the range of the bits that the file states, or, where it
     states 16, of the fewest that hold its largest value: 8, 10, 12, 14 or 16. Floats have 0 to 1,
