@@ -108,6 +108,7 @@ def test_a_docstring_says_what_a_reader_asks_in_this_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_names_a_real_place_and_says_what_it_does(name: str) -> None:
+    assert len(METHODS[name].summary) <= 47, "a line of `vtprune methods` has 80 columns"
     method = METHODS[name]
     assert check_place(method.at) == method.at
     assert method.summary

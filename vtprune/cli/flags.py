@@ -71,7 +71,7 @@ def read_question(question: str) -> str:
 
 
 def check_at(flags: Flags) -> None:
-    """Refuses a place without methods that could cut there."""
+    """Refuse a place without methods that could cut there."""
     if flags.at is not None and not flags.methods:
         raise VtpruneError("--at without --methods", "name the methods that should cut there")
 

@@ -58,19 +58,19 @@ class Transcript:
         self._end_line()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Shows how far a stage of the work is."""
+        """Show how far a stage of the work is."""
         self._end_line()
         self._progress.update(stage, done, total)
 
     def question(self, number: int, question: str) -> None:
-        """Heads an answer with its question where there are several."""
+        """Head an answer with its question where there are several."""
         self._progress.stop()
         if self._num_questions > 1 and not (self._json or self._quiet):
             show_question(number + 1, self._num_questions, question, self._console)
         self._progress.update("answering", 0, 0)  # until the first piece comes
 
     def text(self, piece: str) -> None:
-        """Goes on with the answer."""
+        """Go on with the answer."""
         piece = printable(piece)
         if piece and not self._json:
             self._progress.stop()
@@ -78,7 +78,7 @@ class Transcript:
             self._begun, self._in_line = True, not piece.endswith("\n")
 
     def report(self, report: Report) -> None:
-        """Ends the answer, and shows what it cost."""
+        """End the answer, and shows what it cost."""
         self._progress.stop()
         if self._json:
             click.echo(to_json(report.to_dict()))
@@ -145,7 +145,7 @@ def show_tables(
     tables: Callable[[Mapping[str, object], Console], None],
     notes: Callable[[Mapping[str, object], Console], None],
 ) -> None:
-    """Shows what a command found.
+    """Show what a command found.
 
     Args:
         as_json: as one JSON object, in place of everything else.
@@ -175,7 +175,7 @@ def progress_line(silent: bool = False) -> Iterator[Callable[[str, int, int], No
 
 @contextmanager
 def libraries_silenced() -> Iterator[None]:
-    """Keeps warnings and log lines of other libraries off stderr: the report has its own."""
+    """Keep warnings and log lines of other libraries off stderr: the report has its own."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -28,7 +28,7 @@ def check_saves(
     inputs: Sequence[str | Path] = (),
     others: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Refuses places that can't be written to, and names whose suffix is no format.
+    """Refuse places that can't be written to, and names whose suffix is no format.
 
     Args:
         suffixes: of the formats that there are.
@@ -50,7 +50,7 @@ def check_saves(
 
 
 def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
-    """Writes every file, and yields it as soon as it is there."""
+    """Write every file, and yields it as soon as it is there."""
     from vtprune.saving import save_file
 
     for path in saves:
@@ -110,7 +110,7 @@ def json_file(value: object) -> bytes:
 
 
 def charts(draw: Callable[[str], bytes]) -> dict[str, Callable[[], bytes]]:
-    """The makers of a chart in every format that there is.
+    """Return the makers of a chart in every format that there is.
 
     Args:
         draw: gets "png" or "svg".

@@ -138,7 +138,7 @@ class Preset:
 
     @property
     def method(self) -> str | None:
-        """The method that was asked for in place of a preset; None where it is a preset."""
+        """Return the method that was asked for in place of a preset; None where it is a preset."""
         return None if self.name else next((stage.method for stage in self.every_stage()), None)
 
     @property

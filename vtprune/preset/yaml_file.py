@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
 
 
 def _check_shape(text: str, name: str) -> None:
-    """Refuses what is nested too deep, and anchors.
+    """Refuse what is nested too deep, and anchors.
 
     Raises:
         PresetError: with the line.
@@ -100,7 +100,7 @@ def _check_shape(text: str, name: str) -> None:
 def _note_lines(
     node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
 ) -> list[str]:
-    """Fills `lines`; returns a fault for every key that is given twice, as YAML takes the last."""
+    """Fill `lines`; returns a fault for every key that is given twice, as YAML takes the last."""
     twice: list[str] = []
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""Which methods there are, with their options; nothing is imported until one is asked for."""
+"""The registry of methods and their options; a method is imported when it is created."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner, UnitPruner
     from vtprune.tokens.schedule import CutProfile
 
-COMPARED = Option(
-    "states", "hidden", ("hidden", "query", "key", "value"), "which states to compare"
-)
+COMPARED = Option("states", "hidden", ("hidden", "query", "key", "value"), "states to compare")
 
 METHODS: dict[str, Method] = {
     "entropy": Method(
@@ -25,9 +23,9 @@ METHODS: dict[str, Method] = {
         summary="states that differ most across attention heads",
         paper="EntropyPrune, arXiv 2602.17196",
         options=(
-            Option("norm", "none", ("none", "row"), "none: as the authors run it; row: each "
-                   "head's row at unit length"),
-            Option("states", "query", ("query", "key", "value", "hidden"), "which states to score"),
+            Option("norm", "none", ("none", "row"),
+                   "none: as the authors run it; row: each head's row scaled to unit length"),
+            Option("states", "query", ("query", "key", "value", "hidden"), "states to score"),
         ),
     ),
     "divprune": Method(
@@ -43,7 +41,7 @@ METHODS: dict[str, Method] = {
         summary="tokens farthest apart in state, time and place",
         paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         options=(
-            Option("time", 1.0, (), "weight of time beside the states' cosine", 0, 4),
+            Option("time", 1.0, (), "weight of time, where the states' cosine has weight 1", 0, 4),
             Option("space", 0.1, (), "weight of rows and columns", 0, 4),
             COMPARED,
         ),
@@ -55,9 +53,10 @@ METHODS: dict[str, Method] = {
         summary="tokens least similar to a few pivot tokens",
         paper="DART, arXiv 2502.11494",
         options=(
-            Option("visual_pivots", "4", ("1", "2", "4", "8", "16"), "how many visual tokens"),
-            Option("text_pivots", "4", ("0", "1", "2", "4", "8", "16"), "how many text tokens; 0 "
-                   "reads no text"),
+            Option("visual_pivots", "4", ("1", "2", "4", "8", "16"),
+                   "number of visual tokens as pivots"),
+            Option("text_pivots", "4", ("0", "1", "2", "4", "8", "16"),
+                   "number of text tokens as pivots; 0: question-blind"),
         ),
         reads_question=True,
         blind=("text_pivots", "0"),
@@ -68,8 +67,7 @@ METHODS: dict[str, Method] = {
         summary="diverse tokens that match the question",
         paper="CDPruner, arXiv 2506.10967",
         options=(
-            Option("relevance", "text", ("text", "none"), "none: unlike each other, whatever is "
-                   "asked"),
+            Option("relevance", "text", ("text", "none"), "none: diversity alone, question-blind"),
         ),
         reads_question=True,
         blind=("relevance", "none"),
@@ -97,10 +95,10 @@ METHODS: dict[str, Method] = {
         summary="tokens question words attend to; rest clustered",
         paper="SparseVLM, arXiv 2410.04417",
         options=(
-            Option("ratio", "budget", ("budget", "rank"), "rank: fewer than the budget where the "
-                   "attention's rank is low"),
-            Option("recycle", "clusters", ("clusters", "none"), "what becomes of the better part "
-                   "of the dropped tokens"),
+            Option("ratio", "budget", ("budget", "rank"),
+                   "rank: fewer than the budget where the attention's rank is low"),
+            Option("recycle", "clusters", ("clusters", "none"),
+                   "clusters: merge the best of the dropped tokens into a few"),
         ),
         exact=False,
         lowest=1,
@@ -113,8 +111,8 @@ METHODS: dict[str, Method] = {
         summary="tokens the vision tower attends to; rest merged",
         paper="VisionZip, arXiv 2412.04467",
         options=(
-            Option("contextual", "10/64", ("10/64", "20/64", "32/64", "none"), "the part of the "
-                   "budget for merged tokens"),
+            Option("contextual", "10/64", ("10/64", "20/64", "32/64", "none"),
+                   "share of the budget for merged tokens"),
         ),
     ),
     "evs": Method(
@@ -130,8 +128,9 @@ METHODS: dict[str, Method] = {
         summary="static runs merged over time, cluster centres",
         paper="HoliTom, arXiv 2505.21334",
         options=(
-            Option("similar", "budget", ("budget",), "the cosine above which a token repeats the "
-                   "one before it; budget: 0.65 up to keep 0.1, 0.8 above", 0, 1),
+            Option("similar", "budget", ("budget",),
+                   "cosine above which a token repeats the one in the frame before; budget: 0.65 "
+                   "up to keep 0.1, 0.8 above", 0, 1),
         ),
         modalities=("video",),
     ),
@@ -148,8 +147,9 @@ METHODS: dict[str, Method] = {
         summary="frames and tiles that others don't predict",
         paper="baseline; for patches: PixelPrune",
         options=(
-            Option("tolerance", 2.0, (), "the most levels, of 255, that what goes may differ by in "
-                   "its most different block of 16 x 16 pixels; 0: bit for bit", 0, 255),
+            Option("tolerance", 2.0, (),
+                   "largest mean difference, in levels of 255, of any 16 x 16 block of a dropped "
+                   "frame or tile; 0: only bit-identical ones", 0, 255),
         ),
         units=True,
     ),
@@ -188,11 +188,11 @@ METHODS: dict[str, Method] = {
 
 
 BASELINES = ("random", "uniform", "downsample")
-"""What every method is to be compared with."""
+"""The methods that every other one is compared with."""
 
 
 def find_method(name: str) -> Method:
-    """The registry's entry for `name`.
+    """Return the registry's entry for `name`.
 
     Raises:
         PresetError: there is none; the hint lists those there are.
@@ -208,7 +208,7 @@ def find_method(name: str) -> Method:
 
 
 def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
-    """All options of method `name`: the given values, checked, over the defaults.
+    """Return all options of method `name`: the given values, checked, over the defaults.
 
     Raises:
         PresetError: an option that the method does not have, or a value it can't take.
@@ -236,7 +236,7 @@ def _choose_from(option: Option) -> str:
 
 
 def reads_question(name: str, options: Mapping[str, object]) -> bool:
-    """Whether what method `name` keeps depends on the question, with these options."""
+    """Return whether method `name` keeps tokens for the question, with these options."""
     method = METHODS[name]
     if method.blind is None:
         return method.reads_question
@@ -245,12 +245,12 @@ def reads_question(name: str, options: Mapping[str, object]) -> bool:
 
 
 def create(name: str, options: Mapping[str, object]) -> Pruner:
-    """The method `name` with its options."""
+    """Create the method `name` with its options."""
     return cast("Pruner", _create(name, options))
 
 
 def create_units(name: str, options: Mapping[str, object]) -> UnitPruner:
-    """The method `name`, one for `pixels`, with its options."""
+    """Create the method `name`, which acts at `pixels`, with its options."""
     return cast("UnitPruner", _create(name, options))
 
 
@@ -261,6 +261,6 @@ def _create(name: str, options: Mapping[str, object]) -> object:
 
 
 def find_profile(name: str) -> CutProfile:
-    """The schedule of its own that method `name` has."""
+    """Return the schedule of method `name`, for `at: schedule`."""
     module, function = METHODS[name].schedule.split(":")
     return cast("CutProfile", getattr(importlib.import_module(module), function)())

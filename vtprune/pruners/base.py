@@ -1,4 +1,4 @@
-"""What a method is given, and what it gives back."""
+"""The input and the output of a pruning method."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class VisualTokens:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """How many tokens each group may keep.
+    """The number of tokens to keep in each group.
 
     Args:
         group: (N,) int64 group of each token, from 0.
@@ -67,7 +67,7 @@ class Budget:
 
     @classmethod
     def share(cls, count: int, group: torch.Tensor) -> Budget:
-        """`count` tokens shared equally over the groups of `group`, (N,) int64."""
+        """Share `count` tokens equally over the groups of `group`, (N,) int64."""
         sizes = torch.bincount(group).tolist()
         return cls(group, torch.tensor(quotas(count, sizes), dtype=torch.long))
 
@@ -75,7 +75,7 @@ class Budget:
     def share_by(
         cls, count: int, group: torch.Tensor, weights: Sequence[float], least: int
     ) -> Budget:
-        """`count` tokens shared over the groups of `group` by `weights`, at least `least` each."""
+        """Share `count` tokens over the groups of `group` by `weights`, at least `least` each."""
         sizes = torch.bincount(group).tolist()
         shares = weighted_quotas(count, sizes, weights, least)
         return cls(group, torch.tensor(shares, dtype=torch.long))
@@ -83,7 +83,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a method keeps, and what it merges into that.
+    """The kept tokens, and those that are merged into them.
 
     Args:
         index: (K,) int64, ascending, into the N tokens.
@@ -103,17 +103,17 @@ class Pruner(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names that `select` reads from `tokens.states`."""
+        """Names of the states that `select` reads from `tokens.states`."""
         ...
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        """Keeps exactly the budget's quota of every group; fewer where its registry entry says
+        """Keep exactly the budget's quota of every group; fewer where its registry entry says
         that it may (`exact=False`)."""
         ...
 
 
 def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """(K, d) states of the kept tokens, with those that are merged into them.
+    """Return (K, d) states of the kept tokens, with others merged into them.
 
     The sums are made in float32.
 
@@ -132,7 +132,7 @@ def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
 
 
 def check_finite(values: torch.Tensor, method: str) -> None:
-    """Refuses NaN and infinity; reads from the device once.
+    """Refuse NaN and infinity; reads from the device once.
 
     Raises:
         ModelError: there is some in `values`, which come from the model's states.
@@ -145,7 +145,7 @@ def check_finite(values: torch.Tensor, method: str) -> None:
 
 
 def merged_into(target: torch.Tensor, index: torch.Tensor) -> Selection:
-    """A selection in which each kept token is the mean of those that are merged into it.
+    """Return a selection whose kept tokens are the means of those merged into them.
 
     Args:
         target: (N,) int64, the token that each is merged into, -1 for none; a kept one is its own.
@@ -164,7 +164,7 @@ class UnitPruner(Protocol):
     """One method for whole frames and tiles: pixels in, the numbers of those that stay out."""
 
     def keep(self, units: Units) -> list[int]:
-        """The units of one media item that stay, ascending; its base among them."""
+        """Return the kept units of one media item, ascending, its base among them."""
         ...
 
     def shrink(
@@ -174,7 +174,7 @@ class UnitPruner(Protocol):
         sizes: Sequence[Sequence[int]],
         most: int,
     ) -> list[list[int]]:
-        """Fewer of the units `kept` of each item, so that their tokens are at most `most`.
+        """Return fewer of the units `kept` of each item, with at most `most` tokens.
 
         Where that can't be, the base of each is left.
 
@@ -186,7 +186,7 @@ class UnitPruner(Protocol):
 
 
 def best_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """(N,) int64 tokens group by group, in each the best-scored first; ties go to the earlier.
+    """Return (N,) int64 tokens group by group, best-scored first; ties go to the earlier.
 
     Args:
         scores: (N,), finite.
@@ -197,7 +197,7 @@ def best_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
 
 
 def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
-    """Index, (K,) ascending, of the best-scored tokens of each group; ties go to the earlier.
+    """Return the index, (K,) ascending, of each group's best-scored tokens; ties: the earlier.
 
     Args:
         scores: (N,) on any device, finite.

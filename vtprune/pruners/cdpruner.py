@@ -1,4 +1,4 @@
-"""Keep visual tokens that are unlike each other and bear on the question.
+"""Keep diverse visual tokens that are relevant to the question.
 
 Idea: a determinantal point process over the tokens, whose kernel is relevance x cosine similarity x
 relevance: a set is the likelier, the larger the volume that its states, each as long as it is

@@ -1,7 +1,7 @@
-"""Keep the visual tokens that repeat a few pivot tokens least.
+"""Keep the visual tokens that are least similar to a few pivot tokens.
 
-Idea: take as pivots the few visual and text tokens whose keys are longest, then share the budget
-over them: each pivot keeps the tokens that are least like it.
+Idea: take as pivots the few visual and text tokens with the largest keys, then share the budget
+over them: each pivot keeps the tokens that are least similar to it.
 
 Why it works: tokens are often copies of each other, and dropping a copy costs less than dropping
 what some score finds unimportant; a handful of pivots is enough to tell copies, so the cost is
@@ -10,7 +10,7 @@ linear in the tokens and no attention map is read.
 Paper: DART, arXiv 2502.11494.
 Official code: ZichenWen1/DART (Apache-2.0; not looked at).
 Differences: keys are read before rotary positions, which leave a key's Euclidean norm but change
-its L1 norm, so other pivots may come out. Pivots take turns here in an order that means something;
+its L1 norm, so other pivots may come out. Pivots take turns in the order of their keys' norms;
 in that code it is that of a Python set. The count is met exactly: visual pivots are kept, longest
 first, as far as their group's quota allows; the rest of every quota is shared equally over all
 pivots, remainders to the first; visual pivots take their turns before text pivots, longest first,
@@ -71,7 +71,7 @@ def longest(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def least_alike(similarity: torch.Tensor, pivots: torch.Tensor, budget: Budget) -> torch.Tensor:
-    """Index, (K,) ascending, of the pivots and of the tokens least like each of all pivots.
+    """Return the index, (K,) ascending, of the pivots and the tokens least similar to each.
 
     Args:
         similarity: (P, N) cosine of every token with every pivot.

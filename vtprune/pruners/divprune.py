@@ -45,7 +45,7 @@ class DivPrune:
 
 
 def choose_farthest(rows: torch.Tensor, budget: Budget, method: str) -> Selection:
-    """The tokens that are farthest from each other, within each group that has a share.
+    """Keep the tokens that are farthest from each other, within each group of the budget.
 
     Args:
         rows: (N, d) of unit length, or zero.

@@ -1,10 +1,10 @@
-"""Look at smaller pictures, or at fewer frames.
+"""Encode smaller pictures, or fewer frames.
 
 Idea: before anything is encoded, a picture is resized and a video gives fewer frames, by the
 family's own sampling, so that their visual tokens are within the budget.
 
-Why it works: it is what anyone would do without a pruning method, costs nothing, and spares the
-vision tower as well; a method that does not beat it is not worth its trouble.
+Why it works: it is the obvious alternative to a pruning method, costs nothing, and saves time
+in the vision tower as well; a method should beat it.
 
 Paper: none; a baseline.
 Official code: none.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Downsample:
     def choose(self, count: Callable[[int], int], low: int, high: int, most: int) -> int | None:
-        """The largest setting from `low` to `high` with at most `most` tokens; None where none has.
+        """Return the largest setting from `low` to `high` with at most `most` tokens, or None.
 
         Two guesses as if tokens grew evenly, then the middle, and again: counting takes time.
 

@@ -56,7 +56,7 @@ class Entropy:
 
 
 def check_heads(num_heads: int, norm: str, states: str) -> None:
-    """Refuses states with too few heads to tell tokens apart.
+    """Refuse states with too few heads to tell tokens apart.
 
     Centring leaves H - 1 directions: one head has no entropy at all, and two centred rows of unit
     length are each other's opposite for every token.

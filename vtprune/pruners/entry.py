@@ -1,4 +1,4 @@
-"""What the registry says of a method and its options."""
+"""The registry's entry of a method: what can be said without importing it, so without torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Option:
 
     @property
     def values(self) -> str:
-        """The values as a reader sees them: "row | none", or "a number from 0 to 255"."""
+        """Return the values as a reader sees them: "row | none", or "a number from 0 to 255"."""
         if not self.takes_number:
             return " | ".join(self.choices)
         bounds = [] if self.low is None else [f"from {self.low:g}"]
@@ -45,11 +45,11 @@ class Option:
         return not self.choices or self.low is not None or self.high is not None
 
     def shown(self, value: Value) -> str:
-        """A value as a preset or a command line has it."""
+        """Return a value as a preset or a command line has it."""
         return value if isinstance(value, str) else f"{value:g}"
 
     def check(self, value: object) -> Value | None:
-        """A value as the method takes it; None where it is not one of this option."""
+        """Return a value as the method takes it; None where the option can't be that."""
         text = value if isinstance(value, str) else quote(value)
         if text in self.choices:
             return text
@@ -71,7 +71,7 @@ class Method:
     Args:
         path: "module:Class".
         at: the place it cuts at where the user names none.
-        summary: what it keeps, in its own words.
+        summary: what it keeps, in at most 47 characters.
         paper: where it was published; empty for a baseline.
         drops_all: it leaves nothing; without a keep, the budget says from which layer on.
         exact: it meets its budget exactly; otherwise it may keep fewer.
@@ -108,5 +108,5 @@ class Method:
 
     @property
     def chooses(self) -> bool:
-        """Whether it is given tokens, and leaves some of them."""
+        """Whether it selects some of the tokens that it is given."""
         return not (self.drops_all or self.before_tower)

@@ -38,9 +38,7 @@ FIRST, NEW, LATER, NO_PATCH = 4.0, 2.0, -1.0, -2.0
 
 @dataclass(frozen=True)
 class Evs:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("hidden",)
+    needs = ("hidden",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout = tokens.layout

@@ -29,9 +29,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, 
 
 @dataclass(frozen=True)
 class FastV:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("attention",)
+    needs = ("attention",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]

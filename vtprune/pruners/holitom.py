@@ -58,9 +58,7 @@ SIMILAR_OF_FEW, SIMILAR = 0.65, 0.8
 class HoliTom:
     similar: float | str = "budget"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("hidden",)
+    needs = ("hidden",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
@@ -88,7 +86,7 @@ class HoliTom:
 
 
 def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
-    """(N,) int64: for every token the first one of the run that it is in; itself for no run.
+    """Return (N,) int64, the first token of the run that each token is in; itself for no run.
 
     Args:
         repeats: (N,) bool, whether a token is like the one before it at its place.
@@ -112,7 +110,7 @@ def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
 
 
 def cut_into_stretches(still: torch.Tensor) -> list[tuple[int, int]]:
-    """(first, last) frame of the stretches of a video over which the most tokens are saved.
+    """Return (first, last) frame of the stretches of a video that save the most tokens.
 
     A stretch saves, for every place that repeats throughout it, all tokens but the first. Found by
     dynamic programming; of equal ones the shorter stretches.
@@ -142,7 +140,7 @@ def cut_into_stretches(still: torch.Tensor) -> list[tuple[int, int]]:
 def stay_alone(
     layout: Layout, head: torch.Tensor, changed: torch.Tensor, budget: Budget
 ) -> torch.Tensor:
-    """(N,) bool: tokens that are kept though they repeat, or are no patches.
+    """Return (N,) bool, the tokens that are kept although they repeat, or are no patches.
 
     Where a budget has room for more than the heads: those that changed most.
     """
@@ -158,7 +156,7 @@ def stay_alone(
 def cluster_heads(
     parts: Iterable[tuple[torch.Tensor, int]], states: torch.Tensor, head: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heads that are kept, and for every token (N,) the one that it goes into; -1 for none.
+    """Return the kept heads, and (N,) the token that each is merged into; -1 for none.
 
     Args:
         parts: heads that are clustered together, and how many of them are kept.
@@ -194,7 +192,7 @@ def run_means(states: torch.Tensor, head: torch.Tensor, members: torch.Tensor) -
 def parts_of(
     layout: Layout, head: torch.Tensor, budget: Budget
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """(tokens, how many of them are kept) of what is clustered together.
+    """Yield the tokens that are clustered together, and how many of them are kept.
 
     That is, in every group of the budget, each frame's heads with a run, and those without: of all
     these parts the same ratio stays, and at least one token where the budget allows.

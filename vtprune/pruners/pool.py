@@ -34,9 +34,7 @@ from vtprune.tokens.layout import KINDS, PATCH, Layout
 
 @dataclass(frozen=True)
 class Pool:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs = ()
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         panes = pane_coordinates(tokens.layout)
@@ -136,7 +134,7 @@ def cut_panes(
 
 
 def average(window: torch.Tensor, panes: torch.Tensor) -> Selection:
-    """The mean of every window in the place of the token nearest its centre.
+    """Put the mean of every window in the place of the token nearest its centre.
 
     Args:
         window: (N,) int64 window of each token, from 0 without gaps; -1 for none.

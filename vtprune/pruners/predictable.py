@@ -1,8 +1,8 @@
-"""Keep the frames and tiles whose pixels the kept ones before them do not already show.
+"""Drop the frames and tiles whose pixels the kept ones before them predict.
 
-Idea: a frame goes if it repeats the last kept frame of its video; a tile of a picture goes if it is
-one plain colour, or if the base picture, enlarged, shows the same. Whole frames and tiles, before
-the vision tower encodes them.
+Idea: a frame is dropped if it repeats the last kept frame of its video; a tile of a picture is
+dropped if it is one plain colour, or if the enlarged base picture shows the same. Frames and tiles
+are dropped whole, before the vision tower encodes them.
 
 Why it works: still scenes, slides and page margins come again and again, and the tower, most of the
 time to the first token of a video, encodes each of them anew.
@@ -34,7 +34,7 @@ from torch.nn import functional
 from vtprune.tokens.units import Region, Units
 
 BLOCK = 16
-"""Pixels along a side of a block: what is small and moves is much of a block, little of a frame."""
+"""Pixels along a side of a block: a small moving object fills a block, but little of a frame."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Predictable:
 
 
 def error(units: Units, number: int, before: Sequence[int]) -> float:
-    """Levels by which a unit differs from what is known of it, in the block where it differs most.
+    """Return by how many levels a unit differs from its prediction, in its worst block.
 
     Args:
         before: the kept units before it, ascending.
@@ -100,7 +100,7 @@ def error(units: Units, number: int, before: Sequence[int]) -> float:
 
 
 def largest_block(differences: torch.Tensor) -> float:
-    """The mean absolute difference of the block and colour where it is largest.
+    """Return the mean absolute difference of the block and colour where it is largest.
 
     Args:
         differences: (G, 3, h, w); blocks at the right and lower edge may be smaller.
@@ -117,7 +117,7 @@ def middle(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def enlarge(base: torch.Tensor, region: Region, size: Sequence[int]) -> torch.Tensor:
-    """A part of the base picture at the size of a tile, in whole levels.
+    """Return a part of the base picture at the size of a tile, in whole levels.
 
     Args:
         base: (1, 3, h, w).

@@ -1,4 +1,4 @@
-"""Keep ever fewer visual tokens after each quarter of the layers, those attended to most.
+"""Keep the most attended visual tokens, fewer after each quarter of the layers.
 
 Idea: three cuts, at L/4, L/2 and 3L/4, to r, r^2 and r^3 of the tokens; each keeps those that the
 prompt's last token attends to most at that depth.
@@ -33,9 +33,7 @@ def schedule() -> CutProfile:
 
 @dataclass(frozen=True)
 class PyramidDrop:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("attention",)
+    needs = ("attention",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]

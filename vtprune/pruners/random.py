@@ -26,9 +26,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
 
 @dataclass(frozen=True)
 class Random:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs = ()
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         generator = torch.Generator().manual_seed(tokens.seed)

@@ -1,4 +1,4 @@
-"""Similarity of tokens: cosines, choices made one token after the other, clusters."""
+"""Similarity of tokens: cosines, greedy selection, clusters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def may_hold(pairs: int, device: torch.device) -> bool:
-    """Whether so many similarities may be held at once.
+    """Return whether so many similarities may be held at once.
 
     By what the device has, not by what is free: held or not, products round differently, and a
     choice must not depend on what else runs.
@@ -88,7 +88,7 @@ class Similarity:
 
 
 def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Groups of one size at once, but no more than can have all their cosines held.
+    """Yield groups of one size at once, but no more than can have all their cosines held.
 
     Args:
         group: (N,) int64 group of each token.
@@ -114,7 +114,7 @@ def choose_in_groups(
     budget: Budget,
     choose: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
 ) -> torch.Tensor:
-    """Index, (K,) ascending, of what a greedy choice keeps in each group.
+    """Return the index, (K,) ascending, of what a greedy selection keeps in each group.
 
     Reads nothing back from the device.
 
@@ -138,7 +138,7 @@ def choose_in_groups(
 def density_peaks(
     rows: torch.Tensor, count: int, neighbours: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the `count` cluster centres, ascending, and for every row (n,) its nearest one's.
+    """Return the `count` cluster centres, ascending, and (n,) the nearest one of every row.
 
     The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
     squared distance to the nearest `neighbours`, the row itself included, at most `count`. Of the

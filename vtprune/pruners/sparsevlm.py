@@ -1,4 +1,4 @@
-"""Keep the visual tokens that the question's telling words attend to; recycle part of the rest.
+"""Keep the visual tokens that the question's relevant words attend to; recycle part of the rest.
 
 Idea: text tokens that relate to the picture ("raters") score the visual tokens by the attention
 they pay them. Of those that are dropped, the better part is clustered, and each cluster goes on as
@@ -89,9 +89,7 @@ class SparseVLM:
     ratio: str = "budget"
     recycle: str = "clusters"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("text_attention", "text_hidden", "hidden")
+    needs = ("text_attention", "text_hidden", "hidden")
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         visual = tokens.states["hidden"].flatten(1).float()  # (N, d)
@@ -123,13 +121,13 @@ def choose_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 
 
 def rank_of(attention: torch.Tensor, rates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rank of the raters' attention, and how many raters there are."""
+    """Return the rank of the raters' attention, and how many raters there are."""
     rank = torch.linalg.matrix_rank(attention * rates[:, None])
     return rank, rates.sum().to(rank.dtype)
 
 
 def shrink(budget: Budget, rank: int, num_raters: int) -> Budget:
-    """What is left of a budget under the paper's rule: drop factor x (N - rank) tokens.
+    """Return what the paper's rule leaves of a budget: it drops factor x (N - rank) tokens.
 
     The factor is that which keeps the whole budget at full rank. Every group loses the same
     fraction, and keeps one token where it had any.
@@ -145,7 +143,7 @@ def shrink(budget: Budget, rank: int, num_raters: int) -> Budget:
 
 
 def count_clusters(size: int, quota: int) -> int:
-    """How many of a group's `quota` places go to clusters of what it drops, of `size` tokens.
+    """Return how many of a group's `quota` places go to clusters of its dropped tokens.
 
     Three in ten of the dropped tokens, and one, are recycled; one cluster for ten of them, and one.
     """
@@ -162,7 +160,7 @@ def count_recycled(dropped: int) -> int:
 
 
 def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget) -> Selection:
-    """The best tokens of every group, and clusters of the best of the others.
+    """Keep the best tokens of every group, and clusters of the best of the others.
 
     Args:
         scores: (N,).

@@ -1,17 +1,18 @@
-"""Keep visual tokens that are far from each other in what they show, and when and where they do.
+"""Keep the visual tokens that are farthest from each other in features, time and position.
 
-Idea: DivPrune's choice, by a likeness that knows time and place: the cosine of two tokens' states,
-plus `time` times the cosine of how far apart their frames are, plus `space` times the mean of those
-of how far apart their rows and their columns are; first and last are half a turn apart. It chooses
-twice: at the input, and after 70 % of the layers a quarter of those, by the states there.
+Idea: DivPrune's farthest-point selection, with a similarity that includes time and position: the
+cosine of two tokens' states, plus `time` times the cosine of the distance of their frames, plus
+`space` times the mean of the cosines of the distances of their rows and of their columns, where the
+distance of first and last is half a turn. It selects twice: at the input, and after 70 % of the
+layers a quarter of those, by the states there.
 
 Why it works: the vision tower sees one frame or tile at a time, so one thing in two frames gives
-two states that hardly differ. A choice by states alone takes them for copies and keeps one: what
-the thing does over time is lost, and so is how much of the picture it fills. With time in the
-likeness both stay, unless something between them is nearer to both. Deep layers need few tokens,
-so what they are spared pays for more in the early ones.
+two states that hardly differ. A selection by states alone takes them for copies and keeps one:
+what the thing does over time is lost, and so is how much of the picture it fills. With time in the
+similarity both stay, unless a token between them is nearer to both. Deep layers need few tokens, so
+the budget that they save goes to the early ones.
 
-Paper: none; the choice is DivPrune's, arXiv 2503.02175, the falling count is PyramidDrop's idea,
+Paper: none; the selection is DivPrune's, arXiv 2503.02175, the falling count is PyramidDrop's idea,
 arXiv 2410.17247. Weights, depth and count were chosen on the embedded model's dev split; see
 docs/results.md.
 Official code: none.

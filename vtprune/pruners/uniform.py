@@ -27,9 +27,7 @@ from vtprune.tokens.quotas import quotas
 
 @dataclass(frozen=True)
 class Uniform:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs = ()
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         panes = tokens.layout.groups("tile")

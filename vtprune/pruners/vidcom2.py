@@ -40,9 +40,7 @@ LAST = -100.0  # score of what is no patch; of patches it is from -10 to 0
 
 @dataclass(frozen=True)
 class VidCom2:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("hidden",)
+    needs = ("hidden",)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout = tokens.layout
@@ -91,7 +89,7 @@ def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> 
 def frame_weights(
     layout: Layout, frame: torch.Tensor, to_video: torch.Tensor, patch: torch.Tensor
 ) -> list[float]:
-    """The weight of every frame: its tokens, times 1 + p - 1/T.
+    """Return the weight of every frame: its tokens, times 1 + p - 1/T.
 
     p is the softmax over the T frames of its video of how unusual each is.
 

@@ -47,9 +47,7 @@ from vtprune.pruners.similarity import cosines, unit_rows
 class VisionZip:
     contextual: str = "10/64"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("tower_attention", "hidden")
+    needs = ("tower_attention", "hidden")
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         scores = tokens.states["tower_attention"]
@@ -73,7 +71,7 @@ def merge_rest(
     others: list[int],
     contextual: list[int],
 ) -> Selection:
-    """The dominant tokens, and in every group contextual ones that all others are merged into.
+    """Keep the dominant tokens, and contextual ones that all others are merged into.
 
     Targets lie evenly among a group's other tokens; each of those goes to its most similar target.
 

@@ -1,4 +1,4 @@
-"""Drop every visual token.
+"""Drop every visual token from one layer on.
 
 Idea: from one layer on the language model goes on without any visual token.
 
@@ -26,9 +26,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens
 
 @dataclass(frozen=True)
 class Withdraw:
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs = ()
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         assert budget.count == 0, "a stage that drops all has nothing to choose"

@@ -47,7 +47,7 @@ def plain_table(gap: int = 2) -> Table:
 
 
 def print_fitted(table: Table, console: Console) -> None:
-    """Prints a plain table with every cell whole, however narrow the line is.
+    """Print a plain table with every cell whole, however narrow the line is.
 
     Where it is too wide, first its columns move together, then its texts are wrapped at blanks,
     the names in the first column last; where not even that is enough, it becomes several tables,
@@ -134,7 +134,7 @@ def warning(text: str) -> Table:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """Prints rows under headings; one that begins with "<" is of numbers, set to the right."""
+    """Print rows under headings; one that begins with "<" is of numbers, set to the right."""
     table = plain_table()
     for heading in headings:
         right = heading.startswith("<")
@@ -145,7 +145,7 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: 
 
 
 def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
-    """Prints lines with a label each."""
+    """Print lines with a label each."""
     lines = labelled()
     for label, text in facts:
         lines.add_row(label, Text(printable(text)))
@@ -153,5 +153,5 @@ def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
 
 
 def show_warning(text: str, console: Console) -> None:
-    """Prints what the reader should know."""
+    """Print what the reader should know."""
     console.print(warning(text))

@@ -61,7 +61,7 @@ class ProgressLine:
         self._stage = ""
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Shows `done` of `total` of a stage; a total of 0 or 1 shows that it goes on."""
+        """Show `done` of `total` of a stage; a total of 0 or 1 shows that it goes on."""
         if not self.shown:
             return
         if stage != self._stage or (total and done >= total):
@@ -90,7 +90,7 @@ class ProgressLine:
             self._progress.update(self._task, completed=done, total=total, counts=counts)
 
     def stop(self) -> None:
-        """Takes the line away."""
+        """Take the line away."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._stage = None, ""
