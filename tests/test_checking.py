@@ -13,7 +13,7 @@ import torch
 from conftest import save_noise, shared_model
 from torch import nn
 
-from vtprune.engine import caches, prefill, shortening
+from vtprune.engine import decoding, prefill, sequence
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.checking import check as checking
 from vtprune.evaluation.checking import oracle, result
@@ -120,15 +120,17 @@ def test_files_are_shown_in_one_prompt(loaded: Loaded, tmp_path: Path) -> None:
 def test_positions_that_are_off_by_one_are_noticed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = shortening.Shortening.inputs
+    right = sequence.SequenceState.decoder_arguments
 
     def wrong(self, given, embeds):  # type: ignore[no-untyped-def]
         made = right(self, given, embeds)
+        if made is given:  # no cut at the input
+            return made
         positions = made["position_ids"].clone()
         positions[..., -1] += 1
         return {**made, "position_ids": positions}
 
-    monkeypatch.setattr(shortening.Shortening, "inputs", wrong)
+    monkeypatch.setattr(sequence.SequenceState, "decoder_arguments", wrong)
     checked = run(loaded, cuts=2, kinds=["image"])
     assert checked.verdict == "different"
     assert outcomes(checked, cut="input") == {"DIFFERS"}
@@ -140,13 +142,13 @@ def test_positions_that_are_off_by_one_are_noticed(
 def test_one_kept_token_that_is_another_than_the_trace_says_is_noticed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = prefill.record
+    right = prefill.StageRecord
 
     def wrong(*args, kept, **named):  # type: ignore[no-untyped-def]
         rows = [[*row[:-1], min(set(range(row[0], row[-1])) - set(row))] for row in kept]
         return right(*args, kept=[sorted(row) for row in rows], **named)
 
-    monkeypatch.setattr(prefill, "record", wrong)
+    monkeypatch.setattr(prefill, "StageRecord", wrong)
     checked = run(loaded, cuts=2, kinds=["video"])
     assert outcomes(checked) == {"DIFFERS"}
     assert not checked.proven
@@ -155,7 +157,7 @@ def test_one_kept_token_that_is_another_than_the_trace_says_is_noticed(
 def test_masks_of_a_static_cache_that_are_not_made_anew_are_noticed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caches.Continued, "needed", lambda self: False)
+    monkeypatch.setattr(decoding.Continuation, "needs_masks", lambda self: False)
     checked = run(loaded, cuts=2, kinds=["image"])
     assert outcomes(checked, prompts="one", cache="dynamic") == {"equal"}
     assert outcomes(checked, cut="layer 2", cache="static") == {"DIFFERS"}

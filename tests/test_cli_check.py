@@ -153,12 +153,12 @@ def test_an_engine_that_cuts_other_tokens_fails_the_command(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is faked but the fault."""
-    right = prefill.record
+    right = prefill.StageRecord
 
     def wrong(*args, kept, **named):  # type: ignore[no-untyped-def]
         return right(*args, kept=[[column + 1 for column in row] for row in kept], **named)
 
-    monkeypatch.setattr(prefill, "record", wrong)
+    monkeypatch.setattr(prefill, "StageRecord", wrong)
     result = invoke("--model", model, "--method", "uniform", "--at", "1", "--quiet")
     assert result.exit_code == 1
     assert "DIFFERS" in result.stdout

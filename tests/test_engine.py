@@ -16,7 +16,7 @@ from transformers import StaticCache
 
 import vtprune
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
-from vtprune.engine.thin_tower import TOWERS
+from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import find_structure
 

@@ -204,10 +204,12 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
     assert users == {"vtprune.engine.hooks"}
     assert {name for name in MODULES if "vtprune.engine.hooks" in IMPORTS[name]} == {
         "vtprune.engine",
-        "vtprune.engine.encoding",
         "vtprune.engine.decoder",
+        "vtprune.engine.pixel_selection",
+        "vtprune.engine.position_ids",
         "vtprune.engine.prefill",
-        "vtprune.engine.thread_state",
+        "vtprune.engine.refusals",
+        "vtprune.engine.vision_encoder",
         "vtprune.evaluation.checking.oracle",
     }
 

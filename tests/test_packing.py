@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtprune.engine.packing import gather, gather_mask, join_valid, pack, repack, valid_columns
+from vtprune.engine.attention_mask import gather_mask, join_valid, valid_columns
+from vtprune.engine.packing import gather, pack, repack
 
 ROWS = [torch.tensor([0, 2, 3, 5]), torch.tensor([1, 5])]
 LOWEST = torch.finfo(torch.float32).min

@@ -16,7 +16,7 @@ from torch import nn
 
 import vtprune
 from vtprune.engine.inputs import FeatureCache, PixelView, PreparedInputs
-from vtprune.engine.thin_tower import TOWERS
+from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference import run
 from vtprune.inference.figures import count_kept

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from vtprune.engine.thin_tower import Thinned
-from vtprune.engine.thinning import unit_tokens
+from vtprune.engine.pixel_selection import ReducedTower, restore_rows, unit_tokens
 from vtprune.errors import ModelError
 from vtprune.models import anyres, splitting
 from vtprune.pruners.predictable import Predictable, enlarge, error, largest_block
@@ -227,12 +226,12 @@ def test_crops_that_are_pictures_of_their_own_belong_to_their_picture() -> None:
 
 
 def test_rows_are_taken_and_put_back_where_they_were() -> None:
-    thinned = Thinned(torch.tensor([True, False, True, False]))
+    reduced = ReducedTower(torch.tensor([True, False, True, False]))
     values = torch.arange(8.0).view(4, 2)
-    short = thinned.drop(values)
+    short = reduced.take(values)
     assert isinstance(short, torch.Tensor)
     assert short.tolist() == [[0, 1], [4, 5]]
-    whole = thinned.restore({"a": short, "b": (short, None), "c": torch.zeros(3)}, thinned.rows)
+    whole = restore_rows({"a": short, "b": (short, None), "c": torch.zeros(3)}, reduced.rows)
     assert isinstance(whole, dict)
     assert whole["a"].tolist() == [[0, 1], [0, 0], [4, 5], [0, 0]]
     assert whole["b"][0].shape == (4, 2)
@@ -245,26 +244,26 @@ def test_steps_of_grids_go_one_by_one() -> None:
     tower = torch.nn.Module()
     tower.spatial_merge_size = 2
     tower.forward = lambda hidden_states, grid_thw: None  # type: ignore[method-assign]
-    thinned = Thinned(torch.tensor([True, False, False, True, True]))
+    reduced = ReducedTower(torch.tensor([True, False, False, True, True]))
     grid = torch.tensor([[2, 2, 2], [1, 2, 4], [2, 4, 2]])
     patches = torch.arange(8 + 8 + 16.0)[:, None]
-    _, given = thinned.before_tower(tower, (patches, grid), {})
+    _, given = reduced.before_tower(tower, (patches, grid), {})
     assert given["grid_thw"].tolist() == [[1, 2, 2], [2, 4, 2]]  # type: ignore[attr-defined]
     assert given["hidden_states"].flatten().tolist() == [*range(4), *range(16, 32)]  # type: ignore[attr-defined]
-    assert thinned.tokens is not None
-    assert thinned.tokens.tolist() == [True, False, False, False, True, True, True, True]
+    assert reduced.tokens is not None
+    assert reduced.tokens.tolist() == [True, False, False, False, True, True, True, True]
 
 
 def test_precomputed_arguments_of_the_tower_are_refused() -> None:
     tower = torch.nn.Module()
     tower.spatial_merge_size = 2
     tower.forward = lambda hidden_states, grid_thw, **kwargs: None  # type: ignore[method-assign]
-    thinned = Thinned(torch.tensor([True, False]))
+    reduced = ReducedTower(torch.tensor([True, False]))
     given = {"cu_seqlens": torch.tensor([0, 4, 8])}
     with pytest.raises(ModelError, match="given cu_seqlens, which counts all frames"):
-        thinned.before_tower(tower, (torch.zeros(8, 1), torch.tensor([[2, 2, 2]])), given)
+        reduced.before_tower(tower, (torch.zeros(8, 1), torch.tensor([[2, 2, 2]])), given)
 
 
 def test_a_tower_that_does_not_run_as_a_module_is_refused() -> None:
     with pytest.raises(ModelError, match="not called as a module"):
-        Thinned(torch.tensor([True, False])).check_ran()
+        ReducedTower(torch.tensor([True, False])).check_ran()

@@ -10,7 +10,7 @@ from oracle import generate
 from test_structure import Changed
 
 import vtprune
-from vtprune.engine.prompt_warnings import fitting_keep
+from vtprune.engine.refusals import fitting_keep
 
 MROPE = [
     name for name in tiny.MODELS

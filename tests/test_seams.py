@@ -487,7 +487,7 @@ def test_a_sliding_window_that_the_config_hides_is_refused(model: PreTrainedMode
 
 @pytest.mark.parametrize("name", ["scaling", "attention_mask"])
 def test_a_kernel_that_is_given_arguments_by_other_names_is_refused(name: str) -> None:
-    from vtprune.engine.attention import read_call
+    from vtprune.engine.readings import read_call
 
     states = torch.zeros(1, 2, 3, 4)
     given: dict[str, object] = {"scaling": 0.5, "attention_mask": None, "dropout": 0.0}
@@ -500,14 +500,14 @@ def test_a_kernel_that_is_given_arguments_by_other_names_is_refused(name: str) -
 
 
 def test_a_tower_whose_output_has_other_names_is_refused() -> None:
-    from vtprune.engine.thin_tower import Thinned
+    from vtprune.engine.pixel_selection import ReducedTower
 
     rows = torch.tensor([True, False])
-    thinned = Thinned(rows, tokens=rows.repeat_interleave(3))
-    output = thinned.after_tower(nn.Identity(), (), SimpleNamespace(pooler_output=torch.ones(3, 2)))
+    reduced = ReducedTower(rows, tokens=rows.repeat_interleave(3))
+    output = reduced.after_tower(nn.Identity(), (), SimpleNamespace(pooler_output=torch.ones(3, 2)))
     assert output.pooler_output.sum(1).tolist() == [2.0] * 3 + [0.0] * 3  # type: ignore[attr-defined]
     with pytest.raises(ModelError, match=f"no pooler_output or deepstack_features.*{REFUSED}"):
-        thinned.after_tower(nn.Identity(), (), SimpleNamespace(pooled=torch.ones(3, 2)))
+        reduced.after_tower(nn.Identity(), (), SimpleNamespace(pooled=torch.ones(3, 2)))
 
 
 # -- one place ------------------------------------------------------------------------------------

@@ -20,18 +20,18 @@ from packaging.version import Version
 from torch import nn
 
 import vtprune
-from vtprune.engine import tower
-from vtprune.engine.attention import Call, received
-from vtprune.engine.footprint import (
-    Blocks,
+from vtprune.engine import tower_attention as tower
+from vtprune.engine.inputs import PreparedInputs
+from vtprune.engine.readings import KernelCall, received
+from vtprune.engine.tower_attention import (
+    FrameRows,
     MisfitError,
-    Panes,
-    Tiles,
+    StepRows,
+    TiledRows,
     distribute,
     gather_patches,
     pool,
 )
-from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.models.anyres import Plane, tiled_grid
 from vtprune.pruners import METHODS, Method
@@ -321,7 +321,7 @@ def test_the_tower_is_read_only_where_a_method_asks(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(vtprune.engine.encoding, "find_tower", refuse)
+    monkeypatch.setattr(vtprune.engine.vision_encoder, "find_tower", refuse)
     model = shared_model("llava")
     inputs = tiny.inputs("llava", model, "image")
     with vtprune.pruning(model, method="entropy", keep=0.5):
@@ -419,7 +419,7 @@ def test_rows_that_are_not_those_of_the_tokens_are_refused() -> None:
     layout = lay_out({"image": torch.arange(16)}, {"image": [box(1, 4, 4)]})
 
     def read(*rows: torch.Tensor) -> list[torch.Tensor]:
-        given = {"tower_attention": tower.Reading(True, list(rows))}
+        given = {"tower_attention": tower.TowerReading(True, list(rows))}
         return tower.read_scores(structure, {"image": given}, [layout])
 
     assert torch.equal(read(torch.ones(17) / 17)[0], torch.ones(16))
@@ -433,16 +433,16 @@ def test_rows_that_are_not_those_of_the_tokens_are_refused() -> None:
 # -- what is received -----------------------------------------------------------------------------
 
 
-def probabilities(call: Call, seen: torch.Tensor) -> torch.Tensor:
+def probabilities(call: KernelCall, seen: torch.Tensor) -> torch.Tensor:
     """(B, S, S) mean over the heads, by the definition, in float64."""
     scores = call.query.double() @ call.key.double().transpose(-1, -2) * call.scale
     return scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)
 
 
-def random_call(batch: int, length: int, **kwargs: Any) -> Call:
+def random_call(batch: int, length: int, **kwargs: Any) -> KernelCall:
     generator = torch.Generator().manual_seed(2)
     query, key = (torch.randn(batch, 3, length, 8, generator=generator) for _ in range(2))
-    return Call(query, key, 0.7, **kwargs)
+    return KernelCall(query, key, 0.7, **kwargs)
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**6])
@@ -450,7 +450,7 @@ def random_call(batch: int, length: int, **kwargs: Any) -> Call:
 def test_what_is_received_is_the_mean_over_heads_and_queries(
     by_first: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vtprune.engine.attention, "CHUNK", chunk)
+    monkeypatch.setattr(vtprune.engine.readings, "CHUNK", chunk)
     call = random_call(2, 9)
     whole = probabilities(call, torch.ones(9, 9, dtype=torch.bool))
     expected = whole[:, 0] if by_first else whole.mean(1)
@@ -480,15 +480,15 @@ def test_sequences_one_after_the_other_are_taken_apart() -> None:
     found = received(call, by_first=False)
     assert [len(one) for one in found] == [4, 5]
     for part, (first, end) in zip(found, ((0, 4), (4, 9)), strict=True):
-        own = Call(call.query[:, :, first:end], call.key[:, :, first:end], call.scale)
+        own = KernelCall(call.query[:, :, first:end], call.key[:, :, first:end], call.scale)
         torch.testing.assert_close(part, received(own, by_first=False)[0])
 
 
 def test_grouped_heads_share_their_keys() -> None:
     call = random_call(1, 7)
     query = torch.cat([call.query, call.query.flip(2)], dim=1)[:, [0, 3, 1, 4, 2, 5]]
-    shared = received(Call(query, call.key, 0.7), by_first=False)[0]
-    twice = Call(query, call.key.repeat_interleave(2, dim=1), 0.7)
+    shared = received(KernelCall(query, call.key, 0.7), by_first=False)[0]
+    twice = KernelCall(query, call.key.repeat_interleave(2, dim=1), 0.7)
     torch.testing.assert_close(shared, received(twice, by_first=False)[0])
 
 
@@ -507,7 +507,7 @@ def test_squares_of_patches_are_joined_and_the_rest_cut_off() -> None:
 
 def test_a_cls_token_gets_the_most_and_a_newline_nothing() -> None:
     grid = join([single(CLS), box(1, 2, 2), single(NEWLINE, row=1, col=2)])
-    found = Panes(has_cls=True).of_pane(grid, torch.tensor([0.1, 0.2, 0.4, 0.25, 0.05]))
+    found = FrameRows(has_cls=True).score_frame(grid, torch.tensor([0.1, 0.2, 0.4, 0.25, 0.05]))
     assert found.tolist() == pytest.approx([0.4, 0.2, 0.4, 0.25, 0.05, 0.0])
 
 
@@ -515,15 +515,15 @@ def test_rows_that_did_not_run_count_as_the_least() -> None:
     gone, there = torch.zeros(0), torch.ones(4)
     video = box(3, 2, 2)
     assert (
-        Panes(False).spread(0, video, [there, gone, there]).tolist()
+        FrameRows(False).score(0, video, [there, gone, there]).tolist()
         == [1.0] * 4 + [0.0] * 4 + [1.0] * 4
     )
     assert (
-        Blocks(1).spread(0, video, [gone, there, gone]).tolist()
+        StepRows(1).score(0, video, [gone, there, gone]).tolist()
         == [0.0] * 4 + [1.0] * 4 + [0.0] * 4
     )
     tiles = tiled_grid((4, 8), [(4, 8)], tile=4, side=2)  # a base picture, two tiles, newlines
-    found = Tiles(False, [Plane(1, 2)]).spread(0, tiles, [there, gone, there])
+    found = TiledRows(False, [Plane(1, 2)]).score(0, tiles, [there, gone, there])
     assert found.tolist() == [1.0] * 4 + [0.0, 0.0, 1.0, 1.0, 0.0] * 2
     pooling = torch.tensor([[0, 3], [4, -1], [7, 8], [-1, -1]])
     assert gather_patches([there, gone, there], pooling).tolist() == [1.0, 0.0, 0.5]
@@ -532,7 +532,7 @@ def test_rows_that_did_not_run_count_as_the_least() -> None:
 def test_windows_are_put_back_in_rows() -> None:
     # 3 x 3 tokens in windows of 2 x 2: the tower goes through 0 1 3 4, 2 5, 6 7, 8.
     received_by = torch.tensor([0.0, 1, 3, 4, 2, 5, 6, 7, 8]).repeat_interleave(4)
-    found = Blocks(4, window=2).spread(0, box(1, 3, 3), [received_by])
+    found = StepRows(4, window=2).score(0, box(1, 3, 3), [received_by])
     assert found.tolist() == list(range(9))
 
 
@@ -540,9 +540,9 @@ def test_repeated_samples_get_what_the_first_gets() -> None:
     layouts = [lay_out({"image": torch.arange(n)}, {"image": [box(1, 1, n)]}) for n in (2, 2, 3, 3)]
     own = [torch.arange(len(layout)) for layout in layouts]
     rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])]
-    found = distribute(layouts, own, rows, Panes(False))
+    found = distribute(layouts, own, rows, FrameRows(False))
     assert [one.tolist() for one in found] == [[1, 2], [1, 2], [3, 4, 5], [3, 4, 5]]
     with pytest.raises(MisfitError):
-        distribute(layouts, own, rows[:1], Panes(False))
+        distribute(layouts, own, rows[:1], FrameRows(False))
     with pytest.raises(MisfitError):
-        distribute(layouts, own, [*rows, rows[0]], Panes(False))
+        distribute(layouts, own, [*rows, rows[0]], FrameRows(False))

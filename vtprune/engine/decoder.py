@@ -9,24 +9,21 @@ import torch
 from torch import nn
 
 from vtprune.device import now
-from vtprune.engine.attention import Call, Tap
-from vtprune.engine.caches import (
-    CacheState,
-    Continued,
+from vtprune.engine.decoding import Continuation
+from vtprune.engine.hooks import Hooks, ThreadState, this_thread
+from vtprune.engine.kv_cache import (
+    PrunedCache,
     cache_length,
-    cache_state,
-    continue_from,
+    pruned_cache,
     refuse_uneven,
-    unmark_cache,
+    untie,
 )
-from vtprune.engine.hooks import Hooks, this_thread
 from vtprune.engine.packing import gather, gather_marked
-from vtprune.engine.plan import Plan
+from vtprune.engine.plan import ResolvedPreset
 from vtprune.engine.prefill import Prefill
-from vtprune.engine.prompt_warnings import warn_of_positions
-from vtprune.engine.refusals import refuse_windows
-from vtprune.engine.thread_state import ThreadState
-from vtprune.engine.tower import read_scores
+from vtprune.engine.readings import KernelCall, KernelTap
+from vtprune.engine.refusals import refuse_windows, warn_of_positions
+from vtprune.engine.tower_attention import read_scores
 from vtprune.models import seams
 from vtprune.models.structure import DEEPSTACK
 
@@ -41,111 +38,104 @@ class DecoderHooks:
     it has begun it ends, also where another thread leaves the block meanwhile.
 
     Args:
-        plan: the preset for this model.
+        resolved: the preset for this model.
         state: of the thread that calls the decoder.
     """
 
-    def __init__(self, plan: Plan, state: ThreadState) -> None:
-        self.plan, self.state = plan, state
-        self.structure, self.trace = plan.structure, plan.trace
-        self.decoder = plan.structure.decoder
-        self.arguments = plan.structure.seams
+    def __init__(self, resolved: ResolvedPreset, state: ThreadState) -> None:
+        self.resolved, self.state = resolved, state
+        self.structure, self.trace = resolved.structure, resolved.trace
+        self.decoder = resolved.structure.decoder
+        self.arguments = resolved.structure.seams
 
     def attach(self, hooks: Hooks) -> None:
-        """Puts on those that stay from forward to forward."""
+        """Put on the hooks that stay from forward to forward."""
         hooks.before(self.decoder, self.start)
         # A forward that raises goes through the decoder's own list of these hooks (PyTorch 2.13):
         # with one that stays, `end` does not change the list under it.
         hooks.at_end(self.decoder, lambda *_: None)
 
     def now(self) -> float:
+        """Return the time on the model's device, in seconds."""
         return now(self.structure.device)
 
     def start(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        """Cuts at the input, and puts on the layer hooks that this forward needs."""
+        """Cut at the input, and put on the layer hooks that this forward needs."""
         state = self.state
         state.hooks.remove()  # of a forward that Ctrl-C ended: PyTorch then runs no hook at its end
         batch, state.batch = state.batch, None
         given = self.arguments.decoder.bind(args, kwargs)
         embeds, cache = given.get("inputs_embeds"), seams.find_cache("its decoder", given)
-        if not cache_length(cache):
-            unmark_cache(cache)  # it was emptied since
+        length = cache_length(cache)
+        if not length:
+            untie(cache)  # it was emptied since
         if batch is not None:
-            prefill = Prefill(self.plan, batch, given, self.now())
-            state.hooks = hooks = Hooks(this_thread())
-            hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
             if not isinstance(embeds, torch.Tensor):
                 raise seams.unknown("a decoder that is given no inputs_embeds")
+            prefill = Prefill(self.resolved, batch, given, embeds, cache, self.now())
+            state.hooks = hooks = Hooks(this_thread())
+            hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
             given = self.start_prefill(prefill, embeds, given, hooks)
             return (), self.arguments.decoder.give(given)
-        if not isinstance(embeds, torch.Tensor) or cache is None or not cache_length(cache):
+        if not isinstance(embeds, torch.Tensor) or cache is None or not length:
             return None
-        shortened = cache_state(cache)
-        if shortened is None:
+        pruned = pruned_cache(cache)
+        if pruned is None:
             refuse_uneven(cache)
             return None
-        given = self.start_continuation(shortened, embeds, given)
+        given = self.start_continuation(pruned, embeds, given, length)
         return (), self.arguments.decoder.give(given)
+
+    # -- prefill ---------------------------------------------------------------------------------
 
     def start_prefill(
         self, prefill: Prefill, embeds: torch.Tensor, given: Kwargs, hooks: Hooks
     ) -> Kwargs:
-        cuts, readings = prefill.cuts, prefill.readings
+        """Cut at the input, hook the layers, and return the decoder's arguments."""
+        batch, sequence, readings = prefill.batch, prefill.sequence, prefill.readings
         if prefill.shortens:
-            refuse_windows(
-                self.structure, prefill.past.columns + embeds.shape[1], prefill.past.cache
-            )
+            refuse_windows(self.structure, batch.past + embeds.shape[1], sequence.cache)
             seams.check_values("its decoder", given, seams.DECODER)
-        if cuts.reads_tower:
+        if batch.reads_tower:
             vision = {name: self.state.calls.get(name, {}) for name in self.state.modalities}
-            readings.tower = read_scores(self.structure, vision, prefill.present.whole)
-        if 0 in cuts.by_layer:
-            readings.project(embeds, cuts.projections(0))
+            readings.tower = read_scores(self.structure, vision, sequence.original_layouts)
+        if 0 in batch.by_layer:
+            readings.project(embeds, batch.projections(0))
             embeds = self.timed_cut(prefill, 0, embeds)
-            given = prefill.shortening.inputs(given, embeds)
-        else:
-            given = prefill.shortening.uncut_inputs(given, embeds)
-        self.plan.trace.warn(
-            warn_of_positions(
-                self.structure, prefill.present, prefill.past.columns, given.get("position_ids")
-            )
-        )
-        for layer in cuts.by_layer:
+        given = sequence.decoder_arguments(given, embeds)
+        self.trace.warn(warn_of_positions(self.structure, sequence, given.get("position_ids")))
+        for layer in batch.by_layer:
             if layer > 0:
                 self.hook_readings(prefill, layer, hooks)
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
-        if prefill.cuts.layers and hasattr(self.decoder, DEEPSTACK):
-            hooks.replace(self.decoder, DEEPSTACK, functools.partial(add_to_those_left, prefill))
+        if batch.by_layer and hasattr(self.decoder, DEEPSTACK):
+            # Qwen3-VL adds visual features to the states after its first layers, by marks of the
+            # uncut sequence.
+            add = functools.partial(add_to_kept_tokens, prefill)
+            hooks.replace(self.decoder, DEEPSTACK, add)
         return given
 
     def hook_readings(self, prefill: Prefill, layer: int, hooks: Hooks) -> None:
-        """Reads in the layer before a cut what the methods there ask for."""
-        for name in prefill.cuts.projections(layer):
+        """Read in the layer before a cut what the methods there ask for."""
+        for name in prefill.batch.projections(layer):
             keep = functools.partial(prefill.readings.keep, name)
             hooks.after(self.structure.projection(layer - 1, name), keep)
-        if not prefill.cuts.reads_attention(layer):
+        if not prefill.batch.reads_attention(layer):
             return
 
-        def take(call: Call) -> None:
+        def take(call: KernelCall) -> None:
             started = self.now()
             with torch.no_grad():
                 prefill.take_attention(layer, call)
             prefill.select_seconds += self.now() - started
 
-        tap = Tap(self.structure.attention_module(layer - 1), take)
+        tap = KernelTap(self.structure.attention_module(layer - 1), take)
         hooks.replace(tap.registry, "get_interface", tap.get_interface)
 
-    def hook_layers(
-        self, first: int, enter: Callable[..., tuple[Args, Kwargs]], hooks: Hooks
-    ) -> None:
-        """Calls `enter(number, module, args, kwargs)` before every layer from `first` on."""
-        for number in range(first, len(self.structure.layers)):
-            hooks.before(self.structure.layers[number], functools.partial(enter, number))
-
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Cuts; gives the states back, those of kept tokens with what was merged into them."""
+        """Cut; return the states, those of kept tokens with what was merged into them."""
         started = self.now()
         with torch.no_grad():
             hidden = prefill.cut(layer, hidden)
@@ -155,59 +145,18 @@ class DecoderHooks:
     def enter_layer(
         self, prefill: Prefill, number: int, module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs]:
-        """Cuts before a layer where it is time, and gives it what fits the shorter sequence."""
+        """Cut before a layer where it is time, and give it what fits the shorter sequence."""
         given, hidden = self.read_layer(number, args, kwargs)
-        if number in prefill.cuts.by_layer:
+        if number in prefill.batch.by_layer:
             hidden = self.timed_cut(prefill, number, hidden)
-            hidden = gather(hidden, prefill.present.last_cut.index)
-        changed = prefill.shortening.arguments(given, number, hidden)
+            hidden = gather(hidden, prefill.sequence.last_cut.index)
+        changed = prefill.sequence.layer_arguments(given, number, hidden)
         return self.write_layer(number, args, {**changed, "hidden_states": hidden})
-
-    def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
-        """The arguments of a layer by name, and the states that enter it."""
-        given = self.arguments.layers[number].bind(args, kwargs)
-        seams.check_values(f"decoder layer {number}", given, seams.LAYER)
-        hidden = given["hidden_states"]
-        assert isinstance(hidden, torch.Tensor)
-        return given, hidden
-
-    def write_layer(self, number: int, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
-        """The arguments of a layer as it is called: states that came by place stay there.
-
-        Transformers' hooks that collect hidden states read them at the first place.
-        """
-        first = (given.pop("hidden_states"),) if args else ()
-        return first, self.arguments.layers[number].give(given)
-
-    def start_continuation(self, state: CacheState, embeds: torch.Tensor, given: Kwargs) -> Kwargs:
-        """Decoding, or more text, on a cache that was cut."""
-        window = self.structure.narrowest_window
-        if window is not None and cache_length(given["cache"]) >= window:
-            self.trace.warn(
-                f"the answer has gone past the model's sliding window of {window} tokens: from "
-                "there on its layers see further back than without pruning"
-            )
-        continued = continue_from(state, self.structure, given, embeds)
-        given = continued.place(given, embeds.shape[1])
-        first = continued.first_layer()
-        if first is not None:
-            self.state.hooks = hooks = Hooks(this_thread())
-            hooks.at_end(self.decoder, lambda *_: hooks.remove())
-            self.hook_layers(first, functools.partial(self.continue_layer, continued), hooks)
-        if continued.replace_input:
-            given["attention_mask"] = continued.input_mask()
-        return given
-
-    def continue_layer(
-        self, continued: Continued, number: int, module: nn.Module, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, Kwargs]:
-        given, hidden = self.read_layer(number, args, kwargs)
-        return self.write_layer(number, args, continued.change(number, given, hidden))
 
     def end(
         self, prefill: Prefill, hooks: Hooks, module: nn.Module, args: object, output: object
     ) -> None:
-        """Takes the hooks of a prefill off, writes the trace and marks the cache."""
+        """Take the hooks of a prefill off, complete its trace and tie what was cut to the cache."""
         hooks.remove()
         if output is None:  # the forward raised
             return
@@ -219,8 +168,64 @@ class DecoderHooks:
         self.state.seconds = 0.0
         prefill.end(seams.output_cache(output), seconds)
 
+    # -- going on from it ------------------------------------------------------------------------
 
-def add_to_those_left(
+    def start_continuation(
+        self, pruned: PrunedCache, embeds: torch.Tensor, given: Kwargs, length: int
+    ) -> Kwargs:
+        """Hook the layers of a forward on a cache that was cut; return the decoder's arguments.
+
+        Args:
+            length: columns that the cache stands for.
+        """
+        window = self.structure.narrowest_window
+        if window is not None and length >= window:
+            self.trace.warn(
+                f"the answer has gone past the model's sliding window of {window} tokens: from "
+                "there on its layers see further back than without pruning"
+            )
+        continuation = Continuation(pruned, self.structure, given, embeds)
+        first = continuation.first_layer()
+        if first is not None:
+            self.state.hooks = hooks = Hooks(this_thread())
+            hooks.at_end(self.decoder, lambda *_: hooks.remove())
+            self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
+        return continuation.decoder_arguments(given, embeds)
+
+    def continue_layer(
+        self, continuation: Continuation, number: int, module: nn.Module, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        """Give a layer the mask and positions that fit its keys."""
+        given, hidden = self.read_layer(number, args, kwargs)
+        return self.write_layer(number, args, continuation.layer_arguments(given, number, hidden))
+
+    # -- layers ----------------------------------------------------------------------------------
+
+    def hook_layers(
+        self, first: int, enter: Callable[..., tuple[Args, Kwargs]], hooks: Hooks
+    ) -> None:
+        """Call `enter(number, module, args, kwargs)` before every layer from `first` on."""
+        for number in range(first, len(self.structure.layers)):
+            hooks.before(self.structure.layers[number], functools.partial(enter, number))
+
+    def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
+        """Return the arguments of a layer by name, and the states that enter it."""
+        given = self.arguments.layers[number].bind(args, kwargs)
+        seams.check_values(f"decoder layer {number}", given, seams.LAYER)
+        hidden = given["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        return given, hidden
+
+    def write_layer(self, number: int, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
+        """Return the arguments of a layer as it is called: states that came by place stay there.
+
+        Transformers' hooks that collect hidden states (5.17 to 5.24) read them at the first place.
+        """
+        first = (given.pop("hidden_states"),) if args else ()
+        return first, self.arguments.layers[number].give(given)
+
+
+def add_to_kept_tokens(
     prefill: Prefill,
     add: Callable[..., torch.Tensor],
     hidden_states: torch.Tensor,
@@ -233,8 +238,8 @@ def add_to_those_left(
         add: the decoder's own method, which runs after a layer.
         visual_pos_masks, visual_embeds: the marks and features of the uncut sequence.
     """
-    if prefill.done:
+    if prefill.layers_cut:
         visual_pos_masks, visual_embeds = gather_marked(
-            visual_pos_masks, visual_embeds, prefill.present.packed
+            visual_pos_masks, visual_embeds, prefill.sequence.packed
         )
     return add(hidden_states, visual_pos_masks, visual_embeds)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from vtprune.engine.plan import PlannedBatch
 
 POINTS = "_vtprune_points"
 ALL_THREADS = None
@@ -17,7 +22,7 @@ Hook = Callable[..., object]
 
 
 class _Thread(threading.local):
-    """What stands for the running thread; unlike its ident, no later thread gets the same."""
+    """The key of the running thread; unlike its ident, no later thread gets the same."""
 
     def __init__(self) -> None:
         self.key = object()
@@ -60,19 +65,19 @@ class Point:
         """
         changed = None
         for hook in self.here():
-            found = hook(module, args, kwargs)
-            if found is not None:
-                changed = found
-                args, kwargs = found  # type: ignore[misc]
+            result = hook(module, args, kwargs)
+            if result is not None:
+                changed = result
+                args, kwargs = result  # type: ignore[misc]
         return changed
 
     def after(self, module: nn.Module, args: object, output: object) -> object:
         """Run the hooks after a forward; the output is None if it raised."""
         changed = None
         for hook in self.here():
-            found = hook(module, args, output)
-            if found is not None:
-                output = changed = found
+            result = hook(module, args, output)
+            if result is not None:
+                output = changed = result
         return changed
 
     def call(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
@@ -105,7 +110,7 @@ class Hooks:
         self.remove()
 
     def before(self, module: nn.Module, hook: Hook) -> None:
-        """Calls `hook(module, args, kwargs)` before a module's forward."""
+        """Call `hook(module, args, kwargs)` before a module's forward."""
 
         def put_on(point: Point) -> Callable[[], None]:
             return module.register_forward_pre_hook(point.before, with_kwargs=True).remove
@@ -113,7 +118,7 @@ class Hooks:
         self._add(module, "before", hook, put_on)
 
     def after(self, module: nn.Module, hook: Hook) -> None:
-        """Calls `hook(module, args, output)` after a module's forward."""
+        """Call `hook(module, args, output)` after a module's forward."""
 
         def put_on(point: Point) -> Callable[[], None]:
             return module.register_forward_hook(point.after).remove
@@ -121,7 +126,7 @@ class Hooks:
         self._add(module, "after", hook, put_on)
 
     def at_end(self, module: nn.Module, hook: Hook) -> None:
-        """Calls `hook(module, args, output)`, with output None if the forward raised."""
+        """Call `hook(module, args, output)`, with output None if the forward raised."""
 
         def put_on(point: Point) -> Callable[[], None]:
             return module.register_forward_hook(point.after, always_call=True).remove
@@ -129,7 +134,7 @@ class Hooks:
         self._add(module, "at_end", hook, put_on)
 
     def replace(self, owner: object, name: str, hook: Hook) -> None:
-        """Calls `hook(original, *args, **kwargs)` in the place of one of an object's methods."""
+        """Call `hook(original, *args, **kwargs)` in the place of one of an object's methods."""
 
         def put_on(point: Point) -> Callable[[], None]:
             before = dict(vars(owner))
@@ -163,14 +168,14 @@ class Hooks:
             self.held.append((owner, kind, hook))
 
     def remove(self) -> None:
-        """Takes everything off; what no other thread has hooks on is as it was found."""
+        """Take everything off; what no other thread has hooks on is as it was found."""
         if not self.held:
             return
         with LOCK:
             for owner, kind, hook in reversed(self.held):
                 points: dict[str, Point] = vars(owner)[POINTS]
                 point = points[kind]
-                left = tuple(one for one in point.hooks[self.thread] if one is not hook)
+                left = tuple(other for other in point.hooks[self.thread] if other is not hook)
                 if left:
                     point.hooks[self.thread] = left
                 else:
@@ -192,3 +197,30 @@ def threads_before(module: object) -> set[object]:
     """Return the threads that have hooks before a module's forward; None stands for all of them."""
     point = vars(module).get(POINTS, {}).get("before")
     return set(point.hooks) if point else set()
+
+
+class ThreadState(threading.local):
+    """What a block noted of the running thread's calls: every thread sees attributes of its own.
+
+    Transformers' generation calls the encoders, then the model, then its decoder, all in one
+    thread.
+
+    Attributes:
+        calls: modality -> the arguments of its encoder's last call by name, and under the name of
+            the state what its tower attended to, if a method asks.
+        encoding: whether an encoder runs.
+        seconds: that all encoder calls since the last prefill took.
+        batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
+        modalities: that were encoded for them, here or before the block.
+        uncached: (B, S) ids of the last prompt, if that was given no cache.
+        hooks: of the decoder's forward that runs.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[str, dict[str, object]] = {}
+        self.encoding = False
+        self.seconds = 0.0
+        self.batch: PlannedBatch | None = None
+        self.modalities: tuple[str, ...] = ()
+        self.uncached: torch.Tensor | None = None
+        self.hooks = Hooks(this_thread())

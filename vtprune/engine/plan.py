@@ -1,4 +1,4 @@
-"""A preset, resolved for one model: its budgets, its stages' layers, its methods."""
+"""What is cut where: a preset resolved for one model, and then for one batch of prompts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, create, create_units, find_profile
-from vtprune.pruners.base import TOWER, Pruner, UnitPruner
+from vtprune.pruners.base import ATTENTION, TOWER, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
-from vtprune.tokens.schedule import Place, Schedule, fixed_count, resolve_layer
+from vtprune.tokens.schedule import Cut, Place, Schedule, fixed_count, resolve_layer
 from vtprune.tokens.solver import solve
 from vtprune.tokens.units import FullSizeCounts
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class StageGroup:
     """One budget: the stages of one modality, or of both where they share them."""
 
     modality: str
@@ -40,15 +40,15 @@ class Group:
         return bool(self.stages) and self.stages[0].at == PIXELS
 
     def most_at_pixels(self, num_tokens: int) -> int | None:
-        """The most tokens that may be left before the vision tower; None where nothing says."""
+        """Return the most tokens that may be left before the vision tower; None: as many as are."""
         keep = self.stages[0].keep
         if keep is None and len(self.stages) == 1:
             keep = self.keep
         return None if keep is None else fixed_count(keep, num_tokens)
 
 
-class Plan:
-    """A preset, resolved for one model."""
+class ResolvedPreset:
+    """A preset, resolved for one model: its budgets, its stages' layers, its methods."""
 
     def __init__(
         self, preset: Preset, structure: Structure, calibration: Calibration | None, trace: Trace
@@ -57,7 +57,7 @@ class Plan:
         self.structure = structure
         self.calibration = calibration
         self.trace = trace
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, StageGroup] = {}
         for warning in structure.warnings:
             trace.warn(warning)
         if preset.shares_one_budget():
@@ -71,22 +71,21 @@ class Plan:
     def reads_tower(self) -> bool:
         """Whether a method of any stage reads what the vision tower attends to."""
         preset = self.preset
-        whole = [(keep := preset.keep_for(one)) is not None and keep >= 1 for one in MODALITIES]
-        stages = (preset.stages, preset.image.stages, preset.video.stages)
-        return not all(whole) and any(
+        keeps = [preset.keep_for(modality) for modality in MODALITIES]
+        lists = (preset.stages, preset.image.stages, preset.video.stages)
+        return not all(keep is not None and keep >= 1 for keep in keeps) and any(
             set(create(stage.method, dict(stage.options)).needs) & set(TOWER)
-            for own in stages
-            for stage in own or ()
+            for stages in lists
+            for stage in stages or ()
             if stage.at != PIXELS
         )
 
-    def group(self, modality: str) -> Group:
-        """The budget of a modality, with the layers of its stages in this model."""
+    def group(self, modality: str) -> StageGroup:
+        """Return the budget of a modality, with the layers of its stages in this model."""
         if modality not in self.groups:
-            of = "image" if modality == "all" else modality
-            keep = self.preset.keep_for(of)
-            whole = keep is not None and keep >= 1
-            stages = () if whole else self.preset.stages_for(of)
+            name = "image" if modality == "all" else modality
+            keep = self.preset.keep_for(name)
+            stages = self.preset.stages_for(name) if keep is None or keep < 1 else ()
             for stage in stages:
                 if stage.keep is None and keep is None and stage.at != PIXELS:
                     raise PresetError(
@@ -99,15 +98,15 @@ class Plan:
             at_pixels = None
             if stages and METHODS[stages[0].method].units:
                 at_pixels = create_units(stages[0].method, dict(stages[0].options))
-            self.groups[modality] = Group(modality, stages, keep, places, pruners, at_pixels)
+            self.groups[modality] = StageGroup(modality, stages, keep, places, pruners, at_pixels)
         return self.groups[modality]
 
     def places(
         self, stages: tuple[StageSpec, ...]
     ) -> tuple[tuple[StageSpec, ...], tuple[Place, ...]]:
-        """The stages, a stage with a schedule of its own as many, and their layers.
+        """Return the stages, one with a schedule of its own as several, and their places.
 
-        Warns where `ecl` or `horizon` is a guess.
+        It warns where `ecl` or `horizon` is a guess.
         """
         calibration = self.calibration
         if calibration is None:
@@ -141,7 +140,7 @@ class Plan:
         return tuple(stage for stage, _ in cuts), tuple(place for _, place in cuts)
 
     def check(self, stage: StageSpec) -> None:
-        """Refuses a stage that this model can't run."""
+        """Refuse a stage that this model can't run."""
         if stage.positions == "renumber" and not self.structure.one_dimensional:
             raise ModelError(
                 f"positions: renumber: a position of {self.structure.model_type} is a time, a row "
@@ -149,21 +148,21 @@ class Plan:
                 "leave positions: keep",
             )
 
-    def groups_for(self, layouts: list[Layout]) -> list[Group]:
-        """The budgets that a batch needs.
+    def groups_for(self, layouts: list[Layout]) -> list[StageGroup]:
+        """Return the budgets that a batch needs.
 
         Raises:
             PresetError: a method that can't cut what is there.
         """
-        present = [m for m in MODALITIES if any(len(one.of_modality(m)) for one in layouts)]
+        present = [m for m in MODALITIES if any(len(row.of_modality(m)) for row in layouts)]
         groups = [
             self.group(name) for name in (["all"] if self.preset.shares_one_budget() else present)
         ]
         for group in groups:
-            found = present if group.modality == "all" else [group.modality]
+            modalities = present if group.modality == "all" else [group.modality]
             for stage in group.stages:
                 takes = METHODS[stage.method].modalities
-                if other := [name for name in found if name not in takes]:
+                if other := [name for name in modalities if name not in takes]:
                     raise PresetError(
                         f"{stage.method} cuts {' and '.join(takes)} tokens, and these are of "
                         f"{' and '.join(other)} input",
@@ -173,28 +172,148 @@ class Plan:
 
     def solve(
         self,
-        group: Group,
+        group: StageGroup,
         layouts: list[Layout],
-        gone: Sequence[torch.Tensor],
+        dropped: Sequence[torch.Tensor],
         whole: Sequence[FullSizeCounts],
     ) -> list[Schedule]:
-        """Every sample's cuts under one budget.
+        """Return every sample's cuts under one budget.
 
         Args:
-            gone: for every sample the columns of the tokens that went at `pixels`.
+            dropped: for every sample the columns of the tokens that a stage at `pixels` dropped.
             whole: what every sample would hold if its media had not been made smaller; empty where
                 they were not.
         """
-        solved = []
+        schedules = []
         first = int(group.before_tower)
-        for sample, (layout, columns) in enumerate(zip(layouts, gone, strict=True)):
-            own = layout.columns[layout.of_modality(group.modality)]
-            present = len(own) - int(torch.isin(own, columns).sum())
-            size = whole[sample].total(group.modality) if whole else len(own)
-            places = group.places[first:]
-            schedule = solve(places, group.keep, self.num_layers, size, present)
+        for sample, (layout, gone) in enumerate(zip(layouts, dropped, strict=True)):
+            columns = layout.columns[layout.of_modality(group.modality)]
+            present = len(columns) - int(torch.isin(columns, gone).sum())
+            size = whole[sample].total(group.modality) if whole else len(columns)
+            schedule = solve(group.places[first:], group.keep, self.num_layers, size, present)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
-            cut = None if group.at_pixels is None else present
-            solved.append(schedule.after_pixels(cut) if first else schedule)
-        return solved
+            left = None if group.at_pixels is None else present
+            schedules.append(schedule.after_pixels(left) if first else schedule)
+        return schedules
+
+
+# -- one batch -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStage:
+    """One stage at one layer.
+
+    Args:
+        group: the budget that it is of.
+        number: of the stage in it.
+        cuts: for every sample its cut; None where it is not cut here.
+    """
+
+    group: StageGroup
+    number: int
+    cuts: tuple[Cut | None, ...]
+
+    @property
+    def spec(self) -> StageSpec:
+        """The stage as the preset has it."""
+        return self.group.stages[self.number]
+
+    @property
+    def needs(self) -> set[str]:
+        """Names of the states that its method reads."""
+        if self.spec.at == PIXELS:
+            return set()
+        return set(self.group.pruners[self.number].needs)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """Prompts with visual tokens as they came, and their cuts.
+
+    Args:
+        layouts: of every sample.
+        valid: (B, S) bool on the CPU: which columns hold a token, text or visual.
+        past: columns that the cache holds already.
+        dropped: for every sample the columns of visual tokens that went before the vision tower.
+        groups: the budgets.
+        schedules: for every group the cuts of every sample.
+        trace: what is known of the prefill, which its end completes.
+    """
+
+    layouts: list[Layout]
+    valid: torch.Tensor
+    past: int
+    dropped: Sequence[torch.Tensor]
+    groups: Sequence[StageGroup]
+    schedules: Sequence[Sequence[Schedule]]
+    trace: Trace
+
+    @functools.cached_property
+    def by_layer(self) -> dict[int, list[LayerStage]]:
+        """Layers where it is cut, ascending, 0 for the input -> their stages in order."""
+        layers = {cut.layer for rows in self.schedules for row in rows for cut in row.cuts}
+        return {layer: self._stages_at(layer) for layer in sorted(layers)}
+
+    def _stages_at(self, layer: int) -> list[LayerStage]:
+        stages = []
+        for group, rows in zip(self.groups, self.schedules, strict=True):
+            for number in range(len(group.stages)):
+                cuts = tuple(
+                    next((c for c in row.cuts if c.stage == number and c.layer == layer), None)
+                    for row in rows
+                )
+                if any(cuts):
+                    stages.append(LayerStage(group, number, cuts))
+        return stages
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether any stage gives positions without gaps."""
+        return any(s.positions == "renumber" for group in self.groups for s in group.stages)
+
+    def needs(self, layer: int) -> set[str]:
+        """Return the names of the states that the methods cutting at `layer` read."""
+        return {name for stage in self.by_layer[layer] for name in stage.needs}
+
+    def projections(self, layer: int) -> list[str]:
+        """Return which of a layer's projections the methods cutting at `layer` read."""
+        needs = {name.removeprefix("text_") for name in self.needs(layer)}
+        return sorted(needs & {"query", "key", "value"})
+
+    def reads_attention(self, layer: int) -> bool:
+        """Return whether a method cutting at `layer` reads the attention of the layer before."""
+        return bool(self.needs(layer) & set(ATTENTION))
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether a method reads what the vision tower attended to."""
+        return any(self.needs(layer) & set(TOWER) for layer in self.by_layer)
+
+
+def plan_batch(
+    resolved: ResolvedPreset,
+    layouts: list[Layout],
+    valid: torch.Tensor,
+    past: int,
+    dropped: Sequence[torch.Tensor] | None = None,
+    whole: Sequence[FullSizeCounts] = (),
+) -> PlannedBatch:
+    """Plan a batch's cuts from every sample's own number of tokens, and begin its trace.
+
+    Args:
+        layouts, valid, past: as of PlannedBatch.
+        dropped: as of PlannedBatch; None: none were.
+        whole: what every sample would hold if its media had not been made smaller; empty where
+            they were not.
+    """
+    groups = resolved.groups_for(layouts)
+    if dropped is None:
+        dropped = [torch.zeros(0, dtype=torch.long)] * len(layouts)
+    schedules = [resolved.solve(group, layouts, dropped, whole) for group in groups]
+    tokens = valid.sum(1).tolist()
+    text = [size - len(layout) for size, layout in zip(tokens, layouts, strict=True)]
+    trace = Trace(layouts=layouts, text=text, whole=list(whole))
+    resolved.trace.begun = trace
+    return PlannedBatch(layouts, valid, past, dropped, groups, schedules, trace)

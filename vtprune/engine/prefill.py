@@ -1,24 +1,19 @@
-"""One forward over a prompt with visual tokens: its cuts, and the trace of them."""
+"""One forward over a batch of prompts with visual tokens: its cuts, and the trace of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.attention import Call
-from vtprune.engine.caches import check_reached, mark_cache, needs_block
-from vtprune.engine.cuts import Batch, Step
 from vtprune.engine.hooks import is_hooked
-from vtprune.engine.past import find_past
-from vtprune.engine.plan import Group, Plan
-from vtprune.engine.positions import Positions, first_positions
-from vtprune.engine.present import Present
-from vtprune.engine.reading import Readings
-from vtprune.engine.records import count_by_layer, record, smaller_media
-from vtprune.engine.shortening import Shortening
-from vtprune.engine.trace import StageRecord
+from vtprune.engine.kv_cache import cache_before
+from vtprune.engine.plan import LayerStage, PlannedBatch, ResolvedPreset, StageGroup
+from vtprune.engine.position_ids import first_and_end, given_position_ids
+from vtprune.engine.readings import KernelCall, Readings
+from vtprune.engine.sequence import SequenceState
+from vtprune.engine.trace import StageRecord, Trace
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
@@ -35,52 +30,61 @@ Kwargs = dict[str, object]
 
 
 class Prefill:
-    """One forward over a batch of prompts.
+    """One forward over a batch of prompts, cut by cut.
 
     Args:
-        plan: the preset for this model.
+        resolved: the preset for this model.
         batch: the prompts, and the cuts that are to be made.
         given: the decoder's arguments, before anything of this forward is in its cache.
+        embeds: (B, S, d) of the prompts.
+        cache: that the decoder is given; None: it is given none.
         started: when it began, in seconds.
     """
 
-    def __init__(self, plan: Plan, batch: Batch, given: Kwargs, started: float) -> None:
-        self.plan, self.cuts, self.gone, self.trace = plan, batch.cuts, batch.gone, batch.trace
+    def __init__(
+        self,
+        resolved: ResolvedPreset,
+        batch: PlannedBatch,
+        given: Kwargs,
+        embeds: torch.Tensor,
+        cache: Cache | None,
+        started: float,
+    ) -> None:
+        self.resolved, self.batch, self.trace = resolved, batch, batch.trace
         self.started, self.select_seconds = started, 0.0
-        self.present = Present(batch.layouts, batch.valid)
-        self.past = find_past(given, batch.past, plan.num_layers)
-        first = None
-        if self.cuts.renumbers:
-            first = first_positions(given.get("position_ids"), self.present.columns, batch.past)
-        self.readings = Readings(plan.structure, self.present, self.past)
-        self.shortening = Shortening(plan.structure, self.present, self.past, Positions(first))
         self.use_cache = given.get("use_cache") is True
-        self.last = last_positions(given, batch.past)
+        positions = given_position_ids(given, batch.past, embeds)
+        self.last_positions = positions[..., -1]
+        past = cache_before(cache, given.get("attention_mask"), batch.past, resolved.num_layers)
+        self.sequence = SequenceState(resolved.structure, batch.layouts, batch.valid, cache, past)
+        if batch.renumbers:
+            self.sequence.first_end = first_and_end(positions, self.sequence.columns)
+        self.readings = Readings(resolved.structure, self.sequence)
         self.records: list[StageRecord] = []
-        self.done: set[int] = set()
+        self.layers_cut: set[int] = set()
 
     @property
     def shortens(self) -> bool:
         """Whether any layer gets, or has in its cache, fewer tokens than the decoder is given."""
-        return bool(self.cuts.layers) or self.past.shortened
+        return bool(self.batch.by_layer) or self.sequence.past.shortened
 
     @property
     def first_changed(self) -> int | None:
         """The first layer past the input whose arguments change; None where none's do."""
-        found = [layer for layer in self.cuts.layers if layer > 0][:1]
-        if self.past.first_cut is not None:
-            found.append(self.past.first_cut)
-        return min(found, default=None)
+        layers = [layer for layer in self.batch.by_layer if layer > 0]
+        if self.sequence.past.first_cut is not None:
+            layers.append(self.sequence.past.first_cut)
+        return min(layers, default=None)
 
-    def take_attention(self, layer: int, call: Call) -> None:
-        """Keeps the attention rows that the methods cutting at `layer` read."""
-        all_text = "text_attention" in self.cuts.needs(layer)
+    def take_attention(self, layer: int, call: KernelCall) -> None:
+        """Keep the attention rows that the methods cutting at `layer` read."""
+        all_text = "text_attention" in self.batch.needs(layer)
         self.readings.take_attention(layer - 1, call, all_text)
 
     # -- cuts ------------------------------------------------------------------------------------
 
     def cut(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Selects what every sample keeps from `layer` on.
+        """Select what every sample keeps from `layer` on.
 
         Args:
             hidden: (B, n, d) states that enter the layer, before this cut.
@@ -88,95 +92,106 @@ class Prefill:
         Returns:
             The same states; where tokens were merged, a copy with the kept ones' new states.
         """
-        entering, steps = hidden, self.cuts.by_layer[layer]
-        for step in steps:
-            entering = self.take_step(layer, step, hidden, entering)
-        self.present.close()
-        renumber = any(step.stage.positions == "renumber" for step in steps)
-        self.shortening.follow(layer, renumber, hidden.device)
+        merged, stages = hidden, self.batch.by_layer[layer]
+        for stage in stages:
+            merged = self.cut_stage(layer, stage, hidden, merged)
+        renumbers = any(stage.spec.positions == "renumber" for stage in stages)
+        self.sequence.end_cut(layer, renumbers, hidden.device)
         self.readings.clear()
-        self.done.add(layer)
-        return entering
+        self.layers_cut.add(layer)
+        return merged
 
-    def take_step(
-        self, layer: int, step: Step, hidden: torch.Tensor, entering: torch.Tensor
+    def cut_stage(
+        self, layer: int, stage: LayerStage, hidden: torch.Tensor, merged: torch.Tensor
     ) -> torch.Tensor:
-        """What one stage keeps of every sample; the states, with what it merges."""
-        present, stage, modality = self.present, step.stage, step.group.modality
-        before = [len(layout) for layout in present.layouts]
-        own_before, own_after = [], []
+        """Drop what one stage does not keep of every sample, and record it.
+
+        Args:
+            hidden: (B, n, d) states that enter the layer.
+            merged: the same, with what other stages here merged into them.
+
+        Returns:
+            `merged`, with what this stage merges.
+        """
+        sequence, modality = self.sequence, stage.group.modality
+        before = [len(layout) for layout in sequence.layouts]
+        modality_before, modality_after = [], []
         has_merged = [False] * len(before)
-        for sample, cut in enumerate(step.cuts):
-            own = present.layouts[sample].of_modality(modality)
-            own_before.append(len(own))
-            if cut is not None and stage.at == PIXELS:
-                here = torch.isin(present.layouts[sample].columns[own], self.gone[sample])
-                present.drop(sample, own[here])
-            elif cut is not None and cut.count < len(own):
-                merged = self.cut_sample(sample, own, cut, step.group, hidden)
-                if merged is not None:
+        for sample, cut in enumerate(stage.cuts):
+            index = sequence.layouts[sample].of_modality(modality)
+            modality_before.append(len(index))
+            if cut is not None and stage.spec.at == PIXELS:
+                columns = sequence.layouts[sample].columns[index]
+                sequence.drop(sample, index[torch.isin(columns, self.batch.dropped[sample])])
+            elif cut is not None and cut.count < len(index):
+                new_states = self.cut_sample(sample, index, cut, stage.group, hidden)
+                if new_states is not None:
                     has_merged[sample] = True
-                    entering = entering.clone() if entering is hidden else entering
-                    slots, rows = merged
-                    entering[sample, slots.to(entering.device)] = rows
-            own_after.append(len(present.layouts[sample].of_modality(modality)))
+                    merged = merged.clone() if merged is hidden else merged
+                    slots, rows = new_states
+                    merged[sample, slots.to(merged.device)] = rows
+            modality_after.append(len(sequence.layouts[sample].of_modality(modality)))
             if cut is not None:
-                check_count(stage.method, own_after[-1], cut.count)
+                check_count(stage.spec.method, modality_after[-1], cut.count)
         self.records.append(
-            record(
-                stage,
-                modality,
+            StageRecord(
+                stage.spec,
                 layer,
-                cuts=[cut is not None for cut in step.cuts],
+                modality,
+                cuts=[cut is not None for cut in stage.cuts],
                 before=before,
-                after=[len(layout) for layout in present.layouts],
-                own_before=own_before,
-                own_after=own_after,
-                kept=[(layout.columns + self.past.columns).tolist() for layout in present.layouts],
+                after=[len(layout) for layout in sequence.layouts],
+                modality_before=modality_before,
+                modality_after=modality_after,
+                kept=self.original_columns(sequence.layouts),
                 merged=has_merged,
             )
         )
-        return entering
+        return merged
+
+    def original_columns(self, layouts: Sequence[Layout]) -> list[list[int]]:
+        """Return every sample's columns in the original prompt, what the cache held included."""
+        return [(layout.columns + self.batch.past).tolist() for layout in layouts]
 
     def cut_sample(
-        self, sample: int, own: torch.Tensor, cut: Cut, group: Group, hidden: torch.Tensor
+        self, sample: int, index: torch.Tensor, cut: Cut, group: StageGroup, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Drops what a method does not keep of one sample's tokens at `own` in its layout.
+        """Drop what a method does not keep of one sample's tokens at `index` in its layout.
 
         Returns:
             Where tokens were merged: the (K,) slots of the kept ones, and their (K, d) new states.
         """
         stage, pruner = group.stages[cut.stage], group.pruners[cut.stage]
-        mine = self.present.layouts[sample].take(own)
-        states = {name: self.readings.read(sample, name, mine, hidden) for name in pruner.needs}
-        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
-        budget = self.budget(sample, mine, cut, stage, hidden)
-        tokens = VisualTokens(mine, states, seed, group.places[cut.stage].part)
+        layout = self.sequence.layouts[sample].take(index)
+        states = {name: self.readings.read(sample, name, layout, hidden) for name in pruner.needs}
+        seed = (self.resolved.preset.seed * 1009 + cut.stage) % 2**63
+        budget = self.budget(sample, layout, cut, stage, hidden)
+        tokens = VisualTokens(layout, states, seed, group.places[cut.stage].part)
         selection = pruner.select(tokens, budget)
-        merged, index = None, selection.index.cpu()
+        merged, kept = None, selection.index.cpu()
         if selection.assign is not None:
-            slots = self.present.slots(sample, mine.columns)
+            slots = self.sequence.slots(sample, layout.columns)
             rows = merge(hidden[sample, slots.to(hidden.device)], selection)
-            merged = slots[index], rows
-        dropped = torch.ones(len(mine), dtype=torch.bool)
-        dropped[index] = False
-        self.present.drop(sample, own[dropped])
+            merged = slots[kept], rows
+        dropped = torch.ones(len(layout), dtype=torch.bool)
+        dropped[kept] = False
+        self.sequence.drop(sample, index[dropped])
         return merged
 
     def budget(
-        self, sample: int, mine: Layout, cut: Cut, stage: StageSpec, hidden: torch.Tensor
+        self, sample: int, layout: Layout, cut: Cut, stage: StageSpec, hidden: torch.Tensor
     ) -> Budget:
-        """How many tokens each frame or tile of a sample may keep."""
-        group = mine.groups(stage.per)
+        """Return how many tokens each frame or tile of a sample may keep."""
+        group = layout.groups(stage.per)
         if stage.split == "even":
             budget = Budget.share(cut.count, group)
         else:
-            slots = self.present.slots(sample, mine.columns).to(hidden.device)
+            slots = self.sequence.slots(sample, layout.columns).to(hidden.device)
             weights = group_information(hidden[sample, slots], group)
             least = 0 if stage.split == "entropy-or-none" else 1
             budget = Budget.share_by(cut.count, group, weights, least)
         if 0 < cut.count < len(budget.quota) and stage.split != "entropy-or-none":
-            self.plan.trace.warn(
+            self.resolved.trace.warn(
                 f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
                 "keep one each, the others none"
             )
@@ -184,62 +199,96 @@ class Prefill:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end(self, cache: Cache | None, seconds: Mapping[str, float]) -> None:
-        """Check that all was done as planned, write the block's trace, mark the cache.
+    def end(self, cache: Cache | None, seconds: dict[str, float]) -> None:
+        """Check that all was done as planned, complete the trace, tie what was cut to the cache.
 
         Args:
+            cache: in the decoder's output.
             seconds: as of Trace.
         """
-        missed = [layer for layer in self.cuts.layers if layer not in self.done]
+        missed = [layer for layer in self.batch.by_layer if layer not in self.layers_cut]
         if missed:
             raise ModelError(
                 f"the cut at layer {missed[0]} did not run: this model's layers are not called as "
                 "modules (compiled?)",
                 "prune the model before compiling it",
             )
-        trace, layouts = self.trace, self.present.layouts
-        trace.stages = [
-            *smaller_media(self.cuts.groups, trace, self.past.columns),
-            *self.records,
-        ]
-        trace.kept = layouts
+        trace, num_layers = self.trace, self.resolved.num_layers
+        trace.stages = [*self.smaller_media(), *self.records]
+        trace.kept = self.sequence.layouts
         trace.visual_by_layer = count_by_layer(
-            self.present.whole, layouts, self.records, self.plan.num_layers
+            self.sequence.original_layouts, trace.kept, self.records, num_layers
         )
-        trace.seconds = dict(seconds)
+        trace.seconds = seconds
         if self.shortens:
-            self.mark(cache)
-        self.plan.trace.take(trace)
+            after = self.sequence.cache_after(num_layers)
+            after.check_reached(self.sequence.cache, cache, self.use_cache)
+            if cache is not None:
+                after.last_positions = self.last_positions
+                if after.needs_block(self.resolved.structure, cache):
+                    inner = self.resolved.structure.inner
+                    # A function: a deep copy of the cache does not copy the model.
+                    after.inside_block = lambda: is_hooked(inner)
+                after.tie(cache)
+        self.resolved.trace.take(trace)
 
-    def mark(self, cache: Cache | None) -> None:
-        """Tie what was cut to the cache, which has to hold it."""
-        num_layers = self.plan.num_layers
-        check_reached(self.past.cache, cache, self.shortening.lengths(num_layers), self.use_cache)
-        if cache is not None:
-            state = self.shortening.cache_state(num_layers)
-            state.last = self.last
-            if needs_block(state, self.plan.structure, cache):
-                inner = self.plan.structure.inner
-                state.inside = lambda: is_hooked(inner)  # a copy of the cache copies no function
-            mark_cache(cache, state)
+    def smaller_media(self) -> list[StageRecord]:
+        """Return records of stages that made media smaller before the prompts were made of them."""
+        records: list[StageRecord] = []
+        trace: Trace = self.trace
+        before = [whole.total() for whole in trace.whole]
+        for group in self.batch.groups:
+            if not (group.stages and METHODS[group.stages[0].method].media):
+                continue
+            modality_before = [whole.total(group.modality) for whole in trace.whole]
+            modality_after = [len(layout.of_modality(group.modality)) for layout in trace.layouts]
+            rows = zip(before, modality_before, modality_after, strict=True)
+            after = [total - whole + left for total, whole, left in rows]
+            records.append(
+                StageRecord(
+                    group.stages[0],
+                    0,
+                    group.modality,
+                    cuts=[size > 0 for size in modality_before],
+                    before=before,
+                    after=after,
+                    modality_before=modality_before,
+                    modality_after=modality_after,
+                    kept=self.original_columns(trace.layouts),
+                    merged=[False] * len(trace.layouts),
+                )
+            )
+            before = after
+        return records
 
 
-def last_positions(given: Kwargs, past: int) -> torch.Tensor | None:
-    """(..., B or 1) int64 the position of the last token of each prompt that a decoder is given.
+def count_by_layer(
+    whole: Sequence[Layout],
+    kept: Sequence[Layout],
+    records: Sequence[StageRecord],
+    num_layers: int,
+) -> list[list[int]]:
+    """Return the visual tokens of each layer, for every sample, from what was really kept.
 
     Args:
-        past: columns of the cache, from which a decoder that is given no positions counts.
+        whole, kept: before any cut, and after the last.
     """
-    positions, embeds = given.get("position_ids"), given.get("inputs_embeds")
-    if isinstance(positions, torch.Tensor):
-        return positions[..., -1]
-    if isinstance(embeds, torch.Tensor):
-        return torch.tensor([past + embeds.shape[1] - 1])
-    return None
+    counts = []
+    for sample, (layout, left) in enumerate(zip(whole, kept, strict=True)):
+        drops = [0] * num_layers
+        for record in records:
+            drops[record.layer] += record.before[sample] - record.after[sample]
+        present, row = len(layout), []
+        for drop in drops:
+            present -= drop
+            row.append(present)
+        assert present == len(left)
+        counts.append(row)
+    return counts
 
 
 def check_count(method: str, kept: int, planned: int) -> None:
-    """Holds a method to its budget."""
+    """Hold a method to its budget."""
     if METHODS[method].exact:
         assert kept == planned, f"{method} must meet its budget: {kept}, not {planned}"
     assert kept <= planned, f"{method} must keep to its budget: {kept}, not {planned}"

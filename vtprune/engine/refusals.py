@@ -1,24 +1,33 @@
-"""What can't be pruned rightly, and is refused before anything is cut."""
+"""What can't be pruned rightly and is refused, and what a user is warned of in a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from vtprune.engine.caches import CacheState, cache_state
-from vtprune.errors import ModelError
+from vtprune.engine.hooks import ALL_THREADS, this_thread
+from vtprune.engine.inputs import PixelView
+from vtprune.engine.kv_cache import PrunedCache, pruned_cache
+from vtprune.engine.sequence import SequenceState
+from vtprune.errors import ModelError, PresetError
 from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
+from vtprune.preset import Preset
+from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
+"""What processors give to tell a model which tokens are visual."""
+
 
 def refuse_columns(given: Mapping[str, object]) -> None:
-    """Refuses arguments of the model that name columns, which are fewer after a cut."""
+    """Refuse arguments of the model that name columns, which are fewer after a cut."""
     if given.get("labels") is not None:
         raise ModelError(
             "labels were given, but a pruned prompt has fewer positions than labels",
@@ -32,7 +41,7 @@ def refuse_columns(given: Mapping[str, object]) -> None:
 
 
 def refuse_compiling() -> None:
-    """Refuses a forward that is being compiled."""
+    """Refuse a forward that is being compiled."""
     if torch.compiler.is_compiling():
         raise ModelError(
             "this model's forward is being compiled, and hooks do not run in a compiled graph",
@@ -51,9 +60,9 @@ def refuse_copy(module: nn.Module, model: nn.Module) -> None:
         )
 
 
-def refuse_embeds(shown: set[str], embeds: object) -> None:
-    """Refuses a prompt without ids, but not one more state of an answer."""
-    if shown or (isinstance(embeds, torch.Tensor) and embeds.shape[1] > 1):
+def refuse_embeds(modalities: set[str], embeds: object) -> None:
+    """Refuse a prompt without ids, but not one more state of an answer."""
+    if modalities or (isinstance(embeds, torch.Tensor) and embeds.shape[1] > 1):
         raise ModelError(
             "the prompt was given as inputs_embeds, which don't say what is visual",
             "pass input_ids and pixel values",
@@ -63,23 +72,23 @@ def refuse_embeds(shown: set[str], embeds: object) -> None:
 def refuse_lone_placeholders(
     structure: Structure, ids: torch.Tensor, given: Mapping[str, object]
 ) -> None:
-    """Refuses visual tokens without pictures: a piece of a prompt that was cut up.
+    """Refuse visual tokens without pictures: a piece of a prompt that was cut up.
 
     Further tokens on a cache that was pruned may hold a copied placeholder; that is text.
     """
-    if cache_state(given.get("cache")) is not None:
+    if pruned_cache(given.get("cache")) is not None:
         return
-    wanted = torch.tensor(sorted(structure.placeholder_ids()), device=ids.device)
-    if bool(torch.isin(ids, wanted).any()):
+    placeholders = torch.tensor(sorted(structure.placeholder_ids()), device=ids.device)
+    if bool(torch.isin(ids, placeholders).any()):
         raise ModelError(
             "visual tokens without their pictures are in this forward",
             "prefill in one piece: leave prefill_chunk_size unset",
         )
 
 
-def refuse_past(structure: Structure, state: CacheState | None) -> None:
-    """Refuses new pictures on a cache that they can't go on with."""
-    if state is not None and state.renumbered:
+def refuse_past(structure: Structure, pruned: PrunedCache | None) -> None:
+    """Refuse new pictures on a cache that they can't go on with."""
+    if pruned is not None and pruned.renumbered:
         raise ModelError(
             "new pictures on top of a cached conversation whose positions were renumbered",
             "ask about them in a new conversation, or leave positions: keep",
@@ -92,9 +101,10 @@ def refuse_past(structure: Structure, state: CacheState | None) -> None:
 
 
 def refuse_windows(structure: Structure, length: int, cache: Cache | None) -> None:
-    """Refuses a prompt of `length` columns that is longer than a sliding window of the model.
+    """Refuse a prompt of `length` columns that is longer than a sliding window of the model.
 
-    A window counts original columns in the model, but kept ones in a shorter cache.
+    A window counts original columns in the model, but kept ones in a shorter cache: transformers
+    (5.17 to 5.24) sizes windows by the keys that a layer holds.
     """
     for number, layer in enumerate(cache.layers if cache else ()):
         if getattr(layer, "is_sliding", False) and structure.window(number) is None:
@@ -106,3 +116,175 @@ def refuse_windows(structure: Structure, length: int, cache: Cache | None) -> No
             "only (sliding window): dropping tokens would widen what they see",
             "ask with fewer frames or tiles, or with --keep 1",
         )
+
+
+def refuse_blocks(open_for: Set[object], thread: object | None) -> None:
+    """Refuse a block where blocks that are open on the model would prune the same calls.
+
+    Args:
+        open_for: the threads whose calls those prune; ALL_THREADS is a block for all of them.
+        thread: whose calls this one is to prune, likewise.
+    """
+    if this_thread() in open_for or ALL_THREADS in open_for:
+        raise ModelError(
+            "this model is being pruned already by an enclosing block, or by another thread's "
+            "block for all threads",
+            "leave that block first; one preset can hold several stages. For blocks in several "
+            'threads at once give each threads="own"',
+        )
+    if thread is ALL_THREADS and open_for:
+        raise ModelError(
+            'other threads have blocks with threads="own" open on this model, and this one would '
+            "prune their calls too",
+            'give threads="own" here as well, or wait until those blocks are left',
+        )
+
+
+def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
+    """Refuse a stage before the vision tower where there are no pixels to compare.
+
+    Raises:
+        PresetError: with the way out.
+    """
+    way_out = (
+        "give the media: vtprune.answer(model, [(file, question)], ...) or vtprune ask; or cut at "
+        "the input"
+    )
+    stages = [stage for name in MODALITIES if (stage := preset.downsampling_stage(name))]
+    if stages and (pixels is None or not pixels.whole):
+        raise PresetError(
+            f"at: pixels: {stages[0].method} makes smaller pictures or takes fewer frames, and "
+            "prepared inputs hold them as they are",
+            way_out,
+        )
+    stage = preset.frame_and_tile_stage()
+    if stage is not None and pixels is None:
+        raise PresetError(
+            f"at: pixels: {stage.method} compares the pixels of the media, and prepared inputs "
+            "hold them normalised and cut up",
+            way_out,
+        )
+
+
+# -- warnings ------------------------------------------------------------------------------------
+
+
+def warn_of_types(structure: Structure, given: Mapping[str, object]) -> str:
+    """Return a warning where the ids are missing that tell a model which tokens are visual.
+
+    Without them transformers (5.17 to 5.24) goes on in silence: generation counts positions as in
+    text, and masks see no pictures.
+
+    Args:
+        given: the arguments of the multimodal model, by name.
+
+    Returns:
+        "" where nothing is missing.
+    """
+    takes = structure.seams.inner
+    name = next((name for name in TYPE_IDS if name in takes), None)
+    if name is None or any(given.get(one) is not None for one in TYPE_IDS):
+        return ""
+    if structure.one_dimensional:
+        # Whether another class needs them for its masks is not known.
+        lost = "its pictures are masked like text" if structure.family else ""
+    else:
+        lost = "" if _in_space(given.get("position_ids")) else "its pictures are placed like text"
+    if not lost:
+        return ""
+    return (
+        f"{name} is missing: {lost}, and answers are worse, pruned or not; pass what the model's "
+        f"processor gives (return_{name}=True)"
+    )
+
+
+def _in_space(positions: object) -> bool:
+    """Return whether position ids, (3 or 4, B, S), differ in time, row and column."""
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 3:
+        return False
+    time, row, column = positions[-3:]
+    return not (torch.equal(time, row) and torch.equal(row, column))
+
+
+def warn_of_positions(structure: Structure, sequence: SequenceState, position_ids: object) -> str:
+    """Return a warning where a prompt reaches past the positions that a model was made for.
+
+    Args:
+        sequence: the prompts, after any cut at the input.
+        position_ids: that the decoder is given for them; None: columns, those in the cache first.
+
+    Returns:
+        "" where it does not.
+    """
+    limit, past = structure.num_positions, sequence.past.columns
+    end = past + max(len(row) for row in sequence.columns)
+    if limit is None or (structure.one_dimensional and past + sequence.original_length <= limit):
+        return ""
+    if isinstance(position_ids, torch.Tensor):
+        spatial = position_ids[-3:] if position_ids.dim() == 3 else position_ids
+        end = int(spatial.amax()) + 1
+    if end <= limit:
+        return ""
+    return (
+        f"the prompt has {end:,} positions, and this model was made for {limit:,}: answers may be "
+        f"wrong, pruned or not; {_way_out(structure, sequence, limit - past)}"
+    )
+
+
+def _way_out(structure: Structure, sequence: SequenceState, room: int) -> str:
+    """Say what would fit into `room` positions."""
+    if not structure.one_dimensional:
+        return "fewer frames, or smaller pictures, fit"
+    keep = fitting_keep(
+        [
+            len(row) - len(left)
+            for row, left in zip(sequence.columns, sequence.layouts, strict=True)
+        ],
+        [len(layout) for layout in sequence.original_layouts],
+        room,
+    )
+    if keep <= 0:
+        return "the text alone does not fit: give less of it"
+    return (
+        f"keep {keep:g} or less fits in a stage at the input with positions: renumber, and so do "
+        "fewer frames or tiles (other cuts leave positions as they are)"
+    )
+
+
+def fitting_keep(text: Sequence[int], visual: Sequence[int], room: int) -> float:
+    """Return the largest keep, of two decimals, with which every sample fits into `room`.
+
+    Args:
+        text: tokens of every sample that are not visual.
+        visual: its visual tokens before any cut.
+    """
+    fits = [(room - t) / v for t, v in zip(text, visual, strict=True) if v]
+    return math.floor(100 * min(fits, default=0.0)) / 100
+
+
+def warn_of_choosing_anew(
+    methods: Sequence[str], before: torch.Tensor | None, ids: torch.Tensor
+) -> str:
+    """Return a warning where a method chooses again for a prompt that has grown by its answer.
+
+    Without a cache every step of generation is a prefill of the prompt and the answer so far, in
+    which a method that reads the question finds the answer too.
+
+    Args:
+        methods: of the stages, that read the question.
+        before: (B, S) ids of the last prefill without a cache; None: there was none.
+        ids: (B, S + n) of this one.
+
+    Returns:
+        "" where this is another prompt.
+    """
+    if not methods or before is None or len(before) != len(ids):
+        return ""
+    length = before.shape[1]
+    if ids.shape[1] <= length or not torch.equal(ids[:, :length], before):
+        return ""
+    return (
+        f"without a cache (use_cache=False) {' and '.join(methods)} choose at every step anew, by "
+        "the question and the answer so far: what is kept changes within the answer; with a cache "
+        "the choice for the prompt stays"
+    )

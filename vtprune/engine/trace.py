@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vtprune.preset.spec import StageSpec
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.units import FullSizeCounts
 
@@ -18,39 +19,63 @@ class StageRecord:
     """What one stage did to one prefill; lists have one entry a sample of the batch.
 
     Args:
+        spec: the stage as the preset has it.
         layer: the first layer that saw the shorter sequence; 0 is the language model's input.
-        method: the registered method.
-        at: the place as the preset names it.
         modality: "image", "video", or "all" where they share the stage.
-        options: all options of the method.
-        keep: the stage's own; None for the free stage.
-        per: the scope over which the budget was shared, and `split` how.
-        positions: whether kept tokens kept their position ids.
         cuts: whether this was where the sample's stage cut; a stage at a named place may cut at
             different layers for samples of very different size, with a record for each layer.
         before, after: counts of visual tokens, of every modality.
-        own_before, own_after: counts of the tokens that the stage is about, of its modality.
+        modality_before, modality_after: counts of the tokens that the stage is about.
         kept: ascending columns of the original input_ids with visual tokens still present, of
             every modality.
         merged: whether dropped tokens were merged into kept ones.
     """
 
+    spec: StageSpec
     layer: int
-    method: str
-    at: str
     modality: str
-    options: Mapping[str, str | float]
-    keep: float | None
-    per: str
     cuts: list[bool]
     before: list[int]
     after: list[int]
-    own_before: list[int]
-    own_after: list[int]
+    modality_before: list[int]
+    modality_after: list[int]
     kept: list[list[int]]
-    split: str = "even"
-    positions: str = "keep"
-    merged: list[bool] = field(default_factory=list)
+    merged: list[bool]
+
+    @property
+    def method(self) -> str:
+        """The registered method."""
+        return self.spec.method
+
+    @property
+    def at(self) -> str:
+        """The place as the preset names it."""
+        return self.spec.at
+
+    @property
+    def options(self) -> Mapping[str, str | float]:
+        """All options of the method."""
+        return dict(self.spec.options)
+
+    @property
+    def keep(self) -> float | None:
+        """The stage's own keep; None for the free stage."""
+        return self.spec.keep
+
+    @property
+    def per(self) -> str:
+        """The scope over which the budget was shared."""
+        return self.spec.per
+
+    @property
+    def split(self) -> str:
+        """How that scope's groups shared it."""
+        return self.spec.split
+
+    @property
+    def positions(self) -> str:
+        """Whether kept tokens kept their position ids."""
+        return self.spec.positions
 
 
 @dataclass

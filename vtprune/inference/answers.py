@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.caches import fork_cache
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.kv_cache import fork_cache
 from vtprune.inference.batching import ROWS
 from vtprune.inference.gathering import Gathered, gather_for
 from vtprune.inference.generation import Generation

@@ -176,8 +176,8 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
                 modality=one.modality,
                 method=one.method,
                 options=dict(one.options),
-                before=one.own_before[sample],
-                after=one.own_after[sample],
+                before=one.modality_before[sample],
+                after=one.modality_after[sample],
             )
             for one in trace.stages
             if one.cuts[sample]

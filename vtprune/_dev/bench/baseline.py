@@ -12,7 +12,7 @@ from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune._dev.bench.selection import SHAPE, TEXT
 from vtprune._dev.bench.subject import build_subject, one_stage
 from vtprune.device import time_warm
-from vtprune.engine.attention import Call, Rows, attention_rows
+from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
@@ -76,8 +76,8 @@ def own_attention(query: torch.Tensor, key: torch.Tensor) -> object:
     """The same from one row, as the methods read it."""
     last = query.shape[2] - 1
     valid, past = torch.ones(last + 1, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
-    rows = Rows(torch.tensor([last]), valid, past)
-    return attention_rows(Call(query, key, SHAPE.head_dim**-0.5), [rows])
+    rows = AttentionRows(torch.tensor([last]), valid, past)
+    return attention_rows(KernelCall(query, key, SHAPE.head_dim**-0.5), [rows])
 
 
 def plain_entropy(states: torch.Tensor) -> torch.Tensor:

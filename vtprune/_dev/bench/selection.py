@@ -10,7 +10,7 @@ import torch
 
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune.device import time_warm
-from vtprune.engine.attention import Call, Rows, attention_rows
+from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
 from vtprune.models.cost import DecoderShape, prefill_flops
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
@@ -150,6 +150,6 @@ def attention_reader(
     )
     first = total - (QUESTION if "text_attention" in needs else 1)
     valid, past = torch.ones(total, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
-    rows = Rows(torch.arange(first, total), valid, past)
-    call = Call(query, key, SHAPE.head_dim**-0.5)
+    rows = AttentionRows(torch.arange(first, total), valid, past)
+    call = KernelCall(query, key, SHAPE.head_dim**-0.5)
     return lambda: attention_rows(call, [rows])

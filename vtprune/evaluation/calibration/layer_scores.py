@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine import pruning
-from vtprune.engine.caches import branch_cache, cache_bytes, can_branch
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.kv_cache import branch_cache, cache_bytes, can_branch
 from vtprune.evaluation.calibration.entropy import curve_of
 from vtprune.inference.answers import Prompt, Score, extend, places, predictions, score, score_whole
 from vtprune.inference.batching import ROWS

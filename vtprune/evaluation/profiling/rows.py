@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.plan import Group, Plan
-from vtprune.engine.thinning import choose_units
+from vtprune.engine.pixel_selection import select_pixels
+from vtprune.engine.plan import ResolvedPreset, StageGroup
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError, VtpruneError
 from vtprune.evaluation.variants import (
@@ -194,16 +194,16 @@ def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
     if variant.role == UNPRUNED:
         return PlannedRow(variant, case, visual=(total,) * num_layers)
     try:
-        plan = Plan(variant.preset, structure, loaded.calibration, trace)
+        plan = ResolvedPreset(variant.preset, structure, loaded.calibration, trace)
         groups = plan.groups_for([case.layout])
-        thinning = None
+        selection = None
         if any(group.at_pixels is not None for group in groups):
-            thinning = choose_units(plan, [case.layout], [case.inputs.units])
-        gone = thinning.gone if thinning else [torch.zeros(0, dtype=torch.long)]
+            selection = select_pixels(plan, [case.layout], [case.inputs.units])
+        dropped = selection.dropped if selection else [torch.zeros(0, dtype=torch.long)]
         whole = [case.inputs.whole] if case.inputs.whole else []
         cuts = []
         for group in groups:
-            (schedule,) = plan.solve(group, [case.layout], gone, whole)
+            (schedule,) = plan.solve(group, [case.layout], dropped, whole)
             cuts += planned_cuts(group, schedule, case)
         refuse_windows(structure, case)
     except VtpruneError as error:
@@ -214,11 +214,11 @@ def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
         - sum(cut.before - cut.after for cut in cuts if cut.layer <= layer and not cut.downsamples)
         for layer in range(num_layers)
     )
-    encoded = thinning.encoded()[0] if thinning else None
+    encoded = selection.encoded()[0] if selection else None
     return PlannedRow(variant, case, tuple(cuts), visual, tuple(trace.warnings), encoded=encoded)
 
 
-def planned_cuts(group: Group, schedule: Schedule, case: Case) -> list[PlannedCut]:
+def planned_cuts(group: StageGroup, schedule: Schedule, case: Case) -> list[PlannedCut]:
     """Return the cuts of one budget, and before them what made the media smaller."""
     modality = group.modality
     total = left = len(case.layout.of_modality(modality))

@@ -1,4 +1,4 @@
-"""Attention, read on the way from any kernel that transformers has: rows, and what tokens get."""
+"""What methods read of the model on the way to a cut: states, and attention of any kernel."""
 
 from __future__ import annotations
 
@@ -11,16 +11,103 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from vtprune.engine.attention_mask import attended
+from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
 from vtprune.models.seams import KERNEL, check_values, unknown
+from vtprune.models.structure import Structure
+from vtprune.pruners.base import ATTENTION, TOWER
+from vtprune.tokens.layout import Layout
 
 CHUNK = 2**26  # elements of a score tensor that is held at once
 Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
+class Readings:
+    """What was read on the way to the next cut.
+
+    Attributes:
+        projected: query, key or value -> (B, n, H x D) of the layer before the cut.
+        attention: for every sample (R, n) float32 of the layer before the cut.
+        tower: for every sample (N,) float32 of the vision tower, for its tokens before any cut.
+    """
+
+    def __init__(self, structure: Structure, sequence: SequenceState) -> None:
+        self.structure, self.sequence = structure, sequence
+        self.projected: dict[str, torch.Tensor] = {}
+        self.attention: list[torch.Tensor] = []
+        self.tower: list[torch.Tensor] = []
+
+    def project(self, embeds: torch.Tensor, names: Sequence[str]) -> None:
+        """Keep the states that layer 0 would compute from the uncut embeddings, (B, S, d)."""
+        if not names:
+            return
+        with torch.no_grad():
+            normed = self.structure.norm(0)(embeds)
+            for name in names:
+                self.projected[name] = self.structure.projection(0, name)(normed)
+
+    def keep(self, name: str, module: nn.Module, args: object, output: torch.Tensor) -> None:
+        """Keep what a projection gives: a hook, once it has its name."""
+        self.projected[name] = output.detach()
+
+    def take_attention(self, layer: int, call: KernelCall, all_text: bool) -> None:
+        """Keep attention rows of a layer: of all text after the pictures, or of the last token."""
+        sequence, wanted = self.sequence, []
+        for sample, row in enumerate(sequence.columns):
+            text = sequence.text_columns(sample)
+            valid = torch.zeros(sequence.packed.length, dtype=torch.bool)
+            valid[sequence.slots(sample, row)] = True
+            past = torch.ones(sequence.past.length(layer), dtype=torch.bool)
+            earlier = sequence.past.valid_in(layer)
+            if earlier is not None:
+                past[: earlier.shape[1]] = earlier[sample]
+            queries = sequence.slots(sample, text if all_text else text[-1:])
+            wanted.append(AttentionRows(queries, valid, past))
+        self.attention = attention_rows(call, wanted)
+
+    def read(self, sample: int, name: str, tokens: Layout, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the states of one sample that a method reads by this name, as in VisualTokens.
+
+        Args:
+            tokens: that it chooses from.
+            hidden: (B, n, d) states that enter the layer of the cut.
+        """
+        slots = self.sequence.slots(sample, tokens.columns)
+        if name in ATTENTION:
+            rows = self.attention[sample]
+            rows = rows[:, slots.to(rows.device, non_blocking=True)]
+            return rows if name == "text_attention" else rows[-1]
+        if name in TOWER:
+            scores = self.tower[sample]
+            index = torch.searchsorted(
+                self.sequence.original_layouts[sample].columns, tokens.columns
+            )
+            return scores[index.to(scores.device, non_blocking=True)].to(hidden.device)
+        if name.startswith("text_"):
+            slots = self.sequence.slots(sample, self.sequence.text_columns(sample))
+        name = name.removeprefix("text_")
+        if name in ("hidden", "normed"):
+            source, width = hidden, hidden.shape[-1] // self.structure.num_heads
+        else:
+            source, width = self.projected[name], self.structure.head_dim
+        rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
+        if name == "normed":
+            rows = self.structure.apply_final_norm(rows)
+        return rows.unflatten(-1, (-1, width))
+
+    def clear(self) -> None:
+        """Forget what was read for one cut."""
+        self.projected.clear()
+        self.attention = []
+
+
+# -- attention, read from any kernel that transformers has ---------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Which attention rows of one sample are wanted, and which keys they may see.
+class AttentionRows:
+    """The attention rows of one sample that are read, and the keys that they may see.
 
     Args:
         queries: (R,) int64 ascending slots of this forward's sequence.
@@ -34,8 +121,8 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """What a kernel is given.
+class KernelCall:
+    """What an attention kernel is given.
 
     Args:
         query: (B, H, S, D), norms and rotary positions applied.
@@ -56,8 +143,8 @@ class Call:
 
 def read_call(
     query: torch.Tensor, key: torch.Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> Call:
-    """What a kernel is given.
+) -> KernelCall:
+    """Return what an attention kernel is given.
 
     Args:
         args, kwargs: what follows query, key and value in its call.
@@ -75,7 +162,7 @@ def read_call(
             "attention whose scores are capped (softcap) can't be read",
             "use a method that reads no attention, such as entropy, dart or random",
         )
-    return Call(
+    return KernelCall(
         query,
         key,
         scale,
@@ -84,13 +171,14 @@ def read_call(
     )
 
 
-class Tap:
-    """Reads attention while one attention module runs, whatever its kernel.
+class KernelTap:
+    """Read attention while one attention module runs, whatever its kernel.
 
-    Every attention module of transformers asks a registry for its kernel. `get_interface` is to be
-    put around the registry's method of that name: what it returns is given the same queries and
-    keys, with norms and rotary positions applied, and passes them on to the kernel. Nothing in the
-    model is changed, neither its attention nor a kernel of the registry, which all models share.
+    Every attention module of transformers (5.17 to 5.24) asks a registry for its kernel.
+    `get_interface` is to be put around the registry's method of that name: what it returns is given
+    the same queries and keys, with norms and rotary positions applied, and passes them on to the
+    kernel. Nothing in the model is changed, neither its attention nor a kernel of the registry,
+    which all models share.
 
     Args:
         module: the attention module.
@@ -100,7 +188,7 @@ class Tap:
         ModelError: the module asks no registry.
     """
 
-    def __init__(self, module: nn.Module, take: Callable[[Call], None]) -> None:
+    def __init__(self, module: nn.Module, take: Callable[[KernelCall], None]) -> None:
         self.module, self.take = module, take
         registry = vars(sys.modules[type(module).__module__]).get("ALL_ATTENTION_FUNCTIONS")
         if not hasattr(registry, "get_interface"):
@@ -132,8 +220,8 @@ class Tap:
         return attend(module, query, key, value, *args, **kwargs)
 
 
-def attention_rows(call: Call, wanted: Sequence[Rows]) -> list[torch.Tensor]:
-    """For every sample the attention of its rows to this forward's slots, mean over heads.
+def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[torch.Tensor]:
+    """Return for every sample its rows' attention to this forward's slots, mean over heads.
 
     The softmax is over all keys that a row sees, those of the cache too, in float32. Slots past
     P + S of a static cache are left out, and so is the call's mask: a row sees what is before it.
@@ -147,7 +235,9 @@ def attention_rows(call: Call, wanted: Sequence[Rows]) -> list[torch.Tensor]:
     ]
 
 
-def _rows_of_one(query: torch.Tensor, key: torch.Tensor, scale: float, rows: Rows) -> torch.Tensor:
+def _rows_of_one(
+    query: torch.Tensor, key: torch.Tensor, scale: float, rows: AttentionRows
+) -> torch.Tensor:
     device = query.device
     heads, num_slots, _ = query.shape
     num_past = len(rows.past)
@@ -162,8 +252,8 @@ def _rows_of_one(query: torch.Tensor, key: torch.Tensor, scale: float, rows: Row
     return torch.cat(parts)
 
 
-def received(call: Call, by_first: bool) -> list[torch.Tensor]:
-    """For every sequence of an encoder the attention that each of its tokens receives.
+def received(call: KernelCall, by_first: bool) -> list[torch.Tensor]:
+    """Return for every sequence of an encoder the attention that each of its tokens receives.
 
     It is the mean over the heads, and over the queries that see the token; float32.
 
@@ -173,19 +263,19 @@ def received(call: Call, by_first: bool) -> list[torch.Tensor]:
     Returns:
         (S,) each.
     """
-    found = []
+    attention = []
     for number in range(len(call.query)):
         query, key, seen = call.query[number], call.key[number], None
         if call.mask is not None:
             mask = call.mask[min(number, len(call.mask) - 1)].amax(0)  # (S, S), of any head
-            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            seen = attended(mask)
             seen = seen & seen.diagonal()[:, None]  # padding does not count as a query
         bounds = [0, query.shape[1]] if call.bounds is None else call.bounds.tolist()
         for first, end in pairwise(bounds):
             part = slice(first, end)
             inside = None if seen is None else seen[part, part]
-            found.append(_received(query[:, part], key[:, part], call.scale, inside, by_first))
-    return found
+            attention.append(_received(query[:, part], key[:, part], call.scale, inside, by_first))
+    return attention
 
 
 def _received(
@@ -195,7 +285,7 @@ def _received(
     seen: torch.Tensor | None,
     by_first: bool,
 ) -> torch.Tensor:
-    """(S,) of one sequence; `seen` is (S, S) bool, None where all is seen."""
+    """Return (S,) of one sequence; `seen` is (S, S) bool, None where all is seen."""
     heads, length, _ = query.shape
     keys = key.float().transpose(1, 2)  # (KV, D, S)
     total = keys.new_zeros(length)
@@ -203,16 +293,16 @@ def _received(
     step = max(1, CHUNK // (heads * length))
     for first in range(0, num_rows, step):
         part = slice(first, min(first + step, num_rows))
-        own = None if seen is None else seen[part]
-        rows = _softmax(query[:, part], keys, scale, own).mean(0)  # (r, S)
-        total += rows.sum(0) if own is None else (rows * own).sum(0)
+        visible = None if seen is None else seen[part]
+        rows = _softmax(query[:, part], keys, scale, visible).mean(0)  # (r, S)
+        total += rows.sum(0) if visible is None else (rows * visible).sum(0)
     return total / (num_rows if seen is None else seen[:num_rows].sum(0).clamp_min(1))
 
 
 def _softmax(
     query: torch.Tensor, keys: torch.Tensor, scale: float, seen: torch.Tensor | None
 ) -> torch.Tensor:
-    """(H, r, T) float32 attention of queries (H, r, D) to keys (KV, D, T).
+    """Return (H, r, T) float32 attention of queries (H, r, D) to keys (KV, D, T).
 
     Args:
         seen: (r, T) bool, the keys that each query sees; None: all.

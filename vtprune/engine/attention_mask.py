@@ -1,0 +1,133 @@
+"""The attention masks of sequences that a cut shortened: gathered from given ones, or made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vtprune.engine.packing import Packed
+from vtprune.models.seams import make_mask
+from vtprune.models.structure import Structure
+
+# -- masks of a layer ----------------------------------------------------------------------------
+
+
+def causal_mask(
+    structure: Structure,
+    layer: int,
+    hidden: torch.Tensor,
+    valid: torch.Tensor | None,
+    cache: object,
+) -> object:
+    """Return a causal mask for one layer, in the form that the model's attention takes.
+
+    Args:
+        hidden: (B, n, d) of this forward.
+        valid: (B, past + n) bool of the layer's keys, None where all are valid.
+        cache: sized by this layer's own length.
+    """
+    windowed = structure.window(layer) is not None
+    mask = None if valid is None else valid.to(hidden.device)
+    return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
+
+
+def gather_mask(mask: object, packed: Packed) -> object:
+    """Return the rows and columns of a prepared attention mask that are left after a cut.
+
+    Args:
+        mask: (B or 1, 1 or H, S, W), bool (True attends) or added to the scores; W is S, or more
+            for a static cache, whose further columns stay masked. (B, S) for flash attention,
+            None where all is seen, or a mapping of such by layer type.
+        packed: what is left of the S columns.
+    """
+    if isinstance(mask, Mapping):
+        return {name: gather_mask(of_type, packed) for name, of_type in mask.items()}
+    if not isinstance(mask, torch.Tensor) or mask.dim() == 2:
+        return packed.valid
+    index = packed.index.to(mask.device)
+    batch, length = index.shape
+    _, heads, source, width = mask.shape
+    mask = mask.expand(batch, heads, source, width)
+    mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, length, width))
+    kept = mask[..., :source].gather(
+        3, index[:, None, None, :].expand(batch, heads, length, length)
+    )
+    masked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    if packed.valid is not None:
+        valid = packed.valid.to(mask.device)
+        kept = kept.masked_fill(~valid[:, None, None, :], masked)
+    if width > source:
+        rest = kept.new_full((batch, heads, length, width - length), masked)
+        kept = torch.cat([kept, rest], dim=3)
+    return kept
+
+
+# -- which keys hold a token ---------------------------------------------------------------------
+
+
+def attended(mask: torch.Tensor) -> torch.Tensor:
+    """Return where a prepared mask, bool or added to the scores, lets a query attend."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch.Tensor:
+    """Return which of the last `length` columns hold a token: (B, length) bool on the CPU.
+
+    Args:
+        mask: as the caller gave it to the model: None, (B, past + length), a prepared 4-D mask,
+            or a mapping of such by layer type, where a token sees itself and padding nothing.
+        past: columns before them, in the cache.
+    """
+    mask = _of_full_layers(mask)
+    if not isinstance(mask, torch.Tensor):
+        return torch.ones(batch, length, dtype=torch.bool)
+    if mask.dim() == 4:
+        valid = attended(mask[:, 0, :, past : past + length].diagonal(dim1=1, dim2=2))
+    else:
+        valid = mask[:, -length:].bool()
+    return valid.cpu().expand(batch, length)
+
+
+def valid_past_columns(mask: object, past: int) -> torch.Tensor | None:
+    """Return which of the cached columns hold a token: (B, past) bool on the CPU; None: all do.
+
+    Args:
+        mask: as for `valid_columns`; of a prepared one, what the last token sees.
+    """
+    mask = _of_full_layers(mask)
+    if not isinstance(mask, torch.Tensor):
+        return None
+    valid = attended(mask[:, 0, -1, :past]) if mask.dim() == 4 else mask[:, :past].bool()
+    valid = valid.cpu()
+    return None if bool(valid.all()) else valid.clone()
+
+
+def _of_full_layers(mask: object) -> object:
+    """Return the mask of the layers that see everything, of a mapping by layer type."""
+    if not isinstance(mask, Mapping):
+        return mask
+    full = [of_type for name, of_type in mask.items() if "full" in str(name)]
+    return next((of_type for of_type in [*full, *mask.values()] if of_type is not None), None)
+
+
+def join_valid(
+    past: torch.Tensor | None, past_length: int, new: torch.Tensor | None, shape: tuple[int, int]
+) -> torch.Tensor | None:
+    """Return which keys of a layer are valid, (B, past_length + n); None where all are.
+
+    Args:
+        past: (B, m) of the first keys in the cache, None where all are valid; keys that came
+            after them, as in decoding, are valid.
+        new: (B, n) of this forward's tokens, None where all are valid.
+        shape: (B, n).
+    """
+    if past is None and new is None:
+        return None
+    if past is None:
+        past = torch.ones(shape[0], past_length, dtype=torch.bool)
+    if new is None:
+        new = torch.ones(shape, dtype=torch.bool)
+    past = past[:, :past_length]
+    since = torch.ones(shape[0], past_length - past.shape[1], dtype=torch.bool, device=past.device)
+    return torch.cat([past, since, new.to(past.device)], dim=1)

@@ -1,0 +1,314 @@
+"""The KV cache after a cut: what it holds, which of its keys are valid, and copies of it.
+
+A cut needs no hand on the cache: layers from it on are given fewer tokens, so transformers' caches
+(5.17 to 5.24), which have a length for each layer, hold fewer keys there. What is not in the cache,
+where it was cut and which keys are padding, is tied to it as a `PrunedCache`.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.engine.attention_mask import join_valid, valid_past_columns
+from vtprune.errors import ModelError
+from vtprune.models.seams import check_cache, unknown
+from vtprune.models.structure import Structure
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache, DynamicLayer
+
+NOTE = "_vtprune"
+"""The attribute of a cache that holds its PrunedCache."""
+
+
+@dataclass(eq=False)
+class PrunedCache:
+    """What has to be known of a cache whose layers hold fewer keys than its prompt had columns.
+
+    It refers to no cache, since caches are copied and it with them.
+
+    Args:
+        columns: of the original prompts that it stood for when this was noted.
+        lengths: keys that every layer held then; empty: none.
+        valid: for every layer the (B, n) bool validity of its first keys, None where all are valid;
+            empty: all are.
+        first_cut: the first layer that saw a shorter sequence than the decoder was given.
+        offset: columns that were dropped at the input.
+        shifts: for every layer the (B,) int64 by which its position ids are less than the original
+            ones, None where they are the original ones; empty: all are.
+        last_positions: (..., B or 1) int64 position ids of its prompts' last tokens, until a
+            forward went on from them.
+        inside_block: tells whether a forward of the running thread is in a block, which gives it
+            what fits the cache; None: nothing is needed.
+    """
+
+    columns: int = 0
+    lengths: tuple[int, ...] = ()
+    valid: Sequence[torch.Tensor | None] = ()
+    first_cut: int | None = None
+    offset: int = 0
+    shifts: Sequence[torch.Tensor | None] = ()
+    last_positions: torch.Tensor | None = None
+    inside_block: Callable[[], bool] | None = None
+
+    @property
+    def shortened(self) -> bool:
+        """Whether any layer holds fewer keys than there were columns."""
+        return bool(self.offset) or self.first_cut is not None
+
+    @property
+    def renumbered(self) -> bool:
+        """Whether any layer has other position ids than the original ones."""
+        return any(shift is not None for shift in self.shifts)
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether any layer holds keys of padding."""
+        return any(valid is not None for valid in self.valid)
+
+    def length(self, layer: int) -> int:
+        """Return how many keys a layer held."""
+        return self.lengths[layer] if self.lengths else 0
+
+    def valid_in(self, layer: int) -> torch.Tensor | None:
+        """Return which of the first keys of a layer are valid; None: all."""
+        return self.valid[layer] if self.valid else None
+
+    def shift(self, layer: int) -> torch.Tensor | None:
+        """Return by how much a layer's position ids are less than the original ones; None: 0."""
+        return self.shifts[layer] if self.shifts else None
+
+    def valid_after(
+        self,
+        layer: int,
+        new: torch.Tensor | None,
+        shape: tuple[int, int],
+        length: int | None = None,
+    ) -> torch.Tensor | None:
+        """Return which keys of a layer are valid after a forward, (B, past + n); None: all.
+
+        Args:
+            new: (B, n) of the forward's tokens, None where all are valid.
+            shape: (B, n).
+            length: keys that the layer holds before it; None: those that it held.
+        """
+        held = self.length(layer) if length is None else length
+        return join_valid(self.valid_in(layer), held, new, shape)
+
+    # -- the cache that it is tied to ------------------------------------------------------------
+
+    def tie(self, cache: Cache) -> None:
+        """Tie what was cut to its cache, for the forwards that go on with it.
+
+        Where the input was cut, the cache answers with the length of the original prompt when it is
+        asked for its length without a layer: transformers' generation (5.17 to 5.24) slices ids and
+        places new tokens by that answer. Emptying the cache ends both. A forward outside of blocks,
+        which would go wrong, is refused.
+        """
+        replaced: dict[str, Callable[..., object]] = {"reset": _reset}
+        if self.offset:
+            replaced["get_seq_length"] = _original_length
+        if self.inside_block is not None:
+            replaced["update"] = _update_inside_block
+        setattr(cache, NOTE, self)
+        for name, method in replaced.items():
+            setattr(cache, name, types.MethodType(method, cache))
+
+    def check_reached(self, given: Cache | None, returned: Cache | None, use_cache: bool) -> None:
+        """Refuse a forward whose cuts did not reach the cache that goes on from it.
+
+        Args:
+            given: the cache that the decoder was called with.
+            returned: the one in its output.
+            use_cache: whether the decoder was asked for one.
+
+        Raises:
+            ModelError: the cache is another one, or holds other numbers of keys than `lengths`.
+        """
+        if returned is None and (given is not None or use_cache):
+            raise unknown("the output of the decoder does not hold its cache")
+        if given is not None and returned is not given:
+            raise unknown("the cache in the output of the decoder is not the one that it was given")
+        if returned is None:
+            return
+        for layer, length in enumerate(self.lengths):
+            if (held := layer_length(returned, layer)) != length:
+                raise unknown(
+                    f"layer {layer} of the cache holds {held} keys after a cut that left {length}"
+                )
+
+    def needs_mask(self, structure: Structure, cache: object) -> bool:
+        """Return whether one more token needs a mask to see the right keys of a layer."""
+        unmasked = structure.attention == "sdpa" or "flash" in structure.attention
+        windows = structure.narrowest_window is not None
+        return not unmasked or windows or self.has_padding or not grows(cache)
+
+    def needs_block(self, structure: Structure, cache: object) -> bool:
+        """Return whether a token that goes on from its cache outside of blocks would go wrong."""
+        if self.renumbered or self.has_padding:
+            return True
+        return self.first_cut is not None and self.needs_mask(structure, cache)
+
+
+def pruned_cache(cache: object) -> PrunedCache | None:
+    """Return what was tied to a cache; None where it is an ordinary one."""
+    pruned = getattr(cache, NOTE, None)
+    if not isinstance(pruned, PrunedCache):
+        return None
+    if cache.reset.__self__ is not cache:  # type: ignore[attr-defined]
+        pruned.tie(cast("Cache", cache))  # it is a shallow copy of the one that was tied
+    return pruned
+
+
+def untie(cache: object) -> None:
+    """Make a cache an ordinary one again."""
+    for name in (NOTE, "reset", "get_seq_length", "update"):
+        getattr(cache, "__dict__", {}).pop(name, None)
+
+
+def cache_before(cache: Cache | None, mask: object, columns: int, num_layers: int) -> PrunedCache:
+    """Return what is known of a decoder's cache before anything of its forward is in it.
+
+    Args:
+        mask: that the decoder is given.
+        columns: of the original prompts that the cache stands for.
+    """
+    if not columns:
+        return PrunedCache()
+    pruned = pruned_cache(cache)
+    if pruned is None:
+        pruned = PrunedCache(valid=[valid_past_columns(mask, columns)] * num_layers)
+    lengths = tuple(layer_length(cache, layer) for layer in range(num_layers))
+    return replace(pruned, columns=columns, lengths=lengths)
+
+
+# -- methods that a cache is given in the place of its own --------------------------------------
+
+
+def _reset(cache: Cache) -> None:
+    untie(cache)
+    cache.reset()
+
+
+def _original_length(cache: Cache, layer_idx: int | None = None) -> int:
+    held = type(cache).get_seq_length(cache, layer_idx or 0)
+    if layer_idx is not None or not held:
+        return held
+    return held + cache._vtprune.offset  # type: ignore[attr-defined]
+
+
+def _update_inside_block(cache: Cache, *args: object, **kwargs: object) -> object:
+    """Add keys and values of a layer.
+
+    Raises:
+        ModelError: outside of a block.
+    """
+    if not cache._vtprune.inside_block():  # type: ignore[attr-defined]
+        raise ModelError(
+            "this cache was pruned in a block that has been left: without one, new tokens would "
+            "see the wrong keys",
+            "keep the block open until all threads have generated, or go on in a new one",
+        )
+    return type(cache).update(cache, *args, **kwargs)  # type: ignore[arg-type]
+
+
+# -- what caches hold ----------------------------------------------------------------------------
+
+
+def cache_length(cache: object) -> int:
+    """Return the columns of the original prompts that a cache stands for; 0 without one."""
+    check_cache(cache)
+    return 0 if cache is None else int(cast("Cache", cache).get_seq_length())
+
+
+def layer_length(cache: object, layer: int) -> int:
+    """Return how many keys one layer of a cache holds."""
+    layers = getattr(cache, "layers", ())
+    return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return the bytes of the keys and values that a cache holds."""
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(states.nbytes for states in held if isinstance(states, torch.Tensor))
+
+
+def grows(cache: object) -> bool:
+    """Return whether every layer of a cache holds its keys as plain growing tensors."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def refuse_uneven(cache: Cache) -> None:
+    """Refuse a cache that was cut between layers, but does not say where.
+
+    Raises:
+        ModelError: its layers hold different numbers of keys.
+    """
+    if grows(cache) and layer_length(cache, 0) != layer_length(cache, len(cache.layers) - 1):
+        raise unknown("a cache that was pruned, copied in a way that lost what was cut")
+
+
+# -- copies --------------------------------------------------------------------------------------
+
+
+def fork_cache(cache: Cache) -> Cache:
+    """Return a cache that goes on by itself from where another one is, which stays as it is.
+
+    Of growing caches: what they hold is shared until one of them grows, which makes new tensors.
+    """
+    fork, pruned = _copy_layers(cache), pruned_cache(cache)
+    if pruned is not None:
+        pruned.tie(fork)
+    return fork
+
+
+def can_branch(cache: object) -> bool:
+    """Return whether every layer of a cache holds all keys in order, in plain growing tensors."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def branch_cache(cache: Cache, layer: int, kept: torch.Tensor) -> Cache:
+    """Return a cache as it would be had a prefill been cut at `layer`; the given one stays as is.
+
+    What goes on with a branch leaves the others alone: growing makes new tensors.
+
+    Args:
+        cache: of a prompt without padding and without a cut; see `can_branch`.
+        layer: the first layer that holds the shorter sequence; past the last: nothing is cut.
+        kept: (B, n) int64 ascending columns that it and later layers hold. A cache of 1 row is
+            branched into B rows.
+    """
+    length, rows = cache_length(cache), len(kept)
+    branch = _copy_layers(cache)
+    for number, held in enumerate(cast("list[DynamicLayer]", branch.layers)):
+        for name in ("keys", "values"):
+            states: torch.Tensor = getattr(held, name)  # (1, H, S, D)
+            if number < layer:
+                states = states.expand(rows, *states.shape[1:])
+            else:  # (H, B, n, D) -> (B, H, n, D)
+                states = states[0][:, kept.to(states.device)].transpose(0, 1)
+            setattr(held, name, states)
+    if layer < len(branch.layers):
+        offset = 0 if layer else length - kept.shape[1]
+        PrunedCache(first_cut=layer or None, offset=offset).tie(branch)
+    return branch
+
+
+def _copy_layers(cache: Cache) -> Cache:
+    """Return an ordinary cache that holds the same tensors in layers of its own."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    untie(fork)
+    return fork

@@ -1,0 +1,348 @@
+"""What stages at `pixels` keep, and a vision tower that gets only those frames and tiles."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vtprune.engine.hooks import Hooks
+from vtprune.engine.plan import ResolvedPreset, StageGroup
+from vtprune.errors import ModelError, PresetError
+from vtprune.models.adapters import running_module
+from vtprune.models.seams import unknown
+from vtprune.tokens.layout import MODALITIES, Layout
+from vtprune.tokens.units import Units
+
+Kwargs = dict[str, object]
+TOWERS = ("vision_tower", "image_tower", "video_tower", "vision_model", "visual")
+PROJECTORS = ("multi_modal_projector", "connector")
+FULL = ("pooler_output", "deepstack_features")
+"""What is read of the output of a tower that takes grids: one row a token."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSelection:
+    """What stages at `pixels` keep of a batch of prompts.
+
+    Args:
+        layouts: of every sample, before anything was dropped.
+        rows: for every sample the modality of each media item, and which of its rows the tower
+            gets, (R,) bool.
+        dropped: for every sample the columns of the tokens that go with the other rows.
+    """
+
+    layouts: list[Layout]
+    rows: list[list[tuple[str, torch.Tensor]]]
+    dropped: list[torch.Tensor]
+
+    def rows_of(self, modality: str | None) -> torch.Tensor:
+        """Return which rows one call of an encoder gets, of those of the whole batch: (U,) bool.
+
+        Args:
+            modality: that the encoder takes; None for both.
+
+        Raises:
+            ModelError: there are none.
+        """
+        rows = [kept for items in self.rows for name, kept in items if modality in (None, name)]
+        if not rows:
+            raise other_media()
+        return torch.cat(rows)
+
+    def encoded(self) -> list[dict[str, list[int]]]:
+        """Return for every sample, by modality, how many rows of each item the tower gets."""
+        return [
+            {name: [int(kept.sum()) for of, kept in items if of == name] for name in MODALITIES}
+            for items in self.rows
+        ]
+
+    def dropped_from(self, layouts: list[Layout]) -> list[torch.Tensor]:
+        """Return `dropped`, of prompts that have to be those that it was worked out for.
+
+        Raises:
+            ModelError: they are others, or repeated as for beams.
+        """
+        pairs = zip(layouts, self.layouts, strict=False)
+        same = all(torch.equal(given.columns, known.columns) for given, known in pairs)
+        if len(layouts) != len(self.layouts) or not same:
+            raise other_media()
+        return self.dropped
+
+
+def select_pixels(
+    resolved: ResolvedPreset, layouts: list[Layout], media: Sequence[Sequence[Units]]
+) -> PixelSelection:
+    """Return what the preset's stages at `pixels` keep of a batch.
+
+    Args:
+        layouts: of every sample.
+        media: the items of every sample.
+
+    Raises:
+        ModelError: the media are not those of the prompts.
+        PresetError: a budget that dropping whole frames and tiles can't meet.
+    """
+    if len(layouts) != len(media):
+        raise other_media()
+    groups = [group for group in resolved.groups_for(layouts) if group.at_pixels is not None]
+    rows, dropped = [], []
+    for layout, items in zip(layouts, media, strict=True):
+        tokens = unit_tokens(layout, items)
+        kept = [list(range(len(item))) for item in items]
+        for group in groups:
+            among = [n for n, item in enumerate(items) if group.modality in ("all", item.modality)]
+            sizes = [[len(index) for index in tokens[n]] for n in among]
+            total = len(layout.of_modality(group.modality))
+            chosen = _choose_units(resolved, group, [items[n] for n in among], sizes, total)
+            for n, units in zip(among, chosen, strict=True):
+                kept[n] = units
+        pairs = zip(items, kept, strict=True)
+        rows.append([(item.modality, item.rows_kept(units)) for item, units in pairs])
+        left_out = [
+            index
+            for units, of_item in zip(kept, tokens, strict=True)
+            for unit, index in enumerate(of_item)
+            if unit not in units
+        ]
+        index = torch.cat([torch.zeros(0, dtype=torch.long), *left_out])
+        dropped.append(layout.columns[index.sort().values])
+    return PixelSelection(layouts, rows, dropped)
+
+
+def _choose_units(
+    resolved: ResolvedPreset,
+    group: StageGroup,
+    items: list[Units],
+    sizes: list[list[int]],
+    total: int,
+) -> list[list[int]]:
+    """Return the units that one stage keeps of each of one sample's items of its modality.
+
+    Args:
+        sizes: tokens of every unit of each.
+        total: tokens of all.
+    """
+    method, stage = group.at_pixels, group.stages[0]
+    assert method is not None
+    if any(item.in_one_piece for item in items):
+        resolved.trace.warn(
+            "a picture is in tiles that this model can't do without one by one (they overlap, or "
+            "their tokens are interpolated): all of them are encoded"
+        )
+    kept = [method.keep(item) for item in items]
+    most = group.most_at_pixels(total)
+    if most is None:
+        return kept
+    left = _count(kept, sizes)
+    if left < most and stage.keep is None:
+        resolved.trace.warn(
+            f"keep {group.keep:g} asks for more than the {left} of {total} tokens of the frames "
+            "and tiles that are not predictable within the tolerance"
+        )
+    if left > most:
+        kept = method.shrink(items, kept, sizes, most)
+        left = _count(kept, sizes)
+    if left > most:
+        keep = group.keep if stage.keep is None else stage.keep
+        message = (
+            f"keep {keep:g} can't be reached at pixels: the first frame of a video and the base "
+            f"picture always stay, {left} of {total} tokens"
+        )
+        if stage.keep is None:
+            raise PresetError(
+                message, "raise keep, or cut at the input: --method uniform --at input"
+            )
+        resolved.trace.warn(message)
+    return kept
+
+
+def _count(kept: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens the kept units of all items have."""
+    pairs = zip(kept, sizes, strict=True)
+    return sum(of_item[unit] for units, of_item in pairs for unit in units)
+
+
+def unit_tokens(layout: Layout, items: Sequence[Units]) -> list[list[torch.Tensor]]:
+    """Return for every item and unit of one sample the index of its tokens in the layout.
+
+    Raises:
+        ModelError: the items are not those of the layout.
+    """
+    numbers = {
+        name: layout.media[layout.of_modality(name)].unique().tolist() for name in MODALITIES
+    }
+    left = {name: sum(item.modality == name for item in items) for name in MODALITIES}
+    tokens = []
+    for item in items:
+        media, parts = numbers[item.modality], 1
+        if item.in_one_piece and len(media) > left[item.modality]:
+            parts = item.rows  # its crops are media of their own (Gemma 3)
+        of_item = torch.isin(layout.media, torch.tensor(media[:parts], dtype=torch.long))
+        numbers[item.modality] = media[parts:]
+        left[item.modality] -= 1
+        if len(item) == 1:
+            tokens.append([of_item.nonzero().squeeze(1)])
+            continue
+        of_units = []
+        for unit in range(len(item)):
+            frame, tile = item.place(unit)
+            of_unit = of_item & (layout.grid.frame == frame) & (layout.grid.tile == tile)
+            of_units.append(of_unit.nonzero().squeeze(1))
+        if item.modality == "video" and not all(map(len, of_units)):  # a tile may be all padding
+            raise other_media()
+        tokens.append(of_units)
+    if sum(len(index) for of_item in tokens for index in of_item) != len(layout):
+        raise other_media()
+    return tokens
+
+
+def other_media() -> ModelError:
+    """Return the error where prompts and media are not each other's."""
+    return ModelError(
+        "the visual tokens of this forward are not those of the media that it was to show",
+        "give the media of exactly these prompts, one batch in each block",
+    )
+
+
+# -- the vision tower ----------------------------------------------------------------------------
+
+
+@dataclass
+class ReducedTower:
+    """One call of an encoder whose tower and projector get fewer rows than it was called with.
+
+    The rest of the encoder and of the model sees outputs of full length, with zeros for the other
+    rows; the tokens made of those are dropped at the input.
+
+    Args:
+        rows: (U,) bool: those that the tower gets.
+        tokens: (N,) bool: those of their tokens; set by a tower that takes grids.
+        ran: whether a tower was called.
+    """
+
+    rows: torch.Tensor
+    tokens: torch.Tensor | None = None
+    ran: bool = False
+
+    def attach(self, inner: nn.Module, hooks: Hooks) -> None:
+        """Put hooks around the towers and projectors of a multimodal model."""
+        for name in (*TOWERS, *PROJECTORS):
+            module = getattr(inner, name, None)
+            if not isinstance(module, nn.Module):
+                continue
+            module = running_module(module)
+            if name in TOWERS:
+                hooks.before(module, self.before_tower)
+                hooks.after(module, self.after_tower)
+            elif len(inspect.signature(module.forward).parameters) == 1:
+                # Molmo2's takes numbers of patches too, which count all of them.
+                hooks.before(module, self.before_projector)
+                hooks.after(module, self.after_projector)
+
+    def check_ran(self) -> None:
+        """Refuse a model whose tower the hooks did not reach."""
+        if not self.ran:
+            raise ModelError(
+                "the vision tower is not called as a module, so nothing goes before it (compiled?)",
+                "load the model uncompiled, or cut at the input",
+            )
+
+    def before_tower(
+        self, tower: nn.Module, args: tuple[object, ...], kwargs: Kwargs
+    ) -> tuple[tuple[object, ...], Kwargs]:
+        """Return a tower's arguments by name, with the rows that it gets.
+
+        Raises:
+            ModelError: they are not those of the media.
+        """
+        self.ran = True
+        given = {**inspect.signature(tower.forward).bind_partial(*args).arguments, **kwargs}
+        if "grid_thw" in given:
+            return (), self.take_steps(tower, given)
+        first = next((value for value in given.values() if isinstance(value, torch.Tensor)), None)
+        if first is None or len(first) != len(self.rows):
+            raise other_media()
+        return (), {name: self.take(value) for name, value in given.items()}
+
+    def take_steps(self, tower: nn.Module, given: Kwargs) -> Kwargs:
+        """Return the arguments of a tower whose patches follow one another, of all items.
+
+        With them comes a grid (steps, rows, columns) an item. In transformers' Qwen and GLM towers
+        (5.17 to 5.24) every step attends to itself alone, so a step is a row here.
+        """
+        grid = given["grid_thw"]
+        assert isinstance(grid, torch.Tensor)
+        shapes, rows = grid.cpu(), self.rows
+        steps = shapes[:, 0]
+        sizes = (shapes[:, 1] * shapes[:, 2]).repeat_interleave(steps)  # patches of each row
+        if len(sizes) != len(rows):
+            raise other_media()
+        self.tokens = rows.repeat_interleave(sizes // int(tower.spatial_merge_size) ** 2)  # type: ignore[arg-type]
+        patches = rows.repeat_interleave(sizes)
+        changed: Kwargs = {}
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor) and name != "grid_thw":
+                if len(value) != len(patches):
+                    raise ModelError(
+                        f"the vision tower is given {name}, which counts all frames",
+                        "leave it to the model, or cut at the input",
+                    )
+                value = take_rows(value, patches)
+            changed[name] = value
+        left = torch.stack([of_item.sum() for of_item in rows.split(steps.tolist())])
+        short = torch.cat([left[:, None], shapes[:, 1:]], dim=1)[left > 0]
+        return {**changed, "grid_thw": short.to(grid)}
+
+    def after_tower(self, tower: nn.Module, args: object, output: object) -> object:
+        """Return a tower's output at its full length.
+
+        Of a tower that takes grids only what is read of it: the rest may be in another order.
+        """
+        if self.tokens is None:
+            return restore_rows(output, self.rows)
+        given = [name for name in FULL if getattr(output, name, None) is not None]
+        if not given:
+            raise unknown(f"the output of the vision tower has no {' or '.join(FULL)}")
+        for name in given:
+            setattr(output, name, restore_rows(getattr(output, name), self.tokens))
+        return output
+
+    def before_projector(
+        self, projector: nn.Module, args: tuple[object, ...], kwargs: Kwargs
+    ) -> tuple[tuple[object, ...], Kwargs]:
+        """Return a projector's argument, with the rows that the tower gets."""
+        changed = {name: self.take(value) for name, value in kwargs.items()}
+        return tuple(self.take(value) for value in args), changed
+
+    def after_projector(self, projector: nn.Module, args: object, output: object) -> object:
+        """Return a projector's output at its full length."""
+        return restore_rows(output, self.rows)
+
+    def take(self, value: object) -> object:
+        """Return the rows that the tower gets, of a tensor that has them all."""
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == len(self.rows):
+            return take_rows(value, self.rows)
+        return value
+
+
+def take_rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `value` that are True in `rows`."""
+    return value.index_select(0, rows.nonzero().squeeze(1).to(value.device))
+
+
+def restore_rows(value: object, rows: torch.Tensor) -> object:
+    """Return tensors that have the rows that are True with all of them: zeros for the others."""
+    if isinstance(value, MutableMapping):
+        for name in list(value):
+            value[name] = restore_rows(value[name], rows)
+        return value
+    if isinstance(value, (tuple, list)):
+        return type(value)(restore_rows(part, rows) for part in value)
+    if not isinstance(value, torch.Tensor) or not value.dim() or len(value) != int(rows.sum()):
+        return value
+    full = value.new_zeros(len(rows), *value.shape[1:])
+    return full.index_copy(0, rows.nonzero().squeeze(1).to(value.device), value)

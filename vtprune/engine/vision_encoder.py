@@ -1,0 +1,180 @@
+"""The calls of the vision encoders: noted, made with fewer pixels, and once for the same pixels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from vtprune.device import now
+from vtprune.engine.attention_mask import valid_columns
+from vtprune.engine.hooks import Hooks, ThreadState, this_thread
+from vtprune.engine.inputs import PreparedInputs
+from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_pixels
+from vtprune.engine.plan import ResolvedPreset
+from vtprune.engine.readings import KernelCall, KernelTap, received
+from vtprune.engine.tower_attention import TowerReading, find_tower
+from vtprune.models.base import PIXELS
+from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.seams import ENCODERS, Arguments
+from vtprune.pruners.base import TOWER
+
+SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
+NOT_COMPARED = ("return_dict", "use_cache")  # of an encoder call: its features are the same
+Kwargs = dict[str, object]
+
+
+class EncoderHooks:
+    """What the encoders of one block are called with, and what of it their towers get.
+
+    Args:
+        resolved: the preset for this model.
+        state: of the thread that calls an encoder.
+        modality: what placeholders hold that images and videos share.
+        inputs: what is known of the prompts.
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedPreset,
+        state: ThreadState,
+        modality: str | None,
+        inputs: PreparedInputs,
+    ) -> None:
+        self.resolved, self.structure, self.state = resolved, resolved.structure, state
+        self.modality, self.inputs = modality, inputs
+        self.selection: PixelSelection | None = None
+
+    def attach(self, hooks: Hooks) -> None:
+        """Put `call_encoder` in the place of the model's encoders."""
+        inner = self.structure.inner
+        for modality, name in ENCODERS.items():
+            if hasattr(inner, name):
+                arguments = Arguments(getattr(inner, name))
+                hooks.replace(
+                    inner, name, functools.partial(self.call_encoder, modality, arguments)
+                )
+
+    def call_encoder(
+        self,
+        modality: str,
+        arguments: Arguments,
+        encode: Callable[..., object],
+        *args: object,
+        **kwargs: object,
+    ) -> object:
+        """Return an encoder's features, new or known, and note its arguments and time."""
+        state, features = self.state, self.inputs.features
+        if state.encoding:  # called by the other: some models encode videos as pictures
+            return encode(*args, **kwargs)
+        given = arguments.bind(args, kwargs)
+        state.calls[modality] = given
+        rows = self.rows_for(modality)
+        key = (
+            ENCODERS[modality],
+            None if rows is None else tuple(rows.tolist()),
+            *_identities(given, self.structure.inner.config),
+        )
+        known = features.get(key) if features is not None else None
+        if known and (not self.resolved.reads_tower or TOWER[0] in known[0]):
+            state.calls[modality] = known[0]
+            return known[1]
+        started, state.encoding = now(self.structure.device), True
+        try:
+            with self.tapped_tower(modality, given, rows):
+                encoded = self.encode(functools.partial(encode, *args, **kwargs), rows)
+        finally:
+            state.encoding = False
+        state.seconds += now(self.structure.device) - started
+        if features is not None:
+            features[key] = (given, encoded)  # the pixels stay, and so their address
+        return encoded
+
+    def encode(self, encode: Callable[[], object], rows: torch.Tensor | None) -> object:
+        """Return what an encoder makes of the frames and tiles that stay; zeros for the others.
+
+        Args:
+            rows: (U,) bool: those that stay, of all that its vision tower would get; None: all.
+        """
+        if rows is None or bool(rows.all()):
+            return encode()
+        reduced = ReducedTower(rows)
+        with Hooks(this_thread()) as hooks:
+            reduced.attach(self.structure.inner, hooks)
+            features = encode()
+        reduced.check_ran()
+        return features
+
+    def select_pixels(self) -> PixelSelection | None:
+        """Return what stays at `pixels` of the one batch to be prefilled; None: no such stage."""
+        pixels = self.inputs.pixels if self.resolved.preset.frame_and_tile_stage() else None
+        if pixels is None or self.selection is not None:
+            return self.selection
+        started = now(self.structure.device)
+        tensors = pixels.tensors
+        ids = tensors["input_ids"]
+        valid = valid_columns(tensors.get("attention_mask"), *ids.shape)
+        vision = {modality: tensors for name, modality in PIXELS.items() if name in tensors}
+        layouts, _ = lay_out_batch(
+            self.structure, ids.cpu(), valid, vision, self.modality, self.inputs.media
+        )
+        self.selection = select_pixels(self.resolved, layouts, pixels.units)
+        self.state.seconds += now(self.structure.device) - started
+        return self.selection
+
+    def rows_for(self, modality: str) -> torch.Tensor | None:
+        """Return which rows an encoder's vision tower is to get; None: all."""
+        selection = self.select_pixels()
+        if selection is None:
+            return None
+        encodes_videos = hasattr(self.structure.inner, ENCODERS["video"])
+        return selection.rows_of(modality if encodes_videos else None)
+
+    @contextmanager
+    def tapped_tower(
+        self, modality: str, given: Kwargs, rows: torch.Tensor | None
+    ) -> Iterator[None]:
+        """Note beside an encoder call's arguments what its tower attends to, if a method asks.
+
+        Args:
+            rows: (U,) bool: those that the tower gets; None: all.
+        """
+        if not self.resolved.reads_tower:
+            yield
+            return
+        tower = find_tower(self.structure, modality, given)
+        reading = TowerReading(tower.has_cls, [])
+
+        def take(call: KernelCall) -> None:
+            with torch.no_grad():
+                reading.rows.extend(received(call, tower.has_cls))
+
+        with Hooks(this_thread()) as hooks:
+            tap = KernelTap(tower.attention, take)
+            hooks.replace(tap.registry, "get_interface", tap.get_interface)
+            yield
+        given[TOWER[0]] = reading.among(rows)
+
+
+def _identities(given: Kwargs, config: object) -> list[object]:
+    """Return what tells one encoder call from another, by what its features depend on.
+
+    The same pixels come in more than one way: where transformers' generation (5.20 to 5.24) leaves
+    an argument out, a forward gives what the config says, and the pixels may be named otherwise.
+    """
+    return [
+        _identity(value) if isinstance(value, torch.Tensor) else (name, repr(value))
+        for name, value in given.items()
+        if name not in NOT_COMPARED
+        and value is not None
+        and (isinstance(value, torch.Tensor) or value != getattr(config, name, None))
+    ]
+
+
+def _identity(value: torch.Tensor) -> object:
+    """Return what tells one tensor from another: sizes by their values, pixels by their memory."""
+    if value.numel() <= SMALL:
+        return (tuple(value.shape), tuple(value.flatten().tolist()))
+    return (tuple(value.shape), value.data_ptr(), value._version)
