@@ -18,8 +18,7 @@ from vtprune.evaluation.profiling.build import (
     shallow_config,
     tower_kinds,
 )
-from vtprune.evaluation.profiling.shapes import find_shape, has_config
-from vtprune.evaluation.profiling.stand_in import WORD, stand_in_tokenizer
+from vtprune.evaluation.profiling.shapes import WORD, find_shape, has_config, stand_in_tokenizer
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 

@@ -30,7 +30,7 @@ FAMILIES: dict[str, str] = {
 
 
 def find_family(model_type: str) -> Family | None:
-    """The family for a `config.model_type`; None where there is none."""
+    """Return the family for a `config.model_type`; None where there is none."""
     path = FAMILIES.get(model_type)
     if path is None:
         return None

@@ -46,7 +46,7 @@ class Adapter:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a directory or hub id holds an adapter, and not a model."""
+    """Return whether a directory or hub id holds an adapter, and not a model."""
     return find_file(name, CONFIG) is not None
 
 
@@ -152,7 +152,7 @@ def merge(model: PreTrainedModel) -> bool:
 
 
 def shares_weights(model: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether another module uses a weight of one of these layers."""
+    """Return whether another module uses a weight of one of these layers."""
     uses: dict[int, int] = {}
     for _, weight in model.named_parameters(remove_duplicate=False):
         uses[id(weight)] = uses.get(id(weight), 0) + 1

@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plane:
-    """How the tiles of a picture lie, and what its padding takes of them.
+    """The tiles of a picture, laid together, and the padding around the picture in them.
 
     Args:
         rows, cols: of tiles.
@@ -34,7 +34,7 @@ class Plane:
 
 
 def best_resolution(size: Size, resolutions: Sequence[Sequence[int]]) -> Size:
-    """The resolution that keeps most of a picture's pixels; of equals, that which wastes least."""
+    """Return the resolution that keeps most of a picture's pixels, and of equals wastes least."""
     height, width = size
     best: Size | None = None
     most, least = 0, math.inf
@@ -49,7 +49,7 @@ def best_resolution(size: Size, resolutions: Sequence[Sequence[int]]) -> Size:
 
 
 def fit_inside(size: Size, resolution: Size) -> Size:
-    """The largest size of a picture's aspect inside `resolution`."""
+    """Return the largest size of a picture's aspect inside `resolution`."""
     across, down = resolution[1] / size[1], resolution[0] / size[0]
     if across < down:
         return min(math.ceil(size[0] * across), resolution[0]), resolution[1]
@@ -62,15 +62,15 @@ def count_tiles(resolution: Size, tile: int) -> int:
 
 
 def largest(resolutions: Sequence[Sequence[int]], tile: int) -> Size:
-    """The resolution with the most tiles; of equals, the one nearest to a square."""
-    found = max(resolutions, key=lambda one: (count_tiles((one[0], one[1]), tile), min(one)))
-    return found[0], found[1]
+    """Return the resolution with the most tiles; of equals, the one nearest to a square."""
+    sizes = [(rows, cols) for rows, cols in resolutions]
+    return max(sizes, key=lambda size: (count_tiles(size, tile), min(size)))
 
 
 def limited_size(
     size: Size, resolutions: Sequence[Sequence[int]], tile: int, max_tiles: int | None
 ) -> Size:
-    """The size to give the model so that it cuts a picture into at most `max_tiles` tiles.
+    """Return the size to give the model so that it cuts a picture into at most `max_tiles` tiles.
 
     The model chooses the resolution from the size alone, so a limit has to be a smaller size: the
     picture shrunk to fit the best of the allowed resolutions. All others waste more on it, so the
@@ -122,7 +122,7 @@ def cut(
 
 
 def regions(given: Size, resolutions: Sequence[Sequence[int]], tile: int) -> tuple[Region, ...]:
-    """The part of a picture that the base picture and each tile show, in the order of `cut`."""
+    """Return the part of a picture that each of `cut`'s rows shows: the whole, then each tile."""
     resolution = best_resolution(given, resolutions)
     height, width = fit_inside(given, resolution)
     above, before = (resolution[0] - height) // 2, (resolution[1] - width) // 2
@@ -146,7 +146,7 @@ def tiled_grid(
     side: int,
     max_tiles: int | None = None,
 ) -> Grid:
-    """Coordinates of a tiled picture's tokens: the base picture, then rows that end in a newline.
+    """Return the grid of a tiled picture: the base picture, then rows that end in a newline.
 
     Padding is cut off, so the first row may lie inside its tile; above `max_tiles` tiles' worth of
     tokens the rest is interpolated to fewer, and a token belongs to the tile its centre lies in.
@@ -175,7 +175,7 @@ def tiled_grid(
 
 
 def plane_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Plane:
-    """Where a tiled picture's tiles lie; arguments as for `tiled_grid`."""
+    """Return how a picture's tiles are laid together; arguments as for `tiled_grid`."""
     resolution = best_resolution(size, resolutions)
     rows, cols = resolution[0] // tile, resolution[1] // tile
     return Plane(rows, cols, *_padding(size, rows * side, cols * side))
@@ -184,7 +184,7 @@ def plane_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: 
 def is_shrunk(
     size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int, max_tiles: int
 ) -> bool:
-    """Whether a picture's tokens are interpolated to fewer, across the borders of its tiles."""
+    """Return whether a picture's tokens are interpolated to fewer, across its tiles' borders."""
     plane = plane_of(size, resolutions, tile, side)
     rows = plane.rows * side - 2 * plane.above
     cols = plane.cols * side - 2 * plane.before
@@ -192,7 +192,7 @@ def is_shrunk(
 
 
 def _shrunk(rows: int, cols: int, side: int, max_tiles: int | None) -> tuple[int, int]:
-    """Rows and columns of tokens that are left of a picture's own."""
+    """Return the rows and columns of tokens that are left of a picture's own."""
     if max_tiles is None:
         return rows, cols
     ratio = math.sqrt(rows * cols / (max_tiles * side**2))
@@ -200,12 +200,12 @@ def _shrunk(rows: int, cols: int, side: int, max_tiles: int | None) -> tuple[int
 
 
 def plain_grid(side: int) -> Grid:
-    """Coordinates of an untiled picture's tokens: side x side and one newline."""
+    """Return the coordinates of an untiled picture's tokens: side x side and one newline."""
     return join([box(1, side, side), single(NEWLINE, row=side - 1, col=side)])
 
 
 def _padding(size: Size, rows: int, cols: int) -> tuple[int, int]:
-    """Rows of tokens above (and below), columns before (and after) the picture itself."""
+    """Return the rows of padding above (and below), and the columns before (and after)."""
     height, width = size
     if width / height > cols / rows:
         return (rows - int(round(height * (cols / width), 7))) // 2, 0

@@ -26,14 +26,14 @@ PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values
 
 @dataclass(frozen=True)
 class Sampling:
-    """How much of the media the user wants to be looked at; None leaves it to the family.
+    """How many frames and tiles of the media to take; None leaves it to the family.
 
     Args:
         frames: number of frames of a video, evenly from the first to the last.
         fps: frames a second instead.
         max_frames: the most frames, for `fps` and for the family's own sampling.
-        start: seconds from which on a video is looked at.
-        end: seconds up to which it is.
+        start: seconds at which the part of a video begins that is sampled.
+        end: seconds at which it ends.
         max_tiles: the most tiles of a picture, the base picture not counted.
     """
 
@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Files:
-    """What a checkpoint's own files say about preparing inputs.
+    """The config, tokenizer and preparation files of a checkpoint.
 
     Args:
         config: the model's config.
@@ -67,7 +67,7 @@ class Files:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What to read of one source, and what to do with each chunk of frames after decoding.
+    """Which frames of a source to read, and how to resize them.
 
     Args:
         index: the frame numbers to read, ascending; (0,) for a picture.
@@ -88,8 +88,8 @@ class PreparedMedia:
 
     Args:
         source: the file it came from.
-        pixels: what the plan's transform made of it.
-        index: the frame numbers really read.
+        pixels: the output of the plan's transform.
+        index: the frame numbers that were read.
         timestamps: their times in seconds; () for a picture.
         regions: the plan's.
     """
@@ -108,9 +108,9 @@ class Turn:
     Args:
         role: "system", "user" or "assistant".
         text: what it says.
-        media: how many of the prompt's media items, in order, it shows.
-        places: how many characters of the text stand before each of them, ascending; () where it
-            begins with them.
+        media: how many of the prompt's media items it has; turns take them in order.
+        places: for each of them, the number of characters of the text before it, ascending; ()
+            where the turn begins with them.
     """
 
     role: str
@@ -129,9 +129,8 @@ class Inputs:
         tiles: tiles of each picture, the base picture included; 1 for an untiled one.
         media: modality and grid of each media item in the order of the prompt, where the tensors
             don't say it, such as when pictures and videos share their placeholders.
-        units: what the vision tower encodes on its own, of each media item; set by `run`.
-        whole: what the prompt would hold if its media had not been made smaller; None where they
-            were not; set by `run`.
+        units: the frames or tiles of each media item that the vision tower encodes one by one.
+        whole: token counts had the media not been made smaller; None where they were not.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -365,7 +364,7 @@ class Family:
 
 
 class Preparable(Protocol):
-    """A model as far as preparing its inputs needs it: its weights may still be missing."""
+    """What can prepare inputs: a model, with its weights or before they are read."""
 
     @property
     def family(self) -> Family: ...

@@ -1,4 +1,4 @@
-"""Where the visual tokens of every row of a batch sit."""
+"""The layout of the visual tokens of every row of a batch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def lay_out_batch(
     modality: str | None,
     media: Sequence[tuple[str, Grid]] = (),
 ) -> tuple[list[Layout], list[str]]:
-    """The layout of every row's visual tokens, and what had to be said about it.
+    """Return the layout of every row's visual tokens, and warnings.
 
     Args:
         ids: (B, S) on the CPU.
         valid: (B, S) bool, False on padding.
         vision: what the vision encoder was given.
-        modality: what placeholders hold that images and videos share.
-        media: what they hold one after the other, where that is known.
+        modality: "image" or "video", where both have the same placeholder.
+        media: modality and grid of each media item in order, where that is known.
 
     Raises:
         ModelError: fewer placeholders than features, as in a chunked prefill.
     """
     family, tokens = structure.family, structure.placeholders()
     if len(set(tokens.values())) < len(tokens):  # both modalities use the same token
-        shown = modality or ("video" if "video" in vision and "image" not in vision else "image")
-        tokens = {shown: tokens[shown]}
+        kind = modality or ("video" if "video" in vision and "image" not in vision else "image")
+        tokens = {kind: tokens[kind]}
         if vision:
-            vision = {shown: next(iter(vision.values()))}
+            vision = {kind: next(iter(vision.values()))}
     elif modality and len(tokens) == 1:
         tokens = {modality: next(iter(tokens.values()))}
     if media:
@@ -74,7 +74,7 @@ def lay_out_batch(
 def _lay_out_media(
     ids: torch.Tensor, valid: torch.Tensor, tokens: set[int], media: Sequence[tuple[str, Grid]]
 ) -> tuple[list[Layout], list[str]]:
-    """The layout of every row, whose placeholders hold `media` one after the other."""
+    """Return the layout of every row, whose placeholders belong to `media` in order."""
     visual = torch.isin(ids, torch.tensor(sorted(tokens))) & valid
     columns = [row.nonzero().squeeze(1) for row in visual]
     shares = share_grids([grid for _, grid in media], [len(row) for row in columns])
@@ -99,7 +99,7 @@ def _lay_out_media(
 
 
 def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None:
-    """Gives every row the grids of its media; None where they do not fit.
+    """Share the grids of a batch's media over its rows; None where they do not fit.
 
     Rows may be repeated, each as often (beams, several return sequences).
 
@@ -120,17 +120,17 @@ def share_grids(grids: list[Grid], counts: list[int]) -> list[list[Grid]] | None
     shared: list[list[Grid]] = []
     left = list(grids)
     for count in counts[::repeat]:
-        mine: list[Grid] = []
-        while left and sum(len(grid) for grid in mine) < count:
-            mine.append(left.pop(0))
-        if sum(len(grid) for grid in mine) != count:
+        row: list[Grid] = []
+        while left and sum(len(grid) for grid in row) < count:
+            row.append(left.pop(0))
+        if sum(len(grid) for grid in row) != count:
             return None
-        shared += [mine] * repeat
+        shared += [row] * repeat
     return shared if [sum(len(g) for g in row) for row in shared] == counts else None
 
 
 def _runs(columns: torch.Tensor) -> list[Grid]:
-    """One flat grid for every unbroken run of placeholders."""
+    """Return one flat grid for every unbroken run of placeholders."""
     if not len(columns):
         return []
     breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1

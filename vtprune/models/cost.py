@@ -37,12 +37,12 @@ def uncounted(config: object, what: str) -> CostError:
 
 
 def kind_of(config: object) -> str:
-    """A config's model type; "" where it has none."""
+    """Return a config's model type; "" where it has none."""
     return str(getattr(config, "model_type", ""))
 
 
 def size_of(config: object, name: str, default: int | None = None) -> int:
-    """A size of a config; one side of it where it is given as a pair of equal sides.
+    """Return a size of a config; one side of it where it is given as a pair of equal sides.
 
     Raises:
         CostError: it has no such size, and there is no default.
@@ -52,7 +52,7 @@ def size_of(config: object, name: str, default: int | None = None) -> int:
 
 
 def list_of(config: object, name: str) -> Sequence[int]:
-    """What a config lists, such as layers.
+    """Return what a config lists, such as layers.
 
     Raises:
         CostError: it has no such list.
@@ -158,7 +158,7 @@ class DecoderShape:
 
 
 def decoder_shape(text_config: object) -> DecoderShape:
-    """The shape of a language model, from its transformers config (`config.get_text_config()`).
+    """Return the shape of a language model, from its config (`config.get_text_config()`).
 
     Raises:
         CostError: a size is missing, or this kind of layer is not counted.
@@ -202,7 +202,7 @@ def _experts(config: object) -> Experts | None:
 
 
 def _sparse_layers(config: object) -> tuple[bool, ...]:
-    """For every layer, whether it has experts: each model type's own rule."""
+    """Return for every layer whether it has experts, by the rule of its model type."""
     layers = range(size_of(config, "num_hidden_layers"))
     if getattr(config, "mlp_layer_types", None):
         kinds = cast("Sequence[str]", list_of(config, "mlp_layer_types"))
@@ -220,7 +220,9 @@ def _sparse_layers(config: object) -> tuple[bool, ...]:
 
 
 def layer_flops(shape: DecoderShape, queries: int, keys: int, layer: int = -1) -> float:
-    """FLOPs of a decoder layer for `queries` tokens that see `keys` keys, their own included.
+    """Return the FLOPs of a decoder layer for `queries` tokens that see `keys` keys.
+
+    Keys include those of the tokens themselves.
 
     Args:
         layer: its number; it matters where some layers have experts and some an MLP.
@@ -235,7 +237,7 @@ def layer_flops(shape: DecoderShape, queries: int, keys: int, layer: int = -1) -
 
 
 def mlp_width(shape: DecoderShape, layer: int = -1) -> int:
-    """Width of what a token goes through in a layer's MLP, or in its active and shared experts."""
+    """Return the width of a layer's MLP, or of its active and shared experts together."""
     experts = shape.experts
     if experts is None or not experts.sparse[layer]:
         return shape.intermediate
@@ -243,12 +245,12 @@ def mlp_width(shape: DecoderShape, layer: int = -1) -> int:
 
 
 def head_flops(shape: DecoderShape) -> float:
-    """FLOPs of the output head at one position."""
+    """Return the FLOPs of the output head at one position."""
     return 2.0 * shape.hidden * shape.vocab
 
 
 def layers_flops(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> float:
-    """FLOPs of the decoder layers over a prompt, without the output head.
+    """Return the FLOPs of the decoder layers over a prompt, without the output head.
 
     Args:
         shape: the language model's shape.
@@ -264,12 +266,12 @@ def layers_flops(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> float:
 
 
 def prefill_flops(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> float:
-    """`layers_flops`, and the output head at the prompt's last position."""
+    """Return `layers_flops` with the output head at the prompt's last position."""
     return layers_flops(shape, tokens_by_layer) + head_flops(shape)
 
 
 def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tokens: int) -> float:
-    """FLOPs of the steps that follow the prefill, output head included.
+    """Return the FLOPs of the steps that follow the prefill, output head included.
 
     The first answer token comes from the prefill, so there are `answer_tokens` - 1 steps; step s
     (from 1) has one query and tokens + s keys in a layer that saw `tokens` of the prompt.
@@ -291,7 +293,7 @@ def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tok
 
 
 def kv_bytes(shape: DecoderShape, tokens_by_layer: Sequence[int], bytes_per_value: int) -> int:
-    """Bytes of the keys and values of the tokens in each layer's cache.
+    """Return the bytes of the keys and values of the tokens in each layer's cache.
 
     Raises:
         ValueError: not one number a layer.
@@ -405,7 +407,7 @@ def text_width(config: object) -> int:
 def tile_units(
     shape: VisionShape, pixels: Sequence[int], num_units: int | None = None
 ) -> list[tuple[int, int, int]]:
-    """The units of `vision_flops` for tiles or frames of one size, each encoded on its own.
+    """Return the units of `vision_flops` for tiles or frames of one size, each encoded on its own.
 
     Args:
         shape: the tower's shape.
@@ -421,7 +423,7 @@ def tile_units(
 def vision_flops(
     shape: VisionShape, units: Sequence[Sequence[int]], tokens: int | None = None
 ) -> float:
-    """FLOPs of vision tower and projector.
+    """Return the FLOPs of vision tower and projector.
 
     Args:
         shape: their shape.
@@ -437,14 +439,14 @@ def vision_flops(
 
 
 def tower_flops(shape: VisionShape, units: Sequence[Sequence[int]]) -> float:
-    """`vision_flops` of the tower alone."""
+    """Return `vision_flops` of the tower alone."""
     return sum(frames * _frame_flops(shape, rows, cols) for frames, rows, cols in units)
 
 
 def projector_flops(
     shape: VisionShape, units: Sequence[Sequence[int]], tokens: int | None = None
 ) -> float:
-    """`vision_flops` of the projector alone."""
+    """Return `vision_flops` of the projector alone."""
     if tokens is None:
         if shape.overlapping:
             raise ValueError("tiles overlap; give the number of projected tokens")
@@ -457,7 +459,7 @@ def projector_flops(
 
 
 def _frame_flops(shape: VisionShape, rows: int, cols: int) -> float:
-    """FLOPs of the tower for one frame or tile of rows x cols patches."""
+    """Return the FLOPs of the tower for one frame or tile of rows x cols patches."""
     patches = rows * cols
     tokens = patches + shape.extra
     hidden, mlp = shape.hidden, (3 if shape.gated else 2) * shape.hidden * shape.intermediate
@@ -474,6 +476,6 @@ def _frame_flops(shape: VisionShape, rows: int, cols: int) -> float:
 
 
 def _squares(length: int, window: int) -> int:
-    """Sum of the squared lengths of the windows along a side; the last one may be shorter."""
+    """Return the sum of the squared lengths of windows along a side, the last perhaps shorter."""
     whole, rest = divmod(length, window)
     return whole * window**2 + rest**2

@@ -1,4 +1,4 @@
-"""Which frames of a video a family looks at."""
+"""Frame sampling: which frames of a video a family takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vtprune.models.base import PreparedMedia, ReadPlan, Sampling
 def choose_frames(
     source: Source, sampling: Sampling, official: Callable[[list[int]], list[int]]
 ) -> tuple[int, ...]:
-    """The frame numbers to read: those asked for, else the family's own choice.
+    """Return the frame numbers to read: the user's sampling, else the family's.
 
     Args:
         official: the frames between start and end -> those the family takes, `max_frames` obeyed.
@@ -46,7 +46,7 @@ def choose_frames(
 
 
 def first_to_last(frames: list[int], count: int) -> list[int]:
-    """`count` of the frames, evenly, the first and the last included, rounded down."""
+    """Return `count` of the frames, evenly, the first and the last included, rounded down."""
     if count >= len(frames):
         return frames
     if count == 1:
@@ -55,16 +55,17 @@ def first_to_last(frames: list[int], count: int) -> list[int]:
 
 
 def starts_of_parts(frames: list[int], count: int) -> list[int]:
-    """The first frame of each of `count` equal parts."""
+    """Return the first frame of each of `count` equal parts."""
     if count >= len(frames):
         return frames
     return [frames[i * len(frames) // count] for i in range(count)]
 
 
 def seconds(video: PreparedMedia) -> list[float]:
-    """The times of a video's frames for its prompt: number / fps, as the official processors count.
+    """Return the times of a video's frames for its prompt, in seconds.
 
-    Of a clip whose frames do not come at even times, or not from 0 on, the real ones.
+    They are number / fps, as official processors count; the real ones where frames do not come at
+    even times from 0 on.
     """
     rate = video.source.fps
     official = [number / rate for number in video.index]
@@ -81,7 +82,7 @@ def plan_parts(
     recipe: preprocess.Recipe,
     spread: Callable[[list[int], int], list[int]] = starts_of_parts,
 ) -> ReadPlan:
-    """What to read of a video: without frames or fps, a fixed number of frames.
+    """Plan the frames of a video: a fixed number where the user gives neither frames nor fps.
 
     Args:
         values: the video preprocessor's; its `num_frames` goes before `count`.

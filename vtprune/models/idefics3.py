@@ -146,7 +146,7 @@ class Idefics3(Family):
 
 
 def token_side(config: PreTrainedConfig, edge: int) -> int:
-    """Tokens along a side of a tile of `edge` pixels."""
+    """Return the tokens along a side of a tile of `edge` pixels."""
     return int(edge // config.vision_config.patch_size // config.scale_factor)
 
 
@@ -158,7 +158,7 @@ def pixel_inputs(parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def recipe_of(values: Mapping[str, object]) -> preprocess.Recipe:
-    """The recipe, Lanczos included."""
+    """Return the recipe, Lanczos included."""
     recipe = preprocess.read_recipe({**values, "resample": 3})
     if values["resample"] == LANCZOS:
         return replace(recipe, resample=LANCZOS)
@@ -182,7 +182,7 @@ def edge_of(values: Mapping[str, object], key: str) -> int:
 def _resized(
     source: Source, values: Mapping[str, object], limit: int | None
 ) -> tuple[int, tuple[int, int]]:
-    """Longest edge that a picture is resized to, and the rows and columns of its tiles.
+    """Return the longest edge that a picture is resized to, and the rows and columns of its tiles.
 
     (0, 0) where it is not split. The number of tiles chosen, as a limit, gives the same again.
     """
@@ -200,13 +200,13 @@ def _resized(
 
 
 def _tiling(files: Files, picture: PreparedMedia) -> tuple[int, int]:
-    """Rows and columns of the tiles that a picture was split into; (0, 0) for none."""
+    """Return the rows and columns of the tiles that a picture was split into; (0, 0) for none."""
     values = preprocess.merged(files.image, DEFAULTS)
     return _resized(picture.source, values, len(picture.pixels) - 1)[1]
 
 
 def _first_size(height: int, width: int, longest: int) -> tuple[int, int]:
-    """The first of the resizes: to the longest edge, and below the largest size."""
+    """Return the first of the resizes: to the longest edge, and below the largest size."""
     height, width = longest_to(height, width, longest)
     aspect = width / height
     if width >= height and width > LARGEST:
@@ -217,7 +217,7 @@ def _first_size(height: int, width: int, longest: int) -> tuple[int, int]:
 
 
 def _whole_tiles(height: int, width: int, tile: int) -> tuple[int, int]:
-    """The second: both sides up to whole tiles."""
+    """Return the second: both sides up to whole tiles."""
     aspect = width / height
     if width >= height:
         width = math.ceil(width / tile) * tile

@@ -53,9 +53,9 @@ class Loaded:
         model: the transformers model, in eval mode.
         adapter: the name of the adapter that was loaded into it; None where there is none.
         files: its checkpoint's tokenizer and preparation files.
-        family: what is known about its inputs.
-        calibration: from a file of the user's; None takes the packaged one.
-        seconds: that loading took.
+        family: its family.
+        calibration: from the user's file; None: the packaged one is used.
+        seconds: the time that loading took.
         warnings: what the user should know about this model.
     """
 
@@ -69,15 +69,15 @@ class Loaded:
     adapter: str | None = None
 
     def find_calibration(self) -> tuple[Calibration, list[str]]:
-        """Where ecl and horizon are, by the user's file or the packaged ones.
+        """Return the calibration from the user's file, else the packaged one or defaults.
 
         Returns:
             the calibration, and a warning for the figures that are defaults.
         """
         if self.calibration is not None:
             return self.calibration, []
-        own = find_structure(self.model)
-        return find_calibration(own.model_type, len(own.layers), own.hidden_size)
+        structure = find_structure(self.model)
+        return find_calibration(structure.model_type, len(structure.layers), structure.hidden_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +87,11 @@ class Opened:
     Args:
         name: as the user gave it; None for the embedded one.
         where: its directory or hub id.
-        family: what is known about its inputs.
+        family: its family.
         files: its checkpoint's tokenizer and preparation files.
-        target, dtype, options: where and how its weights are to be read.
-        adapter: that is to be loaded into it.
-        seconds: that this took.
+        target, dtype, options: the device, dtype and arguments for reading its weights.
+        adapter: to be loaded into it.
+        seconds: the time that opening took.
     """
 
     name: str | None
@@ -108,7 +108,7 @@ class Opened:
     adapter: Adapter | None = None
 
     def load(self) -> Loaded:
-        """It, with its weights.
+        """Read the weights, and return the loaded model.
 
         Raises:
             ModelError: not complete or too large; the calibration is another model's.
@@ -124,10 +124,10 @@ class Opened:
         if self.adapter is not None:
             with quiet(), loading_errors(self.adapter.name):
                 notes += attach(model, self.adapter)
-        own = None
+        calibration = None
         if self.calibration is not None:
             text = model.get_decoder().config
-            own = read_calibration(
+            calibration = read_calibration(
                 self.calibration,
                 text.num_hidden_layers,
                 model_type=str(self.files.config.model_type),
@@ -138,7 +138,7 @@ class Opened:
         seconds = self.seconds + time.perf_counter() - started
         files = replace(self.files, config=model.config)
         return Loaded(
-            self.name or EMBEDDED, model, files, self.family, own, seconds, tuple(notes),
+            self.name or EMBEDDED, model, files, self.family, calibration, seconds, tuple(notes),
             None if self.adapter is None else self.adapter.name,
         )  # fmt: skip
 
@@ -155,7 +155,7 @@ def load(
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Loaded:
-    """Loads a model, its tokenizer and its preparation files; safetensors only.
+    """Load a model, its tokenizer and its preparation files; safetensors only.
 
     Args:
         name: a directory, an alias (`vtprune models`) or a hub id, also one that holds an adapter;
@@ -168,7 +168,7 @@ def load(
         attention: a transformers kernel; None leaves the choice to transformers.
         quantize: "4bit" or "8bit", by transformers' own bitsandbytes configuration; None leaves the
             weights as the checkpoint has them.
-        calibration: a YAML file that says where ecl and horizon are.
+        calibration: a YAML file with the model's entropy collapse layer and information horizon.
         trust_remote_code: run Python code that the checkpoint brings.
 
     Raises:
@@ -192,7 +192,7 @@ def open_model(
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Opened:
-    """Reads all of a checkpoint but its weights; the arguments are those of `load`."""
+    """Read all of a checkpoint but its weights; the arguments are those of `load`."""
     check_version()
     from transformers import AutoTokenizer
 
@@ -212,14 +212,14 @@ def open_model(
             )
         chosen = find_dtype(dtype, config, target)
         options = loading_options(device, quantize) | {"attn_implementation": attention}
-        beside = None if tuned is None else tuned.directory
-        own = beside is not None and (beside / "tokenizer_config.json").is_file()
+        directory = None if tuned is None else tuned.directory
+        has_tokenizer = directory is not None and (directory / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(
-            beside if own else where, trust_remote_code=trust_remote_code
+            directory if has_tokenizer else where, trust_remote_code=trust_remote_code
         )
         from vtprune.models.checkpoint import read_files
 
-        files = read_files(where, config, tokenizer, beside)
+        files = read_files(where, config, tokenizer, directory)
     return Opened(
         name, where, family, files, target, chosen, options, calibration, trust_remote_code,
         time.perf_counter() - started, on_progress, tuned,
@@ -227,7 +227,7 @@ def open_model(
 
 
 def adopt(wrapped: nn.Module) -> Loaded:
-    """A model that the caller has loaded, with the tokenizer and files of its checkpoint.
+    """Return a model that the caller has loaded, with the tokenizer and files of its checkpoint.
 
     Args:
         wrapped: a transformers model, or what holds one, such as a PEFT model.
@@ -287,12 +287,12 @@ def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapte
 
 
 def may_be_adapter(name: str) -> bool:
-    """Whether a name is a directory's, or a hub id that is not a listed model's."""
+    """Return whether a name is a directory's, or a hub id that is not a listed model's."""
     return os.path.isdir(name) or (hub_id_of(name) == name and bool(re.fullmatch(HUB_ID, name)))
 
 
 def find_checkpoint(name: str | None) -> str:
-    """A directory or hub id for what the user named.
+    """Return a directory or hub id for what the user named.
 
     Raises:
         ModelError: neither, with the closest alias.
@@ -335,7 +335,7 @@ def read_weights(
     options: Mapping[str, object],
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The model with its weights, all of them.
+    """Return the model with its weights, all of them.
 
     Raises:
         ModelError: the checkpoint lacks weights, which would be left random.

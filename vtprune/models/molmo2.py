@@ -339,7 +339,7 @@ def _picture(grid: Grid, flags: Mapping[str, object]) -> str:
 
 
 def _shape(grid: Grid) -> tuple[int, int]:
-    """Rows and columns of a grid of one tile or frame, or of all tiles of a picture."""
+    """Return the rows and columns of a grid of one tile or frame, or of all tiles of a picture."""
     return int(grid.row.max()) + 1, int(grid.col.max()) + 1
 
 

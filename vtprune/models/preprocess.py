@@ -22,7 +22,7 @@ OTHER_MODES = {1: "LANCZOS", 4: "BOX", 5: "HAMMING"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a preprocessor file says about pixels.
+    """How a preprocessor file says that pixels are resized and normalised.
 
     Args:
         size: {"height", "width"}, {"shortest_edge"}, or both edges.
@@ -47,7 +47,7 @@ def merged(values: Mapping[str, object], defaults: Mapping[str, object]) -> dict
 
 
 def read_recipe(values: Mapping[str, object]) -> Recipe:
-    """The recipe of a preprocessor file's contents, the class's defaults already merged in.
+    """Return the recipe of a preprocessor file's contents, the class's defaults already merged in.
 
     Raises:
         ModelError: it asks for an interpolation that has no equal here.
@@ -229,7 +229,7 @@ def patchify(pixels: torch.Tensor, patch: int, merge: int, temporal: int) -> tor
 
 
 def check_aspect(height: int, width: int) -> None:
-    """Raises ModelError where one side is more than 200 times the other, which Qwen refuses."""
+    """Refuse a picture of which one side is more than 200 times the other, as Qwen does."""
     ratio = max(height, width) / min(height, width)
     if ratio > 200:
         raise ModelError(
@@ -242,7 +242,7 @@ def check_aspect(height: int, width: int) -> None:
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Qwen's size of a picture: multiples of `factor`, the area within limits, aspect kept.
+    """Return Qwen's size of a picture: multiples of `factor`, the area within limits, aspect kept.
 
     Raises:
         ModelError: one side is more than 200 times the other, which Qwen refuses.

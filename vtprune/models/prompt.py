@@ -22,7 +22,7 @@ def render(
     tokens: Mapping[str, str],
     default: str,
 ) -> str:
-    """The conversation as text, one placeholder a media item, ready for the model's answer.
+    """Return the conversation as text, one placeholder a media item, ready for the model's answer.
 
     The processor's template goes before the tokenizer's, as in transformers. Special tokens that
     the conversation itself spells out, placeholders above all, are broken up by a space.
@@ -48,8 +48,8 @@ def render(
             content.append({"type": "text", "text": _broken_up(special, turn.text[done:])})
         messages.append({"role": turn.role, "content": content})
     assert next(kinds, None) is None, "every media item belongs to a turn"
-    own = files.processor.get("chat_template")
-    template = own or (None if files.tokenizer.chat_template else default)
+    template = files.processor.get("chat_template")
+    template = template or (None if files.tokenizer.chat_template else default)
     prompt = cast(
         str,
         files.tokenizer.apply_chat_template(
@@ -100,7 +100,7 @@ def encode(
     grids: Mapping[str, Sequence[Grid]],
     written: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
+    """Return the prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
 
     Special tokens are added as by the official processors: the tokenizer's own, but no second
     start token where the template has written it.
@@ -125,12 +125,12 @@ def encode(
         pattern = "|".join(re.escape(token) for token in texts)
         prompt = re.sub(pattern, lambda match: next(texts[match[0]]), prompt)
     start = files.tokenizer.bos_token
-    made = files.tokenizer(
+    encoded = files.tokenizer(
         prompt,
         add_special_tokens=not (start is not None and prompt.startswith(str(start))),
         return_tensors="pt",
     )
-    input_ids = cast(torch.Tensor, made["input_ids"])
+    input_ids = cast(torch.Tensor, encoded["input_ids"])
     for modality in grids:
         found = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
         alike = [items for other, items in grids.items() if ids[other] == ids[modality]]
@@ -143,5 +143,5 @@ def encode(
             )
     return {
         "input_ids": input_ids,
-        "attention_mask": cast(torch.Tensor, made["attention_mask"]),
+        "attention_mask": cast(torch.Tensor, encoded["attention_mask"]),
     }

@@ -1,9 +1,9 @@
 """Transformers' private names: arguments of forwards, caches and masks that pruning relies on.
 
-Transformers promises to keep none of them, and a name that moves would make pruning wrong without a
-word: 5.24 renamed `past_key_values` to `cache`, and masks were built for a cache that was not seen.
-So all names stand here, and each is looked for in the objects themselves when a block is entered.
-What is not known is refused.
+Transformers promises to keep none of them, and a renamed one would make answers silently wrong:
+5.24 renamed `past_key_values` to `cache`, and masks were then built as if there were no cache. So
+all of these names are in this file, each is checked on the model's own objects when a block is
+entered, and a model with an unknown name is refused.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ ENCODED = {
 
 @dataclass(frozen=True)
 class Forward:
-    """What is known of the arguments of one kind of forward.
+    """The known arguments of one kind of forward.
 
     Args:
-        needs: arguments that it has to take, each with those that may stand for it.
-        may: others that it may take.
+        needs: arguments that it must take, each with the names that it may have.
+        may: arguments that it may take besides.
     """
 
     needs: tuple[tuple[str, ...], ...]
@@ -71,7 +71,7 @@ class Forward:
 
     @property
     def known(self) -> frozenset[str]:
-        """All names that are known."""
+        """Names of all known arguments."""
         return self.may | {name for names in self.needs for name in names}
 
 
@@ -132,13 +132,13 @@ ROPE_INDEX = _forward(
 )
 """The function that gives positions in time, row and column (mrope)."""
 ROPE_DELTAS = "rope_deltas"
-"""Where a model with mrope notes by how much its last prompt's positions and columns differ."""
+"""The attribute in which a model with mrope keeps its last prompt's shift of positions."""
 PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
-"""The methods of the multimodal model, and of what generates with it, that read and write that."""
+"""The methods of the multimodal model, and of the class that generates with it, that use it."""
 PASSED_ON = {"image_sizes"}
-"""Tensors that a model hands through to its layers, which do not read them."""
+"""Tensors that a model passes on to its layers, which do not read them."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
-"""What a layer may be whose config names its type."""
+"""Types of layers, as a decoder's config names them, that can be cut."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 """Modality -> the method of the multimodal model that encodes it."""
 
@@ -160,7 +160,7 @@ class Arguments:
         return name in self.own
 
     def bind(self, args: Args, kwargs: Mapping[str, object]) -> Kwargs:
-        """What a call gives, by name. Arguments beyond those that have a name are left out."""
+        """Return the arguments of a call by name; those past the last named one are left out."""
         named = {**dict(zip(self.order, args, strict=False)), **kwargs}
         given: Kwargs = {}
         for name, value in named.items():
@@ -170,7 +170,7 @@ class Arguments:
         return given
 
     def give(self, given: Mapping[str, object]) -> Kwargs:
-        """What `bind` gave, for a call by the forward's own names."""
+        """Return what `bind` returned, by the names that the forward itself has."""
         return {self.own.get(name, name): value for name, value in given.items()}
 
 
@@ -197,7 +197,7 @@ def find_seams(
     layers: Iterable[nn.Module],
     listed: bool,
 ) -> Seams:
-    """The arguments of one model's parts, each checked against what is known.
+    """Return the arguments of one model's parts, after a check that all are known.
 
     Args:
         listed: whether the model is of a listed family; others may take more.
@@ -229,7 +229,7 @@ def find_seams(
 
 
 def check_version() -> None:
-    """Refuses a release of transformers that is not tested.
+    """Refuse a release of transformers that is not tested.
 
     Raises:
         ModelError: with the range that is, and what installs one of it.
@@ -249,7 +249,7 @@ def check_version() -> None:
 def check_arguments(
     what: str, forward: Callable[..., object], known: Forward, closed: bool = True
 ) -> Arguments:
-    """The arguments of a forward, if they are known.
+    """Return the arguments of a forward, after a check that they are known.
 
     Args:
         what: names the forward in the message.
@@ -270,20 +270,20 @@ def check_arguments(
 
 
 def check_values(
-    what: str, given: Mapping[str, object], known: Forward, own: Iterable[str] = ()
+    what: str, given: Mapping[str, object], known: Forward, more: Iterable[str] = ()
 ) -> None:
-    """Refuses tensors and caches that a call gives by names that are not known.
+    """Refuse tensors and caches that a call gives by unknown names.
 
-    They may hold a row for each column of the prompt, which would not fit a shorter one, or be what
-    is looked for by another name.
+    Such a tensor may hold a row for each column of the prompt, which would not fit a shorter one,
+    or be an argument that pruning reads, by a new name.
 
     Args:
-        own: further names that are taken.
+        more: further names that are taken.
 
     Raises:
         ModelError: there are some.
     """
-    names = known.known | PASSED_ON | {*own}
+    names = known.known | PASSED_ON | {*more}
     for name, value in given.items():
         if name not in names and _holds_tensors(value):
             raise unknown(f"{what} is given {name}")
@@ -298,7 +298,7 @@ def _holds_tensors(value: object) -> bool:
 
 
 def unknown(message: str) -> ModelError:
-    """The refusal of what is not known, with the release that it was met in."""
+    """Return the error for an unknown name, with transformers' version and the tested range."""
     return ModelError(
         f"{message}, which vtprune does not know ({releases()})",
         "use a model class of a tested transformers as it is, or the model without pruning",
@@ -306,12 +306,12 @@ def unknown(message: str) -> ModelError:
 
 
 def releases() -> str:
-    """The release of transformers that runs, and those that are tested."""
+    """Return the version of transformers, and the tested range, as messages name them."""
     return f"transformers {_versions()[-1]}; tested: {RANGE}"
 
 
 def _versions() -> list[str]:
-    """What the loaded transformers says it is.
+    """Return the versions that the loaded transformers gives.
 
     It runs its package a second time when it loads its processors (`direct_transformers_import`),
     so the module that callers hold may be another one than that of `sys.modules`.
@@ -325,14 +325,14 @@ def _versions() -> list[str]:
 
 
 def is_cache(value: object) -> bool:
-    """Whether it is a cache of transformers."""
+    """Return whether it is a cache of transformers."""
     from transformers.cache_utils import Cache
 
     return isinstance(value, Cache)
 
 
 def check_caches() -> None:
-    """Refuses cache classes that are not as they are known.
+    """Refuse cache classes without the methods and fields that pruning needs.
 
     Raises:
         ModelError: what is missing.
@@ -354,7 +354,7 @@ def check_caches() -> None:
 
 
 def check_cache(cache: object) -> None:
-    """Refuses a cache whose layers can't be found.
+    """Refuse a cache without a list of layers.
 
     Raises:
         ModelError: it has none.
@@ -366,7 +366,7 @@ def check_cache(cache: object) -> None:
 
 
 def find_cache(what: str, given: Mapping[str, object]) -> Cache | None:
-    """The cache among the arguments of a call; None where it is given none.
+    """Return the cache among the arguments of a call; None where there is none.
 
     Args:
         what: names the forward in the message.
@@ -384,18 +384,18 @@ def find_cache(what: str, given: Mapping[str, object]) -> Cache | None:
 
 
 def output_cache(output: object) -> Cache | None:
-    """The cache in the output of a model or a decoder, whatever its name; None where there is none.
+    """Return the cache in the output of a model or decoder, whatever its name; None for none.
 
     Args:
         output: a ModelOutput, or a tuple of its values.
     """
     values = output.values() if isinstance(output, Mapping) else output
-    found = [one for one in values if is_cache(one)] if isinstance(values, Iterable) else []
-    return found[0] if found else None
+    caches = [value for value in values if is_cache(value)] if isinstance(values, Iterable) else []
+    return caches[0] if caches else None
 
 
 def cache_made(output: object) -> Cache:
-    """The cache in the output of a model that was asked for one.
+    """Return the cache in the output of a model that was asked for one.
 
     Raises:
         ModelError: there is none.
@@ -407,7 +407,7 @@ def cache_made(output: object) -> Cache:
 
 
 def cache_argument(module: nn.Module, cache: object) -> Kwargs:
-    """The keyword argument that gives a cache to a model."""
+    """Return the keyword argument that gives a cache to a model."""
     return Arguments(module.forward).give({"cache": cache})
 
 
@@ -415,7 +415,7 @@ def cache_argument(module: nn.Module, cache: object) -> Kwargs:
 
 
 def mask_functions() -> tuple[Callable[..., object], Callable[..., object]]:
-    """What makes the causal masks of a layer that sees everything, and of one with a window."""
+    """Return the functions that make causal masks: of a full layer, and of one with a window."""
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     return create_causal_mask, create_sliding_window_causal_mask
@@ -429,7 +429,7 @@ def make_mask(
     cache: object,
     layer: int,
 ) -> object:
-    """A causal mask for one layer, in the form that its attention takes.
+    """Return a causal mask for one layer, in the form that its attention takes.
 
     Args:
         windowed: whether the layer has a sliding window.

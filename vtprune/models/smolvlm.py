@@ -114,7 +114,7 @@ def _is_video(media: Media) -> bool:
 
 
 def _video_values(files: Files) -> dict[str, object]:
-    """The video preprocessor's values; its `video_sampling` goes before its own size."""
+    """Return the video preprocessor's values; its `video_sampling` goes before its own size."""
     values = preprocess.merged(files.video or files.image, idefics3.DEFAULTS)
     sampled = cast("Mapping[str, object]", values.get("video_sampling") or {})
     own = {"fps": values.get("fps"), "max_frames": values.get("num_frames")}

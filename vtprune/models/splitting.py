@@ -14,7 +14,7 @@ from vtprune.tokens.units import WHOLE, Region
 
 
 def split_grid(rows: int, cols: int, side: int) -> Grid:
-    """Coordinates of rows x cols tiles, row by row, then of the base picture (tile 0).
+    """Return the coordinates of rows x cols tiles, row by row, then of the base picture (tile 0).
 
     Args:
         rows, cols: of tiles; 1 x 1 or 0 x 0 is a picture that was not split.
@@ -32,7 +32,7 @@ def split_grid(rows: int, cols: int, side: int) -> Grid:
 
 
 def squarest(most: int) -> tuple[int, int]:
-    """Rows and columns of `most` tiles, as near to a square as can be, wide rather than high."""
+    """Return the rows and columns of `most` tiles: nearest to a square, rather wide than high."""
     rows = next(one for one in range(math.isqrt(most), 0, -1) if most % one == 0)
     return rows, most // rows
 
@@ -45,7 +45,7 @@ def cut(pixels: torch.Tensor, edge: int) -> torch.Tensor:
 
 
 def regions(rows: int, cols: int) -> tuple[Region, ...]:
-    """The part of a picture that each tile shows, row by row, and the base picture after them.
+    """Return the part of a picture that each tile shows, row by row, then the whole.
 
     Args:
         rows, cols: of tiles; 1 x 1 or 0 x 0 is a picture that was not split.
@@ -61,7 +61,7 @@ def regions(rows: int, cols: int) -> tuple[Region, ...]:
 
 
 def tokens_of_prompts(ids: torch.Tensor, token: int, total: int) -> list[torch.Tensor] | None:
-    """The columns of a placeholder in each prompt; of prompts that are repeated only the first.
+    """Return the columns of a placeholder in each prompt, repeated prompts once.
 
     Args:
         ids: (B, S) of the batch, where beams and several answers repeat a prompt.
@@ -78,7 +78,7 @@ def tokens_of_prompts(ids: torch.Tensor, token: int, total: int) -> list[torch.T
 
 
 def runs(columns: torch.Tensor) -> list[int]:
-    """Lengths of the unbroken runs of ascending columns."""
+    """Return the lengths of the unbroken runs of ascending columns."""
     if not len(columns):
         return []
     breaks = (columns.diff() > 1).nonzero().squeeze(1) + 1
@@ -87,9 +87,9 @@ def runs(columns: torch.Tensor) -> list[int]:
 
 
 def arrangement(pixels: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns that tiles and the whole picture after them, (n, 3, H, W), were cut in.
+    """Return the rows and columns of the tiles of a picture, (n, 3, H, W) with the whole one last.
 
-    Pixels alone don't say it: it is the arrangement that looks most like the whole picture.
+    No input says it, so it is the arrangement that looks most like the whole picture.
     """
     num_tiles = len(pixels) - 1
     if num_tiles < 1:
@@ -109,7 +109,7 @@ def arrangement(pixels: torch.Tensor) -> tuple[int, int]:
 
 
 def parse_markers(ids: Sequence[int], columns: Sequence[int], unit: int) -> list[tuple[int, int]]:
-    """Rows and columns of the pictures of one prompt, from the markers between their tiles.
+    """Return the rows and columns of each picture's tiles, from the markers of a prompt.
 
     A tile is a marker's name, written after a token that also closes a picture; a row ends in a
     line break. So between two tiles of a row there is one such token, and it comes first; at the

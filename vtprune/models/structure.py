@@ -85,7 +85,7 @@ class Structure:
         decoder: its language model.
         layers: the decoder's layers.
         seams: the arguments of these parts.
-        family: what is known about its tokens; None where only the structure is.
+        family: its family; None for an unlisted model of the same structure.
         warnings: what the user should know about this model.
     """
 
@@ -106,11 +106,11 @@ class Structure:
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder begins."""
+        """The device of the decoder's first weights."""
         return next(self.decoder.parameters()).device
 
     def projection(self, layer: int, state: str) -> nn.Module:
-        """The module whose output is the query, key or value of a layer.
+        """Return the module whose output is the query, key or value of a layer.
 
         Raises:
             ModelError: this model computes them together.
@@ -123,7 +123,7 @@ class Structure:
         )
 
     def attention_module(self, layer: int) -> nn.Module:
-        """The module in which a layer attends."""
+        """Return the module in which a layer attends."""
         module = self._part(
             layer,
             "self_attn",
@@ -133,7 +133,7 @@ class Structure:
         return running_module(module)
 
     def norm(self, layer: int) -> nn.Module:
-        """The norm that a layer applies before attention."""
+        """Return the norm that a layer applies before attention."""
         return self._part(
             layer,
             "input_layernorm",
@@ -162,7 +162,7 @@ class Structure:
         return norms[0]
 
     def _is_norm(self, module: nn.Module) -> bool:
-        """Whether a module holds one weight a channel, and at most a bias beside it."""
+        """Return whether a module holds one weight a channel, and at most a bias beside it."""
         held = {name: tuple(one.shape) for name, one in module.named_parameters()}
         shape = (self.hidden_size,)
         return held in ({"weight": shape}, {"weight": shape, "bias": shape})
@@ -179,7 +179,7 @@ class Structure:
         return self.final_norm(states[None].to(device))[0].to(states.device)
 
     def _part(self, layer: int, path: str, lacks: str, way_out: str) -> nn.Module:
-        """A module inside a layer."""
+        """Return a module inside a layer."""
         part: object = self.layers[layer]
         for name in path.split("."):
             part = getattr(part, name, None)
@@ -189,17 +189,17 @@ class Structure:
 
     @property
     def one_dimensional(self) -> bool:
-        """Whether a position is one number, and not a time, a row and a column (mrope)."""
+        """Whether a position id is one number, and not a time, a row and a column (mrope)."""
         return not hasattr(self.inner, "get_rope_index")
 
     @property
     def num_positions(self) -> int | None:
-        """How many positions the decoder was made for; None where its config does not say."""
+        """Positions that the decoder was made for; None where its config does not say."""
         count = getattr(self.decoder_config, "max_position_embeddings", None)
         return count if isinstance(count, int) and count > 0 else None
 
     def rope_type(self, layer: int) -> str:
-        """Which of the decoder's rotary embeddings a layer has, where they are named by layer.
+        """Return the name of a layer's rotary embedding, where layers have different ones; else "".
 
         Molmo2 scales those of some layers; Gemma 3's differ by the layer's type.
         """
@@ -209,7 +209,7 @@ class Structure:
         return str(types[layer]) if types else ""
 
     def rotary(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> object:
-        """What a layer takes as position embeddings, for positions (B, n)."""
+        """Return the position embeddings of a layer, for position ids (B, n)."""
         rotary: Callable[..., object] = self.decoder.rotary_emb  # type: ignore[assignment]
         if self.rope_type(layer) == "unscaled":
             rotary = self.decoder.rotary_emb_unscaled  # type: ignore[assignment]
@@ -219,17 +219,17 @@ class Structure:
         return rotary(hidden, positions)
 
     def placeholders(self) -> Mapping[str, tuple[int, ...]]:
-        """Modality -> token ids that stand for its features."""
+        """Return modality -> token ids that stand for its features."""
         if self.family is None:
             return _placeholder_ids(self.config)
         return self.family.placeholders(self.config)
 
     def placeholder_ids(self) -> set[int]:
-        """All token ids that stand for visual features."""
+        """Return all token ids that stand for visual features."""
         return {one for ids in self.placeholders().values() for one in ids}
 
     def window(self, layer: int) -> int | None:
-        """Width of a layer's sliding window; None where it sees everything."""
+        """Return the width of a layer's sliding window; None where it sees everything."""
         types = getattr(self.decoder_config, "layer_types", None)
         if types is not None and "sliding" not in str(types[layer]):
             return None
@@ -325,7 +325,7 @@ def _find_inner(model: PreTrainedModel) -> nn.Module:
 
 
 def _check_deepstack(model_type: str, decoder: nn.Module) -> None:
-    """Refuses decoders that add visual features to several layers in an unknown way."""
+    """Refuse decoders that add visual features to several layers in an unknown way."""
     takes = inspect.signature(decoder.forward).parameters
     if not any("deepstack" in name for name in takes):
         return
@@ -339,7 +339,7 @@ def _check_deepstack(model_type: str, decoder: nn.Module) -> None:
 
 
 def _find_decoder(model: PreTrainedModel) -> nn.Module:
-    """The language model with the list of layers; some classes give one with a head around it."""
+    """Return the language model that has the layers; some classes return one with a head around."""
     decoder: nn.Module = model.get_decoder()
     while not hasattr(decoder, "layers"):
         inside = getattr(decoder, "model", None)
@@ -350,7 +350,7 @@ def _find_decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def _size(model_type: str, config: object, name: str, default: int = 0) -> int:
-    """A size of the decoder's config, or the default.
+    """Return a size of the decoder's config, or the default.
 
     Raises:
         ModelError: it has none, or its layers differ in it.
@@ -366,7 +366,7 @@ def _size(model_type: str, config: object, name: str, default: int = 0) -> int:
 
 
 def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Modality -> placeholder ids, as the config names them."""
+    """Return modality -> placeholder ids, as the config names them."""
     found: dict[str, tuple[int, ...]] = {}
     for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
         for name in names:

@@ -1,4 +1,4 @@
-"""Transformers' own noise off, and what goes wrong in it as one line with a way out."""
+"""Silence transformers, and turn its errors into one line with a way out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def loading_errors(name: str) -> Iterator[None]:
-    """What goes wrong in transformers while loading, as one line with a way out."""
+    """Raise what goes wrong in transformers as a ModelError: one line with a way out."""
     try:
         yield
     except VtpruneError:
@@ -53,7 +53,7 @@ def loading_errors(name: str) -> Iterator[None]:
 
 
 def explain(name: str, error: Exception) -> tuple[str, str]:
-    """Message and hint for what transformers or safetensors said."""
+    """Return the message and hint for what transformers or safetensors said."""
     text, kind = str(error), type(error).__name__
     first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
     if "attn_implementation" in text:

@@ -23,7 +23,7 @@ SCALE = 0.02
 
 
 def build_skeleton(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
-    """A model whose weights have shapes and no values: on the "meta" device, in no memory.
+    """Return a model whose weights have shapes and no values: on the "meta" device, in no memory.
 
     Raises:
         ModelError: the config can't be built, or not with this attention kernel.
@@ -43,7 +43,7 @@ def build_skeleton(config: PreTrainedConfig, attention: str | None = None) -> Pr
 
 @contextmanager
 def weights_on_meta() -> Iterator[None]:
-    """Inside, modules get parameters without values; their buffers are computed as ever."""
+    """Within it, modules get parameters without values; their buffers are computed as usual."""
     register = nn.Module.register_parameter
 
     def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -65,7 +65,7 @@ def build_random(
     attention: str | None = None,
     own_layers: int | None = None,
 ) -> PreTrainedModel:
-    """A model with random weights: as fast, and as large, as one that was trained.
+    """Return a model with random weights: as fast, and as large, as one that was trained.
 
     Weights repeat one block of random numbers, which takes seconds where drawing them all would
     take minutes; those of norms are 1, biases 0.
@@ -96,14 +96,14 @@ def build_random(
 
 
 def share_weights(module: nn.Module, source: nn.Module) -> None:
-    """Gives a module the weights of another of its kind."""
+    """Give a module the weights of another of its kind."""
     for own, other in zip(module.modules(), source.modules(), strict=True):
         for name, param in other.named_parameters(recurse=False):
             own.register_parameter(name, param)
 
 
 def fill(values: torch.Tensor, name: str, block: torch.Tensor) -> None:
-    """Gives one weight its values, in place."""
+    """Give one weight its values, in place."""
     if values.dim() < 2 and name in ("weight", "bias"):
         values.fill_(1.0 if name == "weight" else 0.0)
         return
@@ -114,12 +114,12 @@ def fill(values: torch.Tensor, name: str, block: torch.Tensor) -> None:
 
 
 def count_weights(module: nn.Module) -> int:
-    """Parameters of a module, tied ones once."""
+    """Return the number of parameters of a module, tied ones once."""
     return sum(weight.numel() for weight in module.parameters())
 
 
 def layer_kinds(config: PreTrainedConfig) -> list[str]:
-    """What kind of layer each of the decoder's is: "" where all are alike."""
+    """Return the kind of each decoder layer: "" where all are alike."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     if kinds is None or len(set(kinds)) == 1:
@@ -139,7 +139,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def shallow_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    """The config of a model with few layers, every kind of layer among them.
+    """Return the config of a model with few layers, every kind of layer among them.
 
     Args:
         depth: of the decoder: the kinds follow each other, over and over. The tower gets one layer

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.errors import ModelError
+from vtprune.evaluation.profiling.shapes import WORD
 from vtprune.evaluation.profiling.shown import Shown, make_source
-from vtprune.evaluation.profiling.stand_in import WORD
 from vtprune.inference.gathering import Gathered, gather_drawn, gather_for
 from vtprune.inference.prompts import encode
 from vtprune.inference.run import Generation
@@ -32,7 +32,7 @@ PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_val
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One input of the model, as it really is.
+    """One input of the profiled model.
 
     Args:
         gathered: the media, resized.
@@ -70,7 +70,7 @@ class Case:
 
 
 def largest_picture(loaded: Loaded) -> Shown:
-    """The largest picture that the model's family does not make smaller."""
+    """Return the largest picture that the model's family does not make smaller."""
     height, width = loaded.family.largest(loaded.files)
     return Shown("image", width, height)
 
@@ -85,7 +85,7 @@ def make_case(
     on_progress: Progress | None = None,
     larger: Case | None = None,
 ) -> Case:
-    """The inputs that the model really gets, and where their tokens sit.
+    """Return the inputs that the model really gets, and where their tokens sit.
 
     Args:
         loaded: structure and preparation files; weights are not needed.
@@ -128,7 +128,7 @@ def smaller_case(loaded: Loaded, case: Case, share: float) -> Case:
 
 
 def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
-    """The inputs, and the seconds of a second call where that is short: the first is slower."""
+    """Return the inputs, and the seconds that a second call takes, since the first is slower."""
     for _ in range(2):
         started = time.perf_counter()
         inputs = encode(loaded, gathered, WORD, Generation())
@@ -139,7 +139,7 @@ def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
 
 
 def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset | None) -> Gathered:
-    """Random pixels, resized in the family's way."""
+    """Return random pixels, resized in the family's way."""
     if shown.kind == "video":
         sampling = replace(sampling, frames=shown.frames, fps=None, max_frames=None)
     generator = torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def make_up(loaded: Loaded, shown: Shown, sampling: Sampling, preset: Preset | N
 
 
 def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]:
-    """Inputs with `wanted` tokens that are not visual, or as few more as their markers need.
+    """Return inputs with `wanted` tokens that are not visual, or as few more as their markers need.
 
     Words are left out, or added at the end. Between two blocks of visual tokens one token stays,
     and one after the last.
@@ -184,7 +184,7 @@ def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]
 
 
 def text_runs(visual: torch.Tensor) -> list[torch.Tensor]:
-    """The columns of every unbroken run of text, (n,) int64 each."""
+    """Return the columns of every unbroken run of text, (n,) int64 each."""
     columns = (~visual).nonzero().squeeze(1)
     if not len(columns):
         return []
@@ -193,7 +193,7 @@ def text_runs(visual: torch.Tensor) -> list[torch.Tensor]:
 
 
 def lay_out_case(loaded: Loaded, inputs: Inputs) -> Layout:
-    """Where the visual tokens of a prompt sit, as pruning will find them."""
+    """Return the layout of a prompt's visual tokens, as pruning will find it."""
     ids = inputs.tensors["input_ids"]
     vision = {
         kind: dict(inputs.tensors)
@@ -208,7 +208,7 @@ def lay_out_case(loaded: Loaded, inputs: Inputs) -> Layout:
 
 
 def describe_case(case: Case) -> dict[str, object]:
-    """The report's `input`."""
+    """Return the report's `input`."""
     from vtprune.inference.figures import describe_input
 
     told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs).to_dict()

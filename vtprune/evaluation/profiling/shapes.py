@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vtprune.errors import ModelError
-from vtprune.evaluation.profiling.stand_in import stand_in_tokenizer
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config
@@ -21,8 +21,11 @@ from vtprune.models.names import Alias, aliases, hub_id_of
 from vtprune.models.upstream import loading_errors, quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+WORD = "word"
+FIRST = 100
+"""The lowest id of a word; those below may end or pad a text."""
 SECTIONS = {"text": "text_config", "vision": "vision_config", "adapter": "adapter_config"}
 WIDTHS = {
     "layers": "num_hidden_layers",
@@ -58,7 +61,7 @@ class Shape:
 
 
 def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shape:
-    """The shape for a short name, hub id, directory or config file; None: the embedded model.
+    """Find the shape for a short name, hub id, directory or config file; None: the embedded model.
 
     The shapes of the published models are packaged; nothing is downloaded for them.
 
@@ -76,7 +79,7 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
 
 
 def find_alias(name: str) -> Alias | None:
-    """The published model that a short name or a hub id stands for."""
+    """Return the published model that a short name or a hub id stands for."""
     hub_id = hub_id_of(name)
     return next((one for one in aliases() if one.hub_id == hub_id), None)
 
@@ -87,7 +90,7 @@ def has_config(alias: Alias) -> bool:
 
 
 def is_config_file(name: str) -> bool:
-    """Whether it names a file, which must be a config.
+    """Return whether it names a file, which must be a config.
 
     Raises:
         ModelError: it is one, but holds no config.
@@ -109,7 +112,7 @@ def is_config_file(name: str) -> bool:
 
 
 def packaged_shape(alias: Alias) -> Shape:
-    """The shape of a published model, from the packaged sizes."""
+    """Return the shape of a published model, from the packaged sizes."""
     from transformers import CONFIG_MAPPING
 
     if alias.model_type not in CONFIG_MAPPING:
@@ -176,7 +179,7 @@ def published_files(family: Family, config: PreTrainedConfig) -> Files:
 
 
 def with_files(shape: Shape) -> Shape:
-    """A shape with the preparation files beside its config; else those of its family."""
+    """Return a shape with the preparation files beside its config; else those of its family."""
     from vtprune.models.checkpoint import read_files
 
     where = str(Path(shape.source).parent) if Path(shape.source).is_file() else shape.source
@@ -194,10 +197,29 @@ def with_files(shape: Shape) -> Shape:
     return replace(shape, files=files, warnings=(*shape.warnings, note))
 
 
-def stand_in(config: PreTrainedConfig) -> Any:
+def stand_in(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     """Return a tokenizer that knows the special tokens of a config's family."""
     family = find_family(str(config.model_type))
-    named = family.special_tokens if family else {}
+    fields = family.special_tokens if family else {}
     return stand_in_tokenizer(
-        {text: getattr(config, field or "", None) for text, field in named.items()}
+        {text: getattr(config, field or "", None) for text, field in fields.items()}
     )
+
+
+def stand_in_tokenizer(special: Mapping[str, int | None]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that gives every word one and the same id, and special tokens their own.
+
+    Args:
+        special: text of a special token -> its id; None: any that is not taken.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    taken = {one for one in special.values() if one is not None}
+    free = (number for number in itertools.count(FIRST) if number not in taken)
+    words = {WORD: next(free)}
+    words |= {text: next(free) if one is None else one for text, one in special.items()}
+    made = Tokenizer(models.WordLevel(words, unk_token=WORD))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=WORD, padding_side="left")
