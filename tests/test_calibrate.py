@@ -35,14 +35,14 @@ from vtprune.evaluation.calibration.layer_scores import (
     windows,
 )
 from vtprune.evaluation.calibration.plot import draw_change, plot
-from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 from vtprune.evaluation.calibration.schedules import (
-    Schedule,
-    Tried,
+    CandidateSchedule,
+    TriedSchedule,
     list_schedules,
     rank_schedules,
 )
-from vtprune.evaluation.runner import FileRunner, Settings
+from vtprune.evaluation.runner import AskSettings, FileRunner
 from vtprune.inference import run
 from vtprune.inference.answers import Prompt, Score
 from vtprune.inference.questions_file import Asked
@@ -375,10 +375,14 @@ def asked(tmp_path: Path) -> list[Asked]:
 
 
 def tried_on(
-    loaded: Loaded, asked: list[Asked], schedules: list[Schedule], keep: float, known: Calibration
-) -> tuple[Tried, ...]:
+    loaded: Loaded,
+    asked: list[Asked],
+    schedules: list[CandidateSchedule],
+    keep: float,
+    known: Calibration,
+) -> tuple[TriedSchedule, ...]:
     """What schedules do on questions about one file."""
-    runner = FileRunner(loaded, asked, Settings(), right_answers=True)
+    runner = FileRunner(loaded, asked, AskSettings(), right_answers=True)
     variants = [schedule.variant(keep) for schedule in schedules]
     records = [
         score_variant(runner, number, number, variant, known)
@@ -400,7 +404,7 @@ def test_every_schedule_meets_its_budget_and_the_best_comes_first(
     schedules = list_schedules(0.5, tiny.LAYERS, known)
     table = tried_on(loaded, asked[:1], schedules, 0.5, known)
     assert len(table) == len(schedules)
-    prompt = FileRunner(loaded, asked[:1], Settings(), right_answers=True).full.prompts[0]
+    prompt = FileRunner(loaded, asked[:1], AskSettings(), right_answers=True).full.prompts[0]
     visual = 4 / len(open_prefix(loaded, prompt, {}).layout)  # type: ignore[union-attr]
     assert all(0.5 - visual < one.keep_mean <= 0.5 + 1e-9 for one in table)
     means = [one.change.mean[0] for one in table if one.change]
@@ -441,7 +445,9 @@ def test_of_few_files_it_is_said_that_they_are_too_few_and_not_that_schedules_ar
     few = files < 10
     gaps = [Gap(0.0), Gap(0.6)] if few else [Gap(0.0, 0.0, 0.0), Gap(0.6, 0.4, 0.8)]
     tried = tuple(
-        Tried(Schedule(name, ()), 0.3, Change((mean,), (-0.9,), 2 * files, files), gap, apart)
+        TriedSchedule(
+            CandidateSchedule(name, ()), 0.3, Change((mean,), (-0.9,), 2 * files, files), gap, apart
+        )
         for name, mean, gap, apart in zip("ab", (-0.1, -0.7), gaps, (False, not few), strict=True)
     )
     found = measured(tried=tried, keep=0.3)
@@ -458,7 +464,7 @@ def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason(
     loaded = run.load(str(checkpoints("llava_onevision")))
     known = Calibration(1, 5, None, {}, "file")
     others = list_schedules(0.3, tiny.LAYERS, known, ("random",))
-    stuck = Schedule("stuck", ({"at": 4, "method": "random"},))
+    stuck = CandidateSchedule("stuck", ({"at": 4, "method": "random"},))
     table = tried_on(loaded, asked[:1], [stuck, *others], 0.3, known)
     assert table[-1].schedule.name == "stuck"
     assert "keep 0.3 can't be reached" in table[-1].unreachable
@@ -473,7 +479,7 @@ def test_a_calibration_is_written_as_it_is_read(
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
     shown: list[tuple[str, int, int]] = []
-    asking = Settings(generation=Generation(max_new_tokens=2))
+    asking = AskSettings(generation=Generation(max_new_tokens=2))
     settings = CalibrationSettings(asking, keep=0.5, windows=1)
     found = calibrate(loaded, asked, "mine.jsonl", settings, lambda *one: shown.append(one))
     assert ("calibrating", 2, 3) in shown
@@ -517,7 +523,7 @@ def test_every_file_is_encoded_once_to_measure_and_once_to_try_schedules(
     handle.remove()
 
 
-def measured(**values: object) -> Measured:
+def measured(**values: object) -> CalibrationResult:
     """A calibration of 4 layers."""
     lower = {"general": [-0.5, -0.02, -0.005, 0.0], "text-heavy": [-0.5, -0.4, -0.3, -0.005]}
     horizons = {
@@ -528,7 +534,7 @@ def measured(**values: object) -> Measured:
     model = {"name": "m", "model_type": "llava", "layers": 4, "hidden_size": 64}
     plain = {"model": model, "source": "s", "questions": 200, "labelled": 200, "inputs": 50,
              "collapse": collapse, "horizons": horizons, "day": "2026-01-01"}  # fmt: skip
-    return Measured(**{**plain, **values})  # type: ignore[arg-type]
+    return CalibrationResult(**{**plain, **values})  # type: ignore[arg-type]
 
 
 def test_each_group_has_its_horizon() -> None:
@@ -552,7 +558,7 @@ def test_a_group_without_questions_is_left_out_or_stands_in() -> None:
 
 def test_the_picture_has_a_panel_for_each_curve() -> None:
     two = Image.open(io.BytesIO(plot(measured())))
-    told = Information((0.1, 0.0, 0.0, 0.0), (0.5, 0.1, 0.0, 0.0), 3)
+    told = TokenInformation((0.1, 0.0, 0.0, 0.0), (0.5, 0.1, 0.0, 0.0), 3)
     three = Image.open(io.BytesIO(plot(measured(information=told))))
     assert (two.format, three.height) == ("PNG", two.height * 3 // 2)
 
@@ -587,5 +593,5 @@ def test_running_out_of_memory_names_the_file(
         calibrate(
             loaded,
             asked,
-            settings=CalibrationSettings(Settings(generation=Generation(max_new_tokens=1))),
+            settings=CalibrationSettings(AskSettings(generation=Generation(max_new_tokens=1))),
         )

@@ -17,8 +17,8 @@ from test_calibrate import measured
 from vtprune.cli import cli
 from vtprune.evaluation.bootstrap import Change, Gap
 from vtprune.evaluation.calibration import calibrate
-from vtprune.evaluation.calibration.result import Information, Measured
-from vtprune.evaluation.calibration.schedules import Schedule, Tried
+from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
+from vtprune.evaluation.calibration.schedules import CandidateSchedule, TriedSchedule
 from vtprune.inference.questions_file import Asked
 from vtprune.models import loading
 from vtprune.preset import load_preset
@@ -37,7 +37,7 @@ class Fake:
         self.load = {"name": name, **options}
         return "loaded"
 
-    def fake_calibrate(self, *given: Any) -> Measured:
+    def fake_calibrate(self, *given: Any) -> CalibrationResult:
         self.given = given
         return self.found
 
@@ -67,11 +67,12 @@ def invoke(*args: str) -> Result:
 
 
 TRIED = (
-    Tried(Schedule("random at input", ({"at": "input", "method": "random"},)), 0.3,
+    TriedSchedule(CandidateSchedule("random at input", ({"at": "input", "method": "random"},)), 0.3,
           Change((-0.02,), (-0.05,), 100, 50), Gap(0.0, 0.0, 0.0), False, 0.9),
-    Tried(Schedule("entropy at ecl", ({"at": "ecl", "method": "entropy"},)), 0.299,
+    TriedSchedule(CandidateSchedule("entropy at ecl", ({"at": "ecl", "method": "entropy"},)), 0.299,
           Change((-0.2,), (-0.3,), 100, 50), Gap(0.18, 0.09, 0.27), True, 0.8),
-    Tried(Schedule("stuck", ({"at": 9, "method": "random"},)), unreachable="keep 0.3 is too low"),
+    TriedSchedule(CandidateSchedule("stuck", ({"at": 9, "method": "random"},)),
+                  unreachable="keep 0.3 is too low"),
 )  # fmt: skip
 
 
@@ -168,7 +169,9 @@ def test_no_schedule_that_meets_the_budget_is_said_and_nothing_is_written(
 
 
 def test_windows_have_a_table_of_their_own(fake: Fake, folder: Path) -> None:
-    fake.found = measured(information=Information((0.1, 0.0, 0.0, 0.0), (0.5, 0.1, 0.0, 0.0), 3))
+    fake.found = measured(
+        information=TokenInformation((0.1, 0.0, 0.0, 0.0), (0.5, 0.1, 0.0, 0.0), 3)
+    )
     result = invoke("q.jsonl", "--save", "c.yaml", "--windows", "3")
     assert fake.given[3].windows == 3
     assert re.search(r"\n +0 +\+0\.1000 +0\.5000", result.stdout)

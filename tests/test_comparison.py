@@ -159,7 +159,7 @@ def test_the_tower_has_a_column_where_some_row_spares_it() -> None:
     assert "vision" not in shown(COMPARISON)
     assert "vision" in shown(found).splitlines()[0]
     assert "25.0%" in shown(found).splitlines()[-1]
-    assert "vision, FLOPs: of the tower, of the prefill" in notes(found)
+    assert "vision, FLOPs: of tower and prefill" in notes(found)
 
 
 def test_names_are_whole_at_80_columns() -> None:
@@ -178,10 +178,10 @@ def test_notes_say_what_was_read_and_how_to_read_the_table() -> None:
         == """
 read      clip.mp4: video 224 x 224, 3.00 s, 8 frames at 0.0, 0.4, 0.8 s (decord)
 model     embedded: 7.14 M parameters, 16 layers, cpu, float32
-table     kept: visual tokens left after each cut; mean: over the layers, of all
-          FLOPs: of the prefill, beside the unpruned model's
+table     kept: tokens after each cut; mean: kept fraction over the layers
+          FLOPs: of the prefill, relative to the unpruned model's
           prefill, first token: speed-ups, medians of 5 pairs of runs
-          realised: the prefill's speed-up over what its FLOPs promise
+          realised: prefill speed-up as a share of what the FLOPs predict
 warning   careful
 """
     )

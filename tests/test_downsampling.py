@@ -15,7 +15,7 @@ import vtprune
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.evaluate import answer_all
 from vtprune.evaluation.records import AnswersFile
-from vtprune.evaluation.runner import Settings
+from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.variants import list_variants, repeat_variants
 from vtprune.inference import compare, downsampling, run
 from vtprune.inference.downsampling import Look, count, shrink
@@ -366,7 +366,7 @@ def test_the_baselines_are_registered() -> None:
 def test_questions_are_evaluated_on_less_of_each_file(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(clip, "what?"), Asked(clip, "where is it?")]
-    settings = Settings(generation=SHORT)
+    settings = AskSettings(generation=SHORT)
     cells = repeat_variants(list_variants(["downsample", "predictable"], [0.5, 0.05]), 1)
     book = AnswersFile(None, {})
     answer_all(loaded, asked, cells, book, settings)

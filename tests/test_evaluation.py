@@ -13,7 +13,7 @@ from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.bootstrap import difference, estimate, holm
 from vtprune.evaluation.evaluate import answer_all, evaluate, settings_head
 from vtprune.evaluation.records import AnswersFile
-from vtprune.evaluation.runner import Settings
+from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import chosen, pick_metric, score
 from vtprune.evaluation.variants import fingerprint, list_variants, repeat_variants
 from vtprune.inference import run
@@ -143,7 +143,7 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
     asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
     cells = repeat_variants(list_variants(["entropy", "predictable"], [0.7]), 1)
     book = AnswersFile(None, {})
-    answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
+    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)))
     whole = [one for one in book.records.values() if not one.error]
     assert len(whole) >= 8
     assert all(one.first > one.prefill > 0 for one in whole)
@@ -155,7 +155,7 @@ def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = (Asked(save_noise(tmp_path / "a.png", 60, 60), "what?", "red"),)
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
-    settings = Settings(generation=Generation(max_new_tokens=3))
+    settings = AskSettings(generation=Generation(max_new_tokens=3))
     evaluate(loaded, asked, cells, settings, tmp_path / "answers.jsonl")
     for other in (
         (loaded, replace(settings, metric="exact")),
@@ -170,9 +170,9 @@ def test_answers_know_the_places_that_they_were_cut_at(
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     asked = [Asked(Path("a.png"), "what?")]
-    before = settings_head(loaded, asked, Settings())
+    before = settings_head(loaded, asked, AskSettings())
     moved = replace(loaded.find_calibration()[0], horizon=1)
-    assert settings_head(replace(loaded, calibration=moved), asked, Settings()) != before
+    assert settings_head(replace(loaded, calibration=moved), asked, AskSettings()) != before
     own = load_preset("balanced")
     key = fingerprint(own)
     assert fingerprint(replace(own, description="said otherwise")) == key
@@ -193,7 +193,7 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
     book = AnswersFile(None, {})
-    answer_all(loaded, asked, cells, book, Settings(generation=Generation(max_new_tokens=3)))
+    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)))
     handle.remove()
     assert len(calls) == len(pictures)
     assert len(book.records) == len(asked) * len(cells)
@@ -205,7 +205,7 @@ def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_
     loaded = run.load(str(checkpoints("llava_onevision")))
     picture = save_noise(tmp_path / "a.png", 60, 60)
     cells = tuple(repeat_variants(list_variants(["uniform"], [0.5]), 5))
-    settings = Settings(generation=Generation(max_new_tokens=3))
+    settings = AskSettings(generation=Generation(max_new_tokens=3))
     said = {}
     for answers in ((None, None), ("red", None), ("red", "blue")):
         asked = tuple(Asked(picture, f"what {i}?", one) for i, one in enumerate(answers))
@@ -227,7 +227,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
     asked = [Asked(cut, "what?"), Asked(whole, "what?"), Asked(cut, "where?")]
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
-    settings = Settings(generation=Generation(max_new_tokens=3))
+    settings = AskSettings(generation=Generation(max_new_tokens=3))
     book = tmp_path / "answers.jsonl"
     found = evaluate(loaded, asked, cells, settings, book)
     assert (found.questions, found.files) == (1, 1)
@@ -254,7 +254,7 @@ def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: P
     asked = [Asked(save_clip(tmp_path / f"clip {num}", num), "what?") for num in (3, 9)]
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(MediaError, match="no frame from 5 s on"):
-        evaluate(loaded, asked, cells, Settings(sampling=Sampling(start=5.0)))
+        evaluate(loaded, asked, cells, AskSettings(sampling=Sampling(start=5.0)))
 
 
 def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ from vtprune.evaluation.bootstrap import (
     measure_quality,
 )
 from vtprune.evaluation.records import AnswersFile, Record
-from vtprune.evaluation.runner import Settings
+from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.tune import TuningPlan, plan_tuning, split
 from vtprune.evaluation.tuning_result import Tuning
 from vtprune.evaluation.variants import UNPRUNED, Variant
@@ -224,7 +224,7 @@ class Answerer:
         asked: Sequence[Asked],
         cells: Sequence[Variant],
         book: AnswersFile,
-        settings: Settings,
+        settings: AskSettings,
         on_progress: Any = None,
     ) -> None:
         for number, one in enumerate(asked):
@@ -471,7 +471,7 @@ def test_the_file_looks_at_as_much_of_the_media_as_was_looked_at(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = plan_tuning(asked_about(60), 0.8, [0.5], ["document"])
-    settings = Settings(sampling=Sampling(frames=12, max_tiles=3, start=1.5))
+    settings = AskSettings(sampling=Sampling(frames=12, max_tiles=3, start=1.5))
 
     def rule(number: int, asked: Asked, cell: Variant) -> bool:
         return cell.name == "document"

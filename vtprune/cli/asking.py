@@ -17,7 +17,7 @@ from vtprune.cli.options import Flags, method_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.runner import Settings
+    from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import VariantList
     from vtprune.inference.generation import Generation
     from vtprune.inference.questions_file import Asked
@@ -162,7 +162,7 @@ def generation_from(flags: Flags, user: Flags, longest: int) -> Generation:
     return Generation(longest, system=user.system or "" if flags.system is None else flags.system)
 
 
-def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) -> Settings:
+def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) -> AskSettings:
     """Return how questions are asked and scored.
 
     Args:
@@ -170,11 +170,11 @@ def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) 
         demo: the questions are the embedded world's.
     """
     from vtprune.demo.score import rate
-    from vtprune.evaluation.runner import Settings
+    from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.scoring import score
 
     metric = flags.metric
-    settings = Settings(
+    settings = AskSettings(
         sampling=sampling_from(media, flags),
         generation=generation_from(flags, user, flags.max_new_tokens or LONGEST),
         limits=limits_from(flags),

@@ -16,7 +16,7 @@ from vtprune.cli.results import CHARTS, charts, check_saves, json_file, write_sa
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.calibration.result import Measured
+    from vtprune.evaluation.calibration.result import CalibrationResult
 
 EPILOG = """\b
 Examples:
@@ -125,7 +125,7 @@ def _check(flags: Flags) -> None:
         check_options(name, options)
 
 
-def _write(flags: Flags, measured: Measured) -> Iterator[Path]:
+def _write(flags: Flags, measured: CalibrationResult) -> Iterator[Path]:
     """Write every file that was asked for, and yield it as soon as it is there."""
     from vtprune.evaluation.calibration.plot import plot
     from vtprune.saving import save_file

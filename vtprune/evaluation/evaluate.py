@@ -14,7 +14,7 @@ from vtprune.errors import DamagedError, VtpruneError
 from vtprune.evaluation.follow_up import follow_up_records
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import EvaluationRow, make_rows
-from vtprune.evaluation.runner import FileRunner, Settings, group_by_file
+from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.figures import describe_model
@@ -86,7 +86,7 @@ def evaluate(
     loaded: Loaded,
     asked: Sequence[Asked],
     variants: Sequence[Variant],
-    settings: Settings | None = None,
+    settings: AskSettings | None = None,
     path: Path | None = None,
     on_progress: Progress | None = None,
     notes: Sequence[str] = (),
@@ -107,7 +107,7 @@ def evaluate(
     import torch
     import transformers
 
-    settings = settings or Settings()
+    settings = settings or AskSettings()
     damaged: dict[Path, DamagedError] = {}
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
         answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
@@ -140,7 +140,7 @@ def answer_all(
     asked: Sequence[Asked],
     variants: Sequence[Variant],
     answers: AnswersFile,
-    settings: Settings,
+    settings: AskSettings,
     on_progress: Progress | None = None,
     damaged: dict[Path, DamagedError] | None = None,
 ) -> None:
@@ -237,7 +237,7 @@ def _name_damaged(asked: Sequence[Asked], damaged: Mapping[Path, DamagedError]) 
 
 
 def settings_head(
-    loaded: Loaded, asked: Sequence[Asked], settings: Settings
+    loaded: Loaded, asked: Sequence[Asked], settings: AskSettings
 ) -> Mapping[str, object]:
     """Return what two runs must have in common to share an answers file; variants may differ."""
     questions = [

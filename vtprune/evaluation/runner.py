@@ -40,7 +40,7 @@ Scorer = Callable[[Asked, str], float]
 
 
 @dataclass(frozen=True)
-class Settings:
+class AskSettings:
     """How questions are asked.
 
     Args:
@@ -120,7 +120,7 @@ class FileRunner:
         self,
         loaded: Loaded,
         asked: Sequence[Asked],
-        settings: Settings,
+        settings: AskSettings,
         right_answers: bool = False,
         known: Sequence[torch.Tensor] = (),
     ) -> None:

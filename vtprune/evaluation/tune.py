@@ -13,7 +13,7 @@ from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.bootstrap import fewest_files, files_needed, highest_floor
 from vtprune.evaluation.evaluate import answer_all, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
-from vtprune.evaluation.runner import Settings
+from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.search import Outcome, Records, best, find_outcomes
 from vtprune.evaluation.tuning_result import (
     BEATEN,
@@ -22,7 +22,7 @@ from vtprune.evaluation.tuning_result import (
     FAILS,
     HOLDS,
     NOT_COUNTED,
-    Part,
+    PartSize,
     Trial,
     Tuning,
     percent,
@@ -75,10 +75,10 @@ class TuningPlan:
         """Return the questions that are searched on, or those held out."""
         return self.asked[self.searched :] if held_out else self.asked[: self.searched]
 
-    def size(self, held_out: bool) -> Part:
+    def size(self, held_out: bool) -> PartSize:
         """Return how many questions and files a part has."""
         part = self.part(held_out)
-        return Part(len(part), len({one.file for one in part}))
+        return PartSize(len(part), len({one.file for one in part}))
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def _packaged() -> list[str]:
 def tune(
     loaded: Loaded,
     plan: TuningPlan,
-    settings: Settings | None = None,
+    settings: AskSettings | None = None,
     path: Path | None = None,
     on_progress: Progress | None = None,
 ) -> Tuning:
@@ -199,7 +199,7 @@ def tune(
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    settings = settings or Settings()
+    settings = settings or AskSettings()
     unpruned, candidates = unpruned_variant(plan.listed.seed), plan.listed.variants
     with AnswersFile(path, settings_head(loaded, plan.asked, settings), len(plan.asked)) as answers:
         answer_all(loaded, plan.part(False), [unpruned, *candidates], answers, settings,

@@ -66,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSize:
     """One part of the questions: searched on, or held out."""
 
     questions: int
@@ -103,8 +103,8 @@ class Tuning:
     model: Mapping[str, object]
     places: str
     sampling: Sampling
-    search: Part
-    held_out: Part
+    search: PartSize
+    held_out: PartSize
     seed: int
     day: str
     reason: tuple[str, str] = ("", "")

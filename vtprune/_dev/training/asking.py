@@ -84,7 +84,7 @@ def answer(rank: int, job: Job) -> None:
 
     from vtprune.demo.score import rate
     from vtprune.evaluation.evaluate import evaluate
-    from vtprune.evaluation.runner import Settings
+    from vtprune.evaluation.runner import AskSettings
     from vtprune.models.loading import load
 
     def show(what: str, done: int, total: int) -> None:
@@ -96,7 +96,7 @@ def answer(rank: int, job: Job) -> None:
     for part in job.parts:
         own = tuple(job.asked[number] for number in job.share(part, rank))
         if own:
-            settings = Settings(score=rate, metric="demo")
+            settings = AskSettings(score=rate, metric="demo")
             found = evaluate(loaded, own, part.cells, settings, job.path(part, rank), show)
             if found.questions < len(own):
                 raise VtpruneError(

@@ -1,4 +1,4 @@
-"""What `calibrate` shows: tables on standard output, warnings beside them."""
+"""The tables of `vtprune calibrate`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vtprune.evaluation.calibration.horizon import Horizon
-    from vtprune.evaluation.calibration.result import Information, Measured
+    from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 
-Shown = tuple[list[str], list[list[str]]]
+TableCells = tuple[list[str], list[list[str]]]
 TABLE = (
-    "fall: of the entropy from the layer before; general, text-heavy: how the measure changes, "
-    "against the unpruned model's, when all visual tokens are dropped from that layer on; lower: "
-    "its 95 % bound; exact: answers that greedy decoding still gives"
+    "fall: of the entropy from the layer before; general, text-heavy: change of the quality, "
+    "relative to the unpruned model's, when all visual tokens are dropped from that layer on; "
+    "lower: its lower 95 % bound; exact: share of answers that greedy decoding still gives"
 )
 SCHEDULES = (
-    "behind: how much more of the unpruned quality is lost than with the best, and its 95 % "
-    "interval, files drawn anew; alike: 0 is in it"
+    "behind: share of the unpruned quality that is lost beyond what the best loses, with its 95 % "
+    "interval (bootstrap over files); alike: the interval holds 0"
 )
 
 
-def show_calibration(measured: Measured, written: Sequence[Path], quiet: bool) -> None:
-    """Prints what was measured; unless quiet, how to read it and which files say it too."""
+def show_calibration(measured: CalibrationResult, written: Sequence[Path], quiet: bool) -> None:
+    """Print what was measured and, unless quiet, how to read it and which files hold it."""
     console = stdout_console()
     show_table(*_layers(measured), console)
     console.print()
-    show_facts(_found(measured), console)
+    show_facts(_facts(measured), console)
     if measured.information:
         console.print()
         show_table(*_windows(measured.information), console)
@@ -56,8 +56,8 @@ def show_calibration(measured: Measured, written: Sequence[Path], quiet: bool) -
         show_facts([("wrote", ", ".join(map(str, written)))], stderr_console())
 
 
-def _layers(measured: Measured) -> Shown:
-    """A row a layer: entropy, and what dropping all visual tokens from there on does."""
+def _layers(measured: CalibrationResult) -> TableCells:
+    """Return a row for each layer: entropy, and what dropping all visual tokens from it on does."""
     headings = ["<layer", "<entropy", "<fall"]
     for group in measured.horizons:
         headings += [f"<{group}", "<lower", "<exact"]
@@ -74,17 +74,19 @@ def _layers(measured: Measured) -> Shown:
     return headings, rows
 
 
-def _windows(told: Information) -> Shown:
-    """A row a layer: what the text reads from single 2 x 2 windows from there on."""
+def _windows(information: TokenInformation) -> TableCells:
+    """Return a row for each layer: what the text reads from single 2 x 2 windows from it on."""
     headings = ["<layer", "<window, mean", "<largest"]
     rows = [
         [str(layer), f"{mean:+.4f}", f"{largest:.4f}"]
-        for layer, (mean, largest) in enumerate(zip(told.mean, told.largest, strict=True))
+        for layer, (mean, largest) in enumerate(
+            zip(information.mean, information.largest, strict=True)
+        )
     ]
     return headings, rows
 
 
-def _found(measured: Measured) -> Iterable[tuple[str, str]]:
+def _facts(measured: CalibrationResult) -> Iterable[tuple[str, str]]:
     from vtprune.inference.wording import counted
 
     collapse = measured.collapse
@@ -103,12 +105,12 @@ def _horizon(horizon: Horizon) -> str:
     if horizon.layer is None:
         return f"not found ({horizon.asked()}): {horizon.reason()}"
     lowest = min(horizon.change.lower[horizon.layer :])
-    told = f"layer {horizon.layer} ({horizon.asked()}): the lower bound is {lowest:+.1%} from there"
-    return f"{told}; {horizon.reason()}" if horizon.reason() else told
+    text = f"layer {horizon.layer} ({horizon.asked()}): the lower bound is {lowest:+.1%} from there"
+    return f"{text}; {horizon.reason()}" if horizon.reason() else text
 
 
-def _schedules(measured: Measured) -> Shown:
-    """A row a schedule, with how far it is behind the best; intervals where files are enough."""
+def _schedules(measured: CalibrationResult) -> TableCells:
+    """Return a row for each schedule; with intervals where there are files enough."""
     few = bool(measured.too_few())
     headings = ["<keep", "<change", "<lower", "<exact", "<behind", "<95 %", "", "schedule"]
     rows = []

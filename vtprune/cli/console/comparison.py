@@ -1,4 +1,4 @@
-"""Several methods on one question, as one table."""
+"""The table of `vtprune compare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURED = ("prefill", "first token", "realised")
 
 
 def show_comparison(comparison: Values, console: Console) -> None:
-    """Prints the rows of a comparison; where the terminal is narrow, their answers after them.
+    """Print the rows of a comparison; where the terminal is narrow, their answers after them.
 
     Args:
         comparison: `Comparison.to_dict()`.
@@ -59,19 +59,19 @@ def show_comparison(comparison: Values, console: Console) -> None:
 
 
 def show_notes(comparison: Values, console: Console) -> None:
-    """Prints what was read by which model, how to read the table, and whether pruning pays."""
+    """Print what was read by which model, how to read the table, and whether pruning pays."""
     rows = cast("list[Values]", list_in(comparison, "rows"))
     pairs = comparison["pairs"]
     lines = labelled()
     lines.add_row("read", Text(read_fact(dict_in(comparison, "input"))))
     lines.add_row("model", Text(model_fact(dict_in(comparison, "model"), kernel=False)))
-    lines.add_row("table", "kept: visual tokens left after each cut; mean: over the layers, of all")
-    lines.add_row("", ("vision, FLOPs: of the tower, of the prefill" if _vision(rows) else
-                       "FLOPs: of the prefill") + ", beside the unpruned model's")  # fmt: skip
+    lines.add_row("table", "kept: tokens after each cut; mean: kept fraction over the layers")
+    flops = "vision, FLOPs: of tower and prefill" if _vision(rows) else "FLOPs: of the prefill"
+    lines.add_row("", f"{flops}, relative to the unpruned model's")
     if pairs:
         times = f"{pairs} pairs" if pairs != 1 else "1 pair"
         lines.add_row("", f"prefill, first token: speed-ups, medians of {times} of runs")
-        lines.add_row("", "realised: the prefill's speed-up over what its FLOPs promise")
+        lines.add_row("", "realised: prefill speed-up as a share of what the FLOPs predict")
         if verdict := _verdict(rows):
             lines.add_row("", Text(verdict, "yellow"))
     console.print()
@@ -81,13 +81,13 @@ def show_notes(comparison: Values, console: Console) -> None:
 
 
 def _parts(comparison: Values, rows: list[Values]) -> list[str]:
-    """The columns of figures."""
+    """Return the columns of figures."""
     parts = ["kept", "mean", *(["vision"] if _vision(rows) else []), "FLOPs"]
     return [*parts, *(MEASURED if comparison["pairs"] else ()), "same"]
 
 
 def _vision(rows: list[Values]) -> bool:
-    """Whether some row spares the vision tower work."""
+    """Return whether some row spares the vision tower work."""
     return len({number_in(dict_in(row, "flops"), "vision") for row in rows if "flops" in row}) > 1
 
 
@@ -111,7 +111,7 @@ def _places(row: Values, named: bool) -> str:
 
 
 def _cell(row: Values, base: Values, part: str) -> str:
-    """One figure: of the unpruned row as it is, of every other beside that."""
+    """Return one figure: of the unpruned row as it is, of every other relative to that."""
     if "error" in row:
         return "-"
     tokens, compare = dict_in(row, "tokens"), dict_in(row, "compare")
@@ -147,7 +147,7 @@ def _answer(row: Values) -> Text:
 
 
 def _by_answer(rows: list[Values]) -> dict[tuple[str, str], list[str]]:
-    """Every answer, and every reason for none, once, with its label: who gave it."""
+    """Return every answer, and every reason for none, once, with its label and its rows."""
     given: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         who = _name(row)
@@ -160,7 +160,7 @@ def _by_answer(rows: list[Values]) -> dict[tuple[str, str], list[str]]:
 
 
 def _verdict(rows: list[Values]) -> str:
-    """That pruning does not pay, where no row of those asked for makes it."""
+    """Return that pruning does not pay, where it does in no row that was asked for."""
     compared = [dict_in(row, "compare") for row in rows if row["role"] == "asked"]
     best = {
         part: max((number_in(one, f"{part}_speedup") for one in compared if one), default=PAYS)

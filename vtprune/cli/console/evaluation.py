@@ -1,4 +1,4 @@
-"""Many questions in many cells, as one table."""
+"""The tables of `vtprune evaluate`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from rich.text import Text
 from vtprune.cli.console.facts import asked_fact, model_fact
 from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.turns import LEGEND, second_table
 from vtprune.cli.console.values import Values, dict_in, list_in, number_in
 from vtprune.inference.wording import with_options
 
 AGAINST = {"unpruned": 100, "random": 120}
 """Against what a difference is shown, and the columns of a terminal where it has room."""
-INTERVAL = " with its 95 % interval, files drawn anew"
+INTERVAL = " with its 95 % interval (bootstrap over files)"
 ACCURACY = f"accuracy{INTERVAL}; "
 PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
+FOLLOW_UPS = (
+    "second: each question as a follow-up to another about its file, on the tokens that the first "
+    "one left; fresh: asked alone; unpruned: as a follow-up, without pruning; lost: points that "
+    "asking second costs beyond what it costs the unpruned model, with its 95 % interval"
+)
 MOST_SPELT = 1e5  # a perplexity that is written out
 MOST_REASONS = 5  # why something was not run
 
 
 def show_evaluation(evaluation: Values, console: Console) -> None:
-    """Prints the rows of an evaluation, keep by keep.
+    """Print the rows of an evaluation, keep by keep.
 
     Args:
         evaluation: `Evaluation.to_dict()`.
@@ -59,7 +63,7 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
         print_fitted(_kinds(run), console)
     if any(row.get("second") for row in run):
         console.print()
-        print_fitted(second_table(run, _name), console)
+        print_fitted(_follow_ups(run), console)
     reasons = _not_run(rows, number_in(evaluation, "questions"))
     lines = labelled()
     for reason, names in list(reasons.items())[:MOST_REASONS]:
@@ -73,7 +77,7 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
 
 
 def _not_run(rows: Sequence[Values], total: float) -> dict[str, list[str]]:
-    """Every reason for which something could not be asked, once: of which rows."""
+    """Return every reason for which something could not be asked, with its rows."""
     found: dict[str, list[str]] = {}
     for row in rows:
         keep = "" if row["keep"] is None else f", keep {row['keep']:g}"
@@ -85,7 +89,7 @@ def _not_run(rows: Sequence[Values], total: float) -> dict[str, list[str]]:
 
 
 def _full_name(row: Values) -> str:
-    """With what it stands beside, also where that is not in the line above."""
+    """Return a row's name, of a matched baseline with the row that it matches."""
     _, beside, owner = str(row["row"]).partition(" beside ")
     return f"{row['method']} beside {owner.partition(' keep ')[0]}" if beside else _name(row)
 
@@ -128,7 +132,7 @@ def _cells(row: Values, scored: bool, against: Sequence[str]) -> list[Text]:
 
 
 def _gap(gap: Values) -> str:
-    """A difference in points, with its interval."""
+    """Return a difference in points, with its interval."""
     mean, low, high = (100 * number_in(gap, name) for name in ("mean", "low", "high"))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
@@ -139,7 +143,7 @@ def _kind_row(row: Values) -> str:
 
 
 def _kinds(rows: Sequence[Values]) -> Table:
-    """Accuracy by kind of question."""
+    """Return the accuracy by kind of question."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in dict_in(row, "by_kind")))
     table = plain_table(gap=1)
     table.add_column("by kind")
@@ -153,18 +157,49 @@ def _kinds(rows: Sequence[Values]) -> Table:
     return table
 
 
+def _follow_ups(rows: Sequence[Values]) -> Table:
+    """Return the quality of follow-up questions, and of the same ones asked alone."""
+    table = plain_table()
+    table.add_column("second questions", overflow="fold")
+    for heading in ("keep", "fresh", "second", "unpruned", "lost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("question")
+    for row in rows:
+        second = dict_in(row, "second")
+        if not second:
+            continue
+        unpruned = row["role"] == "unpruned"
+        quality = "agreement" if second["accuracy"] is None else "accuracy"
+        shares = [number_in(second, key) for key in ("fresh", quality, "unpruned")]
+        keep = "" if unpruned or row["keep"] is None else f"{row['keep']:g}"
+        by = "" if unpruned else "read" if row["reads_question"] else "blind"
+        table.add_row(
+            Text(_name(row)), keep, *(f"{share:.1%}" for share in shares),
+            "" if unpruned else _lost(dict_in(second, "change")), by,
+            style="dim" if row["role"] == "baseline" else "",
+        )  # fmt: skip
+    return table
+
+
+def _lost(change: Values) -> str:
+    """Return what is lost, in points, with its interval; a loss is a change below 0."""
+    mean, low, high = (100 * number_in(change, key) for key in ("mean", "high", "low"))
+    return f"{0 - mean:.1f} ({0 - low:.0f} to {0 - high:.0f})"
+
+
 def show_notes(evaluation: Values, console: Console) -> None:
-    """Prints what was asked of which model, how to read the table, and the warnings."""
+    """Print what was asked of which model, how to read the table, and the warnings."""
     lines = labelled()
     lines.add_row("asked", Text(asked_fact(evaluation)))
     lines.add_row("model", Text(model_fact(dict_in(evaluation, "model"), kernel=False)))
     scored = evaluation["labelled"]
     quality, same, loss = (ACCURACY, "", "") if scored else ("", INTERVAL, PERPLEXITY)
-    lines.add_row("table", f"{quality}same answer: share of the unpruned model's answers{same}; "
-                  f"KL: of its first answer tokens; {loss}prefill, first token: measured, medians; "
-                  "random rows are means over seeds")  # fmt: skip
+    lines.add_row("table", f"{quality}same answer: share of answers equal to the unpruned model's"
+                  f"{same}; KL: divergence of the predictions of its first answer tokens; {loss}"
+                  "prefill, first token: measured speed-ups, medians; random rows are means over "
+                  "seeds")  # fmt: skip
     if any(row.get("second") for row in cast("list[Values]", list_in(evaluation, "rows"))):
-        lines.add_row("", Text(LEGEND))
+        lines.add_row("", Text(FOLLOW_UPS))
     console.print()
     console.print(lines)
     for one in list_in(evaluation, "warnings"):

@@ -1,4 +1,4 @@
-"""What a tuning tried, tested and found."""
+"""The tables of `vtprune tune`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STYLES = {"chosen": "bold green", "holds": "green", "fails": "yellow"}
 
 
 def show_tuning(tuned: Values, console: Console) -> None:
-    """Prints the search, the test on the held-out part, and what was found.
+    """Print the search, the test on the held-out part, and the chosen preset.
 
     Args:
-        tuned: `Tuned.to_dict()`, with "file": where the preset was written, or None.
+        tuned: `Tuning.to_dict()`, with "file": where the preset was written, or None.
     """
     accuracy = tuned["quality"] == "accuracy"
     what = "accuracy, as a share of the unpruned model's" if accuracy else "the same answer"
@@ -47,7 +47,7 @@ def _part(tuned: Values, key: str) -> str:
 
 
 def _searched(trials: Sequence[Values], floor: float) -> Table:
-    """A row a candidate, a column a keep; what is below the floor is dim."""
+    """Return a row for each candidate, a column for each keep; dim below the floor."""
     keeps = sorted({one["keep"] for one in trials} - {None}, key=float, reverse=True)  # type: ignore[arg-type]
     columns = [*keeps, *([None] if any(one["keep"] is None for one in trials) else [])]
     table = plain_table()
@@ -70,7 +70,7 @@ def _share(trial: Values | None, floor: float) -> Text:
 
 
 def _tested(tested: Sequence[Values]) -> Table:
-    """A row a candidate, in the order that the search fixed."""
+    """Return a row for each tested candidate, in the order that the search fixed."""
     table = plain_table()
     table.add_column("", overflow="fold")
     for heading in ("keep", "kept", "quality\nkept", "lower\n95 %", "same\nanswer", "first\ntoken"):
@@ -91,7 +91,7 @@ def _tested(tested: Sequence[Values]) -> Table:
 
 
 def show_notes(tuned: Values, console: Console) -> None:
-    """Prints which model was asked, where the preset was written, and the warnings."""
+    """Print which model was asked, where the preset was written, and the warnings."""
     lines = labelled()
     lines.add_row("model", Text(model_fact(dict_in(tuned, "model"), kernel=False)))
     if tuned["file"]:

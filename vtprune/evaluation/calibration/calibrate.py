@@ -19,16 +19,16 @@ from vtprune.evaluation.bootstrap import relative_change
 from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
 from vtprune.evaluation.calibration.horizon import Horizon, find_horizon, quality
 from vtprune.evaluation.calibration.layer_scores import drop_scores, open_prefix, token_information
-from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 from vtprune.evaluation.calibration.schedules import (
     SELECTORS,
-    Schedule,
-    Tried,
+    CandidateSchedule,
+    TriedSchedule,
     list_schedules,
     rank_schedules,
 )
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.runner import FileRunner, Settings, group_by_file
+from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
 from vtprune.inference.answers import Score, score
 from vtprune.inference.memory import FEWER, memory_told
@@ -76,7 +76,7 @@ class CalibrationSettings:
         seed: of the bootstrap.
     """
 
-    asking: Settings = field(default_factory=Settings)
+    asking: AskSettings = field(default_factory=AskSettings)
     windows: int = 0
     keep: float | None = None
     methods: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def calibrate(
     source: str = "",
     settings: CalibrationSettings | None = None,
     on_progress: Progress | None = None,
-) -> Measured:
+) -> CalibrationResult:
     """Find the entropy collapse layer and the information horizon of a model.
 
     Every file is read, encoded and prefilled once; the answers to all questions about it are then
@@ -125,7 +125,7 @@ def calibrate(
             warnings += [note for note in runner.notes if note not in warnings]
             measured_files.append(_measure_file(runner, number in chosen, warnings))
     measured = _conclude(loaded, measured_files, source, settings, warnings)
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[TriedSchedule, ...] = ()
     if settings.keep is not None:
         tried = _propose(loaded, measured_files, settings, measured.calibration(), on_progress)
     return replace(measured, tried=tried, seconds=time.perf_counter() - started)
@@ -172,7 +172,7 @@ def _conclude(
     source: str,
     settings: CalibrationSettings,
     warnings: list[str],
-) -> Measured:
+) -> CalibrationResult:
     """Return what all files give together."""
     collapse = find_collapse(torch.tensor([one.curve for one in files]))
     if len(files) < ENOUGH_INPUTS:
@@ -193,7 +193,7 @@ def _conclude(
     model = {"name": loaded.name, "family": loaded.family.name,
              "model_type": str(loaded.model.config.model_type),
              "layers": len(collapse.curve), "hidden_size": int(config.hidden_size)}  # fmt: skip
-    return Measured(
+    return CalibrationResult(
         model=model,
         source=source,
         questions=len(rows),
@@ -216,18 +216,18 @@ def _horizon(rows: Sequence[tuple[Asked, tuple[Score, ...]]], seed: int) -> Hori
     return find_horizon(change, exact.mean(axis=0)[:-1].tolist())
 
 
-def _information(files: Sequence[FileScores]) -> Information | None:
+def _information(files: Sequence[FileScores]) -> TokenInformation | None:
     measured = [one.information for one in files if one.information is not None]
     if not measured:
         return None
     mean = torch.cat(measured, dim=1).mean(dim=1)
     largest = torch.stack([one.abs().amax(dim=1) for one in measured]).mean(dim=0)
-    return Information(tuple(mean.tolist()), tuple(largest.tolist()), len(measured))
+    return TokenInformation(tuple(mean.tolist()), tuple(largest.tolist()), len(measured))
 
 
 def _schedules(
     loaded: Loaded, settings: CalibrationSettings, calibration: Calibration
-) -> list[Schedule]:
+) -> list[CandidateSchedule]:
     assert settings.keep is not None
     num_layers = len(loaded.model.get_decoder().layers)
     selectors = settings.methods or SELECTORS
@@ -240,7 +240,7 @@ def _propose(
     settings: CalibrationSettings,
     calibration: Calibration,
     on_progress: Progress | None,
-) -> tuple[Tried, ...]:
+) -> tuple[TriedSchedule, ...]:
     """Try schedules on a second reading of the files; return the best first."""
     assert settings.keep is not None
     schedules = _schedules(loaded, settings, calibration)

@@ -20,7 +20,7 @@ MOST_TOKENS = 1024  # of an input whose entropy is taken
 
 
 @dataclass(frozen=True)
-class Collapse:
+class EntropyCollapse:
     """The entropy collapse layer of a model.
 
     Args:
@@ -103,7 +103,7 @@ def entropy_curve(
     return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)
 
 
-def find_collapse(curves: torch.Tensor) -> Collapse:
+def find_collapse(curves: torch.Tensor) -> EntropyCollapse:
     """Find the entropy collapse layer from (n, L) curves."""
     until = curves.shape[1] // 2
     drops = (
@@ -111,4 +111,4 @@ def find_collapse(curves: torch.Tensor) -> Collapse:
     )  # (n, L/2); column 0 is the drop to layer 1
     layer = int(drops.mean(dim=0).argmax()) + 1
     share = float((drops.argmax(dim=1) + 1 == layer).double().mean())
-    return Collapse(tuple(curves.mean(dim=0).tolist()), layer, share)
+    return EntropyCollapse(tuple(curves.mean(dim=0).tolist()), layer, share)

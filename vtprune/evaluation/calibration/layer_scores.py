@@ -1,4 +1,4 @@
-"""What answers lose when all visual tokens go at a layer, for every layer, at little cost."""
+"""Scores of answers with all visual tokens dropped from each layer on, from one shared prefill."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MOST_BYTES = 2**28  # of keys and values of one batch
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """A prompt up to its last visual token, prefilled once for all that can follow it.
+class SharedPrefix:
+    """A prompt up to its last visual token, prefilled once for all questions that follow it.
 
     Args:
-        ids: (1, P) what it holds.
-        cache: its keys and values, nothing cut.
-        layout: where its visual tokens are.
+        ids: (1, P) its token ids.
+        cache: its KV cache, nothing cut.
+        layout: of its visual tokens.
         text: (T,) int64 columns that are not visual.
         curve: the matrix entropy of the visual tokens entering every layer.
     """
@@ -45,17 +45,17 @@ class Prefix:
     curve: tuple[float, ...]
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt begins with it."""
+        """Return whether a prompt begins with it."""
         ids, length = prompt.tensors["input_ids"], self.ids.shape[1]
         return ids.shape[1] > length and torch.equal(ids[:, :length], self.ids)
 
 
 @torch.no_grad()
-def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> Prefix | None:
-    """Prefills a prompt's visual part; None where what follows can't be told apart from it.
+def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> SharedPrefix | None:
+    """Prefill a prompt up to its last visual token; None where the rest can't go on from that.
 
-    All that sees a visual token has to come after all of them: text between them, attention both
-    ways and caches that forget are not for this.
+    All that sees a visual token has to come after all of them, so that text between them, two-way
+    attention and caches with a window rule it out.
     """
     structure = find_structure(loaded.model)
     ids = prompt.tensors["input_ids"]
@@ -79,13 +79,13 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> Prefix
     curve = curve_of(out.hidden_states, layout.columns, len(structure.layers))
     text = torch.ones(length, dtype=torch.bool)
     text[layout.columns] = False
-    return Prefix(cut["input_ids"], made, layout, text.nonzero().squeeze(1), curve)
+    return SharedPrefix(cut["input_ids"], made, layout, text.nonzero().squeeze(1), curve)
 
 
 def drop_scores(
-    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix | None, encoded: FeatureCache
+    loaded: Loaded, prompts: Sequence[Prompt], prefix: SharedPrefix | None, encoded: FeatureCache
 ) -> list[tuple[Score, ...]]:
-    """The answers' scores with all visual tokens dropped from layer 0, 1, ... L-1; last: unpruned.
+    """Score the answers with all visual tokens dropped from layer 0, 1, ... L-1; last: unpruned.
 
     Args:
         prefix: that all prompts begin with; only what follows it runs for each layer, for several
@@ -112,9 +112,9 @@ def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> tupl
 
 
 def _branch_scores(
-    loaded: Loaded, prompts: Sequence[Prompt], prefix: Prefix
+    loaded: Loaded, prompts: Sequence[Prompt], prefix: SharedPrefix
 ) -> list[tuple[Score, ...]]:
-    """The scores of prompts that share a prefix, in one batch."""
+    """Score prompts that share a prefix, in one batch."""
     rows = [
         _after(loaded, extend(one.tensors, one.answer[:-1]), prefix.ids.shape[1]) for one in prompts
     ]
@@ -141,25 +141,25 @@ def _branch_scores(
 def _after(
     loaded: Loaded, tensors: Mapping[str, torch.Tensor], start: int
 ) -> dict[str, torch.Tensor]:
-    """The inputs for what follows a prefix that ends before column `start`."""
+    """Return the inputs of what follows a prefix that ends before column `start`."""
     return {"input_ids": tensors["input_ids"][:, start:], **places(loaded, tensors, start)}
 
 
 def _fill(row: torch.Tensor, length: int) -> torch.Tensor:
-    """Repeats the last column up to a length."""
+    """Repeat the last column up to a length."""
     return torch.cat([row, row[..., -1:].expand(*row.shape[:-1], length - row.shape[-1])], dim=-1)
 
 
 @torch.no_grad()
 def _predict(
     loaded: Loaded,
-    prefix: Prefix,
+    prefix: SharedPrefix,
     layer: int,
     kept: torch.Tensor,
     after: Mapping[str, torch.Tensor],
     most: int,
 ) -> torch.Tensor:
-    """(B, most, V) last predictions of what follows a prefix of which `layer` on see a part.
+    """Return (B, most, V) last predictions of what follows a prefix that `layer` on see in part.
 
     Inside a `pruning` block, which gives every layer the mask for its own keys.
 
@@ -178,7 +178,7 @@ def _predict(
 
 
 def windows(layout: Layout) -> list[torch.Tensor]:
-    """Indices of the patches in every 2 x 2 window of every frame and tile of a layout."""
+    """Return the patches' indices in every 2 x 2 window of every frame and tile."""
     patches = (layout.grid.kind == PATCH).nonzero().squeeze(1)
     grid = layout.take(patches)
     key = torch.stack(
@@ -189,9 +189,9 @@ def windows(layout: Layout) -> list[torch.Tensor]:
 
 
 def token_information(
-    loaded: Loaded, prompt: Prompt, prefix: Prefix, scores: Sequence[Score]
+    loaded: Loaded, prompt: Prompt, prefix: SharedPrefix, scores: Sequence[Score]
 ) -> torch.Tensor:
-    """(L, W) what the text reads from each of W windows alone, from each layer on.
+    """Return (L, W) what the text reads from each of W windows alone, from each layer on.
 
     I_i(V) = p(first answer token | from layer i on the text sees V alone) minus the same when it
     sees no visual token. Source: token information, arXiv 2512.07580, for windows of 2 x 2.
@@ -203,24 +203,24 @@ def token_information(
     """
     cells = windows(prefix.layout)
     after = _after(loaded, prompt.tensors, prefix.ids.shape[1])
-    told = torch.zeros(len(scores) - 1, len(cells), dtype=torch.float64)
+    information = torch.zeros(len(scores) - 1, len(cells), dtype=torch.float64)
     with pruning(loaded.model, keep=1.0, threads="own"):
-        for layer in range(len(told)):
-            for numbers in _alike(cells, _rows_at_once(prefix.cache)):
-                own = [prefix.layout.columns[cells[number]] for number in numbers]
-                kept = [torch.cat([prefix.text, columns]).sort().values for columns in own]
+        for layer in range(len(information)):
+            for numbers in _of_one_size(cells, _rows_at_once(prefix.cache)):
+                columns = [prefix.layout.columns[cells[number]] for number in numbers]
+                kept = [torch.cat([prefix.text, one]).sort().values for one in columns]
                 rows = {
                     name: one.expand(*one.shape[:-2], len(numbers), -1)
                     for name, one in after.items()
                 }
                 logits = _predict(loaded, prefix, layer, torch.stack(kept), rows, 1)[:, 0]
                 likely = logits.float().softmax(dim=1)[:, prompt.answer[0]]
-                told[layer, numbers] = likely.double().cpu() - scores[layer].first
-    return told
+                information[layer, numbers] = likely.double().cpu() - scores[layer].first
+    return information
 
 
-def _alike(cells: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
-    """Numbers of windows of one size, at most so many at a time."""
+def _of_one_size(cells: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
+    """Yield numbers of windows of one size, at most so many at a time."""
     for count in sorted({len(cell) for cell in cells}):
         same = [number for number, cell in enumerate(cells) if len(cell) == count]
         for start in range(0, len(same), most):
@@ -228,5 +228,5 @@ def _alike(cells: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
 
 
 def _rows_at_once(cache: Cache) -> int:
-    """How many rows may go on from a cache in one batch."""
+    """Return how many rows may go on from a cache in one batch."""
     return max(1, MOST_BYTES // max(1, cache_bytes(cache)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtprune.evaluation.calibration.horizon import TOLERANCE
-from vtprune.evaluation.calibration.result import Information, Measured
+from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 from vtprune.inference.wording import counted
 from vtprune.pictures.chart import SMALL, literal, new_figure, to_bytes
 
@@ -16,7 +16,7 @@ WORST = -0.3  # a change below is cut off: near the input an answer may lose all
 TITLE = 90  # characters
 
 
-def plot(measured: Measured, kind: str = "png") -> bytes:
+def plot(measured: CalibrationResult, kind: str = "png") -> bytes:
     """Entropy by layer, what dropping all visual tokens costs by layer, and token information.
 
     Args:
@@ -39,7 +39,7 @@ def plot(measured: Measured, kind: str = "png") -> bytes:
     return to_bytes(figure, kind)
 
 
-def draw_entropy(axes: Axes, measured: Measured) -> None:
+def draw_entropy(axes: Axes, measured: CalibrationResult) -> None:
     """The mean curve, and where it collapses."""
     collapse = measured.collapse
     told = f"mean of {counted(measured.inputs, 'input')}"
@@ -50,7 +50,7 @@ def draw_entropy(axes: Axes, measured: Measured) -> None:
     axes.set(title="matrix entropy of the visual tokens that enter a layer", ylabel="entropy")
 
 
-def draw_change(axes: Axes, measured: Measured) -> None:
+def draw_change(axes: Axes, measured: CalibrationResult) -> None:
     """The change of quality with its lower bound, and the horizons."""
     for number, (group, horizon) in enumerate(measured.horizons.items()):
         mean, lower = horizon.change.mean, horizon.change.lower
@@ -74,7 +74,7 @@ def draw_change(axes: Axes, measured: Measured) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def draw_information(axes: Axes, told: Information) -> None:
+def draw_information(axes: Axes, told: TokenInformation) -> None:
     """What the text reads from single windows."""
     axes.plot(told.mean, marker="o", markersize=4, label="mean")
     axes.plot(told.largest, marker="o", markersize=4, label="largest of an input")

@@ -1,4 +1,4 @@
-"""What a calibration found out, and the files that say it."""
+"""The result of a calibration, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 
 from vtprune import __version__
 from vtprune.evaluation.bootstrap import FEWEST_FILES
-from vtprune.evaluation.calibration.entropy import Collapse
+from vtprune.evaluation.calibration.entropy import EntropyCollapse
 from vtprune.evaluation.calibration.horizon import Horizon
-from vtprune.evaluation.calibration.schedules import Tried
+from vtprune.evaluation.calibration.schedules import TriedSchedule
 from vtprune.inference.wording import counted
 from vtprune.preset.calibration import Calibration, write_calibration
 
 
 @dataclass(frozen=True)
-class Information:
+class TokenInformation:
     """What the text reads from single 2 x 2 windows of visual tokens, by layer.
 
     Args:
@@ -30,20 +30,20 @@ class Information:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Everything a calibration found out.
+class CalibrationResult:
+    """The result of a calibration.
 
     Args:
         model: name, family, layers, hidden_size.
         source: what was asked, by its name.
         labelled: questions with a right answer; for the others, agreement counts.
-        collapse: the entropy collapse layer, of `inputs` files.
+        collapse: the entropy collapse layer, on `inputs` files.
         horizons: "general" and "text-heavy", those there are questions for.
-        information: of 2 x 2 windows; None where it was not asked for.
+        information: of 2 x 2 windows; None where it was not measured.
         keep: the budget of the proposals; None without.
-        tried: the proposals, the best first.
+        tried: the schedules, the best first.
         seconds: that it took.
-        warnings: what the reader should know.
+        warnings: what to know before believing a figure.
         day: when, as YYYY-MM-DD.
     """
 
@@ -52,11 +52,11 @@ class Measured:
     questions: int
     labelled: int
     inputs: int
-    collapse: Collapse
+    collapse: EntropyCollapse
     horizons: Mapping[str, Horizon]
-    information: Information | None = None
+    information: TokenInformation | None = None
     keep: float | None = None
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[TriedSchedule, ...] = ()
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     day: str = ""
@@ -66,7 +66,7 @@ class Measured:
         return len(self.collapse.curve)
 
     def quality(self) -> str:
-        """What the answers were measured by."""
+        """Return what the answers were measured by."""
         own = self.questions - self.labelled
         if not own:
             return "probability of the right answers"
@@ -75,11 +75,11 @@ class Measured:
         return f"probability of {self.labelled} right answers, agreement on {own} others"
 
     def about(self) -> str:
-        """With what, when, which model and on what."""
+        """Return version, day, model and questions."""
         return f"vtprune {__version__}, {self.day}, {self.model['name']}, {self.source}"
 
     def calibration(self) -> Calibration:
-        """Where to cut; a horizon that was not found lies past the last layer."""
+        """Return the calibration; a horizon that was not found lies past the last layer."""
         about = f"measured: {self.about()}"
         agree = f"{counted(self.inputs, 'input')}, {self.collapse.share:.0%} agree"
         fall = "" if self.collapse.drop > 0 else ", no fall found"
@@ -90,21 +90,21 @@ class Measured:
             if instead and figure == "horizon_text":
                 continue
             horizon = self.horizons["text-heavy" if instead else group]
-            told = f"{horizon.asked()}{', text-heavy ones' if instead else ''}"
+            asked = f"{horizon.asked()}{', text-heavy ones' if instead else ''}"
             layers[figure] = self.num_layers if horizon.layer is None else horizon.layer
             missing = "" if horizon.layer is not None else f", not found: {horizon.reason()}"
-            sources[figure] = f"{about}, {told}, {self.quality()}{missing}"
+            sources[figure] = f"{about}, {asked}, {self.quality()}{missing}"
         assert layers["horizon"] is not None
         return Calibration(
             self.collapse.layer, layers["horizon"], layers["horizon_text"], sources, "file"
         )
 
-    def best(self) -> Tried | None:
-        """The proposal that loses least; None without any that meets the budget."""
+    def best(self) -> TriedSchedule | None:
+        """Return the schedule that loses least; None without any that meets the budget."""
         return self.tried[0] if self.tried and self.tried[0].change else None
 
     def too_few(self) -> str:
-        """Why the schedules can't be told apart at all; empty where there are files enough."""
+        """Return why the schedules can't be told apart; "" where there are files enough."""
         best = self.best()
         if best is None or best.change is None or best.change.files >= FEWEST_FILES:
             return ""
@@ -114,23 +114,23 @@ class Measured:
         )
 
     def proposal(self) -> str:
-        """What the search for a schedule found, on one line; empty without one."""
+        """Return the best schedule and what it loses, on one line; "" without one."""
         best = self.best()
         if best is None or best.change is None:
             return ""
         reached = [one for one in self.tried if one.change]
-        told = (
+        text = (
             f"best of {len(reached)} schedules at keep {self.keep:g}: {best.schedule.name}, "
             f"{best.change.mean[0]:+.1%}"
         )
         if self.too_few():
-            return f"{told}; {self.too_few()}"
+            return f"{text}; {self.too_few()}"
         alike = sum(not one.apart for one in reached) - 1
         others = f"; {counted(alike, 'other')} can't be told apart from it" if alike else ""
-        return f"{told} (lower 95 % bound {best.change.lower[0]:+.1%}){others}"
+        return f"{text} (lower 95 % bound {best.change.lower[0]:+.1%}){others}"
 
     def calibration_text(self) -> str:
-        """The calibration as a file."""
+        """Return the calibration as a file."""
         model = self.model
         return write_calibration(
             self.calibration(), str(model["model_type"]), self.num_layers,
@@ -138,7 +138,7 @@ class Measured:
         )  # fmt: skip
 
     def preset_text(self) -> str:
-        """The best schedule as a preset's file; needs a `best`."""
+        """Return the best schedule as a preset's file; needs a `best`."""
         import yaml
 
         best = self.best()
@@ -149,10 +149,13 @@ class Measured:
             "stages": [dict(stage) for stage in best.schedule.stages],
         }
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
-        return "# ecl and horizon are those of the calibration that this was found with.\n" + text
+        return (
+            "# ecl and horizon are those of the calibration that the schedule was found with.\n"
+            + text
+        )
 
     def to_dict(self) -> dict[str, object]:
-        """Plain dicts, lists, strings and numbers."""
+        """Return it as JSON has it."""
         values = asdict(self)
         values["collapse"]["drop"] = self.collapse.drop
         values["quality"] = self.quality()

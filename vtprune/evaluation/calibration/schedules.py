@@ -29,7 +29,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Schedule:
+class CandidateSchedule:
     """One way to spend a budget.
 
     Args:
@@ -51,7 +51,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedSchedule:
     """What a schedule did.
 
     Args:
@@ -64,7 +64,7 @@ class Tried:
         unreachable: why the budget can't be met; the rest says nothing then.
     """
 
-    schedule: Schedule
+    schedule: CandidateSchedule
     keep_mean: float = 0.0
     change: Change | None = None
     behind: Gap | None = None
@@ -79,7 +79,7 @@ def list_schedules(
     calibration: Calibration,
     selectors: Sequence[str] = SELECTORS,
     options: Mapping[str, str] | None = None,
-) -> list[Schedule]:
+) -> list[CandidateSchedule]:
     """List a few splits of a budget, from one cut at the start to all tokens until it is used up.
 
     Every selector by its own schedule, if it has one; at one place alone; with random past the
@@ -107,34 +107,38 @@ def list_schedules(
         label = with_options(name, given[name])
         if method.schedule:
             stage = {"at": "schedule", "method": name, **given[name]}
-            schedules.append(Schedule(f"{label}, its own schedule", (stage,)))
+            schedules.append(CandidateSchedule(f"{label}, its own schedule", (stage,)))
             if method.lowest:  # it can't cut at the input, and any other one place is a guess
                 continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
         first: dict[str, object] = {"at": at, "method": name, **given[name]}
         start = calibration.ecl if at == "ecl" else 0
-        schedules.append(Schedule(f"{label} at {at}", (first,)))
+        schedules.append(CandidateSchedule(f"{label} at {at}", (first,)))
         if start < horizon < num_layers:
             last = {"at": "horizon", "method": "random", "keep": round(LEFT * keep, 4)}
-            schedules.append(Schedule(f"{label} at {at}, random at horizon", (first, last)))
+            schedules.append(
+                CandidateSchedule(f"{label} at {at}, random at horizon", (first, last))
+            )
         for depth in sorted({*depths, horizon}):
             if max(start, paid) < depth < num_layers:
                 last = {"at": "horizon" if depth == horizon else depth, "method": "vtw", "keep": 0}
                 place = f"horizon ({depth})" if depth == horizon else f"layer {depth}"
-                schedules.append(Schedule(f"{label} at {at}, none from {place}", (first, last)))
+                schedules.append(
+                    CandidateSchedule(f"{label} at {at}, none from {place}", (first, last))
+                )
     if (last_paid := int(paid + SLACK)) >= 1:
         everything = {"at": last_paid, "method": "vtw"}
-        schedules.append(Schedule(f"all, none from layer {last_paid}", (everything,)))
+        schedules.append(CandidateSchedule(f"all, none from layer {last_paid}", (everything,)))
     return schedules
 
 
 def rank_schedules(
-    schedules: Sequence[Schedule],
+    schedules: Sequence[CandidateSchedule],
     variants: Sequence[Variant],
     asked: Sequence[Asked],
     records: Iterable[Record],
     before: Sequence[float],
-) -> tuple[Tried, ...]:
+) -> tuple[TriedSchedule, ...]:
     """Return what all schedules did, the best first, and last those that can't meet the budget.
 
     Args:
@@ -151,7 +155,7 @@ def rank_schedules(
         after, best = (np.array(one.after)[:, None] for one in (outcome, ran[0][1]))
         behind = relative_gap(before, best, after, outcome.files)
         tried.append(
-            Tried(
+            TriedSchedule(
                 schedule,
                 outcome.keep_mean,
                 relative_change(before, after, outcome.files),
@@ -160,5 +164,7 @@ def rank_schedules(
                 exact=outcome.agreement,
             )
         )
-    unreachable = [Tried(one, unreachable=outcome.error) for one, outcome in pairs if outcome.error]
+    unreachable = [
+        TriedSchedule(one, unreachable=outcome.error) for one, outcome in pairs if outcome.error
+    ]
     return (*tried, *unreachable)
