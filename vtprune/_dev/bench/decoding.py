@@ -81,9 +81,9 @@ def timed(
     way: Callable[[Path, Sequence[int]], torch.Tensor], path: Path, index: Sequence[int]
 ) -> dict[str, float]:
     started = time.perf_counter()
-    made = way(path, index)
+    frames = way(path, index)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "frames": float(len(made)), "mean": float(made.float().mean())}
+    return {"seconds": seconds, "frames": float(len(frames)), "mean": float(frames.float().mean())}
 
 
 def by_vtprune(path: Path, index: Sequence[int]) -> torch.Tensor:
@@ -106,14 +106,16 @@ def by_pyav(path: Path, index: Sequence[int]) -> torch.Tensor:
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         decoded = enumerate(container.decode(video=0))
-        return resized([one.to_ndarray(format="rgb24") for at, one in decoded if at in wanted])
+        return resized(
+            [frame.to_ndarray(format="rgb24") for number, frame in decoded if number in wanted]
+        )
 
 
 def by_pyav_seeking(path: Path, index: Sequence[int]) -> torch.Tensor:
     """A seek to every frame's time, and decoding from the keyframe before it."""
     import av
 
-    found = []
+    frames = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -123,9 +125,9 @@ def by_pyav_seeking(path: Path, index: Sequence[int]) -> torch.Tensor:
         for number in index:
             wanted = round(number / rate / unit)
             container.seek(wanted, stream=stream)
-            frame = next(one for one in container.decode(stream) if (one.pts or 0) >= wanted)
-            found.append(frame.to_ndarray(format="rgb24"))
-    return resized(found)
+            frame = next(frame for frame in container.decode(stream) if (frame.pts or 0) >= wanted)
+            frames.append(frame.to_ndarray(format="rgb24"))
+    return resized(frames)
 
 
 def by_torchcodec(path: Path, index: Sequence[int]) -> torch.Tensor:

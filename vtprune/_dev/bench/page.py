@@ -31,7 +31,7 @@ def make_page(passes: Sequence[Pass], plot: str = "") -> str:
     """
     parts, missing = [INTRODUCTION], []
     for part, section in SECTIONS.items():
-        groups = group([one for one in passes if one.part == part])
+        groups = group([run for run in passes if run.part == part])
         if groups:
             parts.append(section(groups))
         else:
@@ -45,11 +45,11 @@ def make_page(passes: Sequence[Pass], plot: str = "") -> str:
 def filled(text: str) -> str:
     """Markdown with its paragraphs in lines of even length."""
     blocks = [block.strip("\n") for block in text.split("\n\n")]
-    made = [
+    filled_blocks = [
         block
         if block.startswith(("#", "|", " "))
         else textwrap.fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
         for block in blocks
         if block
     ]
-    return "\n\n".join(made) + "\n"
+    return "\n\n".join(filled_blocks) + "\n"

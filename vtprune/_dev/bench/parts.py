@@ -1,4 +1,4 @@
-"""The parts of the speed figures: what each is told on the command line, and what it runs."""
+"""The parts of the speed figures: the options of each, and what it runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Parts: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def add_parts(parts: Parts) -> None:
-    """Puts all of them on a command line."""
+    """Add all parts to a command line."""
     prefill = model_part(parts, "prefill", "the realised part of the speed-up", run_prefill, 5)
     prefill.add_argument("--at", default="2,input", help="where to cut, comma separated")
     prefill.add_argument("--method", default="entropy")
@@ -70,50 +70,50 @@ def add_parts(parts: Parts) -> None:
 
 
 def part(
-    parts: Parts, name: str, told: str, run: Callable[[argparse.Namespace], None]
+    parts: Parts, name: str, summary: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    """One part, with the options of all."""
-    made = parts.add_parser(name, help=told)
-    made.add_argument("--results", type=Path, default=RESULTS, help="file of measured passes")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads")
-    made.set_defaults(run=run)
-    return made
+    """Add a part, with the options that all have."""
+    parser = parts.add_parser(name, help=summary)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of measured passes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def model_part(
     parts: Parts,
     name: str,
-    told: str,
+    summary: str,
     run: Callable[[argparse.Namespace], None],
     repeats: int,
 ) -> argparse.ArgumentParser:
-    """One part that runs a model."""
-    made = part(parts, name, told, run)
-    made.add_argument("--model", default=MODEL)
-    made.add_argument("--shown", help="a picture 672x672 or a video 8x384x384; largest: the "
+    """Add a part that runs a model."""
+    parser = part(parts, name, summary, run)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--shown", help="a picture 672x672 or a video 8x384x384; largest: the "
                       "largest picture of the model")  # fmt: skip
-    made.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
-    place_options(made)
-    made.add_argument("--repeats", type=int, default=repeats)
-    return made
+    parser.add_argument("--keep", type=float, default=0.3, help="kept fraction of the tokens")
+    place_options(parser)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
 
 
-def place_options(made: argparse.ArgumentParser) -> None:
-    """Where, and in what, a part is run."""
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+def place_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of device and dtype."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
-def clip_options(made: argparse.ArgumentParser, seconds: int, size: str) -> None:
-    made.add_argument(
+def clip_options(parser: argparse.ArgumentParser, seconds: int, size: str) -> None:
+    parser.add_argument(
         "--folder", type=Path, default=Path("/tmp"), help="for what is written to be read"
     )
-    made.add_argument("--seconds", type=int, default=seconds)
-    made.add_argument("--size", default=size)
+    parser.add_argument("--seconds", type=int, default=seconds)
+    parser.add_argument("--size", default=size)
 
 
-def input_of(args: argparse.Namespace) -> Shown | None:
-    """What the model is shown; None for its largest picture."""
+def input_shape(args: argparse.Namespace) -> Shown | None:
+    """Return the picture or video that the model gets; None for its largest picture."""
     text = args.shown or (CLIP if args.model == MODEL else "largest")
     if text == "largest":
         return None
@@ -123,84 +123,88 @@ def input_of(args: argparse.Namespace) -> Shown | None:
     return shown
 
 
-def place_of(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     return torch.device(args.device), getattr(torch, args.dtype)
 
 
-def tell(passes: list[Pass]) -> None:
-    """Writes what this run was about to standard output."""
+def write_passes(passes: list[Pass]) -> None:
+    """Write the tables of these passes to standard output."""
     sys.stdout.write(make_page(passes).partition("\n## ")[2])
 
 
 def run_prefill(args: argparse.Namespace) -> None:
-    made = measure_prefill(
-        Results(args.results), args.model, input_of(args), args.at.split(","), args.method,
-        args.keep, *place_of(args), args.repeats,
+    passes = measure_prefill(
+        Results(args.results), args.model, input_shape(args), args.at.split(","), args.method,
+        args.keep, *device_and_dtype(args), args.repeats,
     )  # fmt: skip
-    tell(made)
+    write_passes(passes)
 
 
 def run_end_to_end(args: argparse.Namespace) -> None:
-    made = measure_end_to_end(
+    passes = measure_end_to_end(
         Results(args.results), args.model, args.clip, args.frames, args.pixels, args.keep,
-        *place_of(args), args.repeats,
+        *device_and_dtype(args), args.repeats,
     )  # fmt: skip
-    tell(made)
+    write_passes(passes)
 
 
 def run_baseline(args: argparse.Namespace) -> None:
-    results, place = Results(args.results), place_of(args)
-    made = measure_scores(results, args.tokens, *place, args.repeats)
-    made += measure_kernels(results, args.model, input_of(args), args.keep, *place, args.repeats)
-    tell(made)
+    results, place = Results(args.results), device_and_dtype(args)
+    passes = measure_scores(results, args.tokens, *place, args.repeats)
+    passes += measure_kernels(
+        results, args.model, input_shape(args), args.keep, *place, args.repeats
+    )
+    write_passes(passes)
 
 
 def run_growth(args: argparse.Namespace) -> None:
-    frames = [int(one) for one in args.frames.split(",")]
-    made = measure_growth(
+    frames = [int(text) for text in args.frames.split(",")]
+    passes = measure_growth(
         Results(args.results), args.model, frames, args.methods.split(","), args.keep,
-        *place_of(args), args.repeats,
+        *device_and_dtype(args), args.repeats,
     )  # fmt: skip
-    tell(made)
+    write_passes(passes)
 
 
 def run_selection(args: argparse.Namespace) -> None:
     choosing = [name for name, method in METHODS.items() if method.chooses]
-    made = measure_selection(
-        Results(args.results), [int(one) for one in args.tokens.split(",")],
-        args.methods.split(",") if args.methods else choosing, args.keep, *place_of(args),
+    passes = measure_selection(
+        Results(args.results), [int(text) for text in args.tokens.split(",")],
+        args.methods.split(",") if args.methods else choosing, args.keep, *device_and_dtype(args),
         args.repeats,
     )  # fmt: skip
-    tell(made)
+    write_passes(passes)
 
 
 def run_decoding(args: argparse.Namespace) -> None:
     width, height = map(int, args.size.split("x"))
-    made = measure_decoding(
+    passes = measure_decoding(
         Results(args.results), args.folder, args.seconds, width, height, args.frames, args.repeats
     )
-    tell(made)
+    write_passes(passes)
 
 
 def run_overlap(args: argparse.Namespace) -> None:
     width, height = map(int, args.size.split("x"))
-    made = measure_overlap(
+    passes = measure_overlap(
         Results(args.results), args.model, args.folder, args.seconds, width, height, args.frames,
         args.repeats,
     )  # fmt: skip
-    tell(made)
+    write_passes(passes)
 
 
 def run_memory(args: argparse.Namespace) -> None:
     width, height = map(int, args.size.split("x"))
-    made = measure_memory(Results(args.results), args.folder, args.seconds, width, height, args.fps)
-    tell(made)
+    passes = measure_memory(
+        Results(args.results), args.folder, args.seconds, width, height, args.fps
+    )
+    write_passes(passes)
 
 
 def write_page(args: argparse.Namespace) -> None:
     passes = read_passes(args.results)
     plot = args.save.with_suffix(".png")
-    if any(one.part == "growth" for one in passes):
+    if any(run.part == "growth" for run in passes):
         plot.write_bytes(draw_growth(passes))
     drawn = plot.name if plot.exists() else ""
     args.save.write_text(make_page(passes, drawn), encoding="utf-8")

@@ -115,5 +115,5 @@ def split_parts(
     while 0 < few < len(asked) and asked[few].file == asked[few - 1].file:
         few += 1
     first, rest = tuple(range(min(few, len(asked)))), tuple(range(few, len(asked)))
-    found = (Part("first", first, tuple(cells)),)
-    return (*found, Part("rest", rest, tuple(headline))) if rest else found
+    parts = (Part("first", first, tuple(cells)),)
+    return (*parts, Part("rest", rest, tuple(headline))) if rest else parts

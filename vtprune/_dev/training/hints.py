@@ -34,7 +34,7 @@ Names = dict[tuple[str, str], tuple[int, ...]]
 def names_of(scene: Scene) -> Names:
     """The labels of every colour and shape that names one thing of the scene."""
     done: dict[int, Event] = {e.thing: e for e in scene.events if e.verb != "flashes"}
-    found: Names = {}
+    labels_of_name: Names = {}
     shared: set[tuple[str, str]] = set()
     for i, thing in enumerate(scene.things):
         event = done.get(i)
@@ -43,10 +43,10 @@ def names_of(scene: Scene) -> Names:
         if event is not None and event.verb == "turns":
             names.append((event.detail, thing.shape))
         for name in names:
-            if name in found:
+            if name in labels_of_name:
                 shared.add(name)
-            found[name] = labels
-    return {name: labels for name, labels in found.items() if name not in shared}
+            labels_of_name[name] = labels
+    return {name: labels for name, labels in labels_of_name.items() if name not in shared}
 
 
 def _name_labels(thing: Thing, event: Event | None, is_clip: bool) -> tuple[int, ...]:

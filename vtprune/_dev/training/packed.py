@@ -145,11 +145,11 @@ def read_packed(
     x = torch.cat((prefix, questions.flatten(1, 2)), dim=1)
     cos, sin = decoder.rotary_emb(x.float(), positions[None])
     cos, sin = cos[0, :, None].to(x.dtype), sin[0, :, None].to(x.dtype)
-    for number, one in enumerate(decoder.layers):
-        assert isinstance(one, Qwen2DecoderLayer)
+    for number, decoder_layer in enumerate(decoder.layers):
+        assert isinstance(decoder_layer, Qwen2DecoderLayer)
         x = layer(
             x,
-            layer_weights(one),
+            layer_weights(decoder_layer),
             cos,
             sin,
             num_prefix,

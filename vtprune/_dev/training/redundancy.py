@@ -169,10 +169,10 @@ def main() -> None:
     part = Part(f"layer-{layer}", tuple(range(len(asked))), cells)
     records = Job(args.out, asked, (part,), args.model, args.processes).run()
     spread, agreement = compare_norms(loaded, asked[::8], layer)
-    told = ", ".join(f"{norm} {value:.3f}" for norm, value in spread.items())
+    spreads = ", ".join(f"{norm} {value:.3f}" for norm, value in spread.items())
     sys.stdout.write(
         f"{report(asked, cells, records, layer)}\n\n"
-        f"Standard deviation of the scores over their mean: {told}. "
+        f"Standard deviation of the scores over their mean: {spreads}. "
         f"Rank agreement of the norms: {agreement:.2f}.\n"
     )
 

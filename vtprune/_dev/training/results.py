@@ -36,10 +36,10 @@ def all_cells(
     )
     if methods:
         cells += repeat_variants(list_variants(methods, keeps), seeds)
-    found: dict[str, Variant] = {}
+    unique: dict[str, Variant] = {}
     for cell in cells:
-        found.setdefault(cell.key, cell)
-    return list(found.values())
+        unique.setdefault(cell.key, cell)
+    return list(unique.values())
 
 
 def in_headline(cell: Variant, rivals: Sequence[str]) -> bool:
@@ -64,7 +64,7 @@ def table(rows: Sequence[EvaluationRow], keeps: Sequence[float]) -> Iterator[str
     assert base.accuracy is not None
     yield f"| | {' | '.join(f'keep {keep:g}' for keep in keeps)} |"
     yield "| --- " * (len(keeps) + 1) + "|"
-    whole = _told(base.accuracy)
+    whole = format_estimate(base.accuracy)
     yield f"| unpruned, {base.questions:,} questions | {' | '.join([whole] * len(keeps))} |"
     groups: dict[str, dict[float | None, EvaluationRow]] = {}
     for row in rest:
@@ -81,9 +81,9 @@ def label(row: EvaluationRow) -> str:
     return f"`{row.method}` at {row.at}" if row.method else f"**`{row.preset}`**"
 
 
-def _told(found: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """A share with its interval, in percent."""
-    return f"{100 * found.mean:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
+    return f"{100 * estimate.mean:.1f} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"
 
 
 def _cell(row: EvaluationRow | None, base: EvaluationRow) -> str:
@@ -91,13 +91,13 @@ def _cell(row: EvaluationRow | None, base: EvaluationRow) -> str:
     if row is None or row.accuracy is None or row.keep is None:
         return "-"
     own = row.accuracy
-    told = _told(own)
+    text = format_estimate(own)
     notes = []
     if row.questions != base.questions:
         notes.append(f"of {row.questions}")
     if abs(row.keep_mean - row.keep) > 0.02:
         notes.append(f"keeps {row.keep_mean:.2f}")
-    return f"{told}, {', '.join(notes)}" if notes else told
+    return f"{text}, {', '.join(notes)}" if notes else text
 
 
 def compare_with_rivals(
@@ -130,19 +130,19 @@ def rivals_table(
     own = {cell.row: cell for cell in cells if cell.preset.name == preset
            and not cell.method}  # fmt: skip
     for row, entry in own.items():
-        found = compare_with_rivals(asked, cells, records, row)
-        if entry.keep is None or not found:
+        rivals = compare_with_rivals(asked, cells, records, row)
+        if entry.keep is None or not rivals:
             continue
-        worse = [name for name, _, p in found if p < 0.05]
+        worse = [name for name, _, p in rivals if p < 0.05]
         yield (
-            f"\n`{preset}` at keep {entry.keep:g} against {len(found)} rivals; worse than "
+            f"\n`{preset}` at keep {entry.keep:g} against {len(rivals)} rivals; worse than "
             f"{', '.join(worse) if worse else 'none'} (Holm, 5 %):\n"
         )
         yield "| rival | difference, points (95 %) | p, worse |"
         yield "| --- | --- | --- |"
-        for name, gap, p in sorted(found, key=lambda one: one[1].mean):
-            told = f"{100 * gap.mean:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
-            yield f"| {name.split(' keep ')[0]} | {told} | {p:.3f} |"
+        for name, gap, p in sorted(rivals, key=lambda rival: rival[1].mean):
+            text = f"{100 * gap.mean:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+            yield f"| {name.split(' keep ')[0]} | {text} | {p:.3f} |"
 
 
 def of_medium(asked: Sequence[Asked], records: Records, medium: str) -> tuple[list[Asked], Records]:
@@ -157,7 +157,7 @@ def of_medium(asked: Sequence[Asked], records: Records, medium: str) -> tuple[li
 def report(args: argparse.Namespace, job: Job, records: Records) -> str:
     """The tables, of what is there."""
     lines: list[str] = []
-    told: list[str] = []
+    json_lines: list[str] = []
     for part in job.parts:
         # What the headline has is of all questions, the rest of the first ones.
         asked = job.asked[: len(part.numbers)] if part is job.parts[0] else job.asked
@@ -170,10 +170,10 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
         for path in args.save if part is job.parts[0] else ():
             if path.suffix != ".json":
                 save_plot(path, rows, own, args)
-        told.append(json.dumps({"part": part.name, "rows": [row.to_dict() for row in rows]}))
+        json_lines.append(json.dumps({"part": part.name, "rows": [row.to_dict() for row in rows]}))
     for path in args.save:
         if path.suffix == ".json":
-            save_file(path, "".join(f"{line}\n" for line in told).encode())
+            save_file(path, "".join(f"{line}\n" for line in json_lines).encode())
     return "\n".join(lines)
 
 
