@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "calibrate": (
         "vtprune.cli.calibrate:calibrate",
-        "Find the layers where a model can be cut, on questions of yours.",
+        "Find the layers where a model can be cut, on your own questions.",
     ),
     "evaluate": (
         "vtprune.cli.evaluate:evaluate",
