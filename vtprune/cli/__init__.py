@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "tune": (
         "vtprune.cli.tune:tune",
-        "Find the lowest keep that your own questions bear, and write it as a preset.",
+        "Find the lowest keep that holds on your own questions, and write it as a preset.",
     ),
     "check": (
         "vtprune.cli.check:check",
