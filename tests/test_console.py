@@ -13,7 +13,7 @@ from reports import report_of
 from rich.console import Console
 
 from vtprune.cli import console
-from vtprune.cli.console import formats
+from vtprune.cli.console import values
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
@@ -254,7 +254,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
      (95.8e6, "95.8 M"), (4e18, "4.00e+03 P")],
 )  # fmt: skip
 def test_numbers_have_three_digits_and_a_prefix(number: float, text: str) -> None:
-    assert formats.si(number) == text
+    assert values.si(number) == text
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_numbers_have_three_digits_and_a_prefix(number: float, text: str) -> Non
      (0.0996, "0.10 s"), (12.345, "12.35 s")],
 )  # fmt: skip
 def test_seconds_are_at_their_own_scale(seconds: float, text: str) -> None:
-    assert formats.duration(seconds) == text
+    assert values.duration(seconds) == text
 
 
 class Terminal(io.StringIO):

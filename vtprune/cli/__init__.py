@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
     "profile": (
         "vtprune.cli.profile:profile",
-        "Tell what pruning saves on this machine, without a model's weights.",
+        "Measure what pruning saves on this machine, without a model's weights.",
     ),
     "calibrate": (
         "vtprune.cli.calibrate:calibrate",

@@ -18,7 +18,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command, Option
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.cli.results import check_saves, json_file, write_saves
+from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 
 if TYPE_CHECKING:
     from vtprune.inference.gathering import Gathered
@@ -79,7 +79,7 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
         reports = [
             report.to_dict() for report in _answers(flags, user, preset, paths, questions, began)
         ]
-    lines = "".join(output.to_json(report) + "\n" for report in reports)
+    lines = "".join(to_json(report) + "\n" for report in reports)
     makers = {
         ".json": lambda: json_file(reports if len(reports) > 1 else reports[0]),
         ".jsonl": lines.encode,

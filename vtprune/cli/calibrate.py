@@ -12,7 +12,7 @@ from vtprune.cli.asking import LONGEST, listed_or_media, settings_from
 from vtprune.cli.flags import limits_from, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import LOADING, MEDIA, Flags, method_options, takes
-from vtprune.cli.results import CHARTS, charts, check_saves, json_file, write_saves
+from vtprune.cli.results import CHARTS, charts, check_saves, json_file, to_json, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli.config import load_config
     from vtprune.cli.console.calibration import show_calibration
-    from vtprune.cli.output import libraries_silenced, progress_line, to_json
+    from vtprune.cli.output import libraries_silenced, progress_line
     from vtprune.evaluation.calibration.calibrate import CalibrationSettings
     from vtprune.evaluation.calibration.calibrate import calibrate as run
     from vtprune.models.loading import load

@@ -48,9 +48,9 @@ def check(media: tuple[str, ...], flags: Flags) -> None:
 
     Runs the model with visual tokens cut at its input, at one layer, at two layers and before the
     vision tower, for one prompt and a left-padded batch of two, with a dynamic and a static cache.
-    Each is held against the unpruned model with the same tokens masked as keys, at the prompt and
-    over 8 decoded tokens, beside the noise of the unpruned model itself. MEDIA are shown in one
-    prompt; without any, a picture and a clip are made.
+    Each case is compared with the unpruned model whose attention mask hides the same tokens, over
+    the prompt and 8 decoded tokens; a difference counts where it exceeds the unpruned model's own
+    numerical noise. All MEDIA go into one prompt; without any, a picture and a clip are drawn.
 
     The exit code is 0 only if no case differs and the cuts at the input and at one layer were
     compared; a case that the model does not take has a row with the reason.

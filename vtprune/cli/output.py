@@ -1,15 +1,11 @@
-"""What commands write: answers on stdout, reports to a file, progress on stderr."""
+"""What commands show: answers and tables on stdout, progress and notes on stderr."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,9 +18,8 @@ from vtprune.cli.console import (
     stderr_console,
     stdout_console,
 )
-from vtprune.errors import VtpruneError
+from vtprune.cli.results import to_json
 from vtprune.inference.report import Report
-from vtprune.saving import check_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,47 +90,6 @@ class Transcript:
         if self._in_line:
             click.echo()
             self._in_line = False
-
-
-def to_json(report: Mapping[str, object]) -> str:
-    """A report as JSON on one line, in ASCII, so that any terminal and file can hold it."""
-    return json.dumps(finite(report), allow_nan=False)
-
-
-def finite(value: object) -> object:
-    """The same with None for what is no number: JSON has no NaN and no infinity."""
-    if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_targets(
-    targets: Iterable[tuple[str, Path | None]], inputs: Sequence[str | Path] = ()
-) -> None:
-    """`check_target` for every place that a command writes to, and none of them in another.
-
-    Args:
-        targets: options and the paths that they gave; None where one was not given.
-        inputs: what is read, and must not be written over.
-
-    Raises:
-        VtpruneError: as `check_target`; two files in one place; an input.
-    """
-    given = [(option, path) for option, path in targets if path is not None]
-    for option, path in given:
-        check_target(path, option)
-        if os.path.exists(path) and any(
-            os.path.exists(one) and os.path.samefile(path, one) for one in inputs
-        ):
-            raise VtpruneError(
-                f"{option} {path} would be written over a file that is asked about",
-                f"give {option} a name of its own",
-            )
-    if len({os.path.realpath(path) for _, path in given}) < len(given):
-        places = ", ".join(f"{option} {path}" for option, path in given)
-        raise VtpruneError(f"two files in one place: {places}", "give each a name of its own")
 
 
 def show_tables(

@@ -1,4 +1,4 @@
-"""`vtprune presets`: what there is, what is in it, and whether a file of one's own is valid."""
+"""`vtprune presets`: list, show and check presets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ Examples:
 def presets() -> None:
     """List, show and check presets.
 
-    A preset says where which method cuts how much; it is one of the packaged ones, or a YAML file.
+    A preset is a packaged name or a YAML file. It says which methods prune, at which layers, and
+    what fraction of the visual tokens they keep.
     """
 
 
@@ -51,7 +52,7 @@ def list_(flags: Flags) -> None:
 @click.argument("name", shell_complete=complete.completer(complete.presets))
 @takes("json")
 def show(name: str, flags: Flags) -> None:
-    """Print the YAML of a preset."""
+    """Print the YAML of a preset; standard error says whether it is question-aware."""
     from vtprune.preset import find_preset, load_preset
 
     preset = load_preset(name)  # so that what is printed is a preset
@@ -74,7 +75,7 @@ def _told(preset: Preset) -> dict[str, object]:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @takes("json")
 def check(files: tuple[str, ...], flags: Flags) -> None:
-    """Check preset files. Every fault of every file is named, with its line."""
+    """Check preset files, and name every fault with its line."""
     from vtprune.preset import load_preset
 
     faults = []

@@ -67,13 +67,13 @@ Examples:
     save=[("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg")],
 )
 def profile(media: tuple[str, ...], flags: Flags) -> None:
-    """Tell what pruning saves on this machine, without a model's weights.
+    """Measure what pruning saves on this machine, without a model's weights.
 
     Builds the model's shape with random weights (--model takes a config.json, too), lays out the
     real input, and shows for each keep and preset: tokens, FLOPs, memory, the speed-up that this
     machine's ceilings allow, and the one that was measured. Where the whole model would take
     longer than --seconds or not fit in memory, single layers are timed and summed. It ends with
-    what limits the case, and what would pay more.
+    what limits the speed-up, and what would save more.
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config

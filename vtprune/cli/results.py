@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vtprune.errors import VtpruneError
+from vtprune.saving import check_target, save_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,11 +39,22 @@ def check_saves(
         others: option -> another file that the command writes.
 
     Raises:
-        VtpruneError: names the option, the file and the way out.
+        VtpruneError: as `check_target`; two files in one place; an input; an unknown suffix.
     """
-    from vtprune.cli.output import check_targets
-
-    check_targets([*(("--save", path) for path in saves), *(others or {}).items()], inputs)
+    targets = [*(("--save", path) for path in saves), *(others or {}).items()]
+    given = [(option, path) for option, path in targets if path is not None]
+    for option, path in given:
+        check_target(path, option)
+        if os.path.exists(path) and any(
+            os.path.exists(file) and os.path.samefile(path, file) for file in inputs
+        ):
+            raise VtpruneError(
+                f"{option} {path} would be written over a file that is asked about",
+                f"give {option} a name of its own",
+            )
+    if len({os.path.realpath(path) for _, path in given}) < len(given):
+        places = ", ".join(f"{option} {path}" for option, path in given)
+        raise VtpruneError(f"two files in one place: {places}", "give each a name of its own")
     for path in saves:
         if path.suffix.lower() not in suffixes:
             names = ", ".join(f"{path.stem or 'result'}{suffix}" for suffix in suffixes)
@@ -50,9 +64,7 @@ def check_saves(
 
 
 def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
-    """Write every file, and yields it as soon as it is there."""
-    from vtprune.saving import save_file
-
+    """Write every file, and yield it as soon as it is there."""
     for path in saves:
         save_file(path, makers[path.suffix.lower()](), "--save")
         yield path
@@ -103,10 +115,22 @@ def save_and_show(
 
 
 def json_file(value: object) -> bytes:
-    """A result as a JSON file."""
-    from vtprune.cli.output import finite
-
+    """Return a result as a JSON file."""
     return (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def to_json(result: Mapping[str, object]) -> str:
+    """Return a result as JSON on one line, in ASCII, so that any terminal and file can hold it."""
+    return json.dumps(finite(result), allow_nan=False)
+
+
+def finite(value: object) -> object:
+    """Return a value with None for what is no number: JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def charts(draw: Callable[[str], bytes]) -> dict[str, Callable[[], bytes]]:

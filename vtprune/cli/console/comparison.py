@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from vtprune.cli.console.facts import model_fact, read_fact
-from vtprune.cli.console.formats import duration, si
 from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, counted_in, dict_in, list_in, number_in
+from vtprune.cli.console.values import Values, counted_in, dict_in, duration, list_in, number_in, si
 from vtprune.inference.wording import PAYS, with_options
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table

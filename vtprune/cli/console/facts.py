@@ -6,9 +6,8 @@ import os
 from itertools import groupby
 from typing import cast
 
-from vtprune.cli.console.formats import duration, si
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, list_in, number_in
+from vtprune.cli.console.values import Values, duration, list_in, number_in, si
 from vtprune.inference.wording import counted
 
 

@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.cli.console.facts import model_fact, read_fact
-from vtprune.cli.console.formats import duration, si
 from vtprune.cli.console.tables import Bar, labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, dict_in, list_in, number_in
+from vtprune.cli.console.values import Values, dict_in, duration, list_in, number_in, si
 from vtprune.inference.wording import with_options
 
 PARTS = {

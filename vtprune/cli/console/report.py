@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.cli.console.facts import model_fact, read_fact
-from vtprune.cli.console.formats import duration, left_of, si
 from vtprune.cli.console.tables import Bar, fitted, labelled, warning
 from vtprune.cli.console.terminal import printable
+from vtprune.cli.console.values import duration, left_of, si
 from vtprune.inference.wording import PAYS, with_options
 
 if TYPE_CHECKING:
