@@ -21,6 +21,7 @@ from vtprune import __version__
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.bootstrap import Change, Gap, relative_change, relative_gap
 from vtprune.evaluation.calibration.calibrate import CalibrationSettings, calibrate, score_variant
+from vtprune.evaluation.calibration.chart import draw_change, plot
 from vtprune.evaluation.calibration.entropy import (
     curve_of,
     entropy_curve,
@@ -34,7 +35,6 @@ from vtprune.evaluation.calibration.layer_scores import (
     token_information,
     windows,
 )
-from vtprune.evaluation.calibration.plot import draw_change, plot
 from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 from vtprune.evaluation.calibration.schedules import (
     CandidateSchedule,

@@ -17,10 +17,10 @@ from PIL import Image
 from test_comparison import COMPARISON
 
 from vtprune.cli import cli
-from vtprune.evaluation import contest
+from vtprune.evaluation import compare
+from vtprune.evaluation.comparison import Comparison
 from vtprune.evaluation.variants import VariantList
 from vtprune.inference import run
-from vtprune.inference.comparison import Comparison
 from vtprune.models import loading
 from vtprune.models.base import Sampling
 
@@ -38,7 +38,7 @@ class FakeContest:
         self.load = options
         return "loaded"
 
-    def run_lineup(
+    def run_comparison(
         self,
         loaded: object,
         paths: Sequence[Any],
@@ -55,7 +55,7 @@ class FakeContest:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeContest:
     found = FakeContest()
     monkeypatch.setattr(loading, "load", found.fake_load)
-    monkeypatch.setattr(contest, "run_lineup", found.run_lineup)
+    monkeypatch.setattr(compare, "run_comparison", found.run_comparison)
     monkeypatch.setenv("COLUMNS", "120")
     return found
 

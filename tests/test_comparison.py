@@ -13,13 +13,13 @@ from reports import compare_of, tokens_of
 from rich.console import Console
 
 from vtprune.cli.console.comparison import show_comparison, show_notes
-from vtprune.inference.comparison import COLUMNS, Comparison, Row
+from vtprune.evaluation.comparison import COLUMNS, Comparison, ComparisonRow
 from vtprune.inference.report import Flops, InputInfo, KvCacheBytes, ModelInfo, Versions
 
 SECONDS = {"vision": 0.3, "prefill": 0.62, "decode": 0.1, "first_token": 0.9, "total": 1.1}
 
 
-def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any) -> Row:
+def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any) -> ComparisonRow:
     """A row that kept so many of 129 tokens of 16 layers; `after`: (place, layer, count)."""
     before, stages = 129, []
     for at, layer, count in after:
@@ -45,7 +45,7 @@ def row(role: str, method: str, after: list[tuple[str, int, int]], **values: Any
         "kv_cache_bytes": KvCacheBytes(kept=600_000, full=1_800_000),
         "compare": compare_of(compare) if after else None,
     }  # fmt: skip
-    return Row(role, method, {"name": method, "stages": stages}, **{**defaults, **values})
+    return ComparisonRow(role, method, {"name": method, "stages": stages}, **{**defaults, **values})
 
 
 COMPARISON = Comparison(
@@ -67,14 +67,16 @@ COMPARISON = Comparison(
     warnings=("careful",),
     version=Versions(vtprune="0.1.0", torch="2.13.0", transformers="5.23.0"),
 )  # fmt: skip
-FAILED = Row("asked", "reader", {"name": "reader"}, "input", 0.3, error="it reads text (ask)")
+FAILED = ComparisonRow(
+    "asked", "reader", {"name": "reader"}, "input", 0.3, error="it reads text (ask)"
+)
 PRESET = replace(
     row("asked", "", [("ecl", 2, 75), ("horizon", 12, 6)]), method=None, preset={"name": "mine"},
     keep=None,
 )  # fmt: skip
 
 
-def with_vision(row: Row, flops: float) -> Row:
+def with_vision(row: ComparisonRow, flops: float) -> ComparisonRow:
     """The row as if its vision tower took so many FLOPs."""
     assert row.flops is not None
     return replace(row, flops=replace(row.flops, vision=flops))

@@ -39,7 +39,7 @@ LIGHT = (
     "vtprune.tokens.solver",
     "vtprune.models.cost",
     "vtprune.inference.report",
-    "vtprune.inference.comparison",
+    "vtprune.evaluation.comparison",
     "vtprune.preset.spec",
     "vtprune.preset.schema",
     "vtprune.preset",

@@ -10,9 +10,9 @@ from vtprune.errors import VtpruneError
 if TYPE_CHECKING:
     from vtprune.engine import pruning
     from vtprune.engine.trace import Trace
-    from vtprune.evaluation.contest import compare_methods
+    from vtprune.evaluation.compare import compare_methods
+    from vtprune.evaluation.comparison import Comparison
     from vtprune.evaluation.profiling.profile import profile
-    from vtprune.inference.comparison import Comparison
     from vtprune.inference.report import Report
     from vtprune.inference.run import answer
     from vtprune.preset import Preset, load_preset
@@ -21,12 +21,12 @@ __version__ = "0.1.0"
 
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
-    "Comparison": "vtprune.inference.comparison",
+    "Comparison": "vtprune.evaluation.comparison",
     "Preset": "vtprune.preset",
     "Report": "vtprune.inference.report",
     "Trace": "vtprune.engine.trace",
     "answer": "vtprune.inference.run",
-    "compare_methods": "vtprune.evaluation.contest",
+    "compare_methods": "vtprune.evaluation.compare",
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",

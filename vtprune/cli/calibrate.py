@@ -127,7 +127,7 @@ def _check(flags: Flags) -> None:
 
 def _write(flags: Flags, measured: CalibrationResult) -> Iterator[Path]:
     """Write every file that was asked for, and yield it as soon as it is there."""
-    from vtprune.evaluation.calibration.plot import plot
+    from vtprune.evaluation.calibration.chart import plot
     from vtprune.saving import save_file
 
     makers: dict[str, Callable[[], bytes]] = {

@@ -54,10 +54,10 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.comparison import show_comparison, show_notes
-    from vtprune.evaluation import contest
+    from vtprune.evaluation.compare import run_comparison
+    from vtprune.evaluation.comparison_chart import draw_speed
     from vtprune.media import open_sources
     from vtprune.models.loading import load
-    from vtprune.pictures.speed_chart import draw_speed
 
     began = click.get_current_context().obj or time.perf_counter()
     user = load_config()
@@ -75,7 +75,7 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     with output.libraries_silenced():
         sources = open_sources(paths, limits)  # what can't be read is an error before a long load
         with output.progress_line(flags.quiet) as show:
-            result = contest.run_lineup(
+            result = run_comparison(
                 load(**loading_from(flags, user), on_progress=show),
                 sources,
                 questions[0],

@@ -60,7 +60,7 @@ def evaluate(questions: str, flags: Flags) -> None:
     from vtprune.cli.config import load_config
     from vtprune.cli.console.evaluation import show_evaluation, show_notes
     from vtprune.evaluation.evaluate import evaluate as run
-    from vtprune.evaluation.plot import plot
+    from vtprune.evaluation.evaluation_chart import plot
     from vtprune.evaluation.variants import repeat_variants
     from vtprune.models.loading import load
 

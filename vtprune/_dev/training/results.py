@@ -180,7 +180,7 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
 def save_plot(
     path: Path, rows: Sequence[EvaluationRow], asked: Sequence[Asked], args: argparse.Namespace
 ) -> None:
-    from vtprune.evaluation.plot import plot
+    from vtprune.evaluation.evaluation_chart import plot
 
     files = len({one.file for one in asked})
     model = {"name": f"embedded model, {args.split} split"}

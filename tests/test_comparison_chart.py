@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from test_comparison import COMPARISON, FAILED, row, with_vision
 
-from vtprune.inference.comparison import Comparison
-from vtprune.pictures.speed_chart import collect_series, draw_speed, title
+from vtprune.evaluation.comparison import Comparison
+from vtprune.evaluation.comparison_chart import collect_series, draw_speed, title
 
 
 def test_every_method_is_a_line_and_its_baselines_are_beside_it() -> None:

@@ -1,4 +1,4 @@
-"""Several methods on one question: the rows, as JSON and as CSV."""
+"""The result of a comparison: its rows, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ COLUMNS = (
     "reduction", "kv_cache_kept_bytes", "kv_cache_full_bytes",
     *(f"{part}_seconds" for part in PARTS), *COMPARED, "beside", "error",
 )  # fmt: skip
-"""Of the CSV, which has a cell for each in every line."""
+"""Of the CSV, every line of which has a cell for each."""
 
 
 @dataclass(frozen=True)
-class Row(Block):
+class ComparisonRow(Block):
     """One row of a comparison; where it could not be run, with the reason alone.
 
     Args:
@@ -42,8 +42,8 @@ class Row(Block):
         preset: the resolved preset, every stage with its layer and all its options.
         at: where it cuts, as it was asked for.
         keep: the layer average that was asked for; None where the preset says its keeps itself.
-        options: of the method, as they were given.
-        beside: what a baseline has its layers and counts from; empty for one of its own.
+        options: of the method, as given.
+        beside: of a matched baseline, the rows whose layers and counts it has.
         answer, same_answer: and whether it is the unpruned one.
         tokens, flops, kv_cache_bytes: as in a report.
         seconds: medians of what was measured, by part; the total is from reading the media to the
@@ -70,11 +70,11 @@ class Row(Block):
 
     @property
     def name(self) -> str:
-        """What the row is called."""
+        """The method with its options, or the preset's name."""
         return with_options(self.method, self.options) if self.method else str(self.preset["name"])
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values; what there is none of is left out, but for `method` and `keep`."""
+        """Return it as JSON has it; what there is none of is left out, but `method` and `keep`."""
         values = super().to_dict()
         for key in ("beside", "options"):
             if not values[key]:
@@ -84,28 +84,28 @@ class Row(Block):
 
 @dataclass(frozen=True)
 class Comparison(Block):
-    """What `compare_methods` gives.
+    """The result of `compare_methods`.
 
     Args:
         question: what was asked.
         model, input, version: as in a report.
-        rows: the unpruned model first, then keep by keep what was asked for and the baselines.
-        pairs: how often each row was timed beside the unpruned model; 0 where nothing was measured.
+        rows: the unpruned model's first, then keep by keep what was asked for and the baselines.
+        pairs: how often each row was timed in turn with the unpruned model; 0: not at all.
         seconds: startup, load and total of the whole comparison.
-        warnings: what the reader should know before believing a figure.
+        warnings: what to know before believing a figure.
     """
 
     question: str
     model: ModelInfo
     input: InputInfo
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     pairs: int
     version: Versions
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def to_csv(self) -> str:
-        """One line a row under a line of COLUMNS; a cell is empty where there is no figure."""
+        """Return one line a row under a line of COLUMNS; a cell without a figure is empty."""
         same = {
             "device": self.model.device,
             "dtype": self.model.dtype,
@@ -118,8 +118,8 @@ class Comparison(Block):
         return csv_text([{**same, **_cells(row)} for row in self.rows], COLUMNS)
 
 
-def _cells(row: Row) -> dict[str, object]:
-    """A row's own columns."""
+def _cells(row: ComparisonRow) -> dict[str, object]:
+    """Return the columns of a row."""
     tokens, flops, compare, cache = (
         {} if block is None else block.to_dict()
         for block in (row.tokens, row.flops, row.compare, row.kv_cache_bytes)
@@ -142,6 +142,6 @@ def _cells(row: Row) -> dict[str, object]:
 
 
 def _options(stages: Sequence[StageCount]) -> list[str]:
-    """Every option that the stages ran with, as "norm=none"."""
+    """Return every option that the stages ran with, as "norm=none"."""
     pairs = [pair for stage in stages for pair in stage.options.items()]
     return list(dict.fromkeys(f"{name}={value}" for name, value in pairs))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vtprune.inference.comparison import Comparison, Row
+from vtprune.evaluation.comparison import Comparison, ComparisonRow
 from vtprune.pictures.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def collect_series(comparison: Comparison) -> list[Series]:
     return list(found.values())
 
 
-def place(row: Row, owner: str) -> str:
+def place(row: ComparisonRow, owner: str) -> str:
     """Where a baseline cuts, for the legend."""
     return f"where {owner} cuts" if owner else f"at {row.at}"
 

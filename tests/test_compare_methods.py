@@ -17,10 +17,10 @@ from conftest import save_noise
 import vtprune
 from vtprune import demo
 from vtprune.errors import ModelError, PresetError
-from vtprune.evaluation import contest
+from vtprune.evaluation import compare as comparing
+from vtprune.evaluation.comparison import COLUMNS, Comparison, ComparisonRow
 from vtprune.evaluation.variants import counts_after_cuts
 from vtprune.inference import compare, run
-from vtprune.inference.comparison import COLUMNS, Comparison, Row
 from vtprune.inference.run import Generation, Loaded
 from vtprune.models import cost
 from vtprune.pruners import BASELINES, METHODS
@@ -57,7 +57,7 @@ def measured(loaded: Loaded, picture: Path) -> Comparison:
     )  # downsample can't leave less than 0.579 of this picture
 
 
-def pick(found: Comparison, name: str, keep: float, at: str | None = None) -> Row:
+def pick(found: Comparison, name: str, keep: float, at: str | None = None) -> ComparisonRow:
     """The one row of that name and keep."""
     rows = [one for one in found.rows if one.name == name and one.keep == keep]
     (row,) = [one for one in rows if at in (None, one.at)]
@@ -140,7 +140,7 @@ def test_rows_that_are_there_already_are_not_run_again(loaded: Loaded, picture: 
 
 def test_a_method_that_leaves_nothing_has_no_random_row_and_says_so(found: Comparison) -> None:
     assert not [row for row in found.rows if "vtw" in row.beside]
-    assert sum("vtw leaves nothing to choose from" in one for one in found.warnings) == 1
+    assert sum("vtw keeps no token to choose" in one for one in found.warnings) == 1
 
 
 def test_without_measuring_the_tower_runs_once_and_there_are_no_times(
@@ -268,14 +268,14 @@ def test_few_repeats_are_warned_of(measured: Comparison) -> None:
 def test_a_method_that_refuses_is_a_row_with_its_reason(
     loaded: Loaded, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruned = contest.pruned
+    pruned = comparing.pruned
 
     def refusing(loaded: Loaded, tensors: Any, preset: Any, *rest: Any, **options: Any) -> Any:
         if preset.method == "entropy":
             raise ModelError("it reads what is not there", "choose another")
         return pruned(loaded, tensors, preset, *rest, **options)
 
-    monkeypatch.setattr(contest, "pruned", refusing)
+    monkeypatch.setattr(comparing, "pruned", refusing)
     found = vtprune.compare_methods(
         loaded, picture, "what?", ["entropy", "vtw"], [0.5], generation=SHORT, repeats=1
     )
@@ -309,12 +309,14 @@ def test_a_keep_that_can_not_be_reached_is_a_row_with_the_lowest_that_can(
 def test_counts_that_a_baseline_did_not_meet_are_no_row_of_figures(
     loaded: Loaded, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest, "counts_after_cuts", lambda stages: ((1, 1),) if stages else ())
+    monkeypatch.setattr(comparing, "counts_after_cuts", lambda stages: ((1, 1),) if stages else ())
     found = vtprune.compare_methods(
         loaded, picture, "what?", ["entropy"], [0.5], at=2, generation=SHORT, repeats=0
     )
     errors = {row.error for row in found.rows if row.beside}
-    assert errors == {"it could not be given the counts of entropy"}
+    assert errors == {
+        f"{name} can't be given the counts of entropy" for name in ("random", "uniform")
+    }
 
 
 def test_what_the_unpruned_model_can_not_do_is_an_error(
@@ -323,7 +325,7 @@ def test_what_the_unpruned_model_can_not_do_is_an_error(
     def refusing(*args: Any, **options: Any) -> Any:
         raise ModelError("out of memory")
 
-    monkeypatch.setattr(contest, "pruned", refusing)
+    monkeypatch.setattr(comparing, "pruned", refusing)
     with pytest.raises(ModelError, match="out of memory"):
         vtprune.compare_methods(loaded, picture, "what?", ["vtw"], [0.5], generation=SHORT)
 
@@ -363,6 +365,6 @@ def test_progress_goes_from_answers_to_times(loaded: Loaded, picture: Path) -> N
         on_progress=lambda *args: told.append(args),
     )  # fmt: skip
     stages = [stage for stage, _, _ in told]
-    assert list(dict.fromkeys(stages)) == ["answering", "answering beside", "measuring"]
+    assert list(dict.fromkeys(stages)) == ["answering", "answering matched baselines", "measuring"]
     steps = [(done, total) for stage, done, total in told if stage == "measuring"]
     assert steps == [(number + 1, len(steps)) for number in range(len(steps))]
