@@ -1,4 +1,4 @@
-"""A device: its clock, and how much memory it has."""
+"""Time and memory of a device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Return the seconds on a clock, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def time_warm(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a run after one to warm up."""
+    """Return the seconds of one run, after one to warm up."""
     work()
     return time_runs(work, device, 1)[0]
 
 
 def time_runs(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of every run."""
+    """Return the seconds of each run."""
     times = []
     for _ in range(repeats):
         started = now(device)
@@ -39,10 +39,10 @@ def time_runs(work: Callable[[], object], device: torch.device, repeats: int) ->
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device; for any other, of the machine.
+    """Return the free bytes of a CUDA device; for any other device, of the machine.
 
-    Where the machine does not tell (macOS), half of all that it has; where it does not tell that
-    either (Windows), as if there were no limit.
+    Where the system does not tell (macOS), half of all memory; where it does not tell that either
+    (Windows), no limit.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -51,26 +51,26 @@ def free_memory(device: torch.device) -> int:
         for line in MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    whole = machine_memory()
-    return sys.maxsize if whole is None else whole // 2
+    total = machine_memory()
+    return sys.maxsize if total is None else total // 2
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a CUDA device; for any other, of the machine, or what its container may use of it.
+    """Return the bytes of a CUDA device; for any other, of the machine, or of its container.
 
-    None where the machine does not tell (Windows).
+    None where the system does not tell (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = machine_memory()
+    total = machine_memory()
     with suppress(OSError, ValueError):  # "max", or a system without control groups
         limit = int(CONTAINER.read_text(encoding="ascii"))
-        return limit if whole is None else min(whole, limit)
-    return whole
+        return limit if total is None else min(total, limit)
+    return total
 
 
 def machine_memory() -> int | None:
-    """Bytes that the machine has; None where it does not tell."""
+    """Return the bytes of the machine; None where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

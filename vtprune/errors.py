@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the way out of it; values as a message shows them."""
+"""Errors that a user can act on, and how their messages show values."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class ModelError(VtpruneError):
 
 
 def one_line(text: str, most: int) -> str:
-    """Text on one line of at most `most` columns, without what could steer a terminal.
+    """Return text on one line of at most `most` columns, without what could steer a terminal.
 
-    A line's end becomes a space, other characters that can't be seen their escapes.
+    A line's end becomes a space, any other unprintable character its escape.
     """
     if len(text) > 4 * most:  # columns of a megabyte need not be counted
         text = text[: 2 * most] + text[-2 * most :]
@@ -59,7 +59,7 @@ def one_line(text: str, most: int) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """Text of at most `most` columns, cut in the middle."""
+    """Cut text in the middle to at most `most` columns."""
     if 2 * len(text) <= most or sum(map(_columns, text)) <= most:
         return text
     half = (most - len(CUT)) // 2
@@ -67,6 +67,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def _first_columns(text: str, most: int) -> str:
+    """Return as much of the start of a text as `most` columns hold."""
     taken = 0
     for number, character in enumerate(text):
         taken += _columns(character)
@@ -76,7 +77,7 @@ def _first_columns(text: str, most: int) -> str:
 
 
 def _columns(character: str) -> int:
-    """Columns of a terminal that a character takes."""
+    """Return how many columns of a terminal a character takes."""
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
@@ -98,37 +99,37 @@ _VALUES = _Values()
 
 
 def quote(value: object) -> str:
-    """A value from outside as a message shows it: its `repr`, cut in the middle if it is long."""
+    """Return a value's `repr` for a message, cut in the middle if it is long."""
     return shorten(_VALUES.repr(value), LONGEST_VALUE)
 
 
 def brief(value: object) -> str:
-    """As `quote`, but text without quotation marks, as it was given."""
+    """Return a value for a message: as `quote`, but text without quotation marks."""
     return one_line(value, LONGEST_VALUE) if isinstance(value, str) else quote(value)
 
 
 def brief_path(path: object) -> str:
-    """A path as a message shows it, cut in the middle where it is long."""
+    """Return a path for a message, cut in the middle if it is long."""
     return one_line(str(path), LONGEST_PATH)
 
 
 def list_faults(faults: Sequence[str], more: int = 0) -> str:
-    """Faults as one text: at most MOST_FAULTS, each as long as there is room, and how many more.
+    """Join faults to one text: at most MOST_FAULTS, each cut to fit, and the number of the others.
 
     Args:
         more: faults that are not in the list.
     """
-    shown = list(dict.fromkeys(faults))
-    more += len(shown[MOST_FAULTS:])
+    unique = list(dict.fromkeys(faults))
+    more += len(unique[MOST_FAULTS:])
+    unique = unique[:MOST_FAULTS]
     room = most = LONGEST_LIST
-    lengths = sorted(len(fault) + 2 for fault in shown[:MOST_FAULTS])
-    for number, length in enumerate(lengths):  # what short ones leave, long ones have
+    lengths = sorted(len(fault) + 2 for fault in unique)
+    for number, length in enumerate(lengths):  # long faults get the room that short ones leave
         most = room // (len(lengths) - number)
         if length > most:
             break
         most, room = LONGEST_LIST, room - length
     texts = [
-        fault if len(fault) + 2 <= most else fault[: most - 2 - len(CUT)] + CUT
-        for fault in shown[:MOST_FAULTS]
+        fault if len(fault) + 2 <= most else fault[: most - 2 - len(CUT)] + CUT for fault in unique
     ]
     return "; ".join([*texts, f"and {more:,} more"] if more else texts)

@@ -1,4 +1,4 @@
-"""Write files whole, or refuse before anything expensive is done."""
+"""Write files all or nothing, refuse early what can't be written, and lock files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from typing import BinaryIO
 
 from vtprune.errors import VtpruneError
 
-TAG_BYTE = 2**62  # far past any file's end: a lock there stands in nobody's way
+TAG_BYTE = 2**62  # far past any file's end: a lock there keeps nobody from the content
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 def explain(error: Exception) -> str:
-    """Return the system's own words for an error about a path."""
+    """Return the system's message for an error about a path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, RuntimeError):  # pathlib's word for a loop of links, up to Python 3.12
+    if isinstance(
+        error, RuntimeError
+    ):  # what pathlib raises for a loop of links, up to Python 3.12
         return os.strerror(errno.ELOOP)
     return str(error) or type(error).__name__
 
@@ -50,7 +52,7 @@ def check_target(path: Path, option: str = "--save") -> None:
         raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
     if mode is not None and not stat.S_ISREG(mode):
         raise VtpruneError(f"{path}: can't save there: not a regular file", hint)
-    if mode is not None and not mode & 0o222:  # said of root too, who could write it
+    if mode is not None and not mode & 0o222:  # root is refused too, who could write it
         raise VtpruneError(
             f"{path}: can't save there: the file is read-only",
             f"give {option} another file, or make this one writable (chmod u+w)",
@@ -101,10 +103,10 @@ def unwritable(path: Path, error: OSError, option: str) -> VtpruneError:
 
 
 def lock(file: BinaryIO | FileIO) -> int | None:
-    """Take an open file for this process alone, until it is closed or the process ends.
+    """Lock an open file for this process, until it is closed or the process ends.
 
     Returns:
-        None where it was free; else the process that holds it, 0 where the system can't name it.
+        None where the lock was free; else the id of the process that holds it, 0 if unknown.
     """
     if sys.platform == "win32":
         return _lock_on_windows(file)
@@ -116,17 +118,17 @@ def lock(file: BinaryIO | FileIO) -> int | None:
         if error.errno in HELD:
             return _holder(file)
         if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            return None  # a file system without locks: nothing to hold on to
+            return None  # a file system without locks
         raise
     with suppress(OSError):
-        # flock says nothing of who holds it. A record lock does, but it goes as soon as this
-        # process closes the file anywhere else: it only carries the name.
+        # flock doesn't tell who holds it. A record lock does, but it is lost as soon as this
+        # process closes the file anywhere else: it only names the holder.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, TAG_BYTE)
     return None
 
 
 def _holder(file: BinaryIO | FileIO) -> int:
-    """Return the process that holds the record lock which carries a name; 0 where none does."""
+    """Return the id of the process that holds the record lock at TAG_BYTE; 0 if unknown."""
     if sys.platform != "linux":
         return 0  # other systems lay out the answer in their own ways
     import fcntl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -24,7 +24,7 @@ RAW = ("h261", "h263", "h264", "hevc", "m4v", "mjpeg", "mpegvideo")
 _MOST_FRAMES = 5_000_000  # two days at 25 a second; a damaged index may list more than a disk holds
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packets:
     """The packets of a stream that make its frames, in decoding order.
 
@@ -43,16 +43,16 @@ class Packets:
         incomplete: whether the file ends within a packet.
     """
 
-    pts: list[int | None]
-    dts: list[int | None]
-    is_key: list[bool]
-    doubtful: set[int]
-    last_duration: int
-    num_left_out: int
-    num_gaps: int
-    has_leading: bool
-    jumps_back: bool
-    incomplete: bool
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    is_key: list[bool] = field(default_factory=list)
+    doubtful: set[int] = field(default_factory=set)
+    last_duration: int = 0
+    num_left_out: int = 0
+    num_gaps: int = 0
+    has_leading: bool = False
+    jumps_back: bool = False
+    incomplete: bool = False
 
 
 def open_container(path: Path) -> InputContainer:
@@ -156,12 +156,8 @@ def read_packets(
     container: InputContainer, stream: VideoStream, alive: Callable[[], None]
 ) -> Packets:
     """Read the packets of a stream, without decoding them."""
-    pts: list[int | None] = []
-    dts: list[int | None] = []
-    is_key: list[bool] = []
-    doubtful: set[int] = set()
-    last_duration = num_left_out = num_gaps = 0
-    incomplete = has_leading = jumps_back = begun = False
+    packets = Packets()
+    begun = False
     first_key: int | None = None
     last_key: int | None = None
     last_dts: int | None = None
@@ -175,44 +171,33 @@ def read_packets(
                 first_key = first_key if begun else packet.pts
                 begun = True
             elif last_key is not None and packet.pts is not None:
-                has_leading |= packet.pts < last_key
+                packets.has_leading |= packet.pts < last_key
             if packet.dts is not None:
-                jumps_back |= last_dts is not None and packet.dts < last_dts
+                packets.jumps_back |= last_dts is not None and packet.dts < last_dts
                 last_dts = packet.dts
-            incomplete |= is_partial(packet)
-            num_gaps += packet.is_corrupt
+            packets.incomplete |= is_partial(packet)
+            packets.num_gaps += packet.is_corrupt
             hidden = may_hide and not bytes(packet)[0] & 0x10  # VP8's show_frame bit
             if is_partial(packet) or packet.is_discard or hidden:
-                num_left_out += 1
+                packets.num_left_out += 1
                 continue
-            if len(pts) == _MOST_FRAMES:
+            if len(packets.pts) == _MOST_FRAMES:
                 raise MediaError(
                     f"{shown(container.name)}: more than {_MOST_FRAMES:,} frames",
                     "cut the part that you need out of it",
                 )
             early = not begun or (first_key is not None and (packet.pts or 0) < first_key)
             if early and packet.pts is not None:
-                doubtful.add(packet.pts)
-            pts.append(packet.pts)
-            dts.append(packet.dts)
-            is_key.append(packet.is_keyframe)
-            last_duration = packet.duration or last_duration
+                packets.doubtful.add(packet.pts)
+            packets.pts.append(packet.pts)
+            packets.dts.append(packet.dts)
+            packets.is_key.append(packet.is_keyframe)
+            packets.last_duration = packet.duration or packets.last_duration
     except av.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise
-        incomplete = True
-    return Packets(
-        pts,
-        dts,
-        is_key,
-        doubtful,
-        last_duration,
-        num_left_out,
-        num_gaps,
-        has_leading,
-        jumps_back,
-        incomplete,
-    )
+        packets.incomplete = True
+    return packets
 
 
 def end_by_metadata(stream: VideoStream) -> float:
