@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vtprune.models import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "errors",
@@ -255,3 +257,11 @@ def test_the_projects_own_tools_say_that_they_run_in_a_checkout_only(tmp_path: P
     assert done.returncode == 1
     assert "vtprune._dev runs in a checkout of the project only" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_family_is_named_in_its_own_file_alone() -> None:
+    """Model types stand in the family's file, the registry and the data; nowhere else."""
+    for model_type, path in FAMILIES.items():
+        own = path.split(":")[0]
+        naming = {name for name, file in MODULES.items() if f'"{model_type}"' in file.read_text()}
+        assert naming <= {own, "vtprune.models"}

@@ -179,7 +179,7 @@ class _Block:
             return  # decoding: nothing to see, and no time to lose
         arguments = self.structure.seams.inner
         given = arguments.bind(args, kwargs)
-        check_values("the inner model", given, INNER, arguments.own)
+        check_values("the inner model", given, INNER, arguments.names)
         with_pixels = {PIXELS[name] for name in PIXELS if given.get(name) is not None}
         encoded = given.get("mm_encoder_outputs") or {}
         assert isinstance(encoded, Mapping)

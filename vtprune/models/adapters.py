@@ -110,7 +110,7 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     for keys, what in (
         (info.missing_keys, "lacks weights for"),
         (info.unexpected_keys, "has weights for parts that this model does not have, such as"),
-        ({str(one[0]) for one in info.mismatched_keys}, "has weights of another size for"),
+        ({str(key[0]) for key in info.mismatched_keys}, "has weights of another size for"),
     ):
         if keys:
             raise ModelError(

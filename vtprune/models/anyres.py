@@ -109,9 +109,9 @@ def cut(
     """
     resolution = best_resolution(given, resolutions)
     inner = resize(pixels, fit_inside(given, resolution), recipe.resample)
-    whole = pad_to(inner, resolution, (0, 0, 0))
+    canvas = pad_to(inner, resolution, (0, 0, 0))
     tiles = [
-        whole[..., top : top + tile, left : left + tile]
+        canvas[..., top : top + tile, left : left + tile]
         for top in range(0, resolution[0], tile)
         for left in range(0, resolution[1], tile)
     ]

@@ -71,7 +71,7 @@ class AyaVision(InternVL):
         projector = ((merge**2 * shape.hidden, inner), (inner // 2, out))
         return replace(shape, projector=projector, merge=merge)
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Each tile's tokens behind its number, the whole picture's behind TILE_GLOBAL."""
         texts = []
         for picture, grid in zip(media, grids.get("image", ()), strict=True):

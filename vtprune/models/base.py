@@ -282,9 +282,9 @@ class Family:
         media = prompt.in_prompt_order(text, media, self.tokens)
         vision = self.vision_inputs(files, media)
         grids = self.media_grids(files, media, vision)
-        written = self.written(files, media, grids)
+        texts = self.placeholder_texts(files, media, grids)
         ids = self.placeholders(files.config)
-        tensors = prompt.encode(files, text, self.tokens, ids, grids, written)
+        tensors = prompt.encode(files, text, self.tokens, ids, grids, texts)
         tensors |= self.token_types(files, tensors["input_ids"], media)
         for given in vision.values():
             tensors |= given
@@ -322,7 +322,7 @@ class Family:
         """Return modality -> the grid of each of its media items, in the order of the prompt."""
         return self.grids(files.config, vision)
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Return modality -> the text that each of its placeholders becomes in the prompt.
 
         Markers and timestamps included; for a modality that is left out the placeholder is

@@ -41,7 +41,7 @@ def lay_out_batch(
     elif modality and len(tokens) == 1:
         tokens = {modality: next(iter(tokens.values()))}
     if media:
-        return _lay_out_media(ids, valid, {one for some in tokens.values() for one in some}, media)
+        return _lay_out_media(ids, valid, set().union(*tokens.values()), media)
     vision = {name: {**given, "input_ids": ids} for name, given in vision.items()}
     columns = [
         {

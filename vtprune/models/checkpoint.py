@@ -57,8 +57,8 @@ def read_files(
         text = _read(place, name)
         if text is not None:
             is_json = name.endswith(".json")
-            found = _parse(place, name, text).get("chat_template") if is_json else text
-            processor["chat_template"] = found
+            template = _parse(place, name, text).get("chat_template") if is_json else text
+            processor["chat_template"] = template
             break
     image = processor.get("image_processor") or _read_json(places, IMAGE)
     video = processor.get("video_processor") or _read_json(places, VIDEO)
@@ -76,13 +76,13 @@ def find_file(checkpoint: str | Path, name: str) -> Path | None:
     if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
         return path if os.path.isfile(path) else None
-    found = cached_file(
+    cached = cached_file(
         str(checkpoint),
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)
 
 
 def _read(checkpoint: str | Path, name: str) -> str | None:
@@ -152,9 +152,11 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
 
     model_type = str(config.get("model_type") or "")
     named = config.get("architectures")
-    classes = [str(one) for one in named] if isinstance(named, list) else []
+    classes = list(map(str, named)) if isinstance(named, list) else []
     # Those of the families all have this ending; so have subclasses, whose weights fit them.
-    fit = [one.endswith("ForConditionalGeneration") or one in dir(transformers) for one in classes]
+    fit = [
+        kind.endswith("ForConditionalGeneration") or kind in dir(transformers) for kind in classes
+    ]
     known = model_type in CONFIG_MAPPING and (not classes or any(fit))
     asked_for = trust_remote_code and "auto_map" in config and model_type in FAMILIES
     if known or not model_type or asked_for:
@@ -164,7 +166,7 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
             f"{name}: transformers {transformers.__version__} has no {model_type}",
             "install a newer transformers",
         )
-    kind = " ".join([model_type, *(f"({one})" for one in classes[:1])])
+    kind = " ".join([model_type, *(f"({kind})" for kind in classes[:1])])
     raise ModelError(
         f"{name}: {kind} is a checkpoint for its authors' own code, not for a class of "
         f"transformers {transformers.__version__}",
@@ -175,8 +177,8 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
 def _way_out(name: str, kinds: list[str]) -> str:
     """Return a hint that names the same model in transformers' format, as far as it is known."""
     families = [family for model_type in FAMILIES if (family := find_family(model_type))]
-    converted = [one.model_types[0] for one in families if one.original_kinds & {*kinds}]
-    later = [one.model_types[0] for one in families if one.earlier_kinds & {*kinds}]
+    converted = [family.model_types[0] for family in families if family.original_kinds & {*kinds}]
+    later = [family.model_types[0] for family in families if family.earlier_kinds & {*kinds}]
     listed = [alias for alias in aliases() if alias.model_type in FAMILIES]
     for alias in listed:
         fits = not converted or alias.model_type in converted

@@ -477,5 +477,5 @@ def _frame_flops(shape: VisionShape, rows: int, cols: int) -> float:
 
 def _squares(length: int, window: int) -> int:
     """Return the sum of the squared lengths of windows along a side, the last perhaps shorter."""
-    whole, rest = divmod(length, window)
-    return whole * window**2 + rest**2
+    full, last = divmod(length, window)
+    return full * window**2 + last**2

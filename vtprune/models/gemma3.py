@@ -105,10 +105,10 @@ class Gemma3(Family):
         pixels = [preprocess.normalize(picture.pixels, recipe) for picture in media]
         return {"image": {"pixel_values": torch.cat(pixels)}}
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """Each picture, its crops included."""
         tokens = TOKEN * files.config.mm_tokens_per_image
-        return {"image": [_written(tokens, len(picture.pixels) - 1) for picture in media]}
+        return {"image": [_placeholder_text(tokens, len(picture.pixels) - 1) for picture in media]}
 
     def token_types(self, files: Files, input_ids: torch.Tensor, media: Media) -> Tensors:
         """`token_type_ids`, which say where pictures are seen both ways."""
@@ -118,7 +118,7 @@ class Gemma3(Family):
         return {"image": {"size": {"height": side, "width": side}}}
 
 
-def _written(tokens: str, num_crops: int) -> str:
+def _placeholder_text(tokens: str, num_crops: int) -> str:
     """A picture, and its crops, in the prompt."""
     picture = f"\n\n{START}{tokens}{END}\n\n"
     if not num_crops:

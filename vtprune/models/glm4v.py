@@ -128,7 +128,7 @@ class Glm4v(MergedPatches):
         index = [between[position] for position in dict.fromkeys(positions)]
         return index if most is None else frames.starts_of_parts(index, most)
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         pairs = zip(grids.get("video", ()), media, strict=False)
         return {"video": [_frames(grid, video) for grid, video in pairs]}
 

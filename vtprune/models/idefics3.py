@@ -23,7 +23,7 @@ from vtprune.models.base import (
     VisionInputs,
     VisionTensors,
 )
-from vtprune.tokens.layout import Grid, box
+from vtprune.tokens.layout import box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -70,7 +70,7 @@ class Idefics3(Family):
 
         As a video, all blocks of a prompt are its frames.
         """
-        made: dict[str, list[Grid]] = {}
+        grids: Grids = {}
         for modality, given in vision.items():
             pixels = cast(torch.Tensor, given["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
             side = token_side(config, pixels.shape[-1])
@@ -81,18 +81,18 @@ class Idefics3(Family):
             if ids is not None:
                 rows = splitting.tokens_of_prompts(ids, token, num_blocks * side**2)
             if rows is None or ids is None:
-                made[modality] = [box(1, side, side)] * num_blocks
+                grids[modality] = [box(1, side, side)] * num_blocks
             elif modality == "video":
-                made[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
+                grids[modality] = [box(len(row) // side**2, side, side) for row in rows if len(row)]
             else:
                 repeat = len(ids) // len(rows)
-                made[modality] = [
+                grids[modality] = [
                     splitting.split_grid(*shape, side)
-                    for row, mine in zip(ids[::repeat].tolist(), rows, strict=True)
-                    if len(mine)
-                    for shape in splitting.parse_markers(row, mine.tolist(), side**2)
+                    for row, columns in zip(ids[::repeat].tolist(), rows, strict=True)
+                    if len(columns)
+                    for shape in splitting.parse_markers(row, columns.tolist(), side**2)
                 ]
-        return made
+        return grids
 
     def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
         """Blocks of patches side by side, then one matrix."""
@@ -133,11 +133,11 @@ class Idefics3(Family):
             grids.append(splitting.split_grid(*_tiling(files, picture), side))
         return {"image": grids} if grids else {}
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         texts = []
         for picture in media:
             side = token_side(files.config, picture.pixels.shape[-1])
-            texts.append(_written(*_tiling(files, picture), side**2))
+            texts.append(_placeholder_text(*_tiling(files, picture), side**2))
         return {"image": texts}
 
     def published_files(self, side: int) -> Contents:
@@ -246,7 +246,7 @@ def whole_block(count: int) -> str:
     return AROUND + WHOLE + TOKENS["image"] * count + AROUND
 
 
-def _written(rows: int, cols: int, count: int) -> str:
+def _placeholder_text(rows: int, cols: int, count: int) -> str:
     """A picture in the prompt: a line for each row of tiles, an empty one, then the whole."""
     tokens = TOKENS["image"] * count
     lines = [

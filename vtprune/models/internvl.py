@@ -160,15 +160,17 @@ class InternVL(Family):
             grids.setdefault(item.source.kind, []).append(grid)
         return grids
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
-        return {kind: [_written(kind, grid) for grid in items] for kind, items in grids.items()}
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+        return {
+            kind: [_placeholder_text(kind, grid) for grid in items] for kind, items in grids.items()
+        }
 
     def published_files(self, side: int) -> Contents:
         size: dict[str, object] = {"size": {"height": side, "width": side}}
         return {"image": {**size, "min_patches": 1, "max_patches": 12}, "video": size}
 
 
-def _written(kind: str, grid: Grid) -> str:
+def _placeholder_text(kind: str, grid: Grid) -> str:
     """A picture or a video in the prompt."""
     token = TOKENS["image"]
     if kind == "image":

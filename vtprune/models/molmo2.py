@@ -195,7 +195,7 @@ class Molmo2(Family):
             return {"video": _video(media[0], _values(files, "video"))}
         return {"image": _pictures(media, _values(files, "image"))}
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         flags = preprocess.merged(files.processor, PROCESSOR)
         return {
             "image": [_picture(grid, flags) for grid in grids.get("image", ())],
@@ -284,8 +284,10 @@ def _pictures(
     pool = cast("Sequence[int]", values["pooling_size"])
     base = torch.arange(side * side, dtype=torch.int32).view(side, side)
     poolings, grids, at = [], [], 0
-    for one in media:
-        tiling = _tiling(one.source.height, one.source.width, values, len(one.pixels) - 1)
+    for picture in media:
+        tiling = _tiling(
+            picture.source.height, picture.source.width, values, len(picture.pixels) - 1
+        )
         owner, inside = zip(
             *(_owners(count, side, before, window) for count in tiling), strict=True
         )
@@ -295,12 +297,12 @@ def _pictures(
         grids.append([*low.shape[:2], *high.shape[:2]])
         both = torch.cat([low.flatten(0, 1), high.flatten(0, 1)])
         poolings.append(torch.where(both >= 0, both + at * side * side, both))
-        at += len(one.pixels)
+        at += len(picture.pixels)
     return {
-        "pixel_values": torch.cat([_patches(one.pixels, values) for one in media]),
+        "pixel_values": torch.cat([_patches(picture.pixels, values) for picture in media]),
         "image_token_pooling": torch.cat(poolings),
         "image_grids": torch.tensor(grids),
-        "image_num_crops": torch.tensor([len(one.pixels) for one in media]),
+        "image_num_crops": torch.tensor([len(picture.pixels) for picture in media]),
     }
 
 

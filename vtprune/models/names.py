@@ -32,12 +32,12 @@ class Alias:
 
 def aliases() -> list[Alias]:
     """Return all short names, in the order of `_data/models.yaml`."""
-    found = []
+    listed = []
     for name, entry in packaged_models()["aliases"].items():
         decoder = entry["decoder"]
         calibration, _ = find_calibration(entry["model_type"], decoder["layers"], decoder["hidden"])
-        found.append(Alias(name, calibration=calibration, **entry))
-    return found
+        listed.append(Alias(name, calibration=calibration, **entry))
+    return listed
 
 
 def hub_id_of(name: str) -> str:

@@ -140,10 +140,12 @@ def resize_pil(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> to
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     resized = [
-        Image.fromarray(one.permute(1, 2, 0).contiguous().numpy()).resize(size[::-1], resample)
-        for one in pixels
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).resize(size[::-1], resample)
+        for picture in pixels
     ]
-    arrays = [torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8) for one in resized]
+    arrays = [
+        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in resized
+    ]
     return torch.stack(arrays).view(-1, *size, 3).permute(0, 3, 1, 2).contiguous()
 
 

@@ -34,7 +34,7 @@ def render(
     Raises:
         ModelError: the template does not write every media item.
     """
-    kinds = iter([one.source.kind for one in media])
+    kinds = iter([item.source.kind for item in media])
     special = _special(files, tokens)
     messages = []
     for turn in turns:
@@ -60,7 +60,7 @@ def render(
         ),
     )
     for modality, token in tokens.items():
-        wanted = sum(one.source.kind == modality for one in media)
+        wanted = sum(item.source.kind == modality for item in media)
         if prompt.count(token) != wanted:
             raise ModelError(
                 f"the checkpoint's chat template wrote {prompt.count(token)} of {wanted}"
@@ -98,7 +98,7 @@ def encode(
     tokens: Mapping[str, str],
     ids: Mapping[str, tuple[int, ...]],
     grids: Mapping[str, Sequence[Grid]],
-    written: Mapping[str, Sequence[str]] | None = None,
+    replacements: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the prompt as `input_ids` and `attention_mask`, (1, L), placeholders expanded.
 
@@ -109,15 +109,15 @@ def encode(
         tokens: modality -> text of its placeholder.
         ids: modality -> token ids of its placeholder.
         grids: modality -> the grid of each of its media items, in the order of the prompt.
-        written: modality -> what each of its placeholders is replaced by, timestamps and markers
-            included; for the others the placeholder is repeated.
+        replacements: modality -> the text that each of its placeholders becomes, timestamps and
+            markers included; for the others the placeholder is repeated.
 
     Raises:
         ModelError: the tokenizer does not know a placeholder as one token.
     """
     texts = {
         tokens[modality]: iter(
-            (written or {}).get(modality) or [tokens[modality] * len(grid) for grid in items]
+            (replacements or {}).get(modality) or [tokens[modality] * len(grid) for grid in items]
         )
         for modality, items in grids.items()
     }
@@ -132,12 +132,12 @@ def encode(
     )
     input_ids = cast(torch.Tensor, encoded["input_ids"])
     for modality in grids:
-        found = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
+        count = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
         alike = [items for other, items in grids.items() if ids[other] == ids[modality]]
         wanted = sum(len(grid) for items in alike for grid in items)
-        if found != wanted:
+        if count != wanted:
             raise ModelError(
-                f"the tokenizer made {found} of {wanted} placeholders of"
+                f"the tokenizer made {count} of {wanted} placeholders of"
                 f" {tokens[modality]}; the model's config has id {ids[modality][0]} for it",
                 "take the tokenizer of the model's own repository",
             )

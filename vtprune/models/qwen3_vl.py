@@ -99,7 +99,7 @@ class Qwen3VL(MergedPatches):
         step = (total - 1) / max(count - 1, 1)
         return [between[round(number * step)] for number in range(count)]
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         """A video is a block for each pair of frames, the pair's mean time before it.
 
         The blocks stand between the start and end that the template writes around a video, as in

@@ -76,7 +76,7 @@ class Forward:
 
 
 def _forward(needs: str, may: Iterable[str] = ()) -> Forward:
-    return Forward(tuple(tuple(one.split("|")) for one in needs.split()), frozenset(may))
+    return Forward(tuple(tuple(names.split("|")) for names in needs.split()), frozenset(may))
 
 
 INNER = _forward(
@@ -153,11 +153,11 @@ class Arguments:
     def __init__(self, forward: Callable[..., object]) -> None:
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = inspect.signature(forward).parameters.values()
-        self.order = [one.name for one in parameters if one.kind not in kinds]
-        self.own = {RENAMED.get(name, name): name for name in self.order}
+        self.order = [parameter.name for parameter in parameters if parameter.kind not in kinds]
+        self.names = {RENAMED.get(name, name): name for name in self.order}
 
     def __contains__(self, name: str) -> bool:
-        return name in self.own
+        return name in self.names
 
     def bind(self, args: Args, kwargs: Mapping[str, object]) -> Kwargs:
         """Return the arguments of a call by name; those past the last named one are left out."""
@@ -171,7 +171,7 @@ class Arguments:
 
     def give(self, given: Mapping[str, object]) -> Kwargs:
         """Return what `bind` returned, by the names that the forward itself has."""
-        return {self.own.get(name, name): value for name, value in given.items()}
+        return {self.names.get(name, name): value for name, value in given.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +236,7 @@ def check_version() -> None:
     """
     from packaging.version import Version
 
-    first, after = (Version(one).release for one in TESTED)
+    first, after = (Version(version).release for version in TESTED)
     for version in _versions():
         if not first <= Version(version).release < after:
             raise ModelError(
@@ -261,10 +261,10 @@ def check_arguments(
     arguments = Arguments(forward)
     for names in known.needs:
         if not any(name in arguments for name in names):
-            others = sorted(set(arguments.own) - known.known)
+            others = sorted(set(arguments.names) - known.known)
             instead = f" (but {', '.join(others)})" if others else ""
             raise unknown(f"{what} takes no {' or '.join(names)}{instead}")
-    if closed and (others := [name for name in arguments.own if name not in known.known]):
+    if closed and (others := [name for name in arguments.names if name not in known.known]):
         raise unknown(f"{what} takes {', '.join(others)}")
     return arguments
 
@@ -291,9 +291,9 @@ def check_values(
 
 def _holds_tensors(value: object) -> bool:
     if isinstance(value, Mapping):
-        return any(_holds_tensors(one) for one in value.values())
+        return any(map(_holds_tensors, value.values()))
     if isinstance(value, (tuple, list)):
-        return any(_holds_tensors(one) for one in value)
+        return any(map(_holds_tensors, value))
     return isinstance(value, torch.Tensor) or is_cache(value)
 
 
@@ -318,7 +318,7 @@ def _versions() -> list[str]:
     """
     import transformers
 
-    return [one.__version__ for one in (_FIRST, transformers) if one is not None]
+    return [module.__version__ for module in (_FIRST, transformers) if module is not None]
 
 
 # -- caches -------------------------------------------------------------------------------------

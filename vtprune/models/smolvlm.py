@@ -96,11 +96,11 @@ class SmolVLM(Idefics3):
         side = idefics3.token_side(files.config, media[0].pixels.shape[-1])
         return {"video": [box(len(media[0].pixels), side, side)]}
 
-    def written(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
+    def placeholder_texts(self, files: Files, media: Media, grids: Grids) -> dict[str, list[str]]:
         if not _is_video(media):
-            return super().written(files, media, grids)
+            return super().placeholder_texts(files, media, grids)
         (grid,) = grids["video"]
-        return {"video": [_written(media[0], len(grid) // len(media[0].pixels))]}
+        return {"video": [_placeholder_text(media[0], len(grid) // len(media[0].pixels))]}
 
     def published_files(self, side: int) -> Contents:
         edge = {"longest_edge": side}
@@ -117,8 +117,8 @@ def _video_values(files: Files) -> dict[str, object]:
     """Return the video preprocessor's values; its `video_sampling` goes before its own size."""
     values = preprocess.merged(files.video or files.image, idefics3.DEFAULTS)
     sampled = cast("Mapping[str, object]", values.get("video_sampling") or {})
-    own = {"fps": values.get("fps"), "max_frames": values.get("num_frames")}
-    values |= preprocess.merged(own, SAMPLING)
+    counts = {"fps": values.get("fps"), "max_frames": values.get("num_frames")}
+    values |= preprocess.merged(counts, SAMPLING)
     values |= {key: sampled[key] for key in SAMPLING if key in sampled}
     if "video_size" in sampled:
         values["size"] = sampled["video_size"]
@@ -165,7 +165,7 @@ def _square(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor:
     return resize(resize(pixels, size, recipe.resample), (edge, edge), recipe.resample)
 
 
-def _written(video: PreparedMedia, count: int) -> str:
+def _placeholder_text(video: PreparedMedia, count: int) -> str:
     """A video in the prompt: how long it is, then its frames behind their times."""
     source = video.source
     duration = timedelta(seconds=int(source.num_frames / source.fps))

@@ -33,7 +33,7 @@ def split_grid(rows: int, cols: int, side: int) -> Grid:
 
 def squarest(most: int) -> tuple[int, int]:
     """Return the rows and columns of `most` tiles: nearest to a square, rather wide than high."""
-    rows = next(one for one in range(math.isqrt(most), 0, -1) if most % one == 0)
+    rows = next(rows for rows in range(math.isqrt(most), 0, -1) if most % rows == 0)
     return rows, most // rows
 
 

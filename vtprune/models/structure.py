@@ -152,7 +152,7 @@ class Structure:
             module = getattr(self.decoder, name, None)
             if isinstance(module, nn.Module):
                 return module
-        norms = [one for one in self.decoder.children() if self._is_norm(one)]
+        norms = [module for module in self.decoder.children() if self._is_norm(module)]
         if len(norms) != 1:
             raise ModelError(
                 f"{self.model_type}: its decoder has {len(norms)} norms beside its layers, so the "
@@ -163,7 +163,7 @@ class Structure:
 
     def _is_norm(self, module: nn.Module) -> bool:
         """Return whether a module holds one weight a channel, and at most a bias beside it."""
-        held = {name: tuple(one.shape) for name, one in module.named_parameters()}
+        held = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
         shape = (self.hidden_size,)
         return held in ({"weight": shape}, {"weight": shape, "bias": shape})
 
@@ -226,7 +226,7 @@ class Structure:
 
     def placeholder_ids(self) -> set[int]:
         """Return all token ids that stand for visual features."""
-        return {one for ids in self.placeholders().values() for one in ids}
+        return set().union(*self.placeholders().values())
 
     def window(self, layer: int) -> int | None:
         """Return the width of a layer's sliding window; None where it sees everything."""
@@ -367,14 +367,14 @@ def _size(model_type: str, config: object, name: str, default: int = 0) -> int:
 
 def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Return modality -> placeholder ids, as the config names them."""
-    found: dict[str, tuple[int, ...]] = {}
+    ids: dict[str, tuple[int, ...]] = {}
     for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
         for name in names:
             value = getattr(config, name, None)
             if isinstance(value, int) and value >= 0:
-                found[modality] = (value,)
+                ids[modality] = (value,)
                 break
-    return found
+    return ids
 
 
 def refuse_encoder(model_type: str, config: object, way_out: str) -> None:

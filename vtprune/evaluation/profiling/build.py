@@ -81,15 +81,15 @@ def build_random(
         share_weights(layers[number], layers[number % (own_layers or 1)])
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(BLOCK, generator=generator) * SCALE).to(device, dtype)
-    made: dict[int, nn.Parameter] = {}
+    filled: dict[int, nn.Parameter] = {}
     with torch.no_grad():
         for module in model.modules():
             for name, param in list(module.named_parameters(recurse=False)):
-                if id(param) not in made:  # tied weights stay tied
+                if id(param) not in filled:  # tied weights stay tied
                     values = torch.empty(param.shape, dtype=param.dtype, device=device)
                     fill(values, name, block)
-                    made[id(param)] = nn.Parameter(values, requires_grad=False)
-                module.register_parameter(name, made[id(param)])
+                    filled[id(param)] = nn.Parameter(values, requires_grad=False)
+                module.register_parameter(name, filled[id(param)])
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module._buffers[name] = buffer.to(device)
     return model
@@ -97,9 +97,9 @@ def build_random(
 
 def share_weights(module: nn.Module, source: nn.Module) -> None:
     """Give a module the weights of another of its kind."""
-    for own, other in zip(module.modules(), source.modules(), strict=True):
+    for part, other in zip(module.modules(), source.modules(), strict=True):
         for name, param in other.named_parameters(recurse=False):
-            own.register_parameter(name, param)
+            part.register_parameter(name, param)
 
 
 def fill(values: torch.Tensor, name: str, block: torch.Tensor) -> None:

@@ -159,7 +159,7 @@ def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]
     """
     ids = inputs.tensors["input_ids"]
     tokens = loaded.family.placeholders(loaded.files.config)
-    visual = torch.isin(ids[0], torch.tensor([one for some in tokens.values() for one in some]))
+    visual = torch.isin(ids[0], torch.tensor([number for ids in tokens.values() for number in ids]))
     word = cast(int, loaded.files.tokenizer.convert_tokens_to_ids(WORD))
     keep = visual.clone()
     surplus = int((~visual).sum()) - wanted
@@ -211,5 +211,5 @@ def describe_case(case: Case) -> dict[str, object]:
     """Return the report's `input`."""
     from vtprune.inference.figures import describe_input
 
-    told = describe_input(case.gathered.read, case.gathered.decoders, case.inputs).to_dict()
-    return {**told, "visual_tokens": len(case.layout), "text_tokens": case.text}
+    described = describe_input(case.gathered.read, case.gathered.decoders, case.inputs).to_dict()
+    return {**described, "visual_tokens": len(case.layout), "text_tokens": case.text}

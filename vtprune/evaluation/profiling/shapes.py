@@ -71,17 +71,17 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     if name is not None and (alias := find_alias(name)) is not None and has_config(alias):
         return packaged_shape(alias)
     where = name if name is not None and is_config_file(name) else find_checkpoint(name)
-    shown = name or EMBEDDED
-    with quiet(), loading_errors(shown):
-        config = read_config(shown, where, trust_remote_code)
-    family = known_family(shown, config)
-    return with_files(Shape(shown, config, Files(config, stand_in(config)), family, where))
+    label = name or EMBEDDED
+    with quiet(), loading_errors(label):
+        config = read_config(label, where, trust_remote_code)
+    family = known_family(label, config)
+    return with_files(Shape(label, config, Files(config, stand_in(config)), family, where))
 
 
 def find_alias(name: str) -> Alias | None:
     """Return the published model that a short name or a hub id stands for."""
     hub_id = hub_id_of(name)
-    return next((one for one in aliases() if one.hub_id == hub_id), None)
+    return next((alias for alias in aliases() if alias.hub_id == hub_id), None)
 
 
 def has_config(alias: Alias) -> bool:
@@ -99,12 +99,12 @@ def is_config_file(name: str) -> bool:
     if not os.path.isfile(path):
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{name}: not a model's config: not JSON", "give its config.json or its directory"
         ) from error
-    if not isinstance(found, dict) or "model_type" not in found:
+    if not isinstance(contents, dict) or "model_type" not in contents:
         raise ModelError(
             f"{name}: not a model's config: it has no model_type", "give its config.json"
         )
@@ -184,11 +184,11 @@ def with_files(shape: Shape) -> Shape:
 
     where = str(Path(shape.source).parent) if Path(shape.source).is_file() else shape.source
     with quiet(), loading_errors(shape.name):
-        own = read_files(where, shape.config, shape.files.tokenizer)
-    if own.image or own.video:
+        files = read_files(where, shape.config, shape.files.tokenizer)
+    if files.image or files.video:
         # The prompt is laid out by the family's own template, whatever the checkpoint's says.
-        processor = {key: own.processor[key] for key in own.processor if key != "chat_template"}
-        return replace(shape, files=replace(own, processor=processor))
+        processor = {key: files.processor[key] for key in files.processor if key != "chat_template"}
+        return replace(shape, files=replace(files, processor=processor))
     files = published_files(shape.family, shape.config)
     note = (
         f"{shape.name}: no preprocessor_config.json beside its config; pictures are prepared as "
@@ -215,11 +215,11 @@ def stand_in_tokenizer(special: Mapping[str, int | None]) -> PreTrainedTokenizer
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    taken = {one for one in special.values() if one is not None}
+    taken = {number for number in special.values() if number is not None}
     free = (number for number in itertools.count(FIRST) if number not in taken)
     words = {WORD: next(free)}
-    words |= {text: next(free) if one is None else one for text, one in special.items()}
-    made = Tokenizer(models.WordLevel(words, unk_token=WORD))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.add_special_tokens([AddedToken(text, special=True) for text in special])
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=WORD, padding_side="left")
+    words |= {text: next(free) if number is None else number for text, number in special.items()}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=WORD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=WORD, padding_side="left")
