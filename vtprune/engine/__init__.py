@@ -1,4 +1,20 @@
-"""Prunes inside an unpatched transformers model: `pruning`, the block in which its hooks are on."""
+"""Prunes inside an unpatched transformers model: `pruning`, the block in which its hooks are on.
+
+Where to look, in the order in which a prompt passes:
+
+    plan                a preset, resolved for a model and then for a batch: what is cut where
+    inputs              what whoever made the prompts knows of them beyond the tensors
+    vision_encoder      the calls of the encoders; pixel_selection drops frames and tiles before
+    tower_attention     what tokens receive of their vision tower's attention
+    decoder             the hooks on the decoder and its layers
+    prefill             one forward over prompts: its cuts, and the trace of them
+    sequence            what is left of the prompts, and the arguments that fit it
+    readings            what methods read of the model: states and attention
+    packing, attention_mask, position_ids    of a shortened sequence
+    kv_cache            the cache after a cut; decoding goes on from it
+    refusals            what is refused, and what a user is warned of
+    hooks               hooks and replaced methods, for a thread or for all: the only ones
+"""
 
 from __future__ import annotations
 
@@ -149,9 +165,9 @@ class _Block:
         """Put the hooks on."""
         with LOCK:  # so that of two threads' blocks that refuse each other one is opened
             refuse_blocks(threads_before(self.inner), self.hooks.thread)
-            self.hooks.before(self.inner, self.see_inputs)
+            self.hooks.before(self.inner, self.plan_forward)
             self.encoders.attach(self.hooks)
-            self.hooks.before(self.structure.model, self.see_arguments)
+            self.hooks.before(self.structure.model, self.check_arguments)
             self.decoder.attach(self.hooks)
             self.rope_deltas.attach(self.structure.model, self.hooks_of_all)
 
@@ -164,12 +180,12 @@ class _Block:
         self.hooks.remove()
         self.hooks_of_all.remove()
 
-    def see_arguments(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+    def check_arguments(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Refuse arguments of the outer model, the one with the output head."""
         refuse_columns(kwargs)
 
-    def see_inputs(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        """Note where visual tokens sit in this forward, if it is a prompt that has any."""
+    def plan_forward(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Plan the cuts of a forward of the inner model, if it is a prompt with visual tokens."""
         state = self.state
         state.batch = None
         refuse_compiling()

@@ -111,27 +111,18 @@ class Hooks:
 
     def before(self, module: nn.Module, hook: Hook) -> None:
         """Call `hook(module, args, kwargs)` before a module's forward."""
-
-        def put_on(point: Point) -> Callable[[], None]:
-            return module.register_forward_pre_hook(point.before, with_kwargs=True).remove
-
-        self._add(module, "before", hook, put_on)
+        put_on = functools.partial(module.register_forward_pre_hook, with_kwargs=True)
+        self._add(module, "before", hook, lambda point: put_on(point.before).remove)
 
     def after(self, module: nn.Module, hook: Hook) -> None:
         """Call `hook(module, args, output)` after a module's forward."""
-
-        def put_on(point: Point) -> Callable[[], None]:
-            return module.register_forward_hook(point.after).remove
-
-        self._add(module, "after", hook, put_on)
+        put_on = module.register_forward_hook
+        self._add(module, "after", hook, lambda point: put_on(point.after).remove)
 
     def at_end(self, module: nn.Module, hook: Hook) -> None:
         """Call `hook(module, args, output)`, with output None if the forward raised."""
-
-        def put_on(point: Point) -> Callable[[], None]:
-            return module.register_forward_hook(point.after, always_call=True).remove
-
-        self._add(module, "at_end", hook, put_on)
+        put_on = functools.partial(module.register_forward_hook, always_call=True)
+        self._add(module, "at_end", hook, lambda point: put_on(point.after).remove)
 
     def replace(self, owner: object, name: str, hook: Hook) -> None:
         """Call `hook(original, *args, **kwargs)` in the place of one of an object's methods."""

@@ -13,7 +13,7 @@ from vtprune.engine.plan import LayerStage, PlannedBatch, ResolvedPreset, StageG
 from vtprune.engine.position_ids import first_and_end, given_position_ids
 from vtprune.engine.readings import KernelCall, Readings
 from vtprune.engine.sequence import SequenceState
-from vtprune.engine.trace import StageRecord, Trace
+from vtprune.engine.trace import StageRecord
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
@@ -235,7 +235,7 @@ class Prefill:
     def smaller_media(self) -> list[StageRecord]:
         """Return records of stages that made media smaller before the prompts were made of them."""
         records: list[StageRecord] = []
-        trace: Trace = self.trace
+        trace = self.trace
         before = [whole.total() for whole in trace.whole]
         for group in self.batch.groups:
             if not (group.stages and METHODS[group.stages[0].method].media):
