@@ -7,6 +7,7 @@ import torch
 
 from vtprune.engine.attention_mask import gather_mask, join_valid, valid_columns
 from vtprune.engine.packing import gather, pack, repack
+from vtprune.engine.sequence import SequenceState
 
 ROWS = [torch.tensor([0, 2, 3, 5]), torch.tensor([1, 5])]
 LOWEST = torch.finfo(torch.float32).min
@@ -217,3 +218,24 @@ def test_keys_that_were_decoded_since_a_cut_are_valid() -> None:
     joined = join_valid(past, 4, torch.tensor([[True], [False]]), (2, 1))
     assert joined is not None
     assert joined.tolist() == [[False, True, True, True, True], [True, True, True, True, False]]
+
+
+# -- the cache after a cut ------------------------------------------------------------------------
+
+
+def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
+    """So that each step of decoding makes one mask for all of them."""
+    valid = torch.tensor([[False, True, True], [True, True, True]])
+    sequence = SequenceState(None, [], valid)  # type: ignore[arg-type]
+    sequence.columns = [torch.tensor([1]), torch.tensor([0, 2])]
+    sequence.end_cut(2, False, torch.device("cpu"))
+    after = sequence.cache_after(4)
+    assert after.lengths == (3, 3, 2, 2)
+    assert after.first_cut == 2
+    assert after.valid[0] is after.valid[1]
+    assert after.valid[2] is after.valid[3]
+    assert after.valid[0] is not None
+    assert after.valid[0].tolist() == valid.tolist()
+    assert after.valid[2] is not None
+    assert after.valid[2].tolist() == [[False, True], [True, True]]
+    assert not after.shifts

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import vtprune
-from vtprune.engine.plan import ResolvedPreset
+from vtprune.engine.plan import PruningPlan
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.batch_layout import lay_out_batch, share_grids
@@ -364,8 +364,8 @@ def test_a_shared_placeholder_holds_what_the_caller_or_the_encoder_says(
 # -- plans ----------------------------------------------------------------------------------------
 
 
-def plan(preset: object, trace: Trace | None = None) -> ResolvedPreset:
-    return ResolvedPreset(load_preset(preset), structure_of(), None, trace or Trace())  # type: ignore[arg-type]
+def plan(preset: object, trace: Trace | None = None) -> PruningPlan:
+    return PruningPlan(load_preset(preset), structure_of(), None, trace or Trace())  # type: ignore[arg-type]
 
 
 def test_a_free_stage_without_any_keep_is_refused_before_anything_runs() -> None:

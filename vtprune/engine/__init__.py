@@ -37,7 +37,7 @@ from vtprune.engine.hooks import (
 )
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.kv_cache import cache_length, pruned_cache
-from vtprune.engine.plan import PlannedBatch, ResolvedPreset, plan_batch
+from vtprune.engine.plan import PlannedBatch, PruningPlan, plan_batch
 from vtprune.engine.position_ids import RopeDeltas
 from vtprune.engine.refusals import (
     refuse_blocks,
@@ -126,8 +126,8 @@ def pruning(
     inputs = inputs or PreparedInputs()
     refuse_pixels(wanted, inputs.pixels)
     trace = Trace()
-    resolved = ResolvedPreset(wanted, find_structure(model), calibration, trace)
-    block = _Block(resolved, modality, inputs, this_thread() if threads == "own" else ALL_THREADS)
+    plan = PruningPlan(wanted, find_structure(model), calibration, trace)
+    block = _Block(plan, modality, inputs, this_thread() if threads == "own" else ALL_THREADS)
     try:
         block.attach()
         yield trace
@@ -139,7 +139,7 @@ class _Block:
     """The hooks of one `pruning` block, and what they share.
 
     Args:
-        resolved: the preset for this model.
+        plan: the preset for this model.
         modality: what placeholders hold that images and videos share; None: see `pruning`.
         inputs: what is known of the prompts beside the model's inputs.
         thread: whose calls are pruned.
@@ -147,17 +147,17 @@ class _Block:
 
     def __init__(
         self,
-        resolved: ResolvedPreset,
+        plan: PruningPlan,
         modality: str | None,
         inputs: PreparedInputs,
         thread: object | None,
     ) -> None:
-        self.resolved, self.modality, self.inputs = resolved, modality, inputs
+        self.plan, self.modality, self.inputs = plan, modality, inputs
         self.whole: Sequence[FullSizeCounts] = inputs.pixels.whole if inputs.pixels else ()
-        self.structure, self.inner = resolved.structure, resolved.structure.inner
+        self.structure, self.inner = plan.structure, plan.structure.inner
         self.state = ThreadState()
-        self.encoders = EncoderHooks(resolved, self.state, modality, inputs)
-        self.decoder = DecoderHooks(resolved, self.state)
+        self.encoders = EncoderHooks(plan, self.state, modality, inputs)
+        self.decoder = DecoderHooks(plan, self.state)
         self.rope_deltas = RopeDeltas(self.inner)
         self.hooks, self.hooks_of_all = Hooks(thread), Hooks(ALL_THREADS)
 
@@ -218,13 +218,11 @@ class _Block:
 
     def warn_of_prompt(self, ids: torch.Tensor, given: Kwargs) -> None:
         """Warn of inputs that are missing, and of choices that a growing prompt changes."""
-        trace, state = self.resolved.trace, self.state
+        trace, state = self.plan.trace, self.state
         trace.warn(warn_of_types(self.structure, given))
         cached = find_cache("the model", given) is not None or given.get("use_cache") is not False
         before, state.uncached = state.uncached, None if cached else ids
-        trace.warn(
-            warn_of_choosing_anew(self.resolved.preset.question_aware_methods(), before, ids)
-        )
+        trace.warn(warn_of_choosing_anew(self.plan.preset.question_aware_methods(), before, ids))
 
     def plan_prompts(
         self, ids: torch.Tensor, given: Kwargs, vision: Mapping[str, Mapping[str, object]]
@@ -244,12 +242,12 @@ class _Block:
             self.structure, ids.cpu(), valid, vision, self.modality, self.inputs.media
         )
         for warning in warnings:
-            self.resolved.trace.warn(warning)
+            self.plan.trace.warn(warning)
         if past:
             refuse_past(self.structure, pruned_cache(cache))
         selection = self.encoders.select_pixels()
         dropped = None if selection is None else selection.dropped_from(layouts)
-        planned = plan_batch(self.resolved, layouts, valid, past, dropped, self.whole)
+        planned = plan_batch(self.plan, layouts, valid, past, dropped, self.whole)
         if selection is not None:
             planned.trace.encoded = selection.encoded()
         return planned

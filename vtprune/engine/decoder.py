@@ -19,7 +19,7 @@ from vtprune.engine.kv_cache import (
     untie,
 )
 from vtprune.engine.packing import gather, gather_marked
-from vtprune.engine.plan import ResolvedPreset
+from vtprune.engine.plan import PruningPlan
 from vtprune.engine.prefill import Prefill
 from vtprune.engine.readings import KernelCall, KernelTap
 from vtprune.engine.refusals import refuse_windows, warn_of_positions
@@ -38,15 +38,15 @@ class DecoderHooks:
     it has begun it ends, also where another thread leaves the block meanwhile.
 
     Args:
-        resolved: the preset for this model.
+        plan: the preset for this model.
         state: of the thread that calls the decoder.
     """
 
-    def __init__(self, resolved: ResolvedPreset, state: ThreadState) -> None:
-        self.resolved, self.state = resolved, state
-        self.structure, self.trace = resolved.structure, resolved.trace
-        self.decoder = resolved.structure.decoder
-        self.arguments = resolved.structure.seams
+    def __init__(self, plan: PruningPlan, state: ThreadState) -> None:
+        self.plan, self.state = plan, state
+        self.structure, self.trace = plan.structure, plan.trace
+        self.decoder = plan.structure.decoder
+        self.arguments = plan.structure.seams
 
     def attach(self, hooks: Hooks) -> None:
         """Put on the hooks that stay from forward to forward."""
@@ -72,7 +72,7 @@ class DecoderHooks:
         if batch is not None:
             if not isinstance(embeds, torch.Tensor):
                 raise seams.unknown("a decoder that is given no inputs_embeds")
-            prefill = Prefill(self.resolved, batch, given, embeds, cache, self.now())
+            prefill = Prefill(self.plan, batch, given, embeds, cache, self.now())
             state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
             given = self.start_prefill(prefill, embeds, given, hooks)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vtprune.engine.hooks import Hooks
-from vtprune.engine.plan import ResolvedPreset, StageGroup
+from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
@@ -74,7 +74,7 @@ class PixelSelection:
 
 
 def select_pixels(
-    resolved: ResolvedPreset, layouts: list[Layout], media: Sequence[Sequence[Units]]
+    plan: PruningPlan, layouts: list[Layout], media: Sequence[Sequence[Units]]
 ) -> PixelSelection:
     """Return what the preset's stages at `pixels` keep of a batch.
 
@@ -88,7 +88,7 @@ def select_pixels(
     """
     if len(layouts) != len(media):
         raise other_media()
-    groups = [group for group in resolved.groups_for(layouts) if group.at_pixels is not None]
+    groups = [group for group in plan.groups_for(layouts) if group.at_pixels is not None]
     rows, dropped = [], []
     for layout, items in zip(layouts, media, strict=True):
         tokens = unit_tokens(layout, items)
@@ -97,7 +97,7 @@ def select_pixels(
             among = [n for n, item in enumerate(items) if group.modality in ("all", item.modality)]
             sizes = [[len(index) for index in tokens[n]] for n in among]
             total = len(layout.of_modality(group.modality))
-            chosen = _choose_units(resolved, group, [items[n] for n in among], sizes, total)
+            chosen = _choose_units(plan, group, [items[n] for n in among], sizes, total)
             for n, units in zip(among, chosen, strict=True):
                 kept[n] = units
         pairs = zip(items, kept, strict=True)
@@ -114,7 +114,7 @@ def select_pixels(
 
 
 def _choose_units(
-    resolved: ResolvedPreset,
+    plan: PruningPlan,
     group: StageGroup,
     items: list[Units],
     sizes: list[list[int]],
@@ -129,7 +129,7 @@ def _choose_units(
     method, stage = group.at_pixels, group.stages[0]
     assert method is not None
     if any(item.in_one_piece for item in items):
-        resolved.trace.warn(
+        plan.trace.warn(
             "a picture is in tiles that this model can't do without one by one (they overlap, or "
             "their tokens are interpolated): all of them are encoded"
         )
@@ -139,7 +139,7 @@ def _choose_units(
         return kept
     left = _count(kept, sizes)
     if left < most and stage.keep is None:
-        resolved.trace.warn(
+        plan.trace.warn(
             f"keep {group.keep:g} asks for more than the {left} of {total} tokens of the frames "
             "and tiles that are not predictable within the tolerance"
         )
@@ -156,7 +156,7 @@ def _choose_units(
             raise PresetError(
                 message, "raise keep, or cut at the input: --method uniform --at input"
             )
-        resolved.trace.warn(message)
+        plan.trace.warn(message)
     return kept
 
 

@@ -47,7 +47,7 @@ class StageGroup:
         return None if keep is None else fixed_count(keep, num_tokens)
 
 
-class ResolvedPreset:
+class PruningPlan:
     """A preset, resolved for one model: its budgets, its stages' layers, its methods."""
 
     def __init__(
@@ -293,7 +293,7 @@ class PlannedBatch:
 
 
 def plan_batch(
-    resolved: ResolvedPreset,
+    plan: PruningPlan,
     layouts: list[Layout],
     valid: torch.Tensor,
     past: int,
@@ -308,12 +308,12 @@ def plan_batch(
         whole: what every sample would hold if its media had not been made smaller; empty where
             they were not.
     """
-    groups = resolved.groups_for(layouts)
+    groups = plan.groups_for(layouts)
     if dropped is None:
         dropped = [torch.zeros(0, dtype=torch.long)] * len(layouts)
-    schedules = [resolved.solve(group, layouts, dropped, whole) for group in groups]
+    schedules = [plan.solve(group, layouts, dropped, whole) for group in groups]
     tokens = valid.sum(1).tolist()
     text = [size - len(layout) for size, layout in zip(tokens, layouts, strict=True)]
     trace = Trace(layouts=layouts, text=text, whole=list(whole))
-    resolved.trace.begun = trace
+    plan.trace.begun = trace
     return PlannedBatch(layouts, valid, past, dropped, groups, schedules, trace)

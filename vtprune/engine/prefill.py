@@ -9,7 +9,7 @@ import torch
 
 from vtprune.engine.hooks import is_hooked
 from vtprune.engine.kv_cache import cache_before
-from vtprune.engine.plan import LayerStage, PlannedBatch, ResolvedPreset, StageGroup
+from vtprune.engine.plan import LayerStage, PlannedBatch, PruningPlan, StageGroup
 from vtprune.engine.position_ids import first_and_end, given_position_ids
 from vtprune.engine.readings import KernelCall, Readings
 from vtprune.engine.sequence import SequenceState
@@ -33,7 +33,7 @@ class Prefill:
     """One forward over a batch of prompts, cut by cut.
 
     Args:
-        resolved: the preset for this model.
+        plan: the preset for this model.
         batch: the prompts, and the cuts that are to be made.
         given: the decoder's arguments, before anything of this forward is in its cache.
         embeds: (B, S, d) of the prompts.
@@ -43,23 +43,23 @@ class Prefill:
 
     def __init__(
         self,
-        resolved: ResolvedPreset,
+        plan: PruningPlan,
         batch: PlannedBatch,
         given: Kwargs,
         embeds: torch.Tensor,
         cache: Cache | None,
         started: float,
     ) -> None:
-        self.resolved, self.batch, self.trace = resolved, batch, batch.trace
+        self.plan, self.batch, self.trace = plan, batch, batch.trace
         self.started, self.select_seconds = started, 0.0
         self.use_cache = given.get("use_cache") is True
         positions = given_position_ids(given, batch.past, embeds)
         self.last_positions = positions[..., -1]
-        past = cache_before(cache, given.get("attention_mask"), batch.past, resolved.num_layers)
-        self.sequence = SequenceState(resolved.structure, batch.layouts, batch.valid, cache, past)
+        past = cache_before(cache, given.get("attention_mask"), batch.past, plan.num_layers)
+        self.sequence = SequenceState(plan.structure, batch.layouts, batch.valid, cache, past)
         if batch.renumbers:
             self.sequence.first_end = first_and_end(positions, self.sequence.columns)
-        self.readings = Readings(resolved.structure, self.sequence)
+        self.readings = Readings(plan.structure, self.sequence)
         self.records: list[StageRecord] = []
         self.layers_cut: set[int] = set()
 
@@ -164,7 +164,7 @@ class Prefill:
         stage, pruner = group.stages[cut.stage], group.pruners[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
         states = {name: self.readings.read(sample, name, layout, hidden) for name in pruner.needs}
-        seed = (self.resolved.preset.seed * 1009 + cut.stage) % 2**63
+        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
         budget = self.budget(sample, layout, cut, stage, hidden)
         tokens = VisualTokens(layout, states, seed, group.places[cut.stage].part)
         selection = pruner.select(tokens, budget)
@@ -191,7 +191,7 @@ class Prefill:
             least = 0 if stage.split == "entropy-or-none" else 1
             budget = Budget.share_by(cut.count, group, weights, least)
         if 0 < cut.count < len(budget.quota) and stage.split != "entropy-or-none":
-            self.resolved.trace.warn(
+            self.plan.trace.warn(
                 f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
                 "keep one each, the others none"
             )
@@ -213,7 +213,7 @@ class Prefill:
                 "modules (compiled?)",
                 "prune the model before compiling it",
             )
-        trace, num_layers = self.trace, self.resolved.num_layers
+        trace, num_layers = self.trace, self.plan.num_layers
         trace.stages = [*self.smaller_media(), *self.records]
         trace.kept = self.sequence.layouts
         trace.visual_by_layer = count_by_layer(
@@ -225,12 +225,12 @@ class Prefill:
             after.check_reached(self.sequence.cache, cache, self.use_cache)
             if cache is not None:
                 after.last_positions = self.last_positions
-                if after.needs_block(self.resolved.structure, cache):
-                    inner = self.resolved.structure.inner
+                if after.needs_block(self.plan.structure, cache):
+                    inner = self.plan.structure.inner
                     # A function: a deep copy of the cache does not copy the model.
                     after.inside_block = lambda: is_hooked(inner)
                 after.tie(cache)
-        self.resolved.trace.take(trace)
+        self.plan.trace.take(trace)
 
     def smaller_media(self) -> list[StageRecord]:
         """Return records of stages that made media smaller before the prompts were made of them."""

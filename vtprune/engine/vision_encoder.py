@@ -13,7 +13,7 @@ from vtprune.engine.attention_mask import valid_columns
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_pixels
-from vtprune.engine.plan import ResolvedPreset
+from vtprune.engine.plan import PruningPlan
 from vtprune.engine.readings import KernelCall, KernelTap, received
 from vtprune.engine.tower_attention import TowerReading, find_tower
 from vtprune.models.base import PIXELS
@@ -30,7 +30,7 @@ class EncoderHooks:
     """What the encoders of one block are called with, and what of it their towers get.
 
     Args:
-        resolved: the preset for this model.
+        plan: the preset for this model.
         state: of the thread that calls an encoder.
         modality: what placeholders hold that images and videos share.
         inputs: what is known of the prompts.
@@ -38,12 +38,12 @@ class EncoderHooks:
 
     def __init__(
         self,
-        resolved: ResolvedPreset,
+        plan: PruningPlan,
         state: ThreadState,
         modality: str | None,
         inputs: PreparedInputs,
     ) -> None:
-        self.resolved, self.structure, self.state = resolved, resolved.structure, state
+        self.plan, self.structure, self.state = plan, plan.structure, state
         self.modality, self.inputs = modality, inputs
         self.selection: PixelSelection | None = None
 
@@ -78,7 +78,7 @@ class EncoderHooks:
             *_identities(given, self.structure.inner.config),
         )
         known = features.get(key) if features is not None else None
-        if known and (not self.resolved.reads_tower or TOWER[0] in known[0]):
+        if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
             state.calls[modality] = known[0]
             return known[1]
         started, state.encoding = now(self.structure.device), True
@@ -109,7 +109,7 @@ class EncoderHooks:
 
     def select_pixels(self) -> PixelSelection | None:
         """Return what stays at `pixels` of the one batch to be prefilled; None: no such stage."""
-        pixels = self.inputs.pixels if self.resolved.preset.frame_and_tile_stage() else None
+        pixels = self.inputs.pixels if self.plan.preset.frame_and_tile_stage() else None
         if pixels is None or self.selection is not None:
             return self.selection
         started = now(self.structure.device)
@@ -120,7 +120,7 @@ class EncoderHooks:
         layouts, _ = lay_out_batch(
             self.structure, ids.cpu(), valid, vision, self.modality, self.inputs.media
         )
-        self.selection = select_pixels(self.resolved, layouts, pixels.units)
+        self.selection = select_pixels(self.plan, layouts, pixels.units)
         self.state.seconds += now(self.structure.device) - started
         return self.selection
 
@@ -141,7 +141,7 @@ class EncoderHooks:
         Args:
             rows: (U,) bool: those that the tower gets; None: all.
         """
-        if not self.resolved.reads_tower:
+        if not self.plan.reads_tower:
             yield
             return
         tower = find_tower(self.structure, modality, given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine.pixel_selection import select_pixels
-from vtprune.engine.plan import ResolvedPreset, StageGroup
+from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError, VtpruneError
 from vtprune.evaluation.variants import (
@@ -194,7 +194,7 @@ def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
     if variant.role == UNPRUNED:
         return PlannedRow(variant, case, visual=(total,) * num_layers)
     try:
-        plan = ResolvedPreset(variant.preset, structure, loaded.calibration, trace)
+        plan = PruningPlan(variant.preset, structure, loaded.calibration, trace)
         groups = plan.groups_for([case.layout])
         selection = None
         if any(group.at_pixels is not None for group in groups):
