@@ -1,21 +1,25 @@
-"""What was answered, one JSON object a line: a file that a killed run goes on with."""
+"""Records of answers, and the file that keeps them, with which a killed run goes on."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError, brief_path, list_faults, quote
 from vtprune.saving import explain, lock
+
+if TYPE_CHECKING:
+    from vtprune.preset.validation import Schema
 
 LONGEST_LINE = 2**20  # bytes
 MOST_FAULTS = 5  # that are named
@@ -24,13 +28,13 @@ BEGINNING = b'{"question": '  # of every line that `AnswersFile` writes
 
 @dataclass(frozen=True)
 class Record:
-    """One question in one cell.
+    """One question under one variant.
 
     Args:
         question: its number in the questions file, from 0.
-        cell: the key of the cell.
-        answer: what was answered.
-        score: how right that is, in [0, 1]; None where nobody knows.
+        cell: the key of the variant.
+        answer: its text.
+        score: how right the answer is, in [0, 1]; None where the right one is not known.
         same: whether it is the unpruned answer.
         loss: minus the mean log-probability of the unpruned answer's tokens.
         divergence: mean KL divergence of the unpruned from the pruned predictions of the unpruned
@@ -55,7 +59,7 @@ class Record:
 
 
 class AnswersFile:
-    """The records of a run, and the file behind them where there is one.
+    """The records of a run, and the file that keeps them.
 
     A line is written, and handed to the disk, as soon as its question is answered. The file is
     this process's alone until `close`. Only half a line at the end, which a killed run left, is
@@ -99,22 +103,22 @@ class AnswersFile:
         return f"{count} kept in {self.path}"
 
     def resume(self, file: FileIO, head: str) -> None:
-        """Read what a file holds, and leave it ready for the next record."""
+        """Read the records of a file, and leave it ready for the next one."""
         self.refuse_second_writer(file)
-        whole = head.encode() + b"\n"
-        begun = file.read(len(whole)) or b""
-        if not whole.startswith(begun):
+        first_line = head.encode() + b"\n"
+        begun = file.read(len(first_line)) or b""
+        if not first_line.startswith(begun):
             raise VtpruneError(
                 f"{self.path}: holds the answers of another evaluation (other questions, model, "
                 "settings or version), or something else",
                 "give another file, or remove this one",
             )
-        if begun != whole:  # new, or all that a killed run could write
+        if begun != first_line:  # new, or all that a killed run could write
             file.seek(0)
             file.truncate()
             self.append(head)
             return
-        end = self.read_lines(file, len(whole))
+        end = self.read_lines(file, len(first_line))
         file.seek(end)
         file.truncate()
 
@@ -184,32 +188,32 @@ class AnswersFile:
         for record in records:
             self.records[record.question, record.cell] = record
 
-    def has(self, question: int, cell: str) -> bool:
-        """Return whether a question was asked in a cell."""
-        return (question, cell) in self.records
+    def has(self, question: int, key: str) -> bool:
+        """Return whether there is a record of a question under a variant."""
+        return (question, key) in self.records
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file, and let other processes have it."""
         if self.file is not None:
             self.file.close()
 
 
 class Faults:
-    """What is wrong with the lines of a file, as one error."""
+    """Faults in the lines of a file, as one error."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.more = path, 0
         self.named: list[str] = []
 
     def add(self, line: int, fault: str) -> None:
-        """Note a fault; beyond the first few they are only counted."""
+        """Add a fault; beyond the first few they are only counted."""
         if len(self.named) < MOST_FAULTS:
             self.named.append(f"line {line}: {fault}")
         else:
             self.more += 1
 
     def refuse(self) -> None:
-        """Raise what was noted.
+        """Raise all faults as one error.
 
         Raises:
             VtpruneError: one line or more is no record.
@@ -266,6 +270,8 @@ def parse_record(line: bytes, questions: int | None = None) -> Record | str:
     Args:
         questions: how many there are; None: any number is taken.
     """
+    from vtprune.preset.validation import find_faults
+
     if not line.strip():
         return "blank"
     if len(line) >= LONGEST_LINE:
@@ -276,58 +282,36 @@ def parse_record(line: bytes, questions: int | None = None) -> Record | str:
         return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
     if not isinstance(data, dict):
         return f"{quote(data)} is not a JSON object"
-    for name, (holds, rule) in RULES.items():
-        if name in data and not holds(data[name]):
-            return f"{name} is {quote(data[name])}, not {rule}"
-        if name not in data and name in ("question", "cell"):
-            return f"{name} is missing"
+    for _, fault in find_faults(_schema(), data):
+        return fault
     if questions is not None and data["question"] >= questions:
         return f"question is {quote(data['question'])}, but there are {questions:,}"
-    return Record(**{name: data[name] for name in RULES if name in data})
+    return Record(**{name: data[name] for name in _schema().model_fields if name in data})
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+@functools.cache
+def _schema() -> type[Schema]:
+    """Return what a line may hold; other keys are left alone."""
+    from pydantic import ConfigDict, Field
 
+    from vtprune.preset.validation import Schema
 
-def _is_number(value: object) -> bool:
-    """Infinite and undefined ones too: a loss can be."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < 2**53
-    return isinstance(value, float)
+    class RecordSchema(Schema):
+        model_config = ConfigDict(title="a line", extra="ignore", allow_inf_nan=True)
 
+        question: int = Field(ge=0, description="a whole number, 0 or more")
+        cell: str
+        answer: str = ""
+        score: float | None = Field(None, ge=0, le=1, description="null, or a number from 0 to 1")
+        same: bool = Field(False, description="true or false")
+        loss: float = Field(0.0, description="a number")
+        divergence: float = Field(0.0, description="a number")
+        keep_mean: float = Field(1.0, ge=0, le=1, description="a number from 0 to 1")
+        prefill: float = Field(0.0, ge=0, lt=math.inf, description="seconds, 0 or more")
+        first: float = Field(0.0, ge=0, lt=math.inf, description="seconds, 0 or more")
+        error: str = ""
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_share(value: object) -> bool:
-    return _is_number(value) and 0 <= cast(float, value) <= 1
-
-
-def _is_time(value: object) -> bool:
-    return _is_number(value) and 0 <= cast(float, value) < math.inf
-
-
-TEXT, NUMBER, SECONDS = (
-    (_is_text, "text"),
-    (_is_number, "a number"),
-    (_is_time, "seconds, 0 or more"),
-)
-RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "question": (_is_count, "a whole number, 0 or more"),
-    "cell": TEXT,
-    "answer": TEXT,
-    "score": (lambda value: value is None or _is_share(value), "null, or a number from 0 to 1"),
-    "same": (lambda value: isinstance(value, bool), "true or false"),
-    "loss": NUMBER,
-    "divergence": NUMBER,
-    "keep_mean": (_is_share, "a number from 0 to 1"),
-    "prefill": SECONDS,
-    "first": SECONDS,
-    "error": TEXT,
-}
-"""What each field of a record has to be."""
+    return RecordSchema
 
 
 def open_unbuffered(path: Path) -> FileIO:

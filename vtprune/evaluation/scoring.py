@@ -1,4 +1,4 @@
-"""Is an answer right? By what is asked for: a choice, a number, yes or no, words, or text."""
+"""How right an answer is, by what was asked for: a choice, number, yes or no, words or text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = "auto") -> float:
-    """How right an answer is, in [0, 1].
+    """Return how right an answer is, in [0, 1].
 
     Args:
         expected: the right answer; where there are choices, one of them, else nothing is right.
@@ -42,43 +42,43 @@ def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = 
 
 
 def pick_metric(expected: str, choices: Sequence[str]) -> str:
-    """The metric that suits a question."""
+    """Return the metric that suits a question."""
     if choices:
         return "choice"
-    return "number" if NUMBER.fullmatch(_one(expected)) else "contains"
+    return "number" if NUMBER.fullmatch(_digits(expected)) else "contains"
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, articles and punctuation left out, small numbers as digits."""
-    found = re.findall(r"[^\W_]+(?:[.,]\d+)?", text.lower())
-    return [NUMBERS.get(word, word) for word in found if word not in ARTICLES]
+    """Return the words in lower case, without articles and punctuation, small numbers as digits."""
+    parts = re.findall(r"[^\W_]+(?:[.,]\d+)?", text.lower())
+    return [NUMBERS.get(word, word) for word in parts if word not in ARTICLES]
 
 
 def exact(expected: str, given: str) -> float:
-    """Whether the words are the same."""
+    """Return whether the words are the same."""
     return float(words(expected) == words(given))
 
 
 def contains(expected: str, given: str) -> float:
-    """Whether the expected words stand in the answer, one after the other.
+    """Return whether the expected words are in the answer, one after the other.
 
     Yes and no have to be its first word: "no, but yes" is no.
     """
-    wanted, said = words(expected), words(given)
+    wanted, answered = words(expected), words(given)
     if wanted in (["yes"], ["no"]):
-        return float(said[:1] == wanted)
-    places = range(len(said) - len(wanted) + 1)
-    return float(bool(wanted) and any(said[i : i + len(wanted)] == wanted for i in places))
+        return float(answered[:1] == wanted)
+    places = range(len(answered) - len(wanted) + 1)
+    return float(bool(wanted) and any(answered[i : i + len(wanted)] == wanted for i in places))
 
 
 def number(expected: str, given: str) -> float:
-    """Whether the answer's first number is the expected one; "07" is not "7"."""
+    """Return whether the answer's first number is the expected one; "07" is not "7"."""
     found = NUMBER.search(" ".join(NUMBERS.get(w, w) for w in given.lower().split()))
-    return float(found is not None and _plain(found[0]) == _plain(_one(expected)))
+    return float(found is not None and _plain(found[0]) == _plain(_digits(expected)))
 
 
 def anls(expected: str, given: str) -> float:
-    """Normalised Levenshtein similarity of two texts, 0 below one half (arXiv 1905.13648)."""
+    """Return the normalised Levenshtein similarity, 0 below one half (arXiv 1905.13648)."""
     one, other = " ".join(expected.lower().split()), " ".join(given.lower().split())
     longest = max(len(one), len(other))
     similar = 1 - _edits(one, other) / longest if longest else 1.0
@@ -86,7 +86,7 @@ def anls(expected: str, given: str) -> float:
 
 
 def chosen(answer: str, choices: Sequence[str]) -> str:
-    """The choice that an answer names, by text or letter; "" where it names none or several.
+    """Return the choice that an answer names, by text or letter; "" for none or several.
 
     The whole text counts first, then a letter in front ("B", "(b) red"), then the one choice whose
     words are in the answer.
@@ -103,19 +103,19 @@ def chosen(answer: str, choices: Sequence[str]) -> str:
     return held[0] if len(held) == 1 else ""
 
 
-def _one(text: str) -> str:
+def _digits(text: str) -> str:
     text = text.strip().strip(".").lower()
     return NUMBERS.get(text, text)
 
 
 def _plain(text: str) -> str:
-    """A number without thousands separators and without zeros behind its point."""
+    """Return a number without thousands separators and zeros behind its point."""
     text = text.replace(",", "")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _edits(one: str, other: str) -> int:
-    """The Levenshtein distance."""
+    """Return the Levenshtein distance."""
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         diagonal, row[0] = row[0], i
