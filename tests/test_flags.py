@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from vtprune._dev.arguments import Parser
 from vtprune.cli import COMMANDS, cli
-from vtprune.cli.flags import method_options
+from vtprune.cli.options import FIELDS, method_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +127,20 @@ def test_a_flag_looks_alike_in_every_command(option: str) -> None:
     assert len(found) > 1
     assert len({param.type.name for param in found.values()}) == 1
     assert len({str(param.metavar).removesuffix(",...") for param in found.values()}) == 1
+
+
+SHARED = Counter(str(param.name) for param in OPTIONS.values() if param.name != "saves")
+
+
+@pytest.mark.parametrize("name", [name for name, times in SHARED.items() if times > 1])
+def test_an_option_has_one_help_and_one_section(name: str) -> None:
+    found = [param for param in OPTIONS.values() if param.name == name]
+    assert len({str(param.help).partition("  [default")[0] for param in found}) == 1
+    assert len({getattr(param, "section", "Other") for param in found}) == 1
+
+
+def test_every_declared_option_is_taken_by_a_command() -> None:
+    assert {str(param.name) for param in OPTIONS.values()} >= set(FIELDS)
 
 
 def test_lists_with_commas_add_up() -> None:

@@ -156,6 +156,11 @@ SHOWN: dict[str, Callable[[Console], None]] = {
     "tune, notes": lambda to: tuning.show_notes(tuned(), to),
     "methods": lambda to: console.show_methods(METHODS, to),
     "presets": lambda to: console.show_presets([load_preset(one) for one in preset_names()], to),
+    **{
+        f"method {name}": lambda to, name=name: console.show_method(name, METHODS[name], "", to)  # type: ignore[misc]
+        for name in METHODS
+    },
+    "model": lambda to: console.show_model(aliases()[0], to),
     "models": lambda to: console.show_models(
         [alias for alias in aliases() if alias.model_type in FAMILIES], to
     ),

@@ -73,7 +73,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class LazyGroup(Group):
-    """Commands by name, and one line for whatever goes wrong in them."""
+    """Commands by name; an error in one of them is printed as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -16,7 +16,7 @@ from vtprune.cli.flags import (
     preset_from,
     sampling_from,
 )
-from vtprune.cli.help import Command, Option
+from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 
@@ -54,9 +54,7 @@ Examples:
     default_words={"preset": "balanced", "max_new_tokens": str(MAX_NEW_TOKENS)},
     save=[("the report, of several questions a list", ".json"), ("one report a line", ".jsonl")],
 )
-@click.version_option(
-    __version__, "-V", "--version", message="vtprune %(version)s", cls=Option, section="Other"
-)
+@click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
 def ask(inputs: tuple[str, ...], flags: Flags) -> None:
     """Answer a question about pictures or videos.
 

@@ -1,4 +1,4 @@
-"""The user's own config file: defaults for what a call does not say."""
+"""The user's config file: defaults for options that a call does not give."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS = tuple(name for name in FIELDS if declaration(name).config)
 
 
 def config_path() -> Path:
-    """Where the config file is looked for."""
+    """Return the path of the user's config file."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("vtprune", appauthor=False)) / "config.yaml"

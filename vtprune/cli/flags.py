@@ -1,4 +1,4 @@
-"""What follows from the options of a command: presets, models, media and questions."""
+"""From the options of a command to its preset, model, media and questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMBEDDED = "embedded"  # the name of the model that ships with the package
 
 
 def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The media files, and the questions, of which "-" is read from standard input.
+    """Return the media files and the questions; the question "-" is read from standard input.
 
     Args:
         inputs: the positional arguments; the last is the question where `asked` is empty.
@@ -51,7 +51,7 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
 
 
 def read_question(question: str) -> str:
-    """A question as it was given; "-" is read from standard input.
+    """Return a question as it was given; "-" is read from standard input.
 
     Raises:
         VtpruneError: it is empty, or too long.
@@ -63,7 +63,9 @@ def read_question(question: str) -> str:
                 "the question from standard input is empty", "echo 'what happens?' | vtprune ... -"
             )
     if not question.strip():
-        raise VtpruneError("the question is empty", "ask something")
+        raise VtpruneError(
+            "the question is empty", 'write the question in quotation marks: "what happens?"'
+        )
     if fault := check_length(question):
         raise VtpruneError(fault, "ask a shorter question; a file's text is no question")
     # What a shell passes on may be no valid text; no tokenizer takes that.
@@ -77,7 +79,7 @@ def check_at(flags: Flags) -> None:
 
 
 def preset_from(flags: Flags, user: Flags) -> Preset:
-    """The user's preset under the flags.
+    """Return the user's preset with the flags over it.
 
     Raises:
         PresetError: it can't be read, or a flag does not fit it.
@@ -95,7 +97,7 @@ def preset_from(flags: Flags, user: Flags) -> Preset:
 
 
 class Loading(TypedDict):
-    """The options of `run.load`."""
+    """The arguments of `models.loading.load`."""
 
     name: str | None
     adapter: str | None
@@ -108,7 +110,7 @@ class Loading(TypedDict):
 
 
 def loading_from(flags: Flags, user: Flags) -> Loading:
-    """What `run.load` is told: the flags, over the user's config file."""
+    """Return how the model is loaded: the flags, over the user's config file."""
     name = flags.model if flags.adapter else flags.model or user.model
     return {
         "name": None if name == EMBEDDED and not flags.adapter else name,
@@ -123,7 +125,7 @@ def loading_from(flags: Flags, user: Flags) -> Loading:
 
 
 def limits_from(flags: Flags) -> Limits:
-    """What is read of media files: how large they may be, whether damaged, which pages.
+    """Return the limits on media files: size, damage, pages and decoder.
 
     Raises:
         MediaError: --pages in a form that can't be read.
@@ -139,9 +141,9 @@ def limits_from(flags: Flags) -> Limits:
 
 
 def sampling_from(preset: Preset, flags: Flags) -> Sampling:
-    """How much of the media is looked at: the preset's word, under the flags.
+    """Return the sampling of frames and tiles: the preset's, with the flags over it.
 
-    A flag's frames replace a preset's fps and cap, a flag's fps the preset's frames.
+    --frames replaces a preset's fps and max_frames, --fps its frames.
     """
     from vtprune.models.base import Sampling
 

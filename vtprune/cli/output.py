@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Transcript:
-    """What one `ask` shows: answers on stdout as they are produced, the rest on stderr.
+    """The output of one `ask`: answers on stdout as they are produced, the rest on stderr.
 
     Args:
-        num_questions: how many will be answered.
+        num_questions: how many questions will be answered.
         as_json: reports on stdout, in place of answers and tables.
         quiet: answers only.
     """
@@ -53,7 +53,7 @@ class Transcript:
         self._end_line()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage of the work is."""
+        """Show the progress of a stage of the work."""
         self._end_line()
         self._progress.update(stage, done, total)
 
@@ -65,7 +65,7 @@ class Transcript:
         self._progress.update("answering", 0, 0)  # until the first piece comes
 
     def text(self, piece: str) -> None:
-        """Go on with the answer."""
+        """Print the next piece of the answer."""
         piece = printable(piece)
         if piece and not self._json:
             self._progress.stop()
@@ -73,7 +73,7 @@ class Transcript:
             self._begun, self._in_line = True, not piece.endswith("\n")
 
     def report(self, report: Report) -> None:
-        """End the answer, and shows what it cost."""
+        """End the answer, and show its report."""
         self._progress.stop()
         if self._json:
             click.echo(to_json(report.to_dict()))
@@ -99,7 +99,7 @@ def show_tables(
     tables: Callable[[Mapping[str, object], Console], None],
     notes: Callable[[Mapping[str, object], Console], None],
 ) -> None:
-    """Show what a command found.
+    """Show the result of a command.
 
     Args:
         as_json: as one JSON object, in place of everything else.
@@ -117,7 +117,7 @@ def show_tables(
 
 @contextmanager
 def progress_line(silent: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """What shows how far a stage of the work is, on standard error; gone at the end."""
+    """Yield a function that shows the progress of a stage on standard error."""
     line = ProgressLine(stderr_console(), silent)
     if not line.shown:
         _hide_download_bars()

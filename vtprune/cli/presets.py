@@ -39,13 +39,13 @@ def list_(flags: Flags) -> None:
     """List the packaged presets."""
     from vtprune.preset import load_preset, preset_names
 
-    found = [load_preset(name) for name in preset_names()]
+    packaged = [load_preset(name) for name in preset_names()]
     if flags.json:
-        click.echo(json.dumps([_told(preset) for preset in found], indent=2))
+        click.echo(json.dumps([_to_dict(preset) for preset in packaged], indent=2))
         return
     from vtprune.cli.console import show_presets, stdout_console
 
-    show_presets(found, stdout_console())
+    show_presets(packaged, stdout_console())
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets show balanced")
@@ -57,7 +57,7 @@ def show(name: str, flags: Flags) -> None:
 
     preset = load_preset(name)  # so that what is printed is a preset
     if flags.json:
-        click.echo(json.dumps(_told(preset), indent=2))
+        click.echo(json.dumps(_to_dict(preset), indent=2))
         return
     click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
     from vtprune.cli.console import show_facts, stderr_console
@@ -66,8 +66,8 @@ def show(name: str, flags: Flags) -> None:
     show_facts([("question", question_fact(preset))], stderr_console())
 
 
-def _told(preset: Preset) -> dict[str, object]:
-    """The preset, and which of its methods choose by the question."""
+def _to_dict(preset: Preset) -> dict[str, object]:
+    """Return the preset, and which of its methods are question-aware."""
     return {**preset.to_dict(), "question_read_by": list(preset.question_aware_methods())}
 
 

@@ -1,4 +1,4 @@
-"""When this process began."""
+"""The start time of this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def process_start() -> float:
-    """The value that `time.perf_counter` had when this process began.
+    """Return the value that `time.perf_counter` had when this process began.
 
     Linux says when, in steps of 10 ms; a shell that `exec`s a command after other work hands its
     own start on to it. Elsewhere it is now: then the interpreter's own start, some hundredths of a
@@ -18,7 +18,7 @@ def process_start() -> float:
 
 
 def _process_age() -> float:
-    """Seconds since the system made this process; 0 where it does not say."""
+    """Return the seconds since the system made this process; 0 where it does not say."""
     try:
         # Fields after the name, which is in parentheses and may hold blanks; the 22nd of all is
         # the start in clock ticks since boot (man 5 proc).

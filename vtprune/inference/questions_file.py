@@ -46,12 +46,12 @@ class Asked:
 
     @property
     def text_heavy(self) -> bool:
-        """Whether it is about written text: its kind is one of TEXT_KINDS."""
+        """Whether the question is about written text: its kind is one of TEXT_KINDS."""
         return any(fnmatchcase(self.kind.lower(), pattern) for pattern in TEXT_KINDS)
 
 
 def mixed_labels(asked: Sequence[Asked]) -> list[str]:
-    """What to say where some questions only have a right answer: agreement counts, for all."""
+    """Return a warning where only some questions have a right answer: agreement counts, for all."""
     answered = sum(one.answer is not None for one in asked)
     if answered in (0, len(asked)):
         return []
@@ -62,7 +62,7 @@ def mixed_labels(asked: Sequence[Asked]) -> list[str]:
 
 
 def read_questions(path: str | Path) -> list[Asked]:
-    """The questions of a file.
+    """Read the questions of a file.
 
     Args:
         path: lines of JSON objects with file (relative to this file) and question, and, where

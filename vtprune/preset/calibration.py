@@ -39,7 +39,7 @@ class Calibration:
 
 
 def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibration, list[str]]:
-    """The packaged calibration of a model, with defaults for what nobody published.
+    """Return the packaged calibration of a model, with defaults for what nobody published.
 
     Args:
         model_type: `config.model_type`.
@@ -76,7 +76,7 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
 def read_calibration(
     path: str | Path, layers: int, *, model_type: str | None = None, hidden: int | None = None
 ) -> Calibration:
-    """The calibration in a file.
+    """Read the calibration in a file.
 
     Args:
         path: a YAML file with model_type, layers, hidden_size, ecl, horizon and, optionally,
@@ -126,7 +126,7 @@ def read_calibration(
 def write_calibration(
     calibration: Calibration, model_type: str, layers: int, hidden: int, comment: str = ""
 ) -> str:
-    """What `read_calibration` reads, as text.
+    """Return a calibration as the text of a file.
 
     Args:
         comment: lines to put before it.

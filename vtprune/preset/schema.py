@@ -1,4 +1,4 @@
-"""What a preset and a calibration may hold; every fault of a preset is named, with its line."""
+"""The schemas of preset and calibration files, and the check of a whole preset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a preset can say: stages, budgets and how much of the media is looked at."""
+"""The parts of a preset: stages, budgets, and the sampling of frames and tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML files that nobody has vouched for, with the line of every key."""
+"""Untrusted YAML files, with the line of every key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
-    """A YAML file's data, and the line of every key and item by its path.
+    """Return a YAML file's data, and the line of every key and item by its path.
 
     Raises:
         PresetError: not readable, too large, not YAML, or with anchors (which can be made to grow
@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
 
 
 def _check_shape(text: str, name: str) -> None:
-    """Refuse what is nested too deep, and anchors.
+    """Refuse anchors, and what is nested too deep.
 
     Raises:
         PresetError: with the line.
@@ -100,7 +100,7 @@ def _check_shape(text: str, name: str) -> None:
 def _note_lines(
     node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
 ) -> list[str]:
-    """Fill `lines`; returns a fault for every key that is given twice, as YAML takes the last."""
+    """Fill `lines`; return a fault for every key that is given twice: YAML would take the last."""
     twice: list[str] = []
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):

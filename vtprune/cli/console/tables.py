@@ -1,4 +1,4 @@
-"""What all tables are made of."""
+"""Tables without lines that fit the terminal, and labelled facts and warnings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bar:
 
 
 def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
-    """A table without lines whose left column labels the rest; text is taken literally."""
+    """Return a table without lines whose left column labels the rest; text is taken literally."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", width=label, no_wrap=True)
     for side in justify or ("left",):
@@ -42,7 +42,7 @@ def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
 
 
 def plain_table(gap: int = 2) -> Table:
-    """A table without lines, with dim headings and columns `gap` apart."""
+    """Return a table without lines, with dim headings and columns `gap` apart."""
     return Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
 
 
@@ -68,17 +68,17 @@ def print_fitted(table: Table, console: Console) -> None:
 
 
 def _span(column: Column, console: Console, options: ConsoleOptions) -> tuple[int, int]:
-    """The least width of a column that cuts nothing, and that at which nothing is wrapped."""
+    """Return the smallest width of a column that cuts no word, and the one that wraps nothing."""
     cells = [column.header, *column.cells]
-    found = [console.measure(cell, options=options) for cell in cells]
-    most = max((one.maximum for one in found), default=0)
+    measured = [console.measure(cell, options=options) for cell in cells]
+    most = max((width.maximum for width in measured), default=0)
     if column.justify == "right":
         return most, most
-    return max((one.minimum for one in found), default=0), most
+    return max((width.minimum for width in measured), default=0), most
 
 
 def _groups(widths: Sequence[int], room: int, gap: int) -> list[list[int]]:
-    """The columns of each table, by their numbers: as many as fit beside the first."""
+    """Return the columns of each table, by their numbers: as many as fit beside the first."""
     groups = [[0]]
     used = widths[0]
     for number, width in enumerate(widths[1:], 1):
@@ -93,7 +93,7 @@ def _groups(widths: Sequence[int], room: int, gap: int) -> list[list[int]]:
 def _part(
     table: Table, group: Sequence[int], spans: Sequence[tuple[int, int]], room: int, gap: int
 ) -> Table:
-    """Some columns of a table; what room there is goes to the first column that wants it."""
+    """Return some columns of a table; free width goes to the first column that needs it."""
     left = room - gap * (len(group) - 1) - sum(spans[number][0] for number in group)
     part = plain_table(gap)
     for number in group:
@@ -111,30 +111,30 @@ def _part(
 
 
 def fitted(lines: Table, console: Console) -> Table:
-    """A labelled table; where its line is too short, without bars, its figures after each other."""
+    """Return a labelled table; where it is too wide, without bars and its figures in one column."""
     endless = console.options.update_width(10_000)
     spans = [_span(column, console, endless) for column in lines.columns]
     spans[0] = LABEL, LABEL
     gap = lines.padding[1]
     if sum(least + gap for least, _ in spans) - gap <= console.width:
         return lines
-    told = labelled()
+    narrow = labelled()
     for label, *cells in zip(*(column.cells for column in lines.columns), strict=True):
         texts = [cell if isinstance(cell, Text) else Text(cell) for cell in cells
                  if isinstance(cell, (str, Text)) and cell]  # fmt: skip
-        told.add_row(label, Text("  ").join(texts))
-    return told
+        narrow.add_row(label, Text("  ").join(texts))
+    return narrow
 
 
 def warning(text: str) -> Table:
-    """A line of what the reader should know."""
+    """Return a line with a warning."""
     lines = labelled()
     lines.add_row(Text("warning", "yellow"), Text(printable(text), "yellow"))
     return lines
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """Print rows under headings; one that begins with "<" is of numbers, set to the right."""
+    """Print rows under headings; a heading that begins with "<" is of numbers, set to the right."""
     table = plain_table()
     for heading in headings:
         right = heading.startswith("<")
@@ -145,7 +145,7 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], console: 
 
 
 def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
-    """Print lines with a label each."""
+    """Print labelled lines."""
     lines = labelled()
     for label, text in facts:
         lines.add_row(label, Text(printable(text)))
@@ -153,5 +153,5 @@ def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
 
 
 def show_warning(text: str, console: Console) -> None:
-    """Print what the reader should know."""
+    """Print a warning."""
     console.print(warning(text))

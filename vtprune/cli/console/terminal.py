@@ -1,4 +1,4 @@
-"""Where is written to, and the line that says how far the work is."""
+"""The consoles of standard output and error, and the progress line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newli
 
 
 def stderr_console() -> Console:
-    """For everything that is not the answer; plain text in a pipe and under NO_COLOR."""
+    """Return the console for all but the answer; plain text in a pipe and under NO_COLOR."""
     return _console(stderr=True)
 
 
 def stdout_console() -> Console:
-    """For the tables that a command is asked for."""
+    """Return the console for the tables that a command is asked for."""
     return _console(stderr=False)
 
 
@@ -41,12 +41,12 @@ def _console(stderr: bool) -> Console:
 
 
 def printable(text: str) -> str:
-    """Text from a model or a file's name without what could steer a terminal."""
+    """Return text from a model or a file name without control characters."""
     return CONTROLS.sub("", text)
 
 
 class ProgressLine:
-    """One line that says how far the work is, gone when it is done; only ever on a terminal.
+    """A line that shows the progress of the work, only on a terminal, and removed at the end.
 
     Args:
         console: where.
@@ -61,7 +61,7 @@ class ProgressLine:
         self._stage = ""
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show `done` of `total` of a stage; a total of 0 or 1 shows that it goes on."""
+        """Show `done` of `total` of a stage; with a total of 0 or 1, that the stage is running."""
         if not self.shown:
             return
         if stage != self._stage or (total and done >= total):
@@ -90,7 +90,7 @@ class ProgressLine:
             self._progress.update(self._task, completed=done, total=total, counts=counts)
 
     def stop(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._stage = None, ""
