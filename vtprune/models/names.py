@@ -36,7 +36,8 @@ def aliases() -> list[Alias]:
     for name, entry in packaged_models()["aliases"].items():
         decoder = entry["decoder"]
         calibration, _ = find_calibration(entry["model_type"], decoder["layers"], decoder["hidden"])
-        listed.append(Alias(name, calibration=calibration, **entry))
+        known = {key: value for key, value in entry.items() if key != "differs"}
+        listed.append(Alias(name, calibration=calibration, **known))
     return listed
 
 

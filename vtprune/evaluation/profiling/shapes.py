@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
@@ -19,6 +17,7 @@ from vtprune.models.checkpoint import read_config
 from vtprune.models.loading import EMBEDDED, find_checkpoint
 from vtprune.models.names import Alias, aliases, hub_id_of
 from vtprune.models.upstream import loading_errors, quiet
+from vtprune.preset.calibration import packaged_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -86,7 +85,7 @@ def find_alias(name: str) -> Alias | None:
 
 def has_config(alias: Alias) -> bool:
     """Return whether the config of a published model is packaged."""
-    return alias.model_type in read_configs()["families"]
+    return alias.model_type in packaged_models()["families"]
 
 
 def is_config_file(name: str) -> bool:
@@ -122,7 +121,7 @@ def packaged_shape(alias: Alias) -> Shape:
             f"{alias.name}: transformers {transformers.__version__} has no {alias.model_type}",
             "install a newer transformers",
         )
-    entry = read_entry(alias.model_type, alias.name)
+    entry = read_entry(alias)
     fields = dict(entry["config"])
     decoder = {WIDTHS[key]: value for key, value in alias.decoder.items()}
     for section, key in SECTIONS.items():
@@ -146,20 +145,11 @@ def known_family(name: str, config: PreTrainedConfig) -> Family:
     return family
 
 
-@functools.cache
-def read_configs() -> Mapping[str, Any]:
-    """Return what is packaged of the configs of published models."""
-    import yaml
-
-    text = resources.files("vtprune").joinpath("_data/shapes.yaml").read_text(encoding="utf-8")
-    return cast("Mapping[str, Any]", yaml.safe_load(text))
-
-
-def read_entry(model_type: str, name: str) -> dict[str, Any]:
+def read_entry(alias: Alias) -> dict[str, Any]:
     """Return the packaged config of a published model: its own values over its family's."""
-    data = read_configs()
-    entry: dict[str, Any] = dict(data["families"][model_type])
-    for section, values in data["models"].get(name, {}).items():
+    data = packaged_models()
+    entry: dict[str, Any] = dict(data["families"][alias.model_type])
+    for section, values in data["aliases"][alias.name].get("differs", {}).items():
         entry[section] = {**entry.get(section, {}), **values}
     return entry
 
