@@ -8,7 +8,7 @@ from typing import Any
 from vtprune.errors import DamagedError, MediaError
 from vtprune.media.child_process import CHILDREN, Call, Caller, ChildFailedError, Pixels, run_to_end
 from vtprune.media.file_type import FileType
-from vtprune.media.source import Limits, Source, damaged, shown
+from vtprune.media.source import Limits, Source, damaged, picture_source, shown
 
 _SECONDS = 15  # of one answer, and of every
 _PIXELS_A_SECOND = 10_000_000
@@ -33,10 +33,9 @@ def open_pages(path: Path, file_type: FileType, limits: Limits) -> list[Source]:
         )
     decoder = "pdfium" if file_type.formats == ("PDF",) else "pillow"
     return [
-        Source(path, "image", width, height, 1, (), 0.0, 0.0, decoder, (),
-               page=number if count > 1 else 0, _pictures=(path,))
+        picture_source(path, width, height, decoder, page=number if count > 1 else 0)
         for number, width, height in sizes
-    ]  # fmt: skip
+    ]
 
 
 def read_page(

@@ -174,6 +174,24 @@ class Source:
         return f"{self.path}#page={self.page}" if self.page else str(self.path)
 
 
+def picture_source(path: Path, width: int, height: int, decoder: str, page: int = 0) -> Source:
+    """Return the source of one picture, or of one page of a file with several."""
+    return Source(
+        path,
+        kind="image",
+        width=width,
+        height=height,
+        num_frames=1,
+        timestamps=(),
+        fps=0.0,
+        duration=0.0,
+        decoder=decoder,
+        warnings=(),
+        page=page,
+        _pictures=(path,),
+    )
+
+
 @dataclass(frozen=True)
 class Frames:
     """Frames that were read.

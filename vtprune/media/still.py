@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vtprune.errors import MediaError
+from vtprune.media.child_process import Pixels
 from vtprune.media.file_blocks import (
     MOST_CHUNKS,
     MOST_SCANS,
@@ -33,14 +33,12 @@ from vtprune.media.source import (
     Source,
     check_pixels,
     damaged,
+    picture_source,
     shown,
     too_large,
     unreadable,
 )
 from vtprune.process_settings import WARNINGS_OFF
-
-Pixels = npt.NDArray[np.uint8]
-"""A picture, (H, W, 3), RGB."""
 
 _ORIENTATION = 274  # the EXIF tag; 5 to 8 swap width and height
 _BROWSER_DELAY = 0.1  # seconds: what browsers, and FFmpeg for GIF, make of a frame that says 0
@@ -69,9 +67,7 @@ def open_picture(path: Path, formats: tuple[str, ...], limits: Limits) -> Source
             width, height = height, width
         if animated:
             return _animation(path, image, width, height)
-        return Source(
-            path, "image", width, height, 1, (), 0.0, 0.0, "pillow", (), _pictures=(path,)
-        )
+        return picture_source(path, width, height, "pillow")
 
 
 def picture(path: Path, formats: tuple[str, ...], limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
