@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from vtprune.errors import MediaError
 from vtprune.media.file_blocks import end_without_zeros, scan_gif
 from vtprune.media.file_type import file_type_of
-from vtprune.media.source import shown, unreadable
+from vtprune.media.source import printable, unreadable
 
 _FFMPEG = {"GIF": "gif", "PNG": "apng"}  # its names for animations in pictures' formats
 BROADCAST = "mpegts"
@@ -84,7 +84,7 @@ def open_container(path: Path) -> InputContainer:
             raise
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):
             raise MediaError(
-                f"{shown(path)}: the video has no index (moov): it is cut short or unfinished",
+                f"{printable(path)}: the video has no index (moov): it is cut short or unfinished",
                 "copy or download it again; nothing of it can be read as it is",
             ) from error
         raise unreadable(path) from error
@@ -111,7 +111,7 @@ def best_stream(path: Path, container: InputContainer) -> VideoStream:
             streams.append(stream)
     if not streams:
         raise MediaError(
-            f"{shown(path)}: the file has no video stream that can be read",
+            f"{printable(path)}: the file has no video stream that can be read",
             "give a video, or convert it to an H.264 mp4; sound is not read",
         )
 
@@ -183,7 +183,7 @@ def read_packets(
                 continue
             if len(packets.pts) == _MOST_FRAMES:
                 raise MediaError(
-                    f"{shown(container.name)}: more than {_MOST_FRAMES:,} frames",
+                    f"{printable(container.name)}: more than {_MOST_FRAMES:,} frames",
                     "cut the part that you need out of it",
                 )
             early = not begun or (first_key is not None and (packet.pts or 0) < first_key)

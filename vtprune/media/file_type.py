@@ -10,7 +10,7 @@ from typing import Literal
 
 from vtprune.errors import MediaError
 from vtprune.media.file_blocks import is_motion_jpeg
-from vtprune.media.source import shown, unreadable
+from vtprune.media.source import printable, unreadable
 
 _HEAD = 8192
 Reader = Literal["picture", "pages", "video"]
@@ -148,7 +148,7 @@ def file_type_of(path: Path) -> FileType:
             head = file.read(_HEAD)
     except OSError as error:
         hint = "check the path and its permissions"
-        raise MediaError(f"{shown(path)}: {error.strerror}", hint) from error
+        raise MediaError(f"{printable(path)}: {error.strerror}", hint) from error
     for detect in (_by_signature, _jpeg, _riff, _boxes, _bitmap, _pdf, _transport_stream):
         file_type = detect(path, head)
         if file_type is not None:
@@ -157,7 +157,7 @@ def file_type_of(path: Path) -> FileType:
     if not what:
         raise unreadable(path)
     raise MediaError(
-        f"{shown(path)}: {what}, not a picture or a video that can be read",
+        f"{printable(path)}: {what}, not a picture or a video that can be read",
         hint or "give a picture, a PDF or a video",
     )
 
@@ -187,7 +187,7 @@ def _boxes(path: Path, head: bytes) -> FileType | None:
     if b"avif" in brands or b"avis" in brands:
         return FileType("picture", ("AVIF",))
     if brands[0] in _HEIC:
-        raise MediaError(f"{shown(path)}: HEIC pictures are not read", _PICTURE)
+        raise MediaError(f"{printable(path)}: HEIC pictures are not read", _PICTURE)
     if brands[0] == b"crx ":
         raise _refused(path, "a camera's raw picture (CR3)")
     return FileType("video", ("mov",))
@@ -220,7 +220,7 @@ def _transport_stream(path: Path, head: bytes) -> FileType | None:
 
 
 def _refused(path: Path, what: str) -> MediaError:
-    return MediaError(f"{shown(path)}: {what}, which is not read", _PICTURE)
+    return MediaError(f"{printable(path)}: {what}, which is not read", _PICTURE)
 
 
 def _describe(head: bytes) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from vtprune.errors import MediaError
 from vtprune.media import still
 from vtprune.media.file_type import file_type_of
 from vtprune.media.pages import open_pages, read_page
-from vtprune.media.source import Limits, Source, damaged, shown
+from vtprune.media.source import Limits, Source, damaged, printable
 
 _SUFFIXES = {
     ".avif",
@@ -43,11 +43,11 @@ def open_folder(path: Path, limits: Limits) -> Source:
         files = sorted((file for file in path.iterdir() if _is_picture(file)), key=_natural)
     except OSError as error:
         raise MediaError(
-            f"{shown(path)}: {error.strerror}", "check the path and its permissions"
+            f"{printable(path)}: {error.strerror}", "check the path and its permissions"
         ) from error
     if not files:
         raise MediaError(
-            f"{shown(path)}: the directory has no pictures",
+            f"{printable(path)}: the directory has no pictures",
             "give a file, or a directory of numbered pictures such as 001.png, 002.png",
         )
     sizes = []
@@ -56,8 +56,9 @@ def open_folder(path: Path, limits: Limits) -> Source:
         sizes.append((picture.width, picture.height))
         if sizes[-1] != sizes[0]:
             raise MediaError(
-                f"{shown(file)}: {sizes[-1][0]} x {sizes[-1][1]}, but {shown(files[0].name)} is "
-                f"{sizes[0][0]} x {sizes[0][1]}: the frames of a video have one size",
+                f"{printable(file)}: {sizes[-1][0]} x {sizes[-1][1]}, but "
+                f"{printable(files[0].name)} is {sizes[0][0]} x {sizes[0][1]}: the frames of a "
+                "video have one size",
                 "take it out of the directory, or give the pictures one by one",
             )
     times = tuple(float(i) for i in range(len(files)))
@@ -101,7 +102,7 @@ def _open_picture(file: Path, limits: Limits) -> Source:
         sources = [still.open_picture(file, file_type.formats, limits)]
     if len(sources) != 1 or sources[0] is None or sources[0].kind == "video":
         raise MediaError(
-            f"{shown(file)}: not a still picture that can be read, or more than one",
+            f"{printable(file)}: not a still picture that can be read, or more than one",
             "take it out of the directory",
         )
     return sources[0]

@@ -8,7 +8,7 @@ from typing import Any
 from vtprune.errors import DamagedError, MediaError
 from vtprune.media.child_process import CHILDREN, Call, Caller, ChildFailedError, Pixels, run_to_end
 from vtprune.media.file_type import FileType
-from vtprune.media.source import Limits, Source, damaged, picture_source, shown
+from vtprune.media.source import Limits, Source, damaged, picture_source, printable
 
 _SECONDS = 15  # of one answer, and of every
 _PIXELS_A_SECOND = 10_000_000
@@ -27,8 +27,8 @@ def open_pages(path: Path, file_type: FileType, limits: Limits) -> list[Source]:
     pixels = sum(width * height for _, width, height in sizes)
     if pixels > _TOTAL * limits.max_pixels:
         raise MediaError(
-            f"{shown(path)}: {len(sizes)} pages of together {pixels:,} pixels are over the limit "
-            f"of {_TOTAL * limits.max_pixels:,}",
+            f"{printable(path)}: {len(sizes)} pages of together {pixels:,} pixels are over the "
+            f"limit of {_TOTAL * limits.max_pixels:,}",
             "choose fewer with --pages",
         )
     decoder = "pdfium" if file_type.formats == ("PDF",) else "pillow"
@@ -71,7 +71,7 @@ def _run(
         return run_to_end(call)
     except ChildFailedError as error:
         again = "copy or download it again, or convert it, for example to PNG"
-        raise DamagedError(f"{shown(path)}: {error}", again) from error
+        raise DamagedError(f"{printable(path)}: {error}", again) from error
 
 
 # The child's side.

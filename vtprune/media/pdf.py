@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vtprune.errors import DamagedError, MediaError
-from vtprune.media.source import Limits, shown
+from vtprune.media.source import Limits, printable
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
@@ -47,11 +47,13 @@ def draw(path: Path, number: int, limits: Limits) -> Iterator[npt.NDArray[np.uin
             pixels = bitmap.to_numpy()[:, :, :3]  # (H, W, 3)
         except Exception as error:
             raise DamagedError(
-                f"{shown(path)}: page {number} can't be drawn ({error})",
+                f"{printable(path)}: page {number} can't be drawn ({error})",
                 "save the PDF anew with another program, or give pictures of its pages",
             ) from error
         if pixels.shape != (height, width, 3):
-            raise DamagedError(f"{shown(path)}: page {number} has two sizes", "save the PDF anew")
+            raise DamagedError(
+                f"{printable(path)}: page {number} has two sizes", "save the PDF anew"
+            )
         yield pixels
 
 
@@ -61,7 +63,7 @@ def _opened(path: Path) -> Iterator[PdfDocument]:
         from pypdfium2 import PdfDocument, PdfiumError
     except ImportError as error:
         raise MediaError(
-            f"{shown(path)}: reading PDF pages needs pypdfium2",
+            f"{printable(path)}: reading PDF pages needs pypdfium2",
             "pip install 'vtprune[pdf]', or give pictures of the pages",
         ) from error
     try:
@@ -70,11 +72,11 @@ def _opened(path: Path) -> Iterator[PdfDocument]:
         code = getattr(error, "err_code", None)
         if code == _PASSWORD or "password" in str(error).lower():
             raise MediaError(
-                f"{shown(path)}: the PDF asks for a password",
+                f"{printable(path)}: the PDF asks for a password",
                 "save it without one, or give pictures of its pages",
             ) from error
         raise DamagedError(
-            f"{shown(path)}: the PDF is damaged, or has no pages", "copy or download it again"
+            f"{printable(path)}: the PDF is damaged, or has no pages", "copy or download it again"
         ) from error
     try:
         yield document
@@ -88,16 +90,16 @@ def _size(path: Path, document: PdfDocument, number: int, limits: Limits) -> tup
         points = document.get_page_size(number - 1)
     except Exception as error:
         raise DamagedError(
-            f"{shown(path)}: page {number} is damaged ({error})", "copy or download it again"
+            f"{printable(path)}: page {number} is damaged ({error})", "copy or download it again"
         ) from error
     sides = [length * limits.dpi / _POINTS for length in points]
     if not all(math.isfinite(side) and side > 0 for side in sides):
         raise DamagedError(
-            f"{shown(path)}: page {number} is {points[0]:g} x {points[1]:g} points",
+            f"{printable(path)}: page {number} is {points[0]:g} x {points[1]:g} points",
             "save the PDF anew with another program",
         )
     width, height = (math.ceil(side) for side in sides)
-    name = f"{shown(path)}: page {number} at {limits.dpi} dpi"
+    name = f"{printable(path)}: page {number} at {limits.dpi} dpi"
     if width * height > limits.max_pixels:
         raise MediaError(
             f"{name}: {width:,} x {height:,} pixels is over the limit of {limits.max_pixels:,}",

@@ -12,7 +12,15 @@ from vtprune.errors import MediaError
 from vtprune.media import folder, still
 from vtprune.media.file_type import file_type_of
 from vtprune.media.pages import open_pages
-from vtprune.media.source import DEFAULT_LIMITS, Frames, Limits, Source, damaged, local_path, shown
+from vtprune.media.source import (
+    DEFAULT_LIMITS,
+    Frames,
+    Limits,
+    Source,
+    damaged,
+    local_path,
+    printable,
+)
 from vtprune.media.video import DecordUnfitError, check_decord, open_video, read_video
 
 _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
@@ -29,7 +37,7 @@ def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
     sources = _open(path, limits)
     if len(sources) > 1:
         raise MediaError(
-            f"{shown(path)}: {len(sources)} pages, each a picture of its own",
+            f"{printable(path)}: {len(sources)} pages, each a picture of its own",
             "choose one of them with --pages; open_sources opens them all",
         )
     return sources[0]
@@ -45,7 +53,7 @@ def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -
     sources = open_each(paths, limits)
     if limits.pages is not None and not any(_has_pages(source) for source in sources):
         raise MediaError(
-            f"{', '.join(map(shown, paths[:3]))}: no file has pages to choose from",
+            f"{', '.join(map(printable, paths[:3]))}: no file has pages to choose from",
             "--pages is for PDF and TIFF files",
         )
     return sources
@@ -102,7 +110,7 @@ def read(
             part: then the frames that decode, with a warning), or 2 GiB of pictures without a
             transform.
     """
-    name = shown(source.path)
+    name = printable(source.path)
     wanted = list(range(source.num_frames)) if index is None else [int(i) for i in index]
     outside = [i for i in wanted if not 0 <= i < source.num_frames]
     if outside or not wanted:

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 
 from vtprune.errors import MediaError
-from vtprune.media.source import Source, shown
+from vtprune.media.source import Source, printable
 
 
 def frames_between(source: Source, start: float | None, end: float | None) -> list[int]:
@@ -18,7 +18,7 @@ def frames_between(source: Source, start: float | None, end: float | None) -> li
         MediaError: for start >= end, a value that is not a time, an image with either, or no frame
             between them.
     """
-    name = shown(source.path)
+    name = printable(source.path)
     if source.kind == "image":
         if start is not None or end is not None:
             raise MediaError(

@@ -64,19 +64,21 @@ class Limits:
         last = max(end or start for start, end in ranges)
         if last > count:
             has = "1 page" if count == 1 else f"{count:,} pages"
-            raise MediaError(f"{shown(path)}: the file has {has}, no page {last}", "change --pages")
+            raise MediaError(
+                f"{printable(path)}: the file has {has}, no page {last}", "change --pages"
+            )
         spans = [range(start, (end or count) + 1) for start, end in ranges]
         total = sum(map(len, spans))
         if total > self.max_pages:
             raise MediaError(
-                f"{shown(path)}: {total:,} pages are over the limit of {self.max_pages}",
+                f"{printable(path)}: {total:,} pages are over the limit of {self.max_pages}",
                 "choose some of them, for example with --pages 1-8",
             )
         numbers = [number for span in spans for number in span]
         repeated = next((number for number in numbers if numbers.count(number) > 1), None)
         if repeated is not None:
             raise MediaError(
-                f"{shown(path)}: --pages {self.pages} names page {repeated} twice",
+                f"{printable(path)}: --pages {self.pages} names page {repeated} twice",
                 "name every page once",
             )
         return numbers
@@ -223,19 +225,19 @@ def file_name(address: str | Path) -> str:
     parts = urlsplit(text)
     if parts.netloc.lower() not in ("", "localhost"):
         raise MediaError(
-            f"{shown(text)}: a file on {shown(parts.netloc)}, not on this machine",
+            f"{printable(text)}: a file on {printable(parts.netloc)}, not on this machine",
             "copy it here first, and give the path of the copy",
         )
     if parts.query or parts.fragment:
         raise MediaError(
-            f"{shown(text)}: an address of a file ends with its path",
+            f"{printable(text)}: an address of a file ends with its path",
             "write ? as %3F and # as %23; choose pages with --pages",
         )
     path = unquote(parts.path, errors="surrogateescape")
     return path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path
 
 
-def shown(path: str | Path) -> str:
+def printable(path: str | Path) -> str:
     """Return a path as it may be printed: on one line, whatever its name holds."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
@@ -262,7 +264,7 @@ def local_path(path: str | Path) -> Path:
             r"[A-Za-z][A-Za-z0-9+.-]+:", str(local)
         ):
             raise MediaError(
-                f"{shown(path)}: not a local file",
+                f"{printable(path)}: not a local file",
                 "download it first, and give the path of the copy",
             ) from error
         hint = (
@@ -270,16 +272,16 @@ def local_path(path: str | Path) -> Path:
             if isinstance(error, FileNotFoundError)
             else "check the path and its permissions"
         )
-        raise MediaError(f"{shown(path)}: {reason[0].lower() + reason[1:]}", hint) from error
+        raise MediaError(f"{printable(path)}: {reason[0].lower() + reason[1:]}", hint) from error
     if stat.S_ISDIR(mode):
         return local
     if not stat.S_ISREG(mode):
         raise MediaError(
-            f"{shown(path)}: a device, pipe or socket, not a file",
+            f"{printable(path)}: a device, pipe or socket, not a file",
             "save its content to a file first",
         )
     if empty:
-        raise MediaError(f"{shown(path)}: the file is empty", "copy or download it again")
+        raise MediaError(f"{printable(path)}: the file is empty", "copy or download it again")
     return local
 
 
@@ -292,7 +294,7 @@ def check_pixels(path: str | Path, width: int, height: int, limits: Limits) -> N
 def too_large(path: str | Path, pixels: str, limits: Limits) -> MediaError:
     """Return the error for a picture above the limit."""
     return MediaError(
-        f"{shown(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
+        f"{printable(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
         "raise the limit with --max-pixels if you trust the file, or scale the picture down",
     )
 
@@ -301,13 +303,13 @@ def damaged(path: str | Path, reason: str, limits: Limits) -> DamagedError:
     """Return the error for a file of which at most a part can be decoded."""
     again = "copy or download it again"
     partial = "" if limits.allow_partial else ", or read what decodes with --allow-partial"
-    return DamagedError(f"{shown(path)}: {reason}", again + partial)
+    return DamagedError(f"{printable(path)}: {reason}", again + partial)
 
 
 def unreadable(path: str | Path, reason: str = "") -> MediaError:
     """Return the error for a file that is neither a picture nor a video."""
     return MediaError(
-        f"{shown(path)}: not a picture or a video that can be read"
+        f"{printable(path)}: not a picture or a video that can be read"
         + (f" ({reason})" if reason else ""),
         "convert it, for example to PNG or to an H.264 mp4",
     )

@@ -34,7 +34,7 @@ from vtprune.media.source import (
     check_pixels,
     damaged,
     picture_source,
-    shown,
+    printable,
     too_large,
     unreadable,
 )
@@ -42,7 +42,7 @@ from vtprune.process_settings import WARNINGS_OFF
 
 _ORIENTATION = 274  # the EXIF tag; 5 to 8 swap width and height
 _BROWSER_DELAY = 0.1  # seconds: what browsers, and FFmpeg for GIF, make of a frame that says 0
-_WHOLE = 256 << 20  # bytes of a file that its decoder wants in memory at once
+_MOST_BYTES = 256 << 20  # bytes of a file that its decoder wants in memory at once
 _PILLOW = threading.RLock()
 
 
@@ -57,7 +57,7 @@ def open_picture(path: Path, formats: tuple[str, ...], limits: Limits) -> Source
     """
     if formats == ("GIF",) and scan_gif(path).num_pictures > 1:
         return None
-    with decoding(shown(path), limits), open_image(path, formats) as image:
+    with decoding(printable(path), limits), open_image(path, formats) as image:
         check_pixels(path, *image.size, limits)
         animated = image.format in ("PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False)
         if animated and image.format == "PNG":
@@ -90,16 +90,16 @@ def animation(
     source: Source, formats: tuple[str, ...], index: list[int], limits: Limits, problems: list[str]
 ) -> Iterator[tuple[int, Pixels]]:
     """Yield the frames `index` (ascending) of an animation, upright; warnings go to `problems`."""
-    name = shown(source.path)
+    name = printable(source.path)
     with decoding(name, limits):
         image = open_image(source.path, formats)
-        turn = orientation(source.path, image)
+        orientation_tag = orientation(source.path, image)
     with image:
         for i in index:
             try:
                 with decoding(f"{name}: frame {i}", limits):
                     image.seek(i)
-                    frame = _fill(to_rgb(name, image, 8), image.size, turn)
+                    frame = _fill(to_rgb(name, image, 8), image.size, orientation_tag)
             except MediaError:
                 if not limits.allow_partial:
                     raise
@@ -158,7 +158,7 @@ def open_image(path: Path, formats: tuple[str, ...]) -> Image.Image:
         Image.init()
     if not set(formats) & set(Image.OPEN):  # AVIF before Pillow 11.3, or built without it
         raise MediaError(
-            f"{shown(path)}: this Pillow reads no {formats[0]} pictures",
+            f"{printable(path)}: this Pillow reads no {formats[0]} pictures",
             "update Pillow (pip install -U pillow), or convert the picture to PNG",
         )
     return Image.open(_content(path, formats[0]), formats=formats)
@@ -176,11 +176,14 @@ def _content(path: Path, file_format: str) -> Path | io.BytesIO:
             end = scan_gif(path).end
         else:
             if file_format == "PNG" and len(png_chunks(file)) == MOST_CHUNKS:
-                raise MediaError(f"{shown(path)}: over {MOST_CHUNKS - 1:,} chunks", "save it anew")
+                raise MediaError(
+                    f"{printable(path)}: over {MOST_CHUNKS - 1:,} chunks", "save it anew"
+                )
             return path.absolute()
-        if end > _WHOLE:
+        if end > _MOST_BYTES:
             raise MediaError(
-                f"{shown(path)}: {end:,} bytes are over the limit of {_WHOLE:,} for {file_format}",
+                f"{printable(path)}: {end:,} bytes are over the limit of {_MOST_BYTES:,} for "
+                f"{file_format}",
                 "convert it to PNG or JPEG",
             )
         file.seek(0)
@@ -199,7 +202,7 @@ def orientation(path: Path, image: Image.Image) -> int:
 def _decode(
     path: Path, formats: tuple[str, ...], limits: Limits, partial: bool
 ) -> tuple[Pixels, tuple[str, ...]]:
-    name = shown(path)
+    name = printable(path)
     with decoding(name, limits, partial), open_image(path, formats) as image:
         check_pixels(path, *image.size, limits)
         if formats == ("JPEG",) and count_scans(path) > MOST_SCANS:
@@ -216,11 +219,11 @@ def _decode(
         return _fill(converted, image.size, orientation(path, image)), notes
 
 
-def _fill(converted: Converted, size: tuple[int, int], turn: int) -> Pixels:
+def _fill(converted: Converted, size: tuple[int, int], orientation_tag: int) -> Pixels:
     """Return the rows of a picture as one array, turned upright as they are written into it."""
     width, height = size
-    pixels = np.empty((width, height, 3) if turn >= 5 else (height, width, 3), np.uint8)
-    stored = _stored(pixels, turn)
+    pixels = np.empty((width, height, 3) if orientation_tag >= 5 else (height, width, 3), np.uint8)
+    stored = _as_stored(pixels, orientation_tag)
     top = 0
     for rows in converted.rows:
         stored[top : top + len(rows)] = rows
@@ -228,15 +231,15 @@ def _fill(converted: Converted, size: tuple[int, int], turn: int) -> Pixels:
     return pixels
 
 
-def _stored(pixels: Pixels, turn: int) -> Pixels:
+def _as_stored(pixels: Pixels, orientation_tag: int) -> Pixels:
     """Return an upright picture as a file with this EXIF orientation stores it, as a view."""
-    if turn in (5, 7):
+    if orientation_tag in (5, 7):
         pixels = pixels.transpose(1, 0, 2)
-    if turn in (6, 8):
-        pixels = np.rot90(pixels, 1 if turn == 6 else -1)
-    if turn in (3, 4, 7):
+    if orientation_tag in (6, 8):
+        pixels = np.rot90(pixels, 1 if orientation_tag == 6 else -1)
+    if orientation_tag in (3, 4, 7):
         pixels = pixels[::-1]
-    if turn in (2, 3, 7):
+    if orientation_tag in (2, 3, 7):
         pixels = pixels[:, ::-1]
     return pixels
 

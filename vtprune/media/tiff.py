@@ -24,7 +24,7 @@ from PIL import Image
 from vtprune.errors import MediaError
 from vtprune.media.child_process import Caller
 from vtprune.media.rgb import Converted, bits_of, to_rgb
-from vtprune.media.source import Limits, check_pixels, damaged, shown
+from vtprune.media.source import Limits, check_pixels, damaged, printable
 from vtprune.media.still import decoding, open_image
 
 _MOST_PAGES = 2_000
@@ -62,14 +62,14 @@ def send_page(caller: Caller, path: Path, number: int, limits: Limits) -> tuple[
     Raises:
         MediaError: the page does not decode without a complaint, and the limits allow no part.
     """
-    with _caught_stderr() as said:
+    with _caught_stderr() as take_stderr:
         try:
-            return _send(caller, path, number, limits, False, said)
+            return _send(caller, path, number, limits, False, take_stderr)
         except MediaError:
             if not limits.allow_partial:
                 raise
         damage = f"{path.name}: damaged, only a part of the picture is there"
-        return (damage, *_send(caller, path, number, limits, True, said))
+        return (damage, *_send(caller, path, number, limits, True, take_stderr))
 
 
 def _send(
@@ -78,9 +78,9 @@ def _send(
     number: int,
     limits: Limits,
     partial: bool,
-    said: Callable[[], str],
+    take_stderr: Callable[[], str],
 ) -> tuple[str, ...]:
-    with _decoded(path, number, limits, partial, said) as (converted, (width, height)):
+    with _decoded(path, number, limits, partial, take_stderr) as (converted, (width, height)):
         caller.send(number, (height, width, 3), converted.rows)
         return tuple(f"{path.name}: {note}" for note in converted.warnings)
 
@@ -99,7 +99,7 @@ def _caught_stderr() -> Iterator[Callable[[], str]]:
         stack.callback(os.dup2, stderr, 2)
         os.dup2(noise.fileno(), 2)
 
-        def said() -> str:
+        def take_stderr() -> str:
             size = noise.seek(0, os.SEEK_END)
             noise.seek(0)
             text: str = noise.read(size).decode("utf-8", "replace")
@@ -107,19 +107,19 @@ def _caught_stderr() -> Iterator[Callable[[], str]]:
             noise.truncate()
             return text
 
-        yield said
+        yield take_stderr
 
 
 @contextmanager
 def _decoded(
-    path: Path, number: int, limits: Limits, partial: bool, said: Callable[[], str]
+    path: Path, number: int, limits: Limits, partial: bool, take_stderr: Callable[[], str]
 ) -> Iterator[tuple[Converted, tuple[int, int]]]:
     """Decode one page, and give it with its width and height, upright.
 
     Args:
         number: of the page, from 1 on.
         partial: give what decodes of a damaged page.
-        said: takes what the process has written to stderr since it was last asked.
+        take_stderr: returns what the process has written to stderr since it was last asked.
 
     Raises:
         MediaError: the page does not decode, or libtiff complained and `partial` is not set.
@@ -135,11 +135,11 @@ def _decoded(
             compression = image.tag_v2.get(_COMPRESSION, _RAW)  # type: ignore[attr-defined]
             problem = "" if partial else _bad_strips(path, image, compression)
             if not problem and compression in _LENIENT and not partial:
-                problem = _complaints(path, offset, said)
-            said()
+                problem = _complaints(path, offset, take_stderr)
+            take_stderr()
             if not problem:
                 image.load()
-                problem = said()
+                problem = take_stderr()
             if problem and not partial:
                 raise damaged(name, f"the picture is damaged ({_first_line(problem)})", limits)
             yield to_rgb(name, image, bits), image.size
@@ -147,16 +147,16 @@ def _decoded(
 
 @contextmanager
 def _opened(path: Path, limits: Limits, partial: bool = False) -> Iterator[Image.Image]:
-    with decoding(shown(path), limits, partial), open_image(path, ("TIFF",)) as image:
+    with decoding(printable(path), limits, partial), open_image(path, ("TIFF",)) as image:
         yield image
 
 
 def _name(path: Path, number: int, count: int) -> str:
-    return f"{shown(path)}: page {number}" if count > 1 else shown(path)
+    return f"{printable(path)}: page {number}" if count > 1 else printable(path)
 
 
 def _pages(path: Path, image: Image.Image) -> list[int]:
-    """Return the places, in the chain of pictures, of those that are pages."""
+    """Return the candidates, in the chain of pictures, of those that are pages."""
     pages, number = [], 0
     while number <= _MOST_PAGES:
         try:
@@ -171,12 +171,13 @@ def _pages(path: Path, image: Image.Image) -> list[int]:
                 pages.append(number)
             elif number == 0 and _SUB_IFDS in image.tag_v2:  # type: ignore[attr-defined]
                 raise MediaError(
-                    f"{shown(path)}: a camera's raw picture, of which only a preview can be read",
+                    f"{printable(path)}: a camera's raw picture, of which only a preview can be "
+                    "read",
                     "convert it to JPEG or PNG",
                 )
         number += 1
     if number > _MOST_PAGES:
-        raise MediaError(f"{shown(path)}: more than {_MOST_PAGES:,} pages", "split the file")
+        raise MediaError(f"{printable(path)}: more than {_MOST_PAGES:,} pages", "split the file")
     return pages or [0]
 
 
@@ -237,7 +238,7 @@ def _bad_strips(path: Path, image: Image.Image, compression: int) -> str:
     return ""
 
 
-def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
+def _complaints(path: Path, offset: int, take_stderr: Callable[[], str]) -> str:
     """Return what libtiff says, warnings included, when it decodes the page at this offset.
 
     Pillow switches its warnings off for every decoding; hence libtiff is asked itself. Empty
@@ -248,12 +249,12 @@ def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
         return ""
     tiff, handler = library
     tiff.TIFFSetWarningHandler(handler)
-    said()
+    take_stderr()
     file = tiff.TIFFOpen(str(path.absolute()).encode("utf-8", "surrogateescape"), b"r")
     try:
         if not file or not tiff.TIFFSetSubDirectory(file, offset):
             return ""  # Pillow says why
-        said()  # about tags: many files have some that libtiff does not know
+        take_stderr()  # about tags: many files have some that libtiff does not know
         tiled = tiff.TIFFIsTiled(file)
         size = (tiff.TIFFTileSize if tiled else tiff.TIFFStripSize)(file)
         number = (tiff.TIFFNumberOfTiles if tiled else tiff.TIFFNumberOfStrips)(file)
@@ -262,7 +263,7 @@ def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
         for i in range(number):
             if read(file, i, buffer, size) < 0:
                 break
-        return said()
+        return take_stderr()
     finally:
         if file:
             tiff.TIFFClose(file)
@@ -272,15 +273,15 @@ def _complaints(path: Path, offset: int, said: Callable[[], str]) -> str:
 def _libtiff() -> tuple[Any, int | None] | None:
     """Load the libtiff that came with Pillow, or the system's; return it with its own handler of
     warnings, which writes them to stderr."""
-    beside = Path(PIL.__file__).parent
-    places = [
-        *(beside.parent / "pillow.libs").glob("libtiff*"),
-        *(beside / ".dylibs").glob("libtiff*"),
+    pillow = Path(PIL.__file__).parent
+    candidates = [
+        *(pillow.parent / "pillow.libs").glob("libtiff*"),
+        *(pillow / ".dylibs").glob("libtiff*"),
         *filter(None, [ctypes.util.find_library("tiff")]),
     ]
-    for place in places:
+    for candidate in candidates:
         try:
-            tiff = ctypes.CDLL(str(place))
+            tiff = ctypes.CDLL(str(candidate))
             handle, pointer, number = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t
             for name, result, arguments in (
                 ("TIFFOpen", handle, [ctypes.c_char_p, ctypes.c_char_p]),
