@@ -94,7 +94,7 @@ def test_llava_keeps_the_first_token_where_its_config_says_so(strategy, extra):
     assert [len(grid) for grid in grids] == [SIDE**2 + extra] * 2
 
 
-@pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3"])
+@pytest.mark.parametrize("name", ["internvl", "aya_vision", "smolvlm", "idefics3"])
 def test_tiles_are_found_in_the_models_inputs_alone(name):
     family, files, model = family_of(name), files_of(name), shared_model(name)
     smooth = torch.arange(90 * 150).view(90, 150).float() / (90 * 150) * 255
@@ -114,6 +114,21 @@ def test_tiles_are_found_in_the_models_inputs_alone(name):
     for field in ("frame", "tile", "row", "col", "kind"):
         assert torch.equal(getattr(told.grid, field), getattr(known.grid, field)), field
     assert known.grid.tile.max() >= 2
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_picture_keeps_its_layout_beside_a_prompt_without_one(name):
+    model = shared_model(name)
+    text, picture = tiny.inputs(name, model, "text"), tiny.inputs(name, model, "image")
+    layouts = []
+    for inputs in (picture, tiny.left_pad(name, [text, picture])):
+        with torch.no_grad(), vtprune.pruning(model, LAYER_TWO) as trace:
+            model(**inputs)
+        layouts.append(trace.layouts)
+    (alone,), (none, beside) = layouts
+    assert not len(none)
+    for field in ("frame", "tile", "row", "col", "kind"):
+        assert torch.equal(getattr(alone.grid, field), getattr(beside.grid, field)), field
 
 
 @pytest.mark.parametrize("name", ["internvl", "smolvlm"])

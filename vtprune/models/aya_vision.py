@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,12 @@ class AyaVision(InternVL):
         return int(edge // config.vision_config.patch_size // config.downsample_factor)
 
     def picture_lengths(self, prompt: torch.Tensor, columns: torch.Tensor) -> list[int]:
-        """A picture ends where the token that closes the last one stands.
+        """A run of placeholders is a tile; the token that closes a picture ends its last one.
 
-        Between two of its tiles there is the name of the second alone.
+        Between two tiles of a picture there is the name of the second alone.
         """
         runs = splitting.runs(columns)
-        starts = [0, *torch.tensor(runs).cumsum(0).tolist()[:-1]]
-        ends = [int(columns[start + run - 1]) + 1 for start, run in zip(starts, runs, strict=True)]
+        ends = [int(columns[count - 1]) + 1 for count in itertools.accumulate(runs)]
         if not ends or ends[-1] >= len(prompt):
             return runs
         lengths: list[int] = []
