@@ -17,8 +17,8 @@ from vtprune._dev.bench.page import make_page
 from vtprune._dev.bench.prefill import measure_prefill
 from vtprune._dev.bench.results import Pass, Results, read_passes
 from vtprune._dev.bench.selection import counts_of
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_is_whole(results: Resu
 
 
 def test_prefills_are_measured_with_what_was_cut(results: Results, checkpoints) -> None:  # type: ignore[no-untyped-def]
-    where, shown = str(checkpoints("llava_onevision")), Shown("video", 40, 40, 4)
+    where, shown = str(checkpoints("llava_onevision")), ProfiledMedia("video", 40, 40, 4)
     (one,) = measure_prefill(
         results, where, shown, ["2", "input"], "entropy", 0.3, CPU, torch.float32, 1
     )
@@ -141,7 +141,7 @@ def test_the_plain_scores_are_ours() -> None:
 
 
 def test_kernels_are_compared_on_one_cut(results: Results, checkpoints) -> None:  # type: ignore[no-untyped-def]
-    where, shown = str(checkpoints("llava_onevision")), Shown("image", 60, 40)
+    where, shown = str(checkpoints("llava_onevision")), ProfiledMedia("image", 60, 40)
     (one,) = baseline.measure_kernels(results, where, shown, 0.3, CPU, torch.float32, 1)
     assert one.sides["plain: fastv, eager"]["kept"] == one.sides["ours: fastv, sdpa"]["kept"]
     assert "eager" in page_of([one])

@@ -16,8 +16,8 @@ from test_profile import example
 
 from vtprune.cli import cli
 from vtprune.evaluation.profiling import profile as module
-from vtprune.evaluation.profiling.profile import Profile
-from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
+from vtprune.evaluation.profiling.result import Profile
 from vtprune.models.base import Sampling
 
 
@@ -27,11 +27,9 @@ class FakeProfile:
 
     asked: dict[str, Any] = field(default_factory=dict)
 
-    def profile(self, name: str | None, shown: Shown | None, **options: Any) -> Profile:
+    def profile(self, name: str | None, shown: ProfiledMedia | None, **options: Any) -> Profile:
         self.asked = {"name": name, "shown": shown, **options}
-        values = example()
-        return Profile(**{key: tuple(value) if key in ("rows", "warnings") else value
-                          for key, value in values.items()})  # fmt: skip
+        return example()
 
 
 @pytest.fixture
@@ -77,7 +75,7 @@ def test_options_reach_the_profile(fake: FakeProfile) -> None:
     arguments += "--repeats 2 --text-tokens 99 --answer-tokens 7 --frames 4 --max-tiles 3"
     assert invoke(*arguments.split(), "--image", "640x480").exit_code == 0
     asked, options = fake.asked, fake.asked["options"]
-    assert asked["shown"] == Shown("image", 640, 480)
+    assert asked["shown"] == ProfiledMedia("image", 640, 480)
     assert (asked["keeps"], asked["presets"]) == ([0.5, 0.2], ("fast", "balanced"))
     assert (asked["methods"], asked["at"], asked["method_options"]) == (
         ("entropy",), "3", {"norm": "row"},
@@ -105,7 +103,7 @@ def test_a_media_file_is_an_input_too(
     path = tmp_path / "page.png"
     Image.new("RGB", (30, 20)).save(path)
     assert invoke(*(one.format(path) for one in arguments)).exit_code == 0
-    assert fake.asked["shown"] == Shown("image", 30, 20, 1, (str(path),))
+    assert fake.asked["shown"] == ProfiledMedia("image", 30, 20, 1, (str(path),))
 
 
 def test_damaged_and_large_media_are_read_where_that_is_asked_for(
@@ -123,7 +121,7 @@ def test_damaged_and_large_media_are_read_where_that_is_asked_for(
 
 def test_a_video_is_given_by_its_size(fake: FakeProfile) -> None:
     invoke("--video", "8x64x48")
-    assert fake.asked["shown"] == Shown("video", 64, 48, 8)
+    assert fake.asked["shown"] == ProfiledMedia("video", 64, 48, 8)
 
 
 def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:

@@ -11,9 +11,15 @@ from transformers import CONFIG_MAPPING
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case, text_runs
+from vtprune.evaluation.profiling.prompts import (
+    ProfiledMedia,
+    ProfiledPrompt,
+    largest_picture,
+    make_prompt,
+    parse_size,
+    text_runs,
+)
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, override
@@ -28,34 +34,34 @@ def tiny_loaded(name: str, folder: Path) -> Loaded:
     return loaded(str(tiny.describe(name, folder)))
 
 
-def case(name: str, size: str, text: int = 64) -> Case:
-    shown = parse_video(size) or parse_picture(size)
+def case(name: str, size: str, text: int = 64) -> ProfiledPrompt:
+    shown = parse_size(size, "video") or parse_size(size, "image")
     assert shown is not None
-    return make_case(loaded(name), shown, Sampling(), text)
+    return make_prompt(loaded(name), shown, Sampling(), text)
 
 
 @pytest.mark.parametrize(
     ("size", "shown"),
-    [("1344x672", Shown("image", 1344, 672)), (" 5X7 ", Shown("image", 5, 7))],
+    [("1344x672", ProfiledMedia("image", 1344, 672)), (" 5X7 ", ProfiledMedia("image", 5, 7))],
 )
-def test_a_picture_is_width_times_height(size: str, shown: Shown) -> None:
-    assert parse_picture(size) == shown
-    assert parse_video(size) is None
+def test_a_picture_is_width_times_height(size: str, shown: ProfiledMedia) -> None:
+    assert parse_size(size, "image") == shown
+    assert parse_size(size, "video") is None
 
 
 def test_a_video_is_frames_width_and_height() -> None:
-    assert parse_video("64x448x336") == Shown("video", 448, 336, 64)
-    assert parse_picture("64x448x336") is None
+    assert parse_size("64x448x336", "video") == ProfiledMedia("video", 448, 336, 64)
+    assert parse_size("64x448x336", "image") is None
 
 
 @pytest.mark.parametrize("size", ["0x7", "70000x7", "9" * 5000 + "x7", "0007x65537"])
 def test_a_side_out_of_range_is_refused(size: str) -> None:
     with pytest.raises(MediaError, match=r"is out of range: a side, or the frames, are 1 to 65536"):
-        parse_picture(size)
+        parse_size(size, "image")
 
 
 def test_zeros_in_front_of_a_length_count_nothing() -> None:
-    assert parse_picture("007x0640") == Shown("image", 7, 640)
+    assert parse_size("007x0640", "image") == ProfiledMedia("image", 7, 640)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_the_largest_picture_is_laid_out_among_that_many_text_tokens(
     name: str, text: int, tmp_path: Path
 ) -> None:
     model = tiny_loaded(name, tmp_path)
-    made = make_case(model, largest_picture(model), Sampling(), text)
+    made = make_prompt(model, largest_picture(model), Sampling(), text)
     ids = made.inputs.tensors["input_ids"]
     assert ids.shape[1] == len(made.layout) + made.text == len(made.layout) + text
     columns = made.layout.columns
@@ -110,7 +116,7 @@ def test_blocks_of_a_video_stay_apart_however_few_text_tokens_are_asked_for(
     if name not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {name}")
     model = tiny_loaded(name, tmp_path)
-    made = make_case(model, Shown("video", 60, 60, 8), Sampling(), 1)
+    made = make_prompt(model, ProfiledMedia("video", 60, 60, 8), Sampling(), 1)
     frames = int(made.layout.grid.frame.max()) + 1
     visual = torch.zeros(made.inputs.tensors["input_ids"].shape[1], dtype=torch.bool)
     visual[made.layout.columns] = True
@@ -126,22 +132,24 @@ def test_a_video_is_refused_by_a_family_without() -> None:
 
 def test_fewer_tiles_are_another_input() -> None:
     model = loaded("internvl3-1b")
-    shown = Shown("image", 1792, 1344)
-    most, few = (make_case(model, shown, Sampling(max_tiles=n), 64) for n in (12, 4))
+    shown = ProfiledMedia("image", 1792, 1344)
+    most, few = (make_prompt(model, shown, Sampling(max_tiles=n), 64) for n in (12, 4))
     assert most.key != few.key
     assert len(few.layout) == 5 * 256
-    assert most.key == make_case(model, shown, Sampling(max_tiles=99), 64).key
+    assert most.key == make_prompt(model, shown, Sampling(max_tiles=99), 64).key
 
 
 def test_a_smaller_input_has_that_share_of_the_pixels() -> None:
-    assert Shown("image", 400, 200).smaller(0.25) == Shown("image", 200, 100)
-    assert Shown("video", 400, 200, 64).smaller(0.25) == Shown("video", 400, 200, 16)
+    assert ProfiledMedia("image", 400, 200).smaller(0.25) == ProfiledMedia("image", 200, 100)
+    assert ProfiledMedia("video", 400, 200, 64).smaller(0.25) == ProfiledMedia(
+        "video", 400, 200, 16
+    )
 
 
 def test_a_preset_that_makes_pictures_smaller_gets_a_smaller_picture() -> None:
     model = loaded("qwen2.5-vl-7b")
     preset = override(load_preset(None), 0.25, method="downsample")
-    made = make_case(model, Shown("image", 1344, 1344), Sampling(), 64, preset)
+    made = make_prompt(model, ProfiledMedia("image", 1344, 1344), Sampling(), 64, preset)
     assert made.inputs.whole is not None
     assert made.inputs.whole.total() == 48 * 48
     assert len(made.layout) == 24 * 24

@@ -9,12 +9,12 @@ import pytest
 
 from vtprune.errors import PresetError
 from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.costs import cost_row
-from vtprune.evaluation.profiling.inputs import Case, make_case
-from vtprune.evaluation.profiling.machine import Machine, Weights, estimate, peak_bytes
+from vtprune.evaluation.profiling.figures import count_flops, count_tokens
+from vtprune.evaluation.profiling.machine import Weights, estimate, peak_bytes
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
+from vtprune.evaluation.profiling.result import Machine
 from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
@@ -34,11 +34,13 @@ def llava() -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def case(llava: Loaded) -> Case:
-    return make_case(llava, Shown("image", 336, 336), Sampling(), 64)
+def case(llava: Loaded) -> ProfiledPrompt:
+    return make_prompt(llava, ProfiledMedia("image", 336, 336), Sampling(), 64)
 
 
-def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -> list[PlannedRow]:
+def rows(
+    model: Loaded, case: ProfiledPrompt, keeps: Sequence[float], **options: object
+) -> list[PlannedRow]:
     wanted = profile_variants(keeps, [], **options)  # type: ignore[arg-type]
     return [plan_row(model, case, one) for one in wanted]
 
@@ -49,53 +51,53 @@ def rows(model: Loaded, case: Case, keeps: Sequence[float], **options: object) -
     [(576, 8.504), (192, 3.350), (128, 2.511), (64, 1.665)],
 )
 def test_flops_of_the_layers_are_the_published_ones(
-    llava: Loaded, case: Case, average: int, teraflops: float
+    llava: Loaded, case: ProfiledPrompt, average: int, teraflops: float
 ) -> None:
     row = rows(llava, case, [average / 576], methods=["entropy"], at="2")[-1]
-    made = cost_row(llava, row, 1, 2)
-    layers = made.flops["prefill_by_layer"]
-    assert isinstance(layers, list)
+    flops, _ = count_flops(llava, row, 1)
+    layers = flops.prefill_by_layer
     assert sum(layers) / 1e12 == pytest.approx(teraflops, abs=6e-4)
     head = cost.head_flops(cost.decoder_shape(llava.model.config.get_text_config()))
-    assert made.flops["prefill"] == pytest.approx(sum(layers) + head)
+    assert flops.prefill == pytest.approx(sum(layers) + head)
 
 
 @pytest.mark.parametrize(("average", "megabytes"), [(576, 288), (192, 95.8), (64, 31.6)])
 def test_the_cache_of_the_picture_is_the_published_one(
-    llava: Loaded, case: Case, average: int, megabytes: float
+    llava: Loaded, case: ProfiledPrompt, average: int, megabytes: float
 ) -> None:
     row = rows(llava, case, [average / 576], methods=["entropy"], at="2")[-1]
     text = 2 * 2 * 4096 * 32 * 64  # keys and values of 64 tokens of text in 32 layers
-    kept = cost_row(llava, row, 1, 2).kv_cache_bytes["kept"] - text
-    assert kept / 2**20 == pytest.approx(megabytes, abs=0.06)
+    _, cache = count_flops(llava, row, 1)
+    assert cache.kept is not None
+    assert (cache.kept - text) / 2**20 == pytest.approx(megabytes, abs=0.06)
 
 
-def test_counts_of_a_row_are_those_of_the_schedule(llava: Loaded, case: Case) -> None:
+def test_counts_of_a_row_are_those_of_the_schedule(llava: Loaded, case: ProfiledPrompt) -> None:
     whole, row = rows(llava, case, [0.5], methods=["uniform"], at="8")
     assert whole.visual == (576,) * 32
     # (0.5 x 32 x 576 - 8 x 576) / 24 = 192
     assert row.visual == (576,) * 8 + (192,) * 24
     assert row.counts == tuple(count + 64 for count in row.visual)
-    made = cost_row(llava, row, 32, 2)
-    assert made.tokens["keep_mean"] == pytest.approx(0.5)
-    assert made.tokens["kept_after"] == 192
-    assert made.tokens["by_modality"] == {"image": 192}
-    (stage,) = made.tokens["stages"]  # type: ignore[misc]
-    assert (stage["layer"], stage["before"], stage["after"]) == (8, 576, 192)
+    tokens = count_tokens(row, 32)
+    assert tokens.keep_mean == pytest.approx(0.5)
+    assert tokens.kept_after == 192
+    assert tokens.by_modality == {"image": 192}
+    (stage,) = tokens.stages
+    assert (stage.layer, stage.before, stage.after) == (8, 576, 192)
 
 
-def test_tower_and_projector_add_up_to_the_vision_part(llava: Loaded, case: Case) -> None:
-    flops = cost_row(llava, rows(llava, case, [])[0], 32, 2).flops
-    assert flops["tower"] + flops["projector"] == pytest.approx(flops["vision"])  # type: ignore[operator]
+def test_tower_and_projector_add_up_to_the_vision_part(llava: Loaded, case: ProfiledPrompt) -> None:
+    flops, _ = count_flops(llava, rows(llava, case, [])[0], 32)
+    assert flops.tower + flops.projector == pytest.approx(flops.vision)
     # 576 tokens through 1024 x 4096 and 4096 x 4096.
-    assert flops["projector"] == 2 * 576 * (1024 * 4096 + 4096 * 4096)
+    assert flops.projector == 2 * 576 * (1024 * 4096 + 4096 * 4096)
 
 
-def test_a_decoded_token_costs_what_one_step_does(llava: Loaded, case: Case) -> None:
-    made = cost_row(llava, rows(llava, case, [])[0], 3, 2)
+def test_a_decoded_token_costs_what_one_step_does(llava: Loaded, case: ProfiledPrompt) -> None:
+    flops, _ = count_flops(llava, rows(llava, case, [])[0], 3)
     shape = cost.decoder_shape(llava.model.config.get_text_config())
-    assert made.flops["decode"] == cost.decode_flops(shape, [640] * 32, 3)
-    assert made.flops["decode_per_token"] == cost.decode_flops(shape, [640] * 32, 2)
+    assert flops.decode == cost.decode_flops(shape, [640] * 32, 3)
+    assert flops.decode_per_token == cost.decode_flops(shape, [640] * 32, 2)
 
 
 def test_the_rows_are_the_keeps_and_then_every_preset() -> None:
@@ -129,12 +131,12 @@ def test_a_method_of_no_such_name_is_refused() -> None:
         profile_variants([0.3], [], methods=["entropie"])
 
 
-def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: Case) -> None:
+def test_a_row_that_can_not_be_cut_says_why(llava: Loaded, case: ProfiledPrompt) -> None:
     row = rows(llava, case, [0.1], methods=["uniform"], at="16")[-1]
     assert "the lowest reachable keep" in row.error
 
 
-def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: Case) -> None:
+def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: ProfiledPrompt) -> None:
     wanted = profile_variants([0.3], ["balanced", "fast"])
     plain, keep, balanced, fast = (plan_row(llava, case, one).key for one in wanted)
     assert keep == balanced
@@ -143,7 +145,7 @@ def test_rows_that_are_cut_alike_have_one_key(llava: Loaded, case: Case) -> None
 
 def test_a_prompt_longer_than_a_window_is_refused_as_pruning_would() -> None:
     model = loaded("gemma-3-4b")
-    case = make_case(model, Shown("image", 896, 896), Sampling(), 800)
+    case = make_prompt(model, ProfiledMedia("image", 896, 896), Sampling(), 800)
     row = rows(model, case, [0.3])[-1]
     assert "the prompt has 1056 tokens" in row.error
     assert "1024" in row.error

@@ -12,7 +12,6 @@ from conftest import shared_model
 from torch import nn
 
 from vtprune.evaluation.profiling.build import build_random, build_skeleton, shallow_config
-from vtprune.evaluation.profiling.inputs import Case, make_case
 from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
 from vtprune.evaluation.profiling.layer_sums import LayerSamples
 from vtprune.evaluation.profiling.model_runs import (
@@ -25,10 +24,10 @@ from vtprune.evaluation.profiling.model_runs import (
     tower_paths,
     whole_tower,
 )
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
 from vtprune.evaluation.profiling.row_times import PassTimes, RowTimes
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 
@@ -118,13 +117,15 @@ def test_the_vision_towers_layers_are_found(name: str) -> None:
 # -- short runs ----------------------------------------------------------------------------------
 
 
-def case_of(name: str) -> tuple[Loaded, Case]:
+def case_of(name: str) -> tuple[Loaded, ProfiledPrompt]:
     shape = find_shape(name)
     loaded = Loaded(name, build_skeleton(shape.config), shape.files, shape.family)
-    return loaded, make_case(loaded, Shown("image", 336, 336), Sampling(), 64)
+    return loaded, make_prompt(loaded, ProfiledMedia("image", 336, 336), Sampling(), 64)
 
 
-def planned(loaded: Loaded, case: Case, keep: float, names: Sequence[str]) -> list[PlannedRow]:
+def planned(
+    loaded: Loaded, case: ProfiledPrompt, keep: float, names: Sequence[str]
+) -> list[PlannedRow]:
     return [plan_row(loaded, case, one) for one in profile_variants([keep], names)]
 
 

@@ -29,6 +29,7 @@ from vtprune.cli import console
 from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
 from vtprune.cli.console.calibration import show_calibration
 from vtprune.evaluation.calibration.result import TokenInformation
+from vtprune.evaluation.profiling.result import MediaAmount, Profile
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
@@ -102,16 +103,15 @@ def evaluated(labelled: bool) -> dict[str, Any]:
             "warnings": ["careful: 1,234 of 5,678"]}  # fmt: skip
 
 
-def profiled_rows(timed: bool) -> dict[str, Any]:
-    found = example(timed)
-    shown = {"frames": 64, "tiles": 0, "visual_tokens": 12544}
+def profiled_rows(timed: bool) -> Profile:
     stages = [(0, 123456), (11, 65432), (22, 1234), (27, 123)]
-    found["rows"] += [
-        profiled(0.2, "entropy-horizon", stages, 6.12e12, timed, input=shown),
+    return example(
+        timed,
+        profiled(0.2, "entropy-horizon", stages, 6.12e12, timed,
+                 input=MediaAmount(frames=64, tiles=0, visual_tokens=12544)),
         profiled(0.1, None, stages, 4.56e12, timed, method=LONG, options={"a": "b"},
                  measured="scaled" if timed else None, stages_of=None),
-    ]  # fmt: skip
-    return found
+    )  # fmt: skip
 
 
 def tuned() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,8 +25,8 @@ from vtprune.cli.results import (
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.profiling.profile import Profile
-    from vtprune.evaluation.profiling.shown import Shown
+    from vtprune.evaluation.profiling.prompts import ProfiledMedia
+    from vtprune.evaluation.profiling.result import Profile
 
 EPILOG = """\b
 Examples:
@@ -79,87 +79,78 @@ def profile(media: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.config import load_config
     from vtprune.cli.console.profile import show_profile, show_warnings
 
-    user, image, video = load_config(), flags.image, flags.video
-    numbers = {
-        "text_tokens": flags.text_tokens,
-        "answer_tokens": flags.answer_tokens,
-        "repeats": flags.repeats,
-        "seconds": flags.seconds,
-        "timed": not flags.no_measure,
-    }
     check_at(flags)
-    check_saves(flags.saves, SUFFIXES, [*media, *filter(None, (image, video))])
+    sizes = [size for size in (flags.image, flags.video) if size]
+    check_saves(flags.saves, SUFFIXES, [*media, *sizes])
     with output.libraries_silenced():
-        shown = what_is_shown(media, image, video, flags)
-        told = run(flags, user, shown, numbers)
-        found = told.to_dict()
+        result = run(flags, load_config(), profiled_media(media, flags))
         try:
-            list(write_saves(flags.saves, _makers(told, found)))
+            list(write_saves(flags.saves, _makers(result)))
         finally:  # a picture that can't be written costs no table
-            output.show_tables(found, flags.json, flags.quiet, show_profile, show_warnings)
+            output.show_tables(
+                result.to_dict(), flags.json, flags.quiet,
+                lambda _, console: show_profile(result, console),
+                lambda _, console: show_warnings(result, console),
+            )  # fmt: skip
 
 
-def _makers(told: Profile, found: Mapping[str, object]) -> Makers:
+def _makers(result: Profile) -> Makers:
     def draw(kind: str) -> bytes:
-        from vtprune.pictures.profile_chart import draw_profile
+        from vtprune.evaluation.profiling.chart import draw_profile
 
-        return draw_profile(found, kind)
+        return draw_profile(result, kind)
 
     return {
-        ".json": lambda: json_file(found),
-        ".csv": lambda: told.to_csv().encode(),
+        ".json": lambda: json_file(result.to_dict()),
+        ".csv": lambda: result.to_csv().encode(),
         **charts(draw),
     }
 
 
-def what_is_shown(
-    media: Sequence[str], image: str | None, video: str | None, flags: Flags
-) -> Shown | None:
-    """The input that was asked for; None for the family's own.
+def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
+    """Return the input that was asked for; None for the family's own.
 
     Raises:
         VtpruneError: more than one of them, or what can't be read.
     """
-    from vtprune.evaluation.profiling.shown import open_media, parse_picture, parse_video
+    from vtprune.evaluation.profiling.prompts import open_media, parse_size
     from vtprune.media import file_name
 
-    if sum(map(bool, (media, image, video))) > 1:
+    if sum(map(bool, (media, flags.image, flags.video))) > 1:
         raise VtpruneError("more than one input was given", "one of MEDIA, --image and --video")
-    if image is not None:
-        made, paths = parse_picture(image), [file_name(image)]
-    elif video is not None:
-        made, paths = parse_video(video), [file_name(video)]
-    else:
-        made, paths = None, list(map(file_name, media))
-    if made is not None or not paths:
-        return made
-    return open_media(paths, limits_from(flags))
+    for text, kind in ((flags.image, "image"), (flags.video, "video")):
+        if text is not None:
+            size = parse_size(text, kind)
+            return size or open_media([file_name(text)], limits_from(flags))
+    return open_media(list(map(file_name, media)), limits_from(flags)) if media else None
 
 
-def run(flags: Flags, user: Flags, shown: Shown | None, numbers: dict[str, Any]) -> Profile:
-    """The profile, with progress on standard error."""
+def run(flags: Flags, user: Flags, media: ProfiledMedia | None) -> Profile:
+    """Make the profile, with progress on standard error."""
     from vtprune.cli.output import progress_line
-    from vtprune.evaluation.profiling.cases import Options
-    from vtprune.evaluation.profiling.profile import profile
+    from vtprune.evaluation.profiling.profile import ProfileOptions, profile
     from vtprune.models.base import Sampling
     from vtprune.preset import check_keep
 
     name = flags.model or user.model
-    keeps = [check_keep(part) for part in flags.keeps]
-    options = Options(
+    options = ProfileOptions(
         device=flags.device or user.device or "auto",
         dtype=flags.dtype or user.dtype or "auto",
         attention=flags.attention or user.attention,
+        text_tokens=flags.text_tokens,
+        answer_tokens=flags.answer_tokens,
+        seconds=flags.seconds,
+        repeats=flags.repeats,
+        timed=not flags.no_measure,
         calibration=flags.calibration,
         limits=limits_from(flags),
         sampling=Sampling(frames=flags.frames, max_tiles=flags.max_tiles),
-        **numbers,
     )
     with progress_line(flags.quiet) as show:
         return profile(
             None if name == EMBEDDED else name,
-            shown,
-            keeps=keeps,
+            media,
+            keeps=[check_keep(part) for part in flags.keeps],
             presets=flags.presets or None,
             methods=flags.methods,
             at=flags.at,

@@ -12,8 +12,8 @@ import torch
 from vtprune._dev.arguments import Parser
 from vtprune._dev.bench.layers import measure_layers
 from vtprune._dev.bench.parts import add_parts, place_options
-from vtprune.evaluation.profiling.cases import Options
-from vtprune.evaluation.profiling.shown import parse_picture, parse_video
+from vtprune.evaluation.profiling.profile import ProfileOptions
+from vtprune.evaluation.profiling.prompts import parse_size
 
 PROGRAM = "python -m vtprune._dev.bench"
 
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_layers(args: argparse.Namespace) -> None:
-    shown = parse_video(args.shown) or parse_picture(args.shown)
+    shown = parse_size(args.shown, "video") or parse_size(args.shown, "image")
     if shown is None:
         raise SystemExit(f"--shown {args.shown}: not a size")
-    options = Options(
+    options = ProfileOptions(
         device=args.device, dtype=args.dtype, seconds=args.seconds, repeats=args.repeats
     )
     keeps = [float(one) for one in args.keep.split(",")]

@@ -13,8 +13,8 @@ from vtprune._dev.bench.selection import SHAPE, TEXT
 from vtprune._dev.bench.subject import build_subject, one_stage
 from vtprune.device import time_warm
 from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.pruners.entropy import token_entropy
 
 PLAIN, OURS = "plain", "ours"
@@ -100,7 +100,7 @@ def plain_entropy(states: torch.Tensor) -> torch.Tensor:
 def measure_kernels(
     results: Results,
     model: str,
-    shown: Shown | None,
+    shown: ProfiledMedia | None,
     keep: float,
     device: torch.device,
     dtype: torch.dtype,

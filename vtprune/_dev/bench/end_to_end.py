@@ -11,8 +11,8 @@ import torch
 from vtprune._dev.bench.prefill import UNPRUNED
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune._dev.bench.subject import Subject, build_subject, stages_of
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.models.base import Sampling
 from vtprune.preset import Preset
 
@@ -66,7 +66,7 @@ def measure_end_to_end(
 
     def sides() -> Mapping[str, Side]:
         subject = build_subject(
-            find_shape(model), Shown("video", paths=(str(clip),)), device, dtype,
+            find_shape(model), ProfiledMedia("video", paths=(str(clip),)), device, dtype,
             tower=True, sampling=Sampling(frames=frames),
         )  # fmt: skip
         rows = rows_of(pixels, keep)

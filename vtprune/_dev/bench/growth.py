@@ -11,7 +11,7 @@ import torch
 from vtprune._dev.bench.prefill import UNPRUNED
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune._dev.bench.subject import build_subject, narrow_shape, one_stage
-from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.pruners.similarity import HELD
 
 FRAMES = (8, 12, 24, 48, 96, 192, 384, 512, 612)  # up to 30,000 tokens
@@ -46,7 +46,7 @@ def measure_growth(
         }
 
         def sides(count: int = count) -> Mapping[str, Side]:
-            shown = Shown("video", SIDE, SIDE, count)
+            shown = ProfiledMedia("video", SIDE, SIDE, count)
             shape = narrow_shape(model, SIDE)
             subject = build_subject(shape, shown, device, dtype, depth=DEPTH)
 

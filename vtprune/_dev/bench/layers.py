@@ -11,9 +11,9 @@ from typing import cast
 import torch
 
 from vtprune import __version__
-from vtprune.evaluation.profiling.cases import Options
-from vtprune.evaluation.profiling.profile import Profile, profile
-from vtprune.evaluation.profiling.shown import Shown
+from vtprune.evaluation.profiling.profile import ProfileOptions, profile
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
+from vtprune.evaluation.profiling.result import Profile
 
 PARTS = {
     "vision": "vision tower",
@@ -26,10 +26,10 @@ PARTS = {
 
 def measure_layers(
     model: str,
-    shown: Shown,
+    shown: ProfiledMedia,
     keeps: Sequence[float],
     presets: Sequence[str],
-    options: Options,
+    options: ProfileOptions,
     command: str,
 ) -> str:
     """A page: a profile of single layers, summed, beside one of the whole model.
@@ -47,17 +47,18 @@ def measure_layers(
             model, shown, keeps=keeps, presets=presets, options=replace(options, how=how),
             on_progress=show,
         )  # fmt: skip
-    return head(found["whole"], command) + table(found["layers"].rows, found["whole"].rows)
+    layers, whole = ([row.to_dict() for row in one.rows] for one in found.values())
+    return head(found["whole"], command) + table(layers, whole)
 
 
 def head(found: Profile, command: str) -> str:
     """What was run, where."""
     shown, machine = found.input, found.machine
-    threads = f", {machine['threads']} threads" if machine["threads"] else ""
+    threads = f", {machine.threads} threads" if machine.threads else ""
     return (
         f"vtprune {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{machine['name']}{threads}, {found.model['dtype']}: {found.model['name']}, "
-        f"{shown['visual_tokens']} visual tokens. "
+        f"{machine.name}{threads}, {found.model.dtype}: {found.model.name}, "
+        f"{shown.visual_tokens} visual tokens. "
         f"Command: `{command}`\n\n"
     )
 

@@ -23,7 +23,7 @@ from vtprune._dev.bench.page import make_page
 from vtprune._dev.bench.prefill import measure_prefill
 from vtprune._dev.bench.results import Pass, Results, read_passes
 from vtprune._dev.bench.selection import measure_selection
-from vtprune.evaluation.profiling.shown import Shown, parse_picture, parse_video
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, parse_size
 from vtprune.pruners import METHODS
 
 RESULTS = CHECKOUT / "docs" / "speed.jsonl"
@@ -112,12 +112,12 @@ def clip_options(parser: argparse.ArgumentParser, seconds: int, size: str) -> No
     parser.add_argument("--size", default=size)
 
 
-def input_shape(args: argparse.Namespace) -> Shown | None:
+def input_shape(args: argparse.Namespace) -> ProfiledMedia | None:
     """Return the picture or video that the model gets; None for its largest picture."""
     text = args.shown or (CLIP if args.model == MODEL else "largest")
     if text == "largest":
         return None
-    shown = parse_video(text) or parse_picture(text)
+    shown = parse_size(text, "video") or parse_size(text, "image")
     if shown is None:
         raise SystemExit(f"--shown {text}: not a size")
     return shown

@@ -9,8 +9,8 @@ import torch
 
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune._dev.bench.subject import Subject, build_subject, one_stage
+from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.evaluation.profiling.shown import Shown
 
 UNPRUNED = "unpruned"
 
@@ -18,7 +18,7 @@ UNPRUNED = "unpruned"
 def measure_prefill(
     results: Results,
     model: str,
-    shown: Shown | None,
+    shown: ProfiledMedia | None,
     places: Sequence[str],
     method: str,
     keep: float,
@@ -57,7 +57,7 @@ def measure_prefill(
     return results.measure("prefill", settings, sides, repeats, device)
 
 
-def name_of(shown: Shown) -> str:
+def name_of(shown: ProfiledMedia) -> str:
     """An input as it is written on the command line."""
     if shown.paths:
         return ", ".join(path.rpartition("/")[2] for path in shown.paths)

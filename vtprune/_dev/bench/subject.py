@@ -10,12 +10,16 @@ import torch
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.build import build_random, shallow_config
-from vtprune.evaluation.profiling.cases import TEXT_TOKENS
-from vtprune.evaluation.profiling.inputs import Case, largest_picture, make_case
 from vtprune.evaluation.profiling.layer_clock import LayerClock
 from vtprune.evaluation.profiling.model_runs import layers_of, run_once
+from vtprune.evaluation.profiling.profile import TEXT_TOKENS
+from vtprune.evaluation.profiling.prompts import (
+    ProfiledMedia,
+    ProfiledPrompt,
+    largest_picture,
+    make_prompt,
+)
 from vtprune.evaluation.profiling.shapes import Shape, find_shape, published_files
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.inference.generation import Run
 from vtprune.inference.prompts import to_device
 from vtprune.models import cost
@@ -39,7 +43,7 @@ class Subject:
     """
 
     loaded: Loaded
-    case: Case
+    case: ProfiledPrompt
     tensors: Mapping[str, torch.Tensor]
     encoded: FeatureCache
 
@@ -80,7 +84,7 @@ class Subject:
 
 def build_subject(
     shape: Shape,
-    shown: Shown | None,
+    shown: ProfiledMedia | None,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -106,7 +110,7 @@ def build_subject(
     files = replace(shape.files, config=config)
     loaded = Loaded(shape.name, model, files, shape.family)
     shown = shown or largest_picture(loaded)
-    case = make_case(loaded, shown, sampling or Sampling(), text_tokens)
+    case = make_prompt(loaded, shown, sampling or Sampling(), text_tokens)
     return Subject(loaded, case, to_device(loaded, case.inputs.tensors), {})
 
 

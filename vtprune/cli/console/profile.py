@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 from rich.console import Console
 from rich.table import Table
@@ -12,78 +11,51 @@ from rich.text import Text
 from vtprune.cli.console.facts import model_fact, read_fact
 from vtprune.cli.console.tables import Bar, labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, dict_in, duration, list_in, number_in, si
-from vtprune.inference.wording import with_options
+from vtprune.cli.console.values import duration, si
+from vtprune.evaluation.profiling.result import (
+    FailedRow,
+    MeasuredSpeedups,
+    MeasurementInfo,
+    Profile,
+    ProfileFlops,
+    ProfileRow,
+    PromptInfo,
+    RowName,
+)
+from vtprune.inference.wording import counted, with_options
 
-PARTS = {
-    "preprocess": "preprocess",
-    "vision": "vision tower",
-    "prefill": "prefill",
-    "decode": "decode",
-}
+PARTS = ("preprocess", "vision", "prefill", "decode")
 """The parts of the whole, which the bars are shares of."""
-WITHIN = {"select": "  selection", "decode_per_token": "  a token"}
-"""What is counted in one of these parts."""
-NAMES = {**PARTS, **WITHIN}
 
 
-def show_profile(profile: Values, console: Console) -> None:
-    """Prints a profile.
-
-    Args:
-        profile: `Profile.to_dict()`.
-        console: where to.
-    """
-    rows = cast("list[Values]", list_in(profile, "rows"))
-    console.print(_facts(profile, rows))
+def show_profile(profile: Profile, console: Console) -> None:
+    """Print a profile."""
+    rows = profile.good_rows
+    console.print(_facts(profile))
     console.print()
     print_fitted(_rows(rows), console)
-    for text in _remarks(rows):
+    for text in _remarks(profile.rows, rows[0]):
         console.print(_line("", text))
-    good = [row for row in rows if "error" not in row]
-    pruned = [row for row in good[1:] if list_in(dict_in(row, "tokens"), "stages")]
+    pruned = [row for row in rows if row.tokens.stages]
     if pruned:
-        beside = min(pruned, key=_likeness)
+        row = min(pruned, key=_distance)
         console.print()
-        print_fitted(_parts(good[0], beside), console)
+        print_fitted(_parts(rows[0], row), console)
         console.print()
-        console.print(_line("memory", Text(_memory(good[0], beside))))
+        console.print(_line("memory", Text(_memory(rows[0], row))))
     console.print()
-    console.print(_line("verdict", Text(str(profile["verdict"]), "bold")))
+    console.print(_line("verdict", Text(profile.verdict, "bold")))
 
 
-def _remarks(rows: Sequence[Values]) -> Iterator[Text]:
-    """What is to be said of single rows."""
-    for row in rows:
-        if "error" in row:
-            yield Text(f"{_name(row)}: {printable(str(row['error']))}", "yellow")
-        elif row.get("input") != rows[0].get("input"):
-            shown = dict_in(row, "input")
-            size = ", ".join(
-                f"{shown[what]:,} {what.replace('_', ' ')}"
-                for what in ("frames", "tiles", "visual_tokens")
-                if shown[what]
-            )
-            told = f"* {_name(row)} is shown {size}, and so is the unpruned model that it is beside"
-            yield Text(told)
-    if any(row.get("measured") in ("shared", "scaled") for row in rows):
-        yield Text("~ not run itself, but summed or scaled from layers of other rows")
-    if any(row.get("seconds") for row in rows):
-        yield Text(
-            "faster: times as fast as unpruned, the median of the passes; in the passes: the "
-            "least and the most; roofline: at this machine's ceilings"
-        )
+def show_warnings(profile: Profile, console: Console) -> None:
+    """Print what the reader should know before believing a figure."""
+    for warning in profile.warnings:
+        show_warning(warning, console)
 
 
-def _likeness(row: Values) -> tuple[bool, float]:
-    """How far a row is from the one that the verdict speaks of: of the keeps, near 0.3."""
-    return row["preset"] is not None, abs((cast("float | None", row["keep"]) or 0.0) - 0.3)
-
-
-def show_warnings(profile: Values, console: Console) -> None:
-    """Prints what the reader should know before believing a figure."""
-    for one in list_in(profile, "warnings"):
-        show_warning(str(one), console)
+def _distance(row: ProfileRow) -> tuple[bool, float]:
+    """Return how far a row is from the one that the verdict is about: a keep, near 0.3."""
+    return row.preset is not None, abs((row.keep or 0.0) - 0.3)
 
 
 def _line(label: str, text: Text) -> Table:
@@ -92,69 +64,77 @@ def _line(label: str, text: Text) -> Table:
     return lines
 
 
-def _facts(profile: Values, rows: Sequence[Values]) -> Table:
+def _name(row: RowName) -> str:
+    return printable(row.label)
+
+
+def _facts(profile: Profile) -> Table:
     """Which model, on which input, where, and how it was measured."""
-    model, machine = dict_in(profile, "model"), dict_in(profile, "machine")
-    shown, measured = dict_in(profile, "input"), dict_in(profile, "measured")
+    prompt, machine = profile.input, profile.machine
     lines = labelled()
-    lines.add_row("model", Text(model_fact(model)))
-    tokens = f"{shown['visual_tokens']:,} visual tokens, {shown['text_tokens']:,} of text"
-    lines.add_row("input", Text(f"{_shown(shown)}: {tokens}"))
-    threads = number_in(machine, "threads")
-    where = f"{printable(str(machine['name']))}, " + (
-        f"{threads:.0f} thread{'s' if threads != 1 else ''}" if threads else str(machine["device"])
-    )
-    lines.add_row(
-        "machine",
-        Text(f"{where}: {si(number_in(machine, 'flops_per_second'))}FLOP/s, "
-             f"{si(number_in(machine, 'bytes_per_second'))}B/s"),
-    )  # fmt: skip
-    lines.add_row("measured", Text(_how(measured, model)))
-    bases = dict.fromkeys(
-        with_options(str(row.get("stages_of")), dict_in(row, "options"))
-        for row in rows
-        if row.get("stages_of")
-    )
-    for base in bases:
+    lines.add_row("model", Text(model_fact(profile.model.to_dict())))
+    tokens = f"{prompt.visual_tokens:,} visual tokens, {prompt.text_tokens:,} of text"
+    lines.add_row("input", Text(f"{_media(prompt)}: {tokens}"))
+    where = counted(machine.threads, "thread") if machine.threads else machine.device
+    rates = f"{si(machine.flops_per_second)}FLOP/s, {si(machine.bytes_per_second)}B/s"
+    lines.add_row("machine", Text(f"{printable(machine.name)}, {where}: {rates}"))
+    lines.add_row("measured", Text(_how(profile.measured, profile.model.layers)))
+    bases = [with_options(row.stages_of, row.options) for row in profile.rows if row.stages_of]
+    for base in dict.fromkeys(bases):
         lines.add_row("rows", Text(f"at every keep: the stages of preset {printable(base)}"))
     return lines
 
 
-def _shown(shown: Values) -> str:
-    """What was looked at: files, or pixels that were made up."""
-    if shown["decoder"] != "none":
-        return read_fact(shown)
-    size = f"{shown['width']} x {shown['height']}"
-    if shown["frames"]:
-        return f"a video of {size}, {shown['frames']} frames"
-    tiles = number_in(shown, "tiles")
-    return f"a picture of {size}" + (f" in {tiles:.0f} tiles" if tiles > 1 else "")
+def _media(prompt: PromptInfo) -> str:
+    """The files that were read, or the pixels that were drawn at random."""
+    if prompt.decoder != "none":
+        return read_fact(prompt.to_dict())
+    size = f"{prompt.width} x {prompt.height}"
+    if prompt.frames:
+        return f"a video of {size}, {prompt.frames} frames"
+    return f"a picture of {size}" + (f" in {prompt.tiles} tiles" if prompt.tiles > 1 else "")
 
 
-def _how(measured: Values, model: Values) -> str:
-    if not measured:
-        return "nothing but the machine's ceilings"
-    passes = number_in(measured, "passes")
-    took = duration(number_in(measured, "seconds"))
-    times = f"{passes:.0f} pass{'es' if passes != 1 else ''} in {took}"
-    if measured["how"] == "whole":
-        return f"the whole model with random weights, {times}"
-    return f"single layers with random weights, summed over all {model['layers']}, {times}"
+def _how(measured: MeasurementInfo | None, layers: int) -> str:
+    if measured is None:
+        return "nothing; speed-ups are what the peak FLOP/s and bytes/s of this machine allow"
+    passes = f"{counted(measured.passes, 'pass', 'passes')} in {duration(measured.seconds)}"
+    if measured.how == "whole":
+        return f"the whole model with random weights, {passes}"
+    return f"single layers with random weights, summed over all {layers}, {passes}"
 
 
-def _name(row: Values) -> str:
-    if row["preset"]:
-        return printable(str(row["preset"]))
-    method = row.get("method")
-    name = with_options(str(method), dict_in(row, "options")) if method else "keep"
-    return printable(f"{name} {row['keep']:g}")
+def _remarks(rows: Sequence[ProfileRow | FailedRow], first: ProfileRow) -> Iterator[Text]:
+    """What is to be said of single rows."""
+    for row in rows:
+        if isinstance(row, FailedRow):
+            yield Text(f"{_name(row)}: {printable(row.error)}", "yellow")
+        elif row.input != first.input:
+            amounts = {
+                "frames": row.input.frames,
+                "tiles": row.input.tiles,
+                "visual tokens": row.input.visual_tokens,
+            }
+            size = ", ".join(f"{number:,} {what}" for what, number in amounts.items() if number)
+            yield Text(
+                f"* {_name(row)} is given {size}, and is compared with the unpruned model on that"
+            )
+    good = [row for row in rows if isinstance(row, ProfileRow)]
+    if not all(row.is_exact for row in good):
+        yield Text("~ not run itself: summed or scaled from layers of other rows")
+    if first.seconds:
+        yield Text(
+            "prefill faster: speed-up over no pruning, median of the passes; in the passes: lowest "
+            "and highest; roofline: the speed-up that this machine's FLOP/s and bytes/s allow; of "
+            "FLOPs: the measured speed-up as a share of the one by FLOPs"
+        )
 
 
-def _rows(rows: list[Values]) -> Table:
-    """Every keep and preset: what is left, and how much faster it is."""
-    timed = any(row.get("seconds") for row in rows)
+def _rows(rows: Sequence[ProfileRow]) -> Table:
+    """Every keep and preset: the kept tokens, and how much faster it is."""
+    timed = rows[0].seconds is not None
     table = plain_table()
-    for head in ("", "layer:left"):
+    for head in ("", "layer:kept"):
         table.add_column(head)
     heads = ["prefill\nFLOPs", "KV\ncache"]
     heads += ["first\ntoken", "prefill\nfaster", "in the\npasses"] if timed else []
@@ -162,114 +142,97 @@ def _rows(rows: list[Values]) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for row in rows:
-        if "error" in row:
-            continue
-        flops, cache = dict_in(row, "flops"), dict_in(row, "kv_cache_bytes")
-        name = _name(row) + ("*" if row.get("input") != rows[0].get("input") else "")
+        cuts = [f"{stage.layer}:{stage.after:,}" for stage in row.tokens.stages]
         table.add_row(
-            Text(name),
-            Text(_left(row)),
-            si(number_in(flops, "prefill")).strip(),
-            f"{si(number_in(cache, 'kept'))}B",
-            *_speeds(row, timed),
+            Text(_name(row) + "*" * (row.input != rows[0].input)),
+            Text(" ".join(cuts) or f"all {row.tokens.visual:,}"),
+            si(row.flops.prefill).strip(),
+            f"{si(row.kv_cache_bytes.kept or 0)}B",
+            *_speeds(row),
         )
     return table
 
 
-def _left(row: Values) -> str:
-    """ "2:958 24:146": the layers that were cut at, and the visual tokens left there."""
-    tokens = dict_in(row, "tokens")
-    stages = cast("list[Values]", list_in(tokens, "stages"))
-    cuts = [f"{stage['layer']}:{stage['after']:,}" for stage in stages]
-    return " ".join(cuts) or f"all {tokens['visual']:,}"
-
-
-def _speeds(row: Values, timed: bool) -> Iterator[str]:
-    compare = dict_in(row, "compare")
-    limit = f"{number_in(compare, 'prefill_roofline'):.2f}x"
-    if not timed:
+def _speeds(row: ProfileRow) -> Iterator[str]:
+    compare, limit = row.compare, f"{row.compare.prefill_roofline:.2f}x"
+    if row.seconds is None or not isinstance(compare, MeasuredSpeedups):
         yield limit
         return
-    about = "~" if row.get("measured") in ("shared", "scaled") else ""
-    low, high = cast("list[float]", list_in(compare, "prefill_spread"))
-    yield _seconds(number_in(dict_in(row, "seconds"), "first_token"))
-    yield f"{about}{number_in(compare, 'prefill_speedup'):.2f}x"
+    low, high = compare.prefill_spread
+    yield _seconds(row.seconds.first_token)
+    yield f"{'' if row.is_exact else '~'}{compare.prefill_speedup:.2f}x"
     yield f"{low:.2f}-{high:.2f}"
     yield limit
-    yield f"{number_in(compare, 'realised_fraction'):.0%}"
+    yield f"{compare.realised_fraction:.0%}"
 
 
-def _seconds(seconds: float) -> str:
+def _seconds(seconds: float | None) -> str:
     """Like `duration`, but whole seconds from 100 on."""
+    if seconds is None:
+        return ""
     return f"{seconds:,.0f} s" if seconds >= 99.995 else duration(seconds)
 
 
-def _parts(plain: Values, row: Values) -> Table:
+def _parts(unpruned: ProfileRow, row: ProfileRow) -> Table:
     """Where the time and the FLOPs go, unpruned and pruned."""
-    timed = bool(row.get("seconds"))
+    timed = row.seconds is not None
     table = plain_table()
     table.add_column("")
-    for head in ("FLOPs", _name(row)):
-        table.add_column(head, justify="right")
-    for head in ("seconds" if timed else "at best", _name(row)):
+    for head in ("FLOPs", _name(row), "seconds" if timed else "roofline", _name(row)):
         table.add_column(head, justify="right")
     table.add_column("")
-    total = max(sum(_took(plain, part) for part in PARTS), 1e-12)
-    for part, flops in _flops_rows(plain, row):
-        took = [_took(one, part) if part in NAMES else -1.0 for one in (plain, row)]
-        shown = [_seconds(one) if one >= 0 else "" for one in took]
-        bar = Bar(took[1] / total) if part in PARTS else ""
-        table.add_row(NAMES.get(part, part), *flops, *shown, bar)
+    seconds = [_seconds_of(one) for one in (unpruned, row)]
+    total = max(sum(seconds[0].get(part, 0.0) for part in PARTS), 1e-12)
+    flops = [_flops_of(one.flops) for one in (unpruned, row)]
+    names = {
+        "preprocess": "preprocess",
+        "vision": "vision tower",
+        "projector": "  projector",
+        "prefill": "prefill",
+        "layer": "  a layer",
+        "select": "  selection",
+        "decode": "decode",
+        "decode_per_token": "  a token",
+    }
+    for part, name in names.items():
+        if part in flops[0] or part in seconds[0]:
+            bar = Bar(seconds[1].get(part, 0.0) / total) if part in PARTS else ""
+            table.add_row(name, *(one.get(part, "") for one in flops),
+                          *(_seconds(one.get(part)) for one in seconds), bar)  # fmt: skip
     return table
 
 
-def _memory(plain: Values, row: Values) -> str:
+def _seconds_of(row: ProfileRow) -> dict[str, float]:
+    """Seconds by part: measured, else at the machine's ceilings."""
+    if row.seconds:
+        return {part: getattr(row.seconds, part) for part in (*PARTS, "select", "decode_per_token")}
+    at_best, steps = row.roofline, max(row.tokens.answer - 1, 0)
+    return {
+        "vision": at_best.vision,
+        "prefill": at_best.prefill,
+        "decode": steps * at_best.decode_per_token,
+        "decode_per_token": at_best.decode_per_token,
+    }
+
+
+def _flops_of(flops: ProfileFlops) -> dict[str, str]:
+    """FLOPs by part; of one layer from the fewest to the most."""
+    numbers = {
+        "vision": flops.tower if flops.projector else flops.vision,
+        "projector": flops.projector,
+        "prefill": flops.prefill,
+        "decode": flops.decode,
+        "decode_per_token": flops.decode_per_token,
+    }
+    low, high = (si(pick(flops.prefill_by_layer)).strip() for pick in (min, max))
+    parts = {part: si(number).strip() for part, number in numbers.items() if number}
+    return {**parts, "layer": high if low == high else f"{low} to {high}"}
+
+
+def _memory(unpruned: ProfileRow, row: ProfileRow) -> str:
     """The estimated peak, unpruned and pruned."""
-    memory = dict_in(plain, "memory_bytes")
-    weights, before = number_in(memory, "weights"), number_in(memory, "peak")
-    after = number_in(dict_in(row, "memory_bytes"), "peak")
+    before, after = unpruned.memory_bytes, row.memory_bytes
     return (
-        f"weights {si(weights)}B; peak, estimated, the tower's own left out: {si(before)}B, "
-        f"{_name(row)} {si(after)}B"
+        f"weights {si(before.weights)}B; peak, estimated without what the vision tower holds: "
+        f"{si(before.peak)}B, {_name(row)} {si(after.peak)}B"
     )
-
-
-def _flops_rows(plain: Values, row: Values) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Every part, with its FLOPs unpruned and pruned."""
-    before, after = dict_in(plain, "flops"), dict_in(row, "flops")
-
-    def both(key: str) -> tuple[str, str]:
-        found = [number_in(flops, key) for flops in (before, after)]
-        return tuple(si(one).strip() if one else "" for one in found)  # type: ignore[return-value]
-
-    if plain.get("seconds"):
-        yield "preprocess", ("", "")
-    yield "vision", both("tower") if number_in(before, "projector") else both("vision")
-    if number_in(before, "projector"):
-        yield "  projector", both("projector")
-    yield "prefill", both("prefill")
-    layers = [cast("list[float]", list_in(flops, "prefill_by_layer")) for flops in (before, after)]
-    yield "  a layer", (_range(layers[0]), _range(layers[1]))
-    if plain.get("seconds"):
-        yield "select", ("", "")
-    yield "decode", both("decode")
-    yield "decode_per_token", both("decode_per_token")
-
-
-def _range(flops: list[float]) -> str:
-    """ "1.36 T", or "40.2 G to 1.36 T"."""
-    low, high = si(min(flops)).strip(), si(max(flops)).strip()
-    return high if low == high else f"{low} to {high}"
-
-
-def _took(row: Values, part: str) -> float:
-    """Seconds of a part: measured, else at the machine's ceilings."""
-    if row.get("seconds"):
-        return number_in(dict_in(row, "seconds"), part)
-    roof = dict_in(row, "roofline")
-    if part == "preprocess":  # has no ceiling
-        return 0.0
-    if part == "decode":
-        steps = max(number_in(dict_in(row, "tokens"), "answer") - 1, 0)
-        return steps * number_in(roof, "decode_per_token")
-    return number_in(roof, part)

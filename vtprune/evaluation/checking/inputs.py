@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.evaluation.profiling.shown import Shown, make_source
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_source
 from vtprune.inference.batching import collate
 from vtprune.inference.gathering import Gathered, gather, gather_drawn
 from vtprune.inference.generation import Generation
@@ -118,7 +118,7 @@ def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> Gathered:
     pixels = torch.full((1, 3, height, width), GREY, dtype=torch.uint8)
     end = int(width * TEXTURED)
     pixels[..., :end] = blocks(height, end, seed=int(square))
-    source = make_source(Shown("image", width, height))
+    source = make_source(ProfiledMedia("image", width, height))
     return gather_drawn(loaded, source, lambda index: pixels, sampling)
 
 
@@ -131,7 +131,9 @@ def draw_clip(loaded: Loaded, sampling: Sampling) -> Gathered:
     def draw(index: Sequence[int]) -> torch.Tensor:
         return torch.stack([blocks(SIDE, SIDE, seed=number // STILL) for number in index])
 
-    return gather_drawn(loaded, make_source(Shown("video", SIDE, SIDE, frames)), draw, sampling)
+    return gather_drawn(
+        loaded, make_source(ProfiledMedia("video", SIDE, SIDE, frames)), draw, sampling
+    )
 
 
 def blocks(height: int, width: int, seed: int) -> torch.Tensor:

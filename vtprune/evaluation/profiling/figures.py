@@ -1,4 +1,4 @@
-"""From what was counted and measured of a row to its figures in the report's names."""
+"""The figures of each row: counted, at the machine's ceilings, and measured."""
 
 from __future__ import annotations
 
@@ -6,99 +6,147 @@ from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.profiling.costs import cost_row
-from vtprune.evaluation.profiling.machine import ProfiledModel, Roofline
-from vtprune.evaluation.profiling.row_times import Measurement, PassTimes, RowTimes
+from vtprune.evaluation.profiling.machine import ProfiledModel
+from vtprune.evaluation.profiling.prompts import ProfiledPrompt
+from vtprune.evaluation.profiling.result import (
+    FailedRow,
+    MeasuredSpeedups,
+    MediaAmount,
+    PredictedSpeedups,
+    ProfileFlops,
+    ProfileRow,
+    ProfileSeconds,
+    RooflineSeconds,
+    RowName,
+)
+from vtprune.evaluation.profiling.row_times import Measurement, PassTimes
 from vtprune.evaluation.profiling.rows import PlannedRow, as_cut, is_preset
-from vtprune.evaluation.profiling.verdict import Facts
+from vtprune.evaluation.profiling.verdict import VerdictRow
 from vtprune.evaluation.variants import UNPRUNED
+from vtprune.inference.figures import compute_costs, find_encoded
+from vtprune.inference.report import (
+    CompareSeconds,
+    KvCacheBytes,
+    MemoryBytes,
+    StageCount,
+    TokenCounts,
+)
+from vtprune.models import cost
+from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.profiling.inputs import Case
+    from vtprune.models.loading import Loaded
 
 
-class Found:
-    """One row with its costs, its seconds, and what it would take at the machine's ceilings.
+def count_flops(
+    loaded: Loaded, row: PlannedRow, answer_tokens: int
+) -> tuple[ProfileFlops, KvCacheBytes]:
+    """Return what a row costs by its counts alone.
+
+    Args:
+        answer_tokens: of the answer that decoding is counted for.
+    """
+    trace = row.trace
+    flops, kv_bytes = compute_costs(loaded, row.prompt.inputs, trace, answer_tokens, 0)
+    shape = cost.decoder_shape(loaded.model.config.get_text_config())
+    full = [sum(trace.before())] * shape.layers
+    encoded = find_encoded(loaded, row.prompt.inputs, trace)
+    counted = {
+        **vars(flops),
+        "vision": sum(cost.vision_flops(*one) for one in encoded),
+        "tower": sum(cost.tower_flops(tower, units) for tower, units, _ in encoded),
+        "projector": sum(cost.projector_flops(*one) for one in encoded),
+        "prefill_by_layer": [
+            cost.layer_flops(shape, count, count, layer) for layer, count in enumerate(row.counts)
+        ],
+        "decode_per_token": cost.decode_flops(shape, row.counts, 2),
+        "decode_per_token_full": cost.decode_flops(shape, full, 2),
+    }
+    return ProfileFlops(**counted), kv_bytes
+
+
+def count_tokens(row: PlannedRow, answer_tokens: int) -> TokenCounts:
+    """Return the counts of a row; which tokens go is not known, so not how many of a frame."""
+    layout, trace, kept = row.prompt.layout, row.trace, row.visual[-1]
+    left = {name: len(layout.of_modality(name)) for name in MODALITIES}
+    for cut in row.cuts:
+        if cut.modality != "all":
+            left[cut.modality] = cut.after
+    if row.cuts and row.cuts[-1].modality == "all":
+        present = [name for name in MODALITIES if left[name]]
+        left = {name: kept if len(present) == 1 else left[name] for name in present}
+    return TokenCounts(
+        visual=trace.before()[0],
+        text=row.prompt.text,
+        answer=answer_tokens,
+        keep_mean=trace.keep_mean(),
+        kept_after=kept,
+        by_modality={name: count for name, count in left.items() if count},
+        stages=[
+            StageCount(
+                at=cut.stage.at,
+                layer=cut.layer,
+                modality=cut.modality,
+                method=cut.stage.method,
+                options=dict(cut.stage.options),
+                before=cut.before,
+                after=cut.after,
+            )
+            for cut in row.cuts
+        ],
+        by_frame=[],
+        by_tile=[],
+    )
+
+
+class RowFigures:
+    """The figures of one row that can be cut.
 
     Args:
         planned: the row before anything ran; `row` is as it was cut then.
-        plain: the row without cuts of the same input.
-        measured: None: nothing was.
+        unpruned: the row without cuts of the same input, before a preset made that smaller.
+        measurement: None: nothing was measured.
     """
 
     def __init__(
         self,
         model: ProfiledModel,
         planned: PlannedRow,
-        plain: PlannedRow,
+        unpruned: PlannedRow,
         answer_tokens: int,
-        measured: Measurement | None = None,
+        measurement: Measurement | None = None,
     ) -> None:
-        self.planned, self.answer_tokens = planned, answer_tokens
-        self.times = self.plain_times = None
-        self.row, self.plain = planned, plain
-        if measured is not None:
-            self.times = measured.rows[planned.key]
-            self.plain_times = measured.rows[plain.key]
+        self.model, self.unpruned, self.answer_tokens = model, unpruned, answer_tokens
+        self.times = self.unpruned_times = None
+        self.planned = self.row = planned
+        if measurement is not None:
+            self.times = measurement.rows[planned.key]
+            self.unpruned_times = measurement.rows[unpruned.key]
             self.row = as_cut(planned, self.times.visual)
-        size = model.dtype.itemsize
-        self.costs = cost_row(model.loaded, self.row, answer_tokens, size)
-        self.peak, self.weights = model.peak_bytes(self.row.counts), model.weights.total
-        before = cost_row(model.loaded, plain, answer_tokens, size)
-        self.roof, self.plain_roof = (
-            model.roofline(one.counts, float(costs.flops["vision"]))  # type: ignore[arg-type]
-            for one, costs in ((self.row, self.costs), (plain, before))
+        self.flops, self.kv_cache_bytes = count_flops(model.loaded, self.row, answer_tokens)
+        unpruned_flops, _ = count_flops(model.loaded, unpruned, answer_tokens)
+        self.roofline, self.unpruned_roofline = (
+            model.roofline(row.counts, flops.vision)
+            for row, flops in ((self.row, self.flops), (unpruned, unpruned_flops))
         )
 
     @property
     def predicted(self) -> float:
-        """The prefill's speed-up that the FLOPs promise."""
-        flops = self.costs.flops
-        return float(flops["prefill_full"]) / float(flops["prefill"])  # type: ignore[arg-type]
+        """The prefill's speed-up by FLOPs."""
+        return self.flops.prefill_full / self.flops.prefill
 
-    def facts(self) -> Facts:
-        """What a verdict is made of: what was measured, else what the ceilings allow."""
-        case = self.row.case
-        shown = describe_size(case)
-        limit = self.plain_roof.prefill / self.roof.prefill
-        preprocess = case.preprocess_seconds
-        times = self.times.typical if self.times else times_of(self.roof, preprocess)
-        unpruned = self.plain_times
-        plain = unpruned.typical if unpruned else times_of(self.plain_roof, preprocess)
-        gains = self.speedups(self.whole) if self.times else ()
-        return Facts(
-            name=self.row.name,
-            tokens=len(case.layout),
-            seconds=time_parts(times, self.answer_tokens),
-            speedup=median(gains)
-            if gains
-            else plain.total(self.answer_tokens) / times.total(self.answer_tokens),
-            prefill_speedup=median(self.speedups(prefill_of)) if self.times else limit,
-            predicted=self.predicted,
-            roofline=limit,
-            frames=shown["frames"],
-            tiles=shown["tiles"],
-            pruned=bool(self.row.cuts),
-            named=is_preset(self.row.variant),
-            thinned=self.row.encoded is not None or bool(case.inputs.whole),
-            totals=tuple(map(self.whole, self.times.passes)) if self.times else (),
-            gains=gains,
-        )
+    @property
+    def limit(self) -> float:
+        """The prefill's speed-up at the machine's ceilings."""
+        return self.unpruned_roofline.prefill / self.roofline.prefill
 
     @property
     def above_roofline(self) -> bool:
         """Whether every pass was faster than the machine's ceilings allow."""
-        limit = self.plain_roof.prefill / self.roof.prefill
-        return min(self.speedups(prefill_of)) > limit
+        return min(self.speedups(prefill_of)) > self.limit
 
-    @property
-    def prefill_seconds(self) -> float:
-        """Median over the passes."""
-        assert self.times is not None
-        return self.times.typical.prefill
-
-    def same_cuts(self, other: Found) -> bool:
-        """Whether the other row is of the list of keeps too, and the same cuts in it."""
+    def same_way(self, other: RowFigures) -> bool:
+        """Whether both are keeps that were asked for, pruned in the same way."""
         ways = [
             (one.method, one.stages_of, one.options)
             for one in (self.row.variant, other.row.variant)
@@ -106,15 +154,112 @@ class Found:
         ]
         return len(ways) == 2 and ways[0] == ways[1]
 
-    def whole(self, one: PassTimes) -> float:
-        """Seconds of a pass to the end of the answer."""
+    def speedups(self, seconds: Callable[[PassTimes], float]) -> tuple[float, ...]:
+        """Return the measured speed-ups over the unpruned row, pass by pass."""
+        assert self.times is not None
+        assert self.unpruned_times is not None
+        return self.times.speedups(self.unpruned_times, seconds)
+
+    def total_of(self, one: PassTimes) -> float:
         return one.total(self.answer_tokens)
 
-    def speedups(self, seconds: Callable[[PassTimes], float]) -> tuple[float, ...]:
-        """Over the unpruned row on the same input, pass by pass."""
-        assert self.times is not None
-        assert self.plain_times is not None
-        return self.times.speedups(self.plain_times, seconds)
+    def for_verdict(self) -> VerdictRow:
+        """Return what the verdict asks of a row: as measured, else at the machine's ceilings."""
+        preprocess = self.row.prompt.preprocess_seconds
+        times, unpruned = (
+            measured.typical
+            if measured
+            else PassTimes(preprocess, at_best.vision, 0.0, at_best.prefill, 0.0,
+                           at_best.decode_per_token)
+            for measured, at_best in (
+                (self.times, self.roofline), (self.unpruned_times, self.unpruned_roofline),
+            )
+        )  # fmt: skip
+        gains = self.speedups(self.total_of) if self.times else ()
+        amount = media_amount(self.row.prompt)
+        return VerdictRow(
+            name=self.row.name,
+            times=times,
+            answer_tokens=self.answer_tokens,
+            speedup=median(gains) if gains else self.total_of(unpruned) / self.total_of(times),
+            prefill_speedup=median(self.speedups(prefill_of)) if self.times else self.limit,
+            predicted=self.predicted,
+            roofline=self.limit,
+            frames=amount.frames,
+            tiles=amount.tiles,
+            is_pruned=bool(self.row.cuts),
+            is_preset=is_preset(self.row.variant),
+            spares_tower=self.row.encoded is not None or bool(self.row.prompt.inputs.whole),
+            totals=tuple(map(self.total_of, self.times.passes)) if self.times else (),
+            gains=gains,
+        )
+
+    def result(self) -> ProfileRow:
+        """Return the row as the profile gives it."""
+        preprocess = self.row.prompt.preprocess_seconds
+        first, unpruned_first = (
+            preprocess + one.vision + one.prefill for one in (self.roofline, self.unpruned_roofline)
+        )
+        predicted = PredictedSpeedups(
+            prefill_predicted=self.predicted,
+            prefill_roofline=self.limit,
+            first_token_roofline=unpruned_first / first,
+        )
+        return ProfileRow(
+            **vars(row_name(self.row)),
+            input=media_amount(self.unpruned.prompt),
+            measured=self.times.how if self.times else None,
+            tokens=count_tokens(self.row, self.answer_tokens),
+            flops=self.flops,
+            kv_cache_bytes=self.kv_cache_bytes,
+            memory_bytes=MemoryBytes(
+                weights=self.model.weights.total, peak=self.model.peak_bytes(self.row.counts)
+            ),
+            seconds=self.seconds(self.times.typical) if self.times else None,
+            roofline=RooflineSeconds(**vars(self.roofline), first_token=first),
+            compare=self.measured_speedups(predicted) if self.times else predicted,
+            warnings=list(self.row.warnings),
+        )
+
+    def seconds(self, times: PassTimes) -> ProfileSeconds:
+        """Return seconds in the report's names; the total has reading the media, too."""
+        media = self.row.prompt.media_seconds
+        return ProfileSeconds(
+            media=media,
+            preprocess=times.preprocess,
+            vision=times.vision,
+            select=times.select,
+            prefill=times.prefill,
+            decode=times.decode(self.answer_tokens),
+            first_token=times.first_token,
+            total=media + self.total_of(times),
+            decode_per_token=times.decode_per_token,
+        )
+
+    def measured_speedups(self, predicted: PredictedSpeedups) -> MeasuredSpeedups:
+        """Return the predicted speed-ups, and those that were measured."""
+        assert self.unpruned_times is not None
+        unpruned = self.seconds(self.unpruned_times.typical)
+        prefill, first_token, total = (
+            self.speedups(part) for part in (prefill_of, first_token_of, self.total_of)
+        )
+        return MeasuredSpeedups(
+            **vars(predicted),
+            seconds=CompareSeconds(
+                vision=unpruned.vision,
+                prefill=unpruned.prefill,
+                decode=unpruned.decode,
+                first_token=unpruned.first_token,
+                total=unpruned.total,
+            ),
+            prefill_speedup=median(prefill),
+            prefill_spread=[min(prefill), max(prefill)],
+            first_token_speedup=median(first_token),
+            first_token_spread=[min(first_token), max(first_token)],
+            total_speedup=median(total),
+            total_spread=[min(total), max(total)],
+            realised_fraction=median(prefill) / self.predicted,
+        )
 
 
 def prefill_of(one: PassTimes) -> float:
@@ -125,121 +270,27 @@ def first_token_of(one: PassTimes) -> float:
     return one.first_token
 
 
-def times_of(roof: Roofline, preprocess: float) -> PassTimes:
-    """Seconds at the machine's ceilings."""
-    return PassTimes(preprocess, roof.vision, 0.0, roof.prefill, 0.0, roof.decode_per_token)
-
-
-def time_parts(times: PassTimes, answer_tokens: int) -> dict[str, float]:
-    """Seconds by part, and their sums; selection is in the prefill."""
-    return {
-        "preprocess": times.preprocess,
-        "vision": times.vision,
-        "select": times.select,
-        "prefill": times.prefill,
-        "around": times.around,
-        "decode": max(answer_tokens - 1, 0) * times.decode_per_token,
-        "first_token": times.first_token,
-        "total": times.total(answer_tokens),
-    }
-
-
-def make_row(found: Found) -> dict[str, object]:
-    """A row as `--json` prints it.
-
-    `keep`, `preset` (None for a row of the list of keeps), what cuts such a row (`method`, or
-    `stages_of` a preset, with the `options` that were given), `input`: what the unpruned model is
-    shown beside it, `measured`: how, the blocks of a report, `memory_bytes` with an estimated peak,
-    and `roofline`: seconds at the machine's ceilings. Without measuring `seconds` is None, and
-    `compare` has only what needs no clock.
-    """
-    row, costs = found.row, found.costs
-    roof = found.roof
-    first, plain_first = (
-        row.case.preprocess_seconds + one.vision + one.prefill for one in (roof, found.plain_roof)
-    )
-    compare: dict[str, object] = {
-        "prefill_predicted": found.predicted,
-        "prefill_roofline": found.plain_roof.prefill / roof.prefill,
-        "first_token_roofline": plain_first / first,
-    }
-    seconds = None
-    if found.times and found.plain_times:
-        own = seconds_of(found.times, found)
-        seconds = {"load": 0.0, "media": row.case.media_seconds, **own}
-        compare |= compare_times(found)
-    return {
-        **named(row),
-        "input": describe_size(found.plain.case),
-        "measured": found.times.how if found.times else None,
-        "tokens": costs.tokens,
-        "flops": costs.flops,
-        "kv_cache_bytes": costs.kv_cache_bytes,
-        "memory_bytes": {"weights": found.weights, "peak": found.peak},
-        "seconds": seconds,
-        "roofline": {
-            "vision": roof.vision,
-            "prefill": roof.prefill,
-            "decode_per_token": roof.decode_per_token,
-            "first_token": first,
-        },
-        "compare": compare,
-        "warnings": list(row.warnings),
-    }
-
-
-def seconds_of(times: RowTimes, found: Found) -> dict[str, float]:
-    """The report's `seconds`, and those of one decoded token."""
-    typical = times.typical
-    parts = time_parts(typical, found.answer_tokens)
-    del parts["around"]
-    parts["total"] += found.row.case.media_seconds
-    return {**parts, "decode_per_token": typical.decode_per_token}
-
-
-def compare_times(found: Found) -> dict[str, object]:
-    """The report's `compare`: beside the unpruned model on the same input, pass by pass.
-
-    A speed-up is the median over the passes, a spread the least and the greatest.
-    """
-    assert found.plain_times is not None
-    before = seconds_of(found.plain_times, found)
-    parts = {"prefill": prefill_of, "first_token": first_token_of, "total": found.whole}
-    told: dict[str, object] = {
-        "seconds": {
-            part: before[part] for part in ("vision", "prefill", "decode", "first_token", "total")
-        },
-    }
-    for part, seconds in parts.items():
-        speedups = found.speedups(seconds)
-        told |= {f"{part}_speedup": median(speedups),
-                 f"{part}_spread": [min(speedups), max(speedups)]}  # fmt: skip
-    realised = median(found.speedups(prefill_of)) / found.predicted
-    return {**told, "realised_fraction": realised}
-
-
-def named(row: PlannedRow) -> dict[str, object]:
-    """Which row it is, and what cuts it."""
+def row_name(row: PlannedRow) -> RowName:
+    """Return which row it is, and what cuts it."""
     variant = row.variant
-    return {
-        "keep": variant.keep,
-        "preset": variant.name if is_preset(variant) else None,
-        "method": None if variant.role == UNPRUNED else variant.method or None,
-        "stages_of": variant.stages_of,
-        "options": dict(variant.options),
-    }
+    return RowName(
+        keep=variant.keep,
+        preset=variant.name if is_preset(variant) else None,
+        method=None if variant.role == UNPRUNED else variant.method or None,
+        stages_of=variant.stages_of,
+        options=dict(variant.options),
+    )
 
 
-def describe_size(case: Case) -> dict[str, int]:
-    """How much an input shows."""
-    return {
-        "frames": sum(len(item.index) for item in case.gathered.items if item.timestamps),
-        "tiles": max(case.inputs.tiles, default=0),
-        "visual_tokens": len(case.layout),
-    }
+def failed_row(row: PlannedRow, measurement: Measurement | None) -> FailedRow:
+    """Return a row that can't be cut as it was asked to."""
+    error = row.error or (measurement.errors[row.key] if measurement else "")
+    return FailedRow(**vars(row_name(row)), error=error)
 
 
-def failed_row(row: PlannedRow, measured: Measurement | None) -> dict[str, object]:
-    """A row that can't be cut as it was asked for."""
-    error = row.error or (measured.errors[row.key] if measured else "")
-    return {**named(row), "error": error}
+def media_amount(prompt: ProfiledPrompt) -> MediaAmount:
+    return MediaAmount(
+        frames=sum(len(item.index) for item in prompt.gathered.items if item.timestamps),
+        tiles=max(prompt.inputs.tiles, default=0),
+        visual_tokens=len(prompt.layout),
+    )

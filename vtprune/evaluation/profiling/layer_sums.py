@@ -16,8 +16,8 @@ from vtprune.evaluation.profiling.rows import PlannedRow
 from vtprune.models import cost
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.profiling.inputs import Case
     from vtprune.evaluation.profiling.machine import ProfiledModel
+    from vtprune.evaluation.profiling.prompts import ProfiledPrompt
 
 
 class LayerSamples:
@@ -79,7 +79,7 @@ class LayerSums:
         self,
         model: ProfiledModel,
         passes: Sequence[Sequence[tuple[PlannedRun, RunTimes]]],
-        vision: Mapping[Case, float],
+        vision: Mapping[ProfiledPrompt, float],
         head: tuple[float, float],
     ) -> None:
         self.model, self.vision, self.head = model, vision, head
@@ -112,16 +112,16 @@ class LayerSums:
         times = [times for _, times in runs]
         select = 0.0
         if row.model_cuts and runs[0][0].row.model_cuts:
-            larger = len(row.case.layout) / len(source.case.layout)
+            larger = len(row.prompt.layout) / len(source.prompt.layout)
             select = larger * median(one.select for one in times)
         rest = median(one.prefill_rest for one in times) + select
         decode_rest = median(one.decode_rest for one in times) + self.head[1]
         around = median(one.around for one in times) + self.head[0]
         visual = self.visual_counts(row, source, runs[0])
-        counts = [row.case.text + count for count in visual]
+        counts = [row.prompt.text + count for count in visual]
         passes = tuple(
             PassTimes(
-                preprocess=row.case.preprocess_seconds,
+                preprocess=row.prompt.preprocess_seconds,
                 vision=self.tower_seconds(row, source),
                 select=select,
                 prefill=rest + self.prefill.total(self.kinds, counts, number),
@@ -155,11 +155,11 @@ class LayerSums:
         own = [times.vision for run, times in self.runs
                if source.encoded and run.has_cuts and run.row.key == source.key]  # fmt: skip
         timed = source if own else replace(source, encoded=None)
-        seconds = median(own) if own else self.vision[source.case]
-        work = self.model.vision_flops(timed.case.inputs, timed.trace)
+        seconds = median(own) if own else self.vision[source.prompt]
+        work = self.model.vision_flops(timed.prompt.inputs, timed.trace)
         if not work:  # not known
-            return seconds * len(row.case.layout) / len(source.case.layout)
-        return seconds * self.model.vision_flops(row.case.inputs, row.trace) / work
+            return seconds * len(row.prompt.layout) / len(source.prompt.layout)
+        return seconds * self.model.vision_flops(row.prompt.inputs, row.trace) / work
 
     def visual_counts(
         self, row: PlannedRow, source: PlannedRow, timed: tuple[PlannedRun, RunTimes]

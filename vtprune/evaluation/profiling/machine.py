@@ -12,6 +12,7 @@ import torch
 
 from vtprune.device import free_memory
 from vtprune.evaluation.profiling.build import count_weights
+from vtprune.evaluation.profiling.result import Machine
 from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.figures import compute_vision_flops
 from vtprune.models import cost
@@ -22,33 +23,6 @@ if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
     from vtprune.models.base import Inputs
     from vtprune.models.loading import Loaded
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One device, measured.
-
-    Args:
-        device: as torch names it.
-        name: of the processor or GPU.
-        threads: of a CPU; 0 of a GPU.
-        dtype: that the ceilings were measured in.
-        flops_per_second: of a large matrix product.
-        bytes_per_second: of a copy, read and write.
-        free_bytes: of memory.
-    """
-
-    device: str
-    name: str
-    threads: int
-    dtype: str
-    flops_per_second: float
-    bytes_per_second: float
-    free_bytes: int
-
-    def layer_seconds(self, flops: float, read: float) -> float:
-        """The longer of the arithmetic and the reading."""
-        return max(flops / self.flops_per_second, read / self.bytes_per_second)
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -118,6 +92,11 @@ class Roofline:
     decode_per_token: float
 
 
+def layer_seconds(machine: Machine, flops: float, read: float) -> float:
+    """Return the longer of the arithmetic and of reading so many bytes."""
+    return max(flops / machine.flops_per_second, read / machine.bytes_per_second)
+
+
 def estimate(
     machine: Machine,
     shape: cost.DecoderShape,
@@ -132,19 +111,21 @@ def estimate(
         counts: tokens that each layer sees.
         dtype_size: bytes of one number.
     """
-    head = machine.layer_seconds(cost.head_flops(shape), weights.head)
+    head = layer_seconds(machine, cost.head_flops(shape), weights.head)
     cached = 2 * shape.kv_heads * shape.head_dim * dtype_size
     return Roofline(
         vision=vision_flops / machine.flops_per_second,
         prefill=head
         + sum(
-            machine.layer_seconds(cost.layer_flops(shape, count, count, layer), weights.layer)
+            layer_seconds(machine, cost.layer_flops(shape, count, count, layer), weights.layer)
             for layer, count in enumerate(counts)
         ),
         decode_per_token=head
         + sum(
-            machine.layer_seconds(
-                cost.layer_flops(shape, 1, count + 1, layer), weights.layer + cached * count
+            layer_seconds(
+                machine,
+                cost.layer_flops(shape, 1, count + 1, layer),
+                weights.layer + cached * count,
             )
             for layer, count in enumerate(counts)
         ),

@@ -28,7 +28,7 @@ from vtprune.preset.spec import PIXELS, ModalityPreset
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from vtprune.evaluation.profiling.inputs import Case
+    from vtprune.evaluation.profiling.prompts import ProfiledPrompt
     from vtprune.models.loading import Loaded
 
 STEPS = 3  # tokens that are decoded after the first
@@ -71,8 +71,8 @@ def short_run(row: PlannedRow, num_kinds: int) -> PlannedRun:
 
 def count_run(row: PlannedRow, count: int, num_layers: int) -> PlannedRun:
     """Return a run with `count` tokens in every layer: the others go at the input, at random."""
-    total = len(row.case.layout)
-    visual = count - row.case.text
+    total = len(row.prompt.layout)
+    visual = count - row.prompt.text
     spec = StageSpec("input", "random" if visual else "vtw")
     cut = PlannedCut(spec, "all", 0, total, visual, total)
     preset = preset_of([(cut, 0)]) if visual < total else None
@@ -144,26 +144,26 @@ class ModelRunner:
         config: of the model with all layers.
         towers: where that has its vision towers' layers.
         short: whether the model has few layers.
-        tensors, features: a case's inputs on the model's device, and what the vision tower made of
-            them.
+        tensors, features: of a prompt: its inputs on the model's device, and what the vision tower
+            made of them.
     """
 
     loaded: Loaded
     config: PreTrainedConfig
     towers: Sequence[str]
     short: bool
-    tensors: dict[Case, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    features: dict[Case, FeatureCache] = field(default_factory=dict)
+    tensors: dict[ProfiledPrompt, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    features: dict[ProfiledPrompt, FeatureCache] = field(default_factory=dict)
 
     def run(self, run: PlannedRun) -> RunTimes:
         """Time a first token and STEPS more."""
-        case, model = run.row.case, self.loaded.model
-        if case not in self.tensors:
-            self.tensors[case] = to_device(self.loaded, case.inputs.tensors)
-            self.features[case] = {}
+        prompt, model = run.row.prompt, self.loaded.model
+        if prompt not in self.tensors:
+            self.tensors[prompt] = to_device(self.loaded, prompt.inputs.tensors)
+            self.features[prompt] = {}
         # What goes before the vision tower gives it another input, of which nothing is kept.
         thinned = run.has_cuts and run.row.encoded
-        features = {} if thinned else self.features[case]
+        features = {} if thinned else self.features[prompt]
         clock = LayerClock(model.device)
         with ExitStack() as stack:
             if self.short:
@@ -171,7 +171,7 @@ class ModelRunner:
                 stack.enter_context(at_depth(model, len(run.counts)))
                 stack.enter_context(clock.on(layers_of(model)))
             towers = stack.enter_context(self.towers_timed())
-            ran = run_once(self.loaded, self.tensors[case], case, run.preset, STEPS, features,
+            ran = run_once(self.loaded, self.tensors[prompt], prompt, run.preset, STEPS, features,
                            real=run.has_cuts and not self.short)  # fmt: skip
         took = ran.seconds
         prefill, *decoded = clock.forwards() or [[]]
@@ -190,13 +190,13 @@ class ModelRunner:
             ),
         )
 
-    def encode_again(self, case: Case) -> float:
+    def encode_again(self, prompt: ProfiledPrompt) -> float:
         """Return the seconds of the vision tower on what it was given before."""
         device = self.loaded.model.device
         inner = find_structure(self.loaded.model).inner
         with self.towers_timed() as towers, torch.no_grad():
             started = now(device)
-            for key, (given, _) in self.features[case].items():
+            for key, (given, _) in self.features[prompt].items():
                 assert isinstance(key, tuple)
                 assert isinstance(given, Mapping)
                 encode = getattr(inner, key[0])
@@ -270,7 +270,7 @@ def tower_paths(inner: nn.Module, decoder: nn.Module) -> list[str]:
 def run_once(
     loaded: Loaded,
     tensors: Mapping[str, torch.Tensor],
-    case: Case,
+    prompt: ProfiledPrompt,
     preset: Preset | None,
     steps: int,
     features: FeatureCache,
@@ -282,7 +282,7 @@ def run_once(
         real: the preset is the one that may have made the media smaller.
     """
     keep = None if preset else 1.0
-    inputs = case.inputs if real else replace(case.inputs, whole=None)
+    inputs = prompt.inputs if real else replace(prompt.inputs, whole=None)
     block = pruning(
         loaded.model, preset, keep, calibration=loaded.calibration,
         inputs=PreparedInputs.of(tensors, [inputs], features),

@@ -1,20 +1,28 @@
-"""The order of a profile: a shape, its inputs, its rows, their seconds, a verdict."""
+"""The steps of a profile: a shape, its inputs, its rows, their seconds, a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 
 from vtprune import __version__
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.cases import Cases, Options
-from vtprune.evaluation.profiling.figures import Found, failed_row, make_row
-from vtprune.evaluation.profiling.inputs import describe_case, largest_picture
+from vtprune.evaluation.profiling.figures import RowFigures, failed_row
 from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompts, largest_picture
+from vtprune.evaluation.profiling.result import (
+    MeasurementInfo,
+    Profile,
+    PromptInfo,
+    ShapeInfo,
+    VerdictFindings,
+)
 from vtprune.evaluation.profiling.row_times import RUN, Measurement, TimeBudget
 from vtprune.evaluation.profiling.rows import (
     KEEPS,
@@ -24,68 +32,62 @@ from vtprune.evaluation.profiling.rows import (
     profile_variants,
 )
 from vtprune.evaluation.profiling.shapes import Shape, find_shape
-from vtprune.evaluation.profiling.shown import Shown
 from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, Verdict, judge
-from vtprune.inference.csv_file import csv_text, flat
+from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.figures import describe_model
+from vtprune.inference.prompts import sampling_of
+from vtprune.inference.report import Versions
 from vtprune.inference.wording import counted
+from vtprune.media import Limits
 from vtprune.models import cost
+from vtprune.models.base import Sampling
 from vtprune.models.devices import find_device, find_dtype
 from vtprune.models.loading import Loaded
 from vtprune.preset.calibration import read_calibration
+from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Progress
 
 BUSY = 1.25  # the slowest pass of the unpruned row over its fastest, from which on it is said
+TEXT_TOKENS, ANSWER_TOKENS, SECONDS, REPEATS = 64, 32, 60.0, 5
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What `profile` gives.
+class ProfileOptions:
+    """How a profile is made.
 
     Args:
-        model: as in a report, and `source`: where its shape comes from.
-        machine: the device, its name and its measured ceilings.
-        input: as in a report, and its visual and text tokens.
-        rows: the unpruned model first; see `figures.make_row`.
-        verdict: in sentences.
-        findings: the verdict's parts: limited_by, pays, best, best_told_apart.
-        measured: how the seconds were measured: whole or layers, passes, seconds, and the size of
-            the smaller input that they were scaled from; None where nothing was measured.
-        warnings: what the reader should know before believing a figure.
-        version: of vtprune, torch and transformers.
+        device, dtype, attention: as for loading a model.
+        text_tokens: all tokens of the prompt that are not visual.
+        answer_tokens: of the answer that decoding is counted for.
+        seconds: that measuring may take.
+        repeats: the most passes over all rows.
+        timed: whether anything is run; else tokens, FLOPs, bytes and the roofline only.
+        how: "whole", "layers", or "auto": the whole model where it fits memory and budget.
+        calibration: a file with the entropy collapse layer and the information horizon.
+        sampling: how much of the media, before what a preset or the family says.
+        limits: of what is read.
     """
 
-    model: Mapping[str, object]
-    machine: Mapping[str, object]
-    input: Mapping[str, object]
-    rows: tuple[Mapping[str, object], ...]
-    verdict: str
-    findings: Mapping[str, object] = field(default_factory=dict)
-    measured: Mapping[str, object] | None = None
-    warnings: tuple[str, ...] = ()
-    version: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain dicts, lists, strings and numbers."""
-        return {**vars(self), "rows": list(self.rows), "warnings": list(self.warnings)}
-
-    def to_csv(self) -> str:
-        """One line a row, its blocks as columns, under a line of their names."""
-        same = {
-            **{key: self.model[key] for key in ("device", "dtype", "attention")},
-            "model": self.model["name"],
-            "machine": self.machine["name"],
-            "passes": (self.measured or {}).get("passes"),
-        }
-        return csv_text([{**same, **flat(row)} for row in self.rows])
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str | None = None
+    text_tokens: int = TEXT_TOKENS
+    answer_tokens: int = ANSWER_TOKENS
+    seconds: float = SECONDS
+    repeats: int = REPEATS
+    timed: bool = True
+    how: str = "auto"
+    calibration: Path | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
 
 
 def profile(
     name: str | None = None,
-    shown: Shown | None = None,
+    media: ProfiledMedia | None = None,
     *,
     keeps: Sequence[float] = KEEPS,
     presets: Sequence[str] | None = None,
@@ -94,209 +96,226 @@ def profile(
     method_options: Mapping[str, str] | None = None,
     base: str | None = None,
     seed: int | None = None,
-    options: Options | None = None,
+    options: ProfileOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Profile:
-    """What pruning saves on this machine, from a model's shape alone.
+    """Tell what pruning saves on this machine, from a model's shape alone.
 
     Args:
         name: short name, hub id, directory or config file; None: the embedded model.
-        shown: the input; None: the largest picture that the model's family takes.
+        media: the input; None: the largest picture that the model's family takes.
         keeps, presets, methods, at, method_options, base, seed: as of `profile_variants`.
 
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    options = options or Options()
+    options = options or ProfileOptions()
     variants = profile_variants(keeps, presets, methods, at, method_options, base, seed)
     shape = find_shape(name)
     budget = TimeBudget(options.seconds)
-    model = find_profiled(shape, options, on_progress)
-    shown = shown or largest_picture(model.loaded)
-    cases = Cases(model.loaded, shown, options, on_progress)
-    planned = [cases.plan(one) for one in variants]
-    plain = {
-        id(case): plan_row(model.loaded, case.larger or case, variants[0]) for case in cases.made
+    model = profiled_model(shape, options, on_progress)
+    prompts = ProfiledPrompts(
+        model.loaded, media or largest_picture(model.loaded), options.sampling,
+        options.text_tokens, options.limits, on_progress,
+    )  # fmt: skip
+    planned = [plan_variant(prompts, variant) for variant in variants]
+    unpruned = {
+        one: plan_row(model.loaded, one.larger or one, variants[0]) for one in prompts.distinct
     }
-    measured = None
+    measurement = None
     if options.timed:
-        fine = [*plain.values(), *(row for row in planned if not row.error)]
-        measured = measure(model, distinct(fine), budget, options.repeats, options.how,
-                           on_progress)  # fmt: skip
-    found = [
-        Found(model, row, plain[id(row.case)], options.answer_tokens, measured)
+        rows = [*unpruned.values(), *(row for row in planned if not row.error)]
+        measurement = measure(
+            model, distinct_rows(rows), budget, options.repeats, options.how, on_progress
+        )
+    failed = measurement.errors if measurement else {}
+    figures = {
+        row: RowFigures(model, row, unpruned[row.prompt], options.answer_tokens, measurement)
         for row in planned
-        if not (row.error or (measured and row.key in measured.errors))
-    ]
-    by_row = {id(one.planned): one for one in found}
-    verdict = conclude(found, measured is not None, options)
+        if not row.error and row.key not in failed
+    }
+    verdict = conclude(list(figures.values()))
+    prompt = prompts.distinct[0]
     return Profile(
-        model=describe(shape, model),
-        machine=asdict(model.machine),
-        input=describe_case(cases.made[0]),
-        rows=tuple(
-            make_row(by_row[id(row)]) if id(row) in by_row else failed_row(row, measured)
-            for row in planned
+        model=describe_shape(shape, model),
+        machine=model.machine,
+        input=PromptInfo(
+            **vars(prompt.describe()), visual_tokens=len(prompt.layout), text_tokens=prompt.text
         ),
+        rows=[
+            figures[row].result() if row in figures else failed_row(row, measurement)
+            for row in planned
+        ],
         verdict=verdict.text,
-        findings={
-            "limited_by": verdict.limit,
-            "pays": verdict.pays,
-            "best": verdict.best,
-            "best_told_apart": verdict.apart,
-        },
-        measured=describe_measured(measured),
-        warnings=gather_warnings(shape, cases, planned, measured, found),
-        version=versions(),
+        findings=VerdictFindings(
+            limited_by=verdict.limit,
+            pays=verdict.pays,
+            best=verdict.best,
+            best_told_apart=verdict.apart,
+        ),
+        measured=describe_measurement(measurement) if measurement else None,
+        warnings=gather_warnings(shape, prompts, planned, measurement, list(figures.values())),
+        version=Versions(
+            vtprune=__version__,
+            torch=str(torch.__version__),
+            transformers=str(transformers.__version__),
+        ),
     )
 
 
-def gather_warnings(
-    shape: Shape,
-    cases: Cases,
-    rows: Sequence[PlannedRow],
-    measured: Measurement | None,
-    found: Sequence[Found],
-) -> tuple[str, ...]:
-    """What the reader should know before believing a figure, each once."""
-    notes = [*shape.warnings, *cases.warnings, *(measured.warnings if measured else ())]
-    notes += doubts(found) if measured else ()
-    notes += [note for row in rows for note in row.warnings if "by default" in note]
-    if not cases.what.paths and any(row.encoded for row in rows):
-        notes.append(
-            "the pixels are random, and what goes at pixels depends on what is shown: give a file"
-        )
-    return tuple(dict.fromkeys(notes))
-
-
-def doubts(found: Sequence[Found]) -> list[str]:
-    """Why the rows' times are less comparable than they seem."""
-    notes = []
-    plain = found[0].times
-    assert plain is not None
-    took = [one.prefill for one in plain.passes]
-    if max(took) > BUSY * min(took):
-        notes.append(
-            f"the machine was busy: the same unpruned prefill took {min(took):.2g} to "
-            f"{max(took):.2g} s; rows whose ranges overlap are not told apart"
-        )
-    if len(took) < FEWEST_PASSES:
-        notes.append(
-            f"{counted(len(took), 'pass', 'passes')} can't tell rows apart, {FEWEST_PASSES} can: "
-            "a larger --seconds makes room for them"
-        )
-    for number, less in enumerate(found):
-        more = next((one for one in reversed(found[:number]) if one.same_cuts(less)), None)
-        if more and less.prefill_seconds > more.prefill_seconds:
-            notes.append(
-                f"{less.row.name} was measured slower than {more.row.name}, which keeps "
-                "more: they differ by less than the noise"
-            )
-    above = [one.row.name for one in found if one.times and one.above_roofline]
-    if above:
-        notes.append(
-            f"{', '.join(above)}: faster than the roofline, whose ceilings were measured at "
-            "another moment and in other shapes"
-        )
-    ways = {one.times.how for one in found if one.times}
-    if len(ways) > 1:
-        other = [one.row.name for one in found if one.times and one.times.how != RUN]
-        notes.append(
-            f"{', '.join(other)}: summed or scaled from layers of other rows (~), and so not "
-            "comparable with those that ran to within a few percent; a larger --seconds runs them"
-        )
-    return notes
-
-
-def find_profiled(shape: Shape, options: Options, on_progress: Progress | None) -> ProfiledModel:
-    """The model's structure, and the device that it would run on, measured."""
+def profiled_model(
+    shape: Shape, options: ProfileOptions, on_progress: Progress | None
+) -> ProfiledModel:
+    """Return the model's structure, and the device that it would run on, measured."""
     device = find_device(options.device)
     if options.device == "map":
         raise ModelError("a profile is of one device", "--device auto, cpu, cuda or cuda:1")
     dtype = find_dtype(options.dtype, shape.config, device)
     shape.config.dtype = dtype
+    text = shape.config.get_text_config()
     try:
-        cost.decoder_shape(shape.config.get_text_config())
+        cost.decoder_shape(text)
     except cost.CostError as error:
         raise ModelError(
             f"{shape.name}: a profile needs FLOPs, and {error.message}",
             "vtprune ask --compare and vtprune compare measure without them",
         ) from error
-    loaded = without_weights(shape, options)
-    if on_progress:
-        on_progress("measuring this machine", 0, 0)
-    machine = measure_machine(device, dtype)
-    weights = weigh(loaded.model, dtype.itemsize)
-    return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
-
-
-def distinct(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
-    """The rows without those that are cut as another one is, case by case, uncut ones first."""
-    first: dict[object, PlannedRow] = {}
-    for row in rows:
-        first.setdefault(row.key, row)
-    order = list(dict.fromkeys(id(row.case) for row in rows))
-    return sorted(first.values(), key=lambda row: (order.index(id(row.case)), bool(row.cuts)))
-
-
-def conclude(found: Sequence[Found], timed: bool, options: Options) -> Verdict:
-    """The verdict on the rows that could be cut."""
-    pruned = [one for one in found if one.row.cuts]
-    if not pruned:
-        return Verdict("Nothing is cut in any row.", "", False, "")
-    nearest = min(
-        pruned,
-        key=lambda one: (is_preset(one.row.variant), abs((one.row.variant.keep or 0) - 0.3)),
-    )
-    facts = [one.facts() for one in found]
-    verdict = judge(facts, nearest.facts(), options.answer_tokens)
-    if timed:
-        return verdict
-    told = "Nothing was timed; this is what the machine's ceilings allow."
-    return replace(verdict, text=f"{told} {verdict.text}")
-
-
-def describe(shape: Shape, model: ProfiledModel) -> dict[str, object]:
-    """The report's `model`, and where the shape is from."""
-    return {
-        **describe_model(model.loaded).to_dict(),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "source": shape.source,
-    }
-
-
-def describe_measured(measured: Measurement | None) -> dict[str, object] | None:
-    if measured is None:
-        return None
-    return {
-        "how": measured.how,
-        "passes": measured.passes,
-        "seconds": measured.seconds,
-        "scaled": measured.scaled,
-    }
-
-
-def versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "vtprune": __version__,
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-    }
-
-
-def without_weights(shape: Shape, options: Options) -> Loaded:
-    """The model's structure on the "meta" device, with what is known of its inputs."""
     model = build_skeleton(shape.config, options.attention)
     calibration = None
     if options.calibration is not None:
-        text = shape.config.get_text_config()
         calibration = read_calibration(
             options.calibration,
             text.num_hidden_layers,
             model_type=str(shape.config.model_type),
             hidden=text.hidden_size,
         )
-    return Loaded(shape.name, model, shape.files, shape.family, calibration)
+    loaded = Loaded(shape.name, model, shape.files, shape.family, calibration)
+    if on_progress:
+        on_progress("measuring this machine", 0, 0)
+    machine = measure_machine(device, dtype)
+    weights = weigh(model, dtype.itemsize)
+    return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
+
+
+def plan_variant(prompts: ProfiledPrompts, variant: Variant) -> PlannedRow:
+    """Return a variant's row on its input: that of its own sampling, downsampled where it does."""
+    preset = variant.preset
+    sampling = sampling_of(preset) if is_preset(variant) else Sampling()
+    downsamples = any(preset.downsampling_stage(modality) for modality in MODALITIES)
+    try:
+        prompt = prompts.find(sampling)
+        if downsamples and variant.role != UNPRUNED:
+            prompt = prompts.find(sampling, preset, prompt)
+    except VtpruneError as error:
+        return PlannedRow(variant, prompts.distinct[0], error=error.message)
+    return plan_row(prompts.loaded, prompt, variant)
+
+
+def distinct_rows(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
+    """Return the rows that are not cut as another one is, input by input, uncut ones first."""
+    distinct: dict[object, PlannedRow] = {}
+    for row in rows:
+        distinct.setdefault(row.key, row)
+    order = list(dict.fromkeys(row.prompt for row in rows))
+    return sorted(distinct.values(), key=lambda row: (order.index(row.prompt), bool(row.cuts)))
+
+
+def conclude(rows: Sequence[RowFigures]) -> Verdict:
+    """Return the verdict on the rows that could be cut, spoken of the keep nearest to 0.3."""
+    pruned = [one for one in rows if one.row.cuts]
+    if not pruned:
+        return Verdict("Nothing is cut in any row.", "", False, "")
+    reference = min(
+        pruned,
+        key=lambda one: (is_preset(one.row.variant), abs((one.row.variant.keep or 0) - 0.3)),
+    )
+    verdict = judge([one.for_verdict() for one in rows], reference.for_verdict())
+    if reference.times:
+        return verdict
+    note = "Nothing was timed; this is what the machine's ceilings allow."
+    return replace(verdict, text=f"{note} {verdict.text}")
+
+
+def describe_shape(shape: Shape, model: ProfiledModel) -> ShapeInfo:
+    """Return the report's `model`, and where the shape is from."""
+    described = {
+        **vars(describe_model(model.loaded)),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return ShapeInfo(**described, source=shape.source)
+
+
+def describe_measurement(measurement: Measurement) -> MeasurementInfo:
+    return MeasurementInfo(
+        how=measurement.how,
+        passes=measurement.passes,
+        seconds=measurement.seconds,
+        scaled=measurement.scaled,
+    )
+
+
+# -- warnings --------------------------------------------------------------------------------------
+
+
+def gather_warnings(
+    shape: Shape,
+    prompts: ProfiledPrompts,
+    rows: Sequence[PlannedRow],
+    measurement: Measurement | None,
+    figures: Sequence[RowFigures],
+) -> list[str]:
+    """Return what the reader should know before believing a figure, each once."""
+    warnings = [*shape.warnings, *prompts.warnings]
+    if measurement:
+        warnings += [*measurement.warnings, *warn_of_passes(figures[0]), *warn_of_rows(figures)]
+    warnings += [warning for row in rows for warning in row.warnings if "by default" in warning]
+    if not prompts.media.paths and any(row.encoded for row in rows):
+        warnings.append(
+            "the pixels are random, and what a method drops at pixels depends on the picture or "
+            "video: give a file"
+        )
+    return list(dict.fromkeys(warnings))
+
+
+def warn_of_passes(unpruned: RowFigures) -> list[str]:
+    """Return why all rows' times are less comparable than they seem."""
+    assert unpruned.times is not None
+    seconds = [one.prefill for one in unpruned.times.passes]
+    warnings = []
+    if max(seconds) > BUSY * min(seconds):
+        warnings.append(
+            f"the machine was busy: the same unpruned prefill took {min(seconds):.2g} to "
+            f"{max(seconds):.2g} s; rows whose ranges overlap are not told apart"
+        )
+    if len(seconds) < FEWEST_PASSES:
+        warnings.append(
+            f"{counted(len(seconds), 'pass', 'passes')} can't tell rows apart, {FEWEST_PASSES} "
+            "can: a larger --seconds makes room for them"
+        )
+    return warnings
+
+
+def warn_of_rows(rows: Sequence[RowFigures]) -> list[str]:
+    """Return which rows' times contradict what is known, or were measured in different ways."""
+    warnings, prefill = [], [one.times.typical.prefill for one in rows if one.times]
+    for number, less in enumerate(rows):
+        more = next((at for at in reversed(range(number)) if rows[at].same_way(less)), None)
+        if more is not None and prefill[number] > prefill[more]:
+            warnings.append(
+                f"{less.row.name} was measured slower than {rows[more].row.name}, which keeps "
+                "more: they differ by less than the noise"
+            )
+    above = [one.row.name for one in rows if one.above_roofline]
+    if above:
+        warnings.append(
+            f"{', '.join(above)}: faster than the roofline, whose ceilings were measured at "
+            "another moment and in other shapes"
+        )
+    other = [one.row.name for one in rows if one.times and one.times.how != RUN]
+    if other and len(other) < len(rows):
+        warnings.append(
+            f"{', '.join(other)}: summed or scaled from layers of other rows (~), and so not "
+            "comparable with those that ran to within a few percent; a larger --seconds runs them"
+        )
+    return warnings

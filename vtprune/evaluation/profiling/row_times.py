@@ -49,9 +49,13 @@ class PassTimes(NamedTuple):
     def first_token(self) -> float:
         return self.preprocess + self.vision + self.prefill + self.around
 
+    def decode(self, answer_tokens: int) -> float:
+        """Return the seconds of the tokens after the first."""
+        return max(answer_tokens - 1, 0) * self.decode_per_token
+
     def total(self, answer_tokens: int) -> float:
         """Return the seconds to the end of the answer, without loading and reading media."""
-        return self.first_token + max(answer_tokens - 1, 0) * self.decode_per_token
+        return self.first_token + self.decode(answer_tokens)
 
 
 @dataclass(frozen=True)

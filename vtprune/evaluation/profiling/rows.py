@@ -26,7 +26,7 @@ from vtprune.pruners import METHODS, find_method
 from vtprune.tokens.schedule import Schedule
 
 if TYPE_CHECKING:
-    from vtprune.evaluation.profiling.inputs import Case
+    from vtprune.evaluation.profiling.prompts import ProfiledPrompt
     from vtprune.models.loading import Loaded
 
 KEEPS = (1.0, 0.5, 0.3, 0.2, 0.1)
@@ -60,7 +60,7 @@ class PlannedRow:
 
     Args:
         variant: how it prunes.
-        case: the input that it is about.
+        prompt: the input that it is about.
         cuts: in order of their layers.
         visual: visual tokens that each of the decoder's layers sees.
         error: why it can't be cut like that; empty where it can.
@@ -68,7 +68,7 @@ class PlannedRow:
     """
 
     variant: Variant
-    case: Case
+    prompt: ProfiledPrompt
     cuts: tuple[PlannedCut, ...] = ()
     visual: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -83,23 +83,23 @@ class PlannedRow:
     @property
     def counts(self) -> tuple[int, ...]:
         """All tokens that each layer sees."""
-        return tuple(self.case.text + count for count in self.visual)
+        return tuple(self.prompt.text + count for count in self.visual)
 
     @property
     def trace(self) -> Trace:
         """The trace of such a run, as far as its costs go."""
         return Trace(
-            layouts=[self.case.layout],
-            text=[self.case.text],
+            layouts=[self.prompt.layout],
+            text=[self.prompt.text],
             visual_by_layer=[list(self.visual)],
             encoded=[dict(self.encoded)] if self.encoded else [],
-            whole=[self.case.inputs.whole] if self.case.inputs.whole else [],
+            whole=[self.prompt.inputs.whole] if self.prompt.inputs.whole else [],
         )
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for rows that are cut alike."""
-        every = len(self.case.layout)
+        every = len(self.prompt.layout)
         cuts = tuple(
             replace(
                 cut,
@@ -108,7 +108,7 @@ class PlannedRow:
             )
             for cut in self.cuts
         )
-        return (self.case, cuts)
+        return (self.prompt, cuts)
 
     @property
     def name(self) -> str:
@@ -182,7 +182,7 @@ def first_with_free_stage(presets: Sequence[Preset]) -> Preset:
     raise AssertionError("the default preset takes a keep")
 
 
-def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
+def plan_row(loaded: Loaded, prompt: ProfiledPrompt, variant: Variant) -> PlannedRow:
     """Return what a variant keeps of an input, by the same rules as pruning itself.
 
     Args:
@@ -190,24 +190,24 @@ def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
     """
     trace = Trace()
     structure = find_structure(loaded.model)
-    num_layers, total = len(structure.layers), len(case.layout)
+    num_layers, total = len(structure.layers), len(prompt.layout)
     if variant.role == UNPRUNED:
-        return PlannedRow(variant, case, visual=(total,) * num_layers)
+        return PlannedRow(variant, prompt, visual=(total,) * num_layers)
     try:
         plan = PruningPlan(variant.preset, structure, loaded.calibration, trace)
-        groups = plan.groups_for([case.layout])
+        groups = plan.groups_for([prompt.layout])
         selection = None
         if any(group.at_pixels is not None for group in groups):
-            selection = select_pixels(plan, [case.layout], [case.inputs.units])
+            selection = select_pixels(plan, [prompt.layout], [prompt.inputs.units])
         dropped = selection.dropped if selection else [torch.zeros(0, dtype=torch.long)]
-        whole = [case.inputs.whole] if case.inputs.whole else []
+        whole = [prompt.inputs.whole] if prompt.inputs.whole else []
         cuts = []
         for group in groups:
-            (schedule,) = plan.solve(group, [case.layout], dropped, whole)
-            cuts += planned_cuts(group, schedule, case)
-        refuse_windows(structure, case)
+            (schedule,) = plan.solve(group, [prompt.layout], dropped, whole)
+            cuts += planned_cuts(group, schedule, prompt)
+        refuse_windows(structure, prompt)
     except VtpruneError as error:
-        return PlannedRow(variant, case, error=error.message)
+        return PlannedRow(variant, prompt, error=error.message)
     cuts.sort(key=lambda cut: cut.layer)
     visual = tuple(
         total
@@ -215,16 +215,16 @@ def plan_row(loaded: Loaded, case: Case, variant: Variant) -> PlannedRow:
         for layer in range(num_layers)
     )
     encoded = selection.encoded()[0] if selection else None
-    return PlannedRow(variant, case, tuple(cuts), visual, tuple(trace.warnings), encoded=encoded)
+    return PlannedRow(variant, prompt, tuple(cuts), visual, tuple(trace.warnings), encoded=encoded)
 
 
-def planned_cuts(group: StageGroup, schedule: Schedule, case: Case) -> list[PlannedCut]:
+def planned_cuts(group: StageGroup, schedule: Schedule, prompt: ProfiledPrompt) -> list[PlannedCut]:
     """Return the cuts of one budget, and before them what made the media smaller."""
     modality = group.modality
-    total = left = len(case.layout.of_modality(modality))
+    total = left = len(prompt.layout.of_modality(modality))
     cuts = []
-    if case.inputs.whole and group.stages and METHODS[group.stages[0].method].media:
-        full = case.inputs.whole.total(modality)
+    if prompt.inputs.whole and group.stages and METHODS[group.stages[0].method].media:
+        full = prompt.inputs.whole.total(modality)
         cuts.append(PlannedCut(group.stages[0], modality, 0, full, total, full, downsamples=True))
     for cut in schedule.cuts:
         stage = group.stages[cut.stage]
@@ -241,7 +241,7 @@ def as_cut(row: PlannedRow, visual: Sequence[int]) -> PlannedRow:
     """
     if tuple(visual) == row.visual:
         return row
-    cuts, left = [], len(row.case.layout)
+    cuts, left = [], len(row.prompt.layout)
     for cut in row.cuts:
         if not cut.downsamples:
             cut = replace(cut, before=left, after=visual[cut.layer])
@@ -250,9 +250,9 @@ def as_cut(row: PlannedRow, visual: Sequence[int]) -> PlannedRow:
     return replace(row, cuts=tuple(cuts), visual=tuple(visual))
 
 
-def refuse_windows(structure: Structure, case: Case) -> None:
+def refuse_windows(structure: Structure, prompt: ProfiledPrompt) -> None:
     """Refuse a prompt that the engine would refuse to prune."""
-    window, length = structure.narrowest_window, case.text + len(case.layout)
+    window, length = structure.narrowest_window, prompt.text + len(prompt.layout)
     if window is not None and length > window:
         raise ModelError(
             f"the prompt has {length} tokens, and layers of this model see the last {window} only "

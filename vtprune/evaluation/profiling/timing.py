@@ -19,7 +19,6 @@ from vtprune.evaluation.profiling.build import (
     shallow_config,
     tower_kinds,
 )
-from vtprune.evaluation.profiling.inputs import Case, smaller_case
 from vtprune.evaluation.profiling.layer_sums import LayerSums, methods_of
 from vtprune.evaluation.profiling.machine import ProfiledModel
 from vtprune.evaluation.profiling.model_runs import (
@@ -33,6 +32,7 @@ from vtprune.evaluation.profiling.model_runs import (
     tower_paths,
     whole_run,
 )
+from vtprune.evaluation.profiling.prompts import ProfiledPrompt, smaller_prompt
 from vtprune.evaluation.profiling.row_times import (
     Measurement,
     PassTimes,
@@ -99,7 +99,8 @@ def fits_memory(model: ProfiledModel, rows: Sequence[PlannedRow]) -> bool:
 def fits_time(model: ProfiledModel, rows: Sequence[PlannedRow], budget: TimeBudget) -> bool:
     """Whether a warm-up and one pass of all rows will probably take less than the budget."""
     least = sum(
-        model.vision_flops(case.inputs) / model.machine.flops_per_second for case in cases_of(rows)
+        model.vision_flops(prompt.inputs) / model.machine.flops_per_second
+        for prompt in prompts_of(rows)
     )
     for row in rows:
         roofline = model.roofline(row.counts)
@@ -107,13 +108,13 @@ def fits_time(model: ProfiledModel, rows: Sequence[PlannedRow], budget: TimeBudg
     return 2 * SLOWNESS * least <= WHOLE_SHARE * budget.left
 
 
-def cases_of(rows: Sequence[PlannedRow]) -> list[Case]:
-    return list(dict.fromkeys(row.case for row in rows))
+def prompts_of(rows: Sequence[PlannedRow]) -> list[ProfiledPrompt]:
+    return list(dict.fromkeys(row.prompt for row in rows))
 
 
 def first_rows(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     """Return the first row of each input."""
-    return list({row.case: row for row in reversed(rows)}.values())
+    return list({row.prompt: row for row in reversed(rows)}.values())
 
 
 def short_config(
@@ -169,7 +170,7 @@ class Timer:
     budget: TimeBudget
     repeats: int
     on_progress: Progress | None = None
-    vision: dict[Case, float] = field(default_factory=dict)
+    vision: dict[ProfiledPrompt, float] = field(default_factory=dict)
     passes: list[list[tuple[PlannedRun, RunTimes]]] = field(default_factory=list)
     errors: dict[tuple[object, ...], str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -186,16 +187,16 @@ class Timer:
 
     def encode(self, row: PlannedRow, again: int = 3) -> None:
         """Time the vision tower on a row's input: once, and again where that is short."""
-        case = row.case
+        prompt = row.prompt
         depth = self.num_kinds if self.runner.short else len(self.kinds)
-        run = count_run(row, case.text + 1, depth)
+        run = count_run(row, prompt.text + 1, depth)
         took = [self.runner.run(run).vision]
         for _ in range(again):
             started = time.perf_counter()
-            took.append(self.runner.encode_again(case))
+            took.append(self.runner.encode_again(prompt))
             if time.perf_counter() - started > TOWER_SHARE * self.budget.seconds:
                 break
-        self.vision[case] = median(took[1:] or took)
+        self.vision[prompt] = median(took[1:] or took)
 
     def run_passes(self, runs: Sequence[PlannedRun], warm_up: bool = False) -> None:
         """Run all, there and back, until there are enough passes or the next would take too long.
@@ -267,8 +268,8 @@ class Timer:
                 runs = self.runs_of(row)
                 passes = tuple(
                     PassTimes(
-                        preprocess=row.case.preprocess_seconds,
-                        vision=one.vision if row.encoded else self.vision[row.case],
+                        preprocess=row.prompt.preprocess_seconds,
+                        vision=one.vision if row.encoded else self.vision[row.prompt],
                         select=one.select,
                         prefill=one.prefill,
                         around=one.around,
@@ -324,23 +325,23 @@ class Timer:
 
     def learn_pace(self, rows: Sequence[PlannedRow]) -> None:
         """Time a small input first, where the real ones are large: how slow are tower and layer?"""
-        case = max(cases_of(rows), key=self.expected)
-        share = FIRST_SHARE * self.budget.seconds / self.expected(case)
+        prompt = max(prompts_of(rows), key=self.expected)
+        share = FIRST_SHARE * self.budget.seconds / self.expected(prompt)
         if share > 1:
             return
-        small = smaller_case(self.model.loaded, case, max(share, 1e-4))
+        small = smaller_prompt(self.model.loaded, prompt, max(share, 1e-4))
         row = plan_row(self.model.loaded, small, rows[0].variant)
         self.encode(row, again=0)
         promised = self.model.vision_flops(small.inputs) / self.model.machine.flops_per_second
         self.tower_slowness = max(self.vision[small] / max(promised, 1e-9), 1.0)
         self.run(short_run(row, self.num_kinds))
 
-    def expected(self, case: Case) -> float:
+    def expected(self, prompt: ProfiledPrompt) -> float:
         """Return the seconds that the short tower and two layers will probably take."""
-        tokens = case.text + len(case.layout)
+        tokens = prompt.text + len(prompt.layout)
         layers = 2 * self.slowness * cost.layer_flops(self.model.shape, tokens, tokens)
         share = min(1.0, 2 / max(len(tower_kinds(self.model.config)), 1))
-        tower = self.tower_slowness * share * self.model.vision_flops(case.inputs)
+        tower = self.tower_slowness * share * self.model.vision_flops(prompt.inputs)
         return (tower + layers) / self.model.machine.flops_per_second
 
     def smaller_rows(self, rows: Sequence[PlannedRow]) -> tuple[dict[PlannedRow, PlannedRow], str]:
@@ -349,22 +350,22 @@ class Timer:
         Returns:
             The rows, and the size of the smaller input, empty where there is none.
         """
-        first = cases_of(rows)
+        first = prompts_of(rows)
         room = LARGEST_SHARE * self.budget.left / len(first)
-        share, cases = 1.0, {case: case for case in first}
-        while share > 1e-3 and max(len(case.layout) for case in cases.values()) > 64:
-            slowest = max(map(self.expected, cases.values()))
+        share, prompts = 1.0, {prompt: prompt for prompt in first}
+        while share > 1e-3 and max(len(prompt.layout) for prompt in prompts.values()) > 64:
+            slowest = max(map(self.expected, prompts.values()))
             if slowest <= room:
                 break
             share *= max(0.1, min(0.7, room / slowest))
-            cases = {case: smaller_case(self.model.loaded, case, share) for case in first}
+            prompts = {prompt: smaller_prompt(self.model.loaded, prompt, share) for prompt in first}
         if share == 1.0:
             return {row: row for row in rows}, ""
         sources: dict[PlannedRow, PlannedRow] = {}
         for row in rows:
-            smaller = plan_row(self.model.loaded, cases[row.case], row.variant)
+            smaller = plan_row(self.model.loaded, prompts[row.prompt], row.variant)
             sources[row] = sources[rows[0]] if smaller.error else smaller
-        source = cases[rows[0].case].gathered.items[0].source
+        source = prompts[rows[0].prompt].gathered.items[0].source
         frames = f"{source.num_frames} frames of " if source.kind == "video" else ""
         return sources, f"{frames}{source.width} x {source.height}"
 
@@ -380,7 +381,7 @@ class Timer:
         chosen: dict[object, PlannedRun] = {}
         for run in sorted(runs, key=self.promise):
             if run.row.model_cuts:
-                chosen.setdefault((run.row.case, methods_of(run.row)), run)
+                chosen.setdefault((run.row.prompt, methods_of(run.row)), run)
         runs = list(chosen.values()) or runs
         timed = {count for run in runs for count in run.counts}
         single: dict[int, PlannedRow] = {}
