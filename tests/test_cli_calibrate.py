@@ -210,8 +210,8 @@ def test_options_of_the_methods_that_schedules_select_by_arrive(fake: Fake, fold
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["q.jsonl", "a.png"], "q.jsonl brings its own files and questions"),
-        (["q.jsonl", "-q", "what?"], "q.jsonl brings its own files and questions"),
+        (["q.jsonl", "a.png"], "q.jsonl has its own files and questions"),
+        (["q.jsonl", "-q", "what?"], "q.jsonl has its own files and questions"),
         (["none.jsonl"], "none.jsonl: can't be read: No such file"),
         (["none.png", "-q", "what?"], "none.png: no such file"),
         (["a.png", "-q", " "], "the question is empty"),

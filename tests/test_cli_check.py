@@ -176,7 +176,7 @@ def test_an_engine_that_cuts_other_tokens_fails_the_command(
         (("--method", "vtw"), "--method vtw chooses no tokens"),
         (("-o", "norm=row"), "method random has no option 'norm'"),
         (("-o", "norm"), "-o norm is not "),
-        (("--at", "2"), "--at without --method"),
+        (("--at", "2"), "--at needs --method"),
         (("--preset", "fast", "--method", "random"), "--preset and --method exclude each other"),
         (("--preset", "fast", "--at", "2"), "--preset and --at exclude each other"),
         (("--preset", "fats"), "no preset 'fats'"),

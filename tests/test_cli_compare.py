@@ -207,7 +207,7 @@ def test_two_files_in_one_place_are_refused(fake: FakeContest, clip: str, tmp_pa
         (["--keep", "0.5,0.5"], r"Error: keep 0.5 is named 2 times\nhint: "),
         (["--keep", "image=0.5"], r"Error: keep image=0.5 is not a fraction in \(0, 1\]\n"),
         (["--methods", "vtw", "--at", "x"], r"Error: at: x is not a place\nhint: "),
-        (["--at", "2"], r"Error: --at without --methods\nhint: "),
+        (["--at", "2"], r"Error: --at needs --methods\nhint: "),
         (["-o", "norm"], r"Error: -o norm is not KEY=VALUE\nhint: "),
         (["--methods", "vtw", "-o", "a=b"], r"Error: none of vtw has the option a\nhint: "),
         (["--repeats", "0"], r"Error: --repeats 0 is out of range\nhint: 1 or more"),

@@ -181,7 +181,7 @@ def test_the_demo_set_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--limit", "0"), "--limit 0 is out of range"),
         (("--seeds", "0"), "seeds 0 is out of range"),
         (("--methods", "entropi"), "unknown method 'entropi'"),
-        (("--at", "2"), "--at without --methods"),
+        (("--at", "2"), "--at needs --methods"),
         (("--keep", "1.5"), "keep 1.5 is not a fraction"),
         (("--metric", "choice"), "has no choices"),
         (("--answers", "no/such/folder/a.jsonl"), "no folder"),

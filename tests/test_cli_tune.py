@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_with_its_answers(fake: Fake, folder: Path) -> None
         (("q.jsonl", "--floor", "0.8", "--methods", "entropi"), "unknown method 'entropi'"),
         (("q.jsonl", "--floor", "0.8", "--metric", "bleu"), "--metric bleu is unknown"),
         (("q.jsonl", "--floor", "0.8", "--limit", "0"), "--limit 0 is out of range"),
-        (("q.jsonl", "--floor", "0.8", "-q", "what?"), "brings its own files and questions"),
+        (("q.jsonl", "--floor", "0.8", "-q", "what?"), "has its own files and questions"),
         (("q.jsonl", "--floor", "0.8", "--answers", "m.yaml"), "two files in one place"),
         (("q.jsonl", "--floor", "0.8", "--answers", "q.jsonl"), "would be written over"),
         (("q.jsonl", "--floor", "0.8", "--answers", "p-3.png"), "would be written over"),

@@ -201,7 +201,7 @@ def test_write_refuses_a_file(tmp_path: Path) -> None:
 
 def test_write_refuses_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(VtpruneError, match="can't be written to"):
+    with pytest.raises(VtpruneError, match="samples can't be written to"):
         write(tmp_path / "taken" / "below")
 
 

@@ -138,7 +138,7 @@ def invoke(*arguments: str) -> Result:
         (["-o", f"{MEGABYTE}=1"], 1, "no stage of preset balanced has the option xxx"),
         (["--keep", MEGABYTE], 1, r"is not a fraction in (0, 1]"),
         (["--keep", "1" * 10**6], 1, r"is not a fraction in (0, 1]"),
-        (["--keep", f"{MEGABYTE}=0.3"], 1, "no such modality"),
+        (["--keep", f"{MEGABYTE}=0.3"], 1, "which is not image or video"),
         (["--method", MEGABYTE], 1, "unknown method 'xxx"),
         (["--method", "entropy", "--at", MEGABYTE], 1, "is not a place"),
         (["--method", "entropy", "--at", "1" * 10**6], 1, "is not a place"),

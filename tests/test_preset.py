@@ -94,7 +94,7 @@ def test_a_keep_from_the_library_is_checked_too(keep: object) -> None:
 
 
 def test_a_keep_for_an_unknown_modality_from_the_library_is_refused() -> None:
-    with pytest.raises(PresetError, match="keep for 'audio'"):
+    with pytest.raises(PresetError, match="keep is given for 'audio'"):
         override(load_preset(FREE), keep={"audio": 0.3})
 
 
@@ -239,11 +239,11 @@ def test_a_keep_after_pixels_can_only_fall() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_on_the_wrong_side_of_the_vision_tower_is_refused(method: str) -> None:
     place, told = (
-        ("input", "before") if METHODS[method].before_tower else ("pixels", "chooses tokens")
+        ("input", "before") if METHODS[method].before_tower else ("pixels", "chooses visual tokens")
     )
-    with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):
+    with pytest.raises(PresetError, match=f"{method} can't cut at {place}: .*{told}"):
         load_preset({"stages": [{"at": place, "method": method}]})
-    with pytest.raises(PresetError, match=f"{method} at {place}: .*{told}"):
+    with pytest.raises(PresetError, match=f"{method} can't cut at {place}: .*{told}"):
         override(load_preset(FREE), method=method, at=place)
 
 
@@ -274,7 +274,7 @@ def test_a_number_is_read_from_a_file_and_from_a_flag(tmp_path: Path) -> None:
 
 
 def test_a_place_without_a_method_is_refused() -> None:
-    with pytest.raises(PresetError, match="--at without --method"):
+    with pytest.raises(PresetError, match="--at needs --method"):
         override(load_preset(FREE), at=3)
 
 
@@ -424,7 +424,7 @@ def test_all_faults_are_shown_at_once_with_their_lines(tmp_path: Path) -> None:
         6: "max_tiles: 'many' is not a whole number from 0 on",
         7: "unknown key 'frames'",
         9: "a stage needs at",
-        10: "entropy at pixels: it chooses tokens, which only the vision tower makes",
+        10: "entropy can't cut at pixels: it chooses visual tokens, which the vision tower makes",
         12: "norm: rows is not a value of method entropy",
         13: "states: keys is not a value of method entropy",
         14: "method entropy has no option 'nrom'",

@@ -521,7 +521,7 @@ def test_a_horizon_past_the_last_layer_cuts_nothing_and_says_so() -> None:
     assert resolve_layer("horizon", 8, 1, 8) == 8
     solved = solve([Place("ecl", 1), Place("horizon", 8, 0.1)], 0.5, 8, 100)
     assert [cut.layer for cut in solved.cuts] == [1]
-    assert "no layer of this model can do without" in solved.warnings[0]
+    assert "past its last layer: the stage there does not cut" in solved.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def test_a_listed_family_says_so_where_the_place_of_its_tokens_is_not_known() ->
     ids = torch.tensor([[1, IMAGE, IMAGE, 2]])
     layouts, warnings = lay_out_batch(structure_of(), ids, ids > 0, {}, None)
     assert len(layouts[0]) == 2
-    assert "the image tokens do not match the pictures that were encoded" in warnings[0]
+    assert "the image tokens do not match the media that were encoded" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_frames_without_a_token_are_spoken_of() -> None:
     with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
         model(**inputs)
     assert trace.stages[0].after == [3]
-    assert any("3 tokens for 6 frames: evenly spaced ones keep one" in w for w in trace.warnings)
+    assert any("kept in 6 frames: evenly spaced frames keep one" in w for w in trace.warnings)
 
 
 @pytest.mark.parametrize("per", ["all", "frame"])

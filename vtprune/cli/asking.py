@@ -88,7 +88,7 @@ def listed_or_media(
     if lists:
         if len(inputs) > 1 or given:
             raise VtpruneError(
-                f"{lists[0]} brings its own files and questions", "give it alone, without -q"
+                f"{lists[0]} has its own files and questions", "give it alone, without MEDIA and -q"
             )
         asked, source = read_questions(lists[0]), Path(lists[0]).name
     elif given:

@@ -86,7 +86,7 @@ def options_from(flags: Flags) -> CheckOptions:
         other = "--method" if flags.method is not None else "--at"
         raise VtpruneError(f"--preset and {other} exclude each other", "a preset has its own cuts")
     if flags.at is not None and flags.method is None:
-        raise VtpruneError("--at without --method", "name the method that should cut there")
+        raise VtpruneError("--at needs --method", "name the method that cuts there")
     return CheckOptions(
         keep=None if flags.keep is None else check_keep(flags.keep),
         method=flags.method or "random",

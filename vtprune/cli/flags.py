@@ -67,7 +67,7 @@ def read_question(question: str) -> str:
             "the question is empty", 'write the question in quotation marks: "what happens?"'
         )
     if fault := check_length(question):
-        raise VtpruneError(fault, "ask a shorter question; a file's text is no question")
+        raise VtpruneError(fault, "ask a shorter question; describe the file instead of pasting it")
     # What a shell passes on may be no valid text; no tokenizer takes that.
     return question.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

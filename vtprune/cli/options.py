@@ -196,14 +196,14 @@ class Flags:
         "N", "Largest number of tokens of an answer.", bounds=whole(1), config=True)
     temperature: float = _answer(
         "T", "Above 0, sample the answer at this temperature; 0 decodes greedily.", default=0.0,
-        bounds=(0, _FINITE, "0 is greedy; 0.7 is usual else"))
+        bounds=(0, _FINITE, "0 or more: 0 decodes greedily, 0.7 is usual for sampling"))
     top_p: float = _answer(
         "P", "Sample from the likeliest tokens whose probabilities add up to P.", default=1.0,
-        bounds=(_ABOVE_0, 1, "above 0, up to 1; 1 leaves no token out"))
+        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 samples from all tokens"))
 
     repeats: int = _measuring(
         "N", "How often each row is timed.", default=5,
-        bounds=(1, math.inf, "1 or more; 5 to rely on"))
+        bounds=(1, math.inf, "1 or more; 5 give a reliable median"))
     seconds: float = _measuring(
         "S", "How long measuring may take.", default=60.0,
         bounds=(_ABOVE_0, _FINITE, "above 0; 60 is usual"))

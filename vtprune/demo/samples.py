@@ -103,8 +103,10 @@ def write_samples(directory: Path, num: int, seed: int, split: str) -> list[dict
                 buffer.seek(start)
                 save_file(directory / name, buffer.read(length), "DIR")
     except OSError as error:
-        message = f"{directory} can't be written to: {error.strerror or error}"
-        raise VtpruneError(message, "free some space, or name another folder") from error
+        message = f"samples can't be written to {directory}: {error.strerror or error}"
+        raise VtpruneError(
+            message, "name another folder, or make room if the disk is full"
+        ) from error
     # The list of questions goes last: it never names a file that is not there.
     text = "".join(json.dumps(line) + "\n" for line in lines)
     save_file(directory / "questions.jsonl", text.encode(), "DIR")

@@ -181,8 +181,8 @@ class DecoderHooks:
         window = self.structure.narrowest_window
         if window is not None and length >= window:
             self.trace.warn(
-                f"the answer has gone past the model's sliding window of {window} tokens: from "
-                "there on its layers see further back than without pruning"
+                f"prompt and answer are longer than the model's sliding window of {window} tokens: "
+                "from there on layers see further back than without pruning"
             )
         continuation = Continuation(pruned, self.structure, given, embeds)
         first = continuation.first_layer()

@@ -130,8 +130,8 @@ def _choose_units(
     assert method is not None
     if any(item.in_one_piece for item in items):
         plan.trace.warn(
-            "a picture is in tiles that this model can't do without one by one (they overlap, or "
-            "their tokens are interpolated): all of them are encoded"
+            "no tile of a picture can be dropped before the vision tower here (tiles overlap, or "
+            "their tokens are interpolated): all tiles are encoded"
         )
     kept = [method.keep(item) for item in items]
     most = group.most_at_pixels(total)
@@ -140,8 +140,8 @@ def _choose_units(
     left = _count(kept, sizes)
     if left < most and stage.keep is None:
         plan.trace.warn(
-            f"keep {group.keep:g} asks for more than the {left} of {total} tokens of the frames "
-            "and tiles that are not predictable within the tolerance"
+            f"keep {group.keep:g} is not reached: only {left} of {total} tokens are in frames and "
+            "tiles that are not predictable within the tolerance"
         )
     if left > most:
         kept = method.shrink(items, kept, sizes, most)

@@ -192,8 +192,8 @@ class Prefill:
             budget = Budget.share_by(cut.count, group, weights, least)
         if 0 < cut.count < len(budget.quota) and stage.split != "entropy-or-none":
             self.plan.trace.warn(
-                f"{cut.count} tokens for {len(budget.quota)} {stage.per}s: evenly spaced ones "
-                "keep one each, the others none"
+                f"{cut.count} tokens are to be kept in {len(budget.quota)} {stage.per}s: evenly "
+                f"spaced {stage.per}s keep one token each, the others none"
             )
         return budget
 

@@ -81,7 +81,7 @@ def refuse_lone_placeholders(
     placeholders = torch.tensor(sorted(structure.placeholder_ids()), device=ids.device)
     if bool(torch.isin(ids, placeholders).any()):
         raise ModelError(
-            "visual tokens without their pictures are in this forward",
+            "this forward has visual tokens, but no pictures for them",
             "prefill in one piece: leave prefill_chunk_size unset",
         )
 

@@ -97,8 +97,8 @@ class SequenceState:
         text = row[row > (visual[-1] if len(visual) else -1)]
         if not len(text):
             raise ModelError(
-                "this method reads the question, and no text follows the pictures in the prompt",
-                "put the question after the pictures, or use a method that reads no text",
+                "this method is question-aware, and no text follows the pictures in the prompt",
+                "put the question after the pictures, or use a question-blind method",
             )
         return text
 

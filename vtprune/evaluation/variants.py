@@ -300,7 +300,7 @@ def split_options(methods: Sequence[str], options: Mapping[str, str]) -> dict[st
         what = f"none of {', '.join(has)} has" if has else "no method was named that has"
         raise PresetError(
             f"{what} the option {list_faults([brief(key) for key in missing])}",
-            "vtprune methods lists every method's options",
+            "vtprune methods NAME lists a method's options",
         )
     return {
         name: {key: value for key, value in options.items() if key in known}
@@ -382,7 +382,9 @@ def repeat_variants(
         PresetError: fewer than one seed.
     """
     if seeds < 1:
-        raise PresetError(f"seeds {seeds} is out of range", f"1 or more; {SEEDS} to rely on")
+        raise PresetError(
+            f"seeds {seeds} is out of range", f"1 or more; {SEEDS} give a reliable mean"
+        )
     variants = [unpruned_variant(listed.seed)]
     for variant in listed.variants:
         runs = _for_seeds(variant, seeds)

@@ -23,7 +23,7 @@ from vtprune.tokens.units import Units
 def encode(loaded: Loaded, gathered: Gathered, question: str, generation: Generation) -> Inputs:
     """The model's inputs for one question about the media."""
     if not question.strip():
-        raise ModelError("the question is empty", 'ask something: vtprune ask FILE "what is it?"')
+        raise ModelError("the question is empty", 'write one: vtprune ask FILE "what is it?"')
     if fault := check_length(question) or check_length(generation.system, "system prompt"):
         raise ModelError(fault, "make it shorter")
     system = [Turn("system", generation.system)] if generation.system else []

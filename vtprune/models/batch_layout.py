@@ -59,8 +59,8 @@ def lay_out_batch(
         if shared is None:
             if family:
                 warnings.append(
-                    f"the {name} tokens do not match the pictures that were encoded: their place "
-                    "in frames and tiles is not known"
+                    f"the {name} tokens do not match the media that were encoded, so it is not "
+                    "known which frame or tile each belongs to"
                 )
             shared = [_runs(row[name]) for row in columns]
         shares[name] = shared

@@ -292,8 +292,8 @@ def find_structure(wrapped: nn.Module) -> Structure:
     warnings = []
     if family is None:
         warnings.append(
-            f"{model_type} is not a listed family: it has the same structure and is pruned, but "
-            "the place of its tokens in frames and tiles is not known"
+            f"{model_type} is not a listed family: it is pruned, since it has the same structure, "
+            "but it is not known which frame or tile a token belongs to"
         )
     return Structure(
         model=model,

@@ -57,7 +57,10 @@ def explain(name: str, error: Exception) -> tuple[str, str]:
     text, kind = str(error), type(error).__name__
     first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
     if "attn_implementation" in text:
-        return f"{name}: {first}", "--attention sdpa or eager runs everywhere"
+        return (
+            f"{name}: transformers does not run it with this attention kernel ({first})",
+            "--attention sdpa or eager runs everywhere",
+        )
     if "gated" in text.lower() or kind == "GatedRepoError":
         return f"{name}: access to this model is restricted", "accept its terms on the hub, log in"
     if "trust_remote_code" in text:

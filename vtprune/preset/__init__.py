@@ -106,7 +106,7 @@ def parse_keep(text: str) -> Keep:
         modality, _, value = part.strip().partition("=")
         if modality in keeps:
             message = f"keep for {modality} is given twice: {brief(text)}"
-            raise PresetError(message, "image=0.5,video=0.2")
+            raise PresetError(message, "for example: image=0.5,video=0.2")
         keeps[modality] = value
     return check_keeps(keeps)
 
@@ -119,8 +119,8 @@ def check_keeps(keeps: Mapping[str, float | str]) -> dict[str, float]:
     """
     for modality in keeps:
         if modality not in ("image", "video"):
-            message = f"keep for {quote(modality)}: no such modality"
-            raise PresetError(message, "image=0.5,video=0.2")
+            message = f"keep is given for {quote(modality)}, which is not image or video"
+            raise PresetError(message, "for example: image=0.5,video=0.2")
     return {modality: check_keep(keep) for modality, keep in keeps.items()}
 
 
@@ -150,7 +150,7 @@ def override(
     """
     _check_seed(seed)
     if at is not None and method is None:
-        raise PresetError("--at without --method", "name the method that should cut there")
+        raise PresetError("--at needs --method", "name the method that cuts there")
     stages, image, video, shared_keep = preset.stages, preset.image, preset.video, preset.keep
     if method is not None:
         place = check_place(find_method(method).at if at is None else at)

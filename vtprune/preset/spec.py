@@ -354,11 +354,11 @@ def check_side(method: str, at: str) -> None:
     if early:
         does = "makes media smaller" if METHODS[method].media else "drops whole frames and tiles"
         raise PresetError(
-            f"{method} at {at}: it {does} before the vision tower",
+            f"{method} can't cut at {at}: it {does} before the vision tower",
             f"use at: pixels; methods for tokens: {others}",
         )
     raise PresetError(
-        f"{method} at pixels: it chooses tokens, which only the vision tower makes",
+        f"{method} can't cut at pixels: it chooses visual tokens, which the vision tower makes",
         f"use at: input or later; methods before the tower: {others}",
     )
 

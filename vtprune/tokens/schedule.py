@@ -173,8 +173,8 @@ def merge_places(
             place = replace(place, layer=num_layers - 1)  # the budget moves it where it fits
         if place.layer >= num_layers:
             warnings.append(
-                f"no layer of this model can do without visual tokens (its {place.at} is "
-                f"{place.layer}): the stage there does not cut"
+                f"the {place.at} of this model is {place.layer}, past its last layer: the stage "
+                "there does not cut"
             )
             continue
         if kept:
