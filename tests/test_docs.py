@@ -20,7 +20,7 @@ from test_layers import ROOMS
 
 import vtprune
 from vtprune.cli import cli
-from vtprune.cli.config import KEYS
+from vtprune.cli.options import CONFIG_KEYS
 from vtprune.inference import report
 from vtprune.inference.report import Report
 from vtprune.models import FAMILIES
@@ -130,7 +130,7 @@ def test_the_help_that_the_page_names_tells_where_the_config_file_is() -> None:
     text = CliRunner().invoke(cli, found[1].split()).stdout
     assert "vtprune/config.yaml" in text
     (keys,) = re.findall(r"can set ([^.]*)\.", " ".join(text.split()))
-    assert re.findall(r"\w+", keys.replace(" and ", " ")) == list(KEYS)
+    assert re.findall(r"\w+", keys.replace(" and ", " ")) == list(CONFIG_KEYS)
 
 
 def test_the_json_fields_of_the_page_are_those_of_a_report() -> None:
@@ -195,7 +195,7 @@ def test_every_yaml_is_a_preset_or_a_config_file(page: str, text: str) -> None:
     if "stages" in values or "image" in values:
         load_preset(values)
     else:
-        assert set(values) <= set(KEYS), page
+        assert set(values) <= set(CONFIG_KEYS), page
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("json"), ids=identify)

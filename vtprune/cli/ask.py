@@ -62,8 +62,7 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
     is read from standard input. The answer goes to standard output as it is produced, everything
     else to standard error.
 
-    The config file (on Linux ~/.config/vtprune/config.yaml) can set model, device, dtype,
-    attention, preset, system and max_new_tokens.
+    The config file (on Linux ~/.config/vtprune/config.yaml) can set {config_keys}.
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config

@@ -6,14 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vtprune.cli.options import FIELDS, Flags, declaration
+from vtprune.cli.options import CONFIG_KEYS, Flags, declaration
 from vtprune.errors import VtpruneError
 from vtprune.preset.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
-
-KEYS = tuple(name for name in FIELDS if declaration(name).config)
 
 
 def config_path() -> Path:
@@ -38,7 +36,7 @@ def load_config(path: Path | None = None) -> Flags:
     from vtprune.preset.validation import find_faults, report
 
     if faults := find_faults(_schema(), data):
-        raise VtpruneError(report(path, faults, lines), f"keys: {', '.join(KEYS)}")
+        raise VtpruneError(report(path, faults, lines), f"keys: {', '.join(CONFIG_KEYS)}")
     return Flags(**cast("dict[str, Any]", data))
 
 
@@ -52,7 +50,7 @@ def _schema() -> type[Schema]:
         model_config = ConfigDict(title="a config file")
 
     fields: dict[str, Any] = {}
-    for key in KEYS:
+    for key in CONFIG_KEYS:
         if bounds := declaration(key).bounds:
             least, most, rule = bounds
             most = min(most, 2**63 - 1)

@@ -244,6 +244,11 @@ MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)
 FIELDS = {field.name: field for field in dataclasses.fields(Flags)}
 
 
+CONFIG_KEYS = tuple(name for name in FIELDS if FIELDS[name].metadata["option"].config)
+"""The options that the config file can set."""
+CONFIG_KEYS_TEXT = f"{', '.join(CONFIG_KEYS[:-1])} and {CONFIG_KEYS[-1]}"
+
+
 def declaration(name: str) -> Declaration:
     """Return what is declared of an option, by the name of its field."""
     declared = FIELDS[name].metadata["option"]
@@ -282,6 +287,7 @@ def takes(
             check_flags(flags, names)
             return command(**values, flags=flags)
 
+        run.__doc__ = str(command.__doc__).replace("{config_keys}", CONFIG_KEYS_TEXT)
         decorated: Callable[..., object] = run
         for name in reversed(names):
             settings = _click_settings(name, (defaults or {}).get(name))

@@ -52,7 +52,7 @@ class Asked:
 
 def mixed_labels(asked: Sequence[Asked]) -> list[str]:
     """Return a warning where only some questions have a right answer: agreement counts, for all."""
-    answered = sum(one.answer is not None for one in asked)
+    answered = sum(question.answer is not None for question in asked)
     if answered in (0, len(asked)):
         return []
     return [
@@ -90,13 +90,13 @@ def read_questions(path: str | Path) -> list[Asked]:
     more = 0  # faults that are counted only: a large file could hold millions
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            found = _read_line(line, path.parent)
-            if isinstance(found, Asked):
-                asked.append(found)
+            result = _read_line(line, path.parent)
+            if isinstance(result, Asked):
+                asked.append(result)
             else:
                 room = MOST_FAULTS - len(faults)
-                faults += [f"line {number}: {fault}" for fault in found[:room]]
-                more += len(found[room:])
+                faults += [f"line {number}: {fault}" for fault in result[:room]]
+                more += len(result[room:])
     if faults:
         raise VtpruneError(f"{name}: {list_faults(faults, more)}", HINT)
     if not asked:
@@ -121,7 +121,7 @@ def _read_line(line: str, folder: Path) -> Asked | list[str]:
         return faults
     for key in data:
         close = [] if key in KEYS else get_close_matches(key, KEYS, n=1, cutoff=0.8)
-        faults += [f"unknown key {quote(key)}, did you mean {one}?" for one in close]
+        faults += [f"unknown key {quote(key)}, did you mean {name}?" for name in close]
     if not faults and (fault := check_length(data["question"])):
         faults.append(fault)
     if faults:

@@ -50,19 +50,19 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
         the calibration, and a warning for the figures that are defaults.
     """
     model = (model_type, layers, hidden)
-    found: Mapping[str, Any] = {}
-    for entry in packaged_models()["calibrations"]:
-        if (entry["model_type"], entry["layers"], entry["hidden_size"]) == model:
-            found = entry
+    entry: Mapping[str, Any] = {}
+    for packaged in packaged_models()["calibrations"]:
+        if (packaged["model_type"], packaged["layers"], packaged["hidden_size"]) == model:
+            entry = packaged
     # An entropy collapse layer is looked for in 1..L/2, which is short of 2 in a tiny model.
     default = {"ecl": min(DEFAULT_ECL, layers // 2), "horizon": int(DEFAULT_HORIZON * layers)}
-    missing = {figure: layer for figure, layer in default.items() if figure not in found}
+    missing = {figure: layer for figure, layer in default.items() if figure not in entry}
     calibration = Calibration(
-        ecl=found.get("ecl", default["ecl"]),
-        horizon=found.get("horizon", default["horizon"]),
-        horizon_text=found.get("horizon_text"),
-        sources={**found.get("sources", {}), **dict.fromkeys(missing, "default")},
-        origin="packaged" if found else "default",
+        ecl=entry.get("ecl", default["ecl"]),
+        horizon=entry.get("horizon", default["horizon"]),
+        horizon_text=entry.get("horizon_text"),
+        sources={**entry.get("sources", {}), **dict.fromkeys(missing, "default")},
+        origin="packaged" if entry else "default",
     )
     if not missing:
         return calibration, []

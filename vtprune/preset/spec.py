@@ -116,7 +116,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         for modality in ("image", "video"):
-            if self._own(modality).stages or self.stages:
+            if self._of(modality).stages or self.stages:
                 self._check_budget(modality)
 
     @classmethod
@@ -160,7 +160,7 @@ class Preset:
         groups = (self.stages, self.image.stages, self.video.stages)
         return [stage for group in groups for stage in group or ()]
 
-    def _own(self, modality: str) -> ModalityPreset:
+    def _of(self, modality: str) -> ModalityPreset:
         return self.image if modality == "image" else self.video
 
     def _check_budget(self, modality: str) -> None:
@@ -211,7 +211,7 @@ class Preset:
         Raises:
             PresetError: the preset has none for it.
         """
-        stages = self._own(modality).stages or self.stages
+        stages = self._of(modality).stages or self.stages
         if not stages:
             raise PresetError(
                 f"{self.label} has no stages for {modality}",
@@ -230,15 +230,15 @@ class Preset:
         return stage if stage and METHODS[stage.method].media else None
 
     def _stage_before_tower(self, modality: str) -> StageSpec | None:
-        keep, stages = self.keep_for(modality), self._own(modality).stages or self.stages
+        keep, stages = self.keep_for(modality), self._of(modality).stages or self.stages
         if stages and stages[0].at == PIXELS and (keep is None or keep < 1):
             return stages[0]
         return None
 
     def keep_for(self, modality: str) -> float | None:
         """Return the layer average asked for `modality`; None where its stages' keeps decide."""
-        own = self._own(modality).keep
-        return self.keep if own is None else own
+        keep = self._of(modality).keep
+        return self.keep if keep is None else keep
 
     def shares_one_budget(self) -> bool:
         """Whether all modalities have the same stages and keep, and so one budget together."""
@@ -265,14 +265,14 @@ class Preset:
         if self.stages is not None:
             out["stages"] = [stage.to_dict() for stage in self.stages]
         for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):
-            own = self._own(modality)
+            part = self._of(modality)
             values: dict[str, object] = {
-                key: getattr(own, key)
+                key: getattr(part, key)
                 for key in keys
-                if key != "stages" and getattr(own, key) is not None
+                if key != "stages" and getattr(part, key) is not None
             }
-            if own.stages is not None:
-                values["stages"] = [stage.to_dict() for stage in own.stages]
+            if part.stages is not None:
+                values["stages"] = [stage.to_dict() for stage in part.stages]
             if values:
                 out[modality] = values
         return out

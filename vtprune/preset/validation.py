@@ -66,16 +66,16 @@ def _describe(schema: type[Schema], place: Place, kind: str, value: object) -> s
     if kind == "missing":
         return f"{key} is missing"
     if kind == "model_type" or not isinstance(place[0] if place else None, str):
-        whole = _schema_at(schema, place).model_config.get("title")
-        return f"{key if isinstance(key, str) else whole} must be a mapping of keys"
+        title = _schema_at(schema, place).model_config.get("title")
+        return f"{key if isinstance(key, str) else title} must be a mapping of keys"
     names = [part for part in place if isinstance(part, str)]
     rule = _schema_at(schema, place[:-1]).model_fields[names[-1]].description
     if kind.startswith("string"):
         rule = "text"
     if kind == "less_than_equal" and isinstance(value, int) and value >= 2**63:
         return f"{names[-1]}: {quote(value)} is more than {2**63 - 1}"
-    shown = brief(value) if kind == "literal_error" else quote(value)
-    return f"{names[-1]}: {shown} is not {rule}"
+    text = brief(value) if kind == "literal_error" else quote(value)
+    return f"{names[-1]}: {text} is not {rule}"
 
 
 def _schema_at(schema: type[Schema], place: Place) -> type[Schema]:

@@ -203,7 +203,7 @@ def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
         scores: (N,) on any device, finite.
     """
     device = scores.device
-    group, quota = (one.to(device, non_blocking=True) for one in (budget.group, budget.quota))
+    group, quota = (counts.to(device, non_blocking=True) for counts in (budget.group, budget.quota))
     order = best_first(scores, group)
     sizes = torch.zeros_like(quota).scatter_add_(0, group, torch.ones_like(group))
     first = sizes.cumsum(0) - sizes

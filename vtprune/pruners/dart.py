@@ -48,14 +48,14 @@ class Dart:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         rows = unit_rows(tokens.states["normed"])
-        own = longest(tokens.states["key"], int(self.visual_pivots))
-        pivots = rows[own]
+        visual = longest(tokens.states["key"], int(self.visual_pivots))
+        pivots = rows[visual]
         if int(self.text_pivots):
             text = longest(tokens.states["text_key"], int(self.text_pivots))
             pivots = torch.cat([pivots, unit_rows(tokens.states["text_normed"])[text]])
         similarity = cosines(pivots, rows)  # (P, N)
         similarity = torch.where(rows.any(dim=1), similarity, 1.0)
-        index = least_alike(similarity, own, budget)
+        index = least_alike(similarity, visual, budget)
         check_finite(similarity, "dart")
         return Selection(index)
 
@@ -82,7 +82,7 @@ def least_alike(similarity: torch.Tensor, pivots: torch.Tensor, budget: Budget) 
     sizes = torch.bincount(budget.group)
     # Of each group, in the order of the groups.
     first = (sizes.cumsum(0) - sizes).to(device, non_blocking=True)
-    group, quota = (one.to(device, non_blocking=True) for one in (budget.group, budget.quota))
+    group, quota = (counts.to(device, non_blocking=True) for counts in (budget.group, budget.quota))
     place = group.sort().values  # group at each place of that order
     rank = torch.full((1, num), float(num), device=device)
     rank[0, pivots] = torch.arange(len(pivots), dtype=rank.dtype, device=device)

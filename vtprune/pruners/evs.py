@@ -76,14 +76,14 @@ def fixed_scores(layout: Layout, budget: Budget) -> torch.Tensor:
     scores[first], scores[~patch] = LATER, NO_PATCH
     for group, quota in enumerate(budget.quota.tolist()):
         mine = budget.group == group
-        whole = (first & mine).nonzero().squeeze(1)
-        if len(whole) <= quota:
-            scores[whole] = FIRST
+        in_first_frame = (first & mine).nonzero().squeeze(1)
+        if len(in_first_frame) <= quota:
+            scores[in_first_frame] = FIRST
             continue
-        numbers, own = frame[mine].unique(return_inverse=True)
-        shares = quotas(quota, torch.bincount(own).tolist())
+        numbers, place = frame[mine].unique(return_inverse=True)
+        shares = quotas(quota, torch.bincount(place).tolist())
         for number, share in zip(numbers.tolist(), shares, strict=True):
-            inside = whole[frame[whole] == number]
+            inside = in_first_frame[frame[in_first_frame] == number]
             picked = sub_grid(layout.grid.take(inside), min(share, len(inside)))
             scores[inside[picked]] = FIRST
     return scores

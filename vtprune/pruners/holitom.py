@@ -207,10 +207,11 @@ def parts_of(
     members = heads[part.argsort(stable=True)].split(sizes.tolist())
     for number, quota in enumerate(budget.quota.tolist()):
         mine = (kinds[0] == number).nonzero().squeeze(1).tolist()
-        own = [int(sizes[one]) for one in mine]
-        counts = weighted_quotas(min(quota, sum(own)), own, own) if own else []
-        for one, count in zip(mine, counts, strict=True):
-            yield members[one], count
+        part_sizes = [int(sizes[part_number]) for part_number in mine]
+        total = min(quota, sum(part_sizes))
+        counts = weighted_quotas(total, part_sizes, part_sizes) if part_sizes else []
+        for part_number, count in zip(mine, counts, strict=True):
+            yield members[part_number], count
 
 
 def shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
@@ -223,12 +224,12 @@ def shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         head: (N,) int64 head of each token's run.
         into: (N,) int64 centre of each head, -1 for none.
     """
-    own = torch.arange(len(head), device=head.device)
+    itself = torch.arange(len(head), device=head.device)
     ones = torch.ones(len(head), device=head.device)
     length = torch.zeros_like(ones).index_add_(0, head, ones)
     target = into.clamp_min(0)
-    joins = ((head == own) & (into >= 0) & (into != own)).float()
+    joins = ((head == itself) & (into >= 0) & (into != itself)).float()
     others = torch.zeros_like(ones).index_add_(0, target, joins)[target]
-    share = torch.where(into == own, OWN_SHARE, (1 - OWN_SHARE) / others.clamp_min(1))
+    share = torch.where(into == itself, OWN_SHARE, (1 - OWN_SHARE) / others.clamp_min(1))
     share = torch.where(others > 0, share, 1.0) * (into >= 0)
     return (share / length.clamp_min(1))[head]

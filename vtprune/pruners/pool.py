@@ -40,19 +40,19 @@ class Pool:
         panes = pane_coordinates(tokens.layout)
         window = torch.full((len(tokens),), -1)
         known: dict[object, torch.Tensor] = {}  # frames are mostly alike
-        made = 0
+        num_windows = 0
         for group, quota in enumerate(budget.quota.tolist()):
             if not quota:
                 continue
             members = (budget.group == group).nonzero().squeeze(1)
-            own = panes[:, members]
-            own[0] = own[0].unique(return_inverse=True)[1]
-            key = (quota, own.numpy().tobytes())
+            coordinates = panes[:, members]
+            coordinates[0] = coordinates[0].unique(return_inverse=True)[1]
+            key = (quota, coordinates.numpy().tobytes())
             if key not in known:
-                known[key] = smallest_windows(own, quota)
-            found = known[key]
-            window[members] = torch.where(found >= 0, found + made, -1)
-            made += int(found.max()) + 1
+                known[key] = smallest_windows(coordinates, quota)
+            windows = known[key]
+            window[members] = torch.where(windows >= 0, windows + num_windows, -1)
+            num_windows += int(windows.max()) + 1
         return average(window, panes)
 
 
@@ -141,16 +141,16 @@ def average(window: torch.Tensor, panes: torch.Tensor) -> Selection:
         panes: (4, N) from `pane_coordinates`.
     """
     held = (window >= 0).nonzero().squeeze(1)
-    own = window[held]
-    size = torch.bincount(own)
+    window_held = window[held]
+    size = torch.bincount(window_held)
     distance = torch.zeros(len(held), dtype=torch.float64)  # squared, x the window's size squared
     for at in panes[:3, held]:
-        total = torch.zeros_like(size).index_add_(0, own, at)
-        distance += (size[own] * at - total[own]).double().square()
-    order = best_first(-distance, own)  # by window, nearest first
+        total = torch.zeros_like(size).index_add_(0, window_held, at)
+        distance += (size[window_held] * at - total[window_held]).double().square()
+    order = best_first(-distance, window_held)  # by window, nearest first
     index, place = held[order[size.cumsum(0) - size]].sort()
     assign = torch.full_like(window, -1)
-    assign[held] = place.argsort()[own]
+    assign[held] = place.argsort()[window_held]
     weight = torch.zeros(len(window))
-    weight[held] = 1 / size[own]
+    weight[held] = 1 / size[window_held]
     return Selection(index, assign, weight)

@@ -55,29 +55,31 @@ class Predictable:
         sizes: Sequence[Sequence[int]],
         most: int,
     ) -> list[list[int]]:
-        left = [list(numbers) for numbers in kept]
-        total = sum(sizes[item][number] for item, own in enumerate(left) for number in own)
+        remaining = [list(numbers) for numbers in kept]
+        total = sum(
+            sizes[item][number] for item, numbers in enumerate(remaining) for number in numbers
+        )
         errors = {
-            (item, number): error(media[item], number, own[:place])
-            for item, own in enumerate(left)
-            for place, number in enumerate(own)
+            (item, number): error(media[item], number, numbers[:place])
+            for item, numbers in enumerate(remaining)
+            for place, number in enumerate(numbers)
         }
-        gone: list[tuple[int, int]] = []
+        dropped: list[tuple[int, int]] = []
         while total > most:
             item, number = min(errors, key=lambda one: errors[one])
             if errors.pop((item, number)) == math.inf:
                 break
-            place = left[item].index(number)
-            left[item].remove(number)
-            for after in left[item][place : place + 1]:
-                errors[item, after] = error(media[item], after, left[item][:place])
-            gone.append((item, number))
+            place = remaining[item].index(number)
+            remaining[item].remove(number)
+            for after in remaining[item][place : place + 1]:
+                errors[item, after] = error(media[item], after, remaining[item][:place])
+            dropped.append((item, number))
             total -= sizes[item][number]
-        for item, number in reversed(gone):
+        for item, number in reversed(dropped):
             if total + sizes[item][number] <= most:
-                left[item].append(number)
+                remaining[item].append(number)
                 total += sizes[item][number]
-        return [sorted(own) for own in left]
+        return [sorted(numbers) for numbers in remaining]
 
 
 def error(units: Units, number: int, before: Sequence[int]) -> float:

@@ -32,8 +32,8 @@ def cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     What rounding leaves of 1 would rank tokens that are equal.
     """
-    made = left @ right.transpose(-1, -2)
-    return made.masked_fill_(made > SAME, 1.0)
+    products = left @ right.transpose(-1, -2)
+    return products.masked_fill_(products > SAME, 1.0)
 
 
 def may_hold(pairs: int, device: torch.device) -> bool:
@@ -123,13 +123,13 @@ def choose_in_groups(
         choose: (rows (G, n, d) of G groups, the tokens' numbers (G, n), k) -> (G, k) int64 places
             in the group in the order of choice; a smaller quota takes the first of them.
     """
-    whole = budget.quota == torch.bincount(budget.group)
-    kept = [whole[budget.group].nonzero().squeeze(1).to(rows.device, non_blocking=True)]
-    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~whole):
+    kept_whole = budget.quota == torch.bincount(budget.group)
+    kept = [kept_whole[budget.group].nonzero().squeeze(1).to(rows.device, non_blocking=True)]
+    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~kept_whole):
         quota = budget.quota[numbers]
         most = int(quota.max())
-        own = tokens.to(rows.device, non_blocking=True)
-        order = own.gather(1, choose(rows[own], own, most))
+        members = tokens.to(rows.device, non_blocking=True)
+        order = members.gather(1, choose(rows[members], members, most))
         first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
         kept.append(order.flatten()[first.to(rows.device, non_blocking=True)])
     return torch.cat(kept).sort().values

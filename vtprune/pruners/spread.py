@@ -68,7 +68,7 @@ class Spread:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         states = unit_rows(tokens.states[self.states])
         weights = self.time, self.space / 2, self.space / 2
-        circles = [circle(*one) for one in zip(turns(tokens.layout), weights, strict=True)]
+        circles = [circle(*axis) for axis in zip(turns(tokens.layout), weights, strict=True)]
         where = torch.cat(circles, dim=1).to(states.device, non_blocking=True)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
         rows = unit_rows(torch.cat([states, where], dim=1) * states.any(dim=1)[:, None])

@@ -10,14 +10,14 @@ PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def dict_in(values: Values, key: str) -> Values:
     """Return a mapping; an empty one where it is missing."""
-    found = values.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def list_in(values: Values, key: str) -> Sequence[object]:
     """Return a list; an empty one where it is missing."""
-    found = values.get(key)
-    return found if isinstance(found, (list, tuple)) else ()
+    value = values.get(key)
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def counted_in(values: Values, key: str) -> float | None:
@@ -34,12 +34,12 @@ def number_in(values: Values, key: str) -> float:
     return float(values[key])  # type: ignore[arg-type]
 
 
-def left_of(left: float, whole: float, unit: str) -> str:
-    """Return "2,212 of 6,272", or with a unit "33.5 of 106 TFLOP", at the scale of the whole."""
+def left_of(left: float, total: float, unit: str) -> str:
+    """Return "2,212 of 6,272", or with a unit "33.5 of 106 TFLOP", at the scale of the total."""
     if not unit:
-        return f"{left:,.0f} of {whole:,.0f}"
-    size, prefix = scale(whole)
-    return f"{digits(left / size)} of {digits(whole / size)} {prefix}{unit}"
+        return f"{left:,.0f} of {total:,.0f}"
+    size, prefix = scale(total)
+    return f"{digits(left / size)} of {digits(total / size)} {prefix}{unit}"
 
 
 def si(number: float) -> str:
