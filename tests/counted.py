@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from vtprune.inference.figures import compute_vision_flops
+from vtprune.inference.measuring import compute_vision_flops
 from vtprune.models.anyres import best_resolution, count_tiles
 from vtprune.models.base import Inputs
 from vtprune.models.cost import VisionShape

@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 import vtprune
 from vtprune.cli import COMMANDS, cli
 from vtprune.errors import ModelError
-from vtprune.inference.generation import Generation
+from vtprune.inference.generate import Generation
 from vtprune.models.loading import load, open_model
 from vtprune.models.structure import find_structure
 

@@ -11,20 +11,21 @@ import tiny
 import torch
 from conftest import shared_model
 from PIL import Image
+from prompts import prompt_with
 
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.inference import run
-from vtprune.inference.answers import (
-    Prompt,
-    answer_ids,
-    end_ids,
-    prepare,
+from vtprune.inference.forced_answers import (
+    PromptWithAnswer,
+    end_of_turn_ids,
+    prepare_with_answers,
+    right_answer_ids,
     score,
-    score_forced,
-    score_whole,
+    score_after_prefill,
+    score_in_one_forward,
 )
-from vtprune.inference.prompts import encode
+from vtprune.inference.prepare import prepare_question
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation, gather
 from vtprune.media import Limits
@@ -46,9 +47,10 @@ def loaded_tiny(name: str) -> Loaded:
     return Loaded(name, model, Files(model.config, tiny.tokenizer(name)), family)
 
 
-def prompt_of(loaded: Loaded, kind: str, answer: torch.Tensor = ANSWER, text: int = 6) -> Prompt:
-    tensors = tiny.inputs(loaded.name, loaded.model, kind, text=text)
-    return Prompt(Asked(Path("x"), "?"), tensors, (), answer, True)
+def prompt_of(
+    loaded: Loaded, kind: str, answer: torch.Tensor = ANSWER, text: int = 6
+) -> PromptWithAnswer:
+    return prompt_with(tiny.inputs(loaded.name, loaded.model, kind, text=text), answer)
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_a_forced_score_is_what_generation_would_give(name: str, kind: str) -> N
     loaded = loaded_tiny(name)
     prompt = prompt_of(loaded, kind)
     with pruning(loaded.model, {"stages": STAGES}):
-        found = score_forced(loaded, prompt)
+        found = score_after_prefill(loaded, prompt)
     with pruning(loaded.model, {"stages": STAGES}):
         steps = len(ANSWER)
         logits = oracle.generate(loaded.model, dict(prompt.tensors), steps, ANSWER[None])[1][0]
@@ -91,7 +93,8 @@ def test_one_forward_over_prompt_and_answer_scores_alike(name: str, answer: torc
     prompt = prompt_of(loaded, "image", answer)
     for preset in ({"stages": [{"at": 2, "method": "vtw", "keep": 0}]}, {"stages": STAGES}):
         with pruning(loaded.model, preset):
-            whole, forced = score_whole(loaded, prompt), score_forced(loaded, prompt)
+            whole = score_in_one_forward(loaded, prompt)
+            forced = score_after_prefill(loaded, prompt)
         assert whole.probability == pytest.approx(forced.probability, rel=1e-4)
         assert whole.greedy == forced.greedy
 
@@ -99,11 +102,10 @@ def test_one_forward_over_prompt_and_answer_scores_alike(name: str, answer: torc
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_an_answers_tokens_spell_it(name: str, checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
-    asked = Asked(picture, "what?", "Dark red.")
     gathered = gather(loaded, [picture], Sampling(), Limits())
-    ids = encode(loaded, gathered, "what?", Generation()).tensors["input_ids"]
-    found = answer_ids(loaded, gathered, asked, ids, Generation())
-    assert end_ids(loaded) == []  # tiny models never end
+    prepared = prepare_question(loaded, gathered, "what?", Generation())
+    found = right_answer_ids(loaded, prepared, "Dark red.", Generation())
+    assert end_of_turn_ids(loaded) == []  # tiny models never end
     assert loaded.files.tokenizer.decode(found).strip() == "Dark red."
 
 
@@ -112,7 +114,7 @@ def test_where_the_template_writes_a_blank_before_the_answer_it_counts(
 ) -> None:  # type: ignore[no-untyped-def]
     """LLaVA's prompt ends with "ASSISTANT:", and its answers begin with a blank."""
     loaded = run.load(str(checkpoints("llava")))
-    prompts, _ = prepare(
+    prompts, _ = prepare_with_answers(
         loaded, [Asked(picture, "what?", "Red.")], Sampling(), Generation(), Limits(), {}
     )
     assert prompts[0].labelled
@@ -122,7 +124,8 @@ def test_where_the_template_writes_a_blank_before_the_answer_it_counts(
 def test_the_end_of_the_turn_belongs_to_the_answer() -> None:
     loaded = run.load(None)
     tokenizer, model = loaded.files.tokenizer, loaded.model
-    assert end_ids(loaded) == [tokenizer.eos_token_id] == [model.generation_config.eos_token_id]
+    ends = end_of_turn_ids(loaded)
+    assert ends == [tokenizer.eos_token_id] == [model.generation_config.eos_token_id]
 
 
 def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
@@ -134,8 +137,8 @@ def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
     encoded: FeatureCache = {}
     asked = [Asked(picture, "what?"), Asked(picture, "which colour?"), Asked(picture, "?", "red")]
     short = Generation(max_new_tokens=3)
-    prompts, _ = prepare(loaded, asked, Sampling(), short, Limits(), encoded)
-    again, _ = prepare(
+    prompts, _ = prepare_with_answers(loaded, asked, Sampling(), short, Limits(), encoded)
+    again, _ = prepare_with_answers(
         loaded, asked, Sampling(), short, Limits(), {}, [one.answer for one in prompts]
     )
     handle.remove()
@@ -145,4 +148,4 @@ def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
     for one, other in zip(prompts, again, strict=True):
         assert torch.equal(one.answer, other.answer)
     with pruning(loaded.model, keep=1.0, inputs=PreparedInputs(features=encoded)):
-        assert score_forced(loaded, prompts[0]).greedy
+        assert score_after_prefill(loaded, prompts[0]).greedy

@@ -14,6 +14,7 @@ import tiny
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from prompts import with_tensors
 from test_answers import CASES, loaded_tiny, prompt_of
 from transformers import PreTrainedModel
 
@@ -44,7 +45,7 @@ from vtprune.evaluation.calibration.schedules import (
 )
 from vtprune.evaluation.runner import AskSettings, FileRunner
 from vtprune.inference import run
-from vtprune.inference.answers import Prompt, Score
+from vtprune.inference.forced_answers import PromptWithAnswer, Score
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation, Loaded
 from vtprune.preset import load_preset
@@ -154,11 +155,11 @@ def test_questions_on_one_prefix_score_as_they_do_alone(name: str) -> None:
         for key, fill in (("input_ids", 0), ("attention_mask", 1), ("mm_token_type_ids", 0))
         if (value := first.tensors.get(key)) is not None
     }
-    second = replace(first, tensors={**first.tensors, **longer}, answer=torch.tensor([50]))
+    second = replace(with_tensors(first, **longer), answer=torch.tensor([50]))
     prefix = open_prefix(loaded, first, {})
     assert prefix is not None
     assert prefix.fits(second)
-    assert not prefix.fits(replace(first, tensors={**first.tensors, "input_ids": ids + 1}))
+    assert not prefix.fits(with_tensors(first, input_ids=ids + 1))
     together = drop_scores(loaded, [first, second], prefix, {})
     for prompt, scores in zip((first, second), together, strict=True):
         alone = drop_scores(loaded, [prompt], None, {})[0]
@@ -210,7 +211,11 @@ def test_a_windows_information_is_that_of_masking_all_else(name: str, kind: str)
 
 
 def first_token(
-    model: PreTrainedModel, prompt: Prompt, visual: torch.Tensor, kept: torch.Tensor, layer: int
+    model: PreTrainedModel,
+    prompt: PromptWithAnswer,
+    visual: torch.Tensor,
+    kept: torch.Tensor,
+    layer: int,
 ) -> float:
     """Its probability when from `layer` on the text sees only `kept` of the visual columns."""
     length = prompt.tensors["input_ids"].shape[1]

@@ -128,7 +128,7 @@ def test_baselines_beside_a_row_keep_its_counts_question_by_question(
 def test_a_second_run_asks_nothing_again_and_says_the_same(
     whole: Result, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(runner, "prepare_with_answers", lambda *_: pytest.fail("asked again"))
     again = run(questions / "few.jsonl", "--methods", "entropy", "--keep", "0.3", "--seeds", 2,
                 "--beside", "--metric", "exact", "--answers", questions / "answers.jsonl",
                 "--json")  # fmt: skip

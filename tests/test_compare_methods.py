@@ -201,7 +201,7 @@ def test_downsample_is_timed_beside_the_whole_picture(
     timed = compare.timed
 
     def noted(loaded: Loaded, side: compare.Side, *rest):  # type: ignore[no-untyped-def]
-        seen.append((side.preset is not None, side.inputs.tensors["input_ids"].shape[1]))
+        seen.append((side.preset is not None, side.question.tensors["input_ids"].shape[1]))
         return timed(loaded, side, *rest)
 
     monkeypatch.setattr(compare, "timed", noted)
@@ -268,14 +268,14 @@ def test_few_repeats_are_warned_of(measured: Comparison) -> None:
 def test_a_method_that_refuses_is_a_row_with_its_reason(
     loaded: Loaded, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruned = comparing.pruned
+    generate = comparing.generate
 
-    def refusing(loaded: Loaded, tensors: Any, preset: Any, *rest: Any, **options: Any) -> Any:
+    def refusing(loaded: Loaded, asked: Any, preset: Any, *rest: Any, **options: Any) -> Any:
         if preset.method == "entropy":
             raise ModelError("it reads what is not there", "choose another")
-        return pruned(loaded, tensors, preset, *rest, **options)
+        return generate(loaded, asked, preset, *rest, **options)
 
-    monkeypatch.setattr(comparing, "pruned", refusing)
+    monkeypatch.setattr(comparing, "generate", refusing)
     found = vtprune.compare_methods(
         loaded, picture, "what?", ["entropy", "vtw"], [0.5], generation=SHORT, repeats=1
     )
@@ -325,7 +325,7 @@ def test_what_the_unpruned_model_can_not_do_is_an_error(
     def refusing(*args: Any, **options: Any) -> Any:
         raise ModelError("out of memory")
 
-    monkeypatch.setattr(comparing, "pruned", refusing)
+    monkeypatch.setattr(comparing, "generate", refusing)
     with pytest.raises(ModelError, match="out of memory"):
         vtprune.compare_methods(loaded, picture, "what?", ["vtw"], [0.5], generation=SHORT)
 

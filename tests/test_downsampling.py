@@ -273,7 +273,7 @@ def test_compare_is_with_the_input_in_full(
     timed = compare.timed
 
     def noted(loaded, side, *rest):  # type: ignore[no-untyped-def]
-        seen.append((side.preset is None, len(side.inputs.tensors["pixel_values_videos"][0])))
+        seen.append((side.preset is None, len(side.question.tensors["pixel_values_videos"][0])))
         return timed(loaded, side, *rest)
 
     monkeypatch.setattr(compare, "timed", noted)

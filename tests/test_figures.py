@@ -18,7 +18,7 @@ import vtprune
 from vtprune.cli import cli
 from vtprune.device import time_runs
 from vtprune.inference import run
-from vtprune.inference.figures import compute_costs, measure_memory
+from vtprune.inference.measuring import compute_costs, measure_memory
 from vtprune.inference.report import MemoryBytes
 from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling

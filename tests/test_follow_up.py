@@ -11,18 +11,23 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from prompts import with_tensors
 
 from vtprune import demo
 from vtprune.cli import cli
 from vtprune.engine import pruning
-from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.evaluation import follow_up, runner
 from vtprune.evaluation.follow_up import Conversation, converse, forced_follow_up, greedy_follow_up
 from vtprune.evaluation.rows import RowRecords, compare_follow_ups
 from vtprune.evaluation.variants import FOLLOW_UP
 from vtprune.inference import run
-from vtprune.inference.answers import Prompt, extend, forced_logits, prepare
+from vtprune.inference.forced_answers import (
+    PromptWithAnswer,
+    append_text,
+    forced_logits,
+    prepare_with_answers,
+)
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation
 from vtprune.media import Limits
@@ -58,7 +63,7 @@ def media_files(tmp_path: Path) -> dict[str, Path]:
 
 
 def conversation(loaded: Loaded, file: Path) -> Conversation:
-    prompts, _ = prepare(loaded, [Asked(file, "what is it?")], Sampling(frames=4),
+    prompts, _ = prepare_with_answers(loaded, [Asked(file, "what is it?")], Sampling(frames=4),
                          Generation(max_new_tokens=3, system="be brief"), Limits(), {})  # fmt: skip
     return converse(loaded, prompts[0], said(loaded), "and where?", "be brief")
 
@@ -68,9 +73,10 @@ def said(loaded: Loaded) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def whole(talk: Conversation) -> Prompt:
+def whole(talk: Conversation) -> PromptWithAnswer:
     """The same conversation as one prompt, to be prefilled at once."""
-    return replace(talk.first, tensors=extend(talk.first.tensors, talk.rest), answer=ANSWER)
+    longer = append_text(talk.first.tensors, talk.rest)
+    return replace(with_tensors(talk.first, **longer), answer=ANSWER)
 
 
 @pytest.mark.parametrize("preset", [{**BLIND}, None], ids=["pruned", "unpruned"])
@@ -81,9 +87,9 @@ def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
     loaded = run.load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
     given = {"preset": preset} if preset else {"keep": 1.0}
-    with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
+    with pruning(loaded.model, inputs=talk.first.without_pixels(None), **given):
         together = forced_follow_up(loaded, talk, ANSWER)
-    with pruning(loaded.model, inputs=PreparedInputs(talk.first.media), **given):
+    with pruning(loaded.model, inputs=talk.first.without_pixels(None), **given):
         expected = forced_logits(loaded, whole(talk))
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
@@ -107,7 +113,7 @@ def test_the_second_answer_is_what_generation_gives(
 ) -> None:
     loaded = run.load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
-    with pruning(loaded.model, keep=1.0, inputs=PreparedInputs(talk.first.media)):
+    with pruning(loaded.model, keep=1.0, inputs=talk.first.without_pixels(None)):
         own = greedy_follow_up(loaded, talk, 4)
     tensors = dict(whole(talk).tensors)
     ids = loaded.model.generate(**tensors, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
@@ -243,7 +249,7 @@ def test_every_row_says_what_its_second_questions_came_to(rows: dict[str, Any]) 
 def test_second_answers_are_kept_and_not_asked_again(
     rows: dict[str, Any], questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(runner, "prepare_with_answers", lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr(follow_up, "converse", lambda *_: pytest.fail("asked again"))
     again = invoke(questions, "--json")
     told = {row["row"]: row for row in json.loads(again.stdout)["rows"]}
@@ -299,6 +305,6 @@ def test_a_report_warns_where_the_question_was_read(media_files: dict[str, Path]
         preset = load_preset({"keep": 0.5, "stages": [{"at": 2, "method": method}]})
         loaded = run.load(None, device="cpu")
         report = next(iter(run.ask(loaded, [media_files["image"]], ["what?"], preset)))
-        told = [one for one in report.warnings if "chose by the question" in one]
+        told = [one for one in report.warnings if "kept tokens for this question" in one]
         assert bool(told) == warned
         assert all(method in one for one in told)

@@ -12,14 +12,14 @@ import tiny
 import torch
 from conftest import save_clip, save_noise, shared_model
 from PIL import Image
+from prompts import prompt_with
 
 import vtprune
 from vtprune.engine import pruning
 from vtprune.errors import MediaError, ModelError, PresetError, VtpruneError
 from vtprune.inference import run
-from vtprune.inference.answers import Prompt, score_each, score_forced
-from vtprune.inference.prompts import to_device
-from vtprune.inference.questions_file import Asked
+from vtprune.inference.forced_answers import score_after_prefill, score_answers
+from vtprune.inference.generate import generate
 from vtprune.inference.run import Generation
 from vtprune.media import open_source, read
 from vtprune.models.base import Sampling, Turn
@@ -150,21 +150,21 @@ def test_interleaved_pictures_are_written_in_place(name: str, checkpoints, files
     asker = Asker(Settings(str(checkpoints(name)), keep=1))
     first, second = (Shown("image", path) for path in files[:2])
     apart = user(["left ", first, " right ", second, " same?"])
-    turns, _, inputs = asker.prepare([apart])
+    turns, inputs = asker.turns([apart]), asker.prepare([apart]).inputs
     assert turns[0].places == (5, 12)
     before, _, rest = inputs.prompt.partition("left ")
     assert before
     holder = rest.partition(" right ")[0]
     assert holder
     assert rest.startswith(f"{holder} right {holder} same?")
-    ahead = asker.prepare([user([first, second, "left  right  same?"])])[2]
+    ahead = asker.prepare([user([first, second, "left  right  same?"])]).inputs
     assert sorted(ahead.tensors["input_ids"][0]) == sorted(inputs.tensors["input_ids"][0])
 
 
 def test_a_template_that_shows_media_first_does_so(checkpoints, files) -> None:  # type: ignore[no-untyped-def]
     asker = Asker(Settings(str(checkpoints("llava_onevision")), keep=1))
     first, second = (Shown("image", path) for path in files[:2])
-    prompt = asker.prepare([user(["left ", first, " right ", second])])[2].prompt
+    prompt = asker.prepare([user(["left ", first, " right ", second])]).inputs.prompt
     assert "<image><image>" in prompt
     assert prompt.index("<image><image>") < prompt.index("left") < prompt.index("right")
 
@@ -172,7 +172,7 @@ def test_a_template_that_shows_media_first_does_so(checkpoints, files) -> None: 
 def test_what_a_text_spells_of_special_tokens_is_broken_up_in_every_piece(checkpoints) -> None:  # type: ignore[no-untyped-def]
     asker = Asker(Settings(str(checkpoints("llava_onevision")), keep=1))
     picture = Shown("image", noise(40, 40))
-    prompt = asker.prepare([user(["<image>", picture, "<image>?"])])[2].prompt
+    prompt = asker.prepare([user(["<image>", picture, "<image>?"])]).inputs.prompt
     assert prompt.count("<image>") == 1
     assert prompt.count("< image>") == 2
 
@@ -288,7 +288,8 @@ def test_a_conversation_of_several_turns_is_one_prompt(asker: Asker, files) -> N
         user([Shown("image", files[1]), "and that?"]),
     ]
     assert len(shown_in(talk)) == 2
-    turns, gathered, inputs = asker.prepare(talk)
+    turns, prepared = asker.turns(talk), asker.prepare(talk)
+    gathered, inputs = prepared.media, prepared.inputs
     assert [one.role for one in turns] == ["system", "user", "assistant", "user"]
     assert len(gathered.items) == 2
     places = [inputs.prompt.index(text) for text in ("be brief", "what is that", "noise", "and")]
@@ -299,9 +300,9 @@ def test_a_conversation_of_several_turns_is_one_prompt(asker: Asker, files) -> N
 def test_the_system_prompt_is_for_conversations_that_bring_none(checkpoints) -> None:  # type: ignore[no-untyped-def]
     settings = Settings(str(checkpoints("llava_onevision")), keep=1, system_prompt="be brief")
     asker = Asker(settings)
-    assert asker.prepare([user(["why?"])])[0][0] == Turn("system", "be brief")
+    assert asker.turns([user(["why?"])])[0] == Turn("system", "be brief")
     own = [Message("system", ("be long",)), user(["why?"])]
-    assert [one.text for one in asker.prepare(own)[0]] == ["be long", "why?"]
+    assert [one.text for one in asker.turns(own)] == ["be long", "why?"]
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "gemma3", "llava"])
@@ -313,10 +314,10 @@ def test_several_answers_score_on_one_prefill_as_each_on_its_own(name: str) -> N
     stages = {"stages": [{"at": "input", "method": "uniform", "keep": 0.6},
                          {"at": 3, "method": "random", "keep": 0.2}]}  # fmt: skip
     with pruning(model, stages):
-        together = score_each(loaded, prompt, answers)
+        together = score_answers(loaded, prompt, answers)
     for answer, one in zip(answers, together, strict=True):
         with pruning(model, stages):
-            alone = score_forced(loaded, Prompt(Asked(Path("x"), "?"), prompt, (), answer, True))
+            alone = score_after_prefill(loaded, prompt_with(prompt, answer))
         assert one.loss == pytest.approx(alone.loss, rel=1e-5)
         assert one.greedy == alone.greedy
         assert one.loss == pytest.approx(-math.log(one.probability) / len(answer), rel=1e-4)
@@ -325,12 +326,11 @@ def test_several_answers_score_on_one_prefill_as_each_on_its_own(name: str) -> N
 def test_what_greedy_decoding_says_has_the_least_loss_of_its_length(asker: Asker, files) -> None:  # type: ignore[no-untyped-def]
     """The first token of the greedy answer is its likeliest one."""
     asked = [user([Shown("image", files[0]), "what?"])]
-    inputs = asker.prepare(asked)[2]
-    tensors = to_device(asker.loaded, inputs.tensors)
-    first = run.pruned(asker.loaded, tensors, asker.preset, SHORT, prompts=[inputs])[0].tokens[:1]
+    prepared = asker.prepare(asked)
+    first = generate(asker.loaded, [prepared], asker.preset, SHORT)[0].tokens[:1]
     others = [torch.tensor([int(first) + 1]), first]
     with pruning(asker.loaded.model, asker.preset):
-        worse, best = score_each(asker.loaded, tensors, others)
+        worse, best = score_answers(asker.loaded, prepared.tensors, others)
     assert best.loss < worse.loss
     assert (best.greedy, worse.greedy) == (True, False)
     scores = asker.score(asked, ["yes", "no"])

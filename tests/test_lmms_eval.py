@@ -16,7 +16,7 @@ from PIL import Image
 import vtprune
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference import run
-from vtprune.inference.prompts import encode_turns
+from vtprune.inference.prepare import encode_turns
 from vtprune.inference.run import Generation
 from vtprune.models.base import Turn
 

@@ -19,8 +19,8 @@ from vtprune.engine.inputs import FeatureCache, PixelView, PreparedInputs
 from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference import run
-from vtprune.inference.figures import count_kept
-from vtprune.inference.prompts import encode as ready_inputs
+from vtprune.inference.measuring import count_kept
+from vtprune.inference.prepare import encode as ready_inputs
 from vtprune.inference.run import Generation
 from vtprune.models import cost
 from vtprune.models.base import Sampling

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vtprune.inference.batching import count_on
+from vtprune.inference.prepare import number_over_batch
 
 __all__ = ["BYTES", "LAYERS", "PATCH", "PINPOINTS", "TILE", "TILES", "WIDTH"]
 
@@ -133,7 +133,7 @@ def left_pad(name: str, batch: Sequence[dict[str, torch.Tensor]]) -> dict[str, t
         parts = [one[key] for one in batch if key in one]
         if key.endswith("_token_pooling"):  # numbers of patches, counted over the batch
             pixels = "pixel_values" if key.startswith("image") else "pixel_values_videos"
-            parts = count_on(parts, [one[pixels] for one in batch if key in one])
+            parts = number_over_batch(parts, [one[pixels] for one in batch if key in one])
         elif key in fill:
             parts = [
                 torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=fill[key])

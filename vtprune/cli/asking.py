@@ -19,7 +19,7 @@ from vtprune.errors import VtpruneError
 if TYPE_CHECKING:
     from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import VariantList
-    from vtprune.inference.generation import Generation
+    from vtprune.inference.generate import Generation
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.preset import Preset
@@ -157,7 +157,7 @@ def variants_from(flags: Flags, user: Flags) -> VariantList:
 
 def generation_from(flags: Flags, user: Flags, longest: int) -> Generation:
     """Return how an answer is decoded: greedily, at most so many tokens."""
-    from vtprune.inference.generation import Generation
+    from vtprune.inference.generate import Generation
 
     return Generation(longest, system=user.system or "" if flags.system is None else flags.system)
 

@@ -34,9 +34,10 @@ from vtprune.inference.compare import (
     time_pairs,
 )
 from vtprune.inference.gathering import Gathered, gather, gather_for
-from vtprune.inference.generation import Generation
-from vtprune.inference.prompts import Prompt, as_sampled, ready, sampling_of
-from vtprune.inference.run import Media, find_loaded, finish, pruned
+from vtprune.inference.generate import Generation, generate
+from vtprune.inference.measuring import build_report
+from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
+from vtprune.inference.run import Media, find_loaded
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vtprune.engine.inputs import FeatureCache
-    from vtprune.inference.generation import Run
+    from vtprune.inference.generate import Run
     from vtprune.inference.report import Report, StageCount
     from vtprune.preset import Preset
 
@@ -130,7 +131,7 @@ def run_comparison(
     sampling = sampling or sampling_of(listed.media)
     gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
     again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())
-    prompt = ready(loaded, gathered, question, greedy)
+    prompt = prepare_question(loaded, gathered, question, greedy)
     rows = _Rows(loaded, prompt, again, question, sampling, greedy, on_progress)
     rows.answer_all([unpruned_variant(listed.seed), *listed.variants])
     notes = list(listed.notes)
@@ -159,7 +160,7 @@ class _Row:
     variant: Variant
     report: Report | None = None
     run: Run | None = None
-    prompt: Prompt | None = None
+    prompt: PreparedQuestion | None = None
     error: VtpruneError | None = None
     matches: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
@@ -196,7 +197,7 @@ class _Row:
     def side(self) -> Side:
         """Return what is timed."""
         assert self.prompt is not None
-        return self.prompt.side(None if self.variant.role == UNPRUNED else self.variant.preset)
+        return Side(self.prompt, None if self.variant.role == UNPRUNED else self.variant.preset)
 
     def result(self, unpruned_answer: str, runs: Sequence[Seconds]) -> ComparisonRow:
         """Return the row with its figures.
@@ -237,7 +238,7 @@ class _Rows:
     def __init__(
         self,
         loaded: Loaded,
-        prompt: Prompt,
+        prompt: PreparedQuestion,
         gather_for: Callable[[Preset], Gathered],
         question: str,
         sampling: Sampling,
@@ -278,21 +279,20 @@ class _Rows:
             if variant.error is not None:
                 raise variant.error
             prompt = self.prompt_for(variant.preset)
-            run = pruned(self.loaded, prompt.inputs.tensors, variant.preset, self.generation,
-                         encoded=self.features, prompts=[prompt.inputs])[0]  # fmt: skip
+            run = generate(self.loaded, [prompt], variant.preset, self.generation,
+                           features=self.features)[0]  # fmt: skip
         except VtpruneError as error:
             return _Row(variant, error=error)
-        run = replace(run, seconds={**run.seconds, **prompt.seconds})
-        preset = as_sampled(variant.preset, self.sampling)
-        report = finish(self.loaded, prompt.gathered, prompt.inputs, self.question, preset, run,
-                        time.perf_counter())  # fmt: skip
+        preset = with_sampling(variant.preset, self.sampling)
+        report = build_report(self.loaded, prompt, preset, run, began=time.perf_counter())
         return _Row(variant, report, run, prompt)
 
-    def prompt_for(self, preset: Preset) -> Prompt:
+    def prompt_for(self, preset: Preset) -> PreparedQuestion:
         """Return the prompt that all variants share, or one with less of the media."""
         if not any(preset.downsampling_stage(modality) for modality in MODALITIES):
             return self.prompt
-        return ready(self.loaded, self.gather_for(preset), self.question, self.generation)
+        media = self.gather_for(preset)
+        return prepare_question(self.loaded, media, self.question, self.generation)
 
     def add_matched_baselines(self, row: _Row) -> None:
         """Insert `random` and `uniform` at a row's layers and counts right after it.

@@ -17,7 +17,7 @@ from vtprune.evaluation.rows import EvaluationRow, make_rows
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.csv_file import csv_text, flat
-from vtprune.inference.figures import describe_model
+from vtprune.inference.measuring import describe_model
 from vtprune.inference.questions_file import Asked, mixed_labels
 from vtprune.inference.wording import counted
 

@@ -12,7 +12,15 @@ from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.runner import UNPRUNED_PRESET, FileRunner, Forced
 from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.answers import Prompt, end_ids, extend, letters, places, predictions, said
+from vtprune.inference.forced_answers import (
+    PromptWithAnswer,
+    append_text,
+    end_of_turn_ids,
+    logits_to_keep_argument,
+    position_ids_from,
+    spelling,
+    without_blanks,
+)
 from vtprune.models.base import Turn
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.preset.spec import Preset
@@ -31,12 +39,12 @@ class Conversation:
             template writes that, and the second question, up to where its answer begins.
     """
 
-    first: Prompt
+    first: PromptWithAnswer
     rest: torch.Tensor
 
 
 def converse(
-    loaded: Loaded, first: Prompt, answer: torch.Tensor, question: str, system: str = ""
+    loaded: Loaded, first: PromptWithAnswer, answer: torch.Tensor, question: str, system: str = ""
 ) -> Conversation:
     """Return the conversation that goes on with a second question.
 
@@ -49,24 +57,23 @@ def converse(
     Raises:
         ModelError: the chat template leaves the answer out.
     """
-    assert first.gathered is not None
-    spoken = [token for token in answer.tolist() if token not in end_ids(loaded)]
+    spoken = [token for token in answer.tolist() if token not in end_of_turn_ids(loaded)]
     text = str(loaded.files.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
     turns = [Turn("system", system)] if system else []
     turns += [
-        Turn("user", first.asked.question, len(first.gathered.items)),
+        Turn("user", first.asked.question, len(first.prepared.media.items)),
         Turn("assistant", text),
         Turn("user", question),
     ]
-    encoded = loaded.family.encode(loaded.files, first.gathered.items, turns)
+    encoded = loaded.family.encode(loaded.files, first.prepared.media.items, turns)
     both, prompt = encoded.tensors["input_ids"][0], first.tensors["input_ids"][0]
     ids, before = both.tolist(), prompt.tolist()
     length = min(len(ids), len(before))
     same = next((i for i in range(length) if ids[i] != before[i]), length)
     if same == len(before):
         return Conversation(first, both[same:].to(prompt.device))
-    spelt = letters(text)
-    ends = (end for end in range(same + 1, len(ids)) if said(loaded, ids[same:end]) == spelt)
+    spelt = without_blanks(text)
+    ends = (end for end in range(same + 1, len(ids)) if spelling(loaded, ids[same:end]) == spelt)
     end = next(ends, None) if spelt else None
     if end is None:
         raise ModelError(
@@ -83,14 +90,14 @@ def forced_follow_up(
 ) -> torch.Tensor:
     """Return (m, V) predictions of a second answer's m tokens, inside a `pruning` block."""
     first, rest = conversation.first.tensors, conversation.rest
-    prefill = loaded.model(**first, use_cache=True, **predictions(loaded, 1))
+    prefill = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
     more = torch.cat([rest, answer[:-1].to(rest.device)])
     output = loaded.model(
         input_ids=more[None],
         use_cache=True,
         **cache_argument(loaded.model, cache_made(prefill)),
-        **places(loaded, extend(first, more), first["input_ids"].shape[1]),
-        **predictions(loaded, len(answer)),
+        **position_ids_from(loaded, append_text(first, more), first["input_ids"].shape[1]),
+        **logits_to_keep_argument(loaded, len(answer)),
     )
     logits = output.logits[0, -len(answer) :]
     assert isinstance(logits, torch.Tensor)
@@ -103,10 +110,10 @@ def greedy_follow_up(loaded: Loaded, conversation: Conversation, longest: int) -
 
     Not by `generate`, which would take the new tokens to follow each other where a video's do not.
     """
-    ends = set(end_ids(loaded))
+    ends = set(end_of_turn_ids(loaded))
     first, ids = conversation.first.tensors, conversation.rest
-    output = loaded.model(**first, use_cache=True, **predictions(loaded, 1))
-    positions = places(loaded, extend(first, ids), first["input_ids"].shape[1])
+    output = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
+    positions = position_ids_from(loaded, append_text(first, ids), first["input_ids"].shape[1])
     answer: list[int] = []
     while True:
         output = loaded.model(
@@ -114,7 +121,7 @@ def greedy_follow_up(loaded: Loaded, conversation: Conversation, longest: int) -
             use_cache=True,
             **cache_argument(loaded.model, cache_made(output)),
             **positions,
-            **predictions(loaded, 1),
+            **logits_to_keep_argument(loaded, 1),
         )
         answer.append(int(output.logits[0, -1].argmax()))
         if answer[-1] in ends or len(answer) == longest:

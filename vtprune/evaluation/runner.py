@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.scoring import score
 from vtprune.evaluation.variants import UNPRUNED, Variant, matched_baselines
-from vtprune.inference.answers import Prompt, forced_logits, prepare
-from vtprune.inference.figures import count_tokens
-from vtprune.inference.generation import Generation, generate
-from vtprune.inference.memory import fitting_errors
+from vtprune.inference.forced_answers import PromptWithAnswer, forced_logits, prepare_with_answers
+from vtprune.inference.generate import Generation, generate, pruned
+from vtprune.inference.measuring import count_tokens
 from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
@@ -103,7 +101,7 @@ class SampledFile:
         vision: seconds of the vision tower.
     """
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[PromptWithAnswer]
     vision: float = 0.0
 
 
@@ -134,13 +132,15 @@ class FileRunner:
 
     def _prepare(
         self, known: Sequence[torch.Tensor] = (), preset: Preset | None = None
-    ) -> list[Prompt]:
+    ) -> list[PromptWithAnswer]:
         asked, settings = self.asked, self.settings
         if not self.right_answers:
             asked = [Asked(one.file, one.question) for one in asked]
         with quiet():
-            prompts, notes = prepare(self.loaded, asked, settings.sampling, settings.generation,
-                                     settings.limits, self.features, known, preset)  # fmt: skip
+            prompts, notes = prepare_with_answers(
+                self.loaded, asked, settings.sampling, settings.generation, settings.limits,
+                self.features, known, preset,
+            )  # fmt: skip
         self.notes = self.notes or notes
         return prompts
 
@@ -167,20 +167,11 @@ class FileRunner:
 
     @contextmanager
     def block(
-        self, prompt: Prompt, preset: Preset, calibration: Calibration | None = None
+        self, prompt: PromptWithAnswer, preset: Preset, calibration: Calibration | None = None
     ) -> Iterator[Trace]:
         """Prune what runs inside; running out of memory names what would fit."""
-        with (
-            quiet(),
-            pruning(
-                self.loaded.model,
-                preset,
-                threads="own",
-                calibration=calibration or self.loaded.calibration,
-                inputs=prompt.prepared(self.features),
-            ) as trace,
-            fitting_errors(self.loaded, preset, trace),
-        ):
+        inputs = prompt.for_engine(self.features)
+        with pruned(self.loaded, preset, inputs, calibration) as trace:
             yield trace
 
     def force(self, place: int, preset: Preset, calibration: Calibration | None = None) -> Forced:
@@ -255,10 +246,10 @@ class FileRunner:
                 return baseline.preset
         raise VtpruneError("no matching cut: the compared method cuts only at the input")
 
-    def generated(self, prompt: Prompt, preset: Preset) -> str:
+    def generated(self, prompt: PromptWithAnswer, preset: Preset) -> str:
         """Return the greedy answer under a preset."""
-        with self.block(prompt, preset) as trace:
-            run = generate(self.loaded, prompt.tensors, self.settings.generation, trace)[0]
+        run = generate(self.loaded, [prompt.prepared], preset, self.settings.generation,
+                       features=self.features)[0]  # fmt: skip
         return run.answer
 
     def text(self, ids: torch.Tensor) -> str:

@@ -34,7 +34,7 @@ from vtprune.evaluation.variants import (
     list_variants,
     unpruned_variant,
 )
-from vtprune.inference.figures import describe_model
+from vtprune.inference.measuring import describe_model
 from vtprune.inference.questions_file import mixed_labels
 from vtprune.inference.wording import counted
 from vtprune.preset import load_preset, override, preset_names

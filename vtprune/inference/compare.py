@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.device import time_runs
-from vtprune.engine import pruning
-from vtprune.engine.inputs import PreparedInputs
-from vtprune.inference.generation import Generation, Run, generate
+from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.report import CompareResult, CompareSeconds
 from vtprune.models import cost
+from vtprune.preset import Preset
 
 if TYPE_CHECKING:
+    from vtprune.inference.prepare import PreparedQuestion
     from vtprune.inference.report import Report
-    from vtprune.models.base import Inputs
     from vtprune.models.loading import Loaded, Progress
-    from vtprune.preset import Preset
 
 PAIRS = 5
 TRIES = 5  # of what the machine's ceilings are measured by
@@ -35,15 +33,11 @@ class Side:
     """One of the two that are timed side by side.
 
     Args:
-        inputs: of the model, on its device.
-        preset: what is cut; None for nothing.
-        preprocess, media: seconds that making the inputs took, and reading what they are made of.
+        preset: under which it is answered; None: unpruned.
     """
 
-    inputs: Inputs
+    question: PreparedQuestion
     preset: Preset | None
-    preprocess: float
-    media: float
 
 
 @dataclass(frozen=True)
@@ -56,13 +50,13 @@ class Pair:
 
 def compare_runs(
     loaded: Loaded,
-    inputs: Inputs,
+    question: PreparedQuestion,
     preset: Preset,
     generation: Generation,
     run: Run,
     report: Report,
     on_progress: Progress | None = None,
-    full: Side | None = None,
+    full: PreparedQuestion | None = None,
 ) -> CompareResult:
     """Answers and times with and without pruning.
 
@@ -72,12 +66,11 @@ def compare_runs(
     answers that chance parts say nothing about pruning.
 
     Args:
-        full: the unpruned side, where it looks at more of the media; None: at the same.
+        full: the question to the unpruned model, where that is given more of the media.
     """
     steps = 2 * PAIRS + 2
     greedy, sampled = generation.greedy, generation.temperature > 0
-    spent = report.seconds.preprocess, report.seconds.media
-    plain, pruned = full or Side(inputs, None, *spent), Side(inputs, preset, *spent)
+    plain, pruned = Side(full or question, None), Side(question, preset)
     unpruned = timed(loaded, plain, greedy)
     answered = timed(loaded, pruned, greedy) if sampled else run
     show(on_progress, 1, steps)
@@ -120,7 +113,7 @@ def time_pairs(
         order = (unpruned, pruned) if number % 2 == 0 else (pruned, unpruned)
         took = {}
         for side in order:
-            took[id(side)] = add_up(timed(loaded, side, generation, length).seconds, side)
+            took[id(side)] = add_up(timed(loaded, side, generation, length).seconds)
             on_run(1 + 2 * number + len(took))
         pairs.append(Pair(took[id(unpruned)], took[id(pruned)]))
     return pairs
@@ -163,26 +156,18 @@ def sum_up(
 
 
 def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None = None) -> Run:
-    """One generation with its own hooks, the vision tower included."""
-    keep = None if side.preset else 1.0
-    block = pruning(
-        loaded.model,
-        side.preset,
-        keep,
-        threads="own",
-        calibration=loaded.calibration,
-        inputs=PreparedInputs.of(side.inputs.tensors, [side.inputs]),
-    )
-    with block as trace:
-        return generate(loaded, side.inputs.tensors, generation, trace, length=length)[0]
+    """Answer once, the vision tower included."""
+    preset = side.preset or Preset("unpruned", keep=1.0)
+    return generate(loaded, [side.question], preset, generation, length=length)[0]
 
 
-def add_up(seconds: Seconds, side: Side) -> dict[str, float]:
-    first = side.preprocess + seconds["first_choice"]
+def add_up(seconds: Seconds) -> dict[str, float]:
+    """Return the seconds of a run, and those to its first token and to its end."""
+    first = seconds["preprocess"] + seconds["first_choice"]
     return {
         **{part: seconds[part] for part in ("vision", "select", "prefill", "decode")},
         "first_token": first,
-        "total": side.media + first + seconds["decode"],
+        "total": seconds["media"] + first + seconds["decode"],
     }
 
 

@@ -23,8 +23,8 @@ SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "default
 
 
 @contextmanager
-def fitting_errors(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
-    """Turns running out of memory into an error that names what would fit."""
+def explaining_memory(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
+    """Turn running out of memory into an error that names what would fit."""
     with memory_told(lambda: explain(loaded, preset, trace)):
         yield
 

@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from vtprune.engine import pruning
-from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.inputs import FeatureCache
 from vtprune.inference.ahead import load_and_gather
-from vtprune.inference.batching import collate, group_alike
 from vtprune.inference.compare import compare_runs
-from vtprune.inference.figures import build_report, uncounted
 from vtprune.inference.gathering import Gathered, gather, gather_for
-from vtprune.inference.generation import Generation, Run, generate
-from vtprune.inference.memory import fitting_errors
-from vtprune.inference.prompts import as_sampled, encode, ready, sampling_of, to_device
+from vtprune.inference.generate import Generation, generate, generate_batches
+from vtprune.inference.measuring import build_report
+from vtprune.inference.prepare import (
+    PreparedQuestion,
+    prepare_question,
+    sampling_of,
+    with_sampling,
+)
 from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
-from vtprune.models.base import Inputs, Sampling
+from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress, adopt, load, open_model
-from vtprune.models.upstream import quiet
 from vtprune.preset import Keep, Preset, load_preset, override
 
 __all__ = [
@@ -84,7 +84,7 @@ def ask(
     """
     began = time.perf_counter() if since is None else since
     sampling = sampling or sampling_of(preset)
-    preset = as_sampled(preset, sampling)
+    preset = with_sampling(preset, sampling)
     generation = generation or Generation(seed=preset.seed)
     limits = limits or Limits()
     gathered = paths
@@ -93,93 +93,29 @@ def ask(
     full = gathered
     if compare and gathered.whole:
         full = gather(loaded, gathered.sources, sampling, limits, on_progress)
-    pixels: dict[str, torch.Tensor] = {}
-    encoded: FeatureCache = {}
+    load = 0.0 if since is None else loaded.seconds
+    features: FeatureCache = {}
+    asked: PreparedQuestion | None = None
+    unpruned: PreparedQuestion | None = None
     for number, question in enumerate(questions):
         if on_question:
             on_question(number, question)
-        started = time.perf_counter()
         if number:
-            began, startup = started, 0.0
-        inputs = encode(loaded, gathered, question, generation)
-        tensors = to_device(loaded, {**inputs.tensors, **pixels})
-        inputs = replace(inputs, tensors=tensors)
-        pixels = {name: value for name, value in tensors.items() if name.startswith("pixel")}
-        spent = {"preprocess": time.perf_counter() - started}
-        if number == 0:
-            spent["preprocess"] += gathered.resize_seconds
-            spent["load"] = 0.0 if since is None else loaded.seconds
-            spent["media"] = gathered.media_seconds
-        run = pruned(loaded, tensors, preset, generation, on_text, encoded, [inputs])[0]
-        run = replace(run, seconds={**run.seconds, **spent})
-        made = finish(loaded, gathered, inputs, question, preset, run, began, startup)
-        if number and made.flops.vision is not None:  # encoded for the first question
-            made = replace(made, flops=replace(made.flops, vision=0.0))
+            began, startup, load = time.perf_counter(), 0.0, 0.0
+        asked = prepare_question(loaded, gathered, question, generation, asked)
+        (run,) = generate(loaded, [asked], preset, generation, features=features, on_text=on_text)
+        report = build_report(loaded, asked, preset, run, began=began, startup=startup, load=load)
+        if number and report.flops.vision is not None:  # encoded for the first question
+            report = replace(report, flops=replace(report.flops, vision=0.0))
         if compare:
-            plain = None
             if full is not gathered:
-                plain = ready(loaded, full, question, generation).side(None, again=number > 0)
-            with quiet():
-                beside = compare_runs(
-                    loaded, inputs, preset, generation, run, made, on_progress, plain
-                )
-            made = replace(made, compare=beside)
-            if generation.temperature > 0:
-                made = replace(made, warnings=(*made.warnings, GREEDY))
-        yield made
-
-
-def pruned(
-    loaded: Loaded,
-    tensors: Mapping[str, torch.Tensor],
-    preset: Preset,
-    generation: Generation,
-    on_text: Callable[[str], None] | None = None,
-    encoded: FeatureCache | None = None,
-    prompts: Sequence[Inputs] = (),
-) -> list[Run]:
-    """One generation under the preset; a run for every row of the batch.
-
-    Args:
-        tensors: of the batch, on the model's device.
-        prompts: its rows, which say what is shown; needed for stages at `pixels`.
-    """
-    block = pruning(
-        loaded.model,
-        preset,
-        threads="own",
-        calibration=loaded.calibration,
-        inputs=PreparedInputs.of(tensors, prompts, encoded),
-    )
-    with quiet(), block as trace, fitting_errors(loaded, preset, trace):
-        return generate(loaded, tensors, generation, trace, on_text)
-
-
-def finish(
-    loaded: Loaded,
-    gathered: Gathered,
-    inputs: Inputs,
-    question: str,
-    preset: Preset,
-    run: Run,
-    began: float,
-    startup: float = 0.0,
-) -> Report:
-    """The report of one run, with everything that its reader was to be warned of.
-
-    Args:
-        began: when its work did, on `time.perf_counter`'s clock.
-        startup: of the seconds since then, what interpreter and imports took.
-    """
-    total = time.perf_counter() - began
-    made = build_report(loaded, gathered.read, gathered.decoders, inputs, question, preset, run,
-                        total, startup)  # fmt: skip
-    notes = [*loaded.warnings, *gathered.warnings, *run.warnings, *uncounted(loaded, made)]
-    readers = preset.question_aware_methods()
-    if readers and run.trace.stages:
-        notes.append(f"{' and '.join(readers)} chose by the question: a second one in the same "
-                     "conversation would find only what this one left")  # fmt: skip
-    return replace(made, warnings=tuple(dict.fromkeys(notes)))
+                unpruned = prepare_question(loaded, full, question, generation, unpruned)
+            compared = compare_runs(
+                loaded, asked, preset, generation, run, report, on_progress, unpruned
+            )
+            notes = (GREEDY,) if generation.temperature > 0 else ()
+            report = replace(report, compare=compared, warnings=(*report.warnings, *notes))
+        yield report
 
 
 def answer(
@@ -217,7 +153,7 @@ def answer(
     loads = model is None or isinstance(model, (str, Path))
     resolved = override(load_preset(preset), keep)
     sampling = sampling or sampling_of(resolved)
-    resolved = as_sampled(resolved, sampling)
+    resolved = with_sampling(resolved, sampling)
     generation = generation or Generation(seed=resolved.seed)
     limits = limits or Limits()
     paths = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
@@ -232,27 +168,19 @@ def answer(
                               since=began if loads and not number else None)
         ]  # fmt: skip
     loaded, gathered = _load_and_gather(model, paths, sampling, resolved, limits)
-    inputs: list[Inputs] = []
-    spent: list[dict[str, float]] = []
-    for files, question in zip(gathered, questions, strict=True):
-        started = time.perf_counter()
-        inputs.append(encode(loaded, files, question, generation))
-        preprocess = time.perf_counter() - started + files.resize_seconds
-        load = loaded.seconds if loads and not spent else 0.0
-        spent.append({"load": load, "media": files.media_seconds, "preprocess": preprocess})
+    prepared = [
+        prepare_question(loaded, media, question, generation, on_device=False)
+        for media, question in zip(gathered, questions, strict=True)
+    ]
     reports: dict[int, Report] = {}
-    for numbers in group_alike([one.tensors for one in inputs], batch_size):
-        batch = collate([inputs[number].tensors for number in numbers], pad_id(loaded))
-        rows = [inputs[number] for number in numbers]
-        tensors = to_device(loaded, batch)
-        runs = pruned(loaded, tensors, resolved, generation, prompts=rows)
-        for number, run in zip(numbers, runs, strict=True):
-            run = replace(run, seconds={**run.seconds, **spent[number]})
-            if len(numbers) > 1:
-                note = f"one of a batch of {len(numbers)}: seconds from vision on are the batch's"
+    for runs in generate_batches(loaded, prepared, resolved, generation, batch_size):
+        for number, run in runs.items():
+            if len(runs) > 1:
+                note = f"one of a batch of {len(runs)}: seconds from vision on are the batch's"
                 run = replace(run, warnings=(*run.warnings, note))
-            reports[number] = finish(
-                loaded, gathered[number], inputs[number], questions[number], resolved, run, began
+            load = loaded.seconds if loads and not number else 0.0
+            reports[number] = build_report(
+                loaded, prepared[number], resolved, run, began=began, load=load
             )
         began = time.perf_counter()
     return [reports[number] for number in range(len(items))]
@@ -278,9 +206,3 @@ def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:
     if model is None or isinstance(model, (str, Path)):
         return load(None if model is None else str(model))
     return model if isinstance(model, Loaded) else adopt(model)
-
-
-def pad_id(loaded: Loaded) -> int:
-    """The token that fills short rows up; it is masked, so any will do."""
-    own = loaded.files.tokenizer.pad_token_id
-    return int(own) if isinstance(own, int) else 0

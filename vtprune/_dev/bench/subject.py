@@ -20,8 +20,8 @@ from vtprune.evaluation.profiling.prompts import (
     make_prompt,
 )
 from vtprune.evaluation.profiling.shapes import Shape, find_shape, published_files
-from vtprune.inference.generation import Run
-from vtprune.inference.prompts import to_device
+from vtprune.inference.generate import Run
+from vtprune.inference.prepare import to_device
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded

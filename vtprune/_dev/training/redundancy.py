@@ -89,7 +89,7 @@ def compare_norms(
     import torch
 
     from vtprune.engine import pruning
-    from vtprune.inference.prompts import encode, to_device
+    from vtprune.inference.prepare import encode, to_device
     from vtprune.inference.run import Generation, gather
     from vtprune.media import Limits
     from vtprune.models.base import Sampling

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.bootstrap import relative_change
 from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
@@ -30,7 +29,7 @@ from vtprune.evaluation.calibration.schedules import (
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
-from vtprune.inference.answers import Score, score
+from vtprune.inference.forced_answers import Score, score
 from vtprune.inference.memory import FEWER, memory_told
 from vtprune.inference.questions_file import Asked
 from vtprune.models.upstream import quiet
@@ -144,7 +143,7 @@ def _measure_file(runner: FileRunner, windows: bool, warnings: list[str]) -> Fil
     loaded, features, prompts = runner.loaded, runner.features, runner.full.prompts
     first = prompts[0]
     prefix = open_prefix(loaded, first, features)
-    inputs = PreparedInputs(first.media, features)
+    inputs = first.without_pixels(features)
     curve = prefix.curve if prefix else entropy_curve(loaded, first.tensors, inputs)
     shares_prefix = [prefix is not None and prefix.fits(prompt) for prompt in prompts]
     together = [prompt for prompt, fits in zip(prompts, shares_prefix, strict=True) if fits]

@@ -11,7 +11,7 @@ from vtprune.evaluation.bootstrap import FEWEST_FILES, Change
 from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
-    from vtprune.inference.answers import Score
+    from vtprune.inference.forced_answers import Score
     from vtprune.inference.questions_file import Asked
 
 TOLERANCE = 0.01  # of the quality that a horizon may lose

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.engine import pruning
-from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.inputs import FeatureCache
 from vtprune.engine.kv_cache import branch_cache, cache_bytes, can_branch
 from vtprune.evaluation.calibration.entropy import curve_of
-from vtprune.inference.answers import Prompt, Score, extend, places, predictions, score, score_whole
-from vtprune.inference.batching import ROWS
+from vtprune.inference.forced_answers import (
+    PromptWithAnswer,
+    Score,
+    append_text,
+    logits_to_keep_argument,
+    position_ids_from,
+    score,
+    score_in_one_forward,
+)
+from vtprune.inference.prepare import TEXT_INPUTS
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 from vtprune.tokens.layout import PATCH, Layout
@@ -44,14 +52,16 @@ class SharedPrefix:
     text: torch.Tensor
     curve: tuple[float, ...]
 
-    def fits(self, prompt: Prompt) -> bool:
+    def fits(self, prompt: PromptWithAnswer) -> bool:
         """Return whether a prompt begins with it."""
         ids, length = prompt.tensors["input_ids"], self.ids.shape[1]
         return ids.shape[1] > length and torch.equal(ids[:, :length], self.ids)
 
 
 @torch.no_grad()
-def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> SharedPrefix | None:
+def open_prefix(
+    loaded: Loaded, prompt: PromptWithAnswer, encoded: FeatureCache
+) -> SharedPrefix | None:
     """Prefill a prompt up to its last visual token; None where the rest can't go on from that.
 
     All that sees a visual token has to come after all of them, so that text between them, two-way
@@ -65,12 +75,12 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> Shared
     in_one = bool(length) and length - int(columns[0]) == len(columns)
     if structure.two_way or not in_one or length == ids.shape[1]:
         return None
-    cut = {name: v[:, :length] if name in ROWS else v for name, v in prompt.tensors.items()}
+    cut = {name: v[:, :length] if name in TEXT_INPUTS else v for name, v in prompt.tensors.items()}
     with pruning(
-        loaded.model, keep=1.0, threads="own", inputs=PreparedInputs(prompt.media, encoded)
+        loaded.model, keep=1.0, threads="own", inputs=prompt.without_pixels(encoded)
     ) as trace:
         out = loaded.model(
-            **cut, use_cache=True, output_hidden_states=True, **predictions(loaded, 1)
+            **cut, use_cache=True, output_hidden_states=True, **logits_to_keep_argument(loaded, 1)
         )
     made = cache_made(out)
     if not can_branch(made):
@@ -83,7 +93,10 @@ def open_prefix(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> Shared
 
 
 def drop_scores(
-    loaded: Loaded, prompts: Sequence[Prompt], prefix: SharedPrefix | None, encoded: FeatureCache
+    loaded: Loaded,
+    prompts: Sequence[PromptWithAnswer],
+    prefix: SharedPrefix | None,
+    encoded: FeatureCache,
 ) -> list[tuple[Score, ...]]:
     """Score the answers with all visual tokens dropped from layer 0, 1, ... L-1; last: unpruned.
 
@@ -101,22 +114,25 @@ def drop_scores(
     return scores
 
 
-def _whole_scores(loaded: Loaded, prompt: Prompt, encoded: FeatureCache) -> tuple[Score, ...]:
-    scores, inputs = [], PreparedInputs(prompt.media, encoded)
+def _whole_scores(
+    loaded: Loaded, prompt: PromptWithAnswer, encoded: FeatureCache
+) -> tuple[Score, ...]:
+    scores, inputs = [], prompt.without_pixels(encoded)
     for layer in range(len(loaded.model.get_decoder().layers)):
         preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
         with pruning(loaded.model, preset, threads="own", inputs=inputs):
-            scores.append(score_whole(loaded, prompt))
+            scores.append(score_in_one_forward(loaded, prompt))
     with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs):
-        return (*scores, score_whole(loaded, prompt))
+        return (*scores, score_in_one_forward(loaded, prompt))
 
 
 def _branch_scores(
-    loaded: Loaded, prompts: Sequence[Prompt], prefix: SharedPrefix
+    loaded: Loaded, prompts: Sequence[PromptWithAnswer], prefix: SharedPrefix
 ) -> list[tuple[Score, ...]]:
     """Score prompts that share a prefix, in one batch."""
     rows = [
-        _after(loaded, extend(one.tensors, one.answer[:-1]), prefix.ids.shape[1]) for one in prompts
+        _after(loaded, append_text(one.tensors, one.answer[:-1]), prefix.ids.shape[1])
+        for one in prompts
     ]
     lengths = [row["input_ids"].shape[1] for row in rows]
     starts = [n - len(one.answer) for n, one in zip(lengths, prompts, strict=True)]
@@ -142,7 +158,10 @@ def _after(
     loaded: Loaded, tensors: Mapping[str, torch.Tensor], start: int
 ) -> dict[str, torch.Tensor]:
     """Return the inputs of what follows a prefix that ends before column `start`."""
-    return {"input_ids": tensors["input_ids"][:, start:], **places(loaded, tensors, start)}
+    return {
+        "input_ids": tensors["input_ids"][:, start:],
+        **position_ids_from(loaded, tensors, start),
+    }
 
 
 def _fill(row: torch.Tensor, length: int) -> torch.Tensor:
@@ -172,7 +191,7 @@ def _predict(
         **after,
         use_cache=True,
         **cache_argument(loaded.model, cache),
-        **predictions(loaded, most),
+        **logits_to_keep_argument(loaded, most),
     )
     return out.logits[:, -most:]
 
@@ -189,7 +208,7 @@ def windows(layout: Layout) -> list[torch.Tensor]:
 
 
 def token_information(
-    loaded: Loaded, prompt: Prompt, prefix: SharedPrefix, scores: Sequence[Score]
+    loaded: Loaded, prompt: PromptWithAnswer, prefix: SharedPrefix, scores: Sequence[Score]
 ) -> torch.Tensor:
     """Return (L, W) what the text reads from each of W windows alone, from each layer on.
 

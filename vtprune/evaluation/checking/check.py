@@ -32,11 +32,9 @@ from vtprune.evaluation.checking.result import (
     CheckResult,
     Noise,
 )
-from vtprune.inference.batching import collate
-from vtprune.inference.figures import describe_input, describe_model
+from vtprune.inference.measuring import describe_input, describe_model
 from vtprune.inference.memory import FEWER, memory_told, ran_out
-from vtprune.inference.prompts import to_device
-from vtprune.inference.run import pad_id
+from vtprune.inference.prepare import batch_on_device
 from vtprune.models.upstream import quiet
 
 if TYPE_CHECKING:
@@ -159,8 +157,7 @@ def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
     except (ModelError, RuntimeError) as error:
         if not isinstance(error, ModelError) and not ran_out(error):
             raise
-        rows = [row.tensors for row in (*batch.rows, *batch.rows)]
-        doubled = to_device(loaded, collate(rows, pad_id(loaded)))
+        doubled = batch_on_device(loaded, (*batch.rows, *batch.rows))
         forced = torch.cat([tokens, tokens])
         again = oracle.generate(model, doubled, length, forced, cache_implementation=DYNAMIC)[1][
             : len(tokens)

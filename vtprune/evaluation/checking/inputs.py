@@ -10,11 +10,9 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_source
-from vtprune.inference.batching import collate
 from vtprune.inference.gathering import Gathered, gather, gather_drawn
-from vtprune.inference.generation import Generation
-from vtprune.inference.prompts import encode, to_device
-from vtprune.inference.run import pad_id
+from vtprune.inference.generate import Generation
+from vtprune.inference.prepare import batch_on_device, encode
 from vtprune.media import Limits, Source
 from vtprune.models.base import Inputs, Sampling
 
@@ -154,7 +152,7 @@ def make_batches(loaded: Loaded, checked_input: CheckedInput) -> list[CheckedBat
             checked_input.name,
             name,
             rows,
-            to_device(loaded, collate([row.tensors for row in rows], pad_id(loaded))),
+            batch_on_device(loaded, rows),
         )
         for name, rows in (("one", (one,)), ("ragged", (one, two)))
     ]

@@ -23,7 +23,7 @@ from vtprune.evaluation.profiling.row_times import Measurement, PassTimes
 from vtprune.evaluation.profiling.rows import PlannedRow, as_cut, is_preset
 from vtprune.evaluation.profiling.verdict import VerdictRow
 from vtprune.evaluation.variants import UNPRUNED
-from vtprune.inference.figures import compute_costs, find_encoded
+from vtprune.inference.measuring import compute_costs, find_encoded
 from vtprune.inference.report import (
     CompareSeconds,
     KvCacheBytes,

@@ -14,7 +14,7 @@ from vtprune.device import free_memory
 from vtprune.evaluation.profiling.build import count_weights
 from vtprune.evaluation.profiling.result import Machine
 from vtprune.inference.compare import measure_ceilings
-from vtprune.inference.figures import compute_vision_flops
+from vtprune.inference.measuring import compute_vision_flops
 from vtprune.models import cost
 
 if TYPE_CHECKING:

@@ -13,15 +13,13 @@ import torch
 from torch import nn
 
 from vtprune.device import now, time_runs
-from vtprune.engine import pruning
-from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.build import tower_kinds
 from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
 from vtprune.evaluation.profiling.rows import PlannedCut, PlannedRow
-from vtprune.inference.generation import Generation, Run, generate
-from vtprune.inference.prompts import to_device
+from vtprune.inference.generate import Generation, Run, generate
+from vtprune.inference.prepare import PreparedQuestion, to_device
 from vtprune.models.structure import find_structure
-from vtprune.models.upstream import quiet
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.spec import PIXELS, ModalityPreset
 
@@ -281,14 +279,10 @@ def run_once(
     Args:
         real: the preset is the one that may have made the media smaller.
     """
-    keep = None if preset else 1.0
     inputs = prompt.inputs if real else replace(prompt.inputs, whole=None)
-    block = pruning(
-        loaded.model, preset, keep, calibration=loaded.calibration,
-        inputs=PreparedInputs.of(tensors, [inputs], features),
-    )  # fmt: skip
-    with quiet(), block as trace:
-        return generate(loaded, tensors, Generation(), trace, length=1 + steps)[0]
+    question = PreparedQuestion("", prompt.gathered, replace(inputs, tensors=dict(tensors)))
+    return generate(loaded, [question], preset or Preset("unpruned", keep=1.0), Generation(),
+                    features=features, length=1 + steps)[0]  # fmt: skip
 
 
 def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:

@@ -35,8 +35,8 @@ from vtprune.evaluation.profiling.shapes import Shape, find_shape
 from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, Verdict, judge
 from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.figures import describe_model
-from vtprune.inference.prompts import sampling_of
+from vtprune.inference.measuring import describe_model
+from vtprune.inference.prepare import sampling_of
 from vtprune.inference.report import Versions
 from vtprune.inference.wording import counted
 from vtprune.media import Limits

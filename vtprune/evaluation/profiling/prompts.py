@@ -13,9 +13,9 @@ import torch
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.evaluation.profiling.shapes import WORD
-from vtprune.inference.figures import describe_input
 from vtprune.inference.gathering import Gathered, gather_drawn, gather_for
-from vtprune.inference.prompts import encode
+from vtprune.inference.measuring import describe_input
+from vtprune.inference.prepare import encode
 from vtprune.inference.run import Generation
 from vtprune.media import Limits, Source, open_sources
 from vtprune.models.base import Inputs, Sampling

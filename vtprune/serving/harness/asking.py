@@ -8,20 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtprune.engine import pruning
-from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import MediaError, VtpruneError
-from vtprune.inference.answers import Score, said_ids, score_each
-from vtprune.inference.batching import collate, group_alike
-from vtprune.inference.gathering import Gathered, gather_for
-from vtprune.inference.generation import Generation
-from vtprune.inference.memory import fitting_errors
-from vtprune.inference.prompts import encode_turns, to_device
-from vtprune.inference.run import pad_id, pruned
+from vtprune.inference.forced_answers import Score, next_turn_ids, score_answers
+from vtprune.inference.gathering import gather_for
+from vtprune.inference.generate import Generation, generate_batches, pruned
+from vtprune.inference.prepare import PreparedQuestion, prepare_turns
 from vtprune.media import Limits
-from vtprune.models.base import Inputs, Turn
+from vtprune.models.base import Turn
 from vtprune.models.loading import Loaded
-from vtprune.models.upstream import quiet
 from vtprune.serving.harness.conversation import Conversation, shown_in, store, window
 from vtprune.serving.harness.settings import Settings
 
@@ -62,41 +56,33 @@ class Asker:
         self, conversations: Sequence[Conversation], generation: Generation, batch_size: int = 1
     ) -> list[Answer]:
         """The answers to conversations that end with what a user says, in left-padded batches."""
-        asked = [self.prepare(one)[2] for one in conversations]
+        asked = [self.prepare(conversation, on_device=False) for conversation in conversations]
         answers: dict[int, Answer] = {}
-        for numbers in group_alike([one.tensors for one in asked], batch_size):
-            rows = [asked[number] for number in numbers]
-            batch = collate([one.tensors for one in rows], pad_id(self.loaded))
-            tensors = to_device(self.loaded, batch)
-            runs = pruned(self.loaded, tensors, self.preset, generation, prompts=rows)
-            for number, run in zip(numbers, runs, strict=True):
-                keep = run.trace.keep_mean(run.sample) if run.trace.layouts else None
-                length = int(asked[number].tensors["input_ids"].shape[1])
-                answers[number] = Answer(run.answer, length, len(run.tokens), keep)
+        batches = generate_batches(self.loaded, asked, self.preset, generation, batch_size)
+        for number, run in (item for runs in batches for item in runs.items()):
+            keep = run.trace.keep_mean(run.sample) if run.trace.layouts else None
+            length = int(asked[number].tensors["input_ids"].shape[1])
+            answers[number] = Answer(run.answer, length, len(run.tokens), keep)
         return [answers[number] for number in range(len(conversations))]
 
     def score(self, conversation: Conversation, texts: Sequence[str]) -> list[Score]:
         """How probable each of several answers is; the prompt is prefilled once."""
-        turns, gathered, inputs = self.prepare(conversation)
-        ids = inputs.tensors["input_ids"]
-        said = [said_ids(self.loaded, gathered, turns, text, ids) for text in texts]
-        tensors = to_device(self.loaded, inputs.tensors)
-        block = pruning(
-            self.loaded.model,
-            self.preset,
-            threads="own",
-            calibration=self.loaded.calibration,
-            inputs=PreparedInputs.of(tensors, [inputs]),
-        )
-        with quiet(), block as trace, fitting_errors(self.loaded, self.preset, trace):
-            return score_each(self.loaded, tensors, said)
+        prompt = self.prepare(conversation)
+        turns, ids = self.turns(conversation), prompt.tensors["input_ids"]
+        answers = [next_turn_ids(self.loaded, prompt.media, turns, text, ids) for text in texts]
+        with pruned(self.loaded, self.preset, prompt.for_engine()):
+            return score_answers(self.loaded, prompt.tensors, answers)
 
-    def prepare(self, conversation: Conversation) -> tuple[list[Turn], Gathered, Inputs]:
-        """A conversation, its media read, and the model's inputs."""
-        media = shown_in(conversation)
+    def turns(self, conversation: Conversation) -> list[Turn]:
+        """A conversation as the families take it, with the settings' system prompt."""
         turns = [one.turn() for one in conversation]
         if self.settings.system_prompt and not any(one.role == "system" for one in turns):
             turns.insert(0, Turn("system", self.settings.system_prompt))
+        return turns
+
+    def prepare(self, conversation: Conversation, on_device: bool = True) -> PreparedQuestion:
+        """A conversation, its media read, as the model's inputs."""
+        media = shown_in(conversation)
         with tempfile.TemporaryDirectory(prefix="vtprune-") as folder:
             paths = store(media, Path(folder))
             sampling = window(self.sampling, media)
@@ -106,7 +92,7 @@ class Asker:
                 f"{len(paths)} media items of a question have {len(gathered.items)} pages",
                 "give every page as a picture of its own",
             )
-        return turns, gathered, encode_turns(self.loaded, gathered, turns)
+        return prepare_turns(self.loaded, gathered, self.turns(conversation), on_device=on_device)
 
 
 @contextmanager

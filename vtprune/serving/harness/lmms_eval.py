@@ -20,8 +20,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.inference.answers import Score
-from vtprune.inference.generation import Generation
+from vtprune.inference.forced_answers import Score
+from vtprune.inference.generate import Generation
 from vtprune.serving.harness.asking import Answer, Asker, naming, until
 from vtprune.serving.harness.conversation import Conversation, Message, interleave
 from vtprune.serving.harness.requests import (

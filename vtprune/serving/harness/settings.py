@@ -107,7 +107,7 @@ class Settings:
 
     def sampling(self) -> Sampling:
         """How much of the media is looked at; what is not said here is the preset's."""
-        from vtprune.inference.prompts import sampling_of
+        from vtprune.inference.prepare import sampling_of
 
         own = {name: getattr(self, name) for name in ("frames", "fps", "max_frames", "max_tiles")}
         sampling = sampling_of(self.resolve())

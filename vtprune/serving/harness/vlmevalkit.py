@@ -19,7 +19,7 @@ from dataclasses import replace
 from vlmeval.vlm.base import BaseModel
 
 from vtprune.errors import VtpruneError
-from vtprune.inference.generation import Generation
+from vtprune.inference.generate import Generation
 from vtprune.serving.harness.asking import Asker, naming
 from vtprune.serving.harness.conversation import Conversation, Message, Part, Shown, guess, user
 from vtprune.serving.harness.settings import Settings

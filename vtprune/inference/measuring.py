@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,9 @@ from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
-    from vtprune.inference.generation import Run
+    from vtprune.inference.gathering import Gathered
+    from vtprune.inference.generate import Run
+    from vtprune.inference.prepare import PreparedQuestion
     from vtprune.models.base import Inputs, PreparedMedia
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
@@ -42,35 +45,38 @@ PARTS = ("load", "media", "preprocess", "vision", "select", "prefill", "decode")
 
 def build_report(
     loaded: Loaded,
-    items: Sequence[PreparedMedia],
-    decoders: Sequence[str],
-    inputs: Inputs,
-    question: str,
+    question: PreparedQuestion,
     preset: Preset,
     run: Run,
-    total: float,
+    *,
+    began: float,
     startup: float = 0.0,
+    load: float = 0.0,
 ) -> Report:
-    """The report of one run, without comparison.
+    """Return the report of one run, without comparison.
 
     Args:
-        total, startup: seconds, as in the report.
+        began: when the work on it did, on `time.perf_counter`'s clock.
+        startup: of the seconds since then, what interpreter and imports took.
+        load: and what loading the model took.
     """
     import transformers
 
-    answer_tokens = len(run.tokens)
+    total = time.perf_counter() - began
+    answer_tokens, inputs, media = len(run.tokens), question.inputs, question.media
     flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens, run.sample)
     return Report(
-        question=question,
+        question=question.question,
         answer=run.answer,
         model=describe_model(loaded),
-        input=describe_input(items, decoders, inputs),
+        input=describe_input(media.read, media.decoders, inputs),
         preset=resolve_preset(preset, run.trace, run.sample),
         tokens=count_tokens(run.trace, answer_tokens, run.sample),
         flops=flops,
         kv_cache_bytes=kv_bytes,
         memory_bytes=measure_memory(loaded),
-        seconds=sum_seconds(run.seconds, total, startup),
+        seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
+        warnings=warnings_of(loaded, media, preset, run, flops),
         version=Versions(
             vtprune=__version__,
             torch=str(torch.__version__),
@@ -228,10 +234,22 @@ def compute_costs(
     )
 
 
-def uncounted(loaded: Loaded, report: Report) -> list[str]:
-    """Return a warning for each part of the model whose FLOPs the report lacks."""
+def warnings_of(
+    loaded: Loaded, media: Gathered, preset: Preset, run: Run, flops: Flops
+) -> tuple[str, ...]:
+    """Return what the reader of a report should know before believing a figure."""
+    notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, flops)]
+    aware = preset.question_aware_methods()
+    if aware and run.trace.stages:
+        notes.append(f"{' and '.join(aware)} kept tokens for this question; a follow-up on the "
+                     "same KV cache sees only those")  # fmt: skip
+    return tuple(dict.fromkeys(notes))
+
+
+def uncounted(loaded: Loaded, flops: Flops) -> list[str]:
+    """Return a warning for each part of the model whose FLOPs are not counted."""
     warnings = []
-    if report.flops.vision is None:
+    if flops.vision is None:
         warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
     try:
         cost.decoder_shape(loaded.model.get_decoder().config)

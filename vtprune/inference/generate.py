@@ -1,20 +1,29 @@
-"""One generation: the answer as it comes, and the clock beside it."""
+"""One generation under a preset: the answer as it comes, and the clock beside it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vtprune.engine import pruning
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
+from vtprune.inference.memory import explaining_memory
+from vtprune.inference.prepare import batch_on_device, group_alike
+from vtprune.models.upstream import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from vtprune.inference.prepare import PreparedQuestion
     from vtprune.models.loading import Loaded
+    from vtprune.preset import Preset
+    from vtprune.preset.calibration import Calibration
 
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 
@@ -64,14 +73,14 @@ class Run:
 
 
 @dataclass
-class Watch:
-    """A streamer for `generate`: notes when tokens came, and passes on the first row's text."""
+class TextStream:
+    """A streamer for transformers: note when tokens come, and pass on the first row's text."""
 
     tokenizer: PreTrainedTokenizerBase
     on_text: Callable[[str], None] | None = None
     ids: list[int] = field(default_factory=list)
     first: float = 0.0
-    shown: str = ""
+    passed_on: str = ""
     prompt_seen: bool = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -81,24 +90,24 @@ class Watch:
         self.first = self.first or time.perf_counter()
         if self.on_text:
             self.ids.append(int(value.flatten()[0]))
-            self.show(self.text())
+            self.pass_on(self.text())
 
     def end(self) -> None:
         if self.on_text:
-            self.show(self.text(), whole=True)
+            self.pass_on(self.text(), ended=True)
 
     def text(self) -> str:
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
 
-    def show(self, text: str, whole: bool = False) -> None:
-        """Passes on what is new; holds half characters back until they are whole."""
+    def pass_on(self, text: str, ended: bool = False) -> None:
+        """Pass on what is new; hold half characters back until they are complete."""
         assert self.on_text is not None
-        if not whole:
+        if not ended:
             text = text.rstrip(REPLACEMENT)
-        if text.startswith(self.shown) and len(text) > len(self.shown):
-            piece = text[len(self.shown) :]
-            self.on_text(piece if self.shown else piece.lstrip())
-            self.shown = text
+        if text.startswith(self.passed_on) and len(text) > len(self.passed_on):
+            piece = text[len(self.passed_on) :]
+            self.on_text(piece if self.passed_on else piece.lstrip())
+            self.passed_on = text
 
 
 class Sampler:
@@ -126,23 +135,99 @@ class Sampler:
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
 
+@contextmanager
+def pruned(
+    loaded: Loaded,
+    preset: Preset,
+    inputs: PreparedInputs | None,
+    calibration: Calibration | None = None,
+) -> Iterator[Trace]:
+    """Prune the model in a block; running out of memory there is an error that says what fits.
+
+    Args:
+        calibration: in place of the model's own.
+    """
+    block = pruning(
+        loaded.model,
+        preset,
+        threads="own",
+        calibration=calibration or loaded.calibration,
+        inputs=inputs,
+    )
+    with quiet(), block as trace, explaining_memory(loaded, preset, trace):
+        yield trace
+
+
 def generate(
     loaded: Loaded,
-    tensors: Mapping[str, torch.Tensor],
+    questions: Sequence[PreparedQuestion],
+    preset: Preset,
     generation: Generation,
-    trace: Trace,
+    *,
+    features: FeatureCache | None = None,
     on_text: Callable[[str], None] | None = None,
     length: int | None = None,
 ) -> list[Run]:
-    """Generates inside a `pruning` block, whose trace is given; one run a row of the batch.
+    """Answer questions under a preset, as one batch; one run a question.
+
+    Args:
+        features: the vision encoders' features, kept from call to call.
+        on_text: gets the pieces of the first answer as they are produced.
+        length: force exactly so many new tokens, greedily; for comparing times.
+
+    Raises:
+        ModelError: the model or the memory can't take it.
+        PresetError: the preset can't be carried out on these prompts.
+    """
+    rows = [question.inputs for question in questions]
+    tensors = batch_on_device(loaded, rows)
+    with pruned(loaded, preset, PreparedInputs.of(tensors, rows, features)) as trace:
+        ids, seconds = generate_ids(loaded, tensors, generation, on_text, length)
+    snapshot = trace.snapshot()
+    measured = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+    tokenizer = loaded.files.tokenizer
+    return [
+        Run(
+            answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
+            tokens=row,
+            seconds={**measured, **seconds, **question.seconds},
+            trace=snapshot,
+            sample=number,
+            warnings=tuple(snapshot.warnings),
+        )
+        for number, (question, row) in enumerate(
+            zip(questions, new_tokens(loaded, ids, tensors["input_ids"].shape[1]), strict=True)
+        )
+    ]
+
+
+def generate_batches(
+    loaded: Loaded,
+    questions: Sequence[PreparedQuestion],
+    preset: Preset,
+    generation: Generation,
+    batch_size: int,
+) -> Iterator[dict[int, Run]]:
+    """Answer questions in left-padded batches; yield the runs of each batch by question number."""
+    for numbers in group_alike([question.tensors for question in questions], batch_size):
+        batch = [questions[number] for number in numbers]
+        yield dict(zip(numbers, generate(loaded, batch, preset, generation), strict=True))
+
+
+def generate_ids(
+    loaded: Loaded,
+    tensors: Mapping[str, torch.Tensor],
+    generation: Generation,
+    on_text: Callable[[str], None] | None = None,
+    length: int | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return (B, S) ids with the prompts, and seconds: "decode", and "first_choice" from the call.
 
     Args:
         tensors: the model's inputs, on its device.
-        on_text: gets the pieces of the first row's answer as they are produced.
-        length: force exactly so many new tokens, greedily; for comparing times.
+        on_text, length: as of `generate`.
     """
-    tokenizer = loaded.files.tokenizer
-    watch = Watch(tokenizer, on_text)
+    stream = TextStream(loaded.files.tokenizer, on_text)
     options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
     if length:
         options["min_new_tokens"] = length
@@ -153,29 +238,9 @@ def generate(
     started = time.perf_counter()
     with torch.no_grad():
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
-        ids = call(**tensors, **options, streamer=watch, disable_compile=True)
+        ids = call(**tensors, **options, streamer=stream, disable_compile=True)
     ended = time.perf_counter()
-    snapshot = trace.snapshot()
-    parts = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
-    seconds = {
-        "load": 0.0,
-        "media": 0.0,
-        "preprocess": 0.0,
-        **parts,
-        "decode": ended - watch.first,
-        "first_choice": watch.first - started,
-    }
-    return [
-        Run(
-            answer=str(tokenizer.decode(row, skip_special_tokens=True)).strip(),
-            tokens=row,
-            seconds=seconds,
-            trace=snapshot,
-            sample=number,
-            warnings=tuple(snapshot.warnings),
-        )
-        for number, row in enumerate(new_tokens(loaded, ids, tensors["input_ids"].shape[1]))
-    ]
+    return ids, {"decode": ended - stream.first, "first_choice": stream.first - started}
 
 
 def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:

@@ -1,0 +1,290 @@
+"""How probable a given answer is: teacher-forced, from its first token to the end of its turn."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtprune.engine.inputs import FeatureCache, PreparedInputs
+from vtprune.engine.kv_cache import fork_cache
+from vtprune.inference.gathering import Gathered, gather_for
+from vtprune.inference.generate import Generation, generate
+from vtprune.inference.prepare import TEXT_INPUTS, PreparedQuestion, prepare_question
+from vtprune.models.base import Sampling, Turn
+from vtprune.models.seams import ROPE_INDEX, cache_argument, cache_made, check_arguments
+from vtprune.models.structure import find_structure
+from vtprune.preset import Preset
+
+if TYPE_CHECKING:
+    from vtprune.inference.questions_file import Asked
+    from vtprune.media import Limits
+    from vtprune.models.loading import Loaded
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptWithAnswer:
+    """A question, ready for the model, with the answer whose probability is asked for.
+
+    Args:
+        asked: the question.
+        prepared: it and its media, as the model's inputs on its device.
+        answer: (m,) int64 ids of the answer, the end of its turn included; on the same device.
+        labelled: whether it is the right answer; else it is what the unpruned model answers.
+        vision: seconds that encoding the media took, where they were encoded for its answer.
+    """
+
+    asked: Asked
+    prepared: PreparedQuestion
+    answer: torch.Tensor
+    labelled: bool
+    vision: float = 0.0
+
+    @property
+    def tensors(self) -> Tensors:
+        """The model's inputs, a batch of 1, on its device."""
+        return self.prepared.tensors
+
+    def for_engine(self, features: FeatureCache | None) -> PreparedInputs:
+        """Return what `pruning` is told of the prompt."""
+        return self.prepared.for_engine(features)
+
+    def without_pixels(self, features: FeatureCache | None) -> PreparedInputs:
+        """Return it for blocks that are given other tensors, such as a part of the prompt."""
+        return PreparedInputs(self.prepared.inputs.media, features)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable an answer is.
+
+    Args:
+        probability: of the whole answer, the product over its tokens.
+        first: of its first token.
+        greedy: whether it is what greedy decoding gives, token for token.
+        loss: nats a token: minus the mean of the tokens' log-probabilities.
+    """
+
+    probability: float
+    first: float
+    greedy: bool
+    loss: float = 0.0
+
+
+def score(logits: torch.Tensor, answer: torch.Tensor) -> Score:
+    """Return the score of an answer.
+
+    Args:
+        logits: (m, V), the predictions of its m tokens.
+        answer: (m,) int64.
+    """
+    answer = answer.to(logits.device)
+    taken = logits.float().log_softmax(dim=1).gather(1, answer[:, None]).squeeze(1).cpu().double()
+    greedy = bool((logits.argmax(dim=1) == answer).all())
+    return Score(
+        float(taken.sum().exp()), float(taken[0].exp()), greedy, max(-float(taken.mean()), 0.0)
+    )
+
+
+def prepare_with_answers(
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    sampling: Sampling,
+    generation: Generation,
+    limits: Limits,
+    features: FeatureCache,
+    known: Sequence[torch.Tensor] = (),
+    preset: Preset | None = None,
+) -> tuple[list[PromptWithAnswer], tuple[str, ...]]:
+    """Prepare questions about one file, which is read and, with `features`, encoded once.
+
+    A question without an answer gets the unpruned model's own, at most
+    `generation.max_new_tokens` long.
+
+    Args:
+        known: the ids of the answers, from an earlier call.
+        preset: less of the file is taken where this one downsamples; None: all of it.
+
+    Returns:
+        the prompts, and warnings about the file.
+    """
+    media = gather_for(loaded, [asked[0].file], sampling, preset, limits)
+    prompts: list[PromptWithAnswer] = []
+    for number, one in enumerate(asked):
+        before = prompts[-1].prepared if prompts else None
+        prepared = prepare_question(loaded, media, one.question, generation, before)
+        vision = 0.0
+        if known:
+            answer = known[number]
+        elif one.answer is None:
+            unpruned = Preset("unpruned", keep=1.0)
+            (run,) = generate(loaded, [prepared], unpruned, generation, features=features)
+            answer, vision = run.tokens, run.seconds["vision"]
+        else:
+            answer = right_answer_ids(loaded, prepared, one.answer, generation)
+        answer = answer.to(prepared.tensors["input_ids"].device)
+        labelled = one.answer is not None
+        prompts.append(PromptWithAnswer(one, prepared, answer, labelled, vision))
+    return prompts, media.warnings
+
+
+def right_answer_ids(
+    loaded: Loaded, prepared: PreparedQuestion, answer: str, generation: Generation
+) -> torch.Tensor:
+    """Return (m,) ids of the right answer to a question, as `next_turn_ids` gives them."""
+    system = [Turn("system", generation.system)] if generation.system else []
+    turns = [*system, Turn("user", prepared.question, 1)]
+    return next_turn_ids(loaded, prepared.media, turns, answer, prepared.tensors["input_ids"])
+
+
+def next_turn_ids(
+    loaded: Loaded, media: Gathered, turns: Sequence[Turn], text: str, ids: torch.Tensor
+) -> torch.Tensor:
+    """Return (m,) ids of a text as the model would say it next in a conversation.
+
+    The chat template is given the conversation with the text in it, which goes on where the prompt
+    ends: its next tokens are the text's, up to where they spell it. Where a template writes an
+    answered turn otherwise than one to be answered, the text is tokenized by itself.
+
+    Args:
+        turns: the conversation so far.
+        ids: (1, S) of its prompt.
+    """
+    turns = [*turns, Turn("assistant", text)]
+    answered = loaded.family.encode(loaded.files, media.items, turns).tensors["input_ids"]
+    length = ids.shape[1]
+    answer: list[int] = []
+    if answered.shape[1] > length and torch.equal(answered[:, :length], ids.to(answered.device)):
+        rest = answered[0, length:].tolist()
+        wanted = without_blanks(text)
+        spelt = (k for k in range(1, len(rest) + 1) if spelling(loaded, rest[:k]) == wanted)
+        answer = rest[: next(spelt, 0)]
+    if not answer:
+        answer = loaded.files.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return torch.tensor([*answer, *end_of_turn_ids(loaded)[:1]], dtype=torch.long)
+
+
+def end_of_turn_ids(loaded: Loaded) -> list[int]:
+    """Return the tokens that end an answer, the tokenizer's own first; [] where none does."""
+    ends = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ends = [] if ends is None else torch.tensor(ends).flatten().tolist()
+    return sorted(ends, key=lambda token: token != loaded.files.tokenizer.eos_token_id)
+
+
+def spelling(loaded: Loaded, ids: list[int]) -> str:
+    """Return what tokens spell, without blanks and special tokens."""
+    return without_blanks(str(loaded.files.tokenizer.decode(ids, skip_special_tokens=True)))
+
+
+def without_blanks(text: str) -> str:
+    """Return a text without its blanks, which tokenizers move about."""
+    return "".join(text.split())
+
+
+def append_text(tensors: Tensors, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a model's inputs, a batch of 1, with text tokens `ids`, (n,), behind them."""
+    longer = dict(tensors)
+    for name in TEXT_INPUTS:
+        if name in tensors:
+            row = tensors[name]
+            fill = 1 if name == "attention_mask" else 0
+            new = ids.to(row.dtype) if name == "input_ids" else torch.full_like(ids, fill)
+            longer[name] = torch.cat([row, new[None].to(row.dtype)], dim=1)
+    return longer
+
+
+def position_ids_from(loaded: Loaded, tensors: Tensors, start: int) -> dict[str, torch.Tensor]:
+    """Return the argument with the position ids of the columns from `start` on, or none.
+
+    Models with positions in time, row and column go on wrongly from a cache when left to
+    themselves: behind a video they count from its last moment, generation from the last token.
+
+    Args:
+        tensors: of the whole prompt, whose last columns are text.
+    """
+    locate = getattr(find_structure(loaded.model).inner, "get_rope_index", None)
+    if locate is None:
+        return {}
+    takes = check_arguments("the model: get_rope_index", locate, ROPE_INDEX)
+    position_ids = locate(**{name: value for name, value in tensors.items() if name in takes})[0]
+    return {"position_ids": position_ids[..., start:]}  # (3, 1, n)
+
+
+def logits_to_keep_argument(loaded: Loaded, most: int) -> dict[str, int]:
+    """Return the argument that limits logits to the last `most` positions, where there is one."""
+    takes = inspect.signature(loaded.model.forward).parameters
+    return {"logits_to_keep": most} if "logits_to_keep" in takes else {}
+
+
+@torch.no_grad()
+def score_in_one_forward(loaded: Loaded, prompt: PromptWithAnswer) -> Score:
+    """Return the score from one forward over prompt and answer, inside a `pruning` block.
+
+    Right where no method looks at the text, which the answer is then a part of.
+    """
+    count = len(prompt.answer)
+    tensors = append_text(prompt.tensors, prompt.answer[:-1])
+    out = loaded.model(**tensors, use_cache=False, **logits_to_keep_argument(loaded, count))
+    return score(out.logits[0, -count:], prompt.answer)
+
+
+def score_after_prefill(loaded: Loaded, prompt: PromptWithAnswer) -> Score:
+    """Return the score from a prefill and a continuation, inside a `pruning` block."""
+    return score(forced_logits(loaded, prompt), prompt.answer)
+
+
+@torch.no_grad()
+def forced_logits(loaded: Loaded, prompt: PromptWithAnswer) -> torch.Tensor:
+    """Return (m, V) predictions of an answer's m tokens, from a prefill and a continuation.
+
+    The methods see the prompt alone, as when the model answers.
+    """
+    out = loaded.model(**prompt.tensors, use_cache=True, **logits_to_keep_argument(loaded, 1))
+    return continued_logits(
+        loaded, prompt.tensors, out.logits[0, -1:], cache_made(out), prompt.answer
+    )
+
+
+@torch.no_grad()
+def score_answers(loaded: Loaded, tensors: Tensors, answers: Sequence[torch.Tensor]) -> list[Score]:
+    """Return the scores of several answers to one prompt, prefilled once, inside a `pruning` block.
+
+    Args:
+        tensors: the model's inputs, a batch of 1, on its device.
+        answers: (m,) int64 of each.
+    """
+    out = loaded.model(**tensors, use_cache=True, **logits_to_keep_argument(loaded, 1))
+    first, cache = out.logits[0, -1:], cache_made(out)
+    return [
+        score(continued_logits(loaded, tensors, first, fork_cache(cache), answer), answer)
+        for answer in answers
+    ]
+
+
+def continued_logits(
+    loaded: Loaded, tensors: Tensors, first: torch.Tensor, cache: object, answer: torch.Tensor
+) -> torch.Tensor:
+    """Return (m, V) predictions of an answer's m tokens on the KV cache of its prompt.
+
+    The cache gets longer.
+
+    Args:
+        tensors: of the prompt.
+        first: (1, V) the prefill's prediction.
+    """
+    if len(answer) == 1:
+        return first
+    forced = answer[None, :-1].to(first.device)
+    tensors_with_answer = append_text(tensors, forced[0])
+    more = loaded.model(
+        input_ids=forced,
+        use_cache=True,
+        **cache_argument(loaded.model, cache),
+        **position_ids_from(loaded, tensors_with_answer, tensors["input_ids"].shape[1]),
+    )
+    return torch.cat([first, more.logits[0]])
