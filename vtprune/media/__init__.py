@@ -4,11 +4,10 @@
     index = sample_evenly(source, num_frames=16)
     frames = read(source, index, transform=resize)
 
-Which decoder reads what: Pillow pictures and WebP animations; PDFium the pages of PDFs; PyAV
-videos, GIF and APNG, in a process of its own; decord, there as well, the videos that it numbers
-right, where it is asked for. Frames are 8-bit RGB: HDR is shown without tone mapping. A file is
-what its first bytes say, whatever its name. PDF, TIFF and JPEG 2000 files are decoded in a process
-of their own.
+Which decoder reads what: Pillow reads pictures and WebP animations in this process. In a child
+process, PDFium reads the pages of PDFs; Pillow those of TIFF and JPEG 2000 files; PyAV videos, GIF
+and APNG; decord, where it is asked for, the videos that it numbers right. Frames are 8-bit RGB: HDR
+is read without tone mapping. The type of a file is what its first bytes say, whatever its name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from vtprune.media.reading import open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
 
-# Found on first use, so that the process that decodes TIFF and PDF files starts without torch.
+# Imported on first use, so that the child process starts without torch.
 _LAZY = {
     "frames_between": "vtprune.media.sampling",
     "open_each": "vtprune.media.reading",

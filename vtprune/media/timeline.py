@@ -38,7 +38,22 @@ _DECORD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class _Stream:
-    """Facts about a video stream, kept after its container is closed."""
+    """Facts about a video stream, kept after its container is closed.
+
+    Args:
+        number: in the container.
+        num_stated: frames by the header; 0 where it does not say.
+        stated_end: when Matroska's metadata say that it ends, in seconds; 0.0 where they don't.
+        unit: seconds of one unit of its times.
+        rate: frames a second.
+        indexed: whether the container has an index of keyframes to trust.
+        timeless: whether it has no container, and so no times.
+        hides_order: whether its packets don't tell the order in which frames are shown.
+        interlaced: whether a packet may hold half a frame.
+        off_air: whether it was broadcast, where lost packets are normal.
+        suits_decord: whether decord numbers and seeks such streams right.
+        transfer: its transfer characteristic, as FFmpeg numbers it, where the header says.
+    """
 
     number: int
     num_stated: int
