@@ -1,25 +1,33 @@
-"""The README's picture: `vtprune ask FILE QUESTION --compare --json | python docs/draw.py FILE`."""
+"""Draw the README's picture: `python docs/draw.py FILE.svg MEDIA QUESTION [OPTIONS]`."""
 
 from __future__ import annotations
 
 import io
-import json
+import os
+import subprocess
 import sys
 
 from rich.console import Console
+from rich.text import Text
 
-from vtprune.cli.console import render
+WIDTH = 96
 
 
 def main() -> None:
-    report = json.load(sys.stdin)
-    console = Console(
-        record=True, width=96, file=io.StringIO(), force_terminal=True, highlight=False
+    """Run `vtprune ask` as in a terminal, and save what it shows."""
+    target, *arguments = sys.argv[1:]
+    run = subprocess.run(
+        [sys.executable, "-m", "vtprune", "ask", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": str(WIDTH)},
     )
-    console.print(f'$ vtprune ask {report["input"]["files"][0]} "{report["question"]}" --compare')
-    console.print(report["answer"])
-    render(report, console)
-    console.save_svg(sys.argv[1], title="vtprune")
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    words = [f'"{word}"' if " " in word else word for word in arguments]
+    console.print(f"$ vtprune ask {' '.join(words)}", highlight=False)
+    console.print(Text.from_ansi(run.stdout + run.stderr))
+    console.save_svg(target, title="vtprune")
 
 
 if __name__ == "__main__":
