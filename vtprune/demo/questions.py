@@ -97,40 +97,32 @@ def uniquely_named(scene: Scene) -> list[Thing]:
 def _colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     shapes = [thing.shape for thing in scene.things]
     unique = [thing for thing in _unchanged(scene) if shapes.count(thing.shape) == 1]
-    thing = _draw(rng, unique)
-    if thing is not None and (scene.is_clip or rng.random() < 0.7):
-        return fill_template(
-            "colour", "what colour is the {shape}?", thing.colour, shape=thing.shape
-        )
-    if scene.is_clip:
-        return None
-    thing = _draw(rng, list(scene.things))
-    assert thing is not None
-    place = PLACES[thing.row][thing.column]
-    return fill_template(
-        "colour", "what colour is the object at the {place}?", thing.colour, place=place
-    )
+    return _attribute(scene, rng, "colour", unique, "what colour is the {shape}?")
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
-    colours = (
-        [colour for colour, _ in _pairs_in_view(scene)]
-        if scene.is_clip
-        else [t.colour for t in scene.things]
-    )
-    thing = _draw(rng, [thing for thing in _unchanged(scene) if colours.count(thing.colour) == 1])
+    colours = [thing.colour for thing in scene.things]
+    if scene.is_clip:
+        colours = [colour for colour, _ in _pairs_in_view(scene)]
+    unique = [thing for thing in _unchanged(scene) if colours.count(thing.colour) == 1]
+    return _attribute(scene, rng, "shape", unique, "what shape is the {colour} object?")
+
+
+def _attribute(
+    scene: Scene, rng: np.random.Generator, kind: str, unique: list[Thing], template: str
+) -> Question | None:
+    """Ask for the colour or shape of a thing that the other of the two names, or of one's place."""
+    thing = _draw(rng, unique)
     if thing is not None and (scene.is_clip or rng.random() < 0.7):
-        return fill_template(
-            "shape", "what shape is the {colour} object?", thing.shape, colour=thing.colour
-        )
+        answer = str(getattr(thing, kind))
+        return fill_template(kind, template, answer, colour=thing.colour, shape=thing.shape)
     if scene.is_clip:
         return None
     thing = _draw(rng, list(scene.things))
     assert thing is not None
     place = PLACES[thing.row][thing.column]
-    return fill_template(
-        "shape", "what shape is the object at the {place}?", thing.shape, place=place
-    )
+    template = f"what {kind} is the object at the {{place}}?"
+    return fill_template(kind, template, str(getattr(thing, kind)), place=place)
 
 
 def _place(scene: Scene, rng: np.random.Generator) -> Question | None:
