@@ -13,7 +13,6 @@ import click
 
 from vtprune.cli.options import Flags, method_options
 from vtprune.errors import VtpruneError, quote
-from vtprune.inference.questions_file import LONGEST_QUESTION, check_length
 
 if TYPE_CHECKING:
     from vtprune.media import Limits
@@ -56,6 +55,8 @@ def read_question(question: str) -> str:
     Raises:
         VtpruneError: it is empty, or too long.
     """
+    from vtprune.inference.questions_file import LONGEST_QUESTION, check_length
+
     if question == "-":
         question = sys.stdin.read(LONGEST_QUESTION + 1)
         if not question.strip():

@@ -15,7 +15,6 @@ import click
 from vtprune.cli import complete
 from vtprune.cli.help import Option
 from vtprune.errors import VtpruneError, brief, quote
-from vtprune.inference.questions_file import check_length
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -71,7 +70,7 @@ _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
 
 # fmt: off
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Flags:
     """The options that the user gave; a field's default where nothing was given.
 
@@ -350,8 +349,11 @@ def check_flags(flags: Flags, names: Iterable[str]) -> None:
             raise VtpruneError(f"{flag_of(name)} {quote(value)} is out of range", bounds[2])
     if flags.frames is not None and flags.fps is not None:
         raise VtpruneError("--frames and --fps exclude each other", "give one of them")
-    if fault := check_length(flags.system, "system prompt"):
-        raise VtpruneError(fault, "give --system a shorter text")
+    if flags.system is not None:
+        from vtprune.inference.questions_file import check_length
+
+        if fault := check_length(flags.system, "system prompt"):
+            raise VtpruneError(fault, "give --system a shorter text")
     if flags.quiet and flags.json:
         raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vtprune.errors import VtpruneError
-from vtprune.saving import check_target, save_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +40,8 @@ def check_saves(
     Raises:
         VtpruneError: as `check_target`; two files in one place; an input; an unknown suffix.
     """
+    from vtprune.saving import check_target  # a hundredth of a second, which --help spares
+
     targets = [*(("--save", path) for path in saves), *(others or {}).items()]
     given = [(option, path) for option, path in targets if path is not None]
     for option, path in given:
@@ -65,6 +66,8 @@ def check_saves(
 
 def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
     """Write every file, and yield it as soon as it is there."""
+    from vtprune.saving import save_file
+
     for path in saves:
         save_file(path, makers[path.suffix.lower()](), "--save")
         yield path
