@@ -55,7 +55,7 @@ def check_choices(metric: str, asked: Sequence[Asked]) -> None:
 
 
 def is_demo(source: str) -> bool:
-    """Whether the embedded world's questions are meant, and no file of that name."""
+    """Return whether the embedded world's questions are meant, and no file of that name."""
     return source == DEMO and not os.path.isfile(source)
 
 

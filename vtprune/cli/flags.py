@@ -76,7 +76,7 @@ def read_question(question: str) -> str:
 def check_at(flags: Flags) -> None:
     """Refuse a place without methods that could cut there."""
     if flags.at is not None and not flags.methods:
-        raise VtpruneError("--at without --methods", "name the methods that should cut there")
+        raise VtpruneError("--at needs --methods", "name the methods that cut there")
 
 
 def preset_from(flags: Flags, user: Flags) -> Preset:

@@ -1,1 +1,1 @@
-"""Does the answer survive? Quality of pruned answers beside the unpruned model's."""
+"""Many ways to prune compared: quality, speed, and the layers where a model can be cut."""

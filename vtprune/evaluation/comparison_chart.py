@@ -1,4 +1,4 @@
-"""Speed-ups of a comparison against what is kept, beside what the FLOPs promise."""
+"""A chart of a comparison: speed-ups by kept fraction, measured and predicted by FLOPs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Series:
 
     Args:
         label: in the legend.
-        owner: the asked row that it is, or is beside; empty for a baseline of its own.
+        owner: the asked row that it is, or matches; empty for any other baseline.
         points: (fraction kept, measured speed-up, speed-up by FLOPs) of each panel.
     """
 
@@ -38,10 +38,10 @@ class Series:
 
 
 def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
-    """A picture, PNG or SVG, with a panel for the prefill and one for the first token.
+    """Draw a chart, PNG or SVG, with a panel for the prefill and one for the first token.
 
-    What was asked for is a line with dots, in a colour of its own, with a dashed line for what the
-    FLOPs promise; `random` and `uniform` beside it have its colour, the other baselines are grey.
+    Each row that was asked for is a line with dots in its own colour, with a dashed line for what
+    the FLOPs predict; its matched baselines have its colour, the other baselines are grey.
     """
     series = collect_series(comparison)
     lines = len(series) + sum(one.name == one.owner for one in series)
@@ -49,10 +49,10 @@ def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
     axes = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
     owners = list(dict.fromkeys(one.owner for one in series if one.owner))
     colours = {owner: f"C{number % 10}" for number, owner in enumerate(owners)}
-    for panel, own in axes.items():
+    for panel, panel_axes in axes.items():
         for one in series:
-            draw_series(own, one, panel, colours.get(one.owner, GREY))
-        show_speed_ups(own, PANELS[panel])
+            draw_series(panel_axes, one, panel, colours.get(one.owner, GREY))
+        show_speed_ups(panel_axes, PANELS[panel])
     handles, labels = axes["prefill"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=SMALL)
     figure.suptitle(title(comparison), fontsize=10)
@@ -60,50 +60,50 @@ def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
 
 
 def title(comparison: Comparison) -> str:
-    """The model, the visual tokens and the question, on one line, without mathematics in it."""
+    """Return model, visual tokens and question on one line, without mathematics in it."""
     tokens = comparison.rows[0].tokens
     assert tokens is not None
-    told = (f"{comparison.model.name}, {tokens.visual} visual tokens: "
+    text = (f"{comparison.model.name}, {tokens.visual} visual tokens: "
             f"{comparison.question}")  # fmt: skip
-    return literal(told, TITLE)
+    return literal(text, TITLE)
 
 
 def collect_series(comparison: Comparison) -> list[Series]:
-    """What was measured, by method; points by what is kept, most last."""
+    """Return what was measured by method; points by kept fraction."""
     unpruned = comparison.rows[0].flops
     vision = unpruned.vision if unpruned else None
-    found: dict[tuple[str, str], Series] = {}
+    series_by_row: dict[tuple[str, str], Series] = {}
     for row in comparison.rows[1:]:
         if row.compare is None or row.tokens is None or row.flops is None:
             continue
         owner = row.name if row.role == "asked" else row.beside[0] if row.beside else ""
         label = row.name if row.role == "asked" else f"{row.name} {place(row, owner)}"
-        series = found.setdefault((row.name, owner), Series(label, owner, row.name))
+        series = series_by_row.setdefault((row.name, owner), Series(label, owner, row.name))
         full, prefill, encoded = row.flops.prefill_full, row.flops.prefill, row.flops.vision
-        promised = dict.fromkeys(series.points, math.nan)  # is not drawn
+        predicted = dict.fromkeys(series.points, math.nan)  # is not drawn
         if full and prefill:
-            promised["prefill"] = full / prefill
+            predicted["prefill"] = full / prefill
             if vision and encoded is not None:
-                promised["first_token"] = (vision + full) / (encoded + prefill)
+                predicted["first_token"] = (vision + full) / (encoded + prefill)
         for panel, points in series.points.items():
             speedup = row.compare.speedup(panel)
-            points.append((row.tokens.keep_mean, speedup, promised[panel]))
-    return list(found.values())
+            points.append((row.tokens.keep_mean, speedup, predicted[panel]))
+    return list(series_by_row.values())
 
 
 def place(row: ComparisonRow, owner: str) -> str:
-    """Where a baseline cuts, for the legend."""
+    """Return where a baseline cuts, for the legend."""
     return f"where {owner} cuts" if owner else f"at {row.at}"
 
 
 def draw_series(axes: Axes, series: Series, panel: str, colour: str) -> None:
-    """One line of what was measured, and for an asked row one of what was promised."""
+    """Draw a line of what was measured, and for an asked row one of what the FLOPs predict."""
     asked = series.name == series.owner
-    kept, measured, promised = zip(*sorted(series.points[panel]), strict=True)
+    kept, measured, predicted = zip(*sorted(series.points[panel]), strict=True)
     axes.plot(
         kept, measured, color=colour, label=series.label, marker="o" if asked else
         MARKS.get(series.name, "s"), linewidth=2 if asked else 1, alpha=1 if asked else 0.7,
     )  # fmt: skip
     if asked:
-        axes.plot(kept, promised, color=colour, linestyle="--", marker="_", linewidth=1,
+        axes.plot(kept, predicted, color=colour, linestyle="--", marker="_", linewidth=1,
                   label=f"{series.label}, by FLOPs")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Accuracy against what is kept, and against the time to the first token."""
+"""A chart of an evaluation: quality by kept fraction, and by the time to the first token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKERS = "os^Dvx"
 
 
 def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
-    """Quality by keep and by measured time to the first token, one line a method or preset.
+    """Draw quality by keep and by measured time to the first token, a line a method or preset.
 
     Args:
         kind: of the file: "png" or "svg".
@@ -48,7 +48,7 @@ def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
         show_shares(axes, "y")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
-    show_kept(upper, f"{KEPT} (bands: 95 %, files drawn anew)")
+    show_kept(upper, f"{KEPT} (bands: 95 %, bootstrap over files)")
     show_shares(lower, "x")
     lower.set_xlabel(
         "time to the first token, in percent of the unpruned one's (vision tower counted)"

@@ -1,4 +1,4 @@
-"""The table of a check: pruned beside masked, and the noise of the unpruned model."""
+"""The table of `vtprune check`: pruned minus masked, and the noise of the unpruned model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def show_check(checked: Values, console: Console) -> None:
     print_fitted(table, console)
     console.print()
     lines = labelled()
-    notes = [f"{outcome}: {'; '.join(places)}: {told}" for outcome, told, places in
+    notes = [f"{outcome}: {'; '.join(places)}: {reason}" for outcome, reason, places in
              _reasons(checked)]  # fmt: skip
     for note in notes[:MOST]:
         lines.add_row("note", Text(printable(note)))
@@ -82,11 +82,11 @@ def show_notes(checked: Values, console: Console) -> None:
     lines.add_row("model", Text(model_fact(model)))
     lines.add_row("with", Text(printable(", ".join(f"{k} {v}" for k, v in version.items()))))
     lines.add_row("ragged", Text("two prompts of different length, padded on the left"))
-    told = (
+    noise_note = (
         f"how far the unpruned model is from itself ({sources}), at least one step of "
         f"{model['dtype']}; pruned and masked are equal up to {factor:g} times that"
     )
-    lines.add_row("noise", Text(told))
+    lines.add_row("noise", Text(noise_note))
     lines.add_row("effect", Text("by how much the cut changes the logits"))
     console.print()
     console.print(lines)
@@ -95,7 +95,7 @@ def show_notes(checked: Values, console: Console) -> None:
 
 
 def _input_fact(one: Values) -> str:
-    """What was shown of one input."""
+    """Return what one input holds."""
     if one["input"] == "files":
         return read_fact(one)
     kind = "frame" if one["frames"] else "tile"
@@ -112,7 +112,7 @@ def _batch(one: Values) -> tuple[object, object]:
 
 
 def _groups(checked: Values) -> list[list[Values]]:
-    """The cells of one row each, in the order of input, cut and batch."""
+    """Return the cases of each row, in the order of input, cut and batch."""
     groups: dict[tuple[object, ...], list[Values]] = {}
     cells = _rows(checked, "cells")
     for key in dict.fromkeys((cell["input"], cell["cut"]) for cell in cells):
@@ -123,24 +123,24 @@ def _groups(checked: Values) -> list[list[Values]]:
 
 
 def _reasons(checked: Values) -> list[tuple[str, str, list[str]]]:
-    """Outcome and reason of the cells that have one, with the places of those that share them."""
+    """Return outcome and reason of the cases that have one, with the places that share them."""
     cells = _rows(checked, "cells")
-    found: dict[tuple[str, str], list[Values]] = {}
+    by_reason: dict[tuple[str, str], list[Values]] = {}
     for cell in sorted(cells, key=lambda one: one["outcome"] == "DIFFERS"):
         if cell["reason"]:
-            found.setdefault((str(cell["outcome"]), str(cell["reason"])), []).append(cell)
-    return [(*key, _places(some, cells)) for key, some in found.items()]
+            by_reason.setdefault((str(cell["outcome"]), str(cell["reason"])), []).append(cell)
+    return [(*key, _places(some, cells)) for key, some in by_reason.items()]
 
 
 def _places(some: Sequence[Values], cells: Sequence[Values]) -> list[str]:
-    """Where some of the cells are; all cells of an input and a cut are one place."""
+    """Return where some of the cases are; all cases of an input and a cut are one place."""
     places: list[str] = []
     for key in dict.fromkeys((cell["input"], cell["cut"]) for cell in some):
-        own = [cell for cell in some if (cell["input"], cell["cut"]) == key]
-        if len(own) == sum((cell["input"], cell["cut"]) == key for cell in cells):
+        alike = [cell for cell in some if (cell["input"], cell["cut"]) == key]
+        if len(alike) == sum((cell["input"], cell["cut"]) == key for cell in cells):
             places.append(f"{key[0]}, {key[1]}")
         else:
-            places += [f"{key[0]}, {key[1]}, {one['prompts']}, {one['cache']}" for one in own]
+            places += [f"{key[0]}, {key[1]}, {one['prompts']}, {one['cache']}" for one in alike]
     return places
 
 

@@ -124,10 +124,12 @@ def _cell(row: Values, base: Values, part: str) -> str:
         return "yes" if row["same_answer"] else "no"
     if part in ("vision", "FLOPs"):
         key = "vision" if part == "vision" else "prefill"
-        own, whole = (counted_in(dict_in(one, "flops"), key) for one in (row, base))
-        if own is None or whole is None:
+        flops, unpruned = (counted_in(dict_in(one, "flops"), key) for one in (row, base))
+        if flops is None or unpruned is None:
             return "-"
-        return si(own).strip() if row is base else f"{own / whole:.1%}" if whole else "-"
+        if row is base:
+            return si(flops).strip()
+        return f"{flops / unpruned:.1%}" if unpruned else "-"
     if part == "realised":
         if row is base:
             return ""

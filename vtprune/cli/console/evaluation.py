@@ -17,7 +17,7 @@ from vtprune.cli.console.values import Values, dict_in, list_in, number_in
 from vtprune.inference.wording import with_options
 
 AGAINST = {"unpruned": 100, "random": 120}
-"""Against what a difference is shown, and the columns of a terminal where it has room."""
+"""What a difference is to, and the columns of a terminal from which on it has room."""
 INTERVAL = " with its 95 % interval (bootstrap over files)"
 ACCURACY = f"accuracy{INTERVAL}; "
 PERPLEXITY = "perplexity: of the unpruned answer under pruning; "
@@ -78,14 +78,14 @@ def show_evaluation(evaluation: Values, console: Console) -> None:
 
 def _not_run(rows: Sequence[Values], total: float) -> dict[str, list[str]]:
     """Return every reason for which something could not be asked, with its rows."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for row in rows:
         keep = "" if row["keep"] is None else f", keep {row['keep']:g}"
         answered = number_in(row, "questions")
         share = f" ({total - answered:.0f} of {total:.0f} questions)" if answered else ""
         for reason in list_in(row, "errors"):
-            found.setdefault(str(reason), []).append(f"{_full_name(row)}{keep}{share}")
-    return found
+            reasons.setdefault(str(reason), []).append(f"{_full_name(row)}{keep}{share}")
+    return reasons
 
 
 def _full_name(row: Values) -> str:
@@ -150,8 +150,8 @@ def _kinds(rows: Sequence[Values]) -> Table:
     for kind in kinds:
         table.add_column((kind or "other").replace("_", "\n"), justify="right")
     for row in rows:
-        own = dict_in(row, "by_kind")
-        cells = [Text(f"{number_in(own, kind):.0%}" if kind in own else "") for kind in kinds]
+        shares = dict_in(row, "by_kind")
+        cells = [Text(f"{number_in(shares, kind):.0%}" if kind in shares else "") for kind in kinds]
         style = "dim" if row["role"] == "baseline" else ""
         table.add_row(Text(_kind_row(row)), *cells, style=style)
     return table

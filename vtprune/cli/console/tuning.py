@@ -55,8 +55,10 @@ def _searched(trials: Sequence[Values], floor: float) -> Table:
     for keep in columns:
         table.add_column("own" if keep is None else f"{keep:g}", justify="right")
     for name in dict.fromkeys(str(one["name"]) for one in trials):
-        own = {one["keep"]: one for one in trials if one["name"] == name}
-        table.add_row(Text(printable(name)), *(_share(own.get(keep), floor) for keep in columns))
+        by_keep = {one["keep"]: one for one in trials if one["name"] == name}
+        table.add_row(
+            Text(printable(name)), *(_share(by_keep.get(keep), floor) for keep in columns)
+        )
     return table
 
 
@@ -77,13 +79,14 @@ def _tested(tested: Sequence[Values]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("")
     for one in tested:
-        found = dict_in(one, "held_out")
+        held_out = dict_in(one, "held_out")
         verdict = str(one["verdict"])
         cells = [""] * 5
-        if found:
-            shares = [number_in(found, key) for key in ("mean", "lower", "agreement")]
-            cells = [f"{number_in(found, 'keep_mean'):.0%}", *(f"{share:.1%}" for share in shares),
-                     f"{number_in(found, 'first_token_speedup'):.2f}x"]  # fmt: skip
+        if held_out:
+            shares = [number_in(held_out, key) for key in ("mean", "lower", "agreement")]
+            kept = f"{number_in(held_out, 'keep_mean'):.0%}"
+            speedup = f"{number_in(held_out, 'first_token_speedup'):.2f}x"
+            cells = [kept, *(f"{share:.1%}" for share in shares), speedup]
         keep = "own" if one["keep"] is None else f"{one['keep']:g}"
         table.add_row(Text(printable(str(one["name"]))), keep, *cells,
                       Text(printable(verdict), STYLES.get(verdict, "dim")))  # fmt: skip

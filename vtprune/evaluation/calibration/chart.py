@@ -1,4 +1,4 @@
-"""The curves of a calibration as a picture."""
+"""A chart of the curves of a calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = 90  # characters
 
 
 def plot(measured: CalibrationResult, kind: str = "png") -> bytes:
-    """Entropy by layer, what dropping all visual tokens costs by layer, and token information.
+    """Draw entropy, what dropping all visual tokens costs, and token information, by layer.
 
     Args:
         kind: of the file: "png" or "svg".
@@ -40,27 +40,27 @@ def plot(measured: CalibrationResult, kind: str = "png") -> bytes:
 
 
 def draw_entropy(axes: Axes, measured: CalibrationResult) -> None:
-    """The mean curve, and where it collapses."""
+    """Draw the mean curve, and the entropy collapse layer."""
     collapse = measured.collapse
-    told = f"mean of {counted(measured.inputs, 'input')}"
+    label = f"mean of {counted(measured.inputs, 'input')}"
     agreed = f"{collapse.share:.0%} agree" + ("" if collapse.drop > 0 else ", no fall")
-    axes.plot(collapse.curve, marker="o", markersize=4, label=told)
+    axes.plot(collapse.curve, marker="o", markersize=4, label=label)
     axes.axvline(collapse.layer, color="black", linestyle="--", linewidth=1,
                  label=f"ecl: layer {collapse.layer} ({agreed})")  # fmt: skip
     axes.set(title="matrix entropy of the visual tokens that enter a layer", ylabel="entropy")
 
 
 def draw_change(axes: Axes, measured: CalibrationResult) -> None:
-    """The change of quality with its lower bound, and the horizons."""
+    """Draw the change of quality with its lower bound, and the horizons."""
     for number, (group, horizon) in enumerate(measured.horizons.items()):
         mean, lower = horizon.change.mean, horizon.change.lower
-        colour, found = f"C{number}", "" if horizon.layer is not None else ", no horizon found"
+        colour, missing = f"C{number}", "" if horizon.layer is not None else ", no horizon found"
         axes.plot(
             mean,
             color=colour,
             marker="o",
             markersize=4,
-            label=f"{group} ({horizon.asked()}){found}",
+            label=f"{group} ({horizon.asked()}){missing}",
         )
         axes.fill_between(range(len(mean)), lower, mean, color=colour, alpha=0.2, linewidth=0)
         if horizon.layer is not None:
@@ -74,12 +74,12 @@ def draw_change(axes: Axes, measured: CalibrationResult) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def draw_information(axes: Axes, told: TokenInformation) -> None:
-    """What the text reads from single windows."""
-    axes.plot(told.mean, marker="o", markersize=4, label="mean")
-    axes.plot(told.largest, marker="o", markersize=4, label="largest of an input")
+def draw_information(axes: Axes, information: TokenInformation) -> None:
+    """Draw what the text reads from single windows."""
+    axes.plot(information.mean, marker="o", markersize=4, label="mean")
+    axes.plot(information.largest, marker="o", markersize=4, label="largest of an input")
     axes.axhline(0, color="black", linestyle=":", linewidth=1)
     axes.set(
         title="what the text reads from single 2 x 2 windows from a layer on",
-        ylabel=f"probability of the\nfirst answer token, {counted(told.inputs, 'input')}",
+        ylabel=f"probability of the\nfirst answer token, {counted(information.inputs, 'input')}",
     )

@@ -73,13 +73,13 @@ def find_horizon(change: Change, exact: Sequence[float]) -> Horizon:
     layer = len(kept)
     while layer and kept[layer - 1]:
         layer -= 1
-    found = layer < len(kept) and change.files >= FEWEST_FILES
+    is_found = layer < len(kept) and change.files >= FEWEST_FILES
     needed = None
-    if not found:
+    if not is_found:
         needed = questions_needed(change, len(kept) - 1)
     elif layer:
         needed = questions_needed(change, layer - 1)
-    return Horizon(change, layer if found else None, needed, tuple(exact))
+    return Horizon(change, layer if is_found else None, needed, tuple(exact))
 
 
 def questions_needed(change: Change, layer: int) -> int | None:

@@ -82,14 +82,14 @@ def open_prefix(
         out = loaded.model(
             **cut, use_cache=True, output_hidden_states=True, **logits_to_keep_argument(loaded, 1)
         )
-    made = cache_made(out)
-    if not can_branch(made):
+    cache = cache_made(out)
+    if not can_branch(cache):
         return None
     layout = trace.layouts[0]
     curve = curve_of(out.hidden_states, layout.columns, len(structure.layers))
     text = torch.ones(length, dtype=torch.bool)
     text[layout.columns] = False
-    return SharedPrefix(cut["input_ids"], made, layout, text.nonzero().squeeze(1), curve)
+    return SharedPrefix(cut["input_ids"], cache, layout, text.nonzero().squeeze(1), curve)
 
 
 def drop_scores(

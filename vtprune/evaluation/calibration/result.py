@@ -67,12 +67,12 @@ class CalibrationResult:
 
     def quality(self) -> str:
         """Return what the answers were measured by."""
-        own = self.questions - self.labelled
-        if not own:
+        unlabelled = self.questions - self.labelled
+        if not unlabelled:
             return "probability of the right answers"
         if not self.labelled:
             return "agreement with the unpruned model's answers"
-        return f"probability of {self.labelled} right answers, agreement on {own} others"
+        return f"probability of {self.labelled} right answers, agreement on {unlabelled} others"
 
     def about(self) -> str:
         """Return version, day, model and questions."""

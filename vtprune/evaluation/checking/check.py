@@ -40,7 +40,7 @@ from vtprune.models.upstream import quiet
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
 
-STEPS = 8  # decoded tokens that are compared, beside the prompt's
+STEPS = 8  # decoded tokens that are compared, after the prompt
 DYNAMIC, STATIC = CACHES = ("dynamic", "static")
 """Named in every run: a checkpoint's generation config may ask for another."""
 
@@ -113,8 +113,8 @@ def check(
         for checked_input in checked_inputs:
             batches = make_batches(loaded, checked_input)
             read, decoders = checked_input.first.read, checked_input.first.decoders
-            told = describe_input(read, decoders, batches[0].rows[0]).to_dict()
-            inputs.append({"input": checked_input.name, **told})
+            facts = describe_input(read, decoders, batches[0].rows[0]).to_dict()
+            inputs.append({"input": checked_input.name, **facts})
             warnings += checked_input.first.warnings
             for batch in batches:
                 unpruned = run_unpruned(loaded, batch)

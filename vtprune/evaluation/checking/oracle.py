@@ -190,8 +190,8 @@ def attention_kernel(model: PreTrainedModel, name: str) -> Iterator[None]:
             raise ModelError(f"{type(model).__name__} can't change its attention kernel")
         yield
     finally:
-        for part, own in zip(parts, before, strict=True):  # a part after what it is a part of
-            part.set_attn_implementation(own)
+        for part, kernel in zip(parts, before, strict=True):  # a part after what it is a part of
+            part.set_attn_implementation(kernel)
 
 
 def dropped(trace: Trace, past: int = 0) -> list[tuple[int, list[list[int]]]]:

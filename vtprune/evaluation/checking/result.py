@@ -101,7 +101,7 @@ class CheckResult:
     Args:
         model, version: as of a report.
         inputs: one for every input: its media.
-        steps: decoded tokens that were compared, beside the prompt's.
+        steps: decoded tokens that were compared, after the prompt.
         noise: one for every input and batch.
         cells: the cases, in the order in which they ran.
         warnings: what to know before believing a figure.
