@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vtprune
 from vtprune.errors import MediaError, ModelError, PresetError
 from vtprune.inference import ahead, run
 from vtprune.inference.ahead import load_and_gather
@@ -53,8 +54,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def both(where: Path, *paths: Path, preset=PRESET, **options):  # type: ignore[no-untyped-def]
     """A model, and one prompt's media."""
-    loaded, (gathered,) = load_and_gather(
-        run.open_model(str(where)), [paths], Sampling(), preset, Limits(), **options
+    loaded, gathered = load_and_gather(
+        run.open_model(str(where)), paths, Sampling(), preset, Limits(), **options
     )
     return loaded, gathered
 
@@ -220,6 +221,6 @@ def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatc
 def test_a_library_call_with_a_name_answers_as_with_the_loaded_model(checkpoints, clip) -> None:  # type: ignore[no-untyped-def]
     where = str(checkpoints("llava_onevision"))
     items = [(clip, "what?"), (clip / "001.png", "which colour?")]
-    by_name = run.answer(where, items, keep=0.4, generation=SHORT)
-    loaded = run.answer(run.load(where), items, keep=0.4, generation=SHORT)
+    by_name = vtprune.answer(where, items, keep=0.4, generation=SHORT)
+    loaded = vtprune.answer(run.load(where), items, keep=0.4, generation=SHORT)
     assert [one.answer for one in by_name] == [one.answer for one in loaded]

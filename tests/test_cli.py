@@ -62,10 +62,10 @@ class FakeRun:
         return "loaded"
 
     def fake_gather(
-        self, opened: FakeRun, prompts: Sequence[Any], sampling: object, preset: object,
+        self, opened: FakeRun, paths: Sequence[Any], sampling: object, preset: object,
         limits: object, on_progress: object,
-    ) -> tuple[str, list[Any]]:  # fmt: skip
-        return opened.load(), list(prompts)
+    ) -> tuple[str, Any]:  # fmt: skip
+        return opened.load(), paths
 
     def fake_ask(
         self, loaded: object, paths: Sequence[str], questions: Sequence[str], preset: object,

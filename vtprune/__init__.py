@@ -1,45 +1,116 @@
-"""Visual token pruning for multimodal LLMs on stock transformers, without retraining."""
+"""Visual token pruning for multimodal LLMs on stock transformers, without retraining.
+
+import vtprune
+
+report = vtprune.ask(None, "clip.mp4", "what moves?", keep=0.3)
+print(report.answer, report.tokens.kept_after)
+
+with vtprune.pruning(model, preset="balanced", keep=0.3) as trace:
+    output = model.generate(**inputs)
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import DamagedError, MediaError, ModelError, PresetError, VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.engine import pruning
-    from vtprune.engine.trace import Trace
+    from vtprune.engine.trace import StageRecord, Trace
     from vtprune.evaluation.compare import compare_methods
     from vtprune.evaluation.comparison import Comparison
     from vtprune.evaluation.profiling.profile import profile
-    from vtprune.inference.report import Report
-    from vtprune.inference.run import answer
+    from vtprune.inference.generate import Generation
+    from vtprune.inference.library import answer, ask
+    from vtprune.inference.report import (
+        CompareResult,
+        FailedReport,
+        Flops,
+        InputInfo,
+        KvCacheBytes,
+        MemoryBytes,
+        ModelInfo,
+        Report,
+        ResolvedPreset,
+        Seconds,
+        StageCount,
+        TokenCounts,
+        Versions,
+    )
+    from vtprune.media import Limits
+    from vtprune.models.base import Sampling
+    from vtprune.models.loading import Loaded, load
     from vtprune.preset import Preset, load_preset
 
 __version__ = "0.1.0"
 
+_REPORT = "vtprune.inference.report"
+
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
+    "CompareResult": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
+    "FailedReport": _REPORT,
+    "Flops": _REPORT,
+    "Generation": "vtprune.inference.generate",
+    "InputInfo": _REPORT,
+    "KvCacheBytes": _REPORT,
+    "Limits": "vtprune.media",
+    "Loaded": "vtprune.models.loading",
+    "MemoryBytes": _REPORT,
+    "ModelInfo": _REPORT,
     "Preset": "vtprune.preset",
-    "Report": "vtprune.inference.report",
+    "Report": _REPORT,
+    "ResolvedPreset": _REPORT,
+    "Sampling": "vtprune.models.base",
+    "Seconds": _REPORT,
+    "StageCount": _REPORT,
+    "StageRecord": "vtprune.engine.trace",
+    "TokenCounts": _REPORT,
     "Trace": "vtprune.engine.trace",
-    "answer": "vtprune.inference.run",
+    "Versions": _REPORT,
+    "answer": "vtprune.inference.library",
+    "ask": "vtprune.inference.library",
     "compare_methods": "vtprune.evaluation.compare",
+    "load": "vtprune.models.loading",
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",
 }
 
 __all__ = [
+    "CompareResult",
     "Comparison",
+    "DamagedError",
+    "FailedReport",
+    "Flops",
+    "Generation",
+    "InputInfo",
+    "KvCacheBytes",
+    "Limits",
+    "Loaded",
+    "MediaError",
+    "MemoryBytes",
+    "ModelError",
+    "ModelInfo",
     "Preset",
+    "PresetError",
     "Report",
+    "ResolvedPreset",
+    "Sampling",
+    "Seconds",
+    "StageCount",
+    "StageRecord",
+    "TokenCounts",
     "Trace",
+    "Versions",
     "VtpruneError",
     "answer",
+    "ask",
     "compare_methods",
+    "load",
     "load_preset",
     "profile",
     "pruning",
@@ -50,3 +121,7 @@ def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module 'vtprune' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

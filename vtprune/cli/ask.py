@@ -118,8 +118,8 @@ def _answers(
         if flags.compare:  # what is measured has the machine to itself
             loaded = opened.load()
         else:
-            loaded, (media,) = run.load_and_gather(
-                opened, [sources], sampling, preset, limits, transcript.progress
+            loaded, media = run.load_and_gather(
+                opened, sources, sampling, preset, limits, transcript.progress
             )
         for report in run.ask(
             loaded,

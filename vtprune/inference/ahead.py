@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 
-from vtprune.inference.gathering import Chosen, Gathered, choose, read_all
+from vtprune.errors import VtpruneError
+from vtprune.inference.gathering import Chosen, Gathered, attempt, choose, read_all
 from vtprune.media import Limits, Source, stop_reading
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Opened, Progress
@@ -18,12 +20,31 @@ _LOOK_AGAIN = 0.1  # seconds between two looks at how far decoding is
 
 def load_and_gather(
     opened: Opened,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    preset: Preset,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> tuple[Loaded, Gathered]:
+    """Load a model, and meanwhile read the media of one prompt, as `load_and_gather_each` does.
+
+    Raises:
+        MediaError, ModelError, PresetError: of both, the model's first.
+    """
+    loaded, (media,) = load_and_gather_each(opened, [paths], sampling, preset, limits, on_progress)
+    if isinstance(media, VtpruneError):
+        raise media
+    return loaded, media
+
+
+def load_and_gather_each(
+    opened: Opened,
     prompts: Sequence[Sequence[str | Path | Source]],
     sampling: Sampling,
     preset: Preset,
     limits: Limits,
     on_progress: Progress | None = None,
-) -> tuple[Loaded, list[Gathered]]:
+) -> tuple[Loaded, list[Gathered | VtpruneError]]:
     """Reads a model's weights, and meanwhile, in a thread, the media of some prompts.
 
     Files that can't be opened, that the model does not take, or that do not fit the preset are told
@@ -32,10 +53,19 @@ def load_and_gather(
     Args:
         prompts: the media of each, as for `gather_for`.
 
+    Returns:
+        the model, and for each prompt its media, or why they can't be read.
+
     Raises:
-        MediaError, ModelError, PresetError: of both, the model's first.
+        ModelError: the model can't be loaded.
+        MediaError, ModelError, PresetError: no prompt's media can be read; before loading.
     """
-    chosen = [choose(opened, paths, sampling, preset, limits) for paths in prompts]
+    chosen = [
+        attempt(partial(choose, opened, paths, sampling, preset, limits)) for paths in prompts
+    ]
+    errors = [one for one in chosen if isinstance(one, VtpruneError)]
+    if errors and len(errors) == len(chosen):
+        raise errors[0]
     reader = _Reader(chosen, limits)
     with ThreadPoolExecutor(1, "media") as pool:
         reading = pool.submit(reader.read)
@@ -51,8 +81,8 @@ def load_and_gather(
 
 
 def _wait(
-    reading: Future[list[Gathered]], reader: _Reader, on_progress: Progress | None
-) -> list[Gathered]:
+    reading: Future[list[Gathered | VtpruneError]], reader: _Reader, on_progress: Progress | None
+) -> list[Gathered | VtpruneError]:
     """The media, as soon as they are there; what the thread has told is shown from this one."""
     while True:
         try:
@@ -67,13 +97,18 @@ def _wait(
 class _Reader:
     """Reads the media of every prompt, until it is stopped."""
 
-    def __init__(self, chosen: Sequence[Chosen], limits: Limits) -> None:
+    def __init__(self, chosen: Sequence[Chosen | VtpruneError], limits: Limits) -> None:
         self.chosen, self.limits = chosen, limits
         self.stopped = Event()
         self.reached: tuple[str, int, int] | None = None
 
-    def read(self) -> list[Gathered]:
-        return [read_all(one, self.limits, self.note) for one in self.chosen]
+    def read(self) -> list[Gathered | VtpruneError]:
+        return [
+            one
+            if isinstance(one, VtpruneError)
+            else attempt(partial(read_all, one, self.limits, self.note))
+            for one in self.chosen
+        ]
 
     def note(self, stage: str, done: int, total: int) -> None:
         """Notes how far it is; goes no further when nobody waits for it."""

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.downsampling import Look, shrink
 from vtprune.media import Limits, Source, open_each, read
 from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
@@ -17,6 +18,7 @@ from vtprune.models.loading import Progress
 from vtprune.preset import Preset
 from vtprune.tokens.units import FullSizeCounts
 
+T = TypeVar("T")
 DRAWN = 8  # frames without a file that are resized at once
 
 
@@ -140,6 +142,14 @@ def gather_drawn(
     times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
     item = PreparedMedia(look.seen, torch.cat(parts), plan.index, times, plan.regions)
     return Gathered((item,), ("none",), (), 0.0, seconds, (source,), chosen.whole)
+
+
+def attempt(work: Callable[[], T]) -> T | VtpruneError:
+    """Return what some work gives, or the error that a user can act on."""
+    try:
+        return work()
+    except VtpruneError as error:
+        return error
 
 
 def open_all(

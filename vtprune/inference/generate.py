@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -70,6 +70,10 @@ class Run:
     trace: Trace
     sample: int = 0
     warnings: tuple[str, ...] = ()
+
+    def noting(self, *warnings: str) -> Run:
+        """Return the run with further warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
 
 @dataclass

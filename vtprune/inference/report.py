@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from vtprune.errors import VtpruneError
+
 __all__ = [
     "CompareResult",
     "CompareSeconds",
+    "FailedReport",
     "Flops",
     "InputInfo",
     "KvCacheBytes",
@@ -327,3 +330,44 @@ class Report(Block):
     compare: CompareResult | None = None
     warnings: Sequence[str] = ()
     version: Versions
+
+    @property
+    def error(self) -> VtpruneError | None:
+        """Why there is no answer; None where there is one."""
+        return None
+
+
+class FailedReport(Report):
+    """An item that could not be answered: `error` says why, `files` what it was about.
+
+    Its other fields do not exist: reading one, such as `answer`, raises the error.
+    """
+
+    files: Sequence[str]
+
+    def __init__(self, question: str, files: Sequence[str], error: VtpruneError) -> None:
+        vars(self).update(question=question, files=list(files), _error=error)
+
+    @property
+    def error(self) -> VtpruneError:
+        """Why there is no answer."""
+        error = vars(self)["_error"]
+        assert isinstance(error, VtpruneError)
+        return error
+
+    def __getattr__(self, name: str) -> object:
+        if name in {one.name for one in fields(Report)}:
+            raise self.error
+        raise AttributeError(name)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return question, files, error and hint."""
+        error = self.error
+        return {"question": self.question, "files": list(self.files), "error": error.message,
+                "hint": error.hint}  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"FailedReport({self.question!r}, {self.files!r}, {self.error!r})"
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__

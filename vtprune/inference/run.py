@@ -1,9 +1,9 @@
-"""The order of events: media, inputs, generation under pruning, report."""
+"""Questions about the same media, one after the other: prepared, generated, reported."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vtprune.engine.inputs import FeatureCache
 from vtprune.inference.ahead import load_and_gather
 from vtprune.inference.compare import compare_runs
 from vtprune.inference.gathering import Gathered, gather, gather_for
-from vtprune.inference.generate import Generation, generate, generate_batches
+from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import (
     PreparedQuestion,
@@ -25,13 +25,12 @@ from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress, adopt, load, open_model
-from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.preset import Preset
 
 __all__ = [
     "Gathered",
     "Generation",
     "Loaded",
-    "answer",
     "ask",
     "gather",
     "load",
@@ -116,89 +115,6 @@ def ask(
             notes = (GREEDY,) if generation.temperature > 0 else ()
             report = replace(report, compare=compared, warnings=(*report.warnings, *notes))
         yield report
-
-
-def answer(
-    model: nn.Module | Loaded | str | Path | None,
-    items: Sequence[tuple[Media, str]],
-    preset: str | Path | Mapping[str, object] | Preset | None = None,
-    keep: Keep | None = None,
-    *,
-    sampling: Sampling | None = None,
-    generation: Generation | None = None,
-    limits: Limits | None = None,
-    compare: bool = False,
-    batch_size: int = 8,
-) -> list[Report]:
-    """Answers a question about each item's media, many at once in left-padded batches.
-
-    Args:
-        model: a loaded transformers model (or what holds one, such as a PEFT model), a name as for
-            `load`, or None for the embedded one.
-        items: (a file or several, a question).
-        preset: packaged name, path, mapping or Preset; None: "balanced".
-        keep: layer average of the kept fraction, for all modalities or by modality.
-        compare: measure the unpruned model beside it, one item at a time.
-        batch_size: the most items in one batch.
-
-    Returns:
-        One report an item, in order; seconds of vision, prefill, decode and total are its
-        batch's. The total of the first batch is from this call on, which loads the model and reads
-        all media; that of every other from the end of the batch before.
-
-    Raises:
-        VtpruneError: of any kind, with the way out.
-    """
-    began = time.perf_counter()
-    loads = model is None or isinstance(model, (str, Path))
-    resolved = override(load_preset(preset), keep)
-    sampling = sampling or sampling_of(resolved)
-    resolved = with_sampling(resolved, sampling)
-    generation = generation or Generation(seed=resolved.seed)
-    limits = limits or Limits()
-    paths = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
-    questions = [question for _, question in items]
-    if compare:
-        loaded = find_loaded(model)
-        return [
-            report
-            for number, (files, question) in enumerate(zip(paths, questions, strict=True))
-            for report in ask(loaded, files, [question], resolved, sampling=sampling,
-                              generation=generation, limits=limits, compare=True,
-                              since=began if loads and not number else None)
-        ]  # fmt: skip
-    loaded, gathered = _load_and_gather(model, paths, sampling, resolved, limits)
-    prepared = [
-        prepare_question(loaded, media, question, generation, on_device=False)
-        for media, question in zip(gathered, questions, strict=True)
-    ]
-    reports: dict[int, Report] = {}
-    for runs in generate_batches(loaded, prepared, resolved, generation, batch_size):
-        for number, run in runs.items():
-            if len(runs) > 1:
-                note = f"one of a batch of {len(runs)}: seconds from vision on are the batch's"
-                run = replace(run, warnings=(*run.warnings, note))
-            load = loaded.seconds if loads and not number else 0.0
-            reports[number] = build_report(
-                loaded, prepared[number], resolved, run, began=began, load=load
-            )
-        began = time.perf_counter()
-    return [reports[number] for number in range(len(items))]
-
-
-def _load_and_gather(
-    model: nn.Module | Loaded | str | Path | None,
-    prompts: Sequence[Sequence[str | Path]],
-    sampling: Sampling,
-    preset: Preset,
-    limits: Limits,
-) -> tuple[Loaded, list[Gathered]]:
-    """A model and the media of some prompts, both at once where the model has to be loaded."""
-    if prompts and (model is None or isinstance(model, (str, Path))):
-        opened = open_model(None if model is None else str(model))
-        return load_and_gather(opened, prompts, sampling, preset, limits)
-    loaded = find_loaded(model)
-    return loaded, [gather_for(loaded, files, sampling, preset, limits) for files in prompts]
 
 
 def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:

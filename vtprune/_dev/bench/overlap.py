@@ -66,7 +66,7 @@ def one_by_one(where: Path, clip: Path, sampling: Sampling) -> None:
 
 def at_once(where: Path, clip: Path, sampling: Sampling) -> None:
     opened = open_model(str(where), device="cpu")
-    load_and_gather(opened, [[clip]], sampling, load_preset(None), Limits())
+    load_and_gather(opened, [clip], sampling, load_preset(None), Limits())
 
 
 def write_checkpoint(shape: Shape, where: Path) -> None:
