@@ -328,6 +328,7 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
         (["--temperature", "-1"], r"Error: --temperature -1.0 is out of range\n"),
         (["--temperature", "nan"], r"Error: --temperature nan is out of range\n"),
         (["--top-p", "0"], r"Error: --top-p 0.0 is out of range\n"),
+        (["--top-p", "0.9"], r"Error: --top-p 0.9 changes nothing without --temperature: .*\n"),
         (["--quiet", "--json"], r"Error: --quiet and --json exclude each other\n"),
     ],
 )
@@ -450,12 +451,21 @@ def test_save_of_several_reports_as_json_is_a_list_and_a_second_save_is_written_
     assert [json.loads(line) for line in second.read_text().splitlines()] == listed
 
 
-def test_save_leaves_the_old_file_when_a_question_fails(
+def test_save_has_what_was_answered_before_a_question_failed(
+    fake: FakeRun, clip: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "report.json"
+    fake.error, fake.fail_at = ModelError("no"), 1
+    assert invoke("ask", clip, "-q", "a?", "-q", "b?", "--save", str(target)).exit_code == 1
+    assert [report["question"] for report in json.loads(target.read_text())] == ["a?"]
+
+
+def test_save_leaves_the_old_file_when_the_first_question_fails(
     fake: FakeRun, clip: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "report.json"
     target.write_text("old")
-    fake.error, fake.fail_at = ModelError("no"), 1
+    fake.error, fake.fail_at = ModelError("no"), 0
     assert invoke("ask", clip, "-q", "a?", "-q", "b?", "--save", str(target)).exit_code == 1
     assert target.read_text() == "old"
 

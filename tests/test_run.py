@@ -406,3 +406,13 @@ def test_memory_that_is_not_told_is_not_taken_for_none(
     with torch.no_grad(), vtprune.pruning(loaded.model, keep=0.5) as trace:
         loaded.model(**tiny.inputs("llava", loaded.model, "image"))
     assert explain(loaded, load_preset("balanced"), trace)[1] == "try --keep 0.15"
+
+
+def test_an_answer_past_the_last_position_is_warned_of(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = run.load(str(checkpoints("llava_onevision")))
+    prompt = ask(loaded, picture, generation=Generation(1))[0].tokens
+    config = loaded.model.get_decoder().config
+    config.max_position_embeddings = prompt.visual + prompt.text + 2
+    for length, warned in ((2, False), (4, True)):
+        report = ask(loaded, picture, generation=Generation(length))[0]
+        assert any("the answer ends at position" in note for note in report.warnings) is warned

@@ -19,6 +19,7 @@ from vtprune.cli.flags import (
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, json_file, to_json, write_saves
+from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.inference.gathering import Gathered
@@ -72,13 +73,27 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
     paths, questions = media_and_questions(inputs, flags.question)
     preset = preset_from(flags, user)
     check_saves(flags.saves, (".json", ".jsonl"), paths)
-    with output.libraries_silenced():
-        reports = [
-            report.to_dict() for report in _answers(flags, user, preset, paths, questions, began)
-        ]
+    if flags.top_p < 1 and flags.temperature == 0:
+        raise VtpruneError(
+            f"--top-p {flags.top_p:g} changes nothing without --temperature: the likeliest token "
+            "is always taken",
+            "add --temperature 0.7, or leave --top-p out",
+        )
+    reports: list[dict[str, object]] = []
+    try:
+        with output.libraries_silenced():
+            for report in _answers(flags, user, preset, paths, questions, began):
+                reports.append(report.to_dict())
+    finally:  # what was answered before a later question failed is saved too
+        if reports:
+            _save(flags, reports, several=len(questions) > 1)
+
+
+def _save(flags: Flags, reports: list[dict[str, object]], several: bool) -> None:
+    """Write the reports where --save says: one object, or of several questions a list."""
     lines = "".join(to_json(report) + "\n" for report in reports)
     makers = {
-        ".json": lambda: json_file(reports if len(reports) > 1 else reports[0]),
+        ".json": lambda: json_file(reports if several else reports[0]),
         ".jsonl": lines.encode,
     }
     list(write_saves(flags.saves, makers))

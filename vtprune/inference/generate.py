@@ -15,6 +15,7 @@ from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
 from vtprune.inference.memory import explaining_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
+from vtprune.models.structure import find_structure
 from vtprune.models.upstream import quiet
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def generate(
     with pruned(loaded, preset, PreparedInputs.of(tensors, rows, features)) as trace:
         ids, seconds = generate_ids(loaded, tensors, generation, on_text, length)
     snapshot = trace.snapshot()
+    notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     measured = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     tokenizer = loaded.files.tokenizer
     return [
@@ -197,7 +199,7 @@ def generate(
             seconds={**measured, **seconds, **question.seconds},
             trace=snapshot,
             sample=number,
-            warnings=tuple(snapshot.warnings),
+            warnings=notes,
         )
         for number, (question, row) in enumerate(
             zip(questions, new_tokens(loaded, ids, tensors["input_ids"].shape[1]), strict=True)
@@ -245,6 +247,23 @@ def generate_ids(
         ids = call(**tensors, **options, streamer=stream, disable_compile=True)
     ended = time.perf_counter()
     return ids, {"decode": ended - stream.first, "first_choice": stream.first - started}
+
+
+def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[str]:
+    """Return a warning where the answer, and not the prompt already, runs past the last position.
+
+    Args:
+        prompt: columns of the prompt.
+        ids: (B, S) with the prompts.
+    """
+    structure = find_structure(loaded.model)
+    last, length = structure.num_positions, ids.shape[1]
+    if last is None or not structure.one_dimensional or not prompt <= last < length:
+        return []
+    return [
+        f"the answer ends at position {length:,}, and {loaded.name} has {last:,}: its end can be "
+        "wrong; give a lower --max-new-tokens or a shorter prompt"
+    ]
 
 
 def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:
