@@ -32,7 +32,7 @@ class FakeContest:
     result: Comparison = COMPARISON
     load: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
-    lineup: VariantList | None = None
+    listed: VariantList | None = None
 
     def fake_load(self, **options: Any) -> str:
         self.load = options
@@ -43,10 +43,10 @@ class FakeContest:
         loaded: object,
         paths: Sequence[Any],
         question: str,
-        lineup: VariantList,
+        listed: VariantList,
         **options: Any,
     ) -> Comparison:
-        self.lineup = lineup
+        self.listed = listed
         self.asked = {"paths": [str(one.path) for one in paths], "question": question, **options}
         return self.result
 
@@ -103,13 +103,13 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     result = invoke(clip, "what?", *arguments.split())
     assert result.exit_code == 0, result.stderr
     assert (fake.load["name"], fake.load["device"]) == ("qwen2.5-vl-7b", "cpu")
-    assert fake.lineup is not None
-    asked = [(one.name, one.at, one.keep) for one in fake.lineup.variants if one.role == "asked"]
+    assert fake.listed is not None
+    asked = [(one.name, one.at, one.keep) for one in fake.listed.variants if one.role == "asked"]
     assert {(name, keep) for name, _, keep in asked} == {
         (name, keep) for name in ("entropy (norm=none)", "vtw", "long-video") for keep in (0.5, 0.2)
     }
     assert {at for name, at, _ in asked if name != "long-video"} == {"3"}
-    assert fake.lineup.variants[0].preset.seed == 7
+    assert fake.listed.variants[0].preset.seed == 7
     assert asked[2][1] == "schedule"
     assert fake.asked["sampling"] == Sampling(frames=64, max_tiles=2)
     assert fake.asked["generation"] == run.Generation(5, system="short")
@@ -121,13 +121,13 @@ def test_defaults_are_the_default_preset_at_three_keeps(
     fake: FakeContest, clip: str, own_config: Path
 ) -> None:
     invoke(clip, "what?")
-    assert fake.lineup is not None
-    asked = [(one.name, one.keep) for one in fake.lineup.variants if one.role == "asked"]
+    assert fake.listed is not None
+    asked = [(one.name, one.keep) for one in fake.listed.variants if one.role == "asked"]
     assert asked == [("balanced", 0.5), ("balanced", 0.3), ("balanced", 0.1)]
     assert fake.asked["repeats"] == 5
     own_config.write_text("preset: fast\n")
     invoke(clip, "what?", "--no-measure")
-    assert fake.lineup.variants[0].name == "fast"
+    assert fake.listed.variants[0].name == "fast"
     assert fake.asked["repeats"] == 0
 
 
