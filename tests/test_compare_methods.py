@@ -23,6 +23,7 @@ from vtprune.evaluation.variants import counts_after_cuts
 from vtprune.inference import compare, run
 from vtprune.inference.run import Generation, Loaded
 from vtprune.models import cost
+from vtprune.preset import override
 from vtprune.pruners import BASELINES, METHODS
 
 SHORT = Generation(max_new_tokens=4)
@@ -99,7 +100,7 @@ def test_every_row_is_what_it_would_be_alone(
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
     for name, options in (("entropy", {"method": "entropy", "at": 2}), ("entropy-horizon", {})):
         preset = vtprune.load_preset("entropy-horizon")
-        preset = run.override(preset, 0.4, **options)  # type: ignore[arg-type]
+        preset = override(preset, 0.4, **options)  # type: ignore[arg-type]
         alone = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
         row = pick(found, name, 0.4)
         assert row.answer == alone.answer
