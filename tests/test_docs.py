@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -187,6 +188,15 @@ def test_python_compiles_and_its_names_exist(page: str, code: str) -> None:
             assert {alias.name for alias in node.names} <= names, ast.unparse(node)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vtprune":
             assert node.attr in vtprune.__all__, ast.unparse(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("vtprune."):
+            called = getattr(vtprune, ast.unparse(node.func).removeprefix("vtprune."))
+            inspect.signature(called).bind(*node.args, **{str(one.arg): 0 for one in node.keywords})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page: str) -> None:
+    for path in re.findall(r"`((?:vtprune|tests|docs|presets)/[\w./]+)`", PAGES[page]):
+        assert "NAME" in path or (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"), ids=identify)
