@@ -195,7 +195,7 @@ class LayerSums:
         if self.borrowed:
             names = ", ".join(dict.fromkeys(row.name for row in self.borrowed))
             warnings.append(
-                f"choosing the tokens was not timed for {names}: it counts as in another row; a "
+                f"selecting the tokens was not timed for {names}: it counts as in another row; a "
                 "larger --seconds times it"
             )
         return warnings
