@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from vtprune.inference.forced_answers import PromptWithAnswer
-from vtprune.inference.gathering import Gathered
 from vtprune.inference.prepare import PreparedQuestion
+from vtprune.inference.prompt_media import PromptMedia
 from vtprune.inference.questions_file import Asked
 from vtprune.models.base import Inputs
 
-NO_MEDIA = Gathered((), (), (), 0.0, 0.0)
+NO_MEDIA = PromptMedia((), (), (), 0.0, 0.0)
 
 
 def prompt_with(tensors: Mapping[str, torch.Tensor], answer: torch.Tensor) -> PromptWithAnswer:

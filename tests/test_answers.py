@@ -27,7 +27,7 @@ from vtprune.inference.forced_answers import (
 )
 from vtprune.inference.prepare import prepare_question
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation, gather
+from vtprune.inference.run import Generation, read_in_full
 from vtprune.media import Limits
 from vtprune.models import find_family
 from vtprune.models.base import Files, Sampling
@@ -102,7 +102,7 @@ def test_one_forward_over_prompt_and_answer_scores_alike(name: str, answer: torc
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_an_answers_tokens_spell_it(name: str, checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
-    gathered = gather(loaded, [picture], Sampling(), Limits())
+    gathered = read_in_full(loaded, [picture], Sampling(), Limits())
     prepared = prepare_question(loaded, gathered, "what?", Generation())
     found = right_answer_ids(loaded, prepared, "Dark red.", Generation())
     assert end_of_turn_ids(loaded) == []  # tiny models never end

@@ -95,7 +95,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     found = FakeRun()
     monkeypatch.setattr(run, "open_model", found.fake_open)
-    monkeypatch.setattr(run, "load_and_gather", found.fake_gather)
+    monkeypatch.setattr(run, "load_with_media", found.fake_gather)
     monkeypatch.setattr(run, "ask", found.fake_ask)
     return found
 

@@ -18,7 +18,7 @@ from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.variants import list_variants, repeat_variants
 from vtprune.inference import compare, downsampling, run
-from vtprune.inference.downsampling import Look, count, shrink
+from vtprune.inference.downsampling import MediaView, count, shrink_media
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.run import Generation
 from vtprune.media import open_source
@@ -45,7 +45,7 @@ def clip(tmp_path: Path) -> Path:
 
 def smaller(loaded: Loaded, paths: list[Path], keep: float, **sampling: int):  # type: ignore[no-untyped-def]
     preset = override(load_preset(None), keep, "downsample")
-    return shrink(loaded, [open_source(path) for path in paths], Sampling(**sampling), preset)
+    return shrink_media(loaded, [open_source(path) for path in paths], Sampling(**sampling), preset)
 
 
 def ask(loaded: Loaded, paths: list[Path], keep: float | None, **options):  # type: ignore[no-untyped-def]
@@ -101,7 +101,7 @@ def test_blank_pictures_count_as_the_real_ones(
         pytest.skip("this family does not take them")
     loaded = run.load(str(checkpoints(name)))
     path = picture if kind == "image" else clip
-    counted = count(loaded, [Look(open_source(path), Sampling())])
+    counted = count(loaded, [MediaView(open_source(path), Sampling())])
     tokens = plain(loaded, [path])["tokens"]
     assert counted.visual == {kind: tokens["visual"]}
     assert counted.text == tokens["text"]
@@ -113,14 +113,14 @@ def test_a_video_gives_as_many_frames_as_the_budget_allows(
     name: str, keep: float, checkpoints, clip: Path
 ) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
-    whole = count(loaded, [Look(open_source(clip), Sampling())])
-    (look,) = smaller(loaded, [clip], keep).looks
+    whole = count(loaded, [MediaView(open_source(clip), Sampling())])
+    (look,) = smaller(loaded, [clip], keep).views
     frames = look.sampling.max_frames
     assert frames is not None
     left = count(loaded, [look]).total("video")
     assert 0 < left <= keep * whole.total("video")
     more = [
-        count(loaded, [Look(look.source, Sampling(max_frames=number))]).total("video")
+        count(loaded, [MediaView(look.source, Sampling(max_frames=number))]).total("video")
         for number in range(frames + 1, whole.parts[0] + 1)
     ]
     assert more[-1] == whole.total("video")
@@ -132,20 +132,20 @@ def test_a_video_gives_as_many_frames_as_the_budget_allows(
 def test_a_picture_is_as_large_as_the_budget_allows(name: str, checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints(name)))
     source = open_source(picture)
-    whole = count(loaded, [Look(source, Sampling())]).total("image")
-    (look,) = smaller(loaded, [picture], 0.7).looks
+    whole = count(loaded, [MediaView(source, Sampling())]).total("image")
+    (look,) = smaller(loaded, [picture], 0.7).views
     left = count(loaded, [look]).total("image")
     assert left <= 0.7 * whole
     if look.size is not None:
         assert look.size[0] / look.size[1] == pytest.approx(300 / 500, rel=0.02)
         larger = [
-            Look(source, Sampling(), (round(300 * edge / 500), edge))
+            MediaView(source, Sampling(), (round(300 * edge / 500), edge))
             for edge in range(look.size[1] + 1, 501, 3)
         ]
     else:
         assert look.sampling.max_tiles is not None
         tiles = range(look.sampling.max_tiles + 1, 20)
-        larger = [Look(source, Sampling(max_tiles=number)) for number in tiles]
+        larger = [MediaView(source, Sampling(max_tiles=number)) for number in tiles]
     found = [count(loaded, [one]).total("image") for one in larger]
     assert not any(left < tokens <= 0.7 * whole for tokens in found)
 
@@ -172,7 +172,7 @@ def test_a_budget_that_no_setting_meets_is_refused_with_what_can_be_reached(
         smaller(loaded, paths, 0.05)
     lowest = float(caught.value.message.split()[-1])
     shrunk = smaller(loaded, paths, lowest)
-    assert count(loaded, shrunk.looks).total("all") <= lowest * shrunk.whole.total()
+    assert count(loaded, shrunk.views).total("all") <= lowest * shrunk.whole.total()
     with pytest.raises(PresetError, match="the lowest reachable keep"):
         smaller(loaded, paths, lowest - 0.001)
 
@@ -180,11 +180,11 @@ def test_a_budget_that_no_setting_meets_is_refused_with_what_can_be_reached(
 def test_all_media_of_one_budget_are_lowered_alike(checkpoints, picture: Path, clip: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("qwen2_5_vl")))
     shrunk = smaller(loaded, [picture, clip, picture], 0.5)
-    first, video, last = shrunk.looks
+    first, video, last = shrunk.views
     assert first.size == last.size
     assert first.size is not None
     assert video.sampling.max_frames == pytest.approx(12 * first.size[1] / 500, abs=1.1)
-    left = count(loaded, shrunk.looks).total("all")
+    left = count(loaded, shrunk.views).total("all")
     assert 0.35 < left / shrunk.whole.total() <= 0.5
 
 
@@ -193,12 +193,12 @@ def test_the_users_own_sampling_is_the_whole(checkpoints, clip: Path) -> None:  
     for own in ({"frames": 8}, {"fps": 1, "max_frames": 8}, {"max_frames": 8}):
         shrunk = smaller(loaded, [clip], 0.5, **own)
         assert shrunk.whole.total() == 8 * 4 + 1
-        assert len(shrunk.looks[0].plan(loaded, 1).index) == 3  # 4 frames are 17 of 33 tokens
+        assert len(shrunk.views[0].plan(loaded, 1).index) == 3  # 4 frames are 17 of 33 tokens
 
 
 def test_a_picture_is_resized_before_the_familys_own_resizing(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("qwen2_5_vl")))
-    (look,) = smaller(loaded, [picture], 0.3).looks
+    (look,) = smaller(loaded, [picture], 0.3).views
     assert look.size is not None
     with Image.open(picture) as opened:
         pixels = torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None]

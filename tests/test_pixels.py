@@ -396,7 +396,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def encode(loaded: run.Loaded, path: Path):  # type: ignore[no-untyped-def]
-    gathered = run.gather(loaded, [path], Sampling(frames=8), run.Limits())
+    gathered = run.read_in_full(loaded, [path], Sampling(frames=8), run.Limits())
     return ready_inputs(loaded, gathered, "what?", Generation())
 
 
@@ -436,7 +436,7 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
 ) -> None:  # type: ignore[no-untyped-def]
     """The order of the files, of the prompt and of the tower's rows are not the same."""
     loaded = run.load(str(checkpoints(name)))
-    gathered = run.gather(loaded, [still, page], Sampling(frames=8), run.Limits())
+    gathered = run.read_in_full(loaded, [still, page], Sampling(frames=8), run.Limits())
     inputs = ready_inputs(loaded, gathered, "what?", Generation())
     with vtprune.pruning(
         loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])

@@ -22,7 +22,7 @@ from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from vtprune.inference.gathering import Gathered
+    from vtprune.inference.prompt_media import PromptMedia
     from vtprune.inference.report import Report
     from vtprune.media import Source
     from vtprune.preset import Preset
@@ -129,11 +129,11 @@ def _answers(
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
         opened = run.open_model(**loading_from(flags, user), on_progress=transcript.progress)
         sampling = sampling_from(preset, flags)
-        media: Sequence[Source] | Gathered = sources
+        media: Sequence[Source] | PromptMedia = sources
         if flags.compare:  # what is measured has the machine to itself
             loaded = opened.load()
         else:
-            loaded, media = run.load_and_gather(
+            loaded, media = run.load_with_media(
                 opened, sources, sampling, preset, limits, transcript.progress
             )
         for report in run.ask(

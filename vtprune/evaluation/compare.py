@@ -33,10 +33,10 @@ from vtprune.inference.compare import (
     sum_up,
     time_pairs,
 )
-from vtprune.inference.gathering import Gathered, gather, gather_for
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
+from vtprune.inference.prompt_media import PromptMedia, read_in_full, read_media
 from vtprune.inference.run import Media, find_loaded
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
@@ -129,8 +129,8 @@ def run_comparison(
         raise PresetError(f"repeats {repeats} is out of range", "5 or more; 0 does not measure")
     greedy = (generation or Generation()).greedy
     sampling = sampling or sampling_of(listed.media)
-    gathered = gather(loaded, paths, sampling, limits or Limits(), on_progress)
-    again = partial(gather_for, loaded, gathered.sources, sampling, limits=limits or Limits())
+    gathered = read_in_full(loaded, paths, sampling, limits or Limits(), on_progress)
+    again = partial(read_media, loaded, gathered.sources, sampling, limits=limits or Limits())
     prompt = prepare_question(loaded, gathered, question, greedy)
     rows = _Rows(loaded, prompt, again, question, sampling, greedy, on_progress)
     rows.answer_all([unpruned_variant(listed.seed), *listed.variants])
@@ -231,7 +231,7 @@ class _Rows:
 
     Args:
         prompt: the question about all of the media.
-        gather_for: reads as much of the media as a preset samples.
+        read_media: reads as much of the media as a preset samples.
         generation: greedy.
     """
 
@@ -239,13 +239,13 @@ class _Rows:
         self,
         loaded: Loaded,
         prompt: PreparedQuestion,
-        gather_for: Callable[[Preset], Gathered],
+        read_media: Callable[[Preset], PromptMedia],
         question: str,
         sampling: Sampling,
         generation: Generation,
         on_progress: Progress | None,
     ) -> None:
-        self.loaded, self.prompt, self.gather_for = loaded, prompt, gather_for
+        self.loaded, self.prompt, self.gather_for = loaded, prompt, read_media
         self.question, self.sampling, self.generation = question, sampling, generation
         self.on_progress = on_progress
         self.features: FeatureCache = {}

@@ -1,4 +1,4 @@
-"""Smaller pictures and fewer frames for a budget of visual tokens: how each file is looked at."""
+"""Smaller pictures and fewer frames for a budget of visual tokens: how each file is viewed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SMALLEST = 28
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one file is looked at.
+class MediaView:
+    """How one file is viewed.
 
     Args:
         source: the file.
@@ -54,34 +54,34 @@ class Look:
         Args:
             num_alike: files of its kind in the prompt.
         """
-        plan = self.plan_seen(known, num_alike)
+        plan = self.plan_resized(known, num_alike)
         if self.size is None:
             return plan
         shrink = functools.partial(_shrink_first, size=self.size, transform=plan.transform)
         return replace(plan, transform=shrink)
 
-    def plan_seen(self, known: Preparable, num_alike: int) -> ReadPlan:
+    def plan_resized(self, known: Preparable, num_alike: int) -> ReadPlan:
         """Likewise, for pictures that are of the size `size` already."""
         return known.family.plan(known.files, self.seen, self.sampling, num_alike)
 
 
 @dataclass(frozen=True)
-class Shrunk:
-    """How the files of one prompt are looked at under a budget.
+class SmallerMedia:
+    """How the files of one prompt are viewed under a budget.
 
     Args:
-        looks: one a file.
-        whole: what the prompt would hold if they were looked at in full.
+        views: one a file.
+        whole: what the prompt would hold if they were viewed in full.
     """
 
-    looks: tuple[Look, ...]
+    views: tuple[MediaView, ...]
     whole: FullSizeCounts
 
 
-def shrink(
+def shrink_media(
     known: Preparable, sources: Sequence[Source], sampling: Sampling, preset: Preset
-) -> Shrunk | None:
-    """The largest looks at the files within the preset's budgets for downsampling.
+) -> SmallerMedia | None:
+    """The largest views at the files within the preset's budgets for downsampling.
 
     All pictures of a budget are scaled alike, or have their tiles lowered alike, whichever leaves
     more tokens; all videos give the same share of their frames. Nothing is decoded: prompts with
@@ -96,12 +96,12 @@ def shrink(
     """
     if not any(preset.downsampling_stage(modality) for modality in MODALITIES):
         return None
-    looks = [Look(source, sampling) for source in sources]
-    full = left = count(known, looks)
+    views = [MediaView(source, sampling) for source in sources]
+    full = left = count(known, views)
     for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
         mine = [i for i, one in enumerate(sources) if modality in ("all", one.kind)]
-        looks, left = _largest(known, looks, left, mine, modality, keep)
-    return Shrunk(tuple(looks), FullSizeCounts(full.visual, full.text - left.text))
+        views, left = _largest(known, views, left, mine, modality, keep)
+    return SmallerMedia(tuple(views), FullSizeCounts(full.visual, full.text - left.text))
 
 
 def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
@@ -140,11 +140,13 @@ class Count:
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
 
 
-def count(known: Preparable, looks: Sequence[Look]) -> Count:
-    """The tokens of a prompt about files that are looked at in this way, without reading them."""
-    kinds = [look.source.kind for look in looks]
-    blank = [_blank(look, look.plan_seen(known, kinds.count(look.source.kind))) for look in looks]
-    turns = [Turn("user", "what?", len(looks))]
+def count(known: Preparable, views: Sequence[MediaView]) -> Count:
+    """The tokens of a prompt about files that are viewed in this way, without reading them."""
+    kinds = [view.source.kind for view in views]
+    blank = [
+        _blank(view, view.plan_resized(known, kinds.count(view.source.kind))) for view in views
+    ]
+    turns = [Turn("user", "what?", len(views))]
     inputs = known.family.encode(known.files, blank, turns)
     visual = count_visual(known, inputs, kinds)
     text = inputs.tensors["input_ids"].numel() - sum(visual.values())
@@ -172,15 +174,15 @@ class _Search:
     """The settings of some of a prompt's files, from a lowest one to `top`, at which they are full.
 
     Args:
-        looks: of all files, those of `mine` in full.
+        views: of all files, those of `mine` in full.
         full: the tokens of them.
-        mine: the files that are to be looked at less.
+        mine: the files that are to be viewed less.
         modality: of the tokens that are counted: "image", "video" or "all".
         knob: of pictures, "tiles" or "size"; videos have their frames.
     """
 
     known: Preparable
-    looks: Sequence[Look]
+    views: Sequence[MediaView]
     full: Count
     mine: Sequence[int]
     modality: str
@@ -192,30 +194,30 @@ class _Search:
 
     def steps(self, number: int) -> int:
         """The settings that one file has."""
-        source = self.looks[number].source
+        source = self.views[number].source
         if source.kind == "video":
             return self.full.parts[number]
         if self.knob == "tiles":
             return self.full.parts[number] - 1
         return max(source.height, source.width)
 
-    def at(self, setting: int) -> list[Look]:
-        """How all files are looked at."""
-        looks = list(self.looks)
+    def at(self, setting: int) -> list[MediaView]:
+        """How all files are viewed."""
+        views = list(self.views)
         for number in self.mine if setting < self.top else ():
             steps = self.steps(number) * setting // self.top
-            looks[number] = self.lowered(looks[number], steps)
-        return looks
+            views[number] = self.lowered(views[number], steps)
+        return views
 
-    def lowered(self, look: Look, steps: int) -> Look:
-        source = look.source
+    def lowered(self, view: MediaView, steps: int) -> MediaView:
+        source = view.source
         if source.kind == "video":
-            return replace(look, sampling=replace(look.sampling, max_frames=max(1, steps)))
+            return replace(view, sampling=replace(view.sampling, max_frames=max(1, steps)))
         if self.knob == "tiles":
-            return replace(look, sampling=replace(look.sampling, max_tiles=steps))
+            return replace(view, sampling=replace(view.sampling, max_tiles=steps))
         short, long = sorted((source.height, source.width))
         scale = max(steps / long, min(SMALLEST / short, 1.0))
-        return replace(look, size=(max(1, round(source.height * scale)),
+        return replace(view, size=(max(1, round(source.height * scale)),
                                    max(1, round(source.width * scale))))  # fmt: skip
 
     def count(self, setting: int) -> Count:
@@ -236,24 +238,24 @@ class _Search:
 
 def _largest(
     known: Preparable,
-    looks: Sequence[Look],
+    views: Sequence[MediaView],
     full: Count,
     mine: Sequence[int],
     modality: str,
     keep: float,
-) -> tuple[list[Look], Count]:
-    """The looks with the most tokens within the budget, where those at `mine` are looked at less.
+) -> tuple[list[MediaView], Count]:
+    """The views with the most tokens within the budget, where those at `mine` are viewed less.
 
     Args:
-        full: the tokens of `looks`.
+        full: the tokens of `views`.
         modality, keep: what of it the budget is, and the fraction that may be left.
     """
     total = full.total(modality)
     most, least = fixed_count(keep, total), total
-    found: list[tuple[list[Look], Count]] = []
-    pictures = any(looks[i].source.kind == "image" for i in mine)
+    found: list[tuple[list[MediaView], Count]] = []
+    pictures = any(views[i].source.kind == "image" for i in mine)
     for knob in ("tiles", "size") if pictures else ("frames",):
-        search = _Search(known, looks, full, mine, modality, knob)
+        search = _Search(known, views, full, mine, modality, knob)
         counted = functools.cache(search.count)
 
         def tokens(setting: int, counted: Callable[[int], Count] = counted) -> int:
@@ -279,15 +281,15 @@ def _largest(
     )
 
 
-def _blank(look: Look, plan: ReadPlan) -> PreparedMedia:
+def _blank(view: MediaView, plan: ReadPlan) -> PreparedMedia:
     """One file as if its pictures were all black; frames share their memory."""
-    height, width = look.seen.height, look.seen.width
+    height, width = view.seen.height, view.seen.width
     made = plan.transform(torch.zeros(1, 3, height, width, dtype=torch.uint8))
     num_frames = len(plan.index)
     if num_frames > 1:
         made = made.expand(num_frames, *made.shape[1:])
-    times = tuple(look.source.timestamps[i] for i in plan.index) if look.source.timestamps else ()
-    return PreparedMedia(look.seen, made, plan.index, times)
+    times = tuple(view.source.timestamps[i] for i in plan.index) if view.source.timestamps else ()
+    return PreparedMedia(view.seen, made, plan.index, times)
 
 
 def _shrink_first(

@@ -11,9 +11,9 @@ import torch
 
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
-from vtprune.inference.gathering import Gathered, gather_for
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.prepare import TEXT_INPUTS, PreparedQuestion, prepare_question
+from vtprune.inference.prompt_media import PromptMedia, read_media
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.seams import ROPE_INDEX, cache_argument, cache_made, check_arguments
 from vtprune.models.structure import find_structure
@@ -113,7 +113,7 @@ def prepare_with_answers(
     Returns:
         the prompts, and warnings about the file.
     """
-    media = gather_for(loaded, [asked[0].file], sampling, preset, limits)
+    media = read_media(loaded, [asked[0].file], sampling, preset, limits)
     prompts: list[PromptWithAnswer] = []
     for number, one in enumerate(asked):
         before = prompts[-1].prepared if prompts else None
@@ -143,7 +143,7 @@ def right_answer_ids(
 
 
 def next_turn_ids(
-    loaded: Loaded, media: Gathered, turns: Sequence[Turn], text: str, ids: torch.Tensor
+    loaded: Loaded, media: PromptMedia, turns: Sequence[Turn], text: str, ids: torch.Tensor
 ) -> torch.Tensor:
     """Return (m,) ids of a text as the model would say it next in a conversation.
 

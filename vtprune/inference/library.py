@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
 from vtprune.inference import run
-from vtprune.inference.ahead import load_and_gather_each
-from vtprune.inference.gathering import Gathered, attempt, gather_for
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import group_alike, prepare_question, sampling_of, with_sampling
+from vtprune.inference.prompt_media import PromptMedia, attempt, load_with_each_media, read_media
 from vtprune.inference.report import FailedReport, Report
 from vtprune.inference.run import Media, find_loaded
 from vtprune.media import Limits
@@ -150,20 +149,20 @@ def read_all_media(
     sampling: Sampling,
     preset: Preset,
     limits: Limits,
-) -> tuple[Loaded, list[Gathered | VtpruneError]]:
+) -> tuple[Loaded, list[PromptMedia | VtpruneError]]:
     """Return the model and each prompt's media; both are read at once where it has to be loaded."""
     if prompts and (model is None or isinstance(model, (str, Path))):
         opened = open_model(None if model is None else str(model))
-        return load_and_gather_each(opened, prompts, sampling, preset, limits)
+        return load_with_each_media(opened, prompts, sampling, preset, limits)
     loaded = find_loaded(model)
     return loaded, [
-        attempt(partial(gather_for, loaded, paths, sampling, preset, limits)) for paths in prompts
+        attempt(partial(read_media, loaded, paths, sampling, preset, limits)) for paths in prompts
     ]
 
 
 def answer_batches(
     loaded: Loaded,
-    media: Sequence[Gathered | VtpruneError],
+    media: Sequence[PromptMedia | VtpruneError],
     questions: Sequence[str],
     preset: Preset,
     generation: Generation,

@@ -32,9 +32,9 @@ from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
-    from vtprune.inference.gathering import Gathered
     from vtprune.inference.generate import Run
     from vtprune.inference.prepare import PreparedQuestion
+    from vtprune.inference.prompt_media import PromptMedia
     from vtprune.models.base import Inputs, PreparedMedia
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
@@ -235,7 +235,7 @@ def compute_costs(
 
 
 def warnings_of(
-    loaded: Loaded, media: Gathered, preset: Preset, run: Run, flops: Flops
+    loaded: Loaded, media: PromptMedia, preset: Preset, run: Run, flops: Flops
 ) -> tuple[str, ...]:
     """Return what the reader of a report should know before believing a figure."""
     notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, flops)]

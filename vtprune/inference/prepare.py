@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError
-from vtprune.inference.gathering import Gathered
+from vtprune.inference.prompt_media import PromptMedia
 from vtprune.inference.questions_file import check_length
 from vtprune.models.base import Inputs, PreparedMedia, Sampling, Turn
 from vtprune.preset import Preset, set_sampling
@@ -46,7 +46,7 @@ class PreparedQuestion:
     """
 
     question: str
-    media: Gathered
+    media: PromptMedia
     inputs: Inputs
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class PreparedQuestion:
 
 def prepare_question(
     loaded: Loaded,
-    media: Gathered,
+    media: PromptMedia,
     question: str,
     generation: Generation,
     after: PreparedQuestion | None = None,
@@ -88,7 +88,7 @@ def prepare_question(
 
 def prepare_turns(
     loaded: Loaded,
-    media: Gathered,
+    media: PromptMedia,
     turns: Sequence[Turn],
     after: PreparedQuestion | None = None,
     on_device: bool = True,
@@ -109,7 +109,7 @@ def prepare_turns(
     return PreparedQuestion(turns[-1].text, media, inputs, seconds)
 
 
-def turns_of(question: str, media: Gathered, generation: Generation) -> list[Turn]:
+def turns_of(question: str, media: PromptMedia, generation: Generation) -> list[Turn]:
     """Return a question about all media as a conversation."""
     if not question.strip():
         raise ModelError("the question is empty", 'write one: vtprune ask FILE "what is it?"')
@@ -119,12 +119,12 @@ def turns_of(question: str, media: Gathered, generation: Generation) -> list[Tur
     return [*system, Turn("user", question, len(media.items))]
 
 
-def encode(loaded: Loaded, media: Gathered, question: str, generation: Generation) -> Inputs:
+def encode(loaded: Loaded, media: PromptMedia, question: str, generation: Generation) -> Inputs:
     """Return the model's inputs for one question about the media."""
     return encode_turns(loaded, media, turns_of(question, media, generation))
 
 
-def encode_turns(loaded: Loaded, media: Gathered, turns: Sequence[Turn]) -> Inputs:
+def encode_turns(loaded: Loaded, media: PromptMedia, turns: Sequence[Turn]) -> Inputs:
     """Return the model's inputs for a conversation about the media."""
     inputs = loaded.family.encode(loaded.files, media.items, turns)
     units = encoded_units(loaded, media.items, inputs)

@@ -10,9 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from vtprune.engine.inputs import FeatureCache
-from vtprune.inference.ahead import load_and_gather
 from vtprune.inference.compare import compare_runs
-from vtprune.inference.gathering import Gathered, gather, gather_for
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import (
@@ -21,6 +19,7 @@ from vtprune.inference.prepare import (
     sampling_of,
     with_sampling,
 )
+from vtprune.inference.prompt_media import PromptMedia, load_with_media, read_in_full, read_media
 from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
@@ -28,14 +27,14 @@ from vtprune.models.loading import Loaded, Progress, adopt, load, open_model
 from vtprune.preset import Preset
 
 __all__ = [
-    "Gathered",
     "Generation",
     "Loaded",
+    "PromptMedia",
     "ask",
-    "gather",
     "load",
-    "load_and_gather",
+    "load_with_media",
     "open_model",
+    "read_in_full",
 ]
 
 Media = str | Path | Sequence[str | Path]
@@ -48,7 +47,7 @@ GREEDY = (
 
 def ask(
     loaded: Loaded,
-    paths: Sequence[str | Path | Source] | Gathered,
+    paths: Sequence[str | Path | Source] | PromptMedia,
     questions: Sequence[str],
     preset: Preset,
     *,
@@ -87,11 +86,11 @@ def ask(
     generation = generation or Generation(seed=preset.seed)
     limits = limits or Limits()
     gathered = paths
-    if not isinstance(gathered, Gathered):
-        gathered = gather_for(loaded, gathered, sampling, preset, limits, on_progress)
+    if not isinstance(gathered, PromptMedia):
+        gathered = read_media(loaded, gathered, sampling, preset, limits, on_progress)
     full = gathered
     if compare and gathered.whole:
-        full = gather(loaded, gathered.sources, sampling, limits, on_progress)
+        full = read_in_full(loaded, gathered.sources, sampling, limits, on_progress)
     load = 0.0 if since is None else loaded.seconds
     features: FeatureCache = {}
     asked: PreparedQuestion | None = None

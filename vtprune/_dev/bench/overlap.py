@@ -14,8 +14,7 @@ from vtprune._dev.bench.decoding import write_clip
 from vtprune._dev.bench.results import Pass, Results, Side
 from vtprune.evaluation.profiling.build import build_random
 from vtprune.evaluation.profiling.shapes import Shape, find_shape
-from vtprune.inference.ahead import load_and_gather
-from vtprune.inference.gathering import gather_for
+from vtprune.inference.prompt_media import load_with_media, read_media
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import open_model
@@ -61,12 +60,12 @@ def timed(way: Way, where: Path, clip: Path, sampling: Sampling) -> dict[str, fl
 
 def one_by_one(where: Path, clip: Path, sampling: Sampling) -> None:
     loaded = open_model(str(where), device="cpu").load()
-    gather_for(loaded, [clip], sampling, None, Limits())
+    read_media(loaded, [clip], sampling, None, Limits())
 
 
 def at_once(where: Path, clip: Path, sampling: Sampling) -> None:
     opened = open_model(str(where), device="cpu")
-    load_and_gather(opened, [clip], sampling, load_preset(None), Limits())
+    load_with_media(opened, [clip], sampling, load_preset(None), Limits())
 
 
 def write_checkpoint(shape: Shape, where: Path) -> None:

@@ -90,7 +90,7 @@ def compare_norms(
 
     from vtprune.engine import pruning
     from vtprune.inference.prepare import encode, to_device
-    from vtprune.inference.run import Generation, gather
+    from vtprune.inference.run import Generation, read_in_full
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
 
@@ -105,7 +105,7 @@ def compare_norms(
     handle = decoder.layers[layer - 1].self_attn.q_proj.register_forward_hook(note)
     try:
         for one in asked:
-            gathered = gather(loaded, [one.file], Sampling(), Limits())
+            gathered = read_in_full(loaded, [one.file], Sampling(), Limits())
             inputs = encode(loaded, gathered, one.question, Generation())
             with torch.no_grad(), pruning(loaded.model, keep=1.0) as trace:
                 loaded.model(**to_device(loaded, inputs.tensors), use_cache=False)

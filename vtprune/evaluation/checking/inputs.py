@@ -10,9 +10,9 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_source
-from vtprune.inference.gathering import Gathered, gather, gather_drawn
 from vtprune.inference.generate import Generation
 from vtprune.inference.prepare import batch_on_device, encode
+from vtprune.inference.prompt_media import PromptMedia, read_in_full, resize_drawn
 from vtprune.media import Limits, Source
 from vtprune.models.base import Inputs, Sampling
 
@@ -57,8 +57,8 @@ class CheckedInput:
     """
 
     name: str
-    first: Gathered
-    second: Gathered
+    first: PromptMedia
+    second: PromptMedia
 
     @property
     def kinds(self) -> set[str]:
@@ -74,7 +74,7 @@ def gather_files(
     on_progress: Progress | None = None,
 ) -> list[CheckedInput]:
     """Return the user's files, all in one prompt."""
-    files = gather(loaded, sources, sampling, limits, on_progress)
+    files = read_in_full(loaded, sources, sampling, limits, on_progress)
     return [CheckedInput("files", files, files)]
 
 
@@ -105,7 +105,7 @@ def draw_media(loaded: Loaded, sampling: Sampling, modalities: Sequence[str]) ->
     return inputs
 
 
-def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> Gathered:
+def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> PromptMedia:
     """Return a picture of coloured blocks on grey, twice as wide as high, or as wide.
 
     It is no larger than a third of what the model takes in full: a prompt of few tiles.
@@ -117,10 +117,10 @@ def draw_picture(loaded: Loaded, sampling: Sampling, square: bool) -> Gathered:
     end = int(width * TEXTURED)
     pixels[..., :end] = blocks(height, end, seed=int(square))
     source = make_source(ProfiledMedia("image", width, height))
-    return gather_drawn(loaded, source, lambda index: pixels, sampling)
+    return resize_drawn(loaded, source, lambda index: pixels, sampling)
 
 
-def draw_clip(loaded: Loaded, sampling: Sampling) -> Gathered:
+def draw_clip(loaded: Loaded, sampling: Sampling) -> PromptMedia:
     """Return a clip of coloured blocks that changes every few frames."""
     frames = sampling.frames or FRAMES
     if sampling == replace(Sampling(), max_tiles=sampling.max_tiles):  # nothing is said of frames
@@ -129,7 +129,7 @@ def draw_clip(loaded: Loaded, sampling: Sampling) -> Gathered:
     def draw(index: Sequence[int]) -> torch.Tensor:
         return torch.stack([blocks(SIDE, SIDE, seed=number // STILL) for number in index])
 
-    return gather_drawn(
+    return resize_drawn(
         loaded, make_source(ProfiledMedia("video", SIDE, SIDE, frames)), draw, sampling
     )
 

@@ -13,9 +13,9 @@ import torch
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.evaluation.profiling.shapes import WORD
-from vtprune.inference.gathering import Gathered, gather_drawn, gather_for
 from vtprune.inference.measuring import describe_input
 from vtprune.inference.prepare import encode
+from vtprune.inference.prompt_media import PromptMedia, read_media, resize_drawn
 from vtprune.inference.run import Generation
 from vtprune.media import Limits, Source, open_sources
 from vtprune.models.base import Inputs, Sampling
@@ -135,7 +135,7 @@ class ProfiledPrompt:
         warnings: what the user should know about it.
     """
 
-    gathered: Gathered
+    gathered: PromptMedia
     inputs: Inputs
     layout: Layout
     text: int
@@ -249,7 +249,7 @@ def make_prompt(
         MediaError, ModelError: what can't be read, or is no input of this family.
     """
     if media.paths:
-        gathered = gather_for(
+        gathered = read_media(
             loaded, media.paths, sampling, preset, limits or Limits(), on_progress
         )
     else:
@@ -288,7 +288,7 @@ def smaller_prompt(loaded: Loaded, prompt: ProfiledPrompt, share: float) -> Prof
     return make_prompt(loaded, media, prompt.sampling, prompt.text, prompt.preset)
 
 
-def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
+def timed_encode(loaded: Loaded, gathered: PromptMedia) -> tuple[Inputs, float]:
     """Return the inputs, and the seconds of a second call where that is short."""
     for _ in range(2):
         started = time.perf_counter()
@@ -301,7 +301,7 @@ def timed_encode(loaded: Loaded, gathered: Gathered) -> tuple[Inputs, float]:
 
 def draw_media(
     loaded: Loaded, media: ProfiledMedia, sampling: Sampling, preset: Preset | None
-) -> Gathered:
+) -> PromptMedia:
     """Return random pixels, resized in the family's way."""
     if media.kind == "video":
         sampling = replace(sampling, frames=media.frames, fps=None, max_frames=None)
@@ -311,7 +311,7 @@ def draw_media(
         size = (len(index), 3, media.height, media.width)
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
 
-    return gather_drawn(loaded, make_source(media), draw, sampling, preset)
+    return resize_drawn(loaded, make_source(media), draw, sampling, preset)
 
 
 def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.inference.forced_answers import Score, next_turn_ids, score_answers
-from vtprune.inference.gathering import gather_for
 from vtprune.inference.generate import Generation, generate_batches, pruned
 from vtprune.inference.prepare import PreparedQuestion, prepare_turns
+from vtprune.inference.prompt_media import read_media
 from vtprune.media import Limits
 from vtprune.models.base import Turn
 from vtprune.models.loading import Loaded
@@ -86,7 +86,7 @@ class Asker:
         with tempfile.TemporaryDirectory(prefix="vtprune-") as folder:
             paths = store(media, Path(folder))
             sampling = window(self.sampling, media)
-            gathered = gather_for(self.loaded, paths, sampling, self.preset, self.limits)
+            gathered = read_media(self.loaded, paths, sampling, self.preset, self.limits)
         if len(gathered.items) != len(paths):
             raise MediaError(
                 f"{len(paths)} media items of a question have {len(gathered.items)} pages",

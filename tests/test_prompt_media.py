@@ -14,8 +14,8 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import MediaError, ModelError, PresetError
-from vtprune.inference import ahead, run
-from vtprune.inference.ahead import load_and_gather
+from vtprune.inference import prompt_media, run
+from vtprune.inference.prompt_media import load_with_media
 from vtprune.inference.run import Generation
 from vtprune.media import Limits
 from vtprune.models import loading
@@ -54,7 +54,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def both(where: Path, *paths: Path, preset=PRESET, **options):  # type: ignore[no-untyped-def]
     """A model, and one prompt's media."""
-    loaded, gathered = load_and_gather(
+    loaded, gathered = load_with_media(
         run.open_model(str(where)), paths, Sampling(), preset, Limits(), **options
     )
     return loaded, gathered
@@ -69,7 +69,7 @@ def test_what_is_read_meanwhile_is_what_is_read_afterwards(checkpoints, clip, me
     where = checkpoints("llava_onevision")
     preset = override(load_preset("balanced"), keep=0.5, method=method)
     loaded, gathered = both(where, clip, preset=preset)
-    after = run.gather_for(loaded, [clip], Sampling(), preset, Limits())
+    after = run.read_media(loaded, [clip], Sampling(), preset, Limits())
     assert torch.equal(gathered.items[0].pixels, after.items[0].pixels)
     assert (gathered.items[0].index, gathered.whole) == (after.items[0].index, after.whole)
     reports = run.ask(loaded, gathered, ["what?"], preset, generation=SHORT)
@@ -88,7 +88,7 @@ def test_decoding_goes_on_while_the_weights_are_read(checkpoints, clip, monkeypa
         decoded.set()
 
     monkeypatch.setattr(loading, "read_weights", wait_for_decoding)
-    monkeypatch.setattr("vtprune.inference.ahead._Reader.note", note)
+    monkeypatch.setattr("vtprune.inference.prompt_media._BackgroundReader.note", note)
     both(checkpoints("llava_onevision"), clip)
 
 
@@ -101,15 +101,15 @@ def test_the_total_is_what_passed_and_not_the_sum_of_parts_that_overlap(
         time.sleep(0.5)
         return read_weights(*arguments)  # type: ignore[arg-type]
 
-    read_all = ahead.read_all
+    read_planned = prompt_media.read_planned
 
     def read_slowly(*arguments: object) -> object:
         time.sleep(0.5)
-        gathered = read_all(*arguments)  # type: ignore[arg-type]
+        gathered = read_planned(*arguments)  # type: ignore[arg-type]
         return replace(gathered, media_seconds=gathered.media_seconds + 0.5)
 
     monkeypatch.setattr(loading, "read_weights", slowly)
-    monkeypatch.setattr(ahead, "read_all", read_slowly)
+    monkeypatch.setattr(prompt_media, "read_planned", read_slowly)
     began = time.perf_counter()
     loaded, gathered = both(checkpoints("llava_onevision"), clip)
     (report,) = run.ask(loaded, gathered, ["what?"], PRESET, generation=SHORT, since=began)
@@ -183,7 +183,7 @@ def test_decoding_stops_when_the_load_does(checkpoints, clip, monkeypatch, error
 
     monkeypatch.setattr(LlavaOnevision, "plan", slow_plan)
     monkeypatch.setattr(loading, "read_weights", fail)
-    monkeypatch.setattr("vtprune.inference.ahead.Event", lambda: stopped)
+    monkeypatch.setattr("vtprune.inference.prompt_media.Event", lambda: stopped)
     monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     with pytest.raises(error, match="stop"):
         both(checkpoints("llava_onevision"), clip)
@@ -198,10 +198,10 @@ def test_warnings_are_shown_afterwards_as_they_were_before(checkpoints, clip) ->
 
 
 def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("vtprune.inference.ahead._LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("vtprune.inference.prompt_media._POLL_SECONDS", 0.01)
     monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     slow, told = threading.Event(), []
-    read = run.load_and_gather.__globals__["read_all"]
+    read = run.load_with_media.__globals__["read_planned"]
 
     def read_slowly(chosen, limits, note):  # type: ignore[no-untyped-def]
         gathered = read(chosen, limits, note)
@@ -212,7 +212,7 @@ def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatc
         told.append((threading.current_thread(), reached))
         slow.set()
 
-    monkeypatch.setattr("vtprune.inference.ahead.read_all", read_slowly)
+    monkeypatch.setattr("vtprune.inference.prompt_media.read_planned", read_slowly)
     both(checkpoints("llava_onevision"), clip, on_progress=show)
     assert {one for one, _ in told} == {threading.current_thread()}
     assert told[-1][1] == ("decoding clip", 6, 6)

@@ -1,0 +1,347 @@
+"""The media of a prompt: opened, decoded and resized, also while a model's weights are loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.inference.downsampling import MediaView, shrink_media
+from vtprune.media import Limits, Source, open_each, read, stop_reading
+from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
+from vtprune.models.loading import Loaded, Opened, Progress
+from vtprune.preset import Preset
+from vtprune.tokens.units import FullSizeCounts
+
+T = TypeVar("T")
+_POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
+DRAWN = 8  # frames without a file that are resized at once
+
+
+@dataclass(frozen=True)
+class PromptMedia:
+    """All media of a question, read and resized.
+
+    Args:
+        items: one a file.
+        decoders: that really ran, one a file.
+        media_seconds: opening and decoding.
+        resize_seconds: the family's resizing, and choosing how much to view at.
+        sources: the files; of what was made smaller, as it was.
+        whole: what a prompt would hold if nothing had been made smaller; None where nothing was.
+    """
+
+    items: tuple[PreparedMedia, ...]
+    decoders: tuple[str, ...]
+    warnings: tuple[str, ...]
+    media_seconds: float
+    resize_seconds: float
+    sources: tuple[Source, ...] = ()
+    whole: FullSizeCounts | None = None
+
+    @property
+    def read(self) -> list[PreparedMedia]:
+        """The items, each with its file as it was."""
+        pairs = zip(self.items, self.sources, strict=True)
+        return [replace(item, source=source) for item, source in pairs]
+
+
+@dataclass(frozen=True)
+class MediaPlan:
+    """What is to be read of opened files; nothing of it is decoded yet.
+
+    Args:
+        views: at each file.
+        plans: for each of them.
+        media_seconds, resize_seconds: spent on opening, and on choosing.
+        whole: what a prompt would hold if nothing were made smaller; None where nothing is.
+    """
+
+    views: tuple[MediaView, ...]
+    plans: tuple[ReadPlan, ...]
+    media_seconds: float
+    resize_seconds: float
+    whole: FullSizeCounts | None = None
+
+
+def plan_media(
+    known: Preparable,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    preset: Preset | None,
+    limits: Limits,
+) -> MediaPlan:
+    """Open every file, and plan what to read of it; less where the preset downsamples.
+
+    Raises:
+        MediaError, ModelError, PresetError: all that can be found before decoding.
+    """
+    started = time.perf_counter()
+    sources = open_all(known, paths, limits)
+    opened = time.perf_counter()
+    shrunk = None if preset is None else shrink_media(known, sources, sampling, preset)
+    views = tuple(MediaView(one, sampling) for one in sources) if shrunk is None else shrunk.views
+    kinds = [one.kind for one in sources]
+    plans = tuple(view.plan(known, kinds.count(view.source.kind)) for view in views)
+    spent = time.perf_counter() - opened
+    whole = None if shrunk is None else shrunk.whole
+    return MediaPlan(views, plans, opened - started, spent, whole)
+
+
+def read_media(
+    known: Preparable,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    preset: Preset | None,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> PromptMedia:
+    """Open, decode and resize every file, or less of it where the preset downsamples."""
+    return read_planned(plan_media(known, paths, sampling, preset, limits), limits, on_progress)
+
+
+def read_in_full(
+    known: Preparable,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> PromptMedia:
+    """Open, decode and resize every file in full, in the family's way."""
+    return read_media(known, paths, sampling, None, limits, on_progress)
+
+
+def resize_drawn(
+    known: Preparable,
+    source: Source,
+    draw: Callable[[Sequence[int]], torch.Tensor],
+    sampling: Sampling,
+    preset: Preset | None = None,
+) -> PromptMedia:
+    """Resize pixels that no file holds, in the family's way.
+
+    Args:
+        source: what a file of them would be.
+        draw: frame numbers, (0,) of a picture, -> (n, 3, height, width) uint8.
+
+    Raises:
+        ModelError: the family does not take its kind.
+    """
+    chosen = plan_media(known, [source], sampling, preset, Limits())
+    view, plan = chosen.views[0], chosen.plans[0]
+    parts, seconds = [], 0.0
+    for start in range(0, len(plan.index), DRAWN):
+        pixels = draw(plan.index[start : start + DRAWN])
+        started = time.perf_counter()
+        parts.append(plan.transform(pixels))
+        seconds += time.perf_counter() - started
+    times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
+    item = PreparedMedia(view.seen, torch.cat(parts), plan.index, times, plan.regions)
+    return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), chosen.whole)
+
+
+def attempt(work: Callable[[], T]) -> T | VtpruneError:
+    """Return what some work gives, or the error that a user can act on."""
+    try:
+        return work()
+    except VtpruneError as error:
+        return error
+
+
+def open_all(
+    known: Preparable, paths: Sequence[str | Path | Source], limits: Limits
+) -> list[Source]:
+    """Open every file; of a file with pages, every page that the limits plan_media.
+
+    Raises:
+        MediaError: it can't be read.
+        ModelError: the family does not take its kind.
+    """
+    sources: list[Source] = []
+    for one in paths:
+        sources += [one] if isinstance(one, Source) else open_each([one], limits)
+    for source in sources:
+        if source.kind not in known.family.modalities:
+            takes = " and ".join(known.family.modalities)
+            raise ModelError(
+                f"{source.name}: {known.family.name} takes {takes} input, no {source.kind}",
+                "choose another --model (vtprune models)",
+            )
+    return sources
+
+
+def read_planned(
+    chosen: MediaPlan, limits: Limits, on_progress: Progress | None = None
+) -> PromptMedia:
+    """Decode and resize what was planned of opened files.
+
+    Args:
+        on_progress: hears of every chunk of frames, and of every one of several pictures.
+    """
+    started = time.perf_counter()
+    items: list[PreparedMedia] = []
+    decoders: list[str] = []
+    warnings: list[str] = []
+    clock = _Clock()
+    num_pictures = sum(view.source.kind == "image" for view in chosen.views)
+    for view, plan in zip(chosen.views, chosen.plans, strict=True):
+        item, decoder, notes = read_one(view.source, plan, limits, clock, on_progress)
+        items.append(replace(item, source=view.seen))
+        decoders.append(decoder)
+        warnings += notes
+        if on_progress and view.source.kind == "image" and num_pictures > 1:
+            done = sum(one.source.kind == "image" for one in items)
+            on_progress("reading pictures", done, num_pictures)
+    total = time.perf_counter() - started
+    return PromptMedia(
+        tuple(items),
+        tuple(decoders),
+        tuple(warnings),
+        chosen.media_seconds + total - clock.seconds,
+        chosen.resize_seconds + clock.seconds,
+        tuple(view.source for view in chosen.views),
+        chosen.whole,
+    )
+
+
+@dataclass
+class _Clock:
+    seconds: float = 0.0
+
+
+def read_one(
+    source: Source, plan: ReadPlan, limits: Limits, clock: _Clock, on_progress: Progress | None
+) -> tuple[PreparedMedia, str, tuple[str, ...]]:
+    """Read one file, each chunk of it resized right after it is decoded."""
+
+    def resize(pixels: torch.Tensor) -> torch.Tensor:
+        started = time.perf_counter()
+        resized = plan.transform(pixels)
+        clock.seconds += time.perf_counter() - started
+        return resized
+
+    def show(done: int, total: int) -> None:
+        if on_progress:
+            on_progress(f"decoding {source.path.name}", done, total)
+
+    frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
+    prepared = PreparedMedia(source, frames.pictures, frames.index,
+                        frames.timestamps if source.kind == "video" else (),
+                        plan.regions)  # fmt: skip
+    return prepared, frames.decoder, frames.warnings
+
+
+# -- while the model's weights are loaded ----------------------------------------------------------
+
+
+def load_with_media(
+    opened: Opened,
+    paths: Sequence[str | Path | Source],
+    sampling: Sampling,
+    preset: Preset,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> tuple[Loaded, PromptMedia]:
+    """Load a model, and meanwhile read the media of one prompt, as `load_with_each_media` does.
+
+    Raises:
+        MediaError, ModelError, PresetError: of both, the model's first.
+    """
+    loaded, (media,) = load_with_each_media(opened, [paths], sampling, preset, limits, on_progress)
+    if isinstance(media, VtpruneError):
+        raise media
+    return loaded, media
+
+
+def load_with_each_media(
+    opened: Opened,
+    prompts: Sequence[Sequence[str | Path | Source]],
+    sampling: Sampling,
+    preset: Preset,
+    limits: Limits,
+    on_progress: Progress | None = None,
+) -> tuple[Loaded, list[PromptMedia | VtpruneError]]:
+    """Read a model's weights, and meanwhile, in a thread, the media of some prompts.
+
+    Files that can't be opened, that the model does not take, or that do not fit the preset are
+    refused before the first weight is read. The thread has ended when this returns or raises.
+
+    Args:
+        prompts: the media of each, as for `read_media`.
+
+    Returns:
+        the model, and for each prompt its media, or why they can't be read.
+
+    Raises:
+        ModelError: the model can't be loaded.
+        MediaError, ModelError, PresetError: no prompt's media can be read; before loading.
+    """
+    chosen = [
+        attempt(partial(plan_media, opened, paths, sampling, preset, limits)) for paths in prompts
+    ]
+    errors = [one for one in chosen if isinstance(one, VtpruneError)]
+    if errors and len(errors) == len(chosen):
+        raise errors[0]
+    reader = _BackgroundReader(chosen, limits)
+    with ThreadPoolExecutor(1, "media") as pool:
+        reading = pool.submit(reader.read)
+        try:
+            loaded = opened.load()
+            return loaded, _wait(reading, reader, on_progress)
+        except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long
+            reader.stopped.set()
+            stop_reading()
+            raise
+        finally:
+            reader.stopped.set()
+
+
+def _wait(
+    reading: Future[list[PromptMedia | VtpruneError]],
+    reader: _BackgroundReader,
+    on_progress: Progress | None,
+) -> list[PromptMedia | VtpruneError]:
+    """Return the media as soon as they are read; show the thread's progress from this one."""
+    while True:
+        try:
+            return reading.result(timeout=_POLL_SECONDS)
+        except TimeoutError:
+            if reading.done():  # a file that took too long for its system, not for us
+                raise
+        if on_progress and reader.reached:
+            on_progress(*reader.reached)
+
+
+class _BackgroundReader:
+    """Reads the media of every prompt, until it is stopped."""
+
+    def __init__(self, chosen: Sequence[MediaPlan | VtpruneError], limits: Limits) -> None:
+        self.chosen, self.limits = chosen, limits
+        self.stopped = Event()
+        self.reached: tuple[str, int, int] | None = None
+
+    def read(self) -> list[PromptMedia | VtpruneError]:
+        return [
+            one
+            if isinstance(one, VtpruneError)
+            else attempt(partial(read_planned, one, self.limits, self.note))
+            for one in self.chosen
+        ]
+
+    def note(self, stage: str, done: int, total: int) -> None:
+        """Note how far it is; stop when nobody waits for the media."""
+        if self.stopped.is_set():
+            raise _StoppedError
+        self.reached = stage, done, total
+
+
+class _StoppedError(Exception):
+    """The model could not be loaded, or the user gave up: the media are not needed."""
