@@ -365,6 +365,26 @@ def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
         assert len(book.records) == int(count) > 0
 
 
+def test_an_interrupt_before_a_record_is_counted_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "answers.jsonl"
+
+    def add() -> None:
+        with AnswersFile(path, {}) as answers:
+            monkeypatch.setattr("vtprune.evaluation.records.os.fsync", interrupt)
+            answers.add([Record(0, "random")])
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        add()
+    assert raised.value.__notes__ == [
+        f"1 answer kept in {path}; the same command goes on from there"
+    ]
+
+
 def test_an_interrupted_run_knows_what_it_kept(tmp_path: Path) -> None:
     path = tmp_path / "book.jsonl"
     stopped = KeyboardInterrupt()

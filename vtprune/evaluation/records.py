@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError, brief_path, list_faults, quote
+from vtprune.inference.wording import counted
 from vtprune.saving import explain, lock
 
 if TYPE_CHECKING:
@@ -93,14 +94,15 @@ class AnswersFile:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, KeyboardInterrupt) and self.file is not None:
-            error.add_note(f"{self.summary()}; the same command goes on from there")
+        if isinstance(error, KeyboardInterrupt) and self.path is not None:
+            # The signal may have come between the writing of a record and its being counted.
+            num_kept = sum(1 for _ in read_records(self.path, self.questions))
+            error.add_note(f"{self.summary(num_kept)}; the same command goes on from there")
         self.close()
 
-    def summary(self) -> str:
+    def summary(self, num_kept: int) -> str:
         """Return how many answers are kept, and where."""
-        count = f"{len(self.records):,} answer{'' if len(self.records) == 1 else 's'}"
-        return f"{count} kept in {self.path}"
+        return f"{counted(num_kept, 'answer')} kept in {self.path}"
 
     def resume(self, file: FileIO, head: str) -> None:
         """Read the records of a file, and leave it ready for the next one."""
@@ -176,8 +178,9 @@ class AnswersFile:
         except OSError as error:
             with suppress(OSError):
                 self.file.truncate(end)
+            kept = self.summary(len(self.records))
             raise VtpruneError(
-                f"{self.path}: can't be written: {explain(error)} ({self.summary()})",
+                f"{self.path}: can't be written: {explain(error)} ({kept})",
                 "make room, then give the same command: it goes on from there",
             ) from error
 
