@@ -17,7 +17,7 @@ from vtprune import device as capacity
 from vtprune.engine.trace import Trace
 from vtprune.errors import MediaError, ModelError
 from vtprune.inference import run
-from vtprune.inference.memory import explain, explaining_memory
+from vtprune.inference.out_of_memory import explain, explain_out_of_memory
 from vtprune.inference.run import Generation
 from vtprune.models import cost
 from vtprune.models.base import Sampling
@@ -368,7 +368,7 @@ def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints) -> Non
     preset = load_preset("balanced")
     with (
         pytest.raises(ModelError, match="out of memory") as raised,
-        explaining_memory(loaded, preset, Trace()),
+        explain_out_of_memory(loaded, preset, Trace()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert "--frames" in raised.value.hint
@@ -378,7 +378,7 @@ def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints) -> Non
     message, hint = explain(loaded, preset, trace)
     assert "visual tokens" in message
     assert "--keep 0.15 or --frames 2" in hint
-    with pytest.raises(RuntimeError, match="shape"), explaining_memory(loaded, preset, trace):
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory(loaded, preset, trace):
         raise RuntimeError("shape mismatch")
 
 

@@ -13,7 +13,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
-from vtprune.inference.memory import explaining_memory
+from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
 from vtprune.models.structure import find_structure
 from vtprune.models.upstream import quiet
@@ -159,7 +159,7 @@ def pruned(
         calibration=calibration or loaded.calibration,
         inputs=inputs,
     )
-    with quiet(), block as trace, explaining_memory(loaded, preset, trace):
+    with quiet(), block as trace, explain_out_of_memory(loaded, preset, trace):
         yield trace
 
 

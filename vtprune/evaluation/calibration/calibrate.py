@@ -30,7 +30,7 @@ from vtprune.evaluation.records import Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
-from vtprune.inference.memory import FEWER, memory_told
+from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
 from vtprune.models.upstream import quiet
 from vtprune.preset.calibration import Calibration
@@ -134,7 +134,7 @@ def calibrate(
 def _naming_file(loaded: Loaded, file: Path) -> Iterator[None]:
     """Silence other libraries; running out of memory names the file and the way out."""
     message = f"out of memory on {loaded.model.device} with {file}"
-    with quiet(), memory_told(lambda: (message, FEWER)):
+    with quiet(), as_memory_error(lambda: (message, FEWER)):
         yield
 
 

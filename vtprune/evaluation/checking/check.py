@@ -33,7 +33,7 @@ from vtprune.evaluation.checking.result import (
     Noise,
 )
 from vtprune.inference.measuring import describe_input, describe_model
-from vtprune.inference.memory import FEWER, memory_told, ran_out
+from vtprune.inference.out_of_memory import FEWER, as_memory_error, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device
 from vtprune.models.upstream import quiet
 
@@ -109,7 +109,7 @@ def check(
         if on_progress:
             on_progress("checking", done, total)
 
-    with quiet(), memory_told(lambda: (f"out of memory on {loaded.model.device}", FEWER)):
+    with quiet(), as_memory_error(lambda: (f"out of memory on {loaded.model.device}", FEWER)):
         for checked_input in checked_inputs:
             batches = make_batches(loaded, checked_input)
             read, decoders = checked_input.first.read, checked_input.first.decoders
@@ -155,7 +155,7 @@ def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
             )[1]
         source = f"{kernel}, {other}"
     except (ModelError, RuntimeError) as error:
-        if not isinstance(error, ModelError) and not ran_out(error):
+        if not isinstance(error, ModelError) and not is_out_of_memory(error):
             raise
         doubled = batch_on_device(loaded, (*batch.rows, *batch.rows))
         forced = torch.cat([tokens, tokens])
@@ -194,7 +194,7 @@ def check_case(
     except VtpruneError as error:
         return cell(REFUSED, error.message)
     except Exception as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if fails_unpruned(unpruned, cache):

@@ -40,7 +40,7 @@ from vtprune.evaluation.profiling.row_times import (
     TimeBudget,
 )
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row
-from vtprune.inference.memory import explaining_memory
+from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.models import cost
 from vtprune.models.structure import find_structure
 
@@ -86,7 +86,7 @@ def measure(
     loaded = replace(model.loaded, model=built)
     runner = ModelRunner(loaded, model.config, towers, short=not whole)
     timer = Timer(model, runner, budget, repeats, on_progress)
-    with explaining_memory(loaded, rows[-1].variant.preset, Trace()):
+    with explain_out_of_memory(loaded, rows[-1].variant.preset, Trace()):
         return timer.measure_whole(rows) if whole else timer.measure_layers(rows)
 
 

@@ -1,4 +1,4 @@
-"""Out of memory, said with a keep or a frame count that would fit."""
+"""Errors for running out of memory, with a keep or a number of frames that would fit."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "default
 
 
 @contextmanager
-def explaining_memory(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
+def explain_out_of_memory(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
     """Turn running out of memory into an error that names what would fit."""
-    with memory_told(lambda: explain(loaded, preset, trace)):
+    with as_memory_error(lambda: explain(loaded, preset, trace)):
         yield
 
 
 @contextmanager
-def memory_told(tell: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """Turns running out of memory into an error.
+def as_memory_error(tell: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """Turn running out of memory into an error.
 
     Args:
         tell: its message and hint.
@@ -41,19 +41,19 @@ def memory_told(tell: Callable[[], tuple[str, str]]) -> Iterator[None]:
     except VtpruneError:
         raise
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         raise ModelError(*tell()) from error
 
 
-def ran_out(error: Exception) -> bool:
-    """Whether an error is one of memory, on any device."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error is one of memory, on any device."""
     certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return certain or any(sign in str(error).lower() for sign in SIGNS)
 
 
 def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
-    """Message and hint for a prompt that did not fit."""
+    """Return message and hint for a prompt that did not fit."""
     device = loaded.model.device
     begun = trace.begun or trace
     visual = len(begun.layouts[0]) if begun.layouts else 0
@@ -74,7 +74,7 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
 
 
 def fit_tokens(loaded: Loaded, text: int) -> int | None:
-    """Visual tokens that should fit in the memory that is free now; None: not known."""
+    """Return how many visual tokens should fit in the free memory; None: not known."""
     try:
         shape = cost.decoder_shape(loaded.model.get_decoder().config)
     except cost.CostError:
