@@ -293,7 +293,7 @@ def test_a_method_for_videos_refuses_a_picture_in_its_row(loaded: Loaded, pictur
     found = vtprune.compare_methods(
         loaded, picture, "what?", [name], [0.5], generation=SHORT, repeats=0
     )
-    assert f"{name} cuts tokens of video input" in str(pick(found, name, 0.5).error)
+    assert f"{name} takes video input only" in str(pick(found, name, 0.5).error)
     assert pick(found, "uniform", 0.5).answer is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +23,7 @@ from vtprune.cli.results import (
     json_file,
     write_saves,
 )
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief
 
 if TYPE_CHECKING:
     from vtprune.evaluation.profiling.prompts import ProfiledMedia
@@ -121,6 +122,11 @@ def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
     for text, kind in ((flags.image, "image"), (flags.video, "video")):
         if text is not None:
             size = parse_size(text, kind)
+            if size is None and set(text.lower()) <= set("0123456789x") and not Path(text).exists():
+                raise VtpruneError(
+                    f"--{kind} {brief(text)} is no size, and there is no such file",
+                    "for example --image 1344x1344, or --video 64x448x448",
+                )
             return size or open_media([file_name(text)], limits_from(flags))
     return open_media(list(map(file_name, media)), limits_from(flags)) if media else None
 

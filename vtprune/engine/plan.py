@@ -164,8 +164,8 @@ class PruningPlan:
                 takes = METHODS[stage.method].modalities
                 if other := [name for name in modalities if name not in takes]:
                     raise PresetError(
-                        f"{stage.method} cuts tokens of {' and '.join(takes)} input, and this "
-                        f"input is {' and '.join(other)}",
+                        f"{stage.method} takes {' and '.join(takes)} input only, and this input "
+                        f"has {' and '.join(other)} tokens",
                         f"choose another method for {other[0]}: vtprune methods",
                     )
         return groups
