@@ -21,14 +21,13 @@ from vtprune.cli.console.profile import show_profile, show_warnings
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling import profile as module
 from vtprune.evaluation.profiling.chart import draw_profile
+from vtprune.evaluation.profiling.machine import Machine
 from vtprune.evaluation.profiling.model_runs import ModelRunner, PlannedRun, RunTimes
 from vtprune.evaluation.profiling.profile import ProfileOptions, profile
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.result import (
     FailedRow,
-    Machine,
     MeasuredSpeedups,
-    MeasurementInfo,
     MediaAmount,
     PredictedSpeedups,
     Profile,
@@ -38,10 +37,9 @@ from vtprune.evaluation.profiling.result import (
     PromptInfo,
     RooflineSeconds,
     ShapeInfo,
-    VerdictFindings,
 )
-from vtprune.evaluation.profiling.row_times import PassTimes, TimeBudget
-from vtprune.evaluation.profiling.verdict import VerdictRow, judge
+from vtprune.evaluation.profiling.row_times import MeasurementInfo, PassTimes, TimeBudget
+from vtprune.evaluation.profiling.verdict import VerdictFindings, VerdictRow, judge
 from vtprune.inference.report import (
     CompareSeconds,
     KvCacheBytes,
@@ -402,28 +400,28 @@ UNPRUNED_ROW = judged_row("keep 1", pruned=False)
 )
 def test_the_verdict_names_what_limits(changes: dict[str, float], limit: str, text: str) -> None:
     row = judged_row("keep 0.3", **changes)
-    verdict = judge([UNPRUNED_ROW, row], row)
-    assert verdict.limit == limit
-    assert text in verdict.text
+    verdict, findings = judge([UNPRUNED_ROW, row], row)
+    assert findings.limited_by == limit
+    assert text in verdict
 
 
 @pytest.mark.parametrize(("speedup", "pays"), [(1.5, True), (1.02, False)])
 def test_the_verdict_says_whether_pruning_pays(speedup: float, pays: bool) -> None:
     row = judged_row("keep 0.3", prefill=1.0, speedup=speedup)
-    verdict = judge([UNPRUNED_ROW, row], row)
-    assert verdict.pays is pays
-    assert ("Pruning pays here" in verdict.text) is pays
-    assert ("Pruning does not pay here" in verdict.text) is not pays
+    verdict, findings = judge([UNPRUNED_ROW, row], row)
+    assert findings.pays is pays
+    assert ("Pruning pays here" in verdict) is pays
+    assert ("Pruning does not pay here" in verdict) is not pays
 
 
 def test_the_verdict_names_the_preset_that_pays_most() -> None:
     row = judged_row("keep 0.3", prefill=2.0)
     fast, slow = (judged_row(f"preset {name}", preset=True, prefill=took)
                   for name, took in (("fast", 1.0), ("document", 3.0)))  # fmt: skip
-    verdict = judge([UNPRUNED_ROW, row, slow, fast], row)
-    assert verdict.best == "preset fast"
+    verdict, findings = judge([UNPRUNED_ROW, row, slow, fast], row)
+    assert findings.best == "preset fast"
     # 6.2 s unpruned, 3.2 s with it; 5.2 s and 2.2 s to the first token.
-    assert "Preset fast would pay more: 1.94 x on the whole, 2.36 x to the first" in verdict.text
+    assert "Preset fast would pay more: 1.94 x on the whole, 2.36 x to the first" in verdict
 
 
 @pytest.mark.parametrize(
@@ -440,36 +438,36 @@ def test_the_verdict_says_that_one_row_is_faster_only_where_the_passes_tell(
 ) -> None:
     row = replace(judged_row("keep 0.3", prefill=2.0), totals=others)
     fast = replace(judged_row("preset fast", preset=True, prefill=1.0), totals=(3.2,) * len(others))
-    verdict = judge([UNPRUNED_ROW, row, fast], row)
-    assert text in verdict.text
-    assert verdict.best == "preset fast"
-    assert verdict.apart is ("would pay more" in text)
+    verdict, findings = judge([UNPRUNED_ROW, row, fast], row)
+    assert text in verdict
+    assert findings.best == "preset fast"
+    assert findings.best_told_apart is ("would pay more" in text)
 
 
 def test_whether_pruning_pays_is_left_open_where_single_passes_are_on_both_sides() -> None:
     row = judged_row("keep 0.3", prefill=3.0, speedup=1.2)
     noisy = replace(row, gains=(0.9, 1.2, 1.4))
-    told = judge([UNPRUNED_ROW, noisy], noisy).text
-    assert "Whether pruning pays here is lost in the noise" in told
-    assert "0.90 to 1.40 x in single passes" in told
+    verdict, _ = judge([UNPRUNED_ROW, noisy], noisy)
+    assert "Whether pruning pays here is lost in the noise" in verdict
+    assert "0.90 to 1.40 x in single passes" in verdict
     clear = replace(row, gains=(1.1, 1.2, 1.4))
-    assert "Pruning pays here" in judge([UNPRUNED_ROW, clear], clear).text
+    assert "Pruning pays here" in judge([UNPRUNED_ROW, clear], clear)[0]
 
 
 def test_the_verdict_says_where_a_preset_is_shown_less() -> None:
     row = judged_row("keep 0.3", prefill=2.0, tiles=10)
     fewer = judged_row("preset document", preset=True, prefill=1.0, tiles=5)
-    verdict = judge([replace(UNPRUNED_ROW, tiles=10), row, fewer], row)
-    assert "to the first token, of 5 tiles where the unpruned model is given 10." in verdict.text
+    verdict, _ = judge([replace(UNPRUNED_ROW, tiles=10), row, fewer], row)
+    assert "to the first token, of 5 tiles where the unpruned model is given 10." in verdict
 
 
 def test_where_the_tower_limits_fewer_frames_are_said_to_pay() -> None:
     row = judged_row("keep 0.3", prefill=1.0, vision=4.0, frames=32)
     plain = judged_row("keep 1", pruned=False, vision=4.0, frames=32)
     # 6.2 s, of which pixels, tower and prefill, 5.1 s, are halved: 3.65 s; unpruned 9.2 s.
-    assert "16 frames would make the whole about 2.52 x as fast" in judge([plain, row], row).text
+    assert "16 frames would make the whole about 2.52 x as fast" in judge([plain, row], row)[0]
     tiles = judged_row("keep 0.3", prefill=1.0, vision=4.0, tiles=13)
-    assert "--max-tiles 6 would" in judge([plain, tiles], tiles).text
+    assert "--max-tiles 6 would" in judge([plain, tiles], tiles)[0]
 
 
 # -- tables and chart ----------------------------------------------------------------------------

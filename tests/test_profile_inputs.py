@@ -10,7 +10,6 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from vtprune.errors import MediaError, ModelError
-from vtprune.evaluation.profiling.build import build_skeleton
 from vtprune.evaluation.profiling.prompts import (
     ProfiledMedia,
     ProfiledPrompt,
@@ -19,7 +18,7 @@ from vtprune.evaluation.profiling.prompts import (
     parse_size,
     text_runs,
 )
-from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, override

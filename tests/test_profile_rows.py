@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.figures import count_flops, count_tokens
-from vtprune.evaluation.profiling.machine import Weights, estimate, peak_bytes
+from vtprune.evaluation.profiling.machine import Machine, Weights, estimate, peak_bytes
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
-from vtprune.evaluation.profiling.result import Machine
+from vtprune.evaluation.profiling.result import count_flops, count_tokens
 from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
-from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded

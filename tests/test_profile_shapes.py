@@ -10,15 +10,18 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from vtprune.errors import ModelError
-from vtprune.evaluation.profiling.build import (
+from vtprune.evaluation.profiling.shapes import (
+    WORD,
     build_random,
     build_skeleton,
     count_weights,
+    find_shape,
+    has_config,
     layer_kinds,
     shallow_config,
+    stand_in_tokenizer,
     tower_kinds,
 )
-from vtprune.evaluation.profiling.shapes import WORD, find_shape, has_config, stand_in_tokenizer
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 

@@ -11,11 +11,10 @@ import torch
 from conftest import shared_model
 from torch import nn
 
-from vtprune.evaluation.profiling.build import build_random, build_skeleton, shallow_config
-from vtprune.evaluation.profiling.layer_clock import LayerClock, LayerTime
-from vtprune.evaluation.profiling.layer_sums import LayerSamples
 from vtprune.evaluation.profiling.model_runs import (
     HEAD_ROWS,
+    LayerClock,
+    LayerTime,
     at_depth,
     count_run,
     short_run,
@@ -25,9 +24,14 @@ from vtprune.evaluation.profiling.model_runs import (
     whole_tower,
 )
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
-from vtprune.evaluation.profiling.row_times import PassTimes, RowTimes
+from vtprune.evaluation.profiling.row_times import LayerSamples, PassTimes, RowTimes
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row, profile_variants
-from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.evaluation.profiling.shapes import (
+    build_random,
+    build_skeleton,
+    find_shape,
+    shallow_config,
+)
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 

@@ -12,8 +12,7 @@ import torch
 
 from vtprune._dev.bench.decoding import write_clip
 from vtprune._dev.bench.results import Pass, Results, Side
-from vtprune.evaluation.profiling.build import build_random
-from vtprune.evaluation.profiling.shapes import Shape, find_shape
+from vtprune.evaluation.profiling.shapes import Shape, build_random, find_shape
 from vtprune.inference.prompt_media import load_with_media, read_media
 from vtprune.media import Limits
 from vtprune.models.base import Sampling

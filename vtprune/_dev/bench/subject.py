@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vtprune.engine.inputs import FeatureCache
-from vtprune.evaluation.profiling.build import build_random, shallow_config
-from vtprune.evaluation.profiling.layer_clock import LayerClock
-from vtprune.evaluation.profiling.model_runs import layers_of, run_once
+from vtprune.evaluation.profiling.model_runs import LayerClock, layers_of, run_once
 from vtprune.evaluation.profiling.profile import TEXT_TOKENS
 from vtprune.evaluation.profiling.prompts import (
     ProfiledMedia,
@@ -19,7 +17,13 @@ from vtprune.evaluation.profiling.prompts import (
     largest_picture,
     make_prompt,
 )
-from vtprune.evaluation.profiling.shapes import Shape, find_shape, published_files
+from vtprune.evaluation.profiling.shapes import (
+    Shape,
+    build_random,
+    find_shape,
+    published_files,
+    shallow_config,
+)
 from vtprune.inference.generate import Run
 from vtprune.inference.prepare import to_device
 from vtprune.models import cost

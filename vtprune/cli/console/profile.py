@@ -15,13 +15,13 @@ from vtprune.cli.console.values import duration, si
 from vtprune.evaluation.profiling.result import (
     FailedRow,
     MeasuredSpeedups,
-    MeasurementInfo,
     Profile,
     ProfileFlops,
     ProfileRow,
     PromptInfo,
     RowName,
 )
+from vtprune.evaluation.profiling.row_times import MeasurementInfo
 from vtprune.inference.wording import counted, with_options
 
 PARTS = ("preprocess", "vision", "prefill", "decode")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.device import free_memory
-from vtprune.evaluation.profiling.build import count_weights
-from vtprune.evaluation.profiling.result import Machine
+from vtprune.evaluation.profiling.shapes import count_weights
 from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.measuring import compute_vision_flops
+from vtprune.inference.report import Block
 from vtprune.models import cost
 
 if TYPE_CHECKING:
@@ -23,6 +23,29 @@ if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
     from vtprune.models.base import Inputs
     from vtprune.models.loading import Loaded
+
+
+@dataclass(frozen=True)
+class Machine(Block):
+    """One device, measured.
+
+    Args:
+        device: as torch names it.
+        name: of the processor or GPU.
+        threads: of a CPU; 0 of a GPU.
+        dtype: that the ceilings were measured in.
+        flops_per_second: of a large matrix product.
+        bytes_per_second: of a copy, read and write.
+        free_bytes: of memory.
+    """
+
+    device: str
+    name: str
+    threads: int
+    dtype: str
+    flops_per_second: float
+    bytes_per_second: float
+    free_bytes: int
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,14 @@ import transformers
 
 from vtprune import __version__
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.evaluation.profiling.build import build_skeleton
-from vtprune.evaluation.profiling.figures import RowFigures, failed_row
 from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompts, largest_picture
 from vtprune.evaluation.profiling.result import (
-    MeasurementInfo,
     Profile,
     PromptInfo,
+    RowFigures,
     ShapeInfo,
-    VerdictFindings,
+    failed_row,
 )
 from vtprune.evaluation.profiling.row_times import RUN, Measurement, TimeBudget
 from vtprune.evaluation.profiling.rows import (
@@ -31,9 +29,9 @@ from vtprune.evaluation.profiling.rows import (
     plan_row,
     profile_variants,
 )
-from vtprune.evaluation.profiling.shapes import Shape, find_shape
+from vtprune.evaluation.profiling.shapes import Shape, build_skeleton, find_shape
 from vtprune.evaluation.profiling.timing import measure
-from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, Verdict, judge
+from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, VerdictFindings, judge
 from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.measuring import describe_model
 from vtprune.inference.prepare import sampling_of
@@ -134,7 +132,7 @@ def profile(
         for row in planned
         if not row.error and row.key not in failed
     }
-    verdict = conclude(list(figures.values()))
+    verdict, findings = conclude(list(figures.values()))
     prompt = prompts.distinct[0]
     return Profile(
         model=describe_shape(shape, model),
@@ -146,14 +144,9 @@ def profile(
             figures[row].result() if row in figures else failed_row(row, measurement)
             for row in planned
         ],
-        verdict=verdict.text,
-        findings=VerdictFindings(
-            limited_by=verdict.limit,
-            pays=verdict.pays,
-            best=verdict.best,
-            best_told_apart=verdict.apart,
-        ),
-        measured=describe_measurement(measurement) if measurement else None,
+        verdict=verdict,
+        findings=findings,
+        measured=measurement.info if measurement else None,
         warnings=gather_warnings(shape, prompts, planned, measurement, list(figures.values())),
         version=Versions(
             vtprune=__version__,
@@ -220,20 +213,20 @@ def distinct_rows(rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     return sorted(distinct.values(), key=lambda row: (order.index(row.prompt), bool(row.cuts)))
 
 
-def conclude(rows: Sequence[RowFigures]) -> Verdict:
+def conclude(rows: Sequence[RowFigures]) -> tuple[str, VerdictFindings]:
     """Return the verdict on the rows that could be cut, spoken of the keep nearest to 0.3."""
     pruned = [one for one in rows if one.row.cuts]
     if not pruned:
-        return Verdict("Nothing is cut in any row.", "", False, "")
+        return "Nothing is cut in any row.", VerdictFindings()
     reference = min(
         pruned,
         key=lambda one: (is_preset(one.row.variant), abs((one.row.variant.keep or 0) - 0.3)),
     )
-    verdict = judge([one.for_verdict() for one in rows], reference.for_verdict())
+    verdict, findings = judge([one.for_verdict() for one in rows], reference.for_verdict())
     if reference.times:
-        return verdict
+        return verdict, findings
     note = "Nothing was timed; this is what the machine's ceilings allow."
-    return replace(verdict, text=f"{note} {verdict.text}")
+    return f"{note} {verdict}", findings
 
 
 def describe_shape(shape: Shape, model: ProfiledModel) -> ShapeInfo:
@@ -244,15 +237,6 @@ def describe_shape(shape: Shape, model: ProfiledModel) -> ShapeInfo:
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     return ShapeInfo(**described, source=shape.source)
-
-
-def describe_measurement(measurement: Measurement) -> MeasurementInfo:
-    return MeasurementInfo(
-        how=measurement.how,
-        passes=measurement.passes,
-        seconds=measurement.seconds,
-        scaled=measurement.scaled,
-    )
 
 
 # -- warnings --------------------------------------------------------------------------------------

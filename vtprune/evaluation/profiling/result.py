@@ -1,11 +1,20 @@
-"""What a profile gives, in the fixed names of its JSON."""
+"""The figures of a profile, in the fixed names of its JSON, and how each row's are filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
 
+from vtprune.evaluation.profiling.machine import Machine, ProfiledModel
+from vtprune.evaluation.profiling.prompts import ProfiledPrompt
+from vtprune.evaluation.profiling.row_times import Measurement, MeasurementInfo, PassTimes
+from vtprune.evaluation.profiling.rows import PlannedRow, as_cut, is_preset
+from vtprune.evaluation.profiling.verdict import VerdictFindings, VerdictRow
+from vtprune.evaluation.variants import UNPRUNED
 from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.measuring import compute_costs, find_encoded
 from vtprune.inference.report import (
     Block,
     CompareSeconds,
@@ -13,33 +22,16 @@ from vtprune.inference.report import (
     KvCacheBytes,
     MemoryBytes,
     ModelInfo,
+    StageCount,
     TokenCounts,
     Versions,
 )
 from vtprune.inference.wording import with_options
+from vtprune.models import cost
+from vtprune.tokens.layout import MODALITIES
 
-
-@dataclass(frozen=True)
-class Machine(Block):
-    """One device, measured.
-
-    Args:
-        device: as torch names it.
-        name: of the processor or GPU.
-        threads: of a CPU; 0 of a GPU.
-        dtype: that the ceilings were measured in.
-        flops_per_second: of a large matrix product.
-        bytes_per_second: of a copy, read and write.
-        free_bytes: of memory.
-    """
-
-    device: str
-    name: str
-    threads: int
-    dtype: str
-    flops_per_second: float
-    bytes_per_second: float
-    free_bytes: int
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,26 +196,6 @@ class FailedRow(RowName):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictFindings(Block):
-    """The parts of a verdict; see `verdict.Verdict`."""
-
-    limited_by: str
-    pays: bool
-    best: str
-    best_told_apart: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurementInfo(Block):
-    """How the seconds were measured; see `row_times.Measurement`."""
-
-    how: str
-    passes: int
-    seconds: float
-    scaled: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Profile(Block):
     """What pruning saves on one machine.
 
@@ -260,3 +232,264 @@ class Profile(Block):
             "passes": self.measured.passes if self.measured else None,
         }
         return csv_text([{**same, **flat(row.to_dict())} for row in self.rows])
+
+
+# -- the figures of a row ------------------------------------------------------------------------
+
+
+def count_flops(
+    loaded: Loaded, row: PlannedRow, answer_tokens: int
+) -> tuple[ProfileFlops, KvCacheBytes]:
+    """Return what a row costs by its counts alone.
+
+    Args:
+        answer_tokens: of the answer that decoding is counted for.
+    """
+    trace = row.trace
+    flops, kv_bytes = compute_costs(loaded, row.prompt.inputs, trace, answer_tokens, 0)
+    shape = cost.decoder_shape(loaded.model.config.get_text_config())
+    full = [sum(trace.before())] * shape.layers
+    encoded = find_encoded(loaded, row.prompt.inputs, trace)
+    counted = {
+        **vars(flops),
+        "vision": sum(cost.vision_flops(*one) for one in encoded),
+        "tower": sum(cost.tower_flops(tower, units) for tower, units, _ in encoded),
+        "projector": sum(cost.projector_flops(*one) for one in encoded),
+        "prefill_by_layer": [
+            cost.layer_flops(shape, count, count, layer) for layer, count in enumerate(row.counts)
+        ],
+        "decode_per_token": cost.decode_flops(shape, row.counts, 2),
+        "decode_per_token_full": cost.decode_flops(shape, full, 2),
+    }
+    return ProfileFlops(**counted), kv_bytes
+
+
+def count_tokens(row: PlannedRow, answer_tokens: int) -> TokenCounts:
+    """Return the counts of a row; which tokens go is not known, so not how many of a frame."""
+    layout, trace, kept = row.prompt.layout, row.trace, row.visual[-1]
+    left = {name: len(layout.of_modality(name)) for name in MODALITIES}
+    for cut in row.cuts:
+        if cut.modality != "all":
+            left[cut.modality] = cut.after
+    if row.cuts and row.cuts[-1].modality == "all":
+        present = [name for name in MODALITIES if left[name]]
+        left = {name: kept if len(present) == 1 else left[name] for name in present}
+    return TokenCounts(
+        visual=trace.before()[0],
+        text=row.prompt.text,
+        answer=answer_tokens,
+        keep_mean=trace.keep_mean(),
+        kept_after=kept,
+        by_modality={name: count for name, count in left.items() if count},
+        stages=[
+            StageCount(
+                at=cut.stage.at,
+                layer=cut.layer,
+                modality=cut.modality,
+                method=cut.stage.method,
+                options=dict(cut.stage.options),
+                before=cut.before,
+                after=cut.after,
+            )
+            for cut in row.cuts
+        ],
+        by_frame=[],
+        by_tile=[],
+    )
+
+
+class RowFigures:
+    """The figures of one row that can be cut.
+
+    Args:
+        planned: the row before anything ran; `row` is as it was cut then.
+        unpruned: the row without cuts of the same input, before a preset made that smaller.
+        measurement: None: nothing was measured.
+    """
+
+    def __init__(
+        self,
+        model: ProfiledModel,
+        planned: PlannedRow,
+        unpruned: PlannedRow,
+        answer_tokens: int,
+        measurement: Measurement | None = None,
+    ) -> None:
+        self.model, self.unpruned, self.answer_tokens = model, unpruned, answer_tokens
+        self.times = self.unpruned_times = None
+        self.planned = self.row = planned
+        if measurement is not None:
+            self.times = measurement.rows[planned.key]
+            self.unpruned_times = measurement.rows[unpruned.key]
+            self.row = as_cut(planned, self.times.visual)
+        self.flops, self.kv_cache_bytes = count_flops(model.loaded, self.row, answer_tokens)
+        unpruned_flops, _ = count_flops(model.loaded, unpruned, answer_tokens)
+        self.roofline, self.unpruned_roofline = (
+            model.roofline(row.counts, flops.vision)
+            for row, flops in ((self.row, self.flops), (unpruned, unpruned_flops))
+        )
+
+    @property
+    def predicted(self) -> float:
+        """The prefill's speed-up by FLOPs."""
+        return self.flops.prefill_full / self.flops.prefill
+
+    @property
+    def limit(self) -> float:
+        """The prefill's speed-up at the machine's ceilings."""
+        return self.unpruned_roofline.prefill / self.roofline.prefill
+
+    @property
+    def above_roofline(self) -> bool:
+        """Whether every pass was faster than the machine's ceilings allow."""
+        return min(self.speedups(prefill_of)) > self.limit
+
+    def same_way(self, other: RowFigures) -> bool:
+        """Whether both are keeps that were asked for, pruned in the same way."""
+        ways = [
+            (one.method, one.stages_of, one.options)
+            for one in (self.row.variant, other.row.variant)
+            if not is_preset(one)
+        ]
+        return len(ways) == 2 and ways[0] == ways[1]
+
+    def speedups(self, seconds: Callable[[PassTimes], float]) -> tuple[float, ...]:
+        """Return the measured speed-ups over the unpruned row, pass by pass."""
+        assert self.times is not None
+        assert self.unpruned_times is not None
+        return self.times.speedups(self.unpruned_times, seconds)
+
+    def total_of(self, one: PassTimes) -> float:
+        return one.total(self.answer_tokens)
+
+    def for_verdict(self) -> VerdictRow:
+        """Return what the verdict asks of a row: as measured, else at the machine's ceilings."""
+        preprocess = self.row.prompt.preprocess_seconds
+        times, unpruned = (
+            measured.typical
+            if measured
+            else PassTimes(preprocess, at_best.vision, 0.0, at_best.prefill, 0.0,
+                           at_best.decode_per_token)
+            for measured, at_best in (
+                (self.times, self.roofline), (self.unpruned_times, self.unpruned_roofline),
+            )
+        )  # fmt: skip
+        gains = self.speedups(self.total_of) if self.times else ()
+        amount = media_amount(self.row.prompt)
+        return VerdictRow(
+            name=self.row.name,
+            times=times,
+            answer_tokens=self.answer_tokens,
+            speedup=median(gains) if gains else self.total_of(unpruned) / self.total_of(times),
+            prefill_speedup=median(self.speedups(prefill_of)) if self.times else self.limit,
+            predicted=self.predicted,
+            roofline=self.limit,
+            frames=amount.frames,
+            tiles=amount.tiles,
+            is_pruned=bool(self.row.cuts),
+            is_preset=is_preset(self.row.variant),
+            spares_tower=self.row.encoded is not None or bool(self.row.prompt.inputs.whole),
+            totals=tuple(map(self.total_of, self.times.passes)) if self.times else (),
+            gains=gains,
+        )
+
+    def result(self) -> ProfileRow:
+        """Return the row as the profile gives it."""
+        preprocess = self.row.prompt.preprocess_seconds
+        first, unpruned_first = (
+            preprocess + one.vision + one.prefill for one in (self.roofline, self.unpruned_roofline)
+        )
+        predicted = PredictedSpeedups(
+            prefill_predicted=self.predicted,
+            prefill_roofline=self.limit,
+            first_token_roofline=unpruned_first / first,
+        )
+        return ProfileRow(
+            **vars(row_name(self.row)),
+            input=media_amount(self.unpruned.prompt),
+            measured=self.times.how if self.times else None,
+            tokens=count_tokens(self.row, self.answer_tokens),
+            flops=self.flops,
+            kv_cache_bytes=self.kv_cache_bytes,
+            memory_bytes=MemoryBytes(
+                weights=self.model.weights.total, peak=self.model.peak_bytes(self.row.counts)
+            ),
+            seconds=self.seconds(self.times.typical) if self.times else None,
+            roofline=RooflineSeconds(**vars(self.roofline), first_token=first),
+            compare=self.measured_speedups(predicted) if self.times else predicted,
+            warnings=list(self.row.warnings),
+        )
+
+    def seconds(self, times: PassTimes) -> ProfileSeconds:
+        """Return seconds in the report's names; the total has reading the media, too."""
+        media = self.row.prompt.media_seconds
+        return ProfileSeconds(
+            media=media,
+            preprocess=times.preprocess,
+            vision=times.vision,
+            select=times.select,
+            prefill=times.prefill,
+            decode=times.decode(self.answer_tokens),
+            first_token=times.first_token,
+            total=media + self.total_of(times),
+            decode_per_token=times.decode_per_token,
+        )
+
+    def measured_speedups(self, predicted: PredictedSpeedups) -> MeasuredSpeedups:
+        """Return the predicted speed-ups, and those that were measured."""
+        assert self.unpruned_times is not None
+        unpruned = self.seconds(self.unpruned_times.typical)
+        prefill, first_token, total = (
+            self.speedups(part) for part in (prefill_of, first_token_of, self.total_of)
+        )
+        return MeasuredSpeedups(
+            **vars(predicted),
+            seconds=CompareSeconds(
+                vision=unpruned.vision,
+                prefill=unpruned.prefill,
+                decode=unpruned.decode,
+                first_token=unpruned.first_token,
+                total=unpruned.total,
+            ),
+            prefill_speedup=median(prefill),
+            prefill_spread=[min(prefill), max(prefill)],
+            first_token_speedup=median(first_token),
+            first_token_spread=[min(first_token), max(first_token)],
+            total_speedup=median(total),
+            total_spread=[min(total), max(total)],
+            realised_fraction=median(prefill) / self.predicted,
+        )
+
+
+def prefill_of(one: PassTimes) -> float:
+    return one.prefill
+
+
+def first_token_of(one: PassTimes) -> float:
+    return one.first_token
+
+
+def row_name(row: PlannedRow) -> RowName:
+    """Return which row it is, and what cuts it."""
+    variant = row.variant
+    return RowName(
+        keep=variant.keep,
+        preset=variant.name if is_preset(variant) else None,
+        method=None if variant.role == UNPRUNED else variant.method or None,
+        stages_of=variant.stages_of,
+        options=dict(variant.options),
+    )
+
+
+def failed_row(row: PlannedRow, measurement: Measurement | None) -> FailedRow:
+    """Return a row that can't be cut as it was asked to."""
+    error = row.error or (measurement.errors[row.key] if measurement else "")
+    return FailedRow(**vars(row_name(row)), error=error)
+
+
+def media_amount(prompt: ProfiledPrompt) -> MediaAmount:
+    return MediaAmount(
+        frames=sum(len(item.index) for item in prompt.gathered.items if item.timestamps),
+        tiles=max(prompt.inputs.tiles, default=0),
+        visual_tokens=len(prompt.layout),
+    )

@@ -11,15 +11,6 @@ from typing import TYPE_CHECKING
 
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.evaluation.profiling.build import (
-    build_random,
-    build_skeleton,
-    count_weights,
-    layer_kinds,
-    shallow_config,
-    tower_kinds,
-)
-from vtprune.evaluation.profiling.layer_sums import LayerSums, methods_of
 from vtprune.evaluation.profiling.machine import ProfiledModel
 from vtprune.evaluation.profiling.model_runs import (
     STEPS,
@@ -34,12 +25,23 @@ from vtprune.evaluation.profiling.model_runs import (
 )
 from vtprune.evaluation.profiling.prompts import ProfiledPrompt, smaller_prompt
 from vtprune.evaluation.profiling.row_times import (
+    LayerSums,
     Measurement,
+    MeasurementInfo,
     PassTimes,
     RowTimes,
     TimeBudget,
+    methods_of,
 )
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row
+from vtprune.evaluation.profiling.shapes import (
+    build_random,
+    build_skeleton,
+    count_weights,
+    layer_kinds,
+    shallow_config,
+    tower_kinds,
+)
 from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.models import cost
 from vtprune.models.structure import find_structure
@@ -296,9 +298,10 @@ class Timer:
         errors: Mapping[tuple[object, ...], str],
         scaled: str = "",
     ) -> Measurement:
-        return Measurement(
-            how, times, len(self.passes), self.budget.spent, tuple(self.warnings), scaled, errors
+        info = MeasurementInfo(
+            how=how, passes=len(self.passes), seconds=self.budget.spent, scaled=scaled
         )
+        return Measurement(info, times, errors, tuple(self.warnings))
 
     # -- few layers, summed to all ----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtprune.evaluation.profiling.row_times import PassTimes
+from vtprune.inference.report import Block
 from vtprune.inference.wording import PAYS, counted
 
 FEWEST_PASSES = 5  # that tell two rows apart: 1 / 2 ** 5 < 0.05
@@ -66,28 +67,26 @@ class VerdictRow:
         return float(getattr(self.times, name))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The end of a profile.
+@dataclass(frozen=True, kw_only=True)
+class VerdictFindings(Block):
+    """The parts of a verdict.
 
     Args:
-        text: sentences.
-        limit: what most of the time goes to once pruned: "vision", "decode", "prefill",
+        limited_by: what most of the time goes to once pruned: "vision", "decode", "prefill",
             "preprocess", "around", "launch overhead" or "selection".
         pays: whether the whole gets faster by pruning.
         best: the preset that takes the least time (without presets, the keep); its name.
-        apart: whether the passes tell it apart from the row that the verdict is about.
+        best_told_apart: whether the passes tell it apart from the row that the verdict is about.
     """
 
-    text: str
-    limit: str
-    pays: bool
-    best: str
-    apart: bool = False
+    limited_by: str = ""
+    pays: bool = False
+    best: str = ""
+    best_told_apart: bool = False
 
 
-def judge(rows: Sequence[VerdictRow], reference: VerdictRow) -> Verdict:
-    """Return the verdict on measured rows.
+def judge(rows: Sequence[VerdictRow], reference: VerdictRow) -> tuple[str, VerdictFindings]:
+    """Return the verdict on measured rows: its sentences, and its parts.
 
     Args:
         rows: the unpruned one first.
@@ -117,7 +116,8 @@ def judge(rows: Sequence[VerdictRow], reference: VerdictRow) -> Verdict:
                 f"{reference.name}."
             )
     text.append(suggest(unpruned, reference, limit))
-    return Verdict(" ".join(part for part in text if part), limit, pays, best.name, apart)
+    findings = VerdictFindings(limited_by=limit, pays=pays, best=best.name, best_told_apart=apart)
+    return " ".join(part for part in text if part), findings
 
 
 def told_apart(fast: VerdictRow, slow: VerdictRow) -> bool:
