@@ -541,7 +541,7 @@ def test_a_free_stage_past_the_last_layer_still_meets_the_budget(
 
 def test_fractions_are_of_the_undropped_tokens_also_after_pixels() -> None:
     """1000 tokens, 400 left: 0.2 over 10 layers is 2000, of which layers 0 and 1 see 800."""
-    schedule = solve([at_layer(2)], 0.2, 10, 1000, present=400)
+    schedule = solve([at_layer(2)], 0.2, 10, 1000, num_input=400)
     assert cuts(schedule) == [(2, 150)]
     whole = schedule.after_pixels(400)
     assert [(cut.stage, cut.layer, cut.count) for cut in whole.cuts] == [(0, 0, 400), (1, 2, 150)]
@@ -551,19 +551,19 @@ def test_fractions_are_of_the_undropped_tokens_also_after_pixels() -> None:
 
 def test_a_stage_with_its_own_keep_leaves_that_of_all_tokens_or_what_there_is() -> None:
     places = [at_layer(2, 0.5), at_layer(4, 0.1)]
-    assert cuts(solve(places, None, 10, 1000, present=700)) == [(2, 500), (4, 100)]
-    assert cuts(solve(places, None, 10, 1000, present=300)) == [(2, 300), (4, 100)]
-    assert cuts(solve(places, None, 10, 1000, present=60)) == [(2, 60), (4, 60)]
+    assert cuts(solve(places, None, 10, 1000, num_input=700)) == [(2, 500), (4, 100)]
+    assert cuts(solve(places, None, 10, 1000, num_input=300)) == [(2, 300), (4, 100)]
+    assert cuts(solve(places, None, 10, 1000, num_input=60)) == [(2, 60), (4, 60)]
 
 
 def test_a_cut_that_keep_could_not_reach_may_be_reached_after_pixels() -> None:
     with pytest.raises(PresetError, match="lowest reachable keep"):
         solve([at_layer(5)], 0.3, 10, 1000)
-    assert cuts(solve([at_layer(5)], 0.3, 10, 1000, present=400)) == [(5, 200)]
+    assert cuts(solve([at_layer(5)], 0.3, 10, 1000, num_input=400)) == [(5, 200)]
 
 
 def test_a_free_stage_keeps_all_that_is_left_where_keep_asks_for_more() -> None:
-    schedule = solve([at_layer(2)], 0.5, 10, 1000, present=300)
+    schedule = solve([at_layer(2)], 0.5, 10, 1000, num_input=300)
     assert cuts(schedule) == [(2, 300)]
     (warning,) = schedule.warnings
     assert "keep 0.5 asks for more than the 300 of 1000 tokens" in warning
@@ -573,16 +573,16 @@ def test_a_free_stage_keeps_all_that_is_left_where_keep_asks_for_more() -> None:
 def test_later_named_stages_rise_before_that() -> None:
     """0.25 is 2500 over 10 layers; 300 in the first 6 are 1800, and 175 in each of the last 4."""
     places = [ecl(2), horizon(6, 0.05)]
-    schedule = solve(places, 0.25, 10, 1000, present=300)
+    schedule = solve(places, 0.25, 10, 1000, num_input=300)
     assert cuts(schedule) == [(2, 300), (6, 175)]
     assert "they keep more" in schedule.warnings[0]
-    assert cuts(solve(places, 0.5, 10, 1000, present=300)) == [(2, 300), (6, 300)]
+    assert cuts(solve(places, 0.5, 10, 1000, num_input=300)) == [(2, 300), (6, 300)]
 
 
 def test_a_free_stage_that_drops_all_does_not_cut_where_all_may_stay() -> None:
     places = [Place("horizon", 7, None, drops_all=True)]
-    assert cuts(solve(places, 0.2, 10, 1000, present=400)) == [(5, 0)]
-    schedule = solve(places, 0.5, 10, 1000, present=400)
+    assert cuts(solve(places, 0.2, 10, 1000, num_input=400)) == [(5, 0)]
+    schedule = solve(places, 0.5, 10, 1000, num_input=400)
     assert cuts(schedule) == []
     assert "asks for more than the 400" in schedule.warnings[0]
 
@@ -590,11 +590,11 @@ def test_a_free_stage_that_drops_all_does_not_cut_where_all_may_stay() -> None:
 def test_a_schedule_of_its_own_goes_on_from_what_is_left() -> None:
     profile = CutProfile((0.2, 0.6), lambda t: (t, t * t))
     places = [Place("schedule", layer, profile=profile, part=n) for n, layer in enumerate((2, 6))]
-    schedule = solve(places, 0.2, 10, 1000, present=400)
+    schedule = solve(places, 0.2, 10, 1000, num_input=400)
     (_, first), (_, second) = cuts(schedule)
     assert 400 > first > second
     assert 2 * 400 + 4 * first + 4 * second <= 2000 < 2 * 400 + 4 * (first + 2) + 4 * (second + 2)
-    schedule = solve(places, 0.5, 10, 1000, present=400)
+    schedule = solve(places, 0.5, 10, 1000, num_input=400)
     assert cuts(schedule) == [(2, 400), (6, 400)]
     assert "asks for more than the 400" in schedule.warnings[0]
 
@@ -610,7 +610,7 @@ def test_a_schedule_that_begins_at_the_input_has_no_earlier_place(depth: float, 
 
 
 def test_pixels_alone_are_one_cut() -> None:
-    schedule = solve([], 0.5, 10, 1000, present=437).after_pixels(437)
+    schedule = solve([], 0.5, 10, 1000, num_input=437).after_pixels(437)
     assert cuts(schedule) == [(0, 437)]
     assert schedule.keep_mean() == 0.437
-    assert solve([], 0.5, 10, 0, present=0).after_pixels(0).cuts == ()
+    assert solve([], 0.5, 10, 0, num_input=0).after_pixels(0).cuts == ()

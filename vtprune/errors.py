@@ -68,10 +68,10 @@ def shorten(text: str, most: int) -> str:
 
 def _first_columns(text: str, most: int) -> str:
     """Return as much of the start of a text as `most` columns hold."""
-    taken = 0
+    width = 0
     for number, character in enumerate(text):
-        taken += _columns(character)
-        if taken > most:
+        width += _columns(character)
+        if width > most:
             return text[:number]
     return text
 

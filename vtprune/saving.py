@@ -134,9 +134,9 @@ def _holder(file: BinaryIO | FileIO) -> int:
     import fcntl
 
     layout = "hhqqi4x"  # struct flock: type, whence, start, length, pid
-    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, TAG_BYTE, 1, 0)
+    request = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, TAG_BYTE, 1, 0)
     try:
-        kind, _, _, _, pid = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        kind, _, _, _, pid = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, request))
     except (OSError, struct.error):
         return 0
     if kind == fcntl.F_UNLCK:  # held by this very process, which F_GETLK leaves out

@@ -132,7 +132,7 @@ def _number_masks(digits: str, tall: int) -> tuple[Mask, Mask]:
 def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
     """Draw a dull background: plain, gradient, stripes, checks or noise."""
     base = float(rng.uniform(45, 105)) + rng.uniform(-7, 7, size=3)
-    other = base + rng.uniform(-22, 22)
+    second_shade = base + rng.uniform(-22, 22)
     style, period = int(rng.integers(5)), float(rng.uniform(6, 24))
     y = np.linspace(0, 112, height, endpoint=False, dtype=np.float32)[:, None]
     x = np.linspace(0, 112, width, endpoint=False, dtype=np.float32)[None, :]
@@ -147,7 +147,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
         part = (x // period + y // period) % 2
     else:
         part = 0.35 * _noise()[:height, :width, 0]
-    return (base + part[..., None] * (other - base)).astype(np.float32)
+    return (base + part[..., None] * (second_shade - base)).astype(np.float32)
 
 
 def _distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:

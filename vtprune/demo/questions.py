@@ -199,13 +199,13 @@ def _comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
     named = uniquely_named(scene)
     if len(named) < 2 or scene.is_clip:
         return None
-    wanted = bool(rng.integers(2))
+    is_yes = bool(rng.integers(2))
     for _ in range(20):
         i, j = (int(n) for n in rng.choice(len(named), size=2, replace=False))
         relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
-        if holds(relation, named[i], named[j]) is wanted:
+        if holds(relation, named[i], named[j]) is is_yes:
             template = "is the {one} " + relation + " the {other}?"
-            answer = "yes" if wanted else "no"
+            answer = "yes" if is_yes else "no"
             return fill_template(
                 "comparison", template, answer, one=named[i].name, other=named[j].name
             )

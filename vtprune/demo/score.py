@@ -11,27 +11,27 @@ if TYPE_CHECKING:
 ARTICLES = {"a", "an", "the"}
 
 
-def score(kind: str, expected: str, given: str) -> float:
+def score(kind: str, expected: str, answer: str) -> float:
     """Return how right an answer is, in [0, 1]; less than 1 is wrong.
 
     Case, articles, spaces and a final full stop don't count. `what_happens` is scored by events:
     twice the number of events in common, in the same order, over the number in both answers.
     """
     if kind != "what_happens":
-        return float(_words(expected) == _words(given))
-    expected_events, given_events = events(expected), events(given)
+        return float(_words(expected) == _words(answer))
+    expected_events, given_events = events(expected), events(answer)
     total = len(expected_events) + len(given_events)
     return 2 * _common_length(expected_events, given_events) / total if total else 1.0
 
 
-def is_right(kind: str, expected: str, given: str) -> bool:
+def is_right(kind: str, expected: str, answer: str) -> bool:
     """Whether an answer is right; a part of a clip's events is wrong, as in the model's card."""
-    return score(kind, expected, given) == 1.0
+    return score(kind, expected, answer) == 1.0
 
 
-def rate(asked: Asked, given: str) -> float:
+def rate(question: Asked, answer: str) -> float:
     """Return 1 where the answer to a question of this world is right, else 0."""
-    return float(is_right(asked.kind, asked.answer or "", given))
+    return float(is_right(question.kind, question.answer or "", answer))
 
 
 def events(answer: str) -> list[str]:

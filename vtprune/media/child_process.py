@@ -107,12 +107,12 @@ class _Answers(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         ours = module == "vtprune.errors" or module.startswith("vtprune.media.")
         if ours or module.partition(".")[0] == "pathlib":
-            found = getattr(import_module(module), name, None)
-            if isinstance(found, type) and found.__module__.partition(".")[0] in (
+            value = getattr(import_module(module), name, None)
+            if isinstance(value, type) and value.__module__.partition(".")[0] in (
                 "vtprune",
                 "pathlib",
             ):
-                return found
+                return value
         raise pickle.UnpicklingError(f"{module}.{name} is no answer")
 
 

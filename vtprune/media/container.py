@@ -106,8 +106,8 @@ def best_stream(path: Path, container: InputContainer) -> VideoStream:
     """
     streams = []
     for stream in container.streams.video:
-        known = stream.codec_context is not None  # else a codec that FFmpeg doesn't know
-        if known and stream.width and not stream.disposition & Disposition.attached_pic:
+        has_decoder = stream.codec_context is not None  # else a codec that FFmpeg doesn't know
+        if has_decoder and stream.width and not stream.disposition & Disposition.attached_pic:
             streams.append(stream)
     if not streams:
         raise MediaError(
@@ -202,8 +202,8 @@ def read_packets(
 
 def end_by_metadata(stream: VideoStream) -> float:
     """Return when Matroska's metadata say that a stream ends, in seconds; 0.0 where they don't."""
-    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
-    minutes, _, seconds = rest.partition(":")
+    hours, _, minutes_seconds = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = minutes_seconds.partition(":")
     try:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:

@@ -82,9 +82,9 @@ def decord_frames(source: Source, index: list[int]) -> Iterator[tuple[int, np.nd
         DecordUnfitError: where decord doesn't give these frames.
     """
     frame_bytes = source.width * source.height * 3
-    ahead = source.num_frames * frame_bytes
-    if len(index) * _SPARSE > source.num_frames and ahead > _AHEAD_BYTES:
-        raise DecordUnfitError(f"it would hold {ahead / 2**30:.1f} GiB of frames")
+    bytes_ahead = source.num_frames * frame_bytes
+    if len(index) * _SPARSE > source.num_frames and bytes_ahead > _AHEAD_BYTES:
+        raise DecordUnfitError(f"it would hold {bytes_ahead / 2**30:.1f} GiB of frames")
     threads = _num_threads(source.width, source.height)
     try:
         import decord
@@ -182,29 +182,29 @@ def _walk(
     assert track is not None, "a video has a track"
     number_of = {pts: i for i, pts in enumerate(track.pts)}
     skips = track.may_skip and bool(track.pts)
-    wanted = {track.pts[i] for i in index} if skips else None
+    needed_pts = {track.pts[i] for i in index} if skips else None
     # With several, an error may take good frames along.
     threads = 1 if limits.allow_partial else _num_threads(track.width, track.height)
     at = -1
     with open_container(source.path) as container:
         stream = _stream(container, track.stream, limits, threads)
-        frames = _decode(container, stream, alive, wanted)
+        frames = _decode(container, stream, alive, needed_pts)
         for target in index:
             before = bisect_right(track.keyframes, target)
             keyframe = track.keyframes[before - 1] if before else 0
             jumped = keyframe - at > _SEEK_FRAMES and bool(before)
             lost = jumped and not _seek(container, stream, track.pts[keyframe])
             if jumped:
-                frames = _decode(container, stream, alive, wanted)
+                frames = _decode(container, stream, alive, needed_pts)
             while at < target:
                 frame = next(frames, None)
                 number = number_of.get(frame.pts, -1) if frame and track.pts else at + 1  # type: ignore[arg-type]
                 lost |= jumped and (frame is None or number > keyframe or frame.is_corrupt)
                 if lost or (skips and (frame is None or number > target)):
-                    rest = [i for i in index if i >= target]
+                    remaining = [i for i in index if i >= target]
                     keyframes = () if lost else track.keyframes
                     again = replace(track, keyframes=keyframes, may_skip=False)
-                    yield from _walk(replace(source, _track=again), rest, limits, alive)
+                    yield from _walk(replace(source, _track=again), remaining, limits, alive)
                     return
                 if frame is None:
                     yield source.num_frames, None
@@ -228,14 +228,14 @@ def _decode(
     container: InputContainer,
     stream: VideoStream,
     alive: Callable[[], None],
-    wanted: set[int] | None = None,
+    needed_pts: set[int] | None = None,
     failed: list[int] | None = None,
 ) -> Iterator[VideoFrame]:
     """Yield the frames from the container's position on, in display order, without damaged ones.
 
     Args:
-        wanted: the times of the frames that are needed: of the others, those that no frame refers
-            to are not decoded. None: all of them are needed.
+        needed_pts: the times of the frames that are needed: of the others, those that no frame
+            refers to are not decoded. None: all of them are needed.
         failed: gets the number of every packet that does not decode.
     """
     packets = enumerate(demux(container, stream, alive))
@@ -248,12 +248,12 @@ def _decode(
             packet = None
         if packet is None:
             return
-        stays = not packet.size and packet.dts is not None  # AVI's mark of a frame that stays
-        if is_partial(packet) or stays:
+        repeated = not packet.size and packet.dts is not None  # AVI's mark of a frame that stays
+        if is_partial(packet) or repeated:
             continue
-        if wanted is not None:
+        if needed_pts is not None:
             stream.codec_context.skip_frame = (
-                "DEFAULT" if not packet.size or packet.pts in wanted else "NONREF"
+                "DEFAULT" if not packet.size or packet.pts in needed_pts else "NONREF"
             )
         try:
             frames = packet.decode()
@@ -282,8 +282,8 @@ def _stream(
 
 def _num_threads(width: int, height: int) -> int:
     """Return how many threads decode: one a processor, fewer for large frames, which each holds."""
-    fits = _THREAD_BYTES // (width * height * 3)
-    return max(1, min(os.cpu_count() or 1, _MAX_THREADS, fits))
+    by_memory = _THREAD_BYTES // (width * height * 3)
+    return max(1, min(os.cpu_count() or 1, _MAX_THREADS, by_memory))
 
 
 def _to_rgb(frame: VideoFrame, track: Track) -> np.ndarray:

@@ -303,12 +303,12 @@ def _scan_jpeg(file: BinaryIO, start: int, header_only: bool = False) -> _Jpeg:
 def _next_marker(file: BinaryIO, at: int) -> int:
     """Return where the coded data at `at` ends."""
     file.seek(at)
-    rest = b""
+    carried = b""
     while data := file.read(_CHUNK):
-        data = rest + data
+        data = carried + data
         match = _MARKER.search(data) if b"\xff" in data else None  # zeros are passed over fast
         if match:
-            return at - len(rest) + match.start()
-        at += len(data) - len(rest)
-        rest = data[-1:] if data[-1:] == b"\xff" else b""
+            return at - len(carried) + match.start()
+        at += len(data) - len(carried)
+        carried = data[-1:] if data[-1:] == b"\xff" else b""
     return at

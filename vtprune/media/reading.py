@@ -111,12 +111,12 @@ def read(
             transform.
     """
     name = printable(source.path)
-    wanted = list(range(source.num_frames)) if index is None else [int(i) for i in index]
-    outside = [i for i in wanted if not 0 <= i < source.num_frames]
-    if outside or not wanted:
+    numbers = list(range(source.num_frames)) if index is None else [int(i) for i in index]
+    outside = [i for i in numbers if not 0 <= i < source.num_frames]
+    if outside or not numbers:
         what = f"frame {outside[0]} is out of range" if outside else "no frame is asked for"
         raise MediaError(f"{name}: {what}", f"its frames are 0 to {source.num_frames - 1}")
-    unique = sorted(set(wanted))
+    unique = sorted(set(numbers))
     size = len(unique) * source.width * source.height * 3
     if transform is None and size > _UNRESIZED_BYTES and len(unique) > 1:
         raise MediaError(
@@ -143,7 +143,7 @@ def read(
     if not done:
         raise damaged(source.path, "none of the frames decodes", limits)
     position = {number: i for i, number in enumerate(done)}
-    kept = [i for i in wanted if i in position]
+    kept = [i for i in numbers if i in position]
     if kept != done:
         grouped = pictures.view(len(done), -1, *pictures.shape[1:])
         pictures = grouped[torch.tensor([position[i] for i in kept])].flatten(0, 1)

@@ -192,8 +192,8 @@ def _content(path: Path, file_format: str) -> Path | io.BytesIO:
 
 def orientation(path: Path, image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; no PNG is decoded for it, as Pillow does."""
-    known = {"exif", "Raw profile type exif", "xmp"} & image.info.keys()
-    if image.format == "PNG" and not known and b"eXIf" not in png_names(path):
+    exif_keys = {"exif", "Raw profile type exif", "xmp"} & image.info.keys()
+    if image.format == "PNG" and not exif_keys and b"eXIf" not in png_names(path):
         return 1
     value = image.getexif().get(_ORIENTATION, 1)
     return value if value in range(1, 9) else 1

@@ -188,8 +188,8 @@ def _facts(container: InputContainer, stream: VideoStream) -> _Stream:
     rate = next(filter(None, reversed(rates) if kind in RAW else rates), Fraction(25))
     interlaced = int(getattr(codec, "field_order", 0) or 0) >= _INTERLACED
     size = (stream.width, stream.height)
-    others = [other for other in container.streams.video if other.codec_context is not None]
-    alone = [(other.width, other.height) for other in others].count(size) == 1
+    others = [video for video in container.streams.video if video.codec_context is not None]
+    alone = [(video.width, video.height) for video in others].count(size) == 1
     return _Stream(
         number=stream.index,
         num_stated=stream.frames,
@@ -211,8 +211,8 @@ def _facts(container: InputContainer, stream: VideoStream) -> _Stream:
 
 def _tells_order(packets: Packets, stream: _Stream) -> bool:
     """Whether every packet has another time, and these give the order of the frames."""
-    known = {value for value in packets.pts if value is not None}
-    all_differ = len(known) == len(packets.pts)
+    known_pts = {value for value in packets.pts if value is not None}
+    all_differ = len(known_pts) == len(packets.pts)
     return all_differ and bool(stream.unit) and not (stream.hides_order or packets.jumps_back)
 
 
@@ -242,8 +242,8 @@ def _by_decoding(
 ) -> _FrameList:
     """List the frames as the decoder gives them."""
     pts, num_failed = decode_all(path, stream.number, limits, alive)
-    known = [value for value in pts if value is not None]
-    identified = tuple(known) if len(set(known)) == len(pts) else ()
+    known_pts = [value for value in pts if value is not None]
+    identified = tuple(known_pts) if len(set(known_pts)) == len(pts) else ()
     if not pts:
         raise damaged(path, "no frame of the video decodes", limits)
     dts = [value for value in packets.dts if value is not None]
@@ -255,8 +255,8 @@ def _by_decoding(
         values = [value + delay for value in _continuous(dts, step)]
         values += [values[-1] + step * (i + 1) for i in range(len(pts) - len(values))]
         times = _times(values[: len(pts)], stream)
-    elif known:
-        last = known[0] - step
+    elif known_pts:
+        last = known_pts[0] - step
         filled = [last := (last + step if value is None else value) for value in pts]
         times = _times(_continuous(filled, step), stream)
     else:

@@ -95,7 +95,7 @@ def limited_size(
 
 def cut(
     pixels: torch.Tensor,
-    given: Size,
+    input_size: Size,
     resolutions: Sequence[Sequence[int]],
     tile: int,
     recipe: Recipe,
@@ -103,12 +103,12 @@ def cut(
     """(1, 3, H, W) uint8 -> (1 + tiles, 3, h, w) uint8: the base picture, then its tiles.
 
     Args:
-        given: the size that the model is given, from `limited_size`.
+        input_size: the size that the model is given, from `limited_size`.
         tile: side of a tile.
         recipe: `size` (the base picture's) and `crop` hold for every tile.
     """
-    resolution = best_resolution(given, resolutions)
-    inner = resize(pixels, fit_inside(given, resolution), recipe.resample)
+    resolution = best_resolution(input_size, resolutions)
+    inner = resize(pixels, fit_inside(input_size, resolution), recipe.resample)
     canvas = pad_to(inner, resolution, (0, 0, 0))
     tiles = [
         canvas[..., top : top + tile, left : left + tile]
@@ -121,10 +121,12 @@ def cut(
     return torch.cat([finish(part, recipe) for part in parts])
 
 
-def regions(given: Size, resolutions: Sequence[Sequence[int]], tile: int) -> tuple[Region, ...]:
+def regions(
+    input_size: Size, resolutions: Sequence[Sequence[int]], tile: int
+) -> tuple[Region, ...]:
     """Return the part of a picture that each of `cut`'s rows shows: the whole, then each tile."""
-    resolution = best_resolution(given, resolutions)
-    height, width = fit_inside(given, resolution)
+    resolution = best_resolution(input_size, resolutions)
+    height, width = fit_inside(input_size, resolution)
     above, before = (resolution[0] - height) // 2, (resolution[1] - width) // 2
     tiles = [
         (
@@ -164,10 +166,10 @@ def tiled_grid(
     row, col = torch.meshgrid(
         torch.arange(num_rows), torch.arange(num_cols + 1), indexing="ij"
     )  # (R, C + 1), the last column newlines
-    seen = col.clamp(max=max(num_cols - 1, 0))
+    inner_col = col.clamp(max=max(num_cols - 1, 0))
     # Centres: (index + 1/2) * old / new, in whole numbers.
     in_row = above + (2 * row + 1) * rows // (2 * max(num_rows, 1))
-    in_col = before + (2 * seen + 1) * cols // (2 * max(num_cols, 1))
+    in_col = before + (2 * inner_col + 1) * cols // (2 * max(num_cols, 1))
     number = 1 + in_row // side * across + (in_col // side).clamp(max=across - 1)
     kind = torch.where(col == num_cols, NEWLINE, PATCH)
     packed = [part.reshape(-1) for part in (torch.zeros_like(row), number, row, col, kind)]

@@ -214,12 +214,12 @@ class Family:
         raise NotImplementedError
 
     def planes(
-        self, config: PreTrainedConfig, given: Mapping[str, object]
+        self, config: PreTrainedConfig, arguments: Mapping[str, object]
     ) -> list[Plane | None] | None:
         """Return how the tiles of each picture lie that are laid together and cut to the picture.
 
         Args:
-            given: the arguments of the encoder call, by name.
+            arguments: the arguments of the encoder call, by name.
 
         Returns:
             None for a picture without such tiles, and for a call without such pictures.
@@ -286,11 +286,11 @@ class Family:
         ids = self.placeholders(files.config)
         tensors = prompt.encode(files, text, self.tokens, ids, grids, texts)
         tensors |= self.token_types(files, tensors["input_ids"], media)
-        for given in vision.values():
-            tensors |= given
+        for tower_inputs in vision.values():
+            tensors |= tower_inputs
         tiles = tuple(len(item.pixels) for item in media if item.source.kind == "image")
-        left = {modality: iter(items) for modality, items in grids.items()}
-        laid = tuple((item.source.kind, next(left[item.source.kind])) for item in media)
+        remaining = {modality: iter(items) for modality, items in grids.items()}
+        laid = tuple((item.source.kind, next(remaining[item.source.kind])) for item in media)
         return Inputs(tensors, text, tiles, laid if self.lists_media else ())
 
     def check_kind(self, source: Source) -> None:
@@ -352,8 +352,8 @@ class Family:
 
     def shorten_tower(self, config: PreTrainedConfig) -> None:
         """Leave as few layers in the vision tower's config as there are kinds, or are read."""
-        taken = getattr(config, "vision_feature_layer", -1)
-        layers = [taken] if isinstance(taken, int) else cast("Sequence[int]", taken)
+        layers = getattr(config, "vision_feature_layer", -1)
+        layers = [layers] if isinstance(layers, int) else cast("Sequence[int]", layers)
         read = max(layer + 1 if layer >= 0 else -layer - 1 for layer in layers)
         self.set_tower_depth(config, read)
 

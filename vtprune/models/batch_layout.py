@@ -42,11 +42,11 @@ def lay_out_batch(
         tokens = {modality: next(iter(tokens.values()))}
     if media:
         return _lay_out_media(ids, valid, set().union(*tokens.values()), media)
-    vision = {name: {**given, "input_ids": ids} for name, given in vision.items()}
+    vision = {name: {**inputs, "input_ids": ids} for name, inputs in vision.items()}
     columns = [
         {
-            name: (torch.isin(row, torch.tensor(wanted)) & keep).nonzero().squeeze(1)
-            for name, wanted in tokens.items()
+            name: (torch.isin(row, torch.tensor(token_ids)) & keep).nonzero().squeeze(1)
+            for name, token_ids in tokens.items()
         }
         for row, keep in zip(ids, valid, strict=True)
     ]
@@ -87,13 +87,13 @@ def _lay_out_media(
     layouts = []
     for row, grids in zip(columns, shares, strict=True):
         parts = row.split([len(grid) for grid in grids])
-        held = [(kinds[id(grid)], part, grid) for part, grid in zip(parts, grids, strict=True)]
-        names = dict.fromkeys(kind for kind, _, _ in held)
+        items = [(kinds[id(grid)], part, grid) for part, grid in zip(parts, grids, strict=True)]
+        names = dict.fromkeys(kind for kind, _, _ in items)
         where = {
-            name: torch.cat([part for kind, part, _ in held if kind == name]) for name in names
+            name: torch.cat([part for kind, part, _ in items if kind == name]) for name in names
         }
         layouts.append(
-            lay_out(where, {n: [grid for kind, _, grid in held if kind == n] for n in names})
+            lay_out(where, {n: [grid for kind, _, grid in items if kind == n] for n in names})
         )
     return layouts, []
 

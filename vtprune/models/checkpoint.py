@@ -111,24 +111,24 @@ def _parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]
     return contents
 
 
-def read_config(name: str, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(name: str, checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
     """Read a checkpoint's config.
 
     Args:
         name: as the user gave it.
-        where: its directory, config.json or hub id.
+        checkpoint: its directory, config.json or hub id.
 
     Raises:
         ModelError: it is for its authors' own code; a converted one is named where one is known.
     """
     from transformers import AutoConfig
 
-    path = Path(where) if Path(where).is_file() else find_file(where, "config.json")
+    path = Path(checkpoint) if Path(checkpoint).is_file() else find_file(checkpoint, "config.json")
     if path is not None:
         refuse_original(name, _parse_config(path), trust_remote_code)
     return cast(
         "PreTrainedConfig",
-        AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code),
+        AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code),
     )
 
 
@@ -157,9 +157,9 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
     fit = [
         kind.endswith("ForConditionalGeneration") or kind in dir(transformers) for kind in classes
     ]
-    known = model_type in CONFIG_MAPPING and (not classes or any(fit))
+    has_class = model_type in CONFIG_MAPPING and (not classes or any(fit))
     asked_for = trust_remote_code and "auto_map" in config and model_type in FAMILIES
-    if known or not model_type or asked_for:
+    if has_class or not model_type or asked_for:
         return
     if model_type in FAMILIES and model_type not in CONFIG_MAPPING:
         raise ModelError(
@@ -181,8 +181,8 @@ def _way_out(name: str, kinds: list[str]) -> str:
     later = [family.model_types[0] for family in families if family.earlier_kinds & {*kinds}]
     listed = [alias for alias in aliases() if alias.model_type in FAMILIES]
     for alias in listed:
-        fits = not converted or alias.model_type in converted
-        if fits and _short(alias.hub_id) == _short(name):
+        same_type = not converted or alias.model_type in converted
+        if same_type and _short(alias.hub_id) == _short(name):
             return f"the same model in transformers' format: --model {alias.hub_id}"
     examples = [
         next(alias.hub_id for alias in listed if alias.model_type == model_type)

@@ -33,12 +33,12 @@ def find_device(name: str) -> torch.device:
         raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name in ("auto", "map"):
-        return torch.device(next((kind for kind, there in has.items() if there), "cpu"))
+        return torch.device(next((kind for kind, available in has.items() if available), "cpu"))
     device = torch.device(name)
-    there = has.get(kind, True)
-    if kind == "cuda" and there and device.index is not None:
-        there = device.index < torch.cuda.device_count()
-    if not there:
+    available = has.get(kind, True)
+    if kind == "cuda" and available and device.index is not None:
+        available = device.index < torch.cuda.device_count()
+    if not available:
         raise ModelError(f"device {name}: there is none on this machine", "use --device auto")
     return device
 

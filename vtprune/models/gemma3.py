@@ -144,8 +144,8 @@ def _crops(
     activated = ratio >= cast(float, values["pan_and_scan_min_ratio_to_activate"])
     if not values["do_pan_and_scan"] or not activated or most < 2:
         return []
-    wanted = min(math.floor(ratio + 0.5), max(height, width) // least)
-    count = min(max(wanted, 2), most)
+    num_by_aspect = min(math.floor(ratio + 0.5), max(height, width) // least)
+    count = min(max(num_by_aspect, 2), most)
     down, across = (1, count) if width >= height else (count, 1)
     rows, cols = math.ceil(height / down), math.ceil(width / across)
     if min(rows, cols) < least:

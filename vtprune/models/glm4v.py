@@ -113,12 +113,12 @@ class Glm4v(MergedPatches):
         out, since it fills the last pair as it is.
         """
         last, rate = len(between) - 1, source.fps
-        wanted, longest = cast(float, values["fps"]), cast(float, values["max_duration"])
+        fps, longest = cast(float, values["fps"]), cast(float, values["max_duration"])
         duration = len(between) / rate
-        limit = int(longest * wanted)
+        limit = int(longest * fps)
         if duration <= longest:
-            count = max(math.floor(duration * wanted), 1)
-            positions = [min(last, math.ceil(number * rate / wanted)) for number in range(count)]
+            count = max(math.floor(duration * fps), 1)
+            positions = [min(last, math.ceil(number * rate / fps)) for number in range(count)]
         elif limit >= len(between):
             positions = list(range(len(between)))
         else:

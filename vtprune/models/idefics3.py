@@ -71,11 +71,11 @@ class Idefics3(Family):
         As a video, all blocks of a prompt are its frames.
         """
         grids: Grids = {}
-        for modality, given in vision.items():
-            pixels = cast(torch.Tensor, given["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
+        for modality, inputs in vision.items():
+            pixels = cast(torch.Tensor, inputs["pixel_values"])  # (B, tiles, 3, H, W), zeros behind
             side = token_side(config, pixels.shape[-1])
             num_blocks = max(int(pixels.flatten(0, 1).flatten(1).any(1).sum()), 1)
-            ids = cast("torch.Tensor | None", given.get("input_ids"))
+            ids = cast("torch.Tensor | None", inputs.get("input_ids"))
             token = config.image_token_id
             rows = None
             if ids is not None:
@@ -237,8 +237,8 @@ def _cut(
     if not rows:
         return preprocess.resize_pil(pixels, (tile, tile), recipe.resample)
     pixels = preprocess.resize_pil(pixels, (rows * tile, cols * tile), recipe.resample)
-    whole = preprocess.resize_pil(pixels, (tile, tile), recipe.resample)
-    return torch.cat([splitting.cut(pixels, tile), whole])
+    base_picture = preprocess.resize_pil(pixels, (tile, tile), recipe.resample)
+    return torch.cat([splitting.cut(pixels, tile), base_picture])
 
 
 def whole_block(count: int) -> str:

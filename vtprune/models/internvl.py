@@ -72,10 +72,10 @@ class InternVL(Family):
         from the pixels, and where one video of a prompt ends and the next begins.
         """
         grids: Grids = {}
-        for modality, given in vision.items():
-            pixels = cast(torch.Tensor, given["pixel_values"])
+        for modality, tower_inputs in vision.items():
+            pixels = cast(torch.Tensor, tower_inputs["pixel_values"])
             side = self.tile_side(config, pixels.shape[-1])
-            ids = cast("torch.Tensor | None", given.get("input_ids"))
+            ids = cast("torch.Tensor | None", tower_inputs.get("input_ids"))
             rows = None
             if ids is not None:
                 total = len(pixels) * side**2
@@ -193,10 +193,10 @@ def _tiles(source: Source, values: Mapping[str, object], limit: int | None) -> t
     size = cast("Mapping[str, int]", values["size"])
     pairs = [(rows, cols) for cols in range(1, most + 1) for rows in range(1, most // cols + 1)]
     pairs = sorted((pair for pair in pairs if pair[0] * pair[1] >= least), key=_area)
-    wanted = source.width / source.height
+    aspect = source.width / source.height
     best, nearest = (1, 1), float("inf")
     for rows, cols in pairs:
-        distance = abs(wanted - cols / rows)
+        distance = abs(aspect - cols / rows)
         pixels = size["height"] * size["width"] * rows * cols
         larger = distance == nearest and source.width * source.height > 0.5 * pixels
         if distance < nearest or larger:
@@ -211,11 +211,11 @@ def _area(pair: tuple[int, int]) -> int:
 def _cut(pixels: torch.Tensor, rows: int, cols: int, recipe: preprocess.Recipe) -> torch.Tensor:
     """(1, 3, H, W) uint8 -> (tiles + 1, 3, h, w): the tiles, then the whole; or it alone."""
     height, width = recipe.size["height"], recipe.size["width"]
-    whole = preprocess.resize(pixels, (height, width), recipe.resample)
+    thumbnail = preprocess.resize(pixels, (height, width), recipe.resample)
     if rows * cols == 1:
-        return whole
+        return thumbnail
     large = preprocess.resize(pixels, (rows * height, cols * width), recipe.resample)
-    return torch.cat([splitting.cut(large, height), whole])
+    return torch.cat([splitting.cut(large, height), thumbnail])
 
 
 def _middles(between: list[int], count: int) -> list[int]:

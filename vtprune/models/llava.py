@@ -87,15 +87,15 @@ class Llava(Family):
         """
         if "image" not in vision:
             return {}
-        given = vision["image"]
-        if given.get("image_sizes") is not None:
+        tower_inputs = vision["image"]
+        if tower_inputs.get("image_sizes") is not None:
             patch = config.vision_config.patch_size
-            sizes = torch.as_tensor(given["image_sizes"]).tolist()
+            sizes = torch.as_tensor(tower_inputs["image_sizes"]).tolist()
             return {"image": [box(1, rows // patch, cols // patch) for rows, cols in sizes]}
-        strategy = given.get("vision_feature_select_strategy")
+        strategy = tower_inputs.get("vision_feature_select_strategy")
         strategy = strategy or config.vision_feature_select_strategy
         grid = square_grid(config, all_tokens=strategy == "full")
-        return {"image": [grid] * len(cast(torch.Tensor, given["pixel_values"]))}
+        return {"image": [grid] * len(cast(torch.Tensor, tower_inputs["pixel_values"]))}
 
     def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
         """Two matrices, on the features of one layer or of several side by side."""
@@ -103,11 +103,11 @@ class Llava(Family):
         if shape is None:
             return None
         layer = getattr(config, "vision_feature_layer", -1)
-        taken = 1 if isinstance(layer, int) else len(layer)
+        num_layers = 1 if isinstance(layer, int) else len(layer)
         out = cost.text_width(config)
         return replace(
             shape,
-            projector=((taken * shape.hidden, out), (out, out)),
+            projector=((num_layers * shape.hidden, out), (out, out)),
             projects_extra=getattr(config, "vision_feature_select_strategy", "default") == "full",
         )
 

@@ -45,12 +45,12 @@ class LlavaNext(Llava):
         return {"image": [anyres.tiled_grid(size, tilings, tile, side) for size in sizes]}
 
     def planes(
-        self, config: PreTrainedConfig, given: Mapping[str, object]
+        self, config: PreTrainedConfig, arguments: Mapping[str, object]
     ) -> list[anyres.Plane | None] | None:
         """Every picture is tiled."""
-        if given.get("image_sizes") is None or given.get("pixel_values_videos") is not None:
+        if arguments.get("image_sizes") is None or arguments.get("pixel_values_videos") is not None:
             return None
-        tile, side, sizes = tile_sizes(config, given)
+        tile, side, sizes = tile_sizes(config, arguments)
         return [anyres.plane_of(size, config.image_grid_pinpoints, tile, side) for size in sizes]
 
     def largest(self, files: Files) -> tuple[int, int]:
@@ -61,21 +61,21 @@ class LlavaNext(Llava):
         """A base picture and the tiles of the best resolution, of those with at most max_tiles."""
         tile, resolutions = tiling_of(files)
         size = (source.height, source.width)
-        given = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
+        input_size = anyres.limited_size(size, resolutions, tile, sampling.max_tiles)
         cut = functools.partial(
-            anyres.cut, given=given, resolutions=resolutions, tile=tile,
+            anyres.cut, input_size=input_size, resolutions=resolutions, tile=tile,
             recipe=self.picture_recipe(files),
         )  # fmt: skip
-        return ReadPlan((0,), cut, self.regions(files, given))
+        return ReadPlan((0,), cut, self.regions(files, input_size))
 
-    def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
+    def regions(self, files: Files, input_size: anyres.Size) -> tuple[Region, ...]:
         """Return the part of a picture that each tile shows; () where tokens mix tiles.
 
         Args:
-            given: the size that the model is given of the picture.
+            input_size: the size that the model is given of the picture.
         """
         tile, resolutions = tiling_of(files)
-        return anyres.regions(given, resolutions, tile)
+        return anyres.regions(input_size, resolutions, tile)
 
     def picture_inputs(self, files: Files, pictures: Media) -> Tensors:
         """Pictures with fewer tiles than others are filled up with zeros."""
@@ -91,11 +91,11 @@ class LlavaNext(Llava):
 
 
 def tile_sizes(
-    config: PreTrainedConfig, given: Mapping[str, object]
+    config: PreTrainedConfig, arguments: Mapping[str, object]
 ) -> tuple[int, int, list[anyres.Size]]:
     """Return the side of a tile in pixels and in tokens, and the sizes of a call's pictures."""
     tower = config.vision_config
-    sizes = torch.as_tensor(given["image_sizes"]).tolist()
+    sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
     return tower.image_size, tower.image_size // tower.patch_size, sizes
 
 

@@ -64,8 +64,8 @@ class LlavaOnevision(LlavaNext):
         grids: Grids = {}
         if "image" in vision:
             tile, side, sizes = tile_sizes(config, vision["image"])
-            asked = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
-            most = _most_tiles(cast(str, asked))
+            aspect_ratio = vision["image"].get("vision_aspect_ratio") or config.vision_aspect_ratio
+            most = _most_tiles(cast(str, aspect_ratio))
             grids["image"] = [
                 anyres.tiled_grid(size, config.image_grid_pinpoints, tile, side, most)
                 if tiled
@@ -83,13 +83,13 @@ class LlavaOnevision(LlavaNext):
         return grids
 
     def planes(
-        self, config: PreTrainedConfig, given: Mapping[str, object]
+        self, config: PreTrainedConfig, arguments: Mapping[str, object]
     ) -> list[anyres.Plane | None] | None:
         """A picture that is alone in its prompt is tiled."""
-        planes = super().planes(config, given)
+        planes = super().planes(config, arguments)
         if planes is None:
             return None
-        tiled = _tiled(given, len(planes))
+        tiled = _tiled(arguments, len(planes))
         return [plane if cut else None for plane, cut in zip(planes, tiled, strict=False)]
 
     def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
@@ -99,14 +99,14 @@ class LlavaOnevision(LlavaNext):
             return ReadPlan((0,), functools.partial(preprocess.finish_square, recipe=recipe))
         return super().plan_image(files, source, sampling, alone)
 
-    def regions(self, files: Files, given: anyres.Size) -> tuple[Region, ...]:
+    def regions(self, files: Files, input_size: anyres.Size) -> tuple[Region, ...]:
         """() where tokens are interpolated to fewer."""
         tile, resolutions = tiling_of(files)
         side = tile // files.config.vision_config.patch_size
         most = _most_tiles(files.config.vision_aspect_ratio)
-        if anyres.is_shrunk(given, resolutions, tile, side, most):
+        if anyres.is_shrunk(input_size, resolutions, tile, side, most):
             return ()
-        return super().regions(files, given)
+        return super().regions(files, input_size)
 
     def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
         """Without frames or fps, the official sampling, after start and end.

@@ -86,7 +86,7 @@ class Opened:
 
     Args:
         name: as the user gave it; None for the embedded one.
-        where: its directory or hub id.
+        checkpoint: its directory or hub id.
         family: its family.
         files: its checkpoint's tokenizer and preparation files.
         target, dtype, options: the device, dtype and arguments for reading its weights.
@@ -95,7 +95,7 @@ class Opened:
     """
 
     name: str | None
-    where: str
+    checkpoint: str
     family: Family
     files: Files
     target: torch.device
@@ -116,7 +116,7 @@ class Opened:
         started = time.perf_counter()
         with quiet(), loading_errors(self.name or EMBEDDED):
             model = read_weights(
-                self.where, self.files.config, self.dtype, self.options, self.trust_remote_code
+                self.checkpoint, self.files.config, self.dtype, self.options, self.trust_remote_code
             )
             if "device_map" not in self.options:
                 model = model.to(self.target)  # type: ignore[arg-type]
@@ -199,11 +199,11 @@ def open_model(
     started = time.perf_counter()
     target = find_device(device)
     name, tuned = find_base(name, adapter)
-    where = find_checkpoint(name)
+    checkpoint = find_checkpoint(name)
     if on_progress:
         on_progress("loading", 0, 1)
     with quiet(), loading_errors(name or EMBEDDED):
-        config = read_config(name or EMBEDDED, where, trust_remote_code)
+        config = read_config(name or EMBEDDED, checkpoint, trust_remote_code)
         family = find_family(str(config.model_type))
         if family is None:
             raise ModelError(
@@ -215,13 +215,13 @@ def open_model(
         directory = None if tuned is None else tuned.directory
         has_tokenizer = directory is not None and (directory / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(
-            directory if has_tokenizer else where, trust_remote_code=trust_remote_code
+            directory if has_tokenizer else checkpoint, trust_remote_code=trust_remote_code
         )
         from vtprune.models.checkpoint import read_files
 
-        files = read_files(where, config, tokenizer, directory)
+        files = read_files(checkpoint, config, tokenizer, directory)
     return Opened(
-        name, where, family, files, target, chosen, options, calibration, trust_remote_code,
+        name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
         time.perf_counter() - started, on_progress, tuned,
     )  # fmt: skip
 
@@ -241,16 +241,16 @@ def adopt(wrapped: nn.Module) -> Loaded:
 
     model = cast("PreTrainedModel", unwrap(wrapped))
     family = find_family(str(model.config.model_type))
-    where = str(getattr(model.config, "_name_or_path", "") or "")
-    if family is None or not where:
+    checkpoint = str(getattr(model.config, "_name_or_path", "") or "")
+    if family is None or not checkpoint:
         raise ModelError(
             f"{model.config.model_type}: its tokenizer and preparation files can't be found",
             "load it by name or directory: vtprune.answer('DIR', ...)",
         )
-    with quiet(), loading_errors(where):
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        files = read_files(where, model.config, tokenizer)
-    return Loaded(where, model, files, family)
+    with quiet(), loading_errors(checkpoint):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        files = read_files(checkpoint, model.config, tokenizer)
+    return Loaded(checkpoint, model, files, family)
 
 
 def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapter | None]:
@@ -329,7 +329,7 @@ def find_checkpoint(name: str | None) -> str:
 
 
 def read_weights(
-    where: str,
+    checkpoint: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
     options: Mapping[str, object],
@@ -343,7 +343,7 @@ def read_weights(
     from transformers import AutoModelForImageTextToText
 
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        where,
+        checkpoint,
         config=config,
         dtype=dtype,
         **options,
@@ -355,7 +355,7 @@ def read_weights(
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{where}: {len(missing)} weights are missing, such as {missing[0]}",
+            f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}",
             "download the checkpoint again",
         )
     return cast("PreTrainedModel", model.eval())

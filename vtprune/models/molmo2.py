@@ -292,11 +292,11 @@ def _pictures(
             *(_owners(count, side, before, window) for count in tiling), strict=True
         )
         number = 1 + owner[0][:, None] * tiling[1] + owner[1]
-        whole = (number * side + inside[0][:, None]) * side + inside[1]
-        low, high = _pool(base, pool), _pool(whole.int(), pool)
+        tile_patches = (number * side + inside[0][:, None]) * side + inside[1]
+        low, high = _pool(base, pool), _pool(tile_patches.int(), pool)
         grids.append([*low.shape[:2], *high.shape[:2]])
-        both = torch.cat([low.flatten(0, 1), high.flatten(0, 1)])
-        poolings.append(torch.where(both >= 0, both + at * side * side, both))
+        patches = torch.cat([low.flatten(0, 1), high.flatten(0, 1)])
+        poolings.append(torch.where(patches >= 0, patches + at * side * side, patches))
         at += len(picture.pixels)
     return {
         "pixel_values": torch.cat([_patches(picture.pixels, values) for picture in media]),

@@ -36,8 +36,8 @@ def aliases() -> list[Alias]:
     for name, entry in packaged_models()["aliases"].items():
         decoder = entry["decoder"]
         calibration, _ = find_calibration(entry["model_type"], decoder["layers"], decoder["hidden"])
-        known = {key: value for key, value in entry.items() if key != "differs"}
-        listed.append(Alias(name, calibration=calibration, **known))
+        fields = {key: value for key, value in entry.items() if key != "differs"}
+        listed.append(Alias(name, calibration=calibration, **fields))
     return listed
 
 

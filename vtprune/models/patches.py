@@ -50,9 +50,9 @@ class MergedPatches(Family):
         return {
             modality: [
                 box(time, rows // merge, cols // merge)
-                for time, rows, cols in torch.as_tensor(given[f"{modality}_grid_thw"]).tolist()
+                for time, rows, cols in torch.as_tensor(inputs[f"{modality}_grid_thw"]).tolist()
             ]
-            for modality, given in vision.items()
+            for modality, inputs in vision.items()
         }
 
     def largest(self, files: Files) -> tuple[int, int]:
@@ -100,10 +100,10 @@ class MergedPatches(Family):
         A checkpoint without a file for videos has that for pictures serve both, except for the
         limits: a video's frames take the video processor's own, as in the authors' qwen-vl-utils.
         """
-        given = files.image if modality == "image" else files.video
-        if modality == "video" and not given:
-            given = {key: value for key, value in files.image.items() if key not in LIMITS}
-        values = preprocess.merged(given, self.defaults[modality])
+        stored = files.image if modality == "image" else files.video
+        if modality == "video" and not stored:
+            stored = {key: value for key, value in files.image.items() if key not in LIMITS}
+        values = preprocess.merged(stored, self.defaults[modality])
         size = dict(cast("Mapping[str, int]", values["size"]))
         for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if values.get(key) is not None:

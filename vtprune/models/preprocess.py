@@ -55,9 +55,9 @@ def read_recipe(values: Mapping[str, object]) -> Recipe:
     resample = cast(int, values.get("resample", 3))
     if resample not in MODES:
         name = OTHER_MODES.get(resample, str(resample))
-        known = ", ".join(f"{number} ({mode})" for number, mode in MODES.items())
+        known_modes = ", ".join(f"{number} ({mode})" for number, mode in MODES.items())
         raise ModelError(
-            f"the checkpoint's preprocessor asks for resample {name}; known are {known}",
+            f"the checkpoint's preprocessor asks for resample {name}; known are {known_modes}",
             "set resample to 3 in its preprocessor_config.json",
         )
     crop = _edges(values["crop_size"], square=True) if values.get("do_center_crop") else None

@@ -60,10 +60,10 @@ def render(
         ),
     )
     for modality, token in tokens.items():
-        wanted = sum(item.source.kind == modality for item in media)
-        if prompt.count(token) != wanted:
+        num_media = sum(item.source.kind == modality for item in media)
+        if prompt.count(token) != num_media:
             raise ModelError(
-                f"the checkpoint's chat template wrote {prompt.count(token)} of {wanted}"
+                f"the checkpoint's chat template wrote {prompt.count(token)} of {num_media}"
                 f" {modality} placeholders ({token})",
                 "take the chat template of the model's own repository",
             )
@@ -133,11 +133,11 @@ def encode(
     input_ids = cast(torch.Tensor, encoded["input_ids"])
     for modality in grids:
         count = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())
-        alike = [items for other, items in grids.items() if ids[other] == ids[modality]]
-        wanted = sum(len(grid) for items in alike for grid in items)
-        if count != wanted:
+        alike = [items for name, items in grids.items() if ids[name] == ids[modality]]
+        num_tokens = sum(len(grid) for items in alike for grid in items)
+        if count != num_tokens:
             raise ModelError(
-                f"the tokenizer made {count} of {wanted} placeholders of"
+                f"the tokenizer made {count} of {num_tokens} placeholders of"
                 f" {tokens[modality]}; the model's config has id {ids[modality][0]} for it",
                 "take the tokenizer of the model's own repository",
             )

@@ -96,9 +96,9 @@ class Qwen2VL(MergedPatches):
             count = round(counted / group) * group
         else:
             limit = min(cast(int, values["max_frames"]), total) // group * group
-            wanted = total / source.fps * cast(float, values["fps"])
-            wanted = min(max(wanted, cast(int, values["min_frames"])), limit)
-            count = math.floor(wanted / group) * group
+            frames_at_fps = total / source.fps * cast(float, values["fps"])
+            frames_at_fps = min(max(frames_at_fps, cast(int, values["min_frames"])), limit)
+            count = math.floor(frames_at_fps / group) * group
         if most is not None:
             count = min(count, max(most // group * group, min(most, group)))
         return between if count < 1 else even_parts(between, count)

@@ -81,8 +81,8 @@ class Qwen3VL(MergedPatches):
             return preprocess.smart_resize(source.height, source.width, side, least, most)
         num_frames = max(num_frames, cast(int, values["temporal_patch_size"]))
         if values["cap_pixels_per_frame"]:
-            each = min(cast(int, values["max_video_tokens"]) * side**2, most // num_frames)
-            most = max(each, int(least * 1.05)) * num_frames
+            frame_limit = min(cast(int, values["max_video_tokens"]) * side**2, most // num_frames)
+            most = max(frame_limit, int(least * 1.05)) * num_frames
         return clip_size(num_frames, source.height, source.width, values, least, most)
 
     def official_frames(

@@ -162,16 +162,16 @@ class Arguments:
     def bind(self, args: Args, kwargs: Mapping[str, object]) -> Kwargs:
         """Return the arguments of a call by name; those past the last named one are left out."""
         named = {**dict(zip(self.order, args, strict=False)), **kwargs}
-        given: Kwargs = {}
+        values: Kwargs = {}
         for name, value in named.items():
-            known = RENAMED.get(name, name)
-            if value is not None or known not in given:
-                given[known] = value
-        return given
+            project_name = RENAMED.get(name, name)
+            if value is not None or project_name not in values:
+                values[project_name] = value
+        return values
 
-    def give(self, given: Mapping[str, object]) -> Kwargs:
+    def give(self, values: Mapping[str, object]) -> Kwargs:
         """Return what `bind` returned, by the names that the forward itself has."""
-        return {self.names.get(name, name): value for name, value in given.items()}
+        return {self.names.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +247,7 @@ def check_version() -> None:
 
 
 def check_arguments(
-    what: str, forward: Callable[..., object], known: Forward, closed: bool = True
+    what: str, forward: Callable[..., object], accepted: Forward, closed: bool = True
 ) -> Arguments:
     """Return the arguments of a forward, after a check that they are known.
 
@@ -259,18 +259,18 @@ def check_arguments(
         ModelError: one is missing, or not known.
     """
     arguments = Arguments(forward)
-    for names in known.needs:
+    for names in accepted.needs:
         if not any(name in arguments for name in names):
-            others = sorted(set(arguments.names) - known.known)
+            others = sorted(set(arguments.names) - accepted.known)
             instead = f" (but {', '.join(others)})" if others else ""
             raise unknown(f"{what} takes no {' or '.join(names)}{instead}")
-    if closed and (others := [name for name in arguments.names if name not in known.known]):
+    if closed and (others := [name for name in arguments.names if name not in accepted.known]):
         raise unknown(f"{what} takes {', '.join(others)}")
     return arguments
 
 
 def check_values(
-    what: str, given: Mapping[str, object], known: Forward, more: Iterable[str] = ()
+    what: str, arguments: Mapping[str, object], accepted: Forward, more: Iterable[str] = ()
 ) -> None:
     """Refuse tensors and caches that a call gives by unknown names.
 
@@ -283,8 +283,8 @@ def check_values(
     Raises:
         ModelError: there are some.
     """
-    names = known.known | PASSED_ON | {*more}
-    for name, value in given.items():
+    names = accepted.known | PASSED_ON | {*more}
+    for name, value in arguments.items():
         if name not in names and _holds_tensors(value):
             raise unknown(f"{what} is given {name}")
 
@@ -365,20 +365,20 @@ def check_cache(cache: object) -> None:
         raise unknown(f"a cache of type {type(cache).__name__} has no list of layers")
 
 
-def find_cache(what: str, given: Mapping[str, object]) -> Cache | None:
+def find_cache(what: str, arguments: Mapping[str, object]) -> Cache | None:
     """Return the cache among the arguments of a call; None where there is none.
 
     Args:
         what: names the forward in the message.
-        given: as `Arguments.bind` gave them.
+        arguments: as `Arguments.bind` gave them.
 
     Raises:
         ModelError: a cache by a name that is not known, or one that is not known.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name != "cache" and is_cache(value):
             raise unknown(f"{what} is given its cache as {name}")
-    cache = given.get("cache")
+    cache = arguments.get("cache")
     check_cache(cache)
     return cast("Cache | None", cache)
 
@@ -438,11 +438,11 @@ def make_mask(
         cache: sized by this layer's own length.
     """
     create = mask_functions()[windowed]
-    given = {
+    arguments = {
         "config": config,
         "inputs_embeds": hidden,
         "attention_mask": valid,
         "cache": cache,
         "layer_idx": layer,
     }
-    return create(**Arguments(create).give(given))
+    return create(**Arguments(create).give(arguments))

@@ -100,9 +100,9 @@ def arrangement(pixels: torch.Tensor) -> tuple[int, int]:
         cols = num_tiles // rows
         if rows * cols != num_tiles:
             continue
-        whole = small.view(rows, cols, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, -1)
+        joined = small.view(rows, cols, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, -1)
         base = functional.adaptive_avg_pool2d(pixels[-1].float(), (rows * 4, cols * 4))
-        wrong = float((whole - base).square().mean())
+        wrong = float((joined - base).square().mean())
         if wrong < least:
             best, least = (rows, cols), wrong
     return best

@@ -163,9 +163,9 @@ class Structure:
 
     def _is_norm(self, module: nn.Module) -> bool:
         """Return whether a module holds one weight a channel, and at most a bias beside it."""
-        held = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+        shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
         shape = (self.hidden_size,)
-        return held in ({"weight": shape}, {"weight": shape, "bias": shape})
+        return shapes in ({"weight": shape}, {"weight": shape, "bias": shape})
 
     def apply_final_norm(self, states: torch.Tensor) -> torch.Tensor:
         """(n, d) states after the decoder's final norm, on their own device.

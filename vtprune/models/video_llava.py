@@ -35,9 +35,9 @@ class VideoLlava(Llava):
         """side x side patches; all of the tower's tokens for a frame."""
         grids: Grids = {}
         if "image" in vision:
-            given = vision["image"]
-            pictures = next(given[key] for key in PIXELS if given.get(key) is not None)
-            grids = super().grids(config, {"image": {**given, "pixel_values": pictures}})
+            inputs = vision["image"]
+            pixels = next(inputs[key] for key in PIXELS if inputs.get(key) is not None)
+            grids = super().grids(config, {"image": {**inputs, "pixel_values": pixels}})
         if "video" in vision:
             videos = cast(torch.Tensor, vision["video"]["pixel_values_videos"])
             num_videos, num_frames = videos.shape[:2]

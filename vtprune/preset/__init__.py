@@ -228,8 +228,8 @@ def _check_seed(seed: object) -> None:
 
 def _check_known(options: Mapping[str, str], preset: Preset) -> None:
     """Refuse options that no stage of a preset has."""
-    known = {key for stage in preset.every_stage() for key, _ in stage.options}
-    if missing := [brief(key) for key in options if key not in known]:
+    option_names = {key for stage in preset.every_stage() for key, _ in stage.options}
+    if missing := [brief(key) for key in options if key not in option_names]:
         raise PresetError(
             f"no stage of {preset.label} has the option {list_faults(missing)}",
             "vtprune methods NAME lists a method's options",

@@ -350,7 +350,7 @@ def check_side(method: str, at: str) -> None:
     early = METHODS[method].before_tower
     if (at == PIXELS) == early:
         return
-    others = ", ".join(name for name, other in METHODS.items() if other.before_tower != early)
+    others = ", ".join(name for name, spec in METHODS.items() if spec.before_tower != early)
     if early:
         does = "makes media smaller" if METHODS[method].media else "drops whole frames and tiles"
         raise PresetError(

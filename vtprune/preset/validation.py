@@ -45,8 +45,8 @@ def report(source: object, faults: Iterable[Fault], lines: Mapping[Place, int]) 
     texts = []
     for place, message in faults:
         line = lines.get(place) or lines.get(place[:-1])
-        where = f"line {line}" if line else brief(".".join(map(str, place)))
-        texts.append(f"{where}: {message}" if where else message)
+        location = f"line {line}" if line else brief(".".join(map(str, place)))
+        texts.append(f"{location}: {message}" if location else message)
     return f"{brief_path(source)}: {list_faults(texts)}"
 
 

@@ -74,9 +74,9 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
         raise PresetError(f"{name}, line {line}: not valid YAML: {problem}", WAY_OUT) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        location = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise PresetError(f"{name}{where}: not valid YAML: {problem}", WAY_OUT) from error
+        raise PresetError(f"{name}{location}: not valid YAML: {problem}", WAY_OUT) from error
 
 
 def _check_shape(text: str, name: str) -> None:
@@ -88,13 +88,13 @@ def _check_shape(text: str, name: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         assert event.start_mark is not None
-        where = f"{name}, line {event.start_mark.line + 1}"
+        location = f"{name}, line {event.start_mark.line + 1}"
         if getattr(event, "anchor", None):
-            raise PresetError(f"{where}: anchors and aliases are not allowed", "write it out")
+            raise PresetError(f"{location}: anchors and aliases are not allowed", "write it out")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:  # PyYAML takes half a minute for 64 KB of brackets
-            raise PresetError(f"{where}: nested more than {DEEPEST} deep", "give a YAML preset")
+            raise PresetError(f"{location}: nested more than {DEEPEST} deep", "give a YAML preset")
 
 
 def _note_lines(

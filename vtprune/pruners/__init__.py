@@ -214,19 +214,19 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
         PresetError: an option that the method does not have, or a value it can't take.
     """
     method = find_method(name)
-    known = {option.name: option for option in method.options}
-    given: dict[str, Value] = {}
+    by_name = {option.name: option for option in method.options}
+    values: dict[str, Value] = {}
     for key, value in options.items():
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has no options"
+        if key not in by_name:
+            has = f"it has {', '.join(by_name)}" if by_name else "it has no options"
             raise PresetError(f"method {name} has no option {quote(key)}", has)
-        checked = known[key].check(value)
+        checked = by_name[key].check(value)
         if checked is None:
             raise PresetError(
-                f"{key}: {brief(value)} is not a value of method {name}", _choose_from(known[key])
+                f"{key}: {brief(value)} is not a value of method {name}", _choose_from(by_name[key])
             )
-        given[key] = checked
-    return {option.name: given.get(option.name, option.default) for option in method.options}
+        values[key] = checked
+    return {option.name: values.get(option.name, option.default) for option in method.options}
 
 
 def _choose_from(option: Option) -> str:

@@ -53,7 +53,7 @@ class CDPruner:
         if self.relevance == "text":
             weight = text_relevance(rows, tokens.states["text_hidden"])
         index = choose_in_groups(
-            rows, budget, lambda own, numbers, count: largest_volume(own, weight[numbers], count)
+            rows, budget, lambda part, numbers, count: largest_volume(part, weight[numbers], count)
         )
         check_finite(torch.cat([rows.sum(dim=1), weight]), "cdpruner")
         return Selection(index)
@@ -86,19 +86,19 @@ def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> t
     similarity = Similarity(rows, hold=count > num // 16)
     lines = torch.arange(groups, device=rows.device)
     weight = relevance.square()
-    left = threshold(rows.any(dim=2).float(), SPANNED, NOTHING)  # (G, n) of each row's square
+    residual = threshold(rows.any(dim=2).float(), SPANNED, NOTHING)  # (G, n) of each row's square
     factors = rows.new_zeros(groups, count, num)
     order: list[torch.Tensor] = []
     for step in range(count):  # few and small operations: on a GPU their launches are the cost
-        picked = (weight * left).argmax(dim=1)
+        picked = (weight * residual).argmax(dim=1)
         order.append(picked)
-        known = factors[:, :step]
+        earlier = factors[:, :step]
         line = torch.baddbmm(
-            similarity.to(picked)[:, None], known[lines, :, picked][:, None], known, alpha=-1
+            similarity.to(picked)[:, None], earlier[lines, :, picked][:, None], earlier, alpha=-1
         )[:, 0]
         # Of a token that is spanned nothing is left but rounding: divided by infinity, it is gone.
-        line *= threshold(left[lines, picked], SPANNED, torch.inf).rsqrt()[:, None]
+        line *= threshold(residual[lines, picked], SPANNED, torch.inf).rsqrt()[:, None]
         factors[:, step] = line
-        left = threshold(left.addcmul(line, line, value=-1), SPANNED, NOTHING)
+        residual = threshold(residual.addcmul(line, line, value=-1), SPANNED, NOTHING)
         weight.scatter_(1, picked[:, None], -1.0)  # not again
     return torch.stack(order, dim=1)

@@ -88,14 +88,15 @@ def least_alike(similarity: torch.Tensor, pivots: torch.Tensor, budget: Budget) 
     rank[0, pivots] = torch.arange(len(pivots), dtype=rank.dtype, device=device)
     order = torch.cat([rank, similarity]).argsort(dim=1, stable=True)
     order = order.gather(1, group[order].argsort(dim=1, stable=True))  # by group, best first
-    mine = torch.zeros_like(quota).scatter_add_(0, group[pivots], torch.ones_like(pivots))
-    mine = torch.minimum(mine, quota)
+    num_pivots = torch.zeros_like(quota).scatter_add_(0, group[pivots], torch.ones_like(pivots))
+    num_pivots = torch.minimum(num_pivots, quota)
     turns = torch.arange(len(similarity), device=device)[:, None]
-    shares = (quota - mine) // len(similarity) + (turns < (quota - mine) % len(similarity))
-    taken = torch.zeros(num, dtype=torch.bool, device=device)
-    for best, share in zip(order, torch.cat([mine[None], shares]), strict=True):
-        free = ~taken[best]
+    num_others = quota - num_pivots
+    shares = num_others // len(similarity) + (turns < num_others % len(similarity))
+    kept = torch.zeros(num, dtype=torch.bool, device=device)
+    for best, share in zip(order, torch.cat([num_pivots[None], shares]), strict=True):
+        free = ~kept[best]
         count = free.cumsum(0)
         count = count - (count - free.long())[first][place]  # free ones of the group up to here
-        taken[best] = taken[best] | (free & (count <= share[place]))
-    return (~taken).long().argsort(stable=True)[: budget.count].sort().values
+        kept[best] = kept[best] | (free & (count <= share[place]))
+    return (~kept).long().argsort(stable=True)[: budget.count].sort().values

@@ -54,7 +54,7 @@ def choose_farthest(rows: torch.Tensor, budget: Budget, method: str) -> Selectio
     Raises:
         PruningError: states that are not finite.
     """
-    index = choose_in_groups(rows, budget, lambda own, _, count: farthest_first(own, count))
+    index = choose_in_groups(rows, budget, lambda part, _, count: farthest_first(part, count))
     check_finite(rows, method)
     return Selection(index)
 

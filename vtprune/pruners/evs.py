@@ -60,10 +60,10 @@ def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     now = (previous >= 0).nonzero().squeeze(1)
     changed = torch.full((len(states),), NEW, device=states.device)
     for part in now.split(1024):  # in float32 all of them would be gigabytes of a long video
-        here, before = part.to(states.device), previous[part].to(states.device)
+        current, before = part.to(states.device), previous[part].to(states.device)
         # Half the squared distance of unit rows is that, and 0, not noise, where both are equal.
-        apart = unit_rows(states[here]) - unit_rows(states[before])
-        changed[here] = apart.square().sum(dim=1) / 2
+        apart = unit_rows(states[current]) - unit_rows(states[before])
+        changed[current] = apart.square().sum(dim=1) / 2
     return changed
 
 
@@ -75,12 +75,12 @@ def fixed_scores(layout: Layout, budget: Budget) -> torch.Tensor:
     frame = layout.groups("frame")
     scores[first], scores[~patch] = LATER, NO_PATCH
     for group, quota in enumerate(budget.quota.tolist()):
-        mine = budget.group == group
-        in_first_frame = (first & mine).nonzero().squeeze(1)
+        in_group = budget.group == group
+        in_first_frame = (first & in_group).nonzero().squeeze(1)
         if len(in_first_frame) <= quota:
             scores[in_first_frame] = FIRST
             continue
-        numbers, place = frame[mine].unique(return_inverse=True)
+        numbers, place = frame[in_group].unique(return_inverse=True)
         shares = quotas(quota, torch.bincount(place).tolist())
         for number, share in zip(numbers.tolist(), shares, strict=True):
             inside = in_first_frame[frame[in_first_frame] == number]

@@ -66,11 +66,11 @@ class HoliTom:
         check_finite(changed, "holitom")
         head = run_heads(layout, changed < 1 - self.least_similar(budget))
         alone = stay_alone(layout, head, changed, budget)
-        own = torch.arange(len(layout))
+        token_index = torch.arange(len(layout))
         parts = parts_of(layout, head, budget)
-        head = torch.where(alone, own, head).to(states.device)
+        head = torch.where(alone, token_index, head).to(states.device)
         centres, into = cluster_heads(parts, states, head)
-        single = own[alone].to(states.device)
+        single = token_index[alone].to(states.device)
         into[single] = single
         index = torch.cat([centres, single]).sort().values
         place = torch.full((len(layout) + 1,), -1, device=states.device)  # the last one for none
@@ -93,15 +93,15 @@ def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
     """
     heads, grid = torch.arange(len(layout)), layout.grid
     for number in layout.media.unique().tolist():
-        mine = ((layout.media == number) & (grid.kind == PATCH)).nonzero().squeeze(1)
-        frames, frame = grid.frame[mine].unique(return_inverse=True)
-        key = torch.stack([grid.tile[mine], grid.row[mine], grid.col[mine]])
+        patches = ((layout.media == number) & (grid.kind == PATCH)).nonzero().squeeze(1)
+        frames, frame = grid.frame[patches].unique(return_inverse=True)
+        key = torch.stack([grid.tile[patches], grid.row[patches], grid.col[patches]])
         places, place = torch.unique(key, dim=1, return_inverse=True)
         table = torch.full((len(frames), places.shape[1]), -1)
-        table[frame, place] = mine  # (T, P) tokens
-        there = table >= 0
-        still = repeats[table] & there
-        still[1:] &= there[:-1]
+        table[frame, place] = patches  # (T, P) tokens
+        filled = table >= 0
+        still = repeats[table] & filled
+        still[1:] &= filled[:-1]
         for first, last in cut_into_stretches(still):
             static = still[first + 1 : last + 1].all(dim=0)
             run = table[first : last + 1, static]
@@ -166,15 +166,15 @@ def cluster_heads(
     into = torch.full((len(states),), -1, device=states.device)
     kept = []
     for members, share in parts:
-        here = members.to(states.device)
+        heads = members.to(states.device)
         if 0 < share < len(members):
-            rows = run_means(states, head, here) / states.shape[1] ** 0.5
+            rows = run_means(states, head, heads) / states.shape[1] ** 0.5
             chosen, nearest = density_peaks(rows, share, NEIGHBOURS)
-            into[here] = here[chosen][nearest]
-            kept.append(here[chosen])
+            into[heads] = heads[chosen][nearest]
+            kept.append(heads[chosen])
         elif share:
-            into[here] = here
-            kept.append(here)
+            into[heads] = heads
+            kept.append(heads)
     return torch.cat(kept) if kept else into[:0], into
 
 
@@ -183,10 +183,10 @@ def run_means(states: torch.Tensor, head: torch.Tensor, members: torch.Tensor) -
     place = torch.full_like(head, -1)
     place[members] = torch.arange(len(members), device=head.device)
     place = place[head]
-    here = (place >= 0).nonzero().squeeze(1)
+    in_runs = (place >= 0).nonzero().squeeze(1)
     rows = torch.zeros(len(members), states.shape[1], device=states.device)
-    rows.index_add_(0, place[here], states[here].float())
-    return rows / torch.bincount(place[here], minlength=len(members))[:, None]
+    rows.index_add_(0, place[in_runs], states[in_runs].float())
+    return rows / torch.bincount(place[in_runs], minlength=len(members))[:, None]
 
 
 def parts_of(
@@ -206,11 +206,11 @@ def parts_of(
     sizes = torch.bincount(part, minlength=kinds.shape[1])
     members = heads[part.argsort(stable=True)].split(sizes.tolist())
     for number, quota in enumerate(budget.quota.tolist()):
-        mine = (kinds[0] == number).nonzero().squeeze(1).tolist()
-        part_sizes = [int(sizes[part_number]) for part_number in mine]
+        part_numbers = (kinds[0] == number).nonzero().squeeze(1).tolist()
+        part_sizes = [int(sizes[part_number]) for part_number in part_numbers]
         total = min(quota, sum(part_sizes))
         counts = weighted_quotas(total, part_sizes, part_sizes) if part_sizes else []
-        for part_number, count in zip(mine, counts, strict=True):
+        for part_number, count in zip(part_numbers, counts, strict=True):
             yield members[part_number], count
 
 
@@ -225,11 +225,11 @@ def shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         into: (N,) int64 centre of each head, -1 for none.
     """
     itself = torch.arange(len(head), device=head.device)
-    ones = torch.ones(len(head), device=head.device)
-    length = torch.zeros_like(ones).index_add_(0, head, ones)
+    one_each = torch.ones(len(head), device=head.device)
+    length = torch.zeros_like(one_each).index_add_(0, head, one_each)
     target = into.clamp_min(0)
     joins = ((head == itself) & (into >= 0) & (into != itself)).float()
-    others = torch.zeros_like(ones).index_add_(0, target, joins)[target]
+    others = torch.zeros_like(one_each).index_add_(0, target, joins)[target]
     share = torch.where(into == itself, OWN_SHARE, (1 - OWN_SHARE) / others.clamp_min(1))
     share = torch.where(others > 0, share, 1.0) * (into >= 0)
     return (share / length.clamp_min(1))[head]

@@ -39,7 +39,7 @@ class Pool:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         panes = pane_coordinates(tokens.layout)
         window = torch.full((len(tokens),), -1)
-        known: dict[object, torch.Tensor] = {}  # frames are mostly alike
+        windows_of: dict[object, torch.Tensor] = {}  # frames are mostly alike
         num_windows = 0
         for group, quota in enumerate(budget.quota.tolist()):
             if not quota:
@@ -48,9 +48,9 @@ class Pool:
             coordinates = panes[:, members]
             coordinates[0] = coordinates[0].unique(return_inverse=True)[1]
             key = (quota, coordinates.numpy().tobytes())
-            if key not in known:
-                known[key] = smallest_windows(coordinates, quota)
-            windows = known[key]
+            if key not in windows_of:
+                windows_of[key] = smallest_windows(coordinates, quota)
+            windows = windows_of[key]
             window[members] = torch.where(windows >= 0, windows + num_windows, -1)
             num_windows += int(windows.max()) + 1
         return average(window, panes)
@@ -97,8 +97,8 @@ def smallest_windows(panes: torch.Tensor, quota: int) -> torch.Tensor:
     lengths = set(extents.flatten().tolist())
     sides = sorted({length / n for length in lengths for n in range(1, length + 1)})
     shapes = [(1.0, 1.0)]
-    for one, after in pairwise(sides):
-        shapes += [(one, after), (after, after)]
+    for side, after in pairwise(sides):
+        shapes += [(side, after), (after, after)]
     low, high = 0, len(shapes)
     while low < high:
         middle = (low + high) // 2
@@ -140,17 +140,18 @@ def average(window: torch.Tensor, panes: torch.Tensor) -> Selection:
         window: (N,) int64 window of each token, from 0 without gaps; -1 for none.
         panes: (4, N) from `pane_coordinates`.
     """
-    held = (window >= 0).nonzero().squeeze(1)
-    window_held = window[held]
-    size = torch.bincount(window_held)
-    distance = torch.zeros(len(held), dtype=torch.float64)  # squared, x the window's size squared
-    for at in panes[:3, held]:
-        total = torch.zeros_like(size).index_add_(0, window_held, at)
-        distance += (size[window_held] * at - total[window_held]).double().square()
-    order = best_first(-distance, window_held)  # by window, nearest first
-    index, place = held[order[size.cumsum(0) - size]].sort()
+    members = (window >= 0).nonzero().squeeze(1)
+    window_of = window[members]
+    size = torch.bincount(window_of)
+    # Squared, x the window's size squared.
+    distance = torch.zeros(len(members), dtype=torch.float64)
+    for at in panes[:3, members]:
+        total = torch.zeros_like(size).index_add_(0, window_of, at)
+        distance += (size[window_of] * at - total[window_of]).double().square()
+    order = best_first(-distance, window_of)  # by window, nearest first
+    index, place = members[order[size.cumsum(0) - size]].sort()
     assign = torch.full_like(window, -1)
-    assign[held] = place.argsort()[window_held]
+    assign[members] = place.argsort()[window_of]
     weight = torch.zeros(len(window))
-    weight[held] = 1 / size[window_held]
+    weight[members] = 1 / size[window_of]
     return Selection(index, assign, weight)

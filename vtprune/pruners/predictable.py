@@ -66,7 +66,7 @@ class Predictable:
         }
         dropped: list[tuple[int, int]] = []
         while total > most:
-            item, number = min(errors, key=lambda one: errors[one])
+            item, number = min(errors, key=lambda unit: errors[unit])
             if errors.pop((item, number)) == math.inf:
                 break
             place = remaining[item].index(number)
@@ -93,12 +93,12 @@ def error(units: Units, number: int, before: Sequence[int]) -> float:
     """
     if number == units.base:
         return math.inf
-    shown = units.unit(number)
+    pixels = units.unit(number)
     if units.modality == "video":
-        return largest_block(shown.int() - units.unit(before[-1]).int())
-    plain = largest_block(shown.float() - middle(shown))
-    enlarged = enlarge(units.unit(units.base), units.regions[number], shown.shape[-2:])
-    return min(plain, largest_block(shown.float() - enlarged))
+        return largest_block(pixels.int() - units.unit(before[-1]).int())
+    plain = largest_block(pixels.float() - middle(pixels))
+    enlarged = enlarge(units.unit(units.base), units.regions[number], pixels.shape[-2:])
+    return min(plain, largest_block(pixels.float() - enlarged))
 
 
 def largest_block(differences: torch.Tensor) -> float:
@@ -133,9 +133,9 @@ def enlarge(base: torch.Tensor, region: Region, size: Sequence[int]) -> torch.Te
     down = top + (torch.arange(size[0]) + 0.5) / size[0] * (bottom - top)
     across = left + (torch.arange(size[1]) + 0.5) / size[1] * (right - left)
     rows, cols = torch.meshgrid(down, across, indexing="ij")
-    where = torch.stack([cols, rows], dim=-1)[None]  # (1, H, W, 2) in 0..1
-    seen = functional.grid_sample(
-        base.float(), 2 * where - 1, padding_mode="border", align_corners=False
+    points = torch.stack([cols, rows], dim=-1)[None]  # (1, H, W, 2) in 0..1
+    sampled = functional.grid_sample(
+        base.float(), 2 * points - 1, padding_mode="border", align_corners=False
     )
-    inside = ((where >= 0) & (where <= 1)).all(-1)
-    return torch.where(inside, seen.round(), 0.0)
+    inside = ((points >= 0) & (points <= 1)).all(-1)
+    return torch.where(inside, sampled.round(), 0.0)

@@ -87,12 +87,12 @@ class Similarity:
         return best
 
 
-def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
+def by_size(group: torch.Tensor, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Yield groups of one size at once, but no more than can have all their cosines held.
 
     Args:
         group: (N,) int64 group of each token.
-        wanted: (G,) bool, the groups to give.
+        chosen: (G,) bool, the groups to give.
 
     Yields:
         (g, n) int64 tokens of g groups, and the groups' numbers.
@@ -100,7 +100,7 @@ def by_size(group: torch.Tensor, wanted: torch.Tensor) -> Iterator[tuple[torch.T
     sizes = torch.bincount(group).tolist()
     tokens = group.argsort(stable=True).split(sizes)
     alike: dict[int, list[int]] = {}
-    for number in wanted.nonzero().squeeze(1).tolist():
+    for number in chosen.nonzero().squeeze(1).tolist():
         alike.setdefault(sizes[number], []).append(number)
     for size, numbers in alike.items():
         most = max(1, ANYWAY // size**2)
@@ -151,8 +151,8 @@ def density_peaks(
     squares = rows.square().sum(dim=1)
     distance = squares[:, None] + squares[None] - 2 * rows @ rows.T
     distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
-    near = min(neighbours, count)
-    spread = distance.topk(near, largest=False).values.mean(dim=1)  # -ln density
+    num_nearest = min(neighbours, count)
+    spread = distance.topk(num_nearest, largest=False).values.mean(dim=1)  # -ln density
     denser = spread[None] < spread[:, None] * SAME  # (n, n), [i, j]: j is denser than i
     number = torch.arange(len(rows), device=rows.device)
     densest = spread * SAME <= spread.amin()

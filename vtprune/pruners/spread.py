@@ -69,9 +69,9 @@ class Spread:
         states = unit_rows(tokens.states[self.states])
         weights = self.time, self.space / 2, self.space / 2
         circles = [circle(*axis) for axis in zip(turns(tokens.layout), weights, strict=True)]
-        where = torch.cat(circles, dim=1).to(states.device, non_blocking=True)
+        position = torch.cat(circles, dim=1).to(states.device, non_blocking=True)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
-        rows = unit_rows(torch.cat([states, where], dim=1) * states.any(dim=1)[:, None])
+        rows = unit_rows(torch.cat([states, position], dim=1) * states.any(dim=1)[:, None])
         return choose_farthest(rows, budget, "spread")
 
 

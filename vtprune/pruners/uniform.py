@@ -52,8 +52,8 @@ def sub_grid(grid: Grid, count: int) -> torch.Tensor:
     row = torch.where(grid.kind == PATCH, grid.row, grid.row.max() + 1 if len(grid) else 0)
     rows = [(row == number).nonzero().squeeze(1) for number in row.unique().tolist()]
     num_cols = max((len(members) for members in rows), default=1)
-    wanted = min(len(rows), max(1, round(math.sqrt(count * len(rows) / num_cols))))
-    chosen = [rows[i] for i in spaced(wanted, len(rows))] if count else []
+    num_rows = min(len(rows), max(1, round(math.sqrt(count * len(rows) / num_cols))))
+    chosen = [rows[i] for i in spaced(num_rows, len(rows))] if count else []
     if sum(len(members) for members in chosen) < count:
         chosen = rows
     shares = quotas(count, [len(members) for members in chosen]) if chosen else []

@@ -78,10 +78,10 @@ def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> 
         group: (N,) int64, from 0, on the CPU.
         counted: (N,) bool, the rows that the means are taken over.
     """
-    ones, num_groups = counted.to(rows.dtype), len(torch.bincount(group))
+    weight, num_groups = counted.to(rows.dtype), len(torch.bincount(group))
     group = group.to(rows.device)
-    total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, group, rows * ones[:, None])
-    counts = rows.new_zeros(num_groups).index_add_(0, group, ones).clamp_min(1)
+    total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, group, rows * weight[:, None])
+    counts = rows.new_zeros(num_groups).index_add_(0, group, weight).clamp_min(1)
     apart = (rows - (total / counts[:, None])[group]).square().sum(dim=1)
     return sum(((-apart / (2 * width)).exp() for width in WIDTHS), torch.zeros_like(apart))
 
@@ -98,13 +98,14 @@ def frame_weights(
         to_video, patch: (N,) likeness to the video's mean, and whether it is a patch.
     """
     sizes = torch.bincount(frame)
-    where, ones = frame.to(to_video.device), patch.to(to_video.dtype)
+    index, weight = frame.to(to_video.device), patch.to(to_video.dtype)
     zero = to_video.new_zeros(len(sizes))
-    mean = zero.index_add(0, where, to_video * ones) / zero.index_add(0, where, ones).clamp_min(1)
+    num_patches = zero.index_add(0, index, weight)
+    mean = zero.index_add(0, index, to_video * weight) / num_patches.clamp_min(1)
     unusual = -mean.cpu() / TEMPERATURE
     weights = sizes.double()
     item = torch.zeros(len(sizes), dtype=torch.long).scatter_(0, frame, layout.media)
     for number in item.unique().tolist():
-        mine = (item == number).nonzero().squeeze(1)
-        weights[mine] *= 1 + unusual[mine].double().softmax(dim=0) - 1 / len(mine)
+        frames = (item == number).nonzero().squeeze(1)
+        weights[frames] *= 1 + unusual[frames].double().softmax(dim=0) - 1 / len(frames)
     return [float(weight) for weight in weights.tolist()]

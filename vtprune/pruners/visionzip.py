@@ -87,12 +87,12 @@ def merge_rest(
     kept = [dominant]
     order = group.argsort(stable=True).to(states.device)
     sizes = torch.bincount(group).tolist()
-    for members, rest, count in zip(order.split(sizes), others, contextual, strict=True):
+    for members, num_others, count in zip(order.split(sizes), others, contextual, strict=True):
         if not count:
             continue
-        left = members[(target[members] >= 0).argsort(stable=True)[:rest]]
-        aims = left[torch.arange(count, device=left.device) * (rest // count)]
-        target[left] = aims[cosines(states[left], states[aims]).argmax(dim=1)]
+        other_tokens = members[(target[members] >= 0).argsort(stable=True)[:num_others]]
+        aims = other_tokens[torch.arange(count, device=other_tokens.device) * (num_others // count)]
+        target[other_tokens] = aims[cosines(states[other_tokens], states[aims]).argmax(dim=1)]
         target[aims] = aims
         kept.append(aims)
     return merged_into(target, torch.cat(kept).sort().values)

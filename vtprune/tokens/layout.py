@@ -179,14 +179,16 @@ def lay_out(columns: dict[str, torch.Tensor], grids: dict[str, Sequence[Grid]]) 
         ValueError: the grids of a modality do not add up to its placeholders.
     """
     parts: list[tuple[torch.Tensor, int, Grid]] = []
-    for modality, where in columns.items():
+    for modality, modality_columns in columns.items():
         items = grids.get(modality, ())
         total = sum(len(grid) for grid in items)
-        if total != len(where):
-            raise ValueError(f"{len(where)} {modality} placeholders, {total} tokens in the grids")
+        if total != len(modality_columns):
+            raise ValueError(
+                f"{len(modality_columns)} {modality} placeholders, {total} tokens in the grids"
+            )
         at = 0
         for grid in items:
-            parts.append((where[at : at + len(grid)], MODALITIES.index(modality), grid))
+            parts.append((modality_columns[at : at + len(grid)], MODALITIES.index(modality), grid))
             at += len(grid)
     parts = [part for part in parts if len(part[2])]
     if not parts:

@@ -29,24 +29,24 @@ def weighted_quotas(
     if sum(weights) <= 0:
         weights = [1.0] * len(sizes)
     open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
-    while (left := count - sum(shares)) > 0:
+    while (unshared := count - sum(shares)) > 0:
         # The shares that would be exact, over groups that have room; full groups leave the round.
         total = sum(weights[i] for i in open_groups)
-        each = {
-            i: left * (weights[i] / total if total > 0 else 1 / len(open_groups))
+        exact = {
+            i: unshared * (weights[i] / total if total > 0 else 1 / len(open_groups))
             for i in open_groups
         }
-        full = [i for i in open_groups if each[i] >= sizes[i] - shares[i]]
+        full = [i for i in open_groups if exact[i] >= sizes[i] - shares[i]]
         if full:
             for i in full:
                 shares[i] = sizes[i]
             open_groups = [i for i in open_groups if i not in full]
             continue
         for i in open_groups:
-            shares[i] += math.floor(each[i])
-        rest = count - sum(shares)
-        by_remainder = sorted(open_groups, key=lambda i: (-(each[i] - math.floor(each[i])), i))
-        for i in by_remainder[:rest]:
+            shares[i] += math.floor(exact[i])
+        remainder = count - sum(shares)
+        by_remainder = sorted(open_groups, key=lambda i: (-(exact[i] - math.floor(exact[i])), i))
+        for i in by_remainder[:remainder]:
             shares[i] += 1
     return shares
 
@@ -64,11 +64,11 @@ def quotas(count: int, sizes: Sequence[int]) -> list[int]:
     shares = [0] * len(sizes)
     while count:
         open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
-        each = count // len(open_groups)
-        if not each:  # all that are open have the same so far
-            open_groups, each = open_groups[:count], 1
+        equal = count // len(open_groups)
+        if not equal:  # all that are open have the same so far
+            open_groups, equal = open_groups[:count], 1
         for i in open_groups:
-            given = min(each, sizes[i] - shares[i])
-            shares[i] += given
-            count -= given
+            added = min(equal, sizes[i] - shares[i])
+            shares[i] += added
+            count -= added
     return shares

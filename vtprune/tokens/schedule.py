@@ -92,16 +92,16 @@ class Schedule:
     cuts: tuple[Cut, ...]
     warnings: tuple[str, ...] = ()
 
-    def after_pixels(self, present: int | None) -> Schedule:
+    def after_pixels(self, num_input: int | None) -> Schedule:
         """Return the same cuts as stages 1, 2 ..., after a stage 0 that left `present` tokens.
 
         Args:
-            present: None where the prompt holds no other tokens, so that stage 0 is no cut.
+            num_input: None where the prompt holds no other tokens, so that stage 0 is no cut.
         """
         if not self.num_tokens:
             return self
         later = tuple(replace(cut, stage=cut.stage + 1) for cut in self.cuts)
-        return replace(self, cuts=later if present is None else (Cut(0, 0, present), *later))
+        return replace(self, cuts=later if num_input is None else (Cut(0, 0, num_input), *later))
 
     def tokens_by_layer(self) -> list[int]:
         """Return the visual tokens that each layer sees."""
@@ -181,14 +181,14 @@ def merge_places(
             _, before = kept[-1]
             if place.layer == before.layer and place.named and before.named:
                 if place.drops_all or (place.keep is None) == (before.keep is None):
-                    stays = place
+                    stronger = place
                 else:
-                    stays = place if (place.keep is None) == over else before
+                    stronger = place if (place.keep is None) == over else before
                 warnings.append(
                     f"{before.at} and {place.at} are both layer {place.layer} of this model: "
-                    f"only the stage at {stays.at}, which keeps fewer tokens, cuts"
+                    f"only the stage at {stronger.at}, which keeps fewer tokens, cuts"
                 )
-                if stays is place:
+                if stronger is place:
                     kept[-1] = (number, place)
                 continue
             if place.layer <= before.layer:

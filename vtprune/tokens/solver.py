@@ -28,7 +28,7 @@ def solve(
     keep: float | None,
     num_layers: int,
     num_tokens: int,
-    present: int | None = None,
+    num_input: int | None = None,
 ) -> Schedule:
     """Return the number of tokens that every stage of one sample leaves.
 
@@ -37,7 +37,7 @@ def solve(
         keep: the layer average to meet through that stage; None where every stage has a keep.
         num_layers: decoder layers L.
         num_tokens: visual tokens N before any cut; all fractions are of these.
-        present: tokens at the language model's input, where others were dropped before the vision
+        num_input: tokens at the language model's input, where others were dropped before the vision
             tower; None for all. Where the budget is more than they can fill, all of them are kept.
 
     Raises:
@@ -45,17 +45,17 @@ def solve(
     """
     if not num_tokens or (keep is not None and keep >= 1):
         return Schedule(num_layers, num_tokens, ())
-    present = num_tokens if present is None else present
+    num_input = num_tokens if num_input is None else num_input
     fixed = [
-        Cut(number, place.layer, min(fixed_count(place.keep, num_tokens), present))
+        Cut(number, place.layer, min(fixed_count(place.keep, num_tokens), num_input))
         for number, place in enumerate(places)
         if place.keep is not None
     ]
-    spent = sum(tokens_by_layer(present, num_layers, fixed))
+    spent = sum(tokens_by_layer(num_input, num_layers, fixed))
     over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
     numbered, warnings = merge_places(places, num_layers, over)
     counts = [
-        None if place.keep is None else min(fixed_count(place.keep, num_tokens), present)
+        None if place.keep is None else min(fixed_count(place.keep, num_tokens), num_input)
         for _, place in numbered
     ]
     layers = [place.layer for _, place in numbered]
@@ -63,7 +63,7 @@ def solve(
         free = counts.index(None)
         budget = keep * num_layers * num_tokens
         stages = [place for _, place in numbered]
-        solver = _Solver(stages, layers, counts, num_layers, num_tokens, present)
+        solver = _Solver(stages, layers, counts, num_layers, num_tokens, num_input)
         if numbered[free][1].profile:
             warnings += solver.follow_profile(budget, keep)
         elif numbered[free][1].drops_all:
@@ -90,17 +90,17 @@ class _Solver:
     counts: list[int | None]
     num_layers: int
     num_tokens: int
-    present: int
+    num_input: int
 
     @property
     def uncut_total(self) -> int:
-        """Sum over the layers of tokens, were nothing cut."""
+        """Return the sum over the layers of their tokens, if nothing were cut."""
         return self.num_layers * self.num_tokens
 
     def total(self, counts: Sequence[int | None], layers: Sequence[int]) -> int:
-        """Sum over the layers of tokens present; a None count adds nothing."""
+        """Return the sum over the layers of their tokens; a None count adds nothing."""
         bounds = [*layers, self.num_layers]
-        uncut = layers[0] * self.present
+        uncut = layers[0] * self.num_input
         return uncut + sum(
             (count or 0) * (bounds[i + 1] - bounds[i]) for i, count in enumerate(counts)
         )
@@ -116,7 +116,7 @@ class _Solver:
     def bounds(self, free: int) -> tuple[int, int]:
         """Return the fewest and the most tokens that the free stage may leave."""
         after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
-        before = self.counts[free - 1] if free else self.present
+        before = self.counts[free - 1] if free else self.num_input
         assert after is not None
         assert before is not None
         return max(after, 1), before
@@ -124,8 +124,8 @@ class _Solver:
     def place_free(self, free: int, budget: float, keep: float) -> list[str]:
         """Set the free stage's count; move its cut, or raise later counts, where it must."""
         lowest, highest = self.bounds(free)
-        asked = self.layers[free]
-        count = self.free_count(free, asked, budget)
+        named = self.layers[free]
+        count = self.free_count(free, named, budget)
         if lowest <= count <= highest:
             self.counts[free] = count
             return []
@@ -133,21 +133,21 @@ class _Solver:
             return self.raise_later(free, budget, keep, highest)
         first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
         if self.places[free].named:
-            for layer in range(asked - 1, first - 1, -1):
+            for layer in range(named - 1, first - 1, -1):
                 count = self.free_count(free, layer, budget)
                 if count >= lowest:
                     self.layers[free] = layer
                     self.counts[free] = min(count, highest)
                     return [
-                        f"the cut at {self.places[free].at} moved from layer {asked} to {layer}: "
-                        f"keep {keep:g} can't be reached from layer {asked} on"
+                        f"the cut at {self.places[free].at} moved from layer {named} to {layer}: "
+                        f"keep {keep:g} can't be reached from layer {named} on"
                     ]
             self.layers[free] = first
         self.counts[free] = lowest
         reach = lowest_keep(self.total(self.counts, self.layers), self.uncut_total)
         raise PresetError(
             f"keep {keep:g} can't be reached with a cut at {self.places[free].at} "
-            f"(layer {asked} of {self.num_layers}) and {self.num_tokens} visual tokens: "
+            f"(layer {named} of {self.num_layers}) and {self.num_tokens} visual tokens: "
             f"the lowest reachable keep is {reach}",
             "raise keep, cut earlier (at: input), or give later stages a smaller keep",
         )
@@ -167,7 +167,7 @@ class _Solver:
         reached = self.total(raised_counts, self.layers)
         most = self.total(self._raised(fixed, free, self.num_tokens), self.layers)
         short = most < math.floor(budget + SLACK) and reached == most
-        if short and self.present == self.num_tokens:
+        if short and self.num_input == self.num_tokens:
             reach = most / self.uncut_total
             raise PresetError(
                 f"keep {keep:g} can't be reached: the stages around {self.places[free].at} "
@@ -216,7 +216,7 @@ class _Solver:
     def _on_profile(self, t: float) -> list[int | None]:
         """Return all counts, with those of the profile at t between the counts before and after."""
         counts = list(self.counts)
-        most = self.present
+        most = self.num_input
         for i, place in enumerate(self.places):
             if place.profile:
                 least = max((c for c in self.counts[i + 1 :] if c is not None), default=1)
@@ -227,7 +227,7 @@ class _Solver:
 
     def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
         """Return the first layer at which a free stage can drop all tokens within the budget."""
-        before = self.counts[free - 1] if free else self.present
+        before = self.counts[free - 1] if free else self.num_input
         start = self.layers[free - 1] if free else 0
         spent = self.total([*self.counts[:free], 0], [*self.layers[:free], start])
         assert before is not None
@@ -237,12 +237,12 @@ class _Solver:
                 f"keep {keep:g} is spent before the stage that drops all tokens",
                 "raise keep, or lower the keep of the stages before it",
             )
-        last = self.num_layers - (self.present == self.num_tokens)
+        last = self.num_layers - (self.num_input == self.num_tokens)
         return min(max(layer, 0), last)
 
     def below_keep_warning(self, keep: float) -> str:
         """Return the warning for keeps above what the stage at pixels has left."""
         return (
-            f"keep {keep:g} asks for more than the {self.present} of {self.num_tokens} tokens that "
-            "the stage at pixels has left: later stages cut less, or nothing"
+            f"keep {keep:g} asks for more than the {self.num_input} of {self.num_tokens} tokens "
+            "that the stage at pixels has left: later stages cut less, or nothing"
         )
