@@ -13,7 +13,7 @@ import torch
 from conftest import save_noise, shared_model
 from torch import nn
 
-from vtprune.engine import decoding, prefill, sequence
+from vtprune.engine import decoder, prefill, sequence
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.checking import check as checking
 from vtprune.evaluation.checking import oracle, result
@@ -157,7 +157,7 @@ def test_one_kept_token_that_is_another_than_the_trace_says_is_noticed(
 def test_masks_of_a_static_cache_that_are_not_made_anew_are_noticed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding.Continuation, "needs_masks", lambda self: False)
+    monkeypatch.setattr(decoder.Continuation, "needs_masks", lambda self: False)
     checked = run(loaded, cuts=2, kinds=["image"])
     assert outcomes(checked, prompts="one", cache="dynamic") == {"equal"}
     assert outcomes(checked, cut="layer 2", cache="static") == {"DIFFERS"}

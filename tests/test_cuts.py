@@ -251,7 +251,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
     cut_sample = Prefill.cut_sample
 
     def cut(self, sample, own, cut, group, hidden):  # type: ignore[no-untyped-def]
-        method = type(group.pruners[cut.stage])
+        method = type(group.stages[cut.stage].pruner)
         select = method.select
 
         def choose(pruner, tokens, budget):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""The KV cache after a cut: what it holds, which of its keys are valid, and copies of it.
+"""The KV cache after a cut: what it holds, which of its keys are valid, and a copy of it.
 
 A cut needs no hand on the cache: layers from it on are given fewer tokens, so transformers' caches
 (5.17 to 5.24), which have a length for each layer, hold fewer keys there. What is not in the cache,
@@ -21,7 +21,7 @@ from vtprune.models.seams import check_cache, unknown
 from vtprune.models.structure import Structure
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache, DynamicLayer
+    from transformers.cache_utils import Cache
 
 NOTE = "_vtprune"
 """The attribute of a cache that holds its PrunedCache."""
@@ -233,12 +233,6 @@ def layer_length(cache: object, layer: int) -> int:
     return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Return the bytes of the keys and values that a cache holds."""
-    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    return sum(states.nbytes for states in held if isinstance(states, torch.Tensor))
-
-
 def grows(cache: object) -> bool:
     """Return whether every layer of a cache holds its keys as plain growing tensors."""
     from transformers.cache_utils import DynamicLayer
@@ -257,58 +251,14 @@ def refuse_uneven(cache: Cache) -> None:
         raise unknown("a cache that was pruned, copied in a way that lost what was cut")
 
 
-# -- copies --------------------------------------------------------------------------------------
-
-
 def fork_cache(cache: Cache) -> Cache:
     """Return a cache that goes on by itself from where another one is, which stays as it is.
 
     Of growing caches: what they hold is shared until one of them grows, which makes new tensors.
     """
-    fork, pruned = _copy_layers(cache), pruned_cache(cache)
-    if pruned is not None:
-        pruned.tie(fork)
-    return fork
-
-
-def can_branch(cache: object) -> bool:
-    """Return whether every layer of a cache holds all keys in order, in plain growing tensors."""
-    from transformers.cache_utils import DynamicLayer
-
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def branch_cache(cache: Cache, layer: int, kept: torch.Tensor) -> Cache:
-    """Return a cache as it would be had a prefill been cut at `layer`; the given one stays as is.
-
-    What goes on with a branch leaves the others alone: growing makes new tensors.
-
-    Args:
-        cache: of a prompt without padding and without a cut; see `can_branch`.
-        layer: the first layer that holds the shorter sequence; past the last: nothing is cut.
-        kept: (B, n) int64 ascending columns that it and later layers hold. A cache of 1 row is
-            branched into B rows.
-    """
-    length, rows = cache_length(cache), len(kept)
-    branch = _copy_layers(cache)
-    for number, held in enumerate(cast("list[DynamicLayer]", branch.layers)):
-        for name in ("keys", "values"):
-            states: torch.Tensor = getattr(held, name)  # (1, H, S, D)
-            if number < layer:
-                states = states.expand(rows, *states.shape[1:])
-            else:  # (H, B, n, D) -> (B, H, n, D)
-                states = states[0][:, kept.to(states.device)].transpose(0, 1)
-            setattr(held, name, states)
-    if layer < len(branch.layers):
-        offset = 0 if layer else length - kept.shape[1]
-        PrunedCache(first_cut=layer or None, offset=offset).tie(branch)
-    return branch
-
-
-def _copy_layers(cache: Cache) -> Cache:
-    """Return an ordinary cache that holds the same tensors in layers of its own."""
-    fork = copy.copy(cache)
+    fork, pruned = copy.copy(cache), pruned_cache(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
     untie(fork)
+    if pruned is not None:
+        pruned.tie(fork)
     return fork

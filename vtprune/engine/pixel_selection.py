@@ -126,7 +126,7 @@ def _choose_units(
         sizes: tokens of every unit of each.
         total: tokens of all.
     """
-    method, stage = group.at_pixels, group.stages[0]
+    method, stage = group.at_pixels, group.stages[0].spec
     assert method is not None
     if any(item.in_one_piece for item in items):
         plan.trace.warn(

@@ -23,25 +23,41 @@ from vtprune.tokens.units import FullSizeCounts
 
 
 @dataclass(frozen=True, eq=False)
+class PlacedStage:
+    """A stage of a preset, at its layer in one model.
+
+    Args:
+        spec: the stage as the preset has it; one with a schedule of its own is several of these.
+        place: where it cuts.
+        pruner: its method, with its options.
+    """
+
+    spec: StageSpec
+    place: Place
+    pruner: Pruner
+
+
+@dataclass(frozen=True, eq=False)
 class StageGroup:
-    """One budget: the stages of one modality, or of both where they share them."""
+    """One budget: the stages of one modality, or of both where they share them.
+
+    Args:
+        at_pixels: the method of the first stage, where that acts before the vision tower.
+    """
 
     modality: str
-    stages: tuple[StageSpec, ...]
+    stages: tuple[PlacedStage, ...]
     keep: float | None
-    places: tuple[Place, ...]
-    pruners: tuple[Pruner, ...]
     at_pixels: UnitPruner | None = None
-    """The method of the first stage, where that acts before the vision tower."""
 
     @property
     def before_tower(self) -> bool:
         """Whether the first stage acts before the vision tower."""
-        return bool(self.stages) and self.stages[0].at == PIXELS
+        return bool(self.stages) and self.stages[0].spec.at == PIXELS
 
     def most_at_pixels(self, num_tokens: int) -> int | None:
         """Return the most tokens that may be left before the vision tower; None: as many as are."""
-        keep = self.stages[0].keep
+        keep = self.stages[0].spec.keep
         if keep is None and len(self.stages) == 1:
             keep = self.keep
         return None if keep is None else fixed_count(keep, num_tokens)
@@ -85,26 +101,26 @@ class PruningPlan:
         if modality not in self.groups:
             name = "image" if modality == "all" else modality
             keep = self.preset.keep_for(name)
-            stages = self.preset.stages_for(name) if keep is None or keep < 1 else ()
-            for stage in stages:
+            specs = self.preset.stages_for(name) if keep is None or keep < 1 else ()
+            for stage in specs:
                 if stage.keep is None and keep is None and stage.at != PIXELS:
                     raise PresetError(
                         f"{self.preset.label}: the stage at {stage.at} ({stage.method}) has "
                         "no keep, and no keep was given",
                         "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
                     )
-            stages, places = self.places(stages)
-            pruners = tuple(create(stage.method, dict(stage.options)) for stage in stages)
+            stages = tuple(
+                PlacedStage(spec, place, create(spec.method, dict(spec.options)))
+                for spec, place in self.places(specs)
+            )
             at_pixels = None
-            if stages and METHODS[stages[0].method].units:
-                at_pixels = create_units(stages[0].method, dict(stages[0].options))
-            self.groups[modality] = StageGroup(modality, stages, keep, places, pruners, at_pixels)
+            if stages and METHODS[stages[0].spec.method].units:
+                at_pixels = create_units(stages[0].spec.method, dict(stages[0].spec.options))
+            self.groups[modality] = StageGroup(modality, stages, keep, at_pixels)
         return self.groups[modality]
 
-    def places(
-        self, stages: tuple[StageSpec, ...]
-    ) -> tuple[tuple[StageSpec, ...], tuple[Place, ...]]:
-        """Return the stages, one with a schedule of its own as several, and their places.
+    def places(self, stages: tuple[StageSpec, ...]) -> list[tuple[StageSpec, Place]]:
+        """Return the stages with their places; one with a schedule of its own has several.
 
         It warns where `ecl` or `horizon` is a guess.
         """
@@ -137,7 +153,7 @@ class PruningPlan:
                 )
             place = Place(stage.at, layer, stage.keep, method.drops_all, method.lowest)
             cuts.append((stage, place))
-        return tuple(stage for stage, _ in cuts), tuple(place for _, place in cuts)
+        return cuts
 
     def check(self, stage: StageSpec) -> None:
         """Refuse a stage that this model can't run."""
@@ -161,10 +177,11 @@ class PruningPlan:
         for group in groups:
             modalities = present if group.modality == "all" else [group.modality]
             for stage in group.stages:
-                takes = METHODS[stage.method].modalities
+                method = stage.spec.method
+                takes = METHODS[method].modalities
                 if other := [name for name in modalities if name not in takes]:
                     raise PresetError(
-                        f"{stage.method} takes {' and '.join(takes)} input only, and this input "
+                        f"{method} takes {' and '.join(takes)} input only, and this input "
                         f"has {' and '.join(other)} tokens",
                         f"choose another method for {other[0]}: vtprune methods",
                     )
@@ -186,11 +203,12 @@ class PruningPlan:
         """
         schedules = []
         first = int(group.before_tower)
+        places = [stage.place for stage in group.stages[first:]]
         for sample, (layout, gone) in enumerate(zip(layouts, dropped, strict=True)):
             columns = layout.columns[layout.of_modality(group.modality)]
             present = len(columns) - int(torch.isin(columns, gone).sum())
             size = whole[sample].total(group.modality) if whole else len(columns)
-            schedule = solve(group.places[first:], group.keep, self.num_layers, size, present)
+            schedule = solve(places, group.keep, self.num_layers, size, present)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
             left = None if group.at_pixels is None else present
@@ -207,25 +225,25 @@ class LayerStage:
 
     Args:
         group: the budget that it is of.
-        number: of the stage in it.
+        stage: one of its stages.
         cuts: for every sample its cut; None where it is not cut here.
     """
 
     group: StageGroup
-    number: int
+    stage: PlacedStage
     cuts: tuple[Cut | None, ...]
 
     @property
     def spec(self) -> StageSpec:
         """The stage as the preset has it."""
-        return self.group.stages[self.number]
+        return self.stage.spec
 
     @property
     def needs(self) -> set[str]:
         """Names of the states that its method reads."""
         if self.spec.at == PIXELS:
             return set()
-        return set(self.group.pruners[self.number].needs)
+        return set(self.stage.pruner.needs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,19 +277,19 @@ class PlannedBatch:
     def _stages_at(self, layer: int) -> list[LayerStage]:
         stages = []
         for group, rows in zip(self.groups, self.schedules, strict=True):
-            for number in range(len(group.stages)):
+            for number, stage in enumerate(group.stages):
                 cuts = tuple(
                     next((c for c in row.cuts if c.stage == number and c.layer == layer), None)
                     for row in rows
                 )
                 if any(cuts):
-                    stages.append(LayerStage(group, number, cuts))
+                    stages.append(LayerStage(group, stage, cuts))
         return stages
 
     @property
     def renumbers(self) -> bool:
         """Whether any stage gives positions without gaps."""
-        return any(s.positions == "renumber" for group in self.groups for s in group.stages)
+        return any(s.spec.positions == "renumber" for group in self.groups for s in group.stages)
 
     def needs(self, layer: int) -> set[str]:
         """Return the names of the states that the methods cutting at `layer` read."""

@@ -161,13 +161,15 @@ class Prefill:
         Returns:
             Where tokens were merged: the (K,) slots of the kept ones, and their (K, d) new states.
         """
-        stage, pruner = group.stages[cut.stage], group.pruners[cut.stage]
+        stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
-        states = {name: self.readings.read(sample, name, layout, hidden) for name in pruner.needs}
+        states = {
+            name: self.readings.read(sample, name, layout, hidden) for name in stage.pruner.needs
+        }
         seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
-        budget = self.budget(sample, layout, cut, stage, hidden)
-        tokens = VisualTokens(layout, states, seed, group.places[cut.stage].part)
-        selection = pruner.select(tokens, budget)
+        budget = self.budget(sample, layout, cut, stage.spec, hidden)
+        tokens = VisualTokens(layout, states, seed, stage.place.part)
+        selection = stage.pruner.select(tokens, budget)
         merged, kept = None, selection.index.cpu()
         if selection.assign is not None:
             slots = self.sequence.slots(sample, layout.columns)
@@ -238,7 +240,7 @@ class Prefill:
         trace = self.trace
         before = [whole.total() for whole in trace.whole]
         for group in self.batch.groups:
-            if not (group.stages and METHODS[group.stages[0].method].media):
+            if not (group.stages and METHODS[group.stages[0].spec.method].media):
                 continue
             modality_before = [whole.total(group.modality) for whole in trace.whole]
             modality_after = [len(layout.of_modality(group.modality)) for layout in trace.layouts]
@@ -246,7 +248,7 @@ class Prefill:
             after = [total - whole + left for total, whole, left in rows]
             records.append(
                 StageRecord(
-                    group.stages[0],
+                    group.stages[0].spec,
                     0,
                     group.modality,
                     cuts=[size > 0 for size in modality_before],

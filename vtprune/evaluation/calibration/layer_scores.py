@@ -10,7 +10,7 @@ import torch
 
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache
-from vtprune.engine.kv_cache import branch_cache, cache_bytes, can_branch
+from vtprune.evaluation.calibration.cache_branches import branch_cache, cache_bytes, can_branch
 from vtprune.evaluation.calibration.entropy import curve_of
 from vtprune.inference.forced_answers import (
     PromptWithAnswer,

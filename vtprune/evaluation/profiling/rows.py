@@ -223,11 +223,13 @@ def planned_cuts(group: StageGroup, schedule: Schedule, prompt: ProfiledPrompt) 
     modality = group.modality
     total = left = len(prompt.layout.of_modality(modality))
     cuts = []
-    if prompt.inputs.whole and group.stages and METHODS[group.stages[0].method].media:
+    if prompt.inputs.whole and group.stages and METHODS[group.stages[0].spec.method].media:
         full = prompt.inputs.whole.total(modality)
-        cuts.append(PlannedCut(group.stages[0], modality, 0, full, total, full, downsamples=True))
+        cuts.append(
+            PlannedCut(group.stages[0].spec, modality, 0, full, total, full, downsamples=True)
+        )
     for cut in schedule.cuts:
-        stage = group.stages[cut.stage]
+        stage = group.stages[cut.stage].spec
         cuts.append(PlannedCut(stage, modality, cut.layer, left, cut.count, total))
         left = cut.count
     return cuts
