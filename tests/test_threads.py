@@ -597,7 +597,10 @@ def test_questions_asked_at_once_of_one_loaded_model_are_answered_as_alone(
                 reports = list(run.ask(loaded, [clip], ["what?"], preset, generation=generation))
         except VtpruneError as error:
             return [error.message]
-        return [(one.answer, one.tokens, one.flops) for one in reports]
+        return [
+            report.error.message if report.error else (report.answer, report.tokens, report.flops)
+            for report in reports
+        ]
 
     expected = [answer(number) for number in range(15)]
     assert sum(isinstance(one[0], tuple) for one in expected) > 10
