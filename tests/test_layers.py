@@ -205,7 +205,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
     }
     assert users == {"vtprune.engine.hooks"}
     assert {name for name in MODULES if "vtprune.engine.hooks" in IMPORTS[name]} == {
-        "vtprune.engine",
+        "vtprune.engine.block",
         "vtprune.engine.decoder",
         "vtprune.engine.pixel_selection",
         "vtprune.engine.position_ids",

@@ -26,7 +26,6 @@ from pathlib import Path
 from torch import nn
 
 from vtprune.engine.block import PruningBlock
-from vtprune.engine.hooks import ALL_THREADS, this_thread
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.refusals import refuse_pixels
@@ -99,7 +98,7 @@ def pruning(
     refuse_pixels(wanted, inputs.pixels)
     trace = Trace()
     plan = PruningPlan(wanted, find_structure(model), calibration, trace)
-    block = PruningBlock(plan, modality, inputs, this_thread() if threads == "own" else ALL_THREADS)
+    block = PruningBlock(plan, modality, inputs, own_thread=threads == "own")
     try:
         block.attach()
         yield trace

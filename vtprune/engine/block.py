@@ -9,7 +9,7 @@ from torch import nn
 
 from vtprune.engine.attention_mask import valid_columns
 from vtprune.engine.decoder import DecoderHooks
-from vtprune.engine.hooks import ALL_THREADS, LOCK, Hooks, ThreadState, threads_before
+from vtprune.engine.hooks import ALL_THREADS, LOCK, Hooks, ThreadState, this_thread, threads_before
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.kv_cache import cache_length, pruned_cache
 from vtprune.engine.plan import PlannedBatch, PruningPlan, plan_batch
@@ -42,7 +42,7 @@ class PruningBlock:
         plan: the preset for this model.
         modality: what placeholders hold that images and videos share; None: see `pruning`.
         inputs: what is known of the prompts beside the model's inputs.
-        thread: whose calls are pruned.
+        own_thread: prune the calls of the thread that makes this; else those of all threads.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PruningBlock:
         plan: PruningPlan,
         modality: str | None,
         inputs: PreparedInputs,
-        thread: object | None,
+        own_thread: bool,
     ) -> None:
         self.plan, self.modality, self.inputs = plan, modality, inputs
         self.whole: Sequence[FullSizeCounts] = inputs.pixels.whole if inputs.pixels else ()
@@ -59,7 +59,10 @@ class PruningBlock:
         self.encoders = EncoderHooks(plan, self.state, modality, inputs)
         self.decoder = DecoderHooks(plan, self.state)
         self.rope_deltas = RopeDeltas(self.inner)
-        self.hooks, self.hooks_of_all = Hooks(thread), Hooks(ALL_THREADS)
+        self.hooks, self.hooks_of_all = (
+            Hooks(this_thread() if own_thread else ALL_THREADS),
+            Hooks(ALL_THREADS),
+        )
 
     def attach(self) -> None:
         """Put the hooks on."""
