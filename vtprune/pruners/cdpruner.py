@@ -9,16 +9,16 @@ copies of one region; the determinant weighs both at once.
 
 Paper: CDPruner, arXiv 2506.10967; greedy search: Chen, Zhang and Zhou, arXiv 1709.05135.
 Official code: Theia-4869/CDPruner (looked at only where its issues quote it).
-Differences: the paper takes relevance from CLIP's text tower, and the released code negates it,
+Differences: the paper takes relevance from CLIP's text tower, and the authors' code negates it,
 which its author found to fit CLIP alone; there is no text tower here. Relevance is the mean cosine
 between a visual token and the text tokens after the last visual one, both as they enter the layer
-of the cut, then scaled to (0, 1] over the tokens of the sample as in the released code. The
+of the cut, then scaled to (0, 1] over the tokens of the sample as in the authors' code. The
 template's tokens after the question count as text. (OpenVINO's port weights by exp(relevance / 2),
 does not negate it, and takes it from the mean of all embeddings that are not visual.) Positions are
-kept, where that code renumbers them (`positions: renumber`). All tokens of a prompt are chosen from
-together, where that code chooses in each tile of LLaVA-NeXT by itself, as `per: tile` does here.
-Where a token lies in the span of those kept (what is left of its square is under 1e-5), the more
-relevant comes first; ties go to the earlier. Float32.
+kept, where the authors' code renumbers them (`positions: renumber`). All tokens of a prompt are
+chosen from together, where the authors' code chooses in each tile of LLaVA-NeXT by itself, as `per:
+tile` does here. Where a token lies in the span of those kept (what is left of its square is under
+1e-5), the more relevant comes first; ties go to the earlier. Float32.
 
 Options:
     relevance: "text" (default), or "none" for a process that reads no text.

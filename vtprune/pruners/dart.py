@@ -10,16 +10,16 @@ linear in the tokens and no attention map is read.
 Paper: DART, arXiv 2502.11494.
 Official code: ZichenWen1/DART (Apache-2.0; not looked at).
 Differences: keys are read before rotary positions, which leave a key's Euclidean norm but change
-its L1 norm, so other pivots may come out. Pivots take turns in the order of their keys' norms;
-in that code it is that of a Python set. The count is met exactly: visual pivots are kept, longest
-first, as far as their group's quota allows; the rest of every quota is shared equally over all
-pivots, remainders to the first; visual pivots take their turns before text pivots, longest first,
-and each takes what none before it took. Pivots are those of the sample, whatever the groups; text
-is what follows the last visual token, the template's tokens included. As in that code, cosines are
-of the states that enter the layer of the cut after the language model's final norm, whose weights
-change them; tiles are chosen from as a whole, and positions are kept. Cosines within 1e-6 of 1
-count as equal, a state that is zero counts as a copy of every pivot, and ties go to the earlier
-token. Cosines are taken in float32, where that code has the model's dtype.
+its L1 norm, so other pivots may come out. Pivots take turns in the order of their keys' norms; in
+the authors' code the order is that of a Python set. The count is met exactly: visual pivots are
+kept, longest first, as far as their group's quota allows; the rest of every quota is shared equally
+over all pivots, remainders to the first; visual pivots take their turns before text pivots, longest
+first, and each takes what none before it took. Pivots are those of the sample, whatever the groups;
+text is what follows the last visual token, the template's tokens included. As in the authors' code,
+cosines are of the states that enter the layer of the cut after the language model's final norm,
+whose weights change them; tiles are chosen from as a whole, and positions are kept. Cosines within
+1e-6 of 1 count as equal, a state that is zero counts as a copy of every pivot, and ties go to the
+earlier token. Cosines are taken in float32, where the authors' code has the model's dtype.
 
 Options:
     visual_pivots: "4" (default), "1", "2", "8" or "16".

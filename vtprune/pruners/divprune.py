@@ -9,14 +9,14 @@ tokens are alike still shows something of every region, also at low keeps.
 
 Paper: DivPrune, arXiv 2503.02175.
 Official code: vbdi/divprune (CC BY-NC; not looked at).
-Differences: positions are kept, where that code renumbers them (`positions: renumber`). All tokens
-of a prompt are chosen from together, tiles too; with `per: frame` or `tile`, each group by itself.
-The count is the budget's, and all kept tokens are distinct, where that code may choose one token
-again once only copies are left; ties go to the earlier token; cosines within 1e-6 of 1 count as
-equal; a state that is zero, which has no direction, counts as a copy of every other, where that
-code gives NaN; in any layer and of other states too. Float32. The cosines of all pairs are held at
-once up to 16,384 tokens, and up to 32,768 where a fifth of the device's memory is enough for them;
-else each step works out its own.
+Differences: positions are kept, where the authors' code renumbers them (`positions: renumber`). All
+tokens of a prompt are chosen from together, tiles too; with `per: frame` or `tile`, each group by
+itself. The count is the budget's, and all kept tokens are distinct, where the authors' code may
+choose one token again once only copies are left; ties go to the earlier token; cosines within 1e-6
+of 1 count as equal; a state that is zero, which has no direction, counts as a copy of every other,
+where the authors' code gives NaN; in any layer and of other states too. Float32. The cosines of all
+pairs are held at once up to 16,384 tokens, and up to 32,768 where a fifth of the device's memory is
+enough for them; else each step works out its own.
 
 Options:
     states: "hidden" (default), "query", "key" or "value".

@@ -10,12 +10,12 @@ collapse layer); past it most tokens say the same, and the score tells the few t
 Paper: EntropyPrune, arXiv 2602.17196.
 Official code: YahongWang1/EntropyPrune (Apache-2.0).
 Differences: float32 eigenvalues in place of float64 (the same tokens are chosen); the budget is a
-layer average that is solved exactly, where that code's truncation may leave one token fewer; ties
-go to the earlier token. As in that code, positions are kept, newline tokens of tiled pictures are
-scored like patches, and tiles and frames are chosen from as a whole. `norm: row` is not what the
-authors run: it divides each centred row by its length, as lines in their code that are commented
-out do. The two can rank tokens in opposite order, because -sum l ln l = tau S(rho) - tau ln tau
-with tau the trace.
+layer average that is solved exactly, where the authors' truncation may leave one token fewer; ties
+go to the earlier token. As in the authors' code, positions are kept, newline tokens of tiled
+pictures are scored like patches, and tiles and frames are chosen from as a whole. `norm: row` is
+not what the authors run: it divides each centred row by its length, as lines in their code that are
+commented out do. The two can rank tokens in opposite order, because -sum l ln l = tau S(rho) - tau
+ln tau with tau the trace.
 
 Options:
     norm: "none" (default) takes the centred rows as they are; "row" divides each by its L2 norm,

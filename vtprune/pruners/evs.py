@@ -9,13 +9,13 @@ Paper: Efficient Video Sampling (EVS), arXiv 2510.14624.
 Official code: by its authors in vLLM (Apache-2.0); it compares the projected features (summaries of
 the paper speak of patches of pixels).
 Differences: states that enter the layer of the cut are compared, the projected features at the
-input; that code keeps the first frame whole whatever the budget, here it is kept whole only if it
-fits: else a regular sub-grid of it, as large as each frame's equal share; a place that has lost its
-earlier tokens to an earlier cut is compared with the nearest frame that has it, and counts as
-wholly changed where none has; tokens that are no patches (newlines) go first; two rows of zeros are
-alike. That code gives every video a count of its own; here the videos of a prompt share one budget.
-Positions are kept, those of the text too; that code keeps the visual tokens' own in Qwen2.5-VL, and
-lets the text go on where a video of one frame would end.
+input; the authors' code keeps the first frame whole whatever the budget, here it is kept whole only
+if it fits: else a regular sub-grid of it, as large as each frame's equal share; a place that has
+lost its earlier tokens to an earlier cut is compared with the nearest frame that has it, and counts
+as wholly changed where none has; tokens that are not patches (newlines) go first; two rows of zeros
+are alike. The authors' code gives every video a count of its own; here the videos of a prompt share
+one budget. Positions are kept, those of the text too; the authors' code keeps the visual tokens'
+own in Qwen2.5-VL, and lets the text go on where a video of one frame would end.
 
 Options: none.
 """

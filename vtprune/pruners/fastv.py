@@ -9,13 +9,13 @@ that one row of one early layer tells them from the rest.
 Paper: FastV, arXiv 2403.06764.
 Official code: pkunlp-icler/FastV (no licence).
 Differences: only that row is computed, from the queries and keys of whichever kernel the model has,
-where the released code switches a layer to eager attention and averages its whole map over the
+where the authors' code switches a layer to eager attention and averages its whole map over the
 heads; it then takes the last token's row, as here, though the paper defines the score as the mean
-over all tokens that attend. The budget is a layer average that is solved exactly; that code keeps a
-count after layer 2. As there, positions are kept, and all tiles are ranked together. The default
-place is the model's entropy collapse layer in place of layer 2 of every model: the two are the same
-for the paper's LLaVA-1.5-7B, and the place exists in decoders of any depth and moves to an earlier
-layer where a small budget asks for it. Ties go to the earlier token.
+over all tokens that attend. The budget is a layer average that is solved exactly; the authors' code
+keeps a count after layer 2. As in the authors' code, positions are kept, and all tiles are ranked
+together. The default place is the model's entropy collapse layer in place of layer 2 of every
+model: the two are the same for the paper's LLaVA-1.5-7B, and the place exists in decoders of any
+depth and moves to an earlier layer where a small budget asks for it. Ties go to the earlier token.
 
 Options: none.
 """

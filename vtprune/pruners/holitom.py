@@ -13,20 +13,21 @@ that merge over time it is the one here for what it reports: 99.1 % of LLaVA-One
 at 6.9 % of the FLOPs; DyCoke and PruneVid were not measured beside it.
 Official code: cokeshao/HoliTom (Apache-2.0).
 Differences: the budget is met exactly: where more tokens are kept than repeat, those of the runs
-that changed most stay on their own (that code then keeps less than asked); every part of a frame
-keeps a token where the budget allows, where that code rounds the count of every part. Of the tokens
-that do not repeat, that code keeps those with the most attention in the vision tower and drops the
-rest; here they are clustered like the others, since not every tower shows its attention. Tokens of
-equal density are no denser than each other, and ties go to the earlier, where that code adds noise.
-Tokens that are no patches (newlines) go first, where that code makes a newline for every row that
-keeps a token. Positions are kept, where that code renumbers them (`positions: renumber`). Videos of
-one prompt share one budget. The merging inside the language model is not done: the published 99.1 %
-has one at layer 18 that keeps half of the tokens there, on top. As in that code: a run is clustered
-by its mean over its frames; the density of a token is exp(-d^2 / D), d^2 the mean squared distance
-to its nearest 7 and D the width of the states, which are not scaled, so that it is the densest
-tokens that stay, however alike, where states are long (in the embedded model d^2 / D is above 500);
-a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster; frames share one ratio, and
-pictures are left alone.
+that changed most stay on their own (the authors' code then keeps less than asked); every part of a
+frame keeps a token where the budget allows, where the authors' code rounds the count of every part.
+Of the tokens that do not repeat, the authors' code keeps those with the most attention in the
+vision tower and drops the rest; here they are clustered like the others, since not every tower
+shows its attention. Of tokens of equal density none is the denser, and ties go to the earlier,
+where the authors' code adds noise. Tokens that are not patches (newlines) go first, where the
+authors' code makes a newline for every row that keeps a token. Positions are kept, where the
+authors' code renumbers them (`positions: renumber`). Videos of one prompt share one budget. The
+merging inside the language model is not done: the published 99.1 % has one at layer 18 that keeps
+half of the tokens there, on top. As in the authors' code: a run is clustered by its mean over its
+frames; the density of a token is exp(-d^2 / D), d^2 the mean squared distance to its nearest 7 and
+D the width of the states, which are not scaled, so that it is the densest tokens that stay, however
+alike, where states are long (in the embedded model d^2 / D is above 500); a centre keeps 0.6 of
+itself and takes 0.4 from the mean of its cluster; frames share one ratio, and pictures are left
+alone.
 
 Options:
     similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is

@@ -10,10 +10,11 @@ Paper: PyramidDrop, arXiv 2410.17247.
 Official code: Cooperx521/PyramidDrop.
 Differences: r is solved from the budget; the published r = 0.5 at layers 8, 16 and 24 of 32 is a
 layer average of 0.46875, and each of its counts is truncated. The attention is that of the layer
-before each cut, which has run anyway; the released code computes queries and keys of the layer
+before each cut, which has run anyway; the authors' code computes queries and keys of the layer
 after it once more to rank by them. It also renumbers the positions after each cut, where they are
-kept here (`positions: renumber`). As there, the tiles of a picture are ranked together. At a place
-of its own (`at:`) there is one cut by the same score. Ties go to the earlier token.
+kept here (`positions: renumber`). As in the authors' code, the tiles of a picture are ranked
+together. At a place of its own (`at:`) there is one cut by the same score. Ties go to the earlier
+token.
 
 Options: none.
 """

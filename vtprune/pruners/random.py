@@ -9,8 +9,9 @@ every method has to beat.
 Paper: information horizon, arXiv 2512.07580.
 Official code: YahongWang1/Information-Horizon.
 Differences: seeded. A row's draw depends on the seed and the stage alone, so that it is the same
-alone, in a batch and in every beam. Positions are kept, where that code renumbers them after each
-cut (`positions: renumber`). As there, the draw is from all tokens together, tiles too.
+alone, in a batch and in every beam. Positions are kept, where the authors' code renumbers them
+after each cut (`positions: renumber`). As in the authors' code, the draw is from all tokens
+together, tiles too.
 
 Options: none (the seed is the preset's).
 """

@@ -12,19 +12,19 @@ Official code: Gumpest/SparseVLMs.
 Differences: raters are chosen at every cut, from the states that enter its layer; the paper chooses
 them once, from the input embeddings. Recycled tokens count in the budget, where the published
 counts leave them out; a cluster's token stays at the place of its centre and positions are kept,
-where the released code moves all of them behind the kept ones and renumbers (`positions:
-renumber`). As there, the tiles of a picture are ranked together. The names of the published budgets
-of LLaVA-1.5-7B are no layer averages: "192", "128", "96" and "64" average 206.5, 145.4, 114.1 and
-82.3 tokens with the clusters, 202.8, 140.8, 110.3 and 79.2 without; at each of these averages the
-counts are the published ones, and between them the schedule interpolates. This is version 1 of that
-code; its SparseVLM+ v2.0 divides the attention by what rotary positions alone would give, reads the
-14 heads with the most attention from text to pictures, recycles nothing, keeps positions, and has
-other counts (300/200/118, 238/108/60, 246/54/28, 66/34/20). Dropped tokens of a group with fewer
-than two places are not recycled, and no more than half of a group's places go to clusters. Where
-that code adds noise, the first of the densest tokens counts as denser than they, and others of
-equal density as no denser than each other; ties go to the earlier token. With `ratio: rank` the
-factor that the paper sets by hand is solved so that an attention matrix of full rank keeps the
-budget; the budget stays the upper bound.
+where the authors' code moves all of them behind the kept ones and renumbers
+(`positions: renumber`). As in the authors' code, the tiles of a picture are ranked together. The
+names of the published budgets of LLaVA-1.5-7B are no layer averages: "192", "128", "96" and "64"
+average 206.5, 145.4, 114.1 and 82.3 tokens with the clusters, 202.8, 140.8, 110.3 and 79.2 without;
+at each of these averages the counts are the published ones, and between them the schedule
+interpolates. This is version 1 of the authors' code; its SparseVLM+ v2.0 divides the attention by
+what rotary positions alone would give, reads the 14 heads with the most attention from text to
+pictures, recycles nothing, keeps positions, and has other counts (300/200/118, 238/108/60,
+246/54/28, 66/34/20). Dropped tokens of a group with fewer than two places are not recycled, and no
+more than half of a group's places go to clusters. Where the authors' code adds noise, the first of
+the densest tokens counts as denser than they, and others of equal density as no denser than each
+other; ties go to the earlier token. With `ratio: rank` the factor that the paper sets by hand is
+solved so that an attention matrix of full rank keeps the budget; the budget stays the upper bound.
 
 Options:
     ratio: "budget" (default) keeps the whole budget; "rank" drops more where the attention of the

@@ -9,14 +9,14 @@ to the same share.
 
 Paper: VidCom2, arXiv 2505.14454 (EMNLP 2025).
 Official code: xuyang-liu16/VidCom2 (Apache-2.0).
-Differences: the shares of the frames add up to the budget exactly (that code rounds each, to at
-least one), and what a full frame can't use goes to the others; states that enter the layer of the
-cut are compared, the projected features at the input; several videos share one budget, and each
-frame is compared within its own video; tokens that are no patches (newlines) are in no mean and go
-first (in LLaVA-Video that code keeps all of them). Positions are kept, as in that code for Qwen;
-for LLaVA it renumbers them (`positions: renumber`). With `per: frame` or `per: tile` the budget's
-own shares hold, and only the choice inside a frame is VidCom2's. As in that code: the half of the
-channels that vary least, unit rows, and the sum of five Gaussian kernels.
+Differences: the shares of the frames add up to the budget exactly (the authors' code rounds each,
+to at least one), and what a full frame can't use goes to the others; states that enter the layer of
+the cut are compared, the projected features at the input; several videos share one budget, and each
+frame is compared within its own video; tokens that are not patches (newlines) are in no mean and go
+first (in LLaVA-Video the authors' code keeps all of them). Positions are kept, as in the authors'
+code for Qwen; for LLaVA it renumbers them (`positions: renumber`). With `per: frame` or `per: tile`
+the budget's own shares hold, and only the choice inside a frame is VidCom2's. As in the authors'
+code: the half of the channels that vary least, unit rows, and the sum of five Gaussian kernels.
 
 Options: none.
 """

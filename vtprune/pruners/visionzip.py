@@ -9,17 +9,17 @@ is given to say; the contextual ones hold what is small and was not gathered.
 Paper: VisionZip, arXiv 2412.04467.
 Official code: dvlab-research/VisionZip.
 Differences: tokens are merged at the language model's input, behind the projector, where the
-released code merges before it; their similarity is the cosine of those states, where the code's is
-that of the tower's keys, averaged over the heads. A contextual token is the mean of its own and
-those that are merged into it; the code adds the mean of the others to it, which doubles its length.
-Kept tokens stay at their places and positions are kept, where that code renumbers them (`positions:
-renumber`). The published 54 dominant tokens are the CLS token and 53 patches. The budget and its
-dominant part are over all pictures and frames together unless the stage says `per: tile` or `per:
-frame`; the code handles each tile by itself. A tower's own CLS token can be kept only where the
-model has it among its visual tokens, and there it counts as the most attended to of its frame; a
-newline, which no patch stands behind, counts as the least. Where a model joins patches into one
-token (pixel shuffle, merging, pooling), a token is attended to as its patches are in the mean. Ties
-go to the earlier token.
+authors' code merges before it; their similarity is the cosine of those states, where the authors'
+is that of the tower's keys, averaged over the heads. A contextual token is the mean of its own and
+those that are merged into it; the authors' code adds the mean of the others to it, which doubles
+its length. Kept tokens stay at their places and positions are kept, where the authors' code
+renumbers them (`positions: renumber`). The published 54 dominant tokens are the CLS token and 53
+patches. The budget and its dominant part are over all pictures and frames together unless the stage
+says `per: tile` or `per: frame`; the authors' code handles each tile by itself. A tower's own CLS
+token can be kept only where the model has it among its visual tokens, and there it counts as the
+most attended to of its frame; a newline, which no patch stands behind, counts as the least. Where a
+model joins patches into one token (pixel shuffle, merging, pooling), a token is attended to as its
+patches are in the mean. Ties go to the earlier token.
 
 Options:
     contextual: the part of the budget for contextual tokens: "10/64" (default) as published (54

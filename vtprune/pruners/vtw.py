@@ -9,8 +9,8 @@ Official code: lzhxmu/VTW (no licence; not looked at).
 Differences: the layer comes from the budget (keep x layers, rounded down) or the stage's place. The
 authors search it: the first layer, from 5 on, at which the KL divergence of the last position from
 the full model's, in the mean over 20 samples, is below 0.003 (7B), 0.0005 (13B) or 0.0001
-(LLaVA-NeXT-7B); they publish layer 15 of 32. As in that code, positions are kept; the code of the
-information horizon (arXiv 2512.07580) renumbers them (`positions: renumber`).
+(LLaVA-NeXT-7B); they publish layer 15 of 32. As in the authors' code, positions are kept; the code
+of the information horizon (arXiv 2512.07580) renumbers them (`positions: renumber`).
 
 Options: none. As a stage it leaves `keep: 0`, which no other method may.
 """
