@@ -172,7 +172,7 @@ def test_a_budget_that_no_setting_meets_is_refused_with_what_can_be_reached(
         smaller(loaded, paths, 0.05)
     lowest = float(caught.value.message.split()[-1])
     shrunk = smaller(loaded, paths, lowest)
-    assert count(loaded, shrunk.views).total("all") <= lowest * shrunk.whole.total()
+    assert count(loaded, shrunk.views).total("all") <= lowest * shrunk.full_size.total()
     with pytest.raises(PresetError, match="the lowest reachable keep"):
         smaller(loaded, paths, lowest - 0.001)
 
@@ -185,14 +185,14 @@ def test_all_media_of_one_budget_are_lowered_alike(checkpoints, picture: Path, c
     assert first.size is not None
     assert video.sampling.max_frames == pytest.approx(12 * first.size[1] / 500, abs=1.1)
     left = count(loaded, shrunk.views).total("all")
-    assert 0.35 < left / shrunk.whole.total() <= 0.5
+    assert 0.35 < left / shrunk.full_size.total() <= 0.5
 
 
 def test_the_users_own_sampling_is_the_whole(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
     loaded = run.load(str(checkpoints("llava_onevision")))
     for own in ({"frames": 8}, {"fps": 1, "max_frames": 8}, {"max_frames": 8}):
         shrunk = smaller(loaded, [clip], 0.5, **own)
-        assert shrunk.whole.total() == 8 * 4 + 1
+        assert shrunk.full_size.total() == 8 * 4 + 1
         assert len(shrunk.views[0].plan(loaded, 1).index) == 3  # 4 frames are 17 of 33 tokens
 
 

@@ -149,8 +149,8 @@ def test_a_preset_that_makes_pictures_smaller_gets_a_smaller_picture() -> None:
     model = loaded("qwen2.5-vl-7b")
     preset = override(load_preset(None), 0.25, method="downsample")
     made = make_prompt(model, ProfiledMedia("image", 1344, 1344), Sampling(), 64, preset)
-    assert made.inputs.whole is not None
-    assert made.inputs.whole.total() == 48 * 48
+    assert made.inputs.full_size is not None
+    assert made.inputs.full_size.total() == 48 * 48
     assert len(made.layout) == 24 * 24
     assert made.text == 64
-    assert made.inputs.whole.more_text == 0
+    assert made.inputs.full_size.more_text == 0

@@ -71,7 +71,7 @@ def test_what_is_read_meanwhile_is_what_is_read_afterwards(checkpoints, clip, me
     loaded, gathered = both(where, clip, preset=preset)
     after = run.read_media(loaded, [clip], Sampling(), preset, Limits())
     assert torch.equal(gathered.items[0].pixels, after.items[0].pixels)
-    assert (gathered.items[0].index, gathered.whole) == (after.items[0].index, after.whole)
+    assert (gathered.items[0].index, gathered.full_size) == (after.items[0].index, after.full_size)
     reports = run.ask(loaded, gathered, ["what?"], preset, generation=SHORT)
     expected = run.ask(loaded, [clip], ["what?"], preset, generation=SHORT)
     assert [one.answer for one in reports] == [one.answer for one in expected]

@@ -53,7 +53,7 @@ class PruningBlock:
         own_thread: bool,
     ) -> None:
         self.plan, self.modality, self.inputs = plan, modality, inputs
-        self.whole: Sequence[FullSizeCounts] = inputs.pixels.whole if inputs.pixels else ()
+        self.full_size: Sequence[FullSizeCounts] = inputs.pixels.full_size if inputs.pixels else ()
         self.structure, self.inner = plan.structure, plan.structure.inner
         self.state = ThreadState()
         self.encoders = EncoderHooks(plan, self.state, modality, inputs)
@@ -150,7 +150,7 @@ class PruningBlock:
             refuse_past(self.structure, pruned_cache(cache))
         selection = self.encoders.select_pixels()
         dropped = None if selection is None else selection.dropped_from(layouts)
-        planned = plan_batch(self.plan, layouts, valid, past, dropped, self.whole)
+        planned = plan_batch(self.plan, layouts, valid, past, dropped, self.full_size)
         if selection is not None:
             planned.trace.encoded = selection.encoded()
         return planned

@@ -23,13 +23,13 @@ class PixelView:
         tensors: the model's inputs by name.
         units: for every row of the batch the frames and tiles of its media items; those that the
             same encoder takes, in the order of the prompt.
-        whole: for every row what it would hold if its media had not been made smaller; empty where
+        full_size: the token counts of every row had its media not been made smaller; empty where
             they were not.
     """
 
     tensors: Mapping[str, torch.Tensor]
     units: Sequence[Sequence[Units]]
-    whole: Sequence[FullSizeCounts] = ()
+    full_size: Sequence[FullSizeCounts] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,6 @@ class PreparedInputs:
         """
         if not prompts:
             return cls(features=features)
-        whole = [row.whole for row in prompts if row.whole]
-        view = PixelView(tensors, [row.units for row in prompts], whole)
+        full_size = [row.full_size for row in prompts if row.full_size]
+        view = PixelView(tensors, [row.units for row in prompts], full_size)
         return cls([item for row in prompts for item in row.media], features, view)

@@ -192,13 +192,13 @@ class PruningPlan:
         group: StageGroup,
         layouts: list[Layout],
         dropped: Sequence[torch.Tensor],
-        whole: Sequence[FullSizeCounts],
+        full_size: Sequence[FullSizeCounts],
     ) -> list[Schedule]:
         """Return every sample's cuts under one budget.
 
         Args:
             dropped: for every sample the columns of the tokens that a stage at `pixels` dropped.
-            whole: what every sample would hold if its media had not been made smaller; empty where
+            full_size: token counts of every sample had its media not been made smaller; empty where
                 they were not.
         """
         schedules = []
@@ -207,7 +207,7 @@ class PruningPlan:
         for sample, (layout, gone) in enumerate(zip(layouts, dropped, strict=True)):
             columns = layout.columns[layout.of_modality(group.modality)]
             present = len(columns) - int(torch.isin(columns, gone).sum())
-            size = whole[sample].total(group.modality) if whole else len(columns)
+            size = full_size[sample].total(group.modality) if full_size else len(columns)
             schedule = solve(places, group.keep, self.num_layers, size, present)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
@@ -316,22 +316,22 @@ def plan_batch(
     valid: torch.Tensor,
     past: int,
     dropped: Sequence[torch.Tensor] | None = None,
-    whole: Sequence[FullSizeCounts] = (),
+    full_size: Sequence[FullSizeCounts] = (),
 ) -> PlannedBatch:
     """Plan a batch's cuts from every sample's own number of tokens, and begin its trace.
 
     Args:
         layouts, valid, past: as of PlannedBatch.
         dropped: as of PlannedBatch; None: none were.
-        whole: what every sample would hold if its media had not been made smaller; empty where
+        full_size: token counts of every sample had its media not been made smaller; empty where
             they were not.
     """
     groups = plan.groups_for(layouts)
     if dropped is None:
         dropped = [torch.zeros(0, dtype=torch.long)] * len(layouts)
-    schedules = [plan.solve(group, layouts, dropped, whole) for group in groups]
+    schedules = [plan.solve(group, layouts, dropped, full_size) for group in groups]
     tokens = valid.sum(1).tolist()
     text = [size - len(layout) for size, layout in zip(tokens, layouts, strict=True)]
-    trace = Trace(layouts=layouts, text=text, whole=list(whole))
+    trace = Trace(layouts=layouts, text=text, full_size=list(full_size))
     plan.trace.begun = trace
     return PlannedBatch(layouts, valid, past, dropped, groups, schedules, trace)

@@ -238,11 +238,11 @@ class Prefill:
         """Return records of stages that made media smaller before the prompts were made of them."""
         records: list[StageRecord] = []
         trace = self.trace
-        before = [whole.total() for whole in trace.whole]
+        before = [counts.total() for counts in trace.full_size]
         for group in self.batch.groups:
             if not (group.stages and METHODS[group.stages[0].spec.method].media):
                 continue
-            modality_before = [whole.total(group.modality) for whole in trace.whole]
+            modality_before = [counts.total(group.modality) for counts in trace.full_size]
             modality_after = [len(layout.of_modality(group.modality)) for layout in trace.layouts]
             rows = zip(before, modality_before, modality_after, strict=True)
             after = [total - whole + left for total, whole, left in rows]

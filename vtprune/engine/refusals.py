@@ -151,7 +151,7 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
         "the input"
     )
     stages = [stage for name in MODALITIES if (stage := preset.downsampling_stage(name))]
-    if stages and (pixels is None or not pixels.whole):
+    if stages and (pixels is None or not pixels.full_size):
         raise PresetError(
             f"at: pixels: {stages[0].method} makes smaller pictures or takes fewer frames, and "
             "prepared inputs hold them as they are",

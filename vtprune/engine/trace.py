@@ -97,11 +97,11 @@ class Trace:
             forward, selection included).
         encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
             of each media item; empty where it got all.
-        whole: for every sample what its prompt would hold if its media had not been made smaller;
+        full_size: of every sample the token counts had its media not been made smaller;
             empty where they were not.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know, of all of them.
-        begun: layouts, text and whole of the prefill that began last, whether it ended or not.
+        begun: layouts, text and full_size of the prefill that began last, whether it ended or not.
     """
 
     stages: list[StageRecord] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Trace:
     visual_by_layer: list[list[int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
-    whole: list[FullSizeCounts] = field(default_factory=list)
+    full_size: list[FullSizeCounts] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None
@@ -139,8 +139,8 @@ class Trace:
 
     def before(self, sample: int = 0) -> tuple[int, int]:
         """Visual and text tokens of a sample before anything was made smaller or cut."""
-        more = self.whole[sample] if self.whole else FullSizeCounts({})
-        visual = more.total() if self.whole else len(self.layouts[sample])
+        more = self.full_size[sample] if self.full_size else FullSizeCounts({})
+        visual = more.total() if self.full_size else len(self.layouts[sample])
         return visual, self.text[sample] + more.more_text
 
     def keep_mean(self, sample: int = 0) -> float:

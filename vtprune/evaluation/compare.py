@@ -41,7 +41,7 @@ from vtprune.inference.run import Media, find_loaded
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from vtprune.inference.measuring import count_tokens
 from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 from vtprune.preset.spec import Preset
 from vtprune.tokens.layout import MODALITIES
 

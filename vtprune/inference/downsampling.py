@@ -71,11 +71,11 @@ class SmallerMedia:
 
     Args:
         views: one a file.
-        whole: what the prompt would hold if they were viewed in full.
+        full_size: what the prompt would hold if they were viewed in full.
     """
 
     views: tuple[MediaView, ...]
-    whole: FullSizeCounts
+    full_size: FullSizeCounts
 
 
 def shrink_media(

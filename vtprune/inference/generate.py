@@ -16,7 +16,7 @@ from vtprune.engine.trace import Trace
 from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
 from vtprune.models.structure import find_structure
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

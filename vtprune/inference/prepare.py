@@ -128,7 +128,7 @@ def encode_turns(loaded: Loaded, media: PromptMedia, turns: Sequence[Turn]) -> I
     """Return the model's inputs for a conversation about the media."""
     inputs = loaded.family.encode(loaded.files, media.items, turns)
     units = encoded_units(loaded, media.items, inputs)
-    return replace(inputs, units=units, whole=media.whole)
+    return replace(inputs, units=units, full_size=media.full_size)
 
 
 def encoded_units(

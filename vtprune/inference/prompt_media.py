@@ -36,7 +36,7 @@ class PromptMedia:
         media_seconds: opening and decoding.
         resize_seconds: the family's resizing, and choosing how much to view at.
         sources: the files; of what was made smaller, as it was.
-        whole: what a prompt would hold if nothing had been made smaller; None where nothing was.
+        full_size: token counts had the media not been made smaller; None where they were not.
     """
 
     items: tuple[PreparedMedia, ...]
@@ -45,7 +45,7 @@ class PromptMedia:
     media_seconds: float
     resize_seconds: float
     sources: tuple[Source, ...] = ()
-    whole: FullSizeCounts | None = None
+    full_size: FullSizeCounts | None = None
 
     @property
     def read(self) -> list[PreparedMedia]:
@@ -62,14 +62,14 @@ class MediaPlan:
         views: at each file.
         plans: for each of them.
         media_seconds, resize_seconds: spent on opening, and on choosing.
-        whole: what a prompt would hold if nothing were made smaller; None where nothing is.
+        full_size: token counts were the media not made smaller; None where they are not.
     """
 
     views: tuple[MediaView, ...]
     plans: tuple[ReadPlan, ...]
     media_seconds: float
     resize_seconds: float
-    whole: FullSizeCounts | None = None
+    full_size: FullSizeCounts | None = None
 
 
 def plan_media(
@@ -92,8 +92,8 @@ def plan_media(
     kinds = [one.kind for one in sources]
     plans = tuple(view.plan(known, kinds.count(view.source.kind)) for view in views)
     spent = time.perf_counter() - opened
-    whole = None if shrunk is None else shrunk.whole
-    return MediaPlan(views, plans, opened - started, spent, whole)
+    full_size = None if shrunk is None else shrunk.full_size
+    return MediaPlan(views, plans, opened - started, spent, full_size)
 
 
 def read_media(
@@ -145,7 +145,7 @@ def resize_drawn(
         seconds += time.perf_counter() - started
     times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
     item = PreparedMedia(view.seen, torch.cat(parts), plan.index, times, plan.regions)
-    return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), chosen.whole)
+    return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), chosen.full_size)
 
 
 def attempt(work: Callable[[], T]) -> T | VtpruneError:
@@ -208,7 +208,7 @@ def read_planned(
         chosen.media_seconds + total - clock.seconds,
         chosen.resize_seconds + clock.seconds,
         tuple(view.source for view in chosen.views),
-        chosen.whole,
+        chosen.full_size,
     )
 
 

@@ -89,7 +89,7 @@ def ask(
     if not isinstance(gathered, PromptMedia):
         gathered = read_media(loaded, gathered, sampling, preset, limits, on_progress)
     full = gathered
-    if compare and gathered.whole:
+    if compare and gathered.full_size:
         full = read_in_full(loaded, gathered.sources, sampling, limits, on_progress)
     load = 0.0 if since is None else loaded.seconds
     features: FeatureCache = {}

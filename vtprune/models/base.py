@@ -130,7 +130,7 @@ class Inputs:
         media: modality and grid of each media item in the order of the prompt, where the tensors
             don't say it, such as when pictures and videos share their placeholders.
         units: the frames or tiles of each media item that the vision tower encodes one by one.
-        whole: token counts had the media not been made smaller; None where they were not.
+        full_size: token counts had the media not been made smaller; None where they were not.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -138,7 +138,7 @@ class Inputs:
     tiles: tuple[int, ...] = ()
     media: tuple[tuple[str, Grid], ...] = ()
     units: tuple[Units, ...] = ()
-    whole: FullSizeCounts | None = None
+    full_size: FullSizeCounts | None = None
 
 
 Media = Sequence[PreparedMedia]

@@ -30,7 +30,7 @@ from vtprune.models.devices import find_device, find_dtype, loading_options
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
-from vtprune.models.upstream import loading_errors, quiet
+from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Silence transformers, and turn its errors into one line with a way out."""
+"""Silence what transformers prints, and turn its errors into one line with a way out."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
 from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 from vtprune.preset.calibration import Calibration
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from vtprune.evaluation.checking.result import (
 from vtprune.inference.measuring import describe_input, describe_model
 from vtprune.inference.out_of_memory import FEWER, as_memory_error, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress

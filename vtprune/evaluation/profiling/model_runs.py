@@ -283,7 +283,7 @@ def run_once(
     Args:
         real: the preset is the one that may have made the media smaller.
     """
-    inputs = prompt.inputs if real else replace(prompt.inputs, whole=None)
+    inputs = prompt.inputs if real else replace(prompt.inputs, full_size=None)
     question = PreparedQuestion("", prompt.gathered, replace(inputs, tensors=dict(tensors)))
     return generate(loaded, [question], preset or Preset("unpruned", keep=1.0), Generation(),
                     features=features, length=1 + steps)[0]  # fmt: skip

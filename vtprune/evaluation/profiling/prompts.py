@@ -21,7 +21,7 @@ from vtprune.media import Limits, Source, open_sources
 from vtprune.models.base import Inputs, Sampling
 from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.structure import find_structure
-from vtprune.models.upstream import quiet
+from vtprune.models.transformers_messages import quiet
 from vtprune.tokens.layout import Layout
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class ProfiledPrompt:
             for name, value in self.inputs.tensors.items()
             if name.startswith("pixel")
         )
-        return (len(self.layout), self.text, bool(self.inputs.whole), *pixels)
+        return (len(self.layout), self.text, bool(self.inputs.full_size), *pixels)
 
     @property
     def frames(self) -> int:
@@ -256,8 +256,8 @@ def make_prompt(
         gathered = draw_media(loaded, media, sampling, preset)
     inputs, seconds = timed_encode(loaded, gathered)
     inputs, text = with_text(loaded, inputs, text_tokens)
-    if inputs.whole:  # the text is as long, whatever markers it has
-        inputs = replace(inputs, whole=replace(inputs.whole, more_text=0))
+    if inputs.full_size:  # the text is as long, whatever markers it has
+        inputs = replace(inputs, full_size=replace(inputs.full_size, more_text=0))
     warnings = gathered.warnings
     if text > text_tokens:
         warnings += (

@@ -388,7 +388,7 @@ class RowFigures:
             tiles=amount.tiles,
             is_pruned=bool(self.row.cuts),
             is_preset=is_preset(self.row.variant),
-            spares_tower=self.row.encoded is not None or bool(self.row.prompt.inputs.whole),
+            spares_tower=self.row.encoded is not None or bool(self.row.prompt.inputs.full_size),
             totals=tuple(map(self.total_of, self.times.passes)) if self.times else (),
             gains=gains,
         )

@@ -93,7 +93,7 @@ class PlannedRow:
             text=[self.prompt.text],
             visual_by_layer=[list(self.visual)],
             encoded=[dict(self.encoded)] if self.encoded else [],
-            whole=[self.prompt.inputs.whole] if self.prompt.inputs.whole else [],
+            full_size=[self.prompt.inputs.full_size] if self.prompt.inputs.full_size else [],
         )
 
     @property
@@ -200,10 +200,10 @@ def plan_row(loaded: Loaded, prompt: ProfiledPrompt, variant: Variant) -> Planne
         if any(group.at_pixels is not None for group in groups):
             selection = select_pixels(plan, [prompt.layout], [prompt.inputs.units])
         dropped = selection.dropped if selection else [torch.zeros(0, dtype=torch.long)]
-        whole = [prompt.inputs.whole] if prompt.inputs.whole else []
+        full_size = [prompt.inputs.full_size] if prompt.inputs.full_size else []
         cuts = []
         for group in groups:
-            (schedule,) = plan.solve(group, [prompt.layout], dropped, whole)
+            (schedule,) = plan.solve(group, [prompt.layout], dropped, full_size)
             cuts += planned_cuts(group, schedule, prompt)
         refuse_windows(structure, prompt)
     except VtpruneError as error:
@@ -223,8 +223,8 @@ def planned_cuts(group: StageGroup, schedule: Schedule, prompt: ProfiledPrompt) 
     modality = group.modality
     total = left = len(prompt.layout.of_modality(modality))
     cuts = []
-    if prompt.inputs.whole and group.stages and METHODS[group.stages[0].spec.method].media:
-        full = prompt.inputs.whole.total(modality)
+    if prompt.inputs.full_size and group.stages and METHODS[group.stages[0].spec.method].media:
+        full = prompt.inputs.full_size.total(modality)
         cuts.append(
             PlannedCut(group.stages[0].spec, modality, 0, full, total, full, downsamples=True)
         )

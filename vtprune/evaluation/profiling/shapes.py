@@ -21,7 +21,7 @@ from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config, read_files
 from vtprune.models.loading import EMBEDDED, find_checkpoint
 from vtprune.models.names import Alias, aliases, hub_id_of
-from vtprune.models.upstream import loading_errors, quiet
+from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.preset.calibration import packaged_models
 
 if TYPE_CHECKING:
