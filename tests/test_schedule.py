@@ -15,10 +15,11 @@ from vtprune.tokens.schedule import (
     CutProfile,
     Place,
     Schedule,
+    count_by_layer,
     fixed_count,
+    layer_average,
     merge_places,
     resolve_layer,
-    tokens_by_layer,
 )
 from vtprune.tokens.solver import solve
 
@@ -161,8 +162,19 @@ def test_no_tokens_is_no_cut() -> None:
     assert (schedule.cuts, schedule.warnings, schedule.keep_mean()) == ((), (), 1.0)
 
 
-def test_tokens_by_layer_start_at_the_cut() -> None:
-    assert tokens_by_layer(10, 5, [Cut(0, 0, 7), Cut(1, 3, 2)]) == [7, 7, 7, 2, 2]
+def test_a_layer_sees_fewer_tokens_from_its_cut_on() -> None:
+    assert Schedule(5, 10, (Cut(0, 0, 7), Cut(1, 3, 2))).tokens_by_layer() == [7, 7, 7, 2, 2]
+
+
+def test_tokens_are_counted_by_layer_over_the_cuts_of_several_modalities() -> None:
+    # 20 tokens of pictures and 10 of a video: 5 of the video go at layer 1, of the pictures 10 at
+    # layer 1 and 4 more at layer 3; a cut past the last layer is none.
+    drops = [(1, 10), (3, 4), (1, 5), (6, 9)]
+    counts = count_by_layer(30, 6, drops)
+    assert counts == [30, 15, 15, 11, 11, 11]
+    assert layer_average(counts, 30) == 93 / 180
+    assert layer_average(counts, 60) == 93 / 360  # of media that were made smaller before
+    assert layer_average([0, 0], 0) == 1.0
 
 
 # -- places ---------------------------------------------------------------------------------------

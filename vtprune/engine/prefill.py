@@ -21,7 +21,7 @@ from vtprune.pruners import METHODS
 from vtprune.pruners.base import Budget, VisualTokens, merge
 from vtprune.tokens.information import group_information
 from vtprune.tokens.layout import Layout
-from vtprune.tokens.schedule import Cut
+from vtprune.tokens.schedule import Cut, count_by_layer
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -218,9 +218,7 @@ class Prefill:
         trace, num_layers = self.trace, self.plan.num_layers
         trace.stages = [*self.smaller_media(), *self.records]
         trace.kept = self.sequence.layouts
-        trace.visual_by_layer = count_by_layer(
-            self.sequence.original_layouts, trace.kept, self.records, num_layers
-        )
+        trace.visual_by_layer = self.visual_by_layer()
         trace.seconds = seconds
         if self.shortens:
             after = self.sequence.cache_after(num_layers)
@@ -233,6 +231,15 @@ class Prefill:
                     after.inside_block = lambda: is_hooked(inner)
                 after.tie(cache)
         self.plan.trace.take(trace)
+
+    def visual_by_layer(self) -> list[list[int]]:
+        """Return the visual tokens of each layer, for every sample, from what was really kept."""
+        counts = []
+        for sample, layout in enumerate(self.sequence.original_layouts):
+            drops = [(one.layer, one.before[sample] - one.after[sample]) for one in self.records]
+            counts.append(count_by_layer(len(layout), self.plan.num_layers, drops))
+            assert counts[-1][-1] == len(self.sequence.layouts[sample])
+        return counts
 
     def smaller_media(self) -> list[StageRecord]:
         """Return records of stages that made media smaller before the prompts were made of them."""
@@ -262,31 +269,6 @@ class Prefill:
             )
             before = after
         return records
-
-
-def count_by_layer(
-    whole: Sequence[Layout],
-    kept: Sequence[Layout],
-    records: Sequence[StageRecord],
-    num_layers: int,
-) -> list[list[int]]:
-    """Return the visual tokens of each layer, for every sample, from what was really kept.
-
-    Args:
-        whole, kept: before any cut, and after the last.
-    """
-    counts = []
-    for sample, (layout, left) in enumerate(zip(whole, kept, strict=True)):
-        drops = [0] * num_layers
-        for record in records:
-            drops[record.layer] += record.before[sample] - record.after[sample]
-        present, row = len(layout), []
-        for drop in drops:
-            present -= drop
-            row.append(present)
-        assert present == len(left)
-        counts.append(row)
-    return counts
 
 
 def check_count(method: str, kept: int, planned: int) -> None:

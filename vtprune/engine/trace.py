@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from vtprune.preset.spec import StageSpec
 from vtprune.tokens.layout import Layout
+from vtprune.tokens.schedule import layer_average
 from vtprune.tokens.units import FullSizeCounts
 
 _LOCK = threading.Lock()
@@ -144,7 +145,11 @@ class Trace:
         return visual, self.text[sample] + more.more_text
 
     def keep_mean(self, sample: int = 0) -> float:
-        """The layer average of the fraction of visual tokens present, as cut."""
-        total, _ = self.before(sample)
-        seen = self.visual_by_layer[sample]
-        return sum(seen) / (len(seen) * total) if total else 1.0
+        """Return the layer average of the visual tokens that were kept; 1.0 without any media."""
+        if not self.layouts:
+            return 1.0
+        return layer_average(self.visual_by_layer[sample], self.before(sample)[0])
+
+    def tokens_by_layer(self, sample: int = 0) -> list[int]:
+        """Return all tokens of a sample that each decoder layer saw, padding left out."""
+        return [self.text[sample] + visual for visual in self.visual_by_layer[sample]]

@@ -178,7 +178,7 @@ def _follow_up(
     with runner.block(conversation.first, preset) as trace:
         expected = greedy_follow_up(loaded, conversation, longest) if unpruned is None else unpruned
         logits = forced_follow_up(loaded, conversation, expected)
-        forced = Forced(logits, trace.keep_mean() if trace.layouts else 1.0)
+        forced = Forced(logits, trace.keep_mean())
         follows = forced.follows(expected)
         answer = expected if follows else greedy_follow_up(loaded, conversation, longest)
     return forced, answer

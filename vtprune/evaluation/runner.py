@@ -186,10 +186,8 @@ class FileRunner:
             logits = forced_logits(self.loaded, prompt)
         sampled.vision = max(sampled.vision, trace.seconds.get("vision", 0.0))
         prefill = trace.seconds.get("prefill", 0.0)
-        keep_mean = trace.keep_mean() if trace.layouts else 1.0
-        return Forced(
-            logits, keep_mean, count_tokens(trace, 0, 0).stages, prefill, prefill + sampled.vision
-        )
+        stages = count_tokens(trace, 0, 0).stages
+        return Forced(logits, trace.keep_mean(), stages, prefill, prefill + sampled.vision)
 
     def answer(
         self, place: int, number: int, missing: set[str], variants: Sequence[Variant]

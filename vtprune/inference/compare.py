@@ -187,14 +187,13 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
     layers = loaded.model.get_decoder().layers
     weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
     read = weights * loaded.model.dtype.itemsize / bandwidth
-    text = run.trace.text[0]
 
     def total(counts: list[int]) -> float:
         layers = enumerate(counts)
         return sum(max(cost.layer_flops(shape, n, n, at) / flops, read) for at, n in layers)
 
-    kept = [text + count for count in run.trace.visual_by_layer[0]]
-    return total([sum(run.trace.before())] * shape.layers) / total(kept)
+    full = [sum(run.trace.before())] * shape.layers
+    return total(full) / total(run.trace.tokens_by_layer())
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

@@ -172,7 +172,7 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
         visual=trace.before(sample)[0] if trace.layouts else 0,
         text=trace.text[sample] if trace.text else 0,
         answer=answer_tokens,
-        keep_mean=trace.keep_mean(sample) if trace.layouts else 1.0,
+        keep_mean=trace.keep_mean(sample),
         kept_after=len(kept),
         by_modality={name: len(kept.of_modality(name)) for name in present},
         stages=[
@@ -215,10 +215,9 @@ def compute_costs(
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
                       decode_full=None, reduction=None)  # fmt: skip
         return flops, KvCacheBytes(kept=None, full=None)
-    text = trace.text[sample] if trace.text else int(inputs.tensors["input_ids"].shape[1])
-    seen = trace.visual_by_layer[sample] if trace.visual_by_layer else [0] * shape.layers
-    visual, whole_text = trace.before(sample) if trace.layouts else (0, text)
-    kept, full = [text + count for count in seen], [whole_text + visual] * shape.layers
+    length = int(inputs.tensors["input_ids"].shape[1])
+    kept = trace.tokens_by_layer(sample) if trace.layouts else [length] * shape.layers
+    full = [sum(trace.before(sample)) if trace.layouts else length] * shape.layers
     prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
     size = loaded.model.dtype.itemsize
     flops = Flops(

@@ -7,9 +7,9 @@ which is a layer average (keep) of 0.65.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from vtprune.errors import PresetError
 
@@ -105,25 +105,38 @@ class Schedule:
 
     def tokens_by_layer(self) -> list[int]:
         """Return the visual tokens that each layer sees."""
-        return tokens_by_layer(self.num_tokens, self.num_layers, self.cuts)
+        counts = [self.num_tokens, *(cut.count for cut in self.cuts)]
+        dropped = [before - after for before, after in pairwise(counts)]
+        layers = [cut.layer for cut in self.cuts]
+        return count_by_layer(self.num_tokens, self.num_layers, zip(layers, dropped, strict=True))
 
     def keep_mean(self) -> float:
-        """Return the average over the layers of the fraction of tokens that they see."""
-        if not self.num_tokens:
-            return 1.0
-        return sum(self.tokens_by_layer()) / (self.num_layers * self.num_tokens)
+        """Return the layer average of the tokens that the cuts leave."""
+        return layer_average(self.tokens_by_layer(), self.num_tokens)
 
 
-def tokens_by_layer(num_tokens: int, num_layers: int, cuts: Sequence[Cut]) -> list[int]:
-    """Return the tokens that each of `num_layers` layers sees, with `cuts` in order."""
-    left = num_tokens
-    counts = []
-    for layer in range(num_layers):
-        for cut in cuts:
-            if cut.layer == layer:
-                left = cut.count
-        counts.append(left)
-    return counts
+def count_by_layer(num_tokens: int, num_layers: int, drops: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the visual tokens that each decoder layer sees.
+
+    Args:
+        num_tokens: at the language model's input, before any cut.
+        drops: layer, and how many tokens are gone from that layer on; in any order.
+    """
+    dropped = [0] * num_layers
+    for layer, tokens in drops:
+        if layer < num_layers:
+            dropped[layer] += tokens
+    return [num_tokens - total for total in accumulate(dropped)]
+
+
+def layer_average(counts: Sequence[int], num_tokens: int) -> float:
+    """Return the mean over the layers of the fraction of visual tokens that each sees.
+
+    Args:
+        counts: visual tokens that each layer sees.
+        num_tokens: visual tokens before anything was dropped; 1.0 is returned where there are none.
+    """
+    return sum(counts) / (len(counts) * num_tokens) if num_tokens else 1.0
 
 
 def resolve_layer(at: str, num_layers: int, ecl: int, horizon: int) -> int:

@@ -19,7 +19,6 @@ from vtprune.tokens.schedule import (
     fixed_count,
     lowest_keep,
     merge_places,
-    tokens_by_layer,
 )
 
 
@@ -46,12 +45,12 @@ def solve(
     if not num_tokens or (keep is not None and keep >= 1):
         return Schedule(num_layers, num_tokens, ())
     num_input = num_tokens if num_input is None else num_input
-    fixed = [
+    fixed = tuple(
         Cut(number, place.layer, min(fixed_count(place.keep, num_tokens), num_input))
         for number, place in enumerate(places)
         if place.keep is not None
-    ]
-    spent = sum(tokens_by_layer(num_input, num_layers, fixed))
+    )
+    spent = sum(Schedule(num_layers, num_input, fixed).tokens_by_layer())
     over = keep is not None and spent > keep * num_layers * num_tokens + SLACK
     numbered, warnings = merge_places(places, num_layers, over)
     counts = [

@@ -82,8 +82,7 @@ class Subject:
     def flops(self, ran: Run) -> float:
         """Of the decoder's prefill, as it was cut."""
         shape = cost.decoder_shape(self.loaded.model.get_decoder().config)  # type: ignore[union-attr]
-        counts = [self.case.text + count for count in ran.trace.visual_by_layer[0]]
-        return cost.prefill_flops(shape, counts)
+        return cost.prefill_flops(shape, ran.trace.tokens_by_layer())
 
 
 def build_subject(

@@ -65,7 +65,8 @@ def short_run(row: PlannedRow, num_kinds: int) -> PlannedRun:
     """Return a row's run on few layers: one of each kind between two cuts."""
     starts = [0, *cut_layers(row)]
     place = {layer: num_kinds * number for number, layer in enumerate(starts)}
-    counts = tuple(row.counts[start] for start in starts for _ in range(num_kinds))
+    all_counts = row.counts
+    counts = tuple(all_counts[start] for start in starts for _ in range(num_kinds))
     cuts = [(cut, place[cut.layer]) for cut in row.model_cuts]
     preset = preset_of(cuts) if cuts else None
     return PlannedRun(row, preset, counts)

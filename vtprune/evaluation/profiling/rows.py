@@ -23,7 +23,7 @@ from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, find_method
-from vtprune.tokens.schedule import Schedule
+from vtprune.tokens.schedule import Schedule, count_by_layer
 
 if TYPE_CHECKING:
     from vtprune.evaluation.profiling.prompts import ProfiledPrompt
@@ -83,7 +83,7 @@ class PlannedRow:
     @property
     def counts(self) -> tuple[int, ...]:
         """All tokens that each layer sees."""
-        return tuple(self.prompt.text + count for count in self.visual)
+        return tuple(self.trace.tokens_by_layer())
 
     @property
     def trace(self) -> Trace:
@@ -209,11 +209,8 @@ def plan_row(loaded: Loaded, prompt: ProfiledPrompt, variant: Variant) -> Planne
     except VtpruneError as error:
         return PlannedRow(variant, prompt, error=error.message)
     cuts.sort(key=lambda cut: cut.layer)
-    visual = tuple(
-        total
-        - sum(cut.before - cut.after for cut in cuts if cut.layer <= layer and not cut.downsamples)
-        for layer in range(num_layers)
-    )
+    drops = [(cut.layer, cut.before - cut.after) for cut in cuts if not cut.downsamples]
+    visual = tuple(count_by_layer(total, num_layers, drops))
     encoded = selection.encoded()[0] if selection else None
     return PlannedRow(variant, prompt, tuple(cuts), visual, tuple(trace.warnings), encoded=encoded)
 
