@@ -24,6 +24,7 @@ from vtprune.inference.prepare import encode as ready_inputs
 from vtprune.inference.run import Generation
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.preset import load_preset
 from vtprune.pruners.predictable import Predictable
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.units import WHOLE, Units
@@ -510,7 +511,7 @@ def test_a_second_question_reuses_what_was_encoded(checkpoints, still: Path) -> 
     loaded = run.load(str(checkpoints("llava_onevision")))
     with counting(loaded.model) as rows:
         reports = list(
-            run.ask(loaded, [still], ["what?", "why?"], run.load_preset(PRESET),
+            run.ask(loaded, [still], ["what?", "why?"], load_preset(PRESET),
                     sampling=Sampling(frames=8), generation=Generation(max_new_tokens=2))
         )  # fmt: skip
     assert rows == [2]
@@ -521,7 +522,7 @@ def test_compare_measures_a_stage_at_pixels_too(checkpoints, still: Path) -> Non
     loaded = run.load(str(checkpoints("llava_onevision")))
     with counting(loaded.model) as rows:
         (report,) = run.ask(
-            loaded, [still], ["what?"], run.load_preset(PRESET), sampling=Sampling(frames=8),
+            loaded, [still], ["what?"], load_preset(PRESET), sampling=Sampling(frames=8),
             generation=Generation(max_new_tokens=2), compare=True,
         )  # fmt: skip
     first, *pairs = rows
