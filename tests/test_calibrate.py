@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from prompts import with_tensors
-from test_answers import CASES, loaded_tiny, prompt_of
+from test_forced_answers import CASES, loaded_tiny, prompt_of
 from transformers import PreTrainedModel
 
 from vtprune import __version__
@@ -44,10 +44,10 @@ from vtprune.evaluation.calibration.schedules import (
     rank_schedules,
 )
 from vtprune.evaluation.runner import AskSettings, FileRunner
-from vtprune.inference import run
 from vtprune.inference.forced_answers import PromptWithAnswer, Score
+from vtprune.inference.generate import Generation
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation, Loaded
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset
 from vtprune.preset.calibration import Calibration, read_calibration
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
@@ -404,7 +404,7 @@ def tried_on(
 def test_every_schedule_meets_its_budget_and_the_best_comes_first(
     checkpoints, asked: list[Asked]
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     known = Calibration(1, 4, None, {}, "file")
     schedules = list_schedules(0.5, tiny.LAYERS, known)
     table = tried_on(loaded, asked[:1], schedules, 0.5, known)
@@ -466,7 +466,7 @@ def test_of_few_files_it_is_said_that_they_are_too_few_and_not_that_schedules_ar
 def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason(
     checkpoints, asked: list[Asked]
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     known = Calibration(1, 5, None, {}, "file")
     others = list_schedules(0.3, tiny.LAYERS, known, ("random",))
     stuck = CandidateSchedule("stuck", ({"at": 4, "method": "random"},))
@@ -482,7 +482,7 @@ def test_a_schedule_that_can_not_meet_the_budget_comes_last_with_the_reason(
 def test_a_calibration_is_written_as_it_is_read(
     name: str, checkpoints, asked: list[Asked], tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     shown: list[tuple[str, int, int]] = []
     asking = AskSettings(generation=Generation(max_new_tokens=2))
     settings = CalibrationSettings(asking, keep=0.5, windows=1)
@@ -516,7 +516,7 @@ def test_a_calibration_is_written_as_it_is_read(
 def test_every_file_is_encoded_once_to_measure_and_once_to_try_schedules(
     checkpoints, asked: list[Asked]
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     calls: list[int] = []
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
@@ -580,10 +580,14 @@ def test_the_picture_shows_both_horizons_and_the_bound() -> None:
 def test_a_method_that_is_not_known_is_told_before_anything_runs(
     checkpoints, asked: list[Asked]
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     with pytest.raises(PresetError, match="unknown method 'entropie'"):
-        calibrate(loaded, asked, settings=CalibrationSettings(keep=0.5, methods=("entropie",)),
-                  on_progress=lambda *_: pytest.fail("it began"))  # fmt: skip
+        calibrate(
+            loaded,
+            asked,
+            settings=CalibrationSettings(keep=0.5, methods=("entropie",)),
+            on_progress=lambda *_: pytest.fail("it began"),
+        )
 
 
 def test_running_out_of_memory_names_the_file(
@@ -593,7 +597,7 @@ def test_running_out_of_memory_names_the_file(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("vtprune.evaluation.calibration.calibrate.open_prefix", full)
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     with pytest.raises(ModelError, match=r"out of memory on cpu with .*0\.png"):
         calibrate(
             loaded,

@@ -30,9 +30,10 @@ from vtprune.cli.flags import sampling_from
 from vtprune.cli.options import Flags
 from vtprune.cli.results import json_file
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.inference import run
+from vtprune.inference import answer_questions, prompt_media
+from vtprune.inference.generate import Generation
 from vtprune.inference.report import Report
-from vtprune.models import FAMILIES
+from vtprune.models import FAMILIES, loading
 from vtprune.models.base import Sampling
 from vtprune.models.names import aliases
 from vtprune.preset import load_preset, preset_names
@@ -94,9 +95,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     found = FakeRun()
-    monkeypatch.setattr(run, "open_model", found.fake_open)
-    monkeypatch.setattr(run, "load_with_media", found.fake_gather)
-    monkeypatch.setattr(run, "ask", found.fake_ask)
+    monkeypatch.setattr(loading, "open_model", found.fake_open)
+    monkeypatch.setattr(prompt_media, "load_with_media", found.fake_gather)
+    monkeypatch.setattr(answer_questions, "answer_questions", found.fake_ask)
     return found
 
 
@@ -205,7 +206,7 @@ def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str)
     }  # fmt: skip
     assert fake.asked["preset"] == load_preset("balanced")
     assert fake.asked["sampling"] == Sampling()
-    assert fake.asked["generation"] == run.Generation()
+    assert fake.asked["generation"] == Generation()
     assert fake.asked["limits"].max_pixels == 178_956_970
     assert fake.asked["compare"] is False
 
@@ -231,7 +232,7 @@ def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
     assert dict(stage.options) == {"norm": "row", "states": "key"}
     assert (preset.keep_for("image"), preset.keep_for("video"), preset.seed) == (0.5, 0.2, 7)
     assert fake.asked["sampling"] == Sampling(4, None, 9, 1.5, 3.0, 2)
-    assert fake.asked["generation"] == run.Generation(5, 0.5, 0.9, "short", 7)
+    assert fake.asked["generation"] == Generation(5, 0.5, 0.9, "short", 7)
     limits = fake.asked["limits"]
     assert (limits.max_pixels, limits.allow_partial, fake.asked["compare"]) == (99, True, True)
 
@@ -272,7 +273,7 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
     invoke("ask", clip, "what?", "--max-new-tokens", "3")
     assert fake.options["name"] == "qwen2.5-vl-7b"
     assert fake.asked["preset"].name == "fast"
-    assert fake.asked["generation"] == run.Generation(3, system="brief")
+    assert fake.asked["generation"] == Generation(3, system="brief")
     invoke("ask", clip, "what?", "--preset", "document", "--model", "embedded")
     assert (fake.asked["preset"].name, fake.options["name"]) == ("document", None)
 
@@ -763,13 +764,13 @@ def test_help_imports_no_rich_and_no_yaml() -> None:
 
 SLOW = """
 import signal, sys, time
-from vtprune.inference import run
 from vtprune.cli import main
+from vtprune.models import loading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def open_model(name, **options):
     print("ready", flush=True)
     time.sleep(30)
-run.open_model = open_model
+loading.open_model = open_model
 sys.argv = ["vtprune", "ask", {clip!r}, "what?"]
 main()
 """

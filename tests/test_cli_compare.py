@@ -20,7 +20,7 @@ from vtprune.cli import cli
 from vtprune.evaluation import compare
 from vtprune.evaluation.comparison import Comparison
 from vtprune.evaluation.variants import VariantList
-from vtprune.inference import run
+from vtprune.inference.generate import Generation
 from vtprune.models import loading
 from vtprune.models.base import Sampling
 
@@ -112,7 +112,7 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     assert fake.listed.variants[0].preset.seed == 7
     assert asked[2][1] == "schedule"
     assert fake.asked["sampling"] == Sampling(frames=64, max_tiles=2)
-    assert fake.asked["generation"] == run.Generation(5, system="short")
+    assert fake.asked["generation"] == Generation(5, system="short")
     assert (fake.asked["repeats"], fake.asked["limits"].max_pixels) == (9, 99)
     assert (fake.asked["paths"], fake.asked["question"]) == ([clip], "what?")
 

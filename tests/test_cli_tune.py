@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from test_answers import loaded_tiny
+from test_forced_answers import loaded_tiny
 from test_tuning import Answerer
 
 from vtprune import demo

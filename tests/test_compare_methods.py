@@ -20,9 +20,11 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation import compare as comparing
 from vtprune.evaluation.comparison import COLUMNS, Comparison, ComparisonRow
 from vtprune.evaluation.variants import counts_after_cuts
-from vtprune.inference import compare, run
-from vtprune.inference.run import Generation, Loaded
+from vtprune.inference import compare
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
 from vtprune.models import cost
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import override
 from vtprune.pruners import BASELINES, METHODS
 
@@ -39,7 +41,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoints: Callable[[str], Path]) -> Loaded:
-    return run.load(str(checkpoints("llava_onevision")))
+    return load(str(checkpoints("llava_onevision")))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_every_row_is_what_it_would_be_alone(
     for name, options in (("entropy", {"method": "entropy", "at": 2}), ("entropy-horizon", {})):
         preset = vtprune.load_preset("entropy-horizon")
         preset = override(preset, 0.4, **options)  # type: ignore[arg-type]
-        alone = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
+        alone = next(answer_questions(loaded, [picture], ["what?"], preset, generation=SHORT))
         row = pick(found, name, 0.4)
         assert row.answer == alone.answer
         assert row.tokens == alone.tokens

@@ -17,14 +17,15 @@ from vtprune.evaluation.evaluate import answer_all
 from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.variants import list_variants, repeat_variants
-from vtprune.inference import compare, downsampling, run
+from vtprune.inference import compare, downsampling
+from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.downsampling import MediaView, count, shrink_media
+from vtprune.inference.generate import Generation
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation
 from vtprune.media import open_source
 from vtprune.models import cost
 from vtprune.models.base import Sampling
-from vtprune.models.loading import Loaded
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS
 from vtprune.pruners.downsample import Downsample
@@ -54,7 +55,7 @@ def ask(loaded: Loaded, paths: list[Path], keep: float | None, **options):  # ty
     resolved = override(load_preset(preset), keep, method)
     options.setdefault("generation", SHORT)
     question = options.pop("question", "what?")
-    return next(iter(run.ask(loaded, paths, [question], resolved, **options))).to_dict()
+    return next(iter(answer_questions(loaded, paths, [question], resolved, **options))).to_dict()
 
 
 def plain(loaded: Loaded, paths: list[Path], **options):  # type: ignore[no-untyped-def]
@@ -99,7 +100,7 @@ def test_blank_pictures_count_as_the_real_ones(
 ) -> None:  # type: ignore[no-untyped-def]
     if kind not in tiny.KINDS[name]:
         pytest.skip("this family does not take them")
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     path = picture if kind == "image" else clip
     counted = count(loaded, [MediaView(open_source(path), Sampling())])
     tokens = plain(loaded, [path])["tokens"]
@@ -112,7 +113,7 @@ def test_blank_pictures_count_as_the_real_ones(
 def test_a_video_gives_as_many_frames_as_the_budget_allows(
     name: str, keep: float, checkpoints, clip: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     whole = count(loaded, [MediaView(open_source(clip), Sampling())])
     (look,) = smaller(loaded, [clip], keep).views
     frames = look.sampling.max_frames
@@ -130,7 +131,7 @@ def test_a_video_gives_as_many_frames_as_the_budget_allows(
 
 @pytest.mark.parametrize("name", [name for name in tiny.MODELS if name not in FIXED])
 def test_a_picture_is_as_large_as_the_budget_allows(name: str, checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     source = open_source(picture)
     whole = count(loaded, [MediaView(source, Sampling())]).total("image")
     (look,) = smaller(loaded, [picture], 0.7).views
@@ -154,7 +155,7 @@ def test_a_picture_is_as_large_as_the_budget_allows(name: str, checkpoints, pict
 def test_a_family_whose_pictures_are_all_alike_is_refused(
     name: str, checkpoints, picture: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     with pytest.raises(ModelError, match=r"makes the same \d+ tokens of what is given") as caught:
         smaller(loaded, [picture], 0.5)
     assert "--method uniform" in caught.value.hint
@@ -166,7 +167,7 @@ def test_a_family_whose_pictures_are_all_alike_is_refused(
 def test_a_budget_that_no_setting_meets_is_refused_with_what_can_be_reached(
     name: str, files: list[str], checkpoints, request: pytest.FixtureRequest
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     paths = [request.getfixturevalue(file) for file in files]
     with pytest.raises(PresetError, match=r"keep 0\.05 can't be reached by downsample") as caught:
         smaller(loaded, paths, 0.05)
@@ -178,7 +179,7 @@ def test_a_budget_that_no_setting_meets_is_refused_with_what_can_be_reached(
 
 
 def test_all_media_of_one_budget_are_lowered_alike(checkpoints, picture: Path, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("qwen2_5_vl")))
+    loaded = load(str(checkpoints("qwen2_5_vl")))
     shrunk = smaller(loaded, [picture, clip, picture], 0.5)
     first, video, last = shrunk.views
     assert first.size == last.size
@@ -189,7 +190,7 @@ def test_all_media_of_one_budget_are_lowered_alike(checkpoints, picture: Path, c
 
 
 def test_the_users_own_sampling_is_the_whole(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     for own in ({"frames": 8}, {"fps": 1, "max_frames": 8}, {"max_frames": 8}):
         shrunk = smaller(loaded, [clip], 0.5, **own)
         assert shrunk.full_size.total() == 8 * 4 + 1
@@ -197,7 +198,7 @@ def test_the_users_own_sampling_is_the_whole(checkpoints, clip: Path) -> None:  
 
 
 def test_a_picture_is_resized_before_the_familys_own_resizing(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("qwen2_5_vl")))
+    loaded = load(str(checkpoints("qwen2_5_vl")))
     (look,) = smaller(loaded, [picture], 0.3).views
     assert look.size is not None
     with Image.open(picture) as opened:
@@ -216,7 +217,7 @@ def test_a_picture_is_resized_before_the_familys_own_resizing(checkpoints, pictu
 def test_the_report_tells_the_whole_and_what_was_left(
     name: str, file: str, checkpoints, request: pytest.FixtureRequest
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     path = request.getfixturevalue(file)
     whole, small = plain(loaded, [path]), ask(loaded, [path], 0.7)
     tokens = small["tokens"]
@@ -241,7 +242,7 @@ def test_the_report_tells_the_whole_and_what_was_left(
 
 
 def test_the_answer_is_that_of_the_smaller_media_alone(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     small = ask(loaded, [clip], 0.5)
     alone = plain(loaded, [clip], sampling=Sampling(max_frames=5))
     assert small["answer"] == alone["answer"]
@@ -251,14 +252,14 @@ def test_the_answer_is_that_of_the_smaller_media_alone(checkpoints, clip: Path) 
 
 
 def test_keep_1_looks_at_everything(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     report = ask(loaded, [clip], 1.0)
     assert report["input"]["frames"] == 12
     assert report["tokens"]["stages"] == []
 
 
 def test_a_batch_is_answered_as_one_by_one(checkpoints, clip: Path, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("qwen2_5_vl")))
+    loaded = load(str(checkpoints("qwen2_5_vl")))
     preset = override(load_preset(None), 0.5, "downsample")
     items = [(clip, "what?"), (picture, "where is it, and what?"), ([clip, picture], "what?")]
     for report in answer_together(loaded, items, preset, generation=SHORT):
@@ -268,7 +269,7 @@ def test_a_batch_is_answered_as_one_by_one(checkpoints, clip: Path, picture: Pat
 def test_compare_is_with_the_input_in_full(
     checkpoints, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     seen: list[tuple[bool, int]] = []
     timed = compare.timed
 
@@ -291,7 +292,7 @@ def test_compare_is_with_the_input_in_full(
 
 
 def test_later_stages_keep_fractions_of_the_whole(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     stages = [
         {"at": "pixels", "method": "downsample", "keep": 0.6},
         {"at": 2, "method": "random"},
@@ -308,7 +309,7 @@ def test_later_stages_keep_fractions_of_the_whole(checkpoints, clip: Path) -> No
 
 
 def test_each_modality_can_have_its_own(checkpoints, clip: Path, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("qwen2_5_vl")))
+    loaded = load(str(checkpoints("qwen2_5_vl")))
     preset = {
         "video": {"keep": 0.5, "stages": [{"at": "pixels", "method": "downsample"}]},
         "image": {"keep": 0.5, "stages": [{"at": "input", "method": "uniform"}]},
@@ -330,7 +331,7 @@ def test_a_stage_that_others_follow_needs_its_own_keep() -> None:
 
 
 def test_without_any_keep_there_is_no_budget(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     preset = {"stages": [{"at": "pixels", "method": "downsample"}]}
     with pytest.raises(PresetError, match="has no keep, and no keep was given"):
         ask(loaded, [clip], None, preset=preset)
@@ -364,7 +365,7 @@ def test_the_baselines_are_registered() -> None:
 
 
 def test_questions_are_evaluated_on_less_of_each_file(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     asked = [Asked(clip, "what?"), Asked(clip, "where is it?")]
     settings = AskSettings(generation=SHORT)
     cells = repeat_variants(list_variants(["downsample", "predictable"], [0.5, 0.05]), 1)

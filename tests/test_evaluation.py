@@ -16,10 +16,10 @@ from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import chosen, pick_metric, score
 from vtprune.evaluation.variants import fingerprint, list_variants, repeat_variants
-from vtprune.inference import run
+from vtprune.inference.generate import Generation
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
+from vtprune.models.loading import load
 from vtprune.preset import load_preset, override
 from vtprune.preset.calibration import Calibration
 
@@ -138,7 +138,7 @@ def test_nothing_is_right_where_the_answer_is_none_of_the_choices() -> None:
 
 
 def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     picture = save_noise(tmp_path / "a.png", 90, 150)
     asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
     cells = repeat_variants(list_variants(["entropy", "predictable"], [0.7]), 1)
@@ -152,7 +152,7 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
 
 
 def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     asked = (Asked(save_noise(tmp_path / "a.png", 60, 60), "what?", "red"),)
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     settings = AskSettings(generation=Generation(max_new_tokens=3))
@@ -168,7 +168,7 @@ def test_answers_scored_by_another_metric_are_not_gone_on_with(checkpoints, tmp_
 def test_answers_know_the_places_that_they_were_cut_at(
     checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     asked = [Asked(Path("a.png"), "what?")]
     before = settings_head(loaded, asked, AskSettings())
     moved = replace(loaded.find_calibration()[0], horizon=1)
@@ -184,7 +184,7 @@ def test_answers_know_the_places_that_they_were_cut_at(
 def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     checkpoints, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     pictures = [save_noise(tmp_path / "a.png", 90, 150), save_noise(tmp_path / "b.png", 60, 60)]
     asked = [Asked(one, question) for one in pictures for question in ("what?", "where is it?")]
     cells = repeat_variants(list_variants(["entropy", "vtw"], [0.7, 0.6]), 2, matched=True)
@@ -202,7 +202,7 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
 
 
 def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     picture = save_noise(tmp_path / "a.png", 60, 60)
     cells = tuple(repeat_variants(list_variants(["uniform"], [0.5]), 5))
     settings = AskSettings(generation=Generation(max_new_tokens=3))
@@ -221,7 +221,7 @@ def test_answers_to_some_questions_only_mean_agreement_for_all(checkpoints, tmp_
 
 
 def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     whole = save_noise(tmp_path / "whole.png", 60, 60)
     cut = tmp_path / "cut.png"
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_named(checkpoints, tmp_pa
 
 
 def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     asked = [Asked(save_clip(tmp_path / f"clip {num}", num), "what?") for num in (3, 9)]
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))
     with pytest.raises(MediaError, match="no frame from 5 s on"):
@@ -258,7 +258,7 @@ def test_flags_that_do_not_fit_a_file_leave_nothing_out(checkpoints, tmp_path: P
 
 
 def test_when_no_file_can_be_decoded_that_is_an_error(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     cut = tmp_path / "cut.png"
     cut.write_bytes(save_noise(tmp_path / "long.png", 90, 90).read_bytes()[:4000])
     cells = tuple(repeat_variants(list_variants(["entropy"], [0.7]), 1))

@@ -21,18 +21,18 @@ from vtprune.evaluation import follow_up, runner
 from vtprune.evaluation.follow_up import Conversation, converse, forced_follow_up, greedy_follow_up
 from vtprune.evaluation.rows import RowRecords, compare_follow_ups
 from vtprune.evaluation.variants import FOLLOW_UP
-from vtprune.inference import run
+from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.forced_answers import (
     PromptWithAnswer,
     append_text,
     forced_logits,
     prepare_with_answers,
 )
+from vtprune.inference.generate import Generation
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
-from vtprune.models.loading import Loaded
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset
 
 ANSWER = torch.tensor([72, 65, 80, 66])
@@ -84,7 +84,7 @@ def whole(talk: Conversation) -> PromptWithAnswer:
 def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
     checkpoints: Any, media_files: dict[str, Path], name: str, kind: str, preset: Any
 ) -> None:
-    loaded = run.load(str(checkpoints(name)), device="cpu")
+    loaded = load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
     given = {"preset": preset} if preset else {"keep": 1.0}
     with pruning(loaded.model, inputs=talk.first.without_pixels(None), **given):
@@ -97,7 +97,7 @@ def test_a_blind_method_leaves_the_second_question_what_it_would_have_by_itself(
 def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
     checkpoints: Any, media_files: dict[str, Path]
 ) -> None:
-    loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
+    loaded = load(str(checkpoints("llava_onevision")), device="cpu")
     talk = conversation(loaded, media_files["image"])
     kept = []
     for prompt in (talk.first, whole(talk)):
@@ -111,7 +111,7 @@ def test_a_method_that_reads_the_question_leaves_what_the_first_needs(
 def test_the_second_answer_is_what_generation_gives(
     checkpoints: Any, media_files: dict[str, Path], name: str, kind: str
 ) -> None:
-    loaded = run.load(str(checkpoints(name)), device="cpu")
+    loaded = load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files[kind])
     with pruning(loaded.model, keep=1.0, inputs=talk.first.without_pixels(None)):
         own = greedy_follow_up(loaded, talk, 4)
@@ -124,7 +124,7 @@ def test_the_second_answer_is_what_generation_gives(
 def test_a_template_that_leaves_the_answer_out_is_refused(
     checkpoints: Any, media_files: dict[str, Path]
 ) -> None:
-    loaded = run.load(str(checkpoints("llava_onevision")), device="cpu")
+    loaded = load(str(checkpoints("llava_onevision")), device="cpu")
     talk = conversation(loaded, media_files["image"])
     template = "{{ messages | length }}<image>{% for m in messages %}{{ m.role }}{% endfor %}"
     loaded.files.tokenizer.chat_template = template
@@ -139,7 +139,7 @@ def test_the_answer_follows_what_is_on_the_cache(
     checkpoints: Any, media_files: dict[str, Path], name: str
 ) -> None:
     """LLaVA-OneVision's template writes "assistant \\n" before an answer, "assistant\\n" to ask."""
-    loaded = run.load(str(checkpoints(name)), device="cpu")
+    loaded = load(str(checkpoints(name)), device="cpu")
     talk = conversation(loaded, media_files["image"])
     decode = loaded.files.tokenizer.decode
     before = str(decode(talk.first.tensors["input_ids"][0]))
@@ -303,8 +303,8 @@ def test_lists_say_who_reads_the_question(tmp_path: Path) -> None:
 def test_a_report_warns_where_the_question_was_read(media_files: dict[str, Path]) -> None:
     for method, warned in (("fastv", True), ("uniform", False)):
         preset = load_preset({"keep": 0.5, "stages": [{"at": 2, "method": method}]})
-        loaded = run.load(None, device="cpu")
-        report = next(iter(run.ask(loaded, [media_files["image"]], ["what?"], preset)))
+        loaded = load(None, device="cpu")
+        report = next(iter(answer_questions(loaded, [media_files["image"]], ["what?"], preset)))
         told = [one for one in report.warnings if "kept tokens for this question" in one]
         assert bool(told) == warned
         assert all(method in one for one in told)

@@ -17,12 +17,11 @@ from prompts import prompt_with
 import vtprune
 from vtprune.engine import pruning
 from vtprune.errors import MediaError, ModelError, PresetError, VtpruneError
-from vtprune.inference import run
 from vtprune.inference.forced_answers import score_after_prefill, score_answers
-from vtprune.inference.generate import generate
-from vtprune.inference.run import Generation
+from vtprune.inference.generate import Generation, generate
 from vtprune.media import open_source, read
 from vtprune.models.base import Sampling, Turn
+from vtprune.models.loading import Loaded
 from vtprune.serving.harness.asking import Asker, naming, until
 from vtprune.serving.harness.conversation import (
     Message,
@@ -309,7 +308,7 @@ def test_the_system_prompt_is_for_conversations_that_bring_none(checkpoints) -> 
 def test_several_answers_score_on_one_prefill_as_each_on_its_own(name: str) -> None:
     model = shared_model(name)
     prompt = tiny.inputs(name, model, "image")
-    loaded = run.Loaded(name, model, None, None)  # type: ignore[arg-type]
+    loaded = Loaded(name, model, None, None)  # type: ignore[arg-type]
     answers = [torch.tensor(ids) for ids in ([72, 65, 80], [66], [70, 71], [72, 65, 81])]
     stages = {"stages": [{"at": "input", "method": "uniform", "keep": 0.6},
                          {"at": 3, "method": "random", "keep": 0.2}]}  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import save_noise
 
 import vtprune
 from vtprune.errors import MediaError, ModelError, PresetError
-from vtprune.inference import run
+from vtprune.models.loading import load
 
 ROOT = Path(__file__).parent.parent
 SHORT = vtprune.Generation(max_new_tokens=2)
@@ -43,7 +43,7 @@ wrong: str = report.tokens.kept_after
 
 @pytest.fixture(scope="module")
 def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return run.load(str(checkpoints("llava_onevision")))
+    return load(str(checkpoints("llava_onevision")))
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.inference import run
+from vtprune.inference.generate import Generation
 from vtprune.inference.prepare import encode_turns
-from vtprune.inference.run import Generation
+from vtprune.inference.prompt_media import read_in_full
 from vtprune.models.base import Turn
 
 try:
@@ -206,7 +206,7 @@ def test_a_loss_is_that_of_the_answer_in_the_chat_template(checkpoints, tasks: P
     )
     ((loss, _),) = [unwrap_generation_output(one)[0] for one in asked.loglikelihood([request])]
     loaded, limits = asked.asker.loaded, asked.asker.limits
-    gathered = run.read_in_full(loaded, [tasks / "a.png"], asked.asker.sampling, limits)
+    gathered = read_in_full(loaded, [tasks / "a.png"], asked.asker.sampling, limits)
     prompt = encode_turns(loaded, gathered, [Turn("user", "what?", 1)]).tensors
     wanted = loaded.files.tokenizer("yes", add_special_tokens=False, return_tensors="pt").input_ids
     ids = torch.cat([prompt["input_ids"], wanted], dim=1)

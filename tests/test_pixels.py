@@ -18,12 +18,15 @@ import vtprune
 from vtprune.engine.inputs import FeatureCache, PixelView, PreparedInputs
 from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
-from vtprune.inference import run
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import count_kept
 from vtprune.inference.prepare import encode as ready_inputs
-from vtprune.inference.run import Generation
+from vtprune.inference.prompt_media import read_in_full
+from vtprune.media import Limits
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset
 from vtprune.pruners.predictable import Predictable
 from vtprune.tokens.layout import Layout
@@ -396,8 +399,8 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
-def encode(loaded: run.Loaded, path: Path):  # type: ignore[no-untyped-def]
-    gathered = run.read_in_full(loaded, [path], Sampling(frames=8), run.Limits())
+def encode(loaded: Loaded, path: Path):  # type: ignore[no-untyped-def]
+    gathered = read_in_full(loaded, [path], Sampling(frames=8), Limits())
     return ready_inputs(loaded, gathered, "what?", Generation())
 
 
@@ -411,7 +414,7 @@ VIDEOS = [name for name in tiny.MODELS if "video" in tiny.KINDS[name]]
 def test_files_are_compared_as_the_family_prepares_them(
     name: str, kind: str, checkpoints, still: Path, page: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     inputs = encode(loaded, still if kind == "video" else page)
     (item,) = inputs.units
     group = 2 if name.startswith(("qwen", "glm")) else 1
@@ -436,8 +439,8 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
     name: str, checkpoints, still: Path, page: Path
 ) -> None:  # type: ignore[no-untyped-def]
     """The order of the files, of the prompt and of the tower's rows are not the same."""
-    loaded = run.load(str(checkpoints(name)))
-    gathered = run.read_in_full(loaded, [still, page], Sampling(frames=8), run.Limits())
+    loaded = load(str(checkpoints(name)))
+    gathered = read_in_full(loaded, [still, page], Sampling(frames=8), Limits())
     inputs = ready_inputs(loaded, gathered, "what?", Generation())
     with vtprune.pruning(
         loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
@@ -452,7 +455,7 @@ def test_pictures_and_videos_of_one_prompt_are_told_apart(
 
 @pytest.mark.parametrize("name", VIDEOS)
 def test_the_report_says_what_was_encoded(name: str, checkpoints, still: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     ask = {"sampling": Sampling(frames=8), "generation": Generation(max_new_tokens=2)}
     (report,) = vtprune.answer(loaded, [(still, "what?")], PRESET, **ask)
     (full,) = vtprune.answer(loaded, [(still, "what?")], keep=1.0, **ask)
@@ -479,7 +482,7 @@ def test_flops_of_what_is_encoded_are_what_torch_counts(checkpoints, still: Path
     """Two of eight frames, in the tower and in its projector."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    loaded = run.load(str(checkpoints("llava_onevision")), attention="eager")
+    loaded = load(str(checkpoints("llava_onevision")), attention="eager")
     inputs = encode(loaded, still)
     block = vtprune.pruning(
         loaded.model, PRESET, inputs=PreparedInputs.of(inputs.tensors, [inputs])
@@ -499,7 +502,7 @@ def test_a_batch_gives_each_item_what_it_gets_alone(
 ) -> None:  # type: ignore[no-untyped-def]
     if name not in tiny.MODELS:
         pytest.skip("not in this transformers")
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     items = [(still, "what?"), (page, "which?"), (still, "what happens here?")]
     preset = {"keep": 0.2, "stages": [STAGE, {"at": "input", "method": "entropy"}]}
     answer_together(
@@ -508,10 +511,10 @@ def test_a_batch_gives_each_item_what_it_gets_alone(
 
 
 def test_a_second_question_reuses_what_was_encoded(checkpoints, still: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     with counting(loaded.model) as rows:
         reports = list(
-            run.ask(loaded, [still], ["what?", "why?"], load_preset(PRESET),
+            answer_questions(loaded, [still], ["what?", "why?"], load_preset(PRESET),
                     sampling=Sampling(frames=8), generation=Generation(max_new_tokens=2))
         )  # fmt: skip
     assert rows == [2]
@@ -519,9 +522,9 @@ def test_a_second_question_reuses_what_was_encoded(checkpoints, still: Path) -> 
 
 
 def test_compare_measures_a_stage_at_pixels_too(checkpoints, still: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     with counting(loaded.model) as rows:
-        (report,) = run.ask(
+        (report,) = answer_questions(
             loaded, [still], ["what?"], load_preset(PRESET), sampling=Sampling(frames=8),
             generation=Generation(max_new_tokens=2), compare=True,
         )  # fmt: skip
@@ -534,7 +537,7 @@ def test_compare_measures_a_stage_at_pixels_too(checkpoints, still: Path) -> Non
 
 def test_tiles_that_share_tokens_are_all_encoded_with_a_warning(checkpoints, page: Path) -> None:  # type: ignore[no-untyped-def]
     """anyres_max_4: nine tiles' tokens are interpolated to four tiles' worth, across borders."""
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     (report,) = vtprune.answer(
         loaded, [(page, "what?")], PRESET, generation=Generation(max_new_tokens=2)
     )

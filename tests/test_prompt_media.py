@@ -14,13 +14,15 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import MediaError, ModelError, PresetError
-from vtprune.inference import prompt_media, run
-from vtprune.inference.prompt_media import load_with_media
-from vtprune.inference.run import Generation
+from vtprune.inference import prompt_media
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
+from vtprune.inference.prompt_media import load_with_media, read_media
 from vtprune.media import Limits
 from vtprune.models import loading
 from vtprune.models.base import Sampling
 from vtprune.models.llava_onevision import LlavaOnevision
+from vtprune.models.loading import load, open_model
 from vtprune.preset import load_preset, override
 
 PRESET = override(load_preset("balanced"), keep=0.4)
@@ -55,7 +57,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def both(where: Path, *paths: Path, preset=PRESET, **options):  # type: ignore[no-untyped-def]
     """A model, and one prompt's media."""
     loaded, gathered = load_with_media(
-        run.open_model(str(where)), paths, Sampling(), preset, Limits(), **options
+        open_model(str(where)), paths, Sampling(), preset, Limits(), **options
     )
     return loaded, gathered
 
@@ -69,11 +71,11 @@ def test_what_is_read_meanwhile_is_what_is_read_afterwards(checkpoints, clip, me
     where = checkpoints("llava_onevision")
     preset = override(load_preset("balanced"), keep=0.5, method=method)
     loaded, gathered = both(where, clip, preset=preset)
-    after = run.read_media(loaded, [clip], Sampling(), preset, Limits())
+    after = read_media(loaded, [clip], Sampling(), preset, Limits())
     assert torch.equal(gathered.items[0].pixels, after.items[0].pixels)
     assert (gathered.items[0].index, gathered.full_size) == (after.items[0].index, after.full_size)
-    reports = run.ask(loaded, gathered, ["what?"], preset, generation=SHORT)
-    expected = run.ask(loaded, [clip], ["what?"], preset, generation=SHORT)
+    reports = answer_questions(loaded, gathered, ["what?"], preset, generation=SHORT)
+    expected = answer_questions(loaded, [clip], ["what?"], preset, generation=SHORT)
     assert [one.answer for one in reports] == [one.answer for one in expected]
 
 
@@ -112,7 +114,7 @@ def test_the_total_is_what_passed_and_not_the_sum_of_parts_that_overlap(
     monkeypatch.setattr(prompt_media, "read_planned", read_slowly)
     began = time.perf_counter()
     loaded, gathered = both(checkpoints("llava_onevision"), clip)
-    (report,) = run.ask(loaded, gathered, ["what?"], PRESET, generation=SHORT, since=began)
+    (report,) = answer_questions(loaded, gathered, ["what?"], PRESET, generation=SHORT, since=began)
     whole = time.perf_counter() - began
     took = report.seconds
     parts = took.load + took.media + took.first_token + took.decode
@@ -201,7 +203,7 @@ def test_progress_is_told_by_the_thread_that_asked(checkpoints, clip, monkeypatc
     monkeypatch.setattr("vtprune.inference.prompt_media._POLL_SECONDS", 0.01)
     monkeypatch.setattr("vtprune.media.reading._CHUNK_BYTES", 1)
     slow, told = threading.Event(), []
-    read = run.load_with_media.__globals__["read_planned"]
+    read = prompt_media.read_planned
 
     def read_slowly(chosen, limits, note):  # type: ignore[no-untyped-def]
         gathered = read(chosen, limits, note)
@@ -222,5 +224,5 @@ def test_a_library_call_with_a_name_answers_as_with_the_loaded_model(checkpoints
     where = str(checkpoints("llava_onevision"))
     items = [(clip, "what?"), (clip / "001.png", "which colour?")]
     by_name = vtprune.answer(where, items, keep=0.4, generation=SHORT)
-    loaded = vtprune.answer(run.load(where), items, keep=0.4, generation=SHORT)
+    loaded = vtprune.answer(load(where), items, keep=0.4, generation=SHORT)
     assert [one.answer for one in by_name] == [one.answer for one in loaded]

@@ -12,8 +12,9 @@ from reports import report_of
 from test_console import COMPARE, REPORT
 
 import vtprune
-from vtprune.inference import report, run
-from vtprune.inference.run import Generation
+from vtprune.inference import report
+from vtprune.inference.generate import Generation
+from vtprune.models.loading import load
 
 BLOCKS = {
     "model": "name family layers parameters device dtype attention",
@@ -34,7 +35,7 @@ BLOCKS = {
 @pytest.fixture(scope="module")
 def answered(checkpoints, tmp_path_factory) -> report.Report:  # type: ignore[no-untyped-def]
     picture = save_noise(tmp_path_factory.mktemp("report") / "a.png", 60, 150)
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     short = Generation(max_new_tokens=2)
     (found,) = vtprune.answer(
         loaded, [(picture, "what?")], "entropy-horizon", 0.4, generation=short, compare=True

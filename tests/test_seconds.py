@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from conftest import save_noise
-from test_run import SHORT, ask
+from test_answer_questions import SHORT, ask
 
 import vtprune
 from vtprune.cli import startup
 from vtprune.cli.startup import process_start
-from vtprune.inference import run
+from vtprune.models.loading import load
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("startup", "load", "preprocess", "vision", "prefill", "decode")
@@ -68,7 +68,7 @@ def test_a_further_question_has_its_own_time_and_nothing_of_what_all_share(told:
 
 
 def test_of_a_library_call_the_total_is_from_the_call_on(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     began = time.perf_counter()
     seconds = ask(loaded, picture)[0].seconds
     took = time.perf_counter() - began

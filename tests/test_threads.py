@@ -27,8 +27,9 @@ import vtprune
 from vtprune.engine.hooks import POINTS
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.inference import run
-from vtprune.inference.run import Generation
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
+from vtprune.models.loading import load
 from vtprune.preset import load_preset, override
 from vtprune.process_settings import WARNINGS_OFF, ProcessSetting
 
@@ -579,7 +580,7 @@ PLANS: list[tuple[object, float | None]] = [
 def test_questions_asked_at_once_of_one_loaded_model_are_answered_as_alone(
     checkpoints: Any, tmp_path: Path
 ) -> None:
-    loaded = run.load(str(checkpoints("qwen2_5_vl")))
+    loaded = load(str(checkpoints("qwen2_5_vl")))
     picture, clip = save_noise(tmp_path / "p.png", 60, 90), save_clip(tmp_path / "clip", 4)
     state = list(warnings.filters), logging.get_verbosity(), logging.is_progress_bar_enabled()
     random_state = torch.random.get_rng_state()
@@ -594,7 +595,9 @@ def test_questions_asked_at_once_of_one_loaded_model_are_answered_as_alone(
                 asked = [(picture, "what?"), (clip, "who is there?")][: number % 3]
                 reports = vtprune.answer(loaded, asked, preset, generation=generation)
             else:
-                reports = list(run.ask(loaded, [clip], ["what?"], preset, generation=generation))
+                reports = list(
+                    answer_questions(loaded, [clip], ["what?"], preset, generation=generation)
+                )
         except VtpruneError as error:
             return [error.message]
         return [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_answers import loaded_tiny
+from test_forced_answers import loaded_tiny
 
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation import bootstrap, tune

@@ -15,7 +15,7 @@ from conftest import save_noise
 
 import vtprune
 from vtprune.errors import VtpruneError
-from vtprune.inference.run import Generation
+from vtprune.inference.generate import Generation
 from vtprune.models.base import Sampling
 
 SHORT = 4

@@ -113,13 +113,16 @@ def _answers(
         began: when the command did.
     """
     from vtprune.cli.output import Transcript
-    from vtprune.inference import run
+    from vtprune.inference.answer_questions import answer_questions
+    from vtprune.inference.generate import Generation
+    from vtprune.inference.prompt_media import load_with_media
     from vtprune.media import open_sources
+    from vtprune.models.loading import open_model
 
     startup = time.perf_counter() - began
     limits = limits_from(flags)
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
-    generation = run.Generation(
+    generation = Generation(
         max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
         temperature=flags.temperature,
         top_p=flags.top_p,
@@ -127,16 +130,16 @@ def _answers(
         seed=preset.seed,
     )
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
-        opened = run.open_model(**loading_from(flags, user), on_progress=transcript.progress)
+        opened = open_model(**loading_from(flags, user), on_progress=transcript.progress)
         sampling = sampling_from(preset, flags)
         media: Sequence[Source] | PromptMedia = sources
         if flags.compare:  # what is measured has the machine to itself
             loaded = opened.load()
         else:
-            loaded, media = run.load_with_media(
+            loaded, media = load_with_media(
                 opened, sources, sampling, preset, limits, transcript.progress
             )
-        for report in run.ask(
+        for report in answer_questions(
             loaded,
             media,
             questions,

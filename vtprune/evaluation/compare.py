@@ -36,11 +36,10 @@ from vtprune.inference.compare import (
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
-from vtprune.inference.prompt_media import PromptMedia, read_in_full, read_media
-from vtprune.inference.run import Media, find_loaded
+from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
-from vtprune.models.loading import Loaded, Progress
+from vtprune.models.loading import Loaded, Progress, find_loaded
 from vtprune.models.transformers_messages import quiet
 from vtprune.tokens.layout import MODALITIES
 
@@ -122,7 +121,7 @@ def run_comparison(
 
     Args:
         sampling: frames and tiles; None: as the list of variants says, else the family's own.
-        since, startup: as in `run.ask`.
+        since, startup: as in `answer_questions`.
     """
     began = time.perf_counter() if since is None else since
     if repeats < 0:

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
-from vtprune.inference import run
+from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import group_alike, prepare_question, sampling_of, with_sampling
-from vtprune.inference.prompt_media import PromptMedia, attempt, load_with_each_media, read_media
+from vtprune.inference.prompt_media import (
+    Media,
+    PromptMedia,
+    attempt,
+    load_with_each_media,
+    read_media,
+)
 from vtprune.inference.report import FailedReport, Report
-from vtprune.inference.run import Media, find_loaded
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
-from vtprune.models.loading import Loaded, open_model
+from vtprune.models.loading import Loaded, find_loaded, open_model
 from vtprune.preset import Keep, Preset, load_preset, override
 
 if TYPE_CHECKING:
@@ -122,10 +127,18 @@ def answer(
         results = []
         for number, (paths, question) in enumerate(zip(files, questions, strict=True)):
             since = began if loads and not number else None
-            asked = run.ask(loaded, paths, [question], resolved, sampling=sampling,
-                            generation=generation, limits=limits, compare=True,
-                            since=since)  # fmt: skip
-            results.append(attempt(partial(next, asked)))
+            one_report = answer_questions(
+                loaded,
+                paths,
+                [question],
+                resolved,
+                sampling=sampling,
+                generation=generation,
+                limits=limits,
+                compare=True,
+                since=since,
+            )
+            results.append(attempt(partial(next, one_report)))
     else:
         loaded, media = read_all_media(model, files, sampling, resolved, limits)
         results = answer_batches(

@@ -22,6 +22,8 @@ from vtprune.preset import Preset
 from vtprune.tokens.units import FullSizeCounts
 
 T = TypeVar("T")
+Media = str | Path | Sequence[str | Path]
+"""A file or several."""
 _POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
 DRAWN = 8  # frames without a file that are resized at once
 

@@ -253,6 +253,13 @@ def adopt(wrapped: nn.Module) -> Loaded:
     return Loaded(checkpoint, model, files, family)
 
 
+def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:
+    """Return a model that is loaded already, or load it by name; None is the embedded one."""
+    if model is None or isinstance(model, (str, Path)):
+        return load(None if model is None else str(model))
+    return model if isinstance(model, Loaded) else adopt(model)
+
+
 def find_base(name: str | None, adapter: str | None) -> tuple[str | None, Adapter | None]:
     """Find the model that is to be loaded, and the adapter for it.
 

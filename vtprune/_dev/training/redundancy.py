@@ -89,8 +89,9 @@ def compare_norms(
     import torch
 
     from vtprune.engine import pruning
+    from vtprune.inference.generate import Generation
     from vtprune.inference.prepare import encode, to_device
-    from vtprune.inference.run import Generation, read_in_full
+    from vtprune.inference.prompt_media import read_in_full
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
 

@@ -13,10 +13,10 @@ import torch
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.evaluation.profiling.shapes import WORD
+from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import describe_input
 from vtprune.inference.prepare import encode
 from vtprune.inference.prompt_media import PromptMedia, read_media, resize_drawn
-from vtprune.inference.run import Generation
 from vtprune.media import Limits, Source, open_sources
 from vtprune.models.base import Inputs, Sampling
 from vtprune.models.batch_layout import lay_out_batch

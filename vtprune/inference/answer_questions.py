@@ -1,4 +1,4 @@
-"""Questions about the same media, one after the other: prepared, generated, reported."""
+"""Answer questions about the same media, one after the other: prepare, generate, report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.inference.compare import compare_runs
@@ -19,33 +17,20 @@ from vtprune.inference.prepare import (
     sampling_of,
     with_sampling,
 )
-from vtprune.inference.prompt_media import PromptMedia, load_with_media, read_in_full, read_media
+from vtprune.inference.prompt_media import PromptMedia, read_in_full, read_media
 from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling
-from vtprune.models.loading import Loaded, Progress, adopt, load, open_model
+from vtprune.models.loading import Loaded, Progress
 from vtprune.preset import Preset
 
-__all__ = [
-    "Generation",
-    "Loaded",
-    "PromptMedia",
-    "ask",
-    "load",
-    "load_with_media",
-    "open_model",
-    "read_in_full",
-]
-
-Media = str | Path | Sequence[str | Path]
-GREEDY = (
+SAMPLED_WARNING = (
     "the answer was sampled; the comparison holds a greedy answer of the pruned model against a "
     "greedy one of the unpruned"
 )
-"""What a comparison beside a sampled answer warns of."""
 
 
-def ask(
+def answer_questions(
     loaded: Loaded,
     paths: Sequence[str | Path | Source] | PromptMedia,
     questions: Sequence[str],
@@ -61,7 +46,7 @@ def ask(
     on_question: Callable[[int, str], None] | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Report]:
-    """Answers questions about the same media, which are decoded and encoded once.
+    """Answer questions about the same media, which are decoded and encoded once.
 
     Args:
         paths: pictures, videos, or directories of numbered pictures; or opened, or read, already.
@@ -85,39 +70,36 @@ def ask(
     preset = with_sampling(preset, sampling)
     generation = generation or Generation(seed=preset.seed)
     limits = limits or Limits()
-    gathered = paths
-    if not isinstance(gathered, PromptMedia):
-        gathered = read_media(loaded, gathered, sampling, preset, limits, on_progress)
-    full = gathered
-    if compare and gathered.full_size:
-        full = read_in_full(loaded, gathered.sources, sampling, limits, on_progress)
+    prompt_media = paths
+    if not isinstance(prompt_media, PromptMedia):
+        prompt_media = read_media(loaded, prompt_media, sampling, preset, limits, on_progress)
+    full = prompt_media
+    if compare and prompt_media.full_size:
+        full = read_in_full(loaded, prompt_media.sources, sampling, limits, on_progress)
     load = 0.0 if since is None else loaded.seconds
     features: FeatureCache = {}
-    asked: PreparedQuestion | None = None
+    prepared: PreparedQuestion | None = None
     unpruned: PreparedQuestion | None = None
     for number, question in enumerate(questions):
         if on_question:
             on_question(number, question)
         if number:
             began, startup, load = time.perf_counter(), 0.0, 0.0
-        asked = prepare_question(loaded, gathered, question, generation, asked)
-        (run,) = generate(loaded, [asked], preset, generation, features=features, on_text=on_text)
-        report = build_report(loaded, asked, preset, run, began=began, startup=startup, load=load)
+        prepared = prepare_question(loaded, prompt_media, question, generation, prepared)
+        (run,) = generate(
+            loaded, [prepared], preset, generation, features=features, on_text=on_text
+        )
+        report = build_report(
+            loaded, prepared, preset, run, began=began, startup=startup, load=load
+        )
         if number and report.flops.vision is not None:  # encoded for the first question
             report = replace(report, flops=replace(report.flops, vision=0.0))
         if compare:
-            if full is not gathered:
+            if full is not prompt_media:
                 unpruned = prepare_question(loaded, full, question, generation, unpruned)
             compared = compare_runs(
-                loaded, asked, preset, generation, run, report, on_progress, unpruned
+                loaded, prepared, preset, generation, run, report, on_progress, unpruned
             )
-            notes = (GREEDY,) if generation.temperature > 0 else ()
+            notes = (SAMPLED_WARNING,) if generation.temperature > 0 else ()
             report = replace(report, compare=compared, warnings=(*report.warnings, *notes))
         yield report
-
-
-def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:
-    """A model that is loaded already, is found by its name, or is the embedded one."""
-    if model is None or isinstance(model, (str, Path)):
-        return load(None if model is None else str(model))
-    return model if isinstance(model, Loaded) else adopt(model)

@@ -17,11 +17,12 @@ from tiny_base import TEXT
 import vtprune
 from vtprune.cli import cli
 from vtprune.device import time_runs
-from vtprune.inference import run
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import compute_costs, measure_memory
 from vtprune.inference.report import MemoryBytes
-from vtprune.inference.run import Generation
 from vtprune.models.base import Sampling
+from vtprune.models.loading import load
 from vtprune.preset import load_preset, override
 
 # Random choices need no FLOPs of their own.
@@ -70,13 +71,16 @@ def media(tmp_path: Path) -> dict[str, list[Path]]:
 def test_reported_flops_of_an_unpruned_answer_are_what_torch_counts(
     name: str, kind: str, checkpoints, media: dict[str, list[Path]]
 ) -> None:  # type: ignore[no-untyped-def]
-    model = run.load(str(checkpoints(name)), attention="eager")
+    model = load(str(checkpoints(name)), attention="eager")
     preset, reports = override(load_preset(None), 1.0), []
     generation, sampling = Generation(max_new_tokens=TOKENS), Sampling(frames=4)
 
     def ask() -> None:
-        reports.extend(run.ask(model, media[kind], ["what?"], preset, sampling=sampling,
-                               generation=generation))  # fmt: skip
+        reports.extend(
+            answer_questions(
+                model, media[kind], ["what?"], preset, sampling=sampling, generation=generation
+            )
+        )
 
     counted = count(ask)
     flops = reports[0].flops
@@ -87,9 +91,9 @@ def test_reported_flops_of_an_unpruned_answer_are_what_torch_counts(
 
 def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("vtprune.models.cost.vision_shape", lambda config, modality="image": None)
-    model = run.load(str(checkpoints("llava")))
+    model = load(str(checkpoints("llava")))
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
-    report = next(run.ask(model, media["several"], ["what?"], preset, generation=short))
+    report = next(answer_questions(model, media["several"], ["what?"], preset, generation=short))
     assert report.flops.vision is None
     assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
 

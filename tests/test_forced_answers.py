@@ -15,7 +15,6 @@ from prompts import prompt_with
 
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
-from vtprune.inference import run
 from vtprune.inference.forced_answers import (
     PromptWithAnswer,
     end_of_turn_ids,
@@ -25,13 +24,14 @@ from vtprune.inference.forced_answers import (
     score_after_prefill,
     score_in_one_forward,
 )
+from vtprune.inference.generate import Generation
 from vtprune.inference.prepare import prepare_question
+from vtprune.inference.prompt_media import read_in_full
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.run import Generation, read_in_full
 from vtprune.media import Limits
 from vtprune.models import find_family
 from vtprune.models.base import Files, Sampling
-from vtprune.models.loading import Loaded
+from vtprune.models.loading import Loaded, load
 
 CASES = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
 ANSWER = torch.tensor([72, 65, 80, 66])
@@ -101,7 +101,7 @@ def test_one_forward_over_prompt_and_answer_scores_alike(name: str, answer: torc
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_an_answers_tokens_spell_it(name: str, checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     gathered = read_in_full(loaded, [picture], Sampling(), Limits())
     prepared = prepare_question(loaded, gathered, "what?", Generation())
     found = right_answer_ids(loaded, prepared, "Dark red.", Generation())
@@ -113,7 +113,7 @@ def test_where_the_template_writes_a_blank_before_the_answer_it_counts(
     checkpoints, picture: Path
 ) -> None:  # type: ignore[no-untyped-def]
     """LLaVA's prompt ends with "ASSISTANT:", and its answers begin with a blank."""
-    loaded = run.load(str(checkpoints("llava")))
+    loaded = load(str(checkpoints("llava")))
     prompts, _ = prepare_with_answers(
         loaded, [Asked(picture, "what?", "Red.")], Sampling(), Generation(), Limits(), {}
     )
@@ -122,7 +122,7 @@ def test_where_the_template_writes_a_blank_before_the_answer_it_counts(
 
 
 def test_the_end_of_the_turn_belongs_to_the_answer() -> None:
-    loaded = run.load(None)
+    loaded = load(None)
     tokenizer, model = loaded.files.tokenizer, loaded.model
     ends = end_of_turn_ids(loaded)
     assert ends == [tokenizer.eos_token_id] == [model.generation_config.eos_token_id]
@@ -131,7 +131,7 @@ def test_the_end_of_the_turn_belongs_to_the_answer() -> None:
 def test_prompts_of_a_file_share_its_pixels_and_get_the_models_own_answers(
     checkpoints, picture: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     calls: list[int] = []
     handle = loaded.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     encoded: FeatureCache = {}

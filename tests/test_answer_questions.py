@@ -16,11 +16,12 @@ import vtprune
 from vtprune import device as capacity
 from vtprune.engine.trace import Trace
 from vtprune.errors import MediaError, ModelError
-from vtprune.inference import run
+from vtprune.inference.answer_questions import answer_questions
+from vtprune.inference.generate import Generation
 from vtprune.inference.out_of_memory import explain, explain_out_of_memory
-from vtprune.inference.run import Generation
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset, override
 
 SHORT = Generation(max_new_tokens=4)
@@ -55,18 +56,18 @@ def clip(tmp_path: Path) -> Path:
     return save_clip(tmp_path / "clip", 6)
 
 
-def ask(loaded: run.Loaded, path: Path, questions=("what?",), preset="balanced", **options):  # type: ignore[no-untyped-def]
+def ask(loaded: Loaded, path: Path, questions=("what?",), preset="balanced", **options):  # type: ignore[no-untyped-def]
     options.setdefault("generation", SHORT)
     keep = options.pop("keep", None)
     resolved = override(load_preset(preset), keep)
-    return list(run.ask(loaded, [path], list(questions), resolved, **options))
+    return list(answer_questions(loaded, [path], list(questions), resolved, **options))
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_a_picture_is_answered_with_every_field_of_the_report(
     name: str, checkpoints, picture: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     report = ask(loaded, picture, keep=0.4)[0].to_dict()
     assert report.keys() == BLOCKS
     for block, fields in FIELDS.items():
@@ -86,7 +87,7 @@ def test_a_picture_is_answered_with_every_field_of_the_report(
 def test_a_video_is_answered_and_its_frames_are_reported(
     name: str, checkpoints, clip: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints(name)))
+    loaded = load(str(checkpoints(name)))
     report = ask(loaded, clip, keep=0.4, sampling=Sampling(frames=4))[0].to_dict()
     assert report["input"]["frames"] == 4
     assert report["input"]["timestamps"] == [0.0, 2.0, 3.0, 5.0]
@@ -95,7 +96,7 @@ def test_a_video_is_answered_and_its_frames_are_reported(
 
 
 def test_the_flops_are_those_of_the_counts_that_were_cut(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     preset = {"stages": [{"at": 2, "method": "random", "keep": 0.25}]}
     report = ask(loaded, picture, preset=preset)[0].to_dict()
     shape = cost.decoder_shape(loaded.model.get_decoder().config)
@@ -109,7 +110,7 @@ def test_the_flops_are_those_of_the_counts_that_were_cut(checkpoints, picture: P
 
 
 def test_several_questions_encode_the_media_once(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     calls = []
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
@@ -123,7 +124,7 @@ def test_several_questions_encode_the_media_once(checkpoints, picture: Path) -> 
 
 
 def test_pieces_of_the_answer_make_up_the_answer(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     pieces: list[str] = []
     generation = Generation(max_new_tokens=12)
     report = ask(loaded, picture, on_text=pieces.append, generation=generation)[0]
@@ -131,7 +132,7 @@ def test_pieces_of_the_answer_make_up_the_answer(checkpoints, picture: Path) -> 
 
 
 def test_sampling_depends_on_the_seed_alone(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     state = torch.random.get_rng_state()
     answers = [
         ask(loaded, picture, generation=Generation(12, temperature=1.0, seed=seed))[0].answer
@@ -142,10 +143,13 @@ def test_sampling_depends_on_the_seed_alone(checkpoints, picture: Path) -> None:
 
 
 def test_a_report_says_what_ran_under_flags(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     preset = override(load_preset("long-video"), keep=0.5, seed=3)
-    told = next(run.ask(loaded, [clip], ["what?"], preset, sampling=Sampling(frames=4),
-                        generation=SHORT)).to_dict()["preset"]  # fmt: skip
+    told = next(
+        answer_questions(
+            loaded, [clip], ["what?"], preset, sampling=Sampling(frames=4), generation=SHORT
+        )
+    ).to_dict()["preset"]
     assert isinstance(told, dict)
     assert (told["name"], told["method"], told["description"]) == ("long-video", None, "")
     assert (told["keep"], told["seed"], told["video"]["frames"]) == (0.5, 3, 4)
@@ -153,20 +157,22 @@ def test_a_report_says_what_ran_under_flags(checkpoints, clip: Path) -> None:  #
 
 
 def test_a_report_of_a_method_has_no_presets_name(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     preset = override(load_preset("balanced"), 0.4, "entropy", 2, {"norm": "none"})
-    told = next(run.ask(loaded, [picture], ["what?"], preset, generation=SHORT))
+    told = next(answer_questions(loaded, [picture], ["what?"], preset, generation=SHORT))
     assert (told.preset.name, told.preset.method) == (None, "entropy")
     assert (told.preset.description, told.preset.changed) == ("", {})
     assert told.preset.stages[0].options["norm"] == "none"
-    whole = next(run.ask(loaded, [picture], ["what?"], override(preset, 1.0), generation=SHORT))
+    whole = next(
+        answer_questions(loaded, [picture], ["what?"], override(preset, 1.0), generation=SHORT)
+    )
     assert (whole.preset.method, whole.preset.stages) == ("entropy", [])
 
 
 def test_a_comparison_beside_a_sampled_answer_is_of_two_greedy_ones(
     checkpoints, picture: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     greedy = {keep: ask(loaded, picture, keep=keep)[0].answer for keep in (0.4, 1.0)}
     hot = Generation(SHORT.max_new_tokens, temperature=5.0, seed=1)
     for keep in (0.4, 1.0):
@@ -186,7 +192,7 @@ def test_a_comparison_beside_a_sampled_answer_is_of_two_greedy_ones(
 
 
 def test_compare_measures_both_and_says_what_was_realised(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     report = ask(loaded, picture, compare=True, keep=0.4)[0].to_dict()
     beside = report["compare"]
     assert beside.keys() == FIELDS["compare"]
@@ -199,7 +205,7 @@ def test_compare_measures_both_and_says_what_was_realised(checkpoints, picture: 
 
 
 def test_keep_one_reports_no_stage(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     report = ask(loaded, picture, keep=1.0)[0].to_dict()
     assert report["tokens"]["stages"] == report["preset"]["stages"] == []
     assert report["tokens"]["keep_mean"] == 1
@@ -208,7 +214,7 @@ def test_keep_one_reports_no_stage(checkpoints, picture: Path) -> None:  # type:
 
 
 def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     model = loaded.model
     reports = vtprune.answer(
         model, [(picture, "what?"), ([picture, picture], "which?")], keep=0.5, generation=SHORT
@@ -225,7 +231,7 @@ def test_a_batch_gives_each_item_what_it_gets_alone(
 ) -> None:  # type: ignore[no-untyped-def]
     if name not in tiny.MODELS:
         pytest.skip("not in this transformers")
-    loaded = run.load(str(checkpoints(name)), attention=attention)
+    loaded = load(str(checkpoints(name)), attention=attention)
     items = [(picture, "what?"), (clip, "what happens here?"), ([picture, picture], "which?")]
     answer_together(loaded, items, "balanced", 0.4, sampling=Sampling(frames=4), generation=SHORT)
 
@@ -239,7 +245,7 @@ def test_the_attention_kernel_changes_no_answer(
     items = [(picture, "what?"), (clip, "what happens here?")]
     answers = []
     for attention in ("sdpa", "eager"):
-        loaded = run.load(str(checkpoints(name)), attention=attention)
+        loaded = load(str(checkpoints(name)), attention=attention)
         for batch_size in (1, 2):
             reports = vtprune.answer(loaded, items, cut, generation=SHORT, batch_size=batch_size)
             answers.append([report.answer for report in reports])
@@ -251,20 +257,20 @@ def test_the_attention_kernel_changes_no_answer(
 
 def test_a_model_that_does_not_exist_is_named_with_a_way_out() -> None:
     with pytest.raises(ModelError, match="no model 'llava-nxt'") as raised:
-        run.load("llava-nxt")
+        load("llava-nxt")
     assert "llava-next" in raised.value.hint
     with pytest.raises(ModelError, match="neither a directory"):
-        run.load("./nothing/here")
+        load("./nothing/here")
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
-        run.load(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_a_hub_id_that_is_not_cached_says_so() -> None:
     with pytest.raises(ModelError, match="not in the local cache, and the hub can't be reached"):
-        run.load("nobody/nothing-of-the-kind")
+        load("nobody/nothing-of-the-kind")
 
 
 def copy_checkpoint(source: Path, target: Path) -> Path:
@@ -279,7 +285,7 @@ def test_half_downloaded_weights_are_refused(checkpoints, tmp_path: Path) -> Non
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ModelError, match="damaged"):
-        run.load(str(broken))
+        load(str(broken))
 
 
 def test_missing_weights_are_not_left_random(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -291,7 +297,7 @@ def test_missing_weights_are_not_left_random(checkpoints, tmp_path: Path) -> Non
     del weights[name]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="1 weights are missing"):
-        run.load(str(broken))
+        load(str(broken))
 
 
 def test_pickled_weights_are_not_loaded(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -301,33 +307,33 @@ def test_pickled_weights_are_not_loaded(checkpoints, tmp_path: Path) -> None:  #
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no safetensors weights"):
-        run.load(str(pickled))
+        load(str(pickled))
 
 
 def test_a_family_that_can_not_be_asked_is_refused_with_the_list(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="llama is not a family") as raised:
-        run.load(str(tmp_path))
+        load(str(tmp_path))
     assert "qwen2_5_vl" in raised.value.hint
 
 
 def test_a_device_map_spreads_the_model_and_prunes_alike(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("accelerate", reason="device maps need accelerate")
-    spread = run.load(str(checkpoints("llava_onevision")), device="map")
-    plain = run.load(str(checkpoints("llava_onevision")))
+    spread = load(str(checkpoints("llava_onevision")), device="map")
+    plain = load(str(checkpoints("llava_onevision")))
     assert ask(spread, picture)[0].tokens == ask(plain, picture)[0].tokens
 
 
 def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("vtprune.models.devices.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs the package accelerate") as raised:
-        run.load(str(checkpoints("llava_onevision")), device="map")
+        load(str(checkpoints("llava_onevision")), device="map")
     assert "devices" in raised.value.hint
     monkeypatch.setattr(
         "vtprune.models.devices.find_spec", lambda name: name == "accelerate" or None
     )
     with pytest.raises(ModelError, match="4bit weights needs the package bitsandbytes"):
-        run.load(str(checkpoints("llava_onevision")), quantize="4bit")
+        load(str(checkpoints("llava_onevision")), quantize="4bit")
 
 
 @pytest.mark.parametrize(
@@ -342,29 +348,29 @@ def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None
 )
 def test_options_of_loading_are_checked(checkpoints, option: dict[str, str], match: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ModelError, match=match):
-        run.load(str(checkpoints("llava_onevision")), **option)
+        load(str(checkpoints("llava_onevision")), **option)
 
 
 def test_a_video_is_refused_where_the_family_takes_none(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_next")))
+    loaded = load(str(checkpoints("llava_next")))
     with pytest.raises(ModelError, match="takes image input, no video"):
         ask(loaded, clip)
 
 
 def test_an_empty_question_is_refused(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_next")))
+    loaded = load(str(checkpoints("llava_next")))
     with pytest.raises(ModelError, match="question is empty"):
         ask(loaded, picture, questions=("  ",))
 
 
 def test_a_missing_file_is_named(checkpoints) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_next")))
+    loaded = load(str(checkpoints("llava_next")))
     with pytest.raises(MediaError, match=r"nothing\.png"):
         ask(loaded, Path("nothing.png"))
 
 
 def test_running_out_of_memory_names_a_keep_or_a_frame_count(checkpoints) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     preset = load_preset("balanced")
     with (
         pytest.raises(ModelError, match="out of memory") as raised,
@@ -402,14 +408,14 @@ def test_memory_that_is_not_told_is_not_taken_for_none(
     for limit, most in (("max", 4_096_000_000 if told else None), ("1000", 1000)):
         (tmp_path / "limit").write_text(f"{limit}\n")
         assert capacity.total_memory(cpu) == most
-    loaded = run.load(str(checkpoints("llava")))
+    loaded = load(str(checkpoints("llava")))
     with torch.no_grad(), vtprune.pruning(loaded.model, keep=0.5) as trace:
         loaded.model(**tiny.inputs("llava", loaded.model, "image"))
     assert explain(loaded, load_preset("balanced"), trace)[1] == "try --keep 0.15"
 
 
 def test_an_answer_past_the_last_position_is_warned_of(checkpoints, picture: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = run.load(str(checkpoints("llava_onevision")))
+    loaded = load(str(checkpoints("llava_onevision")))
     prompt = ask(loaded, picture, generation=Generation(1))[0].tokens
     config = loaded.model.get_decoder().config
     config.max_position_embeddings = prompt.visual + prompt.text + 2
