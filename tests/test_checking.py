@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from conftest import save_noise, shared_model
+from test_cli_check import MODEL, VERSIONS
 from torch import nn
 
 from vtprune.engine import decoder, prefill, sequence
@@ -56,7 +57,7 @@ def outcomes(checked: CheckResult, **where: str) -> set[str]:
     """The outcomes of the cells with these values."""
     return {
         cell.outcome
-        for cell in checked.cells
+        for cell in checked.cases
         if all(getattr(cell, name) == value for name, value in where.items())
     }
 
@@ -67,18 +68,18 @@ def outcomes(checked: CheckResult, **where: str) -> set[str]:
 def test_every_case_of_a_model_that_is_right_is_equal(loaded: Loaded) -> None:
     checked = run(loaded)
     assert checked.verdict == "equal", checked.claim()
-    places = [cell.place for cell in checked.cells]
+    places = [cell.place for cell in checked.cases]
     assert len(set(places)) == len(places) == 2 * 4 * 2 * 2
-    for cell in checked.cells:
+    for cell in checked.cases:
         assert cell.outcome == "equal", cell
         assert len(cell.differences) == checked.steps + 1 == 9
         assert 0 < cell.difference < 1e-5 < cell.limit < 0.05 < cell.effect  # type: ignore[operator]
         assert cell.same_tokens == cell.decided > 0
         assert len(cell.kept) == (1 if cell.prompts == "one" else 2)
         assert all(kept < whole for kept, whole in zip(cell.kept, cell.visual, strict=True))
-    layers = {cell.cut: cell.layers for cell in checked.cells}
+    layers = {cell.cut: cell.layers for cell in checked.cases}
     assert layers == {"input": (0,), "layer 2": (2,), "layers 2, 3": (2, 3), "pixels": (0,)}
-    core = {(cell.cut, cell.prompts, cell.cache) for cell in checked.cells if cell.core}
+    core = {(cell.cut, cell.prompts, cell.cache) for cell in checked.cases if cell.core}
     assert core == {("input", "one", "dynamic"), ("layer 2", "one", "dynamic")}
     assert {one.source for one in checked.noise} == {"sdpa, eager"}
 
@@ -100,7 +101,7 @@ def test_half_precision_is_held_against_its_own_noise(checkpoints, dtype: str) -
     for one in checked.noise:
         assert one.measured > 100 * torch.finfo(torch.float32).eps
         assert one.limit == result.FACTORS[dtype] * max(one.measured, one.step)
-    assert max(cell.difference for cell in checked.cells) > 1e-4  # type: ignore[type-var]
+    assert max(cell.difference for cell in checked.cases) > 1e-4  # type: ignore[type-var]
 
 
 def test_files_are_shown_in_one_prompt(loaded: Loaded, tmp_path: Path) -> None:
@@ -110,8 +111,8 @@ def test_files_are_shown_in_one_prompt(loaded: Loaded, tmp_path: Path) -> None:
     checked = check(loaded, media, choose_cuts(CheckOptions(), 6, ["image"])[:2])
     assert checked.verdict == "equal", checked.claim()
     (shown,) = checked.inputs
-    assert shown["files"] == [str(path) for path in paths]
-    assert {cell.input for cell in checked.cells} == {"files"}
+    assert shown.media.files == [str(path) for path in paths]
+    assert {cell.input for cell in checked.cases} == {"files"}
 
 
 # -- what is wrong --------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_positions_that_are_off_by_one_are_noticed(
     assert outcomes(checked, cut="input") == {"DIFFERS"}
     assert outcomes(checked, cut="layer 2") == {"equal"}
     assert "pruned does not equal masked in 4 of 8 cases" in checked.claim()
-    assert all("from the prompt on, by up to" in one.reason for one in checked.cells if one.reason)
+    assert all("from the prompt on, by up to" in one.reason for one in checked.cases if one.reason)
 
 
 def test_one_kept_token_that_is_another_than_the_trace_says_is_noticed(
@@ -161,7 +162,7 @@ def test_masks_of_a_static_cache_that_are_not_made_anew_are_noticed(
     checked = run(loaded, cuts=2, kinds=["image"])
     assert outcomes(checked, prompts="one", cache="dynamic") == {"equal"}
     assert outcomes(checked, cut="layer 2", cache="static") == {"DIFFERS"}
-    cell = next(one for one in checked.cells if one.outcome == "DIFFERS")
+    cell = next(one for one in checked.cases if one.outcome == "DIFFERS")
     assert cell.reason.startswith("from decoded token 1 on")
     assert checked.verdict == "different"
 
@@ -175,7 +176,7 @@ def test_text_that_is_dropped_is_noticed(loaded: Loaded, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(oracle, "dropped", wrong)
     checked = run(loaded, cuts=1, kinds=["image"])
-    assert {cell.reason for cell in checked.cells} == {
+    assert {cell.reason for cell in checked.cases} == {
         f"{rows} tokens that are no visual ones were dropped" for rows in (1, 2)
     }
     assert checked.verdict == "different"
@@ -190,7 +191,7 @@ def test_a_pruned_run_that_fails_is_a_difference(
     monkeypatch.setattr(prefill.Prefill, "cut", fail)
     checked = run(loaded, cuts=1, kinds=["image"])
     assert checked.verdict == "different"
-    assert {one.reason for one in checked.cells} == {
+    assert {one.reason for one in checked.cases} == {
         "the pruned model fails: RuntimeError: tensors of two sizes"
     }
 
@@ -240,7 +241,7 @@ def test_what_the_unpruned_model_can_t_do_either_is_refused(
 
     monkeypatch.setattr(oracle, "generate", fail)
     checked = run(loaded, cuts=2, kinds=["image"])
-    assert {one.reason for one in checked.cells if one.cache == "static"} == {
+    assert {one.reason for one in checked.cases if one.cache == "static"} == {
         "the unpruned model fails with a static cache too: NotImplementedError: no such cache"
     }
     assert checked.proven
@@ -296,13 +297,13 @@ def test_a_reference_that_does_not_hold_for_a_model_is_no_difference(
 
 
 def test_without_a_check_nothing_is_proven() -> None:
-    checked = CheckResult({}, {}, [], 8, [], [], 0.0)
+    checked = CheckResult(MODEL, VERSIONS, [], 8, [], [], 0.0)
     assert (checked.verdict, checked.claim()) == ("not proven", "nothing was compared")
     cell = CheckedCase(
         "clip", "one", "input", "dynamic", True, "equal", differences=(1e-6,), limit=1e-5
     )
-    assert replace(checked, cells=[cell]).proven
-    assert not replace(checked, cells=[replace(cell, core=False)]).proven
+    assert replace(checked, cases=[cell]).proven
+    assert not replace(checked, cases=[replace(cell, core=False)]).proven
 
 
 # -- the noise ------------------------------------------------------------------------------------

@@ -14,13 +14,15 @@ from conftest import assert_refused, save_noise
 from vtprune.cli import cli
 from vtprune.engine import prefill
 from vtprune.evaluation.checking import check as checking
-from vtprune.evaluation.checking.result import CheckedCase, CheckResult, Noise
+from vtprune.evaluation.checking.result import CheckedCase, CheckedMedia, CheckResult, Noise
+from vtprune.inference.report import InputInfo, ModelInfo, Versions
 from vtprune.models import loading
 
-MODEL = {"name": "m", "family": "llava", "layers": 28, "parameters": 7_615_616_512,
-         "device": "cpu", "dtype": "bfloat16", "attention": "sdpa"}  # fmt: skip
-DRAWN = {"files": ["224x112"], "modality": "image", "frames": 0, "tiles": 3, "width": 224,
-         "height": 112, "duration": 0.0, "timestamps": [], "decoder": "none"}  # fmt: skip
+MODEL = ModelInfo(name="m", family="llava", layers=28, parameters=7_615_616_512, device="cpu",
+                  dtype="bfloat16", attention="sdpa")  # fmt: skip
+DRAWN = InputInfo(files=["224x112"], modality="image", frames=0, tiles=3, width=224, height=112,
+                  duration=0.0, timestamps=[], decoder="none")  # fmt: skip
+VERSIONS = Versions(vtprune="0.1.0", torch="2.13.0", transformers="5.23.0")
 NOISE = Noise("picture", "one", "sdpa, eager", 0.125, 0.0625, 4.0)
 CELL = CheckedCase("picture", "one", "input", "dynamic", True, "equal", "", (0.03, 0.06), 0.5, 2.5,
                    8, 8, (0,), (576,), (288,))  # fmt: skip
@@ -28,8 +30,7 @@ WRONG = replace(CELL, cut="layers 2, 14", cache="static", core=False, difference
                 outcome="DIFFERS", reason="from decoded token 1 on, by up to 1.5")  # fmt: skip
 REFUSED = replace(CELL, cut="layer 2", outcome="refused", differences=(), effect=None,
                   reason="this model takes no static cache", cache="static")  # fmt: skip
-RIGHT = CheckResult(MODEL, {"vtprune": "0.1.0", "torch": "2.13.0"},
-                    [{"input": "picture", **DRAWN}], 8, [NOISE],
+RIGHT = CheckResult(MODEL, VERSIONS, [CheckedMedia("picture", DRAWN)], 8, [NOISE],
                     [CELL, replace(CELL, cache="static")], 2.0, ("be careful",))  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_the_table_is_whole_at_80_columns_and_in_pipes(
     monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS")
     both = replace(WRONG, prompts="ragged", cache="dynamic", outcome="equal", reason="")
     cells = [CELL, REFUSED, both, replace(WRONG, prompts="ragged")]
-    found.append(replace(RIGHT, cells=cells, noise=[NOISE, replace(NOISE, prompts="ragged")]))
+    found.append(replace(RIGHT, cases=cells, noise=[NOISE, replace(NOISE, prompts="ragged")]))
     result = invoke("--model", model)
     assert max(map(len, result.stdout.splitlines())) <= 80
     line = row(result.stdout, "picture layers 2, 14")
@@ -97,7 +98,7 @@ def test_the_table_is_whole_at_80_columns_and_in_pipes(
 def test_a_difference_ends_with_exit_code_1_and_says_where(
     found: list[CheckResult], model: str
 ) -> None:
-    found.append(replace(RIGHT, cells=[CELL, REFUSED, WRONG]))
+    found.append(replace(RIGHT, cases=[CELL, REFUSED, WRONG]))
     for option in ((), ("--quiet",), ("--json",)):
         result = invoke("--model", model, *option)
         assert result.exit_code == 1
@@ -113,7 +114,7 @@ def test_many_reasons_are_cut_short_and_the_refusals_come_first(
     found: list[CheckResult], model: str
 ) -> None:
     wrong = [replace(WRONG, cut=f"layer {number}", reason=f"by {number}") for number in range(20)]
-    found.append(replace(RIGHT, cells=[*wrong, CELL, REFUSED]))
+    found.append(replace(RIGHT, cases=[*wrong, CELL, REFUSED]))
     result = invoke("--model", model, "--quiet")
     notes = [line for line in result.stdout.splitlines() if line.startswith("note")]
     assert len(notes) == 7
@@ -124,7 +125,7 @@ def test_many_reasons_are_cut_short_and_the_refusals_come_first(
 def test_json_is_one_object_and_is_saved_too(
     found: list[CheckResult], model: str, tmp_path: Path
 ) -> None:
-    found.append(replace(RIGHT, cells=[CELL, WRONG]))
+    found.append(replace(RIGHT, cases=[CELL, WRONG]))
     target = tmp_path / "found.json"
     result = invoke("--model", model, "--json", "--save", str(target))
     assert result.exit_code == 1

@@ -84,13 +84,13 @@ def with_vision(row: ComparisonRow, flops: float) -> ComparisonRow:
 
 def shown(comparison: Comparison, width: int = 120) -> str:
     file = io.StringIO()
-    show_comparison(comparison.to_dict(), Console(file=file, width=width, highlight=False))
+    show_comparison(comparison, Console(file=file, width=width, highlight=False))
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
 
 def notes(comparison: Comparison, width: int = 100) -> str:
     file = io.StringIO()
-    show_notes(comparison.to_dict(), Console(file=file, width=width, highlight=False))
+    show_notes(comparison, Console(file=file, width=width, highlight=False))
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
 

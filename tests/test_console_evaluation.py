@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from test_cli_check import MODEL, VERSIONS
 
 from vtprune.cli.console.evaluation import show_evaluation
+from vtprune.evaluation.bootstrap import Difference, Estimate
+from vtprune.evaluation.evaluate import Evaluation
+from vtprune.evaluation.rows import EvaluationRow
 
 
-def row(name: str, **values: Any) -> dict[str, Any]:
+def row(name: str, **values: Any) -> EvaluationRow:
     """A row of 24 questions at keep 0.3."""
-    return {
-        "row": name, "role": "asked", "preset": None, "method": name.split()[0], "at": "ecl",
-        "keep": 0.3, "keep_mean": 0.3, "questions": 24, "accuracy": 0.5, "interval": [0.4, 1.0],
-        "relative": 0.75, "agreement": 0.875, "by_kind": {"colour": 0.5, "number_large": 1.0},
-        "against_unpruned": {"mean": -0.1, "low": -0.25, "high": 0.05}, "divergence": 0.125,
-        "agreement_interval": [0.75, 1.0], "perplexity": 1.25,
-        "prefill_speedup": 2.0, "first_token_speedup": 1.5, **values,
+    usual: dict[str, Any] = {
+        "role": "asked", "preset": None, "method": name.split()[0], "at": "ecl", "keep": 0.3,
+        "keep_mean": 0.3, "questions": 24, "seeds": 1, "accuracy": Estimate(0.5, 0.4, 1.0),
+        "relative": 0.75, "agreement": Estimate(0.875, 0.75, 1.0),
+        "by_kind": {"colour": 0.5, "number_large": 1.0},
+        "against_unpruned": Difference(-0.1, -0.25, 0.05, 0.1), "against_random": None,
+        "divergence": 0.125, "perplexity": 1.25, "prefill_speedup": 2.0,
+        "first_token_speedup": 1.5,
     }  # fmt: skip
+    return EvaluationRow(name, **{**usual, **values})
+
+
+def evaluation_of(*rows: EvaluationRow, labelled: bool = True, **values: Any) -> Evaluation:
+    """An evaluation of 24 questions."""
+    usual: dict[str, Any] = {"questions": 24, "files": 24, **values}
+    return Evaluation(MODEL, rows, labelled=labelled, version=VERSIONS, **usual)
 
 
 UNPRUNED = row("unpruned", role="unpruned", keep=1.0, keep_mean=1.0, method=None, perplexity=1.0625,
@@ -28,13 +42,15 @@ UNPRUNED = row("unpruned", role="unpruned", keep=1.0, keep_mean=1.0, method=None
 ENTROPY = row("entropy at ecl keep 0.3")
 BESIDE = row("uniform beside entropy at ecl keep 0.3", role="baseline")
 DOWNSAMPLE = row("downsample at pixels keep 0.3", role="baseline", at="pixels")
-NOT_RUN = {"questions": 0, "keep_mean": None, "accuracy": None, "interval": None, "by_kind": {}}
+NOT_RUN: dict[str, Any] = {
+    "questions": 0, "keep_mean": math.nan, "accuracy": None, "by_kind": {},
+}  # fmt: skip
 
 
-def shown(*rows: dict[str, Any], width: int = 80, labelled: bool = True) -> str:
+def shown(*rows: EvaluationRow, width: int = 80, labelled: bool = True) -> str:
     file = io.StringIO()
-    found = {"rows": [UNPRUNED, *rows], "labelled": labelled, "questions": 24}
-    show_evaluation(found, Console(file=file, width=width, highlight=False))
+    evaluation = evaluation_of(UNPRUNED, *rows, labelled=labelled)
+    show_evaluation(evaluation, Console(file=file, width=width, highlight=False))
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
 
 
@@ -78,7 +94,7 @@ downsample at pixels   30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
 
 
 def test_a_perplexity_without_bounds_leaves_the_columns_as_they_are() -> None:
-    text = shown({**ENTROPY, "perplexity": 2.6e21}, labelled=False)
+    text = shown(replace(ENTROPY, perplexity=2.6e21), labelled=False)
     assert "      3e+21    2.00x  1.50x" in text
 
 
@@ -86,16 +102,16 @@ def test_a_wide_terminal_has_room_for_the_difference() -> None:
     text = shown(ENTROPY, width=110)
     assert "-10.0 (-25.0 to +5.0)" in text
     assert "random" not in text
-    gap = {"mean": 0.02, "low": -0.01, "high": 0.05}
-    text = shown({**ENTROPY, "against_random": gap}, width=120)
+    gap = Difference(0.02, -0.01, 0.05, 0.5)
+    text = shown(replace(ENTROPY, against_random=gap), width=120)
     assert "-10.0 (-25.0 to +5.0) +2.0 (-1.0 to +5.0)" in " ".join(text.split())
     assert max(map(len, text.split("\n"))) <= 120
     assert "-10.0" not in shown(ENTROPY)
 
 
 def test_what_was_not_run_stands_below_the_table_each_reason_once() -> None:
-    none = {**NOT_RUN, "errors": ["too few tokens"]}
-    text = shown(ENTROPY, {**BESIDE, **none}, {**DOWNSAMPLE, **none})
+    none = {**NOT_RUN, "errors": ("too few tokens",)}
+    text = shown(ENTROPY, replace(BESIDE, **none), replace(DOWNSAMPLE, **none))
     table, below = text.split("not run")
     assert "same cuts" not in table
     assert "downsample" not in table
@@ -105,14 +121,15 @@ def test_what_was_not_run_stands_below_the_table_each_reason_once() -> None:
 
 
 def test_a_row_that_some_questions_are_missing_from_says_how_many() -> None:
-    text = shown({**DOWNSAMPLE, "questions": 16, "errors": ["a video has one frame"]})
+    text = shown(replace(DOWNSAMPLE, questions=16, errors=("a video has one frame",)))
     assert text.count("downsample at pixels") == 3  # both tables, and below them
     assert "not run   a video has one frame\n" in text
     assert "downsample at pixels, keep 0.3 (8 of 24 questions)\n" in text
 
 
 def test_of_many_reasons_the_first_are_told() -> None:
-    text = shown({**DOWNSAMPLE, **NOT_RUN, "errors": [f"reason {i}" for i in range(9)]})
+    reasons = tuple(f"reason {number}" for number in range(9))
+    text = shown(replace(DOWNSAMPLE, **NOT_RUN, errors=reasons))
     assert "reason 4" in text
     assert "reason 5" not in text
     assert "and 4 more reasons" in text
@@ -127,7 +144,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_kinds_that_have_no_room_stand_in_a_table_below() -> None:
     kinds = {f"kind_{letter * 6}": 0.5 for letter in "abcdefghijkl"}
-    text = shown({**ENTROPY, "by_kind": kinds})
+    text = shown(replace(ENTROPY, by_kind=kinds))
     tables = text.split("by kind")[1:]
     assert len(tables) == 2
     assert all(len(line) <= 80 for line in text.split("\n"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vtprune._dev.training.asking import Job, Part, split_parts
-from vtprune._dev.training.results import all_cells, in_headline, of_medium, table
+from vtprune._dev.training.results import all_cells, holm, in_headline, of_medium, table
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import make_rows
 from vtprune.inference.questions_file import Asked
@@ -90,3 +92,10 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
     lines = list(table(rows, (0.5, 0.3)))
     assert lines[2].startswith("| unpruned, 12 questions | 100.0 (100.0-100.0)")
     assert "| `divprune` at input | 33.3 (33.3-33.3) | 33.3 (33.3-33.3) |" in lines
+
+
+def test_holm_is_the_textbook_case() -> None:
+    # 4 x 0.01, 3 x 0.02, 2 x 0.03 -> 0.06 stays, 1 x 0.04 -> raised to 0.06
+    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

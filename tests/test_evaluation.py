@@ -10,7 +10,7 @@ import pytest
 from conftest import save_clip, save_noise
 
 from vtprune.errors import DamagedError, MediaError, VtpruneError
-from vtprune.evaluation.bootstrap import difference, estimate, holm
+from vtprune.evaluation.bootstrap import difference, estimate
 from vtprune.evaluation.evaluate import answer_all, evaluate, settings_head
 from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
@@ -122,13 +122,6 @@ def test_a_paired_difference_leaves_out_what_both_share() -> None:
     assert found.low < found.mean < found.high < 0.01
     assert found.worse < 0.05
     assert difference(base.tolist(), base.tolist(), files).worse == 1.0
-
-
-def test_holm_is_the_textbook_case() -> None:
-    # 4 x 0.01, 3 x 0.02, 2 x 0.03 -> 0.06 stays, 1 x 0.04 -> raised to 0.06
-    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
-    assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
 
 
 def test_nothing_is_right_where_the_answer_is_none_of_the_choices() -> None:

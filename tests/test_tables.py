@@ -21,18 +21,26 @@ from test_cli_calibrate import TRIED
 from test_comparison import COMPARISON, FAILED, PRESET
 from test_comparison import row as compared
 from test_console import COMPARE, REPORT
-from test_console_evaluation import BESIDE, DOWNSAMPLE, ENTROPY, NOT_RUN, UNPRUNED
+from test_console_evaluation import BESIDE, DOWNSAMPLE, ENTROPY, NOT_RUN, UNPRUNED, evaluation_of
 from test_profile import example
 from test_profile import row as profiled
 
 from vtprune.cli import console
 from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
 from vtprune.cli.console.calibration import show_calibration
+from vtprune.evaluation.bootstrap import Difference, Estimate
 from vtprune.evaluation.calibration.result import TokenInformation
+from vtprune.evaluation.comparison import Comparison
+from vtprune.evaluation.evaluate import Evaluation
 from vtprune.evaluation.profiling.result import MediaAmount, Profile
+from vtprune.evaluation.rows import EvaluationRow, FollowUps
+from vtprune.evaluation.search import Outcome
+from vtprune.evaluation.tuning_result import PartSize, Trial, Tuning
+from vtprune.evaluation.variants import Variant
 from vtprune.models import FAMILIES
+from vtprune.models.base import Sampling
 from vtprune.models.names import aliases
-from vtprune.preset import load_preset, preset_names
+from vtprune.preset import Preset, load_preset, preset_names
 from vtprune.pruners import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -80,27 +88,29 @@ class Cells:
                 self.words.update(text.split())
 
 
-def second(row: dict[str, Any]) -> dict[str, Any]:
-    change = {"mean": -0.061, "low": -0.124, "high": 0.013}
-    return {**row, "reads_question": True, "second": {
-        "accuracy": 0.8125, "agreement": 0.75, "fresh": 0.875, "unpruned": 0.9375,
-        "change": change}}  # fmt: skip
+def with_follow_ups(row: EvaluationRow) -> EvaluationRow:
+    change = Difference(-0.061, -0.124, 0.013, 0.04)
+    follow_ups = FollowUps(
+        questions=24, quality=Estimate(0.8125, 0.75, 0.9), agreement=0.75, unpruned=0.9375,
+        fresh=0.875, against_unpruned=change, against_fresh=change, change=change,
+    )  # fmt: skip
+    return replace(row, reads_question=True, second=follow_ups)
 
 
-def rows_of_an_evaluation() -> list[dict[str, Any]]:
+def rows_of_an_evaluation() -> list[EvaluationRow]:
     kinds = {f"kind_{letter * 6}": 0.5 for letter in "abcdefghijkl"}
-    named = {**ENTROPY, "method": "pyramiddrop", "options": {"ratio": "budget"}, "at": "schedule"}
-    wide = {"perplexity": 123456.0, "divergence": 12.345, "accuracy": 1.0, "relative": 1.2345,
-            "prefill_speedup": 123.45, "first_token_speedup": 98.765}  # fmt: skip
-    rows = [UNPRUNED, {**named, **wide, "by_kind": kinds}, BESIDE, DOWNSAMPLE,
-            {**DOWNSAMPLE, **NOT_RUN, "errors": ["too few tokens"]}]  # fmt: skip
-    return [second(row) if row["questions"] else row for row in rows]
+    named = replace(ENTROPY, method="pyramiddrop", options={"ratio": "budget"}, at="schedule")
+    wide = replace(named, perplexity=123456.0, divergence=12.345,
+                   accuracy=Estimate(1.0, 0.4, 1.0), relative=1.2345, prefill_speedup=123.45,
+                   first_token_speedup=98.765, by_kind=kinds)  # fmt: skip
+    rows = [UNPRUNED, wide, BESIDE, DOWNSAMPLE,
+            replace(DOWNSAMPLE, **NOT_RUN, errors=("too few tokens",))]  # fmt: skip
+    return [with_follow_ups(row) if row.questions else row for row in rows]
 
 
-def evaluated(labelled: bool) -> dict[str, Any]:
-    return {"rows": rows_of_an_evaluation(), "labelled": labelled, "questions": 24, "files": 1234,
-            "model": COMPARISON.model.to_dict(),
-            "warnings": ["careful: 1,234 of 5,678"]}  # fmt: skip
+def evaluated(labelled: bool) -> Evaluation:
+    return evaluation_of(*rows_of_an_evaluation(), labelled=labelled, files=1234,
+                         warnings=("careful: 1,234 of 5,678",))  # fmt: skip
 
 
 def profiled_rows(timed: bool) -> Profile:
@@ -114,25 +124,27 @@ def profiled_rows(timed: bool) -> Profile:
     )  # fmt: skip
 
 
-def tuned() -> dict[str, Any]:
-    held_out = {"mean": 1.0, "lower": 0.8612, "agreement": 0.975, "keep_mean": 0.3,
-                "first_token_speedup": 12.34}  # fmt: skip
+def tuned() -> Tuning:
     names = ("balanced", "a preset of my own with a long name", LONG)
-    trials = [
-        {"name": name, "keep": keep, "search": {"mean": 0.9 + keep / 10}, "held_out": held_out,
-         "verdict": "below the floor"}
-        for name in names for keep in (0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
-    ]  # fmt: skip
-    part = {"questions": 1234, "files": 567}
-    return {"quality": "accuracy", "search": part, "held_out": part, "floor": 0.9, "trials": trials,
-            "tested": trials[:4], "chosen": trials[0], "claim": "balanced keeps 98 %",
-            "model": COMPARISON.model.to_dict(), "file": "mine.yaml", "warnings": []}  # fmt: skip
+    trials = []
+    for name in names:
+        for keep in (0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01):
+            variant = Variant("asked", "", Preset(name), keep)
+            outcome = Outcome(variant, [1.0, 0.9 + keep / 10], [1.0, 1.0], ["a", "b"], 0.975,
+                              keep_mean=0.3, first_token_speedup=12.34)  # fmt: skip
+            trials.append(Trial(variant, outcome, outcome, "below the floor"))
+    part = PartSize(1234, 567)
+    return Tuning(
+        tuple(trials), (replace(trials[0], verdict="chosen"), *trials[1:4]), 0.9, "accuracy",
+        COMPARISON.model, "ecl 2, horizon 12", Sampling(), part, part, 0, "2025-01-01",
+        file="mine.yaml",
+    )  # fmt: skip
 
 
-def compared_rows() -> Any:
+def compared_rows() -> Comparison:
     many = [("0", 0, 123456), ("ecl", 2, 65432), ("horizon", 21, 1234)]
     rows = (*COMPARISON.rows, FAILED, PRESET, compared("asked", LONG, many))
-    return replace(COMPARISON, rows=rows).to_dict()
+    return replace(COMPARISON, rows=rows)
 
 
 REPORTS = {

@@ -66,9 +66,8 @@ def check(media: tuple[str, ...], flags: Flags) -> None:
     with output.libraries_silenced():
         sources = open_sources(list(media), limits_from(flags)) if media else []
         result = run(flags, user, options, sources)
-    values = result.to_dict()
-    makers = {".json": lambda: json_file(values)}
-    save_and_show(values, flags, makers, show_check, show_notes)
+    makers = {".json": lambda: json_file(result.to_dict())}
+    save_and_show(result, flags, makers, show_check, show_notes)
     if not result.proven:
         raise VtpruneError(*result.failure())
 

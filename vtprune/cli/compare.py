@@ -89,6 +89,6 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
                 on_progress=show,
             )
         makers = row_makers(result, lambda kind: draw_speed(result, kind))
-        save_and_show(result.to_dict(), flags, makers, show_comparison, show_notes)
+        save_and_show(result, flags, makers, show_comparison, show_notes)
     if all(row.error for row in result.rows if row.role == "asked"):
         raise VtpruneError("nothing of what was asked could be run", "each row says why")

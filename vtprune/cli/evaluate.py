@@ -79,4 +79,4 @@ def evaluate(questions: str, flags: Flags) -> None:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, asked, variants, settings, flags.answers, show, listed.notes)
         makers = row_makers(result, lambda kind: plot(result, kind))
-        save_and_show(result.to_dict(), flags, makers, show_evaluation, show_notes)
+        save_and_show(result, flags, makers, show_evaluation, show_notes)

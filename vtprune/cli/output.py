@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from vtprune.cli.console import (
     stderr_console,
     stdout_console,
 )
-from vtprune.cli.results import to_json
+from vtprune.cli.results import ResultType, to_json
 from vtprune.inference.report import Report
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class Transcript:
 
 
 def show_tables(
-    values: Mapping[str, object],
+    result: ResultType,
     as_json: bool,
     quiet: bool,
-    tables: Callable[[Mapping[str, object], Console], None],
-    notes: Callable[[Mapping[str, object], Console], None],
+    tables: Callable[[ResultType, Console], None],
+    notes: Callable[[ResultType, Console], None],
 ) -> None:
     """Show the result of a command.
 
@@ -108,11 +108,11 @@ def show_tables(
         notes: prints what helps to read them, on standard error.
     """
     if as_json:
-        click.echo(to_json(values))
+        click.echo(to_json(result.to_dict()))
         return
-    tables(values, stdout_console())
+    tables(result, stdout_console())
     if not quiet:
-        notes(values, stderr_console())
+        notes(result, stderr_console())
 
 
 @contextmanager

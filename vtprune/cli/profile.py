@@ -88,11 +88,7 @@ def profile(media: tuple[str, ...], flags: Flags) -> None:
         try:
             list(write_saves(flags.saves, _makers(result)))
         finally:  # a picture that can't be written costs no table
-            output.show_tables(
-                result.to_dict(), flags.json, flags.quiet,
-                lambda _, console: show_profile(result, console),
-                lambda _, console: show_warnings(result, console),
-            )  # fmt: skip
+            output.show_tables(result, flags.json, flags.quiet, show_profile, show_warnings)
 
 
 def _makers(result: Profile) -> Makers:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vtprune.errors import VtpruneError
 
@@ -73,11 +73,18 @@ def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
         yield path
 
 
-class Rows(Protocol):
-    """A result that is rows of figures."""
+class Result(Protocol):
+    """The result of a command."""
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
+
+
+ResultType = TypeVar("ResultType", bound=Result)
+
+
+class Rows(Result, Protocol):
+    """A result that is rows of figures."""
 
     def to_csv(self) -> str:
         """Return a line for each row."""
@@ -97,16 +104,15 @@ def row_makers(result: Rows, draw: Callable[[str], bytes]) -> Makers:
 
 
 def save_and_show(
-    values: Mapping[str, object],
+    result: ResultType,
     flags: Flags,
     makers: Makers,
-    tables: Callable[[Mapping[str, object], Console], None],
-    notes: Callable[[Mapping[str, object], Console], None],
+    tables: Callable[[ResultType, Console], None],
+    notes: Callable[[ResultType, Console], None],
 ) -> None:
     """Write the files of a result, and show it, also where a file can't be written.
 
     Args:
-        values: the result as JSON has it.
         tables, notes: print it, and what helps to read it.
     """
     from vtprune.cli.output import show_tables
@@ -114,7 +120,7 @@ def save_and_show(
     try:
         list(write_saves(flags.saves, makers))
     finally:
-        show_tables(values, flags.json, flags.quiet, tables, notes)
+        show_tables(result, flags.json, flags.quiet, tables, notes)
 
 
 def json_file(value: object) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from
@@ -76,17 +78,16 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, plan, settings, flags.answers, show)
-    values: dict[str, object] = {**result.to_dict(), "file": None}
     presets = [path for path in flags.saves if path.suffix.lower() != ".json"]
     makers = {
         **dict.fromkeys((".yaml", ".yml"), lambda: result.to_yaml().encode()),
-        ".json": lambda: json_file(values),
+        ".json": lambda: json_file(result.to_dict()),
     }
     try:
         for path in write_saves(presets if result.chosen else (), makers):
-            values["file"] = str(path)
+            result = replace(result, file=str(path))
         list(write_saves([path for path in flags.saves if path not in presets], makers))
     finally:  # also where a file can't be written
-        show_tables(values, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
+        show_tables(result, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
     if result.chosen is None:
         raise VtpruneError(*result.reason)

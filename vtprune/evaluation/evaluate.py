@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ from vtprune.evaluation.rows import EvaluationRow, make_rows
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.csv_file import csv_text, flat
-from vtprune.inference.measuring import describe_model
+from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.questions_file import Asked, mixed_labels
+from vtprune.inference.report import ModelInfo, Versions
 from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
@@ -39,31 +40,34 @@ class Evaluation:
         files: how many.
     """
 
-    model: Mapping[str, object]
+    model: ModelInfo
     rows: tuple[EvaluationRow, ...]
     questions: int
     files: int
     labelled: bool
+    version: Versions
     warnings: tuple[str, ...] = ()
-    version: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON that `vtprune evaluate --json` prints."""
         return {
-            "model": dict(self.model),
+            "model": self.model.to_dict(),
             "questions": self.questions,
             "files": self.files,
             "labelled": self.labelled,
             "rows": [row.to_dict() for row in self.rows],
             "warnings": list(self.warnings),
-            "version": dict(self.version),
+            "version": self.version.to_dict(),
         }
 
     def to_csv(self) -> str:
         """Return one line a row, its blocks as columns, under a line of their names."""
+        model = self.model
         same = {
-            **{key: self.model.get(key) for key in ("device", "dtype", "attention")},
-            "model": self.model.get("name"),
+            "device": model.device,
+            "dtype": model.dtype,
+            "attention": model.attention,
+            "model": model.name,
             "files": self.files,
         }
         rows = [{**same, **flat(_name_ends(row.to_dict()))} for row in self.rows]
@@ -104,9 +108,6 @@ def evaluate(
     Raises:
         VtpruneError: of any kind, with the way out; also where no file can be decoded.
     """
-    import torch
-    import transformers
-
     settings = settings or AskSettings()
     damaged: dict[Path, DamagedError] = {}
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
@@ -121,17 +122,13 @@ def evaluate(
     warnings = [*loaded.warnings, *notes, *_name_damaged(asked, damaged), *mixed_labels(asked),
                 *_doubts(rows, files)]  # fmt: skip
     return Evaluation(
-        model=describe_model(loaded).to_dict(),
+        model=describe_model(loaded),
         rows=tuple(rows),
         questions=sum(one.file not in damaged for one in asked),
         files=files,
         labelled=all(one.answer is not None for one in asked),
         warnings=tuple(dict.fromkeys(warnings)),
-        version={
-            "vtprune": __version__,
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        version=describe_versions(),
     )
 
 

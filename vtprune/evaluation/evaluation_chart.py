@@ -18,43 +18,64 @@ MARKERS = "os^Dvx"
 
 
 def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
-    """Draw quality by keep and by measured time to the first token, a line a method or preset.
+    """Draw an evaluation.
 
     Args:
         kind: of the file: "png" or "svg".
     """
-    base, *rows = evaluation.rows
+    return plot_rows(evaluation.rows, evaluation.model.name, evaluation.questions,
+                     evaluation.files, evaluation.labelled, kind)  # fmt: skip
+
+
+def plot_rows(
+    rows: Sequence[EvaluationRow],
+    model: str,
+    questions: int,
+    files: int,
+    labelled: bool = True,
+    kind: str = "png",
+) -> bytes:
+    """Draw quality by keep and by measured time to the first token, a line a method or preset.
+
+    Args:
+        rows: the unpruned one first.
+        model: its name.
+        questions, files: how many there are.
+        labelled: quality is accuracy; else agreement with the unpruned model.
+        kind: of the file: "png" or "svg".
+    """
+    unpruned = rows[0]
     lines: dict[str, list[EvaluationRow]] = {}
-    for row in rows:
+    for row in rows[1:]:
         if row.questions:
             lines.setdefault(_label(row), []).append(row)
     figure = new_figure(9.9, 9.4)
     upper, lower = figure.subplots(2, 1)
-    for number, (label, own) in enumerate(lines.items()):
+    for number, (label, points) in enumerate(lines.items()):
         style: dict[str, object] = {
             "label": label,
             "color": f"C{number % 10}",
             "marker": MARKERS[number // 10 % len(MARKERS)],
-            "linestyle": "dashed" if own[0].role == "baseline" else "solid",
+            "linestyle": "dashed" if points[0].role == "baseline" else "solid",
             "linewidth": 1.3,
             "markersize": 4,
         }
-        _by_keep(upper, own, style)
-        _by_time(lower, own, style)
-    what = "accuracy" if evaluation.labelled else "same answer as unpruned"
+        _by_keep(upper, points, style)
+        _by_time(lower, points, style)
+    quality = "accuracy" if labelled else "same answer as unpruned"
     for axes in (upper, lower):
-        if base.questions:
-            axes.axhline(base.quality.mean, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+        if unpruned.questions:
+            axes.axhline(unpruned.quality.mean, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
         show_shares(axes, "y")
-        axes.set_ylabel(what)
+        axes.set_ylabel(quality)
         axes.grid(alpha=0.3)
     show_kept(upper, f"{KEPT} (bands: 95 %, bootstrap over files)")
     show_shares(lower, "x")
     lower.set_xlabel(
         "time to the first token, in percent of the unpruned one's (vision tower counted)"
     )
-    count = f"{counted(evaluation.questions, 'question')} about {counted(evaluation.files, 'file')}"
-    name = literal(str(evaluation.model.get("name", "")), TITLE)
+    count = f"{counted(questions, 'question')} about {counted(files, 'file')}"
+    name = literal(model, TITLE)
     upper.set_title(f"{name}: {count}; the dashed level is the unpruned model", fontsize=10)
     if lines:
         upper.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -70,11 +91,11 @@ def _label(row: EvaluationRow) -> str:
 
 def _by_keep(axes: Axes, rows: Sequence[EvaluationRow], style: Mapping[str, object]) -> None:
     rows = sorted(rows, key=lambda row: row.keep_mean)
-    found = [row.quality for row in rows]
+    quality = [row.quality for row in rows]
     kept = [row.keep_mean for row in rows]
-    axes.plot(kept, [one.mean for one in found], **style)  # type: ignore[arg-type]
+    axes.plot(kept, [estimate.mean for estimate in quality], **style)  # type: ignore[arg-type]
     if rows[0].role == "asked":
-        low, high = [one.low for one in found], [one.high for one in found]
+        low, high = [one.low for one in quality], [one.high for one in quality]
         axes.fill_between(kept, low, high, color=str(style["color"]), alpha=0.12, linewidth=0)
 
 

@@ -226,7 +226,7 @@ def tune(
         tested=tuple(tested),
         floor=plan.floor,
         quality="accuracy" if plan.labelled else "agreement",
-        model=describe_model(loaded).to_dict(),
+        model=describe_model(loaded),
         places=f"ecl {places.ecl}, horizon {places.horizon} ({places.origin})",
         sampling=settings.sampling,
         search=plan.size(False),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vtprune import __version__
 from vtprune.evaluation.search import Outcome
 from vtprune.evaluation.variants import Variant
+from vtprune.inference.report import ModelInfo
 from vtprune.inference.wording import counted
 from vtprune.models.base import Sampling
 from vtprune.preset.spec import Preset
@@ -94,13 +94,14 @@ class Tuning:
         sampling: frames and tiles of the media.
         reason: why nothing was chosen, and what would help; "" where something was.
         needed: how many questions would tell, where the sample is the limit; else None.
+        file: where the chosen preset was written; None: nowhere.
     """
 
     trials: tuple[Trial, ...]
     tested: tuple[Trial, ...]
     floor: float
     quality: str
-    model: Mapping[str, object]
+    model: ModelInfo
     places: str
     sampling: Sampling
     search: PartSize
@@ -110,25 +111,25 @@ class Tuning:
     reason: tuple[str, str] = ("", "")
     needed: int | None = None
     warnings: tuple[str, ...] = ()
+    file: str | None = None
 
     @property
     def chosen(self) -> Trial | None:
         """The candidate with the lowest keep that holds the floor; None where none does."""
-        return next((one for one in self.tested if one.verdict == CHOSEN), None)
+        return next((trial for trial in self.tested if trial.verdict == CHOSEN), None)
 
     @property
     def preset(self) -> Preset | None:
         """The preset of the chosen candidate, with the frames and tiles that it was tuned on."""
         if self.chosen is None:
             return None
-        preset, seen = self.chosen.variant.preset, self.sampling
-        video = replace(
-            preset.video, frames=seen.frames, fps=seen.fps, max_frames=seen.max_frames
-        )  # fmt: skip
+        preset, sampling = self.chosen.variant.preset, self.sampling
+        video = replace(preset.video, frames=sampling.frames, fps=sampling.fps,
+                        max_frames=sampling.max_frames)  # fmt: skip
         return replace(
             preset,
             description=f"{self.chosen.label}, found by vtprune tune",
-            image=replace(preset.image, max_tiles=seen.max_tiles),
+            image=replace(preset.image, max_tiles=sampling.max_tiles),
             video=video,
         )
 
@@ -151,14 +152,15 @@ class Tuning:
             "quality": self.quality,
             "reason": " ".join(self.reason).strip(),
             "questions_needed": self.needed,
-            "model": dict(self.model),
+            "model": self.model.to_dict(),
             "search": self.search.to_dict(),
             "held_out": self.held_out.to_dict(),
-            "trials": [one.to_dict() for one in self.trials],
-            "tested": [one.to_dict() for one in self.tested],
+            "trials": [trial.to_dict() for trial in self.trials],
+            "tested": [trial.to_dict() for trial in self.tested],
             "seed": self.seed,
             "warnings": list(self.warnings),
             "version": __version__,
+            "file": self.file,
         }
 
     def to_yaml(self) -> str:
@@ -175,11 +177,11 @@ class Tuning:
         assert self.chosen.held_out is not None
         assert self.chosen.searched is not None
         held_out, searched = self.chosen.held_out, self.chosen.searched
-        model, seen = self.model, self.sampling
+        model, sampling = self.model, self.sampling
         order = ", ".join(
-            f"{one.label} {_kept(one.held_out)} {one.verdict}"
-            for one in self.tested
-            if one.held_out
+            f"{trial.label} {_kept(trial.held_out)} {trial.verdict}"
+            for trial in self.tested
+            if trial.held_out
         )
         lines = [
             f"{self.claim()}.",
@@ -189,19 +191,18 @@ class Tuning:
             f"{counted(len(self.trials), 'candidate')}",
             f"tested on the held-out part in this order, fixed by the search, until one failed: "
             f"{order}",
-            f"model: {model['name']} ({model['family']}, {model['layers']} layers, "
-            f"{model['dtype']}, {model['device']}), {self.places}",
+            f"model: {model.name} ({model.family}, {model.layers} layers, {model.dtype}, "
+            f"{model.device}), {self.places}",
             f"vtprune {__version__}, {self.day}, seed {self.seed}",
         ]
-        if seen.start is not None or seen.end is not None:
-            lines.append(f"of every video only {seen.start or 0:g} s to "
-                         f"{'its end' if seen.end is None else f'{seen.end:g} s'} was looked "
-                         "at")  # fmt: skip
+        if sampling.start is not None or sampling.end is not None:
+            end = "its end" if sampling.end is None else f"{sampling.end:g} s"
+            lines.append(f"of every video only {sampling.start or 0:g} s to {end} was looked at")
         return lines
 
 
-def _kept(found: Outcome) -> str:
-    return f"{found.quality.mean:.1%} kept (lower bound {found.quality.lower:.1%})"
+def _kept(outcome: Outcome) -> str:
+    return f"{outcome.quality.mean:.1%} kept (lower bound {outcome.quality.lower:.1%})"
 
 
 def _plain(line: str) -> str:

@@ -60,8 +60,6 @@ def build_report(
         startup: of the seconds since then, what interpreter and imports took.
         load: and what loading the model took.
     """
-    import transformers
-
     total = time.perf_counter() - began
     answer_tokens, inputs, media = len(run.tokens), question.inputs, question.media
     flops, kv_bytes = compute_costs(loaded, inputs, run.trace, answer_tokens, run.sample)
@@ -77,11 +75,18 @@ def build_report(
         memory_bytes=measure_memory(loaded),
         seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
         warnings=warnings_of(loaded, media, preset, run, flops),
-        version=Versions(
-            vtprune=__version__,
-            torch=str(torch.__version__),
-            transformers=str(transformers.__version__),
-        ),
+        version=describe_versions(),
+    )
+
+
+def describe_versions() -> Versions:
+    """Return the versions of the libraries that run."""
+    import transformers
+
+    return Versions(
+        vtprune=__version__,
+        torch=str(torch.__version__),
+        transformers=str(transformers.__version__),
     )
 
 

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Records, questions, split_parts
-from vtprune.evaluation.bootstrap import Difference, Estimate, holm
-from vtprune.evaluation.evaluate import Evaluation
+from vtprune.evaluation.bootstrap import Difference, Estimate
 from vtprune.evaluation.rows import EvaluationRow, make_rows, records_of
 from vtprune.evaluation.variants import UNPRUNED, Variant, list_variants, repeat_variants
 from vtprune.inference.questions_file import Asked
@@ -123,6 +124,17 @@ def compare_with_rivals(
     return [(name, gap, p) for (name, gap), p in zip(shared, adjusted, strict=True)]
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values, in the order given (Holm, 1979)."""
+    order = np.argsort(np.asarray(p_values), kind="stable")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def rivals_table(
     asked: Sequence[Asked], cells: Sequence[Variant], records: Records, preset: str
 ) -> Iterator[str]:
@@ -180,12 +192,11 @@ def report(args: argparse.Namespace, job: Job, records: Records) -> str:
 def save_plot(
     path: Path, rows: Sequence[EvaluationRow], asked: Sequence[Asked], args: argparse.Namespace
 ) -> None:
-    from vtprune.evaluation.evaluation_chart import plot
+    from vtprune.evaluation.evaluation_chart import plot_rows
 
     files = len({one.file for one in asked})
-    model = {"name": f"embedded model, {args.split} split"}
-    evaluation = Evaluation(model, tuple(rows), len(asked), files, True)
-    save_file(path, plot(evaluation, path.suffix.removeprefix(".")))
+    model, kind = f"embedded model, {args.split} split", path.suffix.removeprefix(".")
+    save_file(path, plot_rows(rows, model, len(asked), files, kind=kind))
 
 
 def main() -> None:

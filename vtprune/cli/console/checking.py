@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -11,45 +12,42 @@ from rich.text import Text
 from vtprune.cli.console.facts import model_fact, read_fact
 from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, dict_in, list_in, number_in
 from vtprune.inference.wording import counted
+
+if TYPE_CHECKING:
+    from vtprune.evaluation.checking.result import CheckedCase, CheckedMedia, CheckResult
 
 STYLES = {"equal": "green", "DIFFERS": "bold red"}
 VERDICTS = {"equal": "bold green", "different": "bold red"}
 CACHES = ("dynamic", "static")
 MISSING = "-"
-MOST = 6  # notes that are shown
+MOST_NOTES = 6
 
 
-def show_check(checked: Values, console: Console) -> None:
-    """Print a row for each input, cut and batch, what has a reason, and the verdict.
-
-    Args:
-        checked: `CheckResult.to_dict()`.
-    """
-    steps = f"{number_in(checked, 'steps'):.0f}"
-    what = f": largest difference of the logits, prompt and {steps} decoded tokens"
-    console.print(Text.assemble(("pruned - masked", "bold"), what))
+def show_check(result: CheckResult, console: Console) -> None:
+    """Print a row for each input, cut and batch, what has a reason, and the verdict."""
+    title = f": largest difference of the logits, prompt and {result.steps} decoded tokens"
+    console.print(Text.assemble(("pruned - masked", "bold"), title))
     table = plain_table()
     for heading in ("input", "cut", "prompts"):
         table.add_column(heading, overflow="fold")
     for heading in ("dynamic\ncache", "static\ncache", "noise", "effect\nof cut"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    noise = {_batch(one): one for one in _rows(checked, "noise")}
-    last = ""
-    for cells in _groups(checked):
-        first = cells[0]
-        if last not in ("", str(first["input"])):
+    noise = {(noise.input, noise.prompts): noise.value for noise in result.noise}
+    previous = ""
+    for cases in _groups(result.cases):
+        first = cases[0]
+        if previous not in ("", first.input):
             table.add_row("")
-        last = str(first["input"])
-        by_cache = {str(cell["cache"]): cell for cell in cells}
-        effects = [cell["effect"] for cell in cells if cell["effect"] is not None]
-        outcomes = list(dict.fromkeys(str(cell["outcome"]) for cell in cells))
+        previous = first.input
+        differences = {case.cache: case.difference for case in cases}
+        effects = [case.effect for case in cases if case.effect is not None]
+        outcomes = list(dict.fromkeys(case.outcome for case in cases))
         table.add_row(
-            *(printable(str(first[key])) for key in ("input", "cut", "prompts")),
-            *(_number(by_cache.get(cache, {}).get("difference")) for cache in CACHES),
-            _number(noise[_batch(first)]["value"]),
+            *(printable(text) for text in (first.input, first.cut, first.prompts)),
+            *(_number(differences.get(cache)) for cache in CACHES),
+            _number(noise[first.input, first.prompts]),
             f"{effects[0]:.2g}" if effects else MISSING,
             Text("/".join(outcomes), STYLES.get(outcomes[0], "yellow") if len(outcomes) == 1
                  else "yellow"),
@@ -58,91 +56,81 @@ def show_check(checked: Values, console: Console) -> None:
     console.print()
     lines = labelled()
     notes = [f"{outcome}: {'; '.join(places)}: {reason}" for outcome, reason, places in
-             _reasons(checked)]  # fmt: skip
-    for note in notes[:MOST]:
+             _reasons(result.cases)]  # fmt: skip
+    for note in notes[:MOST_NOTES]:
         lines.add_row("note", Text(printable(note)))
-    if len(notes) > MOST:
-        lines.add_row("note", Text(f"{len(notes) - MOST} more: --json has all"))
-    verdict = str(checked["verdict"])
-    lines.add_row(
-        "verdict", Text(printable(str(checked["claim"])), VERDICTS.get(verdict, "yellow"))
-    )
+    if len(notes) > MOST_NOTES:
+        lines.add_row("note", Text(f"{len(notes) - MOST_NOTES} more: --json has all"))
+    style = VERDICTS.get(result.verdict, "yellow")
+    lines.add_row("verdict", Text(printable(result.claim()), style))
     console.print(lines)
 
 
-def show_notes(checked: Values, console: Console) -> None:
+def show_notes(result: CheckResult, console: Console) -> None:
     """Print which model was checked on what, how to read the table, and the warnings."""
-    version, model = dict_in(checked, "version"), dict_in(checked, "model")
-    noise = _rows(checked, "noise")
-    sources = " or ".join(dict.fromkeys(str(one["source"]) for one in noise))
-    factor = number_in(noise[0], "factor") if noise else 0
+    model = result.model
     lines = labelled()
-    for one in _rows(checked, "inputs"):
-        lines.add_row("read", Text(_input_fact(one)))
+    for checked in result.inputs:
+        lines.add_row("read", Text(_input_fact(checked)))
     lines.add_row("model", Text(model_fact(model)))
-    lines.add_row("with", Text(printable(", ".join(f"{k} {v}" for k, v in version.items()))))
+    versions = result.version.to_dict().items()
+    lines.add_row("with", Text(printable(", ".join(f"{name} {text}" for name, text in versions))))
     lines.add_row("ragged", Text("two prompts of different length, padded on the left"))
-    noise_note = (
-        f"how far the unpruned model is from itself ({sources}), at least one step of "
-        f"{model['dtype']}; pruned and masked are equal up to {factor:g} times that"
-    )
-    lines.add_row("noise", Text(noise_note))
+    if result.noise:
+        sources = " or ".join(dict.fromkeys(noise.source for noise in result.noise))
+        noise_note = (
+            f"how far the unpruned model is from itself ({sources}), at least one step of "
+            f"{model.dtype}; pruned and masked are equal up to {result.noise[0].factor:g} times "
+            "that"
+        )
+        lines.add_row("noise", Text(noise_note))
     lines.add_row("effect", Text("by how much the cut changes the logits"))
     console.print()
     console.print(lines)
-    for warning in list_in(checked, "warnings"):
-        show_warning(str(warning), console)
+    for warning in result.warnings:
+        show_warning(warning, console)
 
 
-def _input_fact(one: Values) -> str:
+def _input_fact(checked: CheckedMedia) -> str:
     """Return what one input holds."""
-    if one["input"] == "files":
-        return read_fact(one)
-    kind = "frame" if one["frames"] else "tile"
-    parts = counted(int(number_in(one, f"{kind}s")), kind)
-    return f"{one['input']} made here: {one['width']} x {one['height']}, {parts}"
+    media = checked.media
+    if checked.input == "files":
+        return read_fact(media)
+    parts = counted(media.frames, "frame") if media.frames else counted(media.tiles, "tile")
+    return f"{checked.input} made here: {media.width} x {media.height}, {parts}"
 
 
-def _rows(checked: Values, key: str) -> Sequence[Values]:
-    return cast("Sequence[Values]", list_in(checked, key))
+def _groups(cases: Sequence[CheckedCase]) -> list[list[CheckedCase]]:
+    """Return the cases of each row of the table, in the order of input, cut and batch."""
+    groups: dict[tuple[str, str], dict[str, list[CheckedCase]]] = {}
+    for case in cases:
+        by_batch = groups.setdefault((case.input, case.cut), {})
+        by_batch.setdefault(case.prompts, []).append(case)
+    return [row for by_batch in groups.values() for row in by_batch.values()]
 
 
-def _batch(one: Values) -> tuple[object, object]:
-    return one["input"], one["prompts"]
-
-
-def _groups(checked: Values) -> list[list[Values]]:
-    """Return the cases of each row, in the order of input, cut and batch."""
-    groups: dict[tuple[object, ...], list[Values]] = {}
-    cells = _rows(checked, "cells")
-    for key in dict.fromkeys((cell["input"], cell["cut"]) for cell in cells):
-        for cell in cells:
-            if (cell["input"], cell["cut"]) == key:
-                groups.setdefault((*key, cell["prompts"]), []).append(cell)
-    return list(groups.values())
-
-
-def _reasons(checked: Values) -> list[tuple[str, str, list[str]]]:
+def _reasons(cases: Sequence[CheckedCase]) -> list[tuple[str, str, list[str]]]:
     """Return outcome and reason of the cases that have one, with the places that share them."""
-    cells = _rows(checked, "cells")
-    by_reason: dict[tuple[str, str], list[Values]] = {}
-    for cell in sorted(cells, key=lambda one: one["outcome"] == "DIFFERS"):
-        if cell["reason"]:
-            by_reason.setdefault((str(cell["outcome"]), str(cell["reason"])), []).append(cell)
-    return [(*key, _places(some, cells)) for key, some in by_reason.items()]
+    by_reason: dict[tuple[str, str], list[CheckedCase]] = {}
+    for case in sorted(cases, key=lambda case: case.outcome == "DIFFERS"):
+        if case.reason:
+            by_reason.setdefault((case.outcome, case.reason), []).append(case)
+    return [(*key, _places(alike, cases)) for key, alike in by_reason.items()]
 
 
-def _places(some: Sequence[Values], cells: Sequence[Values]) -> list[str]:
+def _places(alike: Sequence[CheckedCase], cases: Sequence[CheckedCase]) -> list[str]:
     """Return where some of the cases are; all cases of an input and a cut are one place."""
     places: list[str] = []
-    for key in dict.fromkeys((cell["input"], cell["cut"]) for cell in some):
-        alike = [cell for cell in some if (cell["input"], cell["cut"]) == key]
-        if len(alike) == sum((cell["input"], cell["cut"]) == key for cell in cells):
-            places.append(f"{key[0]}, {key[1]}")
+    totals = Counter((case.input, case.cut) for case in cases)
+    counts = Counter((case.input, case.cut) for case in alike)
+    for (name, cut), count in counts.items():
+        if count == totals[name, cut]:
+            places.append(f"{name}, {cut}")
         else:
-            places += [f"{key[0]}, {key[1]}, {one['prompts']}, {one['cache']}" for one in alike]
+            places += [f"{name}, {cut}, {case.prompts}, {case.cache}"
+                       for case in alike if (case.input, case.cut) == (name, cut)]  # fmt: skip
     return places
 
 
-def _number(value: object) -> str:
-    return f"{value:.1e}" if isinstance(value, float) else MISSING
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1e}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
-from typing import cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -11,23 +12,21 @@ from rich.text import Text
 from vtprune.cli.console.facts import model_fact, read_fact
 from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, counted_in, dict_in, duration, list_in, number_in, si
-from vtprune.inference.wording import PAYS, with_options
+from vtprune.cli.console.values import duration, si
+from vtprune.inference.wording import PAYS
+
+if TYPE_CHECKING:
+    from vtprune.evaluation.comparison import Comparison, ComparisonRow
 
 WIDE = 110  # columns of a terminal from which on answers have room in the table
 MEASURED = ("prefill", "first token", "realised")
 
 
-def show_comparison(comparison: Values, console: Console) -> None:
-    """Print the rows of a comparison; where the terminal is narrow, their answers after them.
-
-    Args:
-        comparison: `Comparison.to_dict()`.
-        console: where to.
-    """
-    rows = cast("list[Values]", list_in(comparison, "rows"))
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the rows of a comparison; on a narrow terminal, their answers below the table."""
+    rows = comparison.rows
     wide = console.width >= WIDE
-    parts = _parts(comparison, rows)
+    parts = _parts(comparison)
     table = plain_table()
     for heading in ("", "cuts at"):
         table.add_column(heading, overflow="fold")
@@ -36,34 +35,33 @@ def show_comparison(comparison: Values, console: Console) -> None:
         table.add_column(heading, justify="right", overflow="fold")
     if wide:
         table.add_column("answer", overflow="fold", ratio=1)
-    for (first, keep), group in groupby(rows, key=lambda row: (row is rows[0], row["keep"])):
-        if not first:
+    for (is_first, keep), group in groupby(rows, key=lambda row: (row is rows[0], row.keep)):
+        if not is_first:
             table.add_row()
             table.add_row(Text("own keeps" if keep is None else f"keep {keep:g}", "bold"))
         for row in group:
-            cells = [Text(_cell(row, rows[0], part)) for part in parts]
-            said = [_answer(row)] if wide else []
-            style = "dim" if row["role"] == "baseline" else ""
-            inward = "  " if row["role"] == "baseline" and row.get("beside") else ""
-            name = Text(inward + _name(row))
-            table.add_row(name, Text(_places(row, wide)), *cells, *said, style=style)
+            figures = [Text(_figure(row, rows[0], part)) for part in parts]
+            answer = [_answer(row)] if wide else []
+            is_baseline = row.role == "baseline"
+            name = Text(("  " if is_baseline and row.beside else "") + printable(row.name))
+            table.add_row(name, Text(_places(row, wide)), *figures, *answer,
+                          style="dim" if is_baseline else "")  # fmt: skip
     print_fitted(table, console)
     if not wide:
         console.print()
-        for (label, answer), names in _by_answer(rows).items():
+        for (label, text), names in _by_answer(rows).items():
             lines = labelled()
-            lines.add_row(label, Text(answer, "bold" if label == "answer" else "yellow"))
+            lines.add_row(label, Text(text, "bold" if label == "answer" else "yellow"))
             lines.add_row("", Text("; ".join(names), "dim"))
             console.print(lines)
 
 
-def show_notes(comparison: Values, console: Console) -> None:
+def show_notes(comparison: Comparison, console: Console) -> None:
     """Print what was read by which model, how to read the table, and whether pruning pays."""
-    rows = cast("list[Values]", list_in(comparison, "rows"))
-    pairs = comparison["pairs"]
+    rows, pairs = comparison.rows, comparison.pairs
     lines = labelled()
-    lines.add_row("read", Text(read_fact(dict_in(comparison, "input"))))
-    lines.add_row("model", Text(model_fact(dict_in(comparison, "model"), kernel=False)))
+    lines.add_row("read", Text(read_fact(comparison.input)))
+    lines.add_row("model", Text(model_fact(comparison.model, kernel=False)))
     lines.add_row("table", "kept: tokens after each cut; mean: kept fraction over the layers")
     flops = "vision, FLOPs: of tower and prefill" if _vision(rows) else "FLOPs: of the prefill"
     lines.add_row("", f"{flops}, relative to the unpruned model's")
@@ -75,96 +73,102 @@ def show_notes(comparison: Values, console: Console) -> None:
             lines.add_row("", Text(verdict, "yellow"))
     console.print()
     console.print(lines)
-    for one in list_in(comparison, "warnings"):
-        show_warning(str(one), console)
+    for warning in comparison.warnings:
+        show_warning(warning, console)
 
 
-def _parts(comparison: Values, rows: list[Values]) -> list[str]:
-    """Return the columns of figures."""
-    parts = ["kept", "mean", *(["vision"] if _vision(rows) else []), "FLOPs"]
-    return [*parts, *(MEASURED if comparison["pairs"] else ()), "same"]
+def _parts(comparison: Comparison) -> list[str]:
+    """Return the headings of the columns of figures."""
+    parts = ["kept", "mean", *(["vision"] if _vision(comparison.rows) else []), "FLOPs"]
+    return [*parts, *(MEASURED if comparison.pairs else ()), "same"]
 
 
-def _vision(rows: list[Values]) -> bool:
+def _vision(rows: Sequence[ComparisonRow]) -> bool:
     """Return whether some row spares the vision tower work."""
-    return len({number_in(dict_in(row, "flops"), "vision") for row in rows if "flops" in row}) > 1
+    return len({row.flops.vision for row in rows if row.flops}) > 1
 
 
-def _name(row: Values) -> str:
-    method = row["method"]
-    name = with_options(str(method), dict_in(row, "options")) if method else None
-    return printable(str(name or dict_in(row, "preset").get("name")))
-
-
-def _places(row: Values, named: bool) -> str:
+def _places(row: ComparisonRow, named: bool) -> str:
     """ "2 (ecl), 12 (horizon)": the layers that were cut at, with the names that they had."""
-    stages = cast("list[Values]", list_in(dict_in(row, "tokens"), "stages"))
-    if "error" in row:
-        return str(row["at"])
+    if row.tokens is None:
+        return row.at
     places = []
-    for stage in stages:
-        at, layer = str(stage["at"]), str(stage["layer"])
-        plain = at in (layer, "input", "pixels")
-        places.append(at if plain else f"{layer} ({at})" if named else layer)
+    for stage in row.tokens.stages:
+        layer = str(stage.layer)
+        if stage.at in (layer, "input", "pixels"):
+            places.append(stage.at)
+        else:
+            places.append(f"{layer} ({stage.at})" if named else layer)
     return ", ".join(places)
 
 
-def _cell(row: Values, base: Values, part: str) -> str:
-    """Return one figure: of the unpruned row as it is, of every other relative to that."""
-    if "error" in row:
+def _figure(row: ComparisonRow, unpruned: ComparisonRow, part: str) -> str:
+    """Return one figure of a row: the unpruned row's as it is, all others' relative to that.
+
+    Args:
+        part: the heading of its column; "-" stands where there is no figure.
+    """
+    if row.tokens is None:
         return "-"
-    tokens, compare = dict_in(row, "tokens"), dict_in(row, "compare")
     if part == "kept":
-        stages = cast("list[Values]", list_in(tokens, "stages"))
-        left = [stage["after"] for stage in stages] or [tokens["kept_after"]]
-        return ", ".join(f"{count:,}" for count in left)
+        counts = [stage.after for stage in row.tokens.stages] or [row.tokens.kept_after]
+        return ", ".join(f"{count:,}" for count in counts)
     if part == "mean":
-        return f"{number_in(tokens, 'keep_mean'):.1%}"
+        return f"{row.tokens.keep_mean:.1%}"
     if part == "same":
-        return "yes" if row["same_answer"] else "no"
+        return "yes" if row.same_answer else "no"
     if part in ("vision", "FLOPs"):
-        key = "vision" if part == "vision" else "prefill"
-        flops, unpruned = (counted_in(dict_in(one, "flops"), key) for one in (row, base))
-        if flops is None or unpruned is None:
+        flops, of_unpruned = _flops(row, part), _flops(unpruned, part)
+        if flops is None or of_unpruned is None:
             return "-"
-        if row is base:
+        if row is unpruned:
             return si(flops).strip()
-        return f"{flops / unpruned:.1%}" if unpruned else "-"
-    if part == "realised":
-        if row is base:
-            return ""
-        realised = counted_in(compare, "realised_fraction")
-        return "-" if realised is None else f"{realised:.0%}"
+        return f"{flops / of_unpruned:.1%}" if of_unpruned else "-"
+    if part == "realised" and row is unpruned:
+        return ""
     key = part.replace(" ", "_")
-    if row is base:
-        return duration(number_in(dict_in(row, "seconds"), key))
-    return f"{number_in(compare, f'{key}_speedup'):.2f} x"
+    if row is unpruned:
+        return "-" if row.seconds is None else duration(row.seconds[key])
+    if row.compare is None:
+        return "-"
+    if part == "realised":
+        share = row.compare.realised_fraction
+        return "-" if share is None else f"{share:.0%}"
+    return f"{row.compare.speedup(key):.2f} x"
 
 
-def _answer(row: Values) -> Text:
-    if "error" in row:
-        return Text(printable(str(row["error"])), "yellow")
-    return Text(printable(str(row["answer"])))
+def _flops(row: ComparisonRow, part: str) -> float | None:
+    """Return the FLOPs of the vision tower or of the prefill; None where they are not counted."""
+    if row.flops is None:
+        return None
+    return row.flops.vision if part == "vision" else row.flops.prefill
 
 
-def _by_answer(rows: list[Values]) -> dict[tuple[str, str], list[str]]:
+def _answer(row: ComparisonRow) -> Text:
+    """Return the answer of a row, or why it has none."""
+    if row.error is not None:
+        return Text(printable(row.error), "yellow")
+    return Text(printable(row.answer or ""))
+
+
+def _by_answer(rows: Sequence[ComparisonRow]) -> dict[tuple[str, str], list[str]]:
     """Return every answer, and every reason for none, once, with its label and its rows."""
-    given: dict[tuple[str, str], list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        who = _name(row)
-        if row["role"] != "unpruned":
-            who += f" at {_places(row, named=False)}"
-            who += "" if row["keep"] is None else f", keep {row['keep']:g}"
-        label = "not run" if "error" in row else "answer"
-        given.setdefault((label, str(_answer(row))), []).append(who)
-    return given
+        name = printable(row.name)
+        if row.role != "unpruned":
+            name += f" at {_places(row, named=False)}"
+            name += "" if row.keep is None else f", keep {row.keep:g}"
+        label = "answer" if row.error is None else "not run"
+        names.setdefault((label, str(_answer(row))), []).append(name)
+    return names
 
 
-def _verdict(rows: list[Values]) -> str:
+def _verdict(rows: Sequence[ComparisonRow]) -> str:
     """Return that pruning does not pay, where it does in no row that was asked for."""
-    compared = [dict_in(row, "compare") for row in rows if row["role"] == "asked"]
+    compared = [row.compare for row in rows if row.role == "asked" and row.compare]
     best = {
-        part: max((number_in(one, f"{part}_speedup") for one in compared if one), default=PAYS)
+        part: max((compare.speedup(part) for compare in compared), default=PAYS)
         for part in ("prefill", "total")
     }
     if best["prefill"] < PAYS:

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import os
 from itertools import groupby
-from typing import cast
+from typing import TYPE_CHECKING
 
 from vtprune.cli.console.terminal import printable
-from vtprune.cli.console.values import Values, duration, list_in, number_in, si
+from vtprune.cli.console.values import duration, si
 from vtprune.inference.wording import counted
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def asked_fact(source: Values) -> str:
-    """How many questions, and about how many files."""
-    questions, files = (int(number_in(source, what)) for what in ("questions", "files"))
+    from vtprune.inference.report import InputInfo, ModelInfo
+
+
+def asked_fact(questions: int, files: int) -> str:
+    """Return how many questions were asked, and about how many files."""
     return f"{counted(questions, 'question')} about {counted(files, 'file')}"
 
 
-def read_fact(source: Values) -> str:
-    """The files, and what was looked at of them."""
-    files = _file_names([str(file) for file in list_in(source, "files")])
+def read_fact(media: InputInfo) -> str:
+    """Return the files, and how much of them was read."""
+    files = _file_names(media.files)
     names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    parts = [f"{names}: {source['modality']}"]
-    if len(list_in(source, "files")) == 1:
-        parts[0] += f" {source['width']} x {source['height']}"
-    if source["duration"]:
-        parts.append(duration(number_in(source, "duration")))
-    if source["frames"]:
-        parts.append(_frames(source))
-    tiles = number_in(source, "tiles")
-    if tiles > 1:
-        parts.append(f"{tiles:.0f} tiles")
-    return f"{', '.join(parts)} ({source['decoder']})"
+    parts = [f"{names}: {media.modality}"]
+    if len(media.files) == 1:
+        parts[0] += f" {media.width} x {media.height}"
+    if media.duration:
+        parts.append(duration(media.duration))
+    if media.frames:
+        parts.append(_frames(media))
+    if media.tiles > 1:
+        parts.append(f"{media.tiles} tiles")
+    return f"{', '.join(parts)} ({media.decoder})"
 
 
-def _file_names(files: list[str]) -> list[str]:
-    """The names of files without their folders; of the pages of one file its name once."""
+def _file_names(files: Sequence[str]) -> list[str]:
+    """Return the files' names without their folders; of the pages of one file its name once."""
     names: list[str] = []
     for path, group in groupby(files, lambda file: file.partition("#page=")[0]):
         pages = [file.partition("#page=")[2] for file in group]
@@ -48,28 +51,25 @@ def _file_names(files: list[str]) -> list[str]:
     return names
 
 
-def model_fact(model: Values, kernel: bool = True) -> str:
-    """A model's name and size, and what it runs on.
+def model_fact(model: ModelInfo, kernel: bool = True) -> str:
+    """Return a model's name and size, and what it runs on.
 
     Args:
-        kernel: say which attention kernel, too.
+        kernel: name the attention kernel, too.
     """
-    parameters = si(number_in(model, "parameters")).replace("G", "B").strip()  # a billion
-    name = printable(str(model["name"]))
-    if "adapter" in model:
-        name += f" with {printable(str(model['adapter']))}"
-    told = (
-        f"{name}: {parameters} parameters, {model['layers']} layers, "
-        f"{model['device']}, {model['dtype']}"
-    )
-    return f"{told}, {model['attention']}" if kernel else told
+    parameters = si(model.parameters).replace("G", "B").strip()  # a billion
+    name = printable(model.name)
+    if model.adapter is not None:
+        name += f" with {printable(model.adapter)}"
+    text = f"{name}: {parameters} parameters, {model.layers} layers, {model.device}, {model.dtype}"
+    return f"{text}, {model.attention}" if kernel else text
 
 
-def _frames(source: Values) -> str:
-    """How many frames, and where they are where that is one clip."""
-    told = f"{source['frames']} frame{'s' if source['frames'] != 1 else ''}"
-    times = [f"{time:.1f}" for time in cast("list[float]", source["timestamps"])]
-    if len(list_in(source, "files")) > 1 or not times:
-        return told
-    shown = ", ".join(times) if len(times) <= 3 else f"{times[0]}, {times[1]} ... {times[-1]}"
-    return f"{told} at {shown} s"
+def _frames(media: InputInfo) -> str:
+    """Return how many frames were read and, of a single file, at which times."""
+    text = f"{media.frames} frame{'s' if media.frames != 1 else ''}"
+    times = [f"{time:.1f}" for time in media.timestamps]
+    if len(media.files) > 1 or not times:
+        return text
+    listed = ", ".join(times) if len(times) <= 3 else f"{times[0]}, {times[1]} ... {times[-1]}"
+    return f"{text} at {listed} s"

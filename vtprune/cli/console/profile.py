@@ -72,7 +72,7 @@ def _facts(profile: Profile) -> Table:
     """Which model, on which input, where, and how it was measured."""
     prompt, machine = profile.input, profile.machine
     lines = labelled()
-    lines.add_row("model", Text(model_fact(profile.model.to_dict())))
+    lines.add_row("model", Text(model_fact(profile.model)))
     tokens = f"{prompt.visual_tokens:,} visual tokens, {prompt.text_tokens:,} of text"
     lines.add_row("input", Text(f"{_media(prompt)}: {tokens}"))
     where = counted(machine.threads, "thread") if machine.threads else machine.device
@@ -88,7 +88,7 @@ def _facts(profile: Profile) -> Table:
 def _media(prompt: PromptInfo) -> str:
     """The files that were read, or the pixels that were drawn at random."""
     if prompt.decoder != "none":
-        return read_fact(prompt.to_dict())
+        return read_fact(prompt)
     size = f"{prompt.width} x {prompt.height}"
     if prompt.frames:
         return f"a video of {size}, {prompt.frames} frames"

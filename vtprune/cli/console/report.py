@@ -58,8 +58,8 @@ def render(report: Report, console: Console, before: Report | None = None) -> No
 def _facts(report: Report) -> Table:
     """What was read, by which model, cut by what."""
     lines = labelled()
-    lines.add_row("read", Text(read_fact(report.input.to_dict())))
-    lines.add_row("model", Text(model_fact(report.model.to_dict())))
+    lines.add_row("read", Text(read_fact(report.input)))
+    lines.add_row("model", Text(model_fact(report.model)))
     label, name = _what_ran(report.preset, report.tokens)
     lines.add_row(label, Text(f"{name}{_asked(report.preset)}, seed {report.preset.seed}"))
     return lines

@@ -1,37 +1,8 @@
-"""Values of a result by name, and numbers with three digits at the scale that they have."""
+"""Numbers with three digits at the scale that they have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-Values = Mapping[str, object]
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def dict_in(values: Values, key: str) -> Values:
-    """Return a mapping; an empty one where it is missing."""
-    value = values.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def list_in(values: Values, key: str) -> Sequence[object]:
-    """Return a list; an empty one where it is missing."""
-    value = values.get(key)
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-def counted_in(values: Values, key: str) -> float | None:
-    """Return a number that a model may lack, such as its FLOPs; None where it is not counted."""
-    return None if values[key] is None else number_in(values, key)
-
-
-def number_in(values: Values, key: str) -> float:
-    """Return a number that must be there.
-
-    Raises:
-        KeyError, TypeError: it is missing, or not a number.
-    """
-    return float(values[key])  # type: ignore[arg-type]
 
 
 def left_of(left: float, total: float, unit: str) -> str:

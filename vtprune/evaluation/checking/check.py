@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune import __version__
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
@@ -29,10 +28,11 @@ from vtprune.evaluation.checking.result import (
     REFUSED,
     STRICTEST,
     CheckedCase,
+    CheckedMedia,
     CheckResult,
     Noise,
 )
-from vtprune.inference.measuring import describe_input, describe_model
+from vtprune.inference.measuring import describe_input, describe_model, describe_versions
 from vtprune.inference.out_of_memory import FEWER, as_memory_error, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device
 from vtprune.models.transformers_messages import quiet
@@ -93,13 +93,11 @@ def check(
     Raises:
         ModelError: the unpruned model can't answer these prompts, or does not fit in memory.
     """
-    import transformers
-
     started = time.perf_counter()
     warnings = [*loaded.warnings]
     noise: list[Noise] = []
-    cells: list[CheckedCase] = []
-    inputs: list[dict[str, object]] = []
+    cases: list[CheckedCase] = []
+    inputs: list[CheckedMedia] = []
     total = 2 * len(checked_inputs) * (1 + len(cuts) * len(CACHES))
     done = 0
 
@@ -113,27 +111,23 @@ def check(
         for checked_input in checked_inputs:
             batches = make_batches(loaded, checked_input)
             read, decoders = checked_input.first.read, checked_input.first.decoders
-            facts = describe_input(read, decoders, batches[0].rows[0]).to_dict()
-            inputs.append({"input": checked_input.name, **facts})
+            media = describe_input(read, decoders, batches[0].rows[0])
+            inputs.append(CheckedMedia(checked_input.name, media))
             warnings += checked_input.first.warnings
             for batch in batches:
                 unpruned = run_unpruned(loaded, batch)
                 noise.append(unpruned.noise)
                 show()
-                for cell in check_batch(unpruned, cuts):
-                    cells.append(cell)
+                for case in check_batch(unpruned, cuts):
+                    cases.append(case)
                     show()
     return CheckResult(
-        model=describe_model(loaded).to_dict(),
-        version={
-            "vtprune": __version__,
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        model=describe_model(loaded),
+        version=describe_versions(),
         inputs=inputs,
         steps=STEPS,
         noise=noise,
-        cells=cells,
+        cases=cases,
         seconds=time.perf_counter() - started,
         warnings=tuple(dict.fromkeys(warnings)),
     )
@@ -150,7 +144,7 @@ def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
     kernel, other = kernel_of(model), other_kernel(model)
     try:
         with attention_kernel(model, other):
-            again = oracle.generate(
+            other_logits = oracle.generate(
                 model, batch.tensors, length, tokens, cache_implementation=DYNAMIC
             )[1]
         source = f"{kernel}, {other}"
@@ -159,11 +153,11 @@ def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
             raise
         doubled = batch_on_device(loaded, (*batch.rows, *batch.rows))
         forced = torch.cat([tokens, tokens])
-        again = oracle.generate(model, doubled, length, forced, cache_implementation=DYNAMIC)[1][
-            : len(tokens)
-        ]
+        other_logits = oracle.generate(
+            model, doubled, length, forced, cache_implementation=DYNAMIC
+        )[1][: len(tokens)]
         source = "batch sizes"
-    measured = float(largest(again.float().cpu(), logits).max())
+    measured = float(largest(other_logits.float().cpu(), logits).max())
     step = torch.finfo(model.dtype).eps * float(logits[logits.isfinite()].abs().max())
     factor = FACTORS.get(str(model.dtype).removeprefix("torch."), STRICTEST)
     noise = Noise(batch.input, batch.prompts, source, measured, step, factor)
@@ -185,28 +179,28 @@ def check_case(
     batch, limit = unpruned.batch, unpruned.noise.limit
     core = cut.core and batch.prompts == "one" and cache == DYNAMIC
 
-    def cell(outcome: str, reason: str = "", **values: object) -> CheckedCase:
+    def case(outcome: str, reason: str = "", **values: object) -> CheckedCase:
         named = {"input": batch.input, "prompts": batch.prompts, "cut": cut.name, "cache": cache}
         return CheckedCase(**named, core=core, outcome=outcome, reason=reason, **values)  # type: ignore[arg-type]
 
     try:
         trace, logits = run_pruned(unpruned, cut, cache, encoded)
     except VtpruneError as error:
-        return cell(REFUSED, error.message)
+        return case(REFUSED, error.message)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if fails_unpruned(unpruned, cache):
-            return cell(REFUSED, f"the unpruned model fails with a {cache} cache too: {said}")
-        return cell(DIFFERS, f"the pruned model fails: {said}")
+            return case(REFUSED, f"the unpruned model fails with a {cache} cache too: {failure}")
+        return case(DIFFERS, f"the pruned model fails: {failure}")
     if any(any(record.merged) for record in trace.stages):
-        return cell(REFUSED, "dropped tokens were merged into kept ones, which no mask can do")
+        return case(REFUSED, "dropped tokens were merged into kept ones, which no mask can do")
     drops = oracle.dropped(trace)
     if not any(columns for _, rows in drops for columns in rows):
-        return cell(NO_CUT, "nothing of this input can be dropped there")
+        return case(NO_CUT, "nothing of this input can be dropped there")
     if text := count_text(unpruned, drops):
-        return cell(DIFFERS, f"{text} tokens that are no visual ones were dropped")
+        return case(DIFFERS, f"{text} tokens that are no visual ones were dropped")
     try:
         masked = unpruned.mask(drops)
         effect = float(largest(masked, unpruned.logits).max())
@@ -221,8 +215,8 @@ def check_case(
                 f"the cut changes the logits by {effect:.1e}, less than the limit of {limit:.1e}"
             )
     except VtpruneError as error:
-        return cell(REFUSED, error.message)
-    return cell(
+        return case(REFUSED, error.message)
+    return case(
         outcome,
         reason,
         differences=tuple(differences.tolist()),

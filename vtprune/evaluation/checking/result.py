@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from vtprune.inference.report import InputInfo, ModelInfo, Versions
 from vtprune.inference.wording import counted
 
 FACTORS = {"float32": 20.0, "float16": 8.0, "bfloat16": 4.0}
@@ -95,6 +96,23 @@ class CheckedCase:
 
 
 @dataclass(frozen=True)
+class CheckedMedia:
+    """The media of one input.
+
+    Args:
+        input: as of CheckedBatch.
+        media: as in a report.
+    """
+
+    input: str
+    media: InputInfo
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {"input": self.input, **self.media.to_dict()}
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """A check of one model.
 
@@ -103,26 +121,26 @@ class CheckResult:
         inputs: one for every input: its media.
         steps: decoded tokens that were compared, after the prompt.
         noise: one for every input and batch.
-        cells: the cases, in the order in which they ran.
+        cases: in the order in which they ran.
         warnings: what to know before believing a figure.
     """
 
-    model: Mapping[str, object]
-    version: Mapping[str, str]
-    inputs: Sequence[Mapping[str, object]]
+    model: ModelInfo
+    version: Versions
+    inputs: Sequence[CheckedMedia]
     steps: int
     noise: Sequence[Noise]
-    cells: Sequence[CheckedCase]
+    cases: Sequence[CheckedCase]
     seconds: float
     warnings: Sequence[str] = field(default=())
 
     @property
     def verdict(self) -> str:
         """ "equal", "different", or "not proven"."""
-        if any(cell.outcome == DIFFERS for cell in self.cells):
+        if any(case.outcome == DIFFERS for case in self.cases):
             return "different"
-        core = [cell for cell in self.cells if cell.core]
-        return "equal" if core and all(one.outcome == EQUAL for one in core) else "not proven"
+        core = [case for case in self.cases if case.core]
+        return "equal" if core and all(case.outcome == EQUAL for case in core) else "not proven"
 
     @property
     def proven(self) -> bool:
@@ -130,22 +148,22 @@ class CheckResult:
 
     def claim(self) -> str:
         """Return the verdict in a sentence."""
-        compared = [cell for cell in self.cells if cell.difference is not None]
+        compared = [case for case in self.cases if case.difference is not None]
         if self.verdict == "different":
-            wrong = [cell for cell in self.cells if cell.outcome == DIFFERS]
-            failed = [cell for cell in wrong if cell.difference is None]
+            wrong = [case for case in self.cases if case.outcome == DIFFERS]
+            failed = [case for case in wrong if case.difference is None]
             total = counted(len(compared) + len(failed), "case")
             return (
                 f"pruned does not equal masked in {len(wrong)} of {total}; the first is "
                 f"{wrong[0].place}: {wrong[0].reason}"
             )
         if self.verdict == "not proven":
-            cell = next((one for one in self.cells if one.core and one.outcome != EQUAL), None)
-            if cell is None:
+            missing = [case for case in self.cases if case.core and case.outcome != EQUAL]
+            if not missing:
                 return "nothing was compared"
-            return f"not proven: {cell.place}: {cell.reason}"
-        same = [cell for cell in compared if cell.outcome == EQUAL]
-        worst = max(same, key=lambda cell: (cell.difference or 0) / (cell.limit or 1))
+            return f"not proven: {missing[0].place}: {missing[0].reason}"
+        same = [case for case in compared if case.outcome == EQUAL]
+        worst = max(same, key=lambda case: (case.difference or 0) / (case.limit or 1))
         return (
             f"pruned equals masked in {len(same)} of {counted(len(compared), 'case')}: differences "
             f"are up to {(worst.difference or 0) / (worst.limit or 1):.0%} of their limits"
@@ -158,7 +176,7 @@ class CheckResult:
                 "pruned does not equal masked with this model on this machine",
                 "don't rely on pruned answers here, and report what --json prints (docs/check.md)",
             )
-        if any(cell.core and cell.outcome == BLIND for cell in self.cells):
+        if any(case.core and case.outcome == BLIND for case in self.cases):
             hint = "check with --dtype float32, or cut more with a lower --keep"
         else:
             hint = "the table says why; docs/check.md says what can be done"
@@ -169,14 +187,15 @@ class CheckResult:
         return {
             "verdict": self.verdict,
             "claim": self.claim(),
-            "model": dict(self.model),
-            "version": dict(self.version),
-            "inputs": [dict(one) for one in self.inputs],
+            "model": self.model.to_dict(),
+            "version": self.version.to_dict(),
+            "inputs": [media.to_dict() for media in self.inputs],
             "steps": self.steps,
             "noise": [
-                {**asdict(one), "value": one.value, "limit": one.limit} for one in self.noise
+                {**asdict(noise), "value": noise.value, "limit": noise.limit}
+                for noise in self.noise
             ],
-            "cells": [{**asdict(one), "difference": one.difference} for one in self.cells],
+            "cells": [{**asdict(case), "difference": case.difference} for case in self.cases],
             "seconds": self.seconds,
             "warnings": list(self.warnings),
         }
