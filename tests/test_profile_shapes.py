@@ -184,7 +184,7 @@ def test_a_shallow_model_has_every_kind_of_layer(name: str) -> None:
 
 def test_layers_beyond_the_first_use_their_weights_where_memory_is_short() -> None:
     config = tiny.config("llava")
-    model = build_random(config, torch.device("cpu"), torch.float32, own_layers=1)
+    model = build_random(config, torch.device("cpu"), torch.float32, distinct_layers=1)
     layers = model.get_decoder().layers
     assert layers[5].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
     assert count_weights(layers) == count_weights(layers[0])

@@ -40,7 +40,7 @@ Moment = object
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """A first token and a few more, of one row.
+    """A run that generates a first token and STEPS more.
 
     Args:
         row: whose input it is, and whose cuts.
@@ -164,9 +164,9 @@ class ModelRunner:
         if prompt not in self.tensors:
             self.tensors[prompt] = to_device(self.loaded, prompt.inputs.tensors)
             self.features[prompt] = {}
-        # What goes before the vision tower gives it another input, of which nothing is kept.
-        thinned = run.has_cuts and run.row.encoded
-        features = {} if thinned else self.features[prompt]
+        # Tokens dropped before the vision tower give it another input: its features aren't cached.
+        drops_pixels = run.has_cuts and run.row.encoded
+        features = {} if drops_pixels else self.features[prompt]
         clock = LayerClock(model.device)
         with ExitStack() as stack:
             if self.short:
@@ -356,11 +356,11 @@ def time_head(model: PreTrainedModel, tokens: int, long: float) -> tuple[float, 
 
         return median(time_runs(multiply, weight.device, 4)[1:])
 
-    end, own = prompt[:, -1:], prompt.new_zeros(1, 1, weight.shape[1])
+    end, alone = prompt[:, -1:], prompt.new_zeros(1, 1, weight.shape[1])
     expected = seconds(end, some) * len(weight) / some
     if expected > long:
-        return expected, seconds(own, some) * len(weight) / some
-    return seconds(end, len(weight)), seconds(own, len(weight))
+        return expected, seconds(alone, some) * len(weight) / some
+    return seconds(end, len(weight)), seconds(alone, len(weight))
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ class LayerTime:
 
 @dataclass
 class LayerClock:
-    """Notes when layers start and end.
+    """A clock for the layers of a model, without hooks and without stopping a GPU.
 
     Args:
         device: that the layers run on.

@@ -283,11 +283,11 @@ def warn_of_passes(unpruned: RowFigures) -> list[str]:
 def warn_of_rows(rows: Sequence[RowFigures]) -> list[str]:
     """Return which rows' times contradict what is known, or were measured in different ways."""
     warnings, prefill = [], [one.times.typical.prefill for one in rows if one.times]
-    for number, less in enumerate(rows):
-        more = next((at for at in reversed(range(number)) if rows[at].same_way(less)), None)
-        if more is not None and prefill[number] > prefill[more]:
+    for number, row in enumerate(rows):
+        larger = next((at for at in reversed(range(number)) if rows[at].same_way(row)), None)
+        if larger is not None and prefill[number] > prefill[larger]:
             warnings.append(
-                f"{less.row.name} was measured slower than {rows[more].row.name}, which keeps "
+                f"{row.row.name} was measured slower than {rows[larger].row.name}, which keeps "
                 "more: they differ by less than the noise"
             )
     above = [one.row.name for one in rows if one.above_roofline]

@@ -1,4 +1,4 @@
-"""What a profiled model is given: media of a size or files, prepared, and where tokens sit."""
+"""The inputs of a profile: media of a size or from files, prepared, and their token layout."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def make_source(media: ProfiledMedia) -> Source:
 
 @dataclass(frozen=True, eq=False)
 class ProfiledPrompt:
-    """One input of the model, as it really is.
+    """One prepared input of the model.
 
     Args:
         gathered: the media, resized.
@@ -149,7 +149,7 @@ class ProfiledPrompt:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for inputs that cost the same everywhere."""
+        """A key that is equal for inputs that cost the same everywhere."""
         pixels = sorted(
             (name, tuple(value.shape))
             for name, value in self.inputs.tensors.items()
@@ -213,12 +213,12 @@ class ProfiledPrompts:
             sampling = replace(sampling, max_tiles=self.sampling.max_tiles)
         key = (sampling, preset)
         if key not in self.known:
-            made = make_prompt(self.loaded, self.media, sampling, self.text_tokens, preset,
+            prompt = make_prompt(self.loaded, self.media, sampling, self.text_tokens, preset,
                               self.limits, self.on_progress, larger)  # fmt: skip
-            same = next((one for one in self.distinct if one.key == made.key), None)
+            same = next((one for one in self.distinct if one.key == prompt.key), None)
             if same is None:
-                self.distinct.append(made)
-            self.known[key] = same or made
+                self.distinct.append(prompt)
+            self.known[key] = same or prompt
         return self.known[key]
 
     @property
@@ -334,15 +334,15 @@ def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]
         keep[run] = True
         keep[drop] = False
     columns = keep.nonzero().squeeze(1)
-    more = max(0, -surplus)
+    missing = max(0, -surplus)
     tensors = {}
     for name, value in inputs.tensors.items():
         if value.shape == ids.shape:
             value = value[:, columns]
-            value = torch.cat([value, value[:, -1:].expand(-1, more)], dim=1)
+            value = torch.cat([value, value[:, -1:].expand(-1, missing)], dim=1)
         tensors[name] = value
-    if more:
-        tensors["input_ids"][:, -more:] = word
+    if missing:
+        tensors["input_ids"][:, -missing:] = word
     return replace(inputs, tensors=tensors), wanted + max(0, surplus)
 
 

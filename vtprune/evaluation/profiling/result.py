@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -272,8 +273,8 @@ def count_tokens(row: PlannedRow, answer_tokens: int) -> TokenCounts:
         if cut.modality != "all":
             left[cut.modality] = cut.after
     if row.cuts and row.cuts[-1].modality == "all":
-        present = [name for name in MODALITIES if left[name]]
-        left = {name: kept if len(present) == 1 else left[name] for name in present}
+        modalities = [name for name in MODALITIES if left[name]]
+        left = {name: kept if len(modalities) == 1 else left[name] for name in modalities}
     return TokenCounts(
         visual=trace.before()[0],
         text=row.prompt.text,
@@ -296,6 +297,9 @@ def count_tokens(row: PlannedRow, answer_tokens: int) -> TokenCounts:
         by_frame=[],
         by_tile=[],
     )
+
+
+PREFILL, FIRST_TOKEN = attrgetter("prefill"), attrgetter("first_token")
 
 
 class RowFigures:
@@ -342,7 +346,7 @@ class RowFigures:
     @property
     def above_roofline(self) -> bool:
         """Whether every pass was faster than the machine's ceilings allow."""
-        return min(self.speedups(prefill_of)) > self.limit
+        return min(self.speedups(PREFILL)) > self.limit
 
     def same_way(self, other: RowFigures) -> bool:
         """Whether both are keeps that were asked for, pruned in the same way."""
@@ -381,7 +385,7 @@ class RowFigures:
             times=times,
             answer_tokens=self.answer_tokens,
             speedup=median(gains) if gains else self.total_of(unpruned) / self.total_of(times),
-            prefill_speedup=median(self.speedups(prefill_of)) if self.times else self.limit,
+            prefill_speedup=median(self.speedups(PREFILL)) if self.times else self.limit,
             predicted=self.predicted,
             roofline=self.limit,
             frames=amount.frames,
@@ -440,7 +444,7 @@ class RowFigures:
         assert self.unpruned_times is not None
         unpruned = self.seconds(self.unpruned_times.typical)
         prefill, first_token, total = (
-            self.speedups(part) for part in (prefill_of, first_token_of, self.total_of)
+            self.speedups(part) for part in (PREFILL, FIRST_TOKEN, self.total_of)
         )
         return MeasuredSpeedups(
             **vars(predicted),
@@ -459,14 +463,6 @@ class RowFigures:
             total_spread=[min(total), max(total)],
             realised_fraction=median(prefill) / self.predicted,
         )
-
-
-def prefill_of(one: PassTimes) -> float:
-    return one.prefill
-
-
-def first_token_of(one: PassTimes) -> float:
-    return one.first_token
 
 
 def row_name(row: PlannedRow) -> RowName:
@@ -489,7 +485,7 @@ def failed_row(row: PlannedRow, measurement: Measurement | None) -> FailedRow:
 
 def media_amount(prompt: ProfiledPrompt) -> MediaAmount:
     return MediaAmount(
-        frames=sum(len(item.index) for item in prompt.gathered.items if item.timestamps),
+        frames=prompt.frames,
         tiles=max(prompt.inputs.tiles, default=0),
         visual_tokens=len(prompt.layout),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vtprune.evaluation.profiling.model_runs import PlannedRun, RunTimes, cut_layers
+from vtprune.evaluation.profiling.model_runs import LayerTime, PlannedRun, RunTimes, cut_layers
 from vtprune.evaluation.profiling.rows import PlannedRow
 from vtprune.evaluation.profiling.shapes import layer_kinds
 from vtprune.inference.report import Block
@@ -175,11 +175,11 @@ class LayerSamples:
 
 
 def medians(samples: Iterable[tuple[str, int, float]]) -> dict[tuple[str, int], float]:
-    """Return the median of each kind of layer at each count."""
-    found: dict[tuple[str, int], list[float]] = {}
+    """Return the median seconds of each kind of layer at each count of tokens."""
+    by_key: dict[tuple[str, int], list[float]] = {}
     for kind, tokens, seconds in samples:
-        found.setdefault((kind, tokens), []).append(seconds)
-    return {key: median(seconds) for key, seconds in found.items()}
+        by_key.setdefault((kind, tokens), []).append(seconds)
+    return {key: median(seconds) for key, seconds in by_key.items()}
 
 
 class LayerSums:
@@ -200,24 +200,28 @@ class LayerSums:
         head: tuple[float, float],
     ) -> None:
         self.model, self.vision, self.head = model, vision, head
-        self.runs = [one for done in passes for one in done]
+        self.runs = [run for runs in passes for run in runs]
         self.kinds = layer_kinds(model.config)
-        self.own_kinds = list(dict.fromkeys(self.kinds))
+        self.distinct_kinds = list(dict.fromkeys(self.kinds))
         self.borrowed: list[PlannedRow] = []
         """Rows for which choosing was timed in another one."""
-        shape = model.shape
-        cached = model.cache_bytes_per_token
-        self.prefill, self.decode = (
-            LayerSamples(work, [
-                [(self.own_kinds[one.layer % len(self.own_kinds)], one.tokens, one.seconds)
-                 for _, times in done for one in getattr(times, layers)]
-                for done in passes
-            ])
-            for layers, work in (
-                ("layers", lambda tokens: cost.layer_flops(shape, tokens, tokens)),
-                ("decode_layers", lambda keys: model.weights.layer + cached * keys),
-            )
+        shape, cached = model.shape, model.cache_bytes_per_token
+        self.prefill = LayerSamples(
+            lambda tokens: cost.layer_flops(shape, tokens, tokens),
+            [[sample for _, times in runs for sample in self.samples(times.layers)]
+             for runs in passes],
         )  # fmt: skip
+        self.decode = LayerSamples(
+            lambda keys: model.weights.layer + cached * keys,
+            [[sample for _, times in runs for sample in self.samples(times.decode_layers)]
+             for runs in passes],
+        )  # fmt: skip
+
+    def samples(self, layers: Sequence[LayerTime]) -> Iterator[tuple[str, int, float]]:
+        """Yield the kind, the tokens and the seconds of timed layers."""
+        for timed in layers:
+            kind = self.distinct_kinds[timed.layer % len(self.distinct_kinds)]
+            yield kind, timed.tokens, timed.seconds
 
     def row_times(self, row: PlannedRow, source: PlannedRow) -> RowTimes:
         """Return a row's seconds with all layers.
@@ -251,13 +255,13 @@ class LayerSums:
 
     def runs_like(self, row: PlannedRow) -> list[tuple[PlannedRun, RunTimes]]:
         """Return a row's runs; else those of one that the same methods cut; else of any alike."""
-        complete = [one for one in self.runs if one[0].has_cuts]
-        own = [one for one in complete if one[0].row.key == row.key]
-        same = [one for one in complete if methods_of(one[0].row) == methods_of(row)]
-        if row.model_cuts and not same:
+        complete = [run for run in self.runs if run[0].has_cuts]
+        same_row = [run for run in complete if run[0].row.key == row.key]
+        same_methods = [run for run in complete if methods_of(run[0].row) == methods_of(row)]
+        if row.model_cuts and not same_methods:
             self.borrowed.append(row)
-        other = [one for one in complete if bool(one[0].row.model_cuts) == bool(row.model_cuts)]
-        return own or same or other or complete or self.runs
+        alike = [run for run in complete if bool(run[0].row.model_cuts) == bool(row.model_cuts)]
+        return same_row or same_methods or alike or complete or self.runs
 
     def how(self, row: PlannedRow, source: PlannedRow, counts: Sequence[int]) -> str:
         """Return how a row's seconds were measured."""
@@ -269,10 +273,10 @@ class LayerSums:
 
     def tower_seconds(self, row: PlannedRow, source: PlannedRow) -> float:
         """Return the seconds of the whole vision tower, scaled to the row's input."""
-        own = [times.vision for run, times in self.runs
+        encoded = [times.vision for run, times in self.runs
                if source.encoded and run.has_cuts and run.row.key == source.key]  # fmt: skip
-        timed = source if own else replace(source, encoded=None)
-        seconds = median(own) if own else self.vision[source.prompt]
+        timed = source if encoded else replace(source, encoded=None)
+        seconds = median(encoded) if encoded else self.vision[source.prompt]
         work = self.model.vision_flops(timed.prompt.inputs, timed.trace)
         if not work:  # not known
             return seconds * len(row.prompt.layout) / len(source.prompt.layout)
@@ -287,7 +291,7 @@ class LayerSums:
             return row.visual
         cuts = cut_layers(row)
         return tuple(
-            times.visual[len(self.own_kinds) * sum(cut <= layer for cut in cuts)]
+            times.visual[len(self.distinct_kinds) * sum(cut <= layer for cut in cuts)]
             for layer in range(len(self.kinds))
         )
 

@@ -98,7 +98,7 @@ class PlannedRow:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for rows that are cut alike."""
+        """A key that is equal for rows that are cut alike."""
         every = len(self.prompt.layout)
         cuts = tuple(
             replace(

@@ -266,7 +266,7 @@ def build_random(
     device: torch.device,
     dtype: torch.dtype,
     attention: str | None = None,
-    own_layers: int | None = None,
+    distinct_layers: int | None = None,
 ) -> PreTrainedModel:
     """Return a model with random weights: as fast, and as large, as one that was trained.
 
@@ -274,14 +274,15 @@ def build_random(
     take minutes; those of norms are 1, biases 0.
 
     Args:
-        own_layers: decoder layers after so many use the weights of the first ones again.
+        distinct_layers: decoder layers with weights of their own, which the others share; None is
+            all.
     """
     config = copy.deepcopy(config)
     config.dtype = dtype
     model = build_skeleton(config, attention)
     layers = model.get_decoder().layers  # type: ignore[union-attr]
-    for number in range(own_layers or len(layers), len(layers)):
-        share_weights(layers[number], layers[number % (own_layers or 1)])
+    for number in range(distinct_layers or len(layers), len(layers)):
+        share_weights(layers[number], layers[number % (distinct_layers or 1)])
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(BLOCK, generator=generator) * SCALE).to(device, dtype)
     filled: dict[int, nn.Parameter] = {}

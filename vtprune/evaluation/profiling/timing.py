@@ -81,8 +81,8 @@ def measure(
     """
     fits = how == "auto" and fits_memory(model, rows) and fits_time(model, rows, budget)
     whole = how == "whole" or fits
-    config, own = (model.config, None) if whole else short_config(model, rows)
-    built = build_random(config, model.device, model.dtype, model.attention, own)
+    config, distinct_layers = (model.config, None) if whole else short_config(model, rows)
+    built = build_random(config, model.device, model.dtype, model.attention, distinct_layers)
     structure = find_structure(model.loaded.model)
     towers = tower_paths(structure.inner, structure.decoder)
     loaded = replace(model.loaded, model=built)
