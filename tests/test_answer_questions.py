@@ -332,7 +332,7 @@ def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None
     monkeypatch.setattr(
         "vtprune.models.devices.find_spec", lambda name: name == "accelerate" or None
     )
-    with pytest.raises(ModelError, match="4bit weights needs the package bitsandbytes"):
+    with pytest.raises(ModelError, match="loading 4bit weights needs the package bitsandbytes"):
         load(str(checkpoints("llava_onevision")), quantize="4bit")
 
 
@@ -341,7 +341,7 @@ def test_what_a_package_is_missing_for_is_said(checkpoints, monkeypatch) -> None
     [
         ({"quantize": "3bit"}, "quantize '3bit' is not known|needs the package accelerate"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
-        ({"device": "cuda:99"}, "there is none"),
+        ({"device": "cuda:99"}, "this machine has no such device"),
         ({"dtype": "int3"}, "dtype 'int3' is not known"),
         ({"attention": "no_such_kernel"}, "no_such_kernel|can't be loaded"),
     ],

@@ -331,7 +331,7 @@ def test_keep_one_fits_every_preset() -> None:
 @pytest.mark.parametrize("where", ["top", "image", "video"])
 def test_two_stages_without_a_keep_are_refused(where: str) -> None:
     stages = {"stages": [{"at": 2, "method": "entropy"}, {"at": 9, "method": "random"}]}
-    with pytest.raises(PresetError, match=r"the stages at 2 and 9 .*at most one can be free"):
+    with pytest.raises(PresetError, match=r"the stages at 2 and 9 .*at most one stage can take"):
         load_preset(stages if where == "top" else {where: stages})
 
 
@@ -428,7 +428,7 @@ def test_all_faults_are_shown_at_once_with_their_lines(tmp_path: Path) -> None:
         12: "norm: rows is not a value of method entropy",
         13: "states: keys is not a value of method entropy",
         14: "method entropy has no option 'nrom'",
-        15: "keep 0 drops every token",
+        15: "keep 0 drops every visual token",
         16: "per: page is not one of all, frame, tile",
         18: "frames and fps exclude each other",
         21: "at: middle is not a place",
@@ -442,9 +442,11 @@ def test_all_faults_are_shown_at_once_with_their_lines(tmp_path: Path) -> None:
 def test_only_a_method_that_drops_all_takes_a_keep_of_zero_and_it_takes_no_other() -> None:
     preset = load_preset({"stages": [{"at": 2, "method": "vtw", "keep": 0}]})
     assert preset.stages_for("image")[0].keep == 0
-    with pytest.raises(PresetError, match="keep 0 drops every token, which only vtw may"):
+    with pytest.raises(PresetError, match="keep 0 drops every visual token, which only vtw may do"):
         load_preset({"stages": [{"at": 2, "method": "random", "keep": 0}]})
-    with pytest.raises(PresetError, match="vtw drops every token: its keep is 0, or none"):
+    with pytest.raises(
+        PresetError, match="vtw drops every visual token: leave keep out, or set it to 0"
+    ):
         load_preset({"stages": [{"at": 2, "method": "vtw", "keep": 0.1}]})
 
 

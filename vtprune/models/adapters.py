@@ -19,7 +19,7 @@ from vtprune.models.devices import need
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB_ID = r"[\w.-]+/[\w.-]+"
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LEAVE_OUT = "leave it out: adapters that change weights alone, such as LoRA, can be used"
 # What PEFT changes beside weights, by its own names for the kinds of adapters (0.21).

@@ -39,7 +39,7 @@ def find_device(name: str) -> torch.device:
     if kind == "cuda" and available and device.index is not None:
         available = device.index < torch.cuda.device_count()
     if not available:
-        raise ModelError(f"device {name}: there is none on this machine", "use --device auto")
+        raise ModelError(f"device {name}: this machine has no such device", "use --device auto")
     return device
 
 
@@ -75,7 +75,7 @@ def loading_options(device: str, quantize: str | None) -> dict[str, object]:
             raise ModelError(
                 f"quantize {quantize!r} is not known", f"one of {', '.join(QUANTIZED)}"
             )
-        need("bitsandbytes", f"{quantize} weights", "pip install bitsandbytes")
+        need("bitsandbytes", f"loading {quantize} weights", "pip install bitsandbytes")
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True})

@@ -320,7 +320,10 @@ def find_checkpoint(name: str | None) -> str:
                     f"{name}: an adapter, where a model is needed",
                     "give its base model's directory",
                 )
-            raise ModelError(f"{name}: no config.json in this directory", "give a checkpoint's own")
+            raise ModelError(
+                f"{name}: no config.json in this directory",
+                "give the directory of a checkpoint: config.json, tokenizer files and weights",
+            )
         return name
     resolved = hub_id_of(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -177,6 +177,6 @@ def stage_faults(stage: Mapping[Any, Any], place: Place) -> Iterator[Fault]:
             yield (*place, key), f"{error.message} ({error.hint})"
     keep = stage.get("keep")
     if keep == 0 and not isinstance(keep, bool) and not method.drops_all:
-        yield (*place, "keep"), "keep 0 drops every token, which only vtw may"
+        yield (*place, "keep"), "keep 0 drops every visual token, which only vtw may do"
     if keep and method.drops_all:
-        yield (*place, "keep"), f"{name} drops every token: its keep is 0, or none"
+        yield (*place, "keep"), f"{name} drops every visual token: leave keep out, or set it to 0"

@@ -193,7 +193,8 @@ class Preset:
         if len(free) > 1:
             raise PresetError(
                 f"{self.label}: the stages at {free[0].at} and {free[1].at} "
-                f"({modality}) both have no keep; at most one can be free",
+                f"({modality}) both have no keep; at most one stage can take the rest of the "
+                "budget",
                 f"give the stage at {free[1].at} a keep of its own",
             )
         if keep is not None and keep < 1 and not free:
