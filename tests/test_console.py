@@ -316,7 +316,7 @@ def test_every_method_is_one_line_and_its_details_name_its_options() -> None:
         details = shown(lambda one, to, name=name: console.show_method(name, one, "", to), method)
         assert details.startswith(f"{name}: {method.summary}")
         for option in method.options:
-            assert f"(default {option.shown(option.default)})" in details
+            assert f"(default {option.format_value(option.default)})" in details
             assert f"\n{option.name} " in details
 
 

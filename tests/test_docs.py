@@ -98,7 +98,7 @@ def test_every_method_has_a_row_with_its_place_options_and_paper(name: str) -> N
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
     assert f"`{method.at}`" in row
     assert all(f"`{option.name}`" in row for option in method.options)
-    assert all(f"**{option.shown(option.default)}**" in row for option in method.options)
+    assert all(f"**{option.format_value(option.default)}**" in row for option in method.options)
     assert method.summary in row
     assert (method.paper or "baseline") in row
 

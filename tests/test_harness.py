@@ -33,8 +33,8 @@ from vtprune.serving.harness.conversation import (
     user,
     window,
 )
-from vtprune.serving.harness.requests import Asked as Request
 from vtprune.serving.harness.requests import Round, batches, conversation, read_chat, read_simple
+from vtprune.serving.harness.requests import TaskRequest as Request
 from vtprune.serving.harness.settings import Settings
 
 ROOT = Path(__file__).parents[1]

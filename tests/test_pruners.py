@@ -17,7 +17,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.preset.spec import check_place
 from vtprune.pruners import (
     METHODS,
-    Option,
+    MethodOption,
     check_options,
     create,
     find_method,
@@ -101,7 +101,7 @@ def test_a_docstring_says_what_a_reader_asks_in_this_order(name: str) -> None:
     options = text[found[-1] :]
     for option in METHODS[name].options:
         assert f"{option.name}: " in options
-        default = f'"{option.default}"' if option.choices else option.shown(option.default)
+        default = f'"{option.default}"' if option.choices else option.format_value(option.default)
         assert f"{default} (default)" in options
         assert all(f'"{choice}"' in options for choice in option.choices)
 
@@ -142,7 +142,7 @@ def test_the_registry_knows_which_methods_read_the_question(name: str) -> None:
         assert reads_question(name, options) == reads, options
 
 
-NUMBER = Option("share", 0.25, (), "of something", 0, 1)
+NUMBER = MethodOption("share", 0.25, (), "of something", 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,11 @@ def test_what_is_no_number_within_the_bounds_is_none(value: object) -> None:
 
 
 def test_a_number_without_bounds_is_any_finite_one() -> None:
-    free = Option("shift", 0.0, (), "by how much")
+    free = MethodOption("shift", 0.0, (), "by how much")
     assert free.check("-1e300") == -1e300
     assert free.check("inf") is None
     assert (NUMBER.values, free.values) == ("a number from 0 to 1", "a number")
-    assert NUMBER.shown(0.25) == "0.25"
+    assert NUMBER.format_value(0.25) == "0.25"
 
 
 @pytest.mark.parametrize("value", ["-1", "256", "some", "nan"])

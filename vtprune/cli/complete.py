@@ -48,7 +48,7 @@ def method_options(ctx: click.Context) -> list[str]:
         f"{option.name}={choice}"
         for method in [METHODS[name] for name in given if name in METHODS] or METHODS.values()
         for option in method.options
-        for choice in option.choices or [option.shown(option.default)]
+        for choice in option.choices or [option.format_value(option.default)]
     ]
 
 

@@ -8,13 +8,15 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
 
 from vtprune.errors import PresetError, brief, quote
-from vtprune.pruners.entry import Method, Option, Value
+from vtprune.pruners.entry import Method, MethodOption, Value
 
 if TYPE_CHECKING:
     from vtprune.pruners.base import Pruner, UnitPruner
     from vtprune.tokens.schedule import CutProfile
 
-COMPARED = Option("states", "hidden", ("hidden", "query", "key", "value"), "states to compare")
+COMPARED = MethodOption(
+    "states", "hidden", ("hidden", "query", "key", "value"), "states to compare"
+)
 
 METHODS: dict[str, Method] = {
     "entropy": Method(
@@ -23,9 +25,9 @@ METHODS: dict[str, Method] = {
         summary="states that differ most across attention heads",
         paper="EntropyPrune, arXiv 2602.17196",
         options=(
-            Option("norm", "none", ("none", "row"),
+            MethodOption("norm", "none", ("none", "row"),
                    "none: as the authors run it; row: each head's row scaled to unit length"),
-            Option("states", "query", ("query", "key", "value", "hidden"), "states to score"),
+            MethodOption("states", "query", ("query", "key", "value", "hidden"), "states to score"),
         ),
     ),
     "divprune": Method(
@@ -41,8 +43,9 @@ METHODS: dict[str, Method] = {
         summary="tokens farthest apart in state, time and place",
         paper="this project; the choice is DivPrune's, arXiv 2503.02175",
         options=(
-            Option("time", 1.0, (), "weight of time, where the states' cosine has weight 1", 0, 4),
-            Option("space", 0.1, (), "weight of rows and columns", 0, 4),
+            MethodOption("time", 1.0, (),
+                         "weight of time, where the states' cosine has weight 1", 0, 4),
+            MethodOption("space", 0.1, (), "weight of rows and columns", 0, 4),
             COMPARED,
         ),
         schedule="vtprune.pruners.spread:schedule",
@@ -53,9 +56,9 @@ METHODS: dict[str, Method] = {
         summary="tokens least similar to a few pivot tokens",
         paper="DART, arXiv 2502.11494",
         options=(
-            Option("visual_pivots", "4", ("1", "2", "4", "8", "16"),
+            MethodOption("visual_pivots", "4", ("1", "2", "4", "8", "16"),
                    "number of visual tokens as pivots"),
-            Option("text_pivots", "4", ("0", "1", "2", "4", "8", "16"),
+            MethodOption("text_pivots", "4", ("0", "1", "2", "4", "8", "16"),
                    "number of text tokens as pivots; 0: question-blind"),
         ),
         reads_question=True,
@@ -67,7 +70,8 @@ METHODS: dict[str, Method] = {
         summary="diverse tokens that match the question",
         paper="CDPruner, arXiv 2506.10967",
         options=(
-            Option("relevance", "text", ("text", "none"), "none: diversity alone, question-blind"),
+            MethodOption("relevance", "text", ("text", "none"),
+                         "none: diversity alone, question-blind"),
         ),
         reads_question=True,
         blind=("relevance", "none"),
@@ -95,9 +99,9 @@ METHODS: dict[str, Method] = {
         summary="tokens question words attend to; rest clustered",
         paper="SparseVLM, arXiv 2410.04417",
         options=(
-            Option("ratio", "budget", ("budget", "rank"),
+            MethodOption("ratio", "budget", ("budget", "rank"),
                    "rank: fewer than the budget where the attention's rank is low"),
-            Option("recycle", "clusters", ("clusters", "none"),
+            MethodOption("recycle", "clusters", ("clusters", "none"),
                    "clusters: merge the best of the dropped tokens into a few"),
         ),
         exact=False,
@@ -111,7 +115,7 @@ METHODS: dict[str, Method] = {
         summary="tokens the vision tower attends to; rest merged",
         paper="VisionZip, arXiv 2412.04467",
         options=(
-            Option("contextual", "10/64", ("10/64", "20/64", "32/64", "none"),
+            MethodOption("contextual", "10/64", ("10/64", "20/64", "32/64", "none"),
                    "share of the budget for merged tokens"),
         ),
     ),
@@ -128,7 +132,7 @@ METHODS: dict[str, Method] = {
         summary="static runs merged over time, cluster centres",
         paper="HoliTom, arXiv 2505.21334",
         options=(
-            Option("similar", "budget", ("budget",),
+            MethodOption("similar", "budget", ("budget",),
                    "cosine above which a token repeats the one in the frame before; budget: 0.65 "
                    "up to keep 0.1, 0.8 above", 0, 1),
         ),
@@ -147,7 +151,7 @@ METHODS: dict[str, Method] = {
         summary="frames and tiles that others don't predict",
         paper="baseline; for patches: PixelPrune",
         options=(
-            Option("tolerance", 2.0, (),
+            MethodOption("tolerance", 2.0, (),
                    "largest mean difference, in levels of 255, of any 16 x 16 block of a dropped "
                    "frame or tile; 0: only bit-identical ones", 0, 255),
         ),
@@ -229,7 +233,7 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
     return {option.name: values.get(option.name, option.default) for option in method.options}
 
 
-def _choose_from(option: Option) -> str:
+def _choose_from(option: MethodOption) -> str:
     if not option.takes_number:
         return f"choose from {', '.join(option.choices)}"
     return f"give {option.values}"

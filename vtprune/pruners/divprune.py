@@ -52,7 +52,7 @@ def choose_farthest(rows: torch.Tensor, budget: Budget, method: str) -> Selectio
         method: whose states they are, for an error's sake.
 
     Raises:
-        PruningError: states that are not finite.
+        ModelError: states that are not finite.
     """
     index = choose_in_groups(rows, budget, lambda part, _, count: farthest_first(part, count))
     check_finite(rows, method)

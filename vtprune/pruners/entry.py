@@ -13,7 +13,7 @@ Value = str | float
 
 
 @dataclass(frozen=True)
-class Option:
+class MethodOption:
     """One option of a method: its values and what it is for.
 
     Args:
@@ -44,7 +44,7 @@ class Option:
         """Whether a number is one of its values."""
         return not self.choices or self.low is not None or self.high is not None
 
-    def shown(self, value: Value) -> str:
+    def format_value(self, value: Value) -> str:
         """Return a value as a preset or a command line has it."""
         return value if isinstance(value, str) else f"{value:g}"
 
@@ -90,7 +90,7 @@ class Method:
     at: str
     summary: str
     paper: str = ""
-    options: tuple[Option, ...] = ()
+    options: tuple[MethodOption, ...] = ()
     drops_all: bool = False
     exact: bool = True
     lowest: int = 0

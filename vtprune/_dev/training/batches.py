@@ -20,7 +20,7 @@ SUFFIX = "<|im_end|><|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchShape:
     """What a batch holds: pictures of (height, width), or clips of `num_frames` frames of one tile.
 
     `questions` is the number of questions a scene, `length` the tokens each is padded to.
@@ -38,17 +38,17 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("one of several", 112, 112, 1, 16, 12, 16),
-        Layout("picture", 112, 112, 1, 16, 12, 16),
-        Layout("picture 2x2", 224, 224, 1, 8, 12, 16),
-        Layout("picture 1x2", 112, 224, 1, 12, 12, 16),
-        Layout("picture 2x1", 224, 112, 1, 12, 12, 16),
-        Layout("picture 3x3", 336, 336, 1, 4, 12, 16),
-        Layout("picture 200x180", 200, 180, 1, 8, 12, 16),
-        Layout("picture 260x320", 260, 320, 1, 4, 12, 16),
-        Layout("clip 8", 112, 112, 8, 16, 8, 24),
-        Layout("clip 16", 112, 112, 16, 8, 8, 24),
-        Layout("clip 32", 112, 112, 32, 4, 8, 24),
+        BatchShape("one of several", 112, 112, 1, 16, 12, 16),
+        BatchShape("picture", 112, 112, 1, 16, 12, 16),
+        BatchShape("picture 2x2", 224, 224, 1, 8, 12, 16),
+        BatchShape("picture 1x2", 112, 224, 1, 12, 12, 16),
+        BatchShape("picture 2x1", 224, 112, 1, 12, 12, 16),
+        BatchShape("picture 3x3", 336, 336, 1, 4, 12, 16),
+        BatchShape("picture 200x180", 200, 180, 1, 8, 12, 16),
+        BatchShape("picture 260x320", 260, 320, 1, 4, 12, 16),
+        BatchShape("clip 8", 112, 112, 8, 16, 8, 24),
+        BatchShape("clip 16", 112, 112, 16, 8, 8, 24),
+        BatchShape("clip 32", 112, 112, 32, 4, 8, 24),
     )
 }
 # From which step on, how often each layout comes, and the most things in a picture and in a clip.
@@ -180,7 +180,7 @@ class Batch:
     and `marks` (B, N, 5) are the hints at the questions' tokens and at the first N visual tokens.
     """
 
-    layout: Layout
+    layout: BatchShape
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -249,7 +249,9 @@ def _halve_colour(frames: Frame) -> Frame:
     return np.clip(grey[..., None] + colour + 0.5, 0, 255).astype(np.uint8)
 
 
-def make_scene(split: str, seed: int, index: int, layout: Layout, most: tuple[int, int]) -> Scene:
+def make_scene(
+    split: str, seed: int, index: int, layout: BatchShape, most: tuple[int, int]
+) -> Scene:
     if layout.num_frames > 1:
         return make_clip(
             split,
@@ -267,7 +269,7 @@ def make_batch(
     split: str,
     seed: int,
     number: int,
-    layout: Layout,
+    layout: BatchShape,
     most: tuple[int, int] = (7, 4),
     emphasis: Emphasis | None = None,
     share: tuple[int, int] = (0, 1),

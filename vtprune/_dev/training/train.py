@@ -134,7 +134,7 @@ def dev_accuracy(
     }
 
 
-class Run:
+class TrainingRun:
     """The training on questions: what it has reached, one step of it, and the file it resumes from.
 
     Args:
@@ -258,7 +258,7 @@ class Run:
 
 def train(model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace) -> None:
     """Train everything on questions; the best averaged weights go to `snapshot/`."""
-    run = Run(model, args)
+    run = TrainingRun(model, args)
     first = ranks()[0] == 0
     losses: dict[str, list[float]] = defaultdict(list)
     told: dict[str, list[float]] = {}

@@ -49,7 +49,7 @@ def show_method(name: str, method: Method, explanation: str, console: Console) -
     console.print(Text("\noptions" if method.options else "\nno options", "dim"))
     lines = labelled(label=label)
     for option in method.options:
-        values = f"{option.values} (default {option.shown(option.default)})"
+        values = f"{option.values} (default {option.format_value(option.default)})"
         lines.add_row(option.name, Text.assemble(values, (f"  {option.help}", "dim")))
     console.print(lines)
     text = explanation.partition("\n")[2].rpartition("\nOptions:")[0].strip()

@@ -25,9 +25,9 @@ from vtprune.inference.generate import Generation
 from vtprune.serving.harness.asking import Answer, Asker, naming, until
 from vtprune.serving.harness.conversation import Conversation, Message, interleave
 from vtprune.serving.harness.requests import (
-    Asked,
     Document,
     Options,
+    TaskRequest,
     batches,
     media_of,
     read_chat,
@@ -87,7 +87,7 @@ class Model(lmms):
     def document(self, task: str, split: str, number: int) -> Document:
         return self.task_dict[task][split][number]
 
-    def read(self, request: Instance) -> Asked:
+    def read(self, request: Instance) -> TaskRequest:
         """One request of generation."""
         raise NotImplementedError
 
@@ -150,7 +150,9 @@ class Model(lmms):
 
     # -- how -------------------------------------------------------------------------------------
 
-    def answer(self, asked: Sequence[Asked], conversations: Sequence[Conversation]) -> list[Answer]:
+    def answer(
+        self, asked: Sequence[TaskRequest], conversations: Sequence[Conversation]
+    ) -> list[Answer]:
         """The answers to a batch that is generated alike."""
         name = asked[0].name if len(asked) == 1 else f"{asked[0].name} to {asked[-1].name}"
         with naming(name):
@@ -222,7 +224,7 @@ class ChatModel(Model):
 
     is_simple = False
 
-    def read(self, request: Instance) -> Asked:
+    def read(self, request: Instance) -> TaskRequest:
         return read_chat(request.args, self.document)
 
 
@@ -231,7 +233,7 @@ class SimpleModel(Model):
 
     is_simple = True
 
-    def read(self, request: Instance) -> Asked:
+    def read(self, request: Instance) -> TaskRequest:
         return read_simple(request.args, self.document)
 
 

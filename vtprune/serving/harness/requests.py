@@ -37,7 +37,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskRequest:
     """One request.
 
     Args:
@@ -63,7 +63,7 @@ class Asked:
         return found
 
 
-def read_chat(arguments: Sequence[object], find: Find) -> Asked:
+def read_chat(arguments: Sequence[object], find: Find) -> TaskRequest:
     """A request of a task as conversations.
 
     Args:
@@ -83,10 +83,10 @@ def read_chat(arguments: Sequence[object], find: Find) -> Asked:
             return Round(None, None, answers)
         return Round(conversation(found[0]), found[3], answers)
 
-    return Asked(f"{task} {number}", _options(options), rounds)
+    return TaskRequest(f"{task} {number}", _options(options), rounds)
 
 
-def read_simple(arguments: Sequence[object], find: Find) -> Asked:
+def read_simple(arguments: Sequence[object], find: Find) -> TaskRequest:
     """A request of a task as a text and its media.
 
     Args:
@@ -111,7 +111,7 @@ def read_simple(arguments: Sequence[object], find: Find) -> Asked:
             return Round(None, note, list(answers))
         return Round([interleave(text, [guess(one) for one in media or ()])], note, list(answers))
 
-    return Asked(f"{task} {number}", _options(options), rounds)
+    return TaskRequest(f"{task} {number}", _options(options), rounds)
 
 
 def media_of(show: object, document: Document) -> list[Shown]:
@@ -146,7 +146,7 @@ def _options(options: object) -> Options:
     return options if isinstance(options, Mapping) else {}
 
 
-def batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
+def batches(asked: Sequence[TaskRequest], size: int) -> Iterator[list[int]]:
     """Numbers of requests that are generated alike, at most `size` of them."""
     alike: dict[str, list[int]] = {}
     for number, one in enumerate(asked):
