@@ -46,7 +46,7 @@ def check_choices(metric: str, asked: Sequence[Asked]) -> None:
     Raises:
         VtpruneError: with the first such question.
     """
-    bare = next((one for one in asked if not one.choices), None)
+    bare = next((question for question in asked if not question.choices), None)
     if metric == "choice" and bare is not None:
         raise VtpruneError(
             f"--metric choice, but {bare.question!r} about {bare.file.name} has no choices",
@@ -74,9 +74,9 @@ def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
 
 
 def listed_or_media(
-    inputs: Sequence[str], given: Sequence[str], limits: Limits
+    inputs: Sequence[str], questions: Sequence[str], limits: Limits
 ) -> tuple[list[Asked], str]:
-    """Return the questions of a list, or the given ones about every file, and their source's name.
+    """Return the questions of a list, or those given about every file, and their source's name.
 
     Raises:
         VtpruneError: a list that is not alone, or a file that can't be opened.
@@ -84,22 +84,22 @@ def listed_or_media(
     from vtprune.inference.questions_file import Asked, read_questions
     from vtprune.media import file_name, open_sources
 
-    lists = [one for one in inputs if one.lower().endswith((".jsonl", ".json"))]
+    lists = [name for name in inputs if name.lower().endswith((".jsonl", ".json"))]
     if lists:
-        if len(inputs) > 1 or given:
+        if len(inputs) > 1 or questions:
             raise VtpruneError(
                 f"{lists[0]} has its own files and questions", "give it alone, without MEDIA and -q"
             )
         asked, source = read_questions(lists[0]), Path(lists[0]).name
-    elif given:
-        questions = [read_question(one) for one in given]
-        asked = [Asked(Path(file_name(one)), question) for one in inputs for question in questions]
+    elif questions:
+        texts = [read_question(text) for text in questions]
+        asked = [Asked(Path(file_name(name)), text) for name in inputs for text in texts]
         source = f"{len(inputs)} files of one's own"
     else:
         raise click.UsageError(
             "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
         )
-    open_sources(dict.fromkeys(one.file for one in asked), limits)  # before a long load
+    open_sources(dict.fromkeys(question.file for question in asked), limits)  # before a long load
     return asked, source
 
 
@@ -133,7 +133,9 @@ def asked_questions(
             else read_questions(inputs[0])
         )
         asked = limit_questions(asked, flags.limit)
-        open_sources(dict.fromkeys(one.file for one in asked), limits)  # before a long load
+        open_sources(
+            dict.fromkeys(question.file for question in asked), limits
+        )  # before a long load
         check_choices(flags.metric, asked)
         yield asked
 
@@ -178,7 +180,7 @@ def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) 
         sampling=sampling_from(media, flags),
         generation=generation_from(flags, user, flags.max_new_tokens or LONGEST),
         limits=limits_from(flags),
-        score=lambda asked, given: score(asked.answer or "", given, asked.choices, metric),
+        score=lambda asked, answer: score(asked.answer or "", answer, asked.choices, metric),
         metric=metric,
     )
     if demo and metric == "auto":

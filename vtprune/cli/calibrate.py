@@ -79,7 +79,7 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     user = load_config()
     _check(flags)
     asked, source = listed_or_media(inputs, flags.question, limits_from(flags))
-    files: list[str | Path] = [*inputs, *(one.file for one in asked)]
+    files: list[str | Path] = [*inputs, *(question.file for question in asked)]
     check_saves(flags.saves, FORMATS, files, {"--propose-preset": flags.propose_preset})
     settings = CalibrationSettings(
         settings_from(flags, user, Preset()),
@@ -111,9 +111,9 @@ def _check(flags: Flags) -> None:
     from vtprune.preset import check_keep
     from vtprune.pruners import check_options, find_method
 
-    given = method_options(flags.option)
+    listed = method_options(flags.option)
     if flags.propose is None:
-        for option, value in (("--methods", flags.methods), ("-o", given),
+        for option, value in (("--methods", flags.methods), ("-o", listed),
                               ("--propose-preset", flags.propose_preset)):  # fmt: skip
             if value:
                 raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
@@ -121,7 +121,7 @@ def _check(flags: Flags) -> None:
     check_keep(flags.propose)
     for name in flags.methods:
         find_method(name)
-    for name, options in split_options(flags.methods or SELECTORS, given).items():
+    for name, options in split_options(flags.methods or SELECTORS, listed).items():
         check_options(name, options)
 
 

@@ -73,7 +73,7 @@ def evaluate(questions: str, flags: Flags) -> None:
     ):
         listed = variants_from(flags, user)
         variants = repeat_variants(listed, flags.seeds, flags.beside, flags.turns)
-        check_saves(flags.saves, SUFFIXES, list({one.file for one in asked}), others)
+        check_saves(flags.saves, SUFFIXES, list({question.file for question in asked}), others)
         settings = settings_from(flags, user, listed.media, is_demo(questions))
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)

@@ -42,9 +42,9 @@ def check_saves(
     """
     from vtprune.saving import check_target  # a hundredth of a second, which --help spares
 
-    targets = [*(("--save", path) for path in saves), *(others or {}).items()]
-    given = [(option, path) for option, path in targets if path is not None]
-    for option, path in given:
+    options = [*(("--save", path) for path in saves), *(others or {}).items()]
+    targets = [(option, path) for option, path in options if path is not None]
+    for option, path in targets:
         check_target(path, option)
         if os.path.exists(path) and any(
             os.path.exists(file) and os.path.samefile(path, file) for file in inputs
@@ -53,8 +53,8 @@ def check_saves(
                 f"{option} {path} would be written over a file that is asked about",
                 f"give {option} a name of its own",
             )
-    if len({os.path.realpath(path) for _, path in given}) < len(given):
-        places = ", ".join(f"{option} {path}" for option, path in given)
+    if len({os.path.realpath(path) for _, path in targets}) < len(targets):
+        places = ", ".join(f"{option} {path}" for option, path in targets)
         raise VtpruneError(f"two files in one place: {places}", "give each a name of its own")
     for path in saves:
         if path.suffix.lower() not in suffixes:

@@ -73,7 +73,7 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
         check_at(flags)
         plan = plan_tuning(asked, flags.floor, flags.keeps, flags.presets, flags.methods,
                            flags.seed or 0, flags.at, method_options(flags.option))  # fmt: skip
-        check_saves(flags.saves, FORMATS, list({one.file for one in asked}), others)
+        check_saves(flags.saves, FORMATS, list({question.file for question in asked}), others)
         settings = settings_from(flags, user, plan.listed.media, is_demo(inputs[0]))
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)

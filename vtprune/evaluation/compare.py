@@ -129,9 +129,9 @@ def run_comparison(
     greedy = (generation or Generation()).greedy
     sampling = sampling or sampling_of(listed.media)
     gathered = read_in_full(loaded, paths, sampling, limits or Limits(), on_progress)
-    again = partial(read_media, loaded, gathered.sources, sampling, limits=limits or Limits())
+    read_again = partial(read_media, loaded, gathered.sources, sampling, limits=limits or Limits())
     prompt = prepare_question(loaded, gathered, question, greedy)
-    rows = _Rows(loaded, prompt, again, question, sampling, greedy, on_progress)
+    rows = _Rows(loaded, prompt, read_again, question, sampling, greedy, on_progress)
     rows.answer_all([unpruned_variant(listed.seed), *listed.variants])
     notes = list(listed.notes)
     if repeats:
@@ -302,17 +302,18 @@ class _Rows:
         for variant in matched_baselines(row.variant, row.stages) if row.report else ():
             if variant.method == row.variant.method:
                 continue
-            same = next((one for one in self.rows
-                         if one.report and one.variant.method == variant.method
-                         and counts_after_cuts(one.stages) == variant.counts), None)  # fmt: skip
-            if same is None:
-                same = self.answer(variant)
-                if same.report and counts_after_cuts(same.stages) != variant.counts:
+            baseline = next((other for other in self.rows
+                             if other.report and other.variant.method == variant.method
+                             and counts_after_cuts(other.stages) == variant.counts),
+                            None)  # fmt: skip
+            if baseline is None:
+                baseline = self.answer(variant)
+                if baseline.report and counts_after_cuts(baseline.stages) != variant.counts:
                     message = f"{variant.method} can't be given the counts of {row.variant.name}"
-                    same = _Row(variant, error=ModelError(message))
-                self.rows.insert(place, same)
+                    baseline = _Row(variant, error=ModelError(message))
+                self.rows.insert(place, baseline)
                 place += 1
-            same.matches.append(row.variant.name)
+            baseline.matches.append(row.variant.name)
 
     def time_all(self, repeats: int) -> None:
         """Time every row in turn with the unpruned model, the vision tower included."""

@@ -44,14 +44,14 @@ def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
     the FLOPs predict; its matched baselines have its colour, the other baselines are grey.
     """
     series = collect_series(comparison)
-    lines = len(series) + sum(one.name == one.owner for one in series)
+    lines = len(series) + sum(line.name == line.owner for line in series)
     figure = new_figure(13, max(5, 0.2 * lines))
     axes = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
-    owners = list(dict.fromkeys(one.owner for one in series if one.owner))
+    owners = list(dict.fromkeys(line.owner for line in series if line.owner))
     colours = {owner: f"C{number % 10}" for number, owner in enumerate(owners)}
     for panel, panel_axes in axes.items():
-        for one in series:
-            draw_series(panel_axes, one, panel, colours.get(one.owner, GREY))
+        for line in series:
+            draw_series(panel_axes, line, panel, colours.get(line.owner, GREY))
         show_speed_ups(panel_axes, PANELS[panel])
     handles, labels = axes["prefill"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=SMALL)

@@ -112,11 +112,11 @@ def evaluate(
     damaged: dict[Path, DamagedError] = {}
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
         answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
-    files = len({one.file for one in asked}) - len(damaged)
+    files = len({question.file for question in asked}) - len(damaged)
     if damaged and not files:
         raise next(iter(damaged.values()))
     records = {
-        key: one for key, one in answers.records.items() if asked[key[0]].file not in damaged
+        key: record for key, record in answers.records.items() if asked[key[0]].file not in damaged
     }
     rows = make_rows(asked, variants, records)
     warnings = [*loaded.warnings, *notes, *_name_damaged(asked, damaged), *mixed_labels(asked),
@@ -124,9 +124,9 @@ def evaluate(
     return Evaluation(
         model=describe_model(loaded),
         rows=tuple(rows),
-        questions=sum(one.file not in damaged for one in asked),
+        questions=sum(question.file not in damaged for question in asked),
         files=files,
-        labelled=all(one.answer is not None for one in asked),
+        labelled=all(question.answer is not None for question in asked),
         warnings=tuple(dict.fromkeys(warnings)),
         version=describe_versions(),
     )
@@ -221,7 +221,7 @@ def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
 
 def _name_damaged(asked: Sequence[Asked], damaged: Mapping[Path, DamagedError]) -> list[str]:
     """Return a warning for each file that can't be decoded, whose questions are in no row."""
-    lost = {path: sum(one.file == path for one in asked) for path in damaged}
+    lost = {path: sum(question.file == path for question in asked) for path in damaged}
     notes = [
         f"{error.message}: {counted(lost[path], 'question')} left out"
         for path, error in list(damaged.items())[:MOST_DAMAGED]
@@ -238,7 +238,7 @@ def settings_head(
 ) -> Mapping[str, object]:
     """Return what two runs must have in common to share an answers file; variants may differ."""
     questions = [
-        [str(one.file.name), one.question, one.answer, one.choices, one.kind] for one in asked
+        [str(each.file.name), each.question, each.answer, each.choices, each.kind] for each in asked
     ]
     places = loaded.find_calibration()[0]
     return {

@@ -187,7 +187,9 @@ class AnswersFile:
     def add(self, records: list[Record]) -> None:
         """Keep the records of one question."""
         if self.file is not None:
-            self.append("\n".join(json.dumps(asdict(one), ensure_ascii=False) for one in records))
+            self.append(
+                "\n".join(json.dumps(asdict(record), ensure_ascii=False) for record in records)
+            )
         for record in records:
             self.records[record.question, record.cell] = record
 

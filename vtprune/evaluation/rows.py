@@ -56,10 +56,10 @@ class RowRecords:
         shared = sorted(set(self.questions) & set(other.questions))
         if not shared:
             return None
-        one, two = self.take(shared), other.take(shared)
-        if one.right is not None and two.right is not None:
-            return difference(one.right, two.right, one.files)
-        return difference(one.same, two.same, one.files)
+        ours, theirs = self.take(shared), other.take(shared)
+        if ours.right is not None and theirs.right is not None:
+            return difference(ours.right, theirs.right, ours.files)
+        return difference(ours.same, theirs.same, ours.files)
 
 
 def records_of(asked: Sequence[Asked], variants: Sequence[Variant], records: Records) -> RowRecords:
@@ -67,16 +67,18 @@ def records_of(asked: Sequence[Asked], variants: Sequence[Variant], records: Rec
     numbers, complete = [], []
     for number in range(len(asked)):
         of_seeds = [records.get((number, variant.key)) for variant in variants]
-        answered = [one for one in of_seeds if one is not None and not one.error]
+        answered = [record for record in of_seeds if record is not None and not record.error]
         if len(answered) == len(variants):
             numbers.append(number)
             complete.append(answered)
-    labelled = bool(complete) and all(one.score is not None for row in complete for one in row)
+    labelled = bool(complete) and all(
+        record.score is not None for of_seeds in complete for record in of_seeds
+    )
     return RowRecords(
         numbers,
         [str(asked[number].file) for number in numbers],
-        [mean(one.score or 0.0 for one in row) for row in complete] if labelled else None,
-        [mean(float(one.same) for one in row) for row in complete],
+        [mean(record.score or 0.0 for record in row) for row in complete] if labelled else None,
+        [mean(float(record.same) for record in row) for row in complete],
         complete,
     )
 
@@ -131,10 +133,10 @@ def compare_follow_ups(row: str, rows: Mapping[str, RowRecords]) -> FollowUps | 
     shared = sorted(set.intersection(*(set(rows[name].questions) for name in names)))
     if not shared:
         return None
-    taken = [rows[name].take(shared) for name in names]
-    if any(one.right is None for one in taken):
-        taken = [replace(one, right=None) for one in taken]
-    second, unpruned, fresh, unpruned_fresh = taken
+    compared = [rows[name].take(shared) for name in names]
+    if any(records.right is None for records in compared):
+        compared = [replace(records, right=None) for records in compared]
+    second, unpruned, fresh, unpruned_fresh = compared
     changed = [a - b for a, b in zip(second.quality, unpruned.quality, strict=True)]
     usual = [a - b for a, b in zip(fresh.quality, unpruned_fresh.quality, strict=True)]
     return FollowUps(

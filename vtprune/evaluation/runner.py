@@ -66,8 +66,8 @@ class AskSettings:
 def group_by_file(asked: Sequence[Asked]) -> list[list[int]]:
     """Return the numbers of the questions about each file, file by file."""
     files: dict[Path, list[int]] = {}
-    for number, one in enumerate(asked):
-        files.setdefault(one.file, []).append(number)
+    for number, question in enumerate(asked):
+        files.setdefault(question.file, []).append(number)
     return list(files.values())
 
 
@@ -135,7 +135,7 @@ class FileRunner:
     ) -> list[PromptWithAnswer]:
         asked, settings = self.asked, self.settings
         if not self.right_answers:
-            asked = [Asked(one.file, one.question) for one in asked]
+            asked = [Asked(each.file, each.question) for each in asked]
         with quiet():
             prompts, notes = prepare_with_answers(
                 self.loaded, asked, settings.sampling, settings.generation, settings.limits,
@@ -202,7 +202,8 @@ class FileRunner:
         """
         unpruned = self.force(place, UNPRUNED_PRESET)
         stages: dict[str, Sequence[StageCount]] = {}
-        compared = {one.matches.key for one in variants if one.matches and one.key in missing}
+        compared = {variant.matches.key for variant in variants
+                    if variant.matches and variant.key in missing}  # fmt: skip
         records = []
         for variant in variants:
             if variant.key not in missing | compared:

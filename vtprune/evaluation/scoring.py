@@ -18,12 +18,12 @@ LETTER = re.compile(r"^\W*(?:answer|option|choice)?\W*([a-z])(?:\W|$)", re.IGNOR
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = "auto") -> float:
+def score(expected: str, answer: str, choices: Sequence[str] = (), metric: str = "auto") -> float:
     """Return how right an answer is, in [0, 1].
 
     Args:
         expected: the right answer; where there are choices, one of them, else nothing is right.
-        given: what the model answered.
+        answer: what the model answered.
         choices: the answers to choose from; the prompt may have named them A, B, C ...
         metric: one of METRICS. "auto": "choice" where there are choices, "number" where the right
             answer is one, else "contains".
@@ -35,10 +35,10 @@ def score(expected: str, given: str, choices: Sequence[str] = (), metric: str = 
         metric = pick_metric(expected, choices)
     if metric == "choice":
         wanted = chosen(expected, choices)
-        return float(bool(wanted) and chosen(given, choices) == wanted)
+        return float(bool(wanted) and chosen(answer, choices) == wanted)
     if metric not in SCORES:
         raise ValueError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
-    return SCORES[metric](expected, given)
+    return SCORES[metric](expected, answer)
 
 
 def pick_metric(expected: str, choices: Sequence[str]) -> str:
@@ -54,34 +54,34 @@ def words(text: str) -> list[str]:
     return [NUMBERS.get(word, word) for word in parts if word not in ARTICLES]
 
 
-def exact(expected: str, given: str) -> float:
+def exact(expected: str, answer: str) -> float:
     """Return whether the words are the same."""
-    return float(words(expected) == words(given))
+    return float(words(expected) == words(answer))
 
 
-def contains(expected: str, given: str) -> float:
+def contains(expected: str, answer: str) -> float:
     """Return whether the expected words are in the answer, one after the other.
 
     Yes and no have to be its first word: "no, but yes" is no.
     """
-    wanted, answered = words(expected), words(given)
+    wanted, answered = words(expected), words(answer)
     if wanted in (["yes"], ["no"]):
         return float(answered[:1] == wanted)
     places = range(len(answered) - len(wanted) + 1)
     return float(bool(wanted) and any(answered[i : i + len(wanted)] == wanted for i in places))
 
 
-def number(expected: str, given: str) -> float:
+def number(expected: str, answer: str) -> float:
     """Return whether the answer's first number is the expected one; "07" is not "7"."""
-    found = NUMBER.search(" ".join(NUMBERS.get(w, w) for w in given.lower().split()))
-    return float(found is not None and _plain(found[0]) == _plain(_digits(expected)))
+    match = NUMBER.search(" ".join(NUMBERS.get(w, w) for w in answer.lower().split()))
+    return float(match is not None and _plain(match[0]) == _plain(_digits(expected)))
 
 
-def anls(expected: str, given: str) -> float:
+def anls(expected: str, answer: str) -> float:
     """Return the normalised Levenshtein similarity, 0 below one half (arXiv 1905.13648)."""
-    one, other = " ".join(expected.lower().split()), " ".join(given.lower().split())
-    longest = max(len(one), len(other))
-    similar = 1 - _edits(one, other) / longest if longest else 1.0
+    right, text = (" ".join(part.lower().split()) for part in (expected, answer))
+    longest = max(len(right), len(text))
+    similar = 1 - _edits(right, text) / longest if longest else 1.0
     return similar if similar >= ANLS_FLOOR else 0.0
 
 
@@ -99,8 +99,8 @@ def chosen(answer: str, choices: Sequence[str]) -> str:
         place = ord(letter[1].lower()) - ord("a")
         if place < len(choices):
             return choices[place]
-    held = [choice for choice in choices if contains(choice, answer)]
-    return held[0] if len(held) == 1 else ""
+    named = [choice for choice in choices if contains(choice, answer)]
+    return named[0] if len(named) == 1 else ""
 
 
 def _digits(text: str) -> str:
@@ -114,10 +114,10 @@ def _plain(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _edits(one: str, other: str) -> int:
+def _edits(text: str, other: str) -> int:
     """Return the Levenshtein distance."""
     row = list(range(len(other) + 1))
-    for i, left in enumerate(one, 1):
+    for i, left in enumerate(text, 1):
         diagonal, row[0] = row[0], i
         for j, right in enumerate(other, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))

@@ -84,11 +84,11 @@ def find_outcomes(
         before: quality of the unpruned model's answer to each question.
         unpruned_seconds: to its first token; none where nothing was timed.
     """
-    files = [str(one.file) for one in asked]
+    files = [str(question.file) for question in asked]
     outcomes = []
     for variant in variants:
-        found = [records.get((number, variant.key)) for number in range(len(asked))]
-        answers = [record for record in found if record is not None]
+        keys = [(number, variant.key) for number in range(len(asked))]
+        answers = [records[key] for key in keys if key in records]
         error = next((record.error for record in answers if record.error), "")
         if error:
             outcomes.append(Outcome(variant, error=error))

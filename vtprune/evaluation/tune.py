@@ -78,7 +78,7 @@ class TuningPlan:
     def size(self, held_out: bool) -> PartSize:
         """Return how many questions and files a part has."""
         part = self.part(held_out)
-        return PartSize(len(part), len({one.file for one in part}))
+        return PartSize(len(part), len({question.file for question in part}))
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -114,15 +114,21 @@ def plan_tuning(
         )
     chosen = list(presets) if presets or methods else _packaged()
     listed = list_variants(methods, keeps, chosen, at, options, seed)
-    variants = [one for one in listed.variants if one.role == "asked" or one.method != NO_CANDIDATE]
+    variants = [
+        variant
+        for variant in listed.variants
+        if variant.role == "asked" or variant.method != NO_CANDIDATE
+    ]
     search, held_out = split(asked, seed)
-    _check_files({one.file for one in asked}, {one.file for one in held_out}, floor)
+    _check_files(
+        {question.file for question in asked}, {question.file for question in held_out}, floor
+    )
     return TuningPlan(
         asked=(*search, *held_out),
         searched=len(search),
         listed=replace(listed, variants=tuple(variants)),
         floor=floor,
-        labelled=all(one.answer is not None for one in asked),
+        labelled=all(question.answer is not None for question in asked),
         seed=seed,
         notes=(*listed.notes, *mixed_labels(asked)),
     )
@@ -137,10 +143,10 @@ def split(asked: Sequence[Asked], seed: int = 0) -> tuple[list[Asked], list[Aske
     def place(file: Path) -> tuple[str, str]:
         return hashlib.sha256(f"{seed} {file.name}".encode(errors="replace")).hexdigest(), str(file)
 
-    files = sorted({one.file for one in asked}, key=place)
+    files = sorted({question.file for question in asked}, key=place)
     first = set(files[SEARCH - 1 :: SEARCH])
-    return ([one for one in asked if one.file in first],
-            [one for one in asked if one.file not in first])  # fmt: skip
+    return ([question for question in asked if question.file in first],
+            [question for question in asked if question.file not in first])  # fmt: skip
 
 
 def _check_files(files: set[Path], held_out: set[Path], floor: float) -> None:
@@ -206,8 +212,8 @@ def tune(
                    _named(on_progress, "searching"))  # fmt: skip
         searched = _outcomes(plan, candidates, answers.records, held_out=False)
         trials = [
-            Trial(one.variant, None, verdict=one.error) if one.error else Trial(one.variant, one)
-            for one in searched
+            Trial(outcome.variant, None if outcome.error else outcome, verdict=outcome.error)
+            for outcome in searched
         ]
         order = put_in_order(trials, plan.floor)
         held_out: list[Outcome] = []
@@ -218,7 +224,7 @@ def tune(
             held_out = _outcomes(plan, finalists, answers.records, held_out=True)
     tested = confirm(order, held_out, plan.floor)
     results = dict(zip(map(id, order), tested, strict=True))
-    trials = [results.get(id(one), _not_tested(one, plan.floor)) for one in trials]
+    trials = [results.get(id(trial), _not_tested(trial, plan.floor)) for trial in trials]
     reason, needed = explain(plan, trials, tested)
     places, notes = loaded.find_calibration()
     return Tuning(
@@ -277,10 +283,11 @@ def _quality(plan: TuningPlan, record: Record) -> float:
 
 def put_in_order(trials: Sequence[Trial], floor: float) -> list[Trial]:
     """Return the candidates to test, from the highest keep down, from the search alone."""
-    left = [one for one in trials if one.searched and one.searched.quality.mean >= floor]
+    holding = [trial for trial in trials
+               if trial.searched and trial.searched.quality.mean >= floor]  # fmt: skip
     order: list[Trial] = []
-    for keep in sorted({one.kept for one in left}):
-        trial = max((one for one in left if one.kept == keep), key=_rank)
+    for keep in sorted({trial.kept for trial in holding}):
+        trial = max((trial for trial in holding if trial.kept == keep), key=_rank)
         if not order or _rank(trial) > max(map(_rank, order)):
             order.append(trial)
     return order[::-1]
@@ -304,7 +311,7 @@ def confirm(order: Sequence[Trial], held_out: Sequence[Outcome], floor: float) -
         verdict = NOT_COUNTED if failed else HOLDS if holds else FAILS
         failed = failed or not holds
         tested.append(replace(trial, held_out=outcome, verdict=verdict))
-    holding = [number for number, one in enumerate(tested) if one.verdict == HOLDS]
+    holding = [number for number, trial in enumerate(tested) if trial.verdict == HOLDS]
     if holding:
         tested[holding[-1]] = replace(tested[holding[-1]], verdict=CHOSEN)
     return tested
@@ -322,17 +329,17 @@ def explain(
     plan: TuningPlan, trials: Sequence[Trial], tested: Sequence[Trial]
 ) -> tuple[tuple[str, str], int | None]:
     """Return why nothing was chosen and what would help, and how many questions would tell."""
-    if any(one.verdict == CHOSEN for one in tested):
+    if any(trial.verdict == CHOSEN for trial in tested):
         return ("", ""), None
     goal = f"{percent(plan.floor)} of the unpruned model's "
     goal += "accuracy" if plan.labelled else "answers"
     if not tested:
-        ran = [one for one in trials if one.searched]
+        ran = [trial for trial in trials if trial.searched]
         if not ran:
             return (f"no candidate can run on these questions: {trials[0].verdict}",
                     "vtprune methods says what each takes"), None  # fmt: skip
-        top = best([one.searched for one in ran if one.searched])
-        label = next(one.label for one in ran if one.searched is top)
+        top = best([trial.searched for trial in ran if trial.searched])
+        label = next(trial.label for trial in ran if trial.searched is top)
         return (
             f"nothing keeps {goal}, searched on {plan.size(False)}: the best, {label}, keeps "
             f"{top.quality.mean:.1%}",
@@ -351,7 +358,7 @@ def explain(
         return (message, "try a higher --keep, other --methods, or a lower --floor"), None
     times = files / plan.size(True).files
     needed = round(len(plan.asked) * times)
-    all_files = round(len({one.file for one in plan.asked}) * times)
+    all_files = round(len({question.file for question in plan.asked}) * times)
     return (
         message,
         f"too few questions: some {needed:,} questions about {all_files:,} files such as these "

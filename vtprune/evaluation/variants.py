@@ -152,15 +152,17 @@ def list_variants(
     variants, notes = [], []
     for keep in checked.keeps:
         asked = [
-            method_variant("asked", name, keep, at, given, seed)
-            for name, given in checked.methods.items()
+            method_variant("asked", name, keep, at, own_options, seed)
+            for name, own_options in checked.methods.items()
         ]
-        asked += [_of_preset(one, keep, seed) for one in checked.presets if takes_keep[id(one)]]
+        asked += [
+            _of_preset(preset, keep, seed) for preset in checked.presets if takes_keep[id(preset)]
+        ]
         variants += asked
         for name in BASELINES:
             place = "input" if name in MATCHED else None
             baseline = method_variant("baseline", name, keep, place, {}, seed)
-            if all(one.preset != baseline.preset for one in asked):
+            if all(variant.preset != baseline.preset for variant in asked):
                 variants.append(baseline)
     for preset in checked.presets:
         if not takes_keep[id(preset)]:
@@ -204,11 +206,11 @@ def _check(
     budgets = _each(faults, check_keep, keeps)
     loaded = _each(faults, load_preset, presets)
     known = [name for name in dict.fromkeys(methods) if name in METHODS]
-    given: dict[str, dict[str, str]] = {name: {} for name in known}
+    by_method: dict[str, dict[str, str]] = {name: {} for name in known}
     for split in _each(faults, lambda names: split_options(names, options), [known]):
-        given = split
+        by_method = split
     _each(faults, find_method, methods)
-    _each(faults, lambda name: check_options(name, given[name]), known)
+    _each(faults, lambda name: check_options(name, by_method[name]), known)
     _each(faults, check_place, [] if at is None else [at])
     _each(faults, lambda number: override(Preset(), seed=number), [seed])
     refuse_repeated("method", methods)
@@ -219,7 +221,7 @@ def _check(
             list_faults([fault.message for fault in faults]),
             list_faults([fault.hint for fault in faults if fault.hint]),
         )
-    return _Checked(budgets, loaded, given)
+    return _Checked(budgets, loaded, by_method)
 
 
 def _each(faults: list[VtpruneError], function: Callable[[S], T], values: Iterable[S]) -> list[T]:
@@ -236,13 +238,21 @@ def _each(faults: list[VtpruneError], function: Callable[[S], T], values: Iterab
 def _shared_sampling(presets: Sequence[Preset]) -> tuple[Preset, list[str]]:
     """Return the preset whose sampling of frames and tiles all rows share, and what to note."""
     settings = {
-        one.name: (one.image.max_tiles, one.video.frames, one.video.fps, one.video.max_frames)
-        for one in presets
+        preset.name: (
+            preset.image.max_tiles,
+            preset.video.frames,
+            preset.video.fps,
+            preset.video.max_frames,
+        )
+        for preset in presets
     }
-    setting = [one for one in presets if any(value is not None for value in settings[one.name])]
-    if len({settings[one.name] for one in setting}) == 1:
+    setting = [
+        preset for preset in presets
+        if any(value is not None for value in settings[preset.name])
+    ]  # fmt: skip
+    if len({settings[preset.name] for preset in setting}) == 1:
         return setting[0], []
-    names = ", ".join(str(one.name) for one in setting)
+    names = ", ".join(str(preset.name) for preset in setting)
     note = (f"presets {names} sample different frames or tiles when used alone; here all rows see "
             "the same: as many as --frames, --fps and --max-tiles say, else the model's own "
             "choice")  # fmt: skip
@@ -259,8 +269,8 @@ def method_variant(
 ) -> Variant:
     """Return the variant of a method; one that can't cut at that place holds the error."""
     place = METHODS[name].at if at is None else check_place(at)
-    given = tuple(options.items())
-    variant = Variant(role, name, Preset(None, keep=keep), keep, place, options=given)
+    preset = Preset(None, keep=keep)
+    variant = Variant(role, name, preset, keep, place, options=tuple(options.items()))
     try:
         return replace(variant, preset=override(Preset(), keep, name, at, options, seed))
     except PresetError as error:
@@ -333,7 +343,7 @@ def matched_baselines(variant: Variant, stages: Sequence[StageCount]) -> list[Va
 
 def counts_after_cuts(stages: Sequence[StageCount]) -> tuple[tuple[int, int], ...]:
     """Return (layer, kept tokens) of each cut; of several cuts at one place, the last."""
-    return tuple((one.layer, one.after) for one in _last_at_each_place(stages))
+    return tuple((stage.layer, stage.after) for stage in _last_at_each_place(stages))
 
 
 def _last_at_each_place(stages: Sequence[StageCount]) -> list[StageCount]:
@@ -397,7 +407,9 @@ def repeat_variants(
             variants += _for_seeds(baseline, seeds)
     if not follow_ups:
         return variants
-    return variants + [replace(one, follow_up=True) for one in variants if one.matches is None]
+    return variants + [
+        replace(variant, follow_up=True) for variant in variants if variant.matches is None
+    ]
 
 
 def _for_seeds(variant: Variant, seeds: int) -> list[Variant]:

@@ -16,6 +16,7 @@ from vtprune.cli.console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vtprune.evaluation.bootstrap import Gap
     from vtprune.evaluation.calibration.horizon import Horizon
     from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
 
@@ -66,10 +67,10 @@ def _layers(measured: CalibrationResult) -> TableCells:
     for layer, entropy in enumerate(curve):
         fall = f"{curve[layer - 1] - entropy:+.3f}" if layer else ""
         row = [str(layer), f"{entropy:.3f}", fall]
-        for one in measured.horizons.values():
-            change = one.change
+        for horizon in measured.horizons.values():
+            change = horizon.change
             row += [f"{change.mean[layer]:+.1%}", f"{change.lower[layer]:+.1%}",
-                    f"{one.exact[layer]:.0%}"]  # fmt: skip
+                    f"{horizon.exact[layer]:.0%}"]  # fmt: skip
         rows.append(row)
     return headings, rows
 
@@ -114,24 +115,29 @@ def _schedules(measured: CalibrationResult) -> TableCells:
     few = bool(measured.too_few())
     headings = ["<keep", "<change", "<lower", "<exact", "<behind", "<95 %", "", "schedule"]
     rows = []
-    for number, one in enumerate(measured.tried):
-        if one.change is None or one.behind is None:
-            rows.append([*[""] * 7, f"{one.schedule.name}: {one.unreachable}"])
+    for number, tried in enumerate(measured.tried):
+        if tried.change is None or tried.behind is None:
+            rows.append([*[""] * 7, f"{tried.schedule.name}: {tried.unreachable}"])
             continue
         alike = "too few files" if few else "alike"
-        low, high = one.behind.low or 0.0, one.behind.high or 0.0
         rows.append([
-            f"{one.keep_mean:.3f}",
-            f"{one.change.mean[0]:+.1%}",
-            f"{one.change.lower[0]:+.1%}",
-            f"{one.exact:.0%}",
-            f"{one.behind.mean:.1%}" if number else "",
-            f"{low:.1%} to {high:.1%}" if number else "",
-            "best" if number == 0 else "" if one.apart else alike,
-            one.schedule.name,
+            f"{tried.keep_mean:.3f}",
+            f"{tried.change.mean[0]:+.1%}",
+            f"{tried.change.lower[0]:+.1%}",
+            f"{tried.exact:.0%}",
+            f"{tried.behind.mean:.1%}" if number else "",
+            _interval(tried.behind) if number else "",
+            "best" if number == 0 else "" if tried.apart else alike,
+            tried.schedule.name,
         ])  # fmt: skip
     table = [headings, *rows]
     if few:
         bounds = [headings.index("<lower"), headings.index("<95 %")]
         table = [[cell for place, cell in enumerate(row) if place not in bounds] for row in table]
     return table[0], table[1:]
+
+
+def _interval(gap: Gap) -> str:
+    if gap.low is None or gap.high is None:
+        return ""
+    return f"{gap.low:.1%} to {gap.high:.1%}"

@@ -109,7 +109,7 @@ def calibrate(
         _schedules(loaded, settings, Calibration(1, 1, None, {}, "default"))
     chosen = {n * len(files) // settings.windows for n in range(settings.windows)}
     warnings = list(loaded.warnings)
-    labelled = sum(one.answer is not None for one in asked)
+    labelled = sum(question.answer is not None for question in asked)
     if 0 < labelled < len(asked):
         warnings.append(
             f"{labelled} of {len(asked)} questions have a right answer: its probability counts, "
@@ -151,8 +151,10 @@ def _measure_file(runner: FileRunner, windows: bool, warnings: list[str]) -> Fil
     scores = [
         next(shared)
         if fits  # else the question comes before its pictures
-        else drop_scores(loaded, [one], prefix and open_prefix(loaded, one, features), features)[0]
-        for one, fits in zip(prompts, shares_prefix, strict=True)
+        else drop_scores(
+            loaded, [prompt], prefix and open_prefix(loaded, prompt, features), features
+        )[0]
+        for prompt, fits in zip(prompts, shares_prefix, strict=True)
     ]
     information = None
     if windows and prefix:
@@ -173,7 +175,7 @@ def _conclude(
     warnings: list[str],
 ) -> CalibrationResult:
     """Return what all files give together."""
-    collapse = find_collapse(torch.tensor([one.curve for one in files]))
+    collapse = find_collapse(torch.tensor([file.curve for file in files]))
     if len(files) < ENOUGH_INPUTS:
         warnings.append(
             f"the entropy collapse layer is of {len(files)} inputs; {ENOUGH_INPUTS} or more are "
@@ -182,7 +184,7 @@ def _conclude(
     if collapse.drop <= 0:
         warnings.append("entropy does not fall in the first half of the layers: the model has no "
                         "entropy collapse layer")  # fmt: skip
-    rows = [pair for one in files for pair in zip(one.asked, one.scores, strict=True)]
+    rows = [pair for file in files for pair in zip(file.asked, file.scores, strict=True)]
     horizons = {}
     for group in GROUPS:
         of_group = [row for row in rows if row[0].text_heavy == (group == "text-heavy")]
@@ -208,19 +210,19 @@ def _conclude(
 
 
 def _horizon(rows: Sequence[tuple[Asked, tuple[Score, ...]]], seed: int) -> Horizon:
-    values = np.array([[quality(asked, one) for one in scores] for asked, scores in rows])
-    exact = np.array([[one.greedy for one in scores] for _, scores in rows])
+    values = np.array([[quality(asked, score) for score in scores] for asked, scores in rows])
+    exact = np.array([[score.greedy for score in scores] for _, scores in rows])
     files = [str(asked.file) for asked, _ in rows]
     change = relative_change(values[:, -1].tolist(), values[:, :-1], files, seed)
     return find_horizon(change, exact.mean(axis=0)[:-1].tolist())
 
 
 def _information(files: Sequence[FileScores]) -> TokenInformation | None:
-    measured = [one.information for one in files if one.information is not None]
+    measured = [file.information for file in files if file.information is not None]
     if not measured:
         return None
     mean = torch.cat(measured, dim=1).mean(dim=1)
-    largest = torch.stack([one.abs().amax(dim=1) for one in measured]).mean(dim=0)
+    largest = torch.stack([windows.abs().amax(dim=1) for windows in measured]).mean(dim=0)
     return TokenInformation(tuple(mean.tolist()), tuple(largest.tolist()), len(measured))
 
 
@@ -261,7 +263,7 @@ def _propose(
                     if record.error:
                         failed.add(variant.key)
         first += len(file.asked)
-    asked = [one for file in files for one in file.asked]
+    asked = [question for file in files for question in file.asked]
     scores = [of_layers[-1] for file in files for of_layers in file.scores]
     before = [quality(*pair) for pair in zip(asked, scores, strict=True)]
     return rank_schedules(schedules, variants, asked, records, before)

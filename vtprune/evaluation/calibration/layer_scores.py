@@ -131,11 +131,11 @@ def _branch_scores(
 ) -> list[tuple[Score, ...]]:
     """Score prompts that share a prefix, in one batch."""
     rows = [
-        _after(loaded, append_text(one.tensors, one.answer[:-1]), prefix.ids.shape[1])
-        for one in prompts
+        _after(loaded, append_text(prompt.tensors, prompt.answer[:-1]), prefix.ids.shape[1])
+        for prompt in prompts
     ]
     lengths = [row["input_ids"].shape[1] for row in rows]
-    starts = [n - len(one.answer) for n, one in zip(lengths, prompts, strict=True)]
+    starts = [n - len(prompt.answer) for n, prompt in zip(lengths, prompts, strict=True)]
     longest, first = max(lengths), min(starts)
     # What fills a row up comes after its answer, which never sees it.
     after = {
@@ -147,8 +147,8 @@ def _branch_scores(
         logits = _predict(loaded, prefix, layer, kept, after, longest - first)
         by_layer.append(
             [
-                score(logits[i, starts[i] - first : lengths[i] - first], one.answer)
-                for i, one in enumerate(prompts)
+                score(logits[i, starts[i] - first : lengths[i] - first], prompt.answer)
+                for i, prompt in enumerate(prompts)
             ]
         )
     return list(zip(*by_layer, strict=True))
@@ -220,17 +220,17 @@ def token_information(
     Args:
         scores: of the same prompt, by `drop_scores`.
     """
-    cells = windows(prefix.layout)
+    patches = windows(prefix.layout)
     after = _after(loaded, prompt.tensors, prefix.ids.shape[1])
-    information = torch.zeros(len(scores) - 1, len(cells), dtype=torch.float64)
+    information = torch.zeros(len(scores) - 1, len(patches), dtype=torch.float64)
     with pruning(loaded.model, keep=1.0, threads="own"):
         for layer in range(len(information)):
-            for numbers in _of_one_size(cells, _rows_at_once(prefix.cache)):
-                columns = [prefix.layout.columns[cells[number]] for number in numbers]
-                kept = [torch.cat([prefix.text, one]).sort().values for one in columns]
+            for numbers in _of_one_size(patches, _rows_at_once(prefix.cache)):
+                columns = [prefix.layout.columns[patches[number]] for number in numbers]
+                kept = [torch.cat([prefix.text, window]).sort().values for window in columns]
                 rows = {
-                    name: one.expand(*one.shape[:-2], len(numbers), -1)
-                    for name, one in after.items()
+                    name: tensor.expand(*tensor.shape[:-2], len(numbers), -1)
+                    for name, tensor in after.items()
                 }
                 logits = _predict(loaded, prefix, layer, torch.stack(kept), rows, 1)[:, 0]
                 likely = logits.float().softmax(dim=1)[:, prompt.answer[0]]
@@ -238,10 +238,10 @@ def token_information(
     return information
 
 
-def _of_one_size(cells: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
+def _of_one_size(patches: Sequence[torch.Tensor], most: int) -> Iterator[list[int]]:
     """Yield numbers of windows of one size, at most so many at a time."""
-    for count in sorted({len(cell) for cell in cells}):
-        same = [number for number, cell in enumerate(cells) if len(cell) == count]
+    for count in sorted({len(window) for window in patches}):
+        same = [number for number, window in enumerate(patches) if len(window) == count]
         for start in range(0, len(same), most):
             yield same[start : start + most]
 

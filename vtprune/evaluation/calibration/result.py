@@ -118,14 +118,14 @@ class CalibrationResult:
         best = self.best()
         if best is None or best.change is None:
             return ""
-        reached = [one for one in self.tried if one.change]
+        reached = [schedule for schedule in self.tried if schedule.change]
         text = (
             f"best of {len(reached)} schedules at keep {self.keep:g}: {best.schedule.name}, "
             f"{best.change.mean[0]:+.1%}"
         )
         if self.too_few():
             return f"{text}; {self.too_few()}"
-        alike = sum(not one.apart for one in reached) - 1
+        alike = sum(not schedule.apart for schedule in reached) - 1
         others = f"; {counted(alike, 'other')} can't be told apart from it" if alike else ""
         return f"{text} (lower 95 % bound {best.change.lower[0]:+.1%}){others}"
 

@@ -93,25 +93,25 @@ def list_schedules(
         PresetError: a selector is no method that chooses tokens, or an option is none of theirs.
     """
     schedules = []
-    given = split_options([name for name in selectors if name in METHODS], options or {})
+    by_selector = split_options([name for name in selectors if name in METHODS], options or {})
     horizon, paid = calibration.horizon, keep * num_layers
     depths = {round(paid + part * (num_layers - paid)) for part in DEPTHS}
     for name in selectors:
         method = find_method(name)
         if not method.chooses:
-            choosing = [other for other, one in METHODS.items() if one.chooses]
+            choosing = [other for other, entry in METHODS.items() if entry.chooses]
             raise PresetError(
                 f"method {name} chooses no tokens: all schedules end with it or without it",
                 f"choose from {', '.join(choosing)}",
             )
-        label = with_options(name, given[name])
+        label = with_options(name, by_selector[name])
         if method.schedule:
-            stage = {"at": "schedule", "method": name, **given[name]}
+            stage = {"at": "schedule", "method": name, **by_selector[name]}
             schedules.append(CandidateSchedule(f"{label}, its own schedule", (stage,)))
             if method.lowest:  # it can't cut at the input, and any other one place is a guess
                 continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
-        first: dict[str, object] = {"at": at, "method": name, **given[name]}
+        first: dict[str, object] = {"at": at, "method": name, **by_selector[name]}
         start = calibration.ecl if at == "ecl" else 0
         schedules.append(CandidateSchedule(f"{label} at {at}", (first,)))
         if start < horizon < num_layers:
@@ -147,12 +147,12 @@ def rank_schedules(
         before: quality of the unpruned model's answers.
     """
     by_key: Records = {(record.question, record.cell): record for record in records}
-    outcomes = find_outcomes(asked, variants, by_key, lambda one: one.score or 0.0, before)
+    outcomes = find_outcomes(asked, variants, by_key, lambda record: record.score or 0.0, before)
     pairs = list(zip(schedules, outcomes, strict=True))
     ran = sorted((pair for pair in pairs if not pair[1].error), key=lambda pair: -pair[1].rank[0])
     tried = []
     for schedule, outcome in ran:
-        after, best = (np.array(one.after)[:, None] for one in (outcome, ran[0][1]))
+        after, best = (np.array(each.after)[:, None] for each in (outcome, ran[0][1]))
         behind = relative_gap(before, best, after, outcome.files)
         tried.append(
             TriedSchedule(
@@ -165,6 +165,8 @@ def rank_schedules(
             )
         )
     unreachable = [
-        TriedSchedule(one, unreachable=outcome.error) for one, outcome in pairs if outcome.error
+        TriedSchedule(schedule, unreachable=outcome.error)
+        for schedule, outcome in pairs
+        if outcome.error
     ]
     return (*tried, *unreachable)

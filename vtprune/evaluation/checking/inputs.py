@@ -145,8 +145,8 @@ def blocks(height: int, width: int, seed: int) -> torch.Tensor:
 
 def make_batches(loaded: Loaded, checked_input: CheckedInput) -> list[CheckedBatch]:
     """Return one prompt about the checked_input, and a ragged batch of two."""
-    one = encode(loaded, checked_input.first, QUESTION, Generation())
-    two = encode(loaded, checked_input.second, LONGER, Generation())
+    short = encode(loaded, checked_input.first, QUESTION, Generation())
+    long = encode(loaded, checked_input.second, LONGER, Generation())
     return [
         CheckedBatch(
             checked_input.name,
@@ -154,5 +154,5 @@ def make_batches(loaded: Loaded, checked_input: CheckedInput) -> list[CheckedBat
             rows,
             batch_on_device(loaded, rows),
         )
-        for name, rows in (("one", (one,)), ("ragged", (one, two)))
+        for name, rows in (("one", (short,)), ("ragged", (short, long)))
     ]

@@ -75,8 +75,8 @@ class Asker:
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         """A conversation as the families take it, with the settings' system prompt."""
-        turns = [one.turn() for one in conversation]
-        if self.settings.system_prompt and not any(one.role == "system" for one in turns):
+        turns = [message.turn() for message in conversation]
+        if self.settings.system_prompt and not any(turn.role == "system" for turn in turns):
             turns.insert(0, Turn("system", self.settings.system_prompt))
         return turns
 

@@ -65,8 +65,8 @@ class Model(lmms):
         self.accelerator = Accelerator()
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
-        own = str(self.accelerator.device) if self._world_size > 1 else None
-        self.asker = Asker(settings, own)
+        device_name = str(self.accelerator.device) if self._world_size > 1 else None
+        self.asker = Asker(settings, device_name)
         self.sampled = 0  # batches, which draw differently when a question is asked again
         self.unused: set[str] = set()
         for warning in self.asker.loaded.warnings:
@@ -95,17 +95,17 @@ class Model(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """The answers, in the order of the requests; alike ones in batches."""
-        asked = [self.read(one) for one in requests]
-        found: dict[int, Answer] = {}
+        asked = [self.read(request) for request in requests]
+        by_number: dict[int, Answer] = {}
         started = time.perf_counter()
         with self.progress(len(asked)) as bar:
             for numbers in batches(asked, self.batch_size):
                 rows = [asked[number] for number in numbers]
-                answers = self.answer(rows, [one.only() for one in rows])
-                found |= zip(numbers, answers, strict=True)
+                answers = self.answer(rows, [row.only() for row in rows])
+                by_number |= zip(numbers, answers, strict=True)
                 bar.update(len(numbers))
-        self.log(list(found.values()), time.perf_counter() - started)
-        return [_result(found[number]) for number in range(len(asked))]
+        self.log(list(by_number.values()), time.perf_counter() - started)
+        return [_result(by_number[number]) for number in range(len(asked))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """The answers of every round, each of which is a conversation of its own."""
@@ -131,17 +131,17 @@ class Model(lmms):
         prompts: dict[object, list[int]] = {}
         for number, request in enumerate(requests):
             context, _, *rest = request.args
-            prompts.setdefault((context, *(repr(one) for one in rest[1:])), []).append(number)
-        found: dict[int, Pair] = {}
+            prompts.setdefault((context, *(repr(part) for part in rest[1:])), []).append(number)
+        pairs: dict[int, Pair] = {}
         with self.progress(len(requests)) as bar:
             for numbers in prompts.values():
                 scores = self.score([requests[number] for number in numbers])
-                found |= {
-                    number: (one.loss, one.greedy)
-                    for number, one in zip(numbers, scores, strict=True)
+                pairs |= {
+                    number: (score.loss, score.greedy)
+                    for number, score in zip(numbers, scores, strict=True)
                 }
                 bar.update(len(numbers))
-        return [_passed_on(found[number]) for number in range(len(requests))]
+        return [_passed_on(pairs[number]) for number in range(len(requests))]
 
     def clean(self) -> None:
         """Lets the model go."""
@@ -160,8 +160,8 @@ class Model(lmms):
             answers = self.asker.answer(conversations, generation, self.batch_size)
         stops = _stops(asked[0].options)
         return [
-            Answer(until(one.text, stops), one.prompt_tokens, one.tokens, one.keep_mean)
-            for one in answers
+            Answer(until(each.text, stops), each.prompt_tokens, each.tokens, each.keep_mean)
+            for each in answers
         ]
 
     def score(self, requests: Sequence[Instance]) -> list[Score]:
@@ -176,8 +176,8 @@ class Model(lmms):
         with naming(name):
             if rest:
                 message = interleave(context, media_of(show, document))
-            said = [request.args[1] for request in requests]
-            texts = [str(one(document) if callable(one) else one).strip() for one in said]
+            endings = [request.args[1] for request in requests]
+            texts = [str(text(document) if callable(text) else text).strip() for text in endings]
             return self.asker.score([message], texts)
 
     def generation(self, options: Options) -> Generation:
@@ -208,8 +208,8 @@ class Model(lmms):
 
     def log(self, answers: Sequence[Answer], seconds: float) -> None:
         """Tells lmms-eval how fast it went, and how much was really kept."""
-        tokens = sum(one.tokens for one in answers)
-        kept = [one.keep_mean for one in answers if one.keep_mean is not None]
+        tokens = sum(answer.tokens for answer in answers)
+        kept = [answer.keep_mean for answer in answers if answer.keep_mean is not None]
         more = {"keep_mean": sum(kept) / len(kept)} if kept else {}
         log_metrics(
             total_elapsed_time=seconds,

@@ -58,9 +58,9 @@ class TaskRequest:
 
     def only(self) -> Conversation:
         """The conversation of a request of one round."""
-        found = self.round().conversation
-        assert found is not None
-        return found
+        conversation = self.round().conversation
+        assert conversation is not None
+        return conversation
 
 
 def read_chat(arguments: Sequence[object], find: Find) -> TaskRequest:
@@ -76,12 +76,12 @@ def read_chat(arguments: Sequence[object], find: Find) -> TaskRequest:
         document = find(task, split, number)  # type: ignore[arg-type]
         if not count:
             return Round(conversation(messages(document)))
-        found = messages(
+        reply = messages(
             document, round_idx=count, previous_output=answers, previous_round_info=note
         )
-        if not (isinstance(found, tuple) and len(found) == 4) or found[1]:
+        if not (isinstance(reply, tuple) and len(reply) == 4) or reply[1]:
             return Round(None, None, answers)
-        return Round(conversation(found[0]), found[3], answers)
+        return Round(conversation(reply[0]), reply[3], answers)
 
     return TaskRequest(f"{task} {number}", _options(options), rounds)
 
@@ -99,35 +99,35 @@ def read_simple(arguments: Sequence[object], find: Find) -> TaskRequest:
         document = find(task, split, number)  # type: ignore[arg-type]
         if not count:
             return Round([interleave(str(context), media_of(show, document))])
-        found = None
+        reply = None
         if texts and callable(texts[0]):
-            found = texts[0](
+            reply = texts[0](
                 document, previous_output=answers, round_idx=count, previous_round_info=note
             )
-        if not (isinstance(found, tuple) and len(found) == 5):
+        if not (isinstance(reply, tuple) and len(reply) == 5):
             return Round(None, None, answers)
-        media, text, ended, answers, note = found
+        media, text, ended, answers, note = reply
         if ended:
             return Round(None, note, list(answers))
-        return Round([interleave(text, [guess(one) for one in media or ()])], note, list(answers))
+        return Round([interleave(text, [guess(item) for item in media or ()])], note, list(answers))
 
     return TaskRequest(f"{task} {number}", _options(options), rounds)
 
 
 def media_of(show: object, document: Document) -> list[Shown]:
     """What doc_to_visual shows of a document."""
-    return [guess(one) for one in (show(document) if callable(show) else None) or ()]
+    return [guess(item) for item in (show(document) if callable(show) else None) or ()]
 
 
 def conversation(messages: Sequence[Mapping[str, object]]) -> list[Message]:
     """lmms-eval's messages."""
-    found = []
-    for one in messages:
-        content = one["content"]
+    turns = []
+    for message in messages:
+        content = message["content"]
         pieces = [content] if isinstance(content, str) else content
         assert isinstance(pieces, Sequence)
-        found.append(Message(str(one["role"]), tuple(_part(piece) for piece in pieces)))
-    return found
+        turns.append(Message(str(message["role"]), tuple(_part(piece) for piece in pieces)))
+    return turns
 
 
 def _part(piece: str | Mapping[str, object]) -> Part:
@@ -135,11 +135,11 @@ def _part(piece: str | Mapping[str, object]) -> Part:
         return piece
     if piece["type"] == "text":
         return str(piece["text"])
-    found = guess(piece)
+    media = guess(piece)
     start, end = piece.get("start_time"), piece.get("end_time")
     if start is None and end is None:
-        return found
-    return Shown(found.kind, found.content, start, end)  # type: ignore[arg-type]
+        return media
+    return Shown(media.kind, media.content, start, end)  # type: ignore[arg-type]
 
 
 def _options(options: object) -> Options:
@@ -149,8 +149,8 @@ def _options(options: object) -> Options:
 def batches(asked: Sequence[TaskRequest], size: int) -> Iterator[list[int]]:
     """Numbers of requests that are generated alike, at most `size` of them."""
     alike: dict[str, list[int]] = {}
-    for number, one in enumerate(asked):
-        key = repr(sorted(one.options.items(), key=lambda item: item[0]))
+    for number, request in enumerate(asked):
+        key = repr(sorted(request.options.items(), key=lambda item: item[0]))
         alike.setdefault(key, []).append(number)
     for numbers in alike.values():
         for start in range(0, len(numbers), size):

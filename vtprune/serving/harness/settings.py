@@ -63,8 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= least):
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (is_integer and value >= least):
                 raise VtpruneError(
                     f"{name}={value} is out of range", f"a whole number from {least} on"
                 )
@@ -81,12 +81,12 @@ class Settings:
         Values are taken as harnesses read them off a command line: "None" and "" are nothing,
         quotation marks around a value are not part of it.
         """
-        names = {one.name for one in fields(cls)} - {"options"}
-        given = {key: _bare(value) for key, value in arguments.items()}
-        known = {key: value for key, value in given.items() if key in names and value is not None}
+        names = {entry.name for entry in fields(cls)} - {"options"}
+        values = {key: _bare(value) for key, value in arguments.items()}
+        known = {key: value for key, value in values.items() if key in names and value is not None}
         options = {
             key: str(value).lower() if isinstance(value, bool | None) else str(value)
-            for key, value in given.items()
+            for key, value in values.items()
             if key not in names
         }
         return cls(**known, options=options)  # type: ignore[arg-type]
@@ -102,18 +102,22 @@ class Settings:
         except PresetError as error:
             if not any(key in error.message for key in self.options):
                 raise
-            names = ", ".join(one.name for one in fields(self) if one.name != "options")
+            names = ", ".join(entry.name for entry in fields(self) if entry.name != "options")
             raise PresetError(error.message, f"{error.hint}; other arguments: {names}") from error
 
     def sampling(self) -> Sampling:
         """How much of the media is looked at; what is not said here is the preset's."""
         from vtprune.inference.prepare import sampling_of
 
-        own = {name: getattr(self, name) for name in ("frames", "fps", "max_frames", "max_tiles")}
+        settings = {
+            name: getattr(self, name) for name in ("frames", "fps", "max_frames", "max_tiles")
+        }
         sampling = sampling_of(self.resolve())
         if self.frames is not None or self.fps is not None:
             sampling = replace(sampling, frames=None, fps=None)
-        return replace(sampling, **{key: value for key, value in own.items() if value is not None})
+        return replace(
+            sampling, **{key: value for key, value in settings.items() if value is not None}
+        )
 
     def load(self, device: str | None = None) -> Loaded:
         """The model.

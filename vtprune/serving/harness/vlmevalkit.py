@@ -52,9 +52,9 @@ class Pruned(BaseModel):
             raise VtpruneError("use_vllm: pruning is done in transformers", "leave --use-vllm out")
         settings = Settings.read({"pretrained": pretrained, **arguments})
         self.asker = Asker(settings)
-        told = settings.frames is None and settings.fps is None
-        self.nframe: int | None = UNTOLD if told else None
-        self.fps: float | None = UNTOLD if told else None
+        unset = settings.frames is None and settings.fps is None
+        self.nframe: int | None = UNTOLD if unset else None
+        self.fps: float | None = UNTOLD if unset else None
 
     def set_dump_image(self, dump_image_func: object) -> None:
         self.dump_image_func = dump_image_func
@@ -69,7 +69,7 @@ class Pruned(BaseModel):
 
     def chat_inner(self, message: Sequence[Piece], dataset: str | None = None) -> str:
         """The answer to a conversation."""
-        return self.ask([_message(one) for one in message], dataset)
+        return self.ask([_message(piece) for piece in message], dataset)
 
     def ask(self, conversation: Conversation, dataset: str | None) -> str:
         asker, settings = self.asker, self.asker.settings
@@ -81,11 +81,11 @@ class Pruned(BaseModel):
             return asker.answer([conversation], generation)[0].text
 
 
-def _message(one: Piece) -> Message:
-    content = one["content"]
+def _message(message: Piece) -> Message:
+    content = message["content"]
     pieces = [content] if isinstance(content, (str, Mapping)) else content
     assert isinstance(pieces, Sequence)
-    return Message(str(one["role"]), tuple(_part(piece) for piece in pieces))
+    return Message(str(message["role"]), tuple(_part(piece) for piece in pieces))
 
 
 def _part(piece: str | Piece) -> Part:
@@ -94,5 +94,5 @@ def _part(piece: str | Piece) -> Part:
     kind, value = str(piece["type"]), piece["value"]
     if kind == "text":
         return str(value)
-    found = guess({**piece, "url": value})
-    return Shown(kind, found.content, found.start, found.end)
+    media = guess({**piece, "url": value})
+    return Shown(kind, media.content, media.start, media.end)
