@@ -46,7 +46,7 @@ _NOISE = 1 << 20  # bytes that decoders may write to a file that catches their s
 
 
 def _working_folder() -> str:
-    """What relative paths are relative to; empty where that folder is gone."""
+    """Return the working directory, or "" where it is gone."""
     try:
         return os.getcwd()
     except OSError:
@@ -102,7 +102,7 @@ def run_to_end(call: Call) -> tuple[Pixels | None, Any]:
 
 
 class _Answers(pickle.Unpickler):
-    """Reads an answer, of which a child that a file has taken over can make no other thing."""
+    """A reader of answers that creates no objects but the known ones, whatever the child sends."""
 
     def find_class(self, module: str, name: str) -> type:
         ours = module == "vtprune.errors" or module.startswith("vtprune.media.")
@@ -344,7 +344,7 @@ class Caller:
         self._spoke = time.monotonic()
 
     def alive(self) -> None:
-        """Say, now and then, that the work goes on."""
+        """Tell the parent, at intervals, that the work goes on."""
         if time.monotonic() - self._spoke > _SIGN_OF_LIFE:
             self.answer("alive")
 

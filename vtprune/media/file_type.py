@@ -179,7 +179,7 @@ def _riff(path: Path, head: bytes) -> FileType | None:
 
 
 def _boxes(path: Path, head: bytes) -> FileType | None:
-    """Files of boxes (size, name): MP4 and QuickTime, AVIF, HEIC, Canon's raw pictures."""
+    """Recognise files of boxes (size, name): MP4, QuickTime, AVIF, HEIC, Canon's raw pictures."""
     if head[4:8] != b"ftyp":
         return FileType("video", ("mov",)) if head[4:8] in _BOXES.split() else None
     size = max(16, min(int.from_bytes(head[:4], "big"), 512))
@@ -194,7 +194,7 @@ def _boxes(path: Path, head: bytes) -> FileType | None:
 
 
 def _bitmap(path: Path, head: bytes) -> FileType | None:
-    """Windows bitmaps, with and without a file header, and the portable formats (PBM to PFM)."""
+    """Recognise Windows bitmaps, with or without a file header, and PBM to PFM."""
     start = 14 if head[:2] == b"BM" else 0
     if len(head) >= start + 16:
         (size,) = struct.unpack_from("<I", head, start)
@@ -205,12 +205,12 @@ def _bitmap(path: Path, head: bytes) -> FileType | None:
 
 
 def _pdf(path: Path, head: bytes) -> FileType | None:
-    """PDF files begin so within their first kilobyte; before it, blanks and a byte order mark."""
+    """Recognise a PDF: its mark is in the first kilobyte, after blanks and a byte order mark."""
     return FileType("pages", ("PDF",)) if re.match(rb"(\xef\xbb\xbf)?\s*%PDF-", head) else None
 
 
 def _transport_stream(path: Path, head: bytes) -> FileType | None:
-    """MPEG-TS: packets that begin with 0x47; a recording may begin within one."""
+    """Recognise MPEG-TS: packets that begin with 0x47; a recording may begin within one."""
     for size in _TS_PACKETS:
         for start in range(min(size, len(head))):
             marks = head[start::size]

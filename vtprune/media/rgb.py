@@ -69,7 +69,7 @@ def to_rgb(name: str, image: Image.Image, bits: int) -> Converted:
 
 
 def _bands(image: Image.Image) -> Iterator[Image.Image]:
-    """Cut the picture into bands, so that it is never there twice."""
+    """Cut the picture into bands, so that memory never holds it twice."""
     width, height = image.size
     step = max(1, _BAND_PIXELS // width)
     for top in range(0, height, step):
@@ -87,7 +87,7 @@ def _on_white(band: Image.Image) -> Image.Image:
 
 
 def _lab_to_rgb(band: Image.Image) -> Image.Image:
-    """CIE L*a*b* (D50) as sRGB, which Pillow's `convert` does not do."""
+    """Convert CIE L*a*b* (D50) to sRGB, which Pillow's `convert` does not do."""
     from PIL import ImageCms
 
     converted = ImageCms.applyTransform(band, _lab_transform())

@@ -143,7 +143,7 @@ class Glm4v(MergedPatches):
 
 
 def _frames(grid: Grid, video: PreparedMedia) -> str:
-    """A video in the prompt: the tokens of each pair of frames, then its first whole second."""
+    """Return the text of a video: the tokens of each pair of frames, then its whole second."""
     steps = int(grid.frame[-1]) + 1
     pads = TOKENS["image"] * (len(grid) // steps)
     times = frames.seconds(video)[::2][:steps]

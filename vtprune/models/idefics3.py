@@ -242,12 +242,12 @@ def _cut(
 
 
 def whole_block(count: int) -> str:
-    """A picture that was not split, in the prompt."""
+    """Return the text of a picture that was not split, in the prompt."""
     return AROUND + WHOLE + TOKENS["image"] * count + AROUND
 
 
 def _placeholder_text(rows: int, cols: int, count: int) -> str:
-    """A picture in the prompt: a line for each row of tiles, an empty one, then the whole."""
+    """Return the text of a picture: a line for each row of tiles, an empty one, then the whole."""
     tokens = TOKENS["image"] * count
     lines = [
         "".join(f"{AROUND}<row_{row + 1}_col_{col + 1}>{tokens}" for col in range(cols)) + "\n"

@@ -171,7 +171,7 @@ class InternVL(Family):
 
 
 def _placeholder_text(kind: str, grid: Grid) -> str:
-    """A picture or a video in the prompt."""
+    """Return the text of a picture or a video in the prompt."""
     token = TOKENS["image"]
     if kind == "image":
         return f"<img>{token * len(grid)}</img>"
@@ -181,7 +181,7 @@ def _placeholder_text(kind: str, grid: Grid) -> str:
 
 
 def _tiles(source: Source, values: Mapping[str, object], limit: int | None) -> tuple[int, int]:
-    """(rows, columns) of tiles of the shape nearest the picture's.
+    """Return the (rows, columns) of tiles whose shape is nearest the picture's.
 
     Of equal shapes, the larger where the picture has more than half of its pixels. The number of
     tiles chosen, as a limit, gives the same choice again.
@@ -219,7 +219,7 @@ def _cut(pixels: torch.Tensor, rows: int, cols: int, recipe: preprocess.Recipe) 
 
 
 def _middles(between: list[int], count: int) -> list[int]:
-    """A frame from the middle of each of `count` equal parts, in torch's float32."""
+    """Return the frame in the middle of each of `count` equal parts, in torch's float32."""
     if count >= len(between):
         return between
     part = len(between) / count

@@ -156,5 +156,5 @@ def _tiled(vision: Mapping[str, object], num_images: int) -> list[bool]:
 
 
 def _most_tiles(aspect_ratio: str) -> int:
-    """N of "anyres_max_N": with more tiles' worth of tokens, they are interpolated to fewer."""
+    """Return N of "anyres_max_N": the tokens of more than N tiles are interpolated to fewer."""
     return int(aspect_ratio.removeprefix("anyres_max_"))

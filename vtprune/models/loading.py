@@ -1,4 +1,4 @@
-"""A model from a name: the embedded one, an alias, a hub id or a directory."""
+"""Load a model by name: the embedded one, an alias, a hub id or a directory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model with what is needed to ask it.
+    """A loaded model with its tokenizer, preparation files and family.
 
     Args:
         name: as the user gave it.
@@ -82,7 +82,7 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A model before its weights: all that preparing its inputs needs.
+    """A model whose weights are not read yet: all that preparing its inputs needs.
 
     Args:
         name: as the user gave it; None for the embedded one.

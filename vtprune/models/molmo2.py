@@ -279,7 +279,7 @@ def _cut(
 def _pictures(
     media: Sequence[PreparedMedia], values: Mapping[str, object]
 ) -> dict[str, torch.Tensor]:
-    """Patches of all pictures, which of them each token pools, and the pictures' grids."""
+    """Return all pictures' patches, which of them each token pools, and the pictures' grids."""
     side, before, window = _window(values)
     pool = cast("Sequence[int]", values["pooling_size"])
     base = torch.arange(side * side, dtype=torch.int32).view(side, side)
@@ -307,7 +307,7 @@ def _pictures(
 
 
 def _owners(count: int, side: int, before: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every patch along a side of the canvas, the tile it is taken from, and where in it."""
+    """Return, for every patch along a side of the canvas, its tile and its place in that tile."""
     patch = torch.arange((count - 1) * window + side)
     tile = ((patch - before) // window).clamp(0, count - 1)
     return tile, patch - tile * window
@@ -331,7 +331,7 @@ def _patches(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor
 
 
 def _picture(grid: Grid, flags: Mapping[str, object]) -> str:
-    """A picture in the prompt: the base picture, then the tiles' rows."""
+    """Return the text of a picture: the base picture, then the tiles' rows."""
     base, tiles = (_shape(grid.take(part.nonzero().squeeze(1)))
                    for part in (grid.tile == 0, grid.tile > 0))  # fmt: skip
     ends = bool(flags["image_use_col_tokens"])
@@ -353,7 +353,7 @@ def _rows(rows: int, cols: int, ends: bool) -> str:
 
 
 def _video(video: PreparedMedia, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Patches of all frames, which of them each token pools, and the video's grid."""
+    """Return all frames' patches, which of them each token pools, and the video's grid."""
     side = cast("Mapping[str, int]", values["size"])["height"] // cast(int, values["patch_size"])
     pool = cast("Sequence[int]", values["pooling_size"])
     low = _pool(torch.arange(side * side).view(side, side), pool)
@@ -369,7 +369,7 @@ def _video(video: PreparedMedia, values: Mapping[str, object]) -> dict[str, torc
 
 
 def _frames(video: PreparedMedia, grid: Grid, flags: Mapping[str, object]) -> str:
-    """A video in the prompt: a time before each frame's tokens."""
+    """Return the text of a video: a time before each frame's tokens."""
     kind = "frame" if flags["use_frame_special_tokens"] else "im"
     rows = _rows(*_shape(grid), bool(flags["video_use_col_tokens"]))
     times = frames.seconds(video)

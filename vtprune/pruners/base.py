@@ -99,7 +99,7 @@ class Selection:
 
 
 class Pruner(Protocol):
-    """One method: tensors and a budget in, a selection out. Its options are its fields."""
+    """A method that selects tokens: tensors and a budget in, a selection out. Fields: options."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def merged_into(target: torch.Tensor, index: torch.Tensor) -> Selection:
 
 
 class UnitPruner(Protocol):
-    """One method for whole frames and tiles: pixels in, the numbers of those that stay out."""
+    """A method that drops whole frames and tiles: pixels in, the numbers of the kept ones out."""
 
     def keep(self, units: Units) -> list[int]:
         """Return the kept units of one media item, ascending, its base among them."""

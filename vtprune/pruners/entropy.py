@@ -85,7 +85,7 @@ def token_entropy(states: torch.Tensor, norm: str, double: bool = False) -> torc
 
 
 def _part_entropy(states: torch.Tensor, norm: str, double: bool) -> torch.Tensor:
-    """Of as many tokens as the eigenvalues are worked out of in one call."""
+    """Return the entropy of as many tokens as one call for eigenvalues takes."""
     gram = torch.cat([gram_matrices(part, norm, double) for part in states.split(CHUNK)])
     # LAPACK stops at a Gram matrix with NaN in it, or returns garbage: the NaN is carried by hand.
     eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0))

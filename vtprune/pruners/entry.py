@@ -66,7 +66,7 @@ class MethodOption:
 
 @dataclass(frozen=True)
 class Method:
-    """One method: where its class lives, and what can be said without importing it.
+    """A method: the path of its class, and the facts that are known without importing it.
 
     Args:
         path: "module:Class".

@@ -68,7 +68,7 @@ def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
 
 
 def fixed_scores(layout: Layout, budget: Budget) -> torch.Tensor:
-    """(N,) scores of the tokens that are not judged by their change; NaN for those that are."""
+    """Return (N,) scores of the tokens that change does not rank; NaN for those it ranks."""
     scores = torch.full((len(layout),), float("nan"))
     patch = layout.grid.kind == PATCH
     first = layout.in_first_frame() & patch
