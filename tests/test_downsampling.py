@@ -204,7 +204,9 @@ def test_a_picture_is_resized_before_the_familys_own_resizing(checkpoints, pictu
     with Image.open(picture) as opened:
         pixels = torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None]
     small = downsampling.resize(pixels, look.size, 3)
-    expected = loaded.family.plan(loaded.files, look.seen, look.sampling, 1).transform(small)
+    expected = loaded.family.plan(loaded.files, look.resized_source, look.sampling, 1).transform(
+        small
+    )
     assert torch.equal(look.plan(loaded, 1).transform(pixels), expected)
 
 

@@ -25,7 +25,7 @@ from vtprune.evaluation.variants import (
 from vtprune.inference.compare import (
     PAIRS,
     Pair,
-    Seconds,
+    SecondsByPart,
     Side,
     measure_ceilings,
     medians,
@@ -198,7 +198,7 @@ class _Row:
         assert self.prompt is not None
         return Side(self.prompt, None if self.variant.role == UNPRUNED else self.variant.preset)
 
-    def result(self, unpruned_answer: str, runs: Sequence[Seconds]) -> ComparisonRow:
+    def result(self, unpruned_answer: str, runs: Sequence[SecondsByPart]) -> ComparisonRow:
         """Return the row with its figures.
 
         Args:

@@ -25,7 +25,7 @@ TRIES = 5  # of what the machine's ceilings are measured by
 PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
 SPEEDUPS = ("prefill", "first_token", "total")
 
-Seconds = Mapping[str, float]
+SecondsByPart = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Side:
 class Pair:
     """Seconds of one unpruned and one pruned run, one right after the other."""
 
-    unpruned: Seconds
-    pruned: Seconds
+    unpruned: SecondsByPart
+    pruned: SecondsByPart
 
 
 def compare_runs(
@@ -111,15 +111,15 @@ def time_pairs(
     pairs = []
     for number in range(num_pairs):
         order = (unpruned, pruned) if number % 2 == 0 else (pruned, unpruned)
-        took = {}
+        seconds = {}
         for side in order:
-            took[id(side)] = add_up(timed(loaded, side, generation, length).seconds)
-            on_run(1 + 2 * number + len(took))
-        pairs.append(Pair(took[id(unpruned)], took[id(pruned)]))
+            seconds[id(side)] = add_up(timed(loaded, side, generation, length).seconds)
+            on_run(1 + 2 * number + len(seconds))
+        pairs.append(Pair(seconds[id(unpruned)], seconds[id(pruned)]))
     return pairs
 
 
-def medians(seconds: Iterable[Seconds]) -> dict[str, float]:
+def medians(seconds: Iterable[SecondsByPart]) -> dict[str, float]:
     """The median of each part."""
     runs = list(seconds)
     return {part: median(run[part] for run in runs) for part in PARTS}
@@ -140,12 +140,12 @@ def sum_up(
         for part in SPEEDUPS
     }
     predicted = report.flops.prefill_speedup
-    took = medians(pair.unpruned for pair in pairs)
-    del took["select"]
+    unpruned_seconds = medians(pair.unpruned for pair in pairs)
+    del unpruned_seconds["select"]
     return CompareResult(
         answer=answer,
         same_answer=answer == run.answer,
-        seconds=CompareSeconds(**took),
+        seconds=CompareSeconds(**unpruned_seconds),
         prefill_speedup=ratio["prefill"],
         prefill_predicted=predicted,
         prefill_roofline=roofline,
@@ -161,7 +161,7 @@ def timed(loaded: Loaded, side: Side, generation: Generation, length: int | None
     return generate(loaded, [side.question], preset, generation, length=length)[0]
 
 
-def add_up(seconds: Seconds) -> dict[str, float]:
+def add_up(seconds: SecondsByPart) -> dict[str, float]:
     """Return the seconds of a run, and those to its first token and to its end."""
     first = seconds["preprocess"] + seconds["first_choice"]
     return {

@@ -42,27 +42,27 @@ class MediaView:
     size: tuple[int, int] | None = None
 
     @property
-    def seen(self) -> Source:
-        """The file as the family is told of it."""
+    def resized_source(self) -> Source:
+        """Return the file with the size that its pictures are resized to."""
         if self.size is None:
             return self.source
         return replace(self.source, height=self.size[0], width=self.size[1])
 
-    def plan(self, known: Preparable, num_alike: int) -> ReadPlan:
-        """What to read of it, and what to do with that.
+    def plan(self, model: Preparable, num_alike: int) -> ReadPlan:
+        """Return what to read of the file, and how to resize it.
 
         Args:
             num_alike: files of its kind in the prompt.
         """
-        plan = self.plan_resized(known, num_alike)
+        plan = self.plan_resized(model, num_alike)
         if self.size is None:
             return plan
         shrink = functools.partial(_shrink_first, size=self.size, transform=plan.transform)
         return replace(plan, transform=shrink)
 
-    def plan_resized(self, known: Preparable, num_alike: int) -> ReadPlan:
-        """Likewise, for pictures that are of the size `size` already."""
-        return known.family.plan(known.files, self.seen, self.sampling, num_alike)
+    def plan_resized(self, model: Preparable, num_alike: int) -> ReadPlan:
+        """Return the same for pictures that are of the size `size` already."""
+        return model.family.plan(model.files, self.resized_source, self.sampling, num_alike)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class SmallerMedia:
 
 
 def shrink_media(
-    known: Preparable, sources: Sequence[Source], sampling: Sampling, preset: Preset
+    model: Preparable, sources: Sequence[Source], sampling: Sampling, preset: Preset
 ) -> SmallerMedia | None:
-    """The largest views at the files within the preset's budgets for downsampling.
+    """Return the largest views of the files within the preset's budgets for downsampling.
 
     All pictures of a budget are scaled alike, or have their tiles lowered alike, whichever leaves
     more tokens; all videos give the same share of their frames. Nothing is decoded: prompts with
@@ -97,15 +97,15 @@ def shrink_media(
     if not any(preset.downsampling_stage(modality) for modality in MODALITIES):
         return None
     views = [MediaView(source, sampling) for source in sources]
-    full = left = count(known, views)
+    full = left = count(model, views)
     for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
-        mine = [i for i, one in enumerate(sources) if modality in ("all", one.kind)]
-        views, left = _largest(known, views, left, mine, modality, keep)
+        shrinkable = [i for i, source in enumerate(sources) if modality in ("all", source.kind)]
+        views, left = _largest(model, views, left, shrinkable, modality, keep)
     return SmallerMedia(tuple(views), FullSizeCounts(full.visual, full.text - left.text))
 
 
 def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
-    """Modality (or "all" together) -> the fraction of tokens that downsampling may leave."""
+    """Return modality (or "all" together) -> the fraction of tokens that downsampling may leave."""
     budgets: dict[str, float] = {}
     for modality in MODALITIES:
         stage = preset.downsampling_stage(modality) if modality in kinds else None
@@ -140,31 +140,31 @@ class Count:
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
 
 
-def count(known: Preparable, views: Sequence[MediaView]) -> Count:
-    """The tokens of a prompt about files that are viewed in this way, without reading them."""
+def count(model: Preparable, views: Sequence[MediaView]) -> Count:
+    """Count the tokens of a prompt about files viewed in this way, without reading them."""
     kinds = [view.source.kind for view in views]
     blank = [
-        _blank(view, view.plan_resized(known, kinds.count(view.source.kind))) for view in views
+        _blank(view, view.plan_resized(model, kinds.count(view.source.kind))) for view in views
     ]
     turns = [Turn("user", "what?", len(views))]
-    inputs = known.family.encode(known.files, blank, turns)
-    visual = count_visual(known, inputs, kinds)
+    inputs = model.family.encode(model.files, blank, turns)
+    visual = count_visual(model, inputs, kinds)
     text = inputs.tensors["input_ids"].numel() - sum(visual.values())
     tiles = iter(inputs.tiles)
     return Count(
         visual,
         text,
-        tuple(len(one.index) if one.source.kind == "video" else next(tiles) for one in blank),
+        tuple(len(item.index) if item.source.kind == "video" else next(tiles) for item in blank),
     )
 
 
-def count_visual(known: Preparable, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
-    """Modality -> visual tokens of a prompt with files of these kinds."""
+def count_visual(model: Preparable, inputs: Inputs, kinds: Sequence[str]) -> dict[str, int]:
+    """Return modality -> visual tokens of a prompt with files of these kinds."""
     present = [name for name in MODALITIES if name in kinds]
     if inputs.media:  # placeholders that both share
         grids = [(kind, len(grid)) for kind, grid in inputs.media]
         return {name: sum(size for kind, size in grids if kind == name) for name in present}
-    ids = known.family.placeholders(known.files.config)
+    ids = model.family.placeholders(model.files.config)
     row = inputs.tensors["input_ids"]
     return {name: int(torch.isin(row, torch.tensor(ids[name])).sum()) for name in present}
 
@@ -174,26 +174,26 @@ class _Search:
     """The settings of some of a prompt's files, from a lowest one to `top`, at which they are full.
 
     Args:
-        views: of all files, those of `mine` in full.
+        views: of all files, those of `shrinkable` in full.
         full: the tokens of them.
-        mine: the files that are to be viewed less.
+        shrinkable: the files that are to be viewed less.
         modality: of the tokens that are counted: "image", "video" or "all".
         knob: of pictures, "tiles" or "size"; videos have their frames.
     """
 
-    known: Preparable
+    model: Preparable
     views: Sequence[MediaView]
     full: Count
-    mine: Sequence[int]
+    shrinkable: Sequence[int]
     modality: str
     knob: str
 
     @property
     def top(self) -> int:
-        return max(self.steps(i) for i in self.mine)
+        return max(self.steps(i) for i in self.shrinkable)
 
     def steps(self, number: int) -> int:
-        """The settings that one file has."""
+        """Return the number of settings that one file has."""
         source = self.views[number].source
         if source.kind == "video":
             return self.full.parts[number]
@@ -202,9 +202,9 @@ class _Search:
         return max(source.height, source.width)
 
     def at(self, setting: int) -> list[MediaView]:
-        """How all files are viewed."""
+        """Return how all files are viewed at a setting."""
         views = list(self.views)
-        for number in self.mine if setting < self.top else ():
+        for number in self.shrinkable if setting < self.top else ():
             steps = self.steps(number) * setting // self.top
             views[number] = self.lowered(views[number], steps)
         return views
@@ -221,10 +221,10 @@ class _Search:
                                    max(1, round(source.width * scale))))  # fmt: skip
 
     def count(self, setting: int) -> Count:
-        return count(self.known, self.at(setting)) if setting < self.top else self.full
+        return count(self.model, self.at(setting)) if setting < self.top else self.full
 
     def lowest(self) -> int:
-        """The lowest setting that the family takes."""
+        """Return the lowest setting that the family takes."""
         if self.knob != "tiles":
             return 1
         for setting in range(self.top):
@@ -237,14 +237,14 @@ class _Search:
 
 
 def _largest(
-    known: Preparable,
+    model: Preparable,
     views: Sequence[MediaView],
     full: Count,
-    mine: Sequence[int],
+    shrinkable: Sequence[int],
     modality: str,
     keep: float,
 ) -> tuple[list[MediaView], Count]:
-    """The views with the most tokens within the budget, where those at `mine` are viewed less.
+    """Return the views with the most tokens within the budget; those at `shrinkable` are smaller.
 
     Args:
         full: the tokens of `views`.
@@ -252,10 +252,10 @@ def _largest(
     """
     total = full.total(modality)
     most, least = fixed_count(keep, total), total
-    found: list[tuple[list[MediaView], Count]] = []
-    pictures = any(views[i].source.kind == "image" for i in mine)
+    candidates: list[tuple[list[MediaView], Count]] = []
+    pictures = any(views[i].source.kind == "image" for i in shrinkable)
     for knob in ("tiles", "size") if pictures else ("frames",):
-        search = _Search(known, views, full, mine, modality, knob)
+        search = _Search(model, views, full, shrinkable, modality, knob)
         counted = functools.cache(search.count)
 
         def tokens(setting: int, counted: Callable[[int], Count] = counted) -> int:
@@ -265,12 +265,12 @@ def _largest(
         least = min(least, tokens(lowest))
         setting = Downsample().choose(tokens, lowest, search.top, most)
         if setting is not None:
-            found.append((search.at(setting), counted(setting)))
-    if found:
-        return max(found, key=lambda one: one[1].total(modality))
+            candidates.append((search.at(setting), counted(setting)))
+    if candidates:
+        return max(candidates, key=lambda candidate: candidate[1].total(modality))
     if pictures and least == total:
         raise ModelError(
-            f"downsample: {known.family.name} makes the same {total} tokens of what is given, "
+            f"downsample: {model.family.name} makes the same {total} tokens of what is given, "
             "however small it is",
             "use another method: --method uniform",
         )
@@ -282,14 +282,14 @@ def _largest(
 
 
 def _blank(view: MediaView, plan: ReadPlan) -> PreparedMedia:
-    """One file as if its pictures were all black; frames share their memory."""
-    height, width = view.seen.height, view.seen.width
-    made = plan.transform(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    """Return one file as if its pictures were all black; frames share their memory."""
+    height, width = view.resized_source.height, view.resized_source.width
+    pixels = plan.transform(torch.zeros(1, 3, height, width, dtype=torch.uint8))
     num_frames = len(plan.index)
     if num_frames > 1:
-        made = made.expand(num_frames, *made.shape[1:])
+        pixels = pixels.expand(num_frames, *pixels.shape[1:])
     times = tuple(view.source.timestamps[i] for i in plan.index) if view.source.timestamps else ()
-    return PreparedMedia(view.seen, made, plan.index, times)
+    return PreparedMedia(view.resized_source, pixels, plan.index, times)
 
 
 def _shrink_first(

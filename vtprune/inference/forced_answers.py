@@ -98,7 +98,7 @@ def prepare_with_answers(
     generation: Generation,
     limits: Limits,
     features: FeatureCache,
-    known: Sequence[torch.Tensor] = (),
+    known_answers: Sequence[torch.Tensor] = (),
     preset: Preset | None = None,
 ) -> tuple[list[PromptWithAnswer], tuple[str, ...]]:
     """Prepare questions about one file, which is read and, with `features`, encoded once.
@@ -107,7 +107,7 @@ def prepare_with_answers(
     `generation.max_new_tokens` long.
 
     Args:
-        known: the ids of the answers, from an earlier call.
+        known_answers: the ids of the answers, from an earlier call.
         preset: less of the file is taken where this one downsamples; None: all of it.
 
     Returns:
@@ -115,21 +115,21 @@ def prepare_with_answers(
     """
     media = read_media(loaded, [asked[0].file], sampling, preset, limits)
     prompts: list[PromptWithAnswer] = []
-    for number, one in enumerate(asked):
+    for number, question in enumerate(asked):
         before = prompts[-1].prepared if prompts else None
-        prepared = prepare_question(loaded, media, one.question, generation, before)
+        prepared = prepare_question(loaded, media, question.question, generation, before)
         vision = 0.0
-        if known:
-            answer = known[number]
-        elif one.answer is None:
+        if known_answers:
+            answer = known_answers[number]
+        elif question.answer is None:
             unpruned = Preset("unpruned", keep=1.0)
             (run,) = generate(loaded, [prepared], unpruned, generation, features=features)
             answer, vision = run.tokens, run.seconds["vision"]
         else:
-            answer = right_answer_ids(loaded, prepared, one.answer, generation)
+            answer = right_answer_ids(loaded, prepared, question.answer, generation)
         answer = answer.to(prepared.tensors["input_ids"].device)
-        labelled = one.answer is not None
-        prompts.append(PromptWithAnswer(one, prepared, answer, labelled, vision))
+        labelled = question.answer is not None
+        prompts.append(PromptWithAnswer(question, prepared, answer, labelled, vision))
     return prompts, media.warnings
 
 

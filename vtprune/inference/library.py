@@ -185,14 +185,14 @@ def answer_batches(
 ) -> list[Report | VtpruneError]:
     """Answer one question about each of the media; an item that fails has its error."""
     prepared = [
-        one
-        if isinstance(one, VtpruneError)
-        else attempt(partial(prepare_question, loaded, one, question, generation, on_device=False))
-        for one, question in zip(media, questions, strict=True)
+        item
+        if isinstance(item, VtpruneError)
+        else attempt(partial(prepare_question, loaded, item, question, generation, on_device=False))
+        for item, question in zip(media, questions, strict=True)
     ]
-    good = {n: one for n, one in enumerate(prepared) if not isinstance(one, VtpruneError)}
+    good = {n: item for n, item in enumerate(prepared) if not isinstance(item, VtpruneError)}
     results: dict[int, Report | VtpruneError] = {
-        n: one for n, one in enumerate(prepared) if isinstance(one, VtpruneError)
+        n: item for n, item in enumerate(prepared) if isinstance(item, VtpruneError)
     }
 
     def run_batch(numbers: Sequence[int]) -> dict[int, Run | VtpruneError]:
@@ -202,7 +202,7 @@ def answer_batches(
         if not isinstance(runs, VtpruneError):
             note = f"one of a batch of {len(runs)}: seconds from vision on are the batch's"
             notes = (note,) if len(runs) > 1 else ()
-            return {n: one.noting(*notes) for n, one in zip(numbers, runs, strict=True)}
+            return {n: run.noting(*notes) for n, run in zip(numbers, runs, strict=True)}
         if len(numbers) == 1:
             return {numbers[0]: runs}
         return {n: result for n in numbers for result in run_batch([n]).values()}
@@ -210,11 +210,11 @@ def answer_batches(
     order = list(good)
     first = min(good, default=0)
     for places in group_alike([good[number].tensors for number in order], batch_size):
-        for number, one in run_batch([order[place] for place in places]).items():
-            if isinstance(one, VtpruneError):
-                results[number] = one
+        for number, run in run_batch([order[place] for place in places]).items():
+            if isinstance(run, VtpruneError):
+                results[number] = run
                 continue
-            results[number] = build_report(loaded, good[number], preset, one, began=began,
+            results[number] = build_report(loaded, good[number], preset, run, began=began,
                                            load=0.0 if number != first else load)  # fmt: skip
         began = time.perf_counter()
     return [results[number] for number in range(len(questions))]

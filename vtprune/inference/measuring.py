@@ -139,18 +139,18 @@ def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
         changed=dict(preset.changed),
         stages=[
             ResolvedStage(
-                at=one.at,
-                layer=one.layer,
-                modality=one.modality,
-                method=one.method,
-                keep=one.keep,
-                per=one.per,
-                split=one.split,
-                positions=one.positions,
-                options=dict(one.options),
+                at=stage.at,
+                layer=stage.layer,
+                modality=stage.modality,
+                method=stage.method,
+                keep=stage.keep,
+                per=stage.per,
+                split=stage.split,
+                positions=stage.positions,
+                options=dict(stage.options),
             )
-            for one in trace.stages
-            if one.cuts[sample]
+            for stage in trace.stages
+            if stage.cuts[sample]
         ],
     )
 
@@ -182,16 +182,16 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
         by_modality={name: len(kept.of_modality(name)) for name in present},
         stages=[
             StageCount(
-                at=one.at,
-                layer=one.layer,
-                modality=one.modality,
-                method=one.method,
-                options=dict(one.options),
-                before=one.modality_before[sample],
-                after=one.modality_after[sample],
+                at=stage.at,
+                layer=stage.layer,
+                modality=stage.modality,
+                method=stage.method,
+                options=dict(stage.options),
+                before=stage.modality_before[sample],
+                after=stage.modality_after[sample],
             )
-            for one in trace.stages
-            if one.cuts[sample]
+            for stage in trace.stages
+            if stage.cuts[sample]
         ],
         by_frame=count_kept(layout, kept, "video", "frame"),
         by_tile=count_kept(layout, kept, "image", "tile"),
@@ -200,11 +200,11 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
 
 def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[int]:
     """Tokens kept in each frame or tile of a modality, those with none left included."""
-    own = layout.take(layout.of_modality(modality))
-    if not len(own):
+    of_modality = layout.take(layout.of_modality(modality))
+    if not len(of_modality):
         return []
-    groups = own.groups(per)
-    present = torch.isin(own.columns, kept.columns)
+    groups = of_modality.groups(per)
+    present = torch.isin(of_modality.columns, kept.columns)
     counts = torch.zeros(int(groups.max()) + 1, dtype=torch.long)
     return counts.scatter_add_(0, groups, present.long()).tolist()
 
@@ -270,7 +270,7 @@ def _count_vision(loaded: Loaded, inputs: Inputs, trace: Trace, sample: int) -> 
         return None
     if len(counted) < sum(name in inputs.tensors for name in PIXELS):
         return None
-    return sum(cost.vision_flops(*one) for one in counted)
+    return sum(cost.vision_flops(*arguments) for arguments in counted)
 
 
 def compute_vision_flops(
@@ -282,14 +282,16 @@ def compute_vision_flops(
         trace: says what went before the tower; None: nothing.
         sample: of the trace.
     """
-    return sum(cost.vision_flops(*one) for one in find_encoded(loaded, inputs, trace, sample))
+    return sum(
+        cost.vision_flops(*arguments) for arguments in find_encoded(loaded, inputs, trace, sample)
+    )
 
 
 def find_encoded(
     loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
 ) -> list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]]:
     """What the vision tower encodes: the arguments of `cost.vision_flops`, for each modality."""
-    found: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
+    arguments: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
     encoded = trace.encoded[sample] if trace and trace.encoded else None
     for name, modality in PIXELS.items():
         shape = cost.vision_shape(loaded.model.config, modality)
@@ -311,10 +313,12 @@ def find_encoded(
             count = sum(inputs.tiles) if filled else None
             if encoded:  # one tensor may hold pictures and videos
                 apart = any(PIXELS[other] == "video" for other in PIXELS if other in inputs.tensors)
-                count = sum(sum(encoded[one]) for one in MODALITIES if one == modality or not apart)
+                count = sum(
+                    sum(encoded[name]) for name in MODALITIES if name == modality or not apart
+                )
             units = cost.tile_units(shape, size, count)
-        found.append((shape, units, None if pooling is None else len(pooling)))
-    return found
+        arguments.append((shape, units, None if pooling is None else len(pooling)))
+    return arguments
 
 
 def measure_memory(loaded: Loaded) -> MemoryBytes:

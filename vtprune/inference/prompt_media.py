@@ -75,7 +75,7 @@ class MediaPlan:
 
 
 def plan_media(
-    known: Preparable,
+    model: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     preset: Preset | None,
@@ -87,19 +87,20 @@ def plan_media(
         MediaError, ModelError, PresetError: all that can be found before decoding.
     """
     started = time.perf_counter()
-    sources = open_all(known, paths, limits)
+    sources = open_all(model, paths, limits)
     opened = time.perf_counter()
-    shrunk = None if preset is None else shrink_media(known, sources, sampling, preset)
-    views = tuple(MediaView(one, sampling) for one in sources) if shrunk is None else shrunk.views
-    kinds = [one.kind for one in sources]
-    plans = tuple(view.plan(known, kinds.count(view.source.kind)) for view in views)
+    shrunk = None if preset is None else shrink_media(model, sources, sampling, preset)
+    in_full = tuple(MediaView(source, sampling) for source in sources)
+    views = in_full if shrunk is None else shrunk.views
+    kinds = [source.kind for source in sources]
+    plans = tuple(view.plan(model, kinds.count(view.source.kind)) for view in views)
     spent = time.perf_counter() - opened
     full_size = None if shrunk is None else shrunk.full_size
     return MediaPlan(views, plans, opened - started, spent, full_size)
 
 
 def read_media(
-    known: Preparable,
+    model: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     preset: Preset | None,
@@ -107,22 +108,22 @@ def read_media(
     on_progress: Progress | None = None,
 ) -> PromptMedia:
     """Open, decode and resize every file, or less of it where the preset downsamples."""
-    return read_planned(plan_media(known, paths, sampling, preset, limits), limits, on_progress)
+    return read_planned(plan_media(model, paths, sampling, preset, limits), limits, on_progress)
 
 
 def read_in_full(
-    known: Preparable,
+    model: Preparable,
     paths: Sequence[str | Path | Source],
     sampling: Sampling,
     limits: Limits,
     on_progress: Progress | None = None,
 ) -> PromptMedia:
     """Open, decode and resize every file in full, in the family's way."""
-    return read_media(known, paths, sampling, None, limits, on_progress)
+    return read_media(model, paths, sampling, None, limits, on_progress)
 
 
 def resize_drawn(
-    known: Preparable,
+    model: Preparable,
     source: Source,
     draw: Callable[[Sequence[int]], torch.Tensor],
     sampling: Sampling,
@@ -137,8 +138,8 @@ def resize_drawn(
     Raises:
         ModelError: the family does not take its kind.
     """
-    chosen = plan_media(known, [source], sampling, preset, Limits())
-    view, plan = chosen.views[0], chosen.plans[0]
+    media_plan = plan_media(model, [source], sampling, preset, Limits())
+    view, plan = media_plan.views[0], media_plan.plans[0]
     parts, seconds = [], 0.0
     for start in range(0, len(plan.index), DRAWN):
         pixels = draw(plan.index[start : start + DRAWN])
@@ -146,8 +147,8 @@ def resize_drawn(
         parts.append(plan.transform(pixels))
         seconds += time.perf_counter() - started
     times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
-    item = PreparedMedia(view.seen, torch.cat(parts), plan.index, times, plan.regions)
-    return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), chosen.full_size)
+    item = PreparedMedia(view.resized_source, torch.cat(parts), plan.index, times, plan.regions)
+    return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), media_plan.full_size)
 
 
 def attempt(work: Callable[[], T]) -> T | VtpruneError:
@@ -159,29 +160,29 @@ def attempt(work: Callable[[], T]) -> T | VtpruneError:
 
 
 def open_all(
-    known: Preparable, paths: Sequence[str | Path | Source], limits: Limits
+    model: Preparable, paths: Sequence[str | Path | Source], limits: Limits
 ) -> list[Source]:
-    """Open every file; of a file with pages, every page that the limits plan_media.
+    """Open every file; of a file with pages, every page that the limits choose.
 
     Raises:
         MediaError: it can't be read.
         ModelError: the family does not take its kind.
     """
     sources: list[Source] = []
-    for one in paths:
-        sources += [one] if isinstance(one, Source) else open_each([one], limits)
+    for path in paths:
+        sources += [path] if isinstance(path, Source) else open_each([path], limits)
     for source in sources:
-        if source.kind not in known.family.modalities:
-            takes = " and ".join(known.family.modalities)
+        if source.kind not in model.family.modalities:
+            takes = " and ".join(model.family.modalities)
             raise ModelError(
-                f"{source.name}: {known.family.name} takes {takes} input, no {source.kind}",
+                f"{source.name}: {model.family.name} takes {takes} input, no {source.kind}",
                 "choose another --model (vtprune models)",
             )
     return sources
 
 
 def read_planned(
-    chosen: MediaPlan, limits: Limits, on_progress: Progress | None = None
+    media_plan: MediaPlan, limits: Limits, on_progress: Progress | None = None
 ) -> PromptMedia:
     """Decode and resize what was planned of opened files.
 
@@ -193,24 +194,24 @@ def read_planned(
     decoders: list[str] = []
     warnings: list[str] = []
     clock = _Clock()
-    num_pictures = sum(view.source.kind == "image" for view in chosen.views)
-    for view, plan in zip(chosen.views, chosen.plans, strict=True):
+    num_pictures = sum(view.source.kind == "image" for view in media_plan.views)
+    for view, plan in zip(media_plan.views, media_plan.plans, strict=True):
         item, decoder, notes = read_one(view.source, plan, limits, clock, on_progress)
-        items.append(replace(item, source=view.seen))
+        items.append(replace(item, source=view.resized_source))
         decoders.append(decoder)
         warnings += notes
         if on_progress and view.source.kind == "image" and num_pictures > 1:
-            done = sum(one.source.kind == "image" for one in items)
+            done = sum(item.source.kind == "image" for item in items)
             on_progress("reading pictures", done, num_pictures)
     total = time.perf_counter() - started
     return PromptMedia(
         tuple(items),
         tuple(decoders),
         tuple(warnings),
-        chosen.media_seconds + total - clock.seconds,
-        chosen.resize_seconds + clock.seconds,
-        tuple(view.source for view in chosen.views),
-        chosen.full_size,
+        media_plan.media_seconds + total - clock.seconds,
+        media_plan.resize_seconds + clock.seconds,
+        tuple(view.source for view in media_plan.views),
+        media_plan.full_size,
     )
 
 
@@ -286,13 +287,13 @@ def load_with_each_media(
         ModelError: the model can't be loaded.
         MediaError, ModelError, PresetError: no prompt's media can be read; before loading.
     """
-    chosen = [
+    plans = [
         attempt(partial(plan_media, opened, paths, sampling, preset, limits)) for paths in prompts
     ]
-    errors = [one for one in chosen if isinstance(one, VtpruneError)]
-    if errors and len(errors) == len(chosen):
+    errors = [plan for plan in plans if isinstance(plan, VtpruneError)]
+    if errors and len(errors) == len(plans):
         raise errors[0]
-    reader = _BackgroundReader(chosen, limits)
+    reader = _BackgroundReader(plans, limits)
     with ThreadPoolExecutor(1, "media") as pool:
         reading = pool.submit(reader.read)
         try:
@@ -325,17 +326,17 @@ def _wait(
 class _BackgroundReader:
     """Reads the media of every prompt, until it is stopped."""
 
-    def __init__(self, chosen: Sequence[MediaPlan | VtpruneError], limits: Limits) -> None:
-        self.chosen, self.limits = chosen, limits
+    def __init__(self, plans: Sequence[MediaPlan | VtpruneError], limits: Limits) -> None:
+        self.plans, self.limits = plans, limits
         self.stopped = Event()
         self.reached: tuple[str, int, int] | None = None
 
     def read(self) -> list[PromptMedia | VtpruneError]:
         return [
-            one
-            if isinstance(one, VtpruneError)
-            else attempt(partial(read_planned, one, self.limits, self.note))
-            for one in self.chosen
+            plan
+            if isinstance(plan, VtpruneError)
+            else attempt(partial(read_planned, plan, self.limits, self.note))
+            for plan in self.plans
         ]
 
     def note(self, stage: str, done: int, total: int) -> None:

@@ -35,11 +35,11 @@ class Block:
 
         A field that may be left out (its default is None) is left out where it is None.
         """
-        values = {one: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        values = {field: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {
-            one.name: to_plain(value)
-            for one, value in values.items()
-            if value is not None or one.default is not None
+            field.name: to_plain(value)
+            for field, value in values.items()
+            if value is not None or field.default is not None
         }
 
 
@@ -48,9 +48,9 @@ def to_plain(value: object) -> object:
     if isinstance(value, Block):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {key: to_plain(one) for key, one in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(one) for one in value]
+        return [to_plain(item) for item in value]
     return value
 
 
@@ -356,7 +356,7 @@ class FailedReport(Report):
         return error
 
     def __getattr__(self, name: str) -> object:
-        if name in {one.name for one in fields(Report)}:
+        if name in {field.name for field in fields(Report)}:
             raise self.error
         raise AttributeError(name)
 

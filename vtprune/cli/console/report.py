@@ -46,8 +46,8 @@ def render(report: Report, console: Console, before: Report | None = None) -> No
     ]
     if report.compare:
         groups.append([_speed(report.compare), _verdict(report.compare, report.answer)])
-    said = before.warnings if before else ()
-    groups.append([warning(one) for one in report.warnings if one not in said])
+    warned = before.warnings if before else ()
+    groups.append([warning(text) for text in report.warnings if text not in warned])
     for group in groups:
         if group:
             console.print()
