@@ -64,7 +64,7 @@ class FakeRun:
 
     def fake_gather(
         self, opened: FakeRun, paths: Sequence[Any], sampling: object, preset: object,
-        limits: object, on_progress: object,
+        limits: object, on_progress: object, thumbnails: bool,
     ) -> tuple[str, Any]:  # fmt: skip
         return opened.load(), paths
 

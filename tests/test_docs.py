@@ -34,7 +34,7 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 README, ASK = PAGES["README.md"], PAGES["docs/ask.md"]
-MEASURING = ("ask", "calibrate", "check", "compare", "evaluate", "profile", "tune")
+MEASURING = ("ask", "calibrate", "check", "compare", "evaluate", "profile", "show", "tune")
 """Commands with a page of their own."""
 LONGEST = 120
 """Characters of a line of prose."""
@@ -138,7 +138,8 @@ def test_the_json_fields_of_the_page_are_those_of_a_report() -> None:
     table = ASK.partition("## The JSON")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
-    assert names == [field.name for field in dataclasses.fields(Report)]
+    fields = [field for field in dataclasses.fields(Report) if field.metadata.get("json", True)]
+    assert names == [field.name for field in fields]
     parts = [value for value in vars(report).values() if dataclasses.is_dataclass(value)]
     known = {field.name for part in parts for field in dataclasses.fields(part)}
     assert set(re.findall(r"`(\w+)`", table.partition("```")[0])) <= known

@@ -171,7 +171,7 @@ def test_a_family_never_sees_a_method(module: str) -> None:
     [
         ("decord", ("media", "_dev")),
         ("av", ("media", "demo", "_dev")),
-        ("PIL", ("media", "models", "demo", "_dev")),
+        ("PIL", ("media", "models", "pictures", "demo", "_dev")),
         ("rich", ("cli",)),
         ("click", ("cli",)),
     ],

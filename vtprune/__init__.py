@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
     from vtprune.models.loading import Loaded, load
+    from vtprune.pictures.drawing import Drawing, draw
     from vtprune.preset import Preset, load_preset
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ _REPORT = "vtprune.inference.report"
 _LAZY = {
     "CompareResult": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
+    "Drawing": "vtprune.pictures.drawing",
     "FailedReport": _REPORT,
     "Flops": _REPORT,
     "Generation": "vtprune.inference.generate",
@@ -74,6 +76,7 @@ _LAZY = {
     "answer": "vtprune.inference.library",
     "ask": "vtprune.inference.library",
     "compare_methods": "vtprune.evaluation.compare",
+    "draw": "vtprune.pictures.drawing",
     "load": "vtprune.models.loading",
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
@@ -84,6 +87,7 @@ __all__ = [
     "CompareResult",
     "Comparison",
     "DamagedError",
+    "Drawing",
     "FailedReport",
     "Flops",
     "Generation",
@@ -110,6 +114,7 @@ __all__ = [
     "answer",
     "ask",
     "compare_methods",
+    "draw",
     "load",
     "load_preset",
     "profile",

@@ -51,6 +51,7 @@ Examples:
     "top_p",
     "json",
     "saves",
+    "shows",
     "quiet",
     default_words={"preset": "balanced", "max_new_tokens": str(MAX_NEW_TOKENS)},
     save=[("the report, of several questions a list", ".json"), ("one report a line", ".jsonl")],
@@ -73,6 +74,7 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
     paths, questions = media_and_questions(inputs, flags.question)
     preset = preset_from(flags, user)
     check_saves(flags.saves, (".json", ".jsonl"), paths)
+    _check_shows(flags, paths, questions)
     if flags.top_p < 1 and flags.temperature == 0:
         raise VtpruneError(
             f"--top-p {flags.top_p:g} changes nothing without --temperature: the likeliest token "
@@ -84,9 +86,39 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
         with output.libraries_silenced():
             for report in _answers(flags, user, preset, paths, questions, began):
                 reports.append(report.to_dict())
+                _show(flags, report)
     finally:  # what was answered before a later question failed is saved too
         if reports:
             _save(flags, reports, several=len(questions) > 1)
+
+
+def _check_shows(flags: Flags, paths: list[str], questions: list[str]) -> None:
+    """Refuse drawings of several questions, and places and formats that are none.
+
+    Raises:
+        VtpruneError: as `check_saves`.
+    """
+    if not flags.shows:
+        return
+    from vtprune.cli.show import FORMATS
+
+    if len(questions) > 1:
+        raise VtpruneError(
+            f"--show draws one question, not {len(questions)}", "ask them one by one"
+        )
+    check_saves(flags.shows, FORMATS, [*paths, *flags.saves], option="--show")
+    if {path.resolve() for path in flags.shows} & {path.resolve() for path in flags.saves}:
+        raise VtpruneError("--show and --save name the same file", "give each a name of its own")
+
+
+def _show(flags: Flags, report: Report) -> None:
+    """Draw what was kept where --show says."""
+    if flags.shows:
+        from vtprune.cli.show import drawing_makers
+        from vtprune.pictures.drawing import draw
+
+        drawing = draw(report, limits=limits_from(flags))
+        list(write_saves(flags.shows, drawing_makers(drawing), "--show"))
 
 
 def _save(flags: Flags, reports: list[dict[str, object]], several: bool) -> None:
@@ -137,7 +169,7 @@ def _answers(
             loaded = opened.load()
         else:
             loaded, media = load_with_media(
-                opened, sources, sampling, preset, limits, transcript.progress
+                opened, sources, sampling, preset, limits, transcript.progress, bool(flags.shows)
             )
         for report in answer_questions(
             loaded,

@@ -220,9 +220,17 @@ class Flags:
     saves: tuple[Path, ...] = _output(
         "FILE", "Write the result to FILE, in the format of its suffix: {formats}. Repeatable.",
         default=(), names=("--save",))
+    shows: tuple[Path, ...] = _output(
+        "FILE", "Draw which visual tokens were kept, as vtprune show does: FILE is .png, .html or "
+        ".json. Repeatable.", default=(), names=("--show",))
     answers: Path | None = _output(
         "FILE", "Append every answer to FILE as it comes; run again, the command goes on from "
         "there. The result is written by --save, at the end.")
+    all_frames: bool = _output(
+        "", "Draw every frame of a long clip; without it, those with the most and the fewest "
+        "kept tokens.", default=False, names=("--all",))
+    terminal: bool = _output(
+        "", "Print a miniature in half blocks.", default=False)
     quiet: bool = _output(
         "", "Print answers and tables only: no progress, notes or warnings.", default=False)
 # fmt: on

@@ -29,6 +29,7 @@ def check_saves(
     suffixes: Sequence[str],
     inputs: Sequence[str | Path] = (),
     others: Mapping[str, Path | None] | None = None,
+    option: str = "--save",
 ) -> None:
     """Refuse places that can't be written to, and names whose suffix is no format.
 
@@ -36,40 +37,41 @@ def check_saves(
         suffixes: of the formats that there are.
         inputs: files that are read, and must not be written over.
         others: option -> another file that the command writes.
+        option: that names the places.
 
     Raises:
         VtpruneError: as `check_target`; two files in one place; an input; an unknown suffix.
     """
     from vtprune.saving import check_target  # a hundredth of a second, which --help spares
 
-    options = [*(("--save", path) for path in saves), *(others or {}).items()]
-    targets = [(option, path) for option, path in options if path is not None]
-    for option, path in targets:
-        check_target(path, option)
+    targets = [*((option, path) for path in saves), *(others or {}).items()]
+    given = [(flag, path) for flag, path in targets if path is not None]
+    for flag, path in given:
+        check_target(path, flag)
         if os.path.exists(path) and any(
             os.path.exists(file) and os.path.samefile(path, file) for file in inputs
         ):
             raise VtpruneError(
-                f"{option} {path} would be written over a file that is asked about",
-                f"give {option} a name of its own",
+                f"{flag} {path} would be written over a file that is asked about",
+                f"give {flag} a name of its own",
             )
-    if len({os.path.realpath(path) for _, path in targets}) < len(targets):
-        places = ", ".join(f"{option} {path}" for option, path in targets)
+    if len({os.path.realpath(path) for _, path in given}) < len(given):
+        places = ", ".join(f"{flag} {path}" for flag, path in given)
         raise VtpruneError(f"two files in one place: {places}", "give each a name of its own")
     for path in saves:
         if path.suffix.lower() not in suffixes:
             names = ", ".join(f"{path.stem or 'result'}{suffix}" for suffix in suffixes)
             raise VtpruneError(
-                f"--save {path}: its suffix names no format of this command", f"name it {names}"
+                f"{option} {path}: its suffix names no format of this command", f"name it {names}"
             )
 
 
-def write_saves(saves: Sequence[Path], makers: Makers) -> Iterator[Path]:
+def write_saves(saves: Sequence[Path], makers: Makers, option: str = "--save") -> Iterator[Path]:
     """Write every file, and yield it as soon as it is there."""
     from vtprune.saving import save_file
 
     for path in saves:
-        save_file(path, makers[path.suffix.lower()](), "--save")
+        save_file(path, makers[path.suffix.lower()](), option)
         yield path
 
 

@@ -117,6 +117,7 @@ class Prefill:
         before = [len(layout) for layout in sequence.layouts]
         modality_before, modality_after = [], []
         has_merged = [False] * len(before)
+        merged_into: list[dict[int, int]] = [{} for _ in before]
         for sample, cut in enumerate(stage.cuts):
             index = sequence.layouts[sample].of_modality(modality)
             modality_before.append(len(index))
@@ -128,7 +129,7 @@ class Prefill:
                 if new_states is not None:
                     has_merged[sample] = True
                     merged = merged.clone() if merged is hidden else merged
-                    slots, rows = new_states
+                    slots, rows, merged_into[sample] = new_states
                     merged[sample, slots.to(merged.device)] = rows
             modality_after.append(len(sequence.layouts[sample].of_modality(modality)))
             if cut is not None:
@@ -145,6 +146,7 @@ class Prefill:
                 modality_after=modality_after,
                 kept=self.original_columns(sequence.layouts),
                 merged=has_merged,
+                merged_into=merged_into,
             )
         )
         return merged
@@ -155,11 +157,12 @@ class Prefill:
 
     def cut_sample(
         self, sample: int, index: torch.Tensor, cut: Cut, group: StageGroup, hidden: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]] | None:
         """Drop what a method does not keep of one sample's tokens at `index` in its layout.
 
         Returns:
-            Where tokens were merged: the (K,) slots of the kept ones, and their (K, d) new states.
+            Where tokens were merged: the (K,) slots of the kept ones, their (K, d) new states, and
+            the column of each merged token -> that of the kept one.
         """
         stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
@@ -174,7 +177,8 @@ class Prefill:
         if selection.assign is not None:
             slots = self.sequence.slots(sample, layout.columns)
             rows = merge(hidden[sample, slots.to(hidden.device)], selection)
-            merged = slots[kept], rows
+            into = merged_columns(layout.columns + self.batch.past, kept, selection.assign.cpu())
+            merged = slots[kept], rows, into
         dropped = torch.ones(len(layout), dtype=torch.bool)
         dropped[kept] = False
         self.sequence.drop(sample, index[dropped])
@@ -269,6 +273,23 @@ class Prefill:
             )
             before = after
         return records
+
+
+def merged_columns(
+    columns: torch.Tensor, kept: torch.Tensor, assign: torch.Tensor
+) -> dict[int, int]:
+    """Return the column of each dropped token that was merged -> that of the kept one.
+
+    Args:
+        columns: (N,) of the tokens.
+        kept: (K,) the kept tokens' places among them.
+        assign: (N,) as of Selection.
+    """
+    dropped = assign >= 0
+    dropped[kept] = False
+    return dict(
+        zip(columns[dropped].tolist(), columns[kept][assign[dropped]].tolist(), strict=True)
+    )
 
 
 def check_count(method: str, kept: int, planned: int) -> None:

@@ -30,6 +30,8 @@ class StageRecord:
         kept: ascending columns of the original input_ids with visual tokens still present, of
             every modality.
         merged: whether dropped tokens were merged into kept ones.
+        merged_into: column of each dropped token that was merged -> column of the kept one that it
+            went into, both of the original input_ids.
     """
 
     spec: StageSpec
@@ -42,6 +44,7 @@ class StageRecord:
     modality_after: list[int]
     kept: list[list[int]]
     merged: list[bool]
+    merged_into: list[dict[int, int]] = field(default_factory=list)
 
     @property
     def method(self) -> str:

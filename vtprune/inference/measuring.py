@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune import __version__
+from vtprune.inference.kept_tokens import keep_record
 from vtprune.inference.report import (
     Flops,
     InputInfo,
@@ -76,6 +77,7 @@ def build_report(
         seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
         warnings=warnings_of(loaded, media, preset, run, flops),
         version=describe_versions(),
+        kept_tokens=keep_record(loaded, question, run.trace, run.sample),
     )
 
 

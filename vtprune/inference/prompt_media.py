@@ -16,6 +16,7 @@ import torch
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.downsampling import MediaView, shrink_media
 from vtprune.media import Limits, Source, open_each, read, stop_reading
+from vtprune.models import preprocess
 from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
 from vtprune.models.loading import Loaded, Opened, Progress
 from vtprune.preset import Preset
@@ -25,6 +26,8 @@ T = TypeVar("T")
 Media = str | Path | Sequence[str | Path]
 """A file or several."""
 _POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
+THUMBNAIL = {"image": 900, "video": 320}
+"""Pixels of the longer side of a thumbnail, by kind of media."""
 DRAWN = 8  # frames without a file that are resized at once
 
 
@@ -65,6 +68,7 @@ class MediaPlan:
         plans: for each of them.
         media_seconds, resize_seconds: spent on opening, and on choosing.
         full_size: token counts were the media not made smaller; None where they are not.
+        thumbnails: keep a small copy of every frame, for drawing.
     """
 
     views: tuple[MediaView, ...]
@@ -72,6 +76,7 @@ class MediaPlan:
     media_seconds: float
     resize_seconds: float
     full_size: FullSizeCounts | None = None
+    thumbnails: bool = False
 
 
 def plan_media(
@@ -147,7 +152,8 @@ def resize_drawn(
         parts.append(plan.transform(pixels))
         seconds += time.perf_counter() - started
     times = tuple(source.timestamps[number] for number in plan.index) if source.timestamps else ()
-    item = PreparedMedia(view.resized_source, torch.cat(parts), plan.index, times, plan.regions)
+    item = PreparedMedia(view.resized_source, torch.cat(parts), plan.index, times, plan.regions,
+                         plan.transform)  # fmt: skip
     return PromptMedia((item,), ("none",), (), 0.0, seconds, (source,), media_plan.full_size)
 
 
@@ -196,7 +202,9 @@ def read_planned(
     clock = _Clock()
     num_pictures = sum(view.source.kind == "image" for view in media_plan.views)
     for view, plan in zip(media_plan.views, media_plan.plans, strict=True):
-        item, decoder, notes = read_one(view.source, plan, limits, clock, on_progress)
+        item, decoder, notes = read_one(
+            view.source, plan, limits, clock, on_progress, media_plan.thumbnails
+        )
         items.append(replace(item, source=view.resized_source))
         decoders.append(decoder)
         warnings += notes
@@ -221,11 +229,20 @@ class _Clock:
 
 
 def read_one(
-    source: Source, plan: ReadPlan, limits: Limits, clock: _Clock, on_progress: Progress | None
+    source: Source,
+    plan: ReadPlan,
+    limits: Limits,
+    clock: _Clock,
+    on_progress: Progress | None,
+    thumbnails: bool = False,
 ) -> tuple[PreparedMedia, str, tuple[str, ...]]:
     """Read one file, each chunk of it resized right after it is decoded."""
 
+    small: list[torch.Tensor] = []
+
     def resize(pixels: torch.Tensor) -> torch.Tensor:
+        if thumbnails:
+            small.append(shrink(pixels, THUMBNAIL[source.kind]))
         started = time.perf_counter()
         resized = plan.transform(pixels)
         clock.seconds += time.perf_counter() - started
@@ -238,8 +255,18 @@ def read_one(
     frames = read(source, plan.index, resize, limits, show if source.kind == "video" else None)
     prepared = PreparedMedia(source, frames.pictures, frames.index,
                         frames.timestamps if source.kind == "video" else (),
-                        plan.regions)  # fmt: skip
+                        plan.regions, plan.transform,
+                        torch.cat(small) if small else None)  # fmt: skip
     return prepared, frames.decoder, frames.warnings
+
+
+def shrink(pixels: torch.Tensor, edge: int) -> torch.Tensor:
+    """(n, 3, H, W) uint8 -> the same pictures with their longer side at most `edge`."""
+    height, width = pixels.shape[-2:]
+    scale = min(edge / max(height, width), 1.0)
+    return preprocess.resize(
+        pixels, (max(round(height * scale), 1), max(round(width * scale), 1)), preprocess.BILINEAR
+    )
 
 
 # -- while the model's weights are loaded ----------------------------------------------------------
@@ -252,13 +279,19 @@ def load_with_media(
     preset: Preset,
     limits: Limits,
     on_progress: Progress | None = None,
+    thumbnails: bool = False,
 ) -> tuple[Loaded, PromptMedia]:
     """Load a model, and meanwhile read the media of one prompt, as `load_with_each_media` does.
+
+    Args:
+        thumbnails: keep a small copy of every frame, for drawing.
 
     Raises:
         MediaError, ModelError, PresetError: of both, the model's first.
     """
-    loaded, (media,) = load_with_each_media(opened, [paths], sampling, preset, limits, on_progress)
+    loaded, (media,) = load_with_each_media(
+        opened, [paths], sampling, preset, limits, on_progress, thumbnails
+    )
     if isinstance(media, VtpruneError):
         raise media
     return loaded, media
@@ -271,6 +304,7 @@ def load_with_each_media(
     preset: Preset,
     limits: Limits,
     on_progress: Progress | None = None,
+    thumbnails: bool = False,
 ) -> tuple[Loaded, list[PromptMedia | VtpruneError]]:
     """Read a model's weights, and meanwhile, in a thread, the media of some prompts.
 
@@ -279,6 +313,7 @@ def load_with_each_media(
 
     Args:
         prompts: the media of each, as for `read_media`.
+        thumbnails: as of `load_with_media`.
 
     Returns:
         the model, and for each prompt its media, or why they can't be read.
@@ -293,6 +328,11 @@ def load_with_each_media(
     errors = [plan for plan in plans if isinstance(plan, VtpruneError)]
     if errors and len(errors) == len(plans):
         raise errors[0]
+    if thumbnails:
+        plans = [
+            plan if isinstance(plan, VtpruneError) else replace(plan, thumbnails=True)
+            for plan in plans
+        ]
     reader = _BackgroundReader(plans, limits)
     with ThreadPoolExecutor(1, "media") as pool:
         reading = pool.submit(reader.read)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.inference.kept_tokens import KeptTokens
 
 __all__ = [
     "CompareResult",
@@ -39,7 +43,7 @@ class Block:
         return {
             field.name: to_plain(value)
             for field, value in values.items()
-            if value is not None or field.default is not None
+            if (value is not None or field.default is not None) and field.metadata.get("json", True)
         }
 
 
@@ -315,6 +319,7 @@ class Report(Block):
     Args:
         compare: None where the unpruned model was not asked for.
         warnings: what the reader should know before believing a figure.
+        kept_tokens: which tokens each stage kept, for `vtprune.draw`; no part of the JSON.
     """
 
     question: str
@@ -330,6 +335,9 @@ class Report(Block):
     compare: CompareResult | None = None
     warnings: Sequence[str] = ()
     version: Versions
+    kept_tokens: KeptTokens | None = field(
+        default=None, repr=False, compare=False, metadata={"json": False}
+    )
 
     @property
     def error(self) -> VtpruneError | None:

@@ -11,7 +11,7 @@ import torch
 from vtprune.errors import ModelError
 from vtprune.models import prompt
 from vtprune.tokens.layout import Grid
-from vtprune.tokens.units import FullSizeCounts, Region, Units
+from vtprune.tokens.units import WHOLE, FullSizeCounts, Region, Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -92,6 +92,10 @@ class PreparedMedia:
         index: the frame numbers that were read.
         timestamps: their times in seconds; () for a picture.
         regions: the plan's.
+        transform: the plan's, which says from where in the source the pixels come; None where that
+            is not asked.
+        thumbnails: (n, 3, h, w) uint8, the frames read as they are in the source, smaller; None
+            where they are not asked for.
     """
 
     source: Source
@@ -99,6 +103,8 @@ class PreparedMedia:
     index: tuple[int, ...] = ()
     timestamps: tuple[float, ...] = ()
     regions: tuple[Region, ...] = ()
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    thumbnails: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ class Family:
             were converted to transformers' format.
         earlier_kinds: likewise, of earlier models of the same authors that were not.
         tower_depth: what the vision tower's config calls its number of layers.
+        overlapping_tiles: whether the tiles of a picture overlap.
     """
 
     name: ClassVar[str]
@@ -191,6 +198,7 @@ class Family:
     original_kinds: ClassVar[frozenset[str]] = frozenset()
     earlier_kinds: ClassVar[frozenset[str]] = frozenset()
     tower_depth: ClassVar[str] = "num_hidden_layers"
+    overlapping_tiles: ClassVar[bool] = False
 
     # -- where visual tokens sit, and what they cost ------------------------------------------
 
@@ -225,6 +233,15 @@ class Family:
             None for a picture without such tiles, and for a call without such pictures.
         """
         return None
+
+    def spans(self, files: Files, item: PreparedMedia) -> tuple[Region, Region]:
+        """Return what the rows and columns of tokens divide evenly, in fractions of the pixels.
+
+        Returns:
+            of the base picture, or of a frame, and of all tiles laid together; past the edges
+            blocks are filled up.
+        """
+        return WHOLE, WHOLE
 
     def vision_shape(self, config: object, modality: str) -> VisionShape | None:
         """Return the sizes of vision tower and projector that their FLOPs follow from.

@@ -28,6 +28,7 @@ from vtprune.models.base import (
 )
 from vtprune.models.qwen2_vl import even_parts
 from vtprune.tokens.layout import PATCH, Grid, box, join
+from vtprune.tokens.units import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -90,6 +91,7 @@ class Molmo2(Family):
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS
     template = TEMPLATE
+    overlapping_tiles = True
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         return {"image": (config.image_patch_id,), "video": (config.image_patch_id,)}
@@ -114,6 +116,21 @@ class Molmo2(Family):
             shapes = torch.as_tensor(vision["video"]["video_grids"]).tolist()
             grids["video"] = [box(*shape) for shape in shapes]
         return grids
+
+    def spans(self, files: Files, item: PreparedMedia) -> tuple[Region, Region]:
+        """Blocks of patches, filled up around the picture where they don't divide it evenly."""
+        values = _values(files, item.source.kind)
+        pool = cast("Sequence[int]", values["pooling_size"])
+        edge = cast("Mapping[str, int]", values["size"])["height"]
+        side = edge // cast(int, values["patch_size"])
+        base = _span((side, side), pool)
+        if item.source.kind == "video":
+            return base, base
+        _, _, window = _window(values)
+        source = item.source
+        tiling = _tiling(source.height, source.width, values, len(item.pixels) - 1)
+        rows, cols = ((count - 1) * window + side for count in tiling)
+        return base, _span((rows, cols), pool)
 
     def vision_shape(self, config: object, modality: str) -> cost.VisionShape | None:
         """One query for each block of patches attends to them; then a gated MLP.
@@ -320,6 +337,20 @@ def _pool(index: torch.Tensor, pool: Sequence[int]) -> torch.Tensor:
     index = functional.pad(index, (left, right, top, bottom), value=-1)
     rows, cols = index.shape[0] // pool[0], index.shape[1] // pool[1]
     return index.view(rows, pool[0], cols, pool[1]).transpose(1, 2).flatten(2)
+
+
+def _span(patches: tuple[int, int], pool: Sequence[int]) -> Region:
+    """Return what `_pool` covers of so many rows and columns of patches, in fractions of them."""
+    missing = [-length % size for length, size in zip(patches, pool, strict=True)]
+    starts = [edge // 2 for edge in missing]
+    (top, left), (bottom, right) = (
+        [-start / length for start, length in zip(starts, patches, strict=True)],
+        [
+            1 + (edge - start) / length
+            for edge, start, length in zip(missing, starts, patches, strict=True)
+        ],
+    )
+    return top, left, bottom, right
 
 
 def _patches(pixels: torch.Tensor, values: Mapping[str, object]) -> torch.Tensor:

@@ -17,6 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Numbers as in PIL.Image.Resampling, which the preprocessor files use.
 MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
+BILINEAR = 2
 OTHER_MODES = {1: "LANCZOS", 4: "BOX", 5: "HAMMING"}
 
 

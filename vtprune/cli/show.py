@@ -1,0 +1,168 @@
+"""`vtprune show`: which visual tokens were kept, as a picture, a page, or JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune import __version__
+from vtprune.cli.flags import (
+    limits_from,
+    loading_from,
+    media_and_questions,
+    preset_from,
+    sampling_from,
+)
+from vtprune.cli.help import Command
+from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.results import Makers, check_saves, to_json, write_saves
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.inference.report import Report
+    from vtprune.pictures.drawing import Drawing
+    from vtprune.preset import Preset
+
+FORMATS = (".png", ".html", ".json")
+EPILOG = """\b
+Examples:
+  vtprune show clip.mp4 "what happens?" --keep 0.3 --save kept.png
+  vtprune show page.png "what is it?" --preset document --save kept.html
+  vtprune show clip.mp4 "how many?" --methods entropy,random --save kept.html
+  vtprune show clip.mp4 "what moves?" --json
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
+@takes(
+    *ONE_WAY,
+    "methods",
+    *MODEL,
+    *MEDIA,
+    "system",
+    "max_new_tokens",
+    "json",
+    "saves",
+    "all_frames",
+    "terminal",
+    "quiet",
+    default_words={"preset": "balanced", "max_new_tokens": str(MAX_NEW_TOKENS)},
+    save=[
+        ("the frames or pictures, kept tokens clear", ".png"),
+        ("a page with a slider over the layers", ".html"),
+        ("places and fates of all visual tokens", ".json"),
+    ],
+)
+@click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
+def show(inputs: tuple[str, ...], flags: Flags) -> None:
+    """Draw which visual tokens were kept.
+
+    Answers the QUESTION about MEDIA as vtprune ask does. The answer goes to standard output, then a
+    miniature where no --save names a file, or with --terminal; --json prints the place and fate of
+    every visual token in their stead.
+    """
+    from vtprune.cli import output
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console import printable
+    from vtprune.pictures.drawing import draw
+
+    user = load_config()
+    paths, questions = media_and_questions(inputs, ())
+    presets = _presets(flags, user)
+    check_saves(flags.saves, FORMATS, paths)
+    with output.libraries_silenced():
+        reports = _reports(flags, user, presets, paths, questions[0])
+        drawing = draw(reports, limits=limits_from(flags), all_frames=flags.all_frames)
+        _print(flags, drawing, reports)
+        for path in write_saves(flags.saves, drawing_makers(drawing)):
+            if not (flags.quiet or flags.json):
+                click.echo(f"written   {printable(str(path))}", err=True)
+
+
+def drawing_makers(drawing: Drawing) -> Makers:
+    """Return the makers of every file of a drawing."""
+    return {
+        ".png": drawing.png,
+        ".html": drawing.html,
+        ".json": lambda: (to_json(drawing.to_dict()) + "\n").encode(),
+    }
+
+
+def _presets(flags: Flags, user: Flags) -> list[Preset]:
+    """Return the ways to prune: one, or one a method of --methods.
+
+    Raises:
+        VtpruneError: options of one way beside those of many.
+    """
+    from dataclasses import replace
+
+    if not flags.methods:
+        return [preset_from(flags, user)]
+    for name, value in (("--method", flags.method), ("-o", flags.option)):
+        if value:
+            raise VtpruneError(
+                f"{name} and --methods exclude each other", "give --method and -o for one method"
+            )
+    return [preset_from(replace(flags, method=method), user) for method in flags.methods]
+
+
+def _reports(
+    flags: Flags, user: Flags, presets: list[Preset], paths: list[str], question: str
+) -> list[Report]:
+    """Load the model once, and answer under every preset."""
+    from vtprune.cli.output import progress_line
+    from vtprune.inference.answer_questions import answer_questions
+    from vtprune.inference.generate import Generation
+    from vtprune.inference.prompt_media import load_with_media
+    from vtprune.media import open_sources
+    from vtprune.models.loading import open_model
+
+    limits = limits_from(flags)
+    sources = open_sources(paths, limits)
+    reports: list[Report] = []
+    with progress_line(flags.quiet) as progress:
+        opened = open_model(**loading_from(flags, user), on_progress=progress)
+        first = sampling_from(presets[0], flags)
+        loaded, media = load_with_media(
+            opened, sources, first, presets[0], limits, progress, thumbnails=True
+        )
+        for number, preset in enumerate(presets):
+            generation = Generation(
+                max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
+                system=flags.system if flags.system is not None else user.system or "",
+                seed=preset.seed,
+            )
+            progress("answering", number, len(presets))
+            reports += answer_questions(
+                loaded,
+                sources if number else media,
+                [question],
+                preset,
+                sampling=sampling_from(preset, flags),
+                generation=generation,
+                limits=limits,
+            )
+    return reports
+
+
+def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
+    """Print the JSON; or the answers, the counts and the miniature."""
+    from vtprune.cli.console import printable
+
+    if flags.json:
+        click.echo(to_json(drawing.to_dict()))
+        return
+    for run, report in zip(drawing.runs, reports, strict=True):
+        head = f"{report.preset.method}: " if len(reports) > 1 else ""
+        click.echo(printable(head + report.answer))
+        if flags.terminal or not flags.saves:
+            from vtprune.pictures.miniature import draw_miniature
+
+            click.echo(printable(draw_miniature(drawing, run)))
+        if not flags.quiet:
+            for number in range(len(run.stages)):
+                click.echo(f"kept      {printable(run.stage_title(number))}", err=True)
+            for warning in report.warnings:
+                click.echo(f"warning   {printable(warning)}", err=True)

@@ -1,0 +1,208 @@
+"""What was kept as one PNG: a row a frame or picture, a column a stage, and a caption."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from vtprune.pictures.drawing import Drawing, DrawnRun, Panel, scaled
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+    Font = FreeTypeFont | ImageFont.ImageFont
+
+Row = tuple[Panel, Image.Image]
+"""A panel and the picture behind it."""
+PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+DIM, WASH = 0.35, 0.8
+"""Brightness of a dropped token; how white a part is that no token shows."""
+GAP, TEXT, HEAD = 10, 13, 15
+MOST_HEIGHT = 1200
+"""Pixels above which rows go on in a second block beside the first."""
+COLOURS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167), (120, 94, 240),
+)  # fmt: skip
+"""Of the tokens that others were merged into; told apart by the colour-blind too."""
+LINE = 20  # pixels from a line of text to the next
+
+
+def draw_sheet(drawing: Drawing) -> bytes:
+    """Return the PNG of a drawing; runs one below the other."""
+    keys = drawing.sheet()
+    drawing.read_pictures(keys)
+    blocks = [draw_run(drawing, run, keys) for run in drawing.runs]
+    width = max(block.width for block in blocks)
+    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    file = io.BytesIO()
+    sheet.save(file, "PNG", compress_level=4)
+    return file.getvalue()
+
+
+def draw_run(drawing: Drawing, run: DrawnRun, keys: list[tuple[int, int, bool]]) -> Image.Image:
+    """Return one way to prune: its rows of panels, in blocks side by side, over a caption."""
+    rows = [(panel, drawing.picture(run, panel)) for panel in run.panels if panel.key in keys]
+    blocks = [draw_block(run, block) for block in split_rows(rows)]
+    width = max(sum(block.width for block in blocks) + 2 * GAP, 640)
+    caption = caption_lines(drawing, run, len(rows), (width - 2 * GAP) // 8)
+    top = GAP + LINE * len(caption) + GAP
+    sheet = Image.new("RGB", (width, top + max(block.height for block in blocks) + GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for line, (text, colour) in enumerate(caption):
+        pen.text((GAP, GAP + line * LINE), text, colour, _font(HEAD))
+    left = GAP
+    for block in blocks:
+        sheet.paste(block, (left, top))
+        left += block.width
+    return sheet
+
+
+def split_rows(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows in blocks of about the same height, none much above MOST_HEIGHT."""
+    heights = [picture.height + LINE + GAP for _, picture in rows]
+    target = sum(heights) / -(-sum(heights) // MOST_HEIGHT)
+    blocks: list[list[Row]] = []
+    used = 0
+    for row, height in zip(rows, heights, strict=True):
+        if not blocks or used + height / 2 > target:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(row)
+        used += height
+    return blocks
+
+
+def draw_block(run: DrawnRun, rows: list[Row]) -> Image.Image:
+    """Return some rows, one below the other, under the titles of the stages."""
+    small, columns = _font(TEXT), max(len(run.stages), 1)
+    titles = [run.stage_title(stage) for stage in range(columns)]
+    labels = [
+        [f"{run.title(panel)} · {panel.count(after)} of {len(panel.tokens)}" for panel, _ in rows]
+        for after in range(1 if run.stages else 0, columns + 1 if run.stages else 1)
+    ]
+    texts = [*titles, *(label for column in labels for label in column)]
+    wide = max(*(picture.width for _, picture in rows), *(_width(text, small) for text in texts))
+    height = LINE + sum(picture.height + LINE + GAP for _, picture in rows)
+    block = Image.new("RGB", (columns * (wide + GAP) + GAP, height), PAPER)
+    pen = ImageDraw.Draw(block)
+    for stage in range(columns):
+        x, y = stage * (wide + GAP), LINE
+        pen.text((x, 0), titles[stage], INK, small)
+        for number, (panel, picture) in enumerate(rows):
+            pen.text((x, y), labels[stage][number], GREY, small)
+            drawn = draw_panel(run, panel, picture, stage + 1 if run.stages else 0)
+            block.paste(drawn, (x, y + LINE - 3))
+            y += picture.height + LINE + GAP
+    return block
+
+
+def caption_lines(
+    drawing: Drawing, run: DrawnRun, shown: int, most: int
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the lines of a caption, and their colours.
+
+    Args:
+        shown: panels that are drawn.
+        most: characters of a line.
+    """
+    answered = [
+        (f"Question: {run.question}", INK),
+        (f"Answer: {run.answer or '(empty)'}", INK),
+    ]
+    names = [*run.files, run.model]
+    texts = [
+        *(answered if run.question else []),
+        (run.name, GREY),
+        (" · ".join(name for name in names if name), GREY),
+    ]  # fmt: skip
+    legend = "clear: kept; dark: dropped"
+    if any(token.merged_into is not None for token in run.tokens):
+        legend += ", tinted in the colour of the outlined token that it was merged into"
+    texts.append((legend, GREY))
+    if shown < len(run.panels):
+        texts.append((f"{shown} of {len(run.panels)} frames: those with the most and the fewest "
+                      "tokens kept", GREY))  # fmt: skip
+    lines = []
+    for text, colour in texts:
+        plain = " ".join(text.split())
+        wrapped = textwrap.wrap(plain, most, max_lines=3, placeholder=" ...") or [""]
+        lines += [(line, colour) for line in wrapped]
+    return lines
+
+
+def draw_panel(run: DrawnRun, panel: Panel, picture: Image.Image, after: int) -> Image.Image:
+    """Return a picture with its kept tokens clear and its dropped ones dimmed.
+
+    Args:
+        after: how many stages have cut.
+    """
+    item = run.item_of(panel)
+    white = Image.new("RGB", picture.size, PAPER)
+    drawn = Image.blend(picture, white, WASH)
+    dim = ImageEnhance.Brightness(ImageEnhance.Color(picture).enhance(0.3)).enhance(DIM)
+    merged = {
+        token.merged_into
+        for token in panel.tokens
+        if token.merged_into is not None and not token.present(after)
+    }
+    outlines = []
+    for token in panel.tokens:
+        assert token.place.box is not None
+        box = scaled(token.place.box, item, picture.size)
+        if box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        if token.present(after):
+            drawn.paste(picture.crop(box), box[:2])
+            if token.place.column in merged:
+                outlines.append((box, colour_of(token.place.column)))
+            continue
+        part = dim.crop(box)
+        if token.merged_into is not None:
+            tint = Image.new("RGB", part.size, colour_of(token.merged_into))
+            part = Image.blend(part, tint, 0.45)
+        drawn.paste(part, box[:2])
+    pen = ImageDraw.Draw(drawn)
+    for box, colour in outlines:
+        pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour, width=2)
+    if panel.tiled:
+        for box in tile_boxes(run, panel, picture.size):
+            pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 255, 255))
+    pen.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=GREY)  # paper is white too
+    return drawn
+
+
+def tile_boxes(
+    run: DrawnRun, panel: Panel, size: tuple[int, int]
+) -> list[tuple[int, int, int, int]]:
+    """Return the boxes around the tokens of each tile."""
+    tiles: dict[int, list[tuple[int, int, int, int]]] = {}
+    for token in panel.tokens:
+        assert token.place.box is not None
+        box = scaled(token.place.box, run.item_of(panel), size)
+        tiles.setdefault(token.place.tile, []).append(box)
+    return [
+        (min(b[0] for b in boxes), min(b[1] for b in boxes),
+         max(b[2] for b in boxes), max(b[3] for b in boxes))
+        for boxes in tiles.values()
+    ]  # fmt: skip
+
+
+def colour_of(column: int) -> tuple[int, int, int]:
+    """Return the colour of what was merged into a token; neighbours have different ones."""
+    return COLOURS[(column * 2654435761 >> 16) % len(COLOURS)]
+
+
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+def _width(text: str, font: Font) -> int:
+    return int(font.getlength(text)) + 1
