@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -48,6 +49,13 @@ def test_every_dependency_is_installed_once_at_its_lowest_version() -> None:
 @pytest.mark.parametrize("name", DECLARED)
 def test_what_is_installed_is_in_the_declared_range(name: str) -> None:
     assert DECLARED[name].specifier.contains(Version(version(name)), prereleases=True)
+
+
+def test_continuous_integration_runs_test_files_that_exist() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    names = re.findall(r"tests/\w+\.py", script)
+    assert names
+    assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
 def test_media_are_read_by_a_pillow_that_has_no_avif(
