@@ -7,6 +7,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import save_noise
@@ -161,3 +162,46 @@ def test_where_every_item_fails_or_the_preset_is_wrong_the_call_does(
         vtprune.answer(loaded, [(picture, "what?")], keep=2)
     with pytest.raises(PresetError, match="unknown method"):
         vtprune.ask(loaded, picture, "what?", method="none")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
+        ({"temperature": -1}, "temperature is -1, but must be 0 or a positive number"),
+        ({"temperature": float("nan")}, "temperature is nan, but must be 0"),
+        ({"top_p": 0}, r"top_p is 0, but must be in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p is 1.5, but must be in \(0, 1\]"),
+    ],
+)
+def test_a_generation_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(vtprune.VtpruneError, match=message):
+        vtprune.Generation(**values)
+
+
+@pytest.mark.parametrize("name", ["max_pixels", "dpi", "max_pages"])
+def test_a_limit_below_one_is_refused(name: str) -> None:
+    with pytest.raises(MediaError, match=f"{name} is -1, but must be at least 1"):
+        vtprune.Limits(**{name: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "media", "question", "message"),
+    [
+        (5, "a.png", "what?", "the model is 5, which is no model and no name of one"),
+        (None, 5, "what?", "the media are 5, but must be a path or a list of paths"),
+        (None, [5], "what?", r"the media are \[5\], but must be a path or a list of paths"),
+        (None, [], "what?", "the list of media is empty"),
+        (None, "a.png", 5, "the question is 5, but must be text"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    model: Any, media: Any, question: Any, message: str
+) -> None:
+    with pytest.raises(vtprune.VtpruneError, match=message):
+        vtprune.ask(model, media, question)
+
+
+def test_a_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(vtprune.VtpruneError, match="batch_size is 0, but must be at least 1"):
+        vtprune.answer(None, [("a.png", "what?")], batch_size=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
+from vtprune.errors import VtpruneError
 from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
 from vtprune.models.structure import find_structure
@@ -39,6 +41,9 @@ class Generation:
         top_p: sample from the likeliest tokens that make up this probability.
         system: a system prompt; empty for none.
         seed: of sampling.
+
+    Raises:
+        VtpruneError: a number out of its range.
     """
 
     max_new_tokens: int = 256
@@ -46,6 +51,23 @@ class Generation:
     top_p: float = 1.0
     system: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.max_new_tokens >= 1:
+            raise VtpruneError(
+                f"max_new_tokens is {self.max_new_tokens}, but must be at least 1",
+                "give the greatest length of the answer in tokens",
+            )
+        if not 0 <= self.temperature < math.inf:
+            raise VtpruneError(
+                f"temperature is {self.temperature}, but must be 0 or a positive number",
+                "use 0 to take the likeliest token each time",
+            )
+        if not 0 < self.top_p <= 1:
+            raise VtpruneError(
+                f"top_p is {self.top_p}, but must be in (0, 1]",
+                "use 1 to sample from all tokens",
+            )
 
     @property
     def greedy(self) -> Generation:

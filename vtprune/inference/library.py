@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vtprune.errors import VtpruneError
+from torch import nn
+
+from vtprune.errors import MediaError, ModelError, VtpruneError
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.measuring import build_report
@@ -25,9 +27,6 @@ from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, find_loaded, open_model
 from vtprune.preset import Keep, Preset, load_preset, override
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def ask(
@@ -113,6 +112,7 @@ def answer(
         VtpruneError: what concerns all items, or every item failed: then the first one's error.
     """
     began = time.perf_counter()
+    check_call(model, items, batch_size)
     loads = model is None or isinstance(model, (str, Path))
     resolved = override(load_preset(preset), keep, method, at, options, seed)
     sampling = sampling or sampling_of(resolved)
@@ -154,6 +154,41 @@ def answer(
         else result
         for result, question, paths in zip(results, questions, files, strict=True)
     ]
+
+
+def check_call(model: object, items: Sequence[tuple[Media, str]], batch_size: int) -> None:
+    """Refuse arguments that are of another type, or say nothing to answer about.
+
+    Raises:
+        VtpruneError: the first of them.
+    """
+    if model is not None and not isinstance(model, (str, Path, Loaded, nn.Module)):
+        raise ModelError(
+            f"the model is {reprlib.repr(model)}, which is no model and no name of one",
+            "give a transformers model, what vtprune.load returned, a name or path, or None",
+        )
+    if not batch_size >= 1:
+        raise VtpruneError(
+            f"batch_size is {batch_size}, but must be at least 1",
+            "use 1 to answer one item at a time",
+        )
+    for media, question in items:
+        files = [media] if isinstance(media, (str, Path)) else media
+        if not isinstance(files, Sequence) or not all(isinstance(f, (str, Path)) for f in files):
+            raise MediaError(
+                f"the media are {reprlib.repr(media)}, but must be a path or a list of paths",
+                "give the path of a picture or video, or several in a list",
+            )
+        if not files:
+            raise MediaError(
+                "the list of media is empty, but a question needs at least one file",
+                "give the path of a picture or video, or several in a list",
+            )
+        if not isinstance(question, str):
+            raise VtpruneError(
+                f"the question is {reprlib.repr(question)}, but must be text",
+                "give the question as a string",
+            )
 
 
 def read_all_media(

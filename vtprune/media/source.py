@@ -35,7 +35,7 @@ class Limits:
             is PyAV: decord was faster for no kind of file that was measured.
 
     Raises:
-        MediaError: pages in another form, or a decoder that does not exist.
+        MediaError: a limit below 1, pages in another form, or a decoder that does not exist.
     """
 
     max_pixels: int = 178_956_970
@@ -46,6 +46,12 @@ class Limits:
     decoder: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("max_pixels", "dpi", "max_pages"):
+            if not getattr(self, name) >= 1:
+                raise MediaError(
+                    f"{name} is {getattr(self, name)}, but must be at least 1",
+                    f"give a larger {name}, or leave it out for the default",
+                )
         if self.pages is not None:
             page_ranges(self.pages)
         if self.decoder not in DECODERS:
