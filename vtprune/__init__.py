@@ -18,22 +18,27 @@ from vtprune.errors import DamagedError, MediaError, ModelError, PresetError, Vt
 
 if TYPE_CHECKING:
     from vtprune.engine import pruning
+    from vtprune.engine.inputs import PreparedInputs
     from vtprune.engine.trace import StageRecord, Trace
     from vtprune.evaluation.compare import compare_methods
-    from vtprune.evaluation.comparison import Comparison
-    from vtprune.evaluation.profiling.profile import profile
+    from vtprune.evaluation.comparison import Comparison, ComparisonRow
+    from vtprune.evaluation.profiling.profile import ProfileOptions, profile
+    from vtprune.evaluation.profiling.result import Profile
     from vtprune.inference.generate import Generation
     from vtprune.inference.library import answer, ask
     from vtprune.inference.report import (
         CompareResult,
+        CompareSeconds,
         FailedReport,
         Flops,
         InputInfo,
         KvCacheBytes,
         MemoryBytes,
+        ModalitySettings,
         ModelInfo,
         Report,
         ResolvedPreset,
+        ResolvedStage,
         Seconds,
         StageCount,
         TokenCounts,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, load
     from vtprune.pictures.drawing import Drawing, draw
     from vtprune.preset import Preset, load_preset
+    from vtprune.preset.calibration import Calibration
 
 __version__ = "0.1.0"
 
@@ -51,8 +57,11 @@ _REPORT = "vtprune.inference.report"
 
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
+    "Calibration": "vtprune.preset.calibration",
     "CompareResult": _REPORT,
+    "CompareSeconds": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
+    "ComparisonRow": "vtprune.evaluation.comparison",
     "Drawing": "vtprune.pictures.drawing",
     "FailedReport": _REPORT,
     "Flops": _REPORT,
@@ -62,10 +71,15 @@ _LAZY = {
     "Limits": "vtprune.media",
     "Loaded": "vtprune.models.loading",
     "MemoryBytes": _REPORT,
+    "ModalitySettings": _REPORT,
     "ModelInfo": _REPORT,
+    "PreparedInputs": "vtprune.engine.inputs",
     "Preset": "vtprune.preset",
+    "Profile": "vtprune.evaluation.profiling.result",
+    "ProfileOptions": "vtprune.evaluation.profiling.profile",
     "Report": _REPORT,
     "ResolvedPreset": _REPORT,
+    "ResolvedStage": _REPORT,
     "Sampling": "vtprune.models.base",
     "Seconds": _REPORT,
     "StageCount": _REPORT,
@@ -84,8 +98,11 @@ _LAZY = {
 }
 
 __all__ = [
+    "Calibration",
     "CompareResult",
+    "CompareSeconds",
     "Comparison",
+    "ComparisonRow",
     "DamagedError",
     "Drawing",
     "FailedReport",
@@ -97,12 +114,17 @@ __all__ = [
     "Loaded",
     "MediaError",
     "MemoryBytes",
+    "ModalitySettings",
     "ModelError",
     "ModelInfo",
+    "PreparedInputs",
     "Preset",
     "PresetError",
+    "Profile",
+    "ProfileOptions",
     "Report",
     "ResolvedPreset",
+    "ResolvedStage",
     "Sampling",
     "Seconds",
     "StageCount",
@@ -129,4 +151,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])
