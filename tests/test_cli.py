@@ -291,7 +291,7 @@ def test_config_file_sets_defaults_under_flags(fake: FakeRun, clip: str, own_con
         (["--keep", "sound=1"], r"Error: keep is given for 'sound', which is not image or video\n"),
         (["--method", "entropi"], r"Error: unknown method 'entropi'\nhint: did you mean entropy\?"),
         (["--preset", "balance"], r"Error: no preset 'balance'.*\nhint: did you mean balanced\?"),
-        (["--at", "2"], r"Error: --at needs --method\n"),
+        (["--at", "2"], r"Error: a place to cut \(at\) needs a method\n"),
         (["--method", "random", "--at", "x"], r"Error: at: x is not a place\nhint: "),
         (["-o", "norm"], r"Error: -o norm is not KEY=VALUE\nhint: .*--save FILE writes the result"),
         (["-o", "out.csv"], r"Error: -o out.csv is not KEY=VALUE\nhint: .*--save FILE writes "),

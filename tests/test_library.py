@@ -55,7 +55,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_every_public_name_is_listed_found_and_described() -> None:
-    assert set(vtprune.__all__) <= set(dir(vtprune))
+    assert dir(vtprune) == sorted([*vtprune.__all__, "__version__"])
     assert sorted(vtprune.__all__) == vtprune.__all__
     assert set(vtprune._LAZY) <= set(vtprune.__all__)
     for name in vtprune.__all__:
@@ -205,3 +205,11 @@ def test_arguments_of_another_type_are_refused(
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(vtprune.VtpruneError, match="batch_size is 0, but must be at least 1"):
         vtprune.answer(None, [("a.png", "what?")], batch_size=0)
+
+
+def test_an_empty_question_is_refused_without_a_command_line(
+    loaded: vtprune.Loaded, picture: Path
+) -> None:
+    with pytest.raises(ModelError, match="the question is empty") as raised:
+        vtprune.ask(loaded, picture, " ")
+    assert raised.value.hint == 'write one, such as "what is it?"'

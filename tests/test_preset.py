@@ -274,7 +274,7 @@ def test_a_number_is_read_from_a_file_and_from_a_flag(tmp_path: Path) -> None:
 
 
 def test_a_place_without_a_method_is_refused() -> None:
-    with pytest.raises(PresetError, match="--at needs --method"):
+    with pytest.raises(PresetError, match=r"a place to cut \(at\) needs a method"):
         override(load_preset(FREE), at=3)
 
 

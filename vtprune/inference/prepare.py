@@ -112,7 +112,7 @@ def prepare_turns(
 def turns_of(question: str, media: PromptMedia, generation: Generation) -> list[Turn]:
     """Return a question about all media as a conversation."""
     if not question.strip():
-        raise ModelError("the question is empty", 'write one: vtprune ask FILE "what is it?"')
+        raise ModelError("the question is empty", 'write one, such as "what is it?"')
     if fault := check_length(question) or check_length(generation.system, "system prompt"):
         raise ModelError(fault, "make it shorter")
     system = [Turn("system", generation.system)] if generation.system else []

@@ -301,7 +301,7 @@ def too_large(path: str | Path, pixels: str, limits: Limits) -> MediaError:
     """Return the error for a picture above the limit."""
     return MediaError(
         f"{printable(path)}: {pixels} pixels is over the limit of {limits.max_pixels:,}",
-        "raise the limit with --max-pixels if you trust the file, or scale the picture down",
+        "raise the limit (max_pixels) if you trust the file, or scale the picture down",
     )
 
 

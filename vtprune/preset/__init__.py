@@ -150,7 +150,7 @@ def override(
     """
     _check_seed(seed)
     if at is not None and method is None:
-        raise PresetError("--at needs --method", "name the method that cuts there")
+        raise PresetError("a place to cut (at) needs a method", "name the method that cuts there")
     stages, image, video, shared_keep = preset.stages, preset.image, preset.video, preset.keep
     if method is not None:
         place = check_place(find_method(method).at if at is None else at)
