@@ -213,3 +213,8 @@ def test_an_empty_question_is_refused_without_a_command_line(
     with pytest.raises(ModelError, match="the question is empty") as raised:
         vtprune.ask(loaded, picture, " ")
     assert raised.value.hint == 'write one, such as "what is it?"'
+
+
+@pytest.mark.parametrize("name", ["Generation", "Limits", "Sampling", "answer", "ask"])
+def test_a_docstring_shows_an_example(name: str) -> None:
+    assert ">>> " in str(inspect.getdoc(getattr(vtprune, name)))

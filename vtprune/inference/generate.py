@@ -35,6 +35,8 @@ REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 class Generation:
     """How an answer is chosen.
 
+    >>> vtprune.Generation(max_new_tokens=64, temperature=0.7, top_p=0.9)
+
     Args:
         max_new_tokens: its greatest length.
         temperature: 0 is greedy.

@@ -23,6 +23,8 @@ DECODERS = ("auto", "pyav", "decord")
 class Limits:
     """How much may be read from an untrusted file, how, and by which library.
 
+    >>> vtprune.Limits(max_pixels=20_000_000, pages="1-3")
+
     Args:
         max_pixels: the largest picture, page or video frame, width x height. The default is the
             size above which Pillow itself refuses.

@@ -28,6 +28,8 @@ PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values
 class Sampling:
     """How many frames and tiles of the media to take; None leaves it to the family.
 
+    >>> vtprune.Sampling(frames=16, start=2.0, end=10.0)
+
     Args:
         frames: number of frames of a video, evenly from the first to the last.
         fps: frames a second instead.
