@@ -215,6 +215,23 @@ def test_an_empty_question_is_refused_without_a_command_line(
     assert raised.value.hint == 'write one, such as "what is it?"'
 
 
-@pytest.mark.parametrize("name", ["Generation", "Limits", "Sampling", "answer", "ask"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Generation",
+        "Limits",
+        "Preset",
+        "Report",
+        "Sampling",
+        "answer",
+        "ask",
+        "compare_methods",
+        "draw",
+        "load",
+        "load_preset",
+        "profile",
+        "pruning",
+    ],
+)
 def test_a_docstring_shows_an_example(name: str) -> None:
     assert ">>> " in str(inspect.getdoc(getattr(vtprune, name)))

@@ -71,6 +71,11 @@ def compare_methods(
 ) -> Comparison:
     """Answer one question with every method at every keep, and time each against no pruning.
 
+    >>> import vtprune
+    >>> comparison = vtprune.compare_methods(None, "clip.mp4", "what moves?", ["entropy"], [0.3])
+    >>> for row in comparison.rows:
+    ...     print(row.role, row.method, row.keep, row.answer)
+
     Always among the rows are the unpruned model, the baselines at every keep, and the matched
     baselines of every row that cuts past the input: `random` and `uniform` at its layers and
     counts. All rows see the same media and decode greedily. A row that can't be run has the reason

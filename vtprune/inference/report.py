@@ -316,6 +316,11 @@ class Versions(Block):
 class Report(Block):
     """One answered question, and what it cost.
 
+    >>> import vtprune
+    >>> report = vtprune.ask(None, "clip.mp4", "what moves?", keep=0.3)
+    >>> report.tokens.kept_after, report.flops.reduction, report.seconds.prefill
+    >>> report.to_dict()["tokens"]["keep_mean"]  # what --json prints
+
     Args:
         compare: None where the unpruned model was not asked for.
         warnings: what the reader should know before believing a figure.

@@ -157,6 +157,10 @@ def load(
 ) -> Loaded:
     """Load a model, its tokenizer and its preparation files; safetensors only.
 
+    >>> import vtprune
+    >>> loaded = vtprune.load("qwen2.5-vl-7b", device="cuda", dtype="bfloat16")
+    >>> report = vtprune.ask(loaded, "clip.mp4", "what moves?", keep=0.3)
+
     Args:
         name: a directory, an alias (`vtprune models`) or a hub id, also one that holds an adapter;
             None: the embedded model, or the adapter's own base model.

@@ -52,6 +52,12 @@ def preset_names() -> list[str]:
 def load_preset(preset: str | Path | Mapping[str, object] | Preset | None) -> Preset:
     """Return a preset by its packaged name, its path, a mapping in the preset schema, or itself.
 
+    >>> import vtprune
+    >>> vtprune.load_preset("balanced").keep
+    0.3
+    >>> vtprune.load_preset({"keep": 0.5, "stages": [{"at": 2, "method": "fastv"}]}).keep
+    0.5
+
     Raises:
         PresetError: not found, not readable, or not valid; every fault is named, with its line.
     """

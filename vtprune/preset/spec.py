@@ -99,6 +99,10 @@ def _stages_of(data: Mapping[str, Any]) -> tuple[StageSpec, ...] | None:
 class Preset:
     """Everything that decides what is cut.
 
+    >>> import vtprune
+    >>> preset = vtprune.load_preset("balanced")
+    >>> report = vtprune.ask(None, "clip.mp4", "what moves?", preset=preset, keep=0.2)
+
     Args:
         name: of the preset; None where `--method` put one method in the place of its stages.
         description: its own, as long as nothing but the seed is changed in it.

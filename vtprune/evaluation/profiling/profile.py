@@ -99,6 +99,10 @@ def profile(
 ) -> Profile:
     """Tell what pruning saves on this machine, from a model's shape alone.
 
+    >>> import vtprune
+    >>> profile = vtprune.profile("llava-next", keeps=[0.3])
+    >>> profile.to_dict()["verdict"]
+
     Args:
         name: short name, hub id, directory or config file; None: the embedded model.
         media: the input; None: the largest picture that the model's family takes.
