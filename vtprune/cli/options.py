@@ -119,7 +119,7 @@ class Flags:
         "NAME,...", "Pruning methods (vtprune methods), each in place of a preset.", default=(),
         commas=True, complete=complete.methods)
     at: str | None = _pruning(
-        "PLACE", "Where the named method cuts: pixels, input, ecl, horizon, a layer number or a "
+        "PLACE", "Where each named method cuts: pixels, input, ecl, horizon, a layer number or a "
         "depth such as 60%.  [default: the method's own place]", complete=complete.places)
     option: tuple[str, ...] = _pruning(
         "KEY=VALUE", "An option of the method, such as norm=none; of several methods, of each that "
