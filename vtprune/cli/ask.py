@@ -10,6 +10,7 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    generation_from,
     limits_from,
     loading_from,
     media_and_questions,
@@ -100,7 +101,7 @@ def _check_shows(flags: Flags, paths: list[str], questions: list[str]) -> None:
     """
     if not flags.shows:
         return
-    from vtprune.cli.show import FORMATS
+    from vtprune.pictures import FORMATS
 
     if len(questions) > 1:
         raise VtpruneError(
@@ -114,11 +115,10 @@ def _check_shows(flags: Flags, paths: list[str], questions: list[str]) -> None:
 def _show(flags: Flags, report: Report) -> None:
     """Draw what was kept where --show says."""
     if flags.shows:
-        from vtprune.cli.show import drawing_makers
         from vtprune.pictures.drawing import draw
 
         drawing = draw(report, limits=limits_from(flags))
-        list(write_saves(flags.shows, drawing_makers(drawing), "--show"))
+        list(write_saves(flags.shows, drawing.makers(), "--show"))
 
 
 def _save(flags: Flags, reports: list[dict[str, object]], several: bool) -> None:
@@ -139,14 +139,13 @@ def _answers(
     questions: list[str],
     began: float,
 ) -> Iterator[Report]:
-    """Loads the model and answers one question after the other, each shown as it is done.
+    """Load the model and yield the report of each question, shown as soon as it is answered.
 
     Args:
         began: when the command did.
     """
     from vtprune.cli.output import Transcript
     from vtprune.inference.answer_questions import answer_questions
-    from vtprune.inference.generate import Generation
     from vtprune.inference.prompt_media import load_with_media
     from vtprune.media import open_sources
     from vtprune.models.loading import open_model
@@ -154,13 +153,7 @@ def _answers(
     startup = time.perf_counter() - began
     limits = limits_from(flags)
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
-    generation = Generation(
-        max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        system=flags.system if flags.system is not None else user.system or "",
-        seed=preset.seed,
-    )
+    generation = generation_from(flags, user, seed=preset.seed)
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
         opened = open_model(**loading_from(flags, user), on_progress=transcript.progress)
         sampling = sampling_from(preset, flags)

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.flags import check_at, limits_from, read_question, sampling_from
+from vtprune.cli.flags import (
+    check_at,
+    generation_from,
+    limits_from,
+    read_question,
+    sampling_from,
+)
 from vtprune.cli.options import Flags, method_options
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import VariantList
-    from vtprune.inference.generate import Generation
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.preset import Preset
@@ -157,13 +162,6 @@ def variants_from(flags: Flags, user: Flags) -> VariantList:
     return list_variants(flags.methods, flags.keeps, presets, flags.at, options, flags.seed)
 
 
-def generation_from(flags: Flags, user: Flags, longest: int) -> Generation:
-    """Return how an answer is decoded: greedily, at most so many tokens."""
-    from vtprune.inference.generate import Generation
-
-    return Generation(longest, system=user.system or "" if flags.system is None else flags.system)
-
-
 def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) -> AskSettings:
     """Return how questions are asked and scored.
 
@@ -178,7 +176,7 @@ def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) 
     metric = flags.metric
     settings = AskSettings(
         sampling=sampling_from(media, flags),
-        generation=generation_from(flags, user, flags.max_new_tokens or LONGEST),
+        generation=generation_from(flags, user, longest=flags.max_new_tokens or LONGEST),
         limits=limits_from(flags),
         score=lambda asked, answer: score(asked.answer or "", answer, asked.choices, metric),
         metric=metric,

@@ -6,8 +6,14 @@ import time
 
 import click
 
-from vtprune.cli.asking import generation_from, variants_from
-from vtprune.cli.flags import limits_from, loading_from, media_and_questions, sampling_from
+from vtprune.cli.asking import variants_from
+from vtprune.cli.flags import (
+    generation_from,
+    limits_from,
+    loading_from,
+    media_and_questions,
+    sampling_from,
+)
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ROWS, Flags, takes
 from vtprune.cli.results import CHARTS, SUFFIXES, check_saves, row_makers, save_and_show
@@ -70,7 +76,6 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
             f"--save {drawn[0]} and --no-measure exclude each other", "a chart draws speed-ups"
         )
     limits = limits_from(flags)
-    longest = flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS
     startup = time.perf_counter() - began
     with output.libraries_silenced():
         sources = open_sources(paths, limits)  # what can't be read is an error before a long load
@@ -81,7 +86,7 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
                 questions[0],
                 listed,
                 sampling=sampling_from(listed.media, flags),
-                generation=generation_from(flags, user, longest),
+                generation=generation_from(flags, user),
                 limits=limits,
                 repeats=0 if flags.no_measure else flags.repeats,
                 since=began,

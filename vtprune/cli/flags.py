@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from vtprune.cli.options import Flags, method_options
+from vtprune.cli.options import MAX_NEW_TOKENS, Flags, method_options
 from vtprune.errors import VtpruneError, quote
 
 if TYPE_CHECKING:
+    from vtprune.inference.generate import Generation
     from vtprune.media import Limits
     from vtprune.models.base import Sampling
     from vtprune.preset import Preset
@@ -138,6 +139,26 @@ def limits_from(flags: Flags) -> Limits:
     )
     return replace(
         limits, max_pixels=flags.max_pixels or limits.max_pixels, dpi=flags.dpi or limits.dpi
+    )
+
+
+def generation_from(
+    flags: Flags, user: Flags, *, seed: int = 0, longest: int | None = None
+) -> Generation:
+    """Return how an answer is decoded; greedily by commands that take no temperature.
+
+    Args:
+        user: the config file's settings.
+        longest: the most tokens of an answer; None: the flag's, else the config file's.
+    """
+    from vtprune.inference.generate import Generation
+
+    return Generation(
+        max_new_tokens=longest or flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
+        temperature=flags.temperature,
+        top_p=flags.top_p,
+        system=flags.system if flags.system is not None else user.system or "",
+        seed=seed,
     )
 
 

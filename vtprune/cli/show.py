@@ -8,6 +8,7 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    generation_from,
     limits_from,
     loading_from,
     media_and_questions,
@@ -16,15 +17,15 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.cli.results import Makers, check_saves, to_json, write_saves
+from vtprune.cli.results import check_saves, to_json, write_saves
 from vtprune.errors import VtpruneError
+from vtprune.pictures import FORMATS
 
 if TYPE_CHECKING:
     from vtprune.inference.report import Report
     from vtprune.pictures.drawing import Drawing
     from vtprune.preset import Preset
 
-FORMATS = (".png", ".html", ".json")
 EPILOG = """\b
 Examples:
   vtprune show clip.mp4 "what happens?" --keep 0.3 --save kept.png
@@ -76,18 +77,9 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
         reports = _reports(flags, user, presets, paths, questions[0])
         drawing = draw(reports, limits=limits_from(flags), all_frames=flags.all_frames)
         _print(flags, drawing, reports)
-        for path in write_saves(flags.saves, drawing_makers(drawing)):
+        for path in write_saves(flags.saves, drawing.makers()):
             if not (flags.quiet or flags.json):
                 click.echo(f"written   {printable(str(path))}", err=True)
-
-
-def drawing_makers(drawing: Drawing) -> Makers:
-    """Return the makers of every file of a drawing."""
-    return {
-        ".png": drawing.png,
-        ".html": drawing.html,
-        ".json": lambda: (to_json(drawing.to_dict()) + "\n").encode(),
-    }
 
 
 def _presets(flags: Flags, user: Flags) -> list[Preset]:
@@ -114,7 +106,6 @@ def _reports(
     """Load the model once, and answer under every preset."""
     from vtprune.cli.output import progress_line
     from vtprune.inference.answer_questions import answer_questions
-    from vtprune.inference.generate import Generation
     from vtprune.inference.prompt_media import load_with_media
     from vtprune.media import open_sources
     from vtprune.models.loading import open_model
@@ -129,11 +120,6 @@ def _reports(
             opened, sources, first, presets[0], limits, progress, thumbnails=True
         )
         for number, preset in enumerate(presets):
-            generation = Generation(
-                max_new_tokens=flags.max_new_tokens or user.max_new_tokens or MAX_NEW_TOKENS,
-                system=flags.system if flags.system is not None else user.system or "",
-                seed=preset.seed,
-            )
             progress("answering", number, len(presets))
             reports += answer_questions(
                 loaded,
@@ -141,7 +127,7 @@ def _reports(
                 [question],
                 preset,
                 sampling=sampling_from(preset, flags),
-                generation=generation,
+                generation=generation_from(flags, user, seed=preset.seed),
                 limits=limits,
             )
     return reports

@@ -30,12 +30,12 @@ class MediaItem:
 
     Args:
         source: the file as it is.
-        seen: (height, width) that it was read at: smaller where it was downsampled.
+        read_size: (height, width) that it was read at: smaller where it was downsampled.
         index: the frame numbers that were read.
         timestamps: their times in seconds; () for a picture.
         num_rows: frames, or tiles with the base picture, that were made of it.
         base: which of them is the base picture.
-        transform: makes them of (n, 3, *seen) uint8.
+        transform: makes them of (n, 3, *read_size) uint8.
         spans: as of `Family.spans`.
         plane: how its tiles lie, where they are cut to the picture.
         overlapping: whether its tiles overlap.
@@ -43,7 +43,7 @@ class MediaItem:
     """
 
     source: Source
-    seen: tuple[int, int]
+    read_size: tuple[int, int]
     index: tuple[int, ...]
     timestamps: tuple[float, ...]
     num_rows: int

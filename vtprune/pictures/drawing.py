@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,6 +14,7 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.kept_tokens import KeptTokens, MediaItem, StageOfSample, stages_of
 from vtprune.inference.prompt_media import THUMBNAIL, shrink
 from vtprune.inference.report import FailedReport, Report
+from vtprune.pictures import FORMATS
 from vtprune.pictures.places import Box, Place, find_places
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from vtprune.media import Limits
 
-FORMATS = (".png", ".html", ".json")
 SHEET = 12
 """The most frames of a contact sheet."""
 SCHEMA = 1
@@ -69,6 +70,12 @@ class Panel:
     def key(self) -> tuple[int, int, bool]:
         """What tells it from the other panels of a run."""
         return self.item, self.frame, self.tiled
+
+    @property
+    def picture_key(self) -> tuple[int, int]:
+        """The file and its frame that the picture behind it is of."""
+        frames = self.tokens[0].place.frames
+        return self.media, frames[0] if frames else 0
 
     def count(self, stage: int) -> int:
         """Return its tokens that are there after so many stages."""
@@ -276,6 +283,14 @@ class Drawing:
 
         return draw_page(self)
 
+    def makers(self) -> dict[str, Callable[[], bytes]]:
+        """Return what makes the bytes of a file, by its suffix."""
+        return dict(zip(FORMATS, (self.png, self.html, self.json), strict=True))
+
+    def json(self) -> bytes:
+        """Return places and fates of all visual tokens as JSON on one line."""
+        return (json.dumps(self.to_dict(), allow_nan=False) + "\n").encode()
+
     def to_dict(self) -> dict[str, object]:
         """Return places and fates of all visual tokens; docs/show.md has the schema."""
         from vtprune import __version__
@@ -289,16 +304,10 @@ class Drawing:
         Raises:
             VtpruneError: the suffix is none of these, or the file can't be written.
         """
-        import json
-
         from vtprune.saving import save_file
 
         path = Path(path)
-        makers: dict[str, Callable[[], bytes]] = {
-            ".png": self.png,
-            ".html": self.html,
-            ".json": lambda: (json.dumps(self.to_dict()) + "\n").encode(),
-        }
+        makers = self.makers()
         if path.suffix.lower() not in makers:
             raise VtpruneError(
                 f"{path}: its suffix names no format of a drawing", f"name it {', '.join(FORMATS)}"
@@ -321,8 +330,7 @@ class Drawing:
 
     def picture(self, run: DrawnRun, panel: Panel) -> Image:
         """Return the picture behind a panel, at the size that it is drawn at."""
-        frames = panel.tokens[0].place.frames
-        return self._pictures[panel.media, frames[0] if frames else 0]
+        return self._pictures[panel.picture_key]
 
     def read_pictures(self, keys: Sequence[tuple[int, int, bool]]) -> None:
         """Make the pictures behind some panels: of thumbnails, or of their files, read again.
@@ -335,10 +343,9 @@ class Drawing:
         run = self.runs[0]
         wanted: dict[int, set[int]] = {}
         for panel in run.panels:
-            frames = panel.tokens[0].place.frames
-            key = panel.media, frames[0] if frames else 0
-            if panel.key in keys and key not in self._pictures:
-                wanted.setdefault(panel.media, set()).add(key[1])
+            media, frame = panel.picture_key
+            if panel.key in keys and (media, frame) not in self._pictures:
+                wanted.setdefault(media, set()).add(frame)
         for media, numbers in wanted.items():
             item = run.kept.media[media]
             index = sorted(numbers)

@@ -53,8 +53,7 @@ def run_data(
     panels = []
     for panel in run.panels:
         item = run.item_of(panel)
-        frames = panel.tokens[0].place.frames
-        key = panel.media, frames[0] if frames else 0
+        key = panel.picture_key
         if key not in pictures:
             pictures[key] = to_url(drawing.picture(run, panel))
         tokens = [

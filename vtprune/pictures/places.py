@@ -97,7 +97,7 @@ def prepare_coordinates(item: MediaItem) -> torch.Tensor | None:
     """
     if item.transform is None:
         return None
-    height, width = item.seen
+    height, width = item.read_size
     down, across = [
         ((torch.arange(length) + 0.5) * (255 / length)).round().to(torch.uint8)
         for length in (height, width)
