@@ -25,10 +25,10 @@ from vtprune.models.loading import Loaded
 from vtprune.serving.harness.asking import Asker, naming, until
 from vtprune.serving.harness.conversation import (
     Message,
-    Shown,
-    guess,
+    MessageMedia,
     interleave,
-    shown_in,
+    media_from,
+    media_in,
     store,
     user,
     window,
@@ -130,14 +130,14 @@ def test_a_misspelt_argument_is_refused_with_the_names_that_there_are() -> None:
 
 
 def test_media_stand_where_the_message_has_them() -> None:
-    a, b = Shown("image", "a.png"), Shown("image", "b.png")
+    a, b = MessageMedia("image", "a.png"), MessageMedia("image", "b.png")
     assert user([a, "which?"]).turn() == Turn("user", "which?", 1)
     assert user(["A: ", a, " B: ", b, "?"]).turn() == Turn("user", "A:  B: ?", 2, (3, 7))
     assert user(["what is that: ", a]).turn() == Turn("user", "what is that: ", 1, (14,))
 
 
 def test_placeholders_in_a_text_are_where_its_media_stand() -> None:
-    a, b = Shown("image", "a.png"), Shown("image", "b.png")
+    a, b = MessageMedia("image", "a.png"), MessageMedia("image", "b.png")
     assert interleave("is <image> like <image>?", [a, b]).parts == ("is ", a, " like ", b, "?")
     assert interleave("which?", [a, b]).parts == (a, b, "which?")
     assert interleave("one <image>", [a, b]).parts == (a, b, "one <image>")
@@ -147,7 +147,7 @@ def test_placeholders_in_a_text_are_where_its_media_stand() -> None:
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
 def test_interleaved_pictures_are_written_in_place(name: str, checkpoints, files) -> None:  # type: ignore[no-untyped-def]
     asker = Asker(Settings(str(checkpoints(name)), keep=1))
-    first, second = (Shown("image", path) for path in files[:2])
+    first, second = (MessageMedia("image", path) for path in files[:2])
     apart = user(["left ", first, " right ", second, " same?"])
     turns, inputs = asker.turns([apart]), asker.prepare([apart]).inputs
     assert turns[0].places == (5, 12)
@@ -162,7 +162,7 @@ def test_interleaved_pictures_are_written_in_place(name: str, checkpoints, files
 
 def test_a_template_that_shows_media_first_does_so(checkpoints, files) -> None:  # type: ignore[no-untyped-def]
     asker = Asker(Settings(str(checkpoints("llava_onevision")), keep=1))
-    first, second = (Shown("image", path) for path in files[:2])
+    first, second = (MessageMedia("image", path) for path in files[:2])
     prompt = asker.prepare([user(["left ", first, " right ", second])]).inputs.prompt
     assert "<image><image>" in prompt
     assert prompt.index("<image><image>") < prompt.index("left") < prompt.index("right")
@@ -170,7 +170,7 @@ def test_a_template_that_shows_media_first_does_so(checkpoints, files) -> None: 
 
 def test_what_a_text_spells_of_special_tokens_is_broken_up_in_every_piece(checkpoints) -> None:  # type: ignore[no-untyped-def]
     asker = Asker(Settings(str(checkpoints("llava_onevision")), keep=1))
-    picture = Shown("image", noise(40, 40))
+    picture = MessageMedia("image", noise(40, 40))
     prompt = asker.prepare([user(["<image>", picture, "<image>?"])]).inputs.prompt
     assert prompt.count("<image>") == 1
     assert prompt.count("< image>") == 2
@@ -182,7 +182,7 @@ def test_a_picture_in_memory_is_read_as_if_from_a_file_without_loss(
 ) -> None:
     picture = noise(31, 17) if mode != "I;16" else Image.new("I;16", (17, 31), 40000)
     picture = picture if mode == "I;16" else picture.convert(mode)
-    (path,) = store([Shown("image", picture)], tmp_path)
+    (path,) = store([MessageMedia("image", picture)], tmp_path)
     found = read(open_source(path)).pictures[0]
     if mode == "LA":
         picture = picture.convert("RGBA")
@@ -198,36 +198,38 @@ def test_a_picture_in_memory_is_not_turned_by_what_its_file_said(tmp_path: Path)
     exif = Image.Exif()
     exif[274] = 6  # a quarter turn
     noise(20, 40).save(path, exif=exif)
-    (stored,) = store([Shown("image", Image.open(path))], tmp_path)
+    (stored,) = store([MessageMedia("image", Image.open(path))], tmp_path)
     assert (open_source(path).height, open_source(stored).height) == (40, 20)
 
 
 def test_a_list_of_pictures_is_a_video_in_their_order(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (32, 24), (number, 0, 0)) for number in range(12)]
-    (path,) = store([guess(frames)], tmp_path)
+    (path,) = store([media_from(frames)], tmp_path)
     source = open_source(path)
     assert source.kind == "video"
     assert read(source).pictures[:, 0, 0, 0].tolist() == list(range(12))
 
 
 def test_the_kind_of_media_is_told_by_what_they_are() -> None:
-    assert guess("a.JPG").kind == "image"
-    assert guess("file:///tmp/a.mp4").content == "/tmp/a.mp4"
-    assert guess(noise(4, 4)).kind == "image"
-    cut = guess({"type": "video", "url": {"path": "a.mp4", "video_start": 2, "video_end": 5.5}})
+    assert media_from("a.JPG").kind == "image"
+    assert media_from("file:///tmp/a.mp4").content == "/tmp/a.mp4"
+    assert media_from(noise(4, 4)).kind == "image"
+    cut = media_from(
+        {"type": "video", "url": {"path": "a.mp4", "video_start": 2, "video_end": 5.5}}
+    )
     assert (cut.kind, cut.content, cut.start, cut.end) == ("video", "a.mp4", 2, 5.5)
 
 
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
-        ({"type": "audio", "url": "a.wav"}, ModelError, "no family hears"),
+        ({"type": "audio", "url": "a.wav"}, ModelError, "no family takes sound"),
         ({"type": "video"}, ModelError, "a media item without a file"),
     ],
 )
 def test_media_that_no_family_takes_are_refused(content, error, words: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=words):
-        guess(content)
+        media_from(content)
 
 
 @pytest.mark.parametrize(
@@ -237,16 +239,18 @@ def test_media_in_a_form_that_can_not_be_read_are_refused(
     content: object, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(MediaError, match=words):
-        store([Shown("image", content)], tmp_path)
+        store([MessageMedia("image", content)], tmp_path)
 
 
 def test_the_seconds_that_a_question_is_about_are_what_is_looked_at() -> None:
     sampling = Sampling(frames=4)
-    assert window(sampling, [Shown("video", "a.mp4")]) == sampling
-    cut = Shown("video", "a.mp4", 2.0, 5.0)
-    assert window(sampling, [cut, Shown("image", "b.png")]) == Sampling(4, start=2.0, end=5.0)
+    assert window(sampling, [MessageMedia("video", "a.mp4")]) == sampling
+    cut = MessageMedia("video", "a.mp4", 2.0, 5.0)
+    assert window(sampling, [cut, MessageMedia("image", "b.png")]) == Sampling(
+        4, start=2.0, end=5.0
+    )
     with pytest.raises(ModelError, match="different seconds of several videos"):
-        window(sampling, [cut, Shown("video", "b.mp4")])
+        window(sampling, [cut, MessageMedia("video", "b.mp4")])
 
 
 # -- answers -------------------------------------------------------------------------------------
@@ -257,7 +261,7 @@ def test_answers_are_those_of_the_library_in_batches_and_alone(asker: Asker, fil
     reports = vtprune.answer(
         asker.loaded, items, asker.preset, sampling=asker.sampling, generation=SHORT
     )
-    asked = [[user([Shown("image", path), text])] for path, text in items]
+    asked = [[user([MessageMedia("image", path), text])] for path, text in items]
     for size in (1, 3):
         found = asker.answer(asked, SHORT, size)
         assert [one.text for one in found] == [report.answer for report in reports]
@@ -273,7 +277,7 @@ def test_answers_are_those_of_the_library_in_batches_and_alone(asker: Asker, fil
 def test_a_question_without_media_is_answered_beside_others(asker: Asker, files) -> None:  # type: ignore[no-untyped-def]
     blind = [user(["what is two and two?"])]
     alone = asker.answer([blind], SHORT)[0]
-    both = asker.answer([blind, [user([Shown("image", files[0]), "what?"])]], SHORT, 2)
+    both = asker.answer([blind, [user([MessageMedia("image", files[0]), "what?"])]], SHORT, 2)
     assert alone.keep_mean is None
     assert both[0].text == alone.text
     assert both[1].keep_mean == pytest.approx(0.4, abs=0.05)
@@ -282,11 +286,11 @@ def test_a_question_without_media_is_answered_beside_others(asker: Asker, files)
 def test_a_conversation_of_several_turns_is_one_prompt(asker: Asker, files) -> None:  # type: ignore[no-untyped-def]
     talk = [
         Message("system", ("be brief",)),
-        user([Shown("image", files[0]), "what is that?"]),
+        user([MessageMedia("image", files[0]), "what is that?"]),
         Message("assistant", ("noise",)),
-        user([Shown("image", files[1]), "and that?"]),
+        user([MessageMedia("image", files[1]), "and that?"]),
     ]
-    assert len(shown_in(talk)) == 2
+    assert len(media_in(talk)) == 2
     turns, prepared = asker.turns(talk), asker.prepare(talk)
     gathered, inputs = prepared.media, prepared.inputs
     assert [one.role for one in turns] == ["system", "user", "assistant", "user"]
@@ -324,7 +328,7 @@ def test_several_answers_score_on_one_prefill_as_each_on_its_own(name: str) -> N
 
 def test_what_greedy_decoding_says_has_the_least_loss_of_its_length(asker: Asker, files) -> None:  # type: ignore[no-untyped-def]
     """The first token of the greedy answer is its likeliest one."""
-    asked = [user([Shown("image", files[0]), "what?"])]
+    asked = [user([MessageMedia("image", files[0]), "what?"])]
     prepared = asker.prepare(asked)
     first = generate(asker.loaded, [prepared], asker.preset, SHORT)[0].tokens[:1]
     others = [torch.tensor([int(first) + 1]), first]
@@ -405,7 +409,7 @@ def test_what_is_generated_alike_is_batched() -> None:
 def test_the_seconds_of_a_message_are_those_of_its_video() -> None:
     video = {"type": "video", "url": "a.mp4", "start_time": 1.0, "end_time": None}
     (message,) = conversation([{"role": "user", "content": [video]}])
-    (shown,) = shown_in([message])
+    (shown,) = media_in([message])
     assert (shown.kind, shown.start, shown.end) == ("video", 1.0, None)
 
 

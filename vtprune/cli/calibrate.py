@@ -118,7 +118,7 @@ def _check(flags: Flags) -> None:
             if value:
                 raise VtpruneError(f"{option} without --propose", "give a budget: --propose 0.3")
         return
-    check_keep(flags.propose)
+    check_keep(flags.propose, "--propose: keep")
     for name in flags.methods:
         find_method(name)
     for name, options in split_options(flags.methods or SELECTORS, listed).items():

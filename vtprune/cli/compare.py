@@ -53,9 +53,9 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
 
     The table has the unpruned model first, then every method and preset at every keep, and always
     the baselines random, uniform and downsample. Every row that cuts deeper than the input is
-    followed by its matched baselines: random and uniform at the same layers and counts. Runs of
-    each row alternate with runs of the unpruned model, of which the speed-ups are. MEDIA and
-    QUESTION are as for `vtprune ask`.
+    followed by its matched baselines: random and uniform at the same layers and counts. Speed-ups
+    are over the unpruned model, whose runs alternate with those of each row. MEDIA and QUESTION are
+    as for `vtprune ask`.
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config

@@ -82,8 +82,8 @@ class Flags:
         "NAME", "Short name (vtprune models lists them), hub id or directory.  [default: "
         "embedded, a small demonstration model]", complete=complete.models, config=True)
     adapter: str | None = _model(
-        "NAME", "Directory or hub id of an adapter (LoRA and the like) for the model.  [default "
-        "model: the one that the adapter names]")
+        "NAME", "Directory or hub id of an adapter (LoRA and the like) for the model. Without "
+        "--model, the base model that the adapter names is loaded.")
     device: str | None = _model(
         "NAME", "auto, cpu, cuda, cuda:1, mps, or map, which spreads the model over all devices.  "
         "[default: auto]", config=True)
@@ -127,7 +127,7 @@ class Flags:
     seed: int | None = _pruning(
         "N", "Seed of all random choices.  [default: 0]", bounds=whole(0, 2**63 - 1))
     compare: bool = _pruning(
-        "", "Run the unpruned model too, decode both greedily, and measure the speed-up.",
+        "", "Measure the speed-up over the unpruned model; for that, both answer greedily.",
         default=False)
     beside: bool = _pruning(
         "", "Add matched baselines: random and uniform at the layers and counts of every row that "

@@ -52,7 +52,10 @@ def list_(flags: Flags) -> None:
 @click.argument("name", shell_complete=complete.completer(complete.presets))
 @takes("json")
 def show(name: str, flags: Flags) -> None:
-    """Print the YAML of a preset; standard error says whether it is question-aware."""
+    """Print the YAML of a preset.
+
+    Standard error says whether it is question-aware.
+    """
     from vtprune.preset import find_preset, load_preset
 
     preset = load_preset(name)  # so that what is printed is a preset

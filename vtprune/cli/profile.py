@@ -118,10 +118,11 @@ def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
     for text, kind in ((flags.image, "image"), (flags.video, "video")):
         if text is not None:
             size = parse_size(text, kind)
-            if size is None and set(text.lower()) <= set("0123456789x") and not Path(text).exists():
+            if size is None and not Path(file_name(text)).exists():
                 raise VtpruneError(
                     f"--{kind} {brief(text)} is no size, and there is no such file",
-                    "for example --image 1344x1344, or --video 64x448x448",
+                    "check the path, or give a size: for example --image 1344x1344, or --video "
+                    "64x448x448",
                 )
             return size or open_media([file_name(text)], limits_from(flags))
     return open_media(list(map(file_name, media)), limits_from(flags)) if media else None

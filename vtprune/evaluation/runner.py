@@ -89,7 +89,7 @@ class Forced:
     first: float = 0.0
 
     def follows(self, answer: torch.Tensor) -> bool:
-        """Whether greedy decoding gives the same tokens, (m,)."""
+        """Return whether greedy decoding gives the tokens of `answer`, (m,) int64."""
         return torch.equal(self.logits.argmax(-1).cpu(), answer.cpu())
 
 

@@ -134,7 +134,7 @@ class Tuning:
         )
 
     def claim(self) -> str:
-        """What the chosen one is shown to do; needs one."""
+        """Return what was shown of the chosen variant; there must be one."""
         assert self.chosen is not None
         what = "accuracy" if self.quality == "accuracy" else "answers"
         return (

@@ -82,7 +82,7 @@ def read_questions(path: str | Path) -> list[Asked]:
         raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", HINT) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
-        raise VtpruneError(f"{name}: can't be read: {reason}", HINT) from error
+        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {HINT}") from error
     if len(raw) > LARGEST_FILE:
         raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     asked: list[Asked] = []

@@ -119,7 +119,7 @@ class Idefics3(Family):
         return ReadPlan((0,), cut, splitting.regions(*shape))
 
     def vision_inputs(self, files: Files, media: Media) -> VisionTensors:
-        """What several pictures share is one row."""
+        """Return the pixels of all pictures, each normalised alone, joined in one row."""
         if not media:
             return {}
         recipe = recipe_of(preprocess.merged(files.image, DEFAULTS))

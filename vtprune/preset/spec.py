@@ -368,8 +368,11 @@ def check_side(method: str, at: str) -> None:
     )
 
 
-def check_keep(value: float | str) -> float:
+def check_keep(value: float | str, name: str = "keep") -> float:
     """Return a kept fraction in (0, 1].
+
+    Args:
+        name: what gave it, for the error.
 
     Raises:
         PresetError: not a number, or out of range.
@@ -380,7 +383,7 @@ def check_keep(value: float | str) -> float:
         keep = float("nan")
     if not 0 < keep <= 1:
         raise PresetError(
-            f"keep {brief(value)} is not a fraction in (0, 1]",
+            f"{name} {brief(value)} is not a fraction in (0, 1]",
             "keep 0.3 keeps 30 % of the visual tokens; it is never a drop rate",
         )
     return keep

@@ -184,7 +184,7 @@ METHODS: dict[str, Method] = {
     "vtw": Method(
         path="vtprune.pruners.vtw:Withdraw",
         at="horizon",
-        summary="nothing: all visual tokens go at the cut",
+        summary="no visual token after the cut",
         paper="VTW, arXiv 2405.05803",
         drops_all=True,
     ),

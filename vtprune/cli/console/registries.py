@@ -42,7 +42,7 @@ def show_method(name: str, method: Method, explanation: str, console: Console) -
     console.print(Text.assemble((name, "bold"), f": {method.summary}"))
     label = max([LABEL, *(len(option.name) for option in method.options)])
     lines = labelled(label=label)
-    lines.add_row("cuts at", f"{method.at}, where nothing else is said")
+    lines.add_row("cuts at", f"{method.at} (default place)")
     lines.add_row("media", " and ".join(method.modalities))
     lines.add_row("question", _question_use(method))
     console.print(lines)

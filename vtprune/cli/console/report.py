@@ -56,7 +56,7 @@ def render(report: Report, console: Console, before: Report | None = None) -> No
 
 
 def _facts(report: Report) -> Table:
-    """What was read, by which model, cut by what."""
+    """Return the lines of the media read, the model, and the preset or method that pruned."""
     lines = labelled()
     lines.add_row("read", Text(read_fact(report.input)))
     lines.add_row("model", Text(model_fact(report.model)))

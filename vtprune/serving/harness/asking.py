@@ -16,7 +16,7 @@ from vtprune.inference.prompt_media import read_media
 from vtprune.media import Limits
 from vtprune.models.base import Turn
 from vtprune.models.loading import Loaded
-from vtprune.serving.harness.conversation import Conversation, shown_in, store, window
+from vtprune.serving.harness.conversation import Conversation, media_in, store, window
 from vtprune.serving.harness.settings import Settings
 
 
@@ -82,7 +82,7 @@ class Asker:
 
     def prepare(self, conversation: Conversation, on_device: bool = True) -> PreparedQuestion:
         """A conversation, its media read, as the model's inputs."""
-        media = shown_in(conversation)
+        media = media_in(conversation)
         with tempfile.TemporaryDirectory(prefix="vtprune-") as folder:
             paths = store(media, Path(folder))
             sampling = window(self.sampling, media)

@@ -30,13 +30,13 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class MessageMedia:
     """One media item of a message.
 
     Args:
         kind: "image" or "video".
         content: a file, a picture in memory, or, of a video, its pictures.
-        start, end: the seconds of a video that are looked at.
+        start, end: the seconds of a video to read; None: from its start, to its end.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Shown:
     end: float | None = None
 
 
-Part = str | Shown
+Part = str | MessageMedia
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Message:
     parts: tuple[Part, ...]
 
     def turn(self) -> Turn:
-        """The message as the families take it."""
+        """Return the message as the families take it."""
         text, places = "", []
         for part in self.parts:
             if isinstance(part, str):
@@ -69,34 +69,36 @@ class Message:
 Conversation = Sequence[Message]
 
 
-def shown_in(conversation: Conversation) -> list[Shown]:
-    """The media of a conversation, in order."""
-    return [part for one in conversation for part in one.parts if not isinstance(part, str)]
+def media_in(conversation: Conversation) -> list[MessageMedia]:
+    """Return the media of a conversation, in order."""
+    return [part for message in conversation for part in message.parts if not isinstance(part, str)]
 
 
 def user(parts: Iterable[Part]) -> Message:
+    """Return a message of the user."""
     return Message("user", tuple(parts))
 
 
-def interleave(text: str, media: Sequence[Shown]) -> Message:
-    """A user's message of a text and its media.
+def interleave(text: str, media: Sequence[MessageMedia]) -> Message:
+    """Return a user's message of a text and its media.
 
-    They stand where the text has a placeholder for each of them, else before it.
+    The media take the places of the text's placeholders if there is one for each, else they come
+    before the text.
     """
     pieces = text.split(PLACEHOLDER)
     if len(pieces) != len(media) + 1 or not media:
         return user([*media, text])
     parts: list[Part] = [pieces[0]]
-    for one, piece in zip(media, pieces[1:], strict=True):
-        parts += [one, piece]
+    for item, piece in zip(media, pieces[1:], strict=True):
+        parts += [item, piece]
     return user(part for part in parts if part != "")
 
 
-def guess(content: object) -> Shown:
-    """A media item whose kind is not told: by the file's suffix, or because it is a picture.
+def media_from(content: object) -> MessageMedia:
+    """Return the media item that a harness gives; without a kind, that of its suffix or type.
 
-    A mapping may tell the kind ("type"), the file ("url", "path", "video" or "image"), and the
-    seconds that are looked at ("video_start", "video_end").
+    A mapping may name the kind ("type"), the file ("url", "path", "video" or "image"), and the
+    seconds of a video to read ("video_start", "video_end").
 
     Raises:
         ModelError: it is sound.
@@ -106,31 +108,31 @@ def guess(content: object) -> Shown:
         inner = next((content[name] for name in names if content.get(name) is not None), None)
         if inner is None:
             raise ModelError(f"a media item without a file: {sorted(map(str, content))}")
-        found = guess(inner)
-        kind = str(content.get("type") or found.kind)
+        media = media_from(inner)
+        kind = str(content.get("type") or media.kind)
         if kind == "audio":
-            raise ModelError("the question has sound, which no family hears", "leave it out")
-        return Shown(kind, found.content, content.get("video_start", found.start),
-                     content.get("video_end", found.end))  # fmt: skip
+            raise ModelError("the question has sound, and no family takes sound", "leave it out")
+        return MessageMedia(kind, media.content, content.get("video_start", media.start),
+                     content.get("video_end", media.end))  # fmt: skip
     if isinstance(content, (str, Path)):
         path = file_name(content)
         suffix = Path(path).suffix.lower()
-        return Shown("image" if suffix in PICTURES else "video", path)
-    return Shown("image" if isinstance(content, Picture) else "video", content)
+        return MessageMedia("image" if suffix in PICTURES else "video", path)
+    return MessageMedia("image" if isinstance(content, Picture) else "video", content)
 
 
-def store(media: Sequence[Shown], folder: Path) -> list[Path]:
-    """The file of every media item; those in memory are written to `folder`, without loss."""
+def store(media: Sequence[MessageMedia], folder: Path) -> list[Path]:
+    """Return the file of every media item; those in memory are written to `folder`, lossless."""
     paths = []
-    for number, one in enumerate(media):
-        content = one.content
+    for number, item in enumerate(media):
+        content = item.content
         if isinstance(content, (str, Path)):
             if re.match(r"data:", str(content)):
                 raise MediaError("a picture is given as a data: URL", "give its file")
             paths.append(Path(file_name(content)))
         elif isinstance(content, Picture):
             paths.append(_write(content, folder / f"{number}.png"))
-        elif isinstance(content, Sequence) and all(isinstance(one, Picture) for one in content):
+        elif isinstance(content, Sequence) and all(isinstance(frame, Picture) for frame in content):
             frames = folder / str(number)
             frames.mkdir()
             for count, picture in enumerate(content):
@@ -145,20 +147,20 @@ def store(media: Sequence[Shown], folder: Path) -> list[Path]:
 
 
 def _write(picture: Picture, path: Path) -> Path:
-    """A picture as it is in memory: its orientation has been applied, or is not wanted."""
+    """Write a picture as it is in memory: its orientation is applied already, or not wanted."""
     if picture.mode not in PNG_MODES:
         picture = picture.convert("RGB")
     picture.save(path, format="PNG", compress_level=0, exif=b"")
     return path
 
 
-def window(sampling: Sampling, media: Sequence[Shown]) -> Sampling:
-    """How much of the media is looked at, where a question names seconds of a video.
+def window(sampling: Sampling, media: Sequence[MessageMedia]) -> Sampling:
+    """Return the sampling with the seconds of a video that a question names.
 
     Raises:
         ModelError: several videos, of which different seconds are meant.
     """
-    asked = {(one.start, one.end) for one in media if one.kind == "video"}
+    asked = {(item.start, item.end) for item in media if item.kind == "video"}
     if not asked - {(None, None)}:
         return sampling
     if len(asked) > 1:

@@ -9,10 +9,10 @@ from vtprune.serving.harness.asking import naming
 from vtprune.serving.harness.conversation import (
     Conversation,
     Message,
+    MessageMedia,
     Part,
-    Shown,
-    guess,
     interleave,
+    media_from,
 )
 
 Document = Mapping[str, object]
@@ -109,14 +109,16 @@ def read_simple(arguments: Sequence[object], find: Find) -> TaskRequest:
         media, text, ended, answers, note = reply
         if ended:
             return Round(None, note, list(answers))
-        return Round([interleave(text, [guess(item) for item in media or ()])], note, list(answers))
+        return Round(
+            [interleave(text, [media_from(item) for item in media or ()])], note, list(answers)
+        )
 
     return TaskRequest(f"{task} {number}", _options(options), rounds)
 
 
-def media_of(show: object, document: Document) -> list[Shown]:
+def media_of(show: object, document: Document) -> list[MessageMedia]:
     """What doc_to_visual shows of a document."""
-    return [guess(item) for item in (show(document) if callable(show) else None) or ()]
+    return [media_from(item) for item in (show(document) if callable(show) else None) or ()]
 
 
 def conversation(messages: Sequence[Mapping[str, object]]) -> list[Message]:
@@ -135,11 +137,11 @@ def _part(piece: str | Mapping[str, object]) -> Part:
         return piece
     if piece["type"] == "text":
         return str(piece["text"])
-    media = guess(piece)
+    media = media_from(piece)
     start, end = piece.get("start_time"), piece.get("end_time")
     if start is None and end is None:
         return media
-    return Shown(media.kind, media.content, start, end)  # type: ignore[arg-type]
+    return MessageMedia(media.kind, media.content, start, end)  # type: ignore[arg-type]
 
 
 def _options(options: object) -> Options:

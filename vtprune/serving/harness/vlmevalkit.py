@@ -21,7 +21,14 @@ from vlmeval.vlm.base import BaseModel
 from vtprune.errors import VtpruneError
 from vtprune.inference.generate import Generation
 from vtprune.serving.harness.asking import Asker, naming
-from vtprune.serving.harness.conversation import Conversation, Message, Part, Shown, guess, user
+from vtprune.serving.harness.conversation import (
+    Conversation,
+    Message,
+    MessageMedia,
+    Part,
+    media_from,
+    user,
+)
 from vtprune.serving.harness.settings import Settings
 
 Piece = Mapping[str, object]
@@ -94,5 +101,5 @@ def _part(piece: str | Piece) -> Part:
     kind, value = str(piece["type"]), piece["value"]
     if kind == "text":
         return str(value)
-    media = guess({**piece, "url": value})
-    return Shown(kind, media.content, media.start, media.end)
+    media = media_from({**piece, "url": value})
+    return MessageMedia(kind, media.content, media.start, media.end)
