@@ -13,7 +13,7 @@ from vtprune.engine.plan import LayerStage, PlannedBatch, PruningPlan, StageGrou
 from vtprune.engine.position_ids import first_and_end, given_position_ids
 from vtprune.engine.readings import KernelCall, Readings
 from vtprune.engine.sequence import SequenceState
-from vtprune.engine.trace import StageRecord
+from vtprune.engine.trace import MergedTokens, StageRecord
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
@@ -116,8 +116,7 @@ class Prefill:
         sequence, modality = self.sequence, stage.group.modality
         before = [len(layout) for layout in sequence.layouts]
         modality_before, modality_after = [], []
-        has_merged = [False] * len(before)
-        merged_into: list[dict[int, int]] = [{} for _ in before]
+        merges: list[MergedTokens | None] = [None] * len(before)
         for sample, cut in enumerate(stage.cuts):
             index = sequence.layouts[sample].of_modality(modality)
             modality_before.append(len(index))
@@ -127,9 +126,8 @@ class Prefill:
             elif cut is not None and cut.count < len(index):
                 new_states = self.cut_sample(sample, index, cut, stage.group, hidden)
                 if new_states is not None:
-                    has_merged[sample] = True
                     merged = merged.clone() if merged is hidden else merged
-                    slots, rows, merged_into[sample] = new_states
+                    slots, rows, merges[sample] = new_states
                     merged[sample, slots.to(merged.device)] = rows
             modality_after.append(len(sequence.layouts[sample].of_modality(modality)))
             if cut is not None:
@@ -145,8 +143,7 @@ class Prefill:
                 modality_before=modality_before,
                 modality_after=modality_after,
                 kept=self.original_columns(sequence.layouts),
-                merged=has_merged,
-                merged_into=merged_into,
+                merges=merges,
             )
         )
         return merged
@@ -157,12 +154,12 @@ class Prefill:
 
     def cut_sample(
         self, sample: int, index: torch.Tensor, cut: Cut, group: StageGroup, hidden: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]] | None:
+    ) -> tuple[torch.Tensor, torch.Tensor, MergedTokens] | None:
         """Drop what a method does not keep of one sample's tokens at `index` in its layout.
 
         Returns:
             Where tokens were merged: the (K,) slots of the kept ones, their (K, d) new states, and
-            the column of each merged token -> that of the kept one.
+            which went into which.
         """
         stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
@@ -177,8 +174,8 @@ class Prefill:
         if selection.assign is not None:
             slots = self.sequence.slots(sample, layout.columns)
             rows = merge(hidden[sample, slots.to(hidden.device)], selection)
-            into = merged_columns(layout.columns + self.batch.past, kept, selection.assign.cpu())
-            merged = slots[kept], rows, into
+            columns = layout.columns + self.batch.past
+            merged = slots[kept], rows, MergedTokens(columns, kept, selection.assign)
         dropped = torch.ones(len(layout), dtype=torch.bool)
         dropped[kept] = False
         self.sequence.drop(sample, index[dropped])
@@ -268,28 +265,11 @@ class Prefill:
                     modality_before=modality_before,
                     modality_after=modality_after,
                     kept=self.original_columns(trace.layouts),
-                    merged=[False] * len(trace.layouts),
+                    merges=[None] * len(trace.layouts),
                 )
             )
             before = after
         return records
-
-
-def merged_columns(
-    columns: torch.Tensor, kept: torch.Tensor, assign: torch.Tensor
-) -> dict[int, int]:
-    """Return the column of each dropped token that was merged -> that of the kept one.
-
-    Args:
-        columns: (N,) of the tokens.
-        kept: (K,) the kept tokens' places among them.
-        assign: (N,) as of Selection.
-    """
-    dropped = assign >= 0
-    dropped[kept] = False
-    return dict(
-        zip(columns[dropped].tolist(), columns[kept][assign[dropped]].tolist(), strict=True)
-    )
 
 
 def check_count(method: str, kept: int, planned: int) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from vtprune.preset.spec import StageSpec
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import layer_average
@@ -13,6 +15,33 @@ from vtprune.tokens.units import FullSizeCounts
 
 _LOCK = threading.Lock()
 """Held while a trace changes or is copied, so that none is made of two prefills."""
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTokens:
+    """Which tokens of one sample went into which: read from the device only where it is asked for.
+
+    Args:
+        columns: (N,) of the tokens that the method chose from, in the original input_ids.
+        kept: (K,) the kept tokens' places among them.
+        assign: (N,) as of Selection, on the model's device.
+    """
+
+    columns: torch.Tensor
+    kept: torch.Tensor
+    assign: torch.Tensor
+
+    def __eq__(self, other: object) -> bool:
+        """Tensors have no truth as a whole: compare what they say."""
+        return isinstance(other, MergedTokens) and self.by_column() == other.by_column()
+
+    def by_column(self) -> dict[int, int]:
+        """Return the column of each dropped token that was merged -> that of the kept one."""
+        assign = self.assign.cpu()
+        dropped = assign >= 0
+        dropped[self.kept] = False
+        kept_columns = self.columns[self.kept][assign[dropped]]
+        return dict(zip(self.columns[dropped].tolist(), kept_columns.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -29,9 +58,7 @@ class StageRecord:
         modality_before, modality_after: counts of the tokens that the stage is about.
         kept: ascending columns of the original input_ids with visual tokens still present, of
             every modality.
-        merged: whether dropped tokens were merged into kept ones.
-        merged_into: column of each dropped token that was merged -> column of the kept one that it
-            went into, both of the original input_ids.
+        merges: what was merged into kept tokens; None where nothing was.
     """
 
     spec: StageSpec
@@ -43,8 +70,17 @@ class StageRecord:
     modality_before: list[int]
     modality_after: list[int]
     kept: list[list[int]]
-    merged: list[bool]
-    merged_into: list[dict[int, int]] = field(default_factory=list)
+    merges: list[MergedTokens | None]
+
+    @property
+    def merged(self) -> list[bool]:
+        """Whether dropped tokens were merged into kept ones."""
+        return [merge is not None for merge in self.merges]
+
+    @property
+    def merged_into(self) -> list[dict[int, int]]:
+        """The column of each merged token -> that of its kept one, both of the input_ids."""
+        return [merge.by_column() if merge else {} for merge in self.merges]
 
     @property
     def method(self) -> str:

@@ -16,7 +16,7 @@ from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 from vtprune.tokens.units import WHOLE, Region
 
 if TYPE_CHECKING:
-    from vtprune.engine.trace import StageRecord, Trace
+    from vtprune.engine.trace import MergedTokens, StageRecord, Trace
     from vtprune.inference.prepare import PreparedQuestion
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
@@ -63,7 +63,7 @@ class StageOfSample:
         at, layer, method, modality: as of StageRecord.
         before, after: counts of visual tokens, of every modality.
         kept: columns of the visual tokens still present.
-        merged_into: column of a dropped token -> column of the kept one that it went into.
+        merge: which tokens it merged; None where it merged none.
     """
 
     at: str
@@ -73,7 +73,12 @@ class StageOfSample:
     before: int
     after: int
     kept: frozenset[int]
-    merged_into: dict[int, int]
+    merge: MergedTokens | None
+
+    @property
+    def merged_into(self) -> dict[int, int]:
+        """The column of each dropped token that was merged -> that of the kept one."""
+        return {} if self.merge is None else self.merge.by_column()
 
     @classmethod
     def of(cls, record: StageRecord, sample: int) -> StageOfSample:
@@ -86,7 +91,7 @@ class StageOfSample:
             record.before[sample],
             record.after[sample],
             frozenset(record.kept[sample]),
-            record.merged_into[sample] if record.merged_into else {},
+            record.merges[sample],
         )
 
 

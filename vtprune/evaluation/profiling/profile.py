@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-
-from vtprune import __version__
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompts, largest_picture
@@ -33,9 +29,8 @@ from vtprune.evaluation.profiling.shapes import Shape, build_skeleton, find_shap
 from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, VerdictFindings, judge
 from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.measuring import describe_model
+from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.prepare import sampling_of
-from vtprune.inference.report import Versions
 from vtprune.inference.wording import counted
 from vtprune.media import Limits
 from vtprune.models import cost
@@ -152,11 +147,7 @@ def profile(
         findings=findings,
         measured=measurement.info if measurement else None,
         warnings=gather_warnings(shape, prompts, planned, measurement, list(figures.values())),
-        version=Versions(
-            vtprune=__version__,
-            torch=str(torch.__version__),
-            transformers=str(transformers.__version__),
-        ),
+        version=describe_versions(),
     )
 
 
