@@ -107,10 +107,7 @@ class Comparison(Block):
     def to_csv(self) -> str:
         """Return one line a row under a line of COLUMNS; a cell without a figure is empty."""
         same = {
-            "device": self.model.device,
-            "dtype": self.model.dtype,
-            "attention": self.model.attention,
-            "model": self.model.name,
+            **self.model.to_columns(),
             "file": "; ".join(self.input.files),
             "question": self.question,
             "repeats": self.pairs,

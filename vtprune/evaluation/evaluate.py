@@ -62,14 +62,7 @@ class Evaluation:
 
     def to_csv(self) -> str:
         """Return one line a row, its blocks as columns, under a line of their names."""
-        model = self.model
-        same = {
-            "device": model.device,
-            "dtype": model.dtype,
-            "attention": model.attention,
-            "model": model.name,
-            "files": self.files,
-        }
+        same = {**self.model.to_columns(), "files": self.files}
         rows = [{**same, **flat(_name_ends(row.to_dict()))} for row in self.rows]
         return csv_text(rows)
 

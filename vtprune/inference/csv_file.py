@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 
 def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
-    """One line a row under a line of the columns; a cell is empty where there is no figure.
+    """Return one line a row under a line of the columns; a cell is empty where there is no figure.
 
     Args:
         columns: their names, in order; None: all that any row has.
@@ -25,9 +25,10 @@ def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None
 
 
 def flat(values: Mapping[str, object]) -> dict[str, object]:
-    """A row whose blocks are columns: {"tokens": {"visual": 9}} has the column tokens_visual.
+    """Return a row whose blocks are columns.
 
-    Lists are one cell, their items apart by blanks; of cuts that were made, "layer:tokens left".
+    Of {"tokens": {"visual": 9}} the column is tokens_visual. Lists are one cell, their items
+    apart by blanks; of cuts that were made, "layer:tokens left".
     """
     return dict(_columns(values, ""))
 

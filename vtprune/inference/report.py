@@ -77,6 +77,15 @@ class ModelInfo(Block):
     dtype: str
     attention: str
 
+    def to_columns(self) -> dict[str, object]:
+        """Return the columns of CSV rows that say what ran, and where."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "model": self.name,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputInfo(Block):

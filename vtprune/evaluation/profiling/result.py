@@ -225,10 +225,7 @@ class Profile(Block):
     def to_csv(self) -> str:
         """Return one line a row, its blocks as columns, under a line of their names."""
         same = {
-            "device": self.model.device,
-            "dtype": self.model.dtype,
-            "attention": self.model.attention,
-            "model": self.model.name,
+            **self.model.to_columns(),
             "machine": self.machine.name,
             "passes": self.measured.passes if self.measured else None,
         }
