@@ -99,6 +99,22 @@ def test_merged_tokens_are_tinted_in_the_colour_of_what_they_went_into(
     assert any(max(c) - min(c) > 20 for _, c in colours if isinstance(c, tuple))
 
 
+def test_tokens_have_the_scores_that_their_method_ranked_them_by(
+    checkpoints: Checkpoints, picture: Path
+) -> None:
+    drawing = vtprune.draw(ask(checkpoints("qwen2_5_vl"), picture, method="fastv"))
+    (run,) = drawing.runs
+    kept = [token.scores[0] for token in run.tokens if token.dropped_by is None]
+    dropped = [token.scores[0] for token in run.tokens if token.dropped_by is not None]
+    assert dropped
+    assert len({*kept, *dropped}) > 1
+    assert min(score or 0.0 for score in kept) >= max(score or 0.0 for score in dropped)
+    (values,) = drawing.to_dict()["runs"]  # type: ignore[misc]
+    assert values["tokens"][0]["scores"] == [pytest.approx(run.tokens[0].scores[0], rel=1e-4)]
+    without = vtprune.draw(ask(checkpoints("qwen2_5_vl"), picture, method="divprune")).runs[0]
+    assert all(token.scores == (None,) for token in without.tokens)
+
+
 def test_counts_of_the_drawing_are_the_reports(checkpoints: Checkpoints, clip: Path) -> None:
     report = ask(checkpoints("qwen2_5_vl"), clip, frames=8)
     run = vtprune.draw(report).runs[0]
@@ -325,6 +341,18 @@ def test_show_without_a_file_prints_a_miniature(checkpoints: Checkpoints, pictur
     assert result.exit_code == 0, result.output
     assert result.stdout.count("picture ") == 2
     assert result.stdout.startswith("random: ")
+
+
+def test_show_draws_presets_side_by_side(checkpoints: Checkpoints, picture: Path) -> None:
+    args = ("show", str(picture), "what?", "--model", str(checkpoints("llava")),
+            "--max-new-tokens", "2", "--keep", "0.4", "--json")  # fmt: skip
+    result = invoke(*args, "--methods", "random", "--presets", "balanced,fast")
+    assert result.exit_code == 0, result.output
+    runs = json.loads(result.stdout)["runs"]
+    assert [run["method"] or run["preset"] for run in runs] == ["random", "balanced", "fast"]
+    refused = invoke(*args, "--presets", "balanced", "--preset", "fast")
+    assert refused.exit_code == 1
+    assert "--preset and --presets exclude each other" in refused.stderr
 
 
 def test_ask_draws_what_it_kept(checkpoints: Checkpoints, picture: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ Examples:
   vtprune show clip.mp4 "what happens?" --keep 0.3 --save kept.png
   vtprune show page.png "what is it?" --preset document --save kept.html
   vtprune show clip.mp4 "how many?" --methods entropy,random --save kept.html
+  vtprune show page.png "what is it?" --presets document,fast --keep 0.2 --save kept.html
   vtprune show clip.mp4 "what moves?" --json
 """
 
@@ -40,6 +41,7 @@ Examples:
 @takes(
     *ONE_WAY,
     "methods",
+    "presets",
     *MODEL,
     *MEDIA,
     "system",
@@ -83,21 +85,26 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
 
 
 def _presets(flags: Flags, user: Flags) -> list[Preset]:
-    """Return the ways to prune: one, or one a method of --methods.
+    """Return the ways to prune: one, or one for each of --methods and --presets.
 
     Raises:
         VtpruneError: options of one way beside those of many.
     """
     from dataclasses import replace
 
-    if not flags.methods:
+    if not (flags.methods or flags.presets):
         return [preset_from(flags, user)]
-    for name, value in (("--method", flags.method), ("-o", flags.option)):
+    many = "--methods" if flags.methods else "--presets"
+    single = (("--method", flags.method), ("--preset", flags.presets and flags.preset),
+              ("-o", flags.option))  # fmt: skip
+    for name, value in single:
         if value:
             raise VtpruneError(
-                f"{name} and --methods exclude each other", "give --method and -o for one method"
+                f"{name} and {many} exclude each other",
+                "give --preset, --method and -o for one way to prune",
             )
-    return [preset_from(replace(flags, method=method), user) for method in flags.methods]
+    by_method = [preset_from(replace(flags, method=method), user) for method in flags.methods]
+    return by_method + [preset_from(replace(flags, preset=name), user) for name in flags.presets]
 
 
 def _reports(
@@ -141,7 +148,8 @@ def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
         click.echo(to_json(drawing.to_dict()))
         return
     for run, report in zip(drawing.runs, reports, strict=True):
-        head = f"{report.preset.method}: " if len(reports) > 1 else ""
+        way = report.preset.method or report.preset.name
+        head = f"{way}: " if len(reports) > 1 else ""
         click.echo(printable(head + report.answer))
         if flags.terminal or not flags.saves:
             from vtprune.pictures.miniature import draw_miniature

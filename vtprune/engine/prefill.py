@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +14,12 @@ from vtprune.engine.plan import LayerStage, PlannedBatch, PruningPlan, StageGrou
 from vtprune.engine.position_ids import first_and_end, given_position_ids
 from vtprune.engine.readings import KernelCall, Readings
 from vtprune.engine.sequence import SequenceState
-from vtprune.engine.trace import MergedTokens, StageRecord
+from vtprune.engine.trace import MergedTokens, StageRecord, TokenScores
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS
-from vtprune.pruners.base import Budget, VisualTokens, merge
+from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.tokens.information import group_information
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import Cut, count_by_layer
@@ -117,6 +118,7 @@ class Prefill:
         before = [len(layout) for layout in sequence.layouts]
         modality_before, modality_after = [], []
         merges: list[MergedTokens | None] = [None] * len(before)
+        scores: list[TokenScores | None] = [None] * len(before)
         for sample, cut in enumerate(stage.cuts):
             index = sequence.layouts[sample].of_modality(modality)
             modality_before.append(len(index))
@@ -124,11 +126,16 @@ class Prefill:
                 columns = sequence.layouts[sample].columns[index]
                 sequence.drop(sample, index[torch.isin(columns, self.batch.dropped[sample])])
             elif cut is not None and cut.count < len(index):
-                new_states = self.cut_sample(sample, index, cut, stage.group, hidden)
-                if new_states is not None:
+                layout, selection = self.cut_sample(sample, index, cut, stage.group, hidden)
+                columns = layout.columns + self.batch.past
+                if selection.scores is not None:
+                    scores[sample] = TokenScores(columns, selection.scores)
+                if selection.assign is not None:
+                    merges[sample] = MergedTokens(columns, selection.index, selection.assign)
+                    slots = sequence.slots(sample, layout.columns)
+                    rows = merge(hidden[sample, slots.to(hidden.device)], selection)
                     merged = merged.clone() if merged is hidden else merged
-                    slots, rows, merges[sample] = new_states
-                    merged[sample, slots.to(merged.device)] = rows
+                    merged[sample, slots[selection.index].to(merged.device)] = rows
             modality_after.append(len(sequence.layouts[sample].of_modality(modality)))
             if cut is not None:
                 check_count(stage.spec.method, modality_after[-1], cut.count)
@@ -144,6 +151,7 @@ class Prefill:
                 modality_after=modality_after,
                 kept=self.original_columns(sequence.layouts),
                 merges=merges,
+                scores=scores,
             )
         )
         return merged
@@ -154,12 +162,11 @@ class Prefill:
 
     def cut_sample(
         self, sample: int, index: torch.Tensor, cut: Cut, group: StageGroup, hidden: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, MergedTokens] | None:
+    ) -> tuple[Layout, Selection]:
         """Drop what a method does not keep of one sample's tokens at `index` in its layout.
 
         Returns:
-            Where tokens were merged: the (K,) slots of the kept ones, their (K, d) new states, and
-            which went into which.
+            The layout of those tokens, and the method's selection among them, its index on the CPU.
         """
         stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
@@ -170,16 +177,11 @@ class Prefill:
         budget = self.budget(sample, layout, cut, stage.spec, hidden)
         tokens = VisualTokens(layout, states, seed, stage.place.part)
         selection = stage.pruner.select(tokens, budget)
-        merged, kept = None, selection.index.cpu()
-        if selection.assign is not None:
-            slots = self.sequence.slots(sample, layout.columns)
-            rows = merge(hidden[sample, slots.to(hidden.device)], selection)
-            columns = layout.columns + self.batch.past
-            merged = slots[kept], rows, MergedTokens(columns, kept, selection.assign)
         dropped = torch.ones(len(layout), dtype=torch.bool)
+        kept = selection.index.cpu()
         dropped[kept] = False
         self.sequence.drop(sample, index[dropped])
-        return merged
+        return layout, replace(selection, index=kept)
 
     def budget(
         self, sample: int, layout: Layout, cut: Cut, stage: StageSpec, hidden: torch.Tensor

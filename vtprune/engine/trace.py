@@ -44,6 +44,23 @@ class MergedTokens:
         return dict(zip(self.columns[dropped].tolist(), kept_columns.tolist(), strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """What a method ranked one sample's tokens by: read from the device where it is asked for.
+
+    Args:
+        columns: (N,) of the tokens that the method chose from, in the original input_ids.
+        values: (N,) as of Selection, on the model's device.
+    """
+
+    columns: torch.Tensor
+    values: torch.Tensor
+
+    def by_column(self) -> dict[int, float]:
+        """Return the score of each column."""
+        return dict(zip(self.columns.tolist(), self.values.float().tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """What one stage did to one prefill; lists have one entry a sample of the batch.
@@ -59,6 +76,8 @@ class StageRecord:
         kept: ascending columns of the original input_ids with visual tokens still present, of
             every modality.
         merges: what was merged into kept tokens; None where nothing was.
+        scores: what the method ranked the tokens by; None where it chose by no score, or cut
+            nothing.
     """
 
     spec: StageSpec
@@ -71,6 +90,7 @@ class StageRecord:
     modality_after: list[int]
     kept: list[list[int]]
     merges: list[MergedTokens | None]
+    scores: list[TokenScores | None] = field(default_factory=list, compare=False)
 
     @property
     def merged(self) -> list[bool]:

@@ -16,7 +16,7 @@ from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 from vtprune.tokens.units import WHOLE, Region
 
 if TYPE_CHECKING:
-    from vtprune.engine.trace import MergedTokens, StageRecord, Trace
+    from vtprune.engine.trace import MergedTokens, StageRecord, TokenScores, Trace
     from vtprune.inference.prepare import PreparedQuestion
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
@@ -64,6 +64,7 @@ class StageOfSample:
         before, after: counts of visual tokens, of every modality.
         kept: columns of the visual tokens still present.
         merge: which tokens it merged; None where it merged none.
+        score: what its method ranked the tokens by; None where it chose by no score.
     """
 
     at: str
@@ -74,11 +75,17 @@ class StageOfSample:
     after: int
     kept: frozenset[int]
     merge: MergedTokens | None
+    score: TokenScores | None
 
     @property
     def merged_into(self) -> dict[int, int]:
         """The column of each dropped token that was merged -> that of the kept one."""
         return {} if self.merge is None else self.merge.by_column()
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The score of each token that its method ranked, by column; higher is kept first."""
+        return {} if self.score is None else self.score.by_column()
 
     @classmethod
     def of(cls, record: StageRecord, sample: int) -> StageOfSample:
@@ -92,6 +99,7 @@ class StageOfSample:
             record.after[sample],
             frozenset(record.kept[sample]),
             record.merges[sample],
+            record.scores[sample] if record.scores else None,
         )
 
 

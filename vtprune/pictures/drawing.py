@@ -37,11 +37,13 @@ class Token:
         place: where it lies.
         dropped_by: number of the stage that dropped it; None: it was kept to the end.
         merged_into: column of the token that it was merged into when it was dropped.
+        scores: for every stage what its method ranked it by; None where the stage did not.
     """
 
     place: Place
     dropped_by: int | None
     merged_into: int | None
+    scores: tuple[float | None, ...] = ()
 
     def present(self, stage: int) -> bool:
         """Return whether it is there after so many stages."""
@@ -146,8 +148,14 @@ class DrawnRun:
             for column in columns:
                 if column not in stage.kept:
                     dropped.setdefault(column, number)
+        scores = [stage.scores for stage in self.stages]
         return [
-            Token(place, dropped.get(place.column), into.get(place.column))
+            Token(
+                place,
+                dropped.get(place.column),
+                into.get(place.column),
+                tuple(by_column.get(place.column) for by_column in scores),
+            )
             for place in find_places(self.kept)
         ]
 
@@ -253,7 +261,13 @@ def token_to_dict(token: Token) -> dict[str, object]:
         "kept": token.dropped_by is None,
         "dropped_by": token.dropped_by,
         "merged_into": token.merged_into,
+        "scores": [None if score is None else rounded(score) for score in token.scores],
     }
+
+
+def rounded(score: float) -> float:
+    """Return a score of five digits."""
+    return float(f"{score:.5g}")
 
 
 class Drawing:

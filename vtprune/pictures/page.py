@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from vtprune.pictures.contact_sheet import colour_of
-from vtprune.pictures.drawing import Drawing, DrawnRun
+from vtprune.pictures.drawing import Drawing, DrawnRun, rounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,6 +65,7 @@ def run_data(
                 token.place.tile,
                 token.place.row,
                 token.place.col,
+                [None if score is None else rounded(score) for score in token.scores],
             ]
             for token in panel.tokens
         ]

@@ -91,11 +91,14 @@ class Selection:
             into, -1 for none; a kept token is merged into itself. None: nothing is merged.
         weight: (N,) float, the share of every token in the one it is merged into; the shares of one
             kept token add up to 1.
+        scores: (N,) float that the method ranked the tokens by, higher is kept first; None for
+            methods that choose tokens together, or at random. Pruning does not read them.
     """
 
     index: torch.Tensor
     assign: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
 
 
 class Pruner(Protocol):
@@ -144,12 +147,15 @@ def check_finite(values: torch.Tensor, method: str) -> None:
         )
 
 
-def merged_into(target: torch.Tensor, index: torch.Tensor) -> Selection:
+def merged_into(
+    target: torch.Tensor, index: torch.Tensor, scores: torch.Tensor | None = None
+) -> Selection:
     """Return a selection whose kept tokens are the means of those merged into them.
 
     Args:
         target: (N,) int64, the token that each is merged into, -1 for none; a kept one is its own.
         index: (K,) int64, ascending, the kept ones.
+        scores: as of Selection.
     """
     used = target >= 0
     assign = torch.searchsorted(index, target.clamp_min(0))
@@ -157,7 +163,7 @@ def merged_into(target: torch.Tensor, index: torch.Tensor) -> Selection:
     sizes = torch.zeros(len(index), device=target.device)
     sizes = sizes.index_add(0, assign.clamp_min(0), used.float())
     weight = torch.where(used, 1 / sizes[assign.clamp_min(0)], 0.0)
-    return Selection(index, assign, weight)
+    return Selection(index, assign, weight, scores)
 
 
 class UnitPruner(Protocol):
@@ -211,3 +217,12 @@ def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
     dropped = rank >= quota[group[order]]
     kept = dropped.argsort(stable=True)[: budget.count]
     return order[kept].sort().values
+
+
+def select_best(scores: torch.Tensor, budget: Budget) -> Selection:
+    """Return the selection of each group's best-scored tokens; ties: the earlier.
+
+    Args:
+        scores: (N,) on any device, finite.
+    """
+    return Selection(keep_best(scores, budget), scores=scores)

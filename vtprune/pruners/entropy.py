@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
 
 SMALLEST_EIGENVALUE = 1e-10  # the released code's clamp
 CHUNK = 4096  # tokens whose states are raised to float32 at once
@@ -52,7 +52,7 @@ class Entropy:
         check_heads(states.shape[1], self.norm, self.states)
         scores = token_entropy(states, self.norm)
         check_finite(scores, "entropy")
-        return Selection(keep_best(scores, budget))
+        return select_best(scores, budget)
 
 
 def check_heads(num_heads: int, norm: str, states: str) -> None:

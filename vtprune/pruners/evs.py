@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
 from vtprune.tokens.layout import PATCH, Layout
@@ -45,7 +45,7 @@ class Evs:
         changed = changes(tokens.states["hidden"].flatten(1), layout.previous())
         check_finite(changed, "evs")
         fixed = fixed_scores(layout, budget).to(changed.device)
-        return Selection(keep_best(torch.where(fixed.isnan(), changed, fixed), budget))
+        return select_best(torch.where(fixed.isnan(), changed, fixed), budget)
 
 
 def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:

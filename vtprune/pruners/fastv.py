@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class FastV:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]
         check_finite(attention, "fastv")
-        return Selection(keep_best(attention, budget))
+        return select_best(attention, budget)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
 from vtprune.tokens.schedule import CutProfile
 
 
@@ -39,4 +39,4 @@ class PyramidDrop:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]
         check_finite(attention, "pyramiddrop")
-        return Selection(keep_best(attention, budget))
+        return select_best(attention, budget)

@@ -46,8 +46,8 @@ from vtprune.pruners.base import (
     VisualTokens,
     best_first,
     check_finite,
-    keep_best,
     merged_into,
+    select_best,
 )
 from vtprune.pruners.similarity import density_peaks
 from vtprune.tokens.schedule import CutProfile
@@ -101,7 +101,7 @@ class SparseVLM:
             budget = shrink(budget, *torch.stack([*rank_of(attention, rates)]).tolist())
         scores = rates @ attention / rates.sum()
         if self.recycle == "none":
-            return Selection(keep_best(scores, budget))
+            return select_best(scores, budget)
         return keep_and_recycle(scores, visual, budget)
 
 
@@ -182,4 +182,4 @@ def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget)
             centres, nearest = density_peaks(rows, clusters, clusters)
             kept.append(recycled[centres])
             target[recycled] = recycled[centres][nearest]
-    return merged_into(target, torch.cat(kept).sort().values)
+    return merged_into(target, torch.cat(kept).sort().values, scores)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import PATCH, Layout
 
@@ -55,7 +55,7 @@ class VidCom2:
             least = 1 if budget.count * min(weights) < sum(weights) else 0
             budget = Budget.share_by(budget.count, frame, weights, least)
         scores = -(to_video + to_frame)
-        return Selection(keep_best(scores.masked_fill(~patch, LAST), budget))
+        return select_best(scores.masked_fill(~patch, LAST), budget)
 
 
 def steady_rows(states: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ Options:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,7 @@ from vtprune.pruners.base import (
     check_finite,
     keep_best,
     merged_into,
+    select_best,
 )
 from vtprune.pruners.similarity import cosines, unit_rows
 
@@ -53,15 +54,16 @@ class VisionZip:
         scores = tokens.states["tower_attention"]
         check_finite(scores, "visionzip")
         if self.contextual == "none":
-            return Selection(keep_best(scores, budget))
+            return select_best(scores, budget)
         sizes = torch.bincount(budget.group, minlength=len(budget.quota))
         contextual = budget.quota * int(self.contextual.removesuffix("/64")) // 64
         contextual = torch.where(budget.quota < sizes, contextual, 0)
         dominant = budget.quota - contextual
         kept = keep_best(scores, Budget(budget.group, dominant))
         states = unit_rows(tokens.states["hidden"])
-        return merge_rest(states, kept, budget.group, (sizes - dominant).tolist(),
-                          contextual.tolist())  # fmt: skip
+        merged = merge_rest(states, kept, budget.group, (sizes - dominant).tolist(),
+                            contextual.tolist())  # fmt: skip
+        return replace(merged, scores=scores)
 
 
 def merge_rest(
