@@ -375,7 +375,7 @@ def test_an_interrupt_before_a_record_is_counted_counts_it(
 
     def add() -> None:
         with AnswersFile(path, {}) as answers:
-            monkeypatch.setattr("vtprune.evaluation.records.os.fsync", interrupt)
+            monkeypatch.setattr("vtprune.saving.os.fsync", interrupt)
             answers.add([Record(0, "random")])
 
     with pytest.raises(KeyboardInterrupt) as raised:

@@ -9,14 +9,17 @@ import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief_path, list_faults
 
 TAG_BYTE = 2**62  # far past any file's end: a lock there keeps nobody from the content
+LONGEST_LINE = 2**20  # bytes
+MOST_LINES = 5  # wrong ones that are named
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
@@ -158,3 +161,191 @@ def _lock_on_windows(file: BinaryIO | FileIO) -> int | None:
     finally:
         file.seek(place)
     return None
+
+
+# -- files of lines that a killed run goes on with -------------------------------------------------
+
+
+class ResumableLines:
+    """A file of lines that are handed to the disk one by one, and that a killed run goes on with.
+
+    The file is this process's alone until `close`. Only half a line at the end, which a killed run
+    left, is ever cut off.
+
+    Args:
+        path: the file, made where there is none.
+        take: gets each line that the file holds, after the head; returns what is wrong with it, ""
+            where nothing is.
+        is_torn: tells whether a killed run could have left such a last line.
+        what: the lines are, in the plural.
+        head: the first line, the same in every run that may go on with the file; "" for none.
+        others: what a file with another first line holds.
+
+    Raises:
+        VtpruneError: the file can't be written, is written to by another process, has another head,
+            or lines that are wrong; it is left as it was.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        take: Callable[[bytes], str],
+        is_torn: Callable[[bytes], bool],
+        what: str,
+        head: str = "",
+        others: str = "",
+    ) -> None:
+        self.path, self.take, self.is_torn, self.what = path, take, is_torn, what
+        self.file = open_unbuffered(path)
+        try:
+            self.resume(head, others)
+        except BaseException:
+            self.close()
+            raise
+
+    def resume(self, head: str, others: str) -> None:
+        """Read the lines of the file, and leave it ready for the next one."""
+        self.refuse_second_writer()
+        first_line = head.encode() + b"\n" if head else b""
+        begun = self.file.read(len(first_line)) or b""
+        if not first_line.startswith(begun):
+            raise VtpruneError(
+                f"{self.path}: holds {others}, or something else",
+                "give another file, or remove this one",
+            )
+        if begun != first_line:  # new, or all that a killed run could write
+            self.file.seek(0)
+            self.file.truncate()
+            self.append(head)
+            return
+        end = self.read_lines(len(first_line), 2 if head else 1)
+        self.file.seek(end)
+        self.file.truncate()
+
+    def refuse_second_writer(self) -> None:
+        holder = lock(self.file)
+        if holder is not None:
+            name = f"process {holder}" if holder else "another process"
+            raise VtpruneError(
+                f"{self.path}: {name} is writing its answers there",
+                "wait until it ends, or give another file",
+            )
+
+    def read_lines(self, start: int, first: int) -> int:
+        """Take the lines after the head.
+
+        Args:
+            start: where they begin.
+            first: number of the first of them.
+
+        Returns:
+            where the next line goes: the end, or the start of half a line at the end.
+        """
+        end, faults, line = start, Faults(self.path, self.what), b"\n"
+        for number, line in enumerate(lines_of(self.file), first):
+            fault = self.take(line)
+            if fault and not line.endswith(b"\n") and self.is_torn(line):
+                line = b"\n"
+                break
+            if fault:
+                faults.add(number, fault)
+            end += len(line)
+        faults.refuse()
+        if line.endswith(b"\n"):
+            return end
+        self.append("")  # a whole line, of which only the end is missing
+        return end + 1
+
+    def append(self, text: str, num_kept: int = 0) -> None:
+        """Write lines at the end, or leave the file as it was.
+
+        Args:
+            num_kept: lines that count as answers, for the error.
+
+        Raises:
+            VtpruneError: the disk is full, or the file can't be written any more.
+        """
+        end, data = self.file.seek(0, os.SEEK_END), memoryview(text.encode() + b"\n")
+        try:
+            while data:
+                data = data[self.file.write(data) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(end)
+            raise VtpruneError(
+                f"{self.path}: can't be written: {explain(error)} ({kept_in(self.path, num_kept)})",
+                "make room, then give the same command: it goes on from there",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file, and let other processes have it."""
+        self.file.close()
+
+
+def kept_in(path: Path, number: int) -> str:
+    """ "12 answers kept in answers.jsonl"."""
+    return f"{number:,} answer{'' if number == 1 else 's'} kept in {path}"
+
+
+class Faults:
+    """Faults in the lines of a file, as one error.
+
+    Args:
+        what: the lines should be.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what, self.more = path, what, 0
+        self.named: list[str] = []
+
+    def add(self, line: int, fault: str) -> None:
+        """Add a fault; beyond the first few they are only counted."""
+        if len(self.named) < MOST_LINES:
+            self.named.append(f"line {line}: {fault}")
+        else:
+            self.more += 1
+
+    def refuse(self) -> None:
+        """Raise all faults as one error.
+
+        Raises:
+            VtpruneError: one line or more is no record.
+        """
+        if self.named:
+            raise VtpruneError(
+                f"{brief_path(self.path)}: has lines that are no {self.what}: "
+                f"{list_faults(self.named, self.more)}",
+                "nothing was changed: mend or remove those lines, or give another file",
+            )
+
+
+def lines_of(file: FileIO) -> Iterator[bytes]:
+    """Yield the lines from here on, of those that are too long the first part."""
+    reader = BufferedReader(file)
+    try:
+        while line := reader.readline(LONGEST_LINE):
+            yield line
+            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                line = reader.readline(LONGEST_LINE)
+    finally:
+        reader.detach()  # closing it would close the file
+
+
+def open_unbuffered(path: Path) -> FileIO:
+    """Open a file to read and write, made where there is none, without touching what it holds.
+
+    Raises:
+        VtpruneError: it can't be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = FileIO(os.open(path, flags, 0o666), "r+b")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file
+    except OSError as error:
+        raise VtpruneError(
+            f"{path}: can't be written: {explain(error)}", "give another file"
+        ) from error
