@@ -22,6 +22,7 @@ from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief_path, one_
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
     "show": ("vtprune.cli.show:show", "Draw which visual tokens were kept."),
+    "batch": ("vtprune.cli.batch:batch", "Answer many questions about many files."),
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
     "profile": (
         "vtprune.cli.profile:profile",

@@ -61,10 +61,11 @@ def _option(
     return field(default=default, metadata={"option": declared})
 
 
-_model, _pruning, _media, _limits, _input, _questions, _answer, _measuring, _search, _output = (
+(_model, _pruning, _media, _limits, _input, _questions, _answer, _batch, _measuring, _search,
+ _output) = (
     functools.partial(_option, section)
     for section in ("Model", "Pruning", "Media", "Media", "Input", "Questions", "Answer",
-                    "Measuring", "Search for a schedule", "Output")
+                    "Batch", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
@@ -199,6 +200,16 @@ class Flags:
     top_p: float = _answer(
         "P", "Sample from the likeliest tokens whose probabilities add up to P.", default=1.0,
         bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 samples from all tokens"))
+
+    batch_size: int = _batch(
+        "N", "Largest number of requests in one forward; where memory runs out, half of it, and so "
+        "on.", default=8, bounds=whole(1))
+    workers: int = _batch(
+        "N", "Number of threads that decode media ahead of the model.", default=2,
+        bounds=whole(1, 64))
+    in_order: bool = _batch(
+        "", "Write the lines in the order of the requests; without it, as they are answered.",
+        default=False)
 
     repeats: int = _measuring(
         "N", "How often each row is timed.", default=5,

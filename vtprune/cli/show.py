@@ -31,7 +31,7 @@ Examples:
   vtprune show clip.mp4 "what happens?" --keep 0.3 --save kept.png
   vtprune show page.png "what is it?" --preset document --save kept.html
   vtprune show clip.mp4 "how many?" --methods entropy,random --save kept.html
-  vtprune show page.png "what is it?" --presets document,fast --keep 0.2 --save kept.html
+  vtprune show page.png "what is it?" --presets document,fast --save kept.html
   vtprune show clip.mp4 "what moves?" --json
 """
 

@@ -22,6 +22,10 @@ FEWER = "give fewer frames (--frames 8) or tiles (--max-tiles 4)"
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
 
 
+class OutOfMemoryError(ModelError):
+    """A prompt, or a batch of them, that the device's memory does not hold."""
+
+
 @contextmanager
 def explain_out_of_memory(loaded: Loaded, preset: Preset, trace: Trace) -> Iterator[None]:
     """Turn running out of memory into an error that names what would fit."""
@@ -43,7 +47,7 @@ def as_memory_error(tell: Callable[[], tuple[str, str]]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ModelError(*tell()) from error
+        raise OutOfMemoryError(*tell()) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

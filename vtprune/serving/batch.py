@@ -1,0 +1,395 @@
+"""Many requests, answered in batches: a line an answer or an error; a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vtprune.errors import VtpruneError
+from vtprune.inference.generate import Generation, Run, generate
+from vtprune.inference.measuring import build_report
+from vtprune.inference.out_of_memory import OutOfMemoryError
+from vtprune.inference.prepare import (
+    PreparedQuestion,
+    group_alike,
+    prepare_turns,
+    sampling_of,
+    with_sampling,
+)
+from vtprune.inference.prompt_media import read_media
+from vtprune.inference.report import Report
+from vtprune.media import Limits
+from vtprune.models.base import Sampling, Turn
+from vtprune.saving import ResumableLines, kept_in
+from vtprune.serving.requests import Request
+
+if TYPE_CHECKING:
+    from vtprune.models.loading import Loaded, Progress
+    from vtprune.preset import Preset
+
+T = TypeVar("T")
+BEGINNING = b'{"key": "'
+"""Of every line."""
+AHEAD = 4
+"""Batches whose requests are ordered by length together."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How requests are answered.
+
+    Args:
+        sampling: how much of the media a request of a preset takes; None: as the preset says.
+        batch_size: the most requests in one forward; fewer where memory runs out.
+        workers: threads that decode media.
+        in_order: lines in the order of the requests, and not as they are answered.
+    """
+
+    sampling: Callable[[Preset], Sampling] = sampling_of
+    generation: Generation = field(default_factory=Generation)
+    limits: Limits = field(default_factory=Limits)
+    batch_size: int = 8
+    workers: int = 2
+    in_order: bool = False
+
+
+@dataclass
+class Counts:
+    """How a run went.
+
+    Args:
+        answered, failed: requests of this run.
+        before: of earlier runs, whose lines the file held.
+        seconds: that this run took, without loading the model.
+        notes: what the user should know.
+    """
+
+    requests: int
+    before: int = 0
+    answered: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {
+            "requests": self.requests,
+            "before": self.before,
+            "answered": self.answered,
+            "failed": self.failed,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def line_of(request: Request, run: str, result: Report | VtpruneError) -> str:
+    """Return the line of an answer: a report's compact form, or why there is none."""
+    values: dict[str, object] = {"key": request.key, "run": run}
+    if request.name is not None:
+        values["id"] = request.name
+    values |= {"files": list(request.files), "question": request.question}
+    if isinstance(result, VtpruneError):
+        values |= {"answer": None, "error": result.message, "hint": result.hint}
+    else:
+        tokens, seconds = result.tokens, result.seconds
+        values |= {
+            "answer": result.answer,
+            "error": None,
+            "model": result.model.name,
+            "preset": result.preset.name or result.preset.method,
+            "tokens": {
+                "visual": tokens.visual,
+                "text": tokens.text,
+                "answer": tokens.answer,
+                "keep_mean": tokens.keep_mean,
+                "kept_after": tokens.kept_after,
+            },
+            "seconds": {name: getattr(seconds, name) for name in ("media", "vision", "prefill",
+                                                                   "decode", "total")},
+            "warnings": list(result.warnings),
+        }  # fmt: skip
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+def run_id(settings: Mapping[str, object]) -> str:
+    """Return what is alike in all lines that were answered under the same settings."""
+    text = json.dumps(settings, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+class AnswerLines:
+    """The file that answers go to, one by one.
+
+    Args:
+        path: the file; a run that was killed goes on with it. None: lines go to `write`.
+        run: of `run_id`; a file with lines of another run is refused.
+        write: gets every line where there is no file.
+
+    Raises:
+        VtpruneError: the file can't be written, is being written, or holds other lines.
+    """
+
+    def __init__(
+        self, path: Path | None, run: str, write: Callable[[str], None] | None = None
+    ) -> None:
+        self.path, self.run, self.write = path, run, write
+        self.keys: set[str] = set()
+        self.lines: ResumableLines | None = None
+        if path is not None:
+            self.lines = ResumableLines(path, self.take, is_torn, "answers of this batch")
+
+    def take(self, line: bytes) -> str:
+        """Note the key of a line; return what is wrong with it, "" where nothing is."""
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
+        if not isinstance(values, dict) or not isinstance(values.get("key"), str):
+            return "no key"
+        if values.get("run") != self.run:
+            return "answered by another model, preset, settings or version"
+        if values["key"] in self.keys:
+            return "the same request as an earlier line"
+        self.keys.add(values["key"])
+        return ""
+
+    def add(self, request: Request, result: Report | VtpruneError) -> None:
+        """Write the line of a request."""
+        text = line_of(request, self.run, result)
+        if self.lines is not None:
+            self.lines.append(text, len(self.keys))
+        elif self.write is not None:
+            self.write(text)
+        self.keys.add(request.key)
+
+    def __enter__(self) -> AnswerLines:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.path is not None:
+            kept = kept_in(self.path, len(self.keys))
+            error.add_note(f"{kept}; the same command goes on from there")
+        if self.lines is not None:
+            self.lines.close()
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a killed run, or a machine that lost power, could have left this end."""
+    return BEGINNING.startswith(line[: len(BEGINNING)]) or not line.strip(b"\0")
+
+
+# -- the run ---------------------------------------------------------------------------------------
+
+Prepared = PreparedQuestion | VtpruneError
+
+
+def run_batch(
+    loaded: Loaded,
+    requests: Sequence[Request],
+    lines: AnswerLines,
+    settings: BatchSettings,
+    on_progress: Progress | None = None,
+) -> Counts:
+    """Answer the requests that have no line yet.
+
+    Media are decoded by threads, some batches ahead of the model. Requests of some batches are
+    ordered by length before they are joined, so that little is padded.
+    """
+    todo = [request for request in requests if request.key not in lines.keys]
+    counts = Counts(len(requests), before=len(requests) - len(todo))
+    started = time.perf_counter()
+    writer = Writer(lines, todo, settings.in_order, counts, on_progress)
+    answering = Answering(loaded, settings, counts)
+    with ThreadPoolExecutor(max(settings.workers, 1), "media") as pool:
+        try:
+            for chunk in read_ahead(pool, loaded, todo, settings):
+                for number, result in answering.answer(chunk):
+                    writer.add(number, result)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    counts.seconds = time.perf_counter() - started
+    return counts
+
+
+class Writer:
+    """Writes results as they come, or each after all before it.
+
+    Args:
+        todo: the requests of this run.
+    """
+
+    def __init__(
+        self,
+        lines: AnswerLines,
+        todo: Sequence[Request],
+        in_order: bool,
+        counts: Counts,
+        on_progress: Progress | None,
+    ) -> None:
+        self.lines, self.todo, self.in_order = lines, todo, in_order
+        self.counts, self.on_progress = counts, on_progress
+        self.waiting: dict[int, Report | VtpruneError] = {}
+        self.next = 0
+
+    def add(self, number: int, result: Report | VtpruneError) -> None:
+        """Write the result of a request, and what waited for it."""
+        if not self.in_order:
+            self.write(number, result)
+            return
+        self.waiting[number] = result
+        while self.next in self.waiting:
+            self.write(self.next, self.waiting.pop(self.next))
+            self.next += 1
+
+    def write(self, number: int, result: Report | VtpruneError) -> None:
+        self.lines.add(self.todo[number], result)
+        failed = isinstance(result, VtpruneError)
+        self.counts.failed += failed
+        self.counts.answered += not failed
+        if self.on_progress:
+            done = self.counts.failed + self.counts.answered
+            self.on_progress("answering", done, len(self.todo))
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, loaded: Loaded, todo: Sequence[Request], settings: BatchSettings
+) -> Iterator[list[tuple[int, Request, Prepared]]]:
+    """Yield prepared requests, some batches' together; the next ones are read meanwhile."""
+    size = AHEAD * settings.batch_size
+    numbered = iter(enumerate(todo))
+
+    def begin() -> list[tuple[int, Request, Future[Prepared]]]:
+        return [
+            (number, request, pool.submit(prepare, loaded, request, settings))
+            for number, request in islice(numbered, size)
+        ]
+
+    reading = begin()
+    while reading:
+        following = begin()
+        yield [(number, request, future.result()) for number, request, future in reading]
+        reading = following
+
+
+def prepare(loaded: Loaded, request: Request, settings: BatchSettings) -> Prepared:
+    """Read a request's media and make the model's inputs; return why that can't be done."""
+
+    def work() -> PreparedQuestion:
+        sampling = settings.sampling(request.preset)
+        media = read_media(loaded, request.files, sampling, request.preset, settings.limits)
+        turns = turns_over(request, len(media.items))
+        return prepare_turns(loaded, media, turns, on_device=False)
+
+    return attempt(work)
+
+
+def turns_over(request: Request, num_media: int) -> list[Turn]:
+    """Return the turns of a request; a file of several pages is as many media items."""
+    turns, more = list(request.turns), num_media - len(request.files)
+    if not more:
+        return turns
+    holding = [number for number, turn in enumerate(turns) if turn.media]
+    if len(holding) > 1 or turns[holding[0]].places:
+        raise VtpruneError(
+            "a file of several pages among the media of messages",
+            "name one page of it, or give the file with a question",
+        )
+    turns[holding[0]] = replace(turns[holding[0]], media=num_media)
+    return turns
+
+
+def attempt(work: Callable[[], T]) -> T | VtpruneError:
+    """Return what some work for one request gives, or whatever goes wrong with it."""
+    try:
+        return work()
+    except VtpruneError as error:
+        return error
+    except Exception as error:
+        return VtpruneError(
+            f"internal {type(error).__name__}: {error}", "this is a bug: report it with the file"
+        )
+
+
+class Answering:
+    """The batches of a run; they get smaller when memory runs out.
+
+    Args:
+        counts: gets the note of that.
+    """
+
+    def __init__(self, loaded: Loaded, settings: BatchSettings, counts: Counts) -> None:
+        self.loaded, self.settings, self.counts = loaded, settings, counts
+        self.batch_size = settings.batch_size
+
+    def answer(
+        self, chunk: Sequence[tuple[int, Request, Prepared]]
+    ) -> Iterator[tuple[int, Report | VtpruneError]]:
+        """Yield the number and the result of each request of a chunk."""
+        by_preset: dict[Preset, list[tuple[int, PreparedQuestion]]] = {}
+        for number, request, prepared in chunk:
+            if isinstance(prepared, VtpruneError):
+                yield number, prepared
+            else:
+                sampling = self.settings.sampling(request.preset)
+                preset = with_sampling(request.preset, sampling)
+                by_preset.setdefault(preset, []).append((number, prepared))
+        for preset, rows in by_preset.items():
+            rows.sort(key=lambda row: row[1].tensors["input_ids"].shape[1])
+            for places in group_alike([row[1].tensors for row in rows], len(rows)):
+                yield from self.answer_alike([rows[place] for place in places], preset)
+
+    def answer_alike(
+        self, rows: Sequence[tuple[int, PreparedQuestion]], preset: Preset
+    ) -> Iterator[tuple[int, Report | VtpruneError]]:
+        """Yield the results of requests that can be one batch, in batches that fit the memory."""
+        waiting = list(rows)
+        while waiting:
+            batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+            began = time.perf_counter()
+            results = self.run(batch, preset)
+            if isinstance(results, OutOfMemoryError) and len(batch) > 1:
+                self.batch_size = max(len(batch) // 2, 1)
+                self.counts.notes.append(
+                    f"memory ran out with {len(batch)} requests in a batch: {self.batch_size} from "
+                    "there on"
+                )
+                waiting = batch + waiting
+            elif isinstance(results, VtpruneError) and len(batch) > 1:
+                for row in batch:
+                    yield from self.report([row], self.run([row], preset), preset, began)
+            else:
+                yield from self.report(batch, results, preset, began)
+
+    def run(
+        self, batch: Sequence[tuple[int, PreparedQuestion]], preset: Preset
+    ) -> list[Run] | VtpruneError:
+        """Return the runs of a batch, or why it can't be run."""
+        questions = [question for _, question in batch]
+        return attempt(partial(generate, self.loaded, questions, preset, self.settings.generation))
+
+    def report(
+        self,
+        batch: Sequence[tuple[int, PreparedQuestion]],
+        results: list[Run] | VtpruneError,
+        preset: Preset,
+        began: float,
+    ) -> Iterator[tuple[int, Report | VtpruneError]]:
+        """Yield the reports of a batch's runs, or its error for each."""
+        if isinstance(results, VtpruneError):
+            yield from ((number, results) for number, _ in batch)
+            return
+        for (number, question), run in zip(batch, results, strict=True):
+            make = partial(build_report, self.loaded, question, preset, run, began=began)
+            yield number, attempt(make)

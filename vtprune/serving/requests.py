@@ -1,0 +1,302 @@
+"""The requests of a batch: from a list of them, or questions about many files."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtprune.errors import MOST_FAULTS, MediaError, VtpruneError, brief_path, list_faults, quote
+from vtprune.evaluation.variants import fingerprint
+from vtprune.inference.questions_file import LARGEST_FILE, check_length
+from vtprune.media import file_name
+from vtprune.models.base import Turn
+from vtprune.preset import Preset, load_preset, override
+from vtprune.serving.messages import read_messages
+
+if TYPE_CHECKING:
+    from vtprune.preset.validation import Schema
+
+HINT = 'a line is {"file": "clip.mp4", "question": "what moves?"}'
+KEYS = ("id", "file", "files", "question", "messages", "keep", "preset")
+PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a batch.
+
+    Args:
+        files: pictures, videos and directories of numbered pictures, in the order of the prompt.
+        turns: the conversation; its last turn is the question.
+        preset: resolved.
+        key: what tells it from all others, alike in every run over the same requests.
+        name: the user's own id; None where none was given.
+    """
+
+    files: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    preset: Preset
+    key: str = ""
+    name: str | int | None = None
+
+    @property
+    def question(self) -> str:
+        """The text of the last turn."""
+        return self.turns[-1].text
+
+
+def with_keys(requests: Sequence[Request]) -> list[Request]:
+    """Return the requests with their keys: of what they ask, and which of several alike they are.
+
+    So the keys stay when further requests are added, or others come before.
+    """
+    seen: Counter[str] = Counter()
+    presets: dict[Preset, str] = {}
+    keyed = []
+    for request in requests:
+        if request.preset not in presets:
+            presets[request.preset] = fingerprint(request.preset)
+        turns = [(turn.role, turn.text, turn.places) for turn in request.turns]
+        text = repr((request.name, request.files, turns, presets[request.preset]))
+        seen[text] += 1
+        digest = hashlib.sha256(f"{seen[text]} {text}".encode("utf-8", "surrogatepass"))
+        keyed.append(replace(request, key=digest.hexdigest()[:16]))
+    return keyed
+
+
+# -- questions about many files --------------------------------------------------------------------
+
+
+def requests_about(
+    files: Sequence[str], questions: Sequence[str], preset: Preset, system: str = ""
+) -> list[Request]:
+    """Return a request for every question about every file, file by file.
+
+    Raises:
+        VtpruneError: a question that is empty or too long.
+    """
+    first = (Turn("system", system),) if system else ()
+    for question in questions:
+        check_question(question)
+    return with_keys(
+        [
+            Request((name,), (*first, Turn("user", question, 1)), preset)
+            for name in files
+            for question in questions
+        ]
+    )
+
+
+def check_question(question: str) -> None:
+    """Refuse a question that is empty or too long."""
+    if not question.strip():
+        raise VtpruneError("the question is empty", 'write one, such as "what is it?"')
+    if fault := check_length(question):
+        raise VtpruneError(fault, "make it shorter")
+
+
+def find_files(inputs: Sequence[str]) -> tuple[list[str], int]:
+    """Return the media files that inputs mean, and how many other files folders hold.
+
+    A folder stands for the media files in it and in its folders, in natural order (2 before 10),
+    without hidden ones; a pattern, such as "clips/*.mp4", for all that it matches.
+
+    Raises:
+        MediaError: no such file, a pattern that nothing matches, or a folder without media.
+    """
+    files: list[str] = []
+    num_others = 0
+    for name in map(file_name, inputs):
+        if not os.path.exists(name) and PATTERN.search(name):
+            matched = sorted(glob.glob(name, recursive=True), key=natural)
+            if not matched:
+                raise MediaError(f"{name}: no file matches", "check the pattern")
+        elif os.path.lexists(name):
+            matched = [name]
+        else:
+            raise MediaError(f"{name}: no such file or folder", "check the path")
+        for match in matched:
+            if not os.path.isdir(match):
+                files.append(match)
+                continue
+            inside = list(walk(match))
+            media = [file for file in inside if is_media(file)]
+            if not media:
+                raise MediaError(f"{match}: the folder has no pictures or videos", "check the path")
+            files += media
+            num_others += len(inside) - len(media)
+    return list(dict.fromkeys(files)), num_others
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Yield the files of a folder and of those in it, in natural order; links to folders are not
+    followed."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+        for name in sorted(names, key=natural):
+            if not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def is_media(path: str) -> bool:
+    """Return whether a reader takes a file, by its first bytes."""
+    from vtprune.media.file_type import file_type_of
+
+    try:
+        return os.path.isfile(path) and file_type_of(Path(path)) is not None
+    except VtpruneError:
+        return False
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts names by their numbers: 2 before 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+
+
+# -- a list of requests ----------------------------------------------------------------------------
+
+
+def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Request]:
+    """Read the requests of a file, one JSON object a line.
+
+    Args:
+        path: lines with `file` or `files` (relative to this file) and `question`, or `messages`;
+            and where wanted `id`, `keep` (a fraction, or one for each modality) and `preset`.
+        preset: of requests that name no other.
+        system: prompt of requests that are no messages.
+
+    Raises:
+        VtpruneError: the file can't be read, or lines are wrong: the first of them are named.
+    """
+    name, path = brief_path(path), Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise VtpruneError(f"{name}: not UTF-8 text", HINT) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or "not a file's name"
+        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {HINT}") from error
+    if len(raw) > LARGEST_FILE:
+        raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
+    presets = Presets(preset)
+    requests: list[Request] = []
+    faults: list[str] = []
+    num_more = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            requests.append(_read_line(line, path.parent, presets, system))
+        except VtpruneError as error:
+            if len(faults) < MOST_FAULTS:
+                faults.append(f"line {number}: {error.message}")
+            else:
+                num_more += 1
+    if faults:
+        raise VtpruneError(f"{name}: {list_faults(faults, num_more)}", HINT)
+    if not requests:
+        raise VtpruneError(f"{name}: holds no request", HINT)
+    return with_keys(requests)
+
+
+class Presets:
+    """The presets that requests name, each read once.
+
+    Args:
+        preset: of requests that name none.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        self.preset = preset
+        self.known: dict[str, Preset] = {}
+
+    def resolve(self, name: str | None, keep: object) -> Preset:
+        """Return the preset of a request.
+
+        Raises:
+            PresetError: it can't be read, or the keep does not fit it.
+        """
+        key = json.dumps([name, keep], sort_keys=True)
+        if key not in self.known:
+            preset = self.preset if name is None else load_preset(name)
+            self.known[key] = override(preset, keep=keep)  # type: ignore[arg-type]
+        return self.known[key]
+
+
+def _read_line(line: str, folder: Path, presets: Presets, system: str) -> Request:
+    """Return the request of one line.
+
+    Raises:
+        VtpruneError: what is wrong with it.
+    """
+    from vtprune.preset.validation import find_faults, unknown_key
+
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deep, or a number too long")
+        raise VtpruneError(f"not JSON: {reason}") from error
+    faults = [message for _, message in find_faults(_schema(), data)]
+    if isinstance(data, dict):
+        faults += [unknown_key(key, KEYS) for key in data if key not in KEYS]
+        medium = {"file", "files"} & data.keys()
+        if "messages" in data and (medium or "question" in data):
+            faults.append("messages and file, files or question exclude each other")
+        elif "messages" not in data and (len(medium) != 1 or "question" not in data):
+            faults.append("needs file or files, and question; or messages")
+    if faults:
+        raise VtpruneError("; ".join(faults))
+
+    def resolve(kind: str, reference: str) -> str:
+        return str(folder / file_name(reference))
+
+    if "messages" in data:
+        files, turns = read_messages(data["messages"], resolve)
+        if not files:
+            raise VtpruneError("messages: no picture and no video")
+    else:
+        names = [data["file"]] if "file" in data else data["files"]
+        files = [resolve("", name) for name in names]
+        check_question(data["question"])
+        turns = [Turn("system", system)] if system else []
+        turns.append(Turn("user", data["question"], len(files)))
+    missing = next((file for file in files if not os.path.exists(file)), None)
+    if missing is not None:
+        raise VtpruneError(f"{quote(missing)}: no such file")
+    preset = presets.resolve(data.get("preset"), data.get("keep"))
+    return Request(tuple(files), tuple(turns), preset, name=data.get("id"))
+
+
+@functools.cache
+def _schema() -> type[Schema]:
+    """Return what a line may hold."""
+    from pydantic import ConfigDict, Field
+
+    from vtprune.preset.validation import Schema
+
+    class RequestSchema(Schema):
+        model_config = ConfigDict(title="a line", extra="ignore")
+
+        id: str | int | None = Field(None, description="a text or a whole number")
+        file: str = Field("-", pattern=r"\S")
+        files: list[str] = Field(["-"], min_length=1, max_length=64, description="1 to 64 texts")
+        question: str = Field("-", pattern=r"\S")
+        messages: list[object] | None = Field(None, description="a list of messages")
+        keep: float | dict[str, float] | None = Field(
+            None, description="a fraction, or one for each modality"
+        )
+        preset: str | None = Field(None, description="the name of a preset, or a path")
+
+    return RequestSchema
