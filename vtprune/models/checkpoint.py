@@ -57,7 +57,7 @@ def read_files(
         text = _read(place, name)
         if text is not None:
             is_json = name.endswith(".json")
-            template = _parse(place, name, text).get("chat_template") if is_json else text
+            template = parse(place, name, text).get("chat_template") if is_json else text
             processor["chat_template"] = template
             break
     image = processor.get("image_processor") or _read_json(places, IMAGE)
@@ -87,7 +87,7 @@ def find_file(checkpoint: str | Path, name: str) -> Path | None:
 
 def _read(checkpoint: str | Path, name: str) -> str | None:
     path = find_file(checkpoint, name)
-    return None if path is None else path.read_text(encoding="utf-8")
+    return None if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
 def _read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
@@ -95,11 +95,16 @@ def _read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
     for place in places:
         text = _read(place, name)
         if text is not None:
-            return _parse(place, name, text)
+            return parse(place, name, text)
     return {}
 
 
-def _parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]:
+def parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]:
+    """Return the JSON object of a checkpoint's file.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         contents = json.loads(text)
     except ValueError as error:

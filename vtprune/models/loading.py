@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +31,7 @@ from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
 from vtprune.models.transformers_messages import loading_errors, quiet
+from vtprune.models.weights import GGUF, GGUF_HINT, find_weights
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
 if TYPE_CHECKING:
@@ -115,12 +116,13 @@ class Opened:
         """
         started = time.perf_counter()
         with quiet(), loading_errors(self.name or EMBEDDED):
-            model = read_weights(
+            model, notes = read_weights(
                 self.checkpoint, self.files.config, self.dtype, self.options, self.trust_remote_code
             )
             if "device_map" not in self.options:
                 model = model.to(self.target)  # type: ignore[arg-type]
-        notes = [EMBEDDED_WARNING] if self.name is None else []
+        if self.name is None:
+            notes.append(EMBEDDED_WARNING)
         if self.adapter is not None:
             with quiet(), loading_errors(self.adapter.name):
                 notes += attach(model, self.adapter)
@@ -324,11 +326,10 @@ def find_checkpoint(name: str | None) -> str:
                     f"{name}: an adapter, where a model is needed",
                     "give its base model's directory",
                 )
-            raise ModelError(
-                f"{name}: no config.json in this directory",
-                "give the directory of a checkpoint: config.json, tokenizer files and weights",
-            )
+            raise ModelError(*_explain_no_config(Path(name)))
         return name
+    if os.path.isfile(name) and name.lower().endswith(".gguf"):
+        raise ModelError(f"{name}: {GGUF}", GGUF_HINT)
     resolved = hub_id_of(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local or not re.fullmatch(HUB_ID, resolved):
@@ -342,20 +343,34 @@ def find_checkpoint(name: str | None) -> str:
     return resolved
 
 
+def _explain_no_config(directory: Path) -> tuple[str, str]:
+    """Return the message and hint for a directory without config.json."""
+    gguf = next(iter(sorted(directory.glob("*.gguf"))), None)
+    if gguf is not None:
+        return f"{directory}: {gguf.name} {GGUF}", GGUF_HINT
+    snapshot = next(iter(sorted(directory.glob("snapshots/*"))), None)
+    hint = "give the directory of a checkpoint: config.json, tokenizer files and weights"
+    if snapshot is not None:  # the hub's cache of a model
+        hub_id = "/".join(directory.name.split("--")[1:])
+        hint = f"give {snapshot}" + (f", or the hub id {hub_id}" if hub_id else "")
+    return f"{directory}: no config.json in this directory", hint
+
+
 def read_weights(
     checkpoint: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
     options: Mapping[str, object],
     trust_remote_code: bool,
-) -> PreTrainedModel:
-    """Return the model with its weights, all of them.
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model with its weights, all of them, and what the user should know of them.
 
     Raises:
-        ModelError: the checkpoint lacks weights, which would be left random.
+        ModelError: the files are not complete, or lack weights, which would be left random.
     """
     from transformers import AutoModelForImageTextToText
 
+    find_weights(checkpoint, getattr(config, "transformers_weights", None))
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         checkpoint,
         config=config,
@@ -364,12 +379,41 @@ def read_weights(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # an error of ours below, not a report that nobody sees
     )
     model, info = loaded  # transformers types this call as if it gave the model alone
+    return cast("PreTrainedModel", model.eval()), check_loaded(checkpoint, type(model), info)
+
+
+def check_loaded(checkpoint: str, model: type, info: Mapping[str, Collection[Any]]) -> list[str]:
+    """Return a warning for weights that the model has no place for.
+
+    Args:
+        info: what transformers says of the weights that it loaded.
+
+    Raises:
+        ModelError: weights are missing or have another shape, and would be left random.
+    """
+    mismatched = sorted(
+        (str(key), tuple(has), tuple(wants)) for key, has, wants in info["mismatched_keys"]
+    )
+    if mismatched:
+        key, has, wants = mismatched[0]
+        raise ModelError(
+            f"{checkpoint}: {len(mismatched)} weights have another shape than config.json says, "
+            f"such as {key}: {list(has)}, expected {list(wants)}",
+            "config.json and the weights are of two models: download both again",
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}",
             "download the checkpoint again",
         )
-    return cast("PreTrainedModel", model.eval())
+    unexpected = sorted(info["unexpected_keys"])
+    if not unexpected:
+        return []
+    return [
+        f"{len(unexpected)} weights of {checkpoint}, such as {unexpected[0]}, have no place in "
+        f"{model.__name__} and are left out"
+    ]
