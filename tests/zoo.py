@@ -89,6 +89,20 @@ MISSING: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config.sliding_window": 512},
 }
 """What the default config of a class leaves out."""
+DELTA_NET = {
+    "text_config.linear_num_key_heads": 2,
+    "text_config.linear_num_value_heads": 4,
+    "text_config.linear_key_head_dim": 32,
+    "text_config.linear_value_head_dim": 32,
+    "text_config.head_dim": 64,
+    "text_config.hidden_size": 128,
+    "text_config.rope_parameters": {
+        **ROPE,
+        "partial_rotary_factor": 1.0,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+}
 NARROW: dict[str, dict[str, Any]] = {
     "apertus1p5": {
         "image_token_offset": 1100,
@@ -98,6 +112,7 @@ NARROW: dict[str, dict[str, Any]] = {
         "text_config.output_vocab_size": 1000,
     },
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glmga"), GLM),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), DELTA_NET),
     "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
 }
 """What fits a small decoder better."""
@@ -106,12 +121,12 @@ GRIDS = {"hunyuan_vl": (4, 14)}
 EAGER = ("apertus1p5", "got_ocr2", "pp_chart2table")  # have no other attention
 
 
-def build_config(model_type: str, small: bool) -> PreTrainedConfig:
+def build_config(model_type: str, small: bool, layers: int = LAYERS) -> PreTrainedConfig:
     """A class's default config, with a small decoder or as it is."""
     values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
     _put(values, MISSING.get(model_type, {}))
     if small:
-        values = _shrink(values)
+        values = _shrink(values, layers)
         _put(values, NARROW.get(model_type, {}))
     return CONFIG_MAPPING[model_type](**values)
 
@@ -125,11 +140,11 @@ def _put(values: dict[str, Any], fields: dict[str, Any]) -> None:
         node[last] = value
 
 
-def _shrink(values: dict[str, Any]) -> dict[str, Any]:
+def _shrink(values: dict[str, Any], layers: int) -> dict[str, Any]:
     nested = [name for name in TEXT_CONFIGS if isinstance(values.get(name), dict)]
     for name in nested:
         wide = values[name].get("hidden_size")
-        values[name] = _shrink_text(values[name])
+        values[name] = _shrink_text(values[name], layers)
         narrow = values[name].get("hidden_size")
         for part in values.values():  # a tower or projector that gives what the decoder takes
             if isinstance(part, dict) and part is not values[name]:
@@ -137,7 +152,7 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
                     if value == wide and "hidden" in field and ("out" in field or "text" in field):
                         part[field] = narrow
     if not nested and isinstance(values.get("num_hidden_layers"), int):
-        values = _shrink_text(values)
+        values = _shrink_text(values, layers)
     for number, (name, value) in enumerate(list(values.items())):
         if isinstance(value, int) and name.endswith(("token_id", "token_index", "patch_id")):
             values[name] = 0 if name == "pad_token_id" else 1000 + number
@@ -147,14 +162,14 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _shrink_text(values: dict[str, Any]) -> dict[str, Any]:
+def _shrink_text(values: dict[str, Any], layers: int) -> dict[str, Any]:
     """A decoder's config with few narrow layers, of every kind that its lists name."""
     count = values.get("num_hidden_layers", 0)
     lists = {name: v for name, v in values.items() if isinstance(v, list) and len(v) == count}
     rows = [str([v[layer] for v in lists.values()]) for layer in range(count)]
     first = {row: layer for layer, row in reversed(list(enumerate(rows)))}
-    chosen = sorted(first.values())[:LAYERS]
-    chosen += [layer for layer in range(count) if layer not in chosen][: LAYERS - len(chosen)]
+    chosen = sorted(first.values())[:layers]
+    chosen += [layer for layer in range(count) if layer not in chosen][: layers - len(chosen)]
     small: dict[str, Any] = {}
     for name, value in values.items():
         if name in lists:
@@ -206,10 +221,10 @@ def skeleton(model_type: str) -> PreTrainedModel:
         return auto.from_config(config)
 
 
-def build(model_type: str) -> PreTrainedModel:
+def build(model_type: str, layers: int = LAYERS) -> PreTrainedModel:
     """A class with a small decoder; the weights of its tower are zeros that take no memory."""
     attention = "eager" if model_type in EAGER else "sdpa"
-    config = build_config(model_type, small=True)
+    config = build_config(model_type, small=True, layers=layers)
     AutoModelForImageTextToText._model_mapping[type(config)]
     with towers_without_timm(model_type), weights_on_meta(), initialization.no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
@@ -238,7 +253,11 @@ def _draw(
         return noise * 0.9 / weight.shape[-1] ** 0.5
     if name.endswith("bias"):
         return noise * 0.1
-    centred = "emma" in type(module).__name__ or "Centered" in type(module).__name__
+    if name == "A_log":  # of linear attention: it remembers many tokens
+        return noise * 0.1 - 3.0
+    kind = type(module).__name__
+    centred = any(part in kind for part in ("emma", "Centered", "Qwen3_5RMS", "Qwen3_5MoeRMS"))
+    centred &= "Gated" not in kind
     return noise * 0.1 + (0.0 if centred else 1.0)
 
 
@@ -247,7 +266,10 @@ FORMS = ("list", "tensor", "batch", "split", "rows")
 
 
 def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> None:
-    """Make a model's encoder give VISUAL features for each picture, without running its tower."""
+    """Make a model's encoder give VISUAL features for each picture, without running its tower.
+
+    The pixels of a picture are its number, so that it has the same features in every batch.
+    """
     inner = structure.inner
     inner.__dict__.pop("get_image_features", None)
     encode = inner.get_image_features
@@ -259,7 +281,8 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
     def give(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
         pixels = next(value for value in given.values() if isinstance(value, torch.Tensor))
-        some = features[: VISUAL * len(pixels)]
+        numbers = pixels.flatten(1)[:, 0].long().tolist()
+        some = torch.cat([features[VISUAL * n : VISUAL * (n + 1)] for n in numbers])
         forms = {
             "list": [some],
             "tensor": some,
@@ -278,12 +301,17 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
 
 
 def inputs(
-    model: PreTrainedModel, structure: Structure, text: tuple[int, int], seed: int
+    model: PreTrainedModel,
+    structure: Structure,
+    text: tuple[int, int],
+    seed: int,
+    pictures: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """Made-up inputs with one picture.
+    """Made-up inputs with pictures.
 
     Args:
-        text: text tokens before and after it.
+        text: text tokens before and after them.
+        seed: of the text; the number of the pictures.
     """
     config = model.config
     placeholder = next(iter(structure.placeholders().values()))[0]
@@ -291,16 +319,19 @@ def inputs(
     generator = torch.Generator().manual_seed(seed)
     before, after = (torch.randint(10, 900, (n,), generator=generator).tolist() for n in text)
     around = [[token] if isinstance(token, int) else [] for token in (start, end)]
-    ids = torch.tensor([[*before, *around[0], *[placeholder] * VISUAL, *around[1], *after]])
+    picture = [*around[0], *[placeholder] * VISUAL, *around[1]]
+    ids = torch.tensor([[*before, *picture * pictures, *after]])
     side = int(getattr(getattr(config, "vision_config", None), "spatial_merge_size", 2) or 2) * 4
     visual = (ids == placeholder).long()
     every = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.zeros(1, 3, 28, 28),
-        "high_res_pixel_values": torch.zeros(1, 3, 28, 28),
-        "image_grid_thw": torch.tensor([[1, *GRIDS.get(config.model_type, (side, side))]]),
-        "image_sizes": torch.tensor([[28, 28]]),
+        "pixel_values": torch.full((pictures, 3, 28, 28), float(seed)),
+        "high_res_pixel_values": torch.zeros(pictures, 3, 28, 28),
+        "image_grid_thw": torch.tensor(
+            [[1, *GRIDS.get(config.model_type, (side, side))]] * pictures
+        ),
+        "image_sizes": torch.tensor([[28, 28]] * pictures),
         "mm_token_type_ids": visual,
         "token_type_ids": visual,
     }
@@ -324,14 +355,16 @@ class CannotRunError(Exception):
     """A class that is accepted, but that these made-up inputs do not fit."""
 
 
-def ready(model_type: str) -> tuple[PreTrainedModel, list[dict[str, torch.Tensor]]]:
+def ready(
+    model_type: str, layers: int = LAYERS
+) -> tuple[PreTrainedModel, list[dict[str, torch.Tensor]]]:
     """A small model of a class whose encoder is faked, and one input and a ragged batch for it.
 
     Raises:
         ModelError: the class is refused.
         CannotRunError: it runs in none of the forms.
     """
-    model = build(model_type)
+    model = build(model_type, layers)
     for name in ("vision_start_token_id", "audio_start_token_id"):
         if "omni" in model_type and not hasattr(model.config, name):
             setattr(model.config, name, 990)

@@ -32,6 +32,17 @@ def causal_mask(
     return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
 
 
+def is_prepared(mask: object) -> bool:
+    """Return whether a decoder's mask is 4-D, or a mapping of such by layer type.
+
+    Where one of a mapping was left out, since nothing was padded (5.17 to 5.24: `generate` with a
+    static cache), padding that a cut makes needs another, and the decoder makes all of them.
+    """
+    if isinstance(mask, Mapping):
+        return all(of_type is not None for of_type in mask.values())
+    return isinstance(mask, torch.Tensor) and mask.dim() == 4
+
+
 def gather_mask(mask: object, packed: Packed) -> object:
     """Return the rows and columns of a prepared attention mask that are left after a cut.
 
@@ -43,8 +54,10 @@ def gather_mask(mask: object, packed: Packed) -> object:
     """
     if isinstance(mask, Mapping):
         return {name: gather_mask(of_type, packed) for name, of_type in mask.items()}
-    if not isinstance(mask, torch.Tensor) or mask.dim() == 2:
+    if not isinstance(mask, torch.Tensor):
         return packed.valid
+    if mask.dim() == 2:
+        return None if packed.valid is None else packed.valid.to(mask.device, mask.dtype)
     index = packed.index.to(mask.device)
     batch, length = index.shape
     _, heads, source, width = mask.shape

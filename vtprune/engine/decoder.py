@@ -16,6 +16,7 @@ from vtprune.engine.kv_cache import (
     cache_length,
     layer_length,
     pruned_cache,
+    refuse_padding_on_state,
     refuse_uneven,
     untie,
 )
@@ -97,6 +98,8 @@ class DecoderHooks:
         batch, sequence, readings = prefill.batch, prefill.sequence, prefill.readings
         if prefill.shortens:
             refuse_windows(self.structure, batch.past + embeds.shape[1], sequence.cache)
+            if batch.past and sequence.valid is not None:
+                refuse_padding_on_state(self.structure)
             seams.check_values("its decoder", given, seams.DECODER)
         if batch.reads_tower:
             vision = {name: self.state.calls.get(name, {}) for name in self.state.modalities}
@@ -269,6 +272,8 @@ class Continuation:
         self.pruned, self.structure, self.cache = pruned, structure, given["cache"]
         self.shape, self.device = (embeds.shape[0], embeds.shape[1]), embeds.device
         self.new = _valid_tokens(given.get("attention_mask"), self.shape[1])
+        if self.new is not None:
+            refuse_padding_on_state(structure)
         self.shared: dict[object, object] = {}  # made once for all layers that are alike
         self.masked_from = pruned.first_cut if self.needs_masks() else None
         self.positions: torch.Tensor | None = None  # the original ones, where layers get others
@@ -289,7 +294,7 @@ class Continuation:
         return min(layers, default=None)
 
     def decoder_arguments(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
-        """Return the decoder's arguments: a mask over the keys that layer 0 has, its positions."""
+        """Return the decoder's arguments: a mask of the first keys that layers have, positions."""
         changed = dict(given)
         if self.pruned.shortened:
             positions = given_position_ids(given, cache_length(self.cache), embeds)
@@ -301,7 +306,7 @@ class Continuation:
                 positions = self.shifted(0, positions)
             changed["position_ids"] = positions
         if self.pruned.offset:
-            valid = self.valid_keys(0)
+            valid = self.valid_keys(self.structure.first_with_keys)
             changed["attention_mask"] = None if valid is None else valid.to(self.device, torch.long)
         return changed
 
@@ -313,6 +318,8 @@ class Continuation:
             hidden: (B, n, d) states that enter it.
         """
         changed = dict(given)
+        if not self.structure.memories[layer].keys:
+            return changed
         if self.masked_from is not None and layer >= self.masked_from:
             changed["attention_mask"] = self.mask(layer, hidden)
         if self.positions is None:

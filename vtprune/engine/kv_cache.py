@@ -8,6 +8,7 @@ where it was cut and which keys are padding, is tied to it as a `PrunedCache`.
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,14 @@ import torch
 
 from vtprune.engine.attention_mask import join_valid, valid_past_columns
 from vtprune.errors import ModelError
-from vtprune.models.seams import check_cache, unknown
+from vtprune.models.seams import (
+    STATE_METHODS,
+    check_cache,
+    fork_layer,
+    grows,
+    layer_length,
+    unknown,
+)
 from vtprune.models.structure import Structure
 
 if TYPE_CHECKING:
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 
 NOTE = "_vtprune"
 """The attribute of a cache that holds its PrunedCache."""
+GUARDED = ("update", *STATE_METHODS)
+"""The methods of a cache that are refused outside of blocks where they would give wrong states."""
 
 
 @dataclass(eq=False)
@@ -39,7 +49,7 @@ class PrunedCache:
         valid: for every layer the (B, n) bool validity of its first keys, None where all are valid;
             empty: all are.
         first_cut: the first layer that saw a shorter sequence than the decoder was given.
-        offset: columns that were dropped at the input.
+        offset: columns that were dropped before the first layer that keeps keys.
         shifts: for every layer the (B,) int64 by which its position ids are less than the original
             ones, None where they are the original ones; empty: all are.
         last_positions: (..., B or 1) int64 position ids of its prompts' last tokens, until a
@@ -106,16 +116,18 @@ class PrunedCache:
     def tie(self, cache: Cache) -> None:
         """Tie what was cut to its cache, for the forwards that go on with it.
 
-        Where the input was cut, the cache answers with the length of the original prompt when it is
-        asked for its length without a layer: transformers' generation (5.17 to 5.24) slices ids and
-        places new tokens by that answer. Emptying the cache ends both. A forward outside of blocks,
-        which would go wrong, is refused.
+        Where the first layer that keeps keys was cut, the cache answers with the length of the
+        original prompt when it is asked for its length without a layer: transformers' generation
+        (5.17 to 5.24) slices ids and places new tokens by that answer. Emptying the cache ends
+        both. A forward outside of blocks, which would go wrong, is refused.
         """
         replaced: dict[str, Callable[..., object]] = {"reset": _reset}
         if self.offset:
             replaced["get_seq_length"] = _original_length
         if self.inside_block is not None:
-            replaced["update"] = _update_inside_block
+            for name in GUARDED:
+                if hasattr(cache, name):
+                    replaced[name] = functools.partial(_inside_block, name)
         setattr(cache, NOTE, self)
         for name, method in replaced.items():
             setattr(cache, name, types.MethodType(method, cache))
@@ -138,7 +150,8 @@ class PrunedCache:
         if returned is None:
             return
         for layer, length in enumerate(self.lengths):
-            if (held := layer_length(returned, layer)) != length:
+            held = layer_length(returned, layer)
+            if held != length:
                 raise unknown(
                     f"layer {layer} of the cache holds {held} keys after a cut that left {length}"
                 )
@@ -168,7 +181,7 @@ def pruned_cache(cache: object) -> PrunedCache | None:
 
 def untie(cache: object) -> None:
     """Make a cache an ordinary one again."""
-    for name in (NOTE, "reset", "get_seq_length", "update"):
+    for name in (NOTE, "reset", "get_seq_length", *GUARDED):
         getattr(cache, "__dict__", {}).pop(name, None)
 
 
@@ -203,8 +216,8 @@ def _original_length(cache: Cache, layer_idx: int | None = None) -> int:
     return held + cache._vtprune.offset  # type: ignore[attr-defined]
 
 
-def _update_inside_block(cache: Cache, *args: object, **kwargs: object) -> object:
-    """Add keys and values of a layer.
+def _inside_block(name: str, cache: Cache, *args: object, **kwargs: object) -> object:
+    """Call the cache's method of this name, by which a layer reads or writes what is cached.
 
     Raises:
         ModelError: outside of a block.
@@ -215,7 +228,7 @@ def _update_inside_block(cache: Cache, *args: object, **kwargs: object) -> objec
             "see the wrong keys",
             "keep the block open until all threads have generated, or go on in a new one",
         )
-    return type(cache).update(cache, *args, **kwargs)  # type: ignore[arg-type]
+    return getattr(type(cache), name)(cache, *args, **kwargs)
 
 
 # -- what caches hold ----------------------------------------------------------------------------
@@ -227,37 +240,42 @@ def cache_length(cache: object) -> int:
     return 0 if cache is None else int(cast("Cache", cache).get_seq_length())
 
 
-def layer_length(cache: object, layer: int) -> int:
-    """Return how many keys one layer of a cache holds."""
-    layers = getattr(cache, "layers", ())
-    return int(layers[layer].get_seq_length()) if layer < len(layers) else 0
-
-
-def grows(cache: object) -> bool:
-    """Return whether every layer of a cache holds its keys as plain growing tensors."""
-    from transformers.cache_utils import DynamicLayer
-
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
-
-
 def refuse_uneven(cache: Cache) -> None:
     """Refuse a cache that was cut between layers, but does not say where.
 
     Raises:
         ModelError: its layers hold different numbers of keys.
     """
-    if grows(cache) and layer_length(cache, 0) != layer_length(cache, len(cache.layers) - 1):
+    lengths = {layer_length(cache, layer) for layer in range(len(cache.layers))} - {0}
+    if grows(cache) and len(lengths) > 1:
         raise unknown("a cache that was pruned, copied in a way that lost what was cut")
 
 
-def fork_cache(cache: Cache) -> Cache:
-    """Return a cache that goes on by itself from where another one is, which stays as it is.
+def refuse_padding_on_state(structure: Structure, first: int = 0) -> None:
+    """Refuse padding between the cached tokens and new ones, which a state would take for tokens.
 
-    Of growing caches: what they hold is shared until one of them grows, which makes new tensors.
+    Linear attention fades its state at every token, and a convolution counts them, so that even
+    masked padding changes what they keep.
+
+    Args:
+        first: the first layer that would get the padding.
+
+    Raises:
+        ModelError: a layer from `first` on keeps a state.
     """
+    if structure.keeps_state(first):
+        raise ModelError(
+            f"{structure.model_type}: new tokens of different number on top of a cached "
+            "conversation: the padding between would change the state that its linear attention "
+            "and convolutions keep",
+            "go on with one conversation at a time, or with new tokens of the same number",
+        )
+
+
+def fork_cache(cache: Cache) -> Cache:
+    """Return a cache that goes on by itself from where another growing one is, which stays."""
     fork, pruned = copy.copy(cache), pruned_cache(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    fork.layers = [fork_layer(layer) for layer in cache.layers]
     untie(fork)
     if pruned is not None:
         pruned.tie(fork)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.attention_mask import causal_mask, gather_mask
-from vtprune.engine.kv_cache import PrunedCache
+from vtprune.engine.attention_mask import causal_mask, gather_mask, is_prepared
+from vtprune.engine.kv_cache import PrunedCache, refuse_padding_on_state
 from vtprune.engine.packing import gather, pack, repack
 from vtprune.engine.position_ids import given_position_ids, renumber, renumbered_embeddings
 from vtprune.errors import ModelError
+from vtprune.models.seams import LayerMemory, token_mask
 from vtprune.models.structure import Structure
 from vtprune.tokens.layout import Layout
 
@@ -68,7 +69,6 @@ class SequenceState:
         self.position_ids: torch.Tensor | None = None
         self.first_end: torch.Tensor | None = None
         self._cut_at_input = False
-        self._input_offset = 0
         self._prepared = self.packed  # what the decoder made its layers' arguments for
         self._left_of_prepared = self.packed
         # From which layer on: validity of the slots, how many, by how much position ids are less.
@@ -126,6 +126,8 @@ class SequenceState:
             device: of the position ids.
         """
         left = pack(self.columns)
+        if left.valid is not None and self.past.columns:
+            refuse_padding_on_state(self.structure, layer)
         self.last_cut = repack(self.packed, left)
         self.packed, self.valid = left, left.valid
         shift = self._stretches[-1][3]
@@ -137,7 +139,6 @@ class SequenceState:
             self.position_ids = gather(self.position_ids, self.last_cut.index)
         if layer == 0:  # the decoder makes its layers' arguments for what is left
             self._cut_at_input = True
-            self._input_offset = self.original_length - left.length
             self._prepared = left
             self._stretches.clear()
         self._left_of_prepared = repack(self._prepared, left)
@@ -152,17 +153,19 @@ class SequenceState:
         Args:
             embeds: (B, S, d) of the tokens before that cut.
         """
+        # A caller's mask has the original columns, of which a cut cache holds fewer.
+        first = self.structure.first_with_keys
         if not self._cut_at_input:
             if not self.past.offset:
                 return given
-            # The caller's mask has the original columns, of which the cache holds fewer.
-            return {**given, "attention_mask": self._as_argument(self._valid_keys(0), embeds)}
+            valid = self._valid_keys(first)
+            return {**given, "attention_mask": self._as_argument(valid, embeds)}
         index, mask = self.last_cut.index, given.get("attention_mask")
         if self.past.columns:
-            mask = self._valid_keys(0)
-        elif isinstance(mask, Mapping) or (isinstance(mask, torch.Tensor) and mask.dim() == 4):
+            mask = self._valid_keys(first)
+        elif is_prepared(mask):
             mask = gather_mask(mask, self.last_cut)
-        else:
+        else:  # the decoder makes masks of it
             mask = self.valid
         if mask is None and self.cache is None:
             # Without mask and cache, transformers (5.17 to 5.24: find_packed_sequence_indices)
@@ -198,7 +201,11 @@ class SequenceState:
         changed = dict(given)
         if self.packed is not self._prepared:
             self._replace_positions(changed, layer, hidden)
-        mask = given.get("attention_mask")
+        memory, mask = self.structure.memories[layer], given.get("attention_mask")
+        if memory.state:
+            self._replace_token_mask(changed, memory, hidden)
+        if not memory.keys:
+            return changed
         # Without padding transformers leaves the mask out for sdpa and flash attention. One for a
         # cache counts the keys of the first layer, where others may hold fewer.
         if self.past.columns or (mask is None and self.valid is not None):
@@ -207,14 +214,31 @@ class SequenceState:
             make = functools.partial(self._make_mask, layer, hidden)
             changed["attention_mask"] = self._share(key, make)
         else:
-            make = functools.partial(self._shorten_mask, mask)
+            make = functools.partial(gather_mask, mask, self._left_of_prepared)
             changed["attention_mask"] = self._share(id(mask), make, mask)
         return changed
+
+    def _replace_token_mask(
+        self, changed: Kwargs, memory: LayerMemory, hidden: torch.Tensor
+    ) -> None:
+        """Replace a layer's (B, n) mask of the tokens that its state is made of.
+
+        Transformers (5.17 to 5.24) leaves it out where nothing is padded.
+        """
+        name = token_mask(memory)
+        given, valid = changed.get(name), self.valid
+        dtype = given.dtype if isinstance(given, torch.Tensor) else torch.long
+        if valid is None and given is not None:
+            valid = torch.ones(self.shape, dtype=torch.bool)
+        if valid is not None:
+            changed[name] = self._share(
+                ("tokens", dtype, hidden.device), lambda: valid.to(hidden.device, dtype)
+            )
 
     def _replace_positions(self, changed: Kwargs, layer: int, hidden: torch.Tensor) -> None:
         """Replace a layer's position ids and embeddings; NoPE layers are given no embeddings."""
         positions = self.position_ids
-        if positions is None:
+        if positions is None or not self.structure.memories[layer].keys:
             for name, dim in (("position_embeddings", -2), ("position_ids", -1)):
                 value = changed.get(name)
                 if value is not None:
@@ -247,12 +271,6 @@ class SequenceState:
         assert isinstance(value, torch.Tensor)
         return gather(value, self._left_of_prepared.index, dim=value.dim() + dim)
 
-    def _shorten_mask(self, mask: object) -> object:
-        short = gather_mask(mask, self._left_of_prepared)
-        if isinstance(short, torch.Tensor) and short.dim() == 2 and isinstance(mask, torch.Tensor):
-            return short.to(mask.device, mask.dtype)
-        return short
-
     def _make_mask(self, layer: int, hidden: torch.Tensor) -> object:
         return causal_mask(self.structure, layer, hidden, self._valid_keys(layer), self.cache)
 
@@ -267,7 +285,8 @@ class SequenceState:
         lengths: list[int] = []
         valid: list[torch.Tensor | None] = []
         shifts: list[torch.Tensor | None] = []
-        past, batch = self.past, len(self.columns)
+        past, batch, memories = self.past, len(self.columns), self.structure.memories
+        dropped = 0
         firsts = [first for first, *_ in self._stretches]
         for (first, until), (_, new, length, shift) in zip(
             pairwise([*firsts, num_layers]), self._stretches, strict=True
@@ -277,7 +296,9 @@ class SequenceState:
                 alike = past.length(layer), id(past.valid_in(layer))
                 if alike not in made:
                     made[alike] = past.valid_after(layer, new, (batch, length))
-                lengths.append(past.length(layer) + length)
+                lengths.append(past.length(layer) + length if memories[layer].keys else 0)
+                if layer == self.structure.first_with_keys:
+                    dropped = self.original_length - length
                 valid.append(made[alike])
                 shifts.append(shift)
         cuts = [first for first in firsts if first > 0]
@@ -287,6 +308,6 @@ class SequenceState:
             lengths=tuple(lengths),
             valid=valid,
             first_cut=min(cuts, default=None),
-            offset=self._input_offset + past.offset,
+            offset=dropped + past.offset,
             shifts=shifts if any(shift is not None for shift in shifts) else (),
         )

@@ -8,6 +8,7 @@ entered, and a model with an unknown name is refused.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,15 @@ from torch import nn
 from vtprune.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+    from transformers import PreTrainedConfig
+    from transformers.cache_utils import (
+        Cache,
+        CacheLayerMixin,
+        DummyLayer,
+        LinearAttentionCacheLayerMixin,
+    )
+
+    CacheLayer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
 TESTED = ("5.17", "5.25")
 """The first release of transformers that is tested, and the first after those (pyproject.toml)."""
@@ -138,7 +147,9 @@ PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
 PASSED_ON = {"image_sizes"}
 """Tensors that a model passes on to its layers, which do not read them."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
-"""Types of layers, as a decoder's config names them, that can be cut."""
+"""Types of layers, as a decoder's config names them, that keep nothing but keys and values."""
+STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
+"""The methods of a cache by which layers with a state read and write it."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 """Modality -> the method of the multimodal model that encodes it."""
 
@@ -351,6 +362,90 @@ def check_caches() -> None:
     for name in ("keys", "values", "get_seq_length"):
         if not hasattr(layer, name):
             raise unknown(f"transformers: a layer of a cache has no {name}")
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """What one layer keeps in the cache of the tokens before.
+
+    Args:
+        keys: keys and values, one for each token.
+        state: a state of one size, made of all tokens, as linear attention and convolutions do.
+    """
+
+    keys: bool
+    state: bool
+
+
+def layer_memories(
+    model_type: str, config: PreTrainedConfig, num_layers: int
+) -> tuple[LayerMemory, ...]:
+    """Return what every layer of a decoder keeps in the cache, by the cache made for its config.
+
+    Layers past those of the cache, and those without attention or state, keep nothing.
+
+    Raises:
+        ModelError: transformers has no cache for a type of layers.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    try:
+        cache = DynamicCache(config=config)
+    except KeyError as error:
+        raise unknown(f"{model_type}: its decoder has layers of type {error.args[0]}") from error
+    memories = [_memory(layer) for layer in cache.layers[:num_layers]]
+    if not memories:  # a cache that is to grow by such layers
+        return (LayerMemory(keys=True, state=False),) * num_layers
+    nothing = LayerMemory(keys=False, state=False)
+    return (*memories, *[nothing] * (num_layers - len(memories)))
+
+
+def _memory(cache_layer: object) -> LayerMemory:
+    from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+    return LayerMemory(
+        keys=isinstance(cache_layer, CacheLayerMixin),
+        state=isinstance(cache_layer, LinearAttentionCacheLayerMixin),
+    )
+
+
+def token_mask(memory: LayerMemory) -> str:
+    """Return which argument of a layer masks the tokens that its state is made of, (B, n)."""
+    return "conv_mask" if memory.keys else "attention_mask"
+
+
+def layer_length(cache: object, layer: int) -> int:
+    """Return how many keys one layer of a cache holds; 0 for one that keeps none."""
+    layers = getattr(cache, "layers", ())
+    if layer >= len(layers) or not _memory(layers[layer]).keys:
+        return 0
+    return int(layers[layer].get_seq_length())
+
+
+def grows(cache: object) -> bool:
+    """Return whether all keys in a cache are plain growing tensors."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = [layer for layer in getattr(cache, "layers", ()) if _memory(layer).keys]
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def fork_layer(cache_layer: CacheLayer) -> CacheLayer:
+    """Return a layer of a growing cache that goes on by itself from where another one is.
+
+    Keys and values are shared until one of them grows, which makes new tensors; states are copied,
+    since transformers (5.17 to 5.24) writes new ones into the same tensor.
+    """
+    fork = copy.copy(cache_layer)
+    if _memory(cache_layer).state:
+        for name, value in vars(fork).items():
+            if isinstance(value, dict):  # of states, by number
+                setattr(fork, name, {number: _cloned(state) for number, state in value.items()})
+    return fork
+
+
+def _cloned(value: object) -> object:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def check_cache(cache: object) -> None:

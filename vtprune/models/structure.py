@@ -1,8 +1,11 @@
 """The parts of a model that pruning touches, or the reason why it can't be pruned.
 
 Dropping a token equals masking its key only where nothing but attention carries anything from one
-token to another, and where attention takes positions from its arguments. Each of that is looked for
-in the layers themselves: their arguments, the modules in them, what their attention counts.
+token to another, and where attention takes positions from its arguments. Layers that keep a state
+of all tokens in the cache (linear attention, convolutions) have no keys to mask: there a cut is
+right where the layers from it on do to the shorter sequence what they do to any. Each of that is
+looked for in the layers themselves: their arguments, the modules in them, what their attention
+counts, what they keep in the cache.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -22,7 +25,15 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import refuse_compiled, running_module, unwrap
 from vtprune.models.base import Family
-from vtprune.models.seams import LAYER_TYPES, Seams, find_seams, releases, unknown
+from vtprune.models.seams import (
+    LAYER_TYPES,
+    LayerMemory,
+    Seams,
+    find_seams,
+    layer_memories,
+    releases,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,12 +47,7 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_
 """What transformers' decoders call the norm after their last layer."""
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 TYPE_REASONS = {
-    "linear_attention": "carry a state over all tokens",
-    "conv": "mix neighbouring tokens",
-    "mamba": "carry a state over all tokens",
-    "recurrent": "carry a state over all tokens",
     "chunked": "attend within chunks of the sequence",
-    "hybrid": "mix neighbouring tokens",
     "indexed": "choose by an index over all tokens which of them they see",
     "sparse": "choose by an index over all tokens which of them they see",
     "reference": "see some tokens by their place in the sequence",
@@ -60,10 +66,10 @@ ARGUMENT_REASONS = {
     "cache_position": "its attention counts tokens by their place in the cache",
 }
 """Why a layer or decoder with such an argument, or one whose name holds this, can't be cut."""
-MIXES = re.compile(
-    r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|Indexer|Compress|Relative|Engram|LSTM|GRU"
-)
-"""Names of modules that carry something from token to token beside attention."""
+KEEPS_STATE = re.compile(r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|LinearAttention|LSTM|GRU")
+"""Names of modules that carry a state from token to token: a layer has to keep it in the cache."""
+MIXES = re.compile(r"Indexer|Compress|Relative|Engram")
+"""Names of other modules that carry something from token to token beside attention."""
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
     r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
@@ -85,6 +91,7 @@ class Structure:
         decoder: its language model.
         layers: the decoder's layers.
         seams: the arguments of these parts.
+        memories: what every layer keeps in the cache.
         family: its family; None for an unlisted model of the same structure.
         warnings: what the user should know about this model.
     """
@@ -102,12 +109,22 @@ class Structure:
     hidden_size: int
     attention: str
     two_way: bool
+    memories: tuple[LayerMemory, ...]
     warnings: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
         """The device of the decoder's first weights."""
         return next(self.decoder.parameters()).device
+
+    @functools.cached_property
+    def first_with_keys(self) -> int:
+        """The first layer that keeps keys, whose length transformers takes for the cache's."""
+        return next(n for n, memory in enumerate(self.memories) if memory.keys)
+
+    def keeps_state(self, first: int = 0) -> bool:
+        """Return whether any layer from `first` on keeps a state of all tokens before."""
+        return any(memory.state for memory in self.memories[first:])
 
     def projection(self, layer: int, state: str) -> nn.Module:
         """Return the module whose output is the query, key or value of a layer.
@@ -272,7 +289,9 @@ def find_structure(wrapped: nn.Module) -> Structure:
             WAY_OUT,
         )
     family = find_family(model_type)
-    check_decoder(model_type, decoder, layers, WAY_OUT)
+    check_types(model_type, decoder)
+    memories = layer_memories(model_type, decoder.config, len(layers))  # type: ignore[arg-type]
+    check_decoder(model_type, decoder, layers, memories, WAY_OUT)
     _check_deepstack(model_type, decoder)
     refuse_compiled((model, decoder, *layers))
     config = decoder.config
@@ -311,6 +330,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
         two_way="token_type_ids" in inspect.signature(inner.forward).parameters
         # Prepares masks of its own for generation.
         or "create_masks_for_generate" in vars(type(model)),
+        memories=memories,
         warnings=tuple(warnings),
     )
 
@@ -391,29 +411,50 @@ def refuse_encoder(model_type: str, config: object, way_out: str) -> None:
         )
 
 
+def check_types(model_type: str, decoder: nn.Module) -> None:
+    """Refuse a decoder with layers of a type that can't be cut.
+
+    Raises:
+        ModelError: names what such layers do.
+    """
+    for name in getattr(decoder.config, "layer_types", None) or ():
+        for part, why in TYPE_REASONS.items():
+            if part in str(name):
+                raise ModelError(
+                    f"{model_type}: layers of type {name} {why}, which dropping tokens would "
+                    "change",
+                    WAY_OUT,
+                )
+
+
 def check_decoder(
-    model_type: str, decoder: nn.Module, layers: Iterable[nn.Module], way_out: str
+    model_type: str,
+    decoder: nn.Module,
+    layers: Iterable[nn.Module],
+    memories: Sequence[LayerMemory],
+    way_out: str,
 ) -> None:
-    """Refuse a decoder in which dropping keys is not masking them.
+    """Refuse a decoder in which layers do to a shorter sequence something else than to any.
+
+    Args:
+        memories: what every layer keeps in the cache.
 
     Raises:
         ModelError: names what its layers do.
     """
     types = [str(name) for name in getattr(decoder.config, "layer_types", None) or ()]
-    for name in types:
-        if name not in LAYER_TYPES and not any(part in name for part in TYPE_REASONS):
+    for name, memory in zip(types, memories, strict=False):
+        if memory.keys and not memory.state and name not in LAYER_TYPES:
             raise unknown(f"{model_type}: its decoder has layers of type {name}")
-    if reason := find_reason(decoder, list(layers)):
+    if reason := find_reason(decoder, list(layers), memories):
         raise ModelError(f"{model_type}: {reason}", way_out)
 
 
-def find_reason(decoder: nn.Module, layers: list[nn.Module]) -> str:
+def find_reason(
+    decoder: nn.Module, layers: Sequence[nn.Module], memories: Sequence[LayerMemory]
+) -> str:
     """Return why a decoder can't be cut; empty where it can."""
     text = decoder.config
-    for name in getattr(text, "layer_types", None) or ():
-        if str(name) not in LAYER_TYPES:
-            why = next(TYPE_REASONS[key] for key in TYPE_REASONS if key in str(name))
-            return f"layers of type {name} {why}, which dropping tokens would change"
     if getattr(text, "num_kv_shared_layers", 0):
         return "its layers share keys and values"
     if getattr(text, "hidden_size_per_layer_input", 0):
@@ -423,20 +464,33 @@ def find_reason(decoder: nn.Module, layers: list[nn.Module]) -> str:
             for part, why in ARGUMENT_REASONS.items():
                 if part in name:
                     return f"{why} ({name})"
-    return next(filter(None, map(_layer_reason, layers)), "")
+    if not any(memory.keys for memory in memories):
+        return "none of its layers attends"
+    return next(filter(None, map(_layer_reason, layers, memories)), "")
 
 
-def _layer_reason(layer: nn.Module) -> str:
-    """Return what one layer does beside attention and token-wise work; empty for nothing."""
+def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
+    """Return what one layer does beside attention, token-wise work and the state that it keeps.
+
+    Empty for nothing.
+    """
     for module in layer.modules():
         kind = type(module)
         if isinstance(module, CONTAINERS) or kind.__module__.split(".")[0] == "peft":
             continue  # adapters are checked as such
         if MIXES.search(kind.__name__):
             return f"{kind.__name__} in its layers mixes tokens beside attention"
+        if KEEPS_STATE.search(kind.__name__):
+            if not memory.state:
+                return f"{kind.__name__} in its layers mixes tokens, and nothing of it is cached"
+            continue
         if module is not layer and not TOKEN_WISE.search(kind.__name__):
             return f"vtprune does not know whether {kind.__name__} in its layers mixes tokens"
-        if "attention" in kind.__name__.lower() and COUNTS.search(_source(kind)):  # type: ignore[arg-type]
+        if "attention" not in kind.__name__.lower():
+            continue
+        if not memory.keys:
+            return f"{kind.__name__} in its layers keeps no keys in the cache"
+        if COUNTS.search(_source(kind)):  # type: ignore[arg-type]
             return f"{kind.__name__} counts the tokens of the sequence, which a cut makes fewer"
     return ""
 
