@@ -24,6 +24,7 @@ from vtprune.engine.plan import PruningPlan
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.batch_layout import lay_out_batch, share_grids
+from vtprune.models.generic import GenericFamily
 from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import load_preset
 from vtprune.tokens.layout import box
@@ -34,7 +35,7 @@ def structure_of(name: str = "llava_onevision") -> Structure:
 
 
 def unlisted(name: str = "llava_onevision") -> Structure:
-    return dataclasses.replace(structure_of(name), family=None)
+    return dataclasses.replace(structure_of(name), family=GenericFamily(name))
 
 
 # -- the parts ------------------------------------------------------------------------------------
@@ -49,8 +50,7 @@ def test_the_parts_of_every_family_are_found(name: str) -> None:
     assert found.num_heads == found.decoder.config.num_attention_heads
     assert found.num_heads * found.head_dim == tiny.WIDTH
     assert found.hidden_size == tiny.WIDTH
-    assert found.family is not None
-    assert found.warnings == ()
+    assert found.family.listed
     assert found.device.type == "cpu"
 
 
@@ -321,13 +321,21 @@ def test_fewer_placeholders_than_tokens_are_refused(counts: list[int]) -> None:
 IMAGE, VIDEO = (tiny.token("llava_onevision", f"<{name}>") for name in ("image", "video"))
 
 
-def test_every_unbroken_run_is_one_picture_of_an_unlisted_family() -> None:
-    ids = torch.tensor([[1, IMAGE, IMAGE, 2, IMAGE, VIDEO, VIDEO]])
+def test_runs_of_an_unlisted_family_with_text_between_them_are_two_pictures() -> None:
+    ids = torch.tensor([[1, *[IMAGE] * 4, *range(2, 8), IMAGE, *[VIDEO] * 4]])
     layouts, warnings = lay_out_batch(unlisted(), ids, torch.ones_like(ids).bool(), {}, None)
     assert warnings == []
-    assert layouts[0].columns.tolist() == [1, 2, 4, 5, 6]
-    assert layouts[0].media.tolist() == [0, 0, 1, 2, 2]
-    assert layouts[0].modality.tolist() == [0, 0, 0, 1, 1]
+    assert layouts[0].columns.tolist() == [1, 2, 3, 4, 11, 12, 13, 14, 15]
+    assert layouts[0].media.tolist() == [0] * 4 + [1] + [2] * 4
+    assert layouts[0].modality.tolist() == [0] * 5 + [1] * 4
+    assert layouts[0].grid.row.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1]
+
+
+def test_a_run_of_no_square_number_is_one_row_with_a_warning() -> None:
+    ids = torch.tensor([[1, *[IMAGE] * 6, 2]])
+    layouts, warnings = lay_out_batch(unlisted(), ids, torch.ones_like(ids).bool(), {}, None)
+    assert layouts[0].grid.row.tolist() == [0] * 6
+    assert "nothing in its inputs tells the rows and columns" in warnings[0]
 
 
 def test_placeholders_in_the_padding_are_not_visual_tokens() -> None:

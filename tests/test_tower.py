@@ -34,6 +34,7 @@ from vtprune.engine.tower_attention import (
 )
 from vtprune.errors import ModelError
 from vtprune.models.anyres import Plane, tiled_grid
+from vtprune.models.generic import GenericFamily
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.tokens.layout import CLS, NEWLINE, PATCH, box, join, lay_out, single
@@ -395,7 +396,7 @@ def test_a_tower_whose_features_are_its_embeddings_is_refused() -> None:
 def test_a_family_whose_tokens_have_no_known_place_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(vtprune.models.structure, "find_family", lambda _: None)
+    monkeypatch.setattr(vtprune.models.structure, "find_family", GenericFamily)
     model = shared_model("llava")
     with (
         pytest.raises(ModelError, match="where its vision tower's patches end up is not known"),

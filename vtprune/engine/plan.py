@@ -74,8 +74,6 @@ class PruningPlan:
         self.calibration = calibration
         self.trace = trace
         self.groups: dict[str, StageGroup] = {}
-        for warning in structure.warnings:
-            trace.warn(warning)
         if preset.shares_one_budget():
             self.group("all")  # so that its faults show before anything runs
 

@@ -166,6 +166,20 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
         )
 
 
+def refuse_unknown_tower(structure: Structure) -> None:
+    """Refuse to leave frames out before a tower of which it is not known that it sees each alone.
+
+    Raises:
+        ModelError: the model has no family of its own.
+    """
+    if not structure.family.listed:
+        raise ModelError(
+            f"{structure.model_type}: whether its vision tower looks at each frame and tile by "
+            "itself is not known, so none can be left out before it",
+            "cut at the input, or give fewer frames: --method downsample",
+        )
+
+
 # -- warnings ------------------------------------------------------------------------------------
 
 
@@ -187,7 +201,7 @@ def warn_of_types(structure: Structure, given: Mapping[str, object]) -> str:
         return ""
     if structure.one_dimensional:
         # Whether another class needs them for its masks is not known.
-        lost = "its pictures are masked like text" if structure.family else ""
+        lost = "its pictures are masked like text" if structure.family.listed else ""
     else:
         lost = "" if _in_space(given.get("position_ids")) else "its pictures are placed like text"
     if not lost:

@@ -80,7 +80,7 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     names = (f"{modality}_tower", *TOWERS)
     towers = (getattr(structure.inner, name, None) for name in names)
     tower = next((running_module(part) for part in towers if isinstance(part, nn.Module)), None)
-    if structure.family is None or tower is None:
+    if not structure.family.listed or tower is None:
         raise _unreadable(structure, "where its vision tower's patches end up is not known")
     layers = _find_layers(tower)
     number = _feature_layer(structure, given, len(layers)) if layers else -1
@@ -342,7 +342,7 @@ def find_footprint(
         if getattr(tower, "fullatt_block_indexes", None):
             window = tower.window_size // merge // tower.patch_size
         return rows, StepRows(merge**2, window)
-    planes = family.planes(config, given) if family else None
+    planes = family.planes(config, given)
     return rows, FrameRows(has_cls) if planes is None else TiledRows(has_cls, planes)
 
 

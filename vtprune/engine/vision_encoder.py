@@ -15,6 +15,7 @@ from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_pixels
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.readings import KernelCall, KernelTap, received
+from vtprune.engine.refusals import refuse_unknown_tower
 from vtprune.engine.tower_attention import TowerReading, find_tower
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
@@ -112,6 +113,7 @@ class EncoderHooks:
         pixels = self.inputs.pixels if self.plan.preset.frame_and_tile_stage() else None
         if pixels is None or self.selection is not None:
             return self.selection
+        refuse_unknown_tower(self.structure)
         started = now(self.structure.device)
         tensors = pixels.tensors
         ids = tensors["input_ids"]

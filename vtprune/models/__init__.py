@@ -29,10 +29,12 @@ FAMILIES: dict[str, str] = {
 """`config.model_type` -> where its family lives."""
 
 
-def find_family(model_type: str) -> Family | None:
-    """Return the family for a `config.model_type`; None where there is none."""
+def find_family(model_type: str) -> Family:
+    """Return the family for a `config.model_type`: its own, else the one for all others."""
     path = FAMILIES.get(model_type)
     if path is None:
-        return None
+        from vtprune.models.generic import GenericFamily
+
+        return GenericFamily(model_type)
     module, name = path.split(":")
     return cast("Family", getattr(importlib.import_module(module), name)())

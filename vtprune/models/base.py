@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
     from vtprune.models.cost import VisionShape
+    from vtprune.models.processor import Processor
 
 PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
 """A tensor of a model's inputs -> what it holds; where both share one, they are encoded alike."""
@@ -58,6 +59,7 @@ class Files:
             processor_config.json), {} where absent.
         video: contents of video_preprocessor_config.json (or "video_processor"), {} where absent.
         processor: contents of processor_config.json, {} where absent.
+        assembled: the checkpoint's own processor, for a family that prepares inputs with it.
     """
 
     config: PreTrainedConfig
@@ -65,6 +67,7 @@ class Files:
     image: Mapping[str, object] = field(default_factory=dict)
     video: Mapping[str, object] = field(default_factory=dict)
     processor: Mapping[str, object] = field(default_factory=dict)
+    assembled: Processor | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class Family:
         name: as its authors write it.
         model_types: its values of `config.model_type`.
         modalities: what it takes, of "image" and "video".
+        listed: whether it has a file of its own, which knows all about it.
         tokens: modality -> text of the placeholder that the chat template writes.
         template: the chat template for a checkpoint that has none.
         shares_placeholder: whether videos have the placeholder id of pictures.
@@ -189,9 +193,10 @@ class Family:
         overlapping_tiles: whether the tiles of a picture overlap.
     """
 
-    name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    name: str
+    model_types: tuple[str, ...]
+    modalities: tuple[str, ...] = ("image",)
+    listed: ClassVar[bool] = True
     tokens: ClassVar[Mapping[str, str]] = {"image": "<image>"}
     template: ClassVar[str] = ""
     shares_placeholder: ClassVar[bool] = False

@@ -8,8 +8,12 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models.base import VisionInputs
+from vtprune.models.placeholder_runs import is_flat
 from vtprune.models.structure import Structure
 from vtprune.tokens.layout import Grid, Layout, box, lay_out
+
+NO_TOKEN = -1
+"""In the place of the ids of padding."""
 
 
 def lay_out_batch(
@@ -41,8 +45,12 @@ def lay_out_batch(
     elif modality and len(tokens) == 1:
         tokens = {modality: next(iter(tokens.values()))}
     if media:
-        return _lay_out_media(ids, valid, set().union(*tokens.values()), media)
-    vision = {name: {**inputs, "input_ids": ids} for name, inputs in vision.items()}
+        layouts, warnings = _lay_out_media(ids, valid, set().union(*tokens.values()), media)
+        return layouts, warnings + _warn_of_rows(structure, [grid for _, grid in media])
+    if not family.listed:  # it looks at the placeholders, whatever the encoders say
+        vision = {name: vision.get(name, {}) for name in tokens}
+    prompts = ids.where(valid, NO_TOKEN)
+    vision = {name: {**inputs, "input_ids": prompts} for name, inputs in vision.items()}
     columns = [
         {
             name: (torch.isin(row, torch.tensor(token_ids)) & keep).nonzero().squeeze(1)
@@ -50,25 +58,35 @@ def lay_out_batch(
         }
         for row, keep in zip(ids, valid, strict=True)
     ]
-    grids = family.grids(structure.config, vision) if family else {}
+    grids = family.grids(structure.config, vision)
     shares: dict[str, list[list[Grid]]] = {}
     warnings = []
     for name in tokens:
         counts = [len(row[name]) for row in columns]
         shared = share_grids(grids.get(name, []), counts)
         if shared is None:
-            if family:
-                warnings.append(
-                    f"the {name} tokens do not match the media that were encoded, so it is not "
-                    "known which frame or tile each belongs to"
-                )
+            warnings.append(
+                f"the {name} tokens do not match the media that were encoded, so it is not known "
+                "which frame or tile each belongs to"
+            )
             shared = [_runs(row[name]) for row in columns]
         shares[name] = shared
     layouts = [
         lay_out(row, {name: shares[name][number] for name in tokens})
         for number, row in enumerate(columns)
     ]
+    warnings += _warn_of_rows(structure, [grid for items in grids.values() for grid in items])
     return layouts, warnings
+
+
+def _warn_of_rows(structure: Structure, grids: Sequence[Grid]) -> list[str]:
+    """Return a warning where rows and columns are not known, of a model without its own family."""
+    if structure.family.listed or not any(map(is_flat, grids)):
+        return []
+    return [
+        f"{structure.model_type}: nothing in its inputs tells the rows and columns of the visual "
+        "tokens; they are taken for one row, which methods that compare neighbours feel"
+    ]
 
 
 def _lay_out_media(

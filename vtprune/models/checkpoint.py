@@ -181,7 +181,7 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
 
 def _way_out(name: str, kinds: list[str]) -> str:
     """Return a hint that names the same model in transformers' format, as far as it is known."""
-    families = [family for model_type in FAMILIES if (family := find_family(model_type))]
+    families = [find_family(model_type) for model_type in FAMILIES]
     converted = [family.model_types[0] for family in families if family.original_kinds & {*kinds}]
     later = [family.model_types[0] for family in families if family.earlier_kinds & {*kinds}]
     listed = [alias for alias in aliases() if alias.model_type in FAMILIES]

@@ -364,8 +364,7 @@ def vision_shape(config: object, modality: str = "image") -> VisionShape | None:
     Raises:
         CostError: a known tower's config lacks a size.
     """
-    family = find_family(kind_of(config))
-    return None if family is None else family.vision_shape(config, modality)
+    return find_family(kind_of(config)).vision_shape(config, modality)
 
 
 def plain_tower(config: object, extra: int = 0) -> VisionShape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -58,7 +58,7 @@ class InternVL(Family):
     name = "InternVL"
     model_types = ("internvl",)
     original_kinds = frozenset({"internvl_chat", "InternVLChatModel"})
-    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    modalities: tuple[str, ...] = ("image", "video")
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS
     template = TEMPLATE

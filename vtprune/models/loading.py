@@ -210,12 +210,7 @@ def open_model(
         on_progress("loading", 0, 1)
     with quiet(), loading_errors(name or EMBEDDED):
         config = read_config(name or EMBEDDED, checkpoint, trust_remote_code)
-        family = find_family(str(config.model_type))
-        if family is None:
-            raise ModelError(
-                f"{name}: {config.model_type} is not a family that can be asked",
-                f"families: {', '.join(FAMILIES)} (vtprune models)",
-            )
+        refuse_other_kinds(name or EMBEDDED, config, trust_remote_code)
         chosen = find_dtype(dtype, config, target)
         options = loading_options(device, quantize) | {"attn_implementation": attention}
         directory = None if tuned is None else tuned.directory
@@ -226,10 +221,47 @@ def open_model(
         from vtprune.models.checkpoint import read_files
 
         files = read_files(checkpoint, config, tokenizer, directory)
+        family, files = prepare_family(checkpoint, files, trust_remote_code)
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
         time.perf_counter() - started, on_progress, tuned,
     )  # fmt: skip
+
+
+def refuse_other_kinds(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """Refuse a model that takes no pictures with a question.
+
+    Raises:
+        ModelError: transformers has no class for its type that does.
+    """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    own_code = trust_remote_code and "AutoModelForImageTextToText" in getattr(
+        config, "auto_map", {}
+    )
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
+        raise ModelError(
+            f"{name}: transformers has no class for {config.model_type} that takes pictures with a "
+            "question (AutoModelForImageTextToText)",
+            f"families: {', '.join(FAMILIES)} (vtprune models)",
+        )
+
+
+def prepare_family(checkpoint: str, files: Files, trust_remote_code: bool) -> tuple[Family, Files]:
+    """Return a checkpoint's family, and its files with its own processor where that is needed.
+
+    Raises:
+        ModelError: the family needs the processor, and it can't be had.
+    """
+    model_type = str(files.config.model_type)
+    family = find_family(model_type)
+    if family.listed:
+        return family, files
+    from vtprune.models.generic import GenericFamily
+    from vtprune.models.processor import assemble
+
+    processor = assemble(checkpoint, files, trust_remote_code)
+    return GenericFamily(model_type, processor.modalities), replace(files, assembled=processor)
 
 
 def adopt(wrapped: nn.Module) -> Loaded:
@@ -246,9 +278,8 @@ def adopt(wrapped: nn.Module) -> Loaded:
     from vtprune.models.checkpoint import read_files
 
     model = cast("PreTrainedModel", unwrap(wrapped))
-    family = find_family(str(model.config.model_type))
     checkpoint = str(getattr(model.config, "_name_or_path", "") or "")
-    if family is None or not checkpoint:
+    if not checkpoint:
         raise ModelError(
             f"{model.config.model_type}: its tokenizer and preparation files can't be found",
             "load it by name or directory: vtprune.answer('DIR', ...)",
@@ -256,6 +287,7 @@ def adopt(wrapped: nn.Module) -> Loaded:
     with quiet(), loading_errors(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         files = read_files(checkpoint, model.config, tokenizer)
+        family, files = prepare_family(checkpoint, files, trust_remote_code=False)
     return Loaded(checkpoint, model, files, family)
 
 

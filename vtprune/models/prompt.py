@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -24,9 +24,6 @@ def render(
 ) -> str:
     """Return the conversation as text, one placeholder a media item, ready for the model's answer.
 
-    The processor's template goes before the tokenizer's, as in transformers. Special tokens that
-    the conversation itself spells out, placeholders above all, are broken up by a space.
-
     Args:
         tokens: modality -> text of its placeholder.
         default: the template where the checkpoint has none.
@@ -34,8 +31,45 @@ def render(
     Raises:
         ModelError: the template does not write every media item.
     """
+    prompt = write(files, media, turns, tokens.values(), default)
+    for modality, token in tokens.items():
+        check_count(prompt, token, modality, media)
+    return prompt
+
+
+def check_count(prompt: str, token: str, modality: str, media: Sequence[PreparedMedia]) -> None:
+    """Refuse a rendered prompt without one placeholder for each media item of a modality.
+
+    Raises:
+        ModelError: the template does not write every media item.
+    """
+    num_media = sum(item.source.kind == modality for item in media)
+    if prompt.count(token) != num_media:
+        raise ModelError(
+            f"the checkpoint's chat template wrote {prompt.count(token)} of {num_media}"
+            f" {modality} placeholders ({token})",
+            "take the chat template of the model's own repository",
+        )
+
+
+def write(
+    files: Files,
+    media: Sequence[PreparedMedia],
+    turns: Sequence[Turn],
+    placeholders: Iterable[str],
+    default: str,
+) -> str:
+    """Return the conversation as the chat template writes it, ready for the model's answer.
+
+    The processor's template goes before the tokenizer's, as in transformers. Special tokens that
+    the conversation itself spells out, placeholders above all, are broken up by a space.
+
+    Args:
+        placeholders: their texts.
+        default: the template where the checkpoint has none.
+    """
     kinds = iter([item.source.kind for item in media])
-    special = _special(files, tokens)
+    special = _special(files, placeholders)
     messages = []
     for turn in turns:
         content, done = [], 0
@@ -50,7 +84,7 @@ def render(
     assert next(kinds, None) is None, "every media item belongs to a turn"
     template = files.processor.get("chat_template")
     template = template or (None if files.tokenizer.chat_template else default)
-    prompt = cast(
+    return cast(
         str,
         files.tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", messages),
@@ -59,15 +93,6 @@ def render(
             add_generation_prompt=True,
         ),
     )
-    for modality, token in tokens.items():
-        num_media = sum(item.source.kind == modality for item in media)
-        if prompt.count(token) != num_media:
-            raise ModelError(
-                f"the checkpoint's chat template wrote {prompt.count(token)} of {num_media}"
-                f" {modality} placeholders ({token})",
-                "take the chat template of the model's own repository",
-            )
-    return prompt
 
 
 def in_prompt_order(
@@ -85,9 +110,9 @@ def _broken_up(special: re.Pattern[str], text: str) -> str:
     return special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-def _special(files: Files, tokens: Mapping[str, str]) -> re.Pattern[str]:
+def _special(files: Files, placeholders: Iterable[str]) -> re.Pattern[str]:
     added = files.tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special} | set(tokens.values())
+    texts = {token.content for token in added if token.special} | set(placeholders)
     longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(re.escape(text) for text in longest_first))
 

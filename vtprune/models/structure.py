@@ -25,6 +25,7 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import refuse_compiled, running_module, unwrap
 from vtprune.models.base import Family
+from vtprune.models.generic import placeholder_ids
 from vtprune.models.seams import (
     LAYER_TYPES,
     LayerMemory,
@@ -38,8 +39,6 @@ from vtprune.models.seams import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
-VIDEO_IDS = ("video_token_id", "video_token_index")
 DEEPSTACK = "_deepstack_process"
 """The decoder's method that adds visual features to the states after a layer, as in Qwen3-VL."""
 DEEPSTACK_TAKES = ["hidden_states", "visual_pos_masks", "visual_embeds"]
@@ -92,8 +91,7 @@ class Structure:
         layers: the decoder's layers.
         seams: the arguments of these parts.
         memories: what every layer keeps in the cache.
-        family: its family; None for an unlisted model of the same structure.
-        warnings: what the user should know about this model.
+        family: its family.
     """
 
     model: PreTrainedModel
@@ -101,7 +99,7 @@ class Structure:
     decoder: nn.Module
     layers: tuple[nn.Module, ...]
     seams: Seams
-    family: Family | None
+    family: Family
     config: PreTrainedConfig
     model_type: str
     num_heads: int
@@ -110,7 +108,6 @@ class Structure:
     attention: str
     two_way: bool
     memories: tuple[LayerMemory, ...]
-    warnings: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -237,8 +234,6 @@ class Structure:
 
     def placeholders(self) -> Mapping[str, tuple[int, ...]]:
         """Return modality -> token ids that stand for its features."""
-        if self.family is None:
-            return _placeholder_ids(self.config)
         return self.family.placeholders(self.config)
 
     def placeholder_ids(self) -> set[int]:
@@ -305,15 +300,9 @@ def find_structure(wrapped: nn.Module) -> Structure:
             "load the model with attention sdpa, eager or flash_attention_2",
         )
     inner = _find_inner(model)
-    seams = find_seams(model_type, model, inner, decoder, layers, family is not None)
-    if not _placeholder_ids(model.config):
+    seams = find_seams(model_type, model, inner, decoder, layers, family.listed)
+    if not placeholder_ids(model.config):
         raise ModelError(f"{model_type}: its config names no image or video token", WAY_OUT)
-    warnings = []
-    if family is None:
-        warnings.append(
-            f"{model_type} is not a listed family: it is pruned, since it has the same structure, "
-            "but it is not known which frame or tile a token belongs to"
-        )
     return Structure(
         model=model,
         inner=inner,
@@ -331,7 +320,6 @@ def find_structure(wrapped: nn.Module) -> Structure:
         # Prepares masks of its own for generation.
         or "create_masks_for_generate" in vars(type(model)),
         memories=memories,
-        warnings=tuple(warnings),
     )
 
 
@@ -383,18 +371,6 @@ def _size(model_type: str, config: object, name: str, default: int = 0) -> int:
     if not size:
         raise ModelError(f"{model_type}: its decoder's config has no {name}", WAY_OUT)
     return size
-
-
-def _placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Return modality -> placeholder ids, as the config names them."""
-    ids: dict[str, tuple[int, ...]] = {}
-    for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
-        for name in names:
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value >= 0:
-                ids[modality] = (value,)
-                break
-    return ids
 
 
 def refuse_encoder(model_type: str, config: object, way_out: str) -> None:

@@ -146,7 +146,7 @@ def packaged_shape(alias: Alias) -> Shape:
 
 def known_family(name: str, config: PreTrainedConfig) -> Family:
     family = find_family(str(config.model_type))
-    if family is None:
+    if not family.listed:
         raise ModelError(
             f"{name}: {config.model_type} is not a family that can be profiled",
             f"families: {', '.join(FAMILIES)} (vtprune models)",
@@ -196,8 +196,7 @@ def with_files(shape: Shape) -> Shape:
 
 def stand_in(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     """Return a tokenizer that knows the special tokens of a config's family."""
-    family = find_family(str(config.model_type))
-    fields = family.special_tokens if family else {}
+    fields = find_family(str(config.model_type)).special_tokens
     return stand_in_tokenizer(
         {text: getattr(config, field or "", None) for text, field in fields.items()}
     )

@@ -1,0 +1,268 @@
+"""Tiny checkpoints in the hub's format of any class, with the class's own processor.
+
+One builder for all of them: a small decoder and a small tower from the class's default config, a
+byte-level tokenizer with the special tokens that its processor names, the class's own preparation
+files. The table below holds what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import zoo
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+TOWER: Mapping[str, Any] = {
+    **dict.fromkeys(("num_hidden_layers", "depth", "n_layers"), 2),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_heads", "num_key_value_heads", "attention_heads"), 2
+    ),
+    "hidden_size": 64,
+    "embed_dim": 64,
+    "intermediate_size": 96,
+    "head_dim": 32,
+}
+IDS = ("token_id", "token_index", "patch_id")
+TEMPLATE = (
+    "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"
+    "{{% for part in message['content'] %}}{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}"
+    "{{% else %}}{before}{{{{ {tokens}[part['type']] }}}}{after}{{% endif %}}{{% endfor %}}"
+    "{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '<|assistant|>' }}}}{{% endif %}}"
+)
+"""Roles in tokens of their own, and a placeholder where a picture or video is."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs of one class.
+
+    Args:
+        tokens: attribute of the tokenizer or field of the config -> text of a special token.
+        special: further special tokens.
+        config: fields of the config, by their paths.
+        image: fields of preprocessor_config.json.
+        processor: fields of processor_config.json.
+        image_class, processor_class: where transformers' mapping names none.
+        template: whether the checkpoint has a chat template.
+        around: texts before and after a placeholder in its template.
+    """
+
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    special: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    image: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    image_class: str = ""
+    processor_class: str = ""
+    template: bool = True
+    around: tuple[str, str] = ("", "")
+
+
+PADS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+VISION = {**PADS, "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
+QWEN = ("<|vision_start|>", "<|vision_end|>")
+BEGUN = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+GLM_KIND = {"tokens": {"image_token": "<|image|>", "video_token": "<|video|>"}, "special": BEGUN}
+EDGE = {"height": 56, "width": 56}
+
+KINDS: dict[str, Kind] = {
+    "aria": Kind(config={"vision_config.image_size": 490, "vision_config.patch_size": 14}),
+    "paligemma": Kind(
+        template=False,
+        image={"image_seq_length": 16, "size": EDGE},
+        config={"vision_config.image_size": 56, "vision_config.projection_dim": 128},
+    ),
+    "idefics2": Kind(
+        tokens={"image_boundary_token": "<fake_token_around_image>"},
+        config={"vision_config.image_size": 980, "vision_config.patch_size": 14},
+    ),
+    **dict.fromkeys(
+        ("cohere_compass", "cosmos3_edge", "lfm3_vl", "hyperclovax_vision_v2", "exaone4_5"),
+        Kind(tokens=VISION, around=QWEN),
+    ),
+    "cosmos3_omni": Kind(tokens=VISION, around=QWEN, processor_class="Qwen3VLProcessor"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), Kind(tokens=VISION, around=QWEN)),
+    "video_llama_3": Kind(tokens=PADS),
+    **dict.fromkeys(
+        ("glm46v", "glm4v_moe", "glm5_next", "glmga", "glm_ocr"),
+        Kind(
+            **GLM_KIND,
+            around=BEGUN[:2],
+            processor_class="Glm46VProcessor",
+            image_class="Glm46VImageProcessor",
+        ),
+    ),
+    "got_ocr2": Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>")),
+    "pp_chart2table": Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>")),
+    "deepseek_vl": Kind(tokens={"image_token": "<image_placeholder>"}),
+    "deepseek_vl_hybrid": Kind(tokens={"image_token": "<image_placeholder>"}),
+    "hunyuan_vl": Kind(
+        tokens={"image_start_token": "<img>", "image_end_token": "</img>"},
+        around=("<img>", "</img>"),
+    ),
+    "janus": Kind(
+        tokens={
+            "image_token": "<image_placeholder>",
+            "boi_token": "<begin_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+    ),
+    "lighton_ocr": Kind(
+        tokens={
+            "image_token": "<|image_pad|>",
+            "image_break_token": "<|vision_pad|>",
+            "image_end_token": "<|vision_end|>",
+        },
+    ),
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7"),
+        Kind(
+            tokens={
+                "image_token": "<|image_pad|>",
+                "video_token": "<|video_pad|>",
+                "image_start_token": "<image>",
+                "image_end_token": "</image>",
+                "slice_start_token": "<slice>",
+                "slice_end_token": "</slice>",
+                "image_id_start_token": "<image_id>",
+                "image_id_end_token": "</image_id>",
+            }
+        ),
+    ),
+    "paddleocr_vl": Kind(tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"}),
+    "qianfan_ocr": Kind(
+        tokens={
+            "image_token": "<IMG_CONTEXT>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+        },
+    ),
+    "ernie4_5_vl_moe": Kind(
+        tokens={
+            "image_token": "<|IMAGE_PLACEHOLDER|>",
+            "video_token": "<|VIDEO_PLACEHOLDER|>",
+            "image_start_token": "<|IMAGE_START|>",
+            "image_end_token": "<|IMAGE_END|>",
+            "video_start_token": "<|VIDEO_START|>",
+            "video_end_token": "<|VIDEO_END|>",
+        },
+    ),
+    "vipllava": Kind(processor={"patch_size": 14, "vision_feature_select_strategy": "default"}),
+    "fast_vlm": Kind(
+        processor={"patch_size": 64, "vision_feature_select_strategy": "full"},
+        processor_class="LlavaProcessor",
+        image_class="CLIPImageProcessor",
+    ),
+}
+
+
+def config(model_type: str) -> PreTrainedConfig:
+    """The config of a tiny model."""
+    values = zoo.build_config(model_type, small=True).to_dict()
+    tower = values.get("vision_config")
+    if isinstance(tower, dict):
+        for name, value in TOWER.items():
+            if isinstance(tower.get(name), int):
+                tower[name] = value
+    zoo._put(values, dict(KINDS.get(model_type, Kind()).config))
+    return CONFIG_MAPPING[model_type](**values)
+
+
+def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with the special tokens of a class at the ids of its config."""
+    kind = KINDS.get(model_type, Kind())
+    tokens = {"image_token": "<image>", "video_token": "<video>", **kind.tokens}
+    texts: dict[int, str] = {0: "<pad>", 1: "<bos>", 2: "<eos>"}
+    for name, text in tokens.items():
+        ids = [getattr(made, f"{name}_{end}", None) for end in ("id", "index")]
+        if name == "image_token":
+            ids.append(getattr(made, "image_patch_id", None))
+        place = next((number for number in ids if isinstance(number, int)), None)
+        texts[place if place is not None else _free(texts)] = text
+    for text in ("<|user|>", "<|assistant|>", "<|system|>", *kind.special):
+        if text not in texts.values():
+            texts[_free(texts)] = text
+    vocabulary = dict.fromkeys(texts.values(), 0)
+    vocabulary = {text: number for number, text in texts.items()}
+    letters = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    for number in range(zoo.VOCABULARY):
+        if number not in texts:
+            vocabulary[next(letters, f"<unused{number}>")] = number
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([AddedToken(text, special=True) for text in texts.values()])
+    template = None
+    if kind.template:
+        placeholders = {"image": tokens["image_token"], "video": tokens["video_token"]}
+        template = TEMPLATE.format(
+            before=kind.around[0], after=kind.around[1], tokens=json.dumps(placeholders)
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        padding_side="left",
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=template,
+        extra_special_tokens=dict(tokens),
+    )
+
+
+def _free(texts: Mapping[int, str]) -> int:
+    """An id that no special token has."""
+    return next(number for number in range(1500, zoo.VOCABULARY) if number not in texts)
+
+
+def build(model_type: str, directory: Path) -> Path:
+    """A tiny checkpoint in `directory`, which is returned."""
+    kind = KINDS.get(model_type, Kind())
+    made = config(model_type)
+    torch.manual_seed(0)
+    attention = "eager" if model_type in zoo.EAGER else "sdpa"
+    try:
+        model = AutoModelForImageTextToText.from_config(made, attn_implementation=attention)
+    except ValueError:  # it has no other
+        model = AutoModelForImageTextToText.from_config(made, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            if weight.ndim > 1:
+                weight.copy_(
+                    torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5
+                )
+    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer(model_type, made).save_pretrained(directory)
+    names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
+    image_class = kind.image_class or names.get("torchvision") or names.get("pil")
+    processor_class = kind.processor_class or PROCESSOR_MAPPING_NAMES.get(model_type)
+    found = getattr(transformers, f"{image_class}Pil", None) or getattr(
+        transformers, str(image_class)
+    )
+    try:
+        values = json.loads(found(**kind.image).to_json_string())
+    except ImportError:
+        values = dict(kind.image)
+    values |= {"image_processor_type": image_class}
+    (directory / "preprocessor_config.json").write_text(json.dumps(values, indent=2))
+    processor = {"processor_class": processor_class, **kind.processor}
+    (directory / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    return directory

@@ -1,0 +1,282 @@
+"""Any other model: its checkpoint's own processor makes the inputs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vtprune.errors import ModelError
+from vtprune.models import frames, placeholder_runs, preprocess, prompt
+from vtprune.models.base import (
+    PIXELS,
+    Family,
+    Files,
+    Grids,
+    Inputs,
+    Media,
+    PreparedMedia,
+    ReadPlan,
+    Sampling,
+    Turn,
+    VisionInputs,
+)
+from vtprune.tokens.layout import Grid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtprune.media import Source
+    from vtprune.models.processor import Processor
+
+IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
+VIDEO_IDS = ("video_token_id", "video_token_index")
+SHAPES = ("{}_grid_thw", "grid_thws", "{}_grid_hws", "spatial_shapes")
+"""Inputs that count the patches of each media item or tile."""
+MERGES = ("spatial_merge_size", "merge_size", "downsample_factor")
+BICUBIC = 3
+FALLBACK_FRAMES = 32
+"""Frames of a video, evenly, where a checkpoint's processor samples none itself."""
+MOST_BYTES = 2**30
+"""Of the frames of one video as they are read; larger ones are read smaller."""
+LARGEST_EDGE = 8192
+"""A processor's limit above this is a number of pixels, and not of a picture's edge."""
+
+
+def placeholder_ids(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Return modality -> placeholder ids, as the config names them."""
+    ids: dict[str, tuple[int, ...]] = {}
+    for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
+        for name in names:
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value >= 0:
+                ids[modality] = (value,)
+                break
+    return ids
+
+
+class GenericFamily(Family):
+    """A model type without a file of its own.
+
+    Args:
+        model_type: `config.model_type`.
+        modalities: what its processor prepares.
+    """
+
+    listed = False
+    lists_media = True
+    overlapping_tiles = True
+
+    def __init__(self, model_type: str, modalities: tuple[str, ...] = ("image",)) -> None:
+        self.name, self.model_types, self.modalities = model_type, (model_type,), modalities
+
+    def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        return placeholder_ids(config)
+
+    def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
+        """From the shapes that the encoders were given; else from runs of placeholders."""
+        tokens = self.placeholders(config)
+        grids: Grids = {}
+        for modality, inputs in vision.items():
+            rows = cast(torch.Tensor, inputs["input_ids"])
+            ids = tokens.get(modality) or next(iter(tokens.values()))
+            visual = torch.isin(rows, torch.tensor(ids))
+            shapes = _shapes(inputs, modality)
+            known = placeholder_runs.grids_of_patches(shapes, int(visual.sum()), _merge(config))
+            grids[modality] = known or [
+                placeholder_runs.grid_of_runs(row, columns)
+                for row, of_row in zip(rows, visual, strict=True)
+                for columns in placeholder_runs.split_items(row, of_row.nonzero().squeeze(1), None)
+            ]
+        return grids
+
+    # -- preparing inputs -----------------------------------------------------------------------
+
+    def largest(self, files: Files) -> tuple[int, int]:
+        """As far as the picture processor's sizes tell."""
+        size = files.image.get("size")
+        edges = dict(size) if isinstance(size, Mapping) else {}
+        for most in (files.image.get("max_pixels"), edges.get("longest_edge")):
+            if isinstance(most, int) and most > LARGEST_EDGE:
+                return (math.isqrt(most),) * 2
+        edge = edges.get("shortest_edge") or edges.get("longest_edge") or 336
+        return int(edges.get("height") or edge), int(edges.get("width") or edge)
+
+    def plan_image(self, files: Files, source: Source, sampling: Sampling, alone: bool) -> ReadPlan:
+        """As it is: the processor resizes and cuts it; max_tiles does not apply."""
+        _processor(files).check("image")
+        return ReadPlan((0,), _unchanged)
+
+    def plan_video(self, files: Files, source: Source, sampling: Sampling) -> ReadPlan:
+        """The frames that the processor samples, after start and end; smaller if they are many."""
+        processor = _processor(files)
+        processor.check("video")
+
+        def official(between: list[int]) -> list[int]:
+            places = processor.sample(len(between), source)
+            if places is None:
+                chosen = frames.first_to_last(between, FALLBACK_FRAMES)
+            else:
+                chosen = [between[place] for place in places]
+            return frames.first_to_last(chosen, sampling.max_frames or len(chosen))
+
+        index = frames.choose_frames(source, sampling, official)
+        scale = math.sqrt(MOST_BYTES / (3 * len(index) * source.height * source.width))
+        if scale >= 1:
+            return ReadPlan(index, _unchanged)
+        size = (max(1, int(source.height * scale)), max(1, int(source.width * scale)))
+        return ReadPlan(index, functools.partial(preprocess.resize, size=size, resample=BICUBIC))
+
+    def encode(self, files: Files, media: Sequence[PreparedMedia], turns: Sequence[Turn]) -> Inputs:
+        self.check_media(media)
+        processor = _processor(files)
+        text, tokens = self._write(files, processor, media, turns)
+        if len(tokens) == len({item.source.kind for item in media}):
+            media = prompt.in_prompt_order(text, media, tokens)
+        tensors = processor.encode(text, media)
+        grids = self._media_grids(files, processor, media, tokens, tensors)
+        laid = tuple(zip([item.source.kind for item in media], grids, strict=False))
+        tiles = tuple(len(grid.tile.unique()) for kind, grid in laid if kind == "image")
+        return Inputs(tensors, text, tiles, laid)
+
+    def _write(
+        self, files: Files, processor: Processor, media: Media, turns: Sequence[Turn]
+    ) -> tuple[str, dict[str, str]]:
+        """Return the conversation as text, and the placeholder of each modality that has one.
+
+        Raises:
+            ModelError: the template does not write every media item.
+        """
+        ids = self.placeholders(files.config)
+        texts: dict[str, list[str]] = {}
+        for kind in {item.source.kind for item in media}:
+            named = files.tokenizer.convert_ids_to_tokens(list(ids.get(kind, ())))
+            candidates = [*processor.tokens(kind), *named]
+            texts[kind] = [text for text in candidates if isinstance(text, str) and text]
+        first = {kind: candidates[0] if candidates else "" for kind, candidates in texts.items()}
+        every = [text for candidates in texts.values() for text in candidates]
+        written = prompt.write(files, media, turns, every, _template(first))
+        tokens = {}
+        for kind, candidates in texts.items():
+            count = sum(item.source.kind == kind for item in media)
+            fitting = [text for text in candidates if written.count(text) == count]
+            for text in candidates and (fitting or candidates)[:1]:
+                prompt.check_count(written, text, kind, media)
+                tokens[kind] = text
+        return written, tokens
+
+    def _media_grids(
+        self,
+        files: Files,
+        processor: Processor,
+        media: Media,
+        tokens: Mapping[str, str],
+        tensors: Mapping[str, torch.Tensor],
+    ) -> list[Grid]:
+        """Return the grid of each media item; none where the prompt holds no placeholders."""
+        row = tensors["input_ids"][0]
+        every = sorted(set().union(*self.placeholders(files.config).values()))
+        columns = torch.isin(row, torch.tensor(every)).nonzero().squeeze(1)
+        if not len(columns) or not media:
+            return []
+        kinds = [item.source.kind for item in media]
+        if len(set(kinds)) == 1:
+            shapes = _shapes(tensors, kinds[0])
+            known = placeholder_runs.grids_of_patches(shapes, len(columns), _merge(files.config))
+            if known and len(known) == len(media):
+                return known
+            if known and len(media) == 1:
+                return [placeholder_runs.below_each_other(known)]
+        items = placeholder_runs.split_items(row, columns, len(media))
+        if len(media) > 1:
+            alone = [self._count_alone(files, processor, item, tokens) for item in media]
+            if sum(alone) == len(columns):
+                items = list(columns.split(alone))
+            elif len(items) < len(media):
+                items = list(columns.tensor_split(len(media)))
+        pixels = next((value for name, value in tensors.items() if name in PIXELS), None)
+        return [
+            placeholder_runs.grid_of_runs(
+                row,
+                of_item,
+                frames=len(item.index) if item.source.kind == "video" else 0,
+                tiles=_num_tiles(pixels) if len(media) == 1 else 1,
+                size=_proportions(pixels, item),
+            )
+            for item, of_item in zip(media, items, strict=True)
+        ]
+
+    def _count_alone(
+        self, files: Files, processor: Processor, item: PreparedMedia, tokens: Mapping[str, str]
+    ) -> int:
+        """Return how many placeholders a media item has in a prompt of its own."""
+        ids = processor.encode(tokens.get(item.source.kind, ""), [item])["input_ids"]
+        every = set().union(*self.placeholders(files.config).values())
+        return int(torch.isin(ids, torch.tensor(sorted(every))).sum())
+
+
+def _processor(files: Files) -> Processor:
+    """Return the checkpoint's processor.
+
+    Raises:
+        ModelError: it was not put together.
+    """
+    if files.assembled is None:
+        raise ModelError(
+            f"{files.config.model_type}: its processor was not loaded",
+            "load the model by name or directory: vtprune.load('DIR')",
+        )
+    return files.assembled
+
+
+def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels
+
+
+def _template(tokens: Mapping[str, str]) -> str:
+    """Return the chat template for a checkpoint that has none: media and text as they come.
+
+    Args:
+        tokens: kind of media -> its placeholder.
+    """
+    return (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}"
+        f"{{% else %}}{{{{ {json.dumps(dict(tokens))}[part['type']] }}}}{{% endif %}}"
+        "{% endfor %}{% endfor %}"
+    )
+
+
+def _shapes(inputs: Mapping[str, object], modality: str) -> list[tuple[int, int, int]]:
+    """Return the steps, rows and columns of the patches of each media item or tile."""
+    for name in SHAPES:
+        value = inputs.get(name.format(modality))
+        if isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] in (2, 3):
+            return [(1, *shape) if len(shape) == 2 else tuple(shape) for shape in value.tolist()]
+    return []
+
+
+def _merge(config: PreTrainedConfig) -> int:
+    """Return how many patches along a side become a token, as far as the config says it."""
+    for part in (getattr(config, "vision_config", None), config):
+        for name in MERGES:
+            value = getattr(part, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return 1
+
+
+def _num_tiles(pixels: torch.Tensor | None) -> int:
+    """Return the number of tiles of the one picture that pixels, (..., tiles, 3, h, w), show."""
+    return 1 if pixels is None or pixels.dim() < 4 else math.prod(pixels.shape[:-3])
+
+
+def _proportions(pixels: torch.Tensor | None, item: PreparedMedia) -> tuple[int, int]:
+    """Return the height and width of what a tower is given, or of the source."""
+    if pixels is None or pixels.dim() < 4:
+        return item.source.height, item.source.width
+    return int(pixels.shape[-2]), int(pixels.shape[-1])
