@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiny_alike
 import tiny_blocks
 import tiny_llava
 import tiny_qwen
@@ -28,8 +29,15 @@ from vtprune.inference.prepare import number_over_batch
 
 __all__ = ["BYTES", "LAYERS", "PATCH", "PINPOINTS", "TILE", "TILES", "WIDTH"]
 
-FAMILIES: dict[str, Tiny] = {**tiny_llava.MODELS, **tiny_qwen.MODELS, **tiny_blocks.MODELS}
-MODELS = tuple(FAMILIES)
+FAMILIES: dict[str, Tiny] = {
+    **tiny_llava.MODELS,
+    **tiny_qwen.MODELS,
+    **tiny_blocks.MODELS,
+    **tiny_alike.MODELS,
+}
+MODELS = tuple(name for name in FAMILIES if name not in tiny_alike.MODELS)
+ALIKE = tuple(tiny_alike.MODELS)
+"""Those that share all but little with one of the others; test_alike.py has that little."""
 KINDS = {name: one.kinds for name, one in FAMILIES.items()}
 """What a prompt of each model can hold, apart from "text"."""
 SPECIAL = {name: one.special for name, one in FAMILIES.items()}

@@ -73,7 +73,9 @@ def _media(
         for time, rows, cols in thw:
             pads = [token(f"<|{modality}_pad|>")] * (rows * cols // 4)
             block = pads * time
-            if name.startswith("qwen3_vl") and modality == "video":  # a time before every step
+            if (
+                name.startswith(("qwen3_vl", "qwen3_5")) and modality == "video"
+            ):  # a time before every step
                 block = [*b"<1.0>", start, *pads, end] * time
             items.append([start, *block, end])
     if frames and name == "qwen2_5_vl":

@@ -22,8 +22,14 @@ FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "vtprune.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "vtprune.models.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "vtprune.models.qwen3_vl:Qwen3VL",
+    "qwen3_5": "vtprune.models.qwen3_5:Qwen35",
+    "qwen3_5_moe": "vtprune.models.qwen3_5:Qwen35",
     "gemma3": "vtprune.models.gemma3:Gemma3",
     "glm4v": "vtprune.models.glm4v:Glm4v",
+    "glm4v_moe": "vtprune.models.glm4v:Glm4v",
+    "glm46v": "vtprune.models.glm4v:Glm46V",
+    "glmga": "vtprune.models.glm4v:Glmga",
+    "glm_ocr": "vtprune.models.glm4v:GlmOcr",
     "molmo2": "vtprune.models.molmo2:Molmo2",
 }
 """`config.model_type` -> where its family lives."""

@@ -154,8 +154,9 @@ def tower_shape(config: object, hidden: int, intermediate: int, out: int) -> cos
 
 
 def token_side(values: Values) -> int:
-    """Return the pixels along a side of what becomes one token."""
-    return cast(int, values["patch_size"]) * cast(int, values["merge_size"])
+    """Return the pixels along a side of one token, or of the tokens that sizes are multiples of."""
+    expand = cast(int, values.get("patch_expand_factor", 1))
+    return cast(int, values["patch_size"]) * cast(int, values["merge_size"]) * expand
 
 
 def limits(values: Values) -> tuple[int, int]:
