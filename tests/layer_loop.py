@@ -51,6 +51,8 @@ def _row(
             fill = {"input_ids": tokens[:-1], "attention_mask": torch.ones_like(tokens[:-1])}
             more = fill.get(name, torch.zeros_like(tokens[:-1]))
             row[name] = torch.cat([values, more[None]], 1)
+        elif len(batch["input_ids"]) == 1:
+            row[name] = values
         else:  # of pictures
             before, until = pictures[:number].sum(), pictures[: number + 1].sum()
             row[name] = values[before:until]

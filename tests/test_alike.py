@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import layer_loop
 import oracle
 import pytest
 import tiny
@@ -16,36 +17,61 @@ from conftest import save_clip, save_noise, shared_model
 from counted import AGREES, count, uneven, vision_flops
 from test_models import ask, assert_official, family_of, files_of, noise, official, planned, prepare
 from test_towers import encode, plain
+from transformers import PreTrainedModel
 
 import vtprune
 from vtprune.cli import cli
+from vtprune.engine.trace import Trace
 from vtprune.models import FAMILIES, cost
 from vtprune.models.base import Turn
 
 CASES = [(name, kind) for name in tiny.ALIKE for kind in tiny.KINDS[name]]
 STATES = ("qwen3_5", "qwen3_5_moe")
-"""Those with layers that carry a state over all tokens."""
+"""Those with layers that keep a state, where masking means nothing."""
 GLM = [name for name in tiny.ALIKE if name.startswith("glm")]
 
 
 @pytest.mark.parametrize("at", ["input", 2])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_pruned_equals_masked_and_keep_one_is_bit_identical(
-    name: str, kind: str, at: str | int
-) -> None:
-    if name in STATES:
-        pytest.skip("masked tokens stay in its layers' states")
+def test_pruned_is_exact_and_keep_one_is_bit_identical(name: str, kind: str, at: str | int) -> None:
     model = shared_model(name)
-    inputs = tiny.ragged(name, model, kind)
+    rows = tiny.two(name, model, kind)
+    inputs = tiny.left_pad(name, rows)
     stages = [{"at": at, "method": "random", "keep": 0.3, "per": "frame"}]
     with vtprune.pruning(model, {"stages": stages}) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=8)
     assert trace.warnings == []
-    oracle.assert_masked(model, inputs, trace, tokens, logits)
+    if name in STATES:
+        assert_loop(model, inputs, rows, trace, tokens, logits)
+    else:
+        oracle.assert_masked(model, inputs, trace, tokens, logits)
     unpruned = oracle.generate(model, inputs, steps=1)[1]
     assert (logits[:, :1] - unpruned).abs().max() > 0.01, "the check would not notice a cut"
     with vtprune.pruning(model, {"stages": [{**stages[0], "keep": 1.0}]}):
         assert torch.equal(oracle.generate(model, inputs, steps=1)[1], unpruned)
+
+
+def assert_loop(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    rows: list[dict[str, torch.Tensor]],
+    trace: Trace,
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+) -> None:
+    """A pruned batch is the loop over the layers of each of its rows.
+
+    States are summed up in chunks at prefill and by token in decoding: the tolerance of
+    test_hybrid.py.
+    """
+    for number, row in enumerate(rows):
+        padding = inputs["input_ids"].shape[1] - row["input_ids"].shape[1]
+        drops = [
+            (first, [[column - padding for column in columns[number]]])
+            for first, columns in oracle.dropped(trace, inputs)
+        ]
+        expected = layer_loop.loop(model, row, drops, tokens[number : number + 1])
+        torch.testing.assert_close(logits[number : number + 1], expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -93,8 +119,6 @@ def test_without_a_chat_template_the_official_one_is_taken(name: str, template: 
 def test_a_checkpoint_is_asked_about_a_video_and_a_picture(
     name: str, tmp_path: Path, checkpoints: Any
 ) -> None:
-    if name in STATES:
-        pytest.skip("masked tokens stay in its layers' states")
     files = [save_clip(tmp_path / "clip", 4), save_noise(tmp_path / "noise.png", 90, 150)]
     for path in files:
         args = ["ask", str(path), "what?", "--model", str(checkpoints(name)), "--keep", "0.5"]
