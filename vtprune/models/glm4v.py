@@ -74,7 +74,7 @@ class Glm4v(MergedPatches):
     """
 
     name = "GLM-4.1V"
-    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe")
+    model_types: tuple[str, ...] = ("glm4v", "glm4v_moe")
     processor: ClassVar[str] = "Glm4v"
     tokens = TOKENS
     special_tokens = SPECIAL_TOKENS
