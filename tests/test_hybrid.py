@@ -12,7 +12,11 @@ from oracle import dropped, generate
 from transformers import PreTrainedModel
 
 import vtprune
+from vtprune.errors import PresetError
 from vtprune.models.structure import find_structure
+from vtprune.preset import preset_names
+from vtprune.preset.calibration import Calibration
+from vtprune.pruners import METHODS, create
 
 Batch = dict[str, torch.Tensor]
 Stages = list[dict[str, object]]
@@ -41,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @functools.cache
-def hybrid(model_type: str) -> tuple[PreTrainedModel, dict[str, Batch]]:
+def hybrid(model_type: str, layers: int = 8) -> tuple[PreTrainedModel, dict[str, Batch]]:
     """A small model in which layers of all kinds take turns, and prompts for it.
 
     The prompts of the batch have one length, and the second has two pictures: so a cut is what
@@ -49,7 +53,7 @@ def hybrid(model_type: str) -> tuple[PreTrainedModel, dict[str, Batch]]:
     """
     if model_type not in zoo.MODEL_TYPES:
         pytest.skip("this transformers has no such class")
-    model, _ = zoo.ready(model_type, layers=8)
+    model, _ = zoo.ready(model_type, layers)
     structure = find_structure(model)
     rows = [
         zoo.inputs(model, structure, text, seed, pictures)
@@ -104,3 +108,113 @@ def test_kernels_and_caches_go_on_from_a_cut(model_type: str, kernel: str, cache
         assert_loop(model, batches["several"], CUTS["three places"], cache_implementation=cache)
     finally:
         model.set_attn_implementation(before)
+
+
+# -- methods that read the layer before their cut -------------------------------------------------
+
+
+def attending(model: PreTrainedModel) -> list[int]:
+    return [n for n, memory in enumerate(find_structure(model).memories) if memory.keys]
+
+
+@pytest.mark.parametrize("method", ["fastv", "entropy"])
+def test_a_layer_number_without_attention_before_it_is_refused(
+    model_type: str, method: str
+) -> None:
+    model, _ = hybrid(model_type)
+    first = attending(model)[0]
+    layers = ", ".join(map(str, attending(model)))
+    message = (
+        f"{method} reads the attention of the layer before its cut, and layer {first - 1} of "
+        f"{model_type} has none .at: {first}.: the layers with attention are {layers}"
+    )
+    with (
+        pytest.raises(PresetError, match=message) as caught,
+        vtprune.pruning(model, {"stages": [{"at": first, "method": method, "keep": 0.3}]}),
+    ):
+        pass
+    assert f"at: {first + 1}" in caught.value.hint
+
+
+def test_what_layer_0_does_not_project_is_not_read_at_the_input(model_type: str) -> None:
+    model, _ = hybrid(model_type)
+    stage = {"at": "input", "method": "entropy", "keep": 0.3}
+    with (
+        pytest.raises(PresetError, match=r"layer 0 of \w+ has none .at: input."),
+        vtprune.pruning(model, {"stages": [stage]}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("at", ["ecl", "20%"])
+def test_a_named_place_moves_to_the_next_layer_with_attention_before_it(
+    model_type: str, at: str
+) -> None:
+    model, batches = hybrid(model_type)
+    stage = {"at": at, "method": "fastv", "keep": 0.3}
+    with vtprune.pruning(model, {"stages": [stage]}) as trace:
+        generate(model, batches["one"], 1)
+    (moved,) = [warning for warning in trace.warnings if "moved" in warning]
+    assert f"the cut at {at} moved from layer" in moved
+    assert trace.stages[0].layer == attending(model)[0] + 1
+
+
+def test_the_budget_moves_a_cut_only_to_layers_with_attention_before_them(model_type: str) -> None:
+    """Half of the tokens on average can't be reached from layer 8 on, nor from 6, 5 ..."""
+    model, batches = hybrid(model_type)
+    places = Calibration(7, 7, None, {}, "file")
+    stages: Stages = [{"at": "ecl", "method": "fastv"}]
+    with vtprune.pruning(model, {"stages": stages}, keep=0.7, calibration=places) as trace:
+        generate(model, batches["one"], 1)
+    assert trace.stages[0].layer - 1 in attending(model)
+    assert trace.keep_mean() <= 0.7
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_packaged_presets_run(model_type: str, preset: str) -> None:
+    model, batches = hybrid(model_type)
+    with vtprune.pruning(model, preset, keep=0.7) as trace:
+        logits = generate(model, batches["several"], 2)[1]
+    assert logits.isfinite().all()
+    assert all(0 < trace.keep_mean(row) <= 0.7 for row in range(3))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_runs_at_its_own_place(model_type: str, method: str) -> None:
+    entry = METHODS[method]
+    if entry.at == "pixels" or method == "visionzip" or "image" not in entry.modalities:
+        pytest.skip("this test has prepared pictures and no tower")
+    model, batches = hybrid(model_type, 16)
+    with vtprune.pruning(model, method=method, keep=0.7) as trace:
+        generate(model, batches["one"], 2)
+    layers = [stage.layer for stage in trace.stages]
+    assert layers == sorted({*layers})
+    reads = {name.removeprefix("text_") for name in create(method, {}).needs}
+    if reads & {"attention", "query", "key", "value"}:
+        assert {layer - 1 for layer in layers} <= {*attending(model)}
+
+
+def test_more_cuts_than_layers_with_attention_before_them_are_refused() -> None:
+    model, _ = hybrid("qwen3_5")
+    with (
+        pytest.raises(PresetError, match=r"pyramiddrop cuts 3 times .* qwen3_5 has 1 such layer"),
+        vtprune.pruning(model, method="pyramiddrop", keep=0.7),
+    ):
+        pass
+
+
+def test_the_query_is_read_without_the_gate_beside_it() -> None:
+    model, batches = hybrid("qwen3_5")
+    structure = find_structure(model)
+    layer = structure.layers[3]
+    seen: dict[str, torch.Tensor] = {}
+    norm = layer.self_attn.q_norm
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, args: seen.update(query=args[0].flatten(-2))),
+        layer.self_attn.q_proj.register_forward_hook(lambda _, args, out: seen.update(all=out)),
+    ]
+    with torch.no_grad():
+        model(**batches["one"])
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(structure.without_gate(3, "query", seen["all"]), seen["query"])

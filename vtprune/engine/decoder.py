@@ -125,7 +125,7 @@ class DecoderHooks:
     def hook_readings(self, prefill: Prefill, layer: int, hooks: Hooks) -> None:
         """Read in the layer before a cut what the methods there ask for."""
         for name in prefill.batch.projections(layer):
-            keep = functools.partial(prefill.readings.keep, name)
+            keep = functools.partial(prefill.readings.keep, layer - 1, name)
             hooks.after(self.structure.projection(layer - 1, name), keep)
         if not prefill.batch.reads_attention(layer):
             return

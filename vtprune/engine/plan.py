@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
@@ -15,7 +16,7 @@ from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, create, create_units, find_profile
-from vtprune.pruners.base import ATTENTION, TOWER, Pruner, UnitPruner
+from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
 from vtprune.tokens.schedule import Cut, Place, Schedule, fixed_count, resolve_layer
 from vtprune.tokens.solver import solve
@@ -88,7 +89,7 @@ class PruningPlan:
         keeps = [preset.keep_for(modality) for modality in MODALITIES]
         lists = (preset.stages, preset.image.stages, preset.video.stages)
         return not all(keep is not None and keep >= 1 for keep in keeps) and any(
-            set(create(stage.method, dict(stage.options)).needs) & set(TOWER)
+            set(self.needs(stage)) & set(TOWER)
             for stages in lists
             for stage in stages or ()
             if stage.at != PIXELS
@@ -136,7 +137,7 @@ class PruningPlan:
             method = METHODS[stage.method]
             if stage.at == "schedule":
                 profile = find_profile(stage.method)
-                layers = profile.layers(self.num_layers, method.lowest)
+                layers = self.readable_layers(stage, profile.layers(self.num_layers, method.lowest))
                 cuts += [
                     (stage, Place(stage.at, layer, profile=profile, part=part))
                     for part, layer in enumerate(layers)
@@ -149,9 +150,93 @@ class PruningPlan:
                     f"none before layer {layer} (at: {stage.at})",
                     f"at: {method.lowest} or later",
                 )
-            place = Place(stage.at, layer, stage.keep, method.drops_all, method.lowest)
+            if layer < self.num_layers:
+                layer = self.readable_layers(stage, [layer])[0]
+            place = Place(
+                stage.at,
+                layer,
+                stage.keep,
+                method.drops_all,
+                method.lowest,
+                self.layers_to_read(stage),
+            )
             cuts.append((stage, place))
         return cuts
+
+    def layers_to_read(self, stage: StageSpec) -> tuple[int, ...] | None:
+        """Return the layers that a stage can cut at, for what its method reads; None: all.
+
+        It reads queries, keys, values or attention of the layer before; some decoders have layers
+        without (linear attention, convolutions, experts alone).
+        """
+        memories = self.structure.memories
+        if all(memory.keys for memory in memories) or stage.at == PIXELS:
+            return None
+        needs = {name.removeprefix("text_") for name in self.needs(stage)}
+        if not needs & {*PROJECTED, "attention"}:
+            return None
+        layers = [layer + 1 for layer, memory in enumerate(memories[:-1]) if memory.keys]
+        # At the input a method reads what layer 0 would project.
+        if memories[0].keys and "attention" not in needs:
+            layers.insert(0, 0)
+        return tuple(layers)
+
+    def needs(self, stage: StageSpec) -> tuple[str, ...]:
+        """Return the names of the states that a stage's method reads."""
+        return create(stage.method, dict(stage.options)).needs
+
+    def readable_layers(self, stage: StageSpec, layers: Sequence[int]) -> list[int]:
+        """Return where a stage cuts that is to cut at some layers: where its method can read.
+
+        Named and relative places move to the next layer with attention before it, with a warning.
+
+        Raises:
+            PresetError: a layer by its number, or the input, where there is nothing to read.
+        """
+        possible = self.layers_to_read(stage)
+        if possible is None:
+            return list(layers)
+        if len(possible) < len(layers):
+            raise PresetError(
+                f"{stage.method} cuts {len(layers)} times (at: {stage.at}) where the layer before "
+                f"has attention to read, and {self.structure.model_type} has {len(possible)} such "
+                "layers",
+                "name one place: --at ecl, or use a method that reads hidden states alone, such as "
+                "divprune",
+            )
+        moved: list[int] = []
+        for number, layer in enumerate(layers):
+            # As many layers as there are cuts to come have to be left.
+            choice = [one for one in possible[: len(possible) - (len(layers) - number - 1)]
+                      if not moved or one > moved[-1]]  # fmt: skip
+            nearest = next((one for one in choice if one >= layer), choice[-1])
+            if nearest != layer:
+                if stage.at == "input" or stage.at.isdigit():
+                    self.refuse_reading(stage, layer, nearest)
+                self.trace.warn(
+                    f"{stage.method} reads the attention of the layer before its cut, and layer "
+                    f"{max(layer - 1, 0)} of this model has none: the cut at {stage.at} moved from "
+                    f"layer {layer} to {nearest}"
+                )
+            moved.append(nearest)
+        return moved
+
+    def refuse_reading(self, stage: StageSpec, layer: int, nearest: int) -> NoReturn:
+        """Refuse a cut where the layer before has no attention to read.
+
+        Args:
+            nearest: where it could cut.
+
+        Raises:
+            PresetError: with the layers that have.
+        """
+        numbers = [n for n, memory in enumerate(self.structure.memories) if memory.keys]
+        raise PresetError(
+            f"{stage.method} reads the attention of the layer before its cut, and layer "
+            f"{max(layer - 1, 0)} of {self.structure.model_type} has none (at: {stage.at}): the "
+            f"layers with attention are {', '.join(map(str, numbers))}",
+            f"at: {nearest}, or a method that reads hidden states alone, such as divprune",
+        )
 
     def check(self, stage: StageSpec) -> None:
         """Refuse a stage that this model can't run."""
@@ -296,7 +381,7 @@ class PlannedBatch:
     def projections(self, layer: int) -> list[str]:
         """Return which of a layer's projections the methods cutting at `layer` read."""
         needs = {name.removeprefix("text_") for name in self.needs(layer)}
-        return sorted(needs & {"query", "key", "value"})
+        return sorted(needs & {*PROJECTED})
 
     def reads_attention(self, layer: int) -> bool:
         """Return whether a method cutting at `layer` reads the attention of the layer before."""

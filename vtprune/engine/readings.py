@@ -45,11 +45,14 @@ class Readings:
         with torch.no_grad():
             normed = self.structure.norm(0)(embeds)
             for name in names:
-                self.projected[name] = self.structure.projection(0, name)(normed)
+                output = self.structure.projection(0, name)(normed)
+                self.projected[name] = self.structure.without_gate(0, name, output)
 
-    def keep(self, name: str, module: nn.Module, args: object, output: torch.Tensor) -> None:
-        """Keep what a projection gives: a hook, once it has its name."""
-        self.projected[name] = output.detach()
+    def keep(
+        self, layer: int, name: str, module: nn.Module, args: object, output: torch.Tensor
+    ) -> None:
+        """Keep what a projection gives: a hook, once it has its layer and name."""
+        self.projected[name] = self.structure.without_gate(layer, name, output.detach())
 
     def take_attention(self, layer: int, call: KernelCall, all_text: bool) -> None:
         """Keep attention rows of a layer: of all text after the pictures, or of the last token."""

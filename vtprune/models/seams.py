@@ -506,6 +506,18 @@ def cache_argument(module: nn.Module, cache: object) -> Kwargs:
     return Arguments(module.forward).give({"cache": cache})
 
 
+# -- attention modules --------------------------------------------------------------------------
+
+
+def gates_queries(attention: nn.Module) -> bool:
+    """Return whether an attention module projects queries and gates at once, head by head.
+
+    As in Qwen3.5 (5.17 to 5.24): the projection's output is (..., H, 2 D), halved at the end.
+    """
+    source = inspect.getsource(type(attention).forward)
+    return "self.head_dim * 2" in source and "torch.chunk" in source
+
+
 # -- masks --------------------------------------------------------------------------------------
 
 

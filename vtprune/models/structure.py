@@ -31,6 +31,7 @@ from vtprune.models.seams import (
     LayerMemory,
     Seams,
     find_seams,
+    gates_queries,
     layer_memories,
     releases,
     unknown,
@@ -44,6 +45,10 @@ DEEPSTACK = "_deepstack_process"
 DEEPSTACK_TAKES = ["hidden_states", "visual_pos_masks", "visual_embeds"]
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f", "norm_f")
 """What transformers' decoders call the norm after their last layer."""
+ATTENTION_MODULES = ("self_attn", "mixer")
+"""What transformers' layers call the module in which they attend."""
+FIRST_NORMS = ("input_layernorm", "operator_norm")
+"""What they call the norm before it."""
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 TYPE_REASONS = {
     "chunked": "attend within chunks of the sequence",
@@ -129,18 +134,34 @@ class Structure:
         Raises:
             ModelError: this model computes them together.
         """
+        paths = (f"{name}.{state[0]}_proj" for name in ATTENTION_MODULES)
         return self._part(
             layer,
-            f"self_attn.{state[0]}_proj",
+            paths,
             f"separate {state} projection to read",
             "use a method without states, such as random or uniform",
         )
+
+    def without_gate(self, layer: int, state: str, output: torch.Tensor) -> torch.Tensor:
+        """Return what a projection gives without a gate beside each head's query, (..., H x D).
+
+        Raises:
+            ModelError: it gives more than queries, in an unknown order.
+        """
+        if state != "query" or output.shape[-1] != 2 * self.num_heads * self.head_dim:
+            return output
+        if not gates_queries(self.attention_module(layer)):
+            raise ModelError(
+                f"{self.model_type}: the query projection of layer {layer} gives more than queries",
+                "use a method without states, such as random or uniform",
+            )
+        return output.unflatten(-1, (self.num_heads, 2, -1))[..., 0, :].flatten(-2)
 
     def attention_module(self, layer: int) -> nn.Module:
         """Return the module in which a layer attends."""
         module = self._part(
             layer,
-            "self_attn",
+            ATTENTION_MODULES,
             "self_attn to read attention from",
             "use a method that reads no attention, such as entropy, dart or random",
         )
@@ -150,7 +171,7 @@ class Structure:
         """Return the norm that a layer applies before attention."""
         return self._part(
             layer,
-            "input_layernorm",
+            FIRST_NORMS,
             "input_layernorm to read states after",
             "cut at a layer number instead of the input, or use random or uniform",
         )
@@ -192,14 +213,15 @@ class Structure:
             device = weight.device
         return self.final_norm(states[None].to(device))[0].to(states.device)
 
-    def _part(self, layer: int, path: str, lacks: str, way_out: str) -> nn.Module:
-        """Return a module inside a layer."""
-        part: object = self.layers[layer]
-        for name in path.split("."):
-            part = getattr(part, name, None)
-        if not isinstance(part, nn.Module):
-            raise ModelError(f"{self.model_type}: layer {layer} has no {lacks}", way_out)
-        return part
+    def _part(self, layer: int, paths: Iterable[str], lacks: str, way_out: str) -> nn.Module:
+        """Return a module inside a layer, by the first of its possible paths that is there."""
+        for path in paths:
+            part: object = self.layers[layer]
+            for name in path.split("."):
+                part = getattr(part, name, None)
+            if isinstance(part, nn.Module):
+                return part
+        raise ModelError(f"{self.model_type}: layer {layer} has no {lacks}", way_out)
 
     @property
     def one_dimensional(self) -> bool:

@@ -13,7 +13,9 @@ from vtprune.tokens.layout import Layout
 from vtprune.tokens.quotas import quotas, weighted_quotas
 from vtprune.tokens.units import Units
 
-STATES = ("query", "key", "value", "hidden", "normed")
+PROJECTED = ("query", "key", "value")
+"""States that attention makes of the hidden ones."""
+STATES = (*PROJECTED, "hidden", "normed")
 """States of the visual tokens that a method can read; with "text_" before them, those of the text
 tokens that follow the last visual token: the question, and what the chat template adds to it."""
 ATTENTION = ("attention", "text_attention")

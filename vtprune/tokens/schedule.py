@@ -58,6 +58,7 @@ class Place:
         keep: fraction of the original tokens left, None for the free stage.
         drops_all: the method leaves nothing (`vtw`).
         lowest: the first layer that the method can cut at.
+        layers: those that it can cut at; None: all from `lowest` on.
         profile: of the method's own schedule, and `part` the number of this cut in it.
     """
 
@@ -66,6 +67,7 @@ class Place:
     keep: float | None = None
     drops_all: bool = False
     lowest: int = 0
+    layers: tuple[int, ...] | None = None
     profile: CutProfile | None = None
     part: int = 0
 
@@ -182,8 +184,8 @@ def merge_places(
     kept: list[tuple[int, Place]] = []
     warnings: list[str] = []
     for number, place in enumerate(places):
-        if place.layer >= num_layers and place.keep is None:
-            place = replace(place, layer=num_layers - 1)  # the budget moves it where it fits
+        if place.layer >= num_layers and place.keep is None:  # the budget moves it where it fits
+            place = replace(place, layer=max(place.layers or (num_layers - 1,)))
         if place.layer >= num_layers:
             warnings.append(
                 f"the {place.at} of this model is {place.layer}, past its last layer: the stage "

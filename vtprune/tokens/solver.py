@@ -132,7 +132,10 @@ class _Solver:
             return self.raise_later(free, budget, keep, highest)
         first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
         if self.places[free].named:
+            allowed = self.places[free].layers
             for layer in range(named - 1, first - 1, -1):
+                if allowed is not None and layer not in allowed:
+                    continue
                 count = self.free_count(free, layer, budget)
                 if count >= lowest:
                     self.layers[free] = layer
