@@ -87,7 +87,7 @@ def answer_questions(
             began, startup, load = time.perf_counter(), 0.0, 0.0
         prepared = prepare_question(loaded, prompt_media, question, generation, prepared)
         (run,) = generate(
-            loaded, [prepared], preset, generation, features=features, on_text=on_text
+            loaded, [prepared], preset, generation, features=features, listeners=[on_text]
         )
         report = build_report(
             loaded, prepared, preset, run, began=began, startup=startup, load=load

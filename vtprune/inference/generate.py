@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
     from vtprune.preset.calibration import Calibration
 
+Listener = Callable[[str], None]
+"""Gets the pieces of an answer as they are produced."""
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 
 
@@ -101,37 +103,70 @@ class Run:
         return replace(self, warnings=(*self.warnings, *warnings))
 
 
-@dataclass
 class TextStream:
-    """A streamer for transformers: note when tokens come, and pass on the first row's text."""
+    """A streamer for transformers: note when tokens come, and pass on the text of the rows.
 
-    tokenizer: PreTrainedTokenizerBase
-    on_text: Callable[[str], None] | None = None
-    ids: list[int] = field(default_factory=list)
-    first: float = 0.0
-    passed_on: str = ""
-    prompt_seen: bool = False
+    Args:
+        listeners: for each row what gets the pieces of its text; None for a row without.
+        ends: ids of the end-of-sequence tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        listeners: Sequence[Listener | None] = (),
+        ends: Sequence[int] = (),
+    ) -> None:
+        rows = [RowText(tokenizer, listener, ends) if listener else None for listener in listeners]
+        self.rows = {number: row for number, row in enumerate(rows) if row is not None}
+        self.first = 0.0
+        self.prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
         if not self.prompt_seen:  # the first call holds the prompt
             self.prompt_seen = True
             return
         self.first = self.first or time.perf_counter()
-        if self.on_text:
-            self.ids.append(int(value.flatten()[0]))
+        tokens = value.flatten()
+        for number, row in self.rows.items():
+            row.put(int(tokens[number]))
+
+    def end(self) -> None:
+        for row in self.rows.values():
+            row.end()
+
+
+@dataclass
+class RowText:
+    """The text of one row, passed on as it comes; what follows its end is padding."""
+
+    tokenizer: PreTrainedTokenizerBase
+    on_text: Listener
+    ends: Sequence[int]
+    ids: list[int] = field(default_factory=list)
+    passed_on: str = ""
+    ended: bool = False
+
+    def put(self, token: int) -> None:
+        if self.ended:
+            return
+        self.ids.append(token)
+        if token in self.ends:
+            self.end()
+        else:
             self.pass_on(self.text())
 
     def end(self) -> None:
-        if self.on_text:
-            self.pass_on(self.text(), ended=True)
+        if not self.ended:
+            self.pass_on(self.text(), last=True)
+        self.ended = True
 
     def text(self) -> str:
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
 
-    def pass_on(self, text: str, ended: bool = False) -> None:
+    def pass_on(self, text: str, last: bool = False) -> None:
         """Pass on what is new; hold half characters back until they are complete."""
-        assert self.on_text is not None
-        if not ended:
+        if not last:
             text = text.rstrip(REPLACEMENT)
         if text.startswith(self.passed_on) and len(text) > len(self.passed_on):
             piece = text[len(self.passed_on) :]
@@ -194,14 +229,17 @@ def generate(
     generation: Generation,
     *,
     features: FeatureCache | None = None,
-    on_text: Callable[[str], None] | None = None,
+    listeners: Sequence[Listener | None] = (),
+    stopped: Callable[[], Sequence[bool]] | None = None,
     length: int | None = None,
 ) -> list[Run]:
     """Answer questions under a preset, as one batch; one run a question.
 
     Args:
         features: the vision encoders' features, kept from call to call.
-        on_text: gets the pieces of the first answer as they are produced.
+        listeners: for each question, in order, what gets the pieces of its answer.
+        stopped: asked after every token which answers nobody waits for any more, one a question;
+            they end there.
         length: force exactly so many new tokens, greedily; for comparing times.
 
     Raises:
@@ -211,7 +249,7 @@ def generate(
     rows = [question.inputs for question in questions]
     tensors = batch_on_device(loaded, rows)
     with pruned(loaded, preset, PreparedInputs.of(tensors, rows, features)) as trace:
-        ids, seconds = generate_ids(loaded, tensors, generation, on_text, length)
+        ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopped, length)
     snapshot = trace.snapshot()
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     measured = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
@@ -248,21 +286,24 @@ def generate_ids(
     loaded: Loaded,
     tensors: Mapping[str, torch.Tensor],
     generation: Generation,
-    on_text: Callable[[str], None] | None = None,
+    listeners: Sequence[Listener | None] = (),
+    stopped: Callable[[], Sequence[bool]] | None = None,
     length: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return (B, S) ids with the prompts, and seconds: "decode", and "first_choice" from the call.
 
     Args:
         tensors: the model's inputs, on its device.
-        on_text, length: as of `generate`.
+        listeners, stopped, length: as of `generate`.
     """
-    stream = TextStream(loaded.files.tokenizer, on_text)
+    stream = TextStream(loaded.files.tokenizer, listeners, end_tokens(loaded))
     options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
     if length:
         options["min_new_tokens"] = length
     if generation.temperature > 0 and not length:
         options["logits_processor"] = [Sampler(generation, loaded.model.device)]
+    if stopped is not None:
+        options["stopping_criteria"] = [StopRows(stopped)]
     options |= {"do_sample": False, "num_beams": 1}
     options |= {"temperature": None, "top_p": None, "top_k": None}
     started = time.perf_counter()
@@ -290,11 +331,28 @@ def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[s
     ]
 
 
+class StopRows:
+    """A stopping criterion: the rows of a batch that are to end now."""
+
+    def __init__(self, stopped: Callable[[], Sequence[bool]]) -> None:
+        self.stopped = stopped
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        """Return (B,) bool for ids (B, S)."""
+        return torch.tensor(self.stopped(), dtype=torch.bool, device=input_ids.device)
+
+
+def end_tokens(loaded: Loaded) -> list[int]:
+    """Return the ids of the tokens that end an answer."""
+    ends = getattr(loaded.model.generation_config, "eos_token_id", None)
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else [int(token) for token in ends]
+
+
 def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:
     """What follows the prompt in every row, up to and with its end-of-sequence token."""
-    config = loaded.model.generation_config
-    ends = getattr(config, "eos_token_id", None)
-    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).flatten()
+    ends = torch.tensor(end_tokens(loaded), dtype=torch.long)
     rows = []
     for row in ids[:, prompt:].cpu():
         stops = torch.isin(row, ends).nonzero()
