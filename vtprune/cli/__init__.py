@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
     "show": ("vtprune.cli.show:show", "Draw which visual tokens were kept."),
     "batch": ("vtprune.cli.batch:batch", "Answer many questions about many files."),
+    "serve": ("vtprune.cli.serve:serve", "Serve one model to OpenAI-style clients."),
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
     "profile": (
         "vtprune.cli.profile:profile",

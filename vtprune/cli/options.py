@@ -61,11 +61,11 @@ def _option(
     return field(default=default, metadata={"option": declared})
 
 
-(_model, _pruning, _media, _limits, _input, _questions, _answer, _batch, _measuring, _search,
- _output) = (
+(_model, _pruning, _media, _limits, _input, _questions, _answer, _batch, _server, _measuring,
+ _search, _output) = (
     functools.partial(_option, section)
-    for section in ("Model", "Pruning", "Media", "Media", "Input", "Questions", "Answer",
-                    "Batch", "Measuring", "Search for a schedule", "Output")
+    for section in ("Model", "Pruning", "Media", "Media", "Input", "Questions", "Answer", "Batch",
+                    "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
@@ -210,6 +210,24 @@ class Flags:
     in_order: bool = _batch(
         "", "Write the lines in the order of the requests; without it, as they are answered.",
         default=False)
+
+    host: str = _server(
+        "NAME", "Address to listen on.", default="127.0.0.1")
+    port: int = _server("N", "Port to listen on.", default=8000, bounds=whole(0, 65535))
+    api_key_file: Path | None = _server(
+        "FILE", "A file with the key that clients have to give.  [default: none is asked for]")
+    max_batch: int = _server(
+        "N", "Largest number of requests in one forward.", default=8, bounds=whole(1, 256))
+    max_wait: float = _server(
+        "S", "How long a request waits for others to join it, in seconds.", default=0.02,
+        bounds=(0, 60, "0 to 60"))
+    max_queue: int = _server(
+        "N", "Number of requests that may wait; one more is refused.", default=64,
+        bounds=whole(1, 100_000))
+    allow_url: tuple[str, ...] = _server(
+        "HOST", "Fetch media from http and https addresses of this host. Repeatable.", default=())
+    media_root: Path | None = _server(
+        "DIR", "Let clients name files of this folder, by file: addresses.")
 
     repeats: int = _measuring(
         "N", "How often each row is timed.", default=5,

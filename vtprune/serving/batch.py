@@ -24,7 +24,7 @@ from vtprune.inference.prepare import (
     sampling_of,
     with_sampling,
 )
-from vtprune.inference.prompt_media import read_media
+from vtprune.inference.prompt_media import plan_media, read_planned
 from vtprune.inference.report import Report
 from vtprune.media import Limits
 from vtprune.models.base import Sampling, Turn
@@ -286,13 +286,29 @@ def read_ahead(
 def prepare(loaded: Loaded, request: Request, settings: BatchSettings) -> Prepared:
     """Read a request's media and make the model's inputs; return why that can't be done."""
 
-    def work() -> PreparedQuestion:
-        sampling = settings.sampling(request.preset)
-        media = read_media(loaded, request.files, sampling, request.preset, settings.limits)
-        turns = turns_over(request, len(media.items))
-        return prepare_turns(loaded, media, turns, on_device=False)
+    sampling = settings.sampling(request.preset)
+    return attempt(partial(prepare_request, loaded, request, sampling, settings.limits))
 
-    return attempt(work)
+
+def prepare_request(
+    loaded: Loaded,
+    request: Request,
+    sampling: Sampling,
+    limits: Limits,
+    thumbnails: bool = False,
+) -> PreparedQuestion:
+    """Read a request's media and make the model's inputs.
+
+    Args:
+        thumbnails: keep small pictures of the media, for drawing.
+
+    Raises:
+        VtpruneError: a file can't be read, or the model can't take the request.
+    """
+    plan = plan_media(loaded, request.files, sampling, request.preset, limits)
+    media = read_planned(replace(plan, thumbnails=thumbnails), limits)
+    turns = turns_over(request, len(media.items))
+    return prepare_turns(loaded, media, turns, on_device=False)
 
 
 def turns_over(request: Request, num_media: int) -> list[Turn]:

@@ -1,0 +1,179 @@
+"""`vtprune serve`: one model for OpenAI-style clients, its visual tokens pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune import __version__
+from vtprune.cli.flags import (
+    generation_from,
+    limits_from,
+    loading_from,
+    preset_from,
+    sampling_from,
+)
+from vtprune.cli.help import Command
+from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from vtprune.serving.app import ServerSettings
+    from vtprune.serving.uploads import UploadRules
+
+LONGEST_KEY = 4096
+EPILOG = """\b
+Examples:
+  vtprune serve --model qwen2.5-vl-7b --keep 0.3
+  vtprune serve --model qwen2.5-vl-7b --api-key-file key.txt --host 0.0.0.0
+  vtprune serve --media-root clips --allow-url images.example.org
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@takes(
+    *ONE_WAY,
+    *MODEL,
+    *MEDIA,
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "host",
+    "port",
+    "api_key_file",
+    "max_batch",
+    "max_wait",
+    "max_queue",
+    "workers",
+    "allow_url",
+    "media_root",
+    "json",
+    "quiet",
+    default_words={"preset": "balanced", "max_new_tokens": str(MAX_NEW_TOKENS)},
+)
+@click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
+def serve(flags: Flags) -> None:
+    """Serve one model to OpenAI-style clients.
+
+    Answers /v1/chat/completions with pictures and videos in messages, also streamed; requests that
+    wait are joined in batches. A request's "vtprune": {"keep": 0.2} is its own keep; preset, method
+    and seed likewise. There are /v1/models, /v1/files, /health, /metrics and, at /, a page to try
+    it. Ctrl-C finishes what runs. Needs vtprune[serve].
+    """
+    from vtprune.cli import output
+    from vtprune.cli.config import load_config
+    from vtprune.models.loading import load
+
+    user = load_config()
+    preset = preset_from(flags, user)
+    generation = generation_from(flags, user, seed=preset.seed)
+    rules = _rules(flags)
+    key = _read_key(flags.api_key_file)
+    uvicorn, app = _libraries()
+    loading = loading_from(flags, user)
+    with output.libraries_silenced():
+        with output.progress_line(flags.quiet) as show:
+            loaded = load(**loading, on_progress=show)
+        settings: ServerSettings = app.ServerSettings(
+            loading["name"] or "embedded",
+            preset,
+            generation,
+            app.QueueSettings(
+                flags.max_batch,
+                flags.max_wait,
+                flags.max_queue,
+                flags.workers,
+                limits_from(flags),
+                lambda each: sampling_from(each, flags),
+            ),
+            rules,
+            key,
+        )
+        config = uvicorn.Config(
+            app.create_app(loaded, settings),
+            host=flags.host,
+            port=flags.port,
+            log_level="critical",
+            access_log=False,
+            timeout_graceful_shutdown=60,
+        )
+        sockets = [_bind(config, flags)]
+        place = f"http://{flags.host}:{sockets[0].getsockname()[1]}"
+        if flags.json:
+            click.echo(f'{{"url": "{place}", "model": "{settings.name}"}}')
+        elif not flags.quiet:
+            click.echo(f"serving   {settings.name} at {place}", err=True)
+        uvicorn.Server(config).run(sockets=sockets)
+
+
+def _libraries():  # type: ignore[no-untyped-def]
+    """Return uvicorn and the module of the app.
+
+    Raises:
+        VtpruneError: they are not installed.
+    """
+    try:
+        import uvicorn
+
+        from vtprune.serving import app
+    except ImportError as error:
+        raise VtpruneError(
+            f"vtprune serve needs the package {error.name}, which is not installed",
+            'pip install "vtprune[serve]"',
+        ) from error
+    return uvicorn, app
+
+
+def _bind(config, flags: Flags):  # type: ignore[no-untyped-def]
+    """Return the socket to listen on.
+
+    Raises:
+        VtpruneError: the port is taken, or the address is not of this machine.
+    """
+    import socket
+
+    family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((flags.host, flags.port))
+    except OSError as error:
+        found.close()
+        raise VtpruneError(
+            f"--host {flags.host} --port {flags.port}: {error.strerror or error}",
+            "give another port; 0 takes a free one",
+        ) from error
+    return found
+
+
+def _rules(flags: Flags) -> UploadRules:
+    """Return what clients may name.
+
+    Raises:
+        VtpruneError: --media-root is no folder.
+    """
+    from vtprune.serving.uploads import UploadRules
+
+    if flags.media_root is not None and not flags.media_root.is_dir():
+        raise VtpruneError(f"--media-root {flags.media_root}: no such folder", "make it first")
+    return UploadRules(tuple(host.lower() for host in flags.allow_url), flags.media_root)
+
+
+def _read_key(path: Path | None) -> str:
+    """Return the key of a file, "" without one.
+
+    Raises:
+        VtpruneError: it can't be read, or holds no key.
+    """
+    if path is None:
+        return ""
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise VtpruneError(f"--api-key-file {path}: {reason}", "check the path") from error
+    if not key or len(key) > LONGEST_KEY or not key.isprintable():
+        raise VtpruneError(f"--api-key-file {path}: holds no key", "write the key on one line")
+    return key
