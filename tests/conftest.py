@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -215,3 +216,12 @@ class CorrectnessTable:
                 shown.append("; ".join(sorted(own)) or "not run")
             rows.append(f"| {name} | {kind} | {' | '.join(shown)} |")
         self.target.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The browser; without one the test is skipped."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("needs Chromium")
+    return found

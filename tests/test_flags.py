@@ -86,7 +86,8 @@ def test_an_o_that_names_a_file_is_told_of_save_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     for name in ("q.jsonl", "a.png"):
         (tmp_path / name).write_text('{"file": "a.png", "question": "what?"}\n')
-    given = {"ask": ["a.png", "what?"], "compare": ["a.png", "what?"], "profile": []}
+    given: dict[str, list[str]] = {"ask": ["a.png", "what?"], "compare": ["a.png", "what?"]}
+    given |= {"profile": [], "serve": []}
     needs = ["--save", "s.yaml"] if words[0] in ("tune", "calibrate") else []
     for value in ("out.csv", "-", "/tmp/mine.yaml"):
         result = invoke(*words, *given.get(words[0], ["q.jsonl"]), *needs, "-o", value)

@@ -9,6 +9,7 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    EMBEDDED,
     generation_from,
     limits_from,
     loading_from,
@@ -77,7 +78,7 @@ def serve(flags: Flags) -> None:
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading, on_progress=show)
         settings: ServerSettings = app.ServerSettings(
-            loading["name"] or "embedded",
+            _model_name(loading["name"]),
             preset,
             generation,
             app.QueueSettings(
@@ -106,6 +107,13 @@ def serve(flags: Flags) -> None:
         elif not flags.quiet:
             click.echo(f"serving   {settings.name} at {place}", err=True)
         uvicorn.Server(config).run(sockets=sockets)
+
+
+def _model_name(name: str | None) -> str:
+    """Return the name that clients give the model: of a directory, its last part."""
+    if name is None:
+        return EMBEDDED
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _libraries():  # type: ignore[no-untyped-def]

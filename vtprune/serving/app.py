@@ -97,10 +97,6 @@ class ChatRequest(BaseModel):
     vtprune: PruningOptions = PruningOptions()
 
 
-class TooLargeError(Exception):
-    """A body above the limit."""
-
-
 class LimitedBody:
     """Refuses bodies above a limit while they come, whatever their header says."""
 
@@ -108,32 +104,17 @@ class LimitedBody:
         self.app, self.most_bytes = app, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         size = 0
-        started = False
 
         async def limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.most_bytes:
-                raise TooLargeError
+                raise HTTPException(413, f"the request is over {self.most_bytes:,} bytes")
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, limited, noted)
-        except TooLargeError:
-            if started:
-                raise
-            text = f"the request is over the limit of {self.most_bytes:,} bytes"
-            await _error(413, text)(scope, receive, send)
+        await self.app(scope, limited, send)
 
 
 # -- counting --------------------------------------------------------------------------------------
@@ -336,7 +317,8 @@ class Server:
         choice = {"index": 0, "message": answer, "finish_reason": finish_reason(report, job)}
         values = self.head("chat.completion") | {"choices": [choice], "usage": usage_of(report)}
         if body.vtprune.draw:
-            values["vtprune"] = {"html": await asyncio.to_thread(draw_page, report)}
+            html = await asyncio.to_thread(draw_page, report, self.settings.name)
+            values["vtprune"] = {"html": html}
         return JSONResponse(values)
 
     def make_job(self, body: ChatRequest, folder: Path) -> Job:
@@ -460,8 +442,9 @@ def usage_of(report: Report) -> dict[str, object]:
     }
 
 
-def draw_page(report: Report) -> str:
+def draw_page(report: Report, name: str) -> str:
     """Return the HTML page of what was kept."""
     from vtprune.pictures.drawing import draw
 
-    return draw(report).html().decode()
+    named = replace(report, model=replace(report.model, name=name))  # not a path of the server
+    return draw(named).html().decode()

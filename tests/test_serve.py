@@ -1,0 +1,485 @@
+"""The server: OpenAI's client, batches, streams, limits, what clients may name, the page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import http.server
+import io
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import save_noise
+from PIL import Image
+
+import vtprune
+from vtprune.cli import cli
+from vtprune.errors import MediaError, VtpruneError
+from vtprune.inference.generate import Generation
+
+for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+    pytest.importorskip(package)
+
+import uvicorn  # noqa: E402
+from fastapi.testclient import TestClient  # noqa: E402
+
+from vtprune.serving import queue as queue_module  # noqa: E402
+from vtprune.serving import uploads  # noqa: E402
+from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
+from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings  # noqa: E402
+from vtprune.serving.requests import requests_about  # noqa: E402
+from vtprune.serving.uploads import UploadRules, Uploads, decode_data_url, fetch  # noqa: E402
+
+PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
+SETTINGS = ServerSettings("tiny", PRESET, Generation(max_new_tokens=4))
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
+    return vtprune.load(str(checkpoints("llava_onevision")))
+
+
+@pytest.fixture(scope="module")
+def client(loaded: vtprune.Loaded) -> Iterator[TestClient]:
+    with TestClient(create_app(loaded, SETTINGS)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        save_noise(folder / f"{number}.png", 40 + 30 * number, 60)
+    return sorted(folder.iterdir())
+
+
+def data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def ask(url: str, question: str = "what?", **more: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": parts}], **more}
+
+
+def error_of(client: TestClient, body: object, status: int) -> str:
+    response = client.post(CHAT, json=body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["code"] == status
+    return str(error["message"])
+
+
+def test_an_answer_is_that_of_ask_with_visual_tokens_in_its_usage(
+    loaded: vtprune.Loaded, client: TestClient, pictures: list[Path]
+) -> None:
+    for path in pictures:
+        answer = client.post(CHAT, json=ask(data_url(path), model="tiny")).json()
+        alone = vtprune.ask(loaded, path, "what?", preset=PRESET, generation=SETTINGS.generation)
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": alone.answer}
+        usage = answer["usage"]
+        assert usage["visual_tokens"] == alone.tokens.visual > usage["visual_tokens_kept"]
+        assert usage["visual_tokens_kept"] == alone.tokens.kept_after
+        assert usage["prompt_tokens"] == alone.tokens.visual + alone.tokens.text
+    server: Server = client.app.state.server  # type: ignore[attr-defined]
+    assert list(server.folder.iterdir()) == []  # nothing of a request stays
+
+
+def test_a_request_has_its_own_keep_preset_method_seed_and_length(
+    client: TestClient, pictures: list[Path]
+) -> None:
+    def usage(**more: Any) -> Any:
+        return client.post(CHAT, json=ask(data_url(pictures[0]), **more)).json()["usage"]
+
+    assert usage(vtprune={"keep": 0.9})["keep_mean"] > 0.85
+    assert usage(vtprune={"keep": 0.5, "method": "uniform", "seed": 3})["keep_mean"] < 0.55
+    assert usage(vtprune={"preset": "fast"})["keep_mean"] < 0.5
+    assert usage(max_tokens=1)["completion_tokens"] == 1
+
+
+def test_a_stream_has_the_pieces_of_the_answer_and_its_usage(
+    client: TestClient, pictures: list[Path]
+) -> None:
+    body = ask(data_url(pictures[1]))
+    whole = client.post(CHAT, json=body).json()
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    with client.stream("POST", CHAT, json={**body, **more}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    events = [json.loads(line) for line in lines]
+    assert events.pop()["usage"] == whole["usage"]
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    assert text.strip() == whole["choices"][0]["message"]["content"]
+    assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_answers_under_many_clients_are_those_alone(
+    loaded: vtprune.Loaded, pictures: list[Path]
+) -> None:
+    settings = replace(SETTINGS, queue=QueueSettings(max_batch=4, max_wait=0.2))
+    questions = [f"what is it {'then ' * (number % 5)}?" for number in range(20)]
+    with TestClient(create_app(loaded, settings)) as client, ThreadPoolExecutor(20) as pool:
+
+        def answer(number: int) -> Any:
+            body = ask(data_url(pictures[number % 3]), questions[number], stream=number % 4 == 0)
+            response = client.post(CHAT, json=body)
+            assert response.status_code == 200
+            if not body["stream"]:
+                return response.json()["choices"][0]["message"]["content"]
+            events = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+            return "".join(e["choices"][0]["delta"].get("content", "") for e in events).strip()
+
+        answers = list(pool.map(answer, range(20)))
+        sizes = client.app.state.server.queue.batch_sizes  # type: ignore[attr-defined]
+    assert max(sizes) == 4
+    for number, text in enumerate(answers):
+        alone = vtprune.ask(loaded, pictures[number % 3], questions[number], preset=PRESET,
+                            generation=SETTINGS.generation)  # fmt: skip
+        assert text == alone.answer
+
+
+def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
+    openai = pytest.importorskip("openai")
+    app = create_app(loaded, replace(SETTINGS, key="secret"))
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=functools.partial(server.run, sockets=[sock]))
+    thread.start()
+    try:
+        base = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+        client = openai.OpenAI(base_url=base, api_key="secret", max_retries=0)
+        for _ in range(100):
+            if server.started:
+                break
+            time.sleep(0.05)
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        with pictures[0].open("rb") as file:
+            name = client.files.create(file=file, purpose="vision").id
+        body = ask(name, model="tiny")
+        found = client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 0.5}})
+        assert found.usage.visual_tokens_kept > 0
+        pieces = client.chat.completions.create(**body, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        with pytest.raises(openai.BadRequestError, match=r"keep 7\.0 is not a fraction"):
+            client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 7}})
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=base, api_key="guess", max_retries=0).models.list()
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"messages": []}, "not a list of messages"),
+        ({}, "messages: Field required"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "no picture and no video"),
+        (ask("data:image/png;base64,AAAA"), "not a picture or a video"),
+        (ask("data:image/png;base64,%%%"), "base64 can't be decoded"),
+        (ask("data:image/png,abc"), "not a data URL in base64"),
+        (ask("/etc/passwd"), "neither a data URL, an uploaded file, nor an address"),
+        (ask("file:///etc/passwd"), "files of the server are not open to clients"),
+        (ask("file-" + "0" * 24), "no file of that id was uploaded"),
+        (ask("file-../../etc"), "neither a data URL"),
+        (ask("http://example.org/a.png"), "addresses of example.org are not fetched"),
+        (ask("x", temperature=-1), "temperature: "),
+        (ask("x", n=2), "n: "),
+        (ask("x", vtprune={"kep": 1}), "vtprune.kep: "),
+        (ask("x", vtprune={"preset": "/etc/passwd"}), "neither a data URL"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_said_to_be_wrong(
+    client: TestClient, body: dict[str, Any], reason: str
+) -> None:
+    assert reason in error_of(client, body, 400)
+
+
+def test_a_preset_of_a_request_is_a_name_and_never_a_file(
+    client: TestClient, pictures: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("keep: 0.5\nstages: [{at: 2, method: random}]\n")
+    body = ask(data_url(pictures[0]), vtprune={"preset": str(path)})
+    assert "no preset" in error_of(client, body, 400)
+
+
+def test_other_errors_have_the_clients_form(client: TestClient, pictures: list[Path]) -> None:
+    assert "no model 'gpt'" in error_of(client, ask(data_url(pictures[0]), model="gpt"), 404)
+    assert client.get("/nothing").json()["error"]["code"] == 404
+    assert client.post(CHAT, content=b"{" * 1000).json()["error"]["code"] == 400
+    assert client.get("/health").json()["status"] == "ok"
+    metrics = client.get("/metrics").text
+    assert 'vtprune_visual_tokens_total{which="kept"}' in metrics
+    assert 'vtprune_seconds_bucket{le="0.1",part="prefill"}' in metrics
+
+
+def test_a_body_over_the_limit_is_refused(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
+    settings = replace(SETTINGS, most_bytes=1000, uploads=UploadRules(most_bytes=100))
+    with TestClient(create_app(loaded, settings)) as client:
+        assert client.post(CHAT, json=ask("x" * 2000)).status_code == 413
+        with pytest.raises(MediaError, match="over the limit of 100 bytes"):
+            decode_data_url(data_url(pictures[0]), 100)
+        response = client.post("/v1/files", files={"file": ("a.png", b"x" * 200)})
+        assert response.json()["error"]["code"] == 400
+
+
+class Held:
+    """A `generate` that waits until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let_go, self.begun = threading.Event(), threading.Event()
+        self.batches: list[int] = []
+        self.whole = queue_module.generate
+        monkeypatch.setattr(queue_module, "generate", self)
+
+    def __call__(self, loaded: Any, questions: Sequence[Any], *args: Any, **more: Any) -> Any:
+        self.batches.append(len(questions))
+        self.begun.set()
+        assert self.let_go.wait(20)
+        return self.whole(loaded, questions, *args, **more)
+
+
+def job(path: Path, question: str = "what?") -> Job:
+    return Job(requests_about([str(path)], [question], PRESET)[0], SETTINGS.generation)
+
+
+def test_a_full_queue_refuses_a_hung_up_client_is_dropped_and_a_stop_finishes(
+    loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    queue = JobQueue(loaded, QueueSettings(max_batch=1, max_wait=0, max_queue=2))
+    first, second, gone = (job(pictures[0], str(number)) for number in range(3))
+    queue.submit(first)
+    assert held.begun.wait(20)
+    queue.submit(second)
+    queue.submit(gone)
+    with pytest.raises(QueueFullError, match="2 requests wait already"):
+        queue.submit(job(pictures[0]))
+    gone.gone.set()
+    held.let_go.set()
+    queue.stop(20)
+    assert first.result.result(0).answer is not None
+    assert second.result.result(0).question == "1"
+    assert gone.result.cancelled()
+    assert len(held.batches) == 2
+    with pytest.raises(VtpruneError, match="shutting down"):
+        queue.submit(job(pictures[0]))
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    whole = queue_module.generate
+
+    def generate(loaded: Any, questions: Sequence[Any], *args: Any, **more: Any) -> Any:
+        sizes.append(len(questions))
+        if len(questions) > 2:
+            raise queue_module.OutOfMemoryError("out of memory")
+        return whole(loaded, questions, *args, **more)
+
+    monkeypatch.setattr(queue_module, "generate", generate)
+    queue = JobQueue(loaded, QueueSettings(max_batch=4, max_wait=1.0))
+    jobs = [job(pictures[0], str(number)) for number in range(4)]
+    for each in jobs:
+        queue.submit(each)
+    assert [each.result.result(20).question for each in jobs] == ["0", "1", "2", "3"]
+    queue.stop(20)
+    assert sizes == [4, 2, 2]
+
+
+def test_an_answer_that_nobody_waits_for_ends_early(
+    loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = JobQueue(loaded, QueueSettings(max_wait=0))
+    long = replace(job(pictures[0]), generation=Generation(max_new_tokens=4000))
+    pieces: list[str] = []
+
+    def listen(piece: str) -> None:
+        pieces.append(piece)
+        long.gone.set()
+
+    long.listener = listen
+    queue.submit(long)
+    queue.stop(30)
+    assert long.result.cancelled()
+    assert len(pieces) < 10
+
+
+# -- what clients may name -------------------------------------------------------------------------
+
+
+def test_files_outside_of_the_root_are_never_reached(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "secret.png"
+    (root / "in").mkdir(parents=True)
+    outside.write_bytes(b"secret")
+    inside = root / "in" / "a b.png"
+    inside.write_bytes(b"picture")
+    os.symlink(outside, root / "link.png")
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2" / "x.png").write_bytes(b"secret")
+    found = Uploads(tmp_path, UploadRules(root=root))
+    for address in (f"file://{inside.parent}/a%20b.png", "file:///in/a%20b.png",
+                    "file://localhost/in/a%20b.png"):  # fmt: skip
+        assert found.resolve(address, tmp_path) == str(inside)
+    for address in (f"file://{outside}", "file:///../secret.png", "file:///in/../../secret.png",
+                    "file:///link.png", "file:///%2e%2e/secret.png", "file:///..%2fsecret.png",
+                    f"file://{tmp_path}/root2/x.png", "file:///../root2/x.png", "file://host/in",
+                    "file:///in/a%20b.png%00", "file:////etc/passwd"):  # fmt: skip
+        with pytest.raises(MediaError):
+            found.resolve(address, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1",
+     "::ffff:127.0.0.1", "224.0.0.1", "100.64.0.1", "fc00::1"],
+)  # fmt: skip
+def test_private_addresses_are_not_public(place: str) -> None:
+    assert not uploads.is_public(place)
+
+
+def test_an_allowed_host_of_a_private_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = UploadRules(hosts=("localhost", "clips.example"))
+    for address in ("http://localhost:1/a.png", "https://127.0.0.1/a.png"):
+        with pytest.raises(MediaError, match=r"private network|are not fetched"):
+            fetch(address, rules)
+    mixed = [(0, 0, 0, "", ("8.8.8.8", 80)), (0, 0, 0, "", ("10.0.0.1", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: mixed)
+    with pytest.raises(MediaError, match="private network"):
+        fetch("http://clips.example/a.png", rules)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        where = {"/there": "/good.png", "/away": "http://other.example/", "/round": "/round"}
+        if self.path in where:
+            self.send_response(302)
+            self.send_header("Location", where[self.path])
+            self.end_headers()
+            return
+        self.send_response(200 if self.path in ("/good.png", "/big") else 404)
+        self.end_headers()
+        self.wfile.write(b"x" * (4000 if self.path == "/big" else 5))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_addresses_are_fetched_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(uploads, "is_public", lambda place: True)
+    rules = UploadRules(hosts=("localhost",), most_bytes=1000, seconds=5)
+    base = f"http://localhost:{server.server_port}"
+    try:
+        assert fetch(f"{base}/good.png", rules) == fetch(f"{base}/there", rules) == b"xxxxx"
+        for path, reason in (("away", "addresses of other.example are not fetched"),
+                             ("round", "more than 3 redirections"), ("none", "status 404"),
+                             ("big", "over the limit of 1,000 bytes")):  # fmt: skip
+            with pytest.raises(MediaError, match=reason):
+                fetch(f"{base}/{path}", rules)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# -- the page and the command ----------------------------------------------------------------------
+
+
+def test_a_request_can_ask_for_the_drawing(client: TestClient, pictures: list[Path]) -> None:
+    body = ask(data_url(pictures[0]), "</script><b>", vtprune={"draw": True})
+    page = client.post(CHAT, json=body).json()["vtprune"]["html"]
+    assert "default-src 'none'" in page
+    assert "<b>" not in page
+    assert "Content-Security-Policy" in client.get("/").text
+
+
+def test_a_browser_asks_by_the_page(loaded: vtprune.Loaded, tmp_path: Path, chromium: str) -> None:
+    """A script chooses a red picture and asks: the kept tokens are drawn in the page's frame."""
+    app = create_app(loaded, SETTINGS)
+    red = io.BytesIO()
+    Image.new("RGB", (320, 240), (200, 40, 40)).save(red, "PNG")
+    picture = base64.b64encode(red.getvalue()).decode()
+    script = f"""<script>
+    const bytes = Uint8Array.from(atob("{picture}"), (c) => c.charCodeAt(0));
+    choose(new File([bytes], "red.png", {{ type: "image/png" }}));
+    byId("question").value = "what?";
+    byId("keep").value = "0.5";
+    byId("form").requestSubmit();
+    </script><img src="/answered" alt=""></body>"""
+
+    async def page() -> Any:
+        from fastapi.responses import HTMLResponse
+
+        found = await app.state.server.page()
+        text = found.body.decode().replace("</body>", script)
+        return HTMLResponse(text.replace("img-src data:", "img-src data: 'self'"))
+
+    async def answered() -> None:
+        """Hold the page's load, which the screenshot waits for, until the answer is drawn."""
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            if app.state.server.queue.batch_sizes and not app.state.server.queue.running:
+                break
+        await asyncio.sleep(1.5)
+
+    app.add_api_route("/try", page, methods=["GET"])
+    app.add_api_route("/answered", answered, methods=["GET"])
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=functools.partial(server.run, sockets=[sock]))
+    thread.start()
+    shot = tmp_path / "shot.png"
+    try:
+        subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+             "--window-size=1000,1200", f"--screenshot={shot}",
+             f"http://127.0.0.1:{sock.getsockname()[1]}/try"],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    with Image.open(shot) as image:
+        counts = image.convert("RGB").getcolors(2_000_000) or []
+    reds = sum(n for n, (r, g, b) in counts if abs(r - 200) < 12 and g < 60 and b < 60)
+    assert reds > 1000
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--port", "99999"], "--port"),
+        (["--media-root", "none"], "--media-root none: no such folder"),
+        (["--api-key-file", "none"], "--api-key-file none: No such file"),
+        (["--api-key-file", "empty"], "--api-key-file empty: holds no key"),
+        (["--keep", "3"], "keep 3 is not a fraction"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    args: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    result = CliRunner().invoke(cli, ["serve", *args])
+    assert result.exit_code in (1, 2)
+    assert reason in result.stderr
