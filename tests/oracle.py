@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from vtprune.engine.trace import Trace
 from vtprune.evaluation.checking import oracle
-from vtprune.evaluation.checking.oracle import Force, generate, masked
+from vtprune.evaluation.checking.oracle import Force, generate, masked, masking
 
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 """The argument of layers and the field of outputs that holds the cache."""
 
 
-__all__ = ["Force", "assert_masked", "both_ways", "dropped", "generate", "masked"]
+__all__ = ["Force", "assert_masked", "both_ways", "dropped", "generate", "masked", "masking"]
 
 
 def both_ways(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:

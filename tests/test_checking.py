@@ -287,8 +287,8 @@ def test_a_reference_that_does_not_hold_for_a_model_is_no_difference(
     """As if its layers read their mask in another way."""
     right = oracle._Blocking.add_mask
 
-    def wrong(self, mask, hidden, past):  # type: ignore[no-untyped-def]
-        return right(self, mask, hidden, past) + torch.linspace(0, 1, past + hidden.shape[1])
+    def wrong(self, mask, hidden, total):  # type: ignore[no-untyped-def]
+        return right(self, mask, hidden, total) + torch.linspace(0, 1, total)
 
     monkeypatch.setattr(oracle._Blocking, "add_mask", wrong)
     checked = run(loaded, cuts=1, kinds=["image"])
@@ -357,7 +357,7 @@ def test_a_model_with_one_kernel_is_held_against_another_batch_size(
 
 def test_the_oracle_refuses_layers_and_masks_that_it_does_not_know() -> None:
     hidden = torch.zeros(1, 3, 8)
-    block = oracle._Blocking([[1]])
+    block = oracle._Blocking([[1]], oracle._Columns())
     with pytest.raises(ModelError, match="Linear takes no hidden_states and attention_mask"):
         block(nn.Linear(8, 8), (hidden,), {"mask": None})
     with pytest.raises(ModelError, match="takes no mask a query"):
@@ -366,8 +366,9 @@ def test_the_oracle_refuses_layers_and_masks_that_it_does_not_know() -> None:
 
 def test_the_oracle_hides_columns_of_a_window_s_cache() -> None:
     """Of 6 columns the cache holds the last 4; column 3 is the second of them."""
-    block = oracle._Blocking([[0, 3]])
-    block.past = 5
+    columns = oracle._Columns()
+    columns.total = 6
+    block = oracle._Blocking([[0, 3]], columns)
     given = torch.ones(1, 1, 1, 4, dtype=torch.bool)
     _, changed = block(nn.Identity(), (torch.zeros(1, 1, 8),), {"attention_mask": given})
     bias = changed["attention_mask"]

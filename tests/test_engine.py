@@ -565,41 +565,6 @@ def test_a_cache_that_was_emptied_remembers_nothing_of_what_was_cut(where: str) 
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
-def windowed(width: int):  # type: ignore[no-untyped-def]
-    """A model whose layers see the last `width` tokens only."""
-    model = tiny.model("llava_next_mistral")
-    model.get_decoder().config.sliding_window = width
-    return model
-
-
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_keep_one_is_exact_on_a_model_with_a_sliding_window(cache: str) -> None:
-    model = windowed(40)
-    inputs = tiny.inputs("llava_next_mistral", model, "image")
-    options = {"cache_implementation": "static"} if cache == "static" else {}
-    expected = oracle.generate(model, inputs, steps=3, **options)[1]
-    with vtprune.pruning(model, keep=1.0):
-        assert torch.equal(oracle.generate(model, inputs, steps=3, **options)[1], expected)
-
-
-def test_a_prompt_longer_than_a_sliding_window_is_refused() -> None:
-    model = windowed(40)
-    inputs = tiny.inputs("llava_next_mistral", model, "image")
-    with pytest.raises(ModelError, match="sliding window"), vtprune.pruning(model, LAYER_TWO):
-        oracle.generate(model, inputs, steps=2)
-
-
-def test_an_answer_past_a_sliding_window_is_warned_of() -> None:
-    model = windowed(1)
-    inputs = tiny.inputs("llava_next_mistral", model, "image")
-    model.get_decoder().config.sliding_window = inputs["input_ids"].shape[1] + 2
-    with vtprune.pruning(model, LAYER_TWO) as trace:
-        oracle.generate(model, inputs, steps=2)
-        assert not trace.warnings
-        oracle.generate(model, inputs, steps=5)
-    assert any("sliding window" in warning for warning in trace.warnings)
-
-
 # -- what is refused -----------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ def test_a_mask_keeps_the_rows_and_columns_that_are_left(
     full = causal(batch, 6).expand(-1, heads, -1, -1).clone()
     full[:, :, 3, 2] = False  # something that is not merely causal
     mask = full if kind == torch.bool else additive(full, kind)
-    short = gather_mask(mask, pack(ROWS))
+    short = gather_mask(mask, pack(ROWS), 6)
     assert isinstance(short, torch.Tensor)
     assert short.shape == (2, heads, 4, 4)
     assert short.dtype == kind
@@ -123,7 +123,7 @@ def test_a_mask_keeps_the_rows_and_columns_that_are_left(
 
 def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -> None:
     for mask in (causal(2, 6, width=10), additive(causal(2, 6, width=10))):
-        short = gather_mask(mask, pack(ROWS))
+        short = gather_mask(mask, pack(ROWS), 6)
         assert isinstance(short, torch.Tensor)
         assert short.shape == (2, 1, 4, 10)
         seen = short if short.dtype == torch.bool else short == 0
@@ -133,30 +133,10 @@ def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -
         assert short.dtype == torch.bool or float(short.min()) == LOWEST
 
 
-@pytest.mark.parametrize("mask", [None, torch.ones(2, 6, dtype=torch.long)])
-def test_a_mask_of_columns_becomes_that_of_the_padding(mask: torch.Tensor | None) -> None:
-    packed = pack(ROWS)
-    short = gather_mask(mask, packed)
-    assert isinstance(short, torch.Tensor)
-    assert torch.equal(short.bool(), packed.valid)
-    assert gather_mask(mask, pack([torch.tensor([1]), torch.tensor([2])])) is None
-
-
-def test_masks_by_layer_type_are_cut_each() -> None:
-    masks = {"full_attention": causal(2, 6), "sliding_attention": None}
-    short = gather_mask(masks, pack(ROWS))
-    assert isinstance(short, dict)
-    full = short["full_attention"]
-    assert isinstance(full, torch.Tensor)
-    assert full.shape == (2, 1, 4, 4)
-    assert short["sliding_attention"] is not None
-    assert short["sliding_attention"].tolist()[1] == [False, False, True, True]
-
-
 def test_a_mask_is_not_changed_in_place() -> None:
     mask = additive(causal(2, 6))
     before = mask.clone()
-    gather_mask(mask, pack(ROWS))
+    gather_mask(mask, pack(ROWS), 6)
     assert torch.equal(mask, before)
 
 
@@ -231,11 +211,14 @@ def test_keys_that_were_decoded_since_a_cut_are_valid() -> None:
 def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
     """So that each step of decoding makes one mask for all of them."""
     valid = torch.tensor([[False, True, True], [True, True, True]])
-    structure = SimpleNamespace(memories=[LayerMemory(True, False)] * 4, first_with_keys=0)
+    memories = [LayerMemory(True, False)] * 4
+    structure = SimpleNamespace(
+        memories=memories, first_with_keys=0, key_layers=range(4), layers=memories
+    )
     sequence = SequenceState(structure, [], valid)  # type: ignore[arg-type]
     sequence.columns = [torch.tensor([1]), torch.tensor([0, 2])]
     sequence.end_cut(2, False, torch.device("cpu"))
-    after = sequence.cache_after(4)
+    after = sequence.cache_after()
     assert after.lengths == (3, 3, 2, 2)
     assert after.first_cut == 2
     assert after.valid[0] is after.valid[1]
@@ -245,3 +228,15 @@ def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
     assert after.valid[2] is not None
     assert after.valid[2].tolist() == [[False, True], [True, True]]
     assert not after.shifts
+    assert after.key_columns[0].tolist() == [[-1, 1, 2], [0, 1, 2]]
+    assert after.key_columns[2].tolist() == [[-1, 1], [0, 2]]
+
+
+def test_a_mask_of_fewer_keys_than_queries_leaves_out_those_that_were_dropped_since() -> None:
+    mask, rows = causal(2, 6), pack([row[:2] for row in ROWS])
+    valid = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    short = gather_mask(mask, rows, 6, pack(ROWS), valid)
+    assert short.shape == (2, 1, rows.length, 4)
+    assert not short[:, 0][~valid[:, None].expand(-1, rows.length, -1)].any()
+    last = gather_mask(mask[:, :, -1:], rows, 6, pack(ROWS), valid)  # of the last token alone
+    assert last[:, 0, 0].tolist() == valid.tolist()

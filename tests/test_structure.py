@@ -48,7 +48,7 @@ def test_the_parts_of_every_family_are_found(name: str) -> None:
     assert found.decoder is model.get_decoder()
     assert found.layers == tuple(found.decoder.layers)
     assert found.num_heads == found.decoder.config.num_attention_heads
-    assert found.num_heads * found.head_dim == tiny.WIDTH
+    assert found.num_heads * found.head_dim(0) == tiny.WIDTH
     assert found.hidden_size == tiny.WIDTH
     assert found.family.listed
     assert found.device.type == "cpu"
@@ -61,7 +61,7 @@ def test_a_projection_gives_all_heads_side_by_side(name: str, state: str) -> Non
     config = found.decoder.config
     heads = config.num_attention_heads if state == "query" else config.num_key_value_heads
     projected = found.projection(1, state)(torch.randn(1, 3, tiny.WIDTH))
-    assert projected.shape == (1, 3, heads * found.head_dim)
+    assert projected.shape == (1, 3, heads * found.head_dim(0))
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
@@ -190,11 +190,7 @@ def test_what_is_no_model_is_refused(thing: object) -> None:
 OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "dots3_note": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "ernie4_5_vl_moe": ({}, "its experts are told by column what is a picture"),
-    "gemma4": (
-        {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
-        r"its layers can take an input of their own for every token \(per_layer_inputs\)",
-    ),
-    "gemma4_unified": ({}, "its layers can hand keys and values to one another"),
+    "gemma4": ({"use_bidirectional_attention": "all"}, "its tokens see all later ones"),
     "idefics": ({}, "IdeficsAttention counts the tokens of the sequence"),
     "inkling_mm_model": ({}, r"its layers mix neighbouring tokens \(convolution\) \(conv_mask\)"),
     "llama4": ({}, "layers of type chunked_attention attend within chunks"),

@@ -34,7 +34,13 @@ STAGES = {
     ],
 }
 STEPS = 3
-EXACT = ("aria", "paligemma", "glm4v_moe", "muse_glimmer")
+EXACT = ("aria", "paligemma", "glm4v_moe", "muse_glimmer", "gemma4-31b", "gemma4-e2b")
+LATE = [
+    {"at": 1, "method": "random", "keep": 0.7},
+    {"at": 3, "method": "random", "keep": 0.5},
+    {"at": 5, "method": "uniform", "keep": 0.2},
+]
+"""Between layers that make keys and those that share them."""
 REFUSED = {
     "minimax_m3_vl": "MiniMaxM3VLAttention counts the tokens of the sequence",
     "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
@@ -48,25 +54,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         every = metafunc.config.getoption("--zoo")
         # Of the listed families test_engine.py tries every kind of prompt.
         swept = [one for one in zoo.MODEL_TYPES if one not in FAMILIES and one not in NOT_BUILT]
-        metafunc.parametrize("swept", swept if every else EXACT)
+        metafunc.parametrize("swept", [*swept, *zoo.MIXES] if every else EXACT)
 
 
 def test_a_class_is_exact_or_refused(
     swept: str, request: pytest.FixtureRequest, record_property: Callable[[str, str], None]
 ) -> None:
-    if request.config.getoption("--zoo") and (reason := zoo.outcome(swept)):
+    mixed = swept in zoo.MIXES
+    if zoo.MIXES.get(swept, (swept,))[0] not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    if request.config.getoption("--zoo") and not mixed and (reason := zoo.outcome(swept)):
         record_property("outcome", reason)
         assert swept not in EXACT, reason
         return
     model, batches = zoo.ready(swept)
     for batch in batches:
-        for stages in STAGES.values():
-            check(model, batch, stages)
+        for stages in (STAGES["both"], LATE) if mixed else STAGES.values():
+            check(model, batch, stages, steps=8 if mixed else 3)
     record_property("outcome", "exact")
 
 
 def check(
-    model: PreTrainedModel, batch: dict[str, torch.Tensor], stages: list[dict[str, object]]
+    model: PreTrainedModel,
+    batch: dict[str, torch.Tensor],
+    stages: list[dict[str, object]],
+    steps: int = 3,
 ) -> None:
     """Pruned equals masked, or the loop over the layers where some of them keep a state.
 
@@ -75,18 +87,18 @@ def check(
     state = find_structure(model).keeps_state()
     kernel = model.config._attn_implementation
     with vtprune.pruning(model, {"stages": stages}) as trace:
-        tokens, logits = generate(model, batch, STEPS)
-    whole = generate(model, batch, STEPS, tokens)[1]
+        tokens, logits = generate(model, batch, steps)
+    whole = generate(model, batch, steps, tokens)[1]
     model.set_attn_implementation("eager")
     try:
-        noise = float((generate(model, batch, STEPS, tokens)[1] - whole).abs().max())
+        noise = float((generate(model, batch, steps, tokens)[1] - whole).abs().max())
         compare = layer_loop.loop if state else zoo.masked
         expected = compare(model, batch, dropped(trace, batch), tokens)
         if state:
             loop = layer_loop.loop(model, batch, [], tokens)
             noise = max(noise, float((loop - whole).abs().max()))
         with vtprune.pruning(model, {"stages": stages}) as again:
-            eager = generate(model, batch, STEPS, tokens)[1]
+            eager = generate(model, batch, steps, tokens)[1]
     finally:
         model.set_attn_implementation(kernel)
     assert [one.kept for one in again.stages] == [one.kept for one in trace.stages]
@@ -113,11 +125,11 @@ def test_a_decoder_without_a_size_is_refused() -> None:
 
 def test_a_decoder_whose_layers_differ_in_a_size_is_refused() -> None:
     model = shared_model("llava_onevision")
-    ambiguous = RuntimeError("'head_dim' is a per-layer attribute and may vary across layers")
+    ambiguous = RuntimeError("'hidden_size' is a per-layer attribute and may vary across layers")
     config = PropertyMock(side_effect=ambiguous)
     with (
-        patch.object(type(model.get_decoder().config), "head_dim", config, create=True),
-        pytest.raises(ModelError, match="its layers differ in head_dim"),
+        patch.object(type(model.get_decoder().config), "hidden_size", config, create=True),
+        pytest.raises(ModelError, match="its layers differ in hidden_size"),
     ):
         find_structure(model)
 

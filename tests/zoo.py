@@ -118,16 +118,52 @@ NARROW: dict[str, dict[str, Any]] = {
 """What fits a small decoder better."""
 GRIDS = {"hunyuan_vl": (4, 14)}
 """Patches in the rows and columns of a picture where a row of tokens ends with a newline."""
+GEMMA4: dict[str, Any] = {
+    "hidden_size": 64,
+    "head_dim": 16,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "per_layer_config": {n: {"head_dim": 32, "num_key_value_heads": 1} for n in (1, 3, 5)},
+    "sliding_window": 12,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "attention_k_eq_v": True,
+    "use_bidirectional_attention": "vision",
+}
+GEMMA4_SMALL = {
+    "attention_k_eq_v": False,
+    "use_bidirectional_attention": None,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_hidden_layers": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
+    "per_layer_config": {n: {"head_dim": 32} for n in (1, 3, 5, 7)},
+    "num_kv_shared_layers": 4,
+    "use_double_wide_mlp": True,
+}
+MIXES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4-31b": ("gemma4", GEMMA4),
+    "gemma4-26b": (
+        "gemma4",
+        GEMMA4
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+        | {"moe_intermediate_size": 48},
+    ),
+    "gemma4-e2b": ("gemma4", GEMMA4 | GEMMA4_SMALL),
+}
+"""Name -> class and the layers of its published checkpoints, which its default config lacks."""
 EAGER = ("apertus1p5", "got_ocr2", "pp_chart2table")  # have no other attention
 
 
-def build_config(model_type: str, small: bool, layers: int = LAYERS) -> PreTrainedConfig:
-    """A class's default config, with a small decoder or as it is."""
+def build_config(name: str, small: bool, layers: int = LAYERS) -> PreTrainedConfig:
+    """The default config of a class or of a mix, with a small decoder or as it is."""
+    model_type, mix = MIXES.get(name, (name, {}))
     values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
     _put(values, MISSING.get(model_type, {}))
     if small:
         values = _shrink(values, layers)
         _put(values, NARROW.get(model_type, {}))
+        _put(values, {f"text_config.{field}": value for field, value in mix.items()})
     return CONFIG_MAPPING[model_type](**values)
 
 
@@ -180,6 +216,9 @@ def _shrink_text(values: dict[str, Any], layers: int) -> dict[str, Any]:
             value = None if value is None else 0
         elif name == "num_hidden_layers":
             value = len(chosen)
+        elif name == "per_layer_config" and value:
+            by_layer = {int(layer): sizes for layer, sizes in value.items()}
+            value = {n: by_layer[at] for n, at in enumerate(sorted(chosen)) if at in by_layer}
         small[name] = value
     heads, width = values.get("num_attention_heads"), values.get("hidden_size")
     if isinstance(heads, int) and isinstance(width, int):
@@ -221,10 +260,11 @@ def skeleton(model_type: str) -> PreTrainedModel:
         return auto.from_config(config)
 
 
-def build(model_type: str, layers: int = LAYERS) -> PreTrainedModel:
+def build(name: str, layers: int = LAYERS) -> PreTrainedModel:
     """A class with a small decoder; the weights of its tower are zeros that take no memory."""
+    config = build_config(name, small=True, layers=layers)
+    model_type = config.model_type
     attention = "eager" if model_type in EAGER else "sdpa"
-    config = build_config(model_type, small=True, layers=layers)
     AutoModelForImageTextToText._model_mapping[type(config)]
     with towers_without_timm(model_type), weights_on_meta(), initialization.no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
@@ -355,19 +395,17 @@ class CannotRunError(Exception):
     """A class that is accepted, but that these made-up inputs do not fit."""
 
 
-def ready(
-    model_type: str, layers: int = LAYERS
-) -> tuple[PreTrainedModel, list[dict[str, torch.Tensor]]]:
-    """A small model of a class whose encoder is faked, and one input and a ragged batch for it.
+def ready(name: str, layers: int = LAYERS) -> tuple[PreTrainedModel, list[dict[str, torch.Tensor]]]:
+    """A small model of a class or mix whose encoder is faked, one input and a ragged batch for it.
 
     Raises:
         ModelError: the class is refused.
         CannotRunError: it runs in none of the forms.
     """
-    model = build(model_type, layers)
-    for name in ("vision_start_token_id", "audio_start_token_id"):
-        if "omni" in model_type and not hasattr(model.config, name):
-            setattr(model.config, name, 990)
+    model = build(name, layers)
+    for token in ("vision_start_token_id", "audio_start_token_id"):
+        if "omni" in name and not hasattr(model.config, token):
+            setattr(model.config, token, 990)
     structure = find_structure(model)
     if not hasattr(structure.inner, "get_image_features"):
         raise CannotRunError("it has no get_image_features")
@@ -397,30 +435,8 @@ def masked(
 
     The masks are the model's own, whatever they say of pictures, with the columns taken away.
     """
-    hooks = []
-    for number, layer in enumerate(find_structure(model).layers):
-        hidden_from = [columns for first, columns in drops if first <= number]
-        if not hidden_from:
-            continue
-
-        def hide(module, args, kwargs, columns=hidden_from[-1]):  # type: ignore[no-untyped-def]
-            mask = kwargs["attention_mask"].clone()
-            blocked = torch.finfo(mask.dtype).min
-            rows, keys = mask.shape[2:]
-            mask = mask.expand(len(columns), -1, -1, -1).clone()
-            for row, gone in enumerate(columns):
-                mask[row, :, :, list(gone)] = blocked
-            own = torch.arange(rows)
-            if rows > 1:  # a query that sees nothing is never read; it stays finite
-                mask[:, :, own, keys - rows + own] = 0.0
-            return args, {**kwargs, "attention_mask": mask}
-
-        hooks.append(layer.register_forward_pre_hook(hide, with_kwargs=True))
-    try:
+    with oracle.masking(model, drops, find_structure(model).layers):
         return oracle.generate(model, batch, force.shape[1], force)[1]
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def outcome(model_type: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from vtprune.engine.packing import Packed
+from vtprune.errors import ModelError
 from vtprune.models.seams import make_mask
 from vtprune.models.structure import Structure
 
@@ -32,46 +33,81 @@ def causal_mask(
     return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
 
 
-def is_prepared(mask: object) -> bool:
-    """Return whether a decoder's mask is 4-D, or a mapping of such by layer type.
+def mask_by_columns(
+    structure: Structure,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    width: int,
+    window: int | None,
+    hidden: torch.Tensor,
+) -> torch.Tensor:
+    """Return a mask by where tokens were in the original prompts, in the form of the attention.
 
-    Where one of a mapping was left out, since nothing was padded (5.17 to 5.24: `generate` with a
-    static cache), padding that a cut makes needs another, and the decoder makes all of them.
+    A window counts the columns between two tokens, dropped ones too.
+
+    Args:
+        queries: (B, n) original columns; -1 for padding.
+        keys: (B, K) those of all keys that a layer has had, -1 for what it is not to see.
+        width: keys that it holds: the last ones, or, where it is more than K, all and free slots.
+        window: how far back a query sees, itself included; None: to the beginning.
+        hidden: tells the device and the type of an added mask.
+
+    Raises:
+        ModelError: flash attention, which takes no mask a query, and more than one query.
     """
-    if isinstance(mask, Mapping):
-        return all(of_type is not None for of_type in mask.values())
-    return isinstance(mask, torch.Tensor) and mask.dim() == 4
+    free = width - keys.shape[1]
+    keys = torch.nn.functional.pad(keys, (0, free), value=-1) if free > 0 else keys[:, -width:]
+    back = queries[:, :, None].to(hidden.device) - keys[:, None, :].to(hidden.device)
+    seen = (keys >= 0).to(hidden.device)[:, None, :] & (back >= 0)  # (B, n, W)
+    if window is not None:
+        seen &= back < window
+    if "flash" in structure.attention:
+        if seen.shape[1] > 1:
+            raise ModelError(
+                f"{structure.attention} takes no mask a query, which this prompt needs in layers "
+                "that see a window, or share keys that were dropped since",
+                "load the model with attention sdpa or eager",
+            )
+        return seen[:, 0]
+    if structure.attention == "sdpa":
+        return seen[:, None]
+    bias = hidden.new_zeros(seen.shape)
+    return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)[:, None]
 
 
-def gather_mask(mask: object, packed: Packed) -> object:
+def gather_mask(
+    mask: torch.Tensor,
+    rows: Packed,
+    source: int,
+    keys: Packed | None = None,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the rows and columns of a prepared attention mask that are left after a cut.
 
     Args:
         mask: (B or 1, 1 or H, S, W), bool (True attends) or added to the scores; W is S, or more
-            for a static cache, whose further columns stay masked. (B, S) for flash attention,
-            None where all is seen, or a mapping of such by layer type.
-        packed: what is left of the S columns.
+            for a static cache, whose further columns stay masked. It may have fewer rows: the last
+            ones, of which none was dropped.
+        rows: what is left of the S tokens, as queries.
+        source: S.
+        keys: what is left of them as keys, (B, m); None: the same.
+        valid: (B, m) bool, which of those are seen; None: all.
     """
-    if isinstance(mask, Mapping):
-        return {name: gather_mask(of_type, packed) for name, of_type in mask.items()}
-    if not isinstance(mask, torch.Tensor):
-        return packed.valid
-    if mask.dim() == 2:
-        return None if packed.valid is None else packed.valid.to(mask.device, mask.dtype)
-    index = packed.index.to(mask.device)
-    batch, length = index.shape
-    _, heads, source, width = mask.shape
-    mask = mask.expand(batch, heads, source, width)
-    mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, length, width))
-    kept = mask[..., :source].gather(
-        3, index[:, None, None, :].expand(batch, heads, length, length)
-    )
+    if keys is None:
+        keys, valid = rows, rows.valid
+    index = keys.index.to(mask.device)
+    (batch, length), (_, heads, count, width) = index.shape, mask.shape
+    mask = mask.expand(batch, heads, count, width)
+    if count == source:
+        count = rows.length
+        row = rows.index.to(mask.device)[:, None, :, None]
+        mask = mask.gather(2, row.expand(batch, heads, count, width))
+    kept = mask[..., :source].gather(3, index[:, None, None, :].expand(batch, heads, count, length))
     masked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    if packed.valid is not None:
-        valid = packed.valid.to(mask.device)
-        kept = kept.masked_fill(~valid[:, None, None, :], masked)
+    if valid is not None:
+        kept = kept.masked_fill(~valid.to(mask.device)[:, None, None, :], masked)
     if width > source:
-        rest = kept.new_full((batch, heads, length, width - length), masked)
+        rest = kept.new_full((batch, heads, count, width - length), masked)
         kept = torch.cat([kept, rest], dim=3)
     return kept
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from vtprune.device import now
-from vtprune.engine.attention_mask import causal_mask
+from vtprune.engine.attention_mask import causal_mask, mask_by_columns
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
 from vtprune.engine.kv_cache import (
     PrunedCache,
@@ -29,6 +31,9 @@ from vtprune.engine.refusals import refuse_windows, warn_of_positions
 from vtprune.engine.tower_attention import read_scores
 from vtprune.models import seams
 from vtprune.models.structure import DEEPSTACK, Structure
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -107,7 +112,7 @@ class DecoderHooks:
         if 0 in batch.by_layer:
             readings.project(embeds, batch.projections(0))
             embeds = self.timed_cut(prefill, 0, embeds)
-        given = sequence.decoder_arguments(given, embeds)
+        given = self.with_all_rows(prefill, sequence.decoder_arguments(given, embeds))
         self.trace.warn(warn_of_positions(self.structure, sequence, given.get("position_ids")))
         for layer in batch.by_layer:
             if layer > 0:
@@ -121,6 +126,25 @@ class DecoderHooks:
             add = functools.partial(add_to_kept_tokens, prefill)
             hooks.replace(self.decoder, DEEPSTACK, add)
         return given
+
+    def with_all_rows(self, prefill: Prefill, given: Kwargs) -> Kwargs:
+        """Return the decoder's arguments, so that cuts get all tokens.
+
+        Gemma 4 (from 5.20 on) goes on with the last tokens alone from the layers on that take their
+        keys from earlier ones. Cuts there need all, and dropped tokens would be among the last.
+        """
+        last = given.get(seams.LAST_ROWS)
+        named = seams.LAST_ROWS in self.arguments.decoder
+        if not prefill.shortens or not named or not isinstance(last, int) or not last:
+            return given
+        prefill.last_rows = last
+        columns = prefill.sequence.original_length - last
+        late = any(layer >= self.structure.first_sharing for layer in prefill.batch.by_layer)
+        visual = any(
+            len(layout) and int(layout.columns[-1]) >= columns
+            for layout in prefill.sequence.original_layouts
+        )
+        return {**given, seams.LAST_ROWS: 0} if late or visual else given
 
     def hook_readings(self, prefill: Prefill, layer: int, hooks: Hooks) -> None:
         """Read in the layer before a cut what the methods there ask for."""
@@ -172,6 +196,7 @@ class DecoderHooks:
         }
         self.state.seconds = 0.0
         prefill.end(seams.output_cache(output), seconds)
+        seams.keep_last_rows(output, prefill.last_rows)
 
     # -- going on from it ------------------------------------------------------------------------
 
@@ -183,19 +208,25 @@ class DecoderHooks:
         Args:
             length: columns that the cache stands for.
         """
-        window = self.structure.narrowest_window
-        if window is not None and length >= window:
-            self.trace.warn(
-                f"prompt and answer are longer than the model's sliding window of {window} tokens: "
-                "from there on layers see further back than without pruning"
-            )
         continuation = Continuation(pruned, self.structure, given, embeds)
         first = continuation.first_layer()
         if first is not None:
             self.state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, lambda *_: hooks.remove())
             self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
+        if (after := continuation.cache_with_padding()) is not None:
+            if first is None:
+                self.state.hooks = hooks = Hooks(this_thread())
+                hooks.at_end(self.decoder, lambda *_: hooks.remove())
+            hooks.at_end(self.decoder, functools.partial(self.note_padding, after))
         return continuation.decoder_arguments(given, embeds)
+
+    def note_padding(
+        self, after: PrunedCache, module: nn.Module, args: object, output: object
+    ) -> None:
+        """Tie what is known of a cache after a forward that put padding into it."""
+        if output is not None and (cache := seams.output_cache(output)) is not None:
+            after.tie_in_block(cache, self.structure)
 
     def continue_layer(
         self, continuation: Continuation, number: int, module: nn.Module, args: Args, kwargs: Kwargs
@@ -269,13 +300,21 @@ class Continuation:
     def __init__(
         self, pruned: PrunedCache, structure: Structure, given: Kwargs, embeds: torch.Tensor
     ) -> None:
-        self.pruned, self.structure, self.cache = pruned, structure, given["cache"]
+        self.pruned, self.structure = pruned, structure
+        self.cache = cast("Cache", given["cache"])
         self.shape, self.device = (embeds.shape[0], embeds.shape[1]), embeds.device
+        self.past = cache_length(self.cache)
         self.new = _valid_tokens(given.get("attention_mask"), self.shape[1])
         if self.new is not None:
             refuse_padding_on_state(structure)
         self.shared: dict[object, object] = {}  # made once for all layers that are alike
+        # Of layers whose keys others share, before this forward adds to them.
+        self.lengths = {
+            source: layer_length(self.cache, source)
+            for source in {*structure.key_layers[structure.first_sharing :]}
+        }
         self.masked_from = pruned.first_cut if self.needs_masks() else None
+        self.windowed_from = self.first_windowed()
         self.positions: torch.Tensor | None = None  # the original ones, where layers get others
 
     def needs_masks(self) -> bool:
@@ -285,19 +324,29 @@ class Continuation:
         one_token = self.new is None and self.shape[1] == 1
         return not one_token or self.pruned.needs_mask(self.structure, self.cache)
 
+    def first_windowed(self) -> int | None:
+        """Return the first layer with fewer keys and a window that ends before the first column."""
+        first, layers = self.pruned.first_short, range(len(self.structure.layers))
+        if first is None or self.structure.first_windowed(self.past + self.shape[1]) is None:
+            return None
+        return next((n for n in layers[first:] if self.window(n) is not None), None)
+
+    def window(self, layer: int) -> int | None:
+        """Return the window of a layer that is narrower than all columns; None: it is not."""
+        return self.structure.window_within(layer, self.past + self.shape[1])
+
     def first_layer(self) -> int | None:
         """Return the first layer that needs a mask or positions of its own; None: none does."""
         shifts = self.pruned.shifts
         layers = [n for n, shift in enumerate(shifts) if shift is not shifts[0]][:1]
-        if self.masked_from is not None:
-            layers.append(self.masked_from)
+        layers += [n for n in (self.masked_from, self.windowed_from) if n is not None]
         return min(layers, default=None)
 
     def decoder_arguments(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
         """Return the decoder's arguments: a mask of the first keys that layers have, positions."""
         changed = dict(given)
         if self.pruned.shortened:
-            positions = given_position_ids(given, cache_length(self.cache), embeds)
+            positions = given_position_ids(given, self.past, embeds)
             last, self.pruned.last_positions = self.pruned.last_positions, None
             if last is not None:
                 refuse_inside_prompt(positions, last)
@@ -320,15 +369,24 @@ class Continuation:
         changed = dict(given)
         if not self.structure.memories[layer].keys:
             return changed
-        if self.masked_from is not None and layer >= self.masked_from:
-            changed["attention_mask"] = self.mask(layer, hidden)
+        if self.window(layer) is not None:
+            masked_from = self.windowed_from
+        else:
+            masked_from = self.masked_from
+        if masked_from is not None and layer >= masked_from:
+            changed["attention_mask"] = self.mask(given, layer, hidden)
         if self.positions is None:
             return changed
         shift = self.pruned.shift(layer)
         if shift is not self.pruned.shift(0):
-            positions = self.shifted(layer, self.positions)
+            positions = self.shifted(layer, self.positions)[..., -hidden.shape[-2] :]
             if given.get("position_embeddings") is not None:  # None: a layer without positions
-                key = ("rotary", id(shift), self.structure.rope_type(layer))
+                key = (
+                    "rotary",
+                    id(shift),
+                    self.structure.rope_type(layer),
+                    hidden.shape[-2],
+                )
                 if key not in self.shared:
                     self.shared[key] = self.structure.rotary(layer, hidden, positions)
                 changed["position_embeddings"] = self.shared[key]
@@ -343,17 +401,76 @@ class Continuation:
 
     def valid_keys(self, layer: int) -> torch.Tensor | None:
         """Return which of a layer's keys are valid after this forward, (B, past + n); None: all."""
-        held = layer_length(self.cache, layer)
-        return self.pruned.valid_after(layer, self.new, self.shape, held)
+        return self.pruned.valid_after(layer, self.new, self.shape, self.length(layer))
 
-    def mask(self, layer: int, hidden: torch.Tensor) -> object:
+    def cache_with_padding(self) -> PrunedCache | None:
+        """Return what is to be known of the cache after this forward; None: it has no padding.
+
+        Keys that nothing is known of are those of tokens.
+        """
+        if self.new is None:
+            return None
+        layers, new = range(len(self.structure.layers)), self.new_columns()
+        made: dict[object, tuple[torch.Tensor | None, torch.Tensor]] = {}
+        for n in layers:
+            alike = id(self.pruned.valid_in(n)), self.length(n)
+            if alike not in made:
+                held = self.columns_in(n)
+                made[alike] = self.valid_keys(n), torch.cat([held, new.to(held.device)], dim=1)
+        known = [made[id(self.pruned.valid_in(n)), self.length(n)] for n in layers]
+        return replace(
+            self.pruned,
+            lengths=tuple(self.length(n) + self.shape[1] for n in layers),
+            valid=[valid for valid, _ in known],
+            key_columns=[columns for _, columns in known],
+        )
+
+    def new_columns(self) -> torch.Tensor:
+        """Return the original columns of this forward's tokens, (B, n); -1 for padding."""
+        batch, count = self.shape
+        columns = torch.arange(self.past, self.past + count)[None].expand(batch, -1)
+        return columns if self.new is None else columns.masked_fill(~self.new, -1)
+
+    def columns_in(self, layer: int) -> torch.Tensor:
+        """Return the original columns of a layer's keys before this forward."""
+        return self.pruned.columns_in(layer, self.shape[0], self.past, self.length(layer))
+
+    def length(self, layer: int) -> int:
+        """Return how many keys a layer has had before this forward."""
+        source = self.structure.key_layers[layer]
+        return self.lengths[source] if source in self.lengths else layer_length(self.cache, source)
+
+    def mask(self, given: Kwargs, layer: int, hidden: torch.Tensor) -> object:
         """Return the mask of a layer past a cut."""
-        key = (id(self.pruned.valid_in(layer)), layer_length(self.cache, layer),
-               self.structure.window(layer))  # fmt: skip
+        window, shares = self.window(layer), self.structure.key_layers[layer] != layer
+        key = (
+            id(self.pruned.valid_in(layer)),
+            self.length(layer),
+            self.structure.windows[layer],
+            shares,
+            hidden.shape[-2],
+        )
         if key not in self.shared:
-            valid = self.valid_keys(layer)
-            self.shared[key] = causal_mask(self.structure, layer, hidden, valid, self.cache)
+            if window is None and not shares:
+                valid = self.valid_keys(layer)
+                mask = causal_mask(self.structure, layer, hidden, valid, self.cache)
+            else:
+                mask = self.mask_by_columns(given, layer, window, hidden)
+            self.shared[key] = mask
         return self.shared[key]
+
+    def mask_by_columns(
+        self, given: Kwargs, layer: int, window: int | None, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mask of a layer that has a window, or keys of an earlier layer."""
+        held, queries = self.columns_in(layer), self.new_columns()
+        keys = torch.cat([held, queries.to(held.device)], dim=1)
+        if self.structure.key_layers[layer] != layer:
+            width = seams.shared_width(given, self.structure.layers[layer])
+        else:
+            width = seams.held_keys(self.cache, layer, self.shape[1])
+        queries = queries[:, -hidden.shape[-2] :]
+        return mask_by_columns(self.structure, queries, keys, width, window, hidden)
 
 
 def _valid_tokens(mask: object, length: int) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from vtprune.engine.attention_mask import join_valid, valid_past_columns
+from vtprune.engine.hooks import is_hooked
 from vtprune.errors import ModelError
 from vtprune.models.seams import (
     STATE_METHODS,
@@ -47,7 +48,10 @@ class PrunedCache:
         columns: of the original prompts that it stood for when this was noted.
         lengths: keys that every layer held then; empty: none.
         valid: for every layer the (B, n) bool validity of its first keys, None where all are valid;
-            empty: all are.
+            empty: all are. Where a layer sees an earlier one's keys (`Structure.key_layers`), both
+            are of those.
+        key_columns: for every layer the (B, n) int64 columns of those keys in the original prompts,
+            -1 where they are not valid; empty: all columns in turn.
         first_cut: the first layer that saw a shorter sequence than the decoder was given.
         offset: columns that were dropped before the first layer that keeps keys.
         shifts: for every layer the (B,) int64 by which its position ids are less than the original
@@ -61,6 +65,7 @@ class PrunedCache:
     columns: int = 0
     lengths: tuple[int, ...] = ()
     valid: Sequence[torch.Tensor | None] = ()
+    key_columns: Sequence[torch.Tensor] = ()
     first_cut: int | None = None
     offset: int = 0
     shifts: Sequence[torch.Tensor | None] = ()
@@ -71,6 +76,11 @@ class PrunedCache:
     def shortened(self) -> bool:
         """Whether any layer holds fewer keys than there were columns."""
         return bool(self.offset) or self.first_cut is not None
+
+    @property
+    def first_short(self) -> int | None:
+        """The first layer that holds fewer keys than there were columns; None: none does."""
+        return 0 if self.offset else self.first_cut
 
     @property
     def renumbered(self) -> bool:
@@ -111,6 +121,22 @@ class PrunedCache:
         held = self.length(layer) if length is None else length
         return join_valid(self.valid_in(layer), held, new, shape)
 
+    def columns_in(self, layer: int, batch: int, columns: int, length: int) -> torch.Tensor:
+        """Return the original columns of a layer's keys, (B, length); -1 for what is not seen.
+
+        Args:
+            batch: B.
+            columns: of the original prompts that the cache stands for now.
+            length: keys that the layer has had.
+        """
+        noted = self.key_columns[layer] if self.key_columns else torch.zeros(batch, 0).long()
+        since = torch.arange(columns - length + noted.shape[1], columns, device=noted.device)
+        held = torch.cat([noted, since[None].expand(batch, -1)], dim=1)
+        valid = None if self.key_columns else self.valid_in(layer)
+        if valid is not None:
+            held[:, : valid.shape[1]].masked_fill_(~valid, -1)
+        return held
+
     # -- the cache that it is tied to ------------------------------------------------------------
 
     def tie(self, cache: Cache) -> None:
@@ -132,7 +158,21 @@ class PrunedCache:
         for name, method in replaced.items():
             setattr(cache, name, types.MethodType(method, cache))
 
-    def check_reached(self, given: Cache | None, returned: Cache | None, use_cache: bool) -> None:
+    def tie_in_block(self, cache: Cache, structure: Structure) -> None:
+        """Tie what was cut to its cache, and refuse forwards outside of blocks where it has to."""
+        if self.needs_block(structure, cache):
+            inner = structure.inner
+            # A function: a deep copy of the cache does not copy the model.
+            self.inside_block = lambda: is_hooked(inner)
+        self.tie(cache)
+
+    def check_reached(
+        self,
+        structure: Structure,
+        given: Cache | None,
+        returned: Cache | None,
+        use_cache: bool,
+    ) -> None:
         """Refuse a forward whose cuts did not reach the cache that goes on from it.
 
         Args:
@@ -150,7 +190,7 @@ class PrunedCache:
         if returned is None:
             return
         for layer, length in enumerate(self.lengths):
-            held = layer_length(returned, layer)
+            held = layer_length(returned, structure.key_layers[layer])
             if held != length:
                 raise unknown(
                     f"layer {layer} of the cache holds {held} keys after a cut that left {length}"
@@ -166,7 +206,8 @@ class PrunedCache:
         """Return whether a token that goes on from its cache outside of blocks would go wrong."""
         if self.renumbered or self.has_padding:
             return True
-        return self.first_cut is not None and self.needs_mask(structure, cache)
+        short = self.first_cut is not None or structure.narrowest_window is not None
+        return short and self.needs_mask(structure, cache)
 
 
 def pruned_cache(cache: object) -> PrunedCache | None:
@@ -185,7 +226,9 @@ def untie(cache: object) -> None:
         getattr(cache, "__dict__", {}).pop(name, None)
 
 
-def cache_before(cache: Cache | None, mask: object, columns: int, num_layers: int) -> PrunedCache:
+def cache_before(
+    cache: Cache | None, mask: object, columns: int, structure: Structure
+) -> PrunedCache:
     """Return what is known of a decoder's cache before anything of its forward is in it.
 
     Args:
@@ -196,8 +239,8 @@ def cache_before(cache: Cache | None, mask: object, columns: int, num_layers: in
         return PrunedCache()
     pruned = pruned_cache(cache)
     if pruned is None:
-        pruned = PrunedCache(valid=[valid_past_columns(mask, columns)] * num_layers)
-    lengths = tuple(layer_length(cache, layer) for layer in range(num_layers))
+        pruned = PrunedCache(valid=[valid_past_columns(mask, columns)] * len(structure.layers))
+    lengths = tuple(layer_length(cache, layer) for layer in structure.key_layers)
     return replace(pruned, columns=columns, lengths=lengths)
 
 

@@ -81,10 +81,14 @@ def renumbered_embeddings(
     Raises:
         ModelError: its position embeddings are made in a way that is not known.
     """
-    ids = given.get("position_ids")
+    ids, rows = given.get("position_ids"), hidden.shape[-2]
+    positions = positions[:, -rows:]  # decoders may go on with the last tokens alone
     if isinstance(ids, torch.Tensor):  # check that the way that is known gives what it was given
+        expected = given["position_embeddings"]
+        part = expected[0] if isinstance(expected, tuple) else expected
+        ids = ids[..., -part.shape[-2] :] if isinstance(part, torch.Tensor) else ids
         known = structure.rotary(layer, hidden, ids) if ids.dim() == 2 else None
-        if not _equal(known, given["position_embeddings"]):
+        if not _equal(known, expected):
             raise ModelError(
                 f"positions: renumber: layer {layer} of {structure.model_type} takes position "
                 "embeddings that vtprune can't make",

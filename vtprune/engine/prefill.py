@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.hooks import is_hooked
 from vtprune.engine.kv_cache import cache_before
 from vtprune.engine.plan import LayerStage, PlannedBatch, PruningPlan, StageGroup
 from vtprune.engine.position_ids import first_and_end, given_position_ids
@@ -40,6 +39,9 @@ class Prefill:
         embeds: (B, S, d) of the prompts.
         cache: that the decoder is given; None: it is given none.
         started: when it began, in seconds.
+
+    Attributes:
+        last_rows: how many last tokens the decoder is to give the states of; 0: all.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class Prefill:
         self.use_cache = given.get("use_cache") is True
         positions = given_position_ids(given, batch.past, embeds)
         self.last_positions = positions[..., -1]
-        past = cache_before(cache, given.get("attention_mask"), batch.past, plan.num_layers)
+        past = cache_before(cache, given.get("attention_mask"), batch.past, plan.structure)
         self.sequence = SequenceState(plan.structure, batch.layouts, batch.valid, cache, past)
         if batch.renumbers:
             self.sequence.first_end = first_and_end(positions, self.sequence.columns)
         self.readings = Readings(plan.structure, self.sequence)
         self.records: list[StageRecord] = []
         self.layers_cut: set[int] = set()
+        self.last_rows = 0
 
     @property
     def shortens(self) -> bool:
@@ -75,6 +78,9 @@ class Prefill:
         layers = [layer for layer in self.batch.by_layer if layer > 0]
         if self.sequence.past.first_cut is not None:
             layers.append(self.sequence.past.first_cut)
+        if 0 in self.batch.by_layer or self.sequence.past.offset:
+            windowed = self.plan.structure.first_windowed(self.sequence.total)
+            layers += [] if windowed is None else [windowed]
         return min(layers, default=None)
 
     def take_attention(self, layer: int, call: KernelCall) -> None:
@@ -218,21 +224,18 @@ class Prefill:
                 "modules (compiled?)",
                 "prune the model before compiling it",
             )
-        trace, num_layers = self.trace, self.plan.num_layers
+        trace = self.trace
         trace.stages = [*self.smaller_media(), *self.records]
         trace.kept = self.sequence.layouts
         trace.visual_by_layer = self.visual_by_layer()
         trace.seconds = seconds
         if self.shortens:
-            after = self.sequence.cache_after(num_layers)
-            after.check_reached(self.sequence.cache, cache, self.use_cache)
+            after = self.sequence.cache_after()
+            structure = self.plan.structure
+            after.check_reached(structure, self.sequence.cache, cache, self.use_cache)
             if cache is not None:
                 after.last_positions = self.last_positions
-                if after.needs_block(self.plan.structure, cache):
-                    inner = self.plan.structure.inner
-                    # A function: a deep copy of the cache does not copy the model.
-                    after.inside_block = lambda: is_hooked(inner)
-                after.tie(cache)
+                after.tie_in_block(cache, structure)
         self.plan.trace.take(trace)
 
     def visual_by_layer(self) -> list[list[int]]:

@@ -27,7 +27,7 @@ class Readings:
     """What was read on the way to the next cut.
 
     Attributes:
-        projected: query, key or value -> (B, n, H x D) of the layer before the cut.
+        projected: query, key or value -> (B, n, H, D) of the layer before the cut.
         attention: for every sample (R, n) float32 of the layer before the cut.
         tower: for every sample (N,) float32 of the vision tower, for its tokens before any cut.
     """
@@ -45,28 +45,24 @@ class Readings:
         with torch.no_grad():
             normed = self.structure.norm(0)(embeds)
             for name in names:
-                output = self.structure.projection(0, name)(normed)
-                self.projected[name] = self.structure.without_gate(0, name, output)
+                self.keep(0, name, None, None, self.structure.projection(0, name)(normed))
 
     def keep(
-        self, layer: int, name: str, module: nn.Module, args: object, output: torch.Tensor
+        self, layer: int, name: str, module: object, args: object, output: torch.Tensor
     ) -> None:
         """Keep what a projection gives: a hook, once it has its layer and name."""
-        self.projected[name] = self.structure.without_gate(layer, name, output.detach())
+        states = self.structure.without_gate(layer, name, output.detach())
+        self.projected[name] = states.unflatten(-1, (-1, self.structure.head_dim(layer)))
 
     def take_attention(self, layer: int, call: KernelCall, all_text: bool) -> None:
         """Keep attention rows of a layer: of all text after the pictures, or of the last token."""
         sequence, wanted = self.sequence, []
-        for sample, row in enumerate(sequence.columns):
+        keys, window = sequence.key_columns(layer), self.structure.window(layer)
+        own = sequence.query_columns()
+        for sample in range(len(own)):
             text = sequence.text_columns(sample)
-            valid = torch.zeros(sequence.packed.length, dtype=torch.bool)
-            valid[sequence.slots(sample, row)] = True
-            past = torch.ones(sequence.past.length(layer), dtype=torch.bool)
-            earlier = sequence.past.valid_in(layer)
-            if earlier is not None:
-                past[: earlier.shape[1]] = earlier[sample]
             queries = sequence.slots(sample, text if all_text else text[-1:])
-            wanted.append(AttentionRows(queries, valid, past))
+            wanted.append(AttentionRows(queries, own[sample], keys[sample], window))
         self.attention = attention_rows(call, wanted)
 
     def read(self, sample: int, name: str, tokens: Layout, hidden: torch.Tensor) -> torch.Tensor:
@@ -90,14 +86,13 @@ class Readings:
         if name.startswith("text_"):
             slots = self.sequence.slots(sample, self.sequence.text_columns(sample))
         name = name.removeprefix("text_")
-        if name in ("hidden", "normed"):
-            source, width = hidden, hidden.shape[-1] // self.structure.num_heads
-        else:
-            source, width = self.projected[name], self.structure.head_dim
+        source = self.projected.get(name, hidden)
         rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
+        if name not in ("hidden", "normed"):
+            return rows
         if name == "normed":
             rows = self.structure.apply_final_norm(rows)
-        return rows.unflatten(-1, (-1, width))
+        return rows.unflatten(-1, (self.structure.num_heads, -1))
 
     def clear(self) -> None:
         """Forget what was read for one cut."""
@@ -114,13 +109,16 @@ class AttentionRows:
 
     Args:
         queries: (R,) int64 ascending slots of this forward's sequence.
-        valid: (S,) bool of its slots; False on padding.
-        past: (P,) bool of the keys that the cache held before; all True where all are valid.
+        columns: (S,) original columns of its slots; -1 for padding.
+        keys: (K,) original columns of the layer's keys, those of a cache first; -1 for those that
+            no query sees.
+        window: how many columns back a query sees, itself included; None: all.
     """
 
     queries: torch.Tensor
-    valid: torch.Tensor
-    past: torch.Tensor
+    columns: torch.Tensor
+    keys: torch.Tensor
+    window: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,8 +224,8 @@ class KernelTap:
 def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[torch.Tensor]:
     """Return for every sample its rows' attention to this forward's slots, mean over heads.
 
-    The softmax is over all keys that a row sees, those of the cache too, in float32. Slots past
-    P + S of a static cache are left out, and so is the call's mask: a row sees what is before it.
+    The softmax is over all keys that a row sees, those of the cache too, in float32. Slots past K
+    of a static cache are left out, and so is the call's mask: a row sees its window before it.
 
     Returns:
         For every sample (R, S) float32.
@@ -241,17 +239,18 @@ def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[to
 def _rows_of_one(
     query: torch.Tensor, key: torch.Tensor, scale: float, rows: AttentionRows
 ) -> torch.Tensor:
-    device = query.device
-    heads, num_slots, _ = query.shape
-    num_past = len(rows.past)
-    total = num_past + num_slots
-    keys = key[:, :total].float().transpose(1, 2)  # (KV, D, P + S)
-    valid = torch.cat([rows.past, rows.valid]).to(device)
-    slots = torch.arange(total, device=device)
+    device, heads = query.device, query.shape[0]
+    held = rows.keys[-key.shape[1] :].to(device)  # a cache with a window holds the last ones
+    keys = key[:, : len(held)].float().transpose(1, 2)  # (KV, D, K)
+    columns = rows.columns.to(device)
+    own = torch.searchsorted(held.cummax(0).values, columns).clamp_max(len(held) - 1)  # (S,)
     parts = []
-    for part in rows.queries.to(device).split(max(1, CHUNK // (heads * total))):
-        seen = valid & (slots <= (part + num_past)[:, None])  # (r, P + S)
-        parts.append(_softmax(query[:, part], keys, scale, seen).mean(0)[:, num_past:])
+    for part in rows.queries.to(device).split(max(1, CHUNK // (heads * len(held)))):
+        back = columns[part][:, None] - held  # (r, K)
+        seen = (held >= 0) & (back >= 0)
+        if rows.window is not None:
+            seen &= back < rows.window
+        parts.append(_softmax(query[:, part], keys, scale, seen).mean(0)[:, own])
     return torch.cat(parts)
 
 

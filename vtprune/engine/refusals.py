@@ -101,20 +101,20 @@ def refuse_past(structure: Structure, pruned: PrunedCache | None) -> None:
 
 
 def refuse_windows(structure: Structure, length: int, cache: Cache | None) -> None:
-    """Refuse a prompt of `length` columns that is longer than a sliding window of the model.
+    """Refuse windows that are not known, or that can't be masked in a prompt of `length` columns.
 
-    A window counts original columns in the model, but kept ones in a shorter cache: transformers
-    (5.17 to 5.24) sizes windows by the keys that a layer holds.
+    A window counts original columns. Flash attention's own counts kept tokens.
     """
     for number, layer in enumerate(cache.layers if cache else ()):
         if getattr(layer, "is_sliding", False) and structure.window(number) is None:
             raise unknown(f"layer {number} of the cache has a sliding window that its config hides")
     window = structure.narrowest_window
-    if window is not None and length > window:
+    if window is not None and length > window and "flash" in structure.attention:
         raise ModelError(
             f"the prompt has {length} tokens, and layers of this model see the last {window} "
-            "only (sliding window): dropping tokens would widen what they see",
-            "ask with fewer frames or tiles, or with --keep 1",
+            f"only (sliding window), which {structure.attention} counts in kept tokens: dropping "
+            "tokens would widen what they see",
+            "load the model with attention sdpa or eager",
         )
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from vtprune.engine.attention_mask import causal_mask, gather_mask, is_prepared
+from vtprune.engine.attention_mask import causal_mask, gather_mask, mask_by_columns
 from vtprune.engine.kv_cache import PrunedCache, refuse_padding_on_state
-from vtprune.engine.packing import gather, pack, repack
+from vtprune.engine.packing import Packed, gather, pack, repack
 from vtprune.engine.position_ids import given_position_ids, renumber, renumbered_embeddings
 from vtprune.errors import ModelError
-from vtprune.models.seams import LayerMemory, token_mask
+from vtprune.models.seams import (
+    PER_LAYER_INPUT,
+    PER_LAYER_INPUTS,
+    LayerMemory,
+    held_keys,
+    shared_width,
+    token_mask,
+)
 from vtprune.models.structure import Structure
 from vtprune.tokens.layout import Layout
 
@@ -22,6 +30,32 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 Kwargs = dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """The tokens that the layers from one cut to the next one get.
+
+    Args:
+        first: the first of these layers.
+        packed: the columns in every slot.
+        valid: (B, n) bool of the slots; None where all hold a token.
+        shift: (B,) int64 by which position ids are less than the original ones; None: by nothing.
+    """
+
+    first: int
+    packed: Packed
+    valid: torch.Tensor | None
+    shift: torch.Tensor | None = None
+
+    def holds(self, later: Stretch) -> torch.Tensor | None:
+        """Return which slots hold a token that a later stretch still has, (B, n); None: all."""
+        if later is self:
+            return self.valid
+        kept = torch.zeros(self.packed.index.shape, dtype=torch.bool)
+        for sample, columns in enumerate(later.packed.columns):
+            kept[sample, self.packed.slots(sample, columns)] = True
+        return kept
 
 
 class SequenceState:
@@ -68,19 +102,21 @@ class SequenceState:
         self.last_cut = self.packed
         self.position_ids: torch.Tensor | None = None
         self.first_end: torch.Tensor | None = None
-        self._cut_at_input = False
+        self._cut_at_input, self._masks_by_decoder = False, False
         self._prepared = self.packed  # what the decoder made its layers' arguments for
         self._left_of_prepared = self.packed
-        # From which layer on: validity of the slots, how many, by how much position ids are less.
-        self._stretches: list[tuple[int, torch.Tensor | None, int, torch.Tensor | None]] = [
-            (0, self.valid, self.packed.length, None)
-        ]
+        self._stretches = [Stretch(0, self.packed, self.valid)]
         self._shared: dict[object, tuple[object, object]] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, n) of the sequence as it is now."""
         return len(self.columns), self.packed.length
+
+    @property
+    def total(self) -> int:
+        """Columns of the original prompts up to here, those in the cache included."""
+        return self.past.columns + self.original_length
 
     def slots(self, sample: int, columns: torch.Tensor) -> torch.Tensor:
         """Return where a sample's columns are in the sequence as it is now."""
@@ -130,9 +166,10 @@ class SequenceState:
             refuse_padding_on_state(self.structure, layer)
         self.last_cut = repack(self.packed, left)
         self.packed, self.valid = left, left.valid
-        shift = self._stretches[-1][3]
+        shift = self._stretches[-1].shift
         if renumbers:
             assert self.first_end is not None
+            self._refuse_renumbering(layer)
             positions, shift = renumber(self.first_end, left)
             self.position_ids = positions.to(device)
         elif self.position_ids is not None:
@@ -142,8 +179,47 @@ class SequenceState:
             self._prepared = left
             self._stretches.clear()
         self._left_of_prepared = repack(self._prepared, left)
-        self._stretches.append((layer, self.valid, left.length, shift))
+        self._stretches.append(Stretch(layer, left, self.valid, shift))
         self._shared.clear()
+
+    def _refuse_renumbering(self, layer: int) -> None:
+        """Refuse new position ids for layers whose keys an earlier layer made for the old ones."""
+        if any(source < layer <= n for n, source in enumerate(self.structure.key_layers)):
+            raise ModelError(
+                f"positions: renumber at layer {layer}: later layers of "
+                f"{self.structure.model_type} share keys of layers before it, which have the "
+                "original positions",
+                "cut at the input, or leave positions: keep",
+            )
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    def query_columns(self) -> torch.Tensor:
+        """Return the original columns of the slots as they are now, (B, n); -1 for padding."""
+        return self._columns_of(self.packed, self.valid)
+
+    def key_columns(self, layer: int) -> torch.Tensor:
+        """Return the original columns of a layer's keys in this forward, those of the cache first.
+
+        Returns:
+            (B, P + n); -1 for those that the tokens as they are now do not see.
+        """
+        return self._keys_in(layer, self._stretches[-1])
+
+    def _keys_in(self, layer: int, now: Stretch) -> torch.Tensor:
+        source, past = self._source(layer), self.past
+        new = self._columns_of(source.packed, source.holds(now))
+        held = past.columns_in(layer, len(new), past.columns, past.length(layer))
+        return torch.cat([held, new.to(held.device)], dim=1)
+
+    def _columns_of(self, packed: Packed, valid: torch.Tensor | None) -> torch.Tensor:
+        columns = packed.index + self.past.columns
+        return columns if valid is None else columns.masked_fill(~valid, -1)
+
+    def _source(self, layer: int) -> Stretch:
+        """Return the tokens whose keys a layer sees, which an earlier layer may have made."""
+        source = self.structure.key_layers[layer]
+        return next(one for one in reversed(self._stretches) if one.first <= source)
 
     # -- arguments -------------------------------------------------------------------------------
 
@@ -163,10 +239,13 @@ class SequenceState:
         index, mask = self.last_cut.index, given.get("attention_mask")
         if self.past.columns:
             mask = self._valid_keys(first)
-        elif is_prepared(mask):
-            mask = gather_mask(mask, self.last_cut)
+        elif _is_prepared(mask):
+            mask = self._gathered(mask)
+        elif isinstance(mask, Mapping) and self._fits(mask):
+            short = gather(embeds, index)
+            mask = {name: self._gathered_of(name, part, short) for name, part in mask.items()}
         else:  # the decoder makes masks of it
-            mask = self.valid
+            mask, self._masks_by_decoder = self.valid, True
         if mask is None and self.cache is None:
             # Without mask and cache, transformers (5.17 to 5.24: find_packed_sequence_indices)
             # would read gaps in the position ids as the borders of packed sequences.
@@ -175,12 +254,16 @@ class SequenceState:
         if positions is None:
             positions = given_position_ids(given, self.past.columns, embeds)
             positions = gather(positions, index, dim=positions.dim() - 1)
-        return {
+        changed = {
             **given,
             "inputs_embeds": gather(embeds, index),
             "position_ids": positions,
             "attention_mask": self._as_argument(mask, embeds),
         }
+        inputs = given.get(PER_LAYER_INPUTS)
+        if isinstance(inputs, torch.Tensor):
+            changed[PER_LAYER_INPUTS] = gather(inputs, index)
+        return changed
 
     def _as_argument(self, mask: object, embeds: torch.Tensor) -> object:
         """Return a mask as a decoder takes it: one over columns holds numbers."""
@@ -201,21 +284,40 @@ class SequenceState:
         changed = dict(given)
         if self.packed is not self._prepared:
             self._replace_positions(changed, layer, hidden)
-        memory, mask = self.structure.memories[layer], given.get("attention_mask")
+        memory = self.structure.memories[layer]
         if memory.state:
             self._replace_token_mask(changed, memory, hidden)
         if not memory.keys:
             return changed
+        mask, source = given.get("attention_mask"), self._source(layer)
+        window = self.structure.window_within(layer, self.total)
+        # A decoder counts kept tokens in the windows of the masks that it makes after a cut.
+        misfit = window is not None and self._masks_by_decoder
         # Without padding transformers leaves the mask out for sdpa and flash attention. One for a
         # cache counts the keys of the first layer, where others may hold fewer.
-        if self.past.columns or (mask is None and self.valid is not None):
-            key = ("mask", self.structure.window(layer), self.past.length(layer),
-                   id(self.past.valid_in(layer)))  # fmt: skip
-            make = functools.partial(self._make_mask, layer, hidden)
+        needed = bool(self.past.columns) or (mask is None and self.valid is not None)
+        past = self.past.length(layer), id(self.past.valid_in(layer))
+        key: tuple[object, ...]
+        make: Callable[[], object]
+        if _is_prepared(mask) and not self.past.columns and not misfit:
+            make = functools.partial(self._gather_mask, mask, source)
+            changed["attention_mask"] = self._share((id(mask), source.first), make, mask)
+        elif (
+            misfit
+            or source is not self._stretches[-1]
+            or (needed and (window is not None or self.structure.key_layers[layer] != layer))
+        ):
+            width = self._width(given, layer)
+            make = functools.partial(self._mask_by_columns, layer, width, window, hidden)
+            key = ("columns", window, source.first, width, hidden.shape[-2], past)
             changed["attention_mask"] = self._share(key, make)
-        else:
-            make = functools.partial(gather_mask, mask, self._left_of_prepared)
-            changed["attention_mask"] = self._share(id(mask), make, mask)
+        elif needed:
+            make = functools.partial(self._make_mask, layer, hidden)
+            key = ("mask", self.structure.windows[layer], past)
+            changed["attention_mask"] = self._share(key, make)
+        elif isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            valid = self.valid
+            changed["attention_mask"] = None if valid is None else valid.to(mask)
         return changed
 
     def _replace_token_mask(
@@ -236,7 +338,10 @@ class SequenceState:
             )
 
     def _replace_positions(self, changed: Kwargs, layer: int, hidden: torch.Tensor) -> None:
-        """Replace a layer's position ids and embeddings; NoPE layers are given no embeddings."""
+        """Replace what a layer has for each token; NoPE layers are given no position embeddings."""
+        part = changed.get(PER_LAYER_INPUT)
+        if part is not None:
+            changed[PER_LAYER_INPUT] = self._shorten(part, -2)
         positions = self.position_ids
         if positions is None or not self.structure.memories[layer].keys:
             for name, dim in (("position_embeddings", -2), ("position_ids", -1)):
@@ -265,11 +370,60 @@ class SequenceState:
         return self._shared[key][1]
 
     def _shorten(self, value: object, dim: int) -> object:
-        """Shorten position ids or embeddings, or a tuple of them, along the dimension of slots."""
+        """Shorten position ids or embeddings, or a tuple of them, along the dimension of slots.
+
+        Of the last tokens alone, with which some decoders go on, none was dropped.
+        """
         if isinstance(value, tuple):
             return tuple(self._shorten(part, dim) for part in value)
         assert isinstance(value, torch.Tensor)
+        if value.shape[dim] != self._prepared.length:
+            return value
         return gather(value, self._left_of_prepared.index, dim=value.dim() + dim)
+
+    def _fits(self, masks: Mapping[str, object]) -> bool:
+        """Return whether masks by layer type are gathered; else the decoder makes all of them.
+
+        Where one was left out since nothing was padded (5.17 to 5.24: `generate` with a static
+        cache), padding that a cut makes needs another. The decoder knows no pictures, whose tokens
+        may see each other both ways.
+        """
+        if self.structure.two_way:
+            return any(map(_is_prepared, masks.values()))
+        return all(part is not None for part in masks.values())
+
+    def _gathered_of(self, name: str, mask: object, hidden: torch.Tensor) -> object:
+        """Return what is left of the mask of a layer type after the cut at the input."""
+        if _is_prepared(mask):
+            return self._gathered(mask)
+        if isinstance(mask, torch.Tensor):
+            return None if self.valid is None else self.valid.to(mask)
+        return self._make_mask(self.structure.first_of_type(name), hidden)
+
+    def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return what is left of a 4-D mask after the cut at the input."""
+        return gather_mask(mask, self.last_cut, self.original_length)
+
+    def _gather_mask(self, mask: torch.Tensor, source: Stretch) -> torch.Tensor:
+        """Return what is left of a mask that the decoder made, or was given, for a layer."""
+        prepared, now = self._prepared, self._stretches[-1]
+        if source is now and self.packed is prepared:
+            return mask
+        keys = self._left_of_prepared if source is now else repack(prepared, source.packed)
+        return gather_mask(mask, self._left_of_prepared, prepared.length, keys, source.holds(now))
+
+    def _mask_by_columns(
+        self, layer: int, width: int, window: int | None, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        queries = self.query_columns()[:, -hidden.shape[-2] :]
+        keys = self.key_columns(layer)
+        return mask_by_columns(self.structure, queries, keys, width, window, hidden)
+
+    def _width(self, given: Kwargs, layer: int) -> int:
+        """Return how many keys a layer sees in this forward."""
+        if self.structure.key_layers[layer] != layer:
+            return shared_width(given, self.structure.layers[layer])
+        return held_keys(self.cache, layer, self.packed.length)
 
     def _make_mask(self, layer: int, hidden: torch.Tensor) -> object:
         return causal_mask(self.structure, layer, hidden, self._valid_keys(layer), self.cache)
@@ -280,34 +434,52 @@ class SequenceState:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def cache_after(self, num_layers: int) -> PrunedCache:
+    def cache_after(self) -> PrunedCache:
         """Return what is to be known of the cache once this forward is in it."""
         lengths: list[int] = []
         valid: list[torch.Tensor | None] = []
+        columns: list[torch.Tensor] = []
         shifts: list[torch.Tensor | None] = []
-        past, batch, memories = self.past, len(self.columns), self.structure.memories
-        dropped = 0
-        firsts = [first for first, *_ in self._stretches]
-        for (first, until), (_, new, length, shift) in zip(
-            pairwise([*firsts, num_layers]), self._stretches, strict=True
+        past, memories, dropped = self.past, self.structure.memories, 0
+        firsts = [stretch.first for stretch in self._stretches]
+        for (first, until), now in zip(
+            pairwise([*firsts, len(self.structure.layers)]), self._stretches, strict=True
         ):
-            made: dict[object, torch.Tensor | None] = {}  # one for all layers that are alike
+            # One for all layers that are alike.
+            made: dict[object, tuple[torch.Tensor | None, torch.Tensor]] = {}
             for layer in range(first, until):
-                alike = past.length(layer), id(past.valid_in(layer))
+                if not memories[layer].keys:
+                    lengths.append(0)
+                    valid.append(None)
+                    columns.append(torch.zeros(self.shape[0], 0, dtype=torch.long))
+                    shifts.append(now.shift)
+                    continue
+                source = self._source(layer)
+                alike = source.first, past.length(layer), id(past.valid_in(layer))
                 if alike not in made:
-                    made[alike] = past.valid_after(layer, new, (batch, length))
-                lengths.append(past.length(layer) + length if memories[layer].keys else 0)
+                    new, shape = source.holds(now), source.packed.index.shape
+                    after = past.valid_after(layer, new, (shape[0], shape[1]))
+                    made[alike] = after, self._keys_in(layer, now)
+                length = source.packed.length
+                lengths.append(past.length(layer) + length)
                 if layer == self.structure.first_with_keys:
                     dropped = self.original_length - length
-                valid.append(made[alike])
-                shifts.append(shift)
+                valid.append(made[alike][0])
+                columns.append(made[alike][1])
+                shifts.append(now.shift)
         cuts = [first for first in firsts if first > 0]
         if past.first_cut is not None:
             cuts.append(past.first_cut)
         return PrunedCache(
             lengths=tuple(lengths),
             valid=valid,
+            key_columns=columns,
             first_cut=min(cuts, default=None),
             offset=dropped + past.offset,
             shifts=shifts if any(shift is not None for shift in shifts) else (),
         )
+
+
+def _is_prepared(mask: object) -> TypeGuard[torch.Tensor]:
+    """Return whether it is a mask with a row for each query."""
+    return isinstance(mask, torch.Tensor) and mask.dim() == 4

@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -108,13 +108,28 @@ INNER = _forward(
 """The multimodal model; an unlisted family may take more."""
 OUTER = Forward((*INNER.needs, ("labels",), ("logits_to_keep",)), INNER.may)
 """The model with its output head, of a listed family."""
+PER_LAYER_INPUTS = "per_layer_inputs"
+"""What a decoder is given beside the embeddings, (B, S, L, d): an input for each of its layers."""
+PER_LAYER_INPUT = "per_layer_input"
+"""The part of one layer, (B, S, d)."""
+SHARED = "shared_kv_states"
+"""The keys and values that layers take from earlier ones, by the layer's type."""
+LAST_ROWS = "logits_to_keep"
+"""How many last tokens a decoder goes on with from the layers on that keep no keys (5.20 on)."""
 DECODER = _forward(
     "inputs_embeds attention_mask position_ids cache",
-    ["input_ids", "use_cache", "visual_pos_masks", "deepstack_visual_embeds"],
+    [
+        "input_ids",
+        "use_cache",
+        "visual_pos_masks",
+        "deepstack_visual_embeds",
+        PER_LAYER_INPUTS,
+        LAST_ROWS,
+    ],
 )
 LAYER = _forward(
     "hidden_states attention_mask cache position_embeddings|position_ids",
-    ["position_embeddings", "position_ids", "use_cache"],
+    ["position_embeddings", "position_ids", "use_cache", PER_LAYER_INPUT, SHARED],
 )
 ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
 """An encoder of a listed family."""
@@ -150,6 +165,8 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """Types of layers, as a decoder's config names them, that keep nothing but keys and values."""
 STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
 """The methods of a cache by which layers with a state read and write it."""
+SHARING = ("is_kv_shared_layer", "store_full_length_kv", "layer_type")
+"""What attention modules that can share keys say of themselves."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 """Modality -> the method of the multimodal model that encodes it."""
 
@@ -350,7 +367,7 @@ def check_caches() -> None:
     """
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-    asks = ("get_seq_length", "update")
+    asks = ("get_seq_length", "update", "get_mask_sizes")
     for name in asks:
         method = getattr(Cache, name, None)
         if method is None or "layer_idx" not in inspect.signature(method).parameters:
@@ -489,6 +506,19 @@ def output_cache(output: object) -> Cache | None:
     return caches[0] if caches else None
 
 
+def keep_last_rows(output: object, count: int) -> None:
+    """Leave in a decoder's output the states of the last tokens alone.
+
+    A model whose decoder is asked for them takes states as they come where they are not of all its
+    input_ids (Gemma 4, from 5.20 on), and after a cut they are fewer.
+
+    Args:
+        count: of tokens; 0: all.
+    """
+    if count and isinstance(output, MutableMapping):
+        output["last_hidden_state"] = output["last_hidden_state"][:, -count:]
+
+
 def cache_made(output: object) -> Cache:
     """Return the cache in the output of a model that was asked for one.
 
@@ -518,7 +548,65 @@ def gates_queries(attention: nn.Module) -> bool:
     return "self.head_dim * 2" in source and "torch.chunk" in source
 
 
+def layer_config(config: object, layer: int) -> object:
+    """Return the config of one layer of a decoder, whose layers may differ in sizes."""
+    if not getattr(config, "is_heterogeneous", False):
+        return config
+    return cast("Mapping[int, object]", config.per_layer_config)[layer]  # type: ignore[attr-defined]
+
+
+# -- keys and values that layers share ------------------------------------------------------------
+
+
+def key_layers(model_type: str, layers: Sequence[nn.Module]) -> tuple[int, ...]:
+    """Return for every layer the one whose keys and values it sees: itself, or an earlier one.
+
+    Raises:
+        ModelError: layers that take those of others in a way that is not known.
+    """
+    sources: list[int] = []
+    stored: dict[object, int] = {}
+    for number, layer in enumerate(layers):
+        if SHARED not in Arguments(layer.forward):
+            sources.append(number)
+            continue
+        attention: Any = getattr(layer, "self_attn", None)
+        for name in SHARING:
+            if not hasattr(attention, name):
+                raise unknown(f"{model_type}: the attention of layer {number} has no {name}")
+        if attention.is_kv_shared_layer:
+            if attention.layer_type not in stored:
+                raise unknown(f"{model_type}: layer {number} shares keys that no layer stores")
+            sources.append(stored[attention.layer_type])
+        else:
+            sources.append(number)
+        if attention.store_full_length_kv:
+            stored[attention.layer_type] = number
+    return tuple(sources)
+
+
+def shared_width(given: Mapping[str, object], layer: nn.Module) -> int:
+    """Return how many keys a layer sees that takes those of an earlier one.
+
+    Args:
+        given: its arguments, by name.
+    """
+    shared = given.get(SHARED)
+    kind = layer.self_attn.layer_type  # type: ignore[union-attr]
+    if not isinstance(shared, Mapping) or kind not in shared:
+        raise unknown(f"{type(layer).__name__} is given no shared keys of its type")
+    return int(shared[kind][0].shape[-2])
+
+
 # -- masks --------------------------------------------------------------------------------------
+
+
+def held_keys(cache: Cache | None, layer: int, length: int) -> int:
+    """Return how many keys a layer sees in a forward of `length` tokens, before it ran.
+
+    It is more than its cache has tokens where the cache is static, fewer where it has a window.
+    """
+    return length if cache is None else int(cache.get_mask_sizes(length, layer)[0])
 
 
 def mask_functions() -> tuple[Callable[..., object], Callable[..., object]]:

@@ -28,10 +28,14 @@ from vtprune.models.base import Family
 from vtprune.models.generic import placeholder_ids
 from vtprune.models.seams import (
     LAYER_TYPES,
+    PER_LAYER_INPUT,
+    SHARED,
     LayerMemory,
     Seams,
     find_seams,
     gates_queries,
+    key_layers,
+    layer_config,
     layer_memories,
     releases,
     unknown,
@@ -60,8 +64,6 @@ TYPE_REASONS = {
 ARGUMENT_REASONS = {
     "encoder_hidden_states": "its layers can attend to another sequence than their own",
     "cross_attention": "its layers can attend to another sequence than their own",
-    "shared_kv_states": "its layers can hand keys and values to one another",
-    "per_layer_input": "its layers can take an input of their own for every token",
     "topk_indices": "its layers can share a choice of the keys that they see",
     "conv_mask": "its layers mix neighbouring tokens (convolution)",
     "block_states": "its layers read the states of earlier blocks of layers",
@@ -95,7 +97,8 @@ class Structure:
         decoder: its language model.
         layers: the decoder's layers.
         seams: the arguments of these parts.
-        memories: what every layer keeps in the cache.
+        memories: what every layer has in the cache, its own or an earlier layer's.
+        key_layers: for every layer the one whose keys and values it sees, itself or an earlier one.
         family: its family.
     """
 
@@ -104,11 +107,11 @@ class Structure:
     decoder: nn.Module
     layers: tuple[nn.Module, ...]
     seams: Seams
+    key_layers: tuple[int, ...]
     family: Family
     config: PreTrainedConfig
     model_type: str
     num_heads: int
-    head_dim: int
     hidden_size: int
     attention: str
     two_way: bool
@@ -128,12 +131,25 @@ class Structure:
         """Return whether any layer from `first` on keeps a state of all tokens before."""
         return any(memory.state for memory in self.memories[first:])
 
+    @functools.cached_property
+    def first_sharing(self) -> int:
+        """The first layer that sees the keys and values of an earlier one; else their number."""
+        sharing = (n for n, source in enumerate(self.key_layers) if source != n)
+        return next(sharing, len(self.layers))
+
+    def head_dim(self, layer: int) -> int:
+        """Return the width of a head of a layer; layers of one decoder may differ in it."""
+        default = self.hidden_size // self.num_heads
+        return _size(self.model_type, layer_config(self.decoder_config, layer), "head_dim", default)
+
     def projection(self, layer: int, state: str) -> nn.Module:
         """Return the module whose output is the query, key or value of a layer.
 
         Raises:
             ModelError: this model computes them together.
         """
+        if state == "value" and self._shares_key_projection(layer):
+            state = "key"
         paths = (f"{name}.{state[0]}_proj" for name in ATTENTION_MODULES)
         return self._part(
             layer,
@@ -142,13 +158,17 @@ class Structure:
             "use a method without states, such as random or uniform",
         )
 
+    def _shares_key_projection(self, layer: int) -> bool:
+        """Return whether a layer's values are its keys before their norm (Gemma 4)."""
+        return getattr(getattr(self.layers[layer], "self_attn", None), "v_proj", self) is None
+
     def without_gate(self, layer: int, state: str, output: torch.Tensor) -> torch.Tensor:
         """Return what a projection gives without a gate beside each head's query, (..., H x D).
 
         Raises:
             ModelError: it gives more than queries, in an unknown order.
         """
-        if state != "query" or output.shape[-1] != 2 * self.num_heads * self.head_dim:
+        if state != "query" or output.shape[-1] != 2 * self.num_heads * self.head_dim(layer):
             return output
         if not gates_queries(self.attention_module(layer)):
             raise ModelError(
@@ -244,6 +264,11 @@ class Structure:
             types = getattr(self.decoder_config, "layer_types", None)
         return str(types[layer]) if types else ""
 
+    def first_of_type(self, name: str) -> int:
+        """Return the first layer of a type; 0 where there is none."""
+        types = list(getattr(self.decoder_config, "layer_types", None) or ())
+        return types.index(name) if name in types else 0
+
     def rotary(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> object:
         """Return the position embeddings of a layer, for position ids (B, n)."""
         rotary: Callable[..., object] = self.decoder.rotary_emb  # type: ignore[assignment]
@@ -267,15 +292,32 @@ class Structure:
         types = getattr(self.decoder_config, "layer_types", None)
         if types is not None and "sliding" not in str(types[layer]):
             return None
-        uses = getattr(self.decoder_config, "use_sliding_window", True)
-        window = getattr(self.decoder_config, "sliding_window", None)
+        config = layer_config(self.decoder_config, layer)
+        uses = getattr(config, "use_sliding_window", True)
+        window = getattr(config, "sliding_window", None)
         return int(window) if uses and window else None
+
+    def window_within(self, layer: int, columns: int) -> int | None:
+        """Return the window of a layer that is narrower than so many columns; None: it is not."""
+        window = self.windows[layer]
+        return window if window is not None and columns > window else None
+
+    def first_windowed(self, columns: int) -> int | None:
+        """Return the first layer whose window is narrower than so many columns; None: none is."""
+        if self.narrowest_window is None or columns <= self.narrowest_window:
+            return None
+        layers = range(len(self.layers))
+        return next(n for n in layers if self.window_within(n, columns) is not None)
+
+    @functools.cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """The width of every layer's sliding window; None where it sees everything."""
+        return tuple(self.window(layer) for layer in range(len(self.layers)))
 
     @functools.cached_property
     def narrowest_window(self) -> int | None:
         """The smallest sliding window of the decoder's layers; None where all see everything."""
-        windows = [self.window(layer) for layer in range(len(self.layers))]
-        return min((window for window in windows if window), default=None)
+        return min((window for window in self.windows if window), default=None)
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
@@ -307,14 +349,15 @@ def find_structure(wrapped: nn.Module) -> Structure:
         )
     family = find_family(model_type)
     check_types(model_type, decoder)
-    memories = layer_memories(model_type, decoder.config, len(layers))  # type: ignore[arg-type]
+    sources = key_layers(model_type, list(layers))
+    own = layer_memories(model_type, decoder.config, len(layers))  # type: ignore[arg-type]
+    memories = tuple(own[source] for source in sources)
     check_decoder(model_type, decoder, layers, memories, WAY_OUT)
     _check_deepstack(model_type, decoder)
     refuse_compiled((model, decoder, *layers))
     config = decoder.config
     num_heads = _size(model_type, config, "num_attention_heads")
     hidden_size = _size(model_type, config, "hidden_size")
-    head_dim = _size(model_type, config, "head_dim", hidden_size // num_heads)
     attention = str(getattr(config, "_attn_implementation", "eager"))
     if attention not in ("sdpa", "eager") and not attention.startswith("flash_attention"):
         raise ModelError(
@@ -331,18 +374,24 @@ def find_structure(wrapped: nn.Module) -> Structure:
         decoder=decoder,
         layers=tuple(layers),
         seams=seams,
+        key_layers=sources,
         family=family,
         config=model.config,
         model_type=model_type,
         num_heads=num_heads,
-        head_dim=head_dim,
         hidden_size=hidden_size,
         attention=attention,
-        two_way="token_type_ids" in inspect.signature(inner.forward).parameters
-        # Prepares masks of its own for generation.
-        or "create_masks_for_generate" in vars(type(model)),
+        two_way=_sees_two_ways(model, inner, config),
         memories=memories,
     )
+
+
+def _sees_two_ways(model: PreTrainedModel, inner: nn.Module, config: object) -> bool:
+    """Return whether tokens of a picture may see later ones of it."""
+    if getattr(config, "use_bidirectional_attention", "") is None:  # the smaller models of Gemma 4
+        return False
+    prepares_masks = "create_masks_for_generate" in vars(type(model))
+    return prepares_masks or "token_type_ids" in inspect.signature(inner.forward).parameters
 
 
 def _find_inner(model: PreTrainedModel) -> nn.Module:
@@ -453,10 +502,15 @@ def find_reason(
 ) -> str:
     """Return why a decoder can't be cut; empty where it can."""
     text = decoder.config
-    if getattr(text, "num_kv_shared_layers", 0):
-        return "its layers share keys and values"
-    if getattr(text, "hidden_size_per_layer_input", 0):
-        return "its layers take an input of their own for every token"
+    takes = {name for layer in layers for name in inspect.signature(layer.forward).parameters}
+    if getattr(text, "num_kv_shared_layers", 0) and SHARED not in takes:
+        return f"its layers share keys and values, but are not given them as {SHARED}"
+    if getattr(text, "hidden_size_per_layer_input", 0) and PER_LAYER_INPUT not in takes:
+        return (
+            f"its layers take an input of their own for every token, but not as {PER_LAYER_INPUT}"
+        )
+    if not getattr(text, "is_causal", True):
+        return "its tokens see all later ones"
     for module in (decoder, *layers):
         for name in inspect.signature(module.forward).parameters:
             for part, why in ARGUMENT_REASONS.items():

@@ -102,14 +102,36 @@ def masked(
 
 
 @contextmanager
-def masking(model: PreTrainedModel, drops: Drops) -> Iterator[None]:
-    """Block dropped columns in the masks of one generation's forwards."""
+def masking(
+    model: PreTrainedModel, drops: Drops, layers: Sequence[nn.Module] | None = None
+) -> Iterator[None]:
+    """Block dropped columns in the masks of one generation's forwards.
+
+    Args:
+        layers: of the decoder; None: as it names them.
+    """
+    layers = getattr(model.get_decoder(), LAYERS) if layers is None else layers
+    columns = _Columns()
     with Hooks(ALL_THREADS) as hooks:
-        for number, layer in enumerate(getattr(model.get_decoder(), LAYERS)):
-            hidden_from = [columns for first, columns in drops if first <= number]
+        hooks.before(layers[0], columns.count)
+        for number, layer in enumerate(layers):
+            hidden_from = [dropped for first, dropped in drops if first <= number]
             if hidden_from:
-                hooks.before(layer, _Blocking(hidden_from[-1]))
+                hooks.before(layer, _Blocking(hidden_from[-1], columns))
         yield
+
+
+class _Columns:
+    """How many columns the first layer has had, which all later ones see too."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def count(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Add the columns of a forward: a pre-hook of the first layer."""
+        hidden = args[0] if args else kwargs.get(HIDDEN)
+        if isinstance(hidden, torch.Tensor):
+            self.total += hidden.shape[-2]
 
 
 class _Blocking:
@@ -117,11 +139,11 @@ class _Blocking:
 
     Args:
         dropped: for every sample its columns.
+        columns: up to this forward's end.
     """
 
-    def __init__(self, dropped: Sequence[Sequence[int]]) -> None:
-        self.dropped = dropped
-        self.past = 0  # columns of the forwards before
+    def __init__(self, dropped: Sequence[Sequence[int]], columns: _Columns) -> None:
+        self.dropped, self.columns = dropped, columns
 
     def __call__(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -132,22 +154,23 @@ class _Blocking:
                 f"{type(layer).__name__} takes no {HIDDEN} and {MASK}, so its keys can't be masked",
                 "check with a transformers version that vtprune is tested with",
             )
-        past, self.past = self.past, self.past + hidden.shape[1]
-        bias = self.add_mask(kwargs[MASK], hidden, past)
-        start = self.past - bias.shape[-1]  # a cache of a sliding window holds the last columns
+        total = self.columns.total
+        bias = self.add_mask(kwargs[MASK], hidden, total)
+        start = total - bias.shape[-1]  # a cache of a sliding window holds the last columns
         for row, columns in enumerate(self.dropped):
-            held = [column - start for column in columns if column >= start]
+            held = [column - start for column in columns if start <= column < total]
             bias[row, :, :, held] = torch.finfo(bias.dtype).min
-        # A query that sees nothing is never read; it sees itself so that it stays finite.
-        queries = torch.arange(hidden.shape[1], device=bias.device)
-        bias[:, :, queries, past - start + queries] = 0
+        # A query that sees nothing is never read; it sees itself so that it stays finite. Layers
+        # that keep no keys may get the last queries alone.
+        queries = torch.arange(bias.shape[-2], device=bias.device)
+        bias[:, :, queries, bias.shape[-1] - bias.shape[-2] + queries] = 0
         return args, {**kwargs, MASK: bias}
 
-    def add_mask(self, mask: object, hidden: torch.Tensor, past: int) -> torch.Tensor:
+    def add_mask(self, mask: object, hidden: torch.Tensor, total: int) -> torch.Tensor:
         """Return a new (B, 1, n, keys) mask that is added to the scores."""
-        rows, length = hidden.shape[:2]
+        rows, length = hidden.shape[-3:-1]
         if mask is None:  # transformers leaves a mask out where it is causal and nothing is padded
-            mask = hidden.new_ones(rows, 1, length, past + length, dtype=torch.bool).tril(past)
+            mask = hidden.new_ones(rows, 1, length, total, dtype=torch.bool).tril(total - length)
         if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
             raise ModelError(
                 "this attention kernel takes no mask a query, so its keys can't be masked",

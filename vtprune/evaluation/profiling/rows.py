@@ -11,7 +11,7 @@ import torch
 from vtprune.engine.pixel_selection import select_pixels
 from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.engine.trace import Trace
-from vtprune.errors import ModelError, PresetError, VtpruneError
+from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.variants import (
     UNPRUNED,
     Variant,
@@ -19,7 +19,7 @@ from vtprune.evaluation.variants import (
     split_options,
     unpruned_variant,
 )
-from vtprune.models.structure import Structure, find_structure
+from vtprune.models.structure import find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, find_method
@@ -205,7 +205,6 @@ def plan_row(loaded: Loaded, prompt: ProfiledPrompt, variant: Variant) -> Planne
         for group in groups:
             (schedule,) = plan.solve(group, [prompt.layout], dropped, full_size)
             cuts += planned_cuts(group, schedule, prompt)
-        refuse_windows(structure, prompt)
     except VtpruneError as error:
         return PlannedRow(variant, prompt, error=error.message)
     cuts.sort(key=lambda cut: cut.layer)
@@ -247,13 +246,3 @@ def as_cut(row: PlannedRow, visual: Sequence[int]) -> PlannedRow:
             left = cut.after
         cuts.append(cut)
     return replace(row, cuts=tuple(cuts), visual=tuple(visual))
-
-
-def refuse_windows(structure: Structure, prompt: ProfiledPrompt) -> None:
-    """Refuse a prompt that the engine would refuse to prune."""
-    window, length = structure.narrowest_window, prompt.text + len(prompt.layout)
-    if window is not None and length > window:
-        raise ModelError(
-            f"the prompt has {length} tokens, and layers of this model see the last {window} only "
-            "(sliding window): dropping tokens would widen what they see"
-        )
