@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import tiny_processor
 from click.testing import CliRunner
-from conftest import save_noise
+from conftest import assert_refused, save_noise
+from test_structure import Changed
 
+import vtprune
 from vtprune.cli import cli
+from vtprune.engine.inputs import PreparedInputs
+from vtprune.models.base import Inputs
 from vtprune.models.loading import load
 
 BY_DEFAULT = {"idefics2": (8, 8), "lighton_ocr": (3, 5), "aria": (16, 16)}
@@ -47,3 +52,37 @@ def test_the_processor_is_of_the_class_that_the_checkpoint_names(tmp_path: Path)
     assert type(loaded.files.assembled.whole).__name__ == "Idefics2Processor"
     assert not loaded.family.listed
     assert loaded.family.modalities == ("image",)
+
+
+def test_a_model_that_can_not_be_pruned_answers_at_keep_1_with_the_reason(tmp_path: Path) -> None:
+    directory = tiny_processor.build("git", tmp_path)
+    report = ask(directory, "--keep", "1")
+    assert any("git: its decoder has no list of layers" in note for note in report["warnings"])
+    assert report["seconds"]["prefill"] > 0
+    picture = str(directory / "picture.png")
+    less = ["ask", picture, "what?", "--model", str(directory), "--keep", "0.9"]
+    assert_refused(CliRunner().invoke(cli, less), "Error: git: its decoder has no list of layers")
+
+
+def test_its_visual_tokens_are_counted_all_the_same() -> None:
+    with Changed(num_attention_heads=None) as model:
+        inputs = tiny.inputs("llava_onevision", model, "image")
+        given = PreparedInputs.of(inputs, [Inputs(inputs, "")])
+        with vtprune.pruning(model, keep=1, inputs=given) as trace:
+            pass
+    visual = int((inputs["input_ids"] == tiny.token("llava_onevision", "<image>")).sum())
+    assert trace.unpruned
+    assert len(trace.layouts[0]) == visual
+    assert trace.text == [inputs["input_ids"].numel() - visual]
+    assert trace.keep_mean() == 1
+    assert trace.layouts[0].grid.row.max() > 1
+
+
+def test_an_error_inside_a_class_that_is_not_listed_is_no_fault_of_ours(tmp_path: Path) -> None:
+    directory = tiny_processor.build("idefics2", tmp_path)
+    values = json.loads((directory / "config.json").read_text())
+    values["image_token_id"] += 1
+    (directory / "config.json").write_text(json.dumps(values))
+    picture = save_noise(tmp_path / "picture.png", 90, 150)
+    result = CliRunner().invoke(cli, ["ask", str(picture), "what?", "--model", str(directory)])
+    assert_refused(result, "Error: .* does not run on what its own processor made")

@@ -14,6 +14,7 @@ Where to look, in the order in which a prompt passes:
     packing, attention_mask, position_ids    of a shortened sequence
     kv_cache            the cache after a cut; decoding goes on from it
     refusals            what is refused, and what a user is warned of
+    unpruned            a model that can't be pruned, at keep 1
     hooks               hooks and replaced methods, for a thread or for all: the only ones
 """
 
@@ -30,6 +31,7 @@ from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.refusals import refuse_pixels
 from vtprune.engine.trace import Trace
+from vtprune.engine.unpruned import describe_unpruned
 from vtprune.errors import ModelError
 from vtprune.models.structure import find_structure
 from vtprune.preset import Keep, Preset, load_preset, override
@@ -86,7 +88,8 @@ def pruning(
         The trace, filled by each prefill; after calls at once, by the prefill that ended last.
 
     Raises:
-        ModelError: a model or a case that can't be pruned, with the reason.
+        ModelError: a model or a case that can't be pruned, with the reason; at keep 1 a model only
+            has a warning.
         PresetError: a preset that is not valid or a keep that can't be reached.
     """
     wanted = override(load_preset(preset), keep, method, at, options, seed)
@@ -97,7 +100,15 @@ def pruning(
     inputs = inputs or PreparedInputs()
     refuse_pixels(wanted, inputs.pixels)
     trace = Trace()
-    plan = PruningPlan(wanted, find_structure(model), calibration, trace)
+    try:
+        structure = find_structure(model)
+    except ModelError as error:
+        if not wanted.keeps_all():
+            raise
+        describe_unpruned(trace, model, inputs, error)
+        yield trace
+        return
+    plan = PruningPlan(wanted, structure, calibration, trace)
     block = PruningBlock(plan, modality, inputs, own_thread=threads == "own")
     try:
         block.attach()

@@ -86,9 +86,8 @@ class PruningPlan:
     def reads_tower(self) -> bool:
         """Whether a method of any stage reads what the vision tower attends to."""
         preset = self.preset
-        keeps = [preset.keep_for(modality) for modality in MODALITIES]
         lists = (preset.stages, preset.image.stages, preset.video.stages)
-        return not all(keep is not None and keep >= 1 for keep in keeps) and any(
+        return not preset.keeps_all() and any(
             set(self.needs(stage)) & set(TOWER)
             for stages in lists
             for stage in stages or ()

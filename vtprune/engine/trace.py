@@ -161,6 +161,7 @@ class Trace:
             empty where they were not.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know, of all of them.
+        unpruned: whether the model can't be pruned, and ran as it is.
         begun: layouts, text and full_size of the prefill that began last, whether it ended or not.
     """
 
@@ -175,6 +176,7 @@ class Trace:
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None
+    unpruned: bool = False
 
     def warn(self, message: str) -> None:
         """Add a warning once; "" is none."""

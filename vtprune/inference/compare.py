@@ -180,7 +180,7 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
         ceilings: as `measure_ceilings` gives them.
     """
     try:
-        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+        shape = cost.decoder_shape(loaded.decoder_config)
     except cost.CostError:
         return None
     flops, bandwidth = ceilings

@@ -14,8 +14,8 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
-from vtprune.errors import VtpruneError
-from vtprune.inference.out_of_memory import explain_out_of_memory
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.inference.out_of_memory import explain_out_of_memory, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
 from vtprune.models.structure import find_structure
 from vtprune.models.transformers_messages import quiet
@@ -252,6 +252,8 @@ def generate(
         ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopped, length)
     snapshot = trace.snapshot()
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
+    if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
+        snapshot.seconds["prefill"] = seconds["first_choice"]
     measured = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
     tokenizer = loaded.files.tokenizer
     return [
@@ -309,9 +311,27 @@ def generate_ids(
     started = time.perf_counter()
     with torch.no_grad():
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
-        ids = call(**tensors, **options, streamer=stream, disable_compile=True)
+        with _errors_of_unlisted(loaded):
+            ids = call(**tensors, **options, streamer=stream, disable_compile=True)
     ended = time.perf_counter()
     return ids, {"decode": ended - stream.first, "first_choice": stream.first - started}
+
+
+@contextmanager
+def _errors_of_unlisted(loaded: Loaded) -> Iterator[None]:
+    """Say whose error it is where a class that is not listed can't run what its processor made."""
+    try:
+        yield
+    except VtpruneError:
+        raise
+    except Exception as error:
+        if loaded.family.listed or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{loaded.name}: {type(loaded.model).__name__} does not run on what its own processor "
+            f"made ({type(error).__name__}: {error})",
+            "check that config.json and the preparation files are of one repository",
+        ) from error
 
 
 def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[str]:
@@ -321,7 +341,10 @@ def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[s
         prompt: columns of the prompt.
         ids: (B, S) with the prompts.
     """
-    structure = find_structure(loaded.model)
+    try:
+        structure = find_structure(loaded.model)
+    except ModelError:  # it runs unpruned
+        return []
     last, length = structure.num_positions, ids.shape[1]
     if last is None or not structure.one_dimensional or not prompt <= last < length:
         return []

@@ -95,16 +95,16 @@ def describe_versions() -> Versions:
 def describe_model(loaded: Loaded) -> ModelInfo:
     """Return what a report says of the model."""
     model = loaded.model
-    decoder = model.get_decoder()
+    text = loaded.decoder_config
     return ModelInfo(
         name=loaded.name,
         adapter=loaded.adapter or None,
         family=str(model.config.model_type),
-        layers=len(decoder.layers),
+        layers=int(getattr(text, "num_hidden_layers", 0)),
         parameters=sum(weight.numel() for weight in model.parameters()),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        attention=str(getattr(decoder.config, "_attn_implementation", "eager")),
+        attention=str(getattr(text, "_attn_implementation", "eager")),
     )
 
 
@@ -217,7 +217,7 @@ def compute_costs(
     """Return FLOPs and KV cache bytes of one sample, beside those of the whole prompt."""
     vision = _count_vision(loaded, inputs, trace, sample)
     try:
-        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+        shape = cost.decoder_shape(loaded.decoder_config)
     except cost.CostError:
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
                       decode_full=None, reduction=None)  # fmt: skip
@@ -258,7 +258,7 @@ def uncounted(loaded: Loaded, flops: Flops) -> list[str]:
     if flops.vision is None:
         warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
     try:
-        cost.decoder_shape(loaded.model.get_decoder().config)
+        cost.decoder_shape(loaded.decoder_config)
     except cost.CostError as error:
         warnings.append(f"{error.message}, nor are the bytes of its KV cache")
     return warnings

@@ -80,7 +80,7 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
 def fit_tokens(loaded: Loaded, text: int) -> int | None:
     """Return how many visual tokens should fit in the free memory; None: not known."""
     try:
-        shape = cost.decoder_shape(loaded.model.get_decoder().config)
+        shape = cost.decoder_shape(loaded.decoder_config)
     except cost.CostError:
         return None
     size = loaded.model.dtype.itemsize

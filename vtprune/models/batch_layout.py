@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.models.base import VisionInputs
+from vtprune.models.base import Family, VisionInputs
 from vtprune.models.placeholder_runs import is_flat
-from vtprune.models.structure import Structure
 from vtprune.tokens.layout import Grid, Layout, box, lay_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class Described(Protocol):
+    """What the layout of a prompt needs of a model."""
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def config(self) -> PreTrainedConfig: ...
+
+    @property
+    def model_type(self) -> str: ...
+
+    def placeholders(self) -> Mapping[str, tuple[int, ...]]: ...
+
 
 NO_TOKEN = -1
 """In the place of the ids of padding."""
 
 
 def lay_out_batch(
-    structure: Structure,
+    structure: Described,
     ids: torch.Tensor,
     valid: torch.Tensor,
     vision: VisionInputs,
@@ -79,7 +98,7 @@ def lay_out_batch(
     return layouts, warnings
 
 
-def _warn_of_rows(structure: Structure, grids: Sequence[Grid]) -> list[str]:
+def _warn_of_rows(structure: Described, grids: Sequence[Grid]) -> list[str]:
     """Return a warning where rows and columns are not known, of a model without its own family."""
     if structure.family.listed or not any(map(is_flat, grids)):
         return []

@@ -69,6 +69,13 @@ class Loaded:
     warnings: tuple[str, ...] = ()
     adapter: str | None = None
 
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        """The language model's config; of the whole model, where it names no decoder of its own."""
+        decoder = getattr(self.model, "get_decoder", lambda: None)()
+        config = getattr(decoder, "config", None) or self.model.config.get_text_config(decoder=True)
+        return cast("PreTrainedConfig", config)
+
     def find_calibration(self) -> tuple[Calibration, list[str]]:
         """Return the calibration from the user's file, else the packaged one or defaults.
 

@@ -245,6 +245,11 @@ class Preset:
         keep = self._of(modality).keep
         return self.keep if keep is None else keep
 
+    def keeps_all(self) -> bool:
+        """Return whether nothing of any modality is to be dropped: keep 1, whatever the stages."""
+        keeps = [self.keep_for(modality) for modality in ("image", "video")]
+        return all(keep is not None and keep >= 1 for keep in keeps)
+
     def shares_one_budget(self) -> bool:
         """Whether all modalities have the same stages and keep, and so one budget together."""
         same_stages = self.image.stages is None and self.video.stages is None
