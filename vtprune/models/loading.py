@@ -26,7 +26,13 @@ from vtprune.models.adapters import (
 )
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config
-from vtprune.models.devices import find_device, find_dtype, loading_options
+from vtprune.models.devices import (
+    check_quantized,
+    find_device,
+    find_dtype,
+    loading_options,
+    quantization_of,
+)
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure
@@ -100,6 +106,7 @@ class Opened:
         target, dtype, options: the device, dtype and arguments for reading its weights.
         adapter: to be loaded into it.
         seconds: the time that opening took.
+        warnings: what the user should know of its files.
     """
 
     name: str | None
@@ -114,6 +121,7 @@ class Opened:
     seconds: float
     on_progress: Progress | None = None
     adapter: Adapter | None = None
+    warnings: tuple[str, ...] = ()
 
     def load(self) -> Loaded:
         """Read the weights, and return the loaded model.
@@ -128,6 +136,7 @@ class Opened:
             )
             if "device_map" not in self.options:
                 model = model.to(self.target)  # type: ignore[arg-type]
+        notes = [*self.warnings, *notes]
         if self.name is None:
             notes.append(EMBEDDED_WARNING)
         if self.adapter is not None:
@@ -219,7 +228,9 @@ def open_model(
         config = read_config(name or EMBEDDED, checkpoint, trust_remote_code)
         refuse_other_kinds(name or EMBEDDED, config, trust_remote_code)
         chosen = find_dtype(dtype, config, target)
-        options = loading_options(device, quantize) | {"attn_implementation": attention}
+        notes = check_quantized(name or EMBEDDED, config, quantize)
+        quantized = quantization_of(config) is not None
+        options = loading_options(device, quantize, quantized) | {"attn_implementation": attention}
         directory = None if tuned is None else tuned.directory
         has_tokenizer = directory is not None and (directory / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(
@@ -231,7 +242,7 @@ def open_model(
         family, files = prepare_family(checkpoint, files, trust_remote_code)
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
-        time.perf_counter() - started, on_progress, tuned,
+        time.perf_counter() - started, on_progress, tuned, tuple(notes),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
+from vtprune.models.devices import first_line
 from vtprune.process_settings import WARNINGS_OFF, ProcessSetting
 
 
@@ -55,7 +56,7 @@ def loading_errors(name: str) -> Iterator[None]:
 def explain(name: str, error: Exception) -> tuple[str, str]:
     """Return the message and hint for what transformers or safetensors said."""
     text, kind = str(error), type(error).__name__
-    first = next((line.strip() for line in text.splitlines() if line.strip()), kind)[:300]
+    first = first_line(error)
     if "attn_implementation" in text:
         return (
             f"{name}: transformers does not run it with this attention kernel ({first})",
