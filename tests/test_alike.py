@@ -62,17 +62,23 @@ def assert_loop(
 ) -> None:
     """A pruned batch is the loop over the layers of each of its rows.
 
-    States are summed up in chunks at prefill and by token in decoding: the tolerance of
-    test_hybrid.py.
+    States are summed up in chunks at prefill and by token in decoding, and mixtures of experts
+    amplify rounding: the tolerance is a multiple of what that does to the unpruned model.
     """
+    whole = oracle.generate(model, inputs, steps=tokens.shape[1], force=tokens)[1]
     for number, row in enumerate(rows):
         padding = inputs["input_ids"].shape[1] - row["input_ids"].shape[1]
         drops = [
             (first, [[column - padding for column in columns[number]]])
             for first, columns in oracle.dropped(trace, inputs)
         ]
-        expected = layer_loop.loop(model, row, drops, tokens[number : number + 1])
-        torch.testing.assert_close(logits[number : number + 1], expected, atol=2e-4, rtol=0)
+        forced = tokens[number : number + 1]
+        plain = layer_loop.loop(model, row, [], forced)
+        noise = float((whole[number : number + 1] - plain).abs().max())
+        expected = layer_loop.loop(model, row, drops, forced)
+        tolerance = max(1e-4, 10 * noise)
+        torch.testing.assert_close(logits[number : number + 1], expected, atol=tolerance, rtol=0)
+        assert tolerance < 1e-2
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

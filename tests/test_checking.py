@@ -293,7 +293,7 @@ def test_a_reference_that_does_not_hold_for_a_model_is_no_difference(
     monkeypatch.setattr(oracle._Blocking, "add_mask", wrong)
     checked = run(loaded, cuts=1, kinds=["image"])
     assert outcomes(checked) == {"refused"}
-    assert "with a mask that hides nothing differs from itself" in checked.claim()
+    assert "a loop over its layers that leaves nothing out, differs from itself" in checked.claim()
 
 
 def test_without_a_check_nothing_is_proven() -> None:
@@ -454,3 +454,24 @@ def test_presets_without_a_masked_counterpart_are_errors(
     path.write_text(f"keep: 0.5\nstages: [{stage}]\n")
     with pytest.raises(PresetError, match=message):
         choose_cuts(CheckOptions(preset=str(path)), 28, MODALITIES)
+
+
+# -- decoders whose layers keep a state -----------------------------------------------------------
+
+
+def test_a_hybrid_decoder_equals_the_loop_over_its_layers(checkpoints) -> None:  # type: ignore[no-untyped-def]
+    checked = run(loading.load(str(checkpoints("qwen3_5")), device="cpu"))
+    assert checked.verdict == "equal", checked.claim()
+    assert checked.claim().startswith("pruned equals the loop over the layers in ")
+    assert checked.to_dict()["model"]["pruned_equals"] == "layer loop"  # type: ignore[index]
+    assert {noise.source for noise in checked.noise} == {"sdpa, eager, loop"}
+
+
+def test_a_state_made_of_padding_is_seen(checkpoints, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The fault: padding that a cut makes is taken for tokens by layers with a state."""
+    state = sequence.SequenceState
+    monkeypatch.setattr(state, "_replace_token_mask", lambda *_: None)
+    hybrid = loading.load(str(checkpoints("qwen3_5")), device="cpu")
+    checked = run(hybrid, cuts=2)
+    assert checked.verdict == "different"
+    assert outcomes(checked, prompts="ragged", cut="layer 2") == {"DIFFERS"}

@@ -17,7 +17,7 @@ from vtprune.inference.generate import Generation
 from vtprune.models.loading import load
 
 BLOCKS = {
-    "model": "name family layers parameters device dtype attention",
+    "model": "name family layers parameters device dtype attention pruned_equals",
     "input": "files modality frames tiles timestamps decoder duration width height",
     "preset": "name description keep seed method changed stages",
     "tokens": "visual text answer keep_mean kept_after by_modality stages by_frame by_tile",

@@ -46,6 +46,9 @@ Examples:
 def check(media: tuple[str, ...], flags: Flags) -> None:
     """Prove on this machine that a pruned model equals the masked one.
 
+    A model whose layers keep a state (linear attention, convolutions) is compared with a loop over
+    its layers, each on the tokens that are left there.
+
     Runs the model with visual tokens cut at its input, at one layer, at two layers and before the
     vision tower, for one prompt and a left-padded batch of two, with a dynamic and a static cache.
     Each case is compared with the unpruned model whose attention mask hides the same tokens, over

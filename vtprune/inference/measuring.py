@@ -105,6 +105,7 @@ def describe_model(loaded: Loaded) -> ModelInfo:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(getattr(text, "_attn_implementation", "eager")),
+        pruned_equals=loaded.pruned_equals,
     )
 
 

@@ -66,6 +66,9 @@ class ModelInfo(Block):
         name: as it was asked for; `adapter` likewise, None without one.
         family: the model type of its config.
         attention: the kernel, such as "sdpa".
+        pruned_equals: what a pruned answer equals: "masked", the model with the dropped tokens
+            masked as keys; or "layer loop", where layers keep a state of all tokens: a loop over
+            the layers, each on the tokens that are left there. None where that is not known.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ModelInfo(Block):
     device: str
     dtype: str
     attention: str
+    pruned_equals: str | None = None
 
     def to_columns(self) -> dict[str, object]:
         """Return the columns of CSV rows that say what ran, and where."""

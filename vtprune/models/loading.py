@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -35,7 +36,7 @@ from vtprune.models.devices import (
 )
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
-from vtprune.models.structure import find_structure
+from vtprune.models.structure import find_structure, pruned_equals
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.models.weights import GGUF, GGUF_HINT, find_weights
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
@@ -81,6 +82,11 @@ class Loaded:
         decoder = getattr(self.model, "get_decoder", lambda: None)()
         config = getattr(decoder, "config", None) or self.model.config.get_text_config(decoder=True)
         return cast("PreTrainedConfig", config)
+
+    @functools.cached_property
+    def pruned_equals(self) -> str | None:
+        """What a pruned answer equals, as reports name it; None: this model can't be pruned."""
+        return pruned_equals(self.model)
 
     def find_calibration(self) -> tuple[Calibration, list[str]]:
         """Return the calibration from the user's file, else the packaged one or defaults.

@@ -53,6 +53,9 @@ ATTENTION_MODULES = ("self_attn", "mixer")
 """What transformers' layers call the module in which they attend."""
 FIRST_NORMS = ("input_layernorm", "operator_norm")
 """What they call the norm before it."""
+MASKED, LAYER_LOOP = "masked", "layer loop"
+"""What pruning equals: the model with the dropped tokens masked as keys, or, where layers keep a
+state of all tokens, a loop over its layers, each on the tokens that are left there."""
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 TYPE_REASONS = {
     "chunked": "attend within chunks of the sequence",
@@ -322,6 +325,15 @@ class Structure:
     @property
     def decoder_config(self) -> PreTrainedConfig:
         return self.decoder.config  # type: ignore[return-value]
+
+
+def pruned_equals(model: nn.Module) -> str | None:
+    """Return what a pruned answer of a model equals; None: it can't be pruned."""
+    try:
+        structure = find_structure(model)
+    except ModelError:
+        return None
+    return LAYER_LOOP if structure.keeps_state() else MASKED
 
 
 def find_structure(wrapped: nn.Module) -> Structure:

@@ -1,4 +1,4 @@
-"""The table of `vtprune check`: pruned minus masked, and the noise of the unpruned model."""
+"""The table of `vtprune check`: how far pruned is from what it has to equal, and the noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_NOTES = 6
 def show_check(result: CheckResult, console: Console) -> None:
     """Print a row for each input, cut and batch, what has a reason, and the verdict."""
     title = f": largest difference of the logits, prompt and {result.steps} decoded tokens"
-    console.print(Text.assemble(("pruned - masked", "bold"), title))
+    console.print(Text.assemble((f"pruned - {result.rule}", "bold"), title))
     table = plain_table()
     for heading in ("input", "cut", "prompts"):
         table.add_column(heading, overflow="fold")
@@ -80,8 +80,8 @@ def show_notes(result: CheckResult, console: Console) -> None:
         sources = " or ".join(dict.fromkeys(noise.source for noise in result.noise))
         noise_note = (
             f"how far the unpruned model is from itself ({sources}), at least one step of "
-            f"{model.dtype}; pruned and masked are equal up to {result.noise[0].factor:g} times "
-            "that"
+            f"{model.dtype}; pruned and {result.rule} are equal up to "
+            f"{result.noise[0].factor:g} times that"
         )
         lines.add_row("noise", Text(noise_note))
     lines.add_row("effect", Text("by how much the cut changes the logits"))

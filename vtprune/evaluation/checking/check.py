@@ -1,11 +1,11 @@
-"""`check`: pruned equals masked, case by case."""
+"""`check`: pruned equals masked, or the loop over the layers, case by case."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +32,11 @@ from vtprune.evaluation.checking.result import (
     CheckResult,
     Noise,
 )
+from vtprune.inference.forced_answers import append_text, logits_to_keep_argument
 from vtprune.inference.measuring import describe_input, describe_model, describe_versions
 from vtprune.inference.out_of_memory import FEWER, as_memory_error, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device
+from vtprune.models.structure import LAYER_LOOP
 from vtprune.models.transformers_messages import quiet
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class UnprunedRun:
     Args:
         tokens: (B, STEPS + 1) that it chooses; every other run is forced to choose them.
         logits: (B, STEPS + 1, V) float32 on the CPU.
-        masked: logits with dropped columns masked, by what was dropped.
+        expected: what pruning has to equal, by what was dropped.
     """
 
     loaded: Loaded
@@ -60,26 +62,50 @@ class UnprunedRun:
     tokens: torch.Tensor
     logits: torch.Tensor
     noise: Noise
-    masked: dict[str, torch.Tensor] = field(default_factory=dict)
+    expected: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, drops: oracle.Drops) -> torch.Tensor:
-        """Return the logits with dropped columns masked, which are computed once."""
+    def without(self, drops: oracle.Drops) -> torch.Tensor:
+        """Return the logits without the dropped columns, which are computed once.
+
+        They are masked as keys; where layers keep a state, a loop over the layers leaves them out.
+        """
         key = repr(drops)
-        if key not in self.masked:
-            model = self.loaded.model
-            # Flash kernels take no mask a query.
-            flash = kernel_of(model) not in ("sdpa", "eager")
-            with attention_kernel(model, "sdpa") if flash else nullcontext():
-                logits = oracle.masked(
-                    model, self.batch.tensors, drops, self.tokens, cache_implementation=DYNAMIC
-                )
-            self.masked[key] = logits.float().cpu()
-        return self.masked[key]
+        if key not in self.expected:
+            loops = self.loaded.pruned_equals == LAYER_LOOP
+            logits = self.looped(drops) if loops else self.masked(drops)
+            self.expected[key] = logits.float().cpu()
+        return self.expected[key]
 
-    def unmasked_difference(self) -> float:
-        """Return how much the model differs from itself with a mask that hides nothing."""
+    def masked(self, drops: oracle.Drops) -> torch.Tensor:
+        """Return the logits with the dropped columns masked as keys."""
+        model = self.loaded.model
+        # Flash kernels take no mask a query.
+        flash = kernel_of(model) not in ("sdpa", "eager")
+        with attention_kernel(model, "sdpa") if flash else nullcontext():
+            return oracle.masked(
+                model, self.batch.tensors, drops, self.tokens, cache_implementation=DYNAMIC
+            )
+
+    def looped(self, drops: oracle.Drops) -> torch.Tensor:
+        """Return the logits of a loop over the layers, for each prompt by itself."""
+        width, rows = self.batch.tensors["input_ids"].shape[1], []
+        for number, (row, tokens) in enumerate(zip(self.batch.rows, self.tokens, strict=True)):
+            prompt = batch_on_device(self.loaded, (row,))
+            padding = width - prompt["input_ids"].shape[1]
+            logits = oracle.looped(
+                self.loaded.model,
+                append_text(prompt, tokens[:-1]),
+                [(first, [c - padding for c in columns[number]]) for first, columns in drops],
+                len(tokens),
+                **logits_to_keep_argument(self.loaded, len(tokens)),
+            )
+            rows.append(logits)
+        return torch.cat(rows)
+
+    def difference_to_itself(self) -> float:
+        """Return how much the model differs from itself where nothing is masked or left out."""
         nothing: list[list[int]] = [[] for _ in self.batch.rows]
-        return float(largest(self.mask([(0, nothing)]), self.logits).max())
+        return float(largest(self.without([(0, nothing)]), self.logits).max())
 
 
 def check(
@@ -88,7 +114,7 @@ def check(
     cuts: Sequence[CheckedCut],
     on_progress: Progress | None = None,
 ) -> CheckResult:
-    """Compare the pruned model with the masked one on every input, batch, cut and cache.
+    """Compare the pruned model with what it has to equal on every input, batch, cut and cache.
 
     Raises:
         ModelError: the unpruned model can't answer these prompts, or does not fit in memory.
@@ -161,7 +187,11 @@ def run_unpruned(loaded: Loaded, batch: CheckedBatch) -> UnprunedRun:
     step = torch.finfo(model.dtype).eps * float(logits[logits.isfinite()].abs().max())
     factor = FACTORS.get(str(model.dtype).removeprefix("torch."), STRICTEST)
     noise = Noise(batch.input, batch.prompts, source, measured, step, factor)
-    return UnprunedRun(loaded, batch, tokens, logits, noise)
+    unpruned = UnprunedRun(loaded, batch, tokens, logits, noise)
+    if loaded.pruned_equals == LAYER_LOOP:  # it runs all tokens at once, and each prompt alone
+        measured = max(measured, unpruned.difference_to_itself())
+        unpruned.noise = replace(noise, source=f"{source}, loop", measured=measured)
+    return unpruned
 
 
 def check_batch(unpruned: UnprunedRun, cuts: Sequence[CheckedCut]) -> Iterator[CheckedCase]:
@@ -175,7 +205,7 @@ def check_batch(unpruned: UnprunedRun, cuts: Sequence[CheckedCut]) -> Iterator[C
 def check_case(
     unpruned: UnprunedRun, cut: CheckedCut, cache: str, encoded: FeatureCache
 ) -> CheckedCase:
-    """Run the pruned model once, and compare it with the masked one."""
+    """Run the pruned model once, and compare it with what it has to equal."""
     batch, limit = unpruned.batch, unpruned.noise.limit
     core = cut.core and batch.prompts == "one" and cache == DYNAMIC
 
@@ -202,10 +232,10 @@ def check_case(
     if text := count_text(unpruned, drops):
         return case(DIFFERS, f"{text} tokens that are no visual ones were dropped")
     try:
-        masked = unpruned.mask(drops)
-        effect = float(largest(masked, unpruned.logits).max())
-        differences = largest(logits, masked)
-        decided, same = compare_tokens(logits, masked, DECIDED * unpruned.noise.value)
+        expected = unpruned.without(drops)
+        effect = float(largest(expected, unpruned.logits).max())
+        differences = largest(logits, expected)
+        decided, same = compare_tokens(logits, expected, DECIDED * unpruned.noise.value)
         outcome, reason = EQUAL, ""
         if bool((differences > limit).any()) or same < decided:
             outcome, reason = explain(unpruned, differences, decided - same)
@@ -280,11 +310,12 @@ def explain(unpruned: UnprunedRun, differences: torch.Tensor, flipped: int) -> t
         flipped: decided steps at which another token would be chosen.
     """
     limit = unpruned.noise.limit
-    plain = unpruned.unmasked_difference()
+    plain = unpruned.difference_to_itself()
     if plain > limit:
         return REFUSED, (
-            f"this model with a mask that hides nothing differs from itself by {plain:.1e}, so "
-            "masking does not say what pruning should give"
+            f"this model with a mask that hides nothing, or a loop over its layers that leaves "
+            f"nothing out, differs from itself by {plain:.1e}: that does not say what pruning "
+            "should give"
         )
     wrong = (differences > limit).nonzero().flatten().tolist()
     if not wrong:

@@ -28,6 +28,7 @@ KERNEL = "_attn_implementation"  # of a config: its attention kernel
 LAYERS = "layers"  # of a decoder: the list of its layers
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
+EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
 
 Drops = Sequence[tuple[int, Sequence[Sequence[int]]]]
 """(first layer, for every sample the columns that it and later layers do not see)."""
@@ -181,6 +182,85 @@ class _Blocking:
             return mask.to(hidden.dtype, copy=True)
         bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
         return bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
+
+
+# -- decoders whose layers keep a state -----------------------------------------------------------
+
+
+def looped(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    drops: Sequence[tuple[int, Sequence[int]]],
+    steps: int,
+    **options: object,
+) -> torch.Tensor:
+    """Return the logits (1, steps, V) of a loop over the layers, without any cache.
+
+    The prompt and the tokens chosen after it go through the layers at once: those before a cut run
+    on all tokens, those from it on over what is left, with the original position ids. So their
+    states are made of those tokens alone, and being causal it gives every step.
+
+    Args:
+        inputs: one prompt without padding, and behind it the chosen tokens but the last.
+        drops: (first layer, the columns that it and later layers do not get).
+        options: of the model's forward.
+    """
+    layers = list(getattr(model.get_decoder(), LAYERS))
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    def note(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        calls.append((args if not calls else (), kwargs))
+
+    with torch.no_grad():
+        with Hooks(ALL_THREADS) as hooks:
+            for layer in layers:
+                hooks.before(layer, note)
+            model(**inputs, use_cache=False, **options)
+        (args, kwargs), left = calls[0], torch.arange(inputs["input_ids"].shape[1])
+        hidden = args[0] if args else kwargs[HIDDEN]
+        assert isinstance(hidden, torch.Tensor)
+        for number, (layer, (_, kwargs)) in enumerate(zip(layers, calls, strict=True)):
+            for columns in [columns for first, columns in drops if first == number]:
+                stays = ~torch.isin(left, torch.tensor(columns, dtype=torch.long))
+                hidden, left = hidden[:, stays.to(hidden.device)], left[stays]
+            given = {
+                name: _of_columns(name, value, left)
+                for name, value in kwargs.items()
+                if name != HIDDEN
+            }
+            hidden = _states(layer(hidden, **given))
+
+        def give(_: nn.Module, args: object, output: object) -> object:
+            states = _states(output).clone()
+            states[:, left.to(states.device)] = hidden
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        with Hooks(ALL_THREADS) as hooks:
+            hooks.after(layers[-1], give)
+            output = model(**inputs, use_cache=False, **options)
+    logits: torch.Tensor = output.logits
+    return logits[:, -steps:]
+
+
+def _states(output: object) -> torch.Tensor:
+    """Return the states that a layer gives, of a tuple or alone."""
+    states = output[0] if isinstance(output, tuple) else output
+    assert isinstance(states, torch.Tensor)
+    return states
+
+
+def _of_columns(name: str, value: object, columns: torch.Tensor) -> object:
+    """Return what a layer was given for all columns, for some of them."""
+    if isinstance(value, tuple):
+        return tuple(_of_columns(name, part, columns) for part in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    columns = columns.to(value.device)
+    if name == MASK and value.dim() == 4:
+        return value[:, :, columns][..., columns]
+    if name == EMBEDDINGS:
+        return value[..., columns, :]
+    return value[..., columns]  # position ids, masks of tokens
 
 
 def kernel_of(model: PreTrainedModel) -> str:

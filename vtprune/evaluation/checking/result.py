@@ -13,6 +13,8 @@ FACTORS = {"float32": 20.0, "float16": 8.0, "bfloat16": 4.0}
 DECIDED = 2
 """A step is decided where the likeliest token is ahead of the next by so many times the noise."""
 STRICTEST = min(FACTORS.values())
+RULES = {"masked": "masked", "layer loop": "the loop over the layers"}
+"""What pruning has to equal, as reports name it -> in a sentence."""
 EQUAL, DIFFERS, BLIND = "equal", "DIFFERS", "too small"
 NO_CUT, REFUSED = "no cut", "refused"
 
@@ -23,7 +25,8 @@ class Noise:
 
     Args:
         input, prompts: as of CheckedBatch.
-        source: what was changed: "sdpa, eager" for two kernels, or "batch sizes".
+        source: what was changed: "sdpa, eager" for two kernels, or "batch sizes"; and "loop" where
+            that is what pruning has to equal.
         measured: the largest difference.
         step: the spacing of the dtype's numbers at the largest logit.
         factor: so many times the noise are equal.
@@ -43,13 +46,13 @@ class Noise:
 
     @property
     def limit(self) -> float:
-        """The most that pruned and masked logits may differ by."""
+        """The most that pruned logits may differ by from what they have to equal."""
         return self.factor * self.value
 
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """One comparison of the pruned with the masked model.
+    """One comparison of the pruned model with what it has to equal.
 
     Args:
         input, prompts: as of CheckedBatch.
@@ -61,9 +64,9 @@ class CheckedCase:
         reason: of a refusal, or what differs.
         differences: the largest, of all samples and tokens, at the prompt and every decoded token.
         limit: the largest difference that counts as equal.
-        effect: the largest difference between the unpruned and the masked model.
+        effect: the largest difference that the cut makes to the unpruned model.
         decided: steps of all samples at which the likeliest token is ahead by more than the noise.
-        same_tokens: those of them at which pruned and masked choose the same.
+        same_tokens: those of them at which the pruned model chooses the same.
         layers: where it was cut; 0 is the input.
         visual, kept: visual tokens of each sample before the first cut, and after the last.
     """
@@ -146,6 +149,11 @@ class CheckResult:
     def proven(self) -> bool:
         return self.verdict == "equal"
 
+    @property
+    def rule(self) -> str:
+        """What pruning has to equal, in a sentence."""
+        return RULES[self.model.pruned_equals or "masked"]
+
     def claim(self) -> str:
         """Return the verdict in a sentence."""
         compared = [case for case in self.cases if case.difference is not None]
@@ -154,7 +162,7 @@ class CheckResult:
             failed = [case for case in wrong if case.difference is None]
             total = counted(len(compared) + len(failed), "case")
             return (
-                f"pruned does not equal masked in {len(wrong)} of {total}; the first is "
+                f"pruned does not equal {self.rule} in {len(wrong)} of {total}; the first is "
                 f"{wrong[0].place}: {wrong[0].reason}"
             )
         if self.verdict == "not proven":
@@ -165,15 +173,16 @@ class CheckResult:
         same = [case for case in compared if case.outcome == EQUAL]
         worst = max(same, key=lambda case: (case.difference or 0) / (case.limit or 1))
         return (
-            f"pruned equals masked in {len(same)} of {counted(len(compared), 'case')}: differences "
-            f"are up to {(worst.difference or 0) / (worst.limit or 1):.0%} of their limits"
+            f"pruned equals {self.rule} in {len(same)} of {counted(len(compared), 'case')}: "
+            f"differences are up to {(worst.difference or 0) / (worst.limit or 1):.0%} of their "
+            "limits"
         )
 
     def failure(self) -> tuple[str, str]:
         """Return message and hint of a check that proves nothing."""
         if self.verdict == "different":
             return (
-                "pruned does not equal masked with this model on this machine",
+                f"pruned does not equal {self.rule} with this model on this machine",
                 "don't rely on pruned answers here, and report what --json prints (docs/check.md)",
             )
         if any(case.core and case.outcome == BLIND for case in self.cases):
