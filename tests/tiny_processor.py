@@ -37,7 +37,8 @@ TOWER: Mapping[str, Any] = {
     "intermediate_size": 96,
     "head_dim": 32,
 }
-IDS = ("token_id", "token_index", "patch_id")
+WIDTHS = ("out_hidden_size", "projection_dim", "text_hidden_size")
+"""Widths of what a tower or projector gives the decoder."""
 TEMPLATE = (
     "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"
     "{{% for part in message['content'] %}}{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}"
@@ -59,6 +60,7 @@ class Kind:
         processor: fields of processor_config.json.
         image_class, processor_class: where transformers' mapping names none.
         template: whether the checkpoint has a chat template.
+        marker: what the template writes for a picture, where it is not its token.
         around: texts before and after a placeholder in its template.
     """
 
@@ -70,6 +72,7 @@ class Kind:
     image_class: str = ""
     processor_class: str = ""
     template: bool = True
+    marker: str = ""
     around: tuple[str, str] = ("", "")
 
 
@@ -77,74 +80,125 @@ PADS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
 VISION = {**PADS, "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
 QWEN = ("<|vision_start|>", "<|vision_end|>")
 BEGUN = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
-GLM_KIND = {"tokens": {"image_token": "<|image|>", "video_token": "<|video|>"}, "special": BEGUN}
+GLM = Kind(
+    tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+    special=BEGUN,
+    around=BEGUN[:2],
+    image_class="Glm46VImageProcessor",
+    processor_class="Glm46VProcessor",
+)
 EDGE = {"height": 56, "width": 56}
+PATCH_16 = {"patch_size": 16}
+SLICES = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "image_start_token": "<image>",
+    "image_end_token": "</image>",
+    "slice_start_token": "<slice>",
+    "slice_end_token": "</slice>",
+    "image_id_start_token": "<image_id>",
+    "image_id_end_token": "</image_id>",
+}
+ERNIE = {
+    "image_token": "<|IMAGE_PLACEHOLDER|>",
+    "video_token": "<|VIDEO_PLACEHOLDER|>",
+    "image_start_token": "<|IMAGE_START|>",
+    "image_end_token": "<|IMAGE_END|>",
+    "video_start_token": "<|VIDEO_START|>",
+    "video_end_token": "<|VIDEO_END|>",
+}
+COMPASS = {
+    "image_token": "<|IMAGE_PAD|>",
+    "video_token": "<|VIDEO_PAD|>",
+    "vision_start_token": "<|VISION_START|>",
+    "vision_end_token": "<|VISION_END|>",
+}
+MARKED = Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>"))
 
 KINDS: dict[str, Kind] = {
     "aria": Kind(config={"vision_config.image_size": 490, "vision_config.patch_size": 14}),
-    "paligemma": Kind(
-        template=False,
-        image={"image_seq_length": 16, "size": EDGE},
-        config={"vision_config.image_size": 56, "vision_config.projection_dim": 128},
-    ),
-    "idefics2": Kind(
-        tokens={"image_boundary_token": "<fake_token_around_image>"},
-        config={"vision_config.image_size": 980, "vision_config.patch_size": 14},
+    "chameleon": Kind(tokens={"boi_token": "<racm3:break>", "eoi_token": "<eoss>"}),
+    "cohere_compass": Kind(tokens=COMPASS, image=PATCH_16),
+    "cosmos3_edge": Kind(tokens=VISION, around=QWEN),
+    "cosmos3_omni": Kind(
+        tokens=VISION, around=QWEN, image=PATCH_16, processor_class="Qwen3VLProcessor"
     ),
     **dict.fromkeys(
-        ("cohere_compass", "cosmos3_edge", "lfm3_vl", "hyperclovax_vision_v2", "exaone4_5"),
-        Kind(tokens=VISION, around=QWEN),
-    ),
-    "cosmos3_omni": Kind(tokens=VISION, around=QWEN, processor_class="Qwen3VLProcessor"),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), Kind(tokens=VISION, around=QWEN)),
-    "video_llama_3": Kind(tokens=PADS),
-    **dict.fromkeys(
-        ("glm46v", "glm4v_moe", "glm5_next", "glmga", "glm_ocr"),
+        ("deepseek_vl", "deepseek_vl_hybrid"),
         Kind(
-            **GLM_KIND,
-            around=BEGUN[:2],
-            processor_class="Glm46VProcessor",
-            image_class="Glm46VImageProcessor",
+            tokens={"image_token": "<image_placeholder>"}, config={"vision_config.image_size": 384}
         ),
     ),
-    "got_ocr2": Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>")),
-    "pp_chart2table": Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>")),
-    "deepseek_vl": Kind(tokens={"image_token": "<image_placeholder>"}),
-    "deepseek_vl_hybrid": Kind(tokens={"image_token": "<image_placeholder>"}),
+    "deepseek_ocr2": Kind(
+        config={"vision_config.sam_config.downsample_channels": [64, 64]},
+    ),
+    "emu3": Kind(
+        tokens={
+            "boi_token": "<|image start|>",
+            "eoi_token": "<|image end|>",
+            "image_wrapper_token": "<|image token|>",
+            "eof_token": "<|extra_201|>",
+        }
+    ),
+    "ernie4_5_vl_moe": Kind(tokens=ERNIE),
+    "exaone4_5": Kind(tokens=VISION, around=QWEN),
+    "fast_vlm": Kind(
+        processor={"patch_size": 64, "vision_feature_select_strategy": "full"},
+        image_class="CLIPImageProcessor",
+        processor_class="LlavaProcessor",
+    ),
+    "florence2": Kind(template=False),
+    "fuyu": Kind(tokens={"image_token": "|SPEAKER|"}, special=("|NEWLINE|",)),
+    **dict.fromkeys(("glm46v", "glm4v_moe", "glm5_next", "glmga", "glm_ocr"), GLM),
+    "got_ocr2": MARKED,
     "hunyuan_vl": Kind(
         tokens={"image_start_token": "<img>", "image_end_token": "</img>"},
         around=("<img>", "</img>"),
+    ),
+    "hyperclovax_vision_v2": Kind(tokens=VISION, around=QWEN),
+    "idefics2": Kind(
+        tokens={"image_boundary_token": "<fake_token_around_image>"},
+        config={"vision_config.image_size": 980, "vision_config.patch_size": 14},
     ),
     "janus": Kind(
         tokens={
             "image_token": "<image_placeholder>",
             "boi_token": "<begin_of_image>",
             "eoi_token": "<end_of_image>",
-        },
+        }
+    ),
+    "lfm3_vl": Kind(
+        tokens=VISION,
+        around=QWEN,
+        image=PATCH_16,
+        config={"vision_config.layer_types": ["conv", "full_attention"]},
     ),
     "lighton_ocr": Kind(
         tokens={
             "image_token": "<|image_pad|>",
             "image_break_token": "<|vision_pad|>",
             "image_end_token": "<|vision_end|>",
-        },
+        }
     ),
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7"),
         Kind(
-            tokens={
-                "image_token": "<|image_pad|>",
-                "video_token": "<|video_pad|>",
-                "image_start_token": "<image>",
-                "image_end_token": "</image>",
-                "slice_start_token": "<slice>",
-                "slice_end_token": "</slice>",
-                "image_id_start_token": "<image_id>",
-                "image_id_end_token": "</image_id>",
-            }
+            tokens=SLICES,
+            image=PATCH_16,
+            config={"image_token_id": 1012, "video_token_id": 1013},
         ),
     ),
+    "ovis2": Kind(
+        tokens={"image_token": "<IMG_ATOM>"},
+        marker="<image>",
+        special=("<image>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
+        config={"visual_indicator_token_ids": [1504, 1505, 1506, 1507, 1508]},
+    ),
     "paddleocr_vl": Kind(tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"}),
+    "paligemma": Kind(
+        template=False, image={"image_seq_length": 256}, config={"projection_dim": 1024}
+    ),
+    "pp_chart2table": Kind(tokens={"image_token": "<imgpad>"}, marker="<imgpad>" * 256),
     "qianfan_ocr": Kind(
         tokens={
             "image_token": "<IMG_CONTEXT>",
@@ -152,36 +206,60 @@ KINDS: dict[str, Kind] = {
             "start_image_token": "<img>",
             "end_image_token": "</img>",
         },
+        special=("<image>",),
+        marker="<image>",
     ),
-    "ernie4_5_vl_moe": Kind(
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe", "qwen4_exp"), Kind(tokens=VISION, around=QWEN, image=PATCH_16)
+    ),
+    "shieldgemma2": Kind(
         tokens={
-            "image_token": "<|IMAGE_PLACEHOLDER|>",
-            "video_token": "<|VIDEO_PLACEHOLDER|>",
-            "image_start_token": "<|IMAGE_START|>",
-            "image_end_token": "<|IMAGE_END|>",
-            "video_start_token": "<|VIDEO_START|>",
-            "video_end_token": "<|VIDEO_END|>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
         },
     ),
-    "vipllava": Kind(processor={"patch_size": 14, "vision_feature_select_strategy": "default"}),
-    "fast_vlm": Kind(
-        processor={"patch_size": 64, "vision_feature_select_strategy": "full"},
-        processor_class="LlavaProcessor",
-        image_class="CLIPImageProcessor",
+    "video_llama_3": Kind(tokens=PADS, image=PATCH_16),
+    "vipllava": Kind(
+        processor={
+            "patch_size": 14,
+            "num_additional_image_tokens": 1,
+            "vision_feature_select_strategy": "default",
+        },
+        config={"vision_feature_layer": [-1, -2]},
     ),
+    **dict.fromkeys(("blip", "blip-2", "instructblip"), Kind(template=False)),
 }
 
 
 def config(model_type: str) -> PreTrainedConfig:
     """The config of a tiny model."""
     values = zoo.build_config(model_type, small=True).to_dict()
-    tower = values.get("vision_config")
-    if isinstance(tower, dict):
-        for name, value in TOWER.items():
-            if isinstance(tower.get(name), int):
-                tower[name] = value
+    text = next(
+        (values[name] for name in zoo.TEXT_CONFIGS if isinstance(values.get(name), dict)), {}
+    )
+    for name, part in values.items():
+        if name.endswith("config") and name not in zoo.TEXT_CONFIGS and isinstance(part, dict):
+            _shrink(part, text.get("hidden_size"))
+    if isinstance(values.get("hidden_size"), int) and text:
+        values["hidden_size"] = text["hidden_size"]
     zoo._put(values, dict(KINDS.get(model_type, Kind()).config))
     return CONFIG_MAPPING[model_type](**values)
+
+
+def _shrink(tower: dict[str, Any], width: int | None) -> None:
+    """Few narrow layers, and an output as wide as the decoder."""
+    for name, value in list(tower.items()):
+        if isinstance(value, dict):
+            _shrink(value, width)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            tower[name] = TOWER.get(name, value)
+            if name in WIDTHS and width:
+                tower[name] = width
+        elif name == "layer_types" and isinstance(value, list):
+            tower[name] = value[: TOWER["depth"]]
+        elif name == "global_attn_indexes":
+            tower[name] = [1]
 
 
 def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFast:
@@ -210,7 +288,10 @@ def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFas
     model.add_special_tokens([AddedToken(text, special=True) for text in texts.values()])
     template = None
     if kind.template:
-        placeholders = {"image": tokens["image_token"], "video": tokens["video_token"]}
+        placeholders = {
+            "image": kind.marker or tokens["image_token"],
+            "video": tokens["video_token"],
+        }
         template = TEMPLATE.format(
             before=kind.around[0], after=kind.around[1], tokens=json.dumps(placeholders)
         )
@@ -261,6 +342,13 @@ def build(model_type: str, directory: Path) -> Path:
         values = json.loads(found(**kind.image).to_json_string())
     except ImportError:
         values = dict(kind.image)
+    side = getattr(getattr(made, "vision_config", None), "image_size", None)
+    side = side[0] if isinstance(side, (list, tuple)) else side
+    fixed = isinstance(values.get("size"), dict) and {"height", "width"} <= set(values["size"])
+    if isinstance(side, int) and fixed and "size" not in kind.image:
+        values["size"] = {"height": side, "width": side}
+    if isinstance(side, int) and "crop_size" in values:
+        values |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     values |= {"image_processor_type": image_class}
     (directory / "preprocessor_config.json").write_text(json.dumps(values, indent=2))
     processor = {"processor_class": processor_class, **kind.processor}

@@ -146,7 +146,9 @@ class GenericFamily(Family):
     def _write(
         self, files: Files, processor: Processor, media: Media, turns: Sequence[Turn]
     ) -> tuple[str, dict[str, str]]:
-        """Return the conversation as text, and the placeholder of each modality that has one.
+        """Return the conversation as text, and what stands for a media item of each modality.
+
+        Some templates write all of a picture's placeholders; then nothing does.
 
         Raises:
             ModelError: the template does not write every media item.
@@ -163,10 +165,12 @@ class GenericFamily(Family):
         tokens = {}
         for kind, candidates in texts.items():
             count = sum(item.source.kind == kind for item in media)
-            fitting = [text for text in candidates if written.count(text) == count]
-            for text in candidates and (fitting or candidates)[:1]:
-                prompt.check_count(written, text, kind, media)
-                tokens[kind] = text
+            counts = {text: written.count(text) for text in candidates}
+            fitting = [text for text in candidates if counts[text] == count]
+            if fitting:
+                tokens[kind] = fitting[0]
+            elif candidates and not any(n and n % count == 0 for n in counts.values()):
+                prompt.check_count(written, candidates[0], kind, media)
         return written, tokens
 
     def _media_grids(

@@ -6,7 +6,7 @@ without torchvision. Its other parts work without it. No code of the checkpoint 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vtprune.media import Source
     from vtprune.models.base import Files, PreparedMedia
 
+TYPES = "mm_token_type_ids"
 TORCHVISION = "pip install torchvision"
 PARTS = {"image": "image_processor", "video": "video_processor"}
 """Modality -> the part of a processor that prepares it."""
@@ -60,10 +61,12 @@ class Processor:
     Args:
         whole: transformers' processor.
         missing: name of each part that can't be had -> the reason.
+        types_tokens: whether the model is told which tokens are visual, and the processor says it.
     """
 
     whole: ProcessorMixin
     missing: Mapping[str, ModelError]
+    types_tokens: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -149,7 +152,11 @@ class Processor:
             raise
         except Exception as error:
             raise _refused(kind, error) from error
-        return {name: _tensor(kind, name, value) for name, value in encoded.items()}
+        tensors = {name: _tensor(kind, name, value) for name, value in encoded.items()}
+        if self.types_tokens and TYPES not in tensors:  # not all processors make them unasked
+            rows = self.whole.create_mm_token_type_ids(tensors["input_ids"].tolist())
+            tensors[TYPES] = torch.tensor(rows)
+        return tensors
 
 
 def assemble(checkpoint: str, files: Files, trust_remote_code: bool) -> Processor:
@@ -158,6 +165,8 @@ def assemble(checkpoint: str, files: Files, trust_remote_code: bool) -> Processo
     Raises:
         ModelError: its class is not known.
     """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     found = _find_class(checkpoint, files, trust_remote_code)
     missing: dict[str, ModelError] = {}
     parts: list[object] = []
@@ -180,7 +189,10 @@ def assemble(checkpoint: str, files: Files, trust_remote_code: bool) -> Processo
     except Exception as error:
         reason = next(iter(missing.values()), None)
         raise reason or _refused(found.__name__, error) from error
-    return Processor(whole, missing)
+    classes: Mapping[type, Any] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    model = classes.get(type(files.config), None)
+    takes = inspect.signature(model.forward).parameters if model else ()
+    return Processor(whole, missing, TYPES in takes and hasattr(whole, "create_mm_token_type_ids"))
 
 
 def _any_argument(self: object, name: str, argument: object) -> None:
@@ -284,7 +296,7 @@ def _refused(kind: str, error: Exception) -> ModelError:
     if isinstance(error, ModelError):
         return error
     text = str(error)
-    if isinstance(error, ImportError) and "torchvision" in text.lower():
+    if "torchvision" in text.lower() and importlib.util.find_spec("torchvision") is None:
         return ModelError(f"{kind}: this checkpoint's own processor needs torchvision", TORCHVISION)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, ImportError):
