@@ -15,7 +15,13 @@ from vtprune.inference.generate import Generation, generate
 from vtprune.inference.prepare import TEXT_INPUTS, PreparedQuestion, prepare_question
 from vtprune.inference.prompt_media import PromptMedia, read_media
 from vtprune.models.base import Sampling, Turn
-from vtprune.models.seams import ROPE_INDEX, cache_argument, cache_made, check_arguments
+from vtprune.models.seams import (
+    ROPE_INDEX,
+    ROPE_INPUTS,
+    cache_argument,
+    cache_made,
+    check_arguments,
+)
 from vtprune.models.structure import find_structure
 from vtprune.preset import Preset
 
@@ -211,7 +217,8 @@ def position_ids_from(loaded: Loaded, tensors: Tensors, start: int) -> dict[str,
     if locate is None:
         return {}
     takes = check_arguments("the model: get_rope_index", locate, ROPE_INDEX)
-    position_ids = locate(**{name: value for name, value in tensors.items() if name in takes})[0]
+    named = {ROPE_INPUTS.get(name, name): value for name, value in tensors.items()}
+    position_ids = locate(**{name: value for name, value in named.items() if name in takes})[0]
     return {"position_ids": position_ids[..., start:]}  # (3, 1, n)
 
 

@@ -207,7 +207,7 @@ def read_planned(
         )
         items.append(replace(item, source=view.resized_source))
         decoders.append(decoder)
-        warnings += notes
+        warnings += (*plan.warnings, *notes)
         if on_progress and view.source.kind == "image" and num_pictures > 1:
             done = sum(item.source.kind == "image" for item in items)
             on_progress("reading pictures", done, num_pictures)

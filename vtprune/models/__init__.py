@@ -24,6 +24,8 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl_moe": "vtprune.models.qwen3_vl:Qwen3VL",
     "qwen3_5": "vtprune.models.qwen3_5:Qwen35",
     "qwen3_5_moe": "vtprune.models.qwen3_5:Qwen35",
+    "qwen2_5_omni_thinker": "vtprune.models.qwen_omni:Qwen25Omni",
+    "qwen3_omni_moe_thinker": "vtprune.models.qwen_omni:Qwen3Omni",
     "gemma3": "vtprune.models.gemma3:Gemma3",
     "glm4v": "vtprune.models.glm4v:Glm4v",
     "glm4v_moe": "vtprune.models.glm4v:Glm4v",

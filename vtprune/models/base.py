@@ -80,11 +80,13 @@ class ReadPlan:
             are joined along the first dimension. Resizes by the family's official recipe.
         regions: of a picture in tiles, the part of it that each of the transform's rows shows;
             empty where tokens of its tiles depend on each other.
+        warnings: what the user should know of it.
     """
 
     index: tuple[int, ...]
     transform: Callable[[torch.Tensor], torch.Tensor]
     regions: tuple[Region, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

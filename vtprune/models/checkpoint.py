@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
+THINKERS = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
+PARTS = {"qwen2_5_omni": "thinker_config", "qwen3_omni_moe": "thinker_config"}
+"""Model type of a checkpoint of several models -> the config of the one that can be asked."""
+OF_ALL = ("dtype", "quantization_config")
+"""Fields of its config that may stand for all of its models."""
 
 
 def embedded_weights() -> Path:
@@ -117,7 +122,7 @@ def parse(checkpoint: str | Path, name: str, text: str) -> Mapping[str, object]:
 
 
 def read_config(name: str, checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read a checkpoint's config.
+    """Read a checkpoint's config; of one of several models, that of the one that can be asked.
 
     Args:
         name: as the user gave it.
@@ -131,10 +136,17 @@ def read_config(name: str, checkpoint: str, trust_remote_code: bool) -> PreTrain
     path = Path(checkpoint) if Path(checkpoint).is_file() else find_file(checkpoint, "config.json")
     if path is not None:
         refuse_original(name, _parse_config(path), trust_remote_code)
-    return cast(
+    config = cast(
         "PreTrainedConfig",
         AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code),
     )
+    if config.model_type not in PARTS:
+        return config
+    part = cast("PreTrainedConfig", getattr(config, PARTS[config.model_type]))
+    for field in OF_ALL:
+        if getattr(part, field, None) is None and getattr(config, field, None) is not None:
+            setattr(part, field, getattr(config, field))
+    return part
 
 
 def _parse_config(path: Path) -> Mapping[str, object]:
@@ -162,7 +174,7 @@ def refuse_original(name: str, config: Mapping[str, object], trust_remote_code: 
     fit = [
         kind.endswith("ForConditionalGeneration") or kind in dir(transformers) for kind in classes
     ]
-    has_class = model_type in CONFIG_MAPPING and (not classes or any(fit))
+    has_class = model_type in CONFIG_MAPPING and (not classes or any(fit) or model_type in PARTS)
     asked_for = trust_remote_code and "auto_map" in config and model_type in FAMILIES
     if has_class or not model_type or asked_for:
         return

@@ -40,7 +40,7 @@ VIDEO = {
     "cap_pixels_per_frame": True,
     "max_video_tokens": 128_000,
 }
-DEFAULTS = {"image": IMAGE, "video": VIDEO}
+DEFAULTS: Mapping[str, Values] = {"image": IMAGE, "video": VIDEO}
 
 # The chat format of the official checkpoints, their default system prompt included.
 TEMPLATE = (

@@ -88,9 +88,18 @@ def _forward(needs: str, may: Iterable[str] = ()) -> Forward:
     return Forward(tuple(tuple(names.split("|")) for names in needs.split()), frozenset(may))
 
 
+HEARD = {
+    "input_features",
+    "feature_attention_mask",
+    "audio_feature_lengths",
+    "use_audio_in_video",
+    "video_second_per_grid",
+}
+"""What the multimodal model takes of sound, and of videos with sound (Qwen-Omni)."""
 INNER = _forward(
     "input_ids attention_mask position_ids cache inputs_embeds",
     ENCODED
+    | HEARD
     | {
         "use_cache",
         "labels",
@@ -106,7 +115,7 @@ INNER = _forward(
     },
 )
 """The multimodal model; an unlisted family may take more."""
-OUTER = Forward((*INNER.needs, ("labels",), ("logits_to_keep",)), INNER.may)
+OUTER = Forward((*INNER.needs, ("labels",)), INNER.may)
 """The model with its output head, of a listed family."""
 PER_LAYER_INPUTS = "per_layer_inputs"
 """What a decoder is given beside the embeddings, (B, S, L, d): an input for each of its layers."""
@@ -151,10 +160,21 @@ KERNEL = _forward(
 )
 """What an attention kernel is given behind query, key and value."""
 ROPE_INDEX = _forward(
-    "input_ids mm_token_type_ids",
-    ["attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"],
+    "input_ids mm_token_type_ids|attention_mask",
+    [
+        "mm_token_type_ids",
+        "attention_mask",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+        "second_per_grids",  # Qwen-Omni's, with those of sound
+        "use_audio_in_video",
+        "audio_seqlens",
+    ],
 )
 """The function that gives positions in time, row and column (mrope)."""
+ROPE_INPUTS = {"video_second_per_grid": "second_per_grids"}
+"""An input of the model -> what that function calls it."""
 ROPE_DELTAS = "rope_deltas"
 """The attribute in which a model with mrope keeps its last prompt's shift of positions."""
 PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")

@@ -352,6 +352,11 @@ def find_structure(wrapped: nn.Module) -> Structure:
             f"{model_type}: not a transformers model with a decoder ({releases()})", WAY_OUT
         )
     refuse_encoder(model_type, model.config, WAY_OUT)
+    if isinstance(getattr(model, "thinker", None), nn.Module):  # Qwen-Omni
+        raise ModelError(
+            f"{model_type}: several models in one, of which the thinker reads the prompt",
+            "prune that one: vtprune.pruning(model.thinker, ...), and generate as before",
+        )
     decoder = _find_decoder(model)
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
