@@ -35,6 +35,8 @@ FAMILIES: dict[str, str] = {
     "molmo2": "vtprune.models.molmo2:Molmo2",
 }
 """`config.model_type` -> where its family lives."""
+PARTS = {"qwen2_5_omni": "thinker_config", "qwen3_omni_moe": "thinker_config"}
+"""Model type of a checkpoint of several models -> the config of the one that can be asked."""
 
 
 def find_family(model_type: str) -> Family:

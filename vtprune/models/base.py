@@ -191,6 +191,7 @@ class Family:
         original_kinds: model types and classes of its authors' own code, of the checkpoints that
             were converted to transformers' format.
         earlier_kinds: likewise, of earlier models of the same authors that were not.
+        part_of_another: whether it is published as a part of a model with a `generate` of its own.
         tower_depth: what the vision tower's config calls its number of layers.
         overlapping_tiles: whether the tiles of a picture overlap.
     """
@@ -206,6 +207,7 @@ class Family:
     special_tokens: ClassVar[Mapping[str, str | None]] = {"<image>": "image_token_id"}
     original_kinds: ClassVar[frozenset[str]] = frozenset()
     earlier_kinds: ClassVar[frozenset[str]] = frozenset()
+    part_of_another: ClassVar[bool] = False
     tower_depth: ClassVar[str] = "num_hidden_layers"
     overlapping_tiles: ClassVar[bool] = False
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from transformers.utils.hub import cached_file
 
 from vtprune.errors import ModelError
-from vtprune.models import FAMILIES, find_family
+from vtprune.models import FAMILIES, PARTS, find_family
 from vtprune.models.base import Files
 from vtprune.models.names import aliases
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
-THINKERS = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
-PARTS = {"qwen2_5_omni": "thinker_config", "qwen3_omni_moe": "thinker_config"}
-"""Model type of a checkpoint of several models -> the config of the one that can be asked."""
 OF_ALL = ("dtype", "quantization_config")
 """Fields of its config that may stand for all of its models."""
 

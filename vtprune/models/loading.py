@@ -26,7 +26,7 @@ from vtprune.models.adapters import (
     unwrap,
 )
 from vtprune.models.base import Family, Files
-from vtprune.models.checkpoint import THINKERS, read_config
+from vtprune.models.checkpoint import read_config
 from vtprune.models.devices import (
     check_quantized,
     find_device,
@@ -143,9 +143,10 @@ class Opened:
             if "device_map" not in self.options:
                 model = model.to(self.target)  # type: ignore[arg-type]
         notes = [*self.warnings, *notes]
-        if model.config.model_type in THINKERS and model.generation_config.eos_token_id is None:
+        ends = model.generation_config
+        if self.family.part_of_another and ends is not None and ends.eos_token_id is None:
             # The whole model ends its thinker's answers by an argument of its own `generate`.
-            model.generation_config.eos_token_id = self.files.tokenizer.eos_token_id
+            ends.eos_token_id = self.files.tokenizer.eos_token_id
         if self.name is None:
             notes.append(EMBEDDED_WARNING)
         if self.adapter is not None:

@@ -60,6 +60,7 @@ class Qwen25Omni(Qwen25VL):
     tokens = OMNI_TOKENS
     special_tokens = OMNI_SPECIAL_TOKENS
     template = OMNI_TEMPLATE
+    part_of_another = True
     official_fps: ClassVar[float] = 2.0
 
     def values(self, files: Files, modality: str) -> dict[str, object]:
