@@ -293,6 +293,19 @@ def test_progress_is_silent_without_a_terminal_and_when_quiet(
     assert file.getvalue() == ""
 
 
+def test_without_a_terminal_a_plain_line_shows_at_most_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([0, 3, 10, 10, 12, 19, 25, 25])
+    monkeypatch.setattr("vtprune.cli.console.terminal.time.monotonic", lambda: next(seconds))
+    file = io.StringIO()
+    line = console.ProgressLine(Console(file=file, width=80))
+    for done in range(1, 5):  # at 3, 10, 12 and 19 seconds
+        line.update("loading weights (MB)", 1000 * done, 15_000)
+    line.update("checking", 0, 1)  # at 25
+    assert file.getvalue() == "loading weights (MB) 2,000 of 15,000\nchecking\n"
+
+
 def test_no_color_means_no_escape_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, cached_files
 
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, PARTS, find_family
@@ -22,10 +22,15 @@ from vtprune.models.base import Files
 from vtprune.models.names import aliases
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+_NO_ERRORS: Mapping[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 OF_ALL = ("dtype", "quantization_config")
 """Fields of its config that may stand for all of its models."""
@@ -73,18 +78,23 @@ def read_files(
     )
 
 
-def find_file(checkpoint: str | Path, name: str) -> Path | None:
-    """Find a file of a directory or hub id, in the hub's cache or on the hub; None: not there."""
+def find_file(checkpoint: str | Path, name: str, bar: type[tqdm] | None = None) -> Path | None:
+    """Find a file of a directory or hub id, in the hub's cache or on the hub; None: not there.
+
+    Args:
+        bar: for a download.
+    """
     if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
         return path if os.path.isfile(path) else None
-    cached = cached_file(
-        str(checkpoint),
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    cached = cached_file(str(checkpoint), name, **_NO_ERRORS, tqdm_class=bar)
     return None if cached is None else Path(cached)
+
+
+def download(checkpoint: str, names: Sequence[str], bar: type[tqdm] | None) -> None:
+    """Download files of a hub id that are not in its cache, several at once."""
+    if not os.path.isdir(checkpoint):
+        cached_files(checkpoint, list(names), **_NO_ERRORS, tqdm_class=bar)
 
 
 def _read(checkpoint: str | Path, name: str) -> str | None:

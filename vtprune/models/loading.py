@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure, pruned_equals
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.models.weights import GGUF, GGUF_HINT, find_weights
+from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ EMBEDDED_WARNING = (
     "objects only; name a real one with --model (vtprune models)"
 )
 Progress = Callable[[str, int, int], None]
+# While it builds a model, transformers 5 replaces `tie_weights` of the class of all models: of two
+# threads, the second one would put the replacement back, and no weights would be tied any more.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +143,15 @@ class Opened:
         started = time.perf_counter()
         with quiet(), loading_errors(self.name or EMBEDDED):
             model, notes = read_weights(
-                self.checkpoint, self.files.config, self.dtype, self.options, self.trust_remote_code
+                self.checkpoint,
+                self.files.config,
+                self.dtype,
+                self.options,
+                self.trust_remote_code,
+                self.on_progress,
             )
             if "device_map" not in self.options:
-                model = model.to(self.target)  # type: ignore[arg-type]
+                read_weights_in(model, self.target, self.on_progress)
         notes = [*self.warnings, *notes]
         ends = model.generation_config
         if self.family.part_of_another and ends is not None and ends.eos_token_id is None:
@@ -422,6 +432,7 @@ def read_weights(
     dtype: torch.dtype,
     options: Mapping[str, object],
     trust_remote_code: bool,
+    on_progress: Progress | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Return the model with its weights, all of them, and what the user should know of them.
 
@@ -430,17 +441,19 @@ def read_weights(
     """
     from transformers import AutoModelForImageTextToText
 
-    find_weights(checkpoint, getattr(config, "transformers_weights", None))
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        checkpoint,
-        config=config,
-        dtype=dtype,
-        **options,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # an error of ours below, not a report that nobody sees
-    )
+    named = getattr(config, "transformers_weights", None)
+    weights = find_weights(checkpoint, named, download_bar(on_progress))
+    with _ONE_AT_A_TIME, count_loaded(weights.num_bytes, on_progress):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=dtype,
+            **options,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # an error of ours below, not a report that nobody sees
+        )
     model, info = loaded  # transformers types this call as if it gave the model alone
     return cast("PreTrainedModel", model.eval()), check_loaded(checkpoint, type(model), info)
 

@@ -10,9 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from vtprune.errors import ModelError
-from vtprune.models.checkpoint import find_file, parse
+from vtprune.models.checkpoint import download, find_file, parse
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -44,20 +48,23 @@ class Weights:
         return sum(self.num_bytes.values())
 
 
-def find_weights(checkpoint: str, named: str | None = None) -> Weights:
+def find_weights(
+    checkpoint: str, named: str | None = None, bar: type[tqdm] | None = None
+) -> Weights:
     """Find the weights files of a directory or hub id, and read their headers.
 
     Args:
         named: the file of weights, or their index, that config.json names in place of the usual.
+        bar: for downloads.
 
     Raises:
         ModelError: a file is missing, half written or not safetensors; it is named.
     """
     for name in (named,) if named else (SINGLE, INDEX):
         refuse_outside("config.json", name)
-        path = find_file(checkpoint, name)
+        path = find_file(checkpoint, name, bar)
         if path is not None and name.endswith(".json"):
-            return _read_index(checkpoint, name, path)
+            return _read_index(checkpoint, name, path, bar)
         if path is not None:
             return Weights((path,), read_header(path, name))
         if os.path.islink(os.path.join(checkpoint, name)):
@@ -65,7 +72,7 @@ def find_weights(checkpoint: str, named: str | None = None) -> Weights:
     raise ModelError(*_explain_absent(checkpoint, named))
 
 
-def _read_index(checkpoint: str, name: str, path: Path) -> Weights:
+def _read_index(checkpoint: str, name: str, path: Path, bar: type[tqdm] | None) -> Weights:
     """Read the headers of all files that an index names."""
     index = parse(checkpoint, name, path.read_text(encoding="utf-8", errors="replace"))
     places = index.get("weight_map")
@@ -80,6 +87,7 @@ def _read_index(checkpoint: str, name: str, path: Path) -> Weights:
     names = sorted(set(files))
     for shard in names:
         refuse_outside(name, shard)
+    download(checkpoint, names, bar)
     shards = {shard: find_file(checkpoint, shard) for shard in names}
     absent = [shard for shard, found in shards.items() if found is None]
     if absent:

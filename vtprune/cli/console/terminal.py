@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 BAR = 14  # characters of the progress bar
+PLAIN_SECONDS = 10  # at least, between two plain lines of progress
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
@@ -46,7 +48,9 @@ def printable(text: str) -> str:
 
 
 class ProgressLine:
-    """A line that shows the progress of the work, only on a terminal, and removed at the end.
+    """A line that shows the progress of the work, and is removed at the end.
+
+    Where there is no terminal: one plain line now and then, and it stays.
 
     Args:
         console: where.
@@ -55,6 +59,8 @@ class ProgressLine:
 
     def __init__(self, console: Console, silent: bool = False) -> None:
         self.shown = console.file.isatty() and not console.is_dumb_terminal and not silent
+        self._silent = silent
+        self._last = time.monotonic()
         self._console = console
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -62,7 +68,11 @@ class ProgressLine:
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show `done` of `total` of a stage; with a total of 0 or 1, that the stage is running."""
+        counts = f"{done:,} of {total:,}" if total > 1 else ""
         if not self.shown:
+            if not self._silent and time.monotonic() - self._last >= PLAIN_SECONDS:
+                self._last = time.monotonic()
+                self._console.print(f"{stage} {counts}".rstrip(), soft_wrap=True)
             return
         if stage != self._stage or (total and done >= total):
             self.stop()
@@ -86,7 +96,6 @@ class ProgressLine:
             self._stage = stage
             self._progress.start()
         if total > 1:
-            counts = f"{done:,} of {total:,}"
             self._progress.update(self._task, completed=done, total=total, counts=counts)
 
     def stop(self) -> None:

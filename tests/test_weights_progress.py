@@ -1,0 +1,130 @@
+"""Weights are mapped and not copied, and what is shown while they load is counted in bytes."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from vtprune.models import weights_progress
+from vtprune.models.loading import load
+from vtprune.models.weights import SINGLE, find_weights
+from vtprune.models.weights_progress import DOWNLOADING, LOADING, READING, download_bar
+
+Shown = list[tuple[str, int, int]]
+
+
+@pytest.fixture
+def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny checkpoints have less than a megabyte."""
+    monkeypatch.setattr(weights_progress, "MB", 1)
+
+
+def shown_by(directory: Path, **options: str) -> Shown:
+    shown: Shown = []
+    load(str(directory), on_progress=lambda *step: shown.append(step), **options)
+    return shown
+
+
+def steps_of(shown: Shown, stage: str) -> list[int]:
+    totals = {total for name, _, total in shown if name == stage}
+    assert len(totals) == 1
+    steps = [done for name, done, _ in shown if name == stage]
+    assert steps == sorted(steps)
+    assert steps[-1] == totals.pop()
+    return steps
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "gemma3"])
+def test_every_byte_of_the_files_is_counted(name: str, dtype: str, checkpoints, in_bytes) -> None:  # type: ignore[no-untyped-def]
+    directory = checkpoints(name)
+    shown = shown_by(directory, dtype=dtype)
+    weights = find_weights(str(directory))
+    assert steps_of(shown, LOADING)[-1] == weights.total
+    assert len(steps_of(shown, LOADING)) > len(weights.num_bytes) / 2
+    narrowed = dtype == "bfloat16"
+    assert steps_of(shown, READING)[-1] == weights.total / (2 if narrowed else 1)
+
+
+def test_two_threads_count_their_own_weights(checkpoints, in_bytes) -> None:  # type: ignore[no-untyped-def]
+    names = ["llava", "qwen2_vl"]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(shown_by, [checkpoints(name) for name in names]))
+    for name, shown in zip(names, both, strict=True):
+        assert steps_of(shown, LOADING)[-1] == find_weights(str(checkpoints(name))).total
+
+
+def test_loading_in_several_threads_leaves_transformers_as_it_was(checkpoints) -> None:  # type: ignore[no-untyped-def]
+    before = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(shown_by, [checkpoints("llava")] * 8))
+    assert PreTrainedModel.tie_weights is before
+
+
+def test_a_hook_of_the_users_own_for_bars_is_put_back(checkpoints) -> None:  # type: ignore[no-untyped-def]
+    def own(factory, args, kwargs):  # type: ignore[no-untyped-def]
+        return factory(*args, **kwargs)
+
+    logging.set_tqdm_hook(own)
+    try:
+        shown_by(checkpoints("llava"))
+        assert logging.set_tqdm_hook(None) is own
+    finally:
+        logging.set_tqdm_hook(None)
+
+
+def test_a_download_shows_bytes_and_their_total() -> None:
+    shown: Shown = []
+    kind = download_bar(lambda *step: shown.append(step))
+    with kind(total=30_000_000, unit="B", mininterval=0, desc="model.safetensors") as bar:
+        bar.update(12_000_000)
+        bar.update(18_000_000)
+    list(kind(range(3), total=3))  # of files, not of bytes
+    assert shown[0] == (DOWNLOADING, 0, 30)
+    assert (DOWNLOADING, 12, 30) in shown
+    assert shown[-1] == (DOWNLOADING, 30, 30)
+
+
+def test_downloads_get_that_bar(monkeypatch: pytest.MonkeyPatch, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    asked = {}
+
+    def fake(checkpoint: str, name: str, **options: object) -> str:
+        asked[name] = options["tqdm_class"]
+        return str(checkpoints("llava") / name)
+
+    monkeypatch.setattr("vtprune.models.checkpoint.cached_file", fake)
+    bar = download_bar(None)
+    assert find_weights("owner/name", bar=bar).total
+    assert asked == {SINGLE: bar}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_mapped_and_not_copied(checkpoints) -> None:  # type: ignore[no-untyped-def]
+    directory = checkpoints("llava_onevision")
+    model = load(str(directory)).model
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(directory / SINGLE)):
+            start, end = (int(edge, 16) for edge in line.split()[0].split("-"))
+            ranges.append(range(start, end))
+    mapped = [
+        weight.nbytes
+        for weight in model.parameters()
+        if any(weight.data_ptr() in places for places in ranges)
+    ]
+    assert sum(mapped) == sum(weight.nbytes for weight in model.parameters())
+
+
+def test_weights_of_an_odd_layout_are_read_too() -> None:
+    module = torch.nn.Module()
+    module.register_parameter("scalar", torch.nn.Parameter(torch.tensor(1.0)))
+    module.register_parameter("empty", torch.nn.Parameter(torch.zeros(0, 3)))
+    module.register_parameter("turned", torch.nn.Parameter(torch.zeros(3, 2).T))
+    weights_progress.read_weights_in(module, torch.device("cpu"), None)
+    assert module.scalar == 1
