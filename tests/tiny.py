@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny_alike
 import tiny_blocks
+import tiny_gemma
 import tiny_llava
 import tiny_qwen
 import torch
@@ -34,8 +35,12 @@ FAMILIES: dict[str, Tiny] = {
     **tiny_qwen.MODELS,
     **tiny_blocks.MODELS,
     **tiny_alike.MODELS,
+    **tiny_gemma.MODELS,
 }
-MODELS = tuple(name for name in FAMILIES if name not in tiny_alike.MODELS)
+MODELS = tuple(
+    name for name in FAMILIES if name not in tiny_alike.MODELS and name not in tiny_gemma.MODELS
+)
+"""The tests of all families run on these; test_models_gemma.py has those of Gemma 4."""
 ALIKE = tuple(tiny_alike.MODELS)
 """Those that share all but little with one of the others; test_alike.py has that little."""
 KINDS = {name: one.kinds for name, one in FAMILIES.items()}

@@ -19,9 +19,13 @@ from vtprune.tokens.units import Units
 
 Kwargs = dict[str, object]
 TOWERS = ("vision_tower", "image_tower", "video_tower", "vision_model", "visual")
+EMBEDDER = "embed_vision"
+"""What a model without a tower embeds patches by (Gemma 4 Unified)."""
 PROJECTORS = ("multi_modal_projector", "connector")
 FULL = ("pooler_output", "deepstack_features")
 """What is read of the output of a tower that takes grids: one row a token."""
+STATES = ("last_hidden_state",)
+"""What is read of one that has none of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +234,13 @@ class ReducedTower:
 
     def attach(self, inner: nn.Module, hooks: Hooks) -> None:
         """Put hooks around the towers and projectors of a multimodal model."""
-        for name in (*TOWERS, *PROJECTORS):
+        towers = TOWERS if any(hasattr(inner, name) for name in TOWERS) else (EMBEDDER,)
+        for name in (*towers, *PROJECTORS):
             module = getattr(inner, name, None)
             if not isinstance(module, nn.Module):
                 continue
             module = running_module(module)
-            if name in TOWERS:
+            if name in towers:
                 hooks.before(module, self.before_tower)
                 hooks.after(module, self.after_tower)
             elif len(inspect.signature(module.forward).parameters) == 1:
@@ -263,6 +268,13 @@ class ReducedTower:
         given = {**inspect.signature(tower.forward).bind_partial(*args).arguments, **kwargs}
         if "grid_thw" in given:
             return (), self.take_steps(tower, given)
+        if isinstance(places := given.get("pixel_position_ids"), torch.Tensor):
+            # Gemma 4's gives the tokens of all rows one after another, without padding.
+            patches = (places.cpu() >= 0).all(-1).sum(1)
+            merge = int(tower.config.pooling_kernel_size)  # type: ignore[union-attr, arg-type]
+            if len(patches) != len(self.rows):
+                raise other_media()
+            self.tokens = self.rows.repeat_interleave(patches // merge**2)
         first = next((value for value in given.values() if isinstance(value, torch.Tensor)), None)
         if first is None or len(first) != len(self.rows):
             raise other_media()
@@ -305,6 +317,7 @@ class ReducedTower:
         if self.tokens is None:
             return restore_rows(output, self.rows)
         given = [name for name in FULL if getattr(output, name, None) is not None]
+        given = given or [name for name in STATES if getattr(output, name, None) is not None]
         if not given:
             raise unknown(f"the output of the vision tower has no {' or '.join(FULL)}")
         for name in given:

@@ -27,6 +27,8 @@ FAMILIES: dict[str, str] = {
     "qwen2_5_omni_thinker": "vtprune.models.qwen_omni:Qwen25Omni",
     "qwen3_omni_moe_thinker": "vtprune.models.qwen_omni:Qwen3Omni",
     "gemma3": "vtprune.models.gemma3:Gemma3",
+    "gemma4": "vtprune.models.gemma4:Gemma4",
+    "gemma4_unified": "vtprune.models.gemma4:Gemma4Unified",
     "glm4v": "vtprune.models.glm4v:Glm4v",
     "glm4v_moe": "vtprune.models.glm4v:Glm4v",
     "glm46v": "vtprune.models.glm4v:Glm46V",

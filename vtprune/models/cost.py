@@ -61,7 +61,13 @@ def list_of(config: object, name: str) -> Sequence[int]:
 
 
 def _value(config: object, name: str, default: object) -> object:
-    value = getattr(config, name, None)
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError as error:  # transformers: AmbiguousGlobalPerLayerAttributeError
+        raise CostError(
+            f"the layers of {kind_of(config)} differ in {name}",
+            hint="its FLOPs can't be counted: this version takes layers of one size",
+        ) from error
     value = default if value is None else value
     if value is None:
         raise CostError(

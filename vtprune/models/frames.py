@@ -103,11 +103,16 @@ def stack_videos(
     Raises:
         ModelError: they have different numbers of frames.
     """
-    lengths = sorted({len(video.pixels) for video in videos})
+    check_alike([video.pixels for video in videos], family)
+    return torch.stack([preprocess.normalize(video.pixels, recipe) for video in videos])
+
+
+def check_alike(videos: Sequence[torch.Tensor], family: str) -> None:
+    """Refuse videos, one row a frame, that have different numbers of frames."""
+    lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
         raise ModelError(
             f"videos of {' and '.join(map(str, lengths))} frames in one question;"
             f" {family} takes several videos of the same number of frames",
             f"ask for {lengths[0]} frames of each",
         )
-    return torch.stack([preprocess.normalize(video.pixels, recipe) for video in videos])

@@ -58,6 +58,9 @@ ENCODED = {
     "video_token_pooling",
     "image_grids",
     "video_grids",
+    "image_position_ids",  # Gemma 4, as the next two
+    "video_position_ids",
+    "num_frames_per_video",
     "vision_aspect_ratio",
     "vision_feature_layer",
     "vision_feature_select_strategy",
@@ -112,6 +115,9 @@ INNER = _forward(
         "token_type_ids",
         "second_per_grid_ts",
         "output_router_logits",  # of Qwen3-VL with experts: asks for more output
+        "input_features",  # sound, in Gemma 4, as the next
+        "input_features_mask",
+        "per_layer_inputs",  # Gemma 4, beside inputs_embeds
     },
 )
 """The multimodal model; an unlisted family may take more."""
