@@ -84,6 +84,8 @@ TOKEN_WISE = re.compile(
     r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
 )
 """Names of modules that work on each token by itself, and of attention."""
+MAKES_WINDOWS = ("sliding", "create_masks_for_generate")
+"""What the source of a decoder, or of the model around it, names if it makes masks with windows."""
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 """Modules that do nothing themselves."""
 COUNTS = re.compile(r"\b(arange|get_seq_length|cache_position|cumsum|topk)\b")
@@ -292,6 +294,8 @@ class Structure:
 
     def window(self, layer: int) -> int | None:
         """Return the width of a layer's sliding window; None where it sees everything."""
+        if not self._makes_windows:
+            return None
         types = getattr(self.decoder_config, "layer_types", None)
         if types is not None and "sliding" not in str(types[layer]):
             return None
@@ -299,6 +303,15 @@ class Structure:
         uses = getattr(config, "use_sliding_window", True)
         window = getattr(config, "sliding_window", None)
         return int(window) if uses and window else None
+
+    @functools.cached_property
+    def _makes_windows(self) -> bool:
+        """Whether masks are made with the window that the config names, which some decoders ignore.
+
+        Qwen3-VL's makes causal masks alone (5.17 to 5.24).
+        """
+        sources = [_source(type(module)) for module in (self.decoder, self.inner)]  # type: ignore[arg-type]
+        return any(name in source for source in sources for name in MAKES_WINDOWS)
 
     def window_within(self, layer: int, columns: int) -> int | None:
         """Return the window of a layer that is narrower than so many columns; None: it is not."""
