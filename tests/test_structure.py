@@ -119,6 +119,13 @@ def test_a_fused_projection_is_refused_with_a_way_out() -> None:
         found.norm(0)
 
 
+class MasksWindows(nn.Module):
+    """A decoder whose source says that it makes masks with windows."""
+
+    def forward(self) -> str:
+        return "create_sliding_window_causal_mask"
+
+
 @pytest.mark.parametrize(
     ("config", "window"),
     [
@@ -134,9 +141,15 @@ def test_a_fused_projection_is_refused_with_a_way_out() -> None:
 def test_a_layers_window_is_what_its_config_says(
     config: dict[str, object], window: int | None
 ) -> None:
-    decoder = nn.Module()
+    decoder = MasksWindows()
     decoder.config = SimpleNamespace(**config)
     assert dataclasses.replace(structure_of(), decoder=decoder).window(0) == window
+
+
+def test_a_window_that_a_decoder_makes_no_masks_with_is_none() -> None:
+    decoder = nn.Module()
+    decoder.config = SimpleNamespace(sliding_window=8)
+    assert dataclasses.replace(structure_of(), decoder=decoder).window(0) is None
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -193,7 +206,6 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "gemma4": ({"use_bidirectional_attention": "all"}, "its tokens see all later ones"),
     "idefics": ({}, "IdeficsAttention counts the tokens of the sequence"),
     "inkling_mm_model": ({}, r"its layers mix neighbouring tokens \(convolution\) \(conv_mask\)"),
-    "llama4": ({}, "layers of type chunked_attention attend within chunks"),
     "mistral_large4": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "mllama": ({}, "its layers can attend to another sequence than their own"),
     "t5gemma2": ({}, "an encoder-decoder: its pictures go to the encoder"),

@@ -45,14 +45,17 @@ def check(model: PreTrainedModel, inputs: dict[str, torch.Tensor], stages: objec
     assert float((logits - whole).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize(
+    ("stages", "attention"),
+    [*((stages, "sdpa") for stages in STAGES), ("all", "eager")],
+)
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_prompt_past_the_window_equals_masked(name: str, stages: str, attention: str) -> None:
     model = windowed(name, attention=attention)
     kind = "several" if "several" in tiny.KINDS[name] else "image"
-    for inputs in (tiny.inputs(name, model, kind), tiny.ragged(name, model)):
-        check(model, inputs, STAGES[stages])
+    check(model, tiny.ragged(name, model), STAGES[stages])
+    if stages == "all":
+        check(model, tiny.inputs(name, model, kind), STAGES[stages])
 
 
 @pytest.mark.parametrize("stages", STAGES)
@@ -72,18 +75,15 @@ def test_an_answer_that_leaves_the_pictures_behind_equals_masked(stages: str) ->
 def test_every_kind_of_cache_holds_what_a_window_sees(name: str, where: str) -> None:
     model = windowed(name)
     config = model.get_decoder().config
-    for batch in (tiny.inputs(name, model, "image"), tiny.ragged(name, model)):
-        with vtprune.pruning(model, {"stages": STAGES["all"]}) as trace:
-            expected = oracle.generate(model, batch, 1)[0]
-        cache = {
-            "config": lambda: DynamicCache(config=config),
-            "static": lambda: StaticCache(config=config, max_cache_len=400),
-            "plain": DynamicCache,
-        }[where]()
-        with vtprune.pruning(model, {"stages": STAGES["all"]}) as trace:
-            tokens, logits = oracle.generate(model, batch, 8, past_key_values=cache)
-        assert torch.equal(tokens[:, :1], expected)
-        oracle.assert_masked(model, batch, trace, tokens, logits)
+    batch = tiny.ragged(name, model)
+    cache = {
+        "config": lambda: DynamicCache(config=config),
+        "static": lambda: StaticCache(config=config, max_cache_len=400),
+        "plain": DynamicCache,
+    }[where]()
+    with vtprune.pruning(model, {"stages": STAGES["all"]}) as trace:
+        tokens, logits = oracle.generate(model, batch, 8, past_key_values=cache)
+    oracle.assert_masked(model, batch, trace, tokens, logits)
 
 
 def turns(

@@ -16,6 +16,7 @@ from typing import Any
 
 import oracle
 import torch
+import transformers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -149,6 +150,22 @@ MIXES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
         | {"moe_intermediate_size": 48},
     ),
+    "llama4-scout": (
+        "llama4",
+        {
+            "hidden_size": 64,
+            "head_dim": 16,
+            "intermediate_size_mlp": 96,
+            "num_hidden_layers": 8,
+            "layer_types": [*["chunked_attention"] * 3, "full_attention"] * 2,
+            "no_rope_layers": [1, 1, 1, 0] * 2,
+            "moe_layers": [1, 3, 5, 7],
+            "attention_chunk_size": 10,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8,
+            "attn_scale": 0.5,
+        },
+    ),
     "gemma4-e2b": ("gemma4", GEMMA4 | GEMMA4_SMALL),
 }
 """Name -> class and the layers of its published checkpoints, which its default config lacks."""
@@ -251,6 +268,14 @@ def towers_without_timm(model_type: str) -> Iterator[None]:
         module.AutoModel = auto  # type: ignore[union-attr]
 
 
+def is_broken(name: str) -> bool:
+    """Whether a class or mix does not run in the transformers at hand.
+
+    Llama 4 reads a field in 5.24.0 that the output of its language model does not have.
+    """
+    return name.startswith("llama4") and transformers.__version__ == "5.24.0"
+
+
 def skeleton(model_type: str) -> PreTrainedModel:
     """A class at its default size, without weights, to look at."""
     config = build_config(model_type, small=False)
@@ -271,6 +296,7 @@ def build(name: str, layers: int = LAYERS) -> PreTrainedModel:
     model.tie_weights()
     generator = torch.Generator().manual_seed(0)
     run = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    run.append(_projector_after_encoding(model))
     drawn = {id(weight) for part in run if part is not None for weight in part.parameters()}
     for module in model.modules():
         for name, weight in list(module._parameters.items()):
@@ -283,6 +309,12 @@ def build(name: str, layers: int = LAYERS) -> PreTrainedModel:
     model.tie_weights()
     model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
     return model.eval()
+
+
+def _projector_after_encoding(model: PreTrainedModel) -> nn.Module | None:
+    """What projects features that an encoder gives unprojected (Llama 4)."""
+    projector = getattr(model, "multi_modal_projector", None)
+    return getattr(projector, "linear_1", None) if model.config.model_type == "llama4" else None
 
 
 def _draw(
@@ -314,6 +346,8 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
     inner.__dict__.pop("get_image_features", None)
     encode = inner.get_image_features
     width = structure.hidden_size
+    if (projector := _projector_after_encoding(model)) is not None:
+        width = projector.in_features
     features = torch.randn(8 * VISUAL, width, generator=torch.Generator().manual_seed(3)) * 0.5
     deepstack = getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", 0)
 

@@ -28,7 +28,7 @@ def causal_mask(
         valid: (B, past + n) bool of the layer's keys, None where all are valid.
         cache: sized by this layer's own length.
     """
-    windowed = structure.window(layer) is not None
+    windowed = structure.windows[layer] is not None and not structure.is_chunked(layer)
     mask = None if valid is None else valid.to(hidden.device)
     return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
 
@@ -40,16 +40,15 @@ def mask_by_columns(
     width: int,
     window: int | None,
     hidden: torch.Tensor,
+    starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return a mask by where tokens were in the original prompts, in the form of the attention.
-
-    A window counts the columns between two tokens, dropped ones too.
 
     Args:
         queries: (B, n) original columns; -1 for padding.
         keys: (B, K) those of all keys that a layer has had, -1 for what it is not to see.
         width: keys that it holds: the last ones, or, where it is more than K, all and free slots.
-        window: how far back a query sees, itself included; None: to the beginning.
+        window, starts: as for `sees`.
         hidden: tells the device and the type of an added mask.
 
     Raises:
@@ -57,10 +56,8 @@ def mask_by_columns(
     """
     free = width - keys.shape[1]
     keys = torch.nn.functional.pad(keys, (0, free), value=-1) if free > 0 else keys[:, -width:]
-    back = queries[:, :, None].to(hidden.device) - keys[:, None, :].to(hidden.device)
-    seen = (keys >= 0).to(hidden.device)[:, None, :] & (back >= 0)  # (B, n, W)
-    if window is not None:
-        seen &= back < window
+    starts = None if starts is None else starts.to(hidden.device)
+    seen = sees(queries.to(hidden.device), keys.to(hidden.device), window, starts)  # (B, n, W)
     if "flash" in structure.attention:
         if seen.shape[1] > 1:
             raise ModelError(
@@ -73,6 +70,31 @@ def mask_by_columns(
         return seen[:, None]
     bias = hidden.new_zeros(seen.shape)
     return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)[:, None]
+
+
+def sees(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    window: int | None,
+    starts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return which queries see which keys, (B, n, K) bool, by their original columns.
+
+    Args:
+        queries: (B, n); -1 for padding.
+        keys: (B, K), -1 for what is not to be seen.
+        window: the columns that a query sees up to itself, dropped ones too; None: all.
+        starts: (B,) where the first of the chunks begins that so many columns are, each of which
+            sees itself alone; None: the window slides.
+    """
+    query, key = queries[:, :, None], keys[:, None, :]
+    seen = (key >= 0) & (key <= query)
+    if window is None:
+        return seen
+    if starts is None:
+        return seen & (query - key < window)
+    start = starts[:, None, None]
+    return seen & ((query - start) // window == (key - start) // window)
 
 
 def gather_mask(

@@ -120,6 +120,7 @@ class DecoderHooks:
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
+            self.hook_queries(sequence.total, prefill.sequence.query_places, hooks)
         if batch.by_layer and hasattr(self.decoder, DEEPSTACK):
             # Qwen3-VL adds visual features to the states after its first layers, by marks of the
             # uncut sequence.
@@ -214,6 +215,7 @@ class DecoderHooks:
             self.state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, lambda *_: hooks.remove())
             self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
+            self.hook_queries(length + embeds.shape[1], continuation.query_places, hooks)
         if (after := continuation.cache_with_padding()) is not None:
             if first is None:
                 self.state.hooks = hooks = Hooks(this_thread())
@@ -243,6 +245,36 @@ class DecoderHooks:
         """Call `enter(number, module, args, kwargs)` before every layer from `first` on."""
         for number in range(first, len(self.structure.layers)):
             hooks.before(self.structure.layers[number], functools.partial(enter, number))
+
+    def hook_queries(
+        self,
+        columns: int,
+        places: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        hooks: Hooks,
+    ) -> None:
+        """Scale queries by their original columns, in layers that scale them by their place.
+
+        Args:
+            columns: of the original prompts up to the end of this forward.
+            places: layer -> as `query_places` gives it.
+        """
+        for number in self.structure.scaling_layers(columns):
+            scale = functools.partial(self.scale_queries, number, places)
+            hooks.after(self.structure.projection(number, "query"), scale)
+
+    def scale_queries(
+        self,
+        layer: int,
+        places: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        module: nn.Module,
+        args: object,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return queries that their layer's own scale, by kept tokens, makes right."""
+        attention = self.structure.attention_module(layer)
+        columns, slots = places(layer)
+        factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
+        return output * factor.to(output.device, output.dtype)[..., None]
 
     def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
         """Return the arguments of a layer by name, and the states that enter it."""
@@ -340,6 +372,8 @@ class Continuation:
         shifts = self.pruned.shifts
         layers = [n for n, shift in enumerate(shifts) if shift is not shifts[0]][:1]
         layers += [n for n in (self.masked_from, self.windowed_from) if n is not None]
+        if self.pruned.first_short is not None:
+            layers += self.structure.scaling_layers(self.past + self.shape[1])[:1]
         return min(layers, default=None)
 
     def decoder_arguments(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
@@ -402,6 +436,15 @@ class Continuation:
     def valid_keys(self, layer: int) -> torch.Tensor | None:
         """Return which of a layer's keys are valid after this forward, (B, past + n); None: all."""
         return self.pruned.valid_after(layer, self.new, self.shape, self.length(layer))
+
+    def query_places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the original columns of this forward's tokens, and where a layer takes them to be.
+
+        Returns:
+            (B, n) each.
+        """
+        columns, count = self.new_columns().clamp_min(0), self.shape[1]
+        return columns, torch.arange(count)[None] + self.length(layer)
 
     def cache_with_padding(self) -> PrunedCache | None:
         """Return what is to be known of the cache after this forward; None: it has no padding.
@@ -470,7 +513,11 @@ class Continuation:
         else:
             width = seams.held_keys(self.cache, layer, self.shape[1])
         queries = queries[:, -hidden.shape[-2] :]
-        return mask_by_columns(self.structure, queries, keys, width, window, hidden)
+        starts = None
+        if self.structure.is_chunked(layer):
+            starts = self.pruned.starts
+            starts = torch.zeros(self.shape[0], dtype=torch.long) if starts is None else starts
+        return mask_by_columns(self.structure, queries, keys, width, window, hidden, starts)
 
 
 def _valid_tokens(mask: object, length: int) -> torch.Tensor | None:

@@ -52,6 +52,7 @@ class PrunedCache:
             are of those.
         key_columns: for every layer the (B, n) int64 columns of those keys in the original prompts,
             -1 where they are not valid; empty: all columns in turn.
+        starts: (B,) the first column of every prompt that holds a token; None: 0.
         first_cut: the first layer that saw a shorter sequence than the decoder was given.
         offset: columns that were dropped before the first layer that keeps keys.
         shifts: for every layer the (B,) int64 by which its position ids are less than the original
@@ -66,6 +67,7 @@ class PrunedCache:
     lengths: tuple[int, ...] = ()
     valid: Sequence[torch.Tensor | None] = ()
     key_columns: Sequence[torch.Tensor] = ()
+    starts: torch.Tensor | None = None
     first_cut: int | None = None
     offset: int = 0
     shifts: Sequence[torch.Tensor | None] = ()
@@ -239,7 +241,9 @@ def cache_before(
         return PrunedCache()
     pruned = pruned_cache(cache)
     if pruned is None:
-        pruned = PrunedCache(valid=[valid_past_columns(mask, columns)] * len(structure.layers))
+        valid = valid_past_columns(mask, columns)
+        starts = None if valid is None else valid.int().argmax(1)
+        pruned = PrunedCache(valid=[valid] * len(structure.layers), starts=starts)
     lengths = tuple(layer_length(cache, layer) for layer in structure.key_layers)
     return replace(pruned, columns=columns, lengths=lengths)
 

@@ -81,6 +81,7 @@ class Prefill:
         if 0 in self.batch.by_layer or self.sequence.past.offset:
             windowed = self.plan.structure.first_windowed(self.sequence.total)
             layers += [] if windowed is None else [windowed]
+            layers += self.plan.structure.scaling_layers(self.sequence.total)[:1]
         return min(layers, default=None)
 
     def take_attention(self, layer: int, call: KernelCall) -> None:

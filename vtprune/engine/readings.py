@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from vtprune.engine.attention_mask import attended
+from vtprune.engine.attention_mask import attended, sees
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
 from vtprune.models.seams import KERNEL, check_values, unknown
@@ -58,11 +58,12 @@ class Readings:
         """Keep attention rows of a layer: of all text after the pictures, or of the last token."""
         sequence, wanted = self.sequence, []
         keys, window = sequence.key_columns(layer), self.structure.window(layer)
-        own = sequence.query_columns()
+        own, starts = sequence.query_columns(), sequence.chunk_starts(layer)
         for sample in range(len(own)):
             text = sequence.text_columns(sample)
             queries = sequence.slots(sample, text if all_text else text[-1:])
-            wanted.append(AttentionRows(queries, own[sample], keys[sample], window))
+            start = None if starts is None else starts[sample : sample + 1]
+            wanted.append(AttentionRows(queries, own[sample], keys[sample], window, start))
         self.attention = attention_rows(call, wanted)
 
     def read(self, sample: int, name: str, tokens: Layout, hidden: torch.Tensor) -> torch.Tensor:
@@ -112,13 +113,15 @@ class AttentionRows:
         columns: (S,) original columns of its slots; -1 for padding.
         keys: (K,) original columns of the layer's keys, those of a cache first; -1 for those that
             no query sees.
-        window: how many columns back a query sees, itself included; None: all.
+        window: the columns that a query sees up to itself; None: all.
+        start: (1,) where the first chunk of so many columns begins; None: the window slides.
     """
 
     queries: torch.Tensor
     columns: torch.Tensor
     keys: torch.Tensor
     window: int | None = None
+    start: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,12 +247,10 @@ def _rows_of_one(
     keys = key[:, : len(held)].float().transpose(1, 2)  # (KV, D, K)
     columns = rows.columns.to(device)
     own = torch.searchsorted(held.cummax(0).values, columns).clamp_max(len(held) - 1)  # (S,)
+    start = None if rows.start is None else rows.start.to(device)
     parts = []
     for part in rows.queries.to(device).split(max(1, CHUNK // (heads * len(held)))):
-        back = columns[part][:, None] - held  # (r, K)
-        seen = (held >= 0) & (back >= 0)
-        if rows.window is not None:
-            seen &= back < rows.window
+        seen = sees(columns[part][None], held[None], rows.window, start)[0]  # (r, K)
         parts.append(_softmax(query[:, part], keys, scale, seen).mean(0)[:, own])
     return torch.cat(parts)
 

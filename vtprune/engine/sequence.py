@@ -80,6 +80,7 @@ class SequenceState:
         last_cut: the sequence as it is now, in the slots of the one before.
         position_ids: (B, n) of the sequence as it is now; None as long as they are the original
             ones.
+        starts: (B,) the first column of every prompt that holds a token, those of the cache first.
         first_end: (B, 2) the first position id of every sample and the one after its last, which
             a stage needs that renumbers.
     """
@@ -99,6 +100,10 @@ class SequenceState:
         # The batch as it came, wherever its padding is.
         self.packed = pack([torch.arange(valid.shape[1])] * len(valid))
         self.valid = None if bool(valid.all()) else valid.clone()
+        self.starts = valid.int().argmax(1)
+        if self.past.columns:
+            self.starts = torch.zeros_like(self.starts)
+            self.starts = self.starts if self.past.starts is None else self.past.starts
         self.last_cut = self.packed
         self.position_ids: torch.Tensor | None = None
         self.first_end: torch.Tensor | None = None
@@ -198,6 +203,11 @@ class SequenceState:
         """Return the original columns of the slots as they are now, (B, n); -1 for padding."""
         return self._columns_of(self.packed, self.valid)
 
+    def query_places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the original columns of all slots, and where a layer takes them to be, (B, n)."""
+        columns = self.query_columns().clamp_min(0)
+        return columns, torch.arange(columns.shape[1])[None] + self.past.length(layer)
+
     def key_columns(self, layer: int) -> torch.Tensor:
         """Return the original columns of a layer's keys in this forward, those of the cache first.
 
@@ -205,6 +215,10 @@ class SequenceState:
             (B, P + n); -1 for those that the tokens as they are now do not see.
         """
         return self._keys_in(layer, self._stretches[-1])
+
+    def chunk_starts(self, layer: int) -> torch.Tensor | None:
+        """Return the first column of every prompt, (B,), for a layer of chunks; None for others."""
+        return self.starts if self.structure.is_chunked(layer) else None
 
     def _keys_in(self, layer: int, now: Stretch) -> torch.Tensor:
         source, past = self._source(layer), self.past
@@ -417,7 +431,8 @@ class SequenceState:
     ) -> torch.Tensor:
         queries = self.query_columns()[:, -hidden.shape[-2] :]
         keys = self.key_columns(layer)
-        return mask_by_columns(self.structure, queries, keys, width, window, hidden)
+        starts = self.chunk_starts(layer)
+        return mask_by_columns(self.structure, queries, keys, width, window, hidden, starts)
 
     def _width(self, given: Kwargs, layer: int) -> int:
         """Return how many keys a layer sees in this forward."""
@@ -474,6 +489,7 @@ class SequenceState:
             lengths=tuple(lengths),
             valid=valid,
             key_columns=columns,
+            starts=self.starts,
             first_cut=min(cuts, default=None),
             offset=dropped + past.offset,
             shifts=shifts if any(shift is not None for shift in shifts) else (),

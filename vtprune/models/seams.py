@@ -187,10 +187,12 @@ PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
 """The methods of the multimodal model, and of the class that generates with it, that use it."""
 PASSED_ON = {"image_sizes"}
 """Tensors that a model passes on to its layers, which do not read them."""
-LAYER_TYPES = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 """Types of layers, as a decoder's config names them, that keep nothing but keys and values."""
 STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
 """The methods of a cache by which layers with a state read and write it."""
+SCALING = ("attn_temperature_tuning", "use_rope", "floor_scale", "attn_scale")
+"""What attention modules that scale queries by their place say of themselves."""
 SHARING = ("is_kv_shared_layer", "store_full_length_kv", "layer_type")
 """What attention modules that can share keys say of themselves."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
@@ -572,6 +574,22 @@ def gates_queries(attention: nn.Module) -> bool:
     """
     source = inspect.getsource(type(attention).forward)
     return "self.head_dim * 2" in source and "torch.chunk" in source
+
+
+def scales_queries(attention: object) -> bool:
+    """Return whether attention scales its queries by how many keys are before them (Llama 4)."""
+    return all(hasattr(attention, name) for name in SCALING)
+
+
+def query_scale(attention: Any, places: torch.Tensor) -> torch.Tensor:
+    """Return by what attention scales the queries of tokens at these places, in float32.
+
+    Its own places are those in the cache (5.17 to 5.24).
+    """
+    if not attention.attn_temperature_tuning or attention.use_rope:
+        return torch.ones(places.shape, device=places.device)
+    steps = torch.floor((places.float() + 1.0) / attention.floor_scale)
+    return torch.log1p(steps) * attention.attn_scale + 1.0
 
 
 def layer_config(config: object, layer: int) -> object:

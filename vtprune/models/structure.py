@@ -38,6 +38,7 @@ from vtprune.models.seams import (
     layer_config,
     layer_memories,
     releases,
+    scales_queries,
     unknown,
 )
 
@@ -58,7 +59,6 @@ MASKED, LAYER_LOOP = "masked", "layer loop"
 state of all tokens, a loop over its layers, each on the tokens that are left there."""
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 TYPE_REASONS = {
-    "chunked": "attend within chunks of the sequence",
     "indexed": "choose by an index over all tokens which of them they see",
     "sparse": "choose by an index over all tokens which of them they see",
     "reference": "see some tokens by their place in the sequence",
@@ -84,7 +84,7 @@ TOKEN_WISE = re.compile(
     r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
 )
 """Names of modules that work on each token by itself, and of attention."""
-MAKES_WINDOWS = ("sliding", "create_masks_for_generate")
+MAKES_WINDOWS = ("sliding", "chunked", "create_masks_for_generate")
 """What the source of a decoder, or of the model around it, names if it makes masks with windows."""
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 """Modules that do nothing themselves."""
@@ -141,6 +141,15 @@ class Structure:
         """The first layer that sees the keys and values of an earlier one; else their number."""
         sharing = (n for n, source in enumerate(self.key_layers) if source != n)
         return next(sharing, len(self.layers))
+
+    def scaling_layers(self, columns: int) -> list[int]:
+        """Return the layers that scale queries by their place, which so many columns reach."""
+        layers = []
+        for number, layer in enumerate(self.layers):
+            attention = getattr(layer, "self_attn", None)
+            if scales_queries(attention) and columns >= attention.floor_scale:  # type: ignore[union-attr, operator]
+                layers.append(number)
+        return layers
 
     def head_dim(self, layer: int) -> int:
         """Return the width of a head of a layer; layers of one decoder may differ in it."""
@@ -293,16 +302,23 @@ class Structure:
         return set().union(*self.placeholders().values())
 
     def window(self, layer: int) -> int | None:
-        """Return the width of a layer's sliding window; None where it sees everything."""
+        """Return the width of a layer's window or chunks; None where it sees everything."""
         if not self._makes_windows:
             return None
+        config = layer_config(self.decoder_config, layer)
+        if self.is_chunked(layer):
+            return int(config.attention_chunk_size)  # type: ignore[attr-defined]
         types = getattr(self.decoder_config, "layer_types", None)
         if types is not None and "sliding" not in str(types[layer]):
             return None
-        config = layer_config(self.decoder_config, layer)
         uses = getattr(config, "use_sliding_window", True)
         window = getattr(config, "sliding_window", None)
         return int(window) if uses and window else None
+
+    def is_chunked(self, layer: int) -> bool:
+        """Return whether the tokens of a layer see those of their own chunk alone (Llama 4)."""
+        types = getattr(self.decoder_config, "layer_types", None) or ()
+        return bool(types) and "chunked" in str(types[layer])
 
     @functools.cached_property
     def _makes_windows(self) -> bool:
@@ -572,7 +588,7 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
             continue
         if not memory.keys:
             return f"{kind.__name__} in its layers keeps no keys in the cache"
-        if COUNTS.search(_source(kind)):  # type: ignore[arg-type]
+        if COUNTS.search(_source(kind)) and not scales_queries(module):  # type: ignore[arg-type]
             return f"{kind.__name__} counts the tokens of the sequence, which a cut makes fewer"
     return ""
 
