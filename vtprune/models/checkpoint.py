@@ -58,7 +58,7 @@ def read_files(
         ModelError: a file is not JSON.
     """
     places = (checkpoint,) if adapter is None else (adapter, checkpoint)
-    processor = dict(_read_json(places, PROCESSOR))
+    processor = dict(read_json(places, PROCESSOR))
     templates = ((place, name) for place in places for name in TEMPLATES)
     for place, name in templates:
         text = _read(place, name)
@@ -67,8 +67,8 @@ def read_files(
             template = parse(place, name, text).get("chat_template") if is_json else text
             processor["chat_template"] = template
             break
-    image = processor.get("image_processor") or _read_json(places, IMAGE)
-    video = processor.get("video_processor") or _read_json(places, VIDEO)
+    image = processor.get("image_processor") or read_json(places, IMAGE)
+    video = processor.get("video_processor") or read_json(places, VIDEO)
     return Files(
         config=config,
         tokenizer=tokenizer,
@@ -102,7 +102,7 @@ def _read(checkpoint: str | Path, name: str) -> str | None:
     return None if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
-def _read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
+def read_json(places: Sequence[str | Path], name: str) -> Mapping[str, object]:
     """Return the JSON file of the first place that has it; {} where none does."""
     for place in places:
         text = _read(place, name)

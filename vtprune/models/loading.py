@@ -35,6 +35,7 @@ from vtprune.models.devices import (
     loading_options,
     quantization_of,
 )
+from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure, pruned_equals
@@ -442,12 +443,14 @@ def read_weights(
     from transformers import AutoModelForImageTextToText
 
     named = getattr(config, "transformers_weights", None)
+    generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
     with _ONE_AT_A_TIME, count_loaded(weights.num_bytes, on_progress):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             config=config,
             dtype=dtype,
+            generation_config=generation_config,
             **options,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
