@@ -408,6 +408,7 @@ def inputs(
         "image_sizes": torch.tensor([[28, 28]] * pictures),
         "mm_token_type_ids": visual,
         "token_type_ids": visual,
+        "moe_mm_token_type_ids": visual,
     }
     takes = inspect.signature(structure.inner.forward).parameters
     return {name: value for name, value in every.items() if name in takes}

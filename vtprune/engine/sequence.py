@@ -16,8 +16,8 @@ from vtprune.engine.packing import Packed, gather, pack, repack
 from vtprune.engine.position_ids import given_position_ids, renumber, renumbered_embeddings
 from vtprune.errors import ModelError
 from vtprune.models.seams import (
-    PER_LAYER_INPUT,
-    PER_LAYER_INPUTS,
+    OF_LAYERS_TOKENS,
+    OF_TOKENS,
     LayerMemory,
     held_keys,
     shared_width,
@@ -274,9 +274,10 @@ class SequenceState:
             "position_ids": positions,
             "attention_mask": self._as_argument(mask, embeds),
         }
-        inputs = given.get(PER_LAYER_INPUTS)
-        if isinstance(inputs, torch.Tensor):
-            changed[PER_LAYER_INPUTS] = gather(inputs, index)
+        for name, dim in OF_TOKENS.items():
+            value = given.get(name)
+            if isinstance(value, torch.Tensor):
+                changed[name] = gather(value, index, dim=dim)
         return changed
 
     def _as_argument(self, mask: object, embeds: torch.Tensor) -> object:
@@ -353,9 +354,9 @@ class SequenceState:
 
     def _replace_positions(self, changed: Kwargs, layer: int, hidden: torch.Tensor) -> None:
         """Replace what a layer has for each token; NoPE layers are given no position embeddings."""
-        part = changed.get(PER_LAYER_INPUT)
-        if part is not None:
-            changed[PER_LAYER_INPUT] = self._shorten(part, -2)
+        for name, dim in OF_LAYERS_TOKENS.items():
+            if (value := changed.get(name)) is not None:
+                changed[name] = self._shorten(value, dim)
         positions = self.position_ids
         if positions is None or not self.structure.memories[layer].keys:
             for name, dim in (("position_embeddings", -2), ("position_ids", -1)):

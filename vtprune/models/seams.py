@@ -123,10 +123,14 @@ INNER = _forward(
 """The multimodal model; an unlisted family may take more."""
 OUTER = Forward((*INNER.needs, ("labels",)), INNER.may)
 """The model with its output head, of a listed family."""
-PER_LAYER_INPUTS = "per_layer_inputs"
-"""What a decoder is given beside the embeddings, (B, S, L, d): an input for each of its layers."""
 PER_LAYER_INPUT = "per_layer_input"
-"""The part of one layer, (B, S, d)."""
+"""The input of its own, (B, S, d), that a layer is given for every token (Gemma 4)."""
+TOKEN_TYPES = "moe_mm_token_type_ids"
+"""Which tokens are visual, (B, S), as the experts of ERNIE 4.5 VL are told."""
+OF_TOKENS = {"per_layer_inputs": 1, TOKEN_TYPES: 1}
+"""What a decoder is given for every token beside embeddings, and the dimension of the tokens."""
+OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1}
+"""What layers are given for every token beside states and positions, likewise."""
 SHARED = "shared_kv_states"
 """The keys and values that layers take from earlier ones, by the layer's type."""
 LAST_ROWS = "logits_to_keep"
@@ -138,13 +142,13 @@ DECODER = _forward(
         "use_cache",
         "visual_pos_masks",
         "deepstack_visual_embeds",
-        PER_LAYER_INPUTS,
+        *OF_TOKENS,
         LAST_ROWS,
     ],
 )
 LAYER = _forward(
     "hidden_states attention_mask cache position_embeddings|position_ids",
-    ["position_embeddings", "position_ids", "use_cache", PER_LAYER_INPUT, SHARED],
+    ["position_embeddings", "position_ids", "use_cache", *OF_LAYERS_TOKENS, SHARED],
 )
 ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
 """An encoder of a listed family."""

@@ -67,10 +67,10 @@ TYPE_REASONS = {
 ARGUMENT_REASONS = {
     "encoder_hidden_states": "its layers can attend to another sequence than their own",
     "cross_attention": "its layers can attend to another sequence than their own",
+    "image_encoder_embeddings": "its layers can attend to another sequence than their own",
     "topk_indices": "its layers can share a choice of the keys that they see",
     "conv_mask": "its layers mix neighbouring tokens (convolution)",
     "block_states": "its layers read the states of earlier blocks of layers",
-    "moe_mm_token_type_ids": "its experts are told by column what is a picture",
     "alibi": "its attention is biased by distances in the sequence",
     "cache_position": "its attention counts tokens by their place in the cache",
 }
