@@ -57,7 +57,7 @@ def with_sound(name: str, kind: str) -> dict[str, Any]:
 
 def count_sound(name: str) -> int:
     """Placeholders of the sound, as the model's encoder counts them."""
-    model: Any = shared_model(name).model
+    model: Any = find_structure(shared_model(name)).inner
     mask = (torch.arange(LONG) < FRAMES).long()[None]
     features = torch.zeros(1, 8, LONG)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_of_a_whole_checkpoint_the_thinker_is_asked(kind: str, tmp_path: Path) -
     assert loaded.model.state_dict().keys() == expected.keys()
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    assert loaded.warnings == ()
+    assert all("have no place" in note for note in loaded.warnings)  # of the others, in 5.17
     assert loaded.model.dtype == torch.float32
     assert loaded.model.generation_config.eos_token_id == loaded.files.tokenizer.eos_token_id
     picture = save_noise(tmp_path / "noise.png", 90, 150)

@@ -188,7 +188,7 @@ def check(cells: Cells, text: str, width: int) -> None:
     assert cells.words
     assert max(map(len, text.splitlines())) <= width
     found = Counter(text.split())
-    short = {word: times for word, times in cells.words.items() if len(word) <= width // 2}
+    short = {word: times for word, times in cells.words.items() if len(word) < width // 2}
     lost = {word for word, times in short.items() if found[word] < times}
     assert not lost
     # A longer word goes on in the next line, whole.
