@@ -144,8 +144,10 @@ def widen(module: nn.Module) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("method", ["entropy", "fastv", "sparsevlm"])
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("llava_onevision", "entropy"), ("qwen2_5_vl", "fastv"), ("qwen3_vl", "sparsevlm")],
+)
 def test_quantised_linear_layers_are_pruned_as_what_they_hold(name: str, method: str) -> None:
     model = copy.deepcopy(shared_model(name))
     replace_linears(model.get_decoder(), QuantLinear)
