@@ -31,8 +31,17 @@ CUTS: dict[str, Stages] = {
         {"at": 5, "method": "random", "keep": 0.2},
     ],
 }
-EVERY = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
-SOME = ("qwen3_5",)
+EVERY = (
+    "qwen3_5",
+    "qwen3_5_moe",
+    "lfm2_vl",
+    "lfm3_vl",
+    "minicpmv4_6",
+    "minicpmv4_7",
+    "minicpm_ocr",
+    "nemotron_h_omni",
+)
+SOME = ("qwen3_5", "lfm3_vl")
 """The classes of the default run."""
 ROWS = (((5, 28), 1), ((3, 12), 2), ((20, 13), 1))
 """For every prompt the text tokens before and after its pictures, and how many those are."""

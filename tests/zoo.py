@@ -55,6 +55,7 @@ GLM = {
     "text_config.hidden_size": 512,
     "text_config.rope_parameters": MROPE,
 }
+PLACEHOLDERS = {"image_token_id": 5, "video_token_id": 6}
 MISSING: dict[str, dict[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "chameleon": {"vocabulary_map": {"<image>": 1000, "IMGIMGA": 1001}},
@@ -78,6 +79,14 @@ MISSING: dict[str, dict[str, Any]] = {
     "hunyuan_vl": {
         "text_config.head_dim": 64,
         "text_config.rope_parameters": {**ROPE, "mrope_section": [8, 8, 8, 8]},
+    },
+    # Published ones have convolutions, too; the default has attention alone.
+    "lfm2_vl": {"text_config.layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), PLACEHOLDERS),
+    "nemotron_h_omni": {
+        **PLACEHOLDERS,
+        "text_config.num_hidden_layers": 32,
+        "text_config.layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"] * 8,
     },
     "perception_lm": {"vision_config.model_args": {"embed_dim": 64}},
     "qwen4_exp": {
@@ -113,7 +122,9 @@ NARROW: dict[str, dict[str, Any]] = {
         "text_config.output_vocab_size": 1000,
     },
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glmga"), GLM),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), DELTA_NET),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), DELTA_NET
+    ),
     "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
 }
 """What fits a small decoder better."""
@@ -169,6 +180,8 @@ MIXES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4-e2b": ("gemma4", GEMMA4 | GEMMA4_SMALL),
 }
 """Name -> class and the layers of its published checkpoints, which its default config lacks."""
+SIZES = ((16, 16), (8, 32), (32, 8))
+"""Patches in the rows and columns of pictures whose pixels do not tell their number."""
 EAGER = ("apertus1p5", "got_ocr2", "pp_chart2table")  # have no other attention
 
 
@@ -355,7 +368,11 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
     def give(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
         pixels = next(value for value in given.values() if isinstance(value, torch.Tensor))
-        numbers = pixels.flatten(1)[:, 0].long().tolist()
+        sizes = given.get("target_sizes")  # of pictures that are packed into one (MiniCPM-V)
+        if sizes is None:
+            numbers = pixels.flatten(1)[:, 0].long().tolist()
+        else:
+            numbers = [SIZES.index(tuple(size)) for size in sizes.tolist()]
         some = torch.cat([features[VISUAL * n : VISUAL * (n + 1)] for n in numbers])
         forms = {
             "list": [some],
@@ -394,7 +411,8 @@ def inputs(
     before, after = (torch.randint(10, 900, (n,), generator=generator).tolist() for n in text)
     around = [[token] if isinstance(token, int) else [] for token in (start, end)]
     picture = [*around[0], *[placeholder] * VISUAL, *around[1]]
-    ids = torch.tensor([[*before, *picture * pictures, *after]])
+    more = [*([] if around[1] else [10]), *picture]  # two runs, and not one of both
+    ids = torch.tensor([[*before, *picture, *more * (pictures - 1), *after]])
     side = int(getattr(getattr(config, "vision_config", None), "spatial_merge_size", 2) or 2) * 4
     visual = (ids == placeholder).long()
     every = {
@@ -406,6 +424,7 @@ def inputs(
             [[1, *GRIDS.get(config.model_type, (side, side))]] * pictures
         ),
         "image_sizes": torch.tensor([[28, 28]] * pictures),
+        "target_sizes": torch.tensor([SIZES[seed]] * pictures),
         "mm_token_type_ids": visual,
         "token_type_ids": visual,
         "moe_mm_token_type_ids": visual,

@@ -148,7 +148,7 @@ DECODER = _forward(
 )
 LAYER = _forward(
     "hidden_states attention_mask cache position_embeddings|position_ids",
-    ["position_embeddings", "position_ids", "use_cache", *OF_LAYERS_TOKENS, SHARED],
+    ["position_embeddings", "position_ids", "conv_mask", "use_cache", *OF_LAYERS_TOKENS, SHARED],
 )
 ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
 """An encoder of a listed family."""

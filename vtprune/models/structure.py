@@ -69,7 +69,6 @@ ARGUMENT_REASONS = {
     "cross_attention": "its layers can attend to another sequence than their own",
     "image_encoder_embeddings": "its layers can attend to another sequence than their own",
     "topk_indices": "its layers can share a choice of the keys that they see",
-    "conv_mask": "its layers mix neighbouring tokens (convolution)",
     "block_states": "its layers read the states of earlier blocks of layers",
     "alibi": "its attention is biased by distances in the sequence",
     "cache_position": "its attention counts tokens by their place in the cache",
@@ -77,8 +76,13 @@ ARGUMENT_REASONS = {
 """Why a layer or decoder with such an argument, or one whose name holds this, can't be cut."""
 KEEPS_STATE = re.compile(r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|LinearAttention|LSTM|GRU")
 """Names of modules that carry a state from token to token: a layer has to keep it in the cache."""
-MIXES = re.compile(r"Indexer|Compress|Relative|Engram")
-"""Names of other modules that carry something from token to token beside attention."""
+MIXES = {
+    "Indexer": "chooses by an index over all tokens which of them are seen",
+    "Compress": "makes one key of several tokens",
+    "Relative": "biases attention by how many tokens lie between, which a cut makes fewer",
+    "Engram": "reads runs of neighbouring tokens",
+}
+"""Names of other modules that carry something from token to token -> what they do."""
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
     r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
@@ -576,8 +580,9 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
         kind = type(module)
         if isinstance(module, CONTAINERS) or kind.__module__.split(".")[0] == "peft":
             continue  # adapters are checked as such
-        if MIXES.search(kind.__name__):
-            return f"{kind.__name__} in its layers mixes tokens beside attention"
+        for part, what in MIXES.items():
+            if part in kind.__name__:
+                return f"{kind.__name__} in its layers {what}"
         if KEEPS_STATE.search(kind.__name__):
             if not memory.state:
                 return f"{kind.__name__} in its layers mixes tokens, and nothing of it is cached"

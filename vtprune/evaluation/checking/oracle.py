@@ -111,7 +111,7 @@ def masking(
     Args:
         layers: of the decoder; None: as it names them.
     """
-    layers = getattr(model.get_decoder(), LAYERS) if layers is None else layers
+    layers = _layers(model) if layers is None else layers
     columns = _Columns()
     with Hooks(ALL_THREADS) as hooks:
         hooks.before(layers[0], columns.count)
@@ -205,7 +205,7 @@ def looped(
         drops: (first layer, the columns that it and later layers do not get).
         options: of the model's forward.
     """
-    layers = list(getattr(model.get_decoder(), LAYERS))
+    layers = _layers(model)
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def note(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -240,6 +240,14 @@ def looped(
             output = model(**inputs, use_cache=False, **options)
     logits: torch.Tensor = output.logits
     return logits[:, -steps:]
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a model's decoder, around which some classes have an output head."""
+    decoder: nn.Module = model.get_decoder()
+    while not hasattr(decoder, LAYERS):
+        decoder = cast("nn.Module", decoder.model)
+    return list(cast("nn.ModuleList", getattr(decoder, LAYERS)))
 
 
 def _states(output: object) -> torch.Tensor:
