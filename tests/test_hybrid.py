@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import layer_loop
 import pytest
@@ -12,7 +14,9 @@ from oracle import dropped, generate
 from transformers import PreTrainedModel
 
 import vtprune
-from vtprune.errors import PresetError
+from vtprune.engine.kv_cache import fork_cache
+from vtprune.errors import ModelError, PresetError
+from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 from vtprune.preset import preset_names
 from vtprune.preset.calibration import Calibration
@@ -41,7 +45,7 @@ EVERY = (
     "minicpm_ocr",
     "nemotron_h_omni",
 )
-SOME = ("qwen3_5", "lfm3_vl")
+SOME = ("qwen3_5",)
 """The classes of the default run."""
 ROWS = (((5, 28), 1), ((3, 12), 2), ((20, 13), 1))
 """For every prompt the text tokens before and after its pictures, and how many those are."""
@@ -227,3 +231,104 @@ def test_the_query_is_read_without_the_gate_beside_it() -> None:
     for hook in hooks:
         hook.remove()
     assert torch.equal(structure.without_gate(3, "query", seen["all"]), seen["query"])
+
+
+# -- what goes on from the cache ------------------------------------------------------------------
+
+
+def looped(
+    model: PreTrainedModel, row: Batch, trace: vtprune.Trace, force: torch.Tensor
+) -> torch.Tensor:
+    """Logits (steps, V) of a prompt and one continuation, (1, steps)."""
+    return layer_loop.loop(model, row, dropped(trace, row), force)[0]
+
+
+@pytest.mark.parametrize("cut", ["input", "layer 1", "layer 3"])
+def test_beams_and_samples_go_on_from_states_of_their_own(model_type: str, cut: str) -> None:
+    model, batches = hybrid(model_type)
+    row, steps = batches["one"], 6
+    length = row["input_ids"].shape[1]
+    call = {"max_new_tokens": steps, "min_new_tokens": steps, "disable_compile": True}
+    call |= {"num_return_sequences": 3, "return_dict_in_generate": True}
+    with vtprune.pruning(model, {"stages": CUTS[cut]}) as trace:
+        torch.manual_seed(0)
+        samples = model.generate(**row, **call, do_sample=True, output_logits=True)
+        beams = model.generate(**row, **call, num_beams=3, do_sample=False, output_scores=True)
+    for number in range(3):
+        force = samples.sequences[number : number + 1, length:]
+        logits = torch.stack(samples.logits, 1)[number]
+        expected = looped(model, row, trace, force)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        force = beams.sequences[number : number + 1, length:]
+        likelihoods = looped(model, row, trace, force).log_softmax(-1)
+        score = likelihoods.gather(1, force[0, :, None]).mean()
+        torch.testing.assert_close(beams.sequences_scores[number], score, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cut", ["input", "layer 1", "layer 3"])
+def test_a_further_turn_goes_on_from_the_states(model_type: str, cut: str) -> None:
+    model, batches = hybrid(model_type)
+    row = batches["one"]
+    length = row["input_ids"].shape[1]
+    call = {"do_sample": False, "return_dict_in_generate": True, "disable_compile": True}
+    with vtprune.pruning(model, {"stages": CUTS[cut]}) as trace:
+        first = model.generate(**row, **call, max_new_tokens=4, min_new_tokens=4)
+        ids = torch.cat([first.sequences, torch.tensor([[11, 12, 13, 14, 15]])], 1)
+        cache = cache_made(first)
+        turns = [
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=one,
+                **call,
+                max_new_tokens=5,
+                min_new_tokens=5,
+                output_logits=True,
+            )
+            for one in (fork_cache(cache), cache)
+        ]
+    assert torch.equal(*(torch.stack(turn.logits) for turn in turns))  # neither changed the other
+    expected = looped(model, row, trace, turns[0].sequences[:, length:])[-5:]
+    torch.testing.assert_close(torch.cat(turns[0].logits), expected, atol=1e-4, rtol=0)
+
+
+def test_padding_between_cached_tokens_and_new_ones_is_refused(model_type: str) -> None:
+    model, batches = hybrid(model_type)
+    batch = batches["several"]
+    with vtprune.pruning(model, {"stages": CUTS["layer 1"]}):
+        out = model.generate(**batch, max_new_tokens=2, min_new_tokens=2, disable_compile=True,
+                             return_dict_in_generate=True)  # fmt: skip
+        ids = torch.cat([out.sequences, torch.tensor([[0, 11]] + [[11, 12]] * 2)], 1)
+        mask = torch.ones_like(ids)
+        mask[0, -2] = 0
+        with pytest.raises(ModelError, match="new tokens of different number on top of a cached"):
+            model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache_made(out),
+                           max_new_tokens=2, disable_compile=True)  # fmt: skip
+
+
+def test_a_cache_that_needs_its_block_changes_no_state_outside(model_type: str) -> None:
+    """Refused at the first layer with a state, so that in a block it can still go on."""
+    model, batches = hybrid(model_type)
+    with vtprune.pruning(model, {"stages": CUTS["layer 1"]}):
+        out = model(**batches["several"], use_cache=True)
+    cache = cache_made(out)
+    state = copy.deepcopy(cache.layers[0].conv_states[0])
+    one = torch.full((3, 1), 11)
+    with pytest.raises(ModelError, match="pruned in a block that has been left"):
+        model(input_ids=one, **cache_argument(model, cache))
+    assert torch.equal(cache.layers[0].conv_states[0], state)
+
+
+def test_threads_with_cuts_of_their_own_give_what_each_gives_alone(model_type: str) -> None:
+    model, batches = hybrid(model_type)
+    cuts = list(CUTS.values())
+
+    def run(stages: Stages, threads: str) -> torch.Tensor:
+        with vtprune.pruning(model, {"stages": stages}, threads=threads):
+            return generate(model, batches["several"], 4)[1]
+
+    alone = [run(stages, "all") for stages in cuts]
+    with ThreadPoolExecutor(len(cuts)) as pool:
+        together = list(pool.map(lambda stages: run(stages, "own"), cuts))
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
