@@ -80,33 +80,41 @@ def hybrid(model_type: str, layers: int = 8) -> tuple[PreTrainedModel, dict[str,
     return model, {"one": rows[1], "several": zoo.left_pad(rows)}
 
 
-def assert_loop(
-    model: PreTrainedModel, batch: Batch, stages: Stages, **options: object
-) -> torch.Tensor:
-    """Pruned is the loop over the layers, for every row alone; the logits are returned."""
-    tokens, whole = generate(model, batch, STEPS)
+@functools.cache
+def unpruned(
+    model_type: str, prompts: str, kernel: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Tokens and logits of the unpruned model, and how far the loop is from it by rounding."""
+    model, batches = hybrid(model_type)
+    tokens, whole = generate(model, batches[prompts], STEPS)
+    loop = layer_loop.loop(model, batches[prompts], [], tokens)
+    return tokens, whole, float((loop - whole).abs().max())
+
+
+def assert_loop(model_type: str, prompts: str, stages: Stages, **options: object) -> None:
+    """Pruned is the loop over the layers, for every row alone."""
+    model, batches = hybrid(model_type)
+    batch, kernel = batches[prompts], model.config._attn_implementation
+    tokens, whole, noise = unpruned(model_type, prompts, kernel)
     with vtprune.pruning(model, {"stages": stages}) as trace:
         logits = generate(model, batch, STEPS, tokens, **options)[1]
-    noise = float((layer_loop.loop(model, batch, [], tokens) - whole).abs().max())
     tolerance = max(2e-5, 3 * noise)
     assert tolerance < 2e-4
     expected = layer_loop.loop(model, batch, dropped(trace, batch), tokens)
     torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
     assert float((expected - whole).abs().max()) > 1000 * tolerance  # something was dropped
-    return logits
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("prompts", ["one", "several"])
 def test_pruned_is_the_loop_over_the_layers(model_type: str, prompts: str, cut: str) -> None:
-    model, batches = hybrid(model_type)
-    assert_loop(model, batches[prompts], CUTS[cut])
+    assert_loop(model_type, prompts, CUTS[cut])
 
 
 def test_keep_1_changes_no_bit(model_type: str) -> None:
     model, batches = hybrid(model_type)
-    for batch in batches.values():
-        tokens, whole = generate(model, batch, STEPS)
+    for prompts, batch in batches.items():
+        tokens, whole, _ = unpruned(model_type, prompts, model.config._attn_implementation)
         with vtprune.pruning(model, "balanced", keep=1):
             assert torch.equal(generate(model, batch, STEPS, tokens)[1], whole)
 
@@ -114,11 +122,11 @@ def test_keep_1_changes_no_bit(model_type: str) -> None:
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_kernels_and_caches_go_on_from_a_cut(model_type: str, kernel: str, cache: str) -> None:
-    model, batches = hybrid(model_type)
+    model, _ = hybrid(model_type)
     before = model.config._attn_implementation
     model.set_attn_implementation(kernel)
     try:
-        assert_loop(model, batches["several"], CUTS["three places"], cache_implementation=cache)
+        assert_loop(model_type, "several", CUTS["three places"], cache_implementation=cache)
     finally:
         model.set_attn_implementation(before)
 
