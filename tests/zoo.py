@@ -161,6 +161,22 @@ MIXES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
         | {"moe_intermediate_size": 48},
     ),
+    "gemma3n-e2b": (
+        "gemma3n",
+        {
+            "hidden_size": 64,
+            "head_dim": 16,
+            "intermediate_size": [96] * 8,
+            "activation_sparsity_pattern": [0.5] * 2 + [0.0] * 6,
+            "num_hidden_layers": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 4,
+            "num_kv_shared_layers": 4,
+            "sliding_window": 12,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "laurel_rank": 8,
+        },
+    ),
     "llama4-scout": (
         "llama4",
         {

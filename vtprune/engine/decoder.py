@@ -282,6 +282,7 @@ class DecoderHooks:
         seams.check_values(f"decoder layer {number}", given, seams.LAYER)
         hidden = given["hidden_states"]
         assert isinstance(hidden, torch.Tensor)
+        given["hidden_states"] = hidden = seams.fold_streams(hidden)
         return given, hidden
 
     def write_layer(self, number: int, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
@@ -289,6 +290,9 @@ class DecoderHooks:
 
         Transformers' hooks that collect hidden states (5.17 to 5.24) read them at the first place.
         """
+        hidden = given["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        given["hidden_states"] = seams.unfold_streams(hidden, self.structure.decoder_config)
         first = (given.pop("hidden_states"),) if args else ()
         return first, self.arguments.layers[number].give(given)
 
@@ -508,8 +512,9 @@ class Continuation:
         """Return the mask of a layer that has a window, or keys of an earlier layer."""
         held, queries = self.columns_in(layer), self.new_columns()
         keys = torch.cat([held, queries.to(held.device)], dim=1)
-        if self.structure.key_layers[layer] != layer:
-            width = seams.shared_width(given, self.structure.layers[layer])
+        source = self.structure.key_layers[layer]
+        if source != layer:
+            width = seams.shared_width(given, self.structure.layers[layer], source)
         else:
             width = seams.held_keys(self.cache, layer, self.shape[1])
         queries = queries[:, -hidden.shape[-2] :]

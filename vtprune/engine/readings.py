@@ -14,7 +14,7 @@ from torch import nn
 from vtprune.engine.attention_mask import attended, sees
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
-from vtprune.models.seams import KERNEL, check_values, unknown
+from vtprune.models.seams import KERNEL, check_values, main_stream, unknown
 from vtprune.models.structure import Structure
 from vtprune.pruners.base import ATTENTION, TOWER
 from vtprune.tokens.layout import Layout
@@ -87,7 +87,9 @@ class Readings:
         if name.startswith("text_"):
             slots = self.sequence.slots(sample, self.sequence.text_columns(sample))
         name = name.removeprefix("text_")
-        source = self.projected.get(name, hidden)
+        source = self.projected.get(name)
+        if source is None:
+            source = main_stream(hidden, self.structure.decoder_config)
         rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
         if name not in ("hidden", "normed"):
             return rows

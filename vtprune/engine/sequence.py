@@ -437,8 +437,9 @@ class SequenceState:
 
     def _width(self, given: Kwargs, layer: int) -> int:
         """Return how many keys a layer sees in this forward."""
-        if self.structure.key_layers[layer] != layer:
-            return shared_width(given, self.structure.layers[layer])
+        source = self.structure.key_layers[layer]
+        if source != layer:
+            return shared_width(given, self.structure.layers[layer], source)
         return held_keys(self.cache, layer, self.packed.length)
 
     def _make_mask(self, layer: int, hidden: torch.Tensor) -> object:

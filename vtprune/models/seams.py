@@ -633,17 +633,45 @@ def key_layers(model_type: str, layers: Sequence[nn.Module]) -> tuple[int, ...]:
     return tuple(sources)
 
 
-def shared_width(given: Mapping[str, object], layer: nn.Module) -> int:
+def shared_width(given: Mapping[str, object], layer: nn.Module, source: int) -> int:
     """Return how many keys a layer sees that takes those of an earlier one.
 
     Args:
         given: its arguments, by name.
+        source: the earlier layer. Its keys are given by its type; in 5.17's Gemma 3n by its number.
     """
     shared = given.get(SHARED)
-    kind = layer.self_attn.layer_type  # type: ignore[union-attr]
-    if not isinstance(shared, Mapping) or kind not in shared:
-        raise unknown(f"{type(layer).__name__} is given no shared keys of its type")
-    return int(shared[kind][0].shape[-2])
+    if isinstance(shared, Mapping):
+        for key in (layer.self_attn.layer_type, source):  # type: ignore[union-attr]
+            if key in shared:
+                return int(shared[key][0].shape[-2])
+    raise unknown(f"{type(layer).__name__} is given no shared keys of layer {source}")
+
+
+# -- several states a token -----------------------------------------------------------------------
+
+
+def fold_streams(hidden: torch.Tensor) -> torch.Tensor:
+    """Return several states a token, (A, B, n, d) as of Gemma 3n, as one: (B, n, A x d)."""
+    return hidden if hidden.dim() == 3 else hidden.permute(1, 2, 0, 3).flatten(2)
+
+
+def unfold_streams(hidden: torch.Tensor, config: object) -> torch.Tensor:
+    """Return what `fold_streams` folded as it was.
+
+    Args:
+        config: of the decoder.
+    """
+    count = getattr(config, "altup_num_inputs", 1)
+    return hidden if count == 1 else hidden.unflatten(-1, (count, -1)).permute(2, 0, 1, 3)
+
+
+def main_stream(hidden: torch.Tensor, config: object) -> torch.Tensor:
+    """Return of folded states that one which layers attend with, (..., d)."""
+    count = getattr(config, "altup_num_inputs", 1)
+    if count == 1 or hidden.shape[-1] == config.hidden_size:  # type: ignore[attr-defined]
+        return hidden
+    return hidden.unflatten(-1, (count, -1))[..., config.altup_active_idx, :]  # type: ignore[attr-defined]
 
 
 # -- masks --------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ MIXES = {
 """Names of other modules that carry something from token to token -> what they do."""
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
-    r"|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
+    r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
 )
 """Names of modules that work on each token by itself, and of attention."""
 MAKES_WINDOWS = ("sliding", "chunked", "create_masks_for_generate")
