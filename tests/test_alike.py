@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 import vtprune
 from vtprune.cli import cli
 from vtprune.engine.trace import Trace
+from vtprune.inference.generate import unfinished_thinking
 from vtprune.models import FAMILIES, cost
 from vtprune.models.base import Turn
 from vtprune.models.structure import find_structure
@@ -197,6 +198,23 @@ def test_a_checkpoints_processors_say_how_times_are_written(
     ids = family.encode(files, media, ask("what?", media)).tensors["input_ids"][0]
     text = files.tokenizer.decode(ids[ids != tiny.token(name, "<|image|>")])
     assert f"<|end_of_image|>{times}<" in text
+
+
+def test_an_answer_that_ends_inside_the_thinking_is_warned_of(
+    tmp_path: Path, checkpoints: Any
+) -> None:
+    """Qwen3.5's prompts begin it; its end is text of the answer."""
+    picture = save_noise(tmp_path / "noise.png", 90, 150)
+    note = "the answer ends inside the model's thinking: it needs more new tokens"
+    for name, warned in (("qwen3_5", True), ("glm4v_moe", False)):
+        args = ["ask", str(picture), "what?", "--model", str(checkpoints(name))]
+        result = CliRunner().invoke(cli, [*args, "--max-new-tokens", "2", "--json"])
+        assert (note in json.loads(result.stdout)["warnings"]) == warned
+    assert unfinished_thinking("<|assistant|>\n", "<think>It is") == (note,)
+    for written in ("<think>It is</think>Red.", "Red."):
+        assert unfinished_thinking("<|assistant|>\n", written) == ()
+    assert unfinished_thinking("<think>\n", "It is</think>Red.") == ()
+    assert unfinished_thinking("<think>\n\n</think>\n\n", "Red.") == ()
 
 
 def test_every_family_is_tested() -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Listener = Callable[[str], None]
 """Gets the pieces of an answer as they are produced."""
+THINKING = ("<think>", "</think>")
+"""What stands around the thinking of a model that thinks before it answers."""
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 
 
@@ -263,12 +265,27 @@ def generate(
             seconds={**measured, **seconds, **question.seconds},
             trace=snapshot,
             sample=number,
-            warnings=notes,
+            warnings=notes
+            if length
+            else (*notes, *unfinished_thinking(question.inputs.prompt, str(tokenizer.decode(row)))),
         )
         for number, (question, row) in enumerate(
             zip(questions, new_tokens(loaded, ids, tensors["input_ids"].shape[1]), strict=True)
         )
     ]
+
+
+def unfinished_thinking(prompt: str, written: str) -> tuple[str, ...]:
+    """Return a warning where a model that thinks before it answers did not come to the answer.
+
+    Args:
+        prompt: as the chat template wrote it, which may begin the thinking.
+        written: what the model wrote, special tokens included.
+    """
+    start, end = THINKING
+    if end in written or not (prompt.rstrip().endswith(start) or written.startswith(start)):
+        return ()
+    return ("the answer ends inside the model's thinking: it needs more new tokens",)
 
 
 def generate_batches(
