@@ -21,6 +21,7 @@ from vtprune.inference.generate import Generation
 from vtprune.inference.out_of_memory import explain, explain_out_of_memory
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset, override
 
@@ -99,7 +100,7 @@ def test_the_flops_are_those_of_the_counts_that_were_cut(checkpoints, picture: P
     loaded = load(str(checkpoints("llava_onevision")))
     preset = {"stages": [{"at": 2, "method": "random", "keep": 0.25}]}
     report = ask(loaded, picture, preset=preset)[0].to_dict()
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    shape = measure_decoder(loaded.model)
     visual, text = report["tokens"]["visual"], report["tokens"]["text"]
     left = math.floor(0.25 * visual + 1e-6)
     counts = [text + visual] * 2 + [text + left] * 4

@@ -23,7 +23,7 @@ from vtprune.evaluation.variants import counts_after_cuts
 from vtprune.inference import compare
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
-from vtprune.models import cost
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded, load
 from vtprune.preset import override
 from vtprune.pruners import BASELINES, METHODS
@@ -99,7 +99,7 @@ def test_the_unpruned_model_comes_first_and_is_whole(found: Comparison) -> None:
 def test_every_row_is_what_it_would_be_alone(
     found: Comparison, loaded: Loaded, picture: Path
 ) -> None:
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    shape = measure_decoder(loaded.model)
     for name, options in (("entropy", {"method": "entropy", "at": 2}), ("entropy-horizon", {})):
         preset = vtprune.load_preset("entropy-horizon")
         preset = override(preset, 0.4, **options)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from vtprune.inference.questions_file import Asked
 from vtprune.media import open_source
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset, override
 from vtprune.pruners import BASELINES, METHODS
@@ -229,7 +230,7 @@ def test_the_report_tells_the_whole_and_what_was_left(
     assert (stage["before"], stage["after"]) == (tokens["visual"], tokens["kept_after"])
     assert tokens["keep_mean"] == stage["after"] / stage["before"] <= 0.7
     assert sum(tokens["by_frame"] or tokens["by_tile"]) == tokens["kept_after"]
-    shape = cost.decoder_shape(loaded.model.get_decoder().config)
+    shape = measure_decoder(loaded.model)
     full = tokens["visual"] + whole["tokens"]["text"]
     assert small["flops"]["prefill_full"] == cost.prefill_flops(shape, [full] * shape.layers)
     left = tokens["kept_after"] + tokens["text"]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel as Model
 import vtprune
 from vtprune.cli import cli
 from vtprune.models import cost
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.structure import find_structure
 
 EXPERTS: dict[str, Any] = {
@@ -103,7 +104,7 @@ def test_ask_answers_and_counts_the_active_experts(
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert not any("not counted" in one for one in report["warnings"])
-    shape = cost.decoder_shape(config(name).get_text_config())
+    shape = measure_decoder(model(name))
     tokens, flops = report["tokens"], report["flops"]
     whole = tokens["visual"] + tokens["text"]
     assert flops["prefill_full"] == cost.prefill_flops(shape, [whole] * shape.layers)

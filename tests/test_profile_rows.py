@@ -15,6 +15,7 @@ from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, p
 from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, preset_names
 
@@ -55,7 +56,7 @@ def test_flops_of_the_layers_are_the_published_ones(
     flops, _ = count_flops(llava, row, 1)
     layers = flops.prefill_by_layer
     assert sum(layers) / 1e12 == pytest.approx(teraflops, abs=6e-4)
-    head = cost.head_flops(cost.decoder_shape(llava.model.config.get_text_config()))
+    head = cost.head_flops(measure_decoder(llava.model))
     assert flops.prefill == pytest.approx(sum(layers) + head)
 
 
@@ -93,7 +94,7 @@ def test_tower_and_projector_add_up_to_the_vision_part(llava: Loaded, case: Prof
 
 def test_a_decoded_token_costs_what_one_step_does(llava: Loaded, case: ProfiledPrompt) -> None:
     flops, _ = count_flops(llava, rows(llava, case, [])[0], 3)
-    shape = cost.decoder_shape(llava.model.config.get_text_config())
+    shape = measure_decoder(llava.model)
     assert flops.decode == cost.decode_flops(shape, [640] * 32, 3)
     assert flops.decode_per_token == cost.decode_flops(shape, [640] * 32, 2)
 
@@ -149,7 +150,7 @@ def test_a_prompt_longer_than_a_window_is_pruned() -> None:
 
 
 def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
-    shape = cost.DecoderShape(2, 100, 10, 10, 10, 400, 1000)
+    shape = cost.plain_decoder(2, 100, 10, 10, 10, 400, 1000)
     # One layer: 2 n (4 x 100^2 + 3 x 100 x 400) + 4 n^2 x 100 FLOPs.
     machine = Machine("cpu", "", 1, "float32", 1e6, 1e6, 0)
     weights = Weights(total=0, layer=640_000, head=400_000)
@@ -165,10 +166,10 @@ def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
 
 
 def test_the_peak_is_weights_cache_and_one_layers_states() -> None:
-    shape = cost.DecoderShape(2, 100, 10, 5, 10, 400, 1000)
+    shape = cost.plain_decoder(2, 100, 10, 5, 10, 400, 1000)
     weights = Weights(total=5000, layer=0, head=0)
     cache = 2 * 5 * 10 * 2 * (7 + 3)
-    states = 2 * 7 * (8 * 100 + 3 * 400)
+    states = 2 * 7 * (6 * 100 + 2 * (100 + 50) + 3 * 400)
     assert peak_bytes(shape, weights, [7, 3], 2) == 5000 + cache + states
     scores = (2 + 4) * 10 * 7**2
     assert peak_bytes(shape, weights, [7, 3], 2, eager=True) == 5000 + cache + states + scores

@@ -13,6 +13,7 @@ from vtprune.device import time_runs
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.report import CompareResult, CompareSeconds
 from vtprune.models import cost
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
         ceilings: as `measure_ceilings` gives them.
     """
     try:
-        shape = cost.decoder_shape(loaded.decoder_config)
+        shape = measure_decoder(loaded.model)
     except cost.CostError:
         return None
     flops, bandwidth = ceilings

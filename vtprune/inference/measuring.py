@@ -28,6 +28,7 @@ from vtprune.inference.report import (
 )
 from vtprune.models import cost
 from vtprune.models.base import PIXELS
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.preset.spec import ModalityPreset
 from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
@@ -218,7 +219,7 @@ def compute_costs(
     """Return FLOPs and KV cache bytes of one sample, beside those of the whole prompt."""
     vision = _count_vision(loaded, inputs, trace, sample)
     try:
-        shape = cost.decoder_shape(loaded.decoder_config)
+        shape = measure_decoder(loaded.model)
     except cost.CostError:
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
                       decode_full=None, reduction=None)  # fmt: skip
@@ -259,7 +260,7 @@ def uncounted(loaded: Loaded, flops: Flops) -> list[str]:
     if flops.vision is None:
         warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
     try:
-        cost.decoder_shape(loaded.decoder_config)
+        measure_decoder(loaded.model)
     except cost.CostError as error:
         warnings.append(f"{error.message}, nor are the bytes of its KV cache")
     return warnings

@@ -11,6 +11,7 @@ import torch
 from vtprune.device import free_memory
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.models import cost
+from vtprune.models.layer_cost import measure_decoder
 
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
@@ -80,10 +81,10 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
 def fit_tokens(loaded: Loaded, text: int) -> int | None:
     """Return how many visual tokens should fit in the free memory; None: not known."""
     try:
-        shape = cost.decoder_shape(loaded.decoder_config)
+        shape = measure_decoder(loaded.model)
     except cost.CostError:
         return None
     size = loaded.model.dtype.itemsize
     cached = cost.kv_bytes(shape, [1] * shape.layers, size)
-    activations = size * (8 * shape.hidden + 3 * cost.mlp_width(shape))
+    activations = size * cost.activations(shape)
     return max(0, int(HEADROOM * free_memory(loaded.model.device) / (cached + activations)) - text)

@@ -79,150 +79,92 @@ def _value(config: object, name: str, default: object) -> object:
 
 # -- language models ---------------------------------------------------------------------------
 
-# Decoders whose MLP is two matrices, up and down; everything else has a gate as well.
-UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
-# What configs call their number of experts.
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+@dataclass(frozen=True)
+class Chunks:
+    """What linear attention costs in a prompt, which it works on in whole chunks.
+
+    The steps of decoding have no matrix products there, as transformers computes them.
+
+    Args:
+        size: tokens of a chunk.
+        token: FLOPs of each token.
+        pair: FLOPs of each pair of chunks, the state before the first one counted as one.
+    """
+
+    size: int = 1
+    token: float = 0.0
+    pair: float = 0.0
+
+    def flops(self, tokens: int) -> float:
+        """Return the FLOPs of a prompt."""
+        count = -(-tokens // self.size)
+        return count * self.size * self.token + (count + 1) ** 2 * self.pair
 
 
 @dataclass(frozen=True)
-class _Mixture:
-    """Where a model type's config has the sizes of its mixture of experts.
+class LayerCost:
+    """What one decoder layer costs.
 
     Args:
-        width: name of an expert's width.
-        shared: name of the shared experts' width together; "" where there are none.
-        num_shared: name of their number, where each is as wide as an expert.
-        shared_gate: whether one output of a matrix weighs the shared experts.
+        token: FLOPs of each token by itself: its products with weights.
+        pair: FLOPs of each query with each key that it sees; 0 where a layer does not attend.
+        cached: values that the KV cache holds of a token.
+        state: values that the cache holds of the sequence as a whole, whatever its length.
+        chunks: of linear attention.
+        window: of a sliding window, the tokens that it sees; 0 where it sees all.
     """
 
-    width: str = "moe_intermediate_size"
-    shared: str = ""
-    num_shared: str = ""
-    shared_gate: bool = False
-
-
-# Mixtures of experts whose count was held against torch's; any other is not counted.
-MIXTURES = {
-    **dict.fromkeys(("gpt_oss", "granitemoe", "mixtral", "olmoe", "phimoe"),
-                    _Mixture("intermediate_size")),
-    **dict.fromkeys(("qwen3_moe", "qwen3_vl_moe_text"), _Mixture()),
-    **dict.fromkeys(("dots1", "glm4_moe", "glm4v_moe_text"),
-                    _Mixture(num_shared="n_shared_experts")),
-    "ernie4_5_moe": _Mixture(num_shared="moe_num_shared_experts"),
-    "granitemoeshared": _Mixture("intermediate_size", shared="shared_intermediate_size"),
-    "qwen2_moe": _Mixture(shared="shared_expert_intermediate_size", shared_gate=True),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The sizes of a mixture of experts in place of a layer's MLP.
-
-    Args:
-        num_experts: rows of the router.
-        active: experts that a token goes through.
-        intermediate: width of an expert.
-        sparse: for every layer, whether it has experts; the others have an MLP.
-        shared: width of what every token goes through besides.
-        shared_gate: whether one output of a matrix weighs the shared experts.
-    """
-
-    num_experts: int
-    active: int
-    intermediate: int
-    sparse: tuple[bool, ...]
-    shared: int = 0
-    shared_gate: bool = False
+    token: float
+    pair: float
+    cached: int
+    state: int = 0
+    chunks: Chunks = Chunks()
+    window: int = 0
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The sizes of a language model that its cost depends on.
+    """What a language model's cost depends on; `layer_cost.measure_decoder` reads it from a model.
 
     Args:
-        layers: number of decoder layers.
         hidden: width of the residual stream.
         heads: query heads a layer.
-        kv_heads: key-value heads a layer.
-        head_dim: width of a head; heads x head_dim need not be `hidden`.
-        intermediate: width of the MLP.
         vocab: rows of the output head.
-        gated: whether the MLP has a gate (three matrices) or not (two).
-        experts: in some or all of the layers; None: every layer has an MLP.
+        by_layer: what each layer costs.
     """
 
-    layers: int
     hidden: int
     heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
     vocab: int
-    gated: bool = True
-    experts: Experts | None = None
+    by_layer: tuple[LayerCost, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.by_layer)
 
 
-def decoder_shape(text_config: object) -> DecoderShape:
-    """Return the shape of a language model, from its config (`config.get_text_config()`).
+def plain_decoder(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    intermediate: int,
+    vocab: int,
+    gated: bool = True,
+) -> DecoderShape:
+    """Return the shape of a decoder whose layers are all attention and an MLP.
 
-    Raises:
-        CostError: a size is missing, or this kind of layer is not counted.
+    Args:
+        head_dim: width of a head; heads x head_dim need not be `hidden`.
+        gated: whether the MLP has a gate (three matrices) or not (two).
     """
-    if getattr(text_config, "kv_lora_rank", None):
-        raise uncounted(text_config, "multi-head latent attention")
-    hidden = size_of(text_config, "hidden_size")
-    heads = size_of(text_config, "num_attention_heads")
-    return DecoderShape(
-        layers=size_of(text_config, "num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=size_of(text_config, "num_key_value_heads", heads),
-        head_dim=size_of(text_config, "head_dim", hidden // heads),
-        intermediate=size_of(text_config, "intermediate_size"),
-        vocab=size_of(text_config, "vocab_size"),
-        gated=kind_of(text_config) not in UNGATED,
-        experts=_experts(text_config),
-    )
-
-
-def _experts(config: object) -> Experts | None:
-    names = MIXTURES.get(kind_of(config))
-    numbers = [getattr(config, name, None) or 0 for name in EXPERTS]
-    if names is None:
-        if max(numbers) > 1:
-            raise uncounted(config, "this kind of mixture of experts")
-        return None
-    width = size_of(config, names.width)
-    shared = size_of(config, names.shared, 0) if names.shared else 0
-    if names.num_shared:
-        shared = width * size_of(config, names.num_shared, 0)
-    return Experts(
-        num_experts=max(numbers),
-        active=size_of(config, "num_experts_per_tok"),
-        intermediate=width,
-        sparse=_sparse_layers(config),
-        shared=shared,
-        shared_gate=names.shared_gate and shared > 0,
-    )
-
-
-def _sparse_layers(config: object) -> tuple[bool, ...]:
-    """Return for every layer whether it has experts, by the rule of its model type."""
-    layers = range(size_of(config, "num_hidden_layers"))
-    if getattr(config, "mlp_layer_types", None):
-        kinds = cast("Sequence[str]", list_of(config, "mlp_layer_types"))
-        return tuple(kind != "dense" for kind in kinds)
-    if getattr(config, "decoder_sparse_step", None):
-        step, dense = size_of(config, "decoder_sparse_step"), getattr(config, "mlp_only_layers", ())
-        return tuple(layer not in (dense or ()) and (layer + 1) % step == 0 for layer in layers)
-    if getattr(config, "moe_layer_interval", None):
-        step, end = size_of(config, "moe_layer_interval"), size_of(config, "moe_layer_end_index")
-        start = size_of(config, "moe_layer_start_index")
-        last = end if end >= 0 else len(layers) - 1
-        return tuple((layer + 1) % step == 0 and start <= layer <= last for layer in layers)
-    first = size_of(config, "first_k_dense_replace", 0)
-    return tuple(layer >= first for layer in layers)
+    wide, narrow = heads * head_dim, kv_heads * head_dim
+    weights = 2 * hidden * (wide + narrow) + (3 if gated else 2) * hidden * intermediate
+    layer = LayerCost(token=2.0 * weights, pair=4.0 * wide, cached=2 * narrow)
+    return DecoderShape(hidden, heads, vocab, (layer,) * layers)
 
 
 def layer_flops(shape: DecoderShape, queries: int, keys: int, layer: int = -1) -> float:
@@ -231,23 +173,20 @@ def layer_flops(shape: DecoderShape, queries: int, keys: int, layer: int = -1) -
     Keys include those of the tokens themselves.
 
     Args:
-        layer: its number; it matters where some layers have experts and some an MLP.
+        layer: its number; it matters where layers differ.
     """
-    heads = shape.heads * shape.head_dim
-    kv_heads = shape.kv_heads * shape.head_dim
-    mlp = (3 if shape.gated else 2) * shape.hidden * mlp_width(shape, layer)
-    if shape.experts is not None and shape.experts.sparse[layer]:
-        mlp += shape.hidden * (shape.experts.num_experts + shape.experts.shared_gate)
-    linear = 2.0 * queries * (2 * shape.hidden * heads + 2 * shape.hidden * kv_heads + mlp)
-    return linear + 4.0 * queries * keys * heads
+    cost = shape.by_layer[layer]
+    flops = queries * cost.token + float(queries) * keys * cost.pair
+    return flops + cost.chunks.flops(queries) if queries > 1 else flops
 
 
-def mlp_width(shape: DecoderShape, layer: int = -1) -> int:
-    """Return the width of a layer's MLP, or of its active and shared experts together."""
-    experts = shape.experts
-    if experts is None or not experts.sparse[layer]:
-        return shape.intermediate
-    return experts.active * experts.intermediate + experts.shared
+def activations(shape: DecoderShape) -> int:
+    """Return an estimate of the values that the costliest layer holds of a token while it runs.
+
+    Its states, and what each of its matrices makes of them.
+    """
+    largest = max(cost.token for cost in shape.by_layer)
+    return 6 * shape.hidden + int(largest / (2 * shape.hidden))
 
 
 def head_flops(shape: DecoderShape) -> float:
@@ -292,8 +231,10 @@ def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tok
     """
     _check_depth(shape, tokens_by_layer)
     steps = max(answer_tokens - 1, 0)
-    keys = sum(steps * tokens + steps * (steps + 1) // 2 for tokens in tokens_by_layer)
-    attention = 4.0 * keys * shape.heads * shape.head_dim
+    attention = sum(
+        cost.pair * (steps * tokens + steps * (steps + 1) // 2)
+        for cost, tokens in zip(shape.by_layer, tokens_by_layer, strict=True)
+    )
     linear = sum(layer_flops(shape, 1, 0, layer) for layer in range(shape.layers))
     return steps * (linear + head_flops(shape)) + attention
 
@@ -305,7 +246,13 @@ def kv_bytes(shape: DecoderShape, tokens_by_layer: Sequence[int], bytes_per_valu
         ValueError: not one number a layer.
     """
     _check_depth(shape, tokens_by_layer)
-    return 2 * shape.kv_heads * shape.head_dim * bytes_per_value * sum(tokens_by_layer)
+    layers = zip(shape.by_layer, tokens_by_layer, strict=True)
+    return bytes_per_value * sum(cost.cached * tokens for cost, tokens in layers)
+
+
+def state_bytes(shape: DecoderShape, bytes_per_value: int) -> int:
+    """Return the bytes of what layers hold of the sequence as a whole, whatever its length."""
+    return bytes_per_value * sum(cost.state for cost in shape.by_layer)
 
 
 def _check_depth(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ class Alias:
         hub_id: what it stands for.
         model_type: `config.model_type` of the checkpoint.
         parameters: its size as its authors give it, "7B".
-        decoder: the language model's sizes by the names of `cost.DecoderShape`.
+        decoder: the language model's sizes by the names of `cost.plain_decoder`.
         calibration: where it can be cut, defaults included.
     """
 

@@ -390,7 +390,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
             f"{model_type}: several models in one, of which the thinker reads the prompt",
             "prune that one: vtprune.pruning(model.thinker, ...), and generate as before",
         )
-    decoder = _find_decoder(model)
+    decoder = find_decoder(model)
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise ModelError(
@@ -467,7 +467,7 @@ def _check_deepstack(model_type: str, decoder: nn.Module) -> None:
         )
 
 
-def _find_decoder(model: PreTrainedModel) -> nn.Module:
+def find_decoder(model: PreTrainedModel) -> nn.Module:
     """Return the language model that has the layers; some classes return one with a head around."""
     decoder: nn.Module = model.get_decoder()
     while not hasattr(decoder, "layers"):

@@ -9,7 +9,7 @@ import torch
 
 from vtprune._dev.bench.prefill import UNPRUNED
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
-from vtprune._dev.bench.selection import SHAPE, TEXT
+from vtprune._dev.bench.selection import HEAD_DIM, SHAPE, TEXT
 from vtprune._dev.bench.subject import build_subject, one_stage
 from vtprune.device import time_warm
 from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
@@ -58,7 +58,7 @@ def states(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys of one layer, (1, H, L, D), random."""
     generator = torch.Generator(device).manual_seed(0)
-    shape = (1, SHAPE.heads, num_tokens + TEXT, SHAPE.head_dim)
+    shape = (1, SHAPE.heads, num_tokens + TEXT, HEAD_DIM)
     query, key = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
     return query.to(dtype), key.to(dtype)
 
@@ -66,7 +66,7 @@ def states(
 def plain_attention(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """What the last token attends to, from the map of all tokens."""
     length = query.shape[2]
-    scores = query @ key.transpose(2, 3) * SHAPE.head_dim**-0.5  # (1, H, L, L)
+    scores = query @ key.transpose(2, 3) * HEAD_DIM**-0.5  # (1, H, L, L)
     future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
     scores.masked_fill_(future, torch.finfo(scores.dtype).min)
     return scores.softmax(-1, dtype=torch.float32).mean(1)[0, -1]
@@ -77,7 +77,7 @@ def own_attention(query: torch.Tensor, key: torch.Tensor) -> object:
     last = query.shape[2] - 1
     valid, past = torch.ones(last + 1, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
     rows = AttentionRows(torch.tensor([last]), valid, past)
-    return attention_rows(KernelCall(query, key, SHAPE.head_dim**-0.5), [rows])
+    return attention_rows(KernelCall(query, key, HEAD_DIM**-0.5), [rows])
 
 
 def plain_entropy(states: torch.Tensor) -> torch.Tensor:

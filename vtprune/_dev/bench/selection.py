@@ -11,7 +11,7 @@ import torch
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
 from vtprune.device import time_warm
 from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
-from vtprune.models.cost import DecoderShape, prefill_flops
+from vtprune.models.cost import plain_decoder, prefill_flops
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
 from vtprune.tokens.layout import Layout, box, join, lay_out
@@ -19,8 +19,9 @@ from vtprune.tokens.schedule import Place, fixed_count
 from vtprune.tokens.solver import solve
 
 # A decoder of 7B parameters with a key head for every query head: LLaVA-1.5 and LLaVA-NeXT.
-SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128,
-                     intermediate=11008, vocab=32064)  # fmt: skip
+HEAD_DIM, INTERMEDIATE = 128, 11008
+SHAPE = plain_decoder(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=HEAD_DIM,
+                      intermediate=INTERMEDIATE, vocab=32064)  # fmt: skip
 TEXT = 64
 QUESTION = 32  # text tokens after the last visual token
 SIDES = {2880: (5, 24), 7290: (10, 27)}  # tiles or frames, and their side
@@ -97,8 +98,8 @@ def time_prefill(num_tokens: int, device: torch.device, dtype: torch.dtype) -> d
     """Seconds of the whole prefill at the rate of the decoder's largest matrix product."""
     total = num_tokens + TEXT
     left = torch.randn(total, SHAPE.hidden, device=device).to(dtype)
-    right = torch.randn(SHAPE.hidden, SHAPE.intermediate, device=device).to(dtype)
-    rate = 2.0 * total * SHAPE.hidden * SHAPE.intermediate / time_warm(lambda: left @ right, device)
+    right = torch.randn(SHAPE.hidden, INTERMEDIATE, device=device).to(dtype)
+    rate = 2.0 * total * SHAPE.hidden * INTERMEDIATE / time_warm(lambda: left @ right, device)
     return {"seconds": prefill_flops(SHAPE, [total] * SHAPE.layers) / rate}
 
 
@@ -124,7 +125,7 @@ def make_states(
     states = {}
     for name in needs:
         count = QUESTION if name.startswith("text_") else num_tokens
-        shape: tuple[int, ...] = (count, SHAPE.heads, SHAPE.head_dim)
+        shape: tuple[int, ...] = (count, SHAPE.heads, HEAD_DIM)
         if name == "text_attention":
             shape = (QUESTION, num_tokens)
         elif name in (*ATTENTION, *TOWER):
@@ -143,13 +144,11 @@ def attention_reader(
     total = num_tokens + TEXT
     generator = torch.Generator(device).manual_seed(1)
     query, key = (
-        torch.randn(1, SHAPE.heads, total, SHAPE.head_dim, generator=generator, device=device).to(
-            dtype
-        )
+        torch.randn(1, SHAPE.heads, total, HEAD_DIM, generator=generator, device=device).to(dtype)
         for _ in range(2)
     )
     first = total - (QUESTION if "text_attention" in needs else 1)
     valid, past = torch.ones(total, dtype=torch.bool), torch.ones(0, dtype=torch.bool)
     rows = AttentionRows(torch.arange(first, total), valid, past)
-    call = KernelCall(query, key, SHAPE.head_dim**-0.5)
+    call = KernelCall(query, key, HEAD_DIM**-0.5)
     return lambda: attention_rows(call, [rows])

@@ -28,6 +28,7 @@ from vtprune.inference.generate import Run
 from vtprune.inference.prepare import to_device
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
 from vtprune.preset import Preset, load_preset
 
@@ -81,7 +82,7 @@ class Subject:
 
     def flops(self, ran: Run) -> float:
         """Of the decoder's prefill, as it was cut."""
-        shape = cost.decoder_shape(self.loaded.model.get_decoder().config)  # type: ignore[union-attr]
+        shape = measure_decoder(self.loaded.model)
         return cost.prefill_flops(shape, ran.trace.tokens_by_layer())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.measuring import compute_vision_flops
 from vtprune.inference.report import Block
 from vtprune.models import cost
+from vtprune.models.layer_cost import measure_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -135,7 +137,6 @@ def estimate(
         dtype_size: bytes of one number.
     """
     head = layer_seconds(machine, cost.head_flops(shape), weights.head)
-    cached = 2 * shape.kv_heads * shape.head_dim * dtype_size
     return Roofline(
         vision=vision_flops / machine.flops_per_second,
         prefill=head
@@ -148,7 +149,7 @@ def estimate(
             layer_seconds(
                 machine,
                 cost.layer_flops(shape, 1, count + 1, layer),
-                weights.layer + cached * count,
+                weights.layer + dtype_size * shape.by_layer[layer].cached * count,
             )
             for layer, count in enumerate(counts)
         ),
@@ -170,7 +171,7 @@ def peak_bytes(
         eager: attention scores are held too.
     """
     most = max(counts)
-    activations = dtype_size * most * (8 * shape.hidden + 3 * cost.mlp_width(shape))
+    activations = dtype_size * most * cost.activations(shape)
     if eager:
         activations += (dtype_size + 4) * shape.heads * most**2
     return int(weights.total + cost.kv_bytes(shape, counts, dtype_size) + activations)
@@ -197,14 +198,17 @@ class ProfiledModel:
     def config(self) -> PreTrainedConfig:
         return self.loaded.model.config
 
-    @property
+    @functools.cached_property
     def shape(self) -> cost.DecoderShape:
-        return cost.decoder_shape(self.config.get_text_config())
+        """What the language model's cost depends on."""
+        return measure_decoder(self.loaded.model)
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Bytes that one layer's cache holds of a token."""
-        return 2 * self.shape.kv_heads * self.shape.head_dim * self.dtype.itemsize
+        """Bytes that the cache holds of a token in a layer, the mean over the layers."""
+        return cost.kv_bytes(self.shape, [1] * self.shape.layers, self.dtype.itemsize) // (
+            self.shape.layers
+        )
 
     def vision_flops(self, inputs: Inputs, trace: Trace | None = None) -> float:
         """Return the FLOPs of tower and projector; 0 where they are not known.

@@ -36,6 +36,7 @@ from vtprune.media import Limits
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.devices import find_device, find_dtype
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
 from vtprune.preset.calibration import read_calibration
 from vtprune.tokens.layout import MODALITIES
@@ -161,14 +162,14 @@ def profiled_model(
     dtype = find_dtype(options.dtype, shape.config, device)
     shape.config.dtype = dtype
     text = shape.config.get_text_config()
+    model = build_skeleton(shape.config, options.attention)
     try:
-        cost.decoder_shape(text)
+        measure_decoder(model)
     except cost.CostError as error:
         raise ModelError(
             f"{shape.name}: a profile needs FLOPs, and {error.message}",
             "vtprune ask --compare and vtprune compare measure without them",
         ) from error
-    model = build_skeleton(shape.config, options.attention)
     calibration = None
     if options.calibration is not None:
         calibration = read_calibration(

@@ -127,14 +127,14 @@ def short_config(
     Raises:
         ModelError: not even those fit in memory, or the layers can't stand for all.
     """
-    experts = model.shape.experts
-    if experts is not None and len(set(experts.sparse)) > 1:
+    kinds = layer_kinds(model.config)
+    if len({*zip(kinds, model.shape.by_layer, strict=True)}) > len(set(kinds)):
         raise ModelError(
-            f"{model.loaded.name}: some layers have experts and some an MLP, so a few of them "
-            "can't be timed for all",
+            f"{model.loaded.name}: layers of one kind differ (some have experts and some an MLP), "
+            "so a few of them can't be timed for all",
             "--no-measure counts without timing",
         )
-    num_kinds = len(set(layer_kinds(model.config)))
+    num_kinds = len(set(kinds))
     depth = max(len(short_run(row, num_kinds).counts) for row in rows)
     config = shallow_config(model.config, depth)
     need = model.dtype.itemsize * count_weights(build_skeleton(config))

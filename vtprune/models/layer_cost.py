@@ -1,0 +1,228 @@
+"""What a token costs in each layer of a decoder: read from the layer's own modules.
+
+Every product with weights is counted from the module that holds them, so that a new kind of layer
+needs nothing here. What depends on the sequence (attention, linear attention) follows from the
+sizes that such modules name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from vtprune.models.cost import Chunks, CostError, DecoderShape, LayerCost, uncounted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+QUERIES = ("q_proj", "q_b_proj", "qkv_proj", "query_key_value", "att_proj", "Wqkv", "qkv")
+OUTPUTS = ("o_proj", "out_proj", "dense", "attn_out", "wo", "proj")
+"""What transformers' attention modules call their first and last projections."""
+ROUTER = re.compile(r"Router|Gate")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k",
+          "moe_topk")  # fmt: skip
+"""What configs call their number of experts, and of those that a token goes through."""
+DELTA = ("num_v_heads", "head_k_dim", "head_v_dim")
+"""Sizes that modules of gated linear attention (delta rule) name."""
+CHUNK = 64
+"""Tokens of a chunk of the delta rule, in transformers 5.17 to 5.24."""
+MAMBA = ("num_heads", "head_dim", "ssm_state_size", "chunk_size")
+"""Sizes that modules of Mamba 2 name."""
+UNKNOWN = re.compile(r"Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress")
+"""Names of modules that do what is not counted here."""
+
+
+def measure_decoder(model: PreTrainedModel) -> DecoderShape:
+    """Return the shape of a model's language model, with or without its weights.
+
+    Raises:
+        CostError: its layers are of a kind that can't be counted.
+    """
+    from vtprune.models.structure import find_decoder
+
+    decoder = find_decoder(model)
+    config = cast("PreTrainedConfig", decoder.config)
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise CostError(f"{config.model_type}: a decoder without a list of layers is not counted")
+    head = model.get_output_embeddings()
+    vocab = getattr(config, "vocab_size", 0) if head is None else head.weight.shape[0]
+    return DecoderShape(
+        hidden=int(config.hidden_size),
+        heads=int(getattr(config, "num_attention_heads", 0) or 0),
+        vocab=int(vocab),
+        by_layer=tuple(_measure_layer(layer, config) for layer in layers),
+    )
+
+
+def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
+    attention = [module for module in layer.modules() if _is_attention(module)]
+    pair, cached, state, chunks = 0.0, 0, 0, Chunks()
+    for module in attention:
+        widths, values = _attention_sizes(module, config)
+        pair += 2.0 * widths
+        cached += values
+    for module in layer.modules():
+        if has_sizes(module, DELTA):
+            chunks, values = _delta_rule(*(_int(module, name) for name in DELTA))
+            state += values
+        elif has_sizes(module, MAMBA):
+            chunks, values = _mamba(*(_int(module, name) for name in MAMBA))
+            state += values
+        elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
+            raise uncounted(config, f"{type(module).__name__} layers")
+    token = 0.0
+    for name, module, share in _with_shares(layer, config):
+        if not _is_unused(name, layer):
+            token += 2.0 * share * _num_products(module)
+        state += _conv_state(module)
+    return LayerCost(
+        token=token,
+        pair=pair,
+        cached=cached,
+        state=state,
+        chunks=chunks,
+        window=_window(layer, config),
+    )
+
+
+def has_sizes(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Return whether a module names all of these sizes."""
+    return all(_int(module, name) for name in names)
+
+
+def _delta_rule(heads: int, keys: int, values: int) -> tuple[Chunks, int]:
+    """Return the products of the delta rule over chunks, and the values of its state.
+
+    In each chunk keys with keys, queries with keys, both with the state, the state's change, and
+    what is read within the chunk. The triangular system is solved, not multiplied.
+    """
+    token = 2.0 * heads * (CHUNK * (2 * keys + values) + 3 * keys * values)
+    return Chunks(CHUNK, token), heads * keys * values
+
+
+def _mamba(heads: int, width: int, states: int, size: int) -> tuple[Chunks, int]:
+    """Return the products of Mamba 2 over chunks, and the values of its state."""
+    token = 2.0 * heads * (size * (states + width) + 2 * states * width)
+    return Chunks(size, token, 2.0 * heads * width * states), heads * width * states
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Return whether a module attends: it has projections of queries and of its output."""
+    return _child(module, QUERIES) is not None and _child(module, OUTPUTS) is not None
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """Return the projection of a module that has one of these names."""
+    for name in names:
+        child = getattr(module, name, None)
+        if isinstance(child, nn.Module) and hasattr(child, "out_features"):
+            return child
+    return None
+
+
+def _attention_sizes(module: nn.Module, config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the widths of queries and values together, and the values cached of a token."""
+    output = _child(module, OUTPUTS)
+    assert output is not None
+    values = int(output.in_features)  # type: ignore[arg-type]
+    heads = _int(module, "num_heads") or _int(config, "num_attention_heads")
+    queries = heads * _int(module, "qk_head_dim") or values
+    if getattr(module, "is_kv_shared_layer", False):
+        return queries + values, 0
+    key = _child(module, ("k_proj",))
+    value = _child(module, ("v_proj",))
+    if key is not None:
+        keys = int(key.out_features)  # type: ignore[arg-type]
+        return queries + values, keys + (keys if value is None else int(value.out_features))  # type: ignore[arg-type]
+    fused = _child(module, QUERIES)
+    if rank := _int(module, "kv_lora_rank"):  # the cache holds what both are made of
+        return queries + values, rank + _int(module, "qk_rope_head_dim")
+    assert fused is not None
+    return queries + values, int(fused.out_features) - queries  # type: ignore[arg-type]
+
+
+def _int(holder: object, name: str) -> int:
+    value = getattr(holder, name, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _with_shares(
+    layer: nn.Module, config: PreTrainedConfig
+) -> Iterator[tuple[str, nn.Module, float]]:
+    """Yield the modules of a layer with the share of a token's way that goes through each.
+
+    A token goes through a few of the experts, and through everything else.
+    """
+    for name, module in layer.named_modules():
+        experts = _num_experts(name, module, layer)
+        yield name, module, 1.0 if not experts else _active(layer, config) / experts
+
+
+def _num_experts(name: str, module: nn.Module, layer: nn.Module) -> int:
+    """Return the number of experts that a module is one of, or holds; 0 for none."""
+    if "Expert" in type(module).__name__ and any(
+        weight.dim() == 3 for weight in module.parameters(recurse=False)
+    ):
+        return max(len(weight) for weight in module.parameters(recurse=False) if weight.dim() == 3)
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        if parts[end - 1].endswith("experts") and parts[end].isdecimal():
+            holder = layer.get_submodule(".".join(parts[:end]))
+            if isinstance(holder, nn.ModuleList):
+                return len(holder)
+    return 0
+
+
+def _active(layer: nn.Module, config: PreTrainedConfig) -> int:
+    """Return how many experts a token goes through.
+
+    Raises:
+        CostError: nothing says so.
+    """
+    for holder in (config, *layer.modules()):
+        for name in (*ACTIVE, "top_k"):
+            if (count := _int(holder, name)) > 0 and (
+                holder is config or ROUTER.search(type(holder).__name__)
+            ):
+                return count
+    raise uncounted(config, "this kind of mixture of experts")
+
+
+def _is_unused(name: str, layer: nn.Module) -> bool:
+    """Return whether a projection of keys or values is there but does not run."""
+    holder, _, last = name.rpartition(".")
+    if last not in ("k_proj", "v_proj"):
+        return False
+    return bool(getattr(layer.get_submodule(holder), "is_kv_shared_layer", False))
+
+
+def _num_products(module: nn.Module) -> int:
+    """Return the weights that a token is multiplied with in a module, its parts left out."""
+    if isinstance(getattr(module, "in_features", None), int) and hasattr(module, "out_features"):
+        return int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
+    if isinstance(module, nn.Conv1d):
+        return module.weight.numel()
+    kind = type(module).__name__
+    dims = 3 if "Expert" in kind else 2 if ROUTER.search(kind) else 0
+    weights = [weight for weight in module.parameters(recurse=False) if weight.dim() == dims]
+    return sum(weight.numel() for weight in weights) if dims else 0
+
+
+def _conv_state(module: nn.Module) -> int:
+    """Return the values that a causal convolution keeps of the tokens before."""
+    if not isinstance(module, nn.Conv1d):
+        return 0
+    return module.out_channels * module.kernel_size[0]
+
+
+def _window(layer: nn.Module, config: PreTrainedConfig) -> int:
+    """Return the width of a layer's sliding window; 0 where it sees everything."""
+    for module in layer.modules():
+        if window := _int(module, "sliding_window"):
+            return window
+    return 0
