@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from vtprune.models.cost import Chunks, CostError, DecoderShape, LayerCost, uncounted
+from vtprune.models.cost import Chunks, DecoderShape, LayerCost, uncounted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,11 +44,12 @@ def measure_decoder(model: PreTrainedModel) -> DecoderShape:
     """
     from vtprune.models.structure import find_decoder
 
-    decoder = find_decoder(model)
-    config = cast("PreTrainedConfig", decoder.config)
+    decoder = find_decoder(model) if getattr(model, "get_decoder", lambda: None)() else None
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise CostError(f"{config.model_type}: a decoder without a list of layers is not counted")
+        raise uncounted(model.config, "a decoder without a list of layers")
+    assert decoder is not None
+    config = cast("PreTrainedConfig", decoder.config)
     head = model.get_output_embeddings()
     vocab = getattr(config, "vocab_size", 0) if head is None else head.weight.shape[0]
     return DecoderShape(
