@@ -31,13 +31,14 @@ BLOCKS = {
     "memory_bytes", "seconds", "warnings", "version",
 }  # fmt: skip
 FIELDS = {
-    "model": {"name", "family", "layers", "parameters", "device", "dtype", "attention"},
+    "model": {"name", "family", "layers", "parameters", "device", "dtype", "attention",
+              "pruned_equals"},
     "input": {"files", "modality", "frames", "tiles", "timestamps", "decoder", "duration",
               "width", "height"},
     "tokens": {"visual", "text", "answer", "keep_mean", "kept_after", "by_modality", "stages",
                "by_frame", "by_tile"},
     "flops": {"vision", "prefill", "prefill_full", "decode", "decode_full", "reduction"},
-    "kv_cache_bytes": {"kept", "full"},
+    "kv_cache_bytes": {"kept", "full", "state"},
     "memory_bytes": {"weights", "peak"},
     "seconds": {"startup", "load", "media", "preprocess", "vision", "select", "prefill", "decode",
                 "first_token", "total"},

@@ -143,6 +143,7 @@ MIXED = {
     "glm4_moe": DEEPSEEK,
     "gpt_oss": LOCAL,
     "granitemoe": LOCAL,
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": 2},
     "granitemoeshared": {**LOCAL, "shared_intermediate_size": 24},
     "mixtral": LOCAL,
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 3},
@@ -215,7 +216,7 @@ def test_flops_and_bytes_of_other_kinds_of_layers_are_what_torch_counts(model_ty
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers
                if isinstance(getattr(layer, "keys", None), torch.Tensor))  # fmt: skip
     assert kv_bytes(shape, [150] * shape.layers, 1) == kept
-    assert state_bytes(shape, 1) == sum(map(count_state, cache.layers))
+    assert state_bytes(shape, 4) == 4 * sum(map(count_state, cache.layers))
 
 
 def count_state(layer: object) -> int:

@@ -22,7 +22,7 @@ BLOCKS = {
     "preset": "name description keep seed method changed stages",
     "tokens": "visual text answer keep_mean kept_after by_modality stages by_frame by_tile",
     "flops": "vision prefill prefill_full decode decode_full reduction",
-    "kv_cache_bytes": "kept full",
+    "kv_cache_bytes": "kept full state",
     "memory_bytes": "weights peak",
     "seconds": "startup load media preprocess vision select prefill decode first_token total",
     "compare": "answer same_answer seconds prefill_speedup prefill_predicted prefill_roofline "

@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner
 from conftest import save_clip, save_noise
 from counted import AGREES, as_encoded, count, loaded, uneven
-from tiny_base import TEXT
 
 import vtprune
 from vtprune.cli import cli
@@ -21,6 +20,7 @@ from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import compute_costs, measure_memory
 from vtprune.inference.report import MemoryBytes
+from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.loading import load
 from vtprune.preset import load_preset, override
@@ -98,16 +98,18 @@ def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch)
     assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
 
 
-@pytest.fixture(scope="module")
-def uncounted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint whose language model is a mixture of experts that is not counted."""
-    text = {**TEXT, "model_type": "hunyuan_v1_moe", "head_dim": 16, "num_experts": 5,
-            "moe_topk": 2, "bos_token_id": None, "eos_token_id": None,
-            "pad_token_id": None}  # fmt: skip
-    return str(tiny.build("internvl", tmp_path_factory.mktemp("moe"), text_config=text))
+@pytest.fixture
+def uncounted(checkpoints, monkeypatch: pytest.MonkeyPatch) -> str:  # type: ignore[no-untyped-def]
+    """A checkpoint whose language model has layers that are not counted."""
+
+    def refuse(layer: object, config: object) -> None:
+        raise cost.uncounted(config, "such layers")
+
+    monkeypatch.setattr("vtprune.models.layer_cost._measure_layer", refuse)
+    return str(checkpoints("internvl"))
 
 
-UNCOUNTED = "hunyuan_v1_moe: the FLOPs of this kind of mixture of experts are not counted"
+UNCOUNTED = "qwen2: the FLOPs of such layers are not counted"
 
 
 def test_flops_that_are_not_counted_do_not_lose_the_answer(uncounted, media) -> None:  # type: ignore[no-untyped-def]

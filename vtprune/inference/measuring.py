@@ -223,7 +223,7 @@ def compute_costs(
     except cost.CostError:
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
                       decode_full=None, reduction=None)  # fmt: skip
-        return flops, KvCacheBytes(kept=None, full=None)
+        return flops, KvCacheBytes(kept=None, full=None, state=None)
     length = int(inputs.tensors["input_ids"].shape[1])
     kept = trace.tokens_by_layer(sample) if trace.layouts else [length] * shape.layers
     full = [sum(trace.before(sample)) if trace.layouts else length] * shape.layers
@@ -238,7 +238,9 @@ def compute_costs(
         reduction=1 - prefill / prefill_full,
     )
     return flops, KvCacheBytes(
-        kept=cost.kv_bytes(shape, kept, size), full=cost.kv_bytes(shape, full, size)
+        kept=cost.kv_bytes(shape, kept, size),
+        full=cost.kv_bytes(shape, full, size),
+        state=cost.state_bytes(shape, size),
     )
 
 

@@ -235,10 +235,15 @@ class Flops(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class KvCacheBytes(Block):
-    """Bytes of the KV cache after the prefill, and without pruning; None: not counted."""
+    """Bytes of the KV cache after the prefill, and without pruning; None: not counted.
+
+    Args:
+        state: what linear attention, Mamba and convolutions hold beside, whatever is kept.
+    """
 
     kept: int | None
     full: int | None
+    state: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)

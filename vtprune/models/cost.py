@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a model's forward pass, from its config alone; no model needed.
+"""FLOPs and bytes of a model's forward pass, from sizes alone; no weights needed.
 
 A multiply and an add are two FLOPs. Matrix products and convolutions are counted and nothing else
 (no norms, softmax, rotary embedding, pooling by averages or activation), and attention as full
@@ -110,7 +110,9 @@ class LayerCost:
         token: FLOPs of each token by itself: its products with weights.
         pair: FLOPs of each query with each key that it sees; 0 where a layer does not attend.
         cached: values that the KV cache holds of a token.
-        state: values that the cache holds of the sequence as a whole, whatever its length.
+        state: values that linear attention and Mamba hold of the sequence as a whole, whatever its
+            length; in float32.
+        conv: values that a causal convolution holds of the tokens before, in the model's dtype.
         chunks: of linear attention.
         window: of a sliding window, the tokens that it sees; 0 where it sees all.
     """
@@ -119,6 +121,7 @@ class LayerCost:
     pair: float
     cached: int
     state: int = 0
+    conv: int = 0
     chunks: Chunks = Chunks()
     window: int = 0
 
@@ -251,8 +254,8 @@ def kv_bytes(shape: DecoderShape, tokens_by_layer: Sequence[int], bytes_per_valu
 
 
 def state_bytes(shape: DecoderShape, bytes_per_value: int) -> int:
-    """Return the bytes of what layers hold of the sequence as a whole, whatever its length."""
-    return bytes_per_value * sum(cost.state for cost in shape.by_layer)
+    """Return the bytes that layers hold of the sequence as a whole, whatever its length."""
+    return sum(4 * cost.state + bytes_per_value * cost.conv for cost in shape.by_layer)
 
 
 def _check_depth(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> None:

@@ -76,16 +76,17 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
             state += values
         elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
             raise uncounted(config, f"{type(module).__name__} layers")
-    token = 0.0
+    token, conv = 0.0, 0
     for name, module, share in _with_shares(layer, config):
         if not _is_unused(name, layer):
             token += 2.0 * share * _num_products(module)
-        state += _conv_state(module)
+        conv += _conv_state(module)
     return LayerCost(
         token=token,
         pair=pair,
         cached=cached,
         state=state,
+        conv=conv,
         chunks=chunks,
         window=_window(layer, config),
     )
