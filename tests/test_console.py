@@ -47,7 +47,7 @@ REPORT: dict[str, Any] = {
         "vision": 12.3e12, "prefill": 33.5e12, "prefill_full": 105.7e12, "decode": 0.2e12,
         "decode_full": 0.23e12, "reduction": 0.683,
     },
-    "kv_cache_bytes": {"kept": 108_000_000, "full": 360_000_000},
+    "kv_cache_bytes": {"kept": 108_000_000, "full": 360_000_000, "state": 0},
     "memory_bytes": {"weights": 16_100_000_000, "peak": 18_400_000_000},
     "seconds": {
         "startup": 6.25, "load": 8.31, "media": 0.42, "preprocess": 0.081, "vision": 0.31,
