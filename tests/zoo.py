@@ -75,7 +75,7 @@ MISSING: dict[str, dict[str, Any]] = {
         "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001}
     },
     "fast_vlm": {"vision_config": {"model_type": "clip_vision_model"}},
-    "granite4_vision": {"deepstack_layer_map": [(0, 1)], "downsample_rate": "4/8"},
+    "granite4_vision": {"deepstack_layer_map": [(0, 1), (1, 3)], "downsample_rate": "4/8"},
     "hunyuan_vl": {
         "text_config.head_dim": 64,
         "text_config.rope_parameters": {**ROPE, "mrope_section": [8, 8, 8, 8]},
@@ -400,6 +400,10 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
         output = BaseModelOutputWithPooling(last_hidden_state=some, pooler_output=forms[form])
         object.__setattr__(output, "router_logits", None)  # granite_docling
         object.__setattr__(output, "visual_indicator_features", features[:4])  # ovis2
+        if layers := getattr(model.config, "deepstack_layer_map", None):  # granite4_vision
+            output["deepstack_features"] = [
+                (layer, some * (0.5 + number)) for number, (_, layer) in enumerate(layers)
+            ]
         if deepstack:
             output["deepstack_features"] = [[some * 0.3] for _ in deepstack]
         return output

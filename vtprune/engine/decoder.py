@@ -121,6 +121,16 @@ class DecoderHooks:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
             self.hook_queries(sequence.total, prefill.sequence.query_places, hooks)
+        features, marks = given.get(seams.FEATURES), given.get(seams.MARKS)
+        if batch.by_layer and isinstance(features, dict) and isinstance(marks, torch.Tensor):
+
+            def current(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+                packed = sequence.packed
+                left, rows = gather_marked(marks[..., 0], features[layer], packed)
+                return left[..., None], rows
+
+            given[seams.FEATURES] = seams.CurrentFeatures(features, current)
+            given[seams.MARKS] = seams.CurrentMarks(current, next(iter(features)))
         if batch.by_layer and hasattr(self.decoder, DEEPSTACK):
             # Qwen3-VL adds visual features to the states after its first layers, by marks of the
             # uncut sequence.

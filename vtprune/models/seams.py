@@ -38,6 +38,7 @@ _FIRST = sys.modules.get("transformers")
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
+Current = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 RENAMED = {"past_key_values": "cache"}
 """Former name -> name that the project uses, of arguments and of fields of outputs.
@@ -133,6 +134,11 @@ OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1}
 """What layers are given for every token beside states and positions, likewise."""
 SHARED = "shared_kv_states"
 """The keys and values that layers take from earlier ones, by the layer's type."""
+MARKS, FEATURES = "vision_mask", "deepstack_features"
+"""Which tokens are visual, (B, S, 1), and layer -> what is added to their states before it, (V, d).
+
+A decoder reads them as in `reads_marks` (Granite 4 Vision, 5.17 to 5.24).
+"""
 LAST_ROWS = "logits_to_keep"
 """How many last tokens a decoder goes on with from the layers on that keep no keys (5.20 on)."""
 DECODER = _forward(
@@ -144,6 +150,8 @@ DECODER = _forward(
         "deepstack_visual_embeds",
         *OF_TOKENS,
         LAST_ROWS,
+        MARKS,
+        FEATURES,
     ],
 )
 LAYER = _forward(
@@ -646,6 +654,50 @@ def shared_width(given: Mapping[str, object], layer: nn.Module, source: int) -> 
             if key in shared:
                 return int(shared[key][0].shape[-2])
     raise unknown(f"{type(layer).__name__} is given no shared keys of layer {source}")
+
+
+# -- features added before layers ----------------------------------------------------------------
+
+
+def reads_marks(source: str) -> bool:
+    """Return whether a decoder, by its source, asks for marks and features when a layer's turn is.
+
+    Then what it is given can be of the tokens that are there at that time.
+    """
+    asks = ("layer_idx in deepstack_features", "deepstack_features[layer_idx].to(")
+    return all(text in source for text in (*asks, "vision_mask.to("))
+
+
+class CurrentMarks:
+    """The marks of visual tokens, of those that are there when a decoder asks.
+
+    Args:
+        current: gives the marks, (B, n, 1), and the features of a layer.
+        layer: any that features are added before.
+    """
+
+    def __init__(self, current: Current, layer: int) -> None:
+        self.current, self.layer = current, layer
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """Return the marks on a device."""
+        return self.current(self.layer)[0].to(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+
+class CurrentFeatures(dict[int, torch.Tensor]):
+    """Layer -> the features of the visual tokens that are there when a decoder asks.
+
+    Args:
+        features: of all of them.
+        current: as for CurrentMarks.
+    """
+
+    def __init__(self, features: Mapping[int, torch.Tensor], current: Current) -> None:
+        super().__init__(features)
+        self.current = current
+
+    def __getitem__(self, layer: int) -> torch.Tensor:
+        return self.current(layer)[1]
 
 
 # -- several states a token -----------------------------------------------------------------------

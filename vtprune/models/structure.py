@@ -37,6 +37,7 @@ from vtprune.models.seams import (
     key_layers,
     layer_config,
     layer_memories,
+    reads_marks,
     releases,
     scales_queries,
     unknown,
@@ -148,12 +149,13 @@ class Structure:
 
     def scaling_layers(self, columns: int) -> list[int]:
         """Return the layers that scale queries by their place, which so many columns reach."""
-        layers = []
-        for number, layer in enumerate(self.layers):
-            attention = getattr(layer, "self_attn", None)
-            if scales_queries(attention) and columns >= attention.floor_scale:  # type: ignore[union-attr, operator]
-                layers.append(number)
-        return layers
+        return [layer for layer, first in self._scales_from.items() if columns >= first]
+
+    @functools.cached_property
+    def _scales_from(self) -> dict[int, float]:
+        """Layer -> the number of columns from which on it scales queries."""
+        modules = [getattr(layer, "self_attn", None) for layer in self.layers]
+        return {n: one.floor_scale for n, one in enumerate(modules) if scales_queries(one)}  # type: ignore[union-attr, misc]
 
     def head_dim(self, layer: int) -> int:
         """Return the width of a head of a layer; layers of one decoder may differ in it."""
@@ -457,6 +459,8 @@ def _check_deepstack(model_type: str, decoder: nn.Module) -> None:
     """Refuse decoders that add visual features to several layers in an unknown way."""
     takes = inspect.signature(decoder.forward).parameters
     if not any("deepstack" in name for name in takes):
+        return
+    if reads_marks(_source(type(decoder))):  # type: ignore[arg-type]
         return
     process = getattr(decoder, DEEPSTACK, None)
     if process is None or list(inspect.signature(process).parameters) != DEEPSTACK_TAKES:
