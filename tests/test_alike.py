@@ -16,6 +16,13 @@ from click.testing import CliRunner
 from conftest import save_clip, save_noise, shared_model
 from counted import AGREES, count, uneven, vision_flops
 from test_models import ask, assert_official, family_of, files_of, noise, official, planned, prepare
+from test_tower import (
+    Watcher,
+    check_against_the_model,
+)
+from test_tower import (
+    test_what_goes_before_the_tower_leaves_what_the_others_receive as check_before_the_tower,
+)
 from test_towers import encode, plain
 from transformers import PreTrainedModel
 
@@ -26,11 +33,14 @@ from vtprune.inference.generate import unfinished_thinking
 from vtprune.models import FAMILIES, cost
 from vtprune.models.base import Turn
 from vtprune.models.structure import find_structure
+from vtprune.pruners import METHODS, Method
 
 CASES = [(name, kind) for name in tiny.ALIKE for kind in ("several", tiny.KINDS[name][-1])]
 """Pictures; and a video, beside a picture where the family takes both in one question."""
 STATES = ("qwen3_5", "qwen3_5_moe")
 """Those with layers that keep a state, where masking means nothing."""
+TOWERS = ("qwen3_5", "glm_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
+"""Those with vision towers of classes of their own."""
 GLM = [name for name in tiny.ALIKE if name.startswith("glm")]
 
 
@@ -108,6 +118,19 @@ def test_tower_and_projector_flops_are_what_torch_counts(name: str, kind: str) -
     assert vision_flops(model, tensors) == pytest.approx(counted, rel=AGREES)
 
 
+@pytest.mark.parametrize("name", [name for name in TOWERS if name in tiny.ALIKE])
+def test_towers_are_read_and_cut_like_the_models_own_code(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "given", [])
+    entry = Method(path=f"{Watcher.__module__}:Watcher", at="input", summary="watches")
+    monkeypatch.setitem(METHODS, "watcher", entry)
+    kind = tiny.KINDS[name][-1]
+    if hasattr(shared_model(name).model, "get_image_features"):  # 5.17: Qwen-Omni's outer one
+        check_against_the_model(name, tiny.inputs(name, shared_model(name), kind), monkeypatch)
+    check_before_the_tower(name, kind)
+
+
 @pytest.mark.parametrize("name", tiny.ALIKE)
 def test_a_vision_shape_needs_the_fields_of_a_config_alone(name: str) -> None:
     config = tiny.config(name)
@@ -138,6 +161,7 @@ def test_a_checkpoint_is_asked_about_a_video_and_a_picture(
         report = json.loads(result.stdout)
         assert 0 < report["tokens"]["kept_after"] < report["tokens"]["visual"]
         assert report["flops"]["vision"] > 0
+        assert 0 < report["flops"]["prefill"] < report["flops"]["prefill_full"]
         assert not any("not a listed family" in note for note in report["warnings"])
 
 
