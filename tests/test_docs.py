@@ -34,7 +34,9 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 README, ASK = PAGES["README.md"], PAGES["docs/ask.md"]
-MEASURING = ("ask", "calibrate", "check", "compare", "evaluate", "profile", "show", "tune")
+MEASURING = (
+    "ask", "calibrate", "check", "compare", "evaluate", "explain", "profile", "show", "tune",
+)  # fmt: skip
 """Commands with a page of their own."""
 LONGEST = 120
 """Characters of a line of prose."""

@@ -205,12 +205,14 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
     }
     assert users == {"vtprune.engine.hooks"}
     assert {name for name in MODULES if "vtprune.engine.hooks" in IMPORTS[name]} == {
+        "vtprune.engine.answer_attention",
         "vtprune.engine.block",
         "vtprune.engine.decoder",
         "vtprune.engine.kv_cache",
         "vtprune.engine.pixel_selection",
         "vtprune.engine.position_ids",
         "vtprune.engine.refusals",
+        "vtprune.engine.replay",
         "vtprune.engine.vision_encoder",
         "vtprune.evaluation.checking.oracle",
     }

@@ -16,13 +16,13 @@ from torch import nn
 
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.kept_tokens import KeptTokens, keep_record
+from vtprune.inference.places import Place, find_places
 from vtprune.inference.prepare import PreparedQuestion, prepare_question
 from vtprune.inference.prompt_media import PromptMedia
 from vtprune.media import Source
 from vtprune.models import find_family
 from vtprune.models.base import Files, PreparedMedia, Sampling
 from vtprune.models.loading import Loaded
-from vtprune.pictures.places import Place, find_places
 from vtprune.preset import load_preset, override
 
 GREY, LIGHT = 90, 250

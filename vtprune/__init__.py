@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vtprune.evaluation.comparison import Comparison, ComparisonRow
     from vtprune.evaluation.profiling.profile import ProfileOptions, profile
     from vtprune.evaluation.profiling.result import Profile
+    from vtprune.inference.evidence.explain import explain
+    from vtprune.inference.evidence.explanation import Explanation
     from vtprune.inference.generate import Generation
     from vtprune.inference.library import answer, ask
     from vtprune.inference.report import (
@@ -63,6 +65,7 @@ _LAZY = {
     "Comparison": "vtprune.evaluation.comparison",
     "ComparisonRow": "vtprune.evaluation.comparison",
     "Drawing": "vtprune.pictures.drawing",
+    "Explanation": "vtprune.inference.evidence.explanation",
     "FailedReport": _REPORT,
     "Flops": _REPORT,
     "Generation": "vtprune.inference.generate",
@@ -91,6 +94,7 @@ _LAZY = {
     "ask": "vtprune.inference.library",
     "compare_methods": "vtprune.evaluation.compare",
     "draw": "vtprune.pictures.drawing",
+    "explain": "vtprune.inference.evidence.explain",
     "load": "vtprune.models.loading",
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
@@ -105,6 +109,7 @@ __all__ = [
     "ComparisonRow",
     "DamagedError",
     "Drawing",
+    "Explanation",
     "FailedReport",
     "Flops",
     "Generation",
@@ -137,6 +142,7 @@ __all__ = [
     "ask",
     "compare_methods",
     "draw",
+    "explain",
     "load",
     "load_preset",
     "profile",

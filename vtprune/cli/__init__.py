@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("vtprune.cli.show:show", "Draw which visual tokens were kept."),
     "batch": ("vtprune.cli.batch:batch", "Answer many questions about many files."),
     "serve": ("vtprune.cli.serve:serve", "Serve one model to OpenAI-style clients."),
+    "explain": ("vtprune.cli.explain:explain", "Show which places carry the answer."),
     "compare": ("vtprune.cli.compare:compare", "Compare methods and presets on one question."),
     "profile": (
         "vtprune.cli.profile:profile",

@@ -34,6 +34,13 @@ def methods(ctx: click.Context) -> list[str]:
     return list(METHODS)
 
 
+def evidence_methods(ctx: click.Context) -> list[str]:
+    """Return the methods of explain."""
+    from vtprune.inference.evidence import METHODS
+
+    return list(METHODS)
+
+
 def places(ctx: click.Context) -> list[str]:
     """Return the places with a name."""
     return ["pixels", "input", "ecl", "horizon"]

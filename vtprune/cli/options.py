@@ -61,11 +61,11 @@ def _option(
     return field(default=default, metadata={"option": declared})
 
 
-(_model, _pruning, _media, _limits, _input, _questions, _answer, _batch, _server, _measuring,
- _search, _output) = (
+(_model, _pruning, _explaining, _media, _limits, _input, _questions, _answer, _batch, _server,
+ _measuring, _search, _output) = (
     functools.partial(_option, section)
-    for section in ("Model", "Pruning", "Media", "Media", "Input", "Questions", "Answer", "Batch",
-                    "Server", "Measuring", "Search for a schedule", "Output")
+    for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
+                    "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
@@ -140,6 +140,16 @@ class Flags:
         "N", "Number of seeds, from --seed on, that every random row averages over.", default=5)
     floor: float = _pruning(
         "SHARE", "Share of the unpruned model's quality that pruning has to keep.", default=0.98)
+
+    by: str = _explaining(
+        "METHOD", "How maps are made: relevance, attention, gradient, occlusion, information, mask "
+        "or hierarchical.", default="relevance", complete=complete.evidence_methods)
+    passes: int = _explaining(
+        "N", "Largest number of forward passes for the maps of an answer; a gradient counts as "
+        "three.", default=256, bounds=whole(1))
+    layer: int = _explaining(
+        "N", "The layer from which on information leaves tokens out; 0 is the language model's "
+        "input.", default=0, bounds=whole(0))
 
     frames: int | None = _media(
         "N", "Number of frames of a video, evenly spaced from first to last.  [default: the "
@@ -259,7 +269,7 @@ class Flags:
         "", "Draw every frame of a long clip; without it, those with the most and the fewest "
         "kept tokens.", default=False, names=("--all",))
     terminal: bool = _output(
-        "", "Print a miniature in half blocks.", default=False)
+        "", "Print a miniature, a cell a token.", default=False)
     quiet: bool = _output(
         "", "Print answers and tables only: no progress, notes or warnings.", default=False)
 # fmt: on

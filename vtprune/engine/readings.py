@@ -257,6 +257,15 @@ def _rows_of_one(
     return torch.cat(parts)
 
 
+def last_row(call: KernelCall) -> torch.Tensor:
+    """Return (W,) float32 attention of the first sample's last query, mean over heads."""
+    query, seen = call.query[0, :, -1:], None
+    if call.mask is not None and call.mask.dim() == 4:
+        seen = attended(call.mask[0, :, -1:]).any(0)  # (1, W), of any head
+    keys = call.key[0].float().transpose(1, 2)
+    return _softmax(query, keys, call.scale, seen).mean(0)[0]
+
+
 def received(call: KernelCall, by_first: bool) -> list[torch.Tensor]:
     """Return for every sequence of an encoder the attention that each of its tokens receives.
 

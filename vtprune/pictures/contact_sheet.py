@@ -57,7 +57,7 @@ def draw_run(drawing: Drawing, run: DrawnRun, keys: list[tuple[int, int, bool]])
     sheet = Image.new("RGB", (width, top + max(block.height for block in blocks) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for line, (text, colour) in enumerate(caption):
-        pen.text((GAP, GAP + line * LINE), text, colour, _font(HEAD))
+        pen.text((GAP, GAP + line * LINE), text, colour, font(HEAD))
     left = GAP
     for block in blocks:
         sheet.paste(block, (left, top))
@@ -82,7 +82,7 @@ def split_rows(rows: list[Row]) -> list[list[Row]]:
 
 def draw_block(run: DrawnRun, rows: list[Row]) -> Image.Image:
     """Return some rows, one below the other, under the titles of the stages."""
-    small, columns = _font(TEXT), max(len(run.stages), 1)
+    small, columns = font(TEXT), max(len(run.stages), 1)
     titles = [run.stage_title(stage) for stage in range(columns)]
     labels = [
         [f"{run.title(panel)} · {panel.count(after)} of {len(panel.tokens)}" for panel, _ in rows]
@@ -200,7 +200,8 @@ def colour_of(column: int) -> tuple[int, int, int]:
     return COLOURS[(column * 2654435761 >> 16) % len(COLOURS)]
 
 
-def _font(size: int) -> Font:
+def font(size: int) -> Font:
+    """Return the font of all drawings, so many pixels high."""
     return ImageFont.load_default(size)
 
 

@@ -7,21 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from vtprune.engine.trace import Trace
 from vtprune.errors import VtpruneError
+from vtprune.inference.evidence.explanation import Explanation
 from vtprune.inference.kept_tokens import KeptTokens, MediaItem, StageOfSample, stages_of
+from vtprune.inference.places import Box, Place, find_places
 from vtprune.inference.prompt_media import THUMBNAIL, shrink
 from vtprune.inference.report import FailedReport, Report
 from vtprune.pictures import FORMATS
-from vtprune.pictures.places import Box, Place, find_places
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
     from vtprune.media import Limits
+    from vtprune.pictures.evidence import EvidenceDrawing
 
 SHEET = 12
 """The most frames of a contact sheet."""
@@ -385,6 +387,7 @@ def scaled(box: Box, item: MediaItem, size: tuple[int, int]) -> tuple[int, int, 
     return (round(left * across), round(top * down), round(right * across), round(bottom * down))
 
 
+@overload
 def draw(
     reports: Report | Trace | Sequence[Report],
     media: str | Path | Sequence[str | Path] = (),
@@ -392,8 +395,24 @@ def draw(
     limits: Limits | None = None,
     all_frames: bool = False,
     sample: int = 0,
-) -> Drawing:
-    """Draw which visual tokens were kept.
+) -> Drawing: ...
+
+
+@overload
+def draw(
+    reports: Explanation, *, limits: Limits | None = None, all_frames: bool = False
+) -> EvidenceDrawing: ...
+
+
+def draw(
+    reports: Report | Trace | Sequence[Report] | Explanation,
+    media: str | Path | Sequence[str | Path] = (),
+    *,
+    limits: Limits | None = None,
+    all_frames: bool = False,
+    sample: int = 0,
+) -> Drawing | EvidenceDrawing:
+    """Draw which visual tokens were kept, or what an answer rests on.
 
     >>> import vtprune
     >>> report = vtprune.ask(None, "clip.mp4", "what moves?", keep=0.3)
@@ -403,7 +422,7 @@ def draw(
         reports: what `ask` or `answer` gave; several, about the same files, are drawn side by side.
             Or the trace of a `pruning` block. It does not know how the user's own processor made
             the inputs: a picture's tokens are drawn as if they divided all of it evenly, and a
-            video's steps as if they were evenly spaced frames.
+            video's steps as if they were evenly spaced frames. Or what `explain` gave.
         media: the files of a trace, in the order of the prompt; a report knows its own.
         limits: with which the files are read again.
         all_frames: all frames of a long clip, and not those with the most and the fewest kept
@@ -414,6 +433,10 @@ def draw(
         VtpruneError: a report without visual tokens, of a question that failed, or of other media;
             a trace of no prefill, or of another number of media.
     """
+    if isinstance(reports, Explanation):
+        from vtprune.pictures.evidence import EvidenceDrawing
+
+        return EvidenceDrawing(reports, limits, all_frames)
     if isinstance(reports, Trace):
         paths = [media] if isinstance(media, (str, Path)) else list(media)
         kept = kept_in_files(reports, paths, limits, sample)

@@ -16,7 +16,11 @@ CELLS = 36  # the most columns of a panel: larger ones are drawn at a part of th
 def draw_miniature(drawing: Drawing, run: DrawnRun) -> str:
     """Return the panels of the sheet after the last stage, several side by side."""
     keys = set(drawing.sheet())
-    blocks = [panel_lines(run, panel) for panel in run.panels if panel.key in keys]
+    return beside([panel_lines(run, panel) for panel in run.panels if panel.key in keys])
+
+
+def beside(blocks: list[list[str]]) -> str:
+    """Return blocks of lines, each as wide as its first, as many side by side as fit."""
     lines: list[str] = []
     row: list[list[str]] = []
     for block in [*blocks, None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ def draw_page(drawing: Drawing) -> bytes:
         "runs": runs,
     }
     source = resources.files("vtprune.pictures").joinpath("page.html").read_text(encoding="utf-8")
+    return render_page(source, data)
+
+
+def render_page(source: str, data: Mapping[str, object]) -> bytes:
+    """Return a page with its data in it."""
     page = jinja2.Environment(autoescape=True).from_string(source)  # tojson escapes < > & '
     return page.render(data=data).encode("utf-8", "replace")
 

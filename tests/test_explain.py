@@ -1,0 +1,364 @@
+"""What an answer rests on: maps that point there, exact passes, JSON, bounds, errors."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import vtprune
+from vtprune import VtpruneError
+from vtprune.cli import cli
+from vtprune.demo.questions import draw_questions
+from vtprune.demo.regions import boxes_at, find_region
+from vtprune.demo.samples import Sample, samples, write_file
+from vtprune.demo.world import generator, make_picture
+from vtprune.engine import pruning
+from vtprune.inference.evidence import METHODS
+from vtprune.inference.evidence.answer_parts import split_answer
+from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
+from vtprune.inference.evidence.explain import map_run
+from vtprune.inference.evidence.explanation import ExplainedRun, evidence_kept
+from vtprune.inference.evidence.probe import Passes
+from vtprune.inference.evidence.windows import Cells, spread, starts
+from vtprune.inference.forced_answers import append_text
+from vtprune.inference.generate import Generation, generate
+from vtprune.inference.prepare import prepare_question
+from vtprune.inference.prompt_media import read_media
+from vtprune.media import Limits
+from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded, load
+from vtprune.preset import Preset, load_preset, override
+from vtprune.tokens.layout import box, join, lay_out, single
+
+ATTACK = "</script><img src=x onerror=alert(1)>{{ 7*7 }}"
+
+
+@functools.cache
+def embedded() -> Loaded:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Sample]]:
+    folder = tmp_path_factory.mktemp("scenes")
+    drawn = []
+    for index in range(4):
+        scene = make_picture("dev", 3, index, most_things=4)
+        questions = draw_questions(scene, generator("dev", 5, index), 1, ("colour", "shape"))
+        drawn.append(Sample(f"picture-{index}.png", scene, tuple(questions)))
+        write_file(folder / drawn[-1].name, scene)
+    return [(folder / one.name, one) for one in drawn]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sample]:
+    one = next(s for s in samples(4, 3, "dev") if s.scene.is_clip)
+    path = tmp_path_factory.mktemp("clip") / one.name
+    write_file(path, one.scene)
+    return path, one
+
+
+def answered(path: Path, question: str, preset: Preset = UNPRUNED, frames: int | None = None,
+             loaded: Loaded | None = None, attention: bool = True) -> ExplainedAnswer:  # fmt: skip
+    loaded = loaded or embedded()
+    media = read_media(loaded, [path], Sampling(frames=frames), None, Limits())
+    generation = Generation(max_new_tokens=24)
+    prepared = prepare_question(loaded, media, question, generation)
+    return answer_to_explain(loaded, prepared, preset, generation, {}, attention)
+
+
+# -- exactness -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_answer(clip: tuple[Path, Sample]) -> ExplainedAnswer:
+    return answered(clip[0], "what happens?", frames=4)
+
+
+def test_the_replay_gives_the_probability_of_generation(one_answer: ExplainedAnswer) -> None:
+    probe = one_answer.probe(Passes(99))
+    prepared, run = one_answer.prepared, one_answer.run
+    tensors = append_text(prepared.tensors, run.tokens[:-1])
+    with torch.no_grad():
+        logits = embedded().model(**tensors).logits[:, -len(run.tokens) :]
+    torch.testing.assert_close(probe.base(), probe.score(logits)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_a_batch_are_what_they_are_alone(one_answer: ExplainedAnswer) -> None:
+    probe = one_answer.probe(Passes(99))
+    windows = Cells.of(probe.layout).windows(2, 1)[:6]
+    together = probe.replaced((~windows).float())
+    apart = torch.cat([probe.replaced((~row[None]).float()) for row in windows])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+    assert float((together - probe.base()).abs().max()) > 0.01
+
+
+def test_leaving_tokens_out_equals_masking_them(one_answer: ExplainedAnswer) -> None:
+    probe = one_answer.probe(Passes(99))
+    kept = Cells.of(probe.layout).windows(2, 1)[3:6]
+    with torch.no_grad():
+        short, long = probe.replay.alone(kept), probe.replay.masked(~kept)
+        full = probe.replay.replaced(torch.ones(1, len(probe)))
+    torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-4)
+    assert float((short - full).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("at", ["input", "5"])
+def test_the_pruned_replay_equals_the_engine(clip: tuple[Path, Sample], at: str) -> None:
+    preset = override(load_preset("balanced"), keep=0.6, method="random", at=at)
+    pruned = answered(clip[0], "what happens?", preset, frames=4, attention=False)
+    probe, ids = pruned.probe(Passes(99)), pruned.run.tokens
+    tensors = append_text(pruned.prepared.tensors, ids[:-1])
+    with torch.no_grad(), pruning(embedded().model, preset, inputs=pruned.prepared.for_engine()):
+        logits = embedded().model(**tensors).logits[:, -len(ids) :]
+    torch.testing.assert_close(probe.base(), probe.score(logits)[0], atol=1e-4, rtol=1e-3)
+    assert float((probe.base() - answered(clip[0], "what happens?", frames=4).probe(
+        Passes(9)).base()).abs().max()) > 0  # fmt: skip
+
+
+def test_attention_read_while_answering_is_that_of_eager(clip: tuple[Path, Sample]) -> None:
+    answer = answered(clip[0], "what happens?", frames=2)
+    model = load(attention="eager").model
+    tensors = append_text(answer.prepared.tensors, answer.run.tokens[:-1])
+    with torch.no_grad():
+        out = model(**tensors, output_attentions=True)
+    rows = torch.stack([one[0].mean(0) for one in out.attentions]).mean(0)
+    expected = rows[-len(answer.run.tokens) :][:, answer.layout.columns]
+    assert answer.attention is not None
+    torch.testing.assert_close(answer.attention, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_dropped_tokens_get_no_attention_past_their_cut(clip: tuple[Path, Sample]) -> None:
+    preset = override(load_preset("balanced"), keep=0.3, method="random", at="input")
+    answer = answered(clip[0], "what happens?", preset, frames=2)
+    kept = torch.isin(answer.layout.columns, answer.run.trace.kept[0].columns)
+    assert answer.attention is not None
+    assert bool((answer.attention[:, ~kept] == 0).all())
+    assert bool((answer.attention[:, kept] > 0).all())
+
+
+def test_explaining_changes_neither_answer_nor_model(clip: tuple[Path, Sample]) -> None:
+    media = read_media(embedded(), [clip[0]], Sampling(frames=2), None, Limits())
+    generation = Generation(max_new_tokens=24)
+    prepared = prepare_question(embedded(), media, "what happens?", generation)
+    before = vars(embedded().model).keys()
+    for method in ("attention", "information"):
+        answer = answer_to_explain(embedded(), prepared, UNPRUNED, generation, {})
+        map_run(answer, method, UNPRUNED, 12, 0, None)
+        (run,) = generate(embedded(), [prepared], UNPRUNED, generation)
+        assert torch.equal(run.tokens, answer.run.tokens)
+    assert vars(embedded().model).keys() == before
+
+
+# -- pointing ------------------------------------------------------------------------------------
+
+
+def hits(run: ExplainedRun, sample: Sample) -> bool:
+    """Whether the map's highest token is one on the thing that is asked about."""
+    (region,) = find_region(sample.scene, sample.questions[0]) or ()
+    shares = run.maps[0].shares.clone()
+    shares[torch.tensor([place.box is None for place in run.places])] = 0
+    box = run.places[int(shares.argmax())].box
+    assert box is not None
+    return any(
+        box[0] < right and box[2] > left and box[1] < bottom and box[3] > top
+        for left, top, right, bottom in boxes_at(sample.scene, region, 0.0)
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_points_at_what_is_asked_about(
+    method: str, pictures: list[tuple[Path, Sample]]
+) -> None:
+    right = []
+    dear = method in ("occlusion", "mask", "hierarchical")
+    for path, sample in pictures[: 2 if dear else 4]:
+        (question,) = sample.questions
+        answer = answered(path, question.text)
+        assert answer.run.answer == question.answer
+        passes = 40 if method == "mask" else 60
+        right.append(hits(map_run(answer, method, UNPRUNED, passes, 0, None), sample))
+    assert sum(right) >= len(right) - (not dear), right  # by chance about one in four
+
+
+# -- windows, parts, evidence kept ----------------------------------------------------------------
+
+
+def test_windows_cover_every_patch_and_no_newline() -> None:
+    grid = join([box(1, 3, 5), single(1, row=0, col=5)])
+    layout = lay_out({"image": torch.arange(16)}, {"image": [grid]})
+    windows = Cells.of(layout).windows(2, 1)
+    assert len(windows) == 2 * 4
+    assert bool(windows[:, :15].any(0).all())
+    assert not bool(windows[:, 15].any())
+    assert starts(5, 2, 2) == [0, 2, 3]
+    fitted = Cells.of(layout).fitting(4)
+    assert len(fitted) <= 4
+    assert torch.equal(spread(fitted, fitted.float().sum(1, keepdim=True))[15], torch.zeros(1))
+
+
+def test_windows_grow_over_frames_where_passes_are_few() -> None:
+    layout = lay_out({"video": torch.arange(64)}, {"video": [box(16, 2, 2)]})
+    fitted = Cells.of(layout).fitting(5)
+    assert len(fitted) <= 5
+    assert bool(fitted.any(0).all())
+
+
+def test_an_answer_is_split_into_sentences_and_events() -> None:
+    tokenizer = embedded().files.tokenizer
+    text = "red circle moves left, then number 50 flashes"
+    ids = torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"],
+                        tokenizer.eos_token_id])  # fmt: skip
+    parts = split_answer(tokenizer, ids)
+    assert [part.text for part in parts] == ["red circle moves left, then", "number 50 flashes"]
+    assert [parts[0].first, parts[-1].end] == [0, len(ids) - 1]
+    assert parts[0].end == parts[1].first
+    (empty,) = split_answer(tokenizer, ids[-1:])
+    assert (empty.text, empty.first, empty.end) == ("", 0, 1)
+
+
+def test_evidence_kept_is_an_average_over_the_layers(clip: tuple[Path, Sample]) -> None:
+    preset = override(load_preset("balanced"), keep=0.5, method="random", at="4")
+    answer = answered(clip[0], "what happens?", preset, frames=2, attention=True)
+    run = map_run(answer, "attention", preset, 9, 0, None)
+    shares = torch.arange(1.0, len(answer.layout) + 1)
+    kept = evidence_kept(shares, answer.layout, run.kept.stages, run.kept.num_layers)
+    (stage,) = run.kept.stages
+    index = [n for n, column in enumerate(answer.layout.columns.tolist()) if column in stage.kept]
+    after = float(shares[index].sum() / shares.sum())
+    assert kept.after == pytest.approx(after)
+    layers = run.kept.num_layers
+    assert kept.mean == pytest.approx((4 + (layers - 4) * after) / layers)
+
+
+# -- the library and the command ------------------------------------------------------------------
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(cli, list(args))
+
+
+def test_the_command_prints_answer_table_and_json(
+    pictures: list[tuple[Path, Sample]], tmp_path: Path
+) -> None:
+    path = str(pictures[0][0])
+    saved = [tmp_path / name for name in ("a.png", "a.html", "a.json")]
+    saves = [word for one in saved for word in ("--save", str(one))]
+    result = invoke("explain", path, "what is there?", "--keep", "0.4", *saves)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    assert "of the unpruned answer's evidence on 4" in " ".join(result.stderr.split())
+    assert sorted(tmp_path.iterdir()) == sorted(saved)
+    assert Image.open(saved[0]).width >= 640
+    data = json.loads(saved[2].read_text())
+    assert [run["name"] for run in data["runs"]] == ["unpruned", "balanced"]
+    tokens = data["runs"][0]["maps"][0]["tokens"]
+    assert sum(token["share"] for token in tokens) == pytest.approx(1, abs=1e-3)
+    side = data["media"][0]["width"]
+    base = [one for one in tokens if one["tile"] == 0 and one["kind"] == "patch"]
+    across = max(one["col"] for one in base) + 1
+    if data["media"][0]["height"] == side:  # a square picture is resized without a margin
+        for one in base:
+            assert one["box"][0] == pytest.approx(one["col"] * side / across, abs=0.6)
+    region = data["runs"][0]["maps"][0]["region"]
+    assert 0 < region["share"] <= 1
+    assert set(data["evidence_kept"]) == {"mean", "after"}
+
+
+def test_nothing_of_a_name_or_question_becomes_markup(
+    pictures: list[tuple[Path, Sample]], tmp_path: Path
+) -> None:
+    path = tmp_path / "<b>&{{ 1 }}.png"
+    path.write_bytes(pictures[0][0].read_bytes())
+    page = tmp_path / "page.html"
+    result = invoke("explain", str(path), ATTACK, "--save", str(page), "--by", "attention", "-q")
+    assert result.exit_code == 2  # -q is no flag of a command that asks one question
+    result = invoke("explain", str(path), ATTACK, "--save", str(page), "--by", "attention")
+    assert result.exit_code == 0, result.stderr
+    text = page.read_text()
+    assert "<img src=x" not in text
+    assert "<b>" not in text
+    assert text.count("</script>") == 2
+    assert "://" not in text
+
+
+def test_a_clip_is_explained_over_time(clip: tuple[Path, Sample]) -> None:
+    explanation = vtprune.explain(
+        None, clip[0], "what happens?", by="gradient", sampling=Sampling(frames=4)
+    )
+    (run,) = explanation.runs
+    for one in run.maps:
+        moments = run.moments(one)
+        assert len(moments) == 4
+        assert sum(moment.share for moment in moments) <= 1.001
+        region = run.region(one)
+        assert region is not None
+        assert region.seconds
+    assert explanation.kept is None
+    assert vtprune.draw(explanation).png().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "magic"], "explain by 'magic' is unknown"),
+        (["--layer", "99"], "layer 99 is none of the"),
+        (["--seed", "1"], "--seed changes nothing without pruning"),
+        (["--by", "mask", "--passes", "5"], "mask takes at least"),
+        (["--by", "occlusion", "--passes", "1"], "occlusion takes at least"),
+        (["--by", "occlusion", "--method", "pool"], "merges tokens, which masking can't repeat"),
+    ],
+)
+def test_what_can_not_be_explained_says_why(
+    pictures: list[tuple[Path, Sample]], options: list[str], message: str
+) -> None:
+    result = invoke("explain", str(pictures[0][0]), "what is there?", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_passes_are_bounded(one_answer: ExplainedAnswer) -> None:
+    for method in ("gradient", "information", "hierarchical"):
+        done: list[int] = []
+        passes = Passes(30, lambda stage, at, total, done=done: done.append(at))  # type: ignore[misc]
+        make = getattr(import_module(f"vtprune.inference.evidence.{method}"), method)
+        make(one_answer.probe(passes))
+        assert 0 < passes.done <= 30, method
+        assert done[-1] == passes.done
+
+
+def test_a_text_alone_has_nothing_to_explain() -> None:
+    with pytest.raises(VtpruneError, match="is empty"):
+        vtprune.explain(None, [], "what?")
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("qwen2_vl", "eager"), ("qwen3_vl", "sdpa"), ("gemma3", "sdpa"), ("llava_onevision", "eager")],
+)
+def test_every_kind_of_model_is_replayed_exactly(
+    name: str, attention: str, checkpoints: Callable[[str], Path], clip: tuple[Path, Sample],
+    pictures: list[tuple[Path, Sample]],
+) -> None:  # fmt: skip
+    loaded = load(str(checkpoints(name)), attention=attention)
+    path = pictures[0][0] if name == "gemma3" else clip[0]
+    answer = answered(path, "what?", frames=4, loaded=loaded, attention=False)
+    probe, ids = answer.probe(Passes(99)), answer.run.tokens
+    tensors = append_text(answer.prepared.tensors, ids[:-1])
+    with torch.no_grad():
+        logits = loaded.model(**tensors).logits[:, -len(ids) :]
+        ones = probe.replay.replaced(torch.ones(2, len(probe)))
+        torch.testing.assert_close(ones, logits.expand(2, -1, -1), atol=1e-4, rtol=1e-3)
+        kept = torch.zeros(2, len(probe), dtype=torch.bool)
+        kept[0, :3] = kept[1, 3:6] = True
+        short, long = probe.replay.alone(kept), probe.replay.masked(~kept)
+    torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-3)
+    assert float((short - logits).abs().max()) > 1e-4

@@ -1,0 +1,148 @@
+"""`vtprune explain`: what an answer rests on, as a table, a picture, a page, or JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune import __version__
+from vtprune.cli.flags import (
+    generation_from,
+    limits_from,
+    loading_from,
+    media_and_questions,
+    preset_from,
+    sampling_from,
+)
+from vtprune.cli.help import Command
+from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.results import check_saves, to_json, write_saves
+from vtprune.errors import VtpruneError
+from vtprune.pictures import FORMATS
+
+if TYPE_CHECKING:
+    from vtprune.inference.evidence.explanation import Explanation
+    from vtprune.pictures.evidence import EvidenceDrawing
+    from vtprune.preset import Preset
+
+EPILOG = """\b
+Examples:
+  vtprune explain clip.mp4 "what happens?" --save evidence.html
+  vtprune explain page.png "what is the total?" --by occlusion --passes 400
+  vtprune explain clip.mp4 "what moves?" --method entropy --keep 0.3
+  vtprune explain clip.mp4 "what moves?" --by information --layer 8 --json
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
+@takes(
+    "by",
+    "passes",
+    "layer",
+    *ONE_WAY,
+    *MODEL,
+    *MEDIA,
+    "system",
+    "max_new_tokens",
+    "json",
+    "saves",
+    "all_frames",
+    "terminal",
+    "quiet",
+    default_words={"preset": "no pruning", "max_new_tokens": str(MAX_NEW_TOKENS)},
+    save=[
+        ("the frames or pictures, what carries the answer lit", ".png"),
+        ("a page with a map for each part of the answer", ".html"),
+        ("places and shares of all visual tokens", ".json"),
+    ],
+)
+@click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
+def explain(inputs: tuple[str, ...], flags: Flags) -> None:
+    """Show which places carry the answer.
+
+    Answers the QUESTION as vtprune ask does, greedily and without pruning, then asks the frozen
+    model again with visual tokens exchanged, masked or left out. A long answer gets a map for each
+    sentence or event. With pruning options the pruned model is explained too, and the evidence
+    kept is the share of the unpruned answer's evidence that lies on kept tokens.
+    """
+    from vtprune.cli import output
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console import printable
+    from vtprune.inference.evidence.explain import check_method
+    from vtprune.pictures.evidence import EvidenceDrawing
+
+    user = load_config()
+    paths, questions = media_and_questions(inputs, ())
+    check_method(flags.by, flags.passes)
+    preset = _preset(flags, user)
+    check_saves(flags.saves, FORMATS, paths)
+    with output.libraries_silenced():
+        explanation = _explain(flags, user, preset, paths, questions[0])
+        drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)
+        _print(flags, explanation, drawing)
+        for path in write_saves(flags.saves, drawing.makers()):
+            if not (flags.quiet or flags.json):
+                click.echo(f"written   {printable(str(path))}", err=True)
+
+
+def _preset(flags: Flags, user: Flags) -> Preset | None:
+    """Return how to prune; None where no option asks for it."""
+    if not any((flags.keep, flags.preset, flags.method, flags.at, flags.option)):
+        if flags.seed is not None:
+            raise VtpruneError(
+                "--seed changes nothing without pruning", "give --method, --preset or --keep too"
+            )
+        return None
+    return preset_from(flags, user)
+
+
+def _explain(
+    flags: Flags, user: Flags, preset: Preset | None, paths: list[str], question: str
+) -> Explanation:
+    """Load the model, read the media, answer and explain."""
+    from vtprune.cli.output import progress_line
+    from vtprune.inference.evidence.ask import UNPRUNED
+    from vtprune.inference.evidence.explain import explain_answer
+    from vtprune.inference.prompt_media import load_with_media
+    from vtprune.media import open_sources
+    from vtprune.models.loading import open_model
+
+    limits = limits_from(flags)
+    sources = open_sources(paths, limits)
+    sampling = sampling_from(preset or UNPRUNED, flags)
+    with progress_line(flags.quiet) as progress:
+        opened = open_model(**loading_from(flags, user), on_progress=progress)
+        draws = flags.terminal or bool(flags.saves)
+        loaded, media = load_with_media(
+            opened, sources, sampling, preset or UNPRUNED, limits, progress, thumbnails=draws
+        )
+        return explain_answer(
+            loaded,
+            media,
+            question,
+            flags.by,
+            preset,
+            sampling=sampling,
+            generation=generation_from(flags, user),
+            limits=limits,
+            passes=flags.passes,
+            layer=flags.layer,
+            on_progress=progress,
+        )
+
+
+def _print(flags: Flags, explanation: Explanation, drawing: EvidenceDrawing) -> None:
+    """Print the JSON; or the answer, the miniature and the tables."""
+    from vtprune.cli.console import printable, stderr_console
+    from vtprune.cli.console.evidence import show_explanation
+
+    if flags.json:
+        click.echo(to_json(explanation.to_dict()))
+        return
+    click.echo(printable(explanation.answer))
+    if flags.terminal:
+        click.echo(printable(drawing.miniature(len(explanation.runs) - 1)))
+    if not flags.quiet:
+        show_explanation(explanation, stderr_console())

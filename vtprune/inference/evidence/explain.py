@@ -1,0 +1,229 @@
+"""Explain an answer: ask, make its maps on the frozen model, and say what pruning kept of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from vtprune.engine.inputs import FeatureCache
+from vtprune.errors import ModelError, VtpruneError
+from vtprune.inference.evidence import DEFAULT, METHODS, PASSES, READS_ATTENTION
+from vtprune.inference.evidence.ask import (
+    UNPRUNED,
+    ExplainedAnswer,
+    answer_to_explain,
+    masked_by_pruning,
+)
+from vtprune.inference.evidence.explanation import (
+    EvidenceKept,
+    EvidenceMap,
+    ExplainedRun,
+    Explanation,
+    evidence_kept,
+    to_shares,
+)
+from vtprune.inference.evidence.probe import Passes
+from vtprune.inference.generate import Generation
+from vtprune.inference.kept_tokens import KeptTokens, keep_record
+from vtprune.inference.library import check_call
+from vtprune.inference.prepare import prepare_question, sampling_of
+from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
+from vtprune.media import Limits
+from vtprune.models.base import Sampling
+from vtprune.models.loading import Loaded, find_loaded
+from vtprune.models.structure import find_structure
+from vtprune.preset import Keep, Preset, load_preset, override
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vtprune.inference.evidence.probe import Probe, Progress
+
+
+def explain(
+    model: nn.Module | Loaded | str | Path | None,
+    media: Media,
+    question: str,
+    by: str = DEFAULT,
+    preset: str | Path | Mapping[str, object] | Preset | None = None,
+    keep: Keep | None = None,
+    *,
+    method: str | None = None,
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    passes: int = PASSES,
+    layer: int = 0,
+) -> Explanation:
+    """Answer one question, and map how much each visual token carries the answer's probability.
+
+    >>> import vtprune
+    >>> explanation = vtprune.explain(None, "clip.mp4", "what moves?", keep=0.3)
+    >>> print(explanation.answer, explanation.kept)
+    >>> explanation.runs[0].region(explanation.runs[0].maps[0])
+
+    Args:
+        by: the method of the maps.
+        passes: forward passes that the maps of an answer may take.
+        layer: the first layer in which `information` drops tokens.
+        model, media, question: as of `ask`.
+        preset, keep, method, at, options, seed: how to prune, as of `ask`; with none of them
+            it is not pruned.
+        sampling, limits: as of `ask`.
+        generation: how long the answer may be; it is decoded greedily.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    check_call(model, [(media, question)], 1)
+    check_method(by, passes)
+    asked = any(value is not None for value in (preset, keep, method, at, options))
+    resolved = override(load_preset(preset), keep, method, at, options, seed) if asked else None
+    paths = [media] if isinstance(media, (str, Path)) else list(media)
+    sampling = sampling or sampling_of(resolved or UNPRUNED)
+    limits = limits or Limits()
+    loaded = find_loaded(model)
+    read = read_media(loaded, paths, sampling, resolved, limits)
+    return explain_answer(
+        loaded, read, question, by, resolved,
+        sampling=sampling, generation=generation, limits=limits, passes=passes, layer=layer,
+    )  # fmt: skip
+
+
+def check_method(by: str, passes: int) -> None:
+    """Refuse a method that does not exist, and a number of passes that is none.
+
+    Raises:
+        VtpruneError: with the methods.
+    """
+    if by not in METHODS:
+        raise VtpruneError(f"explain by {by!r} is unknown", f"choose from {', '.join(METHODS)}")
+    if not passes >= 1:
+        raise VtpruneError(f"passes is {passes}, but must be at least 1", f"{PASSES} is usual")
+
+
+def explain_answer(
+    loaded: Loaded,
+    media: PromptMedia,
+    question: str,
+    by: str = DEFAULT,
+    preset: Preset | None = None,
+    *,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    passes: int = PASSES,
+    layer: int = 0,
+    on_progress: Progress | None = None,
+) -> Explanation:
+    """Explain the answer to a question about media that were read.
+
+    Args:
+        preset: how to prune; None: the unpruned model alone.
+        layer: the first layer in which `information` drops tokens.
+        on_progress: gets "explaining", the passes done and their limit.
+    """
+    check_method(by, passes)
+    layers = len(find_structure(loaded.model).layers)
+    if not 0 <= layer < layers:
+        raise ModelError(
+            f"layer {layer} is none of the {layers} of {loaded.name}", f"0 to {layers - 1}"
+        )
+    generation = (generation or Generation()).greedy
+    features: FeatureCache = {}
+    full = media
+    if media.full_size:
+        assert sampling is not None
+        full = read_in_full(loaded, media.sources, sampling, limits or Limits(), on_progress)
+    answers = []
+    for shown, one in ((full, UNPRUNED), (media, preset)):
+        if one is not None:
+            prepared = prepare_question(loaded, shown, question, generation)
+            reads = by in READS_ATTENTION
+            answers.append(
+                answer_to_explain(loaded, prepared, one, generation, features, attention=reads)
+            )
+    if by != "attention":  # what can't be repeated is an error before the unpruned map is made
+        masked_by_pruning(answers[-1].run.trace, 1 + int(answers[-1].layout.columns.max()))
+    runs = [
+        map_run(answer, by, one or UNPRUNED, passes, layer, on_progress)
+        for answer, one in zip(answers, (UNPRUNED, preset), strict=False)
+    ]
+    notes = [*media.warnings, *(note for answer in answers for note in answer.run.warnings)]
+    warnings, kept = list(dict.fromkeys(notes)), None
+    if preset is not None:
+        first, last = runs
+        if len(first.kept.layout) == len(last.kept.layout):
+            kept = kept_of_maps(first, last.kept)
+        else:
+            warnings.append("the pruned model gets smaller media: what it kept of the unpruned "
+                            "answer's evidence can't be told by token")  # fmt: skip
+    return Explanation(by, tuple(runs), kept, tuple(warnings))
+
+
+def kept_of_maps(unpruned: ExplainedRun, pruned: KeptTokens) -> EvidenceKept:
+    """Return what a pruned run kept of the evidence of an unpruned one, all its parts alike."""
+    shares = torch.stack([evidence.shares for evidence in unpruned.maps]).mean(0)
+    return evidence_kept(shares, unpruned.kept.layout, pruned.stages, pruned.num_layers)
+
+
+def map_run(
+    answer: ExplainedAnswer,
+    by: str,
+    preset: Preset,
+    passes: int,
+    layer: int,
+    on_progress: Progress | None,
+) -> ExplainedRun:
+    """Return the maps of an answer.
+
+    Raises:
+        ModelError: the places of its tokens are not known, or the model can't be explained so.
+    """
+    started = time.perf_counter()
+    kept = keep_record(answer.loaded, answer.prepared, answer.run.trace, answer.run.sample)
+    if kept is None:
+        raise ModelError("the places of the prompt's visual tokens are not known")
+    counted = Passes(passes, on_progress)
+    values, probabilities = map_values(answer, by, counted, layer)
+    maps = [
+        EvidenceMap(part.text, probability, to_shares(values[:, number]))
+        for number, (part, probability) in enumerate(zip(answer.parts, probabilities, strict=True))
+    ]
+    return ExplainedRun(
+        kept=kept,
+        name="unpruned" if preset is UNPRUNED else preset.method or preset.name or "pruned",
+        keep_mean=answer.run.trace.keep_mean(answer.run.sample),
+        question=answer.prepared.question,
+        answer=answer.run.answer,
+        model=answer.loaded.name,
+        maps=tuple(maps),
+        passes=counted.done,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def map_values(
+    answer: ExplainedAnswer, by: str, passes: Passes, layer: int = 0
+) -> tuple[torch.Tensor, Sequence[float | None]]:
+    """Return the (N, parts) map of an answer by a method, and the parts' probabilities."""
+    if by == "attention":
+        attended = answer.attended()
+        assert attended is not None
+        return attended, [None] * len(answer.parts)
+    probe = answer.probe(passes, layer)
+    make = cast(
+        "Callable[[Probe], torch.Tensor]",
+        getattr(import_module(f"vtprune.inference.evidence.{by}"), by),
+    )
+    base = probe.base()
+    return make(probe), base.exp().tolist()

@@ -1,0 +1,25 @@
+"""How probable the answer is from a window of tokens alone, above what it is without any.
+
+Token information: what the text can read from these tokens and no others, at the model's input or
+from a layer on, in which they have seen each other. At the input the other tokens are left out of
+the sequence, so that a pass is as short as text and window.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vtprune.inference.evidence.probe import Probe
+from vtprune.inference.evidence.windows import Cells, spread
+
+SIZE = 2
+"""Rows and columns of a window."""
+
+
+def information(probe: Probe) -> torch.Tensor:
+    """Return (N, parts) probabilities, the mean over the windows that hold a token."""
+    cells = Cells.of(probe.layout)
+    probe.check_passes(2, "information")
+    windows = cells.fitting(probe.passes.left - 1, SIZE, stride=1)
+    none = probe.alone(torch.zeros(1, len(probe), dtype=torch.bool)).exp()
+    return spread(windows, probe.alone(windows).exp() - none)
