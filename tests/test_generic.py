@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import family_table
 import pytest
 import tiny
 import tiny_processor
+import zoo
 from click.testing import CliRunner
 from conftest import assert_refused, save_noise
+from packaging.version import Version
 from test_structure import Changed
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import vtprune
 from vtprune.cli import cli
 from vtprune.engine.inputs import PreparedInputs
+from vtprune.models import FAMILIES
 from vtprune.models.base import Inputs
 from vtprune.models.loading import load
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "row" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--zoo")
+        rows = [row for row in family_table.read_table().values() if row.inputs == "processor"]
+        here = [row for row in rows if row.model_type in zoo.MODEL_TYPES]
+        metafunc.parametrize("row", here if every else [], ids=lambda row: row.model_type)
+
 
 BY_DEFAULT = {"idefics2": (8, 8), "lighton_ocr": (3, 5), "aria": (16, 16)}
 """Model type -> rows and columns of the tokens of a picture of 90 x 150."""
@@ -31,6 +46,26 @@ def ask(directory: Path, *arguments: str) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     report: dict[str, Any] = json.loads(result.stdout)
     return report
+
+
+def test_a_class_is_asked_as_the_table_says(row: family_table.Row) -> None:
+    """Behind --zoo. The class itself checks that as many features come as there are tokens."""
+    has_torchvision = importlib.util.find_spec("torchvision") is not None
+    if row.how == "asked" and (has_torchvision or row.torchvision != "yes"):
+        assert family_table.try_ask(row.model_type, "0.4") == ""
+    elif row.how == "keep 1":
+        assert family_table.try_ask(row.model_type, "1") == ""
+        assert family_table.try_ask(row.model_type, "0.4")
+    elif row.how == "refused":
+        assert family_table.try_ask(row.model_type, "0.4")
+
+
+def test_the_table_has_the_classes_of_this_transformers() -> None:
+    here, rows = Version(family_table.release()), family_table.read_table()
+    old = {name: row.kind for name, row in rows.items() if Version(row.since) <= here}
+    assert old == dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    own = {name for name, row in rows.items() if row.inputs == "own"}
+    assert own == set(FAMILIES)
 
 
 @pytest.mark.parametrize("model_type", BY_DEFAULT)

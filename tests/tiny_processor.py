@@ -117,7 +117,25 @@ MARKED = Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>"))
 
 KINDS: dict[str, Kind] = {
     "aria": Kind(config={"vision_config.image_size": 490, "vision_config.patch_size": 14}),
-    "chameleon": Kind(tokens={"boi_token": "<racm3:break>", "eoi_token": "<eoss>"}),
+    "chameleon": Kind(
+        tokens={"boi_token": "<racm3:break>", "eoi_token": "<eoss>"},
+        config={
+            "vq_config.base_channels": 32,
+            "vq_config.num_embeddings": 4,
+            "vocabulary_map": {
+                "<image>": 1000,
+                **{f"IMGIMG{letter}Z": 1001 + n for n, letter in enumerate("ABCD")},
+            },
+        },
+    ),
+    "cohere2_vision": Kind(
+        tokens={
+            "image_token": "<|IMG_PATCH|>",
+            "boi_token": "<|START_OF_IMG|>",
+            "eoi_token": "<|END_OF_IMG|>",
+            "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        },
+    ),
     "cohere_compass": Kind(tokens=COMPASS, image=PATCH_16),
     "cosmos3_edge": Kind(tokens=VISION, around=QWEN),
     "cosmos3_omni": Kind(
@@ -143,12 +161,24 @@ KINDS: dict[str, Kind] = {
     "ernie4_5_vl_moe": Kind(tokens=ERNIE),
     "exaone4_5": Kind(tokens=VISION, around=QWEN),
     "fast_vlm": Kind(
+        config={"vision_config": {"model_type": "timm_wrapper", "architecture": "fastvit_mci3"}},
         processor={"patch_size": 64, "vision_feature_select_strategy": "full"},
         image_class="CLIPImageProcessor",
         processor_class="LlavaProcessor",
     ),
-    "florence2": Kind(template=False),
-    "fuyu": Kind(tokens={"image_token": "|SPEAKER|"}, special=("|NEWLINE|",)),
+    "florence2": Kind(
+        template=False,
+        config={
+            "text_config.encoder_layers": 2,
+            "text_config.decoder_layers": 2,
+            "vision_config.depths": [1, 1, 1, 1],
+        },
+    ),
+    "fuyu": Kind(
+        tokens={"image_token": "|SPEAKER|"},
+        special=("|NEWLINE|", "<0x04>", "<s>", "</s>"),
+        template=False,
+    ),
     **dict.fromkeys(("glm46v", "glm4v_moe", "glm5_next", "glmga", "glm_ocr"), GLM),
     "got_ocr2": MARKED,
     "hunyuan_vl": Kind(
@@ -187,6 +217,34 @@ KINDS: dict[str, Kind] = {
             image=PATCH_16,
             config={"image_token_id": 1012, "video_token_id": 1013},
         ),
+    ),
+    "llama4": Kind(
+        tokens={"image_token": "<|patch|>"},
+        special=(
+            "<|image|>",
+            "<|image_start|>",
+            "<|image_end|>",
+            "<|tile_x_separator|>",
+            "<|tile_y_separator|>",
+        ),
+        marker="<|image|>",
+        config={
+            "vision_config.intermediate_size": 256,
+            **{
+                f"vision_config.{name}": 64
+                for name in ("projector_input_dim", "projector_output_dim", "vision_output_dim")
+            },
+        },
+        processor={
+            "image_token": "<|image|>",
+            "patch_token": "<|patch|>",
+            "fake_image_token": "<|image|>",
+        },
+    ),
+    "mistral3": Kind(
+        tokens={"image_token": "[IMG]"},
+        special=("[IMG_BREAK]", "[IMG_END]"),
+        processor={"patch_size": 14, "spatial_merge_size": 2},
     ),
     "ovis2": Kind(
         tokens={"image_token": "<IMG_ATOM>"},
@@ -272,7 +330,8 @@ def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFas
         if name == "image_token":
             ids.append(getattr(made, "image_patch_id", None))
         place = next((number for number in ids if isinstance(number, int)), None)
-        texts[place if place is not None else _free(texts)] = text
+        if text not in texts.values():
+            texts[place if place is not None else _free(texts)] = text
     for text in ("<|user|>", "<|assistant|>", "<|system|>", *kind.special):
         if text not in texts.values():
             texts[_free(texts)] = text

@@ -26,9 +26,10 @@ Examples:
 def models(name: str | None, flags: Flags) -> None:
     """List the models with a short name, or show one of them.
 
-    Any other checkpoint of the same families works by its hub id or directory. ecl is the entropy
-    collapse layer, horizon the information horizon: the layer from which on visual tokens are not
-    needed. NAME shows who measured them, and the decoder's sizes.
+    Any other checkpoint works by its hub id or directory: of the same families, or of another class
+    of transformers, through its own processor; one that can't be pruned answers at keep 1. ecl is
+    the entropy collapse layer, horizon the information horizon: the layer from which on visual
+    tokens are not needed. NAME shows who measured them, and the decoder's sizes.
     """
     from vtprune.models import FAMILIES
     from vtprune.models.names import aliases, closest_alias

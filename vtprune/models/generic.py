@@ -137,7 +137,14 @@ class GenericFamily(Family):
         text, tokens = self._write(files, processor, media, turns)
         if len(tokens) == len({item.source.kind for item in media}):
             media = prompt.in_prompt_order(text, media, tokens)
-        tensors = processor.encode(text, media)
+        try:
+            tensors = processor.encode(text, media)
+        except ModelError:
+            if files.processor.get("chat_template") or files.tokenizer.chat_template:
+                raise
+            for token in tokens.values():  # some processors write placeholders themselves
+                text = text.replace(token, "")
+            tensors = processor.encode(text, media)
         grids = self._media_grids(files, processor, media, tokens, tensors)
         laid = tuple(zip([item.source.kind for item in media], grids, strict=False))
         tiles = tuple(len(grid.tile.unique()) for kind, grid in laid if kind == "image")

@@ -85,7 +85,7 @@ class Processor:
 
     def tokens(self, modality: str) -> list[str]:
         """Return the texts that a chat template may write for a media item, likeliest first."""
-        names = [f"{modality}_token", *(f"{start}_token" for start in ("boi", "start_image"))]
+        names = [f"{modality}_placeholder_token", f"{modality}_token", "boi_token"]
         tokens = [getattr(self.whole, name, None) for name in names]
         return [token for token in tokens if isinstance(token, str)]
 
@@ -187,8 +187,7 @@ def assemble(checkpoint: str, files: Files, trust_remote_code: bool) -> Processo
         with quiet():
             whole = found.from_args_and_dict(parts, dict(files.processor))
     except Exception as error:
-        reason = next(iter(missing.values()), None)
-        raise reason or _refused(found.__name__, error) from error
+        raise missing.get(PARTS["image"]) or _refused(found.__name__, error) from error
     classes: Mapping[type, Any] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = classes.get(type(files.config), None)
     takes = inspect.signature(model.forward).parameters if model else ()
