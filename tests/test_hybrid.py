@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import layer_loop
 import pytest
 import torch
+import transformers
 import zoo
 from oracle import dropped, generate
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 import vtprune
@@ -253,6 +255,8 @@ def looped(
 
 @pytest.mark.parametrize("cut", ["input", "layer 1", "layer 3"])
 def test_beams_and_samples_go_on_from_states_of_their_own(model_type: str, cut: str) -> None:
+    if Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("its generation splits the pixels by their grids, and these are made up")
     model, batches = hybrid(model_type)
     row, steps = batches["one"], 6
     length = row["input_ids"].shape[1]
