@@ -75,6 +75,7 @@ MISSING: dict[str, dict[str, Any]] = {
         "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001}
     },
     "fast_vlm": {"vision_config": {"model_type": "clip_vision_model"}},
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     "granite4_vision": {"deepstack_layer_map": [(0, 1), (1, 3)], "downsample_rate": "4/8"},
     "hunyuan_vl": {
         "text_config.head_dim": 64,
@@ -114,6 +115,7 @@ DELTA_NET = {
     },
 }
 NARROW: dict[str, dict[str, Any]] = {
+    "gemma3n": {"text_config.num_kv_shared_layers": 0},
     "apertus1p5": {
         "image_token_offset": 1100,
         "vision_config.codebook_size": 100,
@@ -300,9 +302,10 @@ def towers_without_timm(model_type: str) -> Iterator[None]:
 def is_broken(name: str) -> bool:
     """Whether a class or mix does not run in the transformers at hand.
 
-    Llama 4 reads a field in 5.24.0 that the output of its language model does not have.
+    Llama 4 reads a field in 5.24.0 that the output of its language model does not have; the default
+    config of Granite 4 Vision in 5.17.0 is not one that its decoder takes.
     """
-    return name.startswith("llama4") and transformers.__version__ == "5.24.0"
+    return (name[:6], transformers.__version__) in (("llama4", "5.24.0"), ("granit", "5.17.0"))
 
 
 def skeleton(model_type: str) -> PreTrainedModel:
@@ -435,6 +438,7 @@ def inputs(
     ids = torch.tensor([[*before, *picture, *more * (pictures - 1), *after]])
     side = int(getattr(getattr(config, "vision_config", None), "spatial_merge_size", 2) or 2) * 4
     visual = (ids == placeholder).long()
+    edge = torch.arange(12)  # 3 x 3 patches a token: 4 x 4 tokens
     every = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -448,6 +452,7 @@ def inputs(
         "mm_token_type_ids": visual,
         "token_type_ids": visual,
         "moe_mm_token_type_ids": visual,
+        "image_position_ids": torch.cartesian_prod(edge, edge).flip(-1)[None],
     }
     takes = inspect.signature(structure.inner.forward).parameters
     return {name: value for name, value in every.items() if name in takes}
@@ -459,7 +464,7 @@ def left_pad(batch: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
     padded = {}
     for name in batch[0]:
         parts = [row[name] for row in batch]
-        if name.endswith(("ids", "attention_mask")):
+        if name.endswith(("ids", "attention_mask")) and "position" not in name:
             parts = [nn.functional.pad(p, (longest - p.shape[1], 0)) for p in parts]
         padded[name] = torch.cat(parts)
     return padded
