@@ -15,6 +15,8 @@ import zoo
 from click.testing import CliRunner
 from conftest import assert_refused, save_noise
 from packaging.version import Version
+from test_pictures_places import ask as ask_about
+from test_pictures_places import plain
 from test_structure import Changed
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -36,6 +38,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 BY_DEFAULT = {"idefics2": (8, 8), "lighton_ocr": (3, 5), "aria": (16, 16)}
 """Model type -> rows and columns of the tokens of a picture of 90 x 150."""
+
+
+LARGE = {"minicpmv4_6": [(6, 8)] * 5, "lighton_ocr": [(25, 36)]}
+"""Model type -> rows and columns of each tile of a picture of 700 x 1000."""
 
 
 def ask(directory: Path, *arguments: str) -> dict[str, Any]:
@@ -121,3 +127,19 @@ def test_an_error_inside_a_class_that_is_not_listed_is_no_fault_of_ours(tmp_path
     picture = save_noise(tmp_path / "picture.png", 90, 150)
     result = CliRunner().invoke(cli, ["ask", str(picture), "what?", "--model", str(directory)])
     assert_refused(result, "Error: .* does not run on what its own processor made")
+
+
+@pytest.mark.parametrize("model_type", LARGE)
+def test_sizes_that_the_tower_is_given_tell_rows_and_columns(
+    model_type: str, tmp_path: Path
+) -> None:
+    loaded = load(str(tiny_processor.build(model_type, tmp_path)))
+    for count in (1, 2):
+        question = ask_about(loaded, [(plain(700, 1000), 0.0)] * count)
+        assert len(question.inputs.media) == count
+        for _, grid in question.inputs.media:
+            sides = []
+            for number in grid.tile.unique().tolist():
+                rows, cols = (part[grid.tile == number] for part in (grid.row, grid.col))
+                sides.append((int(rows.max() - rows.min()) + 1, int(cols.max()) + 1))
+            assert sides == LARGE[model_type]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
-SHAPES = ("{}_grid_thw", "grid_thws", "{}_grid_hws", "spatial_shapes")
+SHAPES = ("{}_grid_thw", "grid_thws", "{}_grid_hws", "spatial_shapes", "target_sizes")
 """Inputs that count the patches of each media item or tile."""
 MERGES = ("spatial_merge_size", "merge_size", "downsample_factor")
 BICUBIC = 3
@@ -85,7 +85,7 @@ class GenericFamily(Family):
             rows = cast(torch.Tensor, inputs["input_ids"])
             ids = tokens.get(modality) or next(iter(tokens.values()))
             visual = torch.isin(rows, torch.tensor(ids))
-            shapes = _shapes(inputs, modality)
+            shapes = _shapes(inputs, modality, config)
             known = placeholder_runs.grids_of_patches(shapes, int(visual.sum()), _merge(config))
             grids[modality] = known or [
                 placeholder_runs.grid_of_runs(row, columns)
@@ -196,7 +196,7 @@ class GenericFamily(Family):
             return []
         kinds = [item.source.kind for item in media]
         if len(set(kinds)) == 1:
-            shapes = _shapes(tensors, kinds[0])
+            shapes = _shapes(tensors, kinds[0], files.config)
             known = placeholder_runs.grids_of_patches(shapes, len(columns), _merge(files.config))
             if known and len(known) == len(media):
                 return known
@@ -205,6 +205,8 @@ class GenericFamily(Family):
         items = placeholder_runs.split_items(row, columns, len(media))
         if len(media) > 1:
             alone = [self._count_alone(files, processor, item, tokens) for item in media]
+            if len(set(kinds)) == 1 and known and (shared := _share(known, alone)):
+                return shared
             if sum(alone) == len(columns):
                 items = list(columns.split(alone))
             elif len(items) < len(media):
@@ -262,13 +264,32 @@ def _template(tokens: Mapping[str, str]) -> str:
     )
 
 
-def _shapes(inputs: Mapping[str, object], modality: str) -> list[tuple[int, int, int]]:
+def _shapes(
+    inputs: Mapping[str, object], modality: str, config: PreTrainedConfig
+) -> list[tuple[int, int, int]]:
     """Return the steps, rows and columns of the patches of each media item or tile."""
     for name in SHAPES:
         value = inputs.get(name.format(modality))
         if isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] in (2, 3):
             return [(1, *shape) if len(shape) == 2 else tuple(shape) for shape in value.tolist()]
-    return []
+    sizes = inputs.get("image_sizes")  # of pictures that are padded to the largest (Pixtral)
+    patch = getattr(getattr(config, "vision_config", None), "patch_size", None)
+    if modality != "image" or not isinstance(sizes, torch.Tensor) or not isinstance(patch, int):
+        return []
+    return [(1, height // patch, width // patch) for height, width in sizes.view(-1, 2).tolist()]
+
+
+def _share(tiles: Sequence[Grid], counts: Sequence[int]) -> list[Grid] | None:
+    """Return the grids of media items of so many tokens, of their tiles in order; None: misfit."""
+    left, items = list(tiles), []
+    for count in counts:
+        taken: list[Grid] = []
+        while left and sum(map(len, taken)) < count:
+            taken.append(left.pop(0))
+        if sum(map(len, taken)) != count:
+            return None
+        items.append(placeholder_runs.below_each_other(taken))
+    return items if not left else None
 
 
 def _merge(config: PreTrainedConfig) -> int:
