@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from vtprune.evaluation.profiling.shapes import build_skeleton, count_weights, packaged_shape
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import aliases, closest_alias, hub_id_of
 
 ALIASES = {alias.name: alias for alias in aliases()}
 # Their configs say how wide a head is; elsewhere it is the width of the model over the heads.
-OWN_HEAD_DIM = ("gemma-3", "internvl3.5", "molmo2", "qwen3-vl")
+OWN_HEAD_DIM = ("gemma-3", "glm-4.5v", "internvl3.5", "molmo2", "qwen3-vl", "qwen3.")
 # Parameters of vision tower, projector and a separate input embedding, where a name counts them and
 # they are a large part of it.
 BESIDE = {
     "qwen2-vl-2b": 0.67e9,
+    "qwen3.5-9b": 1.5e9,
     "internvl3-1b": 0.44e9,
     "internvl3-2b": 0.54e9,
     "internvl3-38b": 5.5e9,
@@ -50,7 +53,24 @@ def test_an_alias_has_a_whole_decoder_shape(name: str) -> None:
     assert shape.heads % shape.kv_heads == 0
 
 
-@pytest.mark.parametrize("name", ALIASES)
+EXPERTS = ("qwen3-vl-30b-a3b", "qwen3-vl-235b-a22b", "qwen3.5-35b-a3b", "glm-4.5v")
+"""Mixtures of experts, whose weights follow from more than the decoder's plain sizes."""
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_of_experts_has_the_parameters_that_its_name_says(name: str) -> None:
+    alias = ALIASES[name]
+    model = build_skeleton(packaged_shape(alias).config)
+    shape = measure_decoder(model)
+    size = float(alias.parameters[:-1]) * 1e9
+    assert count_weights(model) == pytest.approx(size, rel=0.05)
+    active = {"30b": 3.3e9, "235b": 22e9, "35b": 3e9, "glm": 12e9}
+    expected = next(number for part, number in active.items() if part in name)
+    weights = sum(cost.token for cost in shape.by_layer) / 2 + 2 * shape.vocab * shape.hidden
+    assert weights == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("name", [name for name in ALIASES if name not in EXPERTS])
 def test_a_decoder_shape_has_about_the_parameters_that_its_name_says(name: str) -> None:
     alias = ALIASES[name]
     shape = SimpleNamespace(**alias.decoder)

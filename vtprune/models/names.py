@@ -54,5 +54,6 @@ def closest_alias(name: str) -> str | None:
     for short, entry in names.items():
         spelt.setdefault(entry["hub_id"].lower(), short)
         spelt.setdefault(entry["hub_id"].lower().split("/")[1], short)
-    close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.7)
+    begun = [full for full in spelt if full.startswith(name.lower())] if len(name) > 5 else []
+    close = begun or difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.7)
     return spelt[close[0]] if close else None
