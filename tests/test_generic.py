@@ -33,7 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         every = metafunc.config.getoption("--zoo")
         rows = [row for row in family_table.read_table().values() if row.inputs == "processor"]
         here = [row for row in rows if row.model_type in zoo.MODEL_TYPES]
-        metafunc.parametrize("row", here if every else [], ids=lambda row: row.model_type)
+        swept = here if every else []
+        metafunc.parametrize("row", swept, ids=[row.model_type for row in swept])
 
 
 BY_DEFAULT = {"idefics2": (8, 8), "lighton_ocr": (3, 5), "aria": (16, 16)}
@@ -76,6 +77,8 @@ def test_the_table_has_the_classes_of_this_transformers() -> None:
 
 @pytest.mark.parametrize("model_type", BY_DEFAULT)
 def test_a_picture_is_asked_about_from_the_command_line(model_type: str, tmp_path: Path) -> None:
+    if model_type == "idefics2" and Version(family_table.release()) < Version("5.23"):
+        pytest.skip("this transformers resizes its pictures by torchvision alone")
     directory = tiny_processor.build(model_type, tmp_path)
     rows, cols = BY_DEFAULT[model_type]
     report = ask(directory, "--keep", "0.4", "--method", "uniform", "--at", "input")
@@ -120,7 +123,7 @@ def test_its_visual_tokens_are_counted_all_the_same() -> None:
 
 
 def test_an_error_inside_a_class_that_is_not_listed_is_no_fault_of_ours(tmp_path: Path) -> None:
-    directory = tiny_processor.build("idefics2", tmp_path)
+    directory = tiny_processor.build("lighton_ocr", tmp_path)
     values = json.loads((directory / "config.json").read_text())
     values["image_token_id"] += 1
     (directory / "config.json").write_text(json.dumps(values))
