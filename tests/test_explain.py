@@ -325,6 +325,21 @@ def test_what_can_not_be_explained_says_why(
     assert message in result.stderr
 
 
+def test_compare_says_what_every_row_keeps_of_the_evidence(
+    pictures: list[tuple[Path, Sample]],
+) -> None:
+    given = ("compare", str(pictures[0][0]), "what is there?", "--methods", "vtw", "--keep", "0.5")
+    rows = json.loads(invoke(*given, "--no-measure", "--evidence", "--json").stdout)["rows"]
+    kept = {row["method"]: row.get("evidence_kept") for row in rows}
+    assert kept["unpruned"] == 1
+    assert kept["vtw"] == pytest.approx(0.5, abs=0.05)  # none from the middle layer on
+    assert 0 < kept["random"] < 1
+    assert kept["downsample"] is None
+    table = invoke(*given, "--no-measure", "--evidence")
+    assert "evidence" in table.stdout.splitlines()[0]
+    assert "evidence" not in invoke(*given, "--no-measure").stdout
+
+
 def test_passes_are_bounded(one_answer: ExplainedAnswer) -> None:
     for method in ("gradient", "information", "hierarchical"):
         done: list[int] = []

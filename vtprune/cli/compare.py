@@ -34,6 +34,7 @@ Examples:
     *ROWS,
     "repeats",
     "no_measure",
+    "evidence",
     *MODEL,
     *MEDIA,
     "system",
@@ -91,6 +92,7 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
                 repeats=0 if flags.no_measure else flags.repeats,
                 since=began,
                 startup=startup,
+                evidence=flags.evidence,
                 on_progress=show,
             )
         makers = row_makers(result, lambda kind: draw_speed(result, kind))

@@ -151,6 +151,10 @@ class Flags:
         "N", "The layer from which on information leaves tokens out; 0 is the language model's "
         "input.", default=0, bounds=whole(0))
 
+    evidence: bool = _explaining(
+        "", "Add how much of the unpruned answer's evidence every row keeps, by the default map of "
+        "vtprune explain.", default=False)
+
     frames: int | None = _media(
         "N", "Number of frames of a video, evenly spaced from first to last.  [default: the "
         "model's own sampling]", bounds=whole(1))

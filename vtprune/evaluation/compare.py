@@ -33,6 +33,11 @@ from vtprune.inference.compare import (
     sum_up,
     time_pairs,
 )
+from vtprune.inference.evidence import DEFAULT, PASSES
+from vtprune.inference.evidence.ask import UNPRUNED as UNPRUNED_PRESET
+from vtprune.inference.evidence.ask import answer_to_explain
+from vtprune.inference.evidence.explain import kept_of_maps, map_run
+from vtprune.inference.evidence.explanation import ExplainedRun
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
@@ -120,6 +125,7 @@ def run_comparison(
     repeats: int = PAIRS,
     since: float | None = None,
     startup: float = 0.0,
+    evidence: bool = False,
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Run the variants of a comparison, as `compare_methods` does.
@@ -127,6 +133,7 @@ def run_comparison(
     Args:
         sampling: frames and tiles; None: as the list of variants says, else the family's own.
         since, startup: as in `answer_questions`.
+        evidence: map what the unpruned answer rests on, and say what every row keeps of it.
     """
     began = time.perf_counter() if since is None else since
     if repeats < 0:
@@ -138,6 +145,8 @@ def run_comparison(
     prompt = prepare_question(loaded, gathered, question, greedy)
     rows = _Rows(loaded, prompt, read_again, question, sampling, greedy, on_progress)
     rows.answer_all([unpruned_variant(listed.seed), *listed.variants])
+    if evidence:
+        rows.map_evidence()
     notes = list(listed.notes)
     if repeats:
         rows.time_all(repeats)
@@ -159,6 +168,7 @@ class _Row:
         matches: names of the rows whose layers and counts it has.
         pairs: seconds of its timed runs, each with one of the unpruned model.
         roofline: the speed-up that the machine's measured ceilings allow; None: not counted.
+        evidence: the maps of the unpruned answer; None: not asked for.
     """
 
     variant: Variant
@@ -169,6 +179,7 @@ class _Row:
     matches: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     roofline: float | None = None
+    evidence: ExplainedRun | None = None
 
     @property
     def stages(self) -> Sequence[StageCount]:
@@ -198,6 +209,16 @@ class _Row:
                          "baselines")  # fmt: skip
         return notes
 
+    def evidence_kept(self) -> float | None:
+        """Return the share of the unpruned answer's evidence that is kept; None if it is unknown,
+        as where the tokens are of smaller media."""
+        kept = self.report.kept_tokens if self.report else None
+        if self.evidence is None or kept is None:
+            return None
+        if len(kept.layout) != len(self.evidence.kept.layout):
+            return None
+        return kept_of_maps(self.evidence, kept).mean
+
     def side(self) -> Side:
         """Return what is timed."""
         assert self.prompt is not None
@@ -223,6 +244,7 @@ class _Row:
             answer=run.answer,
             same_answer=run.answer == unpruned_answer,
             tokens=report.tokens,
+            evidence_kept=self.evidence_kept(),
             flops=report.flops,
             kv_cache_bytes=report.kv_cache_bytes,
             seconds={**self.prompt.seconds, **medians(runs)} if runs else None,
@@ -319,6 +341,15 @@ class _Rows:
                 self.rows.insert(place, baseline)
                 place += 1
             baseline.matches.append(row.variant.name)
+
+    def map_evidence(self) -> None:
+        """Map what the unpruned answer rests on, for all rows."""
+        answer = answer_to_explain(
+            self.loaded, self.prompt, UNPRUNED_PRESET, self.generation, self.features
+        )
+        maps = map_run(answer, DEFAULT, UNPRUNED_PRESET, PASSES, 0, self.on_progress)
+        for row in self.rows:
+            row.evidence = maps
 
     def time_all(self, repeats: int) -> None:
         """Time every row in turn with the unpruned model, the vision tower included."""

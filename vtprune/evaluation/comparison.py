@@ -27,7 +27,8 @@ COLUMNS = (
     *RUN, "role", "method", "preset", "at", "keep", "answer", "same_answer", "visual", "keep_mean",
     "kept_after", "stages", "options", "vision_flops", "prefill_flops", "prefill_full_flops",
     "reduction", "kv_cache_kept_bytes", "kv_cache_full_bytes",
-    *(f"{part}_seconds" for part in PARTS), *COMPARED, "beside", "error",
+    *(f"{part}_seconds" for part in PARTS), *COMPARED, "evidence_kept", "beside",
+    "error",
 )  # fmt: skip
 """Of the CSV, every line of which has a cell for each."""
 
@@ -49,6 +50,8 @@ class ComparisonRow(Block):
         seconds: medians of what was measured, by part; the total is from reading the media to the
             last token, without loading the model, which all rows share. None without measuring.
         compare: as in a report; None for the unpruned row, and without measuring.
+        evidence_kept: share of the unpruned answer's evidence on kept tokens, average over the
+            layers; None where it was not asked for, or the row has smaller media.
         error: why there is no answer.
     """
 
@@ -66,6 +69,7 @@ class ComparisonRow(Block):
     kv_cache_bytes: KvCacheBytes | None = None
     seconds: Mapping[str, float] | None = None
     compare: CompareResult | None = None
+    evidence_kept: float | None = None
     error: str | None = None
 
     @property
@@ -122,7 +126,7 @@ def _cells(row: ComparisonRow) -> dict[str, object]:
         for block in (row.tokens, row.flops, row.compare, row.kv_cache_bytes)
     )
     seconds = row.seconds or {}
-    named = ("role", "method", "at", "keep", "answer", "same_answer", "error")
+    named = ("role", "method", "at", "keep", "answer", "same_answer", "evidence_kept", "error")
     return flat({
         **{key: getattr(row, key) for key in named},
         "preset": None if row.method else row.name,

@@ -63,6 +63,8 @@ def show_notes(comparison: Comparison, console: Console) -> None:
     lines.add_row("read", Text(read_fact(comparison.input)))
     lines.add_row("model", Text(model_fact(comparison.model, kernel=False)))
     lines.add_row("table", "kept: tokens after each cut; mean: kept fraction over the layers")
+    if any(row.evidence_kept is not None for row in rows):
+        lines.add_row("", "evidence: share of the unpruned answer's, over the layers, like mean")
     flops = "vision, FLOPs: of tower and prefill" if _vision(rows) else "FLOPs: of the prefill"
     lines.add_row("", f"{flops}, relative to the unpruned model's")
     if pairs:
@@ -80,6 +82,8 @@ def show_notes(comparison: Comparison, console: Console) -> None:
 def _parts(comparison: Comparison) -> list[str]:
     """Return the headings of the columns of figures."""
     parts = ["kept", "mean", *(["vision"] if _vision(comparison.rows) else []), "FLOPs"]
+    if any(row.evidence_kept is not None for row in comparison.rows):
+        parts.insert(2, "evidence")
     return [*parts, *(MEASURED if comparison.pairs else ()), "same"]
 
 
@@ -115,6 +119,8 @@ def _figure(row: ComparisonRow, unpruned: ComparisonRow, part: str) -> str:
         return ", ".join(f"{count:,}" for count in counts)
     if part == "mean":
         return f"{row.tokens.keep_mean:.1%}"
+    if part == "evidence":
+        return "-" if row.evidence_kept is None else f"{row.evidence_kept:.1%}"
     if part == "same":
         return "yes" if row.same_answer else "no"
     if part in ("vision", "FLOPs"):
