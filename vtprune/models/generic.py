@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -43,6 +44,8 @@ FALLBACK_FRAMES = 32
 """Frames of a video, evenly, where a checkpoint's processor samples none itself."""
 MOST_BYTES = 2**30
 """Of the frames of one video as they are read; larger ones are read smaller."""
+LEARNED_QUERIES = re.compile(r"perceiver|resampler|patch_to_query|qformer")
+"""Fields of configs whose models give the features of learned queries."""
 LARGEST_EDGE = 8192
 """A processor's limit above this is a number of pixels, and not of a picture's edge."""
 
@@ -79,7 +82,7 @@ class GenericFamily(Family):
 
     def grids(self, config: PreTrainedConfig, vision: VisionInputs) -> Grids:
         """From the shapes that the encoders were given; else from runs of placeholders."""
-        tokens = self.placeholders(config)
+        tokens, queries = self.placeholders(config), has_learned_queries(config)
         grids: Grids = {}
         for modality, inputs in vision.items():
             rows = cast(torch.Tensor, inputs["input_ids"])
@@ -88,7 +91,7 @@ class GenericFamily(Family):
             shapes = _shapes(inputs, modality, config)
             known = placeholder_runs.grids_of_patches(shapes, int(visual.sum()), _merge(config))
             grids[modality] = known or [
-                placeholder_runs.grid_of_runs(row, columns)
+                placeholder_runs.grid_of_runs(row, columns, size=None if queries else (1, 1))
                 for row, of_row in zip(rows, visual, strict=True)
                 for columns in placeholder_runs.split_items(row, of_row.nonzero().squeeze(1), None)
             ]
@@ -212,13 +215,14 @@ class GenericFamily(Family):
             elif len(items) < len(media):
                 items = list(columns.tensor_split(len(media)))
         pixels = next((value for name, value in tensors.items() if name in PIXELS), None)
+        queries = has_learned_queries(files.config)
         return [
             placeholder_runs.grid_of_runs(
                 row,
                 of_item,
                 frames=len(item.index) if item.source.kind == "video" else 0,
                 tiles=_num_tiles(pixels) if len(media) == 1 else 1,
-                size=_proportions(pixels, item),
+                size=None if queries else _proportions(pixels, item),
             )
             for item, of_item in zip(media, items, strict=True)
         ]
@@ -230,6 +234,14 @@ class GenericFamily(Family):
         ids = processor.encode(tokens.get(item.source.kind, ""), [item])["input_ids"]
         every = set().union(*self.placeholders(files.config).values())
         return int(torch.isin(ids, torch.tensor(sorted(every))).sum())
+
+
+def has_learned_queries(config: PreTrainedConfig) -> bool:
+    """Return whether visual tokens are those of learned queries, which are no places in a picture.
+
+    Idefics2 and Aria name them in their configs.
+    """
+    return any(LEARNED_QUERIES.search(name) for name in vars(config))
 
 
 def _processor(files: Files) -> Processor:

@@ -60,7 +60,7 @@ def grid_of_runs(
     columns: torch.Tensor,
     frames: int = 0,
     tiles: int = 1,
-    size: tuple[int, int] = (1, 1),
+    size: tuple[int, int] | None = (1, 1),
 ) -> Grid:
     """Return the grid of a media item from its runs of placeholders.
 
@@ -72,7 +72,8 @@ def grid_of_runs(
         columns: (n,) ascending columns of the item's placeholders.
         frames: of a video, or steps of several; 0 for a picture.
         tiles: of a picture, for one whose tiles share a run.
-        size: (height, width) of what a tile or frame shows, or anything in that proportion.
+        size: (height, width) of what a tile or frame shows, or anything in that proportion; None:
+            its tokens are no places in it.
     """
     lengths = splitting.runs(columns)
     if not frames and _are_rows(ids, columns, lengths):
@@ -125,8 +126,10 @@ def _are_rows(ids: torch.Tensor, columns: torch.Tensor, lengths: Sequence[int]) 
     return bool((apart == 1).all()) and len(set(ids[after].tolist())) == 1
 
 
-def _block(count: int, size: tuple[int, int]) -> Grid:
+def _block(count: int, size: tuple[int, int] | None) -> Grid:
     """Return the grid of one tile or frame: as many rows as its proportions say, else one."""
+    if size is None:
+        return box(1, 1, count)
     height, width = size
     rows = math.isqrt(count * height // width)
     for down in (rows, rows + 1):
