@@ -101,6 +101,17 @@ def test_rows_of_a_batch_are_what_they_are_alone(one_answer: ExplainedAnswer) ->
     assert float((together - probe.base()).abs().max()) > 0.01
 
 
+def test_long_prompts_get_the_same_gradient_with_less_held(
+    one_answer: ExplainedAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = one_answer.probe(Passes(99))
+    weights = torch.full((1, len(probe)), 0.5)
+    expected = probe.gradient(weights)
+    monkeypatch.setattr("vtprune.engine.replay.LONG", 1)
+    torch.testing.assert_close(probe.gradient(weights), expected)
+    assert "forward" not in vars(probe.replay.structure.layers[0])
+
+
 def test_leaving_tokens_out_equals_masking_them(one_answer: ExplainedAnswer) -> None:
     probe = one_answer.probe(Passes(99))
     kept = Cells.of(probe.layout).windows(2, 1)[3:6]

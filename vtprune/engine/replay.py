@@ -7,12 +7,13 @@ rows at once. What is around the decoder (its output head, a cap on its scores) 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vtprune.engine.hooks import Hooks, this_thread
 from vtprune.engine.position_ids import given_position_ids
@@ -29,6 +30,8 @@ VISUAL = "visual_pos_masks"
 ROWS_BYTES = 2**27
 """What the states of the rows of one forward may take, by a rough count."""
 MOST_ROWS = 32
+LONG = 2048
+"""Columns of a forward with a gradient above which a layer's states are computed anew for it."""
 
 
 @dataclass
@@ -220,6 +223,9 @@ class Replay:
 
         with Hooks(this_thread()) as hooks:
             hooks.before(structure.decoder, give)
+            if embeds.requires_grad and embeds.shape[0] * embeds.shape[1] > LONG:
+                for layer in structure.layers:
+                    hooks.replace(layer, "forward", _keep_inputs_only)
             shared: dict[object, object] = {}
             for number in range(min((keys.layer for keys in masked), default=len(structure.layers)),
                                 len(structure.layers)):  # fmt: skip
@@ -293,6 +299,11 @@ class Replay:
         if mask.dtype == torch.bool:
             return mask & ~unseen
         return mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
+
+
+def _keep_inputs_only(forward: Callable[..., object], *args: object, **kwargs: object) -> object:
+    """Run a layer so that of its states only those that enter it are held for the gradient."""
+    return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)
 
 
 def _expand(value: object, rows: int, name: str) -> object:
