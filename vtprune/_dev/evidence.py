@@ -51,7 +51,7 @@ SEED = 11
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m vtprune._dev.evidence", description=__doc__)
     parser.add_argument("--questions", type=int, default=300)
-    parser.add_argument("--passes", type=int, default=64)
+    parser.add_argument("--passes", type=int, default=64, help="for each part of an answer")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
     parser.add_argument("--weights", choices=["trained", "random"], default="trained")
     parser.add_argument("--table", action="store_true", help="write the table of what is there")
@@ -134,7 +134,7 @@ def measure_question(
     targets = [target_of(scene, places, region) for region in regions]
     rows = {}
     for name in ("random", "uniform", *METHODS):
-        counted, started = Passes(passes), time.perf_counter()
+        counted, started = Passes(passes * len(answer.parts)), time.perf_counter()
         values = map_of(answer, name, counted, places)[:, : len(regions)]
         row: Row = {"passes": counted.done, "seconds": time.perf_counter() - started}
         shares = [to_shares(values[:, number]) for number in range(len(regions))]
@@ -246,7 +246,7 @@ def write_table(path: Path, random_path: Path) -> None:
         return
     text = PAGE.read_text(encoding="utf-8")
     head, mark, rest = text.partition(MARK)
-    tail = rest[rest.index("\n## ") :] if "\n## " in rest else ""
+    tail = rest[rest.index("\n![") :]
     parts = [table(lines), by_kind(lines)]
     if random_lines := read_lines(random_path):
         parts.append(sanity(random_lines))
