@@ -175,3 +175,12 @@ def test_layers_without_positions_stay_so_when_positions_are_renumbered() -> Non
     )
     assert kept == renumbered
     assert kept[0]
+
+
+def test_a_picture_in_several_pieces_of_a_prompt_is_refused() -> None:
+    """transformers gives each piece the features of its own placeholders."""
+    model, (batch, _) = zoo.ready("aria")
+    cut = {"stages": [{"at": "input", "method": "uniform", "keep": 0.4}]}
+    with vtprune.pruning(model, cut), pytest.raises(ModelError) as caught:
+        model.generate(**batch, max_new_tokens=3, prefill_chunk_size=5)
+    assert "prefill_chunk_size" in caught.value.hint

@@ -22,6 +22,7 @@ from vtprune.engine.refusals import (
     refuse_embeds,
     refuse_lone_placeholders,
     refuse_past,
+    refuse_piece,
     warn_of_choosing_anew,
     warn_of_types,
 )
@@ -116,6 +117,8 @@ class PruningBlock:
         for modality in with_pixels:  # encoded inside this forward, so not recorded yet
             state.calls[modality] = given
         vision = {name: noted for name, noted in state.calls.items() if name in modalities}
+        refuse_piece(cache_length(find_cache("the model", given)), vision, state.prefilled)
+        state.prefilled = vision
         self.warn_of_prompt(ids, given)
         state.batch, state.modalities = self.plan_prompts(ids, given, vision), tuple(modalities)
 

@@ -199,6 +199,7 @@ class ThreadState(threading.local):
     Attributes:
         calls: modality -> the arguments of its encoder's last call by name, and under the name of
             the state what its tower attended to, if a method asks.
+        prefilled: the calls whose features the last prompt with visual tokens took.
         encoding: whether an encoder runs.
         seconds: that all encoder calls since the last prefill took.
         batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
@@ -209,6 +210,7 @@ class ThreadState(threading.local):
 
     def __init__(self) -> None:
         self.calls: dict[str, dict[str, object]] = {}
+        self.prefilled: dict[str, dict[str, object]] = {}
         self.encoding = False
         self.seconds = 0.0
         self.batch: PlannedBatch | None = None

@@ -86,6 +86,21 @@ def refuse_lone_placeholders(
         )
 
 
+def refuse_piece(past: int, vision: Mapping[str, object], before: Mapping[str, object]) -> None:
+    """Refuse a further piece of a prompt whose pictures were encoded once for all pieces.
+
+    Args:
+        past: columns of the cache.
+        vision: modality -> its encoder's call.
+        before: the same, of the forward before.
+    """
+    if past and any(before.get(name) is noted for name, noted in vision.items()):
+        raise ModelError(
+            "this forward has a piece of a prompt, of whose visual tokens others came before",
+            "prefill in one piece: leave prefill_chunk_size unset",
+        )
+
+
 def refuse_past(structure: Structure, pruned: PrunedCache | None) -> None:
     """Refuse new pictures on a cache that they can't go on with."""
     if pruned is not None and pruned.renumbered:

@@ -80,7 +80,7 @@ class EncoderHooks:
         )
         known = features.get(key) if features is not None else None
         if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
-            state.calls[modality] = known[0]
+            state.calls[modality] = dict(known[0])
             return known[1]
         started, state.encoding = now(self.structure.device), True
         try:
