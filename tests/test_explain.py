@@ -191,13 +191,13 @@ def test_every_method_points_at_what_is_asked_about(
 ) -> None:
     right = []
     dear = method in ("occlusion", "mask", "hierarchical")
-    for path, sample in pictures[: 2 if dear else 4]:
+    for path, sample in pictures[: 3 if dear else 4]:
         (question,) = sample.questions
         answer = answered(path, question.text)
         assert answer.run.answer == question.answer
-        passes = 40 if method == "mask" else 60
+        passes = 50 if dear else 60
         right.append(hits(map_run(answer, method, UNPRUNED, passes, 0, None), sample))
-    assert sum(right) >= len(right) - (not dear), right  # by chance about one in four
+    assert sum(right) >= len(right) - 1, right  # by chance about one in ten
 
 
 # -- windows, parts, evidence kept ----------------------------------------------------------------
