@@ -301,6 +301,17 @@ def test_a_template_that_forgets_the_media_is_refused():
         family.encode(files, media, ask("what?", media))
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% for %}"]
+)
+def test_a_template_that_does_not_take_the_conversation_is_refused(template):
+    family, files = family_of("llava_onevision"), files_of("llava_onevision")
+    files = dataclasses.replace(files, processor={"chat_template": template})
+    media = prepare(family, files, items_of("image"))
+    with pytest.raises(ModelError, match="chat template does not take this conversation"):
+        family.encode(files, media, ask("what?", media))
+
+
 def test_a_tokenizer_without_the_placeholder_is_refused():
     family = family_of("llava_onevision")
     files = files_of("llava_onevision", tokenizer=tiny.tokenizer("qwen2_5_vl"))

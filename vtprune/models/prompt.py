@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+import jinja2
 import torch
 
 from vtprune.errors import ModelError
@@ -67,6 +68,9 @@ def write(
     Args:
         placeholders: their texts.
         default: the template where the checkpoint has none.
+
+    Raises:
+        ModelError: the template refuses the conversation, or can't be run.
     """
     kinds = iter([item.source.kind for item in media])
     special = _special(files, placeholders)
@@ -84,15 +88,19 @@ def write(
     assert next(kinds, None) is None, "every media item belongs to a turn"
     template = files.processor.get("chat_template")
     template = template or (None if files.tokenizer.chat_template else default)
-    return cast(
-        str,
-        files.tokenizer.apply_chat_template(
+    try:
+        written = files.tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", messages),
             chat_template=cast("str | None", template),
             tokenize=False,
             add_generation_prompt=True,
-        ),
-    )
+        )
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the checkpoint's chat template does not take this conversation ({error})",
+            "take the chat template of the model's own repository, or ask in another form",
+        ) from error
+    return cast(str, written)
 
 
 def in_prompt_order(
