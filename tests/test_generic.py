@@ -106,7 +106,17 @@ def test_a_model_that_can_not_be_pruned_answers_at_keep_1_with_the_reason(tmp_pa
     assert report["seconds"]["prefill"] > 0
     picture = str(directory / "picture.png")
     less = ["ask", picture, "what?", "--model", str(directory), "--keep", "0.9"]
-    assert_refused(CliRunner().invoke(cli, less), "Error: git: its decoder has no list of layers")
+    message = "Error: git: its decoder has no list of layers"
+    assert_refused(CliRunner().invoke(cli, less), message)
+    assert_refused(CliRunner().invoke(cli, ["check", "--model", str(directory)]), message)
+
+
+def test_a_pruned_decoder_with_a_state_is_not_explained(tmp_path: Path) -> None:
+    directory = tiny_processor.build("qwen3_5", tmp_path)
+    picture = str(save_noise(tmp_path / "picture.png", 90, 150))
+    cut = ["--keep", "0.4", "--method", "uniform", "--at", "input", "--max-new-tokens", "3"]
+    result = CliRunner().invoke(cli, ["explain", picture, "?", "--model", str(directory), *cut])
+    assert_refused(result, "Error: qwen3_5: layers that keep a state .* have no keys to mask")
 
 
 def test_its_visual_tokens_are_counted_all_the_same() -> None:

@@ -106,6 +106,7 @@ def run(flags: Flags, user: Flags, options: CheckOptions, sources: Sequence[Sour
     from vtprune.evaluation.checking.cuts import choose_cuts, media_preset
     from vtprune.evaluation.checking.inputs import draw_media, gather_files
     from vtprune.models.loading import load
+    from vtprune.models.structure import find_structure
 
     kinds = {source.kind for source in sources} or set(options.modalities)
     choose_cuts(options, 8, kinds)  # what can't be checked is an error before a long load
@@ -117,5 +118,5 @@ def run(flags: Flags, user: Flags, options: CheckOptions, sources: Sequence[Sour
         else:
             inputs = draw_media(loaded, sampling, options.modalities)
         kinds = {kind for one in inputs for kind in one.kinds}
-        cuts = choose_cuts(options, len(loaded.model.get_decoder().layers), kinds)
+        cuts = choose_cuts(options, len(find_structure(loaded.model).layers), kinds)
         return run_check(loaded, inputs, cuts, show)

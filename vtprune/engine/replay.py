@@ -151,13 +151,6 @@ class Replay:
         Returns:
             (B, m, V) logits.
         """
-        if self.structure.keeps_state(layer):
-            raise ModelError(
-                f"{self.structure.model_type}: layers that keep a state of all tokens have no keys "
-                "to mask",
-                "explain the unpruned model by attention, gradient, occlusion or mask, or by "
-                "information from layer 0",
-            )
         columns = torch.zeros(len(hidden), self.length, dtype=torch.bool, device=self.embeds.device)
         columns[:, self.columns] = hidden.to(columns.device)
         keys = (*self.always, MaskedKeys(layer, columns))
@@ -213,8 +206,19 @@ class Replay:
         return given
 
     def run(self, given: Kwargs, rows: int, masked: Sequence[MaskedKeys]) -> torch.Tensor:
-        """Call the model, its decoder with these arguments, and return (B, m, V) logits."""
+        """Call the model, its decoder with these arguments, and return (B, m, V) logits.
+
+        Raises:
+            ModelError: some layers have no keys to mask.
+        """
         structure = self.structure
+        if any(structure.keeps_state(keys.layer) for keys in masked):
+            raise ModelError(
+                f"{structure.model_type}: layers that keep a state of all tokens have no keys "
+                "to mask",
+                "explain the unpruned model by attention, gradient, occlusion or mask, or by "
+                "information from layer 0",
+            )
         embeds = given["inputs_embeds"]
         assert isinstance(embeds, torch.Tensor)
 
