@@ -160,7 +160,13 @@ def _with_shares(
 
     A token goes through a few of the experts, and through everything else.
     """
+    adapted = [
+        f"{name}." for name, module in layer.named_modules() if hasattr(module, "base_layer")
+    ]
     for name, module in layer.named_modules():
+        if any(name + "." == around or (name.startswith(around) and
+               not name.startswith(f"{around}base_layer")) for around in adapted):  # fmt: skip
+            continue  # an adapter, which is merged into what it adapts
         experts = _num_experts(name, module, layer)
         yield name, module, 1.0 if not experts else _active(layer, config) / experts
 
