@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -305,7 +306,8 @@ def by_kind(lines: Sequence[Mapping[str, object]]) -> str:
 def sanity(lines: Sequence[Mapping[str, object]]) -> str:
     """Return the pointing hits of a model with random weights."""
     cells = [f"{name} {figure(lines, name, 'pointing')}" for name in ("random", *METHODS)]
-    return f"With random weights, {len(lines)} questions, pointing: " + ", ".join(cells) + "."
+    text = f"With random weights, {len(lines)} questions, pointing: " + ", ".join(cells) + "."
+    return textwrap.fill(text, 120)
 
 
 def draw_examples(loaded: Loaded) -> None:
