@@ -176,7 +176,7 @@ class ResumableLines:
         path: the file, made where there is none.
         take: gets each line that the file holds, after the head; returns what is wrong with it, ""
             where nothing is.
-        is_torn: tells whether a killed run could have left such a last line.
+        beginning: of every line but the head.
         what: the lines are, in the plural.
         head: the first line, the same in every run that may go on with the file; "" for none.
         others: what a file with another first line holds.
@@ -190,12 +190,12 @@ class ResumableLines:
         self,
         path: Path,
         take: Callable[[bytes], str],
-        is_torn: Callable[[bytes], bool],
+        beginning: bytes,
         what: str,
         head: str = "",
         others: str = "",
     ) -> None:
-        self.path, self.take, self.is_torn, self.what = path, take, is_torn, what
+        self.path, self.take, self.beginning, self.what = path, take, beginning, what
         self.file = open_unbuffered(path)
         try:
             self.resume(head, others)
@@ -244,7 +244,7 @@ class ResumableLines:
         end, faults, line = start, Faults(self.path, self.what), b"\n"
         for number, line in enumerate(lines_of(self.file), first):
             fault = self.take(line)
-            if fault and not line.endswith(b"\n") and self.is_torn(line):
+            if fault and not line.endswith(b"\n") and is_torn(line, self.beginning):
                 line = b"\n"
                 break
             if fault:
@@ -281,6 +281,15 @@ class ResumableLines:
     def close(self) -> None:
         """Close the file, and let other processes have it."""
         self.file.close()
+
+
+def is_torn(line: bytes, beginning: bytes) -> bool:
+    """Return whether a killed run, or a machine that lost power, could have left this end.
+
+    Args:
+        beginning: of every whole line.
+    """
+    return beginning.startswith(line[: len(beginning)]) or not line.strip(b"\0")
 
 
 def kept_in(path: Path, number: int) -> str:

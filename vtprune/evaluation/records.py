@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import quote
-from vtprune.saving import LONGEST_LINE, Faults, ResumableLines, kept_in, lines_of
+from vtprune.saving import LONGEST_LINE, Faults, ResumableLines, is_torn, kept_in, lines_of
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
@@ -78,7 +78,7 @@ class AnswersFile:
             self.lines = ResumableLines(
                 path,
                 self.take,
-                is_torn,
+                BEGINNING,
                 what="answers of this evaluation",
                 head=json.dumps({"vtprune": head}, sort_keys=True),
                 others="the answers of another evaluation (other questions, model, settings or "
@@ -136,15 +136,9 @@ def read_records(path: Path, questions: int | None = None) -> Iterator[Record]:
             record = parse_record(line, questions)
             if isinstance(record, Record):
                 yield record
-            elif number > 1 and (line.endswith(b"\n") or not is_torn(line)):
+            elif number > 1 and (line.endswith(b"\n") or not is_torn(line, BEGINNING)):
                 faults.add(number, record)
     faults.refuse()
-
-
-def is_torn(line: bytes) -> bool:
-    """Return whether a killed run, or a machine that lost power, could have left this end."""
-    begun = line[: len(BEGINNING)]
-    return BEGINNING.startswith(begun) or not line.strip(b"\0")
 
 
 def parse_record(line: bytes, questions: int | None = None) -> Record | str:

@@ -50,6 +50,16 @@ class Place:
     seconds: tuple[float, ...]
     box: Box | None
 
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        edges = None if self.box is None else [round(edge, 2) for edge in self.box]
+        names = ("column", "media", "kind", "frame", "tile", "row", "col")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "seconds": list(self.seconds),
+            "box": edges,
+        }
+
 
 @dataclass(frozen=True)
 class Canvas:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
 from vtprune.inference.wording import counted
@@ -19,6 +19,7 @@ from vtprune.media import file_name
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
 
+T = TypeVar("T")
 LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
 LARGEST_FILE = 64 * 2**20  # bytes
 KEYS = ("file", "question", "answer", "choices", "kind")
@@ -71,6 +72,22 @@ def read_questions(path: str | Path) -> list[Asked]:
     Raises:
         VtpruneError: not readable, or faults, all named with their lines.
     """
+    return read_json_lines(path, _read_line, "question", HINT)
+
+
+def read_json_lines(
+    path: str | Path, read_line: Callable[[str, Path], T | list[str]], what: str, hint: str
+) -> list[T]:
+    """Read a file of JSON lines; blank ones are left out.
+
+    Args:
+        read_line: gets a line and the file's folder; returns what it holds, or its faults.
+        what: a line holds.
+        hint: shows one.
+
+    Raises:
+        VtpruneError: not readable, or faults, all named with their lines.
+    """
     path = Path(path)
     name = brief_path(path)
     try:
@@ -79,29 +96,29 @@ def read_questions(path: str | Path) -> list[Asked]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         last = raw.count(b"\n", 0, error.start) + 1
-        raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", HINT) from error
+        raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
-        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {HINT}") from error
+        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {hint}") from error
     if len(raw) > LARGEST_FILE:
         raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
-    asked: list[Asked] = []
+    read: list[T] = []
     faults: list[str] = []
     more = 0  # faults that are counted only: a large file could hold millions
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            result = _read_line(line, path.parent)
-            if isinstance(result, Asked):
-                asked.append(result)
-            else:
+            result = read_line(line, path.parent)
+            if isinstance(result, list):
                 room = MOST_FAULTS - len(faults)
                 faults += [f"line {number}: {fault}" for fault in result[:room]]
                 more += len(result[room:])
+            else:
+                read.append(result)
     if faults:
-        raise VtpruneError(f"{name}: {list_faults(faults, more)}", HINT)
-    if not asked:
-        raise VtpruneError(f"{name}: holds no question", HINT)
-    return asked
+        raise VtpruneError(f"{name}: {list_faults(faults, more)}", hint)
+    if not read:
+        raise VtpruneError(f"{name}: holds no {what}", hint)
+    return read
 
 
 def _read_line(line: str, folder: Path) -> Asked | list[str]:

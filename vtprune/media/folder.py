@@ -40,7 +40,10 @@ def open_folder(path: Path, limits: Limits) -> Source:
         MediaError: for no pictures, or pictures of different sizes.
     """
     try:
-        files = sorted((file for file in path.iterdir() if _is_picture(file)), key=_natural)
+        files = sorted(
+            (file for file in path.iterdir() if _is_picture(file)),
+            key=lambda file: natural_order(file.name),
+        )
     except OSError as error:
         raise MediaError(
             f"{printable(path)}: {error.strerror}", "check the path and its permissions"
@@ -112,6 +115,7 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def _natural(file: Path) -> list[tuple[int, int, str]]:
-    parts = re.split(r"([0-9]+)", file.name)
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts names by the numbers in them: 2 before 10."""
+    parts = re.split(r"([0-9]+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]

@@ -114,7 +114,6 @@ class LayerCost:
             length; in float32.
         conv: values that a causal convolution holds of the tokens before, in the model's dtype.
         chunks: of linear attention.
-        window: of a sliding window, the tokens that it sees; 0 where it sees all.
     """
 
     token: float
@@ -123,7 +122,6 @@ class LayerCost:
     state: int = 0
     conv: int = 0
     chunks: Chunks = Chunks()
-    window: int = 0
 
 
 @dataclass(frozen=True)

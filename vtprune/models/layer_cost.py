@@ -68,10 +68,10 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
         pair += 2.0 * widths
         cached += values
     for module in layer.modules():
-        if has_sizes(module, DELTA):
+        if _has_sizes(module, DELTA):
             chunks, values = _delta_rule(*(_int(module, name) for name in DELTA))
             state += values
-        elif has_sizes(module, MAMBA):
+        elif _has_sizes(module, MAMBA):
             chunks, values = _mamba(*(_int(module, name) for name in MAMBA))
             state += values
         elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
@@ -88,11 +88,10 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
         state=state,
         conv=conv,
         chunks=chunks,
-        window=_window(layer, config),
     )
 
 
-def has_sizes(module: nn.Module, names: tuple[str, ...]) -> bool:
+def _has_sizes(module: nn.Module, names: tuple[str, ...]) -> bool:
     """Return whether a module names all of these sizes."""
     return all(_int(module, name) for name in names)
 
@@ -226,11 +225,3 @@ def _conv_state(module: nn.Module) -> int:
     if not isinstance(module, nn.Conv1d):
         return 0
     return module.out_channels * module.kernel_size[0]
-
-
-def _window(layer: nn.Module, config: PreTrainedConfig) -> int:
-    """Return the width of a layer's sliding window; 0 where it sees everything."""
-    for module in layer.modules():
-        if window := _int(module, "sliding_window"):
-            return window
-    return 0

@@ -248,18 +248,9 @@ class DrawnRun:
 
 def token_to_dict(token: Token) -> dict[str, object]:
     """Return a token as the JSON has it."""
-    place = token.place
     return {
-        "column": place.column,
-        "media": place.media,
-        "kind": place.kind,
-        "frame": place.frame,
-        "tile": place.tile,
-        "row": place.row,
-        "col": place.col,
-        "frames": list(place.frames),
-        "seconds": list(place.seconds),
-        "box": None if place.box is None else [round(edge, 2) for edge in place.box],
+        **token.place.to_dict(),
+        "frames": list(token.place.frames),
         "kept": token.dropped_by is None,
         "dropped_by": token.dropped_by,
         "merged_into": token.merged_into,

@@ -7,7 +7,6 @@ import json
 import textwrap
 from collections.abc import Callable
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,9 @@ from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Ex
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
 from vtprune.pictures.contact_sheet import GAP, GREY, HEAD, INK, LINE, PAPER, TEXT, font
-from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, scaled
+from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, Token, scaled
 from vtprune.pictures.miniature import CELLS, beside
-from vtprune.pictures.page import render_page, to_url
+from vtprune.pictures.page import panel_data, render_page
 
 if TYPE_CHECKING:
     from vtprune.media import Limits
@@ -215,8 +214,7 @@ class EvidenceDrawing:
             "pictures": pictures,
             "runs": runs,
         }
-        source = resources.files("vtprune.pictures").joinpath("evidence.html")
-        return render_page(source.read_text(encoding="utf-8"), data)
+        return render_page("evidence.html", data)
 
     def run_data(self, number: int, pictures: dict[str, str]) -> dict[str, object]:
         """Return what the page is told of one run.
@@ -227,25 +225,15 @@ class EvidenceDrawing:
         run, drawing = self.explanation.runs[number], self.drawings[number]
         drawn = drawing.runs[0]
         drawing.read_pictures([panel.key for panel in drawn.panels])
-        panels = []
-        for panel in drawn.panels:
-            key = f"{number}-{panel.picture_key[0]}-{panel.picture_key[1]}"
-            if key not in pictures:
-                pictures[key] = to_url(drawing.picture(drawn, panel))
-            item = drawn.item_of(panel)
-            tokens = [
-                [
-                    token.place.column,
-                    *(round(edge, 1) for edge in token.place.box or ()),
-                    [round(shares[token.place.column], 6) for shares in self.shares[number]],
-                    token.place.tile, token.place.row, token.place.col,
-                ]
-                for token in panel.tokens
-            ]  # fmt: skip
-            panels.append({
-                "title": drawn.title(panel), "picture": key, "width": item.source.width,
-                "height": item.source.height, "tokens": tokens, "large": not item.timestamps,
-            })  # fmt: skip
+
+        def shares(token: Token) -> list[object]:
+            column = token.place.column
+            return [[round(of_map[column], 6) for of_map in self.shares[number]]]
+
+        panels = [
+            panel_data(drawing, drawn, panel, pictures, shares, f"{number}-")
+            for panel in drawn.panels
+        ]
         return {
             "name": run_line(run),
             "maps": [

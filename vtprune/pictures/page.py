@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jinja2
 
 from vtprune.pictures.contact_sheet import colour_of
-from vtprune.pictures.drawing import Drawing, DrawnRun, rounded
+from vtprune.pictures.drawing import Drawing, DrawnRun, Panel, Token, rounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,63 +27,78 @@ def draw_page(drawing: Drawing) -> bytes:
     """Return the HTML page of a drawing, all frames in it."""
     keys = [panel.key for panel in drawing.runs[0].panels]
     drawing.read_pictures(keys)
-    pictures: dict[tuple[int, int], str] = {}
-    runs = [run_data(drawing, run, pictures) for run in drawing.runs]
-    names = {key: f"{key[0]}-{key[1]}" for key in pictures}
+    pictures: dict[str, str] = {}
+    first = drawing.runs[0]
     data = {
-        "question": drawing.runs[0].question,
-        "files": drawing.runs[0].files,
-        "model": drawing.runs[0].model,
-        "pictures": {names[key]: value for key, value in pictures.items()},
-        "runs": runs,
+        "question": first.question,
+        "files": first.files,
+        "model": first.model,
+        "runs": [run_data(drawing, run, pictures) for run in drawing.runs],
+        "pictures": pictures,
     }
-    source = resources.files("vtprune.pictures").joinpath("page.html").read_text(encoding="utf-8")
-    return render_page(source, data)
+    return render_page("page.html", data)
 
 
-def render_page(source: str, data: Mapping[str, object]) -> bytes:
-    """Return a page with its data in it."""
-    page = jinja2.Environment(autoescape=True).from_string(source)  # tojson escapes < > & '
-    return page.render(data=data).encode("utf-8", "replace")
+def render_page(name: str, data: Mapping[str, object]) -> bytes:
+    """Return a page with its data in it.
+
+    Args:
+        name: of its template.
+    """
+    templates = jinja2.PackageLoader("vtprune", "pictures")
+    page = jinja2.Environment(autoescape=True, loader=templates).get_template(name)
+    return page.render(data=data).encode("utf-8", "replace")  # tojson escapes < > & '
 
 
-def run_data(
-    drawing: Drawing, run: DrawnRun, pictures: dict[tuple[int, int], str]
+def panel_data(
+    drawing: Drawing,
+    run: DrawnRun,
+    panel: Panel,
+    pictures: dict[str, str],
+    fields: Callable[[Token], Sequence[object]],
+    prefix: str = "",
 ) -> dict[str, object]:
+    """Return what a page is told of one panel.
+
+    Args:
+        pictures: gets the picture behind it, as a data URL.
+        fields: what the page adds to a token's place.
+        prefix: of the picture's name, where drawings have pictures of their own.
+    """
+    item, (media, frame) = run.item_of(panel), panel.picture_key
+    key = f"{prefix}{media}-{frame}"
+    if key not in pictures:
+        pictures[key] = to_url(drawing.picture(run, panel))
+    tokens = []
+    for token in panel.tokens:
+        place = token.place
+        box = [round(edge, 1) for edge in place.box or ()]
+        tokens.append([place.column, *box, place.tile, place.row, place.col, *fields(token)])
+    return {
+        "title": run.title(panel),
+        "picture": key,
+        "width": item.source.width,
+        "height": item.source.height,
+        "tokens": tokens,
+        "large": not item.timestamps,
+    }
+
+
+def run_data(drawing: Drawing, run: DrawnRun, pictures: dict[str, str]) -> dict[str, object]:
     """Return what the page is told of one way to prune.
 
     Args:
         pictures: gets each picture behind a panel, as a data URL.
     """
-    panels = []
-    for panel in run.panels:
-        item = run.item_of(panel)
-        key = panel.picture_key
-        if key not in pictures:
-            pictures[key] = to_url(drawing.picture(run, panel))
-        tokens = [
-            [
-                token.place.column,
-                *(round(edge, 1) for edge in token.place.box or ()),
-                -1 if token.dropped_by is None else token.dropped_by,
-                -1 if token.merged_into is None else token.merged_into,
-                token.place.tile,
-                token.place.row,
-                token.place.col,
-                [None if score is None else rounded(score) for score in token.scores],
-            ]
-            for token in panel.tokens
+
+    def fate(token: Token) -> list[object]:
+        return [
+            -1 if token.dropped_by is None else token.dropped_by,
+            -1 if token.merged_into is None else token.merged_into,
+            [None if score is None else rounded(score) for score in token.scores],
         ]
-        panels.append(
-            {
-                "title": run.title(panel),
-                "picture": f"{key[0]}-{key[1]}",
-                "width": item.source.width,
-                "height": item.source.height,
-                "tokens": tokens,
-                "large": not item.timestamps,
-            }
-        )
+
+    panels = [panel_data(drawing, run, panel, pictures, fate) for panel in run.panels]
     merged = {token.merged_into for token in run.tokens} - {None}
     return {
         "name": run.name,

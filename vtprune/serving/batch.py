@@ -148,7 +148,7 @@ class AnswerLines:
         self.keys: set[str] = set()
         self.lines: ResumableLines | None = None
         if path is not None:
-            self.lines = ResumableLines(path, self.take, is_torn, "answers of this batch")
+            self.lines = ResumableLines(path, self.take, BEGINNING, "answers of this batch")
 
     def take(self, line: bytes) -> str:
         """Note the key of a line; return what is wrong with it, "" where nothing is."""
@@ -183,11 +183,6 @@ class AnswerLines:
             error.add_note(f"{kept}; the same command goes on from there")
         if self.lines is not None:
             self.lines.close()
-
-
-def is_torn(line: bytes) -> bool:
-    """Return whether a killed run, or a machine that lost power, could have left this end."""
-    return BEGINNING.startswith(line[: len(BEGINNING)]) or not line.strip(b"\0")
 
 
 # -- the run ---------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import MOST_FAULTS, MediaError, VtpruneError, brief_path, list_faults, quote
+from vtprune.errors import MediaError, VtpruneError, quote
 from vtprune.evaluation.variants import fingerprint
-from vtprune.inference.questions_file import LARGEST_FILE, check_length
+from vtprune.inference.questions_file import check_length, read_json_lines
 from vtprune.media import file_name
+from vtprune.media.folder import natural_order
 from vtprune.models.base import Turn
 from vtprune.preset import Preset, load_preset, override
 from vtprune.serving.messages import read_messages
@@ -117,7 +118,7 @@ def find_files(inputs: Sequence[str]) -> tuple[list[str], int]:
     num_others = 0
     for name in map(file_name, inputs):
         if not os.path.exists(name) and PATTERN.search(name):
-            matched = sorted(glob.glob(name, recursive=True), key=natural)
+            matched = sorted(glob.glob(name, recursive=True), key=natural_order)
             if not matched:
                 raise MediaError(f"{name}: no file matches", "check the pattern")
         elif os.path.lexists(name):
@@ -141,8 +142,10 @@ def walk(folder: str) -> Iterator[str]:
     """Yield the files of a folder and of those in it, in natural order; links to folders are not
     followed."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
-        for name in sorted(names, key=natural):
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")), key=natural_order
+        )
+        for name in sorted(names, key=natural_order):
             if not name.startswith("."):
                 yield os.path.join(parent, name)
 
@@ -155,12 +158,6 @@ def is_media(path: str) -> bool:
         return os.path.isfile(path) and file_type_of(Path(path)) is not None
     except VtpruneError:
         return False
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts names by their numbers: 2 before 10."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
 # -- a list of requests ----------------------------------------------------------------------------
@@ -178,37 +175,15 @@ def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Re
     Raises:
         VtpruneError: the file can't be read, or lines are wrong: the first of them are named.
     """
-    name, path = brief_path(path), Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise VtpruneError(f"{name}: not UTF-8 text", HINT) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a file's name"
-        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {HINT}") from error
-    if len(raw) > LARGEST_FILE:
-        raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     presets = Presets(preset)
-    requests: list[Request] = []
-    faults: list[str] = []
-    num_more = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+
+    def read_line(line: str, folder: Path) -> Request | list[str]:
         try:
-            requests.append(_read_line(line, path.parent, presets, system))
+            return _read_line(line, folder, presets, system)
         except VtpruneError as error:
-            if len(faults) < MOST_FAULTS:
-                faults.append(f"line {number}: {error.message}")
-            else:
-                num_more += 1
-    if faults:
-        raise VtpruneError(f"{name}: {list_faults(faults, num_more)}", HINT)
-    if not requests:
-        raise VtpruneError(f"{name}: holds no request", HINT)
-    return with_keys(requests)
+            return [error.message]
+
+    return with_keys(read_json_lines(path, read_line, "request", HINT))
 
 
 class Presets:

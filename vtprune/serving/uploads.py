@@ -16,10 +16,9 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from vtprune.errors import MediaError, quote
 
@@ -175,7 +174,7 @@ def fetch(address: str, rules: UploadRules) -> bytes:
                 "allow the host with --allow-url, or send the file itself",
             )
         try:
-            answer = _get(parts.scheme.lower(), host, parts.port, parts, until)
+            answer = _get(parts, host, until)
             with answer:
                 if answer.status in (301, 302, 303, 307, 308):
                     address = urljoin(address, answer.headers.get("Location", ""))
@@ -203,9 +202,10 @@ class _Answer:
         self.connection.close()
 
 
-def _get(scheme: str, host: str, port: int | None, parts: object, until: float) -> _Answer:
+def _get(parts: SplitResult, host: str, until: float) -> _Answer:
     """Ask a server for what an address names."""
-    port = port or {"http": 80, "https": 443}[scheme]
+    scheme = parts.scheme.lower()
+    port = parts.port or {"http": 80, "https": 443}[scheme]
     place = public_address(host, port)
     left = max(until - time.monotonic(), 0.1)
     plain = socket.create_connection(place, timeout=left)
@@ -214,8 +214,8 @@ def _get(scheme: str, host: str, port: int | None, parts: object, until: float) 
     if scheme == "https":
         context = ssl.create_default_context()
         connection.sock = context.wrap_socket(plain, server_hostname=host)
-    path = parts.path or "/"  # type: ignore[attr-defined]
-    query = f"?{parts.query}" if parts.query else ""  # type: ignore[attr-defined]
+    path = parts.path or "/"
+    query = f"?{parts.query}" if parts.query else ""
     connection.request("GET", path + query, headers={"Host": host, "User-Agent": "vtprune"})
     return _Answer(connection)
 
@@ -255,10 +255,3 @@ def is_public(place: str) -> bool:
     address = ipaddress.ip_address(place.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_global and not address.is_multicast
-
-
-def clear(folder: Path, paths: Sequence[Path]) -> None:
-    """Remove the files of a request that has ended."""
-    for path in paths:
-        if path.parent == folder:
-            path.unlink(missing_ok=True)

@@ -190,7 +190,7 @@ class ExplainedRun:
                     "region": None if region is None else region.to_dict(),
                     "moments": [moment.to_dict() for moment in self.moments(evidence)],
                     "tokens": [
-                        place_to_dict(place) | {"share": round(share, 6)}
+                        place.to_dict() | {"share": round(share, 6)}
                         for place, share in zip(self.places, evidence.shares.tolist(), strict=True)
                     ],
                 }
@@ -212,21 +212,6 @@ def grow(places: Sequence[Place], peak: Place) -> list[Place]:
             for step in (-1, 1):
                 waiting.append(tuple(n + step * (a == axis) for a, n in enumerate(key)))  # type: ignore[arg-type]
     return list(inside.values())
-
-
-def place_to_dict(place: Place) -> dict[str, object]:
-    """Return a token's place as the JSON has it."""
-    return {
-        "column": place.column,
-        "media": place.media,
-        "kind": place.kind,
-        "frame": place.frame,
-        "tile": place.tile,
-        "row": place.row,
-        "col": place.col,
-        "seconds": list(place.seconds),
-        "box": None if place.box is None else [round(edge, 2) for edge in place.box],
-    }
 
 
 @dataclass(frozen=True)
