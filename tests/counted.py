@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, cast
 
 import tiny
@@ -14,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from vtprune.inference.measuring import compute_vision_flops
+from vtprune.models import find_family
 from vtprune.models.anyres import best_resolution, count_tiles
-from vtprune.models.base import Inputs
+from vtprune.models.base import Files, Inputs
 from vtprune.models.cost import VisionShape
 from vtprune.models.loading import Loaded
 
@@ -67,7 +67,7 @@ def count(run: Callable[[], object]) -> int:
 
 def loaded(model: PreTrainedModel) -> Loaded:
     """As much of a loaded model as its figures need."""
-    return cast(Loaded, SimpleNamespace(model=model))
+    return Loaded("tiny", model, cast(Files, None), find_family(str(model.config.model_type)))
 
 
 def as_encoded(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Inputs:

@@ -22,6 +22,7 @@ from vtprune.inference.measuring import compute_costs, measure_memory
 from vtprune.inference.report import MemoryBytes
 from vtprune.models import cost
 from vtprune.models.base import Sampling
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import load
 from vtprune.preset import load_preset, override
 
@@ -96,6 +97,20 @@ def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch)
     report = next(answer_questions(model, media["several"], ["what?"], preset, generation=short))
     assert report.flops.vision is None
     assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
+
+
+def test_several_reports_measure_the_decoder_once(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    measured = []
+    monkeypatch.setattr(
+        "vtprune.models.loading.measure_decoder",
+        lambda model: measured.append(model) or measure_decoder(model),
+    )
+    model = load(str(checkpoints("llava")))
+    preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
+    questions = ["what?", "and where?"]
+    reports = list(answer_questions(model, media["several"], questions, preset, generation=short))
+    assert [report.flops.prefill > 0 for report in reports] == [True, True]
+    assert measured == [model.model]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from vtprune.device import time_runs
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.report import CompareResult, CompareSeconds
 from vtprune.models import cost
-from vtprune.models.layer_cost import measure_decoder
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
@@ -180,9 +179,8 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
     Args:
         ceilings: as `measure_ceilings` gives them.
     """
-    try:
-        shape = measure_decoder(loaded.model)
-    except cost.CostError:
+    shape = loaded.measured_decoder
+    if isinstance(shape, cost.CostError):
         return None
     flops, bandwidth = ceilings
     layers = loaded.model.get_decoder().layers

@@ -28,7 +28,6 @@ from vtprune.inference.report import (
 )
 from vtprune.models import cost
 from vtprune.models.base import PIXELS
-from vtprune.models.layer_cost import measure_decoder
 from vtprune.preset.spec import ModalityPreset
 from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
@@ -218,9 +217,8 @@ def compute_costs(
 ) -> tuple[Flops, KvCacheBytes]:
     """Return FLOPs and KV cache bytes of one sample, beside those of the whole prompt."""
     vision = _count_vision(loaded, inputs, trace, sample)
-    try:
-        shape = measure_decoder(loaded.model)
-    except cost.CostError:
+    shape = loaded.measured_decoder
+    if isinstance(shape, cost.CostError):
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
                       decode_full=None, reduction=None)  # fmt: skip
         return flops, KvCacheBytes(kept=None, full=None, state=None)
@@ -261,10 +259,9 @@ def uncounted(loaded: Loaded, flops: Flops) -> list[str]:
     warnings = []
     if flops.vision is None:
         warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
-    try:
-        measure_decoder(loaded.model)
-    except cost.CostError as error:
-        warnings.append(f"{error.message}, nor are the bytes of its KV cache")
+    if isinstance(loaded.measured_decoder, cost.CostError):
+        reason = loaded.measured_decoder.message
+        warnings.append(f"{reason}, nor are the bytes of its KV cache")
     return warnings
 
 

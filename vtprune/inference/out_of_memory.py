@@ -11,7 +11,6 @@ import torch
 from vtprune.device import free_memory
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.models import cost
-from vtprune.models.layer_cost import measure_decoder
 
 if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
@@ -80,9 +79,8 @@ def explain(loaded: Loaded, preset: Preset, trace: Trace) -> tuple[str, str]:
 
 def fit_tokens(loaded: Loaded, text: int) -> int | None:
     """Return how many visual tokens should fit in the free memory; None: not known."""
-    try:
-        shape = measure_decoder(loaded.model)
-    except cost.CostError:
+    shape = loaded.measured_decoder
+    if isinstance(shape, cost.CostError):
         return None
     size = loaded.model.dtype.itemsize
     cached = cost.kv_bytes(shape, [1] * shape.layers, size)

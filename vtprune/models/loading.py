@@ -28,6 +28,7 @@ from vtprune.models.adapters import (
 )
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config
+from vtprune.models.cost import CostError, DecoderShape
 from vtprune.models.devices import (
     check_quantized,
     find_device,
@@ -36,6 +37,7 @@ from vtprune.models.devices import (
     quantization_of,
 )
 from vtprune.models.generation_defaults import read_generation_config
+from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_structure, pruned_equals
@@ -93,6 +95,28 @@ class Loaded:
     def pruned_equals(self) -> str | None:
         """What a pruned answer equals, as reports name it; None: this model can't be pruned."""
         return pruned_equals(self.model)
+
+    @functools.cached_property
+    def measured_decoder(self) -> DecoderShape | CostError:
+        """What the language model's cost depends on; the error where it can't be counted.
+
+        Measured once: an adapter that is added later is not counted.
+        """
+        try:
+            return measure_decoder(self.model)
+        except CostError as error:
+            return error.with_traceback(None)
+
+    @property
+    def decoder_shape(self) -> DecoderShape:
+        """What the language model's cost depends on.
+
+        Raises:
+            CostError: its layers are of a kind that can't be counted.
+        """
+        if isinstance(self.measured_decoder, CostError):
+            raise self.measured_decoder
+        return self.measured_decoder
 
     def find_calibration(self) -> tuple[Calibration, list[str]]:
         """Return the calibration from the user's file, else the packaged one or defaults.

@@ -28,7 +28,6 @@ from vtprune.inference.generate import Run
 from vtprune.inference.prepare import to_device
 from vtprune.models import cost
 from vtprune.models.base import Sampling
-from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
 from vtprune.preset import Preset, load_preset
 
@@ -82,7 +81,7 @@ class Subject:
 
     def flops(self, ran: Run) -> float:
         """Of the decoder's prefill, as it was cut."""
-        shape = measure_decoder(self.loaded.model)
+        shape = self.loaded.decoder_shape
         return cost.prefill_flops(shape, ran.trace.tokens_by_layer())
 
 

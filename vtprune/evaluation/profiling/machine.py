@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.measuring import compute_vision_flops
 from vtprune.inference.report import Block
 from vtprune.models import cost
-from vtprune.models.layer_cost import measure_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -198,10 +196,10 @@ class ProfiledModel:
     def config(self) -> PreTrainedConfig:
         return self.loaded.model.config
 
-    @functools.cached_property
+    @property
     def shape(self) -> cost.DecoderShape:
         """What the language model's cost depends on."""
-        return measure_decoder(self.loaded.model)
+        return self.loaded.decoder_shape
 
     @property
     def cache_bytes_per_token(self) -> int:

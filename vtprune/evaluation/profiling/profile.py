@@ -36,7 +36,6 @@ from vtprune.media import Limits
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.devices import find_device, find_dtype
-from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
 from vtprune.preset.calibration import read_calibration
 from vtprune.tokens.layout import MODALITIES
@@ -163,13 +162,6 @@ def profiled_model(
     shape.config.dtype = dtype
     text = shape.config.get_text_config()
     model = build_skeleton(shape.config, options.attention)
-    try:
-        measure_decoder(model)
-    except cost.CostError as error:
-        raise ModelError(
-            f"{shape.name}: a profile needs FLOPs, and {error.message}",
-            "vtprune ask --compare and vtprune compare measure without them",
-        ) from error
     calibration = None
     if options.calibration is not None:
         calibration = read_calibration(
@@ -179,6 +171,11 @@ def profiled_model(
             hidden=text.hidden_size,
         )
     loaded = Loaded(shape.name, model, shape.files, shape.family, calibration)
+    if isinstance(loaded.measured_decoder, cost.CostError):
+        raise ModelError(
+            f"{shape.name}: a profile needs FLOPs, and {loaded.measured_decoder.message}",
+            "vtprune ask --compare and vtprune compare measure without them",
+        )
     if on_progress:
         on_progress("measuring this machine", 0, 0)
     machine = measure_machine(device, dtype)

@@ -29,7 +29,6 @@ from vtprune.inference.report import (
 )
 from vtprune.inference.wording import with_options
 from vtprune.models import cost
-from vtprune.models.layer_cost import measure_decoder
 from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
@@ -246,7 +245,7 @@ def count_flops(
     """
     trace = row.trace
     flops, kv_bytes = compute_costs(loaded, row.prompt.inputs, trace, answer_tokens, 0)
-    shape = measure_decoder(loaded.model)
+    shape = loaded.decoder_shape
     full = [sum(trace.before())] * shape.layers
     encoded = find_encoded(loaded, row.prompt.inputs, trace)
     counted = {
