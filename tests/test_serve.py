@@ -38,8 +38,10 @@ from fastapi.testclient import TestClient  # noqa: E402
 from vtprune.serving import queue as queue_module  # noqa: E402
 from vtprune.serving import uploads  # noqa: E402
 from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
+from vtprune.serving.guard import GuardRules  # noqa: E402
 from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings  # noqa: E402
 from vtprune.serving.requests import requests_about  # noqa: E402
+from vtprune.serving.stop_sequences import visible_part  # noqa: E402
 from vtprune.serving.uploads import UploadRules, Uploads, decode_data_url, fetch  # noqa: E402
 
 PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
@@ -75,11 +77,17 @@ def ask(url: str, question: str = "what?", **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": parts}], **more}
 
 
+def post(client: TestClient, body: object) -> Any:
+    """The answer to a body as `json` writes it, NaN and halves of characters included."""
+    headers = {"Content-Type": "application/json"}
+    return client.post(CHAT, content=json.dumps(body), headers=headers)
+
+
 def error_of(client: TestClient, body: object, status: int) -> str:
-    response = client.post(CHAT, json=body)
+    response = post(client, body)
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert error["code"] == status
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
     return str(error["message"])
 
 
@@ -154,7 +162,7 @@ def test_answers_under_many_clients_are_those_alone(
 
 def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
     openai = pytest.importorskip("openai")
-    app = create_app(loaded, replace(SETTINGS, key="secret"))
+    app = create_app(loaded, replace(SETTINGS, guard=GuardRules(key="secret")))
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
@@ -190,25 +198,109 @@ def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[
     [
         ({"messages": []}, "not a list of messages"),
         ({}, "messages: Field required"),
-        ({"messages": [{"role": "user", "content": "hi"}]}, "no picture and no video"),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, "not of the user"),
         (ask("data:image/png;base64,AAAA"), "not a picture or a video"),
         (ask("data:image/png;base64,%%%"), "base64 can't be decoded"),
         (ask("data:image/png,abc"), "not a data URL in base64"),
         (ask("/etc/passwd"), "neither a data URL, an uploaded file, nor an address"),
         (ask("file:///etc/passwd"), "files of the server are not open to clients"),
-        (ask("file-" + "0" * 24), "no file of that id was uploaded"),
+        (ask("file-" + "0" * 24), "no file of that id is kept"),
         (ask("file-../../etc"), "neither a data URL"),
-        (ask("http://example.org/a.png"), "addresses of example.org are not fetched"),
+        (ask("http://example.org/a.png"), "addresses of 'example.org' are not fetched"),
         (ask("x", temperature=-1), "temperature: "),
-        (ask("x", n=2), "n: "),
+        (ask("x", n=2), "n 2 is not supported"),
         (ask("x", vtprune={"kep": 1}), "vtprune.kep: "),
-        (ask("x", vtprune={"preset": "/etc/passwd"}), "neither a data URL"),
+        (ask("x", vtprune={"preset": "/etc/passwd"}), "no preset"),
+        (ask("x", vtprune={"method": "os:system"}), "no method 'os:system'"),
+        (ask("x", tools=[{"type": "function"}]), "tools [{'type': 'function'}] is not supported"),
+        (ask("x", response_format={"type": "json_object"}), "is not supported"),
+        (ask("x", logprobs=True), "logprobs True is not supported"),
+        (ask("x", lenght=3), "lenght: no such field"),
+        (ask("x", max_tokens=100_000), "max_tokens 100000 is over 4,096"),
+        (ask("x", temperature=float("nan")), "temperature: Input should be a finite number"),
+        (ask("x", vtprune={"keep": float("nan")}), "keep nan is not a fraction"),
+        (ask("x", stop=["a"] * 5), "stop: more than 4 texts"),
+        (ask("x", stop=""), "stop: more than 4 texts, or one that is empty"),
+        (ask("http://[x"), "'http://[x': not an address: Invalid IPv6 URL"),
+        (ask("file://[x"), "not an address"),
+        ([1], "the request is not a JSON object"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "role ['user'] is none of"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' is none of"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+         "input_image is a part of the Responses API"),
+        ({"messages": [{"role": "user", "content": "x"}] * 10_000}, "10,000 are more than 256"),
+        ({"messages": [[]] * 200_001}, "more than 200,000 values"),
     ],
 )  # fmt: skip
-def test_wrong_requests_are_said_to_be_wrong(
-    client: TestClient, body: dict[str, Any], reason: str
-) -> None:
+def test_wrong_requests_are_said_to_be_wrong(client: TestClient, body: object, reason: str) -> None:
     assert reason in error_of(client, body, 400)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not JSON: Expecting value"),
+        (b"null", "not a JSON object"),
+        (b'{"messages":' + b"[" * 90_000 + b"]" * 90_000 + b"}", "nested too deep"),
+        (b'{"messages": "\xff"}', "not UTF-8"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number too long"),
+    ],
+)
+def test_what_is_no_json_is_said_to_be_none(
+    client: TestClient, content: bytes, reason: str
+) -> None:
+    response = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+
+
+def test_what_clients_send_in_other_words_is_understood(
+    client: TestClient, pictures: list[Path]
+) -> None:
+    """A plain text as an address, nulls, the role developer, halves of characters, no picture."""
+    url = data_url(pictures[0])
+    body = ask(url)
+    usual = client.post(CHAT, json=body).json()
+    body["messages"][0]["content"][0]["image_url"] = url
+    nulls = dict.fromkeys(("n", "stream", "stream_options", "temperature", "vtprune", "tools"))
+    harmless = {"frequency_penalty": 0, "response_format": {"type": "text"}, "user": "me"}
+    answer = client.post(CHAT, json={**body, **nulls, **harmless}).json()
+    assert answer["choices"] == usual["choices"]
+    for role in ("system", "developer"):
+        first = {"role": role, "content": "be brief"}
+        with_role = client.post(CHAT, json={"messages": [first, *body["messages"]]}).json()
+        assert with_role["usage"]["prompt_tokens"] > usual["usage"]["prompt_tokens"]
+    body["messages"][0]["content"][1]["text"] = "what \ud800?"
+    assert post(client, body).status_code == 200
+    text = client.post(CHAT, json={"messages": [{"role": "user", "content": "hi"}]}).json()
+    assert text["usage"]["visual_tokens"] == 0 < text["usage"]["prompt_tokens"]
+    assert client.post(CHAT, content=json.dumps(body)).status_code == 415
+    assert "no model" in client.get("/v1/models/gpt").json()["error"]["message"]
+    assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+
+
+def test_an_answer_ends_before_a_stop_sequence(client: TestClient, pictures: list[Path]) -> None:
+    body = ask(data_url(pictures[0]), max_tokens=12)
+    whole = client.post(CHAT, json=body).json()
+    text, tokens = whole["choices"][0]["message"]["content"], whole["usage"]["completion_tokens"]
+    stop = text[2:4]
+    body["stop"] = [stop, "never"]
+    cut = client.post(CHAT, json=body).json()
+    before = text[: text.index(stop)].rstrip()
+    assert cut["choices"][0] == {"index": 0, "message": {"role": "assistant", "content": before},
+                                 "finish_reason": "stop"}  # fmt: skip
+    assert cut["usage"]["completion_tokens"] < tokens
+    events = client.post(CHAT, json={**body, "stream": True}).text.split("\n\n")[:-2]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in events]
+    assert "".join(delta.get("content", "") for delta in deltas) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [("a", "a"), ("a EN", "a"), ("a END b", "a"), ("a ENb", "a ENb"), ("a ", "a"), ("x\n", "x")],
+)
+def test_nothing_that_may_be_a_stop_sequence_is_passed_on(text: str, visible: str) -> None:
+    assert visible_part(text, ("END", "\n\n")) == visible
 
 
 def test_a_preset_of_a_request_is_a_name_and_never_a_file(
@@ -222,22 +314,25 @@ def test_a_preset_of_a_request_is_a_name_and_never_a_file(
 
 def test_other_errors_have_the_clients_form(client: TestClient, pictures: list[Path]) -> None:
     assert "no model 'gpt'" in error_of(client, ask(data_url(pictures[0]), model="gpt"), 404)
-    assert client.get("/nothing").json()["error"]["code"] == 404
-    assert client.post(CHAT, content=b"{" * 1000).json()["error"]["code"] == 400
+    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+    headers = {"Content-Type": "application/json"}
+    assert client.post(CHAT, content=b"{" * 1000, headers=headers).status_code == 400
     assert client.get("/health").json()["status"] == "ok"
     metrics = client.get("/metrics").text
     assert 'vtprune_visual_tokens_total{which="kept"}' in metrics
-    assert 'vtprune_seconds_bucket{le="0.1",part="prefill"}' in metrics
+    assert 'vtprune_part_seconds_bucket{le="0.1",part="prefill"}' in metrics
 
 
 def test_a_body_over_the_limit_is_refused(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
-    settings = replace(SETTINGS, most_bytes=1000, uploads=UploadRules(most_bytes=100))
+    settings = replace(
+        SETTINGS, guard=GuardRules(most_bytes=1000), uploads=UploadRules(most_bytes=100)
+    )
     with TestClient(create_app(loaded, settings)) as client:
         assert client.post(CHAT, json=ask("x" * 2000)).status_code == 413
         with pytest.raises(MediaError, match="over the limit of 100 bytes"):
             decode_data_url(data_url(pictures[0]), 100)
         response = client.post("/v1/files", files={"file": ("a.png", b"x" * 200)})
-        assert response.json()["error"]["code"] == 400
+        assert response.status_code == 400
 
 
 class Held:
@@ -256,6 +351,11 @@ class Held:
         return self.whole(loaded, questions, *args, **more)
 
 
+def submit(queue: JobQueue, job: Job) -> None:
+    queue.enter()
+    queue.submit(job)
+
+
 def job(path: Path, question: str = "what?") -> Job:
     return Job(requests_about([str(path)], [question], PRESET)[0], SETTINGS.generation)
 
@@ -266,12 +366,12 @@ def test_a_full_queue_refuses_a_hung_up_client_is_dropped_and_a_stop_finishes(
     held = Held(monkeypatch)
     queue = JobQueue(loaded, QueueSettings(max_batch=1, max_wait=0, max_queue=2))
     first, second, gone = (job(pictures[0], str(number)) for number in range(3))
-    queue.submit(first)
+    submit(queue, first)
     assert held.begun.wait(20)
-    queue.submit(second)
-    queue.submit(gone)
+    submit(queue, second)
+    submit(queue, gone)
     with pytest.raises(QueueFullError, match="2 requests wait already"):
-        queue.submit(job(pictures[0]))
+        submit(queue, job(pictures[0]))
     gone.gone.set()
     held.let_go.set()
     queue.stop(20)
@@ -280,7 +380,7 @@ def test_a_full_queue_refuses_a_hung_up_client_is_dropped_and_a_stop_finishes(
     assert gone.result.cancelled()
     assert len(held.batches) == 2
     with pytest.raises(VtpruneError, match="shutting down"):
-        queue.submit(job(pictures[0]))
+        submit(queue, job(pictures[0]))
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(
@@ -299,7 +399,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     queue = JobQueue(loaded, QueueSettings(max_batch=4, max_wait=1.0))
     jobs = [job(pictures[0], str(number)) for number in range(4)]
     for each in jobs:
-        queue.submit(each)
+        submit(queue, each)
     assert [each.result.result(20).question for each in jobs] == ["0", "1", "2", "3"]
     queue.stop(20)
     assert sizes == [4, 2, 2]
@@ -317,7 +417,7 @@ def test_an_answer_that_nobody_waits_for_ends_early(
         long.gone.set()
 
     long.listener = listen
-    queue.submit(long)
+    submit(queue, long)
     queue.stop(30)
     assert long.result.cancelled()
     assert len(pieces) < 10
@@ -391,7 +491,7 @@ def test_addresses_are_fetched_within_limits(monkeypatch: pytest.MonkeyPatch) ->
     base = f"http://localhost:{server.server_port}"
     try:
         assert fetch(f"{base}/good.png", rules) == fetch(f"{base}/there", rules) == b"xxxxx"
-        for path, reason in (("away", "addresses of other.example are not fetched"),
+        for path, reason in (("away", "addresses of .other.example. are not fetched"),
                              ("round", "more than 3 redirections"), ("none", "status 404"),
                              ("big", "over the limit of 1,000 bytes")):  # fmt: skip
             with pytest.raises(MediaError, match=reason):
@@ -483,3 +583,23 @@ def test_the_command_says_what_is_wrong(
     result = CliRunner().invoke(cli, ["serve", *args])
     assert result.exit_code in (1, 2)
     assert reason in result.stderr
+
+
+def test_sampled_answers_of_a_batch_are_those_alone(
+    loaded: vtprune.Loaded, pictures: list[Path]
+) -> None:
+    """Every row draws by a generator of its own: it has no part in what the others draw."""
+    sampled = Generation(max_new_tokens=6, temperature=1.5, seed=3)
+    queue = JobQueue(loaded, QueueSettings(max_batch=4, max_wait=5.0))
+    jobs = [replace(job(pictures[number % 3], str(number)), generation=sampled)
+            for number in range(4)]  # fmt: skip
+    for each in jobs:
+        submit(queue, each)
+    answers = [each.result.result(20).answer for each in jobs]
+    queue.stop(20)
+    assert queue.batch_sizes == {4: 1}
+    assert len(set(answers)) > 1
+    for number, answer in enumerate(answers):
+        alone = vtprune.ask(loaded, pictures[number % 3], str(number), preset=PRESET,
+                            generation=sampled)  # fmt: skip
+        assert answer == alone.answer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +21,15 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief
 
 if TYPE_CHECKING:
     from vtprune.serving.app import ServerSettings
     from vtprune.serving.uploads import UploadRules
 
 LONGEST_KEY = 4096
+GRACE = 300
+"""Seconds that a server which shuts down has for the requests that are here."""
 EPILOG = """\b
 Examples:
   vtprune serve --model qwen2.5-vl-7b --keep 0.3
@@ -65,48 +70,52 @@ def serve(flags: Flags) -> None:
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.models.loading import load
 
     user = load_config()
     preset = preset_from(flags, user)
     generation = generation_from(flags, user, seed=preset.seed)
     rules = _rules(flags)
     key = _read_key(flags.api_key_file)
-    uvicorn, app = _libraries()
-    loading = loading_from(flags, user)
-    with output.libraries_silenced():
-        with output.progress_line(flags.quiet) as show:
-            loaded = load(**loading, on_progress=show)
-        settings: ServerSettings = app.ServerSettings(
-            _model_name(loading["name"]),
-            preset,
-            generation,
-            app.QueueSettings(
-                flags.max_batch,
-                flags.max_wait,
-                flags.max_queue,
-                flags.workers,
-                limits_from(flags),
-                lambda each: sampling_from(each, flags),
-            ),
-            rules,
-            key,
-        )
-        config = uvicorn.Config(
-            app.create_app(loaded, settings),
-            host=flags.host,
-            port=flags.port,
-            log_level="critical",
-            access_log=False,
-            timeout_graceful_shutdown=60,
-        )
-        sockets = [_bind(config, flags)]
-        place = f"http://{flags.host}:{sockets[0].getsockname()[1]}"
-        if flags.json:
-            click.echo(f'{{"url": "{place}", "model": "{settings.name}"}}')
-        elif not flags.quiet:
-            click.echo(f"serving   {settings.name} at {place}", err=True)
-        uvicorn.Server(config).run(sockets=sockets)
+    with _bind(flags) as listening:
+        uvicorn, app, guard, connection = _libraries()
+        from vtprune.models.loading import load
+
+        loading = loading_from(flags, user)
+        with output.libraries_silenced():
+            with output.progress_line(flags.quiet) as show:
+                loaded = load(**loading, on_progress=show)
+            settings: ServerSettings = app.ServerSettings(
+                _model_name(loading["name"]),
+                preset,
+                generation,
+                app.QueueSettings(
+                    flags.max_batch,
+                    flags.max_wait,
+                    flags.max_queue,
+                    flags.workers,
+                    limits_from(flags),
+                    lambda each: sampling_from(each, flags),
+                ),
+                rules,
+                guard.GuardRules(key, () if key else _names_of(flags.host)),
+                lambda line: click.echo(line, err=True),
+            )
+            config = uvicorn.Config(
+                app.create_app(loaded, settings),
+                http=connection.WatchedConnection,
+                ws="none",
+                log_level="critical",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE,
+            )
+            port = listening.getsockname()[1]
+            host = f"[{flags.host}]" if ":" in flags.host else flags.host
+            if flags.json:
+                values = {"url": f"http://{host}:{port}", "model": settings.name}
+                click.echo(json.dumps(values))
+            elif not flags.quiet:
+                click.echo(f"serving   {settings.name} at http://{host}:{port}", err=True)
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _model_name(name: str | None) -> str:
@@ -117,7 +126,7 @@ def _model_name(name: str | None) -> str:
 
 
 def _libraries():  # type: ignore[no-untyped-def]
-    """Return uvicorn and the module of the app.
+    """Return uvicorn, and the modules of the app, of what it refuses and of its connections.
 
     Raises:
         VtpruneError: they are not installed.
@@ -125,45 +134,58 @@ def _libraries():  # type: ignore[no-untyped-def]
     try:
         import uvicorn
 
-        from vtprune.serving import app
+        from vtprune.serving import app, connection, guard
     except ImportError as error:
         raise VtpruneError(
             f"vtprune serve needs the package {error.name}, which is not installed",
             'pip install "vtprune[serve]"',
         ) from error
-    return uvicorn, app
+    return uvicorn, app, guard, connection
 
 
-def _bind(config, flags: Flags):  # type: ignore[no-untyped-def]
+def _bind(flags: Flags) -> socket.socket:
     """Return the socket to listen on.
 
     Raises:
         VtpruneError: the port is taken, or the address is not of this machine.
     """
-    import socket
-
     family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((flags.host, flags.port))
+        bound.bind((flags.host, flags.port))
     except OSError as error:
-        found.close()
+        bound.close()
         raise VtpruneError(
             f"--host {flags.host} --port {flags.port}: {error.strerror or error}",
             "give another port; 0 takes a free one",
         ) from error
-    return found
+    return bound
+
+
+def _names_of(host: str) -> tuple[str, ...]:
+    """Return the names that a server of this machine alone has; () where others reach it."""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    return tuple(dict.fromkeys((host, "localhost", "127.0.0.1", "::1"))) if local else ()
 
 
 def _rules(flags: Flags) -> UploadRules:
     """Return what clients may name.
 
     Raises:
-        VtpruneError: --media-root is no folder.
+        VtpruneError: --media-root is no folder, or --allow-url no host.
     """
     from vtprune.serving.uploads import UploadRules
 
+    for host in flags.allow_url:
+        if not host or set(host) & set("/:@?#*") or host.strip() != host:
+            raise VtpruneError(
+                f"--allow-url {brief(host)}: not the name of a host",
+                "give the name alone: images.example.org",
+            )
     if flags.media_root is not None and not flags.media_root.is_dir():
         raise VtpruneError(f"--media-root {flags.media_root}: no such folder", "make it first")
     return UploadRules(tuple(host.lower() for host in flags.allow_url), flags.media_root)
@@ -182,6 +204,8 @@ def _read_key(path: Path | None) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise VtpruneError(f"--api-key-file {path}: {reason}", "check the path") from error
-    if not key or len(key) > LONGEST_KEY or not key.isprintable():
-        raise VtpruneError(f"--api-key-file {path}: holds no key", "write the key on one line")
+    if not key or len(key) > LONGEST_KEY or not (key.isascii() and key.isprintable()):
+        raise VtpruneError(
+            f"--api-key-file {path}: holds no key", "write it on one line, in ASCII characters"
+        )
     return key

@@ -180,24 +180,29 @@ class Sampler:
     """A logits processor that draws the next token, and leaves no other for greedy decoding.
 
     Transformers (5.17 to 5.24) samples by PyTorch's default generator, which all threads share: a
-    seed would say nothing once two of them draw. This one has a generator of its own.
+    seed would say nothing once two of them draw. Here every row has a generator of its own, so that
+    a row of a batch draws what it draws alone.
 
     Args:
         generation: its temperature, top_p and seed.
+        rows: of the batch.
         device: of the scores.
     """
 
-    def __init__(self, generation: Generation, device: torch.device) -> None:
+    def __init__(self, generation: Generation, rows: int, device: torch.device) -> None:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         self.temperature = TemperatureLogitsWarper(generation.temperature)
         self.top_p = TopPLogitsWarper(generation.top_p)
-        self.generator = torch.Generator(device).manual_seed(generation.seed)
+        self.generators = [
+            torch.Generator(device).manual_seed(generation.seed) for _ in range(rows)
+        ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) that leave one token a row."""
         scores = self.top_p(input_ids, self.temperature(input_ids, scores))
-        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
+        rows = zip(scores.softmax(-1).split(1), self.generators, strict=True)
+        drawn = torch.cat([torch.multinomial(row, 1, generator=source) for row, source in rows])
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
 
@@ -250,8 +255,9 @@ def generate(
     """
     rows = [question.inputs for question in questions]
     tensors = batch_on_device(loaded, rows)
+    stopping = None if stopped is None else StopRows(stopped)
     with pruned(loaded, preset, PreparedInputs.of(tensors, rows, features)) as trace:
-        ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopped, length)
+        ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopping, length)
     snapshot = trace.snapshot()
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
@@ -270,7 +276,11 @@ def generate(
             else (*notes, *unfinished_thinking(question.inputs.prompt, str(tokenizer.decode(row)))),
         )
         for number, (question, row) in enumerate(
-            zip(questions, new_tokens(loaded, ids, tensors["input_ids"].shape[1]), strict=True)
+            zip(
+                questions,
+                new_tokens(loaded, ids, tensors["input_ids"].shape[1], stopping),
+                strict=True,
+            )
         )
     ]
 
@@ -306,23 +316,25 @@ def generate_ids(
     tensors: Mapping[str, torch.Tensor],
     generation: Generation,
     listeners: Sequence[Listener | None] = (),
-    stopped: Callable[[], Sequence[bool]] | None = None,
+    stopping: StopRows | None = None,
     length: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return (B, S) ids with the prompts, and seconds: "decode", and "first_choice" from the call.
 
     Args:
         tensors: the model's inputs, on its device.
-        listeners, stopped, length: as of `generate`.
+        listeners, length: as of `generate`.
+        stopping: ends rows before their end-of-sequence token.
     """
     stream = TextStream(loaded.files.tokenizer, listeners, end_tokens(loaded))
     options: dict[str, object] = {"max_new_tokens": length or generation.max_new_tokens}
     if length:
         options["min_new_tokens"] = length
     if generation.temperature > 0 and not length:
-        options["logits_processor"] = [Sampler(generation, loaded.model.device)]
-    if stopped is not None:
-        options["stopping_criteria"] = [StopRows(stopped)]
+        rows = len(tensors["input_ids"])
+        options["logits_processor"] = [Sampler(generation, rows, loaded.model.device)]
+    if stopping is not None:
+        options["stopping_criteria"] = [stopping]
     options |= {"do_sample": False, "num_beams": 1}
     options |= {"temperature": None, "top_p": None, "top_k": None}
     started = time.perf_counter()
@@ -372,14 +384,23 @@ def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[s
 
 
 class StopRows:
-    """A stopping criterion: the rows of a batch that are to end now."""
+    """A stopping criterion: the rows of a batch that are to end now.
+
+    Attributes:
+        lengths: row -> columns of its ids when it ended; what follows is padding.
+    """
 
     def __init__(self, stopped: Callable[[], Sequence[bool]]) -> None:
         self.stopped = stopped
+        self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         """Return (B,) bool for ids (B, S)."""
-        return torch.tensor(self.stopped(), dtype=torch.bool, device=input_ids.device)
+        stopped = self.stopped()
+        for row, ends in enumerate(stopped):
+            if ends:
+                self.lengths.setdefault(row, input_ids.shape[1])
+        return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
 
 
 def end_tokens(loaded: Loaded) -> list[int]:
@@ -390,11 +411,19 @@ def end_tokens(loaded: Loaded) -> list[int]:
     return [ends] if isinstance(ends, int) else [int(token) for token in ends]
 
 
-def new_tokens(loaded: Loaded, ids: torch.Tensor, prompt: int) -> list[torch.Tensor]:
-    """What follows the prompt in every row, up to and with its end-of-sequence token."""
+def new_tokens(
+    loaded: Loaded, ids: torch.Tensor, prompt: int, stopping: StopRows | None = None
+) -> list[torch.Tensor]:
+    """Return what follows the prompt in every row, up to and with its end-of-sequence token.
+
+    Args:
+        stopping: that ended rows before.
+    """
     ends = torch.tensor(end_tokens(loaded), dtype=torch.long)
+    lengths = {} if stopping is None else stopping.lengths
     rows = []
-    for row in ids[:, prompt:].cpu():
+    for number, row in enumerate(ids.cpu()):
+        row = row[prompt : lengths.get(number)]
         stops = torch.isin(row, ends).nonzero()
         rows.append(row[: int(stops[0]) + 1] if len(stops) else row)
     return rows

@@ -125,7 +125,11 @@ def encode(loaded: Loaded, media: PromptMedia, question: str, generation: Genera
 
 
 def encode_turns(loaded: Loaded, media: PromptMedia, turns: Sequence[Turn]) -> Inputs:
-    """Return the model's inputs for a conversation about the media."""
+    """Return the model's inputs for a conversation about the media.
+
+    Halves of surrogate pairs, which no tokenizer takes, are read as "?".
+    """
+    turns = [replace(turn, text=turn.text.encode("utf-8", "replace").decode()) for turn in turns]
     inputs = loaded.family.encode(loaded.files, media.items, turns)
     units = encoded_units(loaded, media.items, inputs)
     return replace(inputs, units=units, full_size=media.full_size)

@@ -291,17 +291,19 @@ def prepare_request(
     sampling: Sampling,
     limits: Limits,
     thumbnails: bool = False,
+    on_progress: Progress | None = None,
 ) -> PreparedQuestion:
     """Read a request's media and make the model's inputs.
 
     Args:
         thumbnails: keep small pictures of the media, for drawing.
+        on_progress: hears how far decoding is; it may raise, which ends it.
 
     Raises:
         VtpruneError: a file can't be read, or the model can't take the request.
     """
     plan = plan_media(loaded, request.files, sampling, request.preset, limits)
-    media = read_planned(replace(plan, thumbnails=thumbnails), limits)
+    media = read_planned(replace(plan, thumbnails=thumbnails), limits, on_progress)
     turns = turns_over(request, len(media.items))
     return prepare_turns(loaded, media, turns, on_device=False)
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from vtprune.errors import VtpruneError, quote
 from vtprune.models.base import Turn
 
-ROLES = ("system", "user", "assistant")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""A role as clients name it -> the chat template's."""
 MEDIA = {"image": "image", "video": "video", "image_url": "image", "video_url": "video"}
 """Type of a part of a message -> the kind of its media item."""
+RESPONSES = ("input_text", "input_image", "input_video", "input_file", "output_text")
 MOST_MESSAGES = 256
 MOST_MEDIA = 64
 LONGEST = 400_000
@@ -49,11 +51,11 @@ def read_messages(messages: object, resolve: Resolve) -> tuple[list[str], list[T
         if not isinstance(message, Mapping):
             raise VtpruneError(f"{where}: {quote(message)} is not a message", EXAMPLE)
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise VtpruneError(
                 f"{where}: role {quote(role)} is none of {', '.join(ROLES)}", EXAMPLE
             )
-        turns.append(_read_message(where, str(role), message.get("content"), resolve, files))
+        turns.append(_read_message(where, ROLES[role], message.get("content"), resolve, files))
     if sum(len(turn.text) for turn in turns) > LONGEST:
         raise VtpruneError(f"messages: more than {LONGEST:,} characters", "leave the oldest out")
     if turns[-1].role != "user":
@@ -89,6 +91,11 @@ def _read_message(
                 )
             files.append(resolve(MEDIA[kind], _reference(place, kind, part)))
             places.append(len(text))
+        elif kind in RESPONSES:
+            raise VtpruneError(
+                f"{place}: {kind} is a part of the Responses API",
+                "of chat completions: text, image_url or video_url",
+            )
         else:
             known = ", ".join(("text", *MEDIA))
             raise VtpruneError(f"{place}: not a part of a known type ({known})", EXAMPLE)

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
-from vtprune.inference.generate import Generation, Listener, Run, generate
+from vtprune.inference.generate import Generation, Listener, Run, end_tokens, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.out_of_memory import OutOfMemoryError
 from vtprune.inference.prepare import PreparedQuestion, group_alike, sampling_of, with_sampling
@@ -20,6 +20,7 @@ from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.serving.batch import attempt, prepare_request
 from vtprune.serving.requests import Request
+from vtprune.serving.stop_sequences import before_stop, visible_part
 
 if TYPE_CHECKING:
     from vtprune.inference.report import Report
@@ -35,41 +36,86 @@ class StoppingError(VtpruneError):
     """The server takes no more requests: it is about to end."""
 
 
+class HungUpError(Exception):
+    """The client has gone: its media are not needed."""
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way.
 
     Args:
+        stops: sequences that end the answer; they are no part of it.
         listener: gets the pieces of its answer, in the model's thread; None: nobody reads along.
         thumbnails: keep small pictures, so that what was kept can be drawn.
+        on_prepared: called when its files are needed no more, whatever became of them.
         gone: set when nobody waits for the answer any more.
+        arrived, ready, began: when it came, when its media were decoded, and when its batch began;
+            on `time.perf_counter`'s clock.
+        stopped: whether one of the stop sequences has come.
+        finish_reason: why the answer ended, in OpenAI's words: "stop" or "length".
     """
 
     request: Request
     generation: Generation
+    stops: tuple[str, ...] = ()
     listener: Listener | None = None
     thumbnails: bool = False
+    on_prepared: Callable[[], None] = lambda: None
     gone: threading.Event = field(default_factory=threading.Event)
     result: Future[Report] = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
+    ready: float = 0.0
+    began: float = 0.0
     prepared: PreparedQuestion | None = None
     preset: Preset | None = None
     sent: str = ""
+    stopped: bool = False
+    finish_reason: str = "stop"
 
     def listen(self) -> Listener | None:
         """Return what gets the pieces of one run; those that an earlier run gave are left out."""
-        if self.listener is None:
+        self.stopped = False
+        if self.listener is None and not self.stops:
             return None
         text = ""
 
         def take(piece: str) -> None:
             nonlocal text
+            if self.stopped:
+                return
             text += piece
-            if len(text) > len(self.sent) and self.listener is not None:
-                self.listener(text[len(self.sent) :])
-                self.sent = text
+            self.stopped = before_stop(text, self.stops) is not None
+            self.send(visible_part(text, self.stops))
 
         return take
+
+    def send(self, text: str) -> None:
+        """Give the listener what is new in the answer so far."""
+        if self.listener is not None and len(text) > len(self.sent):
+            self.listener(text[len(self.sent) :])
+            self.sent = text
+
+    def notice(self, stage: str, done: int, total: int) -> None:
+        """End the decoding of media that nobody waits for."""
+        if self.gone.is_set():
+            raise HungUpError
+
+    def fail(self, error: VtpruneError) -> None:
+        """Give an error in place of an answer."""
+        if not self.result.done():
+            self.result.set_exception(error)
+
+    def finish(self, report: Report, reason: str) -> None:
+        """Give the answer."""
+        self.finish_reason = reason
+        self.send(report.answer)
+        if not self.result.done():
+            self.result.set_result(report)
+
+    def drop(self) -> None:
+        """Give no answer: nobody waits for it."""
+        self.result.cancel()
 
 
 @dataclass(frozen=True)
@@ -95,14 +141,14 @@ class JobQueue:
     """Requests for one model, answered by one thread.
 
     Args:
-        on_done: hears of every report, for counting.
+        on_done: hears of every answer, for counting.
     """
 
     def __init__(
         self,
         loaded: Loaded,
         settings: QueueSettings,
-        on_done: Callable[[Report], None] = lambda report: None,
+        on_done: Callable[[Job, Report], None] = lambda job, report: None,
     ) -> None:
         self.loaded, self.settings, self.on_done = loaded, settings, on_done
         self.changed = threading.Condition()
@@ -115,49 +161,70 @@ class JobQueue:
         self.thread = threading.Thread(target=self.work, name="model", daemon=True)
         self.thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Take a request; its result comes to `job.result`.
+    def check_room(self) -> None:
+        """Refuse a request where there is no room for it.
 
         Raises:
             QueueFullError: too many wait already.
             StoppingError: the server is about to end.
         """
+        if self.stopping:
+            raise StoppingError("the server is shutting down", "ask again later")
+        if self.waiting >= self.settings.max_queue:
+            raise QueueFullError(
+                f"{self.waiting} requests wait already, the most that may", "ask again later"
+            )
+
+    def enter(self) -> None:
+        """Take a place, for a request whose media are still fetched; as `check_room`."""
         with self.changed:
-            if self.stopping:
-                raise StoppingError("the server is shutting down", "ask again later")
-            if self.waiting >= self.settings.max_queue:
-                raise QueueFullError(
-                    f"{self.waiting} requests wait already, the most that may", "ask again later"
-                )
+            self.check_room()
             self.waiting += 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self.changed:
+            self.waiting -= 1
+            self.changed.notify_all()
+
+    def submit(self, job: Job) -> None:
+        """Take a request that has a place; its result comes to `job.result`."""
         self.pool.submit(self.prepare, job)
 
     def prepare(self, job: Job) -> None:
         """Decode the media of a request, and hand it to the model's thread."""
-        result: PreparedQuestion | VtpruneError | None = None
-        if not job.gone.is_set():
-            request, settings = job.request, self.settings
-            sampling = settings.sampling(request.preset)
-            result = attempt(partial(prepare_request, self.loaded, request, sampling,
-                                     settings.limits, job.thumbnails))  # fmt: skip
+        result = None if job.gone.is_set() else attempt(partial(self.decode, job))
+        job.on_prepared()
+        job.ready = time.perf_counter()
         with self.changed:
             if isinstance(result, PreparedQuestion):
                 job.prepared = result
-                preset = job.request.preset
-                job.preset = with_sampling(preset, self.settings.sampling(preset))
                 self.ready.append(job)
             else:
                 self.waiting -= 1
             self.changed.notify_all()
-        if isinstance(result, VtpruneError):
-            job.result.set_exception(result)
-        elif result is None:
-            job.result.cancel()
+        if isinstance(result, VtpruneError) and not job.gone.is_set():
+            job.fail(result)
+        elif not isinstance(result, PreparedQuestion):
+            job.drop()
+
+    def decode(self, job: Job) -> PreparedQuestion:
+        """Return the model's inputs for a request."""
+        preset = job.request.preset
+        sampling = self.settings.sampling(preset)
+        job.preset = with_sampling(preset, sampling)
+        return prepare_request(
+            self.loaded, job.request, sampling, self.settings.limits, job.thumbnails, job.notice
+        )
 
     def work(self) -> None:
         """Answer batch after batch, until the server ends and none is left."""
         while (batch := self.next_batch()) is not None:
-            self.answer(batch)
+            fault = attempt(partial(self.answer, batch))
+            for job in batch:
+                if isinstance(fault, VtpruneError):
+                    job.fail(fault)
+                job.drop()  # what has no answer by now gets none
             with self.changed:
                 self.running = 0
                 self.changed.notify_all()
@@ -171,7 +238,7 @@ class JobQueue:
                 for job in gone:
                     self.ready.remove(job)
                     self.waiting -= 1
-                    job.result.cancel()
+                    job.drop()
                 if not self.ready:
                     if self.stopping and not self.waiting:
                         return None
@@ -193,11 +260,7 @@ class JobQueue:
     def alike(self) -> list[Job]:
         """Return the oldest request that is ready, and those that can be answered with it."""
         first = min(self.ready, key=lambda job: job.arrived)
-        same = [
-            job
-            for job in self.ready
-            if (job.preset, job.generation) == (first.preset, first.generation)
-        ]
+        same = [job for job in self.ready if kind_of(job) == kind_of(first)]
         same.sort(key=lambda job: job.arrived)
         tensors = [job.prepared.tensors for job in same if job.prepared is not None]
         for places in group_alike(tensors, self.settings.max_batch):
@@ -206,60 +269,66 @@ class JobQueue:
         raise AssertionError("the oldest request is in a group")
 
     def answer(self, batch: Sequence[Job]) -> None:
-        """Answer a batch; where it fails, its requests one by one."""
-        began = time.perf_counter()
-        runs = attempt(partial(self.run, batch))
-        if isinstance(runs, VtpruneError) and len(batch) > 1:
-            if isinstance(runs, OutOfMemoryError):
-                half = len(batch) // 2
-                parts = [batch[:half], batch[half:]]
-            else:
-                parts = [[job] for job in batch]
-            for part in parts:
-                self.answer([job for job in part if not job.gone.is_set()] or part[:0])
-            return
+        """Answer a batch; where memory runs out its halves, where it fails each request alone."""
+        batch = [job for job in batch if not job.gone.is_set()]
         if not batch:
             return
+        began = time.perf_counter()
+        runs = attempt(partial(self.run, batch))
         if isinstance(runs, VtpruneError):
-            batch[0].result.set_exception(runs)
+            if len(batch) == 1:
+                batch[0].fail(runs)
+                return
+            size = len(batch) // 2 if isinstance(runs, OutOfMemoryError) else 1
+            for start in range(0, len(batch), size):
+                self.answer(batch[start : start + size])
             return
         for job, run in zip(batch, runs, strict=True):
-            if job.gone.is_set():
-                job.result.cancel()
-                continue
-            report = attempt(partial(self.report, job, run, began))
+            job.began = began
+            report = attempt(partial(self.report, job, run))
             if isinstance(report, VtpruneError):
-                job.result.set_exception(report)
-            else:
-                self.on_done(report)
-                job.result.set_result(report)
+                job.fail(report)
+            elif not job.gone.is_set():
+                self.on_done(job, report)
+                job.finish(report, self.reason(job, run))
+
+    def reason(self, job: Job, run: Run) -> str:
+        """Return why an answer ended, in OpenAI's words."""
+        tokens = run.tokens.tolist()
+        cut = len(tokens) >= job.generation.max_new_tokens and not job.stopped
+        return "length" if cut and tokens[-1] not in end_tokens(self.loaded) else "stop"
 
     def run(self, batch: Sequence[Job]) -> list[Run]:
         """Return the runs of a batch."""
-        if not batch:
-            return []
         assert batch[0].preset is not None
         questions = [job.prepared for job in batch if job.prepared is not None]
         listeners = [job.listen() for job in batch]
 
         def stopped() -> list[bool]:
-            return [job.gone.is_set() for job in batch]
+            return [job.stopped or job.gone.is_set() for job in batch]
 
         return generate(
             self.loaded, questions, batch[0].preset, batch[0].generation,
             listeners=listeners, stopped=stopped,
         )  # fmt: skip
 
-    def report(self, job: Job, run: Run, began: float) -> Report:
+    def report(self, job: Job, run: Run) -> Report:
         """Return the report of a job."""
         assert job.prepared is not None
         assert job.preset is not None
-        return build_report(self.loaded, job.prepared, job.preset, run, began=began)
+        answer = before_stop(run.answer, job.stops)
+        cut = run if answer is None else replace(run, answer=answer.rstrip())
+        return build_report(self.loaded, job.prepared, job.preset, cut, began=job.arrived)
 
     def stop(self, seconds: float = 60.0) -> None:
         """Take no more requests, and wait until those that are here have their answers."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        self.pool.shutdown(wait=True)
         self.thread.join(seconds)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def kind_of(job: Job) -> tuple[object, ...]:
+    """Return what requests have to share to be one batch; a prompt without media stays apart."""
+    return job.preset, job.generation, bool(job.request.files)
