@@ -163,6 +163,20 @@ def test_pruned_equals_masked(name: str, kind: str, at: str | int) -> None:
         assert torch.equal(oracle.generate(model, inputs, steps=1)[1], unpruned)
 
 
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_stage_that_keeps_all_changes_no_bit(at: int) -> None:
+    """Layer 4 takes its keys from an earlier one, and gets the last token alone."""
+    model = shared_model(NAMES[0])
+    inputs = tiny.inputs(NAMES[0], model, "several")
+    tokens, unpruned = oracle.generate(model, inputs, steps=4)
+    stages = [{"at": at, "method": "random", "keep": 1.0}]
+    with vtprune.pruning(model, {"stages": stages}) as trace:
+        assert torch.equal(oracle.generate(model, inputs, 4, tokens)[1], unpruned)
+    assert [(record.layer, record.after) for record in trace.stages] == [
+        (at, trace.stages[0].before)
+    ]
+
+
 @pytest.mark.parametrize("kind", ["video", "mixed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_goes_before_the_tower_equals_the_same_tokens_dropped_at_the_input(

@@ -351,10 +351,36 @@ class PlannedBatch:
     trace: Trace
 
     @functools.cached_property
-    def by_layer(self) -> dict[int, list[LayerStage]]:
-        """Layers where it is cut, ascending, 0 for the input -> their stages in order."""
+    def stages_by_layer(self) -> dict[int, list[LayerStage]]:
+        """Layers of stages, ascending, 0 for the input -> the stages in order."""
         layers = {cut.layer for rows in self.schedules for row in rows for cut in row.cuts}
         return {layer: self._stages_at(layer) for layer in sorted(layers)}
+
+    @functools.cached_property
+    def by_layer(self) -> dict[int, list[LayerStage]]:
+        """Layers where it is cut, ascending, 0 for the input -> their stages in order.
+
+        Those of `stages_by_layer` without the layers whose stages leave all that is there: other
+        kernels than the unpruned model's would round otherwise.
+        """
+        left = {
+            group.modality: [len(row.of_modality(group.modality)) for row in self.layouts]
+            for group in self.groups
+        }
+        cut_layers: dict[int, list[LayerStage]] = {}
+        for layer, stages in self.stages_by_layer.items():
+            cuts = False
+            for stage in stages:
+                before = left[stage.group.modality]
+                after = [
+                    most if cut is None else min(most, cut.count)
+                    for most, cut in zip(before, stage.cuts, strict=True)
+                ]
+                left[stage.group.modality] = after
+                cuts |= after != before or (stage.spec.positions == "renumber" and bool(cut_layers))
+            if cuts:
+                cut_layers[layer] = stages
+        return cut_layers
 
     def _stages_at(self, layer: int) -> list[LayerStage]:
         stages = []

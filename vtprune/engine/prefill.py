@@ -100,6 +100,7 @@ class Prefill:
         Returns:
             The same states; where tokens were merged, a copy with the kept ones' new states.
         """
+        self.record_until(layer)
         merged, stages = hidden, self.batch.by_layer[layer]
         for stage in stages:
             merged = self.cut_stage(layer, stage, hidden, merged)
@@ -108,6 +109,14 @@ class Prefill:
         self.readings.clear()
         self.layers_cut.add(layer)
         return merged
+
+    def record_until(self, end: int) -> None:
+        """Record the stages before a layer that leave all that is there, and so need no states."""
+        done, no_states = {record.layer for record in self.records}, torch.empty(0)
+        for layer, stages in self.batch.stages_by_layer.items():
+            if layer < end and layer not in {*self.batch.by_layer, *done}:
+                for stage in stages:
+                    self.cut_stage(layer, stage, no_states, no_states)
 
     def cut_stage(
         self, layer: int, stage: LayerStage, hidden: torch.Tensor, merged: torch.Tensor
@@ -225,6 +234,7 @@ class Prefill:
                 "modules (compiled?)",
                 "prune the model before compiling it",
             )
+        self.record_until(self.plan.num_layers + 1)
         trace = self.trace
         trace.stages = [*self.smaller_media(), *self.records]
         trace.kept = self.sequence.layouts
