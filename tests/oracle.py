@@ -20,8 +20,9 @@ __all__ = ["Force", "assert_masked", "both_ways", "dropped", "generate", "masked
 
 def both_ways(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """(B, S) number of the block whose tokens see each other both ways; -1 for none."""
-    if model.config.model_type == "gemma3":  # each picture is one
-        visual = inputs["token_type_ids"] == 1
+    kind = model.config.model_type
+    if kind.startswith(("gemma3", "gemma4")):  # each picture is one
+        visual = inputs["token_type_ids" if kind == "gemma3" else "mm_token_type_ids"] == 1
         starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
         return torch.where(visual, starts.cumsum(1) - 1, -1)
     if model.config.model_type == "molmo2":  # all pictures together are one, markers included

@@ -369,7 +369,7 @@ class SequenceState:
             make = functools.partial(
                 renumbered_embeddings, self.structure, layer, hidden, dict(changed), positions
             )
-            key = ("rotary", self.structure.rope_type(layer))
+            key = ("rotary", self.structure.rope_type(layer), hidden.shape[-2])
             changed["position_embeddings"] = self._share(key, make)
         if changed.get("position_ids") is not None:
             changed["position_ids"] = positions
