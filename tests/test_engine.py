@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack
+from functools import partial
 
 import oracle
 import pytest
@@ -665,3 +666,33 @@ def test_a_static_cache_that_is_used_again_for_a_new_prompt_is_right() -> None:
         cache.reset()
         again = oracle.generate(model, inputs, steps=3, **{oracle.CACHE: cache})[1]
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "missing"),
+    [
+        ("gemma4", "image", "image_position_ids"),
+        ("gemma4", "video", "num_frames_per_video"),
+        ("molmo2", "image", "image_token_pooling"),
+        ("qwen2_vl", "video", "video_grid_thw"),
+        ("llava_next", "image", "image_sizes"),
+    ],
+)
+def test_pixels_without_what_belongs_to_them_are_refused(
+    name: str, kind: str, missing: str
+) -> None:
+    if name not in tiny.FAMILIES:
+        pytest.skip("not in this transformers")
+    model = shared_model(name)
+    inputs = tiny.inputs(name, model, kind)
+    if missing not in inputs:
+        pytest.skip("not taken by this transformers")
+    del inputs[missing]
+    message = f"^{name}: the pixels of {kind}s were given without .*{missing}"
+    for call in (model, partial(model.generate, max_new_tokens=1)):
+        with (
+            vtprune.pruning(model, "balanced", keep=0.4),
+            torch.no_grad(),
+            pytest.raises(ModelError, match=message),
+        ):
+            call(**inputs)

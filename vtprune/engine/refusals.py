@@ -14,7 +14,8 @@ from vtprune.engine.inputs import PixelView
 from vtprune.engine.kv_cache import PrunedCache, pruned_cache
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError, PresetError
-from vtprune.models.seams import unknown
+from vtprune.models.batch_layout import missing_input
+from vtprune.models.seams import BESIDE_PIXELS, Arguments, unknown
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset
 from vtprune.tokens.layout import MODALITIES
@@ -84,6 +85,25 @@ def refuse_lone_placeholders(
             "this forward has visual tokens, but no pictures for them",
             "prefill in one piece: leave prefill_chunk_size unset",
         )
+
+
+def refuse_missing_inputs(
+    structure: Structure,
+    modality: str,
+    encoder: Arguments,
+    given: Mapping[str, object],
+    error: Exception,
+) -> None:
+    """Refuse pixels that came without what the encoder needs beside them, such as their places.
+
+    Args:
+        encoder: its arguments.
+        given: those that it got.
+        error: that it raised.
+    """
+    missing = [name for name in encoder.order if name in BESIDE_PIXELS and given.get(name) is None]
+    if missing:
+        raise missing_input(structure.model_type, modality, " or ".join(missing)) from error
 
 
 def refuse_piece(past: int, vision: Mapping[str, object], before: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_pixels
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.readings import KernelCall, KernelTap, received
-from vtprune.engine.refusals import refuse_unknown_tower
+from vtprune.engine.refusals import refuse_missing_inputs, refuse_unknown_tower
 from vtprune.engine.tower_attention import TowerReading, find_tower
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
@@ -86,6 +86,9 @@ class EncoderHooks:
         try:
             with self.tapped_tower(modality, given, rows):
                 encoded = self.encode(functools.partial(encode, *args, **kwargs), rows)
+        except (AttributeError, TypeError, ValueError) as error:
+            refuse_missing_inputs(self.structure, modality, arguments, given, error)
+            raise
         finally:
             state.encoding = False
         state.seconds += now(self.structure.device) - started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import torch
 
@@ -69,7 +69,10 @@ def lay_out_batch(
     if not family.listed:  # it looks at the placeholders, whatever the encoders say
         vision = {name: vision.get(name, {}) for name in tokens}
     prompts = ids.where(valid, NO_TOKEN)
-    vision = {name: {**inputs, "input_ids": prompts} for name, inputs in vision.items()}
+    vision = {
+        name: _GivenInputs(structure.model_type, name, {**inputs, "input_ids": prompts})
+        for name, inputs in vision.items()
+    }
     columns = [
         {
             name: (torch.isin(row, torch.tensor(token_ids)) & keep).nonzero().squeeze(1)
@@ -96,6 +99,31 @@ def lay_out_batch(
     ]
     warnings += _warn_of_rows(structure, [grid for items in grids.values() for grid in items])
     return layouts, warnings
+
+
+class _GivenInputs(dict[str, object]):
+    """What came with the pixels of one modality, by name; a missing one is refused when asked for.
+
+    Args:
+        model_type: of the model that it came to.
+        modality: of the pixels.
+        inputs: None stands for what did not come.
+    """
+
+    def __init__(self, model_type: str, modality: str, inputs: Mapping[str, object]) -> None:
+        super().__init__({name: value for name, value in inputs.items() if value is not None})
+        self.model_type, self.modality = model_type, modality
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise missing_input(self.model_type, self.modality, name)
+
+
+def missing_input(model_type: str, modality: str, name: str) -> ModelError:
+    """Return the error for pixels that came without another input that belongs to them."""
+    return ModelError(
+        f"{model_type}: the pixels of {modality}s were given without {name}",
+        "pass all that the model's processor gives",
+    )
 
 
 def _warn_of_rows(structure: Described, grids: Sequence[Grid]) -> list[str]:

@@ -97,13 +97,13 @@ class Gemma4(Family):
         grids: Grids = {}
         for modality, inputs in vision.items():
             places = torch.as_tensor(inputs[KEYS[modality][1]]).cpu()
-            counts = inputs.get("num_frames_per_video")
             if modality == "image":
                 items = list(places[:, None])
-            elif counts is None:  # (videos, frames, patches, 2), of equal numbers of frames
+            elif not joins_videos(config):  # (videos, frames, patches, 2), of equally many frames
                 items = list(places)
             else:
-                items = list(places.split(torch.as_tensor(counts).tolist()))
+                counts = torch.as_tensor(inputs["num_frames_per_video"])
+                items = list(places.split(counts.tolist()))
             grids[modality] = [self._grid(config, item) for item in items]
         return grids
 

@@ -68,6 +68,8 @@ ENCODED = {
     "output_hidden_states",  # in 5.17
 }
 """What the encoders of the listed families take."""
+BESIDE_PIXELS = {name for name in ENCODED if not name.startswith(("pixel", "vision", "output"))}
+"""What of it says how many pictures the pixels are, their sizes and places."""
 
 
 @dataclass(frozen=True)
