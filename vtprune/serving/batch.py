@@ -282,7 +282,7 @@ def prepare(loaded: Loaded, request: Request, settings: BatchSettings) -> Prepar
     """Read a request's media and make the model's inputs; return why that can't be done."""
 
     sampling = settings.sampling(request.preset)
-    return attempt(partial(prepare_request, loaded, request, sampling, settings.limits))
+    return result_or_error(partial(prepare_request, loaded, request, sampling, settings.limits))
 
 
 def prepare_request(
@@ -323,7 +323,7 @@ def turns_over(request: Request, num_media: int) -> list[Turn]:
     return turns
 
 
-def attempt(work: Callable[[], T]) -> T | VtpruneError:
+def result_or_error(work: Callable[[], T]) -> T | VtpruneError:
     """Return what some work for one request gives, or whatever goes wrong with it."""
     try:
         return work()
@@ -390,7 +390,9 @@ class Answering:
     ) -> list[Run] | VtpruneError:
         """Return the runs of a batch, or why it can't be run."""
         questions = [question for _, question in batch]
-        return attempt(partial(generate, self.loaded, questions, preset, self.settings.generation))
+        return result_or_error(
+            partial(generate, self.loaded, questions, preset, self.settings.generation)
+        )
 
     def report(
         self,
@@ -405,4 +407,4 @@ class Answering:
             return
         for (number, question), run in zip(batch, results, strict=True):
             make = partial(build_report, self.loaded, question, preset, run, began=began)
-            yield number, attempt(make)
+            yield number, result_or_error(make)

@@ -18,7 +18,7 @@ from vtprune.inference.out_of_memory import OutOfMemoryError
 from vtprune.inference.prepare import PreparedQuestion, group_alike, sampling_of, with_sampling
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
-from vtprune.serving.batch import attempt, prepare_request
+from vtprune.serving.batch import prepare_request, result_or_error
 from vtprune.serving.requests import Request
 from vtprune.serving.stop_sequences import before_stop, visible_part
 
@@ -193,7 +193,7 @@ class JobQueue:
 
     def prepare(self, job: Job) -> None:
         """Decode the media of a request, and hand it to the model's thread."""
-        result = None if job.gone.is_set() else attempt(partial(self.decode, job))
+        result = None if job.gone.is_set() else result_or_error(partial(self.decode, job))
         job.on_prepared()
         job.ready = time.perf_counter()
         with self.changed:
@@ -220,7 +220,7 @@ class JobQueue:
     def work(self) -> None:
         """Answer batch after batch, until the server ends and none is left."""
         while (batch := self.next_batch()) is not None:
-            fault = attempt(partial(self.answer, batch))
+            fault = result_or_error(partial(self.answer, batch))
             for job in batch:
                 if isinstance(fault, VtpruneError):
                     job.fail(fault)
@@ -274,7 +274,7 @@ class JobQueue:
         if not batch:
             return
         began = time.perf_counter()
-        runs = attempt(partial(self.run, batch))
+        runs = result_or_error(partial(self.run, batch))
         if isinstance(runs, VtpruneError):
             if len(batch) == 1:
                 batch[0].fail(runs)
@@ -285,7 +285,7 @@ class JobQueue:
             return
         for job, run in zip(batch, runs, strict=True):
             job.began = began
-            report = attempt(partial(self.report, job, run))
+            report = result_or_error(partial(self.report, job, run))
             if isinstance(report, VtpruneError):
                 job.fail(report)
             elif not job.gone.is_set():
