@@ -17,6 +17,7 @@ ROOMS = (
     "errors",
     "process_settings",
     "saving",
+    "disk_cache",
     "device",
     "tokens",
     "media",

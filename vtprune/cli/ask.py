@@ -10,6 +10,7 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    cache_from,
     generation_from,
     limits_from,
     loading_from,
@@ -18,7 +19,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 from vtprune.errors import VtpruneError
 
@@ -45,6 +46,7 @@ Examples:
     "compare",
     *MODEL,
     *MEDIA,
+    *CACHE,
     "question",
     "system",
     "max_new_tokens",
@@ -81,6 +83,11 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
             f"--top-p {flags.top_p:g} changes nothing without --temperature: the likeliest token "
             "is always taken",
             "add --temperature 0.7, or leave --top-p out",
+        )
+    if flags.compare and flags.cache is not None:
+        raise VtpruneError(
+            "--compare and --cache exclude each other: a comparison measures the vision tower",
+            "leave one of them out",
         )
     reports: list[dict[str, object]] = []
     try:
@@ -155,7 +162,9 @@ def _answers(
     sources = open_sources(paths, limits)  # what can't be read is told before a long load
     generation = generation_from(flags, user, seed=preset.seed)
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
-        opened = open_model(**loading_from(flags, user), on_progress=transcript.progress)
+        opened = open_model(
+            **loading_from(flags, user), **cache_from(flags), on_progress=transcript.progress
+        )
         sampling = sampling_from(preset, flags)
         media: Sequence[Source] | PromptMedia = sources
         if flags.compare:  # what is measured has the machine to itself

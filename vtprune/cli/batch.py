@@ -10,6 +10,7 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    cache_from,
     generation_from,
     limits_from,
     loading_from,
@@ -18,7 +19,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, to_json
 from vtprune.errors import VtpruneError
 
@@ -44,6 +45,7 @@ Examples:
     *ONE_WAY,
     *MODEL,
     *MEDIA,
+    *CACHE,
     "question",
     "system",
     "max_new_tokens",
@@ -102,9 +104,8 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
             counts = Counts(len(requests), before=len(requests))
         else:
             with output.progress_line(flags.quiet) as show:
-                counts = run_batch(
-                    load(**loading, on_progress=show), requests, lines, settings, show
-                )
+                loaded = load(**loading, **cache_from(flags), on_progress=show)
+                counts = run_batch(loaded, requests, lines, settings, show)
     counts.notes = [*notes, *counts.notes]
     _print(flags, counts, path)
 

@@ -126,6 +126,18 @@ def loading_from(flags: Flags, user: Flags) -> Loading:
     }
 
 
+class Caching(TypedDict):
+    """The arguments of `models.loading.load` for a cache of media."""
+
+    cache: Path | None
+    cache_bytes: int
+
+
+def cache_from(flags: Flags) -> Caching:
+    """Return where decoded and encoded media are kept, and how much of them."""
+    return {"cache": flags.cache, "cache_bytes": int(flags.cache_size * 10**9)}
+
+
 def limits_from(flags: Flags) -> Limits:
     """Return the limits on media files: size, damage, pages and decoder.
 

@@ -180,6 +180,13 @@ class Flags:
         "N", "Resolution at which PDF pages are drawn, in pixels per inch.  [default: 144]",
         bounds=whole(10, 1200))
 
+    cache: Path | None = _media(
+        "DIR", "Keep decoded and encoded media in DIR: later questions about them, of any process, "
+        "skip decoder and vision tower.")
+    cache_size: float = _media(
+        "GB", "Most that --cache may take; what was not used for longest goes.", default=10.0,
+        bounds=(_ABOVE_0, _FINITE, "gigabytes, above 0"))
+
     image: str | None = _input(
         "SIZE", "A picture of this size, such as 1344x1344, or a file.  [default: the largest "
         "that the family takes]")
@@ -290,6 +297,8 @@ LIMITS = ("max_pixels", "allow_partial", "decoder", "pages", "dpi")
 """What is read of media files."""
 MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)
 """How much of the media the model gets."""
+CACHE = ("cache", "cache_size")
+"""Where it is kept; `flags.cache_from` reads it."""
 
 FIELDS = {field.name: field for field in dataclasses.fields(Flags)}
 

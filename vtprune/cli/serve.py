@@ -13,6 +13,7 @@ import click
 from vtprune import __version__
 from vtprune.cli.flags import (
     EMBEDDED,
+    cache_from,
     generation_from,
     limits_from,
     loading_from,
@@ -20,7 +21,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.errors import VtpruneError, brief
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ Examples:
     *ONE_WAY,
     *MODEL,
     *MEDIA,
+    *CACHE,
     "max_new_tokens",
     "temperature",
     "top_p",
@@ -83,7 +85,7 @@ def serve(flags: Flags) -> None:
         loading = loading_from(flags, user)
         with output.libraries_silenced():
             with output.progress_line(flags.quiet) as show:
-                loaded = load(**loading, on_progress=show)
+                loaded = load(**loading, **cache_from(flags), on_progress=show)
             settings: ServerSettings = app.ServerSettings(
                 _model_name(loading["name"]),
                 preset,

@@ -6,6 +6,7 @@ Where to look, in the order in which a prompt passes:
     plan                a preset, resolved for a model and then for a batch: what is cut where
     inputs              what whoever made the prompts knows of them beyond the tensors
     vision_encoder      the calls of the encoders; pixel_selection drops frames and tiles before
+    encoded_rows, features_on_disk    each prompt's features of a batch, from a cache
     tower_attention     what tokens receive of their vision tower's attention
     decoder             the hooks on the decoder and its layers, also where a cut cache goes on
     prefill             one forward over prompts: its cuts, and the trace of them

@@ -206,6 +206,7 @@ class DecoderHooks:
             "prefill": self.now() - prefill.started,
         }
         self.state.seconds = 0.0
+        prefill.trace.found, self.state.found = self.state.found, set()
         prefill.end(seams.output_cache(output), seconds)
         seams.keep_last_rows(output, prefill.last_rows)
 

@@ -202,6 +202,7 @@ class ThreadState(threading.local):
         prefilled: the calls whose features the last prompt with visual tokens took.
         encoding: whether an encoder runs.
         seconds: that all encoder calls since the last prefill took.
+        found: (row of the batch, modality) whose features they had from the disk.
         batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
         modalities: that were encoded for them, here or before the block.
         uncached: (B, S) ids of the last prompt, if that was given no cache.
@@ -213,6 +214,7 @@ class ThreadState(threading.local):
         self.prefilled: dict[str, dict[str, object]] = {}
         self.encoding = False
         self.seconds = 0.0
+        self.found: set[tuple[int, str]] = set()
         self.batch: PlannedBatch | None = None
         self.modalities: tuple[str, ...] = ()
         self.uncached: torch.Tensor | None = None

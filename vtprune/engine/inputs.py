@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.models.base import Inputs
+from vtprune.models.encoder_cache import EncoderCache
 from vtprune.tokens.layout import Grid
 from vtprune.tokens.units import FullSizeCounts, Units
 
@@ -25,11 +26,13 @@ class PixelView:
             same encoder takes, in the order of the prompt.
         full_size: the token counts of every row had its media not been made smaller; empty where
             they were not.
+        rows: the inputs of every row by name, as they were before they were joined.
     """
 
     tensors: Mapping[str, torch.Tensor]
     units: Sequence[Sequence[Units]]
     full_size: Sequence[FullSizeCounts] = ()
+    rows: Sequence[Mapping[str, torch.Tensor]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +47,14 @@ class PreparedInputs:
         features: the encoders' features, filled by the block. Blocks that are given the same
             dictionary encode the same pixel tensors once.
         pixels: of the one batch that is to be prefilled; None: not known.
+        cache: the encoders' features on disk; each prompt is encoded alone then, so that they do
+            not follow from its batch. None: they are not kept.
     """
 
     media: Sequence[tuple[str, Grid]] = ()
     features: FeatureCache | None = None
     pixels: PixelView | None = None
+    cache: EncoderCache | None = None
 
     @classmethod
     def of(
@@ -56,16 +62,19 @@ class PreparedInputs:
         tensors: Mapping[str, torch.Tensor],
         prompts: Sequence[Inputs],
         features: FeatureCache | None = None,
+        cache: EncoderCache | None = None,
     ) -> PreparedInputs:
         """Return what is known of a batch whose rows were prepared here.
 
         Args:
             tensors: of the batch, on the model's device.
             prompts: its rows; empty: nothing is known of them.
-            features: as of the class.
+            features, cache: as of the class.
         """
         if not prompts:
             return cls(features=features)
         full_size = [row.full_size for row in prompts if row.full_size]
-        view = PixelView(tensors, [row.units for row in prompts], full_size)
-        return cls([item for row in prompts for item in row.media], features, view)
+        view = PixelView(
+            tensors, [row.units for row in prompts], full_size, [row.tensors for row in prompts]
+        )
+        return cls([item for row in prompts for item in row.media], features, view, cache)

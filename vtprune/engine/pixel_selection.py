@@ -43,16 +43,18 @@ class PixelSelection:
     rows: list[list[tuple[str, torch.Tensor]]]
     dropped: list[torch.Tensor]
 
-    def rows_of(self, modality: str | None) -> torch.Tensor:
+    def rows_of(self, modality: str | None, sample: int | None = None) -> torch.Tensor:
         """Return which rows one call of an encoder gets, of those of the whole batch: (U,) bool.
 
         Args:
             modality: that the encoder takes; None for both.
+            sample: whose rows alone; None: of the whole batch.
 
         Raises:
             ModelError: there are none.
         """
-        rows = [kept for items in self.rows for name, kept in items if modality in (None, name)]
+        samples = self.rows if sample is None else [self.rows[sample]]
+        rows = [kept for items in samples for name, kept in items if modality in (None, name)]
         if not rows:
             raise other_media()
         return torch.cat(rows)

@@ -157,6 +157,7 @@ class Trace:
             forward, selection included).
         encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
             of each media item; empty where it got all.
+        found: (sample, modality) whose features came from a cache on disk.
         full_size: of every sample the token counts had its media not been made smaller;
             empty where they were not.
         prefills: how many prefills with visual tokens have run.
@@ -172,6 +173,7 @@ class Trace:
     visual_by_layer: list[list[int]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
+    found: set[tuple[int, str]] = field(default_factory=set)
     full_size: list[FullSizeCounts] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)

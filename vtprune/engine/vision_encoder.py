@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 
 from vtprune.device import now
 from vtprune.engine.attention_mask import valid_columns
+from vtprune.engine.encoded_rows import join, split_call
+from vtprune.engine.features_on_disk import features_key, load_features, store_features
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_pixels
@@ -47,6 +50,7 @@ class EncoderHooks:
         self.plan, self.structure, self.state = plan, plan.structure, state
         self.modality, self.inputs = modality, inputs
         self.selection: PixelSelection | None = None
+        self.config: object = plan.structure.inner.config
 
     def attach(self, hooks: Hooks) -> None:
         """Put `call_encoder` in the place of the model's encoders."""
@@ -76,7 +80,7 @@ class EncoderHooks:
         key = (
             ENCODERS[modality],
             None if rows is None else tuple(rows.tolist()),
-            *_identities(given, self.structure.inner.config),
+            *_identities(given, self.config),
         )
         known = features.get(key) if features is not None else None
         if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
@@ -84,8 +88,10 @@ class EncoderHooks:
             return known[1]
         started, state.encoding = now(self.structure.device), True
         try:
-            with self.tapped_tower(modality, given, rows):
-                encoded = self.encode(functools.partial(encode, *args, **kwargs), rows)
+            encoded = self.encode_by_row(modality, arguments, given, encode, args, kwargs)
+            if encoded is None:
+                with self.tapped_tower(modality, given, rows):
+                    encoded = self.encode(functools.partial(encode, *args, **kwargs), rows)
         except (AttributeError, TypeError, ValueError) as error:
             refuse_missing_inputs(self.structure, modality, arguments, given, error)
             raise
@@ -95,6 +101,58 @@ class EncoderHooks:
         if features is not None:
             features[key] = (given, encoded)  # the pixels stay, and so their address
         return encoded
+
+    def encode_by_row(
+        self,
+        modality: str,
+        arguments: Arguments,
+        given: Kwargs,
+        encode: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Kwargs,
+    ) -> object:
+        """Return the features of a batch, those of each prompt from the cache on disk or put there.
+
+        Returns:
+            None where there is no cache, or what an encoder takes or gives is of an unknown form.
+        """
+        cache, pixels = self.inputs.cache, self.inputs.pixels
+        calls = split_call(args, kwargs, pixels) if cache and pixels else None
+        if cache is None or not calls:
+            return None
+        parts: list[object] = []
+        readings: list[TowerReading] = []
+        found: set[tuple[int, str]] = set()
+        for call in calls:
+            of_row = arguments.bind(call.args, call.kwargs)
+            rows = self.rows_for(modality, call.row)
+            key = features_key(cache, modality, _features_follow(of_row, self.config), rows)
+            if key is None:
+                return None
+            with cache.disk.entry(key):
+                known = load_features(cache, key, self.structure.device)
+                if known and (known[1] or not self.plan.reads_tower):
+                    features, reading = known
+                    found.add((call.row, modality))
+                else:
+                    with self.tapped_tower(modality, of_row, rows):
+                        run = functools.partial(encode, *call.args, **call.kwargs)
+                        encoded = self.encode(run, rows)
+                    reading = cast("TowerReading | None", of_row.get(TOWER[0]))
+                    features = store_features(cache, key, encoded, reading)
+            if features is None:
+                return None
+            parts.append(features)
+            readings += [reading] if reading else []
+        try:
+            joined = join(parts)
+        except ValueError:
+            return None
+        if readings:
+            together = [row for reading in readings for row in reading.rows]
+            given[TOWER[0]] = TowerReading(readings[0].has_cls, together)
+        self.state.found |= found
+        return joined
 
     def encode(self, encode: Callable[[], object], rows: torch.Tensor | None) -> object:
         """Return what an encoder makes of the frames and tiles that stay; zeros for the others.
@@ -129,13 +187,17 @@ class EncoderHooks:
         self.state.seconds += now(self.structure.device) - started
         return self.selection
 
-    def rows_for(self, modality: str) -> torch.Tensor | None:
-        """Return which rows an encoder's vision tower is to get; None: all."""
+    def rows_for(self, modality: str, sample: int | None = None) -> torch.Tensor | None:
+        """Return which rows an encoder's vision tower is to get; None: all.
+
+        Args:
+            sample: of those of this one; None: of the whole batch's.
+        """
         selection = self.select_pixels()
         if selection is None:
             return None
         encodes_videos = hasattr(self.structure.inner, ENCODERS["video"])
-        return selection.rows_of(modality if encodes_videos else None)
+        return selection.rows_of(modality if encodes_videos else None, sample)
 
     @contextmanager
     def tapped_tower(
@@ -163,18 +225,26 @@ class EncoderHooks:
         given[TOWER[0]] = reading.among(rows)
 
 
-def _identities(given: Kwargs, config: object) -> list[object]:
-    """Return what tells one encoder call from another, by what its features depend on.
+def _features_follow(given: Kwargs, config: object) -> Kwargs:
+    """Return the arguments of an encoder call that its features follow from.
 
-    The same pixels come in more than one way: where transformers' generation (5.20 to 5.24) leaves
-    an argument out, a forward gives what the config says, and the pixels may be named otherwise.
+    Where transformers' generation (5.20 to 5.24) leaves an argument out, a forward gives what the
+    config says.
     """
-    return [
-        _identity(value) if isinstance(value, torch.Tensor) else (name, repr(value))
+    return {
+        name: value
         for name, value in given.items()
         if name not in NOT_COMPARED
         and value is not None
         and (isinstance(value, torch.Tensor) or value != getattr(config, name, None))
+    }
+
+
+def _identities(given: Kwargs, config: object) -> list[object]:
+    """Return what tells one encoder call from another; the pixels may be named in two ways."""
+    return [
+        _identity(value) if isinstance(value, torch.Tensor) else (name, repr(value))
+        for name, value in _features_follow(given, config).items()
     ]
 
 

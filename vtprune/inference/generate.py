@@ -256,7 +256,8 @@ def generate(
     rows = [question.inputs for question in questions]
     tensors = batch_on_device(loaded, rows)
     stopping = None if stopped is None else StopRows(stopped)
-    with pruned(loaded, preset, PreparedInputs.of(tensors, rows, features)) as trace:
+    inputs = PreparedInputs.of(tensors, rows, features, loaded.encoder_cache)
+    with pruned(loaded, preset, inputs) as trace:
         ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopping, length)
     snapshot = trace.snapshot()
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))

@@ -247,6 +247,8 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """Return what the reader of a report should know before believing a figure."""
     notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, flops)]
+    if loaded.cache is not None and loaded.cache.reason:
+        notes.append(f"--cache {loaded.cache.directory}: not written: {loaded.cache.reason}")
     aware = preset.question_aware_methods()
     if aware and run.trace.stages:
         notes.append(f"{' and '.join(aware)} kept tokens for this question; a follow-up on the "
@@ -271,9 +273,10 @@ def _count_vision(loaded: Loaded, inputs: Inputs, trace: Trace, sample: int) -> 
         counted = find_encoded(loaded, inputs, trace, sample)
     except cost.CostError:
         return None
-    if len(counted) < sum(name in inputs.tensors for name in PIXELS):
+    encoded = [name for name in PIXELS if (sample, PIXELS[name]) not in trace.found]
+    if len(counted) < sum(name in inputs.tensors for name in encoded):
         return None
-    return sum(cost.vision_flops(*arguments) for arguments in counted)
+    return sum((cost.vision_flops(*arguments) for arguments in counted), 0.0)
 
 
 def compute_vision_flops(
@@ -299,6 +302,8 @@ def find_encoded(
     for name, modality in PIXELS.items():
         shape = cost.vision_shape(loaded.model.config, modality)
         if name not in inputs.tensors or shape is None:
+            continue
+        if trace and (sample, modality) in trace.found:  # taken from a cache
             continue
         size = tuple(inputs.tensors[name].shape)
         grid = inputs.tensors.get(f"{modality}_grid_thw")

@@ -13,8 +13,10 @@ from typing import TypeVar
 
 import torch
 
+from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.downsampling import MediaView, shrink_media
+from vtprune.inference.media_cache import describe_preparation, read_through
 from vtprune.media import Limits, Source, open_each, read, stop_reading
 from vtprune.models import preprocess
 from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
@@ -69,6 +71,8 @@ class MediaPlan:
         media_seconds, resize_seconds: spent on opening, and on choosing.
         full_size: token counts were the media not made smaller; None where they are not.
         thumbnails: keep a small copy of every frame, for drawing.
+        cache: of what was decoded and resized; None for none.
+        preparations: what says how each file is resized, for the cache.
     """
 
     views: tuple[MediaView, ...]
@@ -77,6 +81,8 @@ class MediaPlan:
     resize_seconds: float
     full_size: FullSizeCounts | None = None
     thumbnails: bool = False
+    cache: DiskCache | None = None
+    preparations: tuple[str, ...] = ()
 
 
 def plan_media(
@@ -99,9 +105,17 @@ def plan_media(
     views = in_full if shrunk is None else shrunk.views
     kinds = [source.kind for source in sources]
     plans = tuple(view.plan(model, kinds.count(view.source.kind)) for view in views)
+    preparations: tuple[str, ...] = ()
+    if model.cache is not None:
+        preparations = tuple(
+            describe_preparation(model, view, kinds.count(view.source.kind)) for view in views
+        )
     spent = time.perf_counter() - opened
     full_size = None if shrunk is None else shrunk.full_size
-    return MediaPlan(views, plans, opened - started, spent, full_size)
+    return MediaPlan(
+        views, plans, opened - started, spent, full_size, cache=model.cache,
+        preparations=preparations,
+    )  # fmt: skip
 
 
 def read_media(
@@ -201,10 +215,18 @@ def read_planned(
     warnings: list[str] = []
     clock = _Clock()
     num_pictures = sum(view.source.kind == "image" for view in media_plan.views)
-    for view, plan in zip(media_plan.views, media_plan.plans, strict=True):
-        item, decoder, notes = read_one(
-            view.source, plan, limits, clock, on_progress, media_plan.thumbnails
+    cache = None if media_plan.thumbnails else media_plan.cache  # it has no thumbnails
+    for number, (view, plan) in enumerate(zip(media_plan.views, media_plan.plans, strict=True)):
+        read_this = partial(
+            read_one, view.source, plan, limits, clock, on_progress, media_plan.thumbnails
         )
+        if cache is None:
+            item, decoder, notes = read_this()
+        else:
+            preparation = media_plan.preparations[number]
+            item, decoder, notes = read_through(
+                cache, preparation, view.source, plan, limits, read_this
+            )
         items.append(replace(item, source=view.resized_source))
         decoders.append(decoder)
         warnings += (*plan.warnings, *notes)

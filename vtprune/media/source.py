@@ -183,6 +183,11 @@ class Source:
         """Return the path, and the page of a file with several, as PDF viewers write it."""
         return f"{self.path}#page={self.page}" if self.page else str(self.path)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that it is read from."""
+        return self._pictures or (self.path,)
+
 
 def picture_source(path: Path, width: int, height: int, decoder: str, page: int = 0) -> Source:
     """Return the source of one picture, or of one page of a file with several."""

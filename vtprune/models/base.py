@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 
+from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError
 from vtprune.models import prompt
 from vtprune.tokens.layout import Grid
@@ -399,3 +400,6 @@ class Preparable(Protocol):
 
     @property
     def files(self) -> Files: ...
+
+    @property
+    def cache(self) -> DiskCache | None: ...

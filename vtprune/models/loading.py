@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from vtprune.disk_cache import DEFAULT_BYTES, DiskCache
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import (
@@ -36,6 +37,7 @@ from vtprune.models.devices import (
     loading_options,
     quantization_of,
 )
+from vtprune.models.encoder_cache import EncoderCache, open_encoder_cache
 from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import closest_alias, hub_id_of
@@ -68,6 +70,7 @@ class Loaded:
         name: as the user gave it.
         model: the transformers model, in eval mode.
         adapter: the name of the adapter that was loaded into it; None where there is none.
+        cache: of media that were decoded and encoded; None for none.
         files: its checkpoint's tokenizer and preparation files.
         family: its family.
         calibration: from the user's file; None: the packaged one is used.
@@ -83,6 +86,18 @@ class Loaded:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     adapter: str | None = None
+    cache: DiskCache | None = None
+
+    @functools.cached_property
+    def encoder_cache(self) -> EncoderCache | None:
+        """The cache for its vision encoders; None: it has none, or can't be pruned.
+
+        Raises:
+            ModelError: some of their weights are not in memory.
+        """
+        if self.cache is None or self.pruned_equals is None:
+            return None
+        return open_encoder_cache(self.cache, find_structure(self.model))
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
@@ -143,6 +158,7 @@ class Opened:
         adapter: to be loaded into it.
         seconds: the time that opening took.
         warnings: what the user should know of its files.
+        cache: as of Loaded.
     """
 
     name: str | None
@@ -158,6 +174,7 @@ class Opened:
     on_progress: Progress | None = None
     adapter: Adapter | None = None
     warnings: tuple[str, ...] = ()
+    cache: DiskCache | None = None
 
     def load(self) -> Loaded:
         """Read the weights, and return the loaded model.
@@ -202,7 +219,7 @@ class Opened:
         files = replace(self.files, config=model.config)
         return Loaded(
             self.name or EMBEDDED, model, files, self.family, calibration, seconds, tuple(notes),
-            None if self.adapter is None else self.adapter.name,
+            None if self.adapter is None else self.adapter.name, self.cache,
         )  # fmt: skip
 
 
@@ -216,6 +233,8 @@ def load(
     quantize: str | None = None,
     calibration: Path | None = None,
     trust_remote_code: bool = False,
+    cache: str | Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
     on_progress: Progress | None = None,
 ) -> Loaded:
     """Load a model, its tokenizer and its preparation files; safetensors only.
@@ -237,13 +256,16 @@ def load(
             weights as the checkpoint has them.
         calibration: a YAML file with the model's entropy collapse layer and information horizon.
         trust_remote_code: run Python code that the checkpoint brings.
+        cache: a folder in which decoded and encoded media are kept for later questions.
+        cache_bytes: the most that it may take.
 
     Raises:
         ModelError: not found, not complete, not supported, or too large, with the way out.
     """
     return open_model(
         name, adapter=adapter, device=device, dtype=dtype, attention=attention, quantize=quantize,
-        calibration=calibration, trust_remote_code=trust_remote_code, on_progress=on_progress,
+        calibration=calibration, trust_remote_code=trust_remote_code, cache=cache,
+        cache_bytes=cache_bytes, on_progress=on_progress,
     ).load()  # fmt: skip
 
 
@@ -257,6 +279,8 @@ def open_model(
     quantize: str | None = None,
     calibration: Path | None = None,
     trust_remote_code: bool = False,
+    cache: str | Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
     on_progress: Progress | None = None,
 ) -> Opened:
     """Read all of a checkpoint but its weights; the arguments are those of `load`."""
@@ -264,6 +288,7 @@ def open_model(
     from transformers import AutoTokenizer
 
     started = time.perf_counter()
+    media_cache = None if cache is None else DiskCache(Path(cache), cache_bytes)
     target = find_device(device)
     name, tuned = find_base(name, adapter)
     checkpoint = find_checkpoint(name)
@@ -287,7 +312,7 @@ def open_model(
         family, files = prepare_family(checkpoint, files, trust_remote_code)
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
-        time.perf_counter() - started, on_progress, tuned, tuple(notes),
+        time.perf_counter() - started, on_progress, tuned, tuple(notes), media_cache,
     )  # fmt: skip
 
 

@@ -215,6 +215,8 @@ def run_batch(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     counts.seconds = time.perf_counter() - started
+    if loaded.cache is not None:
+        counts.notes.append(loaded.cache.describe())
     return counts
 
 
