@@ -40,7 +40,11 @@ Examples:
     "json",
     "saves",
     "quiet",
-    default_words={"keep": "0.5", "method": "random", "preset": "cuts of one method"},
+    default_words={
+        "keep": "half of the tokens after each cut",
+        "method": "random",
+        "preset": "cuts of one method",
+    },
     save=[("the result", ".json")],
 )
 def check(media: tuple[str, ...], flags: Flags) -> None:

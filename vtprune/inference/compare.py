@@ -13,6 +13,7 @@ from vtprune.device import time_runs
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.report import CompareResult, CompareSeconds
 from vtprune.models import cost
+from vtprune.models.structure import decoder_layers
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) ->
     if isinstance(shape, cost.CostError):
         return None
     flops, bandwidth = ceilings
-    layers = loaded.model.get_decoder().layers
+    layers = decoder_layers(loaded.model)
     weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
     read = weights * loaded.model.dtype.itemsize / bandwidth
 

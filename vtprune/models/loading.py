@@ -42,7 +42,7 @@ from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
-from vtprune.models.structure import find_structure, pruned_equals
+from vtprune.models.structure import find_decoder, find_structure, pruned_equals
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.models.weights import GGUF, GGUF_HINT, find_weights
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
@@ -206,7 +206,7 @@ class Opened:
                 notes += attach(model, self.adapter)
         calibration = None
         if self.calibration is not None:
-            text = model.get_decoder().config
+            text = cast("PreTrainedConfig", find_decoder(model).config)
             calibration = read_calibration(
                 self.calibration,
                 text.num_hidden_layers,

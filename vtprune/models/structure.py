@@ -392,13 +392,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
             f"{model_type}: several models in one, of which the thinker reads the prompt",
             "prune that one: vtprune.pruning(model.thinker, ...), and generate as before",
         )
-    decoder = find_decoder(model)
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise ModelError(
-            f"{model_type}: its decoder has no list of layers to cut between ({releases()})",
-            WAY_OUT,
-        )
+    decoder, layers = find_decoder(model), decoder_layers(model)
     family = find_family(model_type)
     check_types(model_type, decoder)
     sources = key_layers(model_type, list(layers))
@@ -480,6 +474,22 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
             break
         decoder = inside
     return decoder
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the layers of a model's decoder.
+
+    Raises:
+        ModelError: it has no list of them.
+    """
+    layers = getattr(find_decoder(model), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise ModelError(
+            f"{model.config.model_type}: its decoder has no list of layers to cut between "
+            f"({releases()})",
+            WAY_OUT,
+        )
+    return layers
 
 
 def _size(model_type: str, config: object, name: str, default: int = 0) -> int:

@@ -32,6 +32,7 @@ from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
 from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
+from vtprune.models.structure import decoder_layers
 from vtprune.models.transformers_messages import quiet
 from vtprune.preset.calibration import Calibration
 
@@ -190,7 +191,7 @@ def _conclude(
         of_group = [row for row in rows if row[0].text_heavy == (group == "text-heavy")]
         if of_group:
             horizons[group] = _horizon(of_group, settings.seed)
-    config = loaded.model.get_decoder().config
+    config = loaded.decoder_config
     model = {"name": loaded.name, "family": loaded.family.name,
              "model_type": str(loaded.model.config.model_type),
              "layers": len(collapse.curve), "hidden_size": int(config.hidden_size)}  # fmt: skip
@@ -230,7 +231,7 @@ def _schedules(
     loaded: Loaded, settings: CalibrationSettings, calibration: Calibration
 ) -> list[CandidateSchedule]:
     assert settings.keep is not None
-    num_layers = len(loaded.model.get_decoder().layers)
+    num_layers = len(decoder_layers(loaded.model))
     selectors = settings.methods or SELECTORS
     return list_schedules(settings.keep, num_layers, calibration, selectors, settings.options)
 

@@ -12,6 +12,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
+from vtprune.models.structure import decoder_layers
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded
@@ -99,7 +100,7 @@ def entropy_curve(
     """
     with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs) as trace:
         out = loaded.model(**prompt, output_hidden_states=True, use_cache=False)
-    num_layers = len(loaded.model.get_decoder().layers)
+    num_layers = len(decoder_layers(loaded.model))
     return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)
 
 

@@ -23,7 +23,7 @@ from vtprune.inference.forced_answers import (
 )
 from vtprune.inference.prepare import TEXT_INPUTS
 from vtprune.models.seams import cache_argument, cache_made
-from vtprune.models.structure import find_structure
+from vtprune.models.structure import decoder_layers, find_structure
 from vtprune.tokens.layout import PATCH, Layout
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _whole_scores(
     loaded: Loaded, prompt: PromptWithAnswer, encoded: FeatureCache
 ) -> tuple[Score, ...]:
     scores, inputs = [], prompt.without_pixels(encoded)
-    for layer in range(len(loaded.model.get_decoder().layers)):
+    for layer in range(len(decoder_layers(loaded.model))):
         preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
         with pruning(loaded.model, preset, threads="own", inputs=inputs):
             scores.append(score_in_one_forward(loaded, prompt))
@@ -143,7 +143,7 @@ def _branch_scores(
     }
     kept = prefix.text.expand(len(prompts), -1)
     by_layer = []
-    for layer in range(len(loaded.model.get_decoder().layers) + 1):
+    for layer in range(len(decoder_layers(loaded.model)) + 1):
         logits = _predict(loaded, prefix, layer, kept, after, longest - first)
         by_layer.append(
             [

@@ -12,7 +12,8 @@ from vtprune.pruners import METHODS, find_method
 from vtprune.tokens.layout import MODALITIES
 
 FIRST = 2  # the layer of the single cut, where there are as many
-SECOND = 0.2  # the share of keep that the second of two cuts leaves
+LEFT = 0.5  # the share of the visual tokens that a cut leaves where no keep is given
+SECOND = 0.2  # the share of it, or of keep, that the second of two cuts leaves
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class CheckOptions:
     """The cuts that a check was asked for.
 
     Args:
-        keep: layer average of the kept fraction; None: 0.5, or the preset's.
+        keep: layer average of the kept fraction; None: the preset's, or half of the visual tokens
+            after each cut, which models of any depth can reach.
         method: that selects tokens in the usual cuts.
         at: the one place where it cuts; None: at the input, at one layer and at two.
         options: of the method, or of the preset's stages.
@@ -80,13 +82,16 @@ def choose_cuts(
             f"--method {options.method} chooses no tokens, so it can't make the cuts of a check",
             "give a method that does, such as random, or check a preset with --preset FILE",
         )
-    keep = 0.5 if options.keep is None else options.keep
+    keep = LEFT if options.keep is None else options.keep
     if keep == 1:
         raise PresetError("keep 1 cuts nothing, so there is nothing to check", "--keep 0.5")
     first, second = min(FIRST, num_layers - 1), num_layers // 2
     place = str(max(first, 1)) if options.at is None else options.at
-    single = override(Preset(), keep=keep, method=options.method, at=place,
+    single = override(Preset(), keep=options.keep, method=options.method, at=place,
                       options=options.options, seed=options.seed)  # fmt: skip
+    if options.keep is None:
+        stages = (replace(stage, keep=LEFT) for stage in single.stages_for("image"))
+        single = replace(single, stages=tuple(stages))
     if options.at is not None:
         return [CheckedCut(f"at {single.stages_for('image')[0].at}", single)]
     (stage,) = single.stages_for("image")

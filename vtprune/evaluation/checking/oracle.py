@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from vtprune.engine.hooks import ALL_THREADS, Hooks
 from vtprune.errors import ModelError
+from vtprune.models.structure import decoder_layers, find_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # All names inside transformers (5.17 to 5.24) that a check relies on.
 KERNEL = "_attn_implementation"  # of a config: its attention kernel
-LAYERS = "layers"  # of a decoder: the list of its layers
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
 EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
@@ -111,7 +111,7 @@ def masking(
     Args:
         layers: of the decoder; None: as it names them.
     """
-    layers = _layers(model) if layers is None else layers
+    layers = list(decoder_layers(model)) if layers is None else layers
     columns = _Columns()
     with Hooks(ALL_THREADS) as hooks:
         hooks.before(layers[0], columns.count)
@@ -205,7 +205,7 @@ def looped(
         drops: (first layer, the columns that it and later layers do not get).
         options: of the model's forward.
     """
-    layers = _layers(model)
+    layers = decoder_layers(model)
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def note(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -242,14 +242,6 @@ def looped(
     return logits[:, -steps:]
 
 
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the layers of a model's decoder, around which some classes have an output head."""
-    decoder: nn.Module = model.get_decoder()
-    while not hasattr(decoder, LAYERS):
-        decoder = cast("nn.Module", decoder.model)
-    return list(cast("nn.ModuleList", getattr(decoder, LAYERS)))
-
-
 def _states(output: object) -> torch.Tensor:
     """Return the states that a layer gives, of a tuple or alone."""
     states = output[0] if isinstance(output, tuple) else output
@@ -273,7 +265,7 @@ def _of_columns(name: str, value: object, columns: torch.Tensor) -> object:
 
 def kernel_of(model: PreTrainedModel) -> str:
     """Return the attention kernel of a model's decoder."""
-    return str(getattr(model.get_decoder().config, KERNEL, "eager"))
+    return str(getattr(find_decoder(model).config, KERNEL, "eager"))
 
 
 def other_kernel(model: PreTrainedModel) -> str:

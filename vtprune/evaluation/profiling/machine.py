@@ -16,6 +16,7 @@ from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.measuring import compute_vision_flops
 from vtprune.inference.report import Block
 from vtprune.models import cost
+from vtprune.models.structure import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -96,12 +97,11 @@ def weigh(model: PreTrainedModel, size: int) -> Weights:
     Args:
         size: bytes of one number.
     """
-    decoder = model.get_decoder()
-    layers = decoder.layers  # type: ignore[union-attr]
+    layers = decoder_layers(model)
     head = model.get_output_embeddings()
     return Weights(
         total=size * count_weights(model),
-        layer=size * count_weights(layers) / len(layers),  # type: ignore[arg-type]
+        layer=size * count_weights(layers) / len(layers),
         head=size * (count_weights(head) if head is not None else 0),
     )
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from vtprune.evaluation.profiling.rows import PlannedCut, PlannedRow
 from vtprune.evaluation.profiling.shapes import tower_kinds
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.prepare import PreparedQuestion, to_device
-from vtprune.models.structure import find_structure
+from vtprune.models.structure import decoder_layers, find_decoder, find_structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.spec import PIXELS, ModalityPreset
 
@@ -291,26 +291,27 @@ def run_once(
 
 
 def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
-    return list(model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
+    return list(decoder_layers(model))
 
 
 @contextmanager
 def at_depth(model: PreTrainedModel, depth: int) -> Iterator[None]:
     """Leave the decoder its first `depth` layers inside the block."""
-    decoder = model.get_decoder()
-    both = (decoder.config, model.config.get_text_config())  # type: ignore[union-attr]
-    configs = list({id(one): one for one in both}.values())
-    layers = decoder.layers  # type: ignore[union-attr]
-    before = [(one, one.num_hidden_layers, getattr(one, "layer_types", None)) for one in configs]
+    decoder, layers = find_decoder(model), decoder_layers(model)
+    both = (cast("PreTrainedConfig", decoder.config), model.config.get_text_config())
+    configs = list({id(config): config for config in both}.values())
+    before = [
+        (each, each.num_hidden_layers, getattr(each, "layer_types", None)) for each in configs
+    ]
     try:
-        decoder.layers = nn.ModuleList(list(layers)[:depth])  # type: ignore[union-attr, arg-type]
+        decoder.layers = nn.ModuleList(list(layers)[:depth])
         for config, _, types in before:
             config.num_hidden_layers = depth
             if types is not None:
                 config.layer_types = list(types)[:depth]
         yield
     finally:
-        decoder.layers = layers  # type: ignore[union-attr]
+        decoder.layers = layers
         for config, count, types in before:
             config.num_hidden_layers = count
             if types is not None:

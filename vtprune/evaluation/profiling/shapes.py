@@ -21,6 +21,7 @@ from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config, read_files
 from vtprune.models.loading import EMBEDDED, find_checkpoint
 from vtprune.models.names import Alias, aliases, hub_id_of
+from vtprune.models.structure import decoder_layers
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.preset.calibration import packaged_models
 
@@ -279,7 +280,7 @@ def build_random(
     config = copy.deepcopy(config)
     config.dtype = dtype
     model = build_skeleton(config, attention)
-    layers = model.get_decoder().layers  # type: ignore[union-attr]
+    layers = decoder_layers(model)
     for number in range(distinct_layers or len(layers), len(layers)):
         share_weights(layers[number], layers[number % (distinct_layers or 1)])
     generator = torch.Generator().manual_seed(0)
