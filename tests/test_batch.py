@@ -17,16 +17,25 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import save_noise
+from PIL import Image
 
 import vtprune
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
 from vtprune.inference.generate import Generation, Run
-from vtprune.models.base import Turn
+from vtprune.media import open_sources
+from vtprune.models.base import Sampling, Turn
 from vtprune.serving import batch as batch_module
-from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch
+from vtprune.serving.batch import (
+    AnswerLines,
+    BatchSettings,
+    Counts,
+    prepare_request,
+    run_batch,
+    turns_over,
+)
 from vtprune.serving.messages import read_messages
-from vtprune.serving.requests import find_files, read_requests, requests_about
+from vtprune.serving.requests import Request, find_files, read_requests, requests_about
 
 SHORT = BatchSettings(generation=Generation(max_new_tokens=4), batch_size=4)
 PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
@@ -330,3 +339,18 @@ def test_a_killed_run_loses_and_doubles_nothing(
     assert CliRunner().invoke(cli, args).exit_code == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len({line["key"] for line in lines}) == 24
+
+
+def test_pages_are_media_items_wherever_their_file_is_named(
+    loaded: vtprune.Loaded, tmp_path: Path
+) -> None:
+    picture, pages = save_noise(tmp_path / "a.png", 40, 60), tmp_path / "pages.tif"
+    more = [Image.new("RGB", (60, 40), (red, 0, 0)) for red in (80, 160)]
+    Image.new("RGB", (60, 40)).save(pages, save_all=True, append_images=more)
+    turns = (Turn("user", "first then", 2, (5, 10)), Turn("user", "and", 1))
+    request = Request((str(picture), str(pages), str(pages)), turns, PRESET)
+    first, second = turns_over(request, open_sources(request.files))
+    assert (first.media, first.places) == (4, (5, 10, 10, 10))
+    assert (second.media, second.places) == (3, ())
+    prepared = prepare_request(loaded, request, Sampling(), vtprune.Limits())
+    assert len(prepared.media.items) == 7

@@ -26,7 +26,7 @@ from vtprune.inference.prepare import (
 )
 from vtprune.inference.prompt_media import plan_media, read_planned
 from vtprune.inference.report import Report
-from vtprune.media import Limits
+from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling, Turn
 from vtprune.saving import ResumableLines, kept_in
 from vtprune.serving.requests import Request
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BEGINNING = b'{"key": "'
 """Of every line."""
+MOST_PAGES = 256
+"""Of all files of a request that are several."""
 AHEAD = 4
 """Batches whose requests are ordered by length together."""
 
@@ -305,24 +307,44 @@ def prepare_request(
         VtpruneError: a file can't be read, or the model can't take the request.
     """
     plan = plan_media(loaded, request.files, sampling, request.preset, limits)
-    media = read_planned(replace(plan, thumbnails=thumbnails), limits, on_progress)
-    turns = turns_over(request, len(media.items))
-    return prepare_turns(loaded, media, turns, on_device=False)
-
-
-def turns_over(request: Request, num_media: int) -> list[Turn]:
-    """Return the turns of a request; a file of several pages is as many media items."""
-    turns, more = list(request.turns), num_media - len(request.files)
-    if not more:
-        return turns
-    holding = [number for number, turn in enumerate(turns) if turn.media]
-    if len(holding) > 1 or turns[holding[0]].places:
+    if len(plan.views) > max(MOST_PAGES, len(request.files)):
         raise VtpruneError(
-            "a file of several pages among the media of messages",
-            "name one page of it, or give the file with a question",
+            f"{len(plan.views):,} pages of {len(request.files)} files are over {MOST_PAGES}",
+            "give fewer files",
         )
-    turns[holding[0]] = replace(turns[holding[0]], media=num_media)
+    media = read_planned(replace(plan, thumbnails=thumbnails), limits, on_progress)
+    return prepare_turns(loaded, media, turns_over(request, media.sources), on_device=False)
+
+
+def turns_over(request: Request, sources: Sequence[Source]) -> list[Turn]:
+    """Return the turns of a request; a file of several pages is as many media items.
+
+    Args:
+        sources: the pages and other files, in order.
+    """
+    counts = iter(_pages_by_file(sources))
+    turns = []
+    for turn in request.turns:
+        pages = [next(counts) for _ in range(turn.media)]
+        places = zip(turn.places, pages, strict=False)  # a turn without places has its media first
+        repeated = tuple(place for place, count in places for _ in range(count))
+        turns.append(replace(turn, media=sum(pages), places=repeated))
     return turns
+
+
+def _pages_by_file(sources: Sequence[Source]) -> list[int]:
+    """Return of how many sources in a row each file is."""
+    counts: list[int] = []
+    pages: set[int] = set()
+    last: Path | None = None
+    for source in sources:
+        if source.path == last and source.page and source.page not in pages:
+            counts[-1] += 1
+            pages.add(source.page)
+        else:  # another file, or the same one again
+            counts.append(1)
+            last, pages = source.path, {source.page}
+    return counts
 
 
 def result_or_error(work: Callable[[], T]) -> T | VtpruneError:
