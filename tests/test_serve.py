@@ -13,8 +13,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,26 @@ for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
     pytest.importorskip(package)
 
 import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import Request  # noqa: E402
 
 from vtprune.serving import queue as queue_module  # noqa: E402
 from vtprune.serving import uploads  # noqa: E402
 from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
-from vtprune.serving.guard import GuardRules  # noqa: E402
+from vtprune.serving.connection import WatchedConnection  # noqa: E402
+from vtprune.serving.guard import Bodies, GuardRules  # noqa: E402
 from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings  # noqa: E402
 from vtprune.serving.requests import requests_about  # noqa: E402
 from vtprune.serving.stop_sequences import visible_part  # noqa: E402
-from vtprune.serving.uploads import UploadRules, Uploads, decode_data_url, fetch  # noqa: E402
+from vtprune.serving.uploads import (  # noqa: E402
+    UploadRules,
+    Uploads,
+    UploadsFullError,
+    decode_data_url,
+    fetch,
+)
 
 PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
 SETTINGS = ServerSettings("tiny", PRESET, Generation(max_new_tokens=4))
@@ -160,37 +171,153 @@ def test_answers_under_many_clients_are_those_alone(
         assert text == alone.answer
 
 
-def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
-    openai = pytest.importorskip("openai")
-    app = create_app(loaded, replace(SETTINGS, guard=GuardRules(key="secret")))
+@contextmanager
+def serving(app: FastAPI) -> Iterator[int]:
+    """Serve an app as the command does; give the port."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    config = uvicorn.Config(app, http=WatchedConnection, ws="none", log_level="critical")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=functools.partial(server.run, sockets=[sock]))
     thread.start()
     try:
-        base = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-        client = openai.OpenAI(base_url=base, api_key="secret", max_retries=0)
-        for _ in range(100):
-            if server.started:
-                break
-            time.sleep(0.05)
-        assert [model.id for model in client.models.list()] == ["tiny"]
-        with pictures[0].open("rb") as file:
-            name = client.files.create(file=file, purpose="vision").id
-        body = ask(name, model="tiny")
-        found = client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 0.5}})
-        assert found.usage.visual_tokens_kept > 0
-        pieces = client.chat.completions.create(**body, stream=True)
-        assert "".join(piece.choices[0].delta.content or "" for piece in pieces)
-        with pytest.raises(openai.BadRequestError, match=r"keep 7\.0 is not a fraction"):
-            client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 7}})
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=base, api_key="guess", max_retries=0).models.list()
+        wait_until(lambda: server.started)
+        yield int(sock.getsockname()[1])
     finally:
         server.should_exit = True
         thread.join(20)
     assert not thread.is_alive()
+
+
+def wait_until(reached: Callable[[], object]) -> None:
+    for _ in range(400):
+        if reached():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not reached in 20 seconds")
+
+
+def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[Path]) -> None:
+    openai = pytest.importorskip("openai")
+    app = create_app(loaded, replace(SETTINGS, guard=GuardRules(key="secret")))
+    with serving(app) as port:
+        connect = functools.partial(
+            openai.OpenAI, base_url=f"http://127.0.0.1:{port}/v1", max_retries=0
+        )
+        client = connect(api_key="secret")
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        assert client.models.retrieve("tiny").id == "tiny"
+        with pictures[0].open("rb") as file:
+            name = client.files.create(file=file, purpose="vision").id
+        assert client.files.retrieve(name).bytes == pictures[0].stat().st_size
+        body = ask(name, model="tiny")
+        found = client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 0.5}})
+        assert found.usage.visual_tokens_kept > 0
+        usage = {"include_usage": True}
+        pieces = list(client.chat.completions.create(**body, stream=True, stream_options=usage))
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces[:-1])
+        assert pieces[-1].usage.visual_tokens > pieces[-1].usage.visual_tokens_kept
+        for stream in (False, True):  # no answer has begun where a request is wrong
+            with pytest.raises(openai.BadRequestError, match=r"keep 7\.0 is not a fraction"):
+                client.chat.completions.create(
+                    **body, stream=stream, extra_body={"vtprune": {"keep": 7}}
+                )
+            bad = ask("data:image/png;base64,AAAA", model="tiny", stream=stream)
+            with pytest.raises(openai.BadRequestError, match=r"media-1: .*not a picture"):
+                client.chat.completions.create(**bad)
+        assert client.files.delete(name).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(name)
+        with pytest.raises(openai.BadRequestError, match="no file of that id is kept"):
+            client.chat.completions.create(**body)
+        with pytest.raises(openai.NotFoundError, match="this server has GET /v1/models"):
+            client.responses.create(model="tiny", input="hi")
+        with pytest.raises(openai.AuthenticationError):
+            connect(api_key="guess").models.list()
+
+
+def send(port: int, head: str, body: bytes = b"") -> socket.socket:
+    """Send the beginning of a request."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    sock.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+    return sock
+
+
+def test_nothing_is_read_of_a_request_that_may_not_ask(loaded: vtprune.Loaded) -> None:
+    """The status comes before the body, of which only the length was sent."""
+    rules = GuardRules(key="secret", hosts=("localhost",), most_bytes=1000, seconds=0.2)
+    start = f"POST {CHAT} HTTP/1.1\nContent-Type: application/json\n"
+    good = start + "Host: localhost\nAuthorization: Bearer secret\n"
+    with serving(create_app(loaded, replace(SETTINGS, guard=rules))) as port:
+        for head, status in (
+            (start + "Host: localhost\nContent-Length: 900", 401),
+            (start + "Host: evil.example\nContent-Length: 900", 403),
+            (good + "Origin: http://evil.example\nContent-Length: 900", 403),
+            (good + "Origin: http://localhost:9\nContent-Length: 1001", 413),
+            (good + "Content-Length: 900", 408),
+            (good + "Transfer-Encoding: chunked", 413),
+        ):
+            body = b"FFFF\r\n" + b" " * 0xFFFF + b"\r\n" if "chunked" in head else b"{"
+            with send(port, head, body) as sock:
+                assert sock.recv(100).startswith(b"HTTP/1.1 %d " % status), head
+
+
+def test_a_head_that_takes_too_long_ends_its_connection(
+    loaded: vtprune.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtprune.serving.connection.HEAD_SECONDS", 0.2)
+
+    def drip(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            for letter in b"GET /health HTTP/1.1\r\nX-Long: " + b"x" * 500:
+                sock.sendall(bytes([letter]))
+                time.sleep(0.02)
+
+    with serving(create_app(loaded, SETTINGS)) as port, pytest.raises(ConnectionError):
+        drip(port)
+
+
+def test_bodies_that_are_read_at_once_are_bounded() -> None:
+    bodies = Bodies(GuardRules(most_bytes=100, most_held=150))
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x" * 90, "more_body": False}
+
+    async def read() -> None:
+        request = Request({"type": "http", "headers": []}, receive)  # type: ignore[arg-type]
+        async with bodies.limited(request) as first:
+            assert len(await first.body()) == bodies.held == 90
+            async with bodies.limited(request) as second:
+                with pytest.raises(HTTPException, match="90 bytes are being read"):
+                    await second.body()
+        assert bodies.held == 0
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_is_dropped_at_once(
+    loaded: vtprune.Loaded, pictures: list[Path], stream: bool
+) -> None:
+    """Its answer, of thousands of tokens, ends; one that waits behind it is answered."""
+    app = create_app(loaded, replace(SETTINGS, queue=QueueSettings(max_batch=1)))
+    body = json.dumps(ask(data_url(pictures[0]), max_tokens=4000, stream=stream)).encode()
+    head = f"POST {CHAT} HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: "
+    with serving(app) as port:
+        queue = app.state.server.queue
+        running = send(port, f"{head}{len(body)}", body)
+        if stream:
+            assert b" 200 " in running.recv(100)
+        wait_until(lambda: queue.running)
+        waiting = send(port, f"{head}{len(body)}", body)
+        wait_until(lambda: queue.waiting)
+        waiting.close()
+        wait_until(lambda: not queue.waiting)  # dropped while the first one is answered
+        assert queue.running
+        running.close()
+        wait_until(lambda: not queue.running)
+        assert queue.batch_sizes == {1: 1}
+        assert list(app.state.server.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -372,7 +499,7 @@ def test_a_full_queue_refuses_a_hung_up_client_is_dropped_and_a_stop_finishes(
     submit(queue, gone)
     with pytest.raises(QueueFullError, match="2 requests wait already"):
         submit(queue, job(pictures[0]))
-    gone.gone.set()
+    queue.hang_up(gone)
     held.let_go.set()
     queue.stop(20)
     assert first.result.result(0).answer is not None
@@ -433,6 +560,9 @@ def test_files_outside_of_the_root_are_never_reached(tmp_path: Path) -> None:
     inside = root / "in" / "a b.png"
     inside.write_bytes(b"picture")
     os.symlink(outside, root / "link.png")
+    os.symlink(tmp_path, root / "up")
+    os.mkfifo(root / "pipe")
+    os.symlink("/dev/zero", root / "zero")
     (tmp_path / "root2").mkdir()
     (tmp_path / "root2" / "x.png").write_bytes(b"secret")
     found = Uploads(tmp_path, UploadRules(root=root))
@@ -442,18 +572,59 @@ def test_files_outside_of_the_root_are_never_reached(tmp_path: Path) -> None:
     for address in (f"file://{outside}", "file:///../secret.png", "file:///in/../../secret.png",
                     "file:///link.png", "file:///%2e%2e/secret.png", "file:///..%2fsecret.png",
                     f"file://{tmp_path}/root2/x.png", "file:///../root2/x.png", "file://host/in",
-                    "file:///in/a%20b.png%00", "file:////etc/passwd"):  # fmt: skip
+                    "file:///in/a%20b.png%00", "file:////etc/passwd", "file:///pipe", "file:///in",
+                    "file:///", "file:///zero", "file:///up/secret.png", "file:///proc/self/mem",
+                    "file:///" + "a" * 5000):  # fmt: skip
         with pytest.raises(MediaError):
             found.resolve(address, tmp_path)
+
+
+def test_uploads_are_bounded_and_go_after_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now[0])
+    found = Uploads(tmp_path, UploadRules(most_bytes=10, most_files=3, most_space=20, kept=60))
+
+    def upload(size: int) -> str:
+        return found.upload(io.BytesIO(b"x" * size), size).name
+
+    with pytest.raises(MediaError, match="over the limit of 10 bytes"):
+        upload(11)
+    first, second = upload(10), upload(9)
+    with pytest.raises(UploadsFullError, match="2 uploads of 19 bytes are kept"):
+        upload(2)
+    third = upload(1)
+    with pytest.raises(UploadsFullError, match="3 uploads"):
+        upload(0)
+    now[0] = 59
+    request = found.open_folder()
+    named = Path(found.resolve(first, request))
+    now[0] = 61
+    assert found.space == 10  # the others had their time
+    found.delete(first)
+    assert named.read_bytes() == b"x" * 10  # a request that named it has it still
+    for name in (first, second, third):
+        with pytest.raises(MediaError, match="no file of that id is kept"):
+            found.resolve(name, request)
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
     "place",
     ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1",
-     "::ffff:127.0.0.1", "224.0.0.1", "100.64.0.1", "fc00::1"],
+     "::ffff:127.0.0.1", "224.0.0.1", "100.64.0.1", "fc00::1", "fec0::1", "::127.0.0.1", "::",
+     "2002:7f00:1::1", "64:ff9b::10.0.0.1", "64:ff9b:1::1", "ff02::1"],
 )  # fmt: skip
 def test_private_addresses_are_not_public(place: str) -> None:
     assert not uploads.is_public(place)
+
+
+@pytest.mark.parametrize(
+    "place", ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8"]
+)
+def test_addresses_of_the_internet_are_public(place: str) -> None:
+    assert uploads.is_public(place)
 
 
 def test_an_allowed_host_of_a_private_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,8 +646,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", where[self.path])
             self.end_headers()
             return
-        self.send_response(200 if self.path in ("/good.png", "/big") else 404)
+        self.send_response(200 if self.path in ("/good.png", "/big", "/slow") else 404)
         self.end_headers()
+        while self.path == "/slow" and not time.sleep(0.05):
+            self.wfile.write(b"x")
         self.wfile.write(b"x" * (4000 if self.path == "/big" else 5))
 
     def log_message(self, *_: object) -> None:
@@ -496,6 +669,8 @@ def test_addresses_are_fetched_within_limits(monkeypatch: pytest.MonkeyPatch) ->
                              ("big", "over the limit of 1,000 bytes")):  # fmt: skip
             with pytest.raises(MediaError, match=reason):
                 fetch(f"{base}/{path}", rules)
+        with pytest.raises(MediaError, match=r"not there after 0\.4 seconds"):
+            fetch(f"{base}/slow", replace(rules, seconds=0.4))
     finally:
         server.shutdown()
         server.server_close()
@@ -543,22 +718,13 @@ def test_a_browser_asks_by_the_page(loaded: vtprune.Loaded, tmp_path: Path, chro
 
     app.add_api_route("/try", page, methods=["GET"])
     app.add_api_route("/answered", answered, methods=["GET"])
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-    thread = threading.Thread(target=functools.partial(server.run, sockets=[sock]))
-    thread.start()
     shot = tmp_path / "shot.png"
-    try:
+    with serving(app) as port:
         subprocess.run(
             [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             "--window-size=1000,1200", f"--screenshot={shot}",
-             f"http://127.0.0.1:{sock.getsockname()[1]}/try"],
+             "--window-size=1000,1200", f"--screenshot={shot}", f"http://127.0.0.1:{port}/try"],
             check=True, capture_output=True, timeout=60,
         )  # fmt: skip
-    finally:
-        server.should_exit = True
-        thread.join(20)
     with Image.open(shot) as image:
         counts = image.convert("RGB").getcolors(2_000_000) or []
     reds = sum(n for n, (r, g, b) in counts if abs(r - 200) < 12 and g < 60 and b < 60)
@@ -572,6 +738,7 @@ def test_a_browser_asks_by_the_page(loaded: vtprune.Loaded, tmp_path: Path, chro
         (["--media-root", "none"], "--media-root none: no such folder"),
         (["--api-key-file", "none"], "--api-key-file none: No such file"),
         (["--api-key-file", "empty"], "--api-key-file empty: holds no key"),
+        (["--allow-url", "https://a.example/"], "--allow-url https://a.example/: not the name of"),
         (["--keep", "3"], "keep 3 is not a fraction"),
     ],
 )

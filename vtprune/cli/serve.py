@@ -117,7 +117,11 @@ def serve(flags: Flags) -> None:
                 click.echo(json.dumps(values))
             elif not flags.quiet:
                 click.echo(f"serving   {settings.name} at http://{host}:{port}", err=True)
-            uvicorn.Server(config).run(sockets=[listening])
+            try:
+                uvicorn.Server(config).run(sockets=[listening])
+            except KeyboardInterrupt as stopped:  # uvicorn raises the signal again, at its end
+                stopped.add_note("stopped: the requests that were here are answered")
+                raise
 
 
 def _model_name(name: str | None) -> str:

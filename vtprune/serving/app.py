@@ -258,7 +258,7 @@ class Server:
         result = asyncio.wrap_future(job.result)
         try:
             if not await self.wait(request, result, pieces, PATIENCE if body.stream else None):
-                job.gone.set()
+                self.queue.hang_up(job)
                 return Response(status_code=HUNG_UP)
             if body.stream and not (result.done() and result.exception()):
                 stream = self.stream(body, job, result, pieces)
@@ -269,7 +269,7 @@ class Server:
                 )  # fmt: skip
             report = await result
         except BaseException:
-            job.gone.set()
+            self.queue.hang_up(job)
             raise
         values = Answer(self.settings.name, "chat.completion").whole(job, report)
         if body.vtprune.draw and report.input.files:
@@ -351,7 +351,7 @@ class Server:
         except Exception as error:
             yield f"data: {bytes(self.describe_error(error).body).decode()}\n\n"
         finally:
-            job.gone.set()
+            self.queue.hang_up(job)
 
     # -- errors ------------------------------------------------------------------------------------
 

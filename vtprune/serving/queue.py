@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -102,7 +103,10 @@ class Job:
             raise HungUpError
 
     def fail(self, error: VtpruneError) -> None:
-        """Give an error in place of an answer."""
+        """Give an error in place of an answer, without the folders of this machine."""
+        for folder in {f"{os.path.dirname(file)}{os.sep}" for file in self.request.files}:
+            error.message = error.message.replace(folder, "")
+            error.hint = error.hint.replace(folder, "")
         if not self.result.done():
             self.result.set_exception(error)
 
@@ -191,22 +195,32 @@ class JobQueue:
         """Take a request that has a place; its result comes to `job.result`."""
         self.pool.submit(self.prepare, job)
 
+    def hang_up(self, job: Job) -> None:
+        """Drop a request that nobody waits for any more; one that waits gives its place back."""
+        with self.changed:
+            job.gone.set()
+            if job in self.ready:
+                self.ready.remove(job)
+                self.waiting -= 1
+                job.drop()
+            self.changed.notify_all()
+
     def prepare(self, job: Job) -> None:
         """Decode the media of a request, and hand it to the model's thread."""
         result = None if job.gone.is_set() else result_or_error(partial(self.decode, job))
         job.on_prepared()
         job.ready = time.perf_counter()
         with self.changed:
-            if isinstance(result, PreparedQuestion):
+            if isinstance(result, PreparedQuestion) and not job.gone.is_set():
                 job.prepared = result
                 self.ready.append(job)
             else:
                 self.waiting -= 1
             self.changed.notify_all()
-        if isinstance(result, VtpruneError) and not job.gone.is_set():
-            job.fail(result)
-        elif not isinstance(result, PreparedQuestion):
+        if job.gone.is_set():
             job.drop()
+        elif isinstance(result, VtpruneError):
+            job.fail(result)
 
     def decode(self, job: Job) -> PreparedQuestion:
         """Return the model's inputs for a request."""
@@ -234,11 +248,6 @@ class JobQueue:
         None at the end."""
         with self.changed:
             while True:
-                gone = [job for job in self.ready if job.gone.is_set()]
-                for job in gone:
-                    self.ready.remove(job)
-                    self.waiting -= 1
-                    job.drop()
                 if not self.ready:
                     if self.stopping and not self.waiting:
                         return None

@@ -119,8 +119,8 @@ class Uploads:
         )
 
     def write(self, folder: Path, data: bytes) -> Path:
-        """Write a media item into a folder, by a name of the server's own."""
-        path = folder / secrets.token_hex(8)
+        """Write a media item into a folder."""
+        path = next_path(folder)
         path.write_bytes(data)
         return path
 
@@ -179,7 +179,7 @@ class Uploads:
         """Return the path of an upload in a request's folder, where it stays when it is removed."""
         upload = self.uploaded(name)
         upload.used = time.monotonic()
-        path = request / secrets.token_hex(8)
+        path = next_path(request)
         try:
             os.link(self.folder / name, path)
         except FileNotFoundError as error:
@@ -224,6 +224,11 @@ class Uploads:
             if found.startswith(top.rstrip(os.sep) + os.sep) and is_regular(found):
                 return Path(found)
         raise MediaError(f"{quote(address)}: no such file in the server's media", "check the path")
+
+
+def next_path(folder: Path) -> Path:
+    """Return the path of the next media item of a request, by a name that clients can be told."""
+    return folder / f"media-{sum(1 for _ in folder.iterdir()) + 1}"
 
 
 def is_regular(path: str) -> bool:
