@@ -132,10 +132,10 @@ def test_a_batch_that_fails_is_answered_one_by_one(
 
     generate = library.generate
 
-    def no_room(loaded, questions, *rest):  # type: ignore[no-untyped-def]
+    def no_room(loaded, questions, *rest, **named):  # type: ignore[no-untyped-def]
         if any(one.question == "why?" for one in questions):
             raise ModelError("out of memory")
-        return generate(loaded, questions, *rest)
+        return generate(loaded, questions, *rest, **named)
 
     monkeypatch.setattr(library, "generate", no_room)
     items = [(picture, "what?"), (picture, "why?"), (picture, "who?")]
@@ -179,7 +179,7 @@ def test_a_generation_out_of_range_is_refused(values: dict[str, Any], message: s
         vtprune.Generation(**values)
 
 
-@pytest.mark.parametrize("name", ["max_pixels", "dpi", "max_pages"])
+@pytest.mark.parametrize("name", ["max_pixels", "dpi", "max_pages", "max_bytes"])
 def test_a_limit_below_one_is_refused(name: str) -> None:
     with pytest.raises(MediaError, match=f"{name} is -1, but must be at least 1"):
         vtprune.Limits(**{name: -1})  # type: ignore[arg-type]
@@ -189,8 +189,9 @@ def test_a_limit_below_one_is_refused(name: str) -> None:
     ("model", "media", "question", "message"),
     [
         (5, "a.png", "what?", "the model is 5, which is no model and no name of one"),
-        (None, 5, "what?", "the media are 5, but must be a path or a list of paths"),
-        (None, [5], "what?", r"the media are \[5\], but must be a path or a list of paths"),
+        (None, 5, "what?", "the media hold 5, which is neither a picture nor a video"),
+        (None, [5], "what?", "the media hold 5, which is neither a picture nor a video"),
+        (None, [["a.png"]], "what?", "the media hold a list inside a list"),
         (None, [], "what?", "the list of media is empty"),
         (None, "a.png", 5, "the question is 5, but must be text"),
     ],
@@ -231,6 +232,8 @@ def test_an_empty_question_is_refused_without_a_command_line(
         "load_preset",
         "profile",
         "pruning",
+        "stream",
+        "Clip",
     ],
 )
 def test_a_docstring_shows_an_example(name: str) -> None:

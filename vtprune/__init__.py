@@ -46,7 +46,8 @@ if TYPE_CHECKING:
         TokenCounts,
         Versions,
     )
-    from vtprune.media import Limits
+    from vtprune.inference.streaming import AnswerStream, stream
+    from vtprune.media import Clip, Limits
     from vtprune.models.base import Sampling
     from vtprune.models.loading import Loaded, load
     from vtprune.pictures.drawing import Drawing, draw
@@ -59,7 +60,9 @@ _REPORT = "vtprune.inference.report"
 
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
+    "AnswerStream": "vtprune.inference.streaming",
     "Calibration": "vtprune.preset.calibration",
+    "Clip": "vtprune.media",
     "CompareResult": _REPORT,
     "CompareSeconds": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
@@ -99,10 +102,13 @@ _LAZY = {
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",
+    "stream": "vtprune.inference.streaming",
 }
 
 __all__ = [
+    "AnswerStream",
     "Calibration",
+    "Clip",
     "CompareResult",
     "CompareSeconds",
     "Comparison",
@@ -147,6 +153,7 @@ __all__ = [
     "load_preset",
     "profile",
     "pruning",
+    "stream",
 ]
 
 

@@ -42,7 +42,7 @@ from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
 from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
-from vtprune.media import Limits, Source
+from vtprune.media import Limits, Medium, media_list
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress, find_loaded
 from vtprune.models.transformers_messages import quiet
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 def compare_methods(
     model: nn.Module | Loaded | str | Path | None,
-    media: Media | Sequence[Source],
+    media: Media,
     question: str,
     methods: Sequence[str] = (),
     keeps: Sequence[float | str] = KEEPS,
@@ -88,7 +88,7 @@ def compare_methods(
 
     Args:
         model: a loaded transformers model, a name as for `load`, or None for the embedded one.
-        media: a file or several.
+        media: an item or several, as of `ask`.
         methods: each at its own place, or at `at`.
         keeps: layer averages of the kept fraction.
         presets: each at every keep, or once if its stages set all their keeps.
@@ -105,7 +105,7 @@ def compare_methods(
     """
     began = time.perf_counter()
     listed = list_variants(methods, keeps, presets, at, options, seed)
-    paths = [media] if isinstance(media, (str, Path)) else list(media)
+    paths = media_list(media)
     loads = model is None or isinstance(model, (str, Path))
     return run_comparison(
         find_loaded(model), paths, question, listed, sampling=sampling, generation=generation,
@@ -115,7 +115,7 @@ def compare_methods(
 
 def run_comparison(
     loaded: Loaded,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[Medium],
     question: str,
     listed: VariantList,
     *,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.inference.compare import compare_runs
@@ -19,7 +18,7 @@ from vtprune.inference.prepare import (
 )
 from vtprune.inference.prompt_media import PromptMedia, read_in_full, read_media
 from vtprune.inference.report import Report
-from vtprune.media import Limits, Source
+from vtprune.media import Limits, Medium
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress
 from vtprune.preset import Preset
@@ -32,7 +31,7 @@ SAMPLED_WARNING = (
 
 def answer_questions(
     loaded: Loaded,
-    paths: Sequence[str | Path | Source] | PromptMedia,
+    paths: Sequence[Medium] | PromptMedia,
     questions: Sequence[str],
     preset: Preset,
     *,
@@ -49,7 +48,7 @@ def answer_questions(
     """Answer questions about the same media, which are decoded and encoded once.
 
     Args:
-        paths: pictures, videos, or directories of numbered pictures; or opened, or read, already.
+        paths: pictures and videos, as files or in memory; or read already.
         sampling: how much of them; None: the preset's, else the family's own.
         compare: measure the unpruned model beside it, the vision tower included.
         since: when the command began that this is done for, which has loaded the model too, on

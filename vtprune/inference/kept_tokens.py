@@ -145,7 +145,7 @@ def keep_record(
     planes = iter(family.planes(files.config, given) or ())
     media = tuple(
         MediaItem(
-            source,
+            source.without_content(),
             (item.source.height, item.source.width),
             item.index,
             item.timestamps,

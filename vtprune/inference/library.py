@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import reprlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from vtprune.errors import MediaError, ModelError, VtpruneError
+from vtprune.errors import ModelError, VtpruneError, quote
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.measuring import build_report
@@ -23,7 +22,7 @@ from vtprune.inference.prompt_media import (
     read_media,
 )
 from vtprune.inference.report import FailedReport, Report
-from vtprune.media import Limits
+from vtprune.media import Limits, Medium, media_list, name_of
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, find_loaded, open_model
 from vtprune.preset import Keep, Preset, load_preset, override
@@ -44,6 +43,7 @@ def ask(
     generation: Generation | None = None,
     limits: Limits | None = None,
     compare: bool = False,
+    on_text: Callable[[str], None] | None = None,
 ) -> Report:
     """Answer one question about pictures or videos.
 
@@ -54,7 +54,9 @@ def ask(
     Args:
         model: a loaded transformers model (or what holds one, such as a PEFT model), what
             `vtprune.load` gave, a name as for `load`, or None for the embedded one.
-        media: a file or several.
+        media: a picture or a video, or several in a list: paths, Pillow pictures, bytes, open
+            files, arrays of uint8 (H, W, 3), or (T, H, W, 3), which is a video of one frame a
+            second, or `Clip`. A list of pictures is several pictures.
         preset: packaged name, path, mapping or Preset; None: "balanced".
         keep: the layer average of the kept fraction, for all modalities or by modality.
         method: one method in place of the preset's stages; `at` where it cuts, `options` its own.
@@ -63,6 +65,7 @@ def ask(
         generation: how the answer is chosen; None: greedily.
         limits: of what is read.
         compare: answer without pruning too, and measure the speed-up.
+        on_text: gets the pieces of the answer as they are produced. What it raises ends the answer.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -70,6 +73,7 @@ def ask(
     return answer(
         model, [(media, question)], preset, keep, method=method, at=at, options=options, seed=seed,
         sampling=sampling, generation=generation, limits=limits, compare=compare,
+        on_text=None if on_text is None else lambda _, text: on_text(text),
     )[0]  # fmt: skip
 
 
@@ -88,6 +92,7 @@ def answer(
     limits: Limits | None = None,
     compare: bool = False,
     batch_size: int = 8,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[Report]:
     """Answer a question about each item's media, many at once in left-padded batches.
 
@@ -97,9 +102,10 @@ def answer(
     ...     print(report.error or report.answer)
 
     Args:
-        items: (a file or several, a question).
+        items: (media, question): media as of `ask`.
         compare: answer without pruning too, one item at a time, and measure the speed-up.
         batch_size: the most items in one batch.
+        on_text: gets the number of an item and the next piece of its answer, as they are produced.
         model, preset, keep, method, at, options, seed, sampling, generation, limits: as of `ask`.
 
     Returns:
@@ -112,99 +118,130 @@ def answer(
         VtpruneError: what concerns all items, or every item failed: then the first one's error.
     """
     began = time.perf_counter()
-    check_call(model, items, batch_size)
+    check_model(model)
+    if not batch_size >= 1:
+        raise VtpruneError(
+            f"batch_size is {batch_size}, but must be at least 1",
+            "use 1 to answer one item at a time",
+        )
     loads = model is None or isinstance(model, (str, Path))
     resolved = override(load_preset(preset), keep, method, at, options, seed)
     sampling = sampling or sampling_of(resolved)
     resolved = with_sampling(resolved, sampling)
     generation = generation or Generation(seed=resolved.seed)
     limits = limits or Limits()
-    files = [[media] if isinstance(media, (str, Path)) else list(media) for media, _ in items]
-    questions = [question for _, question in items]
+    checked = [attempt(partial(check_item, item)) for item in items]
     results: list[Report | VtpruneError]
     if compare:
         loaded = find_loaded(model)
         results = []
-        for number, (paths, question) in enumerate(zip(files, questions, strict=True)):
+        for number, item in enumerate(checked):
+            if isinstance(item, VtpruneError):
+                results.append(item)
+                continue
             since = began if loads and not number else None
             one_report = answer_questions(
                 loaded,
-                paths,
-                [question],
+                item[0],
+                [item[1]],
                 resolved,
                 sampling=sampling,
                 generation=generation,
                 limits=limits,
                 compare=True,
                 since=since,
+                on_text=None if on_text is None else partial(on_text, number),
             )
             results.append(attempt(partial(next, one_report)))
     else:
-        loaded, media = read_all_media(model, files, sampling, resolved, limits)
+        loaded, media = read_all_media(model, checked, sampling, resolved, limits)
+        questions = ["" if isinstance(item, VtpruneError) else item[1] for item in checked]
         results = answer_batches(
             loaded, media, questions, resolved, generation, batch_size, began,
-            loaded.seconds if loads else 0.0,
+            loaded.seconds if loads else 0.0, on_text,
         )  # fmt: skip
     errors = [result for result in results if isinstance(result, VtpruneError)]
     if errors and len(errors) == len(items):
         raise errors[0]
     return [
-        FailedReport(question, [str(path) for path in paths], result)
-        if isinstance(result, VtpruneError)
-        else result
-        for result, question, paths in zip(results, questions, files, strict=True)
+        FailedReport(*_describe(item), result) if isinstance(result, VtpruneError) else result
+        for result, item in zip(results, items, strict=True)
     ]
 
 
-def check_call(model: object, items: Sequence[tuple[Media, str]], batch_size: int) -> None:
-    """Refuse arguments that are of another type, or say nothing to answer about.
+def _describe(item: object) -> tuple[str, list[str]]:
+    """Return the question of an item and the names of its media, as far as it has them."""
+    if not isinstance(item, (list, tuple)) or len(item) != 2:
+        return "", []
+    media, question = item
+    listed = media if isinstance(media, (list, tuple)) else [media]
+    return str(question), [name_of(each) for each in listed]
+
+
+def check_model(model: object) -> None:
+    """Refuse a model that is none, and no name of one.
 
     Raises:
-        VtpruneError: the first of them.
+        ModelError: with what may be given.
     """
     if model is not None and not isinstance(model, (str, Path, Loaded, nn.Module)):
         raise ModelError(
-            f"the model is {reprlib.repr(model)}, which is no model and no name of one",
+            f"the model is {quote(model)}, which is no model and no name of one",
             "give a transformers model, what vtprune.load returned, a name or path, or None",
         )
-    if not batch_size >= 1:
+
+
+def check_question(question: object) -> None:
+    """Refuse a question that is no text.
+
+    Raises:
+        VtpruneError: with its value.
+    """
+    if not isinstance(question, str):
         raise VtpruneError(
-            f"batch_size is {batch_size}, but must be at least 1",
-            "use 1 to answer one item at a time",
+            f"the question is {quote(question)}, but must be text",
+            "give the question as a string",
         )
-    for media, question in items:
-        files = [media] if isinstance(media, (str, Path)) else media
-        if not isinstance(files, Sequence) or not all(isinstance(f, (str, Path)) for f in files):
-            raise MediaError(
-                f"the media are {reprlib.repr(media)}, but must be a path or a list of paths",
-                "give the path of a picture or video, or several in a list",
-            )
-        if not files:
-            raise MediaError(
-                "the list of media is empty, but a question needs at least one file",
-                "give the path of a picture or video, or several in a list",
-            )
-        if not isinstance(question, str):
-            raise VtpruneError(
-                f"the question is {reprlib.repr(question)}, but must be text",
-                "give the question as a string",
-            )
+
+
+def check_item(item: object) -> tuple[list[Medium], str]:
+    """Return the media and the question of an item.
+
+    Raises:
+        VtpruneError: it is no pair of media and a question.
+    """
+    if not isinstance(item, (list, tuple)) or len(item) != 2:
+        raise VtpruneError(
+            f"the item is {quote(item)}, but must be media and a question",
+            'give pairs, such as ("clip.mp4", "what moves?")',
+        )
+    media, question = item
+    listed = media_list(media)
+    check_question(question)
+    return listed, question
 
 
 def read_all_media(
     model: nn.Module | Loaded | str | Path | None,
-    prompts: Sequence[Sequence[str | Path]],
+    items: Sequence[tuple[list[Medium], str] | VtpruneError],
     sampling: Sampling,
     preset: Preset,
     limits: Limits,
 ) -> tuple[Loaded, list[PromptMedia | VtpruneError]]:
-    """Return the model and each prompt's media; both are read at once where it has to be loaded."""
+    """Return the model and each item's media; both are read at once where it has to be loaded."""
+    prompts = [item if isinstance(item, VtpruneError) else item[0] for item in items]
     if prompts and (model is None or isinstance(model, (str, Path))):
+        errors = [item for item in items if isinstance(item, VtpruneError)]
+        if len(errors) == len(prompts):
+            raise errors[0]
         opened = open_model(None if model is None else str(model))
         return load_with_each_media(opened, prompts, sampling, preset, limits)
     loaded = find_loaded(model)
     return loaded, [
-        attempt(partial(read_media, loaded, paths, sampling, preset, limits)) for paths in prompts
+        paths
+        if isinstance(paths, VtpruneError)
+        else attempt(partial(read_media, loaded, paths, sampling, preset, limits))
+        for paths in prompts
     ]
 
 
@@ -217,6 +254,7 @@ def answer_batches(
     batch_size: int,
     began: float,
     load: float,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[Report | VtpruneError]:
     """Answer one question about each of the media; an item that fails has its error."""
     prepared = [
@@ -233,7 +271,9 @@ def answer_batches(
     def run_batch(numbers: Sequence[int]) -> dict[int, Run | VtpruneError]:
         """Return the runs of a batch; one that fails is run item by item."""
         batch = [good[number] for number in numbers]
-        runs = attempt(partial(generate, loaded, batch, preset, generation))
+        listeners = () if on_text is None else [partial(on_text, number) for number in numbers]
+        run = partial(generate, loaded, batch, preset, generation, listeners=listeners)
+        runs = attempt(run)
         if not isinstance(runs, VtpruneError):
             note = f"one of a batch of {len(runs)}: seconds from vision on are the batch's"
             notes = (note,) if len(runs) > 1 else ()

@@ -55,6 +55,8 @@ def library_versions() -> tuple[str, ...]:
 
 def digest_content(source: Source) -> str | None:
     """Return a digest of all bytes of a source's files; None where it is no file."""
+    if source.in_memory:
+        return None
     digests = []
     for path in source.files:
         try:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.downsampling import MediaView, shrink_media
 from vtprune.inference.media_cache import describe_preparation, read_through
-from vtprune.media import Limits, Source, open_each, read, stop_reading
+from vtprune.media import Limits, Medium, Source, open_each, read, stop_reading
 from vtprune.models import preprocess
 from vtprune.models.base import Preparable, PreparedMedia, ReadPlan, Sampling
 from vtprune.models.loading import Loaded, Opened, Progress
@@ -25,8 +24,8 @@ from vtprune.preset import Preset
 from vtprune.tokens.units import FullSizeCounts
 
 T = TypeVar("T")
-Media = str | Path | Sequence[str | Path]
-"""A file or several."""
+Media = Medium | Sequence[Medium]
+"""A media item or several: paths, Pillow pictures, arrays, clips, bytes, open files."""
 _POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
 THUMBNAIL = {"image": 900, "video": 320}
 """Pixels of the longer side of a thumbnail, by kind of media."""
@@ -87,7 +86,7 @@ class MediaPlan:
 
 def plan_media(
     model: Preparable,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[Medium],
     sampling: Sampling,
     preset: Preset | None,
     limits: Limits,
@@ -120,7 +119,7 @@ def plan_media(
 
 def read_media(
     model: Preparable,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[Medium],
     sampling: Sampling,
     preset: Preset | None,
     limits: Limits,
@@ -132,7 +131,7 @@ def read_media(
 
 def read_in_full(
     model: Preparable,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[Medium],
     sampling: Sampling,
     limits: Limits,
     on_progress: Progress | None = None,
@@ -179,18 +178,14 @@ def attempt(work: Callable[[], T]) -> T | VtpruneError:
         return error
 
 
-def open_all(
-    model: Preparable, paths: Sequence[str | Path | Source], limits: Limits
-) -> list[Source]:
+def open_all(model: Preparable, paths: Sequence[Medium], limits: Limits) -> list[Source]:
     """Open every file; of a file with pages, every page that the limits choose.
 
     Raises:
         MediaError: it can't be read.
         ModelError: the family does not take its kind.
     """
-    sources: list[Source] = []
-    for path in paths:
-        sources += [path] if isinstance(path, Source) else open_each([path], limits)
+    sources = open_each(paths, limits)
     for source in sources:
         if source.kind not in model.family.modalities:
             takes = " and ".join(model.family.modalities)
@@ -263,7 +258,7 @@ def read_one(
     small: list[torch.Tensor] = []
 
     def resize(pixels: torch.Tensor) -> torch.Tensor:
-        if thumbnails:
+        if thumbnails or source.in_memory:  # which no drawing can read again
             small.append(shrink(pixels, THUMBNAIL[source.kind]))
         started = time.perf_counter()
         resized = plan.transform(pixels)
@@ -296,7 +291,7 @@ def shrink(pixels: torch.Tensor, edge: int) -> torch.Tensor:
 
 def load_with_media(
     opened: Opened,
-    paths: Sequence[str | Path | Source],
+    paths: Sequence[Medium],
     sampling: Sampling,
     preset: Preset,
     limits: Limits,
@@ -321,7 +316,7 @@ def load_with_media(
 
 def load_with_each_media(
     opened: Opened,
-    prompts: Sequence[Sequence[str | Path | Source]],
+    prompts: Sequence[Sequence[Medium] | VtpruneError],
     sampling: Sampling,
     preset: Preset,
     limits: Limits,
@@ -334,7 +329,7 @@ def load_with_each_media(
     refused before the first weight is read. The thread has ended when this returns or raises.
 
     Args:
-        prompts: the media of each, as for `read_media`.
+        prompts: the media of each, as for `read_media`, or why there are none.
         thumbnails: as of `load_with_media`.
 
     Returns:
@@ -345,7 +340,10 @@ def load_with_each_media(
         MediaError, ModelError, PresetError: no prompt's media can be read; before loading.
     """
     plans = [
-        attempt(partial(plan_media, opened, paths, sampling, preset, limits)) for paths in prompts
+        paths
+        if isinstance(paths, VtpruneError)
+        else attempt(partial(plan_media, opened, paths, sampling, preset, limits))
+        for paths in prompts
     ]
     errors = [plan for plan in plans if isinstance(plan, VtpruneError)]
     if errors and len(errors) == len(plans):

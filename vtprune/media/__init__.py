@@ -18,13 +18,19 @@ from typing import TYPE_CHECKING
 from vtprune.media.source import Frames, Limits, Source, file_name
 
 if TYPE_CHECKING:
+    from vtprune.media.in_memory import Clip, Medium, Stored, media_list, name_of
     from vtprune.media.pages import stop_reading
     from vtprune.media.reading import open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
 
 # Imported on first use, so that the child process starts without torch.
 _LAZY = {
+    "Clip": "vtprune.media.in_memory",
+    "Medium": "vtprune.media.in_memory",
+    "Stored": "vtprune.media.in_memory",
     "frames_between": "vtprune.media.sampling",
+    "media_list": "vtprune.media.in_memory",
+    "name_of": "vtprune.media.in_memory",
     "open_each": "vtprune.media.reading",
     "open_source": "vtprune.media.reading",
     "open_sources": "vtprune.media.reading",
@@ -34,11 +40,16 @@ _LAZY = {
 }
 
 __all__ = [
+    "Clip",
     "Frames",
     "Limits",
+    "Medium",
     "Source",
+    "Stored",
     "file_name",
     "frames_between",
+    "media_list",
+    "name_of",
     "open_each",
     "open_source",
     "open_sources",

@@ -6,11 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
 from vtprune.media.file_type import file_type_of
+from vtprune.media.in_memory import (
+    Clip,
+    Medium,
+    hold,
+    name_of,
+    naming,
+    open_pixels,
+    read_pixels,
+    with_held,
+)
 from vtprune.media.pages import open_pages
 from vtprune.media.source import (
     DEFAULT_LIMITS,
@@ -27,8 +39,11 @@ _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small o
 _UNRESIZED_BYTES = 2 << 30
 
 
-def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
-    """Return what a file, or a directory of numbered pictures, holds: one picture or one video.
+def open_source(path: Medium, limits: Limits = DEFAULT_LIMITS) -> Source:
+    """Return what a media item holds: one picture or one video.
+
+    Args:
+        path: a file, a directory of numbered pictures, or what is in memory.
 
     Raises:
         MediaError: for anything that can't be read, with the file, the reason and a way out; for
@@ -37,13 +52,13 @@ def open_source(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Source:
     sources = _open(path, limits)
     if len(sources) > 1:
         raise MediaError(
-            f"{printable(path)}: {len(sources)} pages, each a picture of its own",
+            f"{printable(name_of(path))}: {len(sources)} pages, each a picture of its own",
             "choose one of them with --pages; open_sources opens them all",
         )
     return sources[0]
 
 
-def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
+def open_sources(paths: Iterable[Medium], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
     """Return what each of several paths holds; of a file with pages, a picture a page.
 
     Raises:
@@ -52,19 +67,32 @@ def open_sources(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -
     paths = list(paths)
     sources = open_each(paths, limits)
     if limits.pages is not None and not any(_has_pages(source) for source in sources):
+        names = ", ".join(printable(name_of(path)) for path in paths[:3])
         raise MediaError(
-            f"{', '.join(map(printable, paths[:3]))}: no file has pages to choose from",
+            f"{names}: no file has pages to choose from",
             "--pages is for PDF and TIFF files",
         )
     return sources
 
 
-def open_each(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
+def open_each(paths: Iterable[Medium], limits: Limits = DEFAULT_LIMITS) -> list[Source]:
     """Do as `open_sources` for some of many paths, of which none need have pages."""
     return [source for path in paths for source in _open(path, limits)]
 
 
-def _open(path: str | Path, limits: Limits) -> list[Source]:
+def _open(medium: Medium, limits: Limits) -> list[Source]:
+    if isinstance(medium, Source):
+        return [medium]
+    if isinstance(medium, (str, Path)):
+        return _open_file(medium, limits)
+    if isinstance(medium, (Clip, Image.Image, np.ndarray, torch.Tensor)):
+        return [open_pixels(medium, limits)]
+    held = hold(medium, limits)
+    with naming(held):
+        return [with_held(source, held) for source in _open_file(held.path, limits)]
+
+
+def _open_file(path: str | Path, limits: Limits) -> list[Source]:
     local = local_path(path)
     if local.is_dir():
         return [folder.open_folder(local, limits)]
@@ -82,7 +110,9 @@ def _open(path: str | Path, limits: Limits) -> list[Source]:
 
 
 def _has_pages(source: Source) -> bool:
-    return source.kind == "image" and file_type_of(source.path).reader == "pages"
+    if source.kind != "image" or source.decoder == "memory":
+        return False
+    return file_type_of(source.path).reader == "pages"
 
 
 def read(
@@ -110,6 +140,17 @@ def read(
             part: then the frames that decode, with a warning), or 2 GiB of pictures without a
             transform.
     """
+    with naming(source._held):
+        return _read(source, index, transform, limits, progress)
+
+
+def _read(
+    source: Source,
+    index: Sequence[int] | None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None,
+    limits: Limits,
+    progress: Callable[[int, int], None] | None,
+) -> Frames:
     name = printable(source.path)
     numbers = list(range(source.num_frames)) if index is None else [int(i) for i in index]
     outside = [i for i in numbers if not 0 <= i < source.num_frames]
@@ -191,6 +232,9 @@ def _attempts(
 ) -> Iterator[_Attempt]:
     """Yield the decoders to try, in turn."""
     problems: list[str] = []
+    if source.decoder == "memory":
+        yield _Attempt("memory", read_pixels(source, index, limits, problems), problems)
+        return
     if source.kind == "image" or source.decoder == "directory":
         frames = folder.pictures(source, index, limits, problems)
         yield _Attempt(source.decoder, frames, problems)

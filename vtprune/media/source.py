@@ -6,15 +6,17 @@ import os
 import re
 import reprlib
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vtprune.errors import DamagedError, MediaError
 
 if TYPE_CHECKING:
     import torch
+
+    from vtprune.media.in_memory import HeldFile
 
 DECODERS = ("auto", "pyav", "decord")
 
@@ -33,6 +35,7 @@ class Limits:
         pages: of PDF and TIFF files, such as "1-3" or "1,3,5-"; None: all of them.
         dpi: pixels an inch that PDF pages are drawn with.
         max_pages: the most pages of one file.
+        max_bytes: of an open file, of bytes, or of what lies at an address.
         decoder: of videos: "pyav"; "decord", with PyAV for what decord can't read; or "auto", which
             is PyAV: decord was faster for no kind of file that was measured.
 
@@ -46,9 +49,10 @@ class Limits:
     dpi: int = 144
     max_pages: int = 64
     decoder: str = "auto"
+    max_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "dpi", "max_pages"):
+        for name in ("max_pixels", "dpi", "max_pages", "max_bytes"):
             if not getattr(self, name) >= 1:
                 raise MediaError(
                     f"{name} is {getattr(self, name)}, but must be at least 1",
@@ -159,9 +163,11 @@ class Source:
         fps: average frames a second, num_frames / duration; 0.0 for an image.
         duration: seconds from the start of the first frame to the end of the last; 0.0 for an
             image.
-        decoder: "pillow", "pdfium", "decord", "pyav" or "directory": what `read` tries first.
+        decoder: "pillow", "pdfium", "decord", "pyav", "directory" or "memory": what `read` tries
+            first.
         warnings: what a user should know about the file.
         page: of a file with several pages, from 1 on; 0 for any other file.
+        label: what media that are no file of the user's are called; "" for the path.
     """
 
     path: Path
@@ -175,13 +181,32 @@ class Source:
     decoder: str
     warnings: tuple[str, ...]
     page: int = 0
+    label: str = ""
     _track: Track | None = field(default=None, repr=False, compare=False)
     _pictures: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+    _frames: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    _held: HeldFile | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """Return the path, and the page of a file with several, as PDF viewers write it."""
-        return f"{self.path}#page={self.page}" if self.page else str(self.path)
+        name = self.label or str(self.path)
+        return f"{name}#page={self.page}" if self.page else name
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it can't be read again once the caller has let go of it."""
+        return bool(self._frames) or self._held is not None
+
+    def without_content(self) -> Source:
+        """Return it without pixels and temporary file, for a record that outlives the call."""
+        return replace(self, _frames=(), _held=None) if self.in_memory else self
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_held": None}  # a temporary file stays with this process
 
     @property
     def files(self) -> tuple[Path, ...]:

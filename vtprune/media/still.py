@@ -195,8 +195,7 @@ def orientation(path: Path, image: Image.Image) -> int:
     exif_keys = {"exif", "Raw profile type exif", "xmp"} & image.info.keys()
     if image.format == "PNG" and not exif_keys and b"eXIf" not in png_names(path):
         return 1
-    value = image.getexif().get(_ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
+    return exif_orientation(image)
 
 
 def _decode(
@@ -217,6 +216,21 @@ def _decode(
         converted = to_rgb(name, image, bits)
         notes = tuple(f"{path.name}: {note}" for note in converted.warnings)
         return _fill(converted, image.size, orientation(path, image)), notes
+
+
+def upright(name: str, image: Image.Image, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
+    """Return a picture in memory as upright RGB, (H, W, 3), and the warnings, without its name."""
+    with decoding(name, limits):
+        bits = bits_of(image)
+        image.load()
+        converted = to_rgb(name, image, bits)
+        return _fill(converted, image.size, exif_orientation(image)), converted.warnings
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8."""
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _fill(converted: Converted, size: tuple[int, int], orientation_tag: int) -> Pixels:

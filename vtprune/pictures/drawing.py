@@ -14,15 +14,16 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.evidence.explanation import Explanation
 from vtprune.inference.kept_tokens import KeptTokens, MediaItem, StageOfSample, stages_of
 from vtprune.inference.places import Box, Place, find_places
-from vtprune.inference.prompt_media import THUMBNAIL, shrink
+from vtprune.inference.prompt_media import THUMBNAIL, Media, shrink
 from vtprune.inference.report import FailedReport, Report
+from vtprune.media import media_list
 from vtprune.pictures import FORMATS
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from vtprune.media import Limits
+    from vtprune.media import Limits, Medium
     from vtprune.pictures.evidence import EvidenceDrawing
 
 SHEET = 12
@@ -381,7 +382,7 @@ def scaled(box: Box, item: MediaItem, size: tuple[int, int]) -> tuple[int, int, 
 @overload
 def draw(
     reports: Report | Trace | Sequence[Report],
-    media: str | Path | Sequence[str | Path] = (),
+    media: Media = (),
     *,
     limits: Limits | None = None,
     all_frames: bool = False,
@@ -397,7 +398,7 @@ def draw(
 
 def draw(
     reports: Report | Trace | Sequence[Report] | Explanation,
-    media: str | Path | Sequence[str | Path] = (),
+    media: Media = (),
     *,
     limits: Limits | None = None,
     all_frames: bool = False,
@@ -429,21 +430,21 @@ def draw(
 
         return EvidenceDrawing(reports, limits, all_frames)
     if isinstance(reports, Trace):
-        paths = [media] if isinstance(media, (str, Path)) else list(media)
+        paths = media_list(media)
         kept = kept_in_files(reports, paths, limits, sample)
         return Drawing([DrawnRun(kept, reports.keep_mean(sample))], limits, all_frames)
     listed = [reports] if isinstance(reports, Report) else list(reports)
     runs = [DrawnRun.of(report) for report in listed]
     if not runs:
         raise VtpruneError("there is no report to draw", "give one or more")
-    files = {tuple(item.source.path for item in run.kept.media) for run in runs}
+    files = {tuple(item.source.name for item in run.kept.media) for run in runs}
     if len(files) > 1:
         raise VtpruneError("the reports are about different files", "draw each of them apart")
     return Drawing(runs, limits, all_frames)
 
 
 def kept_in_files(
-    trace: Trace, paths: Sequence[str | Path], limits: Limits | None, sample: int
+    trace: Trace, paths: Sequence[Medium], limits: Limits | None, sample: int
 ) -> KeptTokens:
     """Return what a trace kept of files that the user's own processor prepared.
 
@@ -473,8 +474,8 @@ def kept_in_files(
         index = tuple(sample_evenly(source, num_frames=steps)) if video else (0,)
         if len(index) != steps:
             raise VtpruneError(
-                f"{path}: the prompt has {steps} steps of it, and it has {source.num_frames} "
-                "frames",
+                f"{source.name}: the prompt has {steps} steps of it, and it has "
+                f"{source.num_frames} frames",
                 "give the files in the order of the prompt",
             )
         times = tuple(source.timestamps[one] for one in index) if video else ()

@@ -31,10 +31,10 @@ from vtprune.inference.evidence.explanation import (
 from vtprune.inference.evidence.probe import Passes
 from vtprune.inference.generate import Generation
 from vtprune.inference.kept_tokens import KeptTokens, keep_record
-from vtprune.inference.library import check_call
+from vtprune.inference.library import check_model, check_question
 from vtprune.inference.prepare import prepare_question, sampling_of
 from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
-from vtprune.media import Limits
+from vtprune.media import Limits, media_list
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, find_loaded
 from vtprune.models.structure import find_structure
@@ -84,11 +84,12 @@ def explain(
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    check_call(model, [(media, question)], 1)
+    check_model(model)
+    check_question(question)
     check_method(by, passes)
     asked = any(value is not None for value in (preset, keep, method, at, options))
     resolved = override(load_preset(preset), keep, method, at, options, seed) if asked else None
-    paths = [media] if isinstance(media, (str, Path)) else list(media)
+    paths = media_list(media)
     sampling = sampling or sampling_of(resolved or UNPRUNED)
     limits = limits or Limits()
     loaded = find_loaded(model)
