@@ -27,7 +27,7 @@ from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_
 from vtprune.inference.evidence.explain import map_run
 from vtprune.inference.evidence.explanation import ExplainedRun, evidence_kept
 from vtprune.inference.evidence.probe import Passes
-from vtprune.inference.evidence.windows import Cells, spread, starts
+from vtprune.inference.evidence.windows import Cells, over_time_first, spread, starts
 from vtprune.inference.forced_answers import append_text
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.prepare import prepare_question
@@ -211,16 +211,37 @@ def test_windows_cover_every_patch_and_no_newline() -> None:
     assert bool(windows[:, :15].any(0).all())
     assert not bool(windows[:, 15].any())
     assert starts(5, 2, 2) == [0, 2, 3]
-    fitted = Cells.of(layout).fitting(4)
+    fitted = Cells.of(layout).places(4, 1, 1)
     assert len(fitted) <= 4
     assert torch.equal(spread(fitted, fitted.float().sum(1, keepdim=True))[15], torch.zeros(1))
 
 
-def test_windows_grow_over_frames_where_passes_are_few() -> None:
+def test_windows_of_a_video_are_of_whole_frames_and_through_all_frames() -> None:
     layout = lay_out({"video": torch.arange(64)}, {"video": [box(16, 2, 2)]})
-    fitted = Cells.of(layout).fitting(5)
-    assert len(fitted) <= 5
-    assert bool(fitted.any(0).all())
+    cells = Cells.of(layout)
+    assert torch.equal(cells.places(9, 1, 1).sum(1), torch.full((4,), 16))
+    assert len(cells.places(2, 1, 1)) == 1
+    assert torch.equal(cells.times(16).sum(1), torch.full((16,), 4))
+    assert torch.equal(
+        cells.times(5).sum(0), torch.ones(64)
+    )  # runs of frames, where passes are few
+    assert len(cells.times(5)) <= 5
+    assert len(cells.times(1)) == 0
+    picture = lay_out({"image": torch.arange(16)}, {"image": [box(1, 4, 4)]})
+    assert len(Cells.of(picture).times(9)) == 0
+
+
+def test_evidence_of_a_video_lies_where_time_and_place_meet() -> None:
+    layout = lay_out({"video": torch.arange(64)}, {"video": [box(4, 4, 4)]})
+    cells = Cells.of(layout)
+    wanted = (cells.time == 2) & (cells.row == 1) & (cells.col == 3)
+
+    def effect_of(windows: torch.Tensor) -> torch.Tensor:
+        assert len(windows) <= 30
+        return (windows & wanted).any(1, keepdim=True).float()
+
+    values = over_time_first(cells, effect_of, 30, size=1)
+    assert torch.equal(values[:, 0] > 0, wanted)
 
 
 def test_an_answer_is_split_into_sentences_and_events() -> None:

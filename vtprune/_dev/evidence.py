@@ -135,9 +135,9 @@ def measure_question(
     targets = [target_of(scene, places, region) for region in regions]
     rows = {}
     for name in ("random", "uniform", *METHODS):
-        counted, started = Passes(passes * len(answer.parts)), time.perf_counter()
+        counted, started = Passes(passes * len(answer.parts)), time.process_time()
         values = map_of(answer, name, counted, places)[:, : len(regions)]
-        row: Row = {"passes": counted.done, "seconds": time.perf_counter() - started}
+        row: Row = {"passes": counted.done, "seconds": time.process_time() - started}
         shares = [to_shares(values[:, number]) for number in range(len(regions))]
         judged = [judge(s, places, *target) for s, target in zip(shares, targets, strict=True)]
         for figure in ("pointing", "energy", "time"):

@@ -10,16 +10,19 @@ from __future__ import annotations
 import torch
 
 from vtprune.inference.evidence.probe import Probe
-from vtprune.inference.evidence.windows import Cells, spread
+from vtprune.inference.evidence.windows import Cells, over_time_first
 
-SIZE = 2
+SIZE = 1
 """Rows and columns of a window."""
 
 
 def information(probe: Probe) -> torch.Tensor:
-    """Return (N, parts) probabilities, the mean over the windows that hold a token."""
-    cells = Cells.of(probe.layout)
+    """Return (N, parts) probabilities, of a video over time first."""
     probe.check_passes(2, "information")
-    windows = cells.fitting(probe.passes.left - 1, SIZE, stride=1)
     none = probe.alone(torch.zeros(1, len(probe), dtype=torch.bool)).exp()
-    return spread(windows, probe.alone(windows).exp() - none)
+    return over_time_first(
+        Cells.of(probe.layout),
+        lambda windows: probe.alone(windows).exp() - none,
+        probe.passes.left,
+        SIZE,
+    )

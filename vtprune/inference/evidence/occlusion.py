@@ -1,7 +1,7 @@
 """How much less probable the answer gets where a window of tokens is exchanged for the mean token.
 
-Occlusion as of arXiv 1311.2901, on visual tokens, batched. Windows are single tokens where the
-passes suffice, else as small as they allow.
+Occlusion as of arXiv 1311.2901, on visual tokens, batched, of a video over time first. Windows
+are larger, and do not overlap, where the passes ask for it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import torch
 
 from vtprune.inference.evidence.probe import Probe
-from vtprune.inference.evidence.windows import Cells, spread
+from vtprune.inference.evidence.windows import Cells, over_time_first
+
+SIZE = 2
+"""Rows and columns of a window."""
 
 
 def occlusion(probe: Probe) -> torch.Tensor:
     """Return (N, parts) losses of log-probability."""
-    cells = Cells.of(probe.layout)
     probe.check_passes(2, "occlusion")
-    windows = cells.fitting(probe.passes.left - 1)
-    lost = probe.base() - probe.replaced((~windows).float())
-    return spread(windows, lost)
+    base = probe.base()
+    return over_time_first(
+        Cells.of(probe.layout),
+        lambda windows: base - probe.replaced((~windows).float()),
+        probe.passes.left,
+        SIZE,
+    )

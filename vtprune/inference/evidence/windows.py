@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,21 +83,34 @@ class Cells:
             for planes, rows, cols in self.sizes
         )
 
-    def fitting(self, most: int, size: int = 1, stride: int | None = None) -> torch.Tensor:
-        """Return windows of at least a size that are no more than `most`.
+    @property
+    def longest(self) -> int:
+        """The most planes of a stack."""
+        return max(planes for planes, _, _ in self.sizes)
 
-        They grow in rows and columns up to the whole plane, then over planes.
+    def places(self, most: int, size: int, stride: int) -> torch.Tensor:
+        """Return no more than `most` windows through all frames, of at least a size.
+
+        Where there are too many they stop to overlap, then grow up to the whole plane.
         """
         largest = max(max(rows, cols) for _, rows, cols in self.sizes)
-        longest = max(planes for planes, _, _ in self.sizes)
-        step = stride or size
-        while self.count(size, step) > most and size < largest:
-            size += 1
-            step = size
+        while self.count(size, stride, self.longest) > most and (stride < size or size < largest):
+            size += stride == size
+            stride = size
+        return self.windows(size, stride, self.longest)
+
+    def times(self, most: int) -> torch.Tensor:
+        """Return no more than `most` windows of whole frames of videos; none below two."""
+        videos = torch.tensor([planes > 1 for planes, _, _ in self.sizes])[self.stack]
         steps = 1
-        while self.count(size, step, steps) > most and steps < longest:
+        while sum(-(-planes // steps) for planes, _, _ in self.sizes if planes > 1) > most:
+            if steps >= self.longest:
+                break
             steps += 1
-        return self.windows(size, step, steps)
+        largest = max(max(rows, cols) for _, rows, cols in self.sizes)
+        windows = self.windows(largest, largest, steps)
+        windows = windows[(windows & videos).any(1)]
+        return windows if 1 < len(windows) <= most else windows[:0]
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:
@@ -115,3 +129,32 @@ def spread(windows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """
     weights = windows.float()
     return weights.T @ values / weights.sum(0).clamp_min(1)[:, None]
+
+
+def over_time_first(
+    cells: Cells,
+    effect_of: Callable[[torch.Tensor], torch.Tensor],
+    most: int,
+    size: int,
+    stride: int = 1,
+) -> torch.Tensor:
+    """Return (N, parts) effects of windows of places, in a video weighted by those of its frames.
+
+    What a video shows is in many frames, so that a window of one frame says little: here windows
+    of whole frames say when, and windows through all frames say where.
+
+    Args:
+        effect_of: (R, N) bool windows -> (R, parts) effects.
+        most: windows that may be tried.
+        size, stride: of a window of places, in rows and columns; larger where they are too many.
+    """
+    times = cells.times(most // 3)
+    places = cells.places(most - len(times), size, stride)
+    effects = effect_of(torch.cat([times, places])).clamp_min(0)
+    values = spread(places, effects[len(times) :])
+    weights = spread(times, effects[: len(times)])  # (N, parts)
+    for number in range(len(cells.sizes)):
+        here = cells.stack == number
+        mean = weights[here & cells.patch].mean(0)  # (parts,)
+        values[here] *= torch.where(mean > 0, weights[here] / mean.clamp_min(1e-12), 1.0)
+    return values
