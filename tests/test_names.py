@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtprune.evaluation.profiling.shapes import build_skeleton, count_weights, packaged_shape
+from vtprune.evaluation.profiling.shapes import build_skeleton, packaged_shape
+from vtprune.inference.roofline import count_weights
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import aliases, closest_alias, hub_id_of
 

@@ -514,7 +514,19 @@ def row(keep: float, preset: str | None, stages: list[tuple[int, int]], prefill:
         memory_bytes=MemoryBytes(weights=int(14e9), peak=int(16e9)),
         seconds=ProfileSeconds(**seconds, media=0.0, select=0.01, decode_per_token=0.032)
         if timed else None,
-        roofline=RooflineSeconds(vision=2.0, prefill=3.0, decode_per_token=0.5, first_token=5.0),
+        fits=True,
+        roofline=RooflineSeconds(
+            vision=2.0,
+            prefill=3.0,
+            prefill_compute=3.0,
+            prefill_bandwidth=1.0,
+            prefill_bound="compute",
+            decode_per_token=0.5,
+            decode_compute=0.1,
+            decode_bandwidth=0.5,
+            decode_bound="bandwidth",
+            first_token=5.0,
+        ),
         compare=compare if timed else PredictedSpeedups(**predicted),
     )  # fmt: skip
     return replace(one, **values)
@@ -630,7 +642,7 @@ def test_without_measuring_the_tables_show_what_the_ceilings_allow() -> None:
     text = rendered(example(timed=False))
     assert "measured  nothing; speed-ups are what the peak" in text
     assert "faster" not in text
-    assert "keep 0.3  2:958 24:146   13.0 T   450 MB  3.00x\n" in text
+    assert "keep 0.3 2:958 24:146 13.0 T 450 MB 3.00x 3.00 s c 0.50 s b" in " ".join(text.split())
     assert "roofline  keep 0.3" in text
 
 

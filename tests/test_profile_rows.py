@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from vtprune.errors import PresetError
-from vtprune.evaluation.profiling.machine import Machine, Weights, estimate, peak_bytes
+from vtprune.evaluation.profiling.machine import Machine, peak_bytes
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
 from vtprune.evaluation.profiling.result import count_flops, count_tokens
 from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
+from vtprune.inference.roofline import Ceilings, Weights, decode_bound, prefill_bound
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.layer_cost import measure_decoder
@@ -152,17 +153,28 @@ def test_a_prompt_longer_than_a_window_is_pruned() -> None:
 def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
     shape = cost.plain_decoder(2, 100, 10, 10, 10, 400, 1000)
     # One layer: 2 n (4 x 100^2 + 3 x 100 x 400) + 4 n^2 x 100 FLOPs.
-    machine = Machine("cpu", "", 1, "float32", 1e6, 1e6, 0)
-    weights = Weights(total=0, layer=640_000, head=400_000)
-    roof = estimate(machine, shape, weights, [10, 1], vision_flops=3e6, dtype_size=4)
+    given = Ceilings(1e6, 1e6), shape, Weights(total=0, layer=640_000, head=400_000), [10, 1], 4
+    prefill, decode = prefill_bound(*given), decode_bound(*given)
     arithmetic = (2 * 10 * 160_000 + 4 * 100 * 100) / 1e6  # 3.24 s, more than reading
     reading = 640_000 / 1e6  # 0.64 s, more than the arithmetic of one token, 0.3204
     head = max(2 * 100 * 1000, 400_000) / 1e6
-    assert roof.prefill == pytest.approx(arithmetic + reading + head)
-    assert roof.vision == pytest.approx(3.0)
+    assert prefill.seconds == pytest.approx(arithmetic + reading + head)
+    assert prefill.arithmetic == pytest.approx(arithmetic + 0.3204 + 0.2)
+    assert prefill.reading == pytest.approx(2 * reading + head)
     cached = 2 * 10 * 10 * 4
     steps = [(640_000 + cached * count) / 1e6 for count in (10, 1)]
-    assert roof.decode_per_token == pytest.approx(sum(steps) + head)
+    assert decode.seconds == pytest.approx(sum(steps) + head)
+    assert (prefill.by, decode.by) == ("compute", "bandwidth")
+
+
+def test_a_token_reads_the_experts_that_it_goes_through() -> None:
+    dense = cost.plain_decoder(1, 100, 10, 10, 10, 400, 1000)
+    weights = Weights(total=0, layer=8 * 640_000, head=0)  # of which a token goes through an eighth
+    reads = [
+        prefill_bound(Ceilings(1e6, 1e6), dense, weights, [count], 4).reading
+        for count in (1, 4, 90)
+    ]
+    assert reads == pytest.approx([0.64, 4 * 0.64, 8 * 0.64])
 
 
 def test_the_peak_is_weights_cache_and_one_layers_states() -> None:

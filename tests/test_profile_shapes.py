@@ -14,7 +14,6 @@ from vtprune.evaluation.profiling.shapes import (
     WORD,
     build_random,
     build_skeleton,
-    count_weights,
     find_shape,
     has_config,
     layer_kinds,
@@ -22,6 +21,7 @@ from vtprune.evaluation.profiling.shapes import (
     stand_in_tokenizer,
     tower_kinds,
 )
+from vtprune.inference.roofline import count_weights
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
 

@@ -20,6 +20,13 @@ def models(ctx: click.Context) -> list[str]:
     return [alias.name for alias in aliases() if alias.model_type in FAMILIES] + ["<dir>"]
 
 
+def gpus(ctx: click.Context) -> list[str]:
+    """Return the cards with a data sheet."""
+    from vtprune.evaluation.profiling.gpus import gpu_names
+
+    return gpu_names()
+
+
 def presets(ctx: click.Context) -> list[str]:
     """Return the packaged presets, and files."""
     from vtprune.preset import preset_names

@@ -256,6 +256,9 @@ class Flags:
     seconds: float = _measuring(
         "S", "How long measuring may take.", default=60.0,
         bounds=(_ABOVE_0, _FINITE, "above 0; 60 is usual"))
+    gpu: str | None = _measuring(
+        "NAME", "Predict for this card from its data sheet, and measure nothing: H100 SXM, RTX "
+        "4090, MI300X and others; a wrong name lists the nearest.", complete=complete.gpus)
     no_measure: bool = _measuring(
         "", "Count tokens and FLOPs without timing anything, which is much faster.",
         default=False)

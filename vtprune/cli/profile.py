@@ -33,6 +33,7 @@ EPILOG = """\b
 Examples:
   vtprune profile --model llava-next
   vtprune profile --model qwen2.5-vl-7b --image 1344x1344 --no-measure
+  vtprune profile --model qwen3-vl-8b --gpu "H100 SXM"
   vtprune profile --model llava-onevision-0.5b --video 32x448x448 --save s.png
   vtprune profile clip.mp4 --model internvl3-8b --keep 0.5,0.2 --methods dart
 """
@@ -42,6 +43,7 @@ Examples:
 @click.argument("media", nargs=-1, metavar="[MEDIA]...")
 @takes(
     "model",
+    "gpu",
     "device",
     "dtype",
     "attention",
@@ -74,15 +76,17 @@ def profile(media: tuple[str, ...], flags: Flags) -> None:
     real input, and shows for each keep and preset: tokens, FLOPs, memory, the speed-up that this
     machine's ceilings allow, and the one that was measured. Where the whole model would take
     longer than --seconds or not fit in memory, single layers are timed and summed. It ends with
-    what limits the speed-up, and what would save more.
+    what limits the speed-up, and what would save more. --gpu predicts for a card that is not here.
     """
+    check_at(flags)
+    check_gpu(flags)
+    sizes = [size for size in (flags.image, flags.video) if size]
+    check_saves(flags.saves, SUFFIXES, [*media, *sizes])
+
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.profile import show_profile, show_warnings
 
-    check_at(flags)
-    sizes = [size for size in (flags.image, flags.video) if size]
-    check_saves(flags.saves, SUFFIXES, [*media, *sizes])
     with output.libraries_silenced():
         result = run(flags, load_config(), profiled_media(media, flags))
         try:
@@ -102,6 +106,25 @@ def _makers(result: Profile) -> Makers:
         ".csv": lambda: result.to_csv().encode(),
         **charts(draw),
     }
+
+
+def check_gpu(flags: Flags) -> None:
+    """Refuse a card without a data sheet, one beside --device, and a dtype that it has not.
+
+    Raises:
+        VtpruneError: names the nearest cards, or its dtypes.
+    """
+    if flags.gpu is None:
+        return
+    from vtprune.evaluation.profiling.gpus import find_gpu
+
+    gpu = find_gpu(flags.gpu)
+    if flags.device is not None:
+        raise VtpruneError(
+            "--gpu and --device exclude each other", "--gpu predicts for a card that is not here"
+        )
+    if flags.dtype in ("float32", "bfloat16", "float16"):
+        gpu.peak_of(flags.dtype)
 
 
 def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
@@ -137,7 +160,8 @@ def run(flags: Flags, user: Flags, media: ProfiledMedia | None) -> Profile:
 
     name = flags.model or user.model
     options = ProfileOptions(
-        device=flags.device or user.device or "auto",
+        device="auto" if flags.gpu else flags.device or user.device or "auto",
+        gpu=flags.gpu,
         dtype=flags.dtype or user.dtype or "auto",
         attention=flags.attention or user.attention,
         text_tokens=flags.text_tokens,

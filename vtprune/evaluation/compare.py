@@ -27,7 +27,6 @@ from vtprune.inference.compare import (
     Pair,
     SecondsByPart,
     Side,
-    measure_ceilings,
     medians,
     roofline_speedup,
     sum_up,
@@ -42,6 +41,7 @@ from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
 from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
+from vtprune.inference.roofline import measure_ceilings
 from vtprune.media import Limits, Medium, media_list
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress, find_loaded

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-import torch
-
-from vtprune.device import time_runs
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.report import CompareResult, CompareSeconds
+from vtprune.inference.roofline import Ceilings, measure_ceilings, prefill_bound, weigh
 from vtprune.models import cost
-from vtprune.models.structure import decoder_layers
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
 
 PAIRS = 5
-TRIES = 5  # of what the machine's ceilings are measured by
 PARTS = ("vision", "select", "prefill", "decode", "first_token", "total")
 SPEEDUPS = ("prefill", "first_token", "total")
 
@@ -172,36 +168,15 @@ def add_up(seconds: SecondsByPart) -> dict[str, float]:
     }
 
 
-def roofline_speedup(loaded: Loaded, run: Run, ceilings: tuple[float, float]) -> float | None:
-    """The prefill speed-up that this machine's measured ceilings allow; None: not counted.
-
-    Every layer takes the longer of its arithmetic and the reading of its weights.
-
-    Args:
-        ceilings: as `measure_ceilings` gives them.
-    """
+def roofline_speedup(loaded: Loaded, run: Run, ceilings: Ceilings) -> float | None:
+    """The prefill speed-up that this machine's measured ceilings allow; None: not counted."""
     shape = loaded.measured_decoder
     if isinstance(shape, cost.CostError):
         return None
-    flops, bandwidth = ceilings
-    layers = decoder_layers(loaded.model)
-    weights = sum(weight.numel() for weight in layers.parameters()) / max(1, len(layers))
-    read = weights * loaded.model.dtype.itemsize / bandwidth
-
-    def total(counts: list[int]) -> float:
-        layers = enumerate(counts)
-        return sum(max(cost.layer_flops(shape, n, n, at) / flops, read) for at, n in layers)
-
-    full = [sum(run.trace.before())] * shape.layers
-    return total(full) / total(run.trace.tokens_by_layer())
-
-
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOPs a second of a matrix product, bytes a second of a copy), the best of a few tries."""
-    side = 4096 if device.type == "cuda" else 1024
-    left = torch.randn(side, side, device=device).to(dtype)
-    source = torch.randn(2**24, device=device)
-    target = torch.empty_like(source)
-    product = min(time_runs(lambda: left @ left, device, TRIES))
-    copy = min(time_runs(lambda: target.copy_(source), device, TRIES))
-    return 2 * side**3 / product, 2 * source.numel() * source.element_size() / copy
+    size = loaded.model.dtype.itemsize
+    weights = weigh(loaded.model, size)
+    full, kept = (
+        prefill_bound(ceilings, shape, weights, counts, size).seconds
+        for counts in ([sum(run.trace.before())] * shape.layers, run.trace.tokens_by_layer())
+    )
+    return full / kept

@@ -24,6 +24,8 @@ from vtprune.evaluation.profiling.result import (
 from vtprune.evaluation.profiling.row_times import MeasurementInfo
 from vtprune.inference.wording import counted, with_options
 
+BOUNDS = {"compute": "c", "bandwidth": "b"}
+"""What bounds a time, in one letter."""
 PARTS = ("preprocess", "vision", "prefill", "decode")
 """The parts of the whole, which the bars are shares of."""
 
@@ -77,8 +79,13 @@ def _facts(profile: Profile) -> Table:
     lines.add_row("input", Text(f"{_media(prompt)}: {tokens}"))
     where = counted(machine.threads, "thread") if machine.threads else machine.device
     rates = f"{si(machine.flops_per_second)}FLOP/s, {si(machine.bytes_per_second)}B/s"
+    if machine.predicted:
+        rates += f", {si(machine.free_bytes)}B"
     lines.add_row("machine", Text(f"{printable(machine.name)}, {where}: {rates}"))
-    lines.add_row("measured", Text(_how(profile.measured, profile.model.layers)))
+    if machine.predicted:
+        lines.add_row("measured", Text(f"nothing; predicted from: {machine.source}"))
+    else:
+        lines.add_row("measured", Text(_how(profile.measured, profile.model.layers)))
     bases = [with_options(row.stages_of, row.options) for row in profile.rows if row.stages_of]
     for base in dict.fromkeys(bases):
         lines.add_row("rows", Text(f"at every keep: the stages of preset {printable(base)}"))
@@ -122,6 +129,14 @@ def _remarks(rows: Sequence[ProfileRow | FailedRow], first: ProfileRow) -> Itera
     good = [row for row in rows if isinstance(row, ProfileRow)]
     if not all(row.is_exact for row in good):
         yield Text("~ not run itself: summed or scaled from layers of other rows")
+    if not first.seconds:
+        yield Text(
+            "roofline: speed-up of the prefill at the machine's ceilings; at least: its seconds "
+            "there, and those of a decoded token, bound by compute (c) or by the memory's "
+            "bandwidth (b)"
+        )
+        if not all(row.fits for row in good):
+            yield Text("too large: the estimated peak is more than the machine's free memory")
     if first.seconds:
         yield Text(
             "prefill faster: speed-up over no pruning, median of the passes; in the passes: lowest "
@@ -138,7 +153,7 @@ def _rows(rows: Sequence[ProfileRow]) -> Table:
         table.add_column(head)
     heads = ["prefill\nFLOPs", "KV\ncache"]
     heads += ["first\ntoken", "prefill\nfaster", "in the\npasses"] if timed else []
-    heads += ["roof-\nline", *(["of\nFLOPs"] if timed else [])]
+    heads += ["roof-\nline", *(["of\nFLOPs"] if timed else ["prefill,\nat least", "a token", ""])]
     for head in heads:
         table.add_column(head, justify="right")
     for row in rows:
@@ -156,7 +171,11 @@ def _rows(rows: Sequence[ProfileRow]) -> Table:
 def _speeds(row: ProfileRow) -> Iterator[str]:
     compare, limit = row.compare, f"{row.compare.prefill_roofline:.2f}x"
     if row.seconds is None or not isinstance(compare, MeasuredSpeedups):
+        least = row.roofline
         yield limit
+        yield f"{_seconds(least.prefill)} {BOUNDS[least.prefill_bound]}"
+        yield f"{_seconds(least.decode_per_token)} {BOUNDS[least.decode_bound]}"
+        yield "" if row.fits else "too large"
         return
     low, high = compare.prefill_spread
     yield _seconds(row.seconds.first_token)

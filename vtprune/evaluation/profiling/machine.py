@@ -11,33 +11,41 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.device import free_memory
-from vtprune.evaluation.profiling.shapes import count_weights
-from vtprune.inference.compare import measure_ceilings
 from vtprune.inference.measuring import compute_vision_flops
 from vtprune.inference.report import Block
+from vtprune.inference.roofline import (
+    Ceilings,
+    Roofline,
+    Weights,
+    decode_bound,
+    measure_ceilings,
+    prefill_bound,
+)
 from vtprune.models import cost
-from vtprune.models.structure import decoder_layers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from vtprune.engine.trace import Trace
+    from vtprune.evaluation.profiling.gpus import Gpu
     from vtprune.models.base import Inputs
     from vtprune.models.loading import Loaded
 
 
 @dataclass(frozen=True)
 class Machine(Block):
-    """One device, measured.
+    """One device, measured; or one that is not here, by its data sheet.
 
     Args:
-        device: as torch names it.
+        device: as torch names it; "data sheet" where it is not here.
         name: of the processor or GPU.
         threads: of a CPU; 0 of a GPU.
-        dtype: that the ceilings were measured in.
-        flops_per_second: of a large matrix product.
-        bytes_per_second: of a copy, read and write.
-        free_bytes: of memory.
+        dtype: that the ceilings are of.
+        flops_per_second: of a large matrix product; the peak of a data sheet.
+        bytes_per_second: of a copy, read and write; the bandwidth of a data sheet.
+        free_bytes: of memory; all of it, of a data sheet.
+        predicted: nothing was measured on it.
+        source: the data sheet; None where it was measured.
     """
 
     device: str
@@ -47,18 +55,44 @@ class Machine(Block):
     flops_per_second: float
     bytes_per_second: float
     free_bytes: int
+    predicted: bool = False
+    source: str | None = None
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """What it can reach."""
+        return Ceilings(self.flops_per_second, self.bytes_per_second)
+
+
+def machine_of_gpu(gpu: Gpu, dtype: str) -> Machine:
+    """Return a card that is not here, by its data sheet.
+
+    Raises:
+        ModelError: the data sheet has no such dtype.
+    """
+    return Machine(
+        device="data sheet",
+        name=gpu.name,
+        threads=0,
+        dtype=dtype,
+        flops_per_second=gpu.peak_of(dtype),
+        bytes_per_second=gpu.bandwidth,
+        free_bytes=gpu.memory,
+        predicted=True,
+        source=gpu.source,
+    )
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """The device's ceilings, in about a second."""
-    rate, bandwidth = measure_ceilings(device, dtype)
+    ceilings = measure_ceilings(device, dtype)
     return Machine(
         device=str(device),
         name=device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         dtype=str(dtype).removeprefix("torch."),
-        flops_per_second=rate,
-        bytes_per_second=bandwidth,
+        flops_per_second=ceilings.flops_per_second,
+        bytes_per_second=ceilings.bytes_per_second,
         free_bytes=free_memory(device),
     )
 
@@ -74,84 +108,6 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or os.name
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of a model's weights, by part.
-
-    Args:
-        total: of all, tied ones once.
-        layer: of one decoder layer.
-        head: of the output head.
-    """
-
-    total: int
-    layer: float
-    head: int
-
-
-def weigh(model: PreTrainedModel, size: int) -> Weights:
-    """The weights of a model, which may be without values.
-
-    Args:
-        size: bytes of one number.
-    """
-    layers = decoder_layers(model)
-    head = model.get_output_embeddings()
-    return Weights(
-        total=size * count_weights(model),
-        layer=size * count_weights(layers) / len(layers),
-        head=size * (count_weights(head) if head is not None else 0),
-    )
-
-
-@dataclass(frozen=True)
-class Roofline:
-    """The least seconds that a row can take here, by its parts."""
-
-    vision: float
-    prefill: float
-    decode_per_token: float
-
-
-def layer_seconds(machine: Machine, flops: float, read: float) -> float:
-    """Return the longer of the arithmetic and of reading so many bytes."""
-    return max(flops / machine.flops_per_second, read / machine.bytes_per_second)
-
-
-def estimate(
-    machine: Machine,
-    shape: cost.DecoderShape,
-    weights: Weights,
-    counts: Sequence[int],
-    vision_flops: float,
-    dtype_size: int,
-) -> Roofline:
-    """Every layer at the machine's ceilings.
-
-    Args:
-        counts: tokens that each layer sees.
-        dtype_size: bytes of one number.
-    """
-    head = layer_seconds(machine, cost.head_flops(shape), weights.head)
-    return Roofline(
-        vision=vision_flops / machine.flops_per_second,
-        prefill=head
-        + sum(
-            layer_seconds(machine, cost.layer_flops(shape, count, count, layer), weights.layer)
-            for layer, count in enumerate(counts)
-        ),
-        decode_per_token=head
-        + sum(
-            layer_seconds(
-                machine,
-                cost.layer_flops(shape, 1, count + 1, layer),
-                weights.layer + dtype_size * shape.by_layer[layer].cached * count,
-            )
-            for layer, count in enumerate(counts)
-        ),
-    )
 
 
 def peak_bytes(
@@ -218,8 +174,12 @@ class ProfiledModel:
 
     def roofline(self, counts: Sequence[int], vision_flops: float = 0.0) -> Roofline:
         """Return the least seconds for these tokens in each layer."""
-        size = self.dtype.itemsize
-        return estimate(self.machine, self.shape, self.weights, counts, vision_flops, size)
+        given = self.machine.ceilings, self.shape, self.weights, counts, self.dtype.itemsize
+        return Roofline(
+            vision=vision_flops / self.machine.flops_per_second,
+            prefill=prefill_bound(*given),
+            decode=decode_bound(*given),
+        )
 
     def peak_bytes(self, counts: Sequence[int]) -> int:
         """Return an estimate of the most memory that the language model needs at once."""

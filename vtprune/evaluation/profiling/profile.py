@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.evaluation.profiling.machine import ProfiledModel, measure_machine, weigh
+from vtprune.evaluation.profiling.gpus import Gpu, find_gpu
+from vtprune.evaluation.profiling.machine import ProfiledModel, machine_of_gpu, measure_machine
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompts, largest_picture
 from vtprune.evaluation.profiling.result import (
     Profile,
@@ -31,6 +34,7 @@ from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, VerdictFindings,
 from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.prepare import sampling_of
+from vtprune.inference.roofline import weigh
 from vtprune.inference.wording import counted
 from vtprune.media import Limits
 from vtprune.models import cost
@@ -62,6 +66,8 @@ class ProfileOptions:
         calibration: a file with the entropy collapse layer and the information horizon.
         sampling: how much of the media, before what a preset or the family says.
         limits: of what is read.
+        gpu: a card that is not here, by the name of its data sheet: what it would take at its peaks
+            is predicted, and nothing is run.
     """
 
     device: str = "auto"
@@ -76,6 +82,7 @@ class ProfileOptions:
     calibration: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
+    gpu: str | None = None
 
 
 def profile(
@@ -120,7 +127,7 @@ def profile(
         one: plan_row(model.loaded, one.larger or one, variants[0]) for one in prompts.distinct
     }
     measurement = None
-    if options.timed:
+    if options.timed and not model.machine.predicted:
         rows = [*unpruned.values(), *(row for row in planned if not row.error)]
         measurement = measure(
             model, distinct_rows(rows), budget, options.repeats, options.how, on_progress
@@ -155,10 +162,13 @@ def profiled_model(
     shape: Shape, options: ProfileOptions, on_progress: Progress | None
 ) -> ProfiledModel:
     """Return the model's structure, and the device that it would run on, measured."""
-    device = find_device(options.device)
+    gpu = None if options.gpu is None else find_gpu(options.gpu)
+    device = torch.device("meta") if gpu else find_device(options.device)
     if options.device == "map":
         raise ModelError("a profile is of one device", "--device auto, cpu, cuda or cuda:1")
     dtype = find_dtype(options.dtype, shape.config, device)
+    if gpu and options.dtype == "auto":
+        dtype = dtype_on(gpu, dtype)
     shape.config.dtype = dtype
     text = shape.config.get_text_config()
     model = build_skeleton(shape.config, options.attention)
@@ -176,11 +186,20 @@ def profiled_model(
             f"{shape.name}: a profile needs FLOPs, and {loaded.measured_decoder.message}",
             "vtprune ask --compare and vtprune compare measure without them",
         )
-    if on_progress:
+    if on_progress and not gpu:
         on_progress("measuring this machine", 0, 0)
-    machine = measure_machine(device, dtype)
+    machine = machine_of_gpu(gpu, name_of(dtype)) if gpu else measure_machine(device, dtype)
     weights = weigh(model, dtype.itemsize)
     return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
+
+
+def dtype_on(gpu: Gpu, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a checkpoint on a card, some of which have no bfloat16."""
+    return dtype if name_of(dtype) in gpu.peak else torch.float16
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def plan_variant(prompts: ProfiledPrompts, variant: Variant) -> PlannedRow:
@@ -218,7 +237,10 @@ def conclude(rows: Sequence[RowFigures]) -> tuple[str, VerdictFindings]:
     verdict, findings = judge([one.for_verdict() for one in rows], reference.for_verdict())
     if reference.times:
         return verdict, findings
+    machine = reference.model.machine
     note = "Nothing was timed; this is what the machine's ceilings allow."
+    if machine.predicted:
+        note = f"Predicted from the data sheet of {machine.name}; nothing was timed."
     return f"{note} {verdict}", findings
 
 
@@ -226,8 +248,8 @@ def describe_shape(shape: Shape, model: ProfiledModel) -> ShapeInfo:
     """Return the report's `model`, and where the shape is from."""
     described = {
         **vars(describe_model(model.loaded)),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.machine.device,
+        "dtype": name_of(model.dtype),
     }
     return ShapeInfo(**described, source=shape.source)
 
@@ -247,6 +269,7 @@ def gather_warnings(
     if measurement:
         warnings += [*measurement.warnings, *warn_of_passes(figures[0]), *warn_of_rows(figures)]
     warnings += [warning for row in rows for warning in row.warnings if "by default" in warning]
+    warnings += warn_of_prediction(figures)
     if not prompts.media.paths and any(row.encoded for row in rows):
         warnings.append(
             "the pixels are random, and what a method drops at pixels depends on the picture or "
@@ -269,6 +292,27 @@ def warn_of_passes(unpruned: RowFigures) -> list[str]:
         warnings.append(
             f"{counted(len(seconds), 'pass', 'passes')} can't tell rows apart, {FEWEST_PASSES} "
             "can: a larger --seconds makes room for them"
+        )
+    return warnings
+
+
+def warn_of_prediction(figures: Sequence[RowFigures]) -> list[str]:
+    """Return what a card's data sheet does not say, and which rows do not fit its memory."""
+    if not figures or not figures[0].model.machine.predicted:
+        return []
+    machine = figures[0].model.machine
+    warnings = [
+        f"predicted from a data sheet ({machine.source}): no run reaches its peaks, so that all "
+        "seconds are the least that the card could take; preparing the pixels is not in them"
+    ]
+    peaks = {row.row.name: row.model.peak_bytes(row.row.counts) for row in figures}
+    large = [name for name, peak in peaks.items() if peak > machine.free_bytes]
+    if large:
+        most, memory = max(peaks.values()) / 1e9, machine.free_bytes / 1e9
+        names = "no row" if len(large) == len(peaks) else f"not {', '.join(large)}"
+        warnings.append(
+            f"{names} fits the memory of {machine.name}: {memory:.0f} GB, where up to {most:.1f} "
+            "GB are needed; the seconds are as if it did"
         )
     return warnings
 

@@ -99,11 +99,25 @@ class ProfileSeconds(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class RooflineSeconds(Block):
-    """Seconds at the ceilings of this machine."""
+    """Least seconds at the ceilings of the machine; predicted of a card that is not here.
+
+    Args:
+        prefill, decode_per_token: of every layer the longer of the two that follow, summed.
+        prefill_compute, decode_compute: at its FLOP/s.
+        prefill_bandwidth, decode_bandwidth: reading weights and cache, at its bytes/s.
+        prefill_bound, decode_bound: which of the two is longer, "compute" or "bandwidth".
+        first_token: preparing the pixels (0 of a card that is not here), vision and prefill.
+    """
 
     vision: float
     prefill: float
+    prefill_compute: float
+    prefill_bandwidth: float
+    prefill_bound: str
     decode_per_token: float
+    decode_compute: float
+    decode_bandwidth: float
+    decode_bound: str
     first_token: float
 
 
@@ -168,7 +182,8 @@ class ProfileRow(RowName):
     Args:
         input: what the unpruned model that it is compared with is given.
         measured: "run", "shared" or "scaled"; None: nothing was measured.
-        memory_bytes: the peak is an estimate.
+        memory_bytes: the peak is an estimate, without what the vision tower holds.
+        fits: whether that peak is within the machine's free memory.
         seconds: None where nothing was measured.
     """
 
@@ -178,6 +193,7 @@ class ProfileRow(RowName):
     flops: ProfileFlops
     kv_cache_bytes: KvCacheBytes
     memory_bytes: MemoryBytes
+    fits: bool
     seconds: ProfileSeconds | None
     roofline: RooflineSeconds
     compare: PredictedSpeedups
@@ -227,6 +243,7 @@ class Profile(Block):
         same = {
             **self.model.to_columns(),
             "machine": self.machine.name,
+            "predicted": self.machine.predicted,
             "passes": self.measured.passes if self.measured else None,
         }
         return csv_text([{**same, **flat(row.to_dict())} for row in self.rows])
@@ -338,7 +355,7 @@ class RowFigures:
     @property
     def limit(self) -> float:
         """The prefill's speed-up at the machine's ceilings."""
-        return self.unpruned_roofline.prefill / self.roofline.prefill
+        return self.unpruned_roofline.prefill.seconds / self.roofline.prefill.seconds
 
     @property
     def above_roofline(self) -> bool:
@@ -363,14 +380,35 @@ class RowFigures:
     def total_of(self, one: PassTimes) -> float:
         return one.total(self.answer_tokens)
 
+    @property
+    def preprocess_seconds(self) -> float:
+        """Seconds of preparing the pixels; 0 of a machine that is not here: not known."""
+        return 0.0 if self.model.machine.predicted else self.row.prompt.preprocess_seconds
+
+    def roofline_seconds(self) -> RooflineSeconds:
+        """Return the least seconds of the row, and what bounds them."""
+        prefill, decode = self.roofline.prefill, self.roofline.decode
+        return RooflineSeconds(
+            vision=self.roofline.vision,
+            prefill=prefill.seconds,
+            prefill_compute=prefill.arithmetic,
+            prefill_bandwidth=prefill.reading,
+            prefill_bound=prefill.by,
+            decode_per_token=decode.seconds,
+            decode_compute=decode.arithmetic,
+            decode_bandwidth=decode.reading,
+            decode_bound=decode.by,
+            first_token=self.preprocess_seconds + self.roofline.vision + prefill.seconds,
+        )
+
     def for_verdict(self) -> VerdictRow:
         """Return what the verdict asks of a row: as measured, else at the machine's ceilings."""
-        preprocess = self.row.prompt.preprocess_seconds
+        preprocess = self.preprocess_seconds
         times, unpruned = (
             measured.typical
             if measured
-            else PassTimes(preprocess, at_best.vision, 0.0, at_best.prefill, 0.0,
-                           at_best.decode_per_token)
+            else PassTimes(preprocess, at_best.vision, 0.0, at_best.prefill.seconds, 0.0,
+                           at_best.decode.seconds)
             for measured, at_best in (
                 (self.times, self.roofline), (self.unpruned_times, self.unpruned_roofline),
             )
@@ -396,10 +434,11 @@ class RowFigures:
 
     def result(self) -> ProfileRow:
         """Return the row as the profile gives it."""
-        preprocess = self.row.prompt.preprocess_seconds
         first, unpruned_first = (
-            preprocess + one.vision + one.prefill for one in (self.roofline, self.unpruned_roofline)
+            self.preprocess_seconds + least.vision + least.prefill.seconds
+            for least in (self.roofline, self.unpruned_roofline)
         )
+        peak = self.model.peak_bytes(self.row.counts)
         predicted = PredictedSpeedups(
             prefill_predicted=self.predicted,
             prefill_roofline=self.limit,
@@ -412,11 +451,10 @@ class RowFigures:
             tokens=count_tokens(self.row, self.answer_tokens),
             flops=self.flops,
             kv_cache_bytes=self.kv_cache_bytes,
-            memory_bytes=MemoryBytes(
-                weights=self.model.weights.total, peak=self.model.peak_bytes(self.row.counts)
-            ),
+            memory_bytes=MemoryBytes(weights=self.model.weights.total, peak=peak),
+            fits=peak <= self.model.machine.free_bytes,
             seconds=self.seconds(self.times.typical) if self.times else None,
-            roofline=RooflineSeconds(**vars(self.roofline), first_token=first),
+            roofline=self.roofline_seconds(),
             compare=self.measured_speedups(predicted) if self.times else predicted,
             warnings=list(self.row.warnings),
         )

@@ -317,11 +317,6 @@ def fill(values: torch.Tensor, name: str, block: torch.Tensor) -> None:
         part.copy_(block[: len(part)])
 
 
-def count_weights(module: nn.Module) -> int:
-    """Return the number of parameters of a module, tied ones once."""
-    return sum(weight.numel() for weight in module.parameters())
-
-
 def layer_kinds(config: PreTrainedConfig) -> list[str]:
     """Return the kind of each decoder layer: "" where all are alike."""
     text = config.get_text_config()

@@ -37,12 +37,12 @@ from vtprune.evaluation.profiling.rows import PlannedRow, plan_row
 from vtprune.evaluation.profiling.shapes import (
     build_random,
     build_skeleton,
-    count_weights,
     layer_kinds,
     shallow_config,
     tower_kinds,
 )
 from vtprune.inference.out_of_memory import explain_out_of_memory
+from vtprune.inference.roofline import count_weights
 from vtprune.models import cost
 from vtprune.models.structure import find_structure
 
@@ -106,7 +106,7 @@ def fits_time(model: ProfiledModel, rows: Sequence[PlannedRow], budget: TimeBudg
     )
     for row in rows:
         roofline = model.roofline(row.counts)
-        least += roofline.prefill + STEPS * roofline.decode_per_token
+        least += roofline.prefill.seconds + STEPS * roofline.decode.seconds
     return 2 * SLOWNESS * least <= WHOLE_SHARE * budget.left
 
 
