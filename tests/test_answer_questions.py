@@ -226,6 +226,37 @@ def test_a_library_call_answers_with_a_loaded_model(checkpoints, picture: Path) 
     assert reports[1].tokens.visual > 0
 
 
+def test_every_prompt_of_a_batch_gets_the_same_number_of_tokens(
+    checkpoints, picture: Path, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = load(str(checkpoints("llava_onevision")))
+    items = [([picture, picture], "which?"), (clip, "what happens?")]
+    settings = {"method": "random", "at": 1, "generation": SHORT}
+    first, second = vtprune.answer(loaded, items, tokens_after=20, **settings)
+    assert first.tokens.visual != second.tokens.visual
+    assert first.tokens.kept_after == second.tokens.kept_after == 20
+    assert first.preset.tokens_after == 20
+    first, second = vtprune.answer(loaded, items, tokens=20, **settings)
+    for report in (first, second):
+        assert 19 <= report.tokens.keep_mean * report.tokens.visual <= 20.01
+    report = vtprune.ask(loaded, clip, "what?", tokens=10**6, generation=SHORT)
+    assert report.tokens.keep_mean == 1
+
+
+@pytest.mark.parametrize("method", ["predictable", "downsample"])
+def test_a_number_of_tokens_is_left_before_the_vision_tower(
+    method: str, checkpoints, clip: Path
+) -> None:  # type: ignore[no-untyped-def]
+    loaded = load(str(checkpoints("llava_onevision")))
+    whole = vtprune.ask(loaded, clip, "what?", keep=1.0, generation=SHORT).tokens.visual
+    for name in ("tokens", "tokens_after"):
+        report = vtprune.ask(
+            loaded, clip, "what?", method=method, generation=SHORT, **{name: whole // 2}
+        )
+        assert 0 < report.tokens.kept_after <= whole // 2
+        assert report.tokens.visual == whole
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "glm4v", "molmo2"])
 def test_a_batch_gives_each_item_what_it_gets_alone(

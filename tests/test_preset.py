@@ -615,3 +615,44 @@ def test_a_packaged_preset_takes_other_keeps(name: str) -> None:
             assert "reachable keep" in error.message  # noqa: PT017
         else:
             assert schedule.keep_mean() == pytest.approx(keep, abs=2e-3)
+
+
+# -- budgets in tokens ----------------------------------------------------------------------------
+
+
+def test_a_number_of_tokens_is_in_the_place_of_every_keep(tmp_path: Path) -> None:
+    text = "tokens: 96\nstages:\n  - {at: ecl, method: random}\n"
+    preset = load_preset(write(tmp_path, text))
+    assert (preset.tokens, preset.keep, preset.keeps_all()) == (96, None, False)
+    assert preset.budget_for("video", visual=192, size=64) == (0.5, None)
+    assert preset.to_dict()["tokens"] == 96
+    flag = override(preset, tokens_after=30)
+    assert (flag.tokens, flag.tokens_after) == (None, 30)
+    assert flag.budget_for("video", visual=192, size=64) == (None, 10)
+    assert dict(flag.changed) == {"tokens_after": 30}
+    keep = override(preset, keep=0.2)
+    assert (keep.tokens, keep.keep) == (None, 0.2)
+    balanced = override(load_preset("balanced"), tokens=40)
+    assert (balanced.tokens, balanced.keep, dict(balanced.changed)) == (40, None, {"tokens": 40})
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 2.5, True, "40", 2**63])
+def test_what_is_no_number_of_tokens_is_refused(tokens: Any) -> None:
+    with pytest.raises(PresetError, match=r"tokens_after .* is (not a whole number|more than)"):
+        override(load_preset(None), tokens_after=tokens)
+
+
+def test_two_budgets_are_refused(tmp_path: Path) -> None:
+    text = "keep: 0.3\ntokens: 96\nstages:\n  - {at: ecl, method: random}\n"
+    with pytest.raises(PresetError, match=r"keep 0\.3 and tokens 96 are two budgets"):
+        load_preset(write(tmp_path, text))
+    with pytest.raises(PresetError, match="a keep and a number of tokens are two budgets"):
+        override(load_preset(None), keep=0.3, tokens=40)
+    with pytest.raises(PresetError, match="tokens 40 and tokens_after 50 are two budgets"):
+        override(load_preset(None), tokens=40, tokens_after=50)
+
+
+def test_a_number_of_tokens_needs_a_stage_that_is_free() -> None:
+    stages = [{"at": "ecl", "method": "random", "keep": 0.5}]
+    with pytest.raises(PresetError, match="a budget of 96 tokens sets nothing"):
+        load_preset({"tokens": 96, "stages": stages})

@@ -363,8 +363,13 @@ def test_a_state_that_is_zero_is_kept_last(method: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_states_with_nan_are_refused(method: str, bad: float) -> None:
+def test_states_with_nan_are_refused(
+    method: str, held: bool, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not held:
+        monkeypatch.setattr(similarity, "may_hold", lambda pairs, device: False)
     states = made_up()
     for name in ("hidden", "normed"):
         states[name][3, 1, 2] = bad
@@ -407,7 +412,9 @@ def test_what_is_held_at_once_changes_nothing(
     whole = [create(method, {}).select(tokens, budget).index for budget in budgets]
     monkeypatch.setattr(similarity, "ANYWAY", held)
     monkeypatch.setattr(similarity, "HELD", held)
+    monkeypatch.setattr(similarity, "FEW", held)
     monkeypatch.setattr(similarity, "BLOCK", 4)
+    monkeypatch.setattr(similarity, "AHEAD", 3)
     for budget, expected in zip(budgets, whole, strict=True):
         assert torch.equal(create(method, {}).select(tokens, budget).index, expected)
 
@@ -417,14 +424,64 @@ def test_more_are_held_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(similarity, "total_memory", lambda device: whole)
     most = 2**33 // (similarity.BYTES * similarity.SHARE)
     assert similarity.ANYWAY < most < similarity.HELD
-    assert similarity.may_hold(most, torch.device("cpu"))
-    assert not similarity.may_hold(most + 1, torch.device("cpu"))
+    device = torch.device("cuda")
+    assert similarity.may_hold(most, device)
+    assert not similarity.may_hold(most + 1, device)
     whole = None
-    assert similarity.may_hold(similarity.ANYWAY, torch.device("cpu"))
-    assert not similarity.may_hold(similarity.ANYWAY + 1, torch.device("cpu"))
+    assert similarity.may_hold(similarity.ANYWAY, device)
+    assert not similarity.may_hold(similarity.ANYWAY + 1, device)
     whole = 2**60
-    assert similarity.may_hold(similarity.HELD, torch.device("cpu"))
-    assert not similarity.may_hold(similarity.HELD + 1, torch.device("cpu"))
+    assert similarity.may_hold(similarity.HELD, device)
+    assert not similarity.may_hold(similarity.HELD + 1, device)
+    assert similarity.may_hold(similarity.FEW, torch.device("cpu"))
+    assert not similarity.may_hold(similarity.FEW + 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("method", ["divprune", "spread", "cdpruner"])
+def test_rows_of_likely_choices_give_the_choices_of_all(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tokens_of(video(frames=30, rows=6, cols=6))
+    tokens.states["hidden"][100:160] = tokens.states["hidden"][:60]  # copies
+    tokens.states["hidden"][[5, 700]] = 0
+    budget = Budget.share(330, torch.zeros(len(tokens), dtype=torch.long))
+    whole = create(method, {}).select(tokens, budget).index
+    products = []
+
+    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        products.append(left.shape[-2] * right.shape[-2])
+        return similarity_cosines(left, right)
+
+    similarity_cosines = similarity.cosines
+    monkeypatch.setattr(similarity, "cosines", counted)
+    monkeypatch.setattr(similarity, "may_hold", lambda pairs, device: False)
+    assert torch.equal(create(method, {}).select(tokens, budget).index, whole)
+    assert max(products) <= similarity.BLOCK * len(tokens)  # so much memory
+
+
+@pytest.mark.parametrize("method", ["divprune", "spread", "cdpruner"])
+def test_segments_choose_by_themselves(method: str) -> None:
+    tokens = tokens_of(video(frames=5, rows=6, cols=6))
+    group = torch.zeros(len(tokens), dtype=torch.long)
+    pruner, whole = create(method, {"segment": 64.0}), create(method, {})
+    for count in (3, 31, len(tokens) - 1):
+        kept = pruner.select(tokens, Budget.share(count, group)).index
+        assert len(kept) == count
+        assert (kept.diff() > 0).all()
+    pruner, budget = create(method, {"segment": float(len(tokens))}), Budget.share(31, group)
+    assert torch.equal(pruner.select(tokens, budget).index, whole.select(tokens, budget).index)
+
+
+def test_a_segment_with_more_to_tell_keeps_more() -> None:
+    angles = [0.1 * number for number in range(64)] + [0.0, 90.0, 180.0, 270.0] + [0.0] * 60
+    rows = directions(angles)
+    budget = Budget.share(6, torch.zeros(128, dtype=torch.long))
+    tokens = VisualTokens(
+        video(frames=128, rows=1, cols=1, newline=False), {"hidden": rows[:, None]}
+    )
+    kept = create("divprune", {"segment": 64.0}).select(tokens, budget).index.tolist()
+    assert len(kept) == 6
+    assert {64, 65, 66, 67} <= set(kept)
 
 
 @pytest.mark.parametrize("hold", [True, False])

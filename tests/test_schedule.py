@@ -41,6 +41,42 @@ def cuts(schedule: Schedule) -> list[tuple[int, int]]:
     return [(cut.layer, cut.count) for cut in schedule.cuts]
 
 
+# -- budgets in tokens ---------------------------------------------------------------------------
+
+
+def test_a_free_stage_leaves_the_tokens_that_are_asked_for() -> None:
+    schedule = solve([at_layer(2)], None, 10, 100, most_after=30)
+    assert cuts(schedule) == [(2, 30)]
+    assert schedule.keep_mean() == pytest.approx((2 * 100 + 8 * 30) / 1000)
+
+
+def test_fewer_tokens_than_asked_for_are_all_left() -> None:
+    assert cuts(solve([at_layer(2)], None, 10, 30, most_after=30)) == []
+
+
+def test_a_later_stage_keeps_its_share_of_all() -> None:
+    places = [at_layer(0), at_layer(5, 0.1)]
+    assert cuts(solve(places, None, 10, 100, most_after=30)) == [(0, 30), (5, 10)]
+    with pytest.raises(PresetError, match="5 tokens after the cut at 0 are fewer than the 10"):
+        solve(places, None, 10, 100, most_after=5)
+
+
+def test_the_first_cut_of_a_schedule_leaves_the_tokens_that_are_asked_for() -> None:
+    profile = CutProfile((0.0, 0.5), lambda t: (min(1.0, 4 * t), t))
+    places = [Place("schedule", layer, profile=profile, part=part)
+              for part, layer in enumerate([0, 5])]  # fmt: skip
+    assert cuts(solve(places, None, 10, 100, most_after=40)) == [(0, 40), (5, 10)]
+
+
+def test_what_the_tower_left_is_what_may_be_left() -> None:
+    assert cuts(solve([at_layer(0)], None, 10, 100, num_input=20, most_after=30)) == [(0, 20)]
+
+
+def test_no_number_of_tokens_is_left_by_a_stage_that_drops_all() -> None:
+    with pytest.raises(PresetError, match="the method drops all of them"):
+        solve([Place("ecl", 2, drops_all=True)], None, 10, 100, most_after=30)
+
+
 # -- published figures ----------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import MEDIA, MODEL, ONE_WAY, Flags, method_options, takes
+from vtprune.cli.options import MEDIA, MODEL, Flags, method_options, takes
 from vtprune.cli.results import check_saves, json_file, save_and_show
 from vtprune.errors import VtpruneError
 
@@ -34,7 +34,12 @@ Examples:
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("media", nargs=-1, metavar="[MEDIA]...")
 @takes(
-    *ONE_WAY,
+    "keep",
+    "preset",
+    "method",
+    "at",
+    "option",
+    "seed",
     *MODEL,
     *MEDIA,
     "json",

@@ -89,7 +89,8 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
 
 def _preset(flags: Flags, user: Flags) -> Preset | None:
     """Return how to prune; None where no option asks for it."""
-    if not any((flags.keep, flags.preset, flags.method, flags.at, flags.option)):
+    budget = flags.keep or flags.tokens or flags.tokens_after
+    if not any((budget, flags.preset, flags.method, flags.at, flags.option)):
         if flags.seed is not None:
             raise VtpruneError(
                 "--seed changes nothing without pruning", "give --method, --preset or --keep too"

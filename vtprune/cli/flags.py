@@ -95,6 +95,8 @@ def preset_from(flags: Flags, user: Flags) -> Preset:
         at=flags.at,
         options=method_options(flags.option),
         seed=flags.seed,
+        tokens=flags.tokens,
+        tokens_after=flags.tokens_after,
     )
 
 

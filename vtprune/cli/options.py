@@ -104,6 +104,12 @@ class Flags:
     keep: str | None = _pruning(
         "FRACTION", "Kept fraction of the visual tokens, averaged over the decoder's layers: 0.3, "
         "or image=0.5,video=0.2.")
+    tokens: int | None = _pruning(
+        "N", "Largest number of visual tokens, averaged over the decoder's layers, in place of "
+        "--keep.", bounds=whole(1, 2**63 - 1))
+    tokens_after: int | None = _pruning(
+        "N", "Largest number of visual tokens that the first cut leaves, in place of --keep.",
+        bounds=whole(1, 2**63 - 1))
     keeps: tuple[str, ...] = _pruning(
         "FRACTION,...", "Kept fractions of the visual tokens, each averaged over the decoder's "
         "layers.", default=(), names=("--keep",), commas=True)
@@ -292,7 +298,7 @@ class Flags:
 LOADING = ("model", "adapter", "device", "quantize", "dtype", "attention", "trust_remote_code")
 MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
 """Which model, and how it is loaded."""
-ONE_WAY = ("keep", "preset", "method", "at", "option", "seed")
+ONE_WAY = ("keep", "tokens", "tokens_after", "preset", "method", "at", "option", "seed")
 """One way to prune; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""

@@ -56,6 +56,8 @@ def pruning(
     calibration: Calibration | None = None,
     threads: str = "all",
     inputs: PreparedInputs | None = None,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
 ) -> Iterator[Trace]:
     """Drop visual tokens in every forward of `model` inside the block, and only there.
 
@@ -84,6 +86,8 @@ def pruning(
         calibration: where `ecl` and `horizon` are; None: the packaged one of this model.
         inputs: what the maker of the model's inputs knows of them, which stages at `pixels` need;
             None: only what the inputs say.
+        tokens: in place of a keep: the most visual tokens, averaged over the layers.
+        tokens_after: in place of a keep: the most that the first cut leaves.
 
     Yields:
         The trace, filled by each prefill; after calls at once, by the prefill that ended last.
@@ -93,7 +97,7 @@ def pruning(
             has a warning.
         PresetError: a preset that is not valid or a keep that can't be reached.
     """
-    wanted = override(load_preset(preset), keep, method, at, options, seed)
+    wanted = override(load_preset(preset), keep, method, at, options, seed, tokens, tokens_after)
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
     if threads not in THREADS:

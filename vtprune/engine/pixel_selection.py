@@ -15,6 +15,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
 from vtprune.tokens.layout import MODALITIES, Layout
+from vtprune.tokens.schedule import fixed_count
 from vtprune.tokens.units import Units
 
 Kwargs = dict[str, object]
@@ -103,7 +104,8 @@ def select_pixels(
             among = [n for n, item in enumerate(items) if group.modality in ("all", item.modality)]
             sizes = [[len(index) for index in tokens[n]] for n in among]
             total = len(layout.of_modality(group.modality))
-            chosen = _choose_units(plan, group, [items[n] for n in among], sizes, total)
+            keep = plan.keep_at_pixels(group, len(layout))
+            chosen = _choose_units(plan, group, [items[n] for n in among], sizes, total, keep)
             for n, units in zip(among, chosen, strict=True):
                 kept[n] = units
         pairs = zip(items, kept, strict=True)
@@ -125,12 +127,14 @@ def _choose_units(
     items: list[Units],
     sizes: list[list[int]],
     total: int,
+    keep: float | None,
 ) -> list[list[int]]:
     """Return the units that one stage keeps of each of one sample's items of its modality.
 
     Args:
         sizes: tokens of every unit of each.
         total: tokens of all.
+        keep: the fraction of them that may be left; None: as many as the method keeps.
     """
     method, stage = group.at_pixels, group.stages[0].spec
     assert method is not None
@@ -140,20 +144,19 @@ def _choose_units(
             "their tokens are interpolated): all tiles are encoded"
         )
     kept = [method.keep(item) for item in items]
-    most = group.most_at_pixels(total)
-    if most is None:
+    if keep is None:
         return kept
+    most = fixed_count(keep, total)
     left = _count(kept, sizes)
     if left < most and stage.keep is None:
         plan.trace.warn(
-            f"keep {group.keep:g} is not reached: only {left} of {total} tokens are in frames and "
+            f"keep {keep:g} is not reached: only {left} of {total} tokens are in frames and "
             "tiles that are not predictable within the tolerance"
         )
     if left > most:
         kept = method.shrink(items, kept, sizes, most)
         left = _count(kept, sizes)
     if left > most:
-        keep = group.keep if stage.keep is None else stage.keep
         message = (
             f"keep {keep:g} can't be reached at pixels: the first frame of a video and the base "
             f"picture always stay, {left} of {total} tokens"

@@ -18,7 +18,7 @@ from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, create, create_units, find_profile
 from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
-from vtprune.tokens.schedule import Cut, Place, Schedule, fixed_count, resolve_layer
+from vtprune.tokens.schedule import Cut, Place, Schedule, resolve_layer
 from vtprune.tokens.solver import solve
 from vtprune.tokens.units import FullSizeCounts
 
@@ -48,20 +48,12 @@ class StageGroup:
 
     modality: str
     stages: tuple[PlacedStage, ...]
-    keep: float | None
     at_pixels: UnitPruner | None = None
 
     @property
     def before_tower(self) -> bool:
         """Whether the first stage acts before the vision tower."""
         return bool(self.stages) and self.stages[0].spec.at == PIXELS
-
-    def most_at_pixels(self, num_tokens: int) -> int | None:
-        """Return the most tokens that may be left before the vision tower; None: as many as are."""
-        keep = self.stages[0].spec.keep
-        if keep is None and len(self.stages) == 1:
-            keep = self.keep
-        return None if keep is None else fixed_count(keep, num_tokens)
 
 
 class PruningPlan:
@@ -97,11 +89,12 @@ class PruningPlan:
     def group(self, modality: str) -> StageGroup:
         """Return the budget of a modality, with the layers of its stages in this model."""
         if modality not in self.groups:
-            name = "image" if modality == "all" else modality
+            name = image_or_video(modality)
             keep = self.preset.keep_for(name)
             specs = self.preset.stages_for(name) if keep is None or keep < 1 else ()
             for stage in specs:
-                if stage.keep is None and keep is None and stage.at != PIXELS:
+                asked = keep is not None or self.preset.budget is not None
+                if stage.keep is None and not asked and stage.at != PIXELS:
                     raise PresetError(
                         f"{self.preset.label}: the stage at {stage.at} ({stage.method}) has "
                         "no keep, and no keep was given",
@@ -114,8 +107,19 @@ class PruningPlan:
             at_pixels = None
             if stages and METHODS[stages[0].spec.method].units:
                 at_pixels = create_units(stages[0].spec.method, dict(stages[0].spec.options))
-            self.groups[modality] = StageGroup(modality, stages, keep, at_pixels)
+            self.groups[modality] = StageGroup(modality, stages, at_pixels)
         return self.groups[modality]
+
+    def keep_at_pixels(self, group: StageGroup, visual: int) -> float | None:
+        """Return the fraction that may be left before the vision tower; None: as many as are.
+
+        Args:
+            visual: visual tokens of the prompt, of all modalities.
+        """
+        keep = group.stages[0].spec.keep
+        if keep is None and len(group.stages) == 1:
+            return self.preset.keep_before_tower(image_or_video(group.modality), visual)
+        return keep
 
     def places(self, stages: tuple[StageSpec, ...]) -> list[tuple[StageSpec, Place]]:
         """Return the stages with their places; one with a schedule of its own has several.
@@ -290,12 +294,19 @@ class PruningPlan:
             columns = layout.columns[layout.of_modality(group.modality)]
             present = len(columns) - int(torch.isin(columns, gone).sum())
             size = full_size[sample].total(group.modality) if full_size else len(columns)
-            schedule = solve(places, group.keep, self.num_layers, size, present)
+            visual = full_size[sample].total("all") if full_size else len(layout)
+            keep, after = self.preset.budget_for(image_or_video(group.modality), visual, size)
+            schedule = solve(places, keep, self.num_layers, size, present, after)
             for warning in schedule.warnings:
                 self.trace.warn(warning)
             left = None if group.at_pixels is None else present
             schedules.append(schedule.after_pixels(left) if first else schedule)
         return schedules
+
+
+def image_or_video(modality: str) -> str:
+    """Return the name under which a preset has the keep of a budget."""
+    return "image" if modality == "all" else modality
 
 
 # -- one batch -----------------------------------------------------------------------------------

@@ -98,20 +98,27 @@ def shrink_media(
         return None
     views = [MediaView(source, sampling) for source in sources]
     full = left = count(model, views)
-    for modality, keep in budgets_of(preset, [source.kind for source in sources]).items():
+    kinds, visual = [source.kind for source in sources], sum(full.visual.values())
+    for modality, keep in budgets_of(preset, kinds, visual).items():
         shrinkable = [i for i, source in enumerate(sources) if modality in ("all", source.kind)]
         views, left = _largest(model, views, left, shrinkable, modality, keep)
     return SmallerMedia(tuple(views), FullSizeCounts(full.visual, full.text - left.text))
 
 
-def budgets_of(preset: Preset, kinds: Sequence[str]) -> dict[str, float]:
-    """Return modality (or "all" together) -> the fraction of tokens that downsampling may leave."""
+def budgets_of(preset: Preset, kinds: Sequence[str], visual: int) -> dict[str, float]:
+    """Return modality (or "all" together) -> the fraction of tokens that downsampling may leave.
+
+    Args:
+        visual: visual tokens of the prompt at full size, of all modalities.
+    """
     budgets: dict[str, float] = {}
     for modality in MODALITIES:
         stage = preset.downsampling_stage(modality) if modality in kinds else None
         if stage is None:
             continue
-        keep = preset.keep_for(modality) if stage.keep is None else stage.keep
+        keep = stage.keep
+        if keep is None:
+            keep = preset.keep_before_tower(modality, visual)
         if keep is None:
             raise PresetError(
                 f"{preset.label}: the stage at {stage.at} ({stage.method}) has no keep, and "

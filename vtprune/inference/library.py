@@ -44,6 +44,8 @@ def ask(
     limits: Limits | None = None,
     compare: bool = False,
     on_text: Callable[[str], None] | None = None,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
 ) -> Report:
     """Answer one question about pictures or videos.
 
@@ -66,6 +68,8 @@ def ask(
         limits: of what is read.
         compare: answer without pruning too, and measure the speed-up.
         on_text: gets the pieces of the answer as they are produced. What it raises ends the answer.
+        tokens: in place of a keep: the most visual tokens, averaged over the decoder's layers.
+        tokens_after: in place of a keep: the most visual tokens that the first cut leaves.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -74,6 +78,7 @@ def ask(
         model, [(media, question)], preset, keep, method=method, at=at, options=options, seed=seed,
         sampling=sampling, generation=generation, limits=limits, compare=compare,
         on_text=None if on_text is None else lambda _, text: on_text(text),
+        tokens=tokens, tokens_after=tokens_after,
     )[0]  # fmt: skip
 
 
@@ -93,6 +98,8 @@ def answer(
     compare: bool = False,
     batch_size: int = 8,
     on_text: Callable[[int, str], None] | None = None,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
 ) -> list[Report]:
     """Answer a question about each item's media, many at once in left-padded batches.
 
@@ -106,7 +113,8 @@ def answer(
         compare: answer without pruning too, one item at a time, and measure the speed-up.
         batch_size: the most items in one batch.
         on_text: gets the number of an item and the next piece of its answer, as they are produced.
-        model, preset, keep, method, at, options, seed, sampling, generation, limits: as of `ask`.
+        model, preset, keep, method, at, options, seed, sampling, generation, limits, tokens,
+        tokens_after: as of `ask`.
 
     Returns:
         One report an item, in order. An item that can't be answered has a FailedReport, whose
@@ -125,7 +133,7 @@ def answer(
             "use 1 to answer one item at a time",
         )
     loads = model is None or isinstance(model, (str, Path))
-    resolved = override(load_preset(preset), keep, method, at, options, seed)
+    resolved = override(load_preset(preset), keep, method, at, options, seed, tokens, tokens_after)
     sampling = sampling or sampling_of(resolved)
     resolved = with_sampling(resolved, sampling)
     generation = generation or Generation(seed=resolved.seed)

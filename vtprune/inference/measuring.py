@@ -135,6 +135,8 @@ def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
         name=preset.name,
         description=preset.description,
         keep=preset.keep,
+        tokens=preset.tokens,
+        tokens_after=preset.tokens_after,
         seed=preset.seed,
         image=settings_of(preset.image),
         video=settings_of(preset.video),

@@ -152,7 +152,9 @@ class ResolvedPreset(Block):
 
     Args:
         name: None where one `method` is in the place of a preset.
-        keep: the layer average that was asked for; None where the stages say their own.
+        keep: the layer average that was asked for; None where the stages say their own, or where
+            a number of tokens was asked for: `tokens` as a layer average, or `tokens_after` as the
+            most that the first cut leaves.
         stages: those that cut something.
         image, video: None where the preset says nothing of that modality.
         changed: what was changed in the preset, by option.
@@ -161,6 +163,8 @@ class ResolvedPreset(Block):
     name: str | None
     description: str
     keep: float | None
+    tokens: int | None = None
+    tokens_after: int | None = None
     seed: int
     image: ModalitySettings | None = None
     video: ModalitySettings | None = None

@@ -137,11 +137,14 @@ def override(
     at: str | int | None = None,
     options: Mapping[str, str] | None = None,
     seed: int | None = None,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
 ) -> Preset:
     """Return `preset` under the flags of one call.
 
     Args:
         keep: a fraction for all modalities, or modality -> fraction.
+        tokens, tokens_after: a budget in visual tokens in place of a keep: as of `Preset`.
         method: replaces the stages by one free stage of this method.
         at: where that stage cuts; None for the method's own place.
         options: for that stage, or for every stage whose method has such an option.
@@ -181,6 +184,17 @@ def override(
     elif keep is not None:
         shared_keep = check_keep(keep)
         image, video = replace(image, keep=None), replace(video, keep=None)
+    budgets = {"tokens": tokens, "tokens_after": tokens_after}
+    for name, value in budgets.items():
+        if value is not None:
+            _check_whole(name, value, 1, "--tokens 4096 is 4,096 visual tokens")
+    if tokens is not None or tokens_after is not None:
+        if keep is not None:
+            raise PresetError("a keep and a number of tokens are two budgets", "give one of them")
+        shared_keep = None
+        image, video = replace(image, keep=None), replace(video, keep=None)
+    elif keep is None:
+        budgets = {"tokens": preset.tokens, "tokens_after": preset.tokens_after}
     result = replace(
         preset,
         name=preset.name if method is None else None,
@@ -188,6 +202,8 @@ def override(
         image=image,
         video=video,
         keep=shared_keep,
+        tokens=budgets["tokens"],
+        tokens_after=budgets["tokens_after"],
         seed=preset.seed if seed is None else seed,
     )
     if result.name is None:  # the flags say all that it is
@@ -197,6 +213,13 @@ def override(
         changes |= options or {}
     if any(result.keep_for(which) != preset.keep_for(which) for which in ("image", "video")):
         changes["keep"] = dict(keep) if isinstance(keep, Mapping) else result.keep
+    changes |= {
+        name: value
+        for name, value in budgets.items()
+        if value is not None and value != getattr(preset, name)
+    }
+    if changes.get("keep", 1) is None:  # a budget is in its place
+        del changes["keep"]
     if result.seed != preset.seed:
         changes["seed"] = result.seed
     return result.note_changes(changes) if changes else result
@@ -223,13 +246,15 @@ def set_sampling(
 
 
 def _check_seed(seed: object) -> None:
-    hint = "seed 0 is the default"
-    if seed is None:
-        return
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise PresetError(f"seed {quote(seed)} is not a whole number from 0 on", hint)
-    if seed > LARGEST_WHOLE:
-        raise PresetError(f"seed {quote(seed)} is more than {LARGEST_WHOLE}", hint)
+    if seed is not None:
+        _check_whole("seed", seed, 0, "seed 0 is the default")
+
+
+def _check_whole(name: str, value: object, least: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise PresetError(f"{name} {quote(value)} is not a whole number from {least} on", hint)
+    if value > LARGEST_WHOLE:
+        raise PresetError(f"{name} {quote(value)} is more than {LARGEST_WHOLE}", hint)
 
 
 def _check_known(options: Mapping[str, str], preset: Preset) -> None:

@@ -67,6 +67,8 @@ class PresetSchema(Schema):
 
     description: str | None = None
     keep: Keep = None
+    tokens: FromOne = None
+    tokens_after: FromOne = None
     seed: FromZero = None
     stages: Stages = None
     image: ImageSchema | None = None

@@ -106,6 +106,9 @@ class Preset:
     Args:
         name: of the preset; None where `--method` put one method in the place of its stages.
         description: its own, as long as nothing but the seed is changed in it.
+        tokens: in place of a keep, the most visual tokens of a prompt, averaged over the layers.
+        tokens_after: in place of a keep, the most that the first cut of the stage without a keep
+            leaves.
         changed: what was changed in the preset, as (flag, value).
     """
 
@@ -114,6 +117,8 @@ class Preset:
     keep: float | None = None
     seed: int = 0
     stages: tuple[StageSpec, ...] | None = None
+    tokens: int | None = None
+    tokens_after: int | None = None
     image: ModalityPreset = field(default_factory=ModalityPreset)
     video: ModalityPreset = field(default_factory=ModalityPreset)
     changed: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
@@ -136,6 +141,8 @@ class Preset:
             data.get("keep"),
             data.get("seed") or 0,
             _stages_of(data),
+            data.get("tokens"),
+            data.get("tokens_after"),
             ModalityPreset.from_dict(data.get("image")),
             ModalityPreset.from_dict(data.get("video")),
         )
@@ -169,6 +176,7 @@ class Preset:
 
     def _check_budget(self, modality: str) -> None:
         keep, stages = self.keep_for(modality), self.stages_for(modality)
+        self._check_tokens(keep)
         if any(stage.at == PIXELS for stage in stages[1:]):
             raise PresetError(
                 f"{self.label}: a stage at pixels ({modality}) comes after another one, but "
@@ -209,6 +217,24 @@ class Preset:
                 f"remove the keep of the stage at {kept.at} ({kept.method}) to free it, "
                 "or give no keep",
             )
+        if self.budget is not None and not free:
+            kept = next(stage for stage in stages if stage.keep is not None)
+            raise PresetError(
+                f"{self.label}: every {modality} stage has its own keep, so a budget of "
+                f"{self.budget} tokens sets nothing",
+                f"remove the keep of the stage at {kept.at} ({kept.method}) to free it",
+            )
+
+    def _check_tokens(self, keep: float | None) -> None:
+        """Refuse two budgets."""
+        names = {"keep": keep, "tokens": self.tokens, "tokens_after": self.tokens_after}
+        given = [f"{name} {value:g}" for name, value in names.items() if value is not None]
+        if len(given) > 1:
+            raise PresetError(
+                f"{self.label}: {given[0]} and {given[1]} are two budgets",
+                "give one: keep is a fraction, tokens a layer average, tokens_after what the first "
+                "cut leaves",
+            )
 
     def stages_for(self, modality: str) -> tuple[StageSpec, ...]:
         """Return the stages for `modality`.
@@ -245,6 +271,33 @@ class Preset:
         keep = self._of(modality).keep
         return self.keep if keep is None else keep
 
+    @property
+    def budget(self) -> int | None:
+        """Return the visual tokens asked for in place of a keep; None where there is a keep."""
+        return self.tokens_after if self.tokens is None else self.tokens
+
+    def keep_before_tower(self, modality: str, visual: int) -> float | None:
+        """Return the fraction that a stage at `pixels` leaves if it is the only one.
+
+        Args:
+            visual: visual tokens of the prompt, of all modalities.
+        """
+        if self.budget is None:
+            return self.keep_for(modality)
+        return min(1.0, self.budget / max(visual, 1))
+
+    def budget_for(self, modality: str, visual: int, size: int) -> tuple[float | None, int | None]:
+        """Return the layer average for a prompt, and what the first cut leaves in place of it.
+
+        Args:
+            visual: visual tokens of the prompt, of all modalities; each has its share of a budget
+                in tokens.
+            size: those of the modality.
+        """
+        if self.tokens_after is not None:
+            return None, max(1, self.tokens_after * size // max(visual, 1))
+        return self.keep_before_tower(modality, visual), None
+
     def keeps_all(self) -> bool:
         """Return whether nothing of any modality is to be dropped: keep 1, whatever the stages."""
         keeps = [self.keep_for(modality) for modality in ("image", "video")]
@@ -272,6 +325,9 @@ class Preset:
         """Return the preset in its own schema, every stage with all its options."""
         out: dict[str, object] = {"name": self.name, "description": self.description,
                                   "keep": self.keep, "seed": self.seed}  # fmt: skip
+        for name, tokens in (("tokens", self.tokens), ("tokens_after", self.tokens_after)):
+            if tokens is not None:
+                out[name] = tokens
         if self.stages is not None:
             out["stages"] = [stage.to_dict() for stage in self.stages]
         for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):

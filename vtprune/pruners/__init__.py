@@ -18,6 +18,10 @@ COMPARED = MethodOption(
     "states", "hidden", ("hidden", "query", "key", "value"), "states to compare"
 )
 
+SEGMENT = MethodOption(
+    "segment", "none", ("none",), "most tokens that are chosen from together", 64
+)
+
 METHODS: dict[str, Method] = {
     "entropy": Method(
         path="vtprune.pruners.entropy:Entropy",
@@ -35,7 +39,7 @@ METHODS: dict[str, Method] = {
         at="input",
         summary="tokens farthest from each other",
         paper="DivPrune, arXiv 2503.02175",
-        options=(COMPARED,),
+        options=(COMPARED, SEGMENT),
     ),
     "spread": Method(
         path="vtprune.pruners.spread:Spread",
@@ -47,6 +51,7 @@ METHODS: dict[str, Method] = {
                          "weight of time, where the states' cosine has weight 1", 0, 4),
             MethodOption("space", 0.1, (), "weight of rows and columns", 0, 4),
             COMPARED,
+            SEGMENT,
         ),
         schedule="vtprune.pruners.spread:schedule",
     ),
@@ -72,6 +77,7 @@ METHODS: dict[str, Method] = {
         options=(
             MethodOption("relevance", "text", ("text", "none"),
                          "none: diversity alone, question-blind"),
+            SEGMENT,
         ),
         reads_question=True,
         blind=("relevance", "none"),

@@ -22,6 +22,8 @@ tile` does here. Where a token lies in the span of those kept (what is left of i
 
 Options:
     relevance: "text" (default), or "none" for a process that reads no text.
+    segment: "none" (default) or the most tokens that are chosen from together, as in `divprune`;
+        kept are the choices that added most to the volume of their segment.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import torch
 from torch.nn.functional import threshold
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
-from vtprune.pruners.similarity import Similarity, choose_in_groups, unit_rows
+from vtprune.pruners.similarity import WHOLE, Similarity, choose_in_groups, unit_rows
 
 SPANNED = 1e-5  # of a unit row's square: no more than this is rounding
 NOTHING = 1e-20  # in its place: the gain is then below that of any row that is not spanned
@@ -42,6 +44,7 @@ LEAST = 1e-6  # relevance of the least relevant token, before scaling; the relea
 @dataclass(frozen=True)
 class CDPruner:
     relevance: str = "text"
+    segment: str | float = WHOLE
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -53,7 +56,10 @@ class CDPruner:
         if self.relevance == "text":
             weight = text_relevance(rows, tokens.states["text_hidden"])
         index = choose_in_groups(
-            rows, budget, lambda part, numbers, count: largest_volume(part, weight[numbers], count)
+            rows,
+            budget,
+            lambda part, numbers, count: largest_volume(part, weight[numbers], count),
+            self.segment,
         )
         check_finite(torch.cat([rows.sum(dim=1), weight]), "cdpruner")
         return Selection(index)
@@ -71,8 +77,11 @@ def text_relevance(rows: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return (mean - least + LEAST) / (most - least + LEAST)
 
 
-def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> torch.Tensor:
-    """(G, count) int64 tokens of each group, in the order of choice.
+def largest_volume(
+    rows: torch.Tensor, relevance: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(G, count) int64 tokens of each group, in the order of choice, and (G, count) by what each
+    multiplied the square of the volume, falling.
 
     One step of a pivoted Cholesky factorisation each. Relevance scales rows and columns of the
     kernel, so the factors are those of the cosines alone, and a token's gain is its relevance
@@ -89,16 +98,18 @@ def largest_volume(rows: torch.Tensor, relevance: torch.Tensor, count: int) -> t
     residual = threshold(rows.any(dim=2).float(), SPANNED, NOTHING)  # (G, n) of each row's square
     factors = rows.new_zeros(groups, count, num)
     order: list[torch.Tensor] = []
+    gains: list[torch.Tensor] = []
     for step in range(count):  # few and small operations: on a GPU their launches are the cost
-        picked = (weight * residual).argmax(dim=1)
+        gain = weight * residual
+        most, picked = gain.max(dim=1)
         order.append(picked)
+        gains.append(most)
         earlier = factors[:, :step]
-        line = torch.baddbmm(
-            similarity.to(picked)[:, None], earlier[lines, :, picked][:, None], earlier, alpha=-1
-        )[:, 0]
+        cosine = similarity.to(picked, gain)[:, None]
+        line = torch.baddbmm(cosine, earlier[lines, :, picked][:, None], earlier, alpha=-1)[:, 0]
         # Of a token that is spanned nothing is left but rounding: divided by infinity, it is gone.
         line *= threshold(residual[lines, picked], SPANNED, torch.inf).rsqrt()[:, None]
         factors[:, step] = line
         residual = threshold(residual.addcmul(line, line, value=-1), SPANNED, NOTHING)
         weight.scatter_(1, picked[:, None], -1.0)  # not again
-    return torch.stack(order, dim=1)
+    return torch.stack(order, dim=1), torch.stack(gains, dim=1)

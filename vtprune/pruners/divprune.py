@@ -15,11 +15,16 @@ itself. The count is the budget's, and all kept tokens are distinct, where the a
 choose one token again once only copies are left; ties go to the earlier token; cosines within 1e-6
 of 1 count as equal; a state that is zero, which has no direction, counts as a copy of every other,
 where the authors' code gives NaN; in any layer and of other states too. Float32. The cosines of all
-pairs are held at once up to 16,384 tokens, and up to 32,768 where a fifth of the device's memory is
-enough for them; else each step works out its own.
+pairs are held at once up to 2,048 tokens on a CPU; past that those of likely choices alone are
+worked out. Elsewhere all are held up to 16,384 tokens, and up to 32,768 where a fifth of the
+device's memory is enough for them; else each step works out its own. With a `segment`, time and
+memory grow with the number of tokens, not its square, and tokens of two segments are not compared.
 
 Options:
     states: "hidden" (default), "query", "key" or "value".
+    segment: "none" (default), or the most tokens that are chosen from together, from 64 on: longer
+        inputs are cut, in order, into segments of one length, each chooses up to twice its share,
+        and those choices that were farthest from the ones before them are kept.
 """
 
 from __future__ import annotations
@@ -29,50 +34,60 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
-from vtprune.pruners.similarity import Similarity, choose_in_groups, unit_rows
+from vtprune.pruners.similarity import WHOLE, Similarity, choose_in_groups, unit_rows
 
 
 @dataclass(frozen=True)
 class DivPrune:
     states: str = "hidden"
+    segment: str | float = WHOLE
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.states,)
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return choose_farthest(unit_rows(tokens.states[self.states]), budget, "divprune")
+        return choose_farthest(
+            unit_rows(tokens.states[self.states]), budget, "divprune", self.segment
+        )
 
 
-def choose_farthest(rows: torch.Tensor, budget: Budget, method: str) -> Selection:
+def choose_farthest(
+    rows: torch.Tensor, budget: Budget, method: str, segment: str | float
+) -> Selection:
     """Keep the tokens that are farthest from each other, within each group of the budget.
 
     Args:
         rows: (N, d) of unit length, or zero.
         method: whose states they are, for an error's sake.
+        segment: as in `choose_in_groups`.
 
     Raises:
         ModelError: states that are not finite.
     """
-    index = choose_in_groups(rows, budget, lambda part, _, count: farthest_first(part, count))
+    index = choose_in_groups(
+        rows, budget, lambda part, _, count: farthest_first(part, count), segment
+    )
     check_finite(rows, method)
     return Selection(index)
 
 
-def farthest_first(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """(G, count) int64 tokens of each group, in the order of choice.
+def farthest_first(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(G, count) int64 tokens of each group, in the order of choice, and how far each was from the
+    nearest one chosen before it: (G, count) 1 - cosine, falling; infinity for the first.
 
     Args:
         rows: (G, n, d) of unit length, or zero.
     """
     similarity = Similarity(rows, hold=True)
-    copies = (~rows.any(dim=2)).float() * 2 - 1  # (G, n) 1 for a zero state, else the least cosine
-    picked = torch.maximum(similarity.nearest(), copies).argmin(dim=1)
-    order = [picked]
-    nearest = copies  # cosine with the nearest kept token
+    zero = ~rows.any(dim=2)
+    nearest = zero.float() * 2 - 1  # (G, n) cosine with the nearest kept token; a zero state's is 1
+    picked = similarity.most_alone(zero)
+    order, distance = [picked], [rows.new_full((len(rows),), torch.inf)]
     for _ in range(count - 1):
-        nearest = torch.maximum(nearest, similarity.to(picked))
+        nearest = torch.maximum(nearest, similarity.to(picked, -nearest))
         nearest.scatter_(1, picked[:, None], torch.inf)
-        picked = nearest.argmin(dim=1)
+        least, picked = nearest.min(dim=1)
         order.append(picked)
-    return torch.stack(order, dim=1)
+        distance.append(1 - least)
+    return torch.stack(order, dim=1), torch.stack(distance, dim=1)

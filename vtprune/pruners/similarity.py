@@ -12,8 +12,11 @@ from vtprune.pruners.base import Budget
 HELD = 2**30  # the most similarities held at once: 4 GiB
 ANYWAY = 2**28  # so many are held on every device
 BYTES = 5  # of a similarity, while it is made: itself, and whether it is of one direction
+WHOLE = "none"  # of the option `segment`: all tokens are chosen from together
 SHARE = 5  # more than that may take up one part in so many of a device's memory
+FEW = 2**22  # so many are held on a CPU
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
+AHEAD = 64  # likely choices whose similarities are worked out with those of a choice
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
 
@@ -40,34 +43,71 @@ def may_hold(pairs: int, device: torch.device) -> bool:
     """Return whether so many similarities may be held at once.
 
     By what the device has, not by what is free: held or not, products round differently, and a
-    choice must not depend on what else runs.
+    choice must not depend on what else runs. A CPU holds few: it reads a choice at no cost, and so
+    can do without the products that no choice needs.
     """
-    return pairs <= ANYWAY or (
-        pairs <= HELD and pairs * BYTES * SHARE <= (total_memory(device) or 0)
-    )
+    if pairs <= at_once(device):
+        return True
+    if device.type == "cpu":
+        return False
+    return pairs <= HELD and pairs * BYTES * SHARE <= (total_memory(device) or 0)
+
+
+def at_once(device: torch.device) -> int:
+    """Return how many similarities are held on every device of a kind."""
+    return FEW if device.type == "cpu" else ANYWAY
 
 
 class Similarity:
     """Cosines inside G groups of n tokens each.
 
+    All are held, where `may_hold`; else, on a CPU and in one group, those of the tokens that are
+    likely to be chosen next are worked out as one product, which is limited by arithmetic; else
+    those of one token at a time, limited by memory.
+
     Args:
         rows: (G, n, d) from `unit_rows`.
-        hold: work all cosines out at once and hold them, unless they are too many: one product
-            of n x n is limited by arithmetic, n products of one row by memory.
+        hold: whether many tokens will be chosen, so that it pays to work out more than one at once.
     """
 
     def __init__(self, rows: torch.Tensor, hold: bool) -> None:
         groups, num, _ = rows.shape
         self.rows = rows
         self.lines = torch.arange(groups, device=rows.device)
-        hold = hold and may_hold(groups * num**2, rows.device)
-        self.held = cosines(rows, rows) if hold else None
+        held = may_hold(groups * num**2, rows.device)
+        self.held = cosines(rows, rows) if hold and held else None
+        self.blocks = hold and not held and groups == 1 and rows.device.type == "cpu"
+        self.block = rows[0, :0] if self.blocks else None  # (m, n) of the tokens in `place`
+        self.place: dict[int, int] = {}
 
-    def to(self, token: torch.Tensor) -> torch.Tensor:
-        """(G, n) cosines with one token of each group, (G,) int64."""
+    def to(self, token: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+        """(G, n) cosines with one token of each group, (G,) int64.
+
+        Args:
+            likely: (G, n), the higher, the sooner a token may be asked for.
+        """
         if self.held is not None:
             return self.held[self.lines, token]
-        return cosines(self.rows[self.lines, token][:, None], self.rows)[:, 0]
+        if not self.blocks:
+            return cosines(self.rows[self.lines, token][:, None], self.rows)[:, 0]
+        number = int(token)
+        if number not in self.place:
+            several = likely[0].sort(descending=True, stable=True).indices[:AHEAD].tolist()
+            self.place = {each: line for line, each in enumerate(dict.fromkeys([number, *several]))}
+            self.block = cosines(self.rows[0, list(self.place)], self.rows[0])
+        assert self.block is not None
+        return self.block[self.place[number]][None]
+
+    def most_alone(self, excluded: torch.Tensor) -> torch.Tensor:
+        """(G,) int64, the token of each group whose nearest neighbour is farthest; the first of it
+        and those as far.
+
+        Args:
+            excluded: (G, n) bool, of tokens to choose only where there is no other.
+        """
+        if self.blocks:
+            return self._most_alone(excluded[0])
+        return self.nearest().masked_fill(excluded, 1.0).argmin(dim=1)
 
     def nearest(self) -> torch.Tensor:
         """(G, n) cosine of every token with its nearest neighbour; -inf where it is alone."""
@@ -86,13 +126,35 @@ class Similarity:
             best = torch.maximum(best, block.amax(dim=1))
         return best
 
+    def _most_alone(self, excluded: torch.Tensor) -> torch.Tensor:
+        """Return what `most_alone` does, (1,), for one group, and leave a token out as soon as one
+        of its neighbours is nearer than the nearest one of another token."""
+        rows, (num,) = self.rows[0], excluded.shape
+        nearest = rows.new_full((num,), -torch.inf).masked_fill_(excluded, 1.0)
+        left = torch.arange(num)
+        farthest = torch.inf
+        for first in range(0, num, BLOCK):
+            last = min(first + BLOCK, num)
+            block = cosines(rows[left], rows[first:last])
+            block[left[:, None] == torch.arange(first, last)] = -torch.inf
+            nearest[left] = torch.maximum(nearest[left], block.amax(dim=1))
+            best = left[nearest[left].argmin()]
+            line = cosines(rows[best][None], rows)[0]
+            line[best] = nearest[best]
+            farthest = min(farthest, float(line.max()))
+            left = left[~(nearest[left] > farthest + 1 - SAME)]  # what isn't finite is left
+        return left[~(nearest[left] > nearest[left].min() + 1 - SAME)][:1]
 
-def by_size(group: torch.Tensor, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
+
+def by_size(
+    group: torch.Tensor, chosen: torch.Tensor, most_pairs: int
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Yield groups of one size at once, but no more than can have all their cosines held.
 
     Args:
         group: (N,) int64 group of each token.
         chosen: (G,) bool, the groups to give.
+        most_pairs: so many of one token and another; a group alone may have more.
 
     Yields:
         (g, n) int64 tokens of g groups, and the groups' numbers.
@@ -103,16 +165,20 @@ def by_size(group: torch.Tensor, chosen: torch.Tensor) -> Iterator[tuple[torch.T
     for number in chosen.nonzero().squeeze(1).tolist():
         alike.setdefault(sizes[number], []).append(number)
     for size, numbers in alike.items():
-        most = max(1, ANYWAY // size**2)
+        most = max(1, most_pairs // size**2)
         for first in range(0, len(numbers), most):
             some = numbers[first : first + most]
             yield torch.stack([tokens[number] for number in some]), some
 
 
+Choose = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""(rows (G, n, d) of G groups, the tokens' numbers (G, n), k) -> (G, k) int64 places in the group
+in the order of choice; a smaller quota takes the first of them. And (G, k) what each choice added,
+falling."""
+
+
 def choose_in_groups(
-    rows: torch.Tensor,
-    budget: Budget,
-    choose: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    rows: torch.Tensor, budget: Budget, choose: Choose, segment: str | float = WHOLE
 ) -> torch.Tensor:
     """Return the index, (K,) ascending, of what a greedy selection keeps in each group.
 
@@ -120,19 +186,54 @@ def choose_in_groups(
 
     Args:
         rows: (N, d) from `unit_rows`.
-        choose: (rows (G, n, d) of G groups, the tokens' numbers (G, n), k) -> (G, k) int64 places
-            in the group in the order of choice; a smaller quota takes the first of them.
+        segment: the most tokens of a group that are chosen from together, or "none" for all.
     """
+    size = len(rows) if segment == WHOLE else int(segment)
     kept_whole = budget.quota == torch.bincount(budget.group)
     kept = [kept_whole[budget.group].nonzero().squeeze(1).to(rows.device, non_blocking=True)]
-    for tokens, numbers in by_size(budget.group, (budget.quota > 0) & ~kept_whole):
+    for tokens, numbers in by_size(
+        budget.group, (budget.quota > 0) & ~kept_whole, at_once(rows.device)
+    ):
         quota = budget.quota[numbers]
         most = int(quota.max())
         members = tokens.to(rows.device, non_blocking=True)
-        order = members.gather(1, choose(rows[members], members, most))
+        if members.shape[1] > size:
+            order = choose_in_segments(rows, members, most, choose, size)
+        else:
+            order = members.gather(1, choose(rows[members], members, most)[0])
         first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
         kept.append(order.flatten()[first.to(rows.device, non_blocking=True)])
     return torch.cat(kept).sort().values
+
+
+def choose_in_segments(
+    rows: torch.Tensor, members: torch.Tensor, count: int, choose: Choose, size: int
+) -> torch.Tensor:
+    """(G, count) int64 numbers of the tokens of each group that are kept, the best first.
+
+    A group is cut into segments of one length, in order; each chooses by itself, up to twice its
+    share of the count; then the choices that added most are kept, of whichever segment.
+
+    Args:
+        members: (G, n) int64 numbers of the groups' tokens, n above `size`.
+        size: the most tokens of a segment.
+    """
+    groups, num = members.shape
+    segments = -(-num // size)
+    length = -(-num // segments)
+    padded = torch.nn.functional.pad(members, (0, segments * length - num), value=-1)
+    padded = padded.view(groups * segments, length)
+    there = padded >= 0
+    padded = padded.clamp_min(0)
+    share = min(length, 2 * -(-count // segments))
+    parts = [
+        choose(rows[padded[some]] * there[some, :, None], padded[some], share)
+        for some in torch.arange(len(padded)).split(max(1, at_once(rows.device) // length**2))
+    ]
+    order, added = (torch.cat(each) for each in zip(*parts, strict=True))
+    added = added.masked_fill(~there.gather(1, order), -torch.inf)
+    best = added.view(groups, -1).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return padded.gather(1, order).view(groups, -1).gather(1, best)
 
 
 def density_peaks(

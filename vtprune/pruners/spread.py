@@ -27,6 +27,7 @@ Options:
     time: 1 (default), the weight of time beside the states' cosine; from 0 to 4.
     space: 0.1 (default), the weight of rows and columns; from 0 to 4.
     states: "hidden" (default), "query", "key" or "value".
+    segment: "none" (default) or the most tokens that are chosen from together, as in `divprune`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.divprune import choose_farthest
-from vtprune.pruners.similarity import unit_rows
+from vtprune.pruners.similarity import WHOLE, unit_rows
 from vtprune.tokens.layout import PATCH, Layout
 from vtprune.tokens.schedule import CutProfile
 
@@ -60,6 +61,7 @@ class Spread:
     time: float = 1.0
     space: float = 0.1
     states: str = "hidden"
+    segment: str | float = WHOLE
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ class Spread:
         position = torch.cat(circles, dim=1).to(states.device, non_blocking=True)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
         rows = unit_rows(torch.cat([states, position], dim=1) * states.any(dim=1)[:, None])
-        return choose_farthest(rows, budget, "spread")
+        return choose_farthest(rows, budget, "spread", self.segment)
 
 
 def circle(turn: torch.Tensor, weight: float) -> torch.Tensor:

@@ -28,6 +28,7 @@ def solve(
     num_layers: int,
     num_tokens: int,
     num_input: int | None = None,
+    most_after: int | None = None,
 ) -> Schedule:
     """Return the number of tokens that every stage of one sample leaves.
 
@@ -38,11 +39,14 @@ def solve(
         num_tokens: visual tokens N before any cut; all fractions are of these.
         num_input: tokens at the language model's input, where others were dropped before the vision
             tower; None for all. Where the budget is more than they can fill, all of them are kept.
+        most_after: in place of `keep`: the tokens that the first cut of the stage without a keep
+            leaves, where there are more.
 
     Raises:
         PresetError: the average can't be reached; the message says what can.
     """
-    if not num_tokens or (keep is not None and keep >= 1):
+    enough = most_after is not None and most_after >= num_tokens
+    if not num_tokens or enough or (keep is not None and keep >= 1):
         return Schedule(num_layers, num_tokens, ())
     num_input = num_tokens if num_input is None else num_input
     fixed = tuple(
@@ -58,11 +62,14 @@ def solve(
         for _, place in numbered
     ]
     layers = [place.layer for _, place in numbered]
-    if None in counts and keep is not None:
+    if None in counts and (keep is not None or most_after is not None):
         free = counts.index(None)
-        budget = keep * num_layers * num_tokens
         stages = [place for _, place in numbered]
         solver = _Solver(stages, layers, counts, num_layers, num_tokens, num_input)
+        if most_after is not None:
+            keep = solver.keep_that_leaves(free, most_after)
+        assert keep is not None
+        budget = keep * num_layers * num_tokens
         if numbered[free][1].profile:
             warnings += solver.follow_profile(budget, keep)
         elif numbered[free][1].drops_all:
@@ -226,6 +233,36 @@ class _Solver:
                 counts[i] = min(max(math.floor(share * self.num_tokens + SLACK), least, 1), most)
             most = min(most, counts[i] or 0)
         return counts
+
+    def keep_that_leaves(self, free: int, count: int) -> float:
+        """Return the layer average at which the first cut of the free stage leaves `count`.
+
+        Raises:
+            PresetError: it leaves nothing, or fewer than a later stage.
+        """
+        place = self.places[free]
+        if place.drops_all:
+            raise PresetError(
+                f"{count} tokens after the cut: the method drops all of them",
+                "give a layer average: --keep, or --tokens",
+            )
+        if place.profile:
+            low, high = 0.0, 1.0
+            for _ in range(40):
+                middle = (low + high) / 2
+                left = self._on_profile(middle)[free]
+                low, high = (middle, high) if (left or 0) <= count else (low, middle)
+            return self.total(self._on_profile(low), self.layers) / self.uncut_total
+        least, most = self.bounds(free)
+        if count < least:
+            raise PresetError(
+                f"{count} tokens after the cut at {place.at} are fewer than the {least} that a "
+                "later stage leaves",
+                "give that stage a smaller keep, or leave more",
+            )
+        counts = list(self.counts)
+        counts[free] = min(count, most)
+        return self.total(counts, self.layers) / self.uncut_total
 
     def layer_to_drop_all(self, free: int, budget: float, keep: float) -> int:
         """Return the first layer at which a free stage can drop all tokens within the budget."""
