@@ -7,7 +7,6 @@ import importlib
 import inspect
 import math
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,46 +22,15 @@ from vtprune.pruners import (
     find_method,
     reads_question,
 )
-from vtprune.pruners.base import ATTENTION, STATES, Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import ATTENTION, Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.contract import CONTRACT, Subject, flat, layouts, tokens_of, video
 from vtprune.pruners.entropy import CHUNK, token_entropy
-from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
-
-HEADS, WIDTH, TEXT = 4, 8, 6
-
-
-def video(frames: int = 4, rows: int = 3, cols: int = 5, newline: bool = True) -> Layout:
-    grid = box(frames, rows, cols)
-    if newline:
-        grid = join([grid, single(NEWLINE, frame=frames - 1, row=rows - 1, col=cols)])
-    return lay_out({"video": torch.arange(7, 7 + len(grid))}, {"video": [grid]})
-
-
-def tiles(sizes: tuple[tuple[int, int], ...] = ((4, 4), (2, 6), (6, 1), (1, 1))) -> Layout:
-    grid = join([box(1, rows, cols, tile=tile) for tile, (rows, cols) in enumerate(sizes)])
-    return lay_out({"image": torch.arange(len(grid))}, {"image": [grid]})
-
-
-def flat(count: int) -> Layout:
-    return lay_out({"image": torch.arange(count)}, {"image": [box(1, 1, count)]})
-
+from vtprune.tokens.layout import Layout, box, lay_out
 
 CUTTING = [name for name in METHODS if not METHODS[name].before_tower]
 """Methods that choose tokens; those that act before the vision tower have a file of their own."""
 KEEPING = [name for name in CUTTING if not METHODS[name].drops_all]
-LAYOUTS = {"video": video(), "tiles": tiles(), "flat": flat(37), "one": flat(1)}
-
-
-def tokens_of(layout: Layout, seed: int = 0) -> VisualTokens:
-    """All that a method can read, made up."""
-    generator = torch.Generator().manual_seed(11)
-    count = len(layout)
-    shapes = dict.fromkeys(STATES, (count, HEADS, WIDTH))
-    shapes |= {f"text_{name}": (TEXT, HEADS, WIDTH) for name in STATES}
-    states = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    rows = torch.randn(TEXT, count + 9, generator=generator).softmax(-1)[:, :count]
-    states |= {"text_attention": rows, "attention": rows[-1].clone()}
-    states["tower_attention"] = torch.rand(count, generator=generator)
-    return VisualTokens(layout, states, seed)
+LAYOUTS = layouts()
 
 
 def choose(method: str, layout: Layout, count: int, per: str = "all", seed: int = 0) -> Selection:
@@ -190,108 +158,12 @@ def test_an_unknown_method_is_refused_with_those_there_are() -> None:
 # -- what every method keeps to -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per", ["all", "frame", "tile"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("check", CONTRACT)
 @pytest.mark.parametrize("name", CUTTING)
-def test_a_method_keeps_every_groups_quota_of_ascending_unique_tokens(
-    name: str, layout: str, per: str
-) -> None:
-    where = LAYOUTS[layout]
-    group = where.groups(per)
-    for count in range(1, len(where) + 1) if name in KEEPING else [0]:
-        budget = Budget.share(count, group)
-        index = create(name, {}).select(tokens_of(where), budget).index
-        assert index.dtype == torch.int64
-        assert index.tolist() == sorted(set(index.tolist()))
-        held = torch.bincount(group[index], minlength=len(budget.quota))
-        if METHODS[name].exact:
-            assert held.tolist() == budget.quota.tolist()
-        else:  # fewer, but something of every group that may keep something
-            assert bool((held <= budget.quota).all())
-            assert bool((held >= budget.quota.clamp(max=1)).all())
-
-
-@pytest.mark.parametrize("per", ["all", "frame", "tile"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", KEEPING)
-def test_what_is_merged_is_a_mean_with_a_kept_token_in_it(name: str, layout: str, per: str) -> None:
-    where = LAYOUTS[layout]
-    for count in range(1, len(where) + 1, 4):
-        chosen = choose(name, where, count, per)
-        if chosen.assign is None:
-            assert chosen.weight is None
-            continue
-        num_kept = len(chosen.index)
-        assert chosen.assign.dtype == torch.int64
-        assert chosen.assign.shape == chosen.weight.shape == (len(where),)
-        assert chosen.assign[chosen.index].tolist() == list(range(num_kept))
-        assert set(chosen.assign.tolist()) <= set(range(-1, num_kept))
-        used = chosen.assign >= 0
-        assert float(chosen.weight[used].min()) >= 0
-        sums = torch.zeros(num_kept).index_add_(0, chosen.assign[used], chosen.weight[used].float())
-        torch.testing.assert_close(sums, torch.ones(num_kept))
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-@pytest.mark.parametrize("name", KEEPING)
-def test_tokens_that_are_all_alike_can_be_chosen_from(name: str, value: float) -> None:
-    tokens = tokens_of(LAYOUTS["video"])
-    tokens = replace(
-        tokens, states={key: torch.full_like(own, value) for key, own in tokens.states.items()}
-    )
-    for per in ("all", "frame"):
-        budget = Budget.share(22, tokens.layout.groups(per))
-        index = create(name, {}).select(tokens, budget).index.tolist()
-        assert index == sorted(set(index))
-        assert 0 < len(index) <= 22
-        assert len(index) == 22 or not METHODS[name].exact
-
-
-@pytest.mark.parametrize("name", KEEPING)
-def test_half_precision_states_are_raised_before_anything_is_computed(name: str) -> None:
-    whole = tokens_of(LAYOUTS["video"])
-    half = {key: own.bfloat16() for key, own in whole.states.items() if own.dim() == 3}
-    chosen = [
-        create(name, {}).select(
-            replace(whole, states={**whole.states, **states}),
-            Budget.share(22, whole.layout.groups("all")),
-        )
-        for states in (half, {key: own.float() for key, own in half.items()})
-    ]
-    assert torch.equal(chosen[0].index, chosen[1].index)
-
-
-@pytest.mark.parametrize("name", KEEPING)
-def test_all_tokens_can_be_kept(name: str) -> None:
-    for layout in LAYOUTS.values():
-        index = choose(name, layout, len(layout)).index
-        assert index.tolist() == list(range(len(layout)))
-
-
-@pytest.mark.parametrize("name", KEEPING)
-def test_a_method_chooses_the_same_for_the_same_seed(name: str) -> None:
-    first, second = (choose(name, LAYOUTS["video"], 20, "frame", seed=3) for _ in range(2))
-    assert torch.equal(first.index, second.index)
-
-
-@pytest.mark.parametrize("name", CUTTING)
-def test_a_method_leaves_what_it_is_given_as_it_was(name: str) -> None:
-    tokens = tokens_of(LAYOUTS["video"])
-    before = {key: value.clone() for key, value in tokens.states.items()}
-    state = torch.random.get_rng_state()
-    count = 5 if name in KEEPING else 0
-    create(name, {}).select(tokens, Budget.share(count, tokens.layout.groups("all")))
-    assert all(torch.equal(before[key], value) for key, value in tokens.states.items())
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-@pytest.mark.parametrize("name", CUTTING)
-def test_a_method_reads_only_the_states_that_it_names(name: str) -> None:
-    pruner = create(name, {})
-    everything = tokens_of(LAYOUTS["video"])
-    only = VisualTokens(everything.layout, {key: everything.states[key] for key in pruner.needs}, 0)
-    budget = Budget.share(9 if name in KEEPING else 0, everything.layout.groups("all"))
-    assert torch.equal(pruner.select(only, budget).index, pruner.select(everything, budget).index)
+def test_a_method_keeps_to_the_contract(name: str, check: str) -> None:
+    method = METHODS[name]
+    subject = Subject(lambda: create(name, {}), method.exact, method.drops_all, thorough=True)
+    CONTRACT[check](subject)
 
 
 def test_the_best_of_each_group_are_kept_and_ties_go_to_the_earlier() -> None:

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from test_pruners import HEADS, TEXT, WIDTH, flat, tokens_of
 
 from vtprune.errors import ModelError, PresetError
 from vtprune.pruners import METHODS, create, find_profile
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.pruners.contract import HEADS, TEXT, WIDTH, flat, tokens_of
 from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.sparsevlm import choose_raters, count_clusters, fractions, shrink
 from vtprune.tokens.layout import Layout

@@ -7,11 +7,11 @@ import pytest
 import tiny
 import torch
 from conftest import shared_model
-from test_pruners import flat, tiles, video
 
 import vtprune
 from vtprune.pruners import create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.pruners.contract import flat, tiles, video
 from vtprune.tokens.layout import CLS, NEWLINE, Layout, box, join, lay_out, single
 
 

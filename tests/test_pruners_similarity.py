@@ -12,7 +12,6 @@ import pytest
 import tiny
 import torch
 from conftest import shared_model
-from test_pruners import flat, tokens_of, video
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtprune
@@ -21,6 +20,7 @@ from vtprune.models.structure import find_structure
 from vtprune.pruners import create, similarity
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.cdpruner import text_relevance
+from vtprune.pruners.contract import flat, tokens_of, video
 from vtprune.pruners.similarity import Similarity, unit_rows
 
 METHODS = ("divprune", "dart", "cdpruner")

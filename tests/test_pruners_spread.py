@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_pruners import choose, flat, tiles, video
+from test_pruners import choose
 
 from vtprune.errors import ModelError
 from vtprune.pruners import create, find_profile
 from vtprune.pruners.base import Budget, VisualTokens
+from vtprune.pruners.contract import flat, tiles, video
 from vtprune.pruners.spread import turns
 from vtprune.tokens.layout import PATCH, Layout, box, join, lay_out
 from vtprune.tokens.schedule import Place

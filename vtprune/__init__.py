@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from vtprune.pictures.drawing import Drawing, draw
     from vtprune.preset import Preset, load_preset
     from vtprune.preset.calibration import Calibration
+    from vtprune.pruners import register_method, unregister_method
+    from vtprune.pruners.base import Budget, Selection, VisualTokens
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,7 @@ _REPORT = "vtprune.inference.report"
 # Found on first use, so that `import vtprune` and the command line start without torch.
 _LAZY = {
     "AnswerStream": "vtprune.inference.streaming",
+    "Budget": "vtprune.pruners.base",
     "Calibration": "vtprune.preset.calibration",
     "Clip": "vtprune.media",
     "CompareResult": _REPORT,
@@ -88,11 +91,13 @@ _LAZY = {
     "ResolvedStage": _REPORT,
     "Sampling": "vtprune.models.base",
     "Seconds": _REPORT,
+    "Selection": "vtprune.pruners.base",
     "StageCount": _REPORT,
     "StageRecord": "vtprune.engine.trace",
     "TokenCounts": _REPORT,
     "Trace": "vtprune.engine.trace",
     "Versions": _REPORT,
+    "VisualTokens": "vtprune.pruners.base",
     "answer": "vtprune.inference.library",
     "ask": "vtprune.inference.library",
     "compare_methods": "vtprune.evaluation.compare",
@@ -102,11 +107,14 @@ _LAZY = {
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",
+    "register_method": "vtprune.pruners",
     "stream": "vtprune.inference.streaming",
+    "unregister_method": "vtprune.pruners",
 }
 
 __all__ = [
     "AnswerStream",
+    "Budget",
     "Calibration",
     "Clip",
     "CompareResult",
@@ -138,11 +146,13 @@ __all__ = [
     "ResolvedStage",
     "Sampling",
     "Seconds",
+    "Selection",
     "StageCount",
     "StageRecord",
     "TokenCounts",
     "Trace",
     "Versions",
+    "VisualTokens",
     "VtpruneError",
     "answer",
     "ask",
@@ -153,7 +163,9 @@ __all__ = [
     "load_preset",
     "profile",
     "pruning",
+    "register_method",
     "stream",
+    "unregister_method",
 ]
 
 

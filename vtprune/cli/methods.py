@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 
 from vtprune.cli import complete
 from vtprune.cli.help import Command
-from vtprune.cli.options import Flags, takes
+from vtprune.cli.options import Flags, register_named, takes
 
 if TYPE_CHECKING:
     from vtprune.pruners import Method
@@ -34,9 +35,11 @@ def methods(name: str | None, flags: Flags) -> None:
 
     A question-aware method keeps tokens for the question asked; a question-blind one keeps the
     same tokens for every question. NAME shows a method's idea, paper, differences from the
-    official code, and options.
+    official code, and options; package.module:Class checks one of your own.
     """
     from vtprune.pruners import METHODS, find_method
+
+    register_named(filter(None, [name]))
 
     if flags.json:
         listed = [_to_dict(one, find_method(one)) for one in ([name] if name else METHODS)]
@@ -48,7 +51,7 @@ def methods(name: str | None, flags: Flags) -> None:
         show_methods(METHODS, stdout_console())
     else:
         method = find_method(name)
-        show_method(name, method, _docstring(method), stdout_console())
+        show_method(name, method, _docstring(name, method), stdout_console())
 
 
 def _to_dict(name: str, method: Method) -> dict[str, object]:
@@ -57,8 +60,12 @@ def _to_dict(name: str, method: Method) -> dict[str, object]:
     return {"name": name, **values}
 
 
-def _docstring(method: Method) -> str:
+def _docstring(name: str, method: Method) -> str:
     """Return the docstring of a method's file, without importing it and so torch."""
+    from vtprune.pruners import OWN
+
+    if name in OWN:
+        return inspect.getdoc(OWN[name]) or ""
     spec = find_spec(method.path.partition(":")[0])
     assert spec is not None
     assert spec.origin is not None

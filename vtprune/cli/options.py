@@ -120,10 +120,12 @@ class Flags:
         "NAME,...", "Packaged presets (vtprune presets list) or YAML files.", default=(),
         commas=True, complete=complete.presets)
     method: str | None = _pruning(
-        "NAME", "One pruning method (vtprune methods) in place of a preset.",
+        "NAME", "One pruning method (vtprune methods) in place of a preset; "
+        "package.module:Class is one of your own.",
         complete=complete.methods)
     methods: tuple[str, ...] = _pruning(
-        "NAME,...", "Pruning methods (vtprune methods), each in place of a preset.", default=(),
+        "NAME,...", "Pruning methods (vtprune methods), each in place of a preset; "
+        "package.module:Class is one of your own.", default=(),
         commas=True, complete=complete.methods)
     at: str | None = _pruning(
         "PLACE", "Where each named method cuts: pixels, input, ecl, horizon, a layer number or a "
@@ -412,6 +414,7 @@ def check_flags(flags: Flags, names: Iterable[str]) -> None:
         VtpruneError: names the option, the value and the range.
     """
     method_options(flags.option)
+    register_named(filter(None, (flags.method, *flags.methods)))
     for name in names:
         bounds, value = declaration(name).bounds, getattr(flags, name)
         if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
@@ -425,6 +428,19 @@ def check_flags(flags: Flags, names: Iterable[str]) -> None:
             raise VtpruneError(fault, "give --system a shorter text")
     if flags.quiet and flags.json:
         raise VtpruneError("--quiet and --json exclude each other", "--json prints the report only")
+
+
+def register_named(methods: Iterable[str]) -> None:
+    """Import and register the methods that are given as "package.module:Class".
+
+    Raises:
+        PresetError: one can't be imported, or breaks the contract of all methods.
+    """
+    for name in methods:
+        if ":" in name:
+            from vtprune.pruners import register_method
+
+            register_method(name, name)
 
 
 def method_options(pairs: Sequence[str]) -> dict[str, str]:

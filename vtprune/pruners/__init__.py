@@ -197,6 +197,9 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
+OWN: dict[str, type] = {}
+"""The classes of the user's own methods, by the names they are registered by."""
+
 BASELINES = ("random", "uniform", "downsample")
 """The methods that every other one is compared with."""
 
@@ -210,11 +213,50 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
+        if ":" in name:  # never imported here: names come from files and clients too
+            hint = "register it first (vtprune.register_method), or name it by --method; "
         raise PresetError(
             f"unknown method {quote(name)}",
             f"{hint}methods: {', '.join(METHODS)} (vtprune methods)",
         )
     return METHODS[name]
+
+
+def register_method(name: str, method: type | str) -> None:
+    """Add a method of one's own, once it keeps to the contract that all methods keep to.
+
+    >>> import vtprune
+    >>> vtprune.register_method("loudest", "my_package.loudest:Loudest")
+    >>> report = vtprune.ask(None, "clip.mp4", "what moves?", method="loudest", keep=0.3)
+
+    Args:
+        name: that calls, flags and presets know it by.
+        method: the class, or "module:Class", which is imported. It has `needs`, the names of the
+            states that it reads, and `select(tokens, budget)`, which gives a `vtprune.Selection`.
+            The fields of a frozen dataclass are its options: numbers, or texts with
+            `metadata={"choices": ...}`. It may say `at` (its place: "input", "ecl" or "horizon"),
+            `exact` (False: it may keep less than its budget) and `modalities`.
+
+    Raises:
+        PresetError: the class breaks the contract, with how; or the name is a packaged method's.
+    """
+    from vtprune.pruners.own_methods import entry_of, load_class
+
+    if name in METHODS and name not in OWN:
+        raise PresetError(f"{quote(name)} is the name of a packaged method", "choose another name")
+    cls = load_class(method) if isinstance(method, str) else method
+    METHODS[name], OWN[name] = entry_of(name, cls), cls
+
+
+def unregister_method(name: str) -> None:
+    """Take a method of one's own out of the registry.
+
+    Raises:
+        PresetError: there is none of that name.
+    """
+    if name not in OWN:
+        raise PresetError(f"no method {quote(name)} was registered", ", ".join(OWN))
+    del METHODS[name], OWN[name]
 
 
 def check_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
@@ -266,6 +308,10 @@ def create_units(name: str, options: Mapping[str, object]) -> UnitPruner:
 
 def _create(name: str, options: Mapping[str, object]) -> object:
     checked = check_options(name, options)
+    if name in OWN:
+        from vtprune.pruners.contract import CheckedPruner
+
+        return CheckedPruner(name, OWN[name](**checked), METHODS[name].exact)
     module, cls = find_method(name).path.split(":")
     return getattr(importlib.import_module(module), cls)(**checked)
 
