@@ -617,6 +617,29 @@ def test_a_packaged_preset_takes_other_keeps(name: str) -> None:
             assert schedule.keep_mean() == pytest.approx(keep, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    "places", [("4", "4"), ("6", "4"), ("input", "0"), ("60%", "60%"), ("2", "ecl", "1")]
+)
+def test_stages_that_no_model_has_in_that_order_are_refused(places: tuple[str, ...]) -> None:
+    last = len(places) - 1
+    stages = [
+        {"at": at, "method": "random", **({} if number == last else {"keep": 0.5})}
+        for number, at in enumerate(places)
+    ]
+    with pytest.raises(PresetError, match=f"{places[-1]} comes after {places[0]}"):
+        load_preset({"keep": 0.3, "stages": stages})
+
+
+def test_stages_whose_order_a_model_decides_are_taken() -> None:
+    for places in (("60%", "2"), ("horizon", "3"), ("input", "1"), ("input", "0%")):
+        first, second = places
+        stages = [
+            {"at": first, "method": "random", "keep": 0.5},
+            {"at": second, "method": "random"},
+        ]
+        assert load_preset({"keep": 0.3, "stages": stages}).stages is not None
+
+
 # -- budgets in tokens ----------------------------------------------------------------------------
 
 

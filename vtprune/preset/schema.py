@@ -121,6 +121,7 @@ def check_preset(data: object, source: object, lines: Mapping[Place, int]) -> No
                 check_stage(StageSpec.from_dict(stage))
             except PresetError as error:
                 faults.append((place, f"{error.message} ({error.hint})"))
+        faults += order_faults(stages)
     if faults:
         faults.sort(key=lambda fault: lines.get(fault[0], 0))
         message = report(source, faults, lines)
@@ -144,6 +145,24 @@ def _stages(data: object) -> Iterator[tuple[Place, dict[Any, Any]]]:
         for number, stage in enumerate(group if isinstance(group, list) else ()):
             if isinstance(stage, dict):
                 yield (*place, number), stage
+
+
+def order_faults(stages: Mapping[Place, Mapping[str, Any]]) -> Iterator[Fault]:
+    """Yield where a stage does not cut after an earlier one of its list, in any model."""
+    latest: dict[object, tuple[float, str]] = {}
+    for place, stage in stages.items():
+        at = check_place(stage.get("at", "schedule"))
+        depth = at.endswith("%")
+        if not (depth or at == "input" or at.isdigit()):
+            continue
+        position = 0.0 if at == "input" else float(at.rstrip("%"))
+        before, earlier = latest.get((place[:-1], depth), (-1.0, ""))
+        if position <= before:
+            yield (
+                (*place, "at"),
+                f"stages must cut at increasing layers: {at} comes after {earlier}",
+            )
+        latest[place[:-1], depth] = max(position, before), at
 
 
 def stage_faults(stage: Mapping[Any, Any], place: Place) -> Iterator[Fault]:
