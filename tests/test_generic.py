@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import family_table
 import pytest
 import tiny
 import tiny_processor
+import torch
 import zoo
 from click.testing import CliRunner
 from conftest import assert_refused, save_noise
@@ -18,14 +20,20 @@ from packaging.version import Version
 from test_pictures_places import ask as ask_about
 from test_pictures_places import plain
 from test_structure import Changed
+from transformers import BatchFeature
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.video_utils import VideoMetadata
 
 import vtprune
 from vtprune.cli import cli
 from vtprune.engine.inputs import PreparedInputs
+from vtprune.inference.generate import Generation, generate
 from vtprune.models import FAMILIES
 from vtprune.models.base import Inputs
-from vtprune.models.loading import load
+from vtprune.models.generic import GenericFamily
+from vtprune.models.loading import Loaded, load
+from vtprune.models.placeholder_runs import grid_of_runs
+from vtprune.preset import load_preset, override
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -157,3 +165,85 @@ def test_sizes_that_the_tower_is_given_tell_rows_and_columns(
                 rows, cols = (part[grid.tile == number] for part in (grid.row, grid.col))
                 sides.append((int(rows.max() - rows.min()) + 1, int(cols.max()) + 1))
             assert sides == LARGE[model_type]
+
+
+class VideoPatches:
+    """Makes patches of videos as Qwen3-VL's video processor does, without torchvision."""
+
+    merge_size, temporal_patch_size, patch_size = 2, 2, 16
+    do_sample_frames = True
+    model_input_names = ("pixel_values_videos", "video_grid_thw")
+
+    def sample_frames(self, metadata: Any, **options: object) -> list[int]:
+        return list(range(0, metadata.total_num_frames, 2))
+
+    def __call__(self, videos: list[torch.Tensor], **options: Any) -> BatchFeature:
+        shapes = [(len(v) // 2, v.shape[-2] // 32 * 2, v.shape[-1] // 32 * 2) for v in videos]
+        sizes = torch.tensor(shapes)
+        pixels = torch.randn(int(sizes.prod(1).sum()), 2 * 3 * 16 * 16)
+        values = {"pixel_values_videos": pixels, "video_grid_thw": sizes}
+        metadata = [VideoMetadata(**vars(one)) for one in options["video_metadata"]]
+        return BatchFeature(values | {"video_metadata": metadata})
+
+
+def with_videos(loaded: Loaded) -> Loaded:
+    """A checkpoint whose videos need no torchvision."""
+    assembled = loaded.files.assembled
+    assert assembled is not None
+    assembled.whole.video_processor = VideoPatches()
+    family = GenericFamily(loaded.family.name, ("image", "video"))
+    return replace(
+        loaded, family=family, files=replace(loaded.files, assembled=replace(assembled, missing={}))
+    )
+
+
+def test_pictures_and_videos_of_one_prompt_have_their_own_places(tmp_path: Path) -> None:
+    """Frames that are merged in time, with the times that the family writes before them."""
+    loaded = with_videos(load(str(tiny_processor.build("cosmos3_omni", tmp_path))))
+    sizes = {"image": (1, 2, 4), "video": (4, 2, 3), "wide": (2, 2, 5)}
+    pixels = {
+        "image": (plain(64, 128), 0.0),
+        "video": (plain(64, 96).repeat(16, 1, 1, 1), 4.0),
+        "wide": (plain(64, 160).repeat(8, 1, 1, 1), 2.0),
+    }
+    for names in (["video"], ["image", "wide"], ["video", "image"], ["video", "wide", "image"]):
+        question = ask_about(loaded, [pixels[name] for name in names])
+        assert [kind for kind, _ in question.inputs.media] == [
+            "image" if name == "image" else "video" for name in names
+        ]
+        for name, (_, grid) in zip(names, question.inputs.media, strict=True):
+            sides = [int(part.max()) + 1 for part in (grid.frame, grid.row, grid.col)]
+            assert tuple(sides) == sizes[name]
+            assert len(grid) == sizes[name][0] * sizes[name][1] * sizes[name][2]
+        if "video" in names:  # frames 0 and 2 of 4 a second
+            assert "<0.2 seconds>" in loaded.files.tokenizer.decode(
+                question.tensors["input_ids"][0]
+            )
+        preset = override(load_preset(None), keep=0.5, method="uniform")
+        trace = generate(loaded, [question], preset, Generation(1))[0].trace
+        visual = sum(len(grid) for _, grid in question.inputs.media)
+        assert (len(trace.layouts[0]), len(trace.kept[0])) == (visual, visual // 2)
+        assert not any("rows and columns" in note for note in trace.warnings)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "frames", "counts"),
+    [
+        ([6, 6], 4, [6, 6]),  # two steps of four frames
+        ([6, 4, 3], 3, [6, 4, 3]),  # a frame that has fewer tokens
+        ([4, 4, 4, 4], 2, [8, 8]),  # frames in pieces
+        ([12], 3, [4, 4, 4]),
+    ],
+)
+def test_runs_of_a_video_are_its_steps(lengths: list[int], frames: int, counts: list[int]) -> None:
+    row = torch.tensor([token for n in lengths for token in [*[5] * n, 7, 8]])
+    grid = grid_of_runs(row, (row == 5).nonzero().squeeze(1), frames=frames)
+    assert grid.frame.bincount().tolist() == counts
+
+
+def test_tiles_of_several_pictures_are_told_apart(tmp_path: Path) -> None:
+    loaded = load(str(tiny_processor.build("qianfan_ocr", tmp_path)))
+    question = ask_about(loaded, [(plain(64, 128), 0.0), (plain(64, 64), 0.0)])
+    grids = [grid for _, grid in question.inputs.media]
+    assert [grid.tile.unique().tolist() for grid in grids] == [[1, 2, 3], [0]]
+    assert [int(grid.col.max()) + 1 for grid in grids] == [16, 16]

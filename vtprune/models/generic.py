@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -26,7 +26,7 @@ from vtprune.models.base import (
     Turn,
     VisionInputs,
 )
-from vtprune.tokens.layout import Grid
+from vtprune.tokens.layout import Grid, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
-SHAPES = ("{}_grid_thw", "grid_thws", "{}_grid_hws", "spatial_shapes", "target_sizes")
+SHAPES = (
+    *("{}_grid_thw", "{}_grid_hws", "target_sizes_{}s"),
+    *("grid_thws", "spatial_shapes", "target_sizes"),
+)
 """Inputs that count the patches of each media item or tile."""
 MERGES = ("spatial_merge_size", "merge_size", "downsample_factor")
 BICUBIC = 3
@@ -88,8 +91,7 @@ class GenericFamily(Family):
             rows = cast(torch.Tensor, inputs["input_ids"])
             ids = tokens.get(modality) or next(iter(tokens.values()))
             visual = torch.isin(rows, torch.tensor(ids))
-            shapes = _shapes(inputs, modality, config)
-            known = placeholder_runs.grids_of_patches(shapes, int(visual.sum()), _merge(config))
+            known = _grids_of_shapes(inputs, modality, config, int(visual.sum()))
             grids[modality] = known or [
                 placeholder_runs.grid_of_runs(row, columns, size=None if queries else (1, 1))
                 for row, of_row in zip(rows, visual, strict=True)
@@ -192,40 +194,75 @@ class GenericFamily(Family):
         tensors: Mapping[str, torch.Tensor],
     ) -> list[Grid]:
         """Return the grid of each media item; none where the prompt holds no placeholders."""
-        row = tensors["input_ids"][0]
-        every = sorted(set().union(*self.placeholders(files.config).values()))
-        columns = torch.isin(row, torch.tensor(every)).nonzero().squeeze(1)
-        if not len(columns) or not media:
+        row, ids = tensors["input_ids"][0], self.placeholders(files.config)
+
+        def columns(wanted: Iterable[int]) -> torch.Tensor:
+            return torch.isin(row, torch.tensor(sorted(wanted))).nonzero().squeeze(1)
+
+        every = columns(set().union(*ids.values()))
+        if not len(every) or not media:
             return []
         kinds = [item.source.kind for item in media]
+        by_kind = {kind: columns(ids.get(kind, ())) for kind in set(kinds)}
+        if len(by_kind) == 1 or sum(map(len, by_kind.values())) != len(every):  # they share an id
+            return self._grids_in_columns(files, processor, media, tokens, tensors, every)
+        grids = {
+            kind: iter(
+                self._grids_in_columns(
+                    files,
+                    processor,
+                    [item for item in media if item.source.kind == kind],
+                    tokens,
+                    tensors,
+                    of_kind,
+                )
+            )
+            for kind, of_kind in by_kind.items()
+        }
+        return [next(grids[kind]) for kind in kinds]
+
+    def _grids_in_columns(
+        self,
+        files: Files,
+        processor: Processor,
+        media: Media,
+        tokens: Mapping[str, str],
+        tensors: Mapping[str, torch.Tensor],
+        columns: torch.Tensor,
+    ) -> list[Grid]:
+        """Return the grids of media whose placeholders are in these columns, (n,) ascending."""
+        row = tensors["input_ids"][0]
+        kinds = [item.source.kind for item in media]
         if len(set(kinds)) == 1:
-            shapes = _shapes(tensors, kinds[0], files.config)
-            known = placeholder_runs.grids_of_patches(shapes, len(columns), _merge(files.config))
+            known = _grids_of_shapes(tensors, kinds[0], files.config, len(columns))
             if known and len(known) == len(media):
                 return known
             if known and len(media) == 1:
-                return [placeholder_runs.below_each_other(known)]
+                return [_one_item(known, _num_frames(media[0]))]
         items = placeholder_runs.split_items(row, columns, len(media))
         if len(media) > 1:
             alone = [self._count_alone(files, processor, item, tokens) for item in media]
-            if len(set(kinds)) == 1 and known and (shared := _share(known, alone)):
+            if len(set(kinds)) == 1 and known and (shared := _share(known, alone, media)):
                 return shared
             if sum(alone) == len(columns):
                 items = list(columns.split(alone))
             elif len(items) < len(media):
                 items = list(columns.tensor_split(len(media)))
-        pixels = next((value for name, value in tensors.items() if name in PIXELS), None)
+        pixels = {PIXELS[name]: value for name, value in tensors.items() if name in PIXELS}
         queries = has_learned_queries(files.config)
-        return [
-            placeholder_runs.grid_of_runs(
-                row,
-                of_item,
-                frames=len(item.index) if item.source.kind == "video" else 0,
-                tiles=_num_tiles(pixels) if len(media) == 1 else 1,
-                size=None if queries else _proportions(pixels, item),
+        grids = []
+        for item, of_item in zip(media, items, strict=True):
+            of_kind = pixels.get(item.source.kind, next(iter(pixels.values()), None))
+            grids.append(
+                placeholder_runs.grid_of_runs(
+                    row,
+                    of_item,
+                    frames=_num_frames(item),
+                    tiles=_num_tiles(of_kind, len(of_item), len(columns)),
+                    size=None if queries else _proportions(of_kind, item),
+                )
             )
-            for item, of_item in zip(media, items, strict=True)
-        ]
+        return grids
 
     def _count_alone(
         self, files: Files, processor: Processor, item: PreparedMedia, tokens: Mapping[str, str]
@@ -291,16 +328,54 @@ def _shapes(
     return [(1, height // patch, width // patch) for height, width in sizes.view(-1, 2).tolist()]
 
 
-def _share(tiles: Sequence[Grid], counts: Sequence[int]) -> list[Grid] | None:
-    """Return the grids of media items of so many tokens, of their tiles in order; None: misfit."""
-    left, items = list(tiles), []
-    for count in counts:
+def _grids_of_shapes(
+    inputs: Mapping[str, object], modality: str, config: PreTrainedConfig, count: int
+) -> list[Grid] | None:
+    """Return the grids of media items or tiles of `count` tokens; None: no shapes tell them."""
+    shapes, merge = _shapes(inputs, modality, config), _merge(config)
+    left = inputs.get(f"{modality}_compression_mask")  # by VideoLLaMA 3, of patches that changed
+    if not isinstance(left, torch.Tensor):
+        return placeholder_runs.grids_of_patches(shapes, count, merge)
+    grids = placeholder_runs.grids_of_patches(shapes, left.numel(), merge)
+    if grids is None or int(left.sum()) != count:
+        return None
+    masks = left.flatten().cpu().split([len(grid) for grid in grids])
+    return [g.take(mask.nonzero().squeeze(1)) for g, mask in zip(grids, masks, strict=True)]
+
+
+def _num_frames(item: PreparedMedia) -> int:
+    """Return the frames of a video that were read; 0 for a picture."""
+    return len(item.index) if item.source.kind == "video" else 0
+
+
+def _one_item(parts: Sequence[Grid], frames: int) -> Grid:
+    """Return the grid of one media item from those of its tiles, or of its frames in order.
+
+    Args:
+        frames: of a video; 0 for a picture.
+    """
+    if not frames:
+        return placeholder_runs.below_each_other(parts)
+    tiles = len(parts) // frames if len(parts) % frames == 0 else 1  # of each frame
+    in_frames = [parts[start : start + tiles] for start in range(0, len(parts), tiles)]
+    return join(
+        [
+            placeholder_runs.below_each_other(of_frame).at_frame(number)
+            for number, of_frame in enumerate(in_frames)
+        ]
+    )
+
+
+def _share(parts: Sequence[Grid], counts: Sequence[int], media: Media) -> list[Grid] | None:
+    """Return the grids of media items of so many tokens, of their parts in order; None: misfit."""
+    left, items = list(parts), []
+    for count, item in zip(counts, media, strict=True):
         taken: list[Grid] = []
         while left and sum(map(len, taken)) < count:
             taken.append(left.pop(0))
         if sum(map(len, taken)) != count:
             return None
-        items.append(placeholder_runs.below_each_other(taken))
+        items.append(_one_item(taken, _num_frames(item)))
     return items if not left else None
 
 
@@ -314,9 +389,15 @@ def _merge(config: PreTrainedConfig) -> int:
     return 1
 
 
-def _num_tiles(pixels: torch.Tensor | None) -> int:
-    """Return the number of tiles of the one picture that pixels, (..., tiles, 3, h, w), show."""
-    return 1 if pixels is None or pixels.dim() < 4 else math.prod(pixels.shape[:-3])
+def _num_tiles(pixels: torch.Tensor | None, count: int, total: int) -> int:
+    """Return the number of tiles of a picture with `count` of the tokens, as far as it is known.
+
+    Args:
+        pixels: (..., tiles, 3, h, w) of all pictures, which have `total` tokens.
+    """
+    tiles = 1 if pixels is None or pixels.dim() < 4 else math.prod(pixels.shape[:-3])
+    per_tile, rest = divmod(total, tiles)
+    return 1 if rest or not per_tile or count % per_tile else count // per_tile
 
 
 def _proportions(pixels: torch.Tensor | None, item: PreparedMedia) -> tuple[int, int]:

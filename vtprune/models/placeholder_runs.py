@@ -31,8 +31,10 @@ def grids_of_patches(
     patches = sum(math.prod(shape) for shape in shapes)
     if not count or not patches:
         return None
-    for side in dict.fromkeys((merge, max(1, round(math.sqrt(patches / count))))):
-        sizes = [(time, -(-rows // side), -(-cols // side)) for time, rows, cols in shapes]
+    sides = dict.fromkeys((merge, max(1, round(math.sqrt(patches / count)))))
+    for side, up in itertools.product(sides, (True, False)):
+        rest = side - 1 if up else 0  # of patches at the edge, which are a token or left out
+        sizes = [(t, (rows + rest) // side, (cols + rest) // side) for t, rows, cols in shapes]
         if sum(math.prod(size) for size in sizes) == count:
             return [box(*size) for size in sizes]
         lines = sum(time * rows * (cols + 1) for time, rows, cols in sizes)
@@ -78,8 +80,11 @@ def grid_of_runs(
     lengths = splitting.runs(columns)
     if not frames and _are_rows(ids, columns, lengths):
         return box(1, len(lengths), lengths[0])
-    parts = frames or (tiles if len(lengths) == 1 else len(lengths))
-    if len(lengths) != parts:
+    parts = len(lengths) if len(lengths) > 1 else frames or tiles
+    if frames and len(lengths) > frames and len(lengths) % frames == 0:  # several runs a frame
+        runs = len(lengths) // frames
+        lengths = [sum(lengths[at : at + runs]) for at in range(0, len(lengths), runs)]
+    elif len(lengths) != parts:
         total = len(columns)
         lengths = [total // parts] * parts if total % parts == 0 else [total]
     blocks = [_block(length, size) for length in lengths]

@@ -140,6 +140,7 @@ class Processor:
                 "videos": [item.pixels for item in videos],
                 "video_metadata": [_metadata(item) for item in videos],
                 "do_sample_frames": False,
+                "return_metadata": True,  # some read it to write timestamps
             }
         start = getattr(self.whole.tokenizer, "bos_token", None)
         if start and prompt.startswith(start):
@@ -152,7 +153,11 @@ class Processor:
             raise
         except Exception as error:
             raise _refused(kind, error) from error
-        tensors = {name: _tensor(kind, name, value) for name, value in encoded.items()}
+        tensors = {
+            name: _tensor(kind, name, value)
+            for name, value in encoded.items()
+            if name != "video_metadata"
+        }
         if self.types_tokens and TYPES not in tensors:  # not all processors make them unasked
             rows = self.whole.create_mm_token_type_ids(tensors["input_ids"].tolist())
             tensors[TYPES] = torch.tensor(rows)
