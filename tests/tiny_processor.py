@@ -37,7 +37,7 @@ TOWER: Mapping[str, Any] = {
     "intermediate_size": 96,
     "head_dim": 32,
 }
-WIDTHS = ("out_hidden_size", "projection_dim", "text_hidden_size")
+WIDTHS = ("out_hidden_size", "projection_dim", "text_hidden_size", "adapter_out_dim")
 """Widths of what a tower or projector gives the decoder."""
 TEMPLATE = (
     "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"
@@ -57,23 +57,27 @@ class Kind:
         special: further special tokens.
         config: fields of the config, by their paths.
         image: fields of preprocessor_config.json.
+        video: fields of video_preprocessor_config.json.
         processor: fields of processor_config.json.
         image_class, processor_class: where transformers' mapping names none.
         template: whether the checkpoint has a chat template.
         marker: what the template writes for a picture, where it is not its token.
         around: texts before and after a placeholder in its template.
+        second: whether there is a tokenizer for a Q-Former, too.
     """
 
     tokens: Mapping[str, str] = field(default_factory=dict)
     special: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     image: Mapping[str, Any] = field(default_factory=dict)
+    video: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
     image_class: str = ""
     processor_class: str = ""
     template: bool = True
     marker: str = ""
     around: tuple[str, str] = ("", "")
+    second: bool = False
 
 
 PADS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
@@ -113,6 +117,37 @@ COMPASS = {
     "vision_start_token": "<|VISION_START|>",
     "vision_end_token": "<|VISION_END|>",
 }
+PATCHES = {"image_token": "<|patch|>", "video_token": "<|video|>"}
+MUSE = (
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|vid_start|>",
+    "<|vid_end|>",
+    "<|vid_frame_separator|>",
+)
+BLIP = {
+    "text_config.num_hidden_layers": 2,
+    "text_config.hidden_size": 64,
+    "text_config.num_attention_heads": 2,
+    "text_config.ffn_dim": 96,
+    "text_config.word_embed_proj_dim": 64,
+    "qformer_config.encoder_hidden_size": 64,
+    "num_query_tokens": 8,
+}
+T5 = {
+    "d_model": 64,
+    "d_kv": 32,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+}
+KOSMOS = {
+    "text_config.layers": 2,
+    "text_config.embed_dim": 64,
+    "text_config.ffn_dim": 96,
+    "text_config.attention_heads": 2,
+}
 MARKED = Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>"))
 
 KINDS: dict[str, Kind] = {
@@ -126,6 +161,7 @@ KINDS: dict[str, Kind] = {
                 "<image>": 1000,
                 **{f"IMGIMG{letter}Z": 1001 + n for n, letter in enumerate("ABCD")},
             },
+            "image_token_id": 1000,
         },
     ),
     "cohere2_vision": Kind(
@@ -136,7 +172,9 @@ KINDS: dict[str, Kind] = {
             "img_line_break_token": "<|IMG_LINE_BREAK|>",
         },
     ),
-    "cohere_compass": Kind(tokens=COMPASS, image=PATCH_16),
+    "cohere_compass": Kind(
+        tokens=COMPASS, image=PATCH_16, around=("<|VISION_START|>", "<|VISION_END|>")
+    ),
     "cosmos3_edge": Kind(tokens=VISION, around=QWEN),
     "cosmos3_omni": Kind(
         tokens=VISION, around=QWEN, image=PATCH_16, processor_class="Qwen3VLProcessor"
@@ -150,24 +188,54 @@ KINDS: dict[str, Kind] = {
     "deepseek_ocr2": Kind(
         config={"vision_config.sam_config.downsample_channels": [64, 64]},
     ),
+    "diffusion_gemma": Kind(
+        tokens={"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"},
+        image_class="Gemma4ImageProcessor",
+    ),
+    "dots3_note": Kind(
+        tokens={"image_token": "<|imgpad|>", "video_token": "<|video_pad|>"},
+        special=("<|audio_comp_pad|>", "<|img|>", "<|endofimg|>"),
+    ),
     "emu3": Kind(
+        config={"vq_config.base_channels": 32, "image_token_id": 1000},
         tokens={
             "boi_token": "<|image start|>",
             "eoi_token": "<|image end|>",
             "image_wrapper_token": "<|image token|>",
             "eof_token": "<|extra_201|>",
-        }
+        },
     ),
-    "ernie4_5_vl_moe": Kind(tokens=ERNIE),
+    "ernie4_5_vl_moe": Kind(
+        tokens=ERNIE,
+        around=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+        video={"video_processor_type": "Ernie4_5_VLMoeVideoProcessor", "temporal_patch_size": 2},
+    ),
     "exaone4_5": Kind(tokens=VISION, around=QWEN),
     "fast_vlm": Kind(
-        config={"vision_config": {"model_type": "timm_wrapper", "architecture": "fastvit_mci3"}},
-        processor={"patch_size": 64, "vision_feature_select_strategy": "full"},
+        config={
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_t8",
+                "do_pooling": False,
+                "hidden_size": 384,
+                "image_size": 256,
+            }
+        },
+        image={
+            "size": {"shortest_edge": 256},
+            "crop_size": {"height": 256, "width": 256},
+        },
+        processor={"patch_size": 32, "vision_feature_select_strategy": "full"},
         image_class="CLIPImageProcessor",
         processor_class="LlavaProcessor",
     ),
     "florence2": Kind(
         template=False,
+        image={
+            "image_seq_length": 50,
+            "size": {"height": 224, "width": 224},
+            "crop_size": {"height": 224, "width": 224},
+        },
         config={
             "text_config.encoder_layers": 2,
             "text_config.decoder_layers": 2,
@@ -181,6 +249,29 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("glm46v", "glm4v_moe", "glm5_next", "glmga", "glm_ocr"), GLM),
     "got_ocr2": MARKED,
+    "gemma3n": Kind(
+        tokens={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+            "boa_token": "<start_of_audio>",
+            "eoa_token": "<end_of_audio>",
+            "audio_token": "<audio_soft_token>",
+        },
+        marker="<start_of_image>",
+        config={
+            "vision_config.hidden_size": 2048,
+            "text_config.vocab_size_per_layer_input": zoo.VOCABULARY,
+        },
+    ),
+    "granite4_vision": Kind(
+        tokens={"image_token": "<image>"},
+        processor={
+            "patch_size": 14,
+            "vision_feature_select_strategy": "default",
+            "downsample_rate": "4/8",
+        },
+    ),
     "hunyuan_vl": Kind(
         tokens={"image_start_token": "<img>", "image_end_token": "</img>"},
         around=("<img>", "</img>"),
@@ -197,6 +288,19 @@ KINDS: dict[str, Kind] = {
             "eoi_token": "<end_of_image>",
         }
     ),
+    "kimi_k25": Kind(tokens=PADS, config={"projection_hidden_size": 64}),
+    "kosmos-2": Kind(
+        config={**KOSMOS, "latent_query_num": 8},
+        tokens={"unk_token": "<unk>"},
+        processor={"num_patch_index_tokens": 16},
+        template=False,
+    ),
+    "kosmos-2.5": Kind(
+        config={**KOSMOS, "latent_query_num": 8, "vision_config.patch_embed_hidden_size": 768},
+        tokens={"boi_token": "<image>", "eoi_token": "</image>", "image_token": "<s>"},
+        processor={"num_image_tokens": 8},
+        template=False,
+    ),
     "lfm3_vl": Kind(
         tokens=VISION,
         around=QWEN,
@@ -211,7 +315,7 @@ KINDS: dict[str, Kind] = {
         }
     ),
     **dict.fromkeys(
-        ("minicpmv4_6", "minicpmv4_7"),
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"),
         Kind(
             tokens=SLICES,
             image=PATCH_16,
@@ -241,10 +345,38 @@ KINDS: dict[str, Kind] = {
             "fake_image_token": "<|image|>",
         },
     ),
-    "mistral3": Kind(
-        tokens={"image_token": "[IMG]"},
-        special=("[IMG_BREAK]", "[IMG_END]"),
-        processor={"patch_size": 14, "spatial_merge_size": 2},
+    "minimax_m3_vl": Kind(
+        tokens={"image_token": "]<]image[>[", "video_token": "]<]video[>["},
+        special=("]<]start of image[>[", "]<]end of image[>["),
+    ),
+    **dict.fromkeys(
+        ("mistral3", "mistral_large4"),
+        Kind(
+            tokens={"image_token": "[IMG]"},
+            special=("[IMG_BREAK]", "[IMG_END]"),
+            processor={"patch_size": 14, "spatial_merge_size": 2},
+        ),
+    ),
+    "mllama": Kind(
+        tokens={"image_token": "<|image|>"},
+        special=("<|python_tag|>",),
+        image={"size": EDGE, "max_image_tiles": 4},
+        config={
+            "vision_config.image_size": 56,
+            "vision_config.num_global_layers": 2,
+            "vision_config.intermediate_layers_indices": [0, 1],
+            "vision_config.vision_output_dim": 192,
+        },
+    ),
+    "muse_glimmer": Kind(tokens=PATCHES, special=MUSE),
+    "muse_spark": Kind(
+        tokens=PATCHES,
+        special=(*MUSE, "<|audio|>", "<|soft_audio_start|>", "<|soft_audio_end|>"),
+        config={"audio_config.num_hidden_layers": 4},
+    ),
+    "nemotron_h_omni": Kind(
+        special=("<img>", "</img>", "<so_start>", "<so_end>"),
+        config={"vision_hidden_size": 64, "projector_hidden_size": 64},
     ),
     "ovis2": Kind(
         tokens={"image_token": "<IMG_ATOM>"},
@@ -252,9 +384,36 @@ KINDS: dict[str, Kind] = {
         special=("<image>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
         config={"visual_indicator_token_ids": [1504, 1505, 1506, 1507, 1508]},
     ),
-    "paddleocr_vl": Kind(tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"}),
+    "paddleocr_vl": Kind(
+        tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+        special=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+        around=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+    ),
     "paligemma": Kind(
         template=False, image={"image_seq_length": 256}, config={"projection_dim": 1024}
+    ),
+    "perception_lm": Kind(
+        tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+        config={
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_core_tiny_patch16_384",
+                "do_pooling": True,
+                "num_classes": 0,
+                "model_args": {
+                    "embed_dim": 64,
+                    "depth": 2,
+                    "num_heads": 2,
+                    "img_size": [64, 64],
+                    "global_pool": "",
+                    "use_post_transformer_norm": False,
+                },
+            },
+            "projector_pooling_ratio": 2,
+            "vision_use_cls_token": True,
+        },
+        image={"tile_size": 64, "max_num_tiles": 4},
+        processor={"patch_size": 16, "pooling_ratio": 2},
     ),
     "pp_chart2table": Kind(tokens={"image_token": "<imgpad>"}, marker="<imgpad>" * 256),
     "qianfan_ocr": Kind(
@@ -277,6 +436,30 @@ KINDS: dict[str, Kind] = {
             "image_token": "<image_soft_token>",
         },
     ),
+    "step3p7": Kind(
+        tokens={"image_token": "<im_patch>"},
+        special=("<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"),
+    ),
+    "t5gemma2": Kind(
+        template=False,
+        config={
+            **{
+                f"{part}.{name}": value
+                for part in ("encoder.text_config", "decoder")
+                for name, value in {
+                    "hidden_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 1,
+                    "head_dim": 32,
+                    "intermediate_size": 96,
+                    "vocab_size": zoo.VOCABULARY,
+                    "layer_types": ["sliding_attention", "full_attention"],
+                }.items()
+            },
+        },
+    ),
+    "udop": Kind(template=False, config={**T5, "vocab_size": zoo.VOCABULARY}),
     "video_llama_3": Kind(tokens=PADS, image=PATCH_16),
     "vipllava": Kind(
         processor={
@@ -286,7 +469,29 @@ KINDS: dict[str, Kind] = {
         },
         config={"vision_feature_layer": [-1, -2]},
     ),
-    **dict.fromkeys(("blip", "blip-2", "instructblip"), Kind(template=False)),
+    "blip": Kind(template=False),
+    "blip-2": Kind(template=False, config=BLIP, processor={"num_query_tokens": 8}),
+    **dict.fromkeys(
+        ("instructblip", "instructblipvideo"),
+        Kind(
+            tokens={"image_token": "<image>"},
+            template=False,
+            config=BLIP,
+            processor={"num_query_tokens": 8},
+            second=True,
+        ),
+    ),
+    "pix2struct": Kind(
+        template=False,
+        config={
+            **{f"text_config.{name}": value for name, value in {**T5, "hidden_size": 64}.items()},
+            "vision_config.d_ff": 96,
+            "vision_config.d_kv": 32,
+        },
+    ),
+    "vision-encoder-decoder": Kind(
+        template=False, image_class="ViTImageProcessor", processor_class="TrOCRProcessor"
+    ),
 }
 
 
@@ -391,14 +596,15 @@ def build(model_type: str, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     tokenizer(model_type, made).save_pretrained(directory)
+    if kind.second:
+        tokenizer(model_type, made).save_pretrained(directory / "qformer_tokenizer")
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
     image_class = kind.image_class or names.get("torchvision") or names.get("pil")
     processor_class = kind.processor_class or PROCESSOR_MAPPING_NAMES.get(model_type)
-    found = getattr(transformers, f"{image_class}Pil", None) or getattr(
-        transformers, str(image_class)
-    )
+    pillow = getattr(transformers, f"{image_class}Pil", None)
+    found = pillow or getattr(transformers, str(image_class), None)
     try:
-        values = json.loads(found(**kind.image).to_json_string())
+        values = json.loads(found(**kind.image).to_json_string()) if found else {}
     except ImportError:
         values = dict(kind.image)
     side = getattr(getattr(made, "vision_config", None), "image_size", None)
@@ -408,8 +614,12 @@ def build(model_type: str, directory: Path) -> Path:
         values["size"] = {"height": side, "width": side}
     if isinstance(side, int) and "crop_size" in values:
         values |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    values |= {"image_processor_type": image_class}
-    (directory / "preprocessor_config.json").write_text(json.dumps(values, indent=2))
+    if image_class:
+        values |= {"image_processor_type": image_class}
+        (directory / "preprocessor_config.json").write_text(json.dumps(values, indent=2))
+    if kind.video:
+        path = directory / "video_preprocessor_config.json"
+        path.write_text(json.dumps(kind.video, indent=2))
     processor = {"processor_class": processor_class, **kind.processor}
     (directory / "processor_config.json").write_text(json.dumps(processor, indent=2))
     return directory

@@ -58,7 +58,7 @@ GLM = {
 PLACEHOLDERS = {"image_token_id": 5, "video_token_id": 6}
 MISSING: dict[str, dict[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
-    "chameleon": {"vocabulary_map": {"<image>": 1000, "IMGIMGA": 1001}},
+    "chameleon": {"vocabulary_map": {"<image>": 1000, "IMGIMGA": 1001}, "image_token_id": 1000},
     "cohere_compass": {
         "text_config.rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}
     },
@@ -72,7 +72,8 @@ MISSING: dict[str, dict[str, Any]] = {
         "text_config.moe_intermediate_size": 48,
     },
     "emu3": {
-        "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001}
+        "image_token_id": 1000,
+        "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001},
     },
     "fast_vlm": {"vision_config": {"model_type": "clip_vision_model"}},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
