@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import vtprune
 from vtprune.models.cost import (
     CostError,
     decode_flops,
@@ -111,10 +112,10 @@ def test_a_count_missing_for_a_layer_is_refused(cost: Any) -> None:
     ("model_type", "fields", "expected"),
     [
         ("llama", {}, (6, 64, 4, 2, 16, 96, 320, True)),
-        ("mistral", {"head_dim": 32}, (6, 64, 4, 2, 32, 96, 320, True)),
+        ("mistral", {"head_dim": 32, "sliding_window": None}, (6, 64, 4, 2, 32, 96, 320, True)),
         ("qwen2", {}, (6, 64, 4, 2, 16, 96, 320, True)),
         ("qwen3", {"head_dim": 32}, (6, 64, 4, 2, 32, 96, 320, True)),
-        ("phi3", {"pad_token_id": 0}, (6, 64, 4, 2, 16, 96, 320, True)),
+        ("phi3", {"pad_token_id": 0, "sliding_window": None}, (6, 64, 4, 2, 16, 96, 320, True)),
         ("phi", {}, (6, 64, 4, 2, 16, 96, 320, False)),
     ],
 )
@@ -160,7 +161,7 @@ VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2
 
 
 def mixture(model_type: str, **more: int) -> PreTrainedModel:
-    """A tiny mixture of experts, run expert by expert: torch counts no grouped products."""
+    """A tiny mixture of experts, run expert by expert."""
     ids = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos"))}
     fields = text_fields() | {"head_dim": 16} | ids | MIXED[model_type] | more
     if model_type in ("qwen3_vl_moe", "glm4v_moe"):
@@ -169,10 +170,15 @@ def mixture(model_type: str, **more: int) -> PreTrainedModel:
     else:
         config = CONFIG_MAPPING[model_type](**fields)
         made = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    for module in made.modules():
+    run_experts_one_by_one(made)
+    return made.eval()
+
+
+def run_experts_one_by_one(model: PreTrainedModel) -> None:
+    """torch counts no grouped products."""
+    for module in model.modules():
         if hasattr(module, "config") and hasattr(module.config, "_experts_implementation"):
             module.config._experts_implementation = "eager"
-    return made.eval()
 
 
 @pytest.mark.parametrize("model_type", MIXED)
@@ -199,24 +205,76 @@ def test_experts_count_by_those_that_are_active() -> None:
     assert flops[0] - flops[1] == pytest.approx(2 * 10 * 64 * 35)  # the router
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5", "lfm3_vl", "nemotron_h_omni", "minicpmv4_6",
-                                        "kimi_k25", "gemma4_unified"])  # fmt: skip
-def test_flops_and_bytes_of_other_kinds_of_layers_are_what_torch_counts(model_type: str) -> None:
-    if model_type not in zoo.MODEL_TYPES:
-        pytest.skip("this transformers has no such class")
-    model = zoo.build(model_type)
+OTHER_KINDS = ("qwen3_5", "lfm3_vl", "nemotron_h_omni", "minicpmv4_6", "kimi_k25", "mistral4",
+               "gemma4_unified", "gemma4-e2b", "gemma3n-e2b", "llama4-scout",
+               "ernie4_5_vl_moe")  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        every = [*zoo.MODEL_TYPES, *zoo.MIXES]
+        metafunc.parametrize("kind", every if metafunc.config.getoption("--zoo") else OTHER_KINDS)
+
+
+def run_decoder(
+    model: PreTrainedModel, tokens: int, before: int = 0, **given: Any
+) -> tuple[int, Any]:
+    """FLOPs of the decoder alone, as torch counts them, and its cache."""
+    decoder, outputs = find_decoder(model), []
+    ids = torch.arange(before, before + tokens)[None] % 900 + 10
+    given["attention_mask"] = torch.ones(1, before + tokens, dtype=torch.long)
+    embeds = model.get_input_embeddings()(ids)
+    counted = count(lambda: outputs.append(decoder(inputs_embeds=embeds, use_cache=True, **given)))
+    return counted, next(value for value in outputs[0].values() if hasattr(value, "layers"))
+
+
+def test_flops_and_bytes_of_other_kinds_of_layers_are_what_torch_counts(kind: str) -> None:
+    if zoo.MIXES.get(kind, (kind,))[0] not in zoo.MODEL_TYPES or zoo.is_broken(kind):
+        pytest.skip("this transformers has no such class, or a broken one")
+    try:
+        model = zoo.build(kind)
+        shape = measure_decoder(model)
+    except (CostError, ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
+        if kind in OTHER_KINDS:
+            raise
+        pytest.skip(f"not built, or not counted: {error}")
     model.set_attn_implementation("eager")
-    shape, decoder = measure_decoder(model), find_decoder(model)
-    embeds = torch.randn(1, 150, shape.hidden) * 0.3
-    given = {"inputs_embeds": embeds, "attention_mask": torch.ones(1, 150, dtype=torch.long)}
-    outputs: list[Any] = []
-    counted = count(lambda: outputs.append(decoder(**given, use_cache=True)))
+    run_experts_one_by_one(model)
+    last = {} if shape.last_from is None else {"logits_to_keep": 1}
+    counted, cache = run_decoder(model, 150, **last)
     assert layers_flops(shape, [150] * shape.layers) == pytest.approx(counted, rel=0.01)
-    cache = next(value for value in outputs[0].values() if hasattr(value, "layers"))
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers
                if isinstance(getattr(layer, "keys", None), torch.Tensor))  # fmt: skip
     assert kv_bytes(shape, [150] * shape.layers, 1) == kept
     assert state_bytes(shape, 4) == 4 * sum(map(count_state, cache.layers))
+    counted = sum(run_decoder(model, 1, 150 + step, **{oracle.CACHE: cache})[0] for step in (0, 1))
+    decoded = decode_flops(shape, [150] * shape.layers, 3) - 2 * head_flops(shape)
+    assert decoded == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("gemma4-e2b", 2), ("gemma4-e2b", 6), ("ernie4_5_vl_moe", 2)]
+)
+def test_a_pruned_answer_costs_what_torch_counts(name: str, layer: int | str) -> None:
+    # The one shares keys between layers, of which the last go on with one token, if none of them
+    # cuts; the other has experts for visual tokens alone.
+    if zoo.MIXES.get(name, (name,))[0] not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    model, batches = zoo.ready(name)
+    model.set_attn_implementation("eager")
+    run_experts_one_by_one(model)
+    stages = {"stages": [{"at": layer, "method": "random", "keep": 0.5}]}
+    with vtprune.pruning(model, stages) as trace:
+        counted = count(lambda: model.generate(**batches[0], max_new_tokens=4))
+    shape, tokens = measure_decoder(model), trace.tokens_by_layer()
+    assert tokens[-1] == trace.text[0] + 8
+    flops = prefill_flops(shape, tokens, trace.text[0]) + decode_flops(shape, tokens, 4)
+    assert flops == pytest.approx(counted, rel=AGREES)
+
+
+def test_layers_that_attend_to_pictures_alone_are_not_counted() -> None:
+    with pytest.raises(CostError, match="MllamaCrossAttentionDecoderLayer layers are not counted"):
+        measure_decoder(zoo.build("mllama"))
 
 
 def count_state(layer: object) -> int:

@@ -227,7 +227,9 @@ def compute_costs(
     length = int(inputs.tensors["input_ids"].shape[1])
     kept = trace.tokens_by_layer(sample) if trace.layouts else [length] * shape.layers
     full = [sum(trace.before(sample)) if trace.layouts else length] * shape.layers
-    prefill, prefill_full = cost.prefill_flops(shape, kept), cost.prefill_flops(shape, full)
+    text = trace.text[sample] if trace.text else length
+    prefill = cost.prefill_flops(shape, kept, text)
+    prefill_full = cost.prefill_flops(shape, full, text)
     size = loaded.model.dtype.itemsize
     flops = Flops(
         vision=vision,

@@ -117,9 +117,10 @@ def prefill_bound(
     """
     return _bound(ceilings, [
         (cost.head_flops(shape), weights.head),
-        *((cost.layer_flops(shape, count, count, layer),
-           _weights_read(shape, weights, layer, count, dtype_size))
-          for layer, count in enumerate(counts)),
+        *((flops, _weights_read(shape, weights, layer, count, dtype_size))
+          for layer, (flops, count) in enumerate(
+              zip(cost.flops_by_layer(shape, counts), counts, strict=True)
+          )),
     ])  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def decode_bound(
         *((cost.layer_flops(shape, 1, count + 1, layer),
            _weights_read(shape, weights, layer, 1, dtype_size)
            + dtype_size * shape.by_layer[layer].cached * count)
-          for layer, count in enumerate(counts)),
+          for layer, count in enumerate(cost.cached_by_layer(shape, counts))),
     ])  # fmt: skip
 
 

@@ -2,10 +2,11 @@
 
 A multiply and an add are two FLOPs. Matrix products and convolutions are counted and nothing else
 (no norms, softmax, rotary embedding, pooling by averages or activation), and attention as full
-squares: neither the causal half nor a sliding window is saved, because kernels differ in whether
-they save it. Of a mixture of experts the router, the shared experts and those that a token goes
-through are counted. torch's FlopCounterMode counts the same way, with eager attention on any device
-and with sdpa on a GPU; sdpa on a CPU it leaves out.
+squares: neither the causal half nor a sliding window is saved in a prompt, because kernels differ
+in whether they save it; a step of decoding sees the keys that are cached. Of a mixture of experts
+the router, the shared experts and those that a token goes through are counted: all of them in a
+class that runs all (Llama 4). torch's FlopCounterMode counts the same way, with eager attention on
+any device and with sdpa on a GPU; sdpa on a CPU it leaves out.
 
 EntropyPrune (arXiv 2602.17196) reports `layers_flops`: with as many key-value heads as heads it is
 its 8 n d^2 + 4 n^2 d + 6 n d m a layer.
@@ -84,20 +85,22 @@ def _value(config: object, name: str, default: object) -> object:
 class Chunks:
     """What linear attention costs in a prompt, which it works on in whole chunks.
 
-    The steps of decoding have no matrix products there, as transformers computes them.
-
     Args:
         size: tokens of a chunk.
         token: FLOPs of each token.
         pair: FLOPs of each pair of chunks, the state before the first one counted as one.
+        step: FLOPs of a step of decoding, which works on the state alone.
     """
 
     size: int = 1
     token: float = 0.0
     pair: float = 0.0
+    step: float = 0.0
 
     def flops(self, tokens: int) -> float:
-        """Return the FLOPs of a prompt."""
+        """Return the FLOPs of a prompt, or of one step of decoding."""
+        if tokens == 1:
+            return self.step
         count = -(-tokens // self.size)
         return count * self.size * self.token + (count + 1) ** 2 * self.pair
 
@@ -110,6 +113,10 @@ class LayerCost:
         token: FLOPs of each token by itself: its products with weights.
         pair: FLOPs of each query with each key that it sees; 0 where a layer does not attend.
         cached: values that the KV cache holds of a token.
+        visual: FLOPs that a visual token takes more than one of text; less where negative.
+        key: FLOPs of each cached key of a query: where the cache holds what keys are made of.
+        window: keys that a query sees at most once they are cached; None: all.
+        source: number of the layer whose keys it sees; None: its own.
         state: values that linear attention and Mamba hold of the sequence as a whole, whatever its
             length; in float32.
         conv: values that a causal convolution holds of the tokens before, in the model's dtype.
@@ -122,6 +129,10 @@ class LayerCost:
     state: int = 0
     conv: int = 0
     chunks: Chunks = Chunks()
+    visual: float = 0.0
+    key: float = 0.0
+    window: int | None = None
+    source: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +144,17 @@ class DecoderShape:
         heads: query heads a layer.
         vocab: rows of the output head.
         by_layer: what each layer costs.
+        outside: FLOPs of each token in the decoder before and after its layers.
+        last_from: the layer from which on only the last token of a prompt goes on, as all the
+            layers from there see keys of earlier ones, unless one of them cuts; None: all go on.
     """
 
     hidden: int
     heads: int
     vocab: int
     by_layer: tuple[LayerCost, ...]
+    outside: float = 0.0
+    last_from: int | None = None
 
     @property
     def layers(self) -> int:
@@ -177,8 +193,7 @@ def layer_flops(shape: DecoderShape, queries: int, keys: int, layer: int = -1) -
         layer: its number; it matters where layers differ.
     """
     cost = shape.by_layer[layer]
-    flops = queries * cost.token + float(queries) * keys * cost.pair
-    return flops + cost.chunks.flops(queries) if queries > 1 else flops
+    return queries * cost.token + float(queries) * keys * cost.pair + cost.chunks.flops(queries)
 
 
 def activations(shape: DecoderShape) -> int:
@@ -195,25 +210,47 @@ def head_flops(shape: DecoderShape) -> float:
     return 2.0 * shape.hidden * shape.vocab
 
 
-def layers_flops(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> float:
-    """Return the FLOPs of the decoder layers over a prompt, without the output head.
+def flops_by_layer(
+    shape: DecoderShape, tokens_by_layer: Sequence[int], text: int | None = None
+) -> list[float]:
+    """Return the FLOPs of each decoder layer over a prompt, what is around them with the first.
 
     Args:
         shape: the language model's shape.
         tokens_by_layer: tokens that each layer sees, text included, one number a layer.
+        text: those that are not visual; it matters where visual tokens have experts of their own.
 
     Raises:
         ValueError: not one number a layer.
     """
     _check_depth(shape, tokens_by_layer)
-    return sum(
-        layer_flops(shape, tokens, tokens, layer) for layer, tokens in enumerate(tokens_by_layer)
-    )
+    first, flops = shape.last_from, []
+    cut_late = first is not None and len({*tokens_by_layer[max(first - 1, 0) :]}) > 1
+    for layer, (cost, tokens) in enumerate(zip(shape.by_layer, tokens_by_layer, strict=True)):
+        queries = 1 if first is not None and layer >= first and not cut_late else tokens
+        keys = tokens if cost.source is None else tokens_by_layer[cost.source]
+        visual = tokens - text if text is not None and queries == tokens else 0
+        flops.append(layer_flops(shape, queries, keys, layer) + visual * cost.visual)
+    flops[0] += tokens_by_layer[0] * shape.outside
+    return flops
 
 
-def prefill_flops(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> float:
+def layers_flops(
+    shape: DecoderShape, tokens_by_layer: Sequence[int], text: int | None = None
+) -> float:
+    """Return the FLOPs of the decoder over a prompt, without the output head.
+
+    Args:
+        shape, tokens_by_layer, text: as of `flops_by_layer`.
+    """
+    return sum(flops_by_layer(shape, tokens_by_layer, text))
+
+
+def prefill_flops(
+    shape: DecoderShape, tokens_by_layer: Sequence[int], text: int | None = None
+) -> float:
     """Return `layers_flops` with the output head at the prompt's last position."""
-    return layers_flops(shape, tokens_by_layer) + head_flops(shape)
+    return layers_flops(shape, tokens_by_layer, text) + head_flops(shape)
 
 
 def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tokens: int) -> float:
@@ -232,12 +269,19 @@ def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tok
     """
     _check_depth(shape, tokens_by_layer)
     steps = max(answer_tokens - 1, 0)
-    attention = sum(
-        cost.pair * (steps * tokens + steps * (steps + 1) // 2)
-        for cost, tokens in zip(shape.by_layer, tokens_by_layer, strict=True)
-    )
+    attention = 0.0
+    for cost, tokens in zip(shape.by_layer, tokens_by_layer, strict=True):
+        before = tokens if cost.source is None else tokens_by_layer[cost.source]
+        keys = _decoded_keys(before, steps, cost.window)
+        attention += cost.pair * keys + cost.key * (keys - steps)
     linear = sum(layer_flops(shape, 1, 0, layer) for layer in range(shape.layers))
-    return steps * (linear + head_flops(shape)) + attention
+    return steps * (linear + shape.outside + head_flops(shape)) + attention
+
+
+def _decoded_keys(tokens: int, steps: int, window: int | None) -> int:
+    """Return the keys that the queries of all decode steps see together, themselves included."""
+    wide = steps if window is None else min(max(window - tokens, 0), steps)
+    return wide * tokens + wide * (wide + 1) // 2 + (steps - wide) * (window or 0)
 
 
 def kv_bytes(shape: DecoderShape, tokens_by_layer: Sequence[int], bytes_per_value: int) -> int:
@@ -246,9 +290,22 @@ def kv_bytes(shape: DecoderShape, tokens_by_layer: Sequence[int], bytes_per_valu
     Raises:
         ValueError: not one number a layer.
     """
-    _check_depth(shape, tokens_by_layer)
-    layers = zip(shape.by_layer, tokens_by_layer, strict=True)
+    layers = zip(shape.by_layer, cached_by_layer(shape, tokens_by_layer), strict=True)
     return bytes_per_value * sum(cost.cached * tokens for cost, tokens in layers)
+
+
+def cached_by_layer(shape: DecoderShape, tokens_by_layer: Sequence[int]) -> list[int]:
+    """Return the cached tokens that the next token sees in each layer, in its own or another's.
+
+    Raises:
+        ValueError: not one number a layer.
+    """
+    _check_depth(shape, tokens_by_layer)
+    cached = []
+    for cost, own in zip(shape.by_layer, tokens_by_layer, strict=True):
+        tokens = own if cost.source is None else tokens_by_layer[cost.source]
+        cached.append(tokens if cost.window is None else min(tokens, cost.window - 1))
+    return cached
 
 
 def state_bytes(shape: DecoderShape, bytes_per_value: int) -> int:

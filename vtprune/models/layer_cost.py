@@ -7,13 +7,16 @@ sizes that such modules name.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from vtprune.models.cost import Chunks, DecoderShape, LayerCost, uncounted
+from vtprune.models.seams import LAST_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,6 +26,8 @@ OUTPUTS = ("o_proj", "out_proj", "dense", "attn_out", "wo", "proj")
 """What transformers' attention modules call their first and last projections."""
 ROUTER = re.compile(r"Router|Gate")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+TEXT_EXPERTS, VISUAL_EXPERTS = "text_moe.", "vision_moe."
+"""What layers call experts that text or visual tokens alone go through (ERNIE 4.5 VL)."""
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k",
           "moe_topk")  # fmt: skip
 """What configs call their number of experts, and of those that a token goes through."""
@@ -32,7 +37,9 @@ CHUNK = 64
 """Tokens of a chunk of the delta rule, in transformers 5.17 to 5.24."""
 MAMBA = ("num_heads", "head_dim", "ssm_state_size", "chunk_size")
 """Sizes that modules of Mamba 2 name."""
-UNKNOWN = re.compile(r"Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress")
+UNKNOWN = re.compile(
+    r"CrossAttention|Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress"
+)
 """Names of modules that do what is not counted here."""
 
 
@@ -52,12 +59,56 @@ def measure_decoder(model: PreTrainedModel) -> DecoderShape:
     config = cast("PreTrainedConfig", decoder.config)
     head = model.get_output_embeddings()
     vocab = getattr(config, "vocab_size", 0) if head is None else head.weight.shape[0]
+    windows, sources = cached_windows(config, len(layers)), key_sources(layers)
+    sharing = next((number for number, source in enumerate(sources) if source is not None), None)
+    # Gemma 4, from transformers 5.20 on.
+    sliced = LAST_ROWS in inspect.signature(decoder.forward).parameters and "flash" not in str(
+        getattr(config, "_attn_implementation", "")
+    )
+    inside = {*layers.modules(), *(() if head is None else head.modules())}
     return DecoderShape(
         hidden=int(config.hidden_size),
         heads=int(getattr(config, "num_attention_heads", 0) or 0),
         vocab=int(vocab),
-        by_layer=tuple(_measure_layer(layer, config) for layer in layers),
+        by_layer=tuple(
+            replace(
+                _measure_layer(layer, config),
+                window=windows[number if source is None else source],
+                source=source,
+            )
+            for number, (layer, source) in enumerate(zip(layers, sources, strict=True))
+        ),
+        outside=2.0 * sum(_num_products(part) for part in decoder.modules() if part not in inside),
+        last_from=sharing if sliced else None,
     )
+
+
+def cached_windows(config: PreTrainedConfig, num_layers: int) -> list[int | None]:
+    """Return how many keys a query sees of each layer's cache; None: all.
+
+    transformers itself says it: the cache that `generate` makes.
+    """
+    from transformers import DynamicCache
+
+    windows = [
+        getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+        for layer in DynamicCache(config=config).layers[:num_layers]
+    ]
+    return windows + [None] * (num_layers - len(windows))
+
+
+def key_sources(layers: Iterable[nn.Module]) -> list[int | None]:
+    """Return for every layer the earlier one whose keys it takes; None: its own."""
+    sources: list[int | None] = []
+    stored: dict[object, int] = {}
+    for number, layer in enumerate(layers):
+        attention = getattr(layer, "self_attn", None)
+        kind = getattr(attention, "layer_type", None)
+        shares = bool(getattr(attention, "is_kv_shared_layer", False))
+        sources.append(stored.get(kind) if shares else None)
+        if not shares:
+            stored[kind] = number
+    return sources
 
 
 def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
@@ -76,10 +127,14 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
             state += values
         elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
             raise uncounted(config, f"{type(module).__name__} layers")
-    token, conv = 0.0, 0
+    token, visual, conv = 0.0, 0.0, 0
     for name, module, share in _with_shares(layer, config):
-        if not _is_unused(name, layer):
-            token += 2.0 * share * _num_products(module)
+        flops = 0.0 if _is_unused(name, layer) else 2.0 * share * _num_products(module)
+        if VISUAL_EXPERTS in name:
+            visual += flops
+            continue
+        token += flops
+        visual -= flops if TEXT_EXPERTS in name else 0.0
         conv += _conv_state(module)
     return LayerCost(
         token=token,
@@ -88,7 +143,15 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
         state=state,
         conv=conv,
         chunks=chunks,
+        visual=visual,
+        key=2.0 * sum(map(_expanded_keys, attention)),
     )
+
+
+def _expanded_keys(module: nn.Module) -> int:
+    """Return the products that make a key and value of what the cache holds of both."""
+    expand = _child(module, ("kv_b_proj",))
+    return _num_products(expand) if expand is not None and _int(module, "kv_lora_rank") else 0
 
 
 def _has_sizes(module: nn.Module, names: tuple[str, ...]) -> bool:
@@ -109,7 +172,8 @@ def _delta_rule(heads: int, keys: int, values: int) -> tuple[Chunks, int]:
 def _mamba(heads: int, width: int, states: int, size: int) -> tuple[Chunks, int]:
     """Return the products of Mamba 2 over chunks, and the values of its state."""
     token = 2.0 * heads * (size * (states + width) + 2 * states * width)
-    return Chunks(size, token, 2.0 * heads * width * states), heads * width * states
+    pair = 2.0 * heads * width * states
+    return Chunks(size, token, pair, step=pair), heads * width * states
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -167,7 +231,14 @@ def _with_shares(
                not name.startswith(f"{around}base_layer")) for around in adapted):  # fmt: skip
             continue  # an adapter, which is merged into what it adapts
         experts = _num_experts(name, module, layer)
-        yield name, module, 1.0 if not experts else _active(layer, config) / experts
+        share = _active(layer, config) / experts if experts and not _runs_all(module) else 1.0
+        yield name, module, share
+
+
+def _runs_all(module: nn.Module) -> bool:
+    """Return whether experts take every token, weighed beforehand, and not those routed to each."""
+    takes = len(inspect.signature(module.forward).parameters)
+    return takes < 2 and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
 
 
 def _num_experts(name: str, module: nn.Module, layer: nn.Module) -> int:
@@ -214,6 +285,9 @@ def _num_products(module: nn.Module) -> int:
         return int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
     if isinstance(module, nn.Conv1d):
         return module.weight.numel()
+    streams = getattr(module, "prediction_coefs", None)  # of Gemma 3n, which mixes them
+    if isinstance(streams, nn.Linear):
+        return int(module.config.hidden_size) * streams.out_features  # type: ignore[union-attr, arg-type]
     kind = type(module).__name__
     dims = 3 if "Expert" in kind else 2 if ROUTER.search(kind) else 0
     weights = [weight for weight in module.parameters(recurse=False) if weight.dim() == dims]

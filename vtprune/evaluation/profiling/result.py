@@ -270,9 +270,7 @@ def count_flops(
         "vision": sum(cost.vision_flops(*one) for one in encoded),
         "tower": sum(cost.tower_flops(tower, units) for tower, units, _ in encoded),
         "projector": sum(cost.projector_flops(*one) for one in encoded),
-        "prefill_by_layer": [
-            cost.layer_flops(shape, count, count, layer) for layer, count in enumerate(row.counts)
-        ],
+        "prefill_by_layer": cost.flops_by_layer(shape, row.counts, row.prompt.text),
         "decode_per_token": cost.decode_flops(shape, row.counts, 2),
         "decode_per_token_full": cost.decode_flops(shape, full, 2),
     }
