@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import configparser
 import functools
 import http.server
 import io
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from click.testing import CliRunner
 from conftest import save_noise
@@ -27,6 +32,7 @@ from PIL import Image
 
 import vtprune
 from vtprune.cli import cli
+from vtprune.cli.serve import GRACE, serve
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.inference.generate import Generation
 
@@ -38,12 +44,13 @@ from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
+from starlette.responses import Response  # noqa: E402
 
 from vtprune.serving import queue as queue_module  # noqa: E402
 from vtprune.serving import uploads  # noqa: E402
 from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
 from vtprune.serving.connection import WatchedConnection  # noqa: E402
-from vtprune.serving.guard import Bodies, GuardRules  # noqa: E402
+from vtprune.serving.guard import Bodies, Guard, GuardRules  # noqa: E402
 from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings  # noqa: E402
 from vtprune.serving.requests import requests_about  # noqa: E402
 from vtprune.serving.stop_sequences import visible_part  # noqa: E402
@@ -243,23 +250,50 @@ def send(port: int, head: str, body: bytes = b"") -> socket.socket:
     return sock
 
 
-def test_nothing_is_read_of_a_request_that_may_not_ask(loaded: vtprune.Loaded) -> None:
-    """The status comes before the body, of which only the length was sent."""
-    rules = GuardRules(key="secret", hosts=("localhost",), most_bytes=1000, seconds=0.2)
-    start = f"POST {CHAT} HTTP/1.1\nContent-Type: application/json\n"
-    good = start + "Host: localhost\nAuthorization: Bearer secret\n"
+@pytest.mark.parametrize(
+    ("rules", "headers", "status"),
+    [
+        (GuardRules("key"), {}, 401),
+        (GuardRules("key"), {"Authorization": "Bearer kez"}, 401),
+        (GuardRules("key"), {"Authorization": "Bearer k\u00e4y"}, 401),
+        (GuardRules("key"), {"Authorization": "Bearer key", "Origin": "http://evil"}, 204),
+        (GuardRules(hosts=("localhost",)), {"Host": "evil.example"}, 403),
+        (GuardRules(hosts=("localhost",)), {"Host": "[::1"}, 403),
+        (GuardRules(hosts=("::1",)), {"Host": "[::1]:80"}, 204),
+        (GuardRules(), {"Host": "a:80", "Origin": "http://evil.example"}, 403),
+        (GuardRules(), {"Host": "a:80", "Origin": "null"}, 403),
+        (GuardRules(), {"Host": "a:80", "Origin": "http://a"}, 204),
+    ],
+)
+def test_nothing_is_read_of_a_request_that_may_not_ask(
+    rules: GuardRules, headers: dict[str, str], status: int
+) -> None:
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        raise AssertionError("read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    guard = Guard(Response(status_code=204), rules, lambda scope, status: None)
+    asyncio.run(guard({"type": "http", "path": CHAT, "headers": raw}, receive, send))
+    assert sent[0]["status"] == status
+
+
+def test_a_body_is_refused_while_it_comes(loaded: vtprune.Loaded) -> None:
+    """By its length, before it is sent; past the limit; and after a time."""
+    rules = GuardRules(most_bytes=1000, seconds=0.2)
+    head = f"POST {CHAT} HTTP/1.1\nHost: a\nContent-Type: application/json\n"
     with serving(create_app(loaded, replace(SETTINGS, guard=rules))) as port:
-        for head, status in (
-            (start + "Host: localhost\nContent-Length: 900", 401),
-            (start + "Host: evil.example\nContent-Length: 900", 403),
-            (good + "Origin: http://evil.example\nContent-Length: 900", 403),
-            (good + "Origin: http://localhost:9\nContent-Length: 1001", 413),
-            (good + "Content-Length: 900", 408),
-            (good + "Transfer-Encoding: chunked", 413),
+        for length, body, status in (
+            ("Content-Length: 1001", b"", 413),
+            ("Transfer-Encoding: chunked", b"FFFF\r\n" + b" " * 0xFFFF + b"\r\n", 413),
+            ("Content-Length: 900", b"{", 408),
         ):
-            body = b"FFFF\r\n" + b" " * 0xFFFF + b"\r\n" if "chunked" in head else b"{"
-            with send(port, head, body) as sock:
-                assert sock.recv(100).startswith(b"HTTP/1.1 %d " % status), head
+            with send(port, head + length, body) as sock:
+                assert sock.recv(100).startswith(b"HTTP/1.1 %d " % status), length
 
 
 def test_a_head_that_takes_too_long_ends_its_connection(
@@ -550,6 +584,55 @@ def test_an_answer_that_nobody_waits_for_ends_early(
     assert len(pieces) < 10
 
 
+# -- docs/serve.md ---------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """The one block of a language on the page."""
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    return str(text)
+
+
+def test_the_examples_of_the_page_run(
+    loaded: vtprune.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pytest.importorskip("openai")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 64
+        for _ in range(4):
+            clip.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        clip.mux(stream.encode())
+    monkeypatch.chdir(tmp_path)
+    preset = vtprune.load_preset({"keep": 0.4, "stages": [{"at": "input", "method": "random"}]})
+    app = create_app(loaded, replace(SETTINGS, name="qwen2.5-vl-7b", preset=preset))
+    with serving(app) as port:
+        exec(block("python").replace("127.0.0.1:8000", f"127.0.0.1:{port}"), {})
+        assert re.search(r"visual_tokens_kept=[1-9]", capsys.readouterr().out)
+        if shutil.which("curl"):
+            script = block("bash").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+            assert result.stdout.endswith("data: [DONE]\n\n"), result
+    for metric in re.findall(r"vtprune_\w+", PAGE):
+        assert (
+            f"# TYPE {metric} " in app.state.server.metrics.text(app.state.server.queue, 0).decode()
+        )
+
+
+def test_the_unit_of_the_page_starts_the_command() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(block("ini"))
+    service = unit["Service"]
+    program, name, *args = service["ExecStart"].split()
+    assert (Path(program).name, name) == ("vtprune", "serve")
+    assert serve.make_context(name, args).params["keep"] == "0.3"
+    assert float(service["TimeoutStopSec"]) > GRACE
+
+
 # -- what clients may name -------------------------------------------------------------------------
 
 
@@ -770,3 +853,34 @@ def test_sampled_answers_of_a_batch_are_those_alone(
         alone = vtprune.ask(loaded, pictures[number % 3], str(number), preset=PRESET,
                             generation=sampled)  # fmt: skip
         assert answer == alone.answer
+
+
+def test_sigterm_finishes_the_answer_that_runs(
+    checkpoints: Callable[[str], Path], pictures: list[Path]
+) -> None:
+    """By the real command, which answers to the names of this machine alone without a key."""
+    command = [sys.executable, "-m", "vtprune", "serve", "--port", "0", "--json", "--model",
+               str(checkpoints("llava_onevision")), "--method", "random"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        started = json.loads(process.stdout.readline())
+        port = int(started["url"].rpartition(":")[2])
+        body = ask(data_url(pictures[0]), model=started["model"], max_tokens=100, stream=True)
+        content = json.dumps(body).encode()
+        head = f"POST {CHAT} HTTP/1.1\nContent-Type: application/json\n"
+        with send(port, f"{head}Host: evil.example\nContent-Length: 9") as sock:
+            assert b" 403 " in sock.recv(100)
+        head += f"Connection: close\nHost: localhost:{port}\nContent-Length: {len(content)}"
+        with send(port, head, content) as sock:
+            answer = sock.recv(100)
+            process.terminate()
+            while more := sock.recv(1 << 16):
+                answer += more
+        assert b" 200 " in answer
+        assert b"data: [DONE]" in answer
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert errors == "\nstopped: the requests that were here are answered\n"

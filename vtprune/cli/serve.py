@@ -110,6 +110,7 @@ def serve(flags: Flags) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=GRACE,
             )
+            listening.listen(config.backlog)  # from here on, clients that come are answered
             port = listening.getsockname()[1]
             host = f"[{flags.host}]" if ":" in flags.host else flags.host
             if flags.json:

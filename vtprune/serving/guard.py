@@ -32,8 +32,8 @@ class GuardRules:
 
     Args:
         key: that clients have to give; "" for none.
-        hosts: that a request may name as the server; () for any. A page of another site can make
-            a browser send requests here under a name of that site's own.
+        hosts: that a request without a key may name as the server; () for any. A page of another
+            site can make a browser send requests here, also under a name of that site's own.
         most_bytes: of one request's body.
         most_held: of all bodies that are being read.
         seconds: that a body may take to come.
@@ -87,23 +87,24 @@ class Guard:
     def refuse(self, scope: Scope) -> JSONResponse | None:
         """Return why a request is refused before it is read; None where it is not."""
         headers = Headers(scope=scope)
-        named = headers.get("host", "")
+        if self.rules.key:
+            given = headers.get("authorization", "")
+            expected = f"Bearer {self.rules.key}"
+            right = secrets.compare_digest(given.encode(), expected.encode())
+            if right or scope["path"] in OPEN:
+                return None
+            return error_response(
+                401, "the API key is missing or wrong", "send Authorization: Bearer KEY"
+            )
+        named, origin = headers.get("host", ""), headers.get("origin")
         if self.rules.hosts and host_in(f"//{named}") not in self.rules.hosts:
             return error_response(
                 403,
                 f"this server is not {named!r}",
                 "ask it as localhost; with --api-key-file it answers to any name",
             )
-        origin = headers.get("origin")
         if origin is not None and host_in(origin) != host_in(f"//{named}"):
             return error_response(403, f"a page of {origin!r} may not ask this server")
-        if self.rules.key and scope["path"] not in OPEN:
-            given = headers.get("authorization", "")
-            expected = f"Bearer {self.rules.key}"
-            if not secrets.compare_digest(given.encode(), expected.encode()):
-                return error_response(
-                    401, "the API key is missing or wrong", "send Authorization: Bearer KEY"
-                )
         return None
 
 
