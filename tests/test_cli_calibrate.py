@@ -226,7 +226,7 @@ def test_options_of_the_methods_that_schedules_select_by_arrive(fake: Fake, fold
         (["q.jsonl", "--propose-preset", "p"], "--propose-preset without --propose"),
         (["q.jsonl", "--propose", "0.3", "--methods", "rndom"], "unknown method 'rndom'"),
         (["q.jsonl", "--propose", "0.3", "--propose-preset", "c.yaml"], "two files in one place"),
-        (["q.jsonl", "--save", "c.pdf"], "--save c.pdf: its suffix names no format"),
+        (["q.jsonl", "--save", "c.gif"], "--save c.gif: its suffix names no format"),
         (["q.jsonl", "--save", "no/c.png"], "can't save there: no folder"),
         (["q.jsonl", "--save", "dir.png"], "can't save there: it is a directory"),
         (["q.jsonl", "-o", "c.yaml"], "-o c.yaml is not KEY=VALUE"),

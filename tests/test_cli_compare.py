@@ -216,7 +216,7 @@ def test_two_files_in_one_place_are_refused(fake: FakeContest, clip: str, tmp_pa
         (["--save", "a.png", "--no-measure"],
          r"Error: --save a.png and --no-measure exclude each other\nhint: a chart draws speed-ups"),
         (["--save", "a.txt"], r"Error: --save a.txt: its suffix names no format of this command\n"
-         r"hint: name it a.json, a.csv, a.png, a.svg"),
+         r"hint: name it a.json, a.csv, a.md, a.tex, a.png, a.svg, a.pdf"),
         (["--save", "none/a.csv"], r"Error: none/a.csv: can't save there: no folder .*\nhint: give "
          "--save a file"),
         (["--quiet", "--json"], r"Error: --quiet and --json exclude each other\n"),

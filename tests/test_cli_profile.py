@@ -148,7 +148,7 @@ def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
         (["--video", "4x4"], "--video 4x4 is no size, and there is no such file", "64x448x448"),
         (["--image", "none.png"], "none.png", "check the path"),
         (["--save", "no/such/folder/a.png"], "can't save there", "give --save"),
-        (["--save", "a.pdf"], "--save a.pdf: its suffix names no format", "name it a.json"),
+        (["--save", "a.gif"], "--save a.gif: its suffix names no format", "name it a.json"),
     ],
 )
 def test_what_can_not_be_is_one_error_line(

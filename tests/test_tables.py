@@ -27,7 +27,7 @@ from test_profile import row as profiled
 
 from vtprune.cli import console
 from vtprune.cli.console import comparison, evaluation, profile, tables, tuning
-from vtprune.cli.console.calibration import show_calibration
+from vtprune.cli.console.calibration import show_calibration, show_notes
 from vtprune.evaluation.bootstrap import Difference, Estimate
 from vtprune.evaluation.calibration.result import TokenInformation
 from vtprune.evaluation.comparison import Comparison
@@ -216,7 +216,9 @@ def test_no_cell_of_a_calibration_is_lost(
     cells = Cells(monkeypatch)
     information = TokenInformation((0.1234, 0.0, 0.0, 0.0), (0.5678, 0.1, 0.0, 0.0), 3)
     found = measured(tried=tried, keep=0.3, information=information, warnings=("1,234 of 5,678",))
-    show_calibration(found, [Path("c.yaml"), Path("curves.png")], quiet=False)
+    printed = Console(width=width, highlight=False)
+    show_calibration(found, printed)
+    show_notes(found, [Path("c.yaml"), Path("curves.png")], printed)
     told = capsys.readouterr()
     check(cells, told.out + told.err, width)
 

@@ -12,7 +12,18 @@ from vtprune.cli.asking import LONGEST, listed_or_media, settings_from
 from vtprune.cli.flags import limits_from, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import LOADING, MEDIA, Flags, method_options, takes
-from vtprune.cli.results import CHARTS, charts, check_saves, json_file, to_json, write_saves
+from vtprune.cli.results import (
+    CHARTS,
+    CHARTS_TEXT,
+    TABLES,
+    TABLES_TEXT,
+    charts,
+    check_saves,
+    json_file,
+    table_makers,
+    to_json,
+    write_saves,
+)
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -27,7 +38,7 @@ Examples:
   vtprune ask clip.mp4 "what happens?" --calibration c.yaml --preset p.yaml
 """
 
-FORMATS = (".yaml", ".yml", ".json", *CHARTS)
+FORMATS = (".yaml", ".yml", ".json", *TABLES, *CHARTS)
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -54,7 +65,8 @@ FORMATS = (".yaml", ".yml", ".json", *CHARTS)
     save=[
         ("the calibration, for --calibration of vtprune ask", ".yaml"),
         ("everything", ".json"),
-        ("the curves drawn", ".png or .svg"),
+        TABLES_TEXT,
+        ("the curves drawn", CHARTS_TEXT),
     ],
     needs_save=True,
 )
@@ -69,7 +81,8 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     files or more.
     """
     from vtprune.cli.config import load_config
-    from vtprune.cli.console.calibration import show_calibration
+    from vtprune.cli.console import stderr_console, stdout_console
+    from vtprune.cli.console.calibration import show_calibration, show_notes
     from vtprune.cli.output import libraries_silenced, progress_line
     from vtprune.evaluation.calibration.calibrate import CalibrationSettings
     from vtprune.evaluation.calibration.calibrate import calibrate as run
@@ -101,7 +114,9 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
             if flags.json:
                 click.echo(to_json(measured.to_dict()))
             else:
-                show_calibration(measured, written, flags.quiet)
+                show_calibration(measured, stdout_console())
+                if not flags.quiet:
+                    show_notes(measured, written, stderr_console())
 
 
 def _check(flags: Flags) -> None:
@@ -127,10 +142,15 @@ def _check(flags: Flags) -> None:
 
 def _write(flags: Flags, measured: CalibrationResult) -> Iterator[Path]:
     """Write every file that was asked for, and yield it as soon as it is there."""
+    from vtprune.cli.console.calibration import show_calibration, show_notes
     from vtprune.evaluation.calibration.chart import plot
     from vtprune.saving import save_file
 
     makers: dict[str, Callable[[], bytes]] = {
+        **table_makers(
+            lambda console: show_calibration(measured, console),
+            lambda console: show_notes(measured, (), console),
+        ),
         **dict.fromkeys((".yaml", ".yml"), lambda: measured.calibration_text().encode()),
         ".json": lambda: json_file(measured.to_dict()),
         **charts(lambda kind: plot(measured, kind)),

@@ -14,7 +14,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, Flags, method_options, takes
-from vtprune.cli.results import check_saves, json_file, save_and_show
+from vtprune.cli.results import TABLES, TABLES_TEXT, check_saves, json_file, save_and_show
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ Examples:
         "method": "random",
         "preset": "cuts of one method",
     },
-    save=[("the result", ".json")],
+    save=[("the result", ".json"), TABLES_TEXT],
 )
 def check(media: tuple[str, ...], flags: Flags) -> None:
     """Prove on this machine that a pruned model equals the masked one.
@@ -73,7 +73,7 @@ def check(media: tuple[str, ...], flags: Flags) -> None:
     from vtprune.media import open_sources
 
     user = load_config()
-    check_saves(flags.saves, (".json",), media)
+    check_saves(flags.saves, (".json", *TABLES), media)
     options = options_from(flags)
     with output.libraries_silenced():
         sources = open_sources(list(media), limits_from(flags)) if media else []

@@ -16,7 +16,15 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ROWS, Flags, takes
-from vtprune.cli.results import CHARTS, SUFFIXES, check_saves, row_makers, save_and_show
+from vtprune.cli.results import (
+    CHARTS,
+    CHARTS_TEXT,
+    FULL_TEXT,
+    SUFFIXES,
+    check_saves,
+    row_makers,
+    save_and_show,
+)
 from vtprune.errors import VtpruneError
 
 EPILOG = """\b
@@ -47,7 +55,7 @@ Examples:
         "presets": "balanced, where no method is named",
         "max_new_tokens": str(MAX_NEW_TOKENS),
     },
-    save=[("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg")],
+    save=[*FULL_TEXT, ("the speed-ups drawn", CHARTS_TEXT)],
 )
 def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     """Compare methods and presets on one question.

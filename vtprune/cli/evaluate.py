@@ -8,7 +8,14 @@ from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from,
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, takes
-from vtprune.cli.results import SUFFIXES, check_saves, row_makers, save_and_show
+from vtprune.cli.results import (
+    CHARTS_TEXT,
+    FULL_TEXT,
+    SUFFIXES,
+    check_saves,
+    row_makers,
+    save_and_show,
+)
 
 EPILOG = """\b
 Examples:
@@ -40,11 +47,7 @@ Examples:
         "presets": "balanced, where no method is named",
         "max_new_tokens": str(LONGEST),
     },
-    save=[
-        ("everything", ".json"),
-        ("the rows", ".csv"),
-        ("accuracy against what is kept and against time, drawn", ".png or .svg"),
-    ],
+    save=[*FULL_TEXT, ("accuracy against what is kept and against time, drawn", CHARTS_TEXT)],
 )
 def evaluate(questions: str, flags: Flags) -> None:
     """Ask many questions with and without pruning: does the answer survive?

@@ -17,7 +17,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.cli.results import check_saves, to_json, write_saves
+from vtprune.cli.results import TABLES, TABLES_TEXT, check_saves, table_makers, to_json, write_saves
 from vtprune.errors import VtpruneError
 from vtprune.pictures import FORMATS
 
@@ -56,6 +56,7 @@ Examples:
         ("the frames or pictures, what carries the answer lit", ".png"),
         ("a page with a map for each part of the answer", ".html"),
         ("places and shares of all visual tokens", ".json"),
+        TABLES_TEXT,
     ],
 )
 @click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
@@ -70,6 +71,7 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console import printable
+    from vtprune.cli.console.evidence import show_explanation
     from vtprune.inference.evidence.explain import check_method
     from vtprune.pictures.evidence import EvidenceDrawing
 
@@ -77,12 +79,14 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     paths, questions = media_and_questions(inputs, ())
     check_method(flags.by, flags.passes)
     preset = _preset(flags, user)
-    check_saves(flags.saves, FORMATS, paths)
+    check_saves(flags.saves, (*FORMATS, *TABLES), paths)
     with output.libraries_silenced():
         explanation = _explain(flags, user, preset, paths, questions[0])
         drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)
         _print(flags, explanation, drawing)
-        for path in write_saves(flags.saves, drawing.makers()):
+        makers = {**table_makers(lambda console: show_explanation(explanation, console)),
+                  **drawing.makers()}  # fmt: skip
+        for path in write_saves(flags.saves, makers):
             if not (flags.quiet or flags.json):
                 click.echo(f"written   {printable(str(path))}", err=True)
 

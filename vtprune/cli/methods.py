@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +14,11 @@ import click
 from vtprune.cli import complete
 from vtprune.cli.help import Command
 from vtprune.cli.options import Flags, register_named, takes
+from vtprune.cli.results import LIST_TEXT, list_and_save
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vtprune.pruners import Method
 
 EPILOG = """\b
@@ -29,7 +31,7 @@ Examples:
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("name", required=False, shell_complete=complete.completer(complete.methods))
-@takes("json")
+@takes("json", "saves", save=LIST_TEXT)
 def methods(name: str | None, flags: Flags) -> None:
     """List the pruning methods, or explain one of them.
 
@@ -40,18 +42,22 @@ def methods(name: str | None, flags: Flags) -> None:
     from vtprune.pruners import METHODS, find_method
 
     register_named(filter(None, [name]))
-
-    if flags.json:
-        listed = [_to_dict(one, find_method(one)) for one in ([name] if name else METHODS)]
-        click.echo(json.dumps(listed[0] if name else listed, indent=2))
-        return
-    from vtprune.cli.console import show_method, show_methods, stdout_console
-
     if name is None:
-        show_methods(METHODS, stdout_console())
+        listed = {one: find_method(one) for one in METHODS}
+        values: object = [_to_dict(one, method) for one, method in listed.items()]
     else:
         method = find_method(name)
-        show_method(name, method, _docstring(name, method), stdout_console())
+        values = _to_dict(name, method)
+
+    def show(console: Console) -> None:
+        from vtprune.cli.console import show_method, show_methods
+
+        if name is None:
+            show_methods(METHODS, console)
+        else:
+            show_method(name, method, _docstring(name, method), console)
+
+    list_and_save(values, flags, show)
 
 
 def _to_dict(name: str, method: Method) -> dict[str, object]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from typing import TYPE_CHECKING
 
 import click
 
 from vtprune.cli import complete
 from vtprune.cli.help import Command
 from vtprune.cli.options import Flags, takes
+from vtprune.cli.results import LIST_TEXT, list_and_save
 from vtprune.errors import ModelError, quote
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EPILOG = """\b
 Examples:
@@ -22,7 +26,7 @@ Examples:
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("name", required=False, shell_complete=complete.completer(complete.models))
-@takes("json")
+@takes("json", "saves", save=LIST_TEXT)
 def models(name: str | None, flags: Flags) -> None:
     """List the models with a short name, or show one of them.
 
@@ -42,13 +46,14 @@ def models(name: str | None, flags: Flags) -> None:
             hint = f"did you mean {close}? " if close else ""
             raise ModelError(f"no short name {quote(name)}", f"{hint}vtprune models lists them")
         listed = chosen
-    if flags.json:
-        values = [dataclasses.asdict(alias) for alias in listed]
-        click.echo(json.dumps(values if name is None else values[0], indent=2))
-        return
-    from vtprune.cli.console import show_model, show_models, stdout_console
+    values = [dataclasses.asdict(alias) for alias in listed]
 
-    if name is None:
-        show_models(listed, stdout_console())
-    else:
-        show_model(listed[0], stdout_console())
+    def show(console: Console) -> None:
+        from vtprune.cli.console import show_model, show_models
+
+        if name is None:
+            show_models(listed, console)
+        else:
+            show_model(listed[0], console)
+
+    list_and_save(values if name is None else values[0], flags, show)

@@ -10,9 +10,12 @@ import click
 from vtprune.cli import complete
 from vtprune.cli.help import Group
 from vtprune.cli.options import Flags, takes
+from vtprune.cli.results import LIST_TEXT, list_and_save
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vtprune.preset import Preset
 
 EPILOG = """\b
@@ -34,18 +37,19 @@ def presets() -> None:
 
 
 @presets.command("list", epilog="\b\nExample:\n  vtprune presets list --json")
-@takes("json")
+@takes("json", "saves", save=LIST_TEXT)
 def list_(flags: Flags) -> None:
     """List the packaged presets."""
     from vtprune.preset import load_preset, preset_names
 
     packaged = [load_preset(name) for name in preset_names()]
-    if flags.json:
-        click.echo(json.dumps([_to_dict(preset) for preset in packaged], indent=2))
-        return
-    from vtprune.cli.console import show_presets, stdout_console
 
-    show_presets(packaged, stdout_console())
+    def show(console: Console) -> None:
+        from vtprune.cli.console import show_presets
+
+        show_presets(packaged, console)
+
+    list_and_save([_to_dict(preset) for preset in packaged], flags, show)
 
 
 @presets.command(epilog="\b\nExample:\n  vtprune presets show balanced")

@@ -16,12 +16,12 @@ from vtprune.cli.flags import (
 from vtprune.cli.help import Command
 from vtprune.cli.options import LIMITS, ROWS, Flags, method_options, takes
 from vtprune.cli.results import (
+    CHARTS_TEXT,
+    FULL_TEXT,
     SUFFIXES,
-    Makers,
-    charts,
     check_saves,
-    json_file,
-    write_saves,
+    row_makers,
+    save_and_show,
 )
 from vtprune.errors import VtpruneError, brief
 
@@ -67,7 +67,7 @@ Examples:
         "presets": "all packaged ones, each at its own keep",
         "methods": "the stages of the first preset, or of balanced",
     },
-    save=[("everything", ".json"), ("the rows", ".csv"), ("the speed-ups drawn", ".png or .svg")],
+    save=[*FULL_TEXT, ("the speed-ups drawn", CHARTS_TEXT)],
 )
 def profile(media: tuple[str, ...], flags: Flags) -> None:
     """Measure what pruning saves on this machine, without a model's weights.
@@ -89,23 +89,14 @@ def profile(media: tuple[str, ...], flags: Flags) -> None:
 
     with output.libraries_silenced():
         result = run(flags, load_config(), profiled_media(media, flags))
-        try:
-            list(write_saves(flags.saves, _makers(result)))
-        finally:  # a picture that can't be written costs no table
-            output.show_tables(result, flags.json, flags.quiet, show_profile, show_warnings)
+        makers = row_makers(result, lambda kind: _draw(result, kind))
+        save_and_show(result, flags, makers, show_profile, show_warnings)
 
 
-def _makers(result: Profile) -> Makers:
-    def draw(kind: str) -> bytes:
-        from vtprune.evaluation.profiling.chart import draw_profile
+def _draw(result: Profile, kind: str) -> bytes:
+    from vtprune.evaluation.profiling.chart import draw_profile
 
-        return draw_profile(result, kind)
-
-    return {
-        ".json": lambda: json_file(result.to_dict()),
-        ".csv": lambda: result.to_csv().encode(),
-        **charts(draw),
-    }
+    return draw_profile(result, kind)
 
 
 def check_gpu(flags: Flags) -> None:

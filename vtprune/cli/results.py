@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 
     from vtprune.cli.options import Flags
 
-CHARTS = (".png", ".svg")
-SUFFIXES = (".json", ".csv", *CHARTS)
+CHARTS = (".png", ".svg", ".pdf")
+TABLES = (".csv", ".md", ".tex")
+"""What every command with tables can write."""
+SUFFIXES = (".json", *TABLES, *CHARTS)
 """What a command can write whose result is rows of figures."""
+TABLES_TEXT = ("the tables", ".csv, .md or .tex")
+FULL_TEXT = (
+    ("everything", ".json"), ("all figures of the rows", ".csv"), ("the tables", ".md or .tex"),
+)  # fmt: skip
+LIST_TEXT = (("everything", ".json"), TABLES_TEXT)
+CHARTS_TEXT = ".png, .svg or .pdf"
+"""What --save writes, and as which suffixes, for the help."""
 Makers = Mapping[str, Callable[[], bytes]]
 """Suffix -> a function that makes the bytes of such a file."""
 
@@ -96,7 +105,7 @@ def row_makers(result: Rows, draw: Callable[[str], bytes]) -> Makers:
     """Return the makers of every file of a result.
 
     Args:
-        draw: makes its chart; gets "png" or "svg".
+        draw: makes its chart; gets "png", "svg" or "pdf".
     """
     return {
         ".json": lambda: json_file(result.to_dict()),
@@ -115,14 +124,55 @@ def save_and_show(
     """Write the files of a result, and show it, also where a file can't be written.
 
     Args:
+        makers: of its files; those of the printed tables are added.
         tables, notes: print it, and what helps to read it.
     """
     from vtprune.cli.output import show_tables
 
+    printed = table_makers(lambda console: tables(result, console),
+                           lambda console: notes(result, console))  # fmt: skip
     try:
-        list(write_saves(flags.saves, makers))
+        list(write_saves(flags.saves, {**printed, **makers}))
     finally:
         show_tables(result, flags.json, flags.quiet, tables, notes)
+
+
+def list_and_save(value: object, flags: Flags, show: Callable[[Console], None]) -> None:
+    """Write what a command lists to files, and print it: as JSON, or as a table.
+
+    Args:
+        value: as JSON has it.
+        show: prints it.
+    """
+    import click
+
+    check_saves(flags.saves, (".json", *TABLES))
+    list(write_saves(flags.saves, {**table_makers(show), ".json": lambda: json_file(value)}))
+    if flags.json:
+        click.echo(json.dumps(finite(value), indent=2))
+    else:
+        from vtprune.cli.console import stdout_console
+
+        show(stdout_console())
+
+
+def table_makers(*shows: Callable[[Console], None]) -> Makers:
+    """Return the makers of the printed tables: CSV, Markdown and LaTeX.
+
+    Args:
+        shows: print them; lines with labels are facts about them.
+    """
+
+    def written(write: str) -> Callable[[], bytes]:
+        def make() -> bytes:
+            from vtprune.cli.console import table_files
+
+            recorded = table_files.record(*shows)
+            return str(getattr(table_files, write)(recorded)).encode("utf-8", "replace")
+
+        return make
+
+    return {".csv": written("to_csv"), ".md": written("to_markdown"), ".tex": written("to_latex")}
 
 
 def json_file(value: object) -> bytes:
@@ -148,6 +198,6 @@ def charts(draw: Callable[[str], bytes]) -> dict[str, Callable[[], bytes]]:
     """Return the makers of a chart in every format that there is.
 
     Args:
-        draw: gets "png" or "svg".
+        draw: gets "png", "svg" or "pdf".
     """
     return {suffix: partial(draw, suffix.removeprefix(".")) for suffix in CHARTS}

@@ -10,7 +10,14 @@ from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from
 from vtprune.cli.flags import check_at, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, method_options, takes
-from vtprune.cli.results import check_saves, json_file, write_saves
+from vtprune.cli.results import (
+    TABLES,
+    TABLES_TEXT,
+    check_saves,
+    json_file,
+    save_and_show,
+    write_saves,
+)
 from vtprune.errors import VtpruneError
 
 EPILOG = """\b
@@ -21,7 +28,7 @@ Examples:
   vtprune ask clip.mp4 "what happens?" --preset mine.yaml
 """
 
-FORMATS = (".yaml", ".yml", ".json")
+FORMATS = (".yaml", ".yml", ".json", *TABLES)
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -45,7 +52,7 @@ FORMATS = (".yaml", ".yml", ".json")
         "presets": "all packaged ones, where no method is named",
         "max_new_tokens": str(LONGEST),
     },
-    save=[("the preset, with the evidence in it", ".yaml"), ("everything", ".json")],
+    save=[("the preset, with the evidence in it", ".yaml"), ("everything", ".json"), TABLES_TEXT],
     needs_save=True,
 )
 def tune(inputs: tuple[str, ...], flags: Flags) -> None:
@@ -61,7 +68,7 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli.config import load_config
     from vtprune.cli.console import tuning
-    from vtprune.cli.output import libraries_silenced, progress_line, show_tables
+    from vtprune.cli.output import libraries_silenced, progress_line
     from vtprune.evaluation.tune import plan_tuning
     from vtprune.evaluation.tune import tune as run
     from vtprune.models.loading import load
@@ -78,16 +85,19 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, plan, settings, flags.answers, show)
-    presets = [path for path in flags.saves if path.suffix.lower() != ".json"]
-    makers = {
-        **dict.fromkeys((".yaml", ".yml"), lambda: result.to_yaml().encode()),
-        ".json": lambda: json_file(result.to_dict()),
-    }
+    presets = [path for path in flags.saves if path.suffix.lower() in (".yaml", ".yml")]
+    others_saved = tuple(path for path in flags.saves if path not in presets)
+    preset_makers = dict.fromkeys((".yaml", ".yml"), lambda: result.to_yaml().encode())
     try:
-        for path in write_saves(presets if result.chosen else (), makers):
+        for path in write_saves(presets if result.chosen else (), preset_makers):
             result = replace(result, file=str(path))
-        list(write_saves([path for path in flags.saves if path not in presets], makers))
     finally:  # also where a file can't be written
-        show_tables(result, flags.json, flags.quiet, tuning.show_tuning, tuning.show_notes)
+        save_and_show(
+            result,
+            replace(flags, saves=others_saved),
+            {".json": lambda: json_file(result.to_dict())},
+            tuning.show_tuning,
+            tuning.show_notes,
+        )
     if result.chosen is None:
         raise VtpruneError(*result.reason)

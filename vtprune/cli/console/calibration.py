@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from vtprune.cli.console import (
-    show_facts,
-    show_table,
-    show_warning,
-    stderr_console,
-    stdout_console,
-)
+from vtprune.cli.console import show_facts, show_table, show_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rich.console import Console
 
     from vtprune.evaluation.bootstrap import Gap
     from vtprune.evaluation.calibration.horizon import Horizon
@@ -32,9 +28,8 @@ SCHEDULES = (
 )
 
 
-def show_calibration(measured: CalibrationResult, written: Sequence[Path], quiet: bool) -> None:
-    """Print what was measured and, unless quiet, how to read it and which files hold it."""
-    console = stdout_console()
+def show_calibration(measured: CalibrationResult, console: Console) -> None:
+    """Print what was measured."""
     show_table(*_layers(measured), console)
     console.print()
     show_facts(_facts(measured), console)
@@ -46,15 +41,17 @@ def show_calibration(measured: CalibrationResult, written: Sequence[Path], quiet
         show_table(*_schedules(measured), console)
         console.print()
         show_facts([("propose", measured.proposal() or "no schedule meets this budget")], console)
-    if quiet:
-        return
-    show_facts([("table", TABLE)], stderr_console())
+
+
+def show_notes(measured: CalibrationResult, written: Sequence[Path], console: Console) -> None:
+    """Print how to read the tables, the warnings, and which files hold the result."""
+    show_facts([("table", TABLE)], console)
     if measured.tried:
-        show_facts([("", SCHEDULES)], stderr_console())
+        show_facts([("", SCHEDULES)], console)
     for warning in measured.warnings:
-        show_warning(warning, stderr_console())
+        show_warning(warning, console)
     if written:
-        show_facts([("wrote", ", ".join(map(str, written)))], stderr_console())
+        show_facts([("wrote", ", ".join(map(str, written)))], console)
 
 
 def _layers(measured: CalibrationResult) -> TableCells:

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from vtprune.cli.console.table_files import TableRecorder
 from vtprune.cli.console.terminal import printable
 
 BAR = 14  # characters of a full bar
@@ -51,8 +52,11 @@ def print_fitted(table: Table, console: Console) -> None:
 
     Where it is too wide, first its columns move together, then its texts are wrapped at blanks,
     the names in the first column last; where not even that is enough, it becomes several tables,
-    each with the names. A number is never cut.
+    each with the names. A number is never cut. A recorder keeps the table as it is.
     """
+    if isinstance(console, TableRecorder):
+        console.table(table)
+        return
     endless = console.options.update_width(10_000)
     spans = [_span(column, console, endless) for column in table.columns]
     gap = table.padding[1]
