@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtprune.pictures.chart import literal, new_figure, show_kept
+from vtprune.pictures.chart import GREY, draw_interval, line_colours, literal, new_figure, show_kept
 
 
 def drawn(kept: list[float]) -> tuple[list[tuple[float, str]], tuple[float, float]]:
@@ -37,3 +37,20 @@ def test_ticks_of_a_share_stand_where_they_say(kept: list[float]) -> None:
     for place, label in drawn(kept)[0]:
         told = label.strip("%").replace("\N{MINUS SIGN}", "-")
         assert float(told) / 100 == pytest.approx(place, abs=1e-6)
+
+
+def test_a_chart_has_at_most_eight_colours_and_the_first_lines_have_their_own() -> None:
+    colours = line_colours([*(str(number) for number in range(20)), "0"])
+    assert len(set(colours.values())) == 8
+    assert len({colours[str(number)] for number in range(7)}) == 7
+    assert colours["19"] == GREY
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_interval_is_drawn_also_of_a_single_point(count: int) -> None:
+    axes = new_figure(4, 3).subplots()
+    x = [0.1 * n for n in range(count)]
+    draw_interval(axes, x, [0.5] * count, [0.4] * count, [0.7] * count, GREY)
+    assert len(axes.collections) == 1  # the band, or the bars
+    low, high = axes.dataLim.intervaly
+    assert (round(float(low), 6), round(float(high), 6)) == (0.4, 0.7)

@@ -67,3 +67,27 @@ def test_a_question_is_no_mathematics_and_no_second_line() -> None:
     assert text.endswith("...")
     assert r"\$1" in text
     draw_speed(odd)
+
+
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_picture_can_be_a_drawing_for_a_paper(kind: str, start: bytes) -> None:
+    assert draw_speed(COMPARISON, kind).startswith(start)
+
+
+UNPRUNED_SECONDS = {"prefill": 2.0, "first_token": 3.0}
+
+
+def test_every_pair_is_kept_and_gives_the_bars_of_a_point() -> None:
+    asked = COMPARISON.rows[1]
+    assert asked.compare is not None
+    pairs = [
+        {
+            "unpruned": {"prefill": 2.0, "first_token": 3.0},
+            "pruned": {"prefill": p, "first_token": 2},
+        }
+        for p in (1.0, 0.5)
+    ]
+    row = replace(asked, compare=replace(asked.compare, pairs=pairs))
+    (series,) = collect_series(replace(COMPARISON, rows=(COMPARISON.rows[0], row)))
+    assert series.spreads == {"prefill": [(2.0, 4.0)], "first_token": [(1.5, 1.5)]}
+    assert row.compare.to_dict()["pairs"] == pairs

@@ -58,14 +58,14 @@ def test_table_at_80_columns() -> None:
     assert (
         shown(ENTROPY, BESIDE, DOWNSAMPLE)
         == """\
-                                                  of   same               first
-                     kept accuracy     95 % unpruned answer    KL prefill token
-unpruned             100%    50.0% 40%-100%                         1.00x 1.00x
+                                               of un-   same               first
+                     kept  n accuracy     95 % pruned answer    KL prefill token
+unpruned             100% 24    50.0% 40%-100%                       1.00x 1.00x
 
 keep 0.3
-entropy at ecl        30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
-  uniform, same cuts  30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
-downsample at pixels  30%    50.0% 40%-100%    75.0%  87.5% 0.125   2.00x 1.50x
+entropy at ecl        30% 24    50.0% 40%-100%  75.0%  87.5% 0.125   2.00x 1.50x
+  uniform, same cuts  30% 24    50.0% 40%-100%  75.0%  87.5% 0.125   2.00x 1.50x
+downsample at pixels  30% 24    50.0% 40%-100%  75.0%  87.5% 0.125   2.00x 1.50x
 
                                 number
 by kind                  colour  large
@@ -82,15 +82,26 @@ def test_without_answers_agreement_has_the_interval() -> None:
     assert (
         text
         == """\
-                              same                                        first
-                      kept  answer      95 %     KL  perplexity  prefill  token
-unpruned              100%                                 1.06    1.00x  1.00x
+                               same                                   first
+                     kept  n answer     95 %    KL perplexity prefill token
+unpruned             100% 24                             1.06   1.00x 1.00x
 
 keep 0.3
-entropy at ecl         30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
-downsample at pixels   30%   87.5%  75%-100%  0.125        1.25    2.00x  1.50x
+entropy at ecl        30% 24  87.5% 75%-100% 0.125       1.25   2.00x 1.50x
+downsample at pixels  30% 24  87.5% 75%-100% 0.125       1.25   2.00x 1.50x
 """
     )
+
+
+def test_every_share_by_kind_says_of_how_many_questions() -> None:
+    full = replace(UNPRUNED, kind_questions={"colour": 8, "number_large": 16})
+    fewer = replace(ENTROPY, kind_questions={"colour": 6, "number_large": 16})
+    file = io.StringIO()
+    show_evaluation(evaluation_of(full, fewer), Console(file=file, width=80))
+    kinds = file.getvalue().split("by kind")[1]
+    assert "n=8" in file.getvalue()
+    assert "n=16" in file.getvalue()
+    assert kinds.split().count("50%*") == 1  # 6 of the 8
 
 
 def test_a_perplexity_without_bounds_leaves_the_columns_as_they_are() -> None:
@@ -121,7 +132,9 @@ def test_what_was_not_run_stands_below_the_table_each_reason_once() -> None:
 
 
 def test_a_row_that_some_questions_are_missing_from_says_how_many() -> None:
-    text = shown(replace(DOWNSAMPLE, questions=16, errors=("a video has one frame",)))
+    row = replace(DOWNSAMPLE, questions=16, errors=("a video has one frame",))
+    text = shown(row, width=90)
+    assert "16*" in text
     assert text.count("downsample at pixels") == 3  # both tables, and below them
     assert "not run   a video has one frame\n" in text
     assert "downsample at pixels, keep 0.3 (8 of 24 questions)\n" in text

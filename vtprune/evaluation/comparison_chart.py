@@ -8,14 +8,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vtprune.evaluation.comparison import Comparison, ComparisonRow
-from vtprune.pictures.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
+from vtprune.pictures.chart import (
+    GREY,
+    SMALL,
+    draw_interval,
+    line_colours,
+    literal,
+    new_figure,
+    show_speed_ups,
+    to_bytes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = {"prefill": "prefill", "first_token": "first token (preprocessing and vision included)"}
 MARKS = {"random": "x", "uniform": "+", "downsample": "v"}
-GREY = "0.45"
 TITLE = 110  # characters of a line
 
 
@@ -27,6 +35,7 @@ class Series:
         label: in the legend.
         owner: the asked row that it is, or matches; empty for any other baseline.
         points: (fraction kept, measured speed-up, speed-up by FLOPs) of each panel.
+        spreads: lowest and highest measured speed-up of each point.
     """
 
     label: str
@@ -35,20 +44,27 @@ class Series:
     points: Mapping[str, list[tuple[float, float, float]]] = field(
         default_factory=lambda: {panel: [] for panel in PANELS}
     )
+    spreads: Mapping[str, list[tuple[float, float]]] = field(
+        default_factory=lambda: {panel: [] for panel in PANELS}
+    )
 
 
 def draw_speed(comparison: Comparison, kind: str = "png") -> bytes:
-    """Draw a chart, PNG or SVG, with a panel for the prefill and one for the first token.
+    """Draw a chart with a panel for the prefill and one for the first token.
 
-    Each row that was asked for is a line with dots in its own colour, with a dashed line for what
-    the FLOPs predict; its matched baselines have its colour, the other baselines are grey.
+    Each row that was asked for is a line with dots in its own colour, in front of the others, with
+    the span of its pairs of runs, and a dashed line for what the FLOPs predict; its matched
+    baselines have its colour, the other baselines are grey. Of more than seven rows the others are
+    grey, too.
+
+    Args:
+        kind: "png", "svg" or "pdf".
     """
     series = collect_series(comparison)
     lines = len(series) + sum(line.name == line.owner for line in series)
     figure = new_figure(13, max(5, 0.2 * lines))
     axes = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
-    owners = list(dict.fromkeys(line.owner for line in series if line.owner))
-    colours = {owner: f"C{number % 10}" for number, owner in enumerate(owners)}
+    colours = line_colours(line.owner for line in series if line.owner)
     for panel, panel_axes in axes.items():
         for line in series:
             draw_series(panel_axes, line, panel, colours.get(line.owner, GREY))
@@ -88,6 +104,7 @@ def collect_series(comparison: Comparison) -> list[Series]:
         for panel, points in series.points.items():
             speedup = row.compare.speedup(panel)
             points.append((row.tokens.keep_mean, speedup, predicted[panel]))
+            series.spreads[panel].append(row.compare.spread(panel))
     return list(series_by_row.values())
 
 
@@ -99,11 +116,15 @@ def place(row: ComparisonRow, owner: str) -> str:
 def draw_series(axes: Axes, series: Series, panel: str, colour: str) -> None:
     """Draw a line of what was measured, and for an asked row one of what the FLOPs predict."""
     asked = series.name == series.owner
-    kept, measured, predicted = zip(*sorted(series.points[panel]), strict=True)
+    points = sorted(zip(series.points[panel], series.spreads[panel], strict=True))
+    kept, measured, predicted = zip(*(point for point, _ in points), strict=True)
     axes.plot(
         kept, measured, color=colour, label=series.label, marker="o" if asked else
         MARKS.get(series.name, "s"), linewidth=2 if asked else 1, alpha=1 if asked else 0.7,
+        zorder=3 if asked else 2,
     )  # fmt: skip
     if asked:
+        low, high = zip(*(spread for _, spread in points), strict=True)
+        draw_interval(axes, kept, measured, low, high, colour)
         axes.plot(kept, predicted, color=colour, linestyle="--", marker="_", linewidth=1,
                   label=f"{series.label}, by FLOPs")  # fmt: skip

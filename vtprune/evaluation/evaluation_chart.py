@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from vtprune.evaluation.evaluate import Evaluation
 from vtprune.evaluation.rows import EvaluationRow
 from vtprune.inference.wording import counted, with_options
-from vtprune.pictures.chart import KEPT, literal, new_figure, show_kept, show_shares, to_bytes
+from vtprune.pictures.chart import (
+    KEPT,
+    PALETTE,
+    draw_interval,
+    line_colours,
+    literal,
+    new_figure,
+    show_kept,
+    show_shares,
+    to_bytes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +31,7 @@ def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
     """Draw an evaluation.
 
     Args:
-        kind: of the file: "png" or "svg".
+        kind: of the file: "png", "svg" or "pdf".
     """
     return plot_rows(evaluation.rows, evaluation.model.name, evaluation.questions,
                      evaluation.files, evaluation.labelled, kind)  # fmt: skip
@@ -37,26 +47,32 @@ def plot_rows(
 ) -> bytes:
     """Draw quality by keep and by measured time to the first token, a line a method or preset.
 
+    What was asked for has colours of its own, and is in front of the baselines. The legend says how
+    many questions each line is of, with a star where not all were asked.
+
     Args:
         rows: the unpruned one first.
         model: its name.
         questions, files: how many there are.
         labelled: quality is accuracy; else agreement with the unpruned model.
-        kind: of the file: "png" or "svg".
+        kind: of the file: "png", "svg" or "pdf".
     """
     unpruned = rows[0]
     lines: dict[str, list[EvaluationRow]] = {}
-    for row in rows[1:]:
+    asked_first = sorted(rows[1:], key=lambda row: row.role == "baseline")
+    for row in asked_first:
         if row.questions:
             lines.setdefault(_label(row), []).append(row)
+    colours = line_colours(lines)
     figure = new_figure(9.9, 9.4)
     upper, lower = figure.subplots(2, 1)
     for number, (label, points) in enumerate(lines.items()):
         style: dict[str, object] = {
-            "label": label,
-            "color": f"C{number % 10}",
-            "marker": MARKERS[number // 10 % len(MARKERS)],
+            "label": f"{label} ({_counts(points, questions)})",
+            "color": colours[label],
+            "marker": MARKERS[number // len(PALETTE) % len(MARKERS)],
             "linestyle": "dashed" if points[0].role == "baseline" else "solid",
+            "zorder": 2 if points[0].role == "baseline" else 3,
             "linewidth": 1.3,
             "markersize": 4,
         }
@@ -69,7 +85,9 @@ def plot_rows(
         show_shares(axes, "y")
         axes.set_ylabel(quality)
         axes.grid(alpha=0.3)
-    show_kept(upper, f"{KEPT} (bands: 95 %, bootstrap over files)")
+    fewer = any(row.questions < questions for points in lines.values() for row in points)
+    note = "; *: fewer questions were asked" if fewer else ""
+    show_kept(upper, f"{KEPT} (bands and bars: 95 %, bootstrap over files{note})")
     show_shares(lower, "x")
     lower.set_xlabel(
         "time to the first token, in percent of the unpruned one's (vision tower counted)"
@@ -80,6 +98,13 @@ def plot_rows(
     if lines:
         upper.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return to_bytes(figure, kind)
+
+
+def _counts(rows: Sequence[EvaluationRow], questions: int) -> str:
+    """Return how many questions a line is of: "n = 24", or with a star where fewer than all."""
+    low, high = (pick(row.questions for row in rows) for pick in (min, max))
+    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"n = {span}{'*' * (low < questions)}"
 
 
 def _label(row: EvaluationRow) -> str:
@@ -96,7 +121,7 @@ def _by_keep(axes: Axes, rows: Sequence[EvaluationRow], style: Mapping[str, obje
     axes.plot(kept, [estimate.mean for estimate in quality], **style)  # type: ignore[arg-type]
     if rows[0].role == "asked":
         low, high = [one.low for one in quality], [one.high for one in quality]
-        axes.fill_between(kept, low, high, color=str(style["color"]), alpha=0.12, linewidth=0)
+        draw_interval(axes, kept, [one.mean for one in quality], low, high, str(style["color"]))
 
 
 def _by_time(axes: Axes, rows: Sequence[EvaluationRow], style: Mapping[str, object]) -> None:

@@ -171,6 +171,7 @@ class EvaluationRow:
         relative: accuracy over the unpruned model's.
         agreement: the share of answers that are the unpruned model's.
         by_kind: kind of question -> accuracy, or agreement without labels.
+        kind_questions: kind of question -> how many were answered.
         against_unpruned, against_random: paired differences of accuracy, or of agreement;
             against random at the input with the same keep.
         divergence, perplexity: of the unpruned answer's tokens under pruning.
@@ -204,6 +205,7 @@ class EvaluationRow:
     resolved: Mapping[str, object] = field(default_factory=dict)
     second: FollowUps | None = None
     errors: tuple[str, ...] = ()
+    kind_questions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def quality(self) -> Estimate:
@@ -223,6 +225,7 @@ class EvaluationRow:
             "agreement": self.agreement.mean,
             "agreement_interval": [self.agreement.low, self.agreement.high],
             "by_kind": dict(self.by_kind),
+            "kind_questions": dict(self.kind_questions),
             "against_unpruned": self.against_unpruned and self.against_unpruned.to_dict(),
             "against_random": self.against_random and self.against_random.to_dict(),
             **{key: getattr(self, key) for key in ("divergence", "perplexity", "prefill_speedup",
@@ -293,6 +296,7 @@ def _make_row(
         relative=relative,
         agreement=estimate(of_row.same, of_row.files),
         by_kind={kind: mean(values) for kind, values in sorted(by_kind.items())},
+        kind_questions={kind: len(values) for kind, values in sorted(by_kind.items())},
         against_unpruned=None if of_row is unpruned else of_row.less(unpruned),
         against_random=of_row.less(random) if random not in (None, of_row) else None,
         divergence=mean(record.divergence for record in every) if every else math.nan,

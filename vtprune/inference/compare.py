@@ -149,6 +149,7 @@ def sum_up(
         realised_fraction=ratio["prefill"] / predicted if predicted else None,
         first_token_speedup=ratio["first_token"],
         total_speedup=ratio["total"],
+        pairs=[{"unpruned": dict(pair.unpruned), "pruned": dict(pair.pruned)} for pair in pairs],
     )
 
 

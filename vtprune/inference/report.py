@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -302,6 +303,8 @@ class CompareResult(Block):
             machine's measured ceilings.
         realised_fraction: prefill_speedup / prefill_predicted.
         pruned_answer: the pruned model's greedy answer, where the report's own was sampled.
+        pairs: of every unpruned run and the pruned one beside it the seconds by part, of which the
+            speed-ups are medians.
     """
 
     answer: str
@@ -314,6 +317,12 @@ class CompareResult(Block):
     first_token_speedup: float
     total_speedup: float
     pruned_answer: str | None = None
+    pairs: Sequence[Mapping[str, Mapping[str, float]]] = ()
+
+    def spread(self, part: str) -> tuple[float, float]:
+        """Return the lowest and the highest speed-up of a pair; not a number without pairs."""
+        ratios = [pair["unpruned"][part] / max(pair["pruned"][part], 1e-9) for pair in self.pairs]
+        return min(ratios, default=math.nan), max(ratios, default=math.nan)
 
     def speedup(self, part: str) -> float:
         """Return the speed-up of "prefill", "first_token" or "total"."""

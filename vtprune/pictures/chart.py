@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 DPI = 100
 SMALL = 8  # points of a legend's text
 NARROW = 0.1  # an axis of shares is no narrower: its ticks would all be called the same
+GREY = "0.45"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
+"""Colours that the colour-blind can tell apart, too; the eighth is grey."""
 KEPT = "visual tokens kept, average over the layers"
 
 
@@ -23,11 +28,39 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def line_colours(names: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each line: the first ones have one of their own, the others are grey.
+
+    Args:
+        names: of the lines, the most important first.
+    """
+    distinct = dict.fromkeys(names)
+    return dict(zip(distinct, chain(PALETTE, repeat(GREY)), strict=False))
+
+
+def draw_interval(
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+) -> None:
+    """Draw from low to high around a line: a band, and bars where it has one point or two."""
+    if len(x) > 2:
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        return
+    below = [max(0.0, value - least) for value, least in zip(values, low, strict=True)]
+    above = [max(0.0, most - value) for value, most in zip(values, high, strict=True)]
+    axes.errorbar(x, values, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1,
+                  capsize=3, zorder=3)  # fmt: skip
+
+
 def to_bytes(figure: Figure, kind: str = "png") -> bytes:
     """A figure as a file.
 
     Args:
-        kind: "png" or "svg".
+        kind: "png", "svg" or "pdf".
     """
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)

@@ -41,10 +41,11 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     against = [name for name, least in AGAINST.items() if console.width >= least]
     table = plain_table()
     table.add_column("", overflow="fold")
-    table.add_column("kept", justify="right")
+    for heading in ("kept", "n"):
+        table.add_column(heading, justify="right")
     if scored:
         gaps = (f"against\n{name}" for name in against)
-        for heading in ("accuracy", "95 %", "of\nunpruned", *gaps):
+        for heading in ("accuracy", "95 %", "of un-\npruned", *gaps):
             table.add_column(heading, justify="right")
     same = ("same\nanswer", "KL") if scored else ("same\nanswer", "95 %", "KL", "perplexity")
     for heading in (*same, "prefill", "first\ntoken"):
@@ -55,7 +56,8 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
             table.add_row(Text("own keeps" if keep is None else f"keep {keep:g}", "bold"))
         for row in group:
             style = "dim" if row.role == "baseline" else ""
-            table.add_row(Text(_name(row)), *_figures(row, scored, against), style=style)
+            table.add_row(Text(_name(row)), *_figures(row, evaluation.questions, scored, against),
+                          style=style)  # fmt: skip
     print_fitted(table, console)
     if scored:
         console.print()
@@ -102,11 +104,18 @@ def _name(row: EvaluationRow) -> str:
     return f"{name} at {row.at}" if row.method else name
 
 
-def _figures(row: EvaluationRow, scored: bool, against: Sequence[str]) -> list[Text]:
-    """Return the figures of a row; of the unpruned one without those that compare with it."""
+def _figures(
+    row: EvaluationRow, questions: int, scored: bool, against: Sequence[str]
+) -> list[Text]:
+    """Return the figures of a row; of the unpruned one without those that compare with it.
+
+    Args:
+        questions: how many there are; a row of fewer has a star.
+    """
     pruned = row.role != "unpruned"
     accuracy, agreement = row.accuracy, row.agreement
-    figures = [Text(f"{row.keep_mean:.0%}")]
+    fewer = "*" * (row.questions < questions)
+    figures = [Text(f"{row.keep_mean:.0%}"), Text(f"{row.questions:,}{fewer}")]
     if scored:
         relative = row.relative if pruned else None
         figures += [
@@ -145,10 +154,17 @@ def _kinds(rows: Sequence[EvaluationRow]) -> Table:
     table = plain_table(gap=1)
     table.add_column("by kind")
     for kind in kinds:
-        table.add_column((kind or "other").replace("_", "\n"), justify="right")
+        asked = max(row.kind_questions.get(kind, 0) for row in rows)
+        count = f"\nn={asked:,}" if asked else ""
+        table.add_column((kind or "other").replace("_", "\n") + count, justify="right")
     for row in rows:
         by_kind = row.by_kind
-        shares = [Text(f"{by_kind[kind]:.0%}" if kind in by_kind else "") for kind in kinds]
+        most = {kind: max(other.kind_questions.get(kind, 0) for other in rows) for kind in kinds}
+        shares = [
+            Text(f"{by_kind[kind]:.0%}{'*' * (row.kind_questions.get(kind, 0) < most[kind])}"
+                 if kind in by_kind else "")
+            for kind in kinds
+        ]  # fmt: skip
         style = "dim" if row.role == "baseline" else ""
         table.add_row(Text(_name_with_keep(row)), *shares, style=style)
     return table
@@ -158,7 +174,7 @@ def _follow_ups(rows: Sequence[EvaluationRow]) -> Table:
     """Return the quality of follow-up questions, and of the same ones asked alone."""
     table = plain_table()
     table.add_column("second questions", overflow="fold")
-    for heading in ("keep", "fresh", "second", "unpruned", "lost"):
+    for heading in ("keep", "n", "fresh", "second", "unpruned", "lost"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("question")
     for row in rows:
@@ -170,7 +186,7 @@ def _follow_ups(rows: Sequence[EvaluationRow]) -> Table:
         keep = "" if unpruned or row.keep is None else f"{row.keep:g}"
         question = "" if unpruned else "read" if row.reads_question else "blind"
         table.add_row(
-            Text(_name(row)), keep, *(f"{share:.1%}" for share in shares),
+            Text(_name(row)), keep, f"{second.questions:,}", *(f"{share:.1%}" for share in shares),
             "" if unpruned else _lost(second.change), question,
             style="dim" if row.role == "baseline" else "",
         )  # fmt: skip
@@ -189,11 +205,15 @@ def show_notes(evaluation: Evaluation, console: Console) -> None:
     lines.add_row("asked", Text(asked_fact(evaluation.questions, evaluation.files)))
     lines.add_row("model", Text(model_fact(evaluation.model, kernel=False)))
     scored = evaluation.labelled
+    stars = any(0 < row.questions < evaluation.questions for row in evaluation.rows)
+    fewer = ", * fewer than all" if stars else ""
     quality, same, loss = (ACCURACY, "", "") if scored else ("", INTERVAL, PERPLEXITY)
-    lines.add_row("table", f"{quality}same answer: share of answers equal to the unpruned model's"
-                  f"{same}; KL: divergence of the predictions of its first answer tokens; {loss}"
-                  "prefill, first token: measured speed-ups, medians; random rows are means over "
-                  "seeds")  # fmt: skip
+    lines.add_row(
+        "table",
+        f"n: questions that were asked{fewer}; {quality}same answer: share of answers equal to the "
+        f"unpruned model's{same}; KL: divergence of the predictions of its first answer tokens; "
+        f"{loss}prefill, first token: measured speed-ups, medians; random rows: means over seeds",
+    )
     if any(row.second for row in evaluation.rows):
         lines.add_row("", Text(FOLLOW_UPS))
     console.print()

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vtprune.evaluation.profiling.result import MeasuredSpeedups, Profile, ProfileRow
-from vtprune.pictures.chart import SMALL, literal, new_figure, show_speed_ups, to_bytes
+from vtprune.pictures.chart import (
+    SMALL,
+    draw_interval,
+    line_colours,
+    literal,
+    new_figure,
+    show_speed_ups,
+    to_bytes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +39,7 @@ def draw_profile(profile: Profile, kind: str = "png") -> bytes:
     Where several methods cut at the keeps, each has a colour.
 
     Args:
-        kind: "png" or "svg".
+        kind: "png", "svg" or "pdf".
     """
     rows = profile.good_rows
     keeps = sorted((row for row in rows if row.preset is None), key=kept)
@@ -39,15 +47,17 @@ def draw_profile(profile: Profile, kind: str = "png") -> bytes:
     figure = new_figure(8, 5)
     axes = figure.subplots()
     if len(methods) > 1:
-        for number, method in enumerate(methods):
+        colours = line_colours(methods)
+        for method in methods:
             of_method = [row for row in keeps if row.method in (method, None)]
             for name, line in OF_METHODS.items():
                 label = f"{method}: {LINES[name][0]}"
-                draw_line(axes, of_method, name, line, f"C{number}", label)
+                draw_line(axes, of_method, name, line, colours[method], label)
+            draw_spread(axes, of_method, colours[method])
     else:
         for name, (label, line, colour) in LINES.items():
             draw_line(axes, keeps, name, line, colour, label)
-        draw_spread(axes, keeps)
+        draw_spread(axes, keeps, "C0")
     draw_presets(axes, [row for row in rows if row.preset is not None])
     show_speed_ups(axes, title(profile))
     axes.legend(fontsize=SMALL)
@@ -64,14 +74,13 @@ def draw_line(
         axes.plot(list(map(kept, rows)), values, line, color=colour, label=label, marker=marker)
 
 
-def draw_spread(axes: Axes, rows: Sequence[ProfileRow]) -> None:
-    """Fill what is between the slowest and the fastest pass."""
-    spreads = [(kept(row), *row.compare.prefill_spread) for row in rows
-               if isinstance(row.compare, MeasuredSpeedups)]  # fmt: skip
+def draw_spread(axes: Axes, rows: Sequence[ProfileRow], colour: str) -> None:
+    """Draw what is between the slowest and the fastest pass of the prefill."""
+    spreads = [(kept(row), row.compare.prefill_speedup, *row.compare.prefill_spread)
+               for row in rows if isinstance(row.compare, MeasuredSpeedups)]  # fmt: skip
     if spreads:
-        x, low, high = zip(*spreads, strict=True)
-        axes.fill_between(x, low, high, color="C0", alpha=0.15, linewidth=0,
-                          label="prefill, slowest to fastest pass")  # fmt: skip
+        x, measured, low, high = zip(*spreads, strict=True)
+        draw_interval(axes, x, measured, low, high, colour)
 
 
 def draw_presets(axes: Axes, rows: Sequence[ProfileRow]) -> None:
