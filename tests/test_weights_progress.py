@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from transformers import PreTrainedModel
+from test_moe import EXPERTS
+from tiny_base import TEXT
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    core_model_loading,
+)
 from transformers.utils import logging
 
 from vtprune.models import weights_progress
@@ -119,6 +129,35 @@ def test_weights_are_mapped_and_not_copied(checkpoints) -> None:  # type: ignore
         if any(weight.data_ptr() in places for places in ranges)
     ]
     assert sum(mapped) == sum(weight.nbytes for weight in model.parameters())
+
+
+def test_experts_are_read_one_layer_after_the_other(tmp_path: Path, monkeypatch, in_bytes) -> None:  # type: ignore[no-untyped-def]
+    fields = tiny.FAMILIES["llava"].config(partial(tiny.token, "llava"))
+    text = {**TEXT, **EXPERTS, "model_type": "qwen3_moe", "head_dim": 16, "pad_token_id": None}
+    config = CONFIG_MAPPING[fields.pop("model_type")](**{**fields, "text_config": text})
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer("llava", True).save_pretrained(tmp_path)
+    tiny.write_files("llava", tmp_path)
+    num_bytes = find_weights(str(tmp_path)).num_bytes
+    assert any(".experts.5." in name for name in num_bytes)
+    copied: list[int] = []
+    copy = core_model_loading._materialize_copy
+
+    def counted(tensor, *args, **kwargs):  # type: ignore[no-untyped-def]
+        copied.append(tensor[...].nbytes)
+        return copy(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", counted)
+    ahead: list[int] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage == LOADING:
+            ahead.append(sum(copied) - done)
+
+    load(str(tmp_path), dtype="bfloat16", on_progress=watch)
+    assert sum(copied) == sum(num_bytes.values())
+    assert max(ahead) <= 0
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 
 
 def test_weights_of_an_odd_layout_are_read_too() -> None:

@@ -44,7 +44,7 @@ from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
 from vtprune.models.structure import find_decoder, find_structure, pruned_equals
 from vtprune.models.transformers_messages import loading_errors, quiet
-from vtprune.models.weights import GGUF, GGUF_HINT, find_weights
+from vtprune.models.weights import GGUF, GGUF_HINT, find_weights, read_in_turn
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
@@ -494,7 +494,7 @@ def read_weights(
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
-    with _ONE_AT_A_TIME, count_loaded(weights.num_bytes, on_progress):
+    with _ONE_AT_A_TIME, count_loaded(weights.num_bytes, on_progress), read_in_turn(weights):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             config=config,
