@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from browser import screenshot
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -250,7 +253,7 @@ def test_an_answer_is_split_into_sentences_and_events() -> None:
     ids = torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"],
                         tokenizer.eos_token_id])  # fmt: skip
     parts = split_answer(tokenizer, ids)
-    assert [part.text for part in parts] == ["red circle moves left, then", "number 50 flashes"]
+    assert [part.text for part in parts] == ["red circle moves left", "number 50 flashes"]
     assert [parts[0].first, parts[-1].end] == [0, len(ids) - 1]
     assert parts[0].end == parts[1].first
     (empty,) = split_answer(tokenizer, ids[-1:])
@@ -336,6 +339,47 @@ def test_a_clip_is_explained_over_time(clip: tuple[Path, Sample]) -> None:
         assert region.seconds
     assert explanation.kept is None
     assert vtprune.draw(explanation).png().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_lights_what_carries_the_answer(tmp_path: Path) -> None:
+    file, page = tmp_path / "red.png", tmp_path / "evidence.html"
+    Image.new("RGB", (320, 240), (200, 40, 40)).save(file)
+    explanation = vtprune.explain(None, file, "what is there?", by="attention")
+    (run,) = explanation.runs
+    shares = torch.zeros(len(run.places))
+    lit = [n for n, place in enumerate(run.places) if place.box and place.tile == 0][:2]
+    shares[lit] = 0.5  # two tokens of the base picture alone
+    maps = tuple(replace(one, shares=shares) for one in run.maps)
+    vtprune.draw(replace(explanation, runs=(replace(run, maps=maps),))).save(page)
+    seen = screenshot(page, tmp_path / "shot.png")
+    orange = tuple(0.6 * a + 0.4 * b for a, b in zip((200, 40, 40), (255, 80, 0), strict=True))
+    near = {
+        name: sum(count for colour, count in seen.items()
+                  if all(abs(a - b) < 12 for a, b in zip(colour, wanted, strict=True)))
+        for name, wanted in (("lit", orange), ("dim", (80, 16, 16)))
+    }  # fmt: skip
+    boxes = [run.places[n].box for n in lit]
+    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes if box is not None)
+    pictures = len({place.tile > 0 for place in run.places if place.box is not None})
+    assert min(near.values()) > 500
+    assert near["lit"] / sum(near.values()) == pytest.approx(
+        area / (pictures * 320 * 240), abs=0.01
+    )
+
+
+def test_a_page_of_32_frames_and_several_events_is_below_3_megabytes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(32):
+        noise = torch.rand(27, 48, 3, generator=generator).mul(255).byte().numpy()
+        Image.fromarray(noise).resize((640, 360)).save(tmp_path / f"{number:02}.png")
+    explanation = vtprune.explain(
+        None, tmp_path, "what happens?", by="attention", sampling=Sampling(frames=32)
+    )
+    run = explanation.runs[0]
+    several = replace(run, maps=run.maps[:1] * 4)
+    page = vtprune.draw(replace(explanation, runs=(several, several))).html()
+    assert len(page) < 3_000_000
 
 
 @pytest.mark.parametrize(

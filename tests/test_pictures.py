@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import screenshot, width_on_a_phone
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import vtprune
 from vtprune import Report, VtpruneError
@@ -25,6 +25,15 @@ from vtprune.inference.report import FailedReport
 from vtprune.models.base import Sampling
 from vtprune.pictures.contact_sheet import draw_panel
 from vtprune.pictures.drawing import SHEET, DrawnRun, scaled
+from vtprune.pictures.lettering import (
+    draw_text,
+    fit_lines,
+    font,
+    font_of,
+    has_glyph,
+    legible,
+    text_width,
+)
 from vtprune.pictures.miniature import draw_miniature
 
 ATTACK = "</script><img src=x onerror=alert(1)>{{ 7*7 }}"
@@ -221,16 +230,9 @@ def test_a_browser_draws_kept_tokens_clear_and_dropped_ones_dim(
     report = ask(checkpoints("llava"), file, keep=0.5, method="uniform")
     drawing = vtprune.draw(report)
     drawing.save(page)
-    subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--virtual-time-budget=3000", "--window-size=800,900", f"--screenshot={shot}",
-         page.as_uri()],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    with Image.open(shot) as image:
-        counts = image.convert("RGB").getcolors(1_000_000) or []
+    seen_colours = screenshot(page, shot)
     near = {
-        name: sum(count for count, seen in counts
+        name: sum(count for seen, count in seen_colours.items()
                   if all(abs(a - b) < 12 for a, b in zip(seen, colour, strict=True)))
         for name, colour in (("clear", (200, 40, 40)), ("dim", (60, 12, 12)))
     }  # fmt: skip
@@ -238,6 +240,38 @@ def test_a_browser_draws_kept_tokens_clear_and_dropped_ones_dim(
     assert min(near.values()) > 1000
     share = near["clear"] / sum(near.values())
     assert share == pytest.approx(kept / len(drawing.runs[0].tokens), abs=0.05)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_pages_fit_a_phone(checkpoints: Checkpoints, clip: Path, tmp_path: Path) -> None:
+    long = "x" * 200
+    report = replace(ask(checkpoints("internvl"), clip, frames=20), question=long, answer=long)
+    page = tmp_path / "kept.html"
+    vtprune.draw([report, report]).save(page)
+    assert width_on_a_phone(page) == 390
+    explanation = vtprune.explain(None, clip, long, by="attention", keep=0.5)
+    maps = tuple(replace(one, text=long) for one in explanation.runs[0].maps)
+    runs = (replace(explanation.runs[0], maps=maps), explanation.runs[1])
+    vtprune.draw(replace(explanation, runs=runs)).save(page)
+    assert width_on_a_phone(page) == 390
+
+
+@pytest.mark.parametrize(
+    "text", ["что происходит", "这是什么", "😀 👨\u200d👩", "\x1b[31m\x00", "\udcff", "\u202egnp"]
+)
+def test_a_caption_in_any_script_is_drawn_without_missing_glyphs(text: str) -> None:
+    sheet = Image.new("RGB", (400, 40), "white")
+    draw_text(ImageDraw.Draw(sheet), (4, 4), text, (0, 0, 0), 15)
+    assert sheet.getextrema() == ((0, 255),) * 3
+    shown = legible(text, 15)
+    assert all(font_of(character, 15) for character in shown)
+    assert not {"\x1b", "\x00", "\udcff", "\u202e"} & set(shown)
+    assert all(text_width(line, 15) <= 200 for line in fit_lines(text * 30, 15, 200))
+
+
+def test_a_font_lacks_what_it_draws_as_a_box() -> None:
+    assert has_glyph(font(15), "a")
+    assert not has_glyph(font(15), "漢")
 
 
 def test_a_page_of_32_frames_is_below_3_megabytes(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune import __version__
+from vtprune.cli.drawing import load_to_draw, write_files
 from vtprune.cli.flags import (
     generation_from,
     limits_from,
-    loading_from,
     media_and_questions,
     preset_from,
     sampling_from,
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.cli.results import TABLES, TABLES_TEXT, check_saves, table_makers, to_json, write_saves
+from vtprune.cli.results import TABLES, TABLES_TEXT, check_saves, table_makers, to_json
 from vtprune.errors import VtpruneError
 from vtprune.pictures import FORMATS
 
@@ -70,7 +70,6 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.cli.console import printable
     from vtprune.cli.console.evidence import show_explanation
     from vtprune.inference.evidence.explain import check_method
     from vtprune.pictures.evidence import EvidenceDrawing
@@ -84,11 +83,8 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
         explanation = _explain(flags, user, preset, paths, questions[0])
         drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)
         _print(flags, explanation, drawing)
-        makers = {**table_makers(lambda console: show_explanation(explanation, console)),
-                  **drawing.makers()}  # fmt: skip
-        for path in write_saves(flags.saves, makers):
-            if not (flags.quiet or flags.json):
-                click.echo(f"written   {printable(str(path))}", err=True)
+        tables = table_makers(lambda console: show_explanation(explanation, console))
+        write_files(flags, {**tables, **drawing.makers()})
 
 
 def _preset(flags: Flags, user: Flags) -> Preset | None:
@@ -110,28 +106,19 @@ def _explain(
     from vtprune.cli.output import progress_line
     from vtprune.inference.evidence.ask import UNPRUNED
     from vtprune.inference.evidence.explain import explain_answer
-    from vtprune.inference.prompt_media import load_with_media
-    from vtprune.media import open_sources
-    from vtprune.models.loading import open_model
 
-    limits = limits_from(flags)
-    sources = open_sources(paths, limits)
-    sampling = sampling_from(preset or UNPRUNED, flags)
     with progress_line(flags.quiet) as progress:
-        opened = open_model(**loading_from(flags, user), on_progress=progress)
         draws = flags.terminal or bool(flags.saves)
-        loaded, media = load_with_media(
-            opened, sources, sampling, preset or UNPRUNED, limits, progress, thumbnails=draws
-        )
+        loaded, media = load_to_draw(flags, user, preset or UNPRUNED, paths, progress, draws)
         return explain_answer(
             loaded,
             media,
             question,
             flags.by,
             preset,
-            sampling=sampling,
+            sampling=sampling_from(preset or UNPRUNED, flags),
             generation=generation_from(flags, user),
-            limits=limits,
+            limits=limits_from(flags),
             passes=flags.passes,
             layer=flags.layer,
             on_progress=progress,

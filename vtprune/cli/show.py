@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune import __version__
+from vtprune.cli.drawing import load_to_draw, write_files
 from vtprune.cli.flags import (
     generation_from,
     limits_from,
-    loading_from,
     media_and_questions,
     preset_from,
     sampling_from,
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.cli.results import check_saves, to_json, write_saves
+from vtprune.cli.results import check_saves, to_json
 from vtprune.errors import VtpruneError
 from vtprune.pictures import FORMATS
 
@@ -68,7 +68,6 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.cli.console import printable
     from vtprune.pictures.drawing import draw
 
     user = load_config()
@@ -79,9 +78,7 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
         reports = _reports(flags, user, presets, paths, questions[0])
         drawing = draw(reports, limits=limits_from(flags), all_frames=flags.all_frames)
         _print(flags, drawing, reports)
-        for path in write_saves(flags.saves, drawing.makers()):
-            if not (flags.quiet or flags.json):
-                click.echo(f"written   {printable(str(path))}", err=True)
+        write_files(flags, drawing.makers())
 
 
 def _presets(flags: Flags, user: Flags) -> list[Preset]:
@@ -113,29 +110,20 @@ def _reports(
     """Load the model once, and answer under every preset."""
     from vtprune.cli.output import progress_line
     from vtprune.inference.answer_questions import answer_questions
-    from vtprune.inference.prompt_media import load_with_media
-    from vtprune.media import open_sources
-    from vtprune.models.loading import open_model
 
-    limits = limits_from(flags)
-    sources = open_sources(paths, limits)
     reports: list[Report] = []
     with progress_line(flags.quiet) as progress:
-        opened = open_model(**loading_from(flags, user), on_progress=progress)
-        first = sampling_from(presets[0], flags)
-        loaded, media = load_with_media(
-            opened, sources, first, presets[0], limits, progress, thumbnails=True
-        )
+        loaded, media = load_to_draw(flags, user, presets[0], paths, progress)
         for number, preset in enumerate(presets):
             progress("answering", number, len(presets))
             reports += answer_questions(
                 loaded,
-                sources if number else media,
+                media.sources if number else media,
                 [question],
                 preset,
                 sampling=sampling_from(preset, flags),
                 generation=generation_from(flags, user, seed=preset.seed),
-                limits=limits,
+                limits=limits_from(flags),
             )
     return reports
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import io
-import textwrap
-from typing import TYPE_CHECKING
+import zlib
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance
 
 from vtprune.pictures.drawing import Drawing, DrawnRun, Panel, scaled
-
-if TYPE_CHECKING:
-    from PIL.ImageFont import FreeTypeFont
-
-    Font = FreeTypeFont | ImageFont.ImageFont
+from vtprune.pictures.lettering import HEAD, LINE, TEXT, draw_text, fit_lines, text_width
 
 Row = tuple[Panel, Image.Image]
 """A panel and the picture behind it."""
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 DIM, WASH = 0.35, 0.8
 """Brightness of a dropped token; how white a part is that no token shows."""
-GAP, TEXT, HEAD = 10, 13, 15
+GAP = 10
 MOST_HEIGHT = 1200
 """Pixels above which rows go on in a second block beside the first."""
 COLOURS = (
@@ -28,7 +23,6 @@ COLOURS = (
     (204, 121, 167), (120, 94, 240),
 )  # fmt: skip
 """Of the tokens that others were merged into; told apart by the colour-blind too."""
-LINE = 20  # pixels from a line of text to the next
 
 
 def draw_sheet(drawing: Drawing) -> bytes:
@@ -52,12 +46,12 @@ def draw_run(drawing: Drawing, run: DrawnRun, keys: list[tuple[int, int, bool]])
     rows = [(panel, drawing.picture(run, panel)) for panel in run.panels if panel.key in keys]
     blocks = [draw_block(run, block) for block in split_rows(rows)]
     width = max(sum(block.width for block in blocks) + 2 * GAP, 640)
-    caption = caption_lines(drawing, run, len(rows), (width - 2 * GAP) // 8)
+    caption = caption_lines(run, len(rows), width - 2 * GAP)
     top = GAP + LINE * len(caption) + GAP
     sheet = Image.new("RGB", (width, top + max(block.height for block in blocks) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for line, (text, colour) in enumerate(caption):
-        pen.text((GAP, GAP + line * LINE), text, colour, font(HEAD))
+        draw_text(pen, (GAP, GAP + line * LINE), text, colour, HEAD)
     left = GAP
     for block in blocks:
         sheet.paste(block, (left, top))
@@ -82,36 +76,34 @@ def split_rows(rows: list[Row]) -> list[list[Row]]:
 
 def draw_block(run: DrawnRun, rows: list[Row]) -> Image.Image:
     """Return some rows, one below the other, under the titles of the stages."""
-    small, columns = font(TEXT), max(len(run.stages), 1)
+    columns = max(len(run.stages), 1)
     titles = [run.stage_title(stage) for stage in range(columns)]
     labels = [
         [f"{run.title(panel)} · {panel.count(after)} of {len(panel.tokens)}" for panel, _ in rows]
         for after in range(1 if run.stages else 0, columns + 1 if run.stages else 1)
     ]
     texts = [*titles, *(label for column in labels for label in column)]
-    wide = max(*(picture.width for _, picture in rows), *(_width(text, small) for text in texts))
+    wide = max(*(picture.width for _, picture in rows), *(text_width(text, TEXT) for text in texts))
     height = LINE + sum(picture.height + LINE + GAP for _, picture in rows)
     block = Image.new("RGB", (columns * (wide + GAP) + GAP, height), PAPER)
     pen = ImageDraw.Draw(block)
     for stage in range(columns):
         x, y = stage * (wide + GAP), LINE
-        pen.text((x, 0), titles[stage], INK, small)
+        draw_text(pen, (x, 0), titles[stage], INK, TEXT)
         for number, (panel, picture) in enumerate(rows):
-            pen.text((x, y), labels[stage][number], GREY, small)
+            draw_text(pen, (x, y), labels[stage][number], GREY, TEXT)
             drawn = draw_panel(run, panel, picture, stage + 1 if run.stages else 0)
             block.paste(drawn, (x, y + LINE - 3))
             y += picture.height + LINE + GAP
     return block
 
 
-def caption_lines(
-    drawing: Drawing, run: DrawnRun, shown: int, most: int
-) -> list[tuple[str, tuple[int, int, int]]]:
+def caption_lines(run: DrawnRun, shown: int, width: int) -> list[tuple[str, tuple[int, int, int]]]:
     """Return the lines of a caption, and their colours.
 
     Args:
         shown: panels that are drawn.
-        most: characters of a line.
+        width: pixels of a line.
     """
     answered = [
         (f"Question: {run.question}", INK),
@@ -130,12 +122,7 @@ def caption_lines(
     if shown < len(run.panels):
         texts.append((f"{shown} of {len(run.panels)} frames: those with the most and the fewest "
                       "tokens kept", GREY))  # fmt: skip
-    lines = []
-    for text, colour in texts:
-        plain = " ".join(text.split())
-        wrapped = textwrap.wrap(plain, most, max_lines=3, placeholder=" ...") or [""]
-        lines += [(line, colour) for line in wrapped]
-    return lines
+    return [(line, colour) for text, colour in texts for line in fit_lines(text, HEAD, width)]
 
 
 def draw_panel(run: DrawnRun, panel: Panel, picture: Image.Image, after: int) -> Image.Image:
@@ -196,14 +183,5 @@ def tile_boxes(
 
 
 def colour_of(column: int) -> tuple[int, int, int]:
-    """Return the colour of what was merged into a token; neighbours have different ones."""
-    return COLOURS[(column * 2654435761 >> 16) % len(COLOURS)]
-
-
-def font(size: int) -> Font:
-    """Return the font of all drawings, so many pixels high."""
-    return ImageFont.load_default(size)
-
-
-def _width(text: str, font: Font) -> int:
-    return int(font.getlength(text)) + 1
+    """Return the colour of what was merged into a token; mixed, so that most neighbours differ."""
+    return COLOURS[zlib.crc32(str(column).encode()) % len(COLOURS)]

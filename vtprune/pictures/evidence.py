@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,9 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
-from vtprune.pictures.contact_sheet import GAP, GREY, HEAD, INK, LINE, PAPER, TEXT, font
+from vtprune.pictures.contact_sheet import GAP, GREY, INK, PAPER, Row, split_rows
 from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, Token, scaled
+from vtprune.pictures.lettering import HEAD, LINE, TEXT, draw_text, fit_lines, text_width
 from vtprune.pictures.miniature import CELLS, beside
 from vtprune.pictures.page import panel_data, render_page
 
@@ -110,12 +110,12 @@ class EvidenceDrawing:
         """Return it as a PNG: a row a frame or picture, a column a map, runs below each other."""
         blocks = [self.draw_run(number) for number in range(len(self.drawings))]
         width = max(block.width for block in blocks)
-        lines = self.caption((width - 2 * GAP) // 8)
+        lines = self.caption(width - 2 * GAP)
         top = GAP + LINE * len(lines)
         sheet = Image.new("RGB", (width, top + sum(block.height for block in blocks)), PAPER)
         pen = ImageDraw.Draw(sheet)
         for line, (text, colour) in enumerate(lines):
-            pen.text((GAP, GAP + line * LINE), text, colour, font(HEAD))
+            draw_text(pen, (GAP, GAP + line * LINE), text, colour, HEAD)
         for block in blocks:
             sheet.paste(block, (0, top))
             top += block.height
@@ -123,8 +123,8 @@ class EvidenceDrawing:
         sheet.save(file, "PNG", compress_level=4)
         return file.getvalue()
 
-    def caption(self, most: int) -> list[tuple[str, tuple[int, int, int]]]:
-        """Return the lines over all runs, of at most so many characters, and their colours."""
+    def caption(self, width: int) -> list[tuple[str, tuple[int, int, int]]]:
+        """Return the lines over all runs, of at most so many pixels, and their colours."""
         first = self.explanation.runs[0]
         texts = [
             (f"Question: {first.question}", INK),
@@ -132,42 +132,47 @@ class EvidenceDrawing:
         ]
         if self.explanation.kept:
             texts.append((kept_line(self.explanation), INK))
-        return [
-            (line, colour)
-            for text, colour in texts
-            for line in textwrap.wrap(" ".join(text.split()), most, max_lines=3, placeholder=" ...")
-        ]
+        return [(line, colour) for text, colour in texts for line in fit_lines(text, HEAD, width)]
 
     def draw_run(self, number: int) -> Image.Image:
-        """Return the maps of one run."""
-        run, drawing = self.explanation.runs[number], self.drawings[number]
-        panels = self.panels(number)
+        """Return the maps of one run, in blocks side by side."""
+        drawing, panels = self.drawings[number], self.panels(number)
         drawing.read_pictures([panel.key for panel in panels])
-        small, pictures = font(TEXT), [drawing.picture(drawing.runs[0], panel) for panel in panels]
-        titles = [" ".join((one.text or "(empty)").split()) for one in run.maps]
+        rows = [(panel, drawing.picture(drawing.runs[0], panel)) for panel in panels]
+        blocks = [self.draw_block(number, block) for block in split_rows(rows)]
+        width = max(GAP + sum(block.width for block in blocks), 640)
+        top = GAP + LINE
+        sheet = Image.new("RGB", (width, top + max(block.height for block in blocks)), PAPER)
+        pen = ImageDraw.Draw(sheet)
+        (head,) = fit_lines(run_line(self.explanation.runs[number]), HEAD, width - 2 * GAP, most=1)
+        draw_text(pen, (GAP, GAP), head, INK, HEAD)
+        left = GAP
+        for block in blocks:
+            sheet.paste(block, (left, top))
+            left += block.width
+        return sheet
+
+    def draw_block(self, number: int, rows: list[Row]) -> Image.Image:
+        """Return some panels of a run, one below the other, a column a map under its text."""
+        run, drawn = self.explanation.runs[number], self.drawings[number].runs[0]
         labels = [
-            [
-                f"{drawing.runs[0].title(panel)} · {self.share(number, m, panel):.0%}"
-                for panel in panels
-            ]
+            [f"{drawn.title(panel)} · {self.share(number, m, panel):.0%}" for panel, _ in rows]
             for m in range(len(run.maps))
         ]
-        widest = max(int(small.getlength(text)) + 1 for column in labels for text in column)
-        wide = max(*(picture.width for picture in pictures), widest, 200)
-        height = GAP + 2 * LINE + sum(picture.height + LINE + GAP for picture in pictures)
-        sheet = Image.new("RGB", (max(len(run.maps) * (wide + GAP) + GAP, 640), height), PAPER)
-        pen = ImageDraw.Draw(sheet)
-        head = textwrap.shorten(run_line(run), (sheet.width - 2 * GAP) // 8, placeholder=" ...")
-        pen.text((GAP, GAP), head, INK, font(HEAD))
+        widest = max(text_width(text, TEXT) for column in labels for text in column)
+        wide = max(*(picture.width for _, picture in rows), widest, 200)
+        height = LINE + sum(picture.height + LINE + GAP for _, picture in rows)
+        block = Image.new("RGB", (len(run.maps) * (wide + GAP), height), PAPER)
+        pen = ImageDraw.Draw(block)
         for m, one in enumerate(run.maps):
-            x, y = GAP + m * (wide + GAP), GAP + 2 * LINE
-            title = textwrap.shorten(titles[m], max(wide // 7, 10), placeholder=" ...")
-            pen.text((x, GAP + LINE), title, INK, small)
-            for row, (panel, picture) in enumerate(zip(panels, pictures, strict=True)):
-                pen.text((x, y), labels[m][row], GREY, small)
-                sheet.paste(self.draw_panel(number, m, one, panel, picture), (x, y + LINE - 3))
+            x, y = m * (wide + GAP), LINE
+            (title,) = fit_lines(one.text or "(empty)", TEXT, wide, most=1)
+            draw_text(pen, (x, 0), title, INK, TEXT)
+            for row, (panel, picture) in enumerate(rows):
+                draw_text(pen, (x, y), labels[m][row], GREY, TEXT)
+                block.paste(self.draw_panel(number, m, one, panel, picture), (x, y + LINE - 3))
                 y += picture.height + LINE + GAP
-        return sheet
+        return block
 
     def draw_panel(
         self, run: int, number: int, evidence: EvidenceMap, panel: Panel, picture: Image.Image

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ENDS = re.compile(r"(?<=[.!?;])\s+|\n+|,?\s+then\s+", re.IGNORECASE)
 """What stands between two of them."""
+THEN = re.compile(r",?\s+then$", re.IGNORECASE)
 MOST_PARTS = 12
 
 
@@ -53,7 +54,7 @@ def split_answer(
         # A token belongs to the part that it begins in; a blank before a word is the word's.
         end = length if stop == len(text) else sum(e <= stop for e in ends)
         if end > first and text[start:stop].strip():
-            parts.append(AnswerPart(text[start:stop].strip(), first, end))
+            parts.append(AnswerPart(THEN.sub("", text[start:stop].strip()), first, end))
             first = end
     return parts or [AnswerPart(text.strip(), 0, length)]
 
