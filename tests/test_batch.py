@@ -23,6 +23,7 @@ import vtprune
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
 from vtprune.inference.generate import Generation, Run
+from vtprune.inference.messages import read_messages
 from vtprune.media import open_sources
 from vtprune.models.base import Sampling, Turn
 from vtprune.serving import batch as batch_module
@@ -34,7 +35,6 @@ from vtprune.serving.batch import (
     run_batch,
     turns_over,
 )
-from vtprune.serving.messages import read_messages
 from vtprune.serving.requests import Request, find_files, read_requests, requests_about
 
 SHORT = BatchSettings(generation=Generation(max_new_tokens=4), batch_size=4)

@@ -68,9 +68,8 @@ def test_all_faults_are_named_at_once_with_their_lines(
     assert raised.value.message.replace(folder.name, "F") == (
         "F/questions.jsonl: line 2: not JSON: Expecting value; "
         "line 3: a line must be a mapping of keys; "
-        "line 4: file: 'b.png': no such file in F; "
+        "line 4: file: 'b.png': no such file in F, did you mean a.png?; "
         "line 5: question: '  ' is not text; "
-        "line 5: answer: 3 is not text; "
         "line 5: choices: 'a' is not a list of texts; "
         "line 5: kind: 1 is not text; "
         "line 6: unknown key 'anwser', did you mean answer?; "
@@ -110,7 +109,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtprune.inference.questions_file.LARGEST_FILE", 10)
+    monkeypatch.setattr("vtprune.inference.tables.LARGEST_FILE", 10)
     with pytest.raises(VtpruneError, match="larger than 10 bytes"):
         read_questions(write(folder, GOOD))
 

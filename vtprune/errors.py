@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 import unicodedata
@@ -111,6 +112,17 @@ def brief(value: object) -> str:
 def brief_path(path: object) -> str:
     """Return a path for a message, cut in the middle if it is long."""
     return one_line(str(path), LONGEST_PATH)
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with text or bytes that Python can't read as JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return "not JSON: not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "not JSON: nested too deep"
+    return "not JSON: a number with too many digits"
 
 
 def list_faults(faults: Sequence[str], more: int = 0) -> str:

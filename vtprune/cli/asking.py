@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +59,37 @@ def check_choices(metric: str, asked: Sequence[Asked]) -> None:
         )
 
 
+def columns_from(flags: Flags) -> dict[str, str]:
+    """Return which columns of a list hold what.
+
+    Raises:
+        VtpruneError: a part of --columns that is no KEY=COLUMN, or of another key.
+    """
+    from vtprune.inference.questions_file import KEYS
+
+    columns: dict[str, str] = {}
+    for part in flags.columns:
+        key, _, column = (text.strip() for text in part.partition("="))
+        if key not in KEYS or not column or key in columns:
+            raise VtpruneError(
+                f"--columns {part} is not KEY=COLUMN, once for each key",
+                f"keys: {', '.join(KEYS)}; for example --columns file=image,answer=answers",
+            )
+        columns[key] = column
+    return columns
+
+
+def asked_paths(asked: Iterable[Asked]) -> list[str | Path]:
+    """Return the files that questions are about, without what lies in tables."""
+    from vtprune.media import MediaGroup
+
+    media = dict.fromkeys(question.file for question in asked)
+    items = [
+        item for one in media for item in (one.items if isinstance(one, MediaGroup) else [one])
+    ]
+    return [item for item in items if isinstance(item, Path)]
+
+
 def is_demo(source: str) -> bool:
     """Return whether the embedded world's questions are meant, and no file of that name."""
     return source == DEMO and not os.path.isfile(source)
@@ -79,23 +110,27 @@ def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
 
 
 def listed_or_media(
-    inputs: Sequence[str], questions: Sequence[str], limits: Limits
+    inputs: Sequence[str], questions: Sequence[str], limits: Limits, columns: Mapping[str, str]
 ) -> tuple[list[Asked], str]:
     """Return the questions of a list, or those given about every file, and their source's name.
+
+    Args:
+        columns: as of `read_questions`.
 
     Raises:
         VtpruneError: a list that is not alone, or a file that can't be opened.
     """
     from vtprune.inference.questions_file import Asked, read_questions
+    from vtprune.inference.tables import is_list
     from vtprune.media import file_name, open_sources
 
-    lists = [name for name in inputs if name.lower().endswith((".jsonl", ".json"))]
+    lists = [name for name in inputs if is_list(name)]
     if lists:
         if len(inputs) > 1 or questions:
             raise VtpruneError(
                 f"{lists[0]} has its own files and questions", "give it alone, without MEDIA and -q"
             )
-        asked, source = read_questions(lists[0]), Path(lists[0]).name
+        asked, source = read_questions(lists[0], columns), Path(lists[0]).name
     elif questions:
         texts = [read_question(text) for text in questions]
         asked = [Asked(Path(file_name(name)), text) for name in inputs for text in texts]
@@ -131,11 +166,11 @@ def asked_questions(
             check_choices(flags.metric, asked)
             yield asked
     else:
-        limits = limits_from(flags)
+        limits, columns = limits_from(flags), columns_from(flags)
         asked = (
-            listed_or_media(inputs, flags.question, limits)[0]
+            listed_or_media(inputs, flags.question, limits, columns)[0]
             if media
-            else read_questions(inputs[0])
+            else read_questions(inputs[0], columns)
         )
         asked = limit_questions(asked, flags.limit)
         open_sources(
@@ -171,14 +206,12 @@ def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) 
     """
     from vtprune.demo.score import rate
     from vtprune.evaluation.runner import AskSettings
-    from vtprune.evaluation.scoring import score
 
     metric = flags.metric
     settings = AskSettings(
         sampling=sampling_from(media, flags),
         generation=generation_from(flags, user, longest=flags.max_new_tokens or LONGEST),
         limits=limits_from(flags),
-        score=lambda asked, answer: score(asked.answer or "", answer, asked.choices, metric),
         metric=metric,
     )
     if demo and metric == "auto":

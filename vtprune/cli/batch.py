@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vtprune.serving.requests import Request
 
 LINES = (".jsonl",)
-LISTS = (".jsonl", ".json")
 EPILOG = """\b
 Examples:
   vtprune batch clips -q "what happens?" --keep 0.3 --save answers.jsonl
@@ -118,9 +117,10 @@ def _requests(
     Raises:
         VtpruneError: a list that is not alone, no question, or files that are not there.
     """
+    from vtprune.inference.tables import is_list
     from vtprune.serving.requests import find_files, read_requests, requests_about
 
-    lists = [name for name in inputs if name.lower().endswith(LISTS)]
+    lists = [name for name in inputs if is_list(name)]
     if lists:
         if len(inputs) > 1 or flags.question:
             raise VtpruneError(

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.asking import LONGEST, listed_or_media, settings_from
+from vtprune.cli.asking import (
+    LONGEST,
+    asked_paths,
+    columns_from,
+    listed_or_media,
+    settings_from,
+)
 from vtprune.cli.flags import limits_from, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import LOADING, MEDIA, Flags, method_options, takes
@@ -45,6 +51,7 @@ FORMATS = (".yaml", ".yml", ".json", *TABLES, *CHARTS)
 @click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
 @takes(
     "question",
+    "columns",
     "system",
     "windows",
     "max_new_tokens",
@@ -91,8 +98,8 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
 
     user = load_config()
     _check(flags)
-    asked, source = listed_or_media(inputs, flags.question, limits_from(flags))
-    files: list[str | Path] = [*inputs, *(question.file for question in asked)]
+    asked, source = listed_or_media(inputs, flags.question, limits_from(flags), columns_from(flags))
+    files: list[str | Path] = [*inputs, *asked_paths(asked)]
     check_saves(flags.saves, FORMATS, files, {"--propose-preset": flags.propose_preset})
     settings = CalibrationSettings(
         settings_from(flags, user, Preset()),

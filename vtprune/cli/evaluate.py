@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from, variants_from
+from vtprune.cli.asking import (
+    LONGEST,
+    asked_paths,
+    asked_questions,
+    is_demo,
+    settings_from,
+    variants_from,
+)
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, takes
@@ -34,6 +41,7 @@ Examples:
     "seeds",
     *MODEL,
     *MEDIA,
+    "columns",
     "limit",
     "metric",
     "system",
@@ -76,7 +84,7 @@ def evaluate(questions: str, flags: Flags) -> None:
     ):
         listed = variants_from(flags, user)
         variants = repeat_variants(listed, flags.seeds, flags.beside, flags.turns)
-        check_saves(flags.saves, SUFFIXES, list({question.file for question in asked}), others)
+        check_saves(flags.saves, SUFFIXES, asked_paths(asked), others)
         settings = settings_from(flags, user, listed.media, is_demo(questions))
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)

@@ -210,11 +210,14 @@ class Flags:
         "TEXT", "A question about the media; repeatable. Every positional argument is then a "
         "media file.", default=(), names=("-q", "--question"))
     system: str | None = _questions("TEXT", "System prompt.", config=True)
+    columns: tuple[str, ...] = _questions(
+        "KEY=COLUMN,...", "Columns of a list that hold file, question, answer, choices or kind "
+        "under other names, such as file=image,answer=answers.", default=(), commas=True)
     limit: int | None = _questions(
         "N", "Largest number of questions, evenly spaced in the file.  [default: all; of demo "
         "200]")
     metric: str = _questions(
-        "NAME", "How answers are scored: auto, exact, contains, choice, number or anls.",
+        "NAME", "How answers are scored: auto, exact, contains, choice, number, anls or vqa.",
         default="auto")
     windows: int = _questions(
         "N", "Number of files on which to measure, too, what the text reads from single 2 x 2 "

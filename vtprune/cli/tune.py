@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from vtprune.cli.asking import LONGEST, asked_questions, is_demo, settings_from
+from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
 from vtprune.cli.flags import check_at, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, method_options, takes
@@ -39,6 +39,7 @@ FORMATS = (".yaml", ".yml", ".json", *TABLES)
     *MODEL,
     *MEDIA,
     "question",
+    "columns",
     "limit",
     "metric",
     "system",
@@ -80,7 +81,7 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
         check_at(flags)
         plan = plan_tuning(asked, flags.floor, flags.keeps, flags.presets, flags.methods,
                            flags.seed or 0, flags.at, method_options(flags.option))  # fmt: skip
-        check_saves(flags.saves, FORMATS, list({question.file for question in asked}), others)
+        check_saves(flags.saves, FORMATS, asked_paths(asked), others)
         settings = settings_from(flags, user, plan.listed.media, is_demo(inputs[0]))
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)

@@ -21,6 +21,7 @@ from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.questions_file import Asked, mixed_labels
 from vtprune.inference.report import ModelInfo, Versions
 from vtprune.inference.wording import counted
+from vtprune.media import AskedMedia
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
@@ -102,7 +103,7 @@ def evaluate(
         VtpruneError: of any kind, with the way out; also where no file can be decoded.
     """
     settings = settings or AskSettings()
-    damaged: dict[Path, DamagedError] = {}
+    damaged: dict[AskedMedia, DamagedError] = {}
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
         answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
     files = len({question.file for question in asked}) - len(damaged)
@@ -132,7 +133,7 @@ def answer_all(
     answers: AnswersFile,
     settings: AskSettings,
     on_progress: Progress | None = None,
-    damaged: dict[Path, DamagedError] | None = None,
+    damaged: dict[AskedMedia, DamagedError] | None = None,
 ) -> None:
     """Ask every question under every variant, but for what the answers file has already.
 
@@ -212,7 +213,7 @@ def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
     return notes
 
 
-def _name_damaged(asked: Sequence[Asked], damaged: Mapping[Path, DamagedError]) -> list[str]:
+def _name_damaged(asked: Sequence[Asked], damaged: Mapping[AskedMedia, DamagedError]) -> list[str]:
     """Return a warning for each file that can't be decoded, whose questions are in no row."""
     lost = {path: sum(question.file == path for question in asked) for path in damaged}
     notes = [
@@ -231,7 +232,8 @@ def settings_head(
 ) -> Mapping[str, object]:
     """Return what two runs must have in common to share an answers file; variants may differ."""
     questions = [
-        [str(each.file.name), each.question, each.answer, each.choices, each.kind] for each in asked
+        [str(each.file.name), each.question, each.answer, each.choices, each.kind, *each.answers]
+        for each in asked
     ]
     places = loaded.find_calibration()[0]
     return {

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import quote
+from vtprune.errors import json_fault, quote
 from vtprune.saving import LONGEST_LINE, Faults, ResumableLines, is_torn, kept_in, lines_of
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def parse_record(line: bytes, questions: int | None = None) -> Record | str:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
+        return json_fault(error)
     if not isinstance(data, dict):
         return f"{quote(data)} is not a JSON object"
     for _, fault in find_faults(_schema(), data):

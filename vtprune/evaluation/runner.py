@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,13 +13,13 @@ from torch.nn import functional as F
 from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.scoring import score
+from vtprune.evaluation.scoring import score_answers
 from vtprune.evaluation.variants import UNPRUNED, Variant, matched_baselines
 from vtprune.inference.forced_answers import PromptWithAnswer, forced_logits, prepare_with_answers
 from vtprune.inference.generate import Generation, generate, pruned
 from vtprune.inference.measuring import count_tokens
 from vtprune.inference.questions_file import Asked
-from vtprune.media import Limits
+from vtprune.media import AskedMedia, Limits
 from vtprune.models.base import Sampling
 from vtprune.models.transformers_messages import quiet
 from vtprune.preset.spec import Preset
@@ -60,12 +59,12 @@ class AskSettings:
             return None
         if self.score is not None:
             return self.score(asked, answer)
-        return score(asked.answer, answer, asked.choices)
+        return score_answers(asked.right_answers, answer, asked.choices, self.metric)
 
 
 def group_by_file(asked: Sequence[Asked]) -> list[list[int]]:
     """Return the numbers of the questions about each file, file by file."""
-    files: dict[Path, list[int]] = {}
+    files: dict[AskedMedia, list[int]] = {}
     for number, question in enumerate(asked):
         files.setdefault(question.file, []).append(number)
     return list(files.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-METRICS = ("auto", "exact", "contains", "choice", "number", "anls")
+METRICS = ("auto", "exact", "contains", "choice", "number", "anls", "vqa")
 ARTICLES = {"a", "an", "the"}
 COUNTING = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -14,6 +14,9 @@ COUNTING = (
 NUMBERS = {word: str(number) for number, word in enumerate(COUNTING)}
 ANLS_FLOOR = 0.5
 """Below this similarity an answer counts as a different text (arXiv 1905.13648)."""
+VQA_ANSWERS = 10
+"""Answers of so many people to one question are scored by VQA's rule."""
+VQA_AGREEING = 3  # people who gave an answer that counts in full
 LETTER = re.compile(r"^\W*(?:answer|option|choice)?\W*([a-z])(?:\W|$)", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -26,7 +29,7 @@ def score(expected: str, answer: str, choices: Sequence[str] = (), metric: str =
         answer: what the model answered.
         choices: the answers to choose from; the prompt may have named them A, B, C ...
         metric: one of METRICS. "auto": "choice" where there are choices, "number" where the right
-            answer is one, else "contains".
+            answer is one, else "contains". "vqa" of one answer is "exact".
 
     Raises:
         ValueError: not a metric.
@@ -39,6 +42,35 @@ def score(expected: str, answer: str, choices: Sequence[str] = (), metric: str =
     if metric not in SCORES:
         raise ValueError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     return SCORES[metric](expected, answer)
+
+
+def score_answers(
+    expected: Sequence[str], answer: str, choices: Sequence[str] = (), metric: str = "auto"
+) -> float:
+    """Return how right an answer is where several are right, in [0, 1].
+
+    By VQA's rule where that is the metric, or where ten people answered; else by the best of them,
+    which is also how ANLS is defined (arXiv 1905.13648).
+
+    Args:
+        expected: the right answers, as often as they were given.
+        answer, choices, metric: as of `score`.
+    """
+    if metric == "vqa" or (metric == "auto" and len(expected) == VQA_ANSWERS and not choices):
+        return vqa(expected, answer)
+    return max(score(right, answer, choices, metric) for right in dict.fromkeys(expected))
+
+
+def vqa(expected: Sequence[str], answer: str) -> float:
+    """Return VQA accuracy: full where three people gave the answer (arXiv 1505.00468).
+
+    It is the mean over all choices of all people but one; a single right answer counts in full.
+    """
+    if len(expected) < VQA_AGREEING:
+        return max(exact(right, answer) for right in expected)
+    same = [exact(right, answer) for right in expected]
+    shares = [min((sum(same) - own) / VQA_AGREEING, 1.0) for own in same]
+    return sum(shares) / len(shares)
 
 
 def pick_metric(expected: str, choices: Sequence[str]) -> str:
@@ -129,4 +161,5 @@ SCORES: dict[str, Callable[[str, str], float]] = {
     "contains": contains,
     "number": number,
     "anls": anls,
+    "vqa": exact,
 }

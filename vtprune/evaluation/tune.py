@@ -37,6 +37,7 @@ from vtprune.evaluation.variants import (
 from vtprune.inference.measuring import describe_model
 from vtprune.inference.questions_file import mixed_labels
 from vtprune.inference.wording import counted
+from vtprune.media import AskedMedia
 from vtprune.preset import load_preset, override, preset_names
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def split(asked: Sequence[Asked], seed: int = 0) -> tuple[list[Asked], list[Aske
     Where a file goes follows from its name and the seed, in an order that no one chose.
     """
 
-    def place(file: Path) -> tuple[str, str]:
+    def place(file: AskedMedia) -> tuple[str, str]:
         return hashlib.sha256(f"{seed} {file.name}".encode(errors="replace")).hexdigest(), str(file)
 
     files = sorted({question.file for question in asked}, key=place)
@@ -149,7 +150,7 @@ def split(asked: Sequence[Asked], seed: int = 0) -> tuple[list[Asked], list[Aske
             [question for question in asked if question.file not in first])  # fmt: skip
 
 
-def _check_files(files: set[Path], held_out: set[Path], floor: float) -> None:
+def _check_files(files: set[AskedMedia], held_out: set[AskedMedia], floor: float) -> None:
     """Refuse a claim that so few files can't carry, whatever the answers."""
     fewest = fewest_files(floor)
     if len(files) >= SEARCH and len(held_out) >= fewest:

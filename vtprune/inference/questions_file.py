@@ -1,49 +1,69 @@
-"""Questions about media files, one JSON object a line, as `vtprune demo` writes them."""
+"""Questions about media: lists of them, as `vtprune demo` writes them or as people have them."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, TypeVar
 
 from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
+from vtprune.inference.tables import read_rows
 from vtprune.inference.wording import counted
-from vtprune.media import file_name
+from vtprune.media import (
+    AskedMedia,
+    MediaGroup,
+    Source,
+    Stored,
+    file_name,
+    group_media,
+    nearest_name,
+)
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
 
 T = TypeVar("T")
 LONGEST_QUESTION = 100_000  # characters, about 25,000 tokens
-LARGEST_FILE = 64 * 2**20  # bytes
 KEYS = ("file", "question", "answer", "choices", "kind")
+FILES = ("file", "files", "image", "images", "video", "videos")
+CHOICES = ("choices", "options")
+ALIASES = (*FILES, *CHOICES, "answers", "messages")
+"""Other names of keys, as widespread lists have them."""
 TEXT_KINDS = ("number_*", "ocr*", "text*", "document*", "chart*", "table*")
 HINT = 'a line is {"file": "clip.mp4", "question": "what moves?", "answer": "a circle"}'
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one file.
+    """One question about one media item, or about several as one.
 
     Args:
-        file: the picture, video or directory of pictures.
+        file: the picture, video or directory of pictures, or what `group_media` made of several.
         question: what is asked.
-        answer: the right answer; None where it is not known.
+        answer: the right answer; None where it is not known; of several the most frequent.
         choices: the answers to choose from; () where any may be given.
         kind: what the question is about, such as "colour" or "ocr"; "" where nobody said.
+        answers: all right answers, as often as they were given; () where there is at most one.
     """
 
-    file: Path
+    file: AskedMedia
     question: str
     answer: str | None = None
     choices: tuple[str, ...] = ()
     kind: str = ""
+    answers: tuple[str, ...] = ()
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """All right answers."""
+        return self.answers or (() if self.answer is None else (self.answer,))
 
     @property
     def text_heavy(self) -> bool:
@@ -62,58 +82,53 @@ def mixed_labels(asked: Sequence[Asked]) -> list[str]:
     ]
 
 
-def read_questions(path: str | Path) -> list[Asked]:
-    """Read the questions of a file.
+def read_questions(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Asked]:
+    """Read the questions of a list.
 
     Args:
-        path: lines of JSON objects with file (relative to this file) and question, and, where
-            known, answer, choices and kind. Further keys are left alone.
+        path: JSON lines, JSON, CSV, TSV, Parquet or a Hugging Face dataset on disk. A row has file
+            (relative to the list, or the bytes in the table; several in a list) and question, or
+            messages; where known answer (several in a list), choices and kind. Further keys are
+            left alone.
+        columns: key -> the column that holds it, where the list has other names.
 
     Raises:
         VtpruneError: not readable, or faults, all named with their lines.
     """
-    return read_json_lines(path, _read_line, "question", HINT)
+    return read_list(path, read_row, "question", HINT, columns)
 
 
-def read_json_lines(
-    path: str | Path, read_line: Callable[[str, Path], T | list[str]], what: str, hint: str
+def read_list(
+    path: str | Path,
+    read_row: Callable[[object, Path], T | list[str]],
+    what: str,
+    hint: str,
+    columns: Mapping[str, str] | None = None,
 ) -> list[T]:
-    """Read a file of JSON lines; blank ones are left out.
+    """Read a list of rows.
 
     Args:
-        read_line: gets a line and the file's folder; returns what it holds, or its faults.
-        what: a line holds.
+        read_row: gets what a row holds and the list's folder; returns what it means, or its faults.
+        what: a row holds.
         hint: shows one.
+        columns: as of `read_questions`.
 
     Raises:
         VtpruneError: not readable, or faults, all named with their lines.
     """
     path = Path(path)
     name = brief_path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        last = raw.count(b"\n", 0, error.start) + 1
-        raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", hint) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a file's name"
-        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {hint}") from error
-    if len(raw) > LARGEST_FILE:
-        raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     read: list[T] = []
     faults: list[str] = []
     more = 0  # faults that are counted only: a large file could hold millions
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            result = read_line(line, path.parent)
-            if isinstance(result, list):
-                room = MOST_FAULTS - len(faults)
-                faults += [f"line {number}: {fault}" for fault in result[:room]]
-                more += len(result[room:])
-            else:
-                read.append(result)
+    for row in read_rows(path, columns or {}, hint):
+        result = [row.fault] if row.fault else read_row(row.value, path.parent)
+        if isinstance(result, list):
+            room = MOST_FAULTS - len(faults)
+            faults += [f"{row.place}: {fault}" for fault in result[:room]]
+            more += len(result[room:])
+        else:
+            read.append(result)
     if faults:
         raise VtpruneError(f"{name}: {list_faults(faults, more)}", hint)
     if not read:
@@ -121,44 +136,153 @@ def read_json_lines(
     return read
 
 
-def _read_line(line: str, folder: Path) -> Asked | list[str]:
-    """Return the question of one line, or what is wrong with it."""
+def read_row(data: object, folder: Path) -> Asked | list[str]:
+    """Return the question of one row, or what is wrong with it."""
     from vtprune.preset.validation import find_faults
 
+    if not isinstance(data, Mapping):
+        return ["a line must be a mapping of keys"]
     try:
-        data = _readable(json.loads(line))
-    except json.JSONDecodeError as error:
-        return [f"not JSON: {error.msg}"]
-    except RecursionError:
-        return ["not JSON: nested too deep"]
-    except ValueError:  # Python reads no number of thousands of digits
-        return ["not JSON: a number with too many digits"]
-    faults = [message for _, message in find_faults(_schema(), data)]
-    if not isinstance(data, dict):
-        return faults
+        values = normalised(data)
+    except VtpruneError as error:
+        return [error.message]
+    faults = [] if values["files"] else ["file is missing"]
+    faults += [message for _, message in find_faults(_schema(), dict(values))]
     for key in data:
-        close = [] if key in KEYS else get_close_matches(key, KEYS, n=1, cutoff=0.8)
+        known = not isinstance(key, str) or key in KEYS or key in ALIASES
+        close = [] if known else get_close_matches(key, KEYS, n=1, cutoff=0.8)
         faults += [f"unknown key {quote(key)}, did you mean {name}?" for name in close]
-    if not faults and (fault := check_length(data["question"])):
+    if not faults and (fault := check_length(values["question"])):
         faults.append(fault)
     if faults:
         return faults
-    answer, choices = data.get("answer"), data.get("choices") or ()
-    if choices and answer is not None and answer not in choices:
-        faults.append(f"answer: {quote(answer)} is not one of the choices")
-    try:
-        file = folder / file_name(data["file"])
-    except VtpruneError as error:
-        return [*faults, error.message]
-    if not os.path.exists(file):  # False too for what can't be a name
-        faults.append(f"file: {quote(data['file'])}: no such file in {brief_path(folder)}")
+    answers, choices = values["answers"], tuple(values["choices"] or ())
+    faults += [
+        f"answer: {quote(answer)} is not one of the choices"
+        for answer in dict.fromkeys(answers)
+        if choices and answer not in choices
+    ]
+    files: list[AskedMedia] = []
+    for file in values["files"]:
+        try:
+            files.append(_find(file, folder))
+        except VtpruneError as error:
+            faults.append(error.message)
     return faults or Asked(
-        file,
-        data["question"].strip(),
-        None if answer is None else answer.strip(),
-        tuple(choices),
-        data.get("kind") or "",
+        group_media(files),
+        values["question"].strip(),
+        Counter(answers).most_common(1)[0][0] if answers else None,
+        choices,
+        values["kind"] or "",
+        tuple(answers) if len(answers) > 1 else (),
     )
+
+
+def _find(file: object, folder: Path) -> AskedMedia:
+    """Return a file that is named relative to a folder; what lies in memory opened.
+
+    Raises:
+        VtpruneError: no such file, or no media item.
+    """
+    if isinstance(file, (Stored, MediaGroup, Source)):
+        return file
+    if not isinstance(file, (str, Path)):
+        from vtprune.media import media_list, open_each
+
+        return group_media(open_each(media_list(file)))
+    path = folder / file_name(file)
+    if os.path.exists(path):  # False too for what can't be a name
+        return path
+    close = nearest_name(path)
+    also = f", did you mean {close}?" if close else ""
+    raise VtpruneError(f"file: {quote(str(file))}: no such file in {brief_path(folder)}{also}")
+
+
+# -- rows as people have them ----------------------------------------------------------------------
+
+
+def normalised(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a row as `QuestionSchema` has it: files, question, answers, choices and kind.
+
+    Raises:
+        VtpruneError: messages that are no single question.
+    """
+    values: dict[str, Any] = {"kind": data.get("kind")}
+    files: Any = next((data[key] for key in FILES if data.get(key) is not None), [])
+    values["files"] = list(files) if isinstance(files, (list, tuple)) else [files]
+    if "question" in data:
+        values["question"] = data["question"]
+    elif isinstance(data.get("messages"), list):
+        named, values["question"] = _of_messages(data["messages"])
+        values["files"] = named or values["files"]
+    choices = next((data[key] for key in CHOICES if data.get(key) is not None), None)
+    values["choices"] = _choices(choices)
+    answers = data.get("answers") if data.get("answers") is not None else data.get("answer")
+    given = _answers(answers)
+    if isinstance(values["choices"], list):
+        given = [_chosen(answer, values["choices"]) for answer in given]
+    values["answers"] = [
+        f"{answer:g}" if isinstance(answer, (int, float)) else answer for answer in given
+    ]
+    return values
+
+
+def _of_messages(messages: list[object]) -> tuple[list[str], str]:
+    """Return the files and the question of messages.
+
+    Raises:
+        VtpruneError: they are more than one message of the user.
+    """
+    from vtprune.inference.messages import read_messages
+
+    files, turns = read_messages(messages, lambda kind, reference: reference)
+    if len(turns) != 1:
+        raise VtpruneError(
+            f"messages: {len(turns)} messages, and a list of questions takes one of the user",
+            "vtprune batch answers conversations; --system gives a system prompt",
+        )
+    return files, turns[0].text
+
+
+def _choices(value: object) -> object:
+    """Return choices as a list of texts, where they are something alike."""
+    if isinstance(value, Mapping):  # {"text": [...], "label": [...]}, or {"A": ..., "B": ...}
+        value = value.get("text") or [value[key] for key in sorted(value)]
+    if isinstance(value, str) and "|" in value:
+        value = [part.strip() for part in value.split("|")]
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [f"{item:g}" if _is_number(item) else item for item in value] or None
+
+
+def _answers(value: object) -> list[Any]:
+    """Return the right answers; [] where there is none."""
+    if isinstance(value, Mapping):  # VQA's {"answer": ...}, or {"text": [...]}
+        value = value.get("answer", value.get("text"))
+    if value is None or value == "":
+        return []
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, (list, tuple)):
+        return [answer for item in value for answer in _answers(item)]
+    return [value.strip() if isinstance(value, str) and value.strip() else value]
+
+
+def _chosen(answer: object, choices: list[object]) -> object:
+    """Return the choice that an answer names: by its text, its letter, or its number from 0 on."""
+    if isinstance(answer, bool) or answer in choices:
+        return answer
+    if _is_number(answer):
+        text = f"{answer:g}"
+        place = int(answer) if float(answer) == int(answer) else -1
+        return text if text in choices else choices[place] if 0 <= place < len(choices) else text
+    letter = re.fullmatch(r"\(?([A-Za-z])[).]?", answer) if isinstance(answer, str) else None
+    place = ord(letter[1].upper()) - ord("A") if letter else -1
+    return choices[place] if 0 <= place < len(choices) else answer
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @functools.cache
@@ -168,25 +292,18 @@ def _schema() -> type[Schema]:
 
     from vtprune.preset.validation import Schema
 
-    class QuestionSchema(Schema):
-        model_config = ConfigDict(title="a line", extra="ignore")
+    Text = Annotated[str, Field(pattern=r"\S")]
 
-        file: str = Field(pattern=r"\S")
+    class QuestionSchema(Schema):
+        model_config = ConfigDict(title="a line", extra="ignore", arbitrary_types_allowed=True)
+
+        files: list[object] = Field([])
         question: str = Field(pattern=r"\S")
-        answer: str | None = Field(None, pattern=r"\S")
+        answers: list[Text] = Field([], description="a text or a number, or a list of them")
         choices: list[str] | None = Field(None, min_length=1, description="a list of texts")
         kind: str | None = None
 
     return QuestionSchema
-
-
-def _readable(value: object) -> object:
-    """Return JSON data with "?" for halves of characters, which no tokenizer takes."""
-    if isinstance(value, dict):
-        return {_readable(key): _readable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def check_length(text: str | None, name: str = "question") -> str:

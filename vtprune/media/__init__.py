@@ -15,10 +15,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from vtprune.media.source import Frames, Limits, Source, file_name
+from vtprune.media.source import (
+    AskedMedia,
+    Frames,
+    Limits,
+    MediaGroup,
+    Source,
+    Stored,
+    file_name,
+    group_media,
+    nearest_name,
+)
 
 if TYPE_CHECKING:
-    from vtprune.media.in_memory import Clip, Medium, Stored, media_list, name_of
+    from vtprune.media.in_memory import (
+        AskedMedia,
+        Clip,
+        MediaGroup,
+        Medium,
+        Stored,
+        media_list,
+        name_of,
+    )
     from vtprune.media.pages import stop_reading
     from vtprune.media.reading import open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
@@ -27,7 +45,6 @@ if TYPE_CHECKING:
 _LAZY = {
     "Clip": "vtprune.media.in_memory",
     "Medium": "vtprune.media.in_memory",
-    "Stored": "vtprune.media.in_memory",
     "frames_between": "vtprune.media.sampling",
     "media_list": "vtprune.media.in_memory",
     "name_of": "vtprune.media.in_memory",
@@ -40,16 +57,20 @@ _LAZY = {
 }
 
 __all__ = [
+    "AskedMedia",
     "Clip",
     "Frames",
     "Limits",
+    "MediaGroup",
     "Medium",
     "Source",
     "Stored",
     "file_name",
     "frames_between",
+    "group_media",
     "media_list",
     "name_of",
+    "nearest_name",
     "open_each",
     "open_source",
     "open_sources",

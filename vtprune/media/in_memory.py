@@ -11,9 +11,9 @@ import hashlib
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,7 +25,7 @@ from PIL import Image
 from vtprune.errors import MediaError, quote
 from vtprune.media import still
 from vtprune.media.child_process import Pixels
-from vtprune.media.source import Limits, Source, check_pixels
+from vtprune.media.source import AskedMedia, Limits, MediaGroup, Source, Stored, check_pixels
 
 Picture = Image.Image | npt.NDArray[np.uint8] | torch.Tensor
 """A Pillow picture, or an array (H, W, 3) of uint8."""
@@ -65,23 +65,7 @@ class Clip:
             raise MediaError("the clip has no frames", "give one or more")
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A media item that lies in a table or an archive, and is read when it is needed.
-
-    Args:
-        name: tells it from all others, and names it in messages.
-        load: gives its bytes.
-    """
-
-    name: str
-    load: Callable[[], bytes] = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Medium = str | Path | Source | Stored | Clip | Picture | bytes | bytearray | memoryview | BinaryIO
+Medium = str | AskedMedia | Clip | Picture | bytes | bytearray | memoryview | BinaryIO
 """One media item: a path, or what is in memory."""
 
 
@@ -113,14 +97,14 @@ def media_list(media: object) -> list[Medium]:
 
 def is_medium(item: object) -> bool:
     """Return whether an object may be a media item, by its type."""
-    kinds = (str, Path, Source, Stored, Clip, Image.Image, np.ndarray, torch.Tensor, bytes,
-             bytearray, memoryview)  # fmt: skip
+    kinds = (str, Path, Source, Stored, MediaGroup, Clip, Image.Image, np.ndarray, torch.Tensor,
+             bytes, bytearray, memoryview)  # fmt: skip
     return isinstance(item, kinds) or callable(getattr(item, "read", None))
 
 
 def name_of(item: object) -> str:
     """Return what a media item is called before it is opened."""
-    if isinstance(item, (str, Path, Source, Stored)):
+    if isinstance(item, (str, Path, Source, Stored, MediaGroup)):
         return str(item)
     name = getattr(item, "filename", None) or getattr(item, "name", None)
     if isinstance(name, str) and name:

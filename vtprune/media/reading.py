@@ -28,6 +28,7 @@ from vtprune.media.source import (
     DEFAULT_LIMITS,
     Frames,
     Limits,
+    MediaGroup,
     Source,
     damaged,
     local_path,
@@ -83,6 +84,8 @@ def open_each(paths: Iterable[Medium], limits: Limits = DEFAULT_LIMITS) -> list[
 def _open(medium: Medium, limits: Limits) -> list[Source]:
     if isinstance(medium, Source):
         return [medium]
+    if isinstance(medium, MediaGroup):
+        return open_each(medium.items, limits)
     if isinstance(medium, (str, Path)):
         return _open_file(medium, limits)
     if isinstance(medium, (Clip, Image.Image, np.ndarray, torch.Tensor)):

@@ -6,7 +6,10 @@ import os
 import re
 import reprlib
 import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     from vtprune.media.in_memory import HeldFile
 
+_MOST_NAMES = 10_000  # of a folder that are compared with a wrong one
 DECODERS = ("auto", "pyav", "decord")
 
 
@@ -214,6 +218,49 @@ class Source:
         return self._pictures or (self.path,)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A media item that lies in a table or an archive, and is read when it is needed.
+
+    Args:
+        name: tells it from all others, and names it in messages.
+        load: gives its bytes.
+    """
+
+    name: str
+    load: Callable[[], bytes] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class MediaGroup:
+    """Several media items of one question, in order."""
+
+    items: tuple[Path | Source | Stored, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of its items, without folders."""
+        return " + ".join(item.name for item in self.items)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.items))
+
+
+AskedMedia = Path | Source | Stored | MediaGroup
+"""What a question is about: it can be compared, and says its name."""
+
+
+def group_media(items: Sequence[Path | Source | Stored | MediaGroup]) -> AskedMedia:
+    """Return one or several media items as what can be compared, and says its name."""
+    apart: list[Path | Source | Stored] = []
+    for item in items:
+        apart += item.items if isinstance(item, MediaGroup) else [item]
+    return apart[0] if len(apart) == 1 else MediaGroup(tuple(apart))
+
+
 def picture_source(path: Path, width: int, height: int, decoder: str, page: int = 0) -> Source:
     """Return the source of one picture, or of one page of a file with several."""
     return Source(
@@ -281,6 +328,16 @@ def printable(path: str | Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def nearest_name(path: str | Path) -> str:
+    """Return the name in a missing file's folder that is most like its own; "" where none is."""
+    try:
+        names = [entry.name for entry in islice(os.scandir(Path(path).parent), _MOST_NAMES)]
+    except (OSError, ValueError):
+        return ""
+    close = get_close_matches(Path(path).name, names, n=1, cutoff=0.7)
+    return printable(close[0]) if close else ""
+
+
 def local_path(path: str | Path) -> Path:
     """Return the path of an existing regular file that may be read, or of a directory.
 
@@ -305,11 +362,10 @@ def local_path(path: str | Path) -> Path:
                 f"{printable(path)}: not a local file",
                 "download it first, and give the path of the copy",
             ) from error
-        hint = (
-            "check the path"
-            if isinstance(error, FileNotFoundError)
-            else "check the path and its permissions"
-        )
+        hint = "check the path and its permissions"
+        if isinstance(error, FileNotFoundError):
+            close = nearest_name(local)
+            hint = f"did you mean {close}?" if close else "check the path"
         raise MediaError(f"{printable(path)}: {reason[0].lower() + reason[1:]}", hint) from error
     if stat.S_ISDIR(mode):
         return local

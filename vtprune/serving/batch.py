@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, json_fault
 from vtprune.inference.generate import Generation, Run, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.out_of_memory import OutOfMemoryError
@@ -157,7 +157,7 @@ class AnswerLines:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            return f"not JSON: {getattr(error, 'msg', 'not UTF-8 text, or nested too deep')}"
+            return json_fault(error)
         if not isinstance(values, dict) or not isinstance(values.get("key"), str):
             return "no key"
         if values.get("run") != self.run:

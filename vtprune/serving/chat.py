@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtprune.errors import PresetError, VtpruneError, quote
+from vtprune.errors import PresetError, VtpruneError, json_fault, quote
 from vtprune.inference.generate import Generation
+from vtprune.inference.messages import Resolve, read_messages
 from vtprune.preset import Preset, load_preset, override, preset_names
 from vtprune.pruners import METHODS
-from vtprune.serving.messages import Resolve, read_messages
 from vtprune.serving.queue import Job
 from vtprune.serving.requests import Request
 
@@ -125,8 +125,7 @@ def read_request(body: bytes) -> ChatRequest:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or "not UTF-8, nested too deep, or a number too long"
-        raise VtpruneError(f"the request is not JSON: {reason}") from error
+        raise VtpruneError(f"the request is {json_fault(error)}") from error
     if not isinstance(data, dict):
         raise VtpruneError("the request is not a JSON object", 'send {"messages": [...]}')
     try:

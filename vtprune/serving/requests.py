@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import MediaError, VtpruneError, quote
 from vtprune.evaluation.variants import fingerprint
-from vtprune.inference.questions_file import check_length, read_json_lines
+from vtprune.inference.messages import read_messages
+from vtprune.inference.questions_file import check_length, read_list
 from vtprune.media import file_name
 from vtprune.media.folder import natural_order
 from vtprune.models.base import Turn
-from vtprune.preset import Preset, load_preset, override
-from vtprune.serving.messages import read_messages
+from vtprune.preset import Preset, load_preset, override, parse_keep
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
@@ -177,13 +177,13 @@ def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Re
     """
     presets = Presets(preset)
 
-    def read_line(line: str, folder: Path) -> Request | list[str]:
+    def read_row(data: object, folder: Path) -> Request | list[str]:
         try:
-            return _read_line(line, folder, presets, system)
+            return _read_row(data, folder, presets, system)
         except VtpruneError as error:
             return [error.message]
 
-    return with_keys(read_json_lines(path, read_line, "request", HINT))
+    return with_keys(read_list(path, read_row, "request", HINT))
 
 
 class Presets:
@@ -210,19 +210,16 @@ class Presets:
         return self.known[key]
 
 
-def _read_line(line: str, folder: Path, presets: Presets, system: str) -> Request:
-    """Return the request of one line.
+def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Request:
+    """Return the request of one row.
 
     Raises:
         VtpruneError: what is wrong with it.
     """
     from vtprune.preset.validation import find_faults, unknown_key
 
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deep, or a number too long")
-        raise VtpruneError(f"not JSON: {reason}") from error
+    if isinstance(data, dict) and isinstance(data.get("keep"), str):  # a cell of a table
+        data = {**data, "keep": parse_keep(data["keep"])}
     faults = [message for _, message in find_faults(_schema(), data)]
     if isinstance(data, dict):
         faults += [unknown_key(key, KEYS) for key in data if key not in KEYS]
@@ -233,6 +230,7 @@ def _read_line(line: str, folder: Path, presets: Presets, system: str) -> Reques
             faults.append("needs file or files, and question; or messages")
     if faults:
         raise VtpruneError("; ".join(faults))
+    assert isinstance(data, dict)
 
     def resolve(kind: str, reference: str) -> str:
         return str(folder / file_name(reference))

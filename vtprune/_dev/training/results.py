@@ -160,7 +160,7 @@ def rivals_table(
 def of_medium(asked: Sequence[Asked], records: Records, medium: str) -> tuple[list[Asked], Records]:
     """The questions about "pictures" or "clips", or "both", with their answers."""
     suffixes = {"pictures": (".png",), "clips": (".mp4",), "both": (".png", ".mp4")}[medium]
-    numbers = [number for number, one in enumerate(asked) if one.file.suffix in suffixes]
+    numbers = [number for number, one in enumerate(asked) if Path(one.file.name).suffix in suffixes]
     place = {number: new for new, number in enumerate(numbers)}
     own = {(place[number], cell): one for (number, cell), one in records.items() if number in place}
     return [asked[number] for number in numbers], own

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +31,7 @@ from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
 from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
+from vtprune.media import AskedMedia
 from vtprune.models.structure import decoder_layers
 from vtprune.models.transformers_messages import quiet
 from vtprune.preset.calibration import Calibration
@@ -132,7 +132,7 @@ def calibrate(
 
 
 @contextmanager
-def _naming_file(loaded: Loaded, file: Path) -> Iterator[None]:
+def _naming_file(loaded: Loaded, file: AskedMedia) -> Iterator[None]:
     """Silence other libraries; running out of memory names the file and the way out."""
     message = f"out of memory on {loaded.model.device} with {file}"
     with quiet(), as_memory_error(lambda: (message, FEWER)):
