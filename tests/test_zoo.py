@@ -96,7 +96,13 @@ def check(
 
     With the model's kernel and with eager attention.
     """
-    state = find_structure(model).keeps_state()
+    structure = find_structure(model)
+    state, possible = structure.keeps_state(), structure.cut_layers
+    stages = [
+        {**stage, "at": stage["at"] if stage["at"] == "input" else
+         next(n for n in (*possible, possible[-1]) if n >= stage["at"] or n == possible[-1])}
+        for stage in stages
+    ]  # fmt: skip
     kernel = model.config._attn_implementation
     with vtprune.pruning(model, {"stages": stages}) as trace:
         tokens, logits = generate(model, batch, steps)

@@ -77,6 +77,18 @@ MISSING: dict[str, dict[str, Any]] = {
     },
     "fast_vlm": {"vision_config": {"model_type": "clip_vision_model"}},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    # Published ones choose keys by an index in every fourth layer; here some take over a choice.
+    "glm5_next": {
+        "text_config.num_hidden_layers": 48,
+        "text_config.layer_types": [
+            "linear_attention",
+            *["full_attention"] * 2,
+            "linear_attention",
+        ]
+        * 12,
+        "text_config.indexer_types": ["full", "full", "shared", "full"] * 12,
+        "text_config.mlp_layer_types": ["dense"] * 3 + ["sparse"] * 45,
+    },
     "granite4_vision": {"deepstack_layer_map": [(0, 1), (1, 3)], "downsample_rate": "4/8"},
     "hunyuan_vl": {
         "text_config.head_dim": 64,
@@ -128,6 +140,22 @@ NARROW: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), DELTA_NET
     ),
+    "glm5_next": {
+        "text_config.hidden_size": 64,
+        "text_config.num_key_value_heads": 4,
+        "text_config.linear_num_heads": 2,
+        "text_config.linear_head_dim": 16,
+        "text_config.linear_lower_bound": -0.05,  # it remembers many tokens
+        "text_config.kv_lora_rank": 24,
+        "text_config.q_lora_rank": 32,
+        "text_config.qk_nope_head_dim": 16,
+        "text_config.v_head_dim": 16,
+        "text_config.index_head_dim": 16,
+        "text_config.index_n_heads": 32,  # of fewer, scores of 0 tie
+        "text_config.index_kpool": 2,
+        "text_config.index_topk": 8,
+        "vision_config.out_hidden_size": 64,
+    },
     "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
 }
 """What fits a small decoder better."""

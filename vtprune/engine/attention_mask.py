@@ -160,14 +160,16 @@ def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch
     return valid.cpu().expand(batch, length)
 
 
-def valid_past_columns(mask: object, past: int) -> torch.Tensor | None:
+def valid_past_columns(mask: object, past: int, length: int) -> torch.Tensor | None:
     """Return which of the cached columns hold a token: (B, past) bool on the CPU; None: all do.
 
     Args:
-        mask: as for `valid_columns`; of a prepared one, what the last token sees.
+        mask: as for `valid_columns`; of a prepared one, what the last token sees. One of the new
+            columns alone tells nothing of those in the cache.
+        length: of the new columns.
     """
     mask = _of_full_layers(mask)
-    if not isinstance(mask, torch.Tensor):
+    if not isinstance(mask, torch.Tensor) or mask.shape[-1] == length:
         return None
     valid = attended(mask[:, 0, -1, :past]) if mask.dim() == 4 else mask[:, :past].bool()
     valid = valid.cpu()

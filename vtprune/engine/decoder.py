@@ -293,7 +293,7 @@ class DecoderHooks:
         seams.check_values(f"decoder layer {number}", given, seams.LAYER)
         hidden = given["hidden_states"]
         assert isinstance(hidden, torch.Tensor)
-        given["hidden_states"] = hidden = seams.fold_streams(hidden)
+        given["hidden_states"] = hidden = seams.fold_streams(hidden, self.structure.decoder_config)
         return given, hidden
 
     def write_layer(self, number: int, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
@@ -415,8 +415,8 @@ class Continuation:
             given: its own, by name.
             hidden: (B, n, d) states that enter it.
         """
-        changed = dict(given)
-        if not self.structure.memories[layer].keys:
+        changed, memory = dict(given), self.structure.memories[layer]
+        if not memory.keys or memory.index:
             return changed
         if self.window(layer) is not None:
             masked_from = self.windowed_from

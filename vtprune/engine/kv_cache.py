@@ -229,19 +229,20 @@ def untie(cache: object) -> None:
 
 
 def cache_before(
-    cache: Cache | None, mask: object, columns: int, structure: Structure
+    cache: Cache | None, mask: object, columns: int, length: int, structure: Structure
 ) -> PrunedCache:
     """Return what is known of a decoder's cache before anything of its forward is in it.
 
     Args:
         mask: that the decoder is given.
         columns: of the original prompts that the cache stands for.
+        length: of the forward's own columns.
     """
     if not columns:
         return PrunedCache()
     pruned = pruned_cache(cache)
     if pruned is None:
-        valid = valid_past_columns(mask, columns)
+        valid = valid_past_columns(mask, columns, length)
         starts = None if valid is None else valid.int().argmax(1)
         pruned = PrunedCache(valid=[valid] * len(structure.layers), starts=starts)
     lengths = tuple(layer_length(cache, layer) for layer in structure.key_layers)
@@ -301,8 +302,8 @@ def refuse_uneven(cache: Cache) -> None:
 def refuse_padding_on_state(structure: Structure, first: int = 0) -> None:
     """Refuse padding between the cached tokens and new ones, which a state would take for tokens.
 
-    Linear attention fades its state at every token, and a convolution counts them, so that even
-    masked padding changes what they keep.
+    Linear attention fades its state at every token, a convolution counts them, and an index has
+    pools of them, so that even masked padding changes what they keep.
 
     Args:
         first: the first layer that would get the padding.

@@ -140,7 +140,7 @@ class PruningPlan:
             method = METHODS[stage.method]
             if stage.at == "schedule":
                 profile = find_profile(stage.method)
-                layers = self.readable_layers(stage, profile.layers(self.num_layers, method.lowest))
+                layers = self.possible_layers(stage, profile.layers(self.num_layers, method.lowest))
                 cuts += [
                     (stage, Place(stage.at, layer, profile=profile, part=part))
                     for part, layer in enumerate(layers)
@@ -154,14 +154,14 @@ class PruningPlan:
                     f"at: {method.lowest} or later",
                 )
             if layer < self.num_layers:
-                layer = self.readable_layers(stage, [layer])[0]
+                layer = self.possible_layers(stage, [layer])[0]
             place = Place(
                 stage.at,
                 layer,
                 stage.keep,
                 method.drops_all,
                 method.lowest,
-                self.layers_to_read(stage),
+                self.layers_to_cut(stage),
             )
             cuts.append((stage, place))
         return cuts
@@ -184,19 +184,26 @@ class PruningPlan:
             layers.insert(0, 0)
         return tuple(layers)
 
+    def layers_to_cut(self, stage: StageSpec) -> tuple[int, ...] | None:
+        """Return the layers that a stage can cut at; None: all."""
+        layers, possible = self.layers_to_read(stage), self.structure.cut_layers
+        if len(possible) == self.num_layers:
+            return layers
+        return tuple(layer for layer in possible if layers is None or layer in layers)
+
     def needs(self, stage: StageSpec) -> tuple[str, ...]:
         """Return the names of the states that a stage's method reads."""
         return create(stage.method, dict(stage.options)).needs
 
-    def readable_layers(self, stage: StageSpec, layers: Sequence[int]) -> list[int]:
-        """Return where a stage cuts that is to cut at some layers: where its method can read.
+    def possible_layers(self, stage: StageSpec, layers: Sequence[int]) -> list[int]:
+        """Return where a stage cuts that is to cut at some layers: where it can.
 
-        Named and relative places move to the next layer with attention before it, with a warning.
+        Named and relative places move to the next such layer, with a warning.
 
         Raises:
-            PresetError: a layer by its number, or the input, where there is nothing to read.
+            PresetError: a layer by its number, or the input, where it can't cut.
         """
-        possible = self.layers_to_read(stage)
+        possible = self.layers_to_cut(stage)
         if possible is None:
             return list(layers)
         if len(possible) < len(layers):
@@ -215,29 +222,42 @@ class PruningPlan:
             nearest = next((one for one in choice if one >= layer), choice[-1])
             if nearest != layer:
                 if stage.at == "input" or stage.at.isdigit():
-                    self.refuse_reading(stage, layer, nearest)
+                    self.refuse_layer(stage, layer, nearest)
                 self.trace.warn(
-                    f"{stage.method} reads the attention of the layer before its cut, and layer "
-                    f"{max(layer - 1, 0)} of this model has none: the cut at {stage.at} moved from "
+                    f"{self.why_not(stage, layer, 'this model')}: the cut at {stage.at} moved from "
                     f"layer {layer} to {nearest}"
                 )
             moved.append(nearest)
         return moved
 
-    def refuse_reading(self, stage: StageSpec, layer: int, nearest: int) -> NoReturn:
-        """Refuse a cut where the layer before has no attention to read.
+    def why_not(self, stage: StageSpec, layer: int, model: str) -> str:
+        """Return why a stage can't cut at a layer of a model."""
+        before = max(layer - 1, 0)
+        if layer not in self.structure.cut_layers:
+            return f"layer {layer} of {model} sees the keys that layer {before} chose"
+        return (
+            f"{stage.method} reads the attention of the layer before its cut, and layer {before} "
+            f"of {model} has none"
+        )
+
+    def refuse_layer(self, stage: StageSpec, layer: int, nearest: int) -> NoReturn:
+        """Refuse a cut at a layer where a stage can't.
 
         Args:
             nearest: where it could cut.
 
         Raises:
-            PresetError: with the layers that have.
+            PresetError: with the layers where it can.
         """
+        why = f"{self.why_not(stage, layer, self.structure.model_type)} (at: {stage.at})"
+        if layer not in self.structure.cut_layers:
+            possible = ", ".join(map(str, self.layers_to_cut(stage) or ()))
+            raise PresetError(
+                f"{why}: {stage.method} can cut before layers {possible}", f"at: {nearest}"
+            )
         numbers = [n for n, memory in enumerate(self.structure.memories) if memory.keys]
         raise PresetError(
-            f"{stage.method} reads the attention of the layer before its cut, and layer "
-            f"{max(layer - 1, 0)} of {self.structure.model_type} has none (at: {stage.at}): the "
-            f"layers with attention are {', '.join(map(str, numbers))}",
+            f"{why}: the layers with attention are {', '.join(map(str, numbers))}",
             f"at: {nearest}, or a method that reads hidden states alone, such as divprune",
         )
 

@@ -58,7 +58,8 @@ class Prefill:
         self.use_cache = given.get("use_cache") is True
         positions = given_position_ids(given, batch.past, embeds)
         self.last_positions = positions[..., -1]
-        past = cache_before(cache, given.get("attention_mask"), batch.past, plan.structure)
+        mask, length = given.get("attention_mask"), int(embeds.shape[1])
+        past = cache_before(cache, mask, batch.past, length, plan.structure)
         self.sequence = SequenceState(plan.structure, batch.layouts, batch.valid, cache, past)
         if batch.renumbers:
             self.sequence.first_end = first_and_end(positions, self.sequence.columns)

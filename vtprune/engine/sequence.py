@@ -300,9 +300,9 @@ class SequenceState:
         if self.packed is not self._prepared:
             self._replace_positions(changed, layer, hidden)
         memory = self.structure.memories[layer]
-        if memory.state:
+        if memory.of_all_tokens:
             self._replace_token_mask(changed, memory, hidden)
-        if not memory.keys:
+        if not memory.keys or memory.index:
             return changed
         mask, source = given.get("attention_mask"), self._source(layer)
         window = self.structure.window_within(layer, self.total)
@@ -338,7 +338,7 @@ class SequenceState:
     def _replace_token_mask(
         self, changed: Kwargs, memory: LayerMemory, hidden: torch.Tensor
     ) -> None:
-        """Replace a layer's (B, n) mask of the tokens that its state is made of.
+        """Replace a layer's (B, n) mask of the tokens that its state, or index, is made of.
 
         Transformers (5.17 to 5.24) leaves it out where nothing is padded.
         """
@@ -401,8 +401,10 @@ class SequenceState:
 
         Where one was left out since nothing was padded (5.17 to 5.24: `generate` with a static
         cache), padding that a cut makes needs another. The decoder knows no pictures, whose tokens
-        may see each other both ways.
+        may see each other both ways. Masks of tokens alone (GLM-5-next) it makes as well.
         """
+        if not any(part is None or _is_prepared(part) for part in masks.values()):
+            return False
         if self.structure.two_way:
             return any(map(_is_prepared, masks.values()))
         return all(part is not None for part in masks.values())

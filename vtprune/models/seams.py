@@ -141,6 +141,8 @@ MARKS, FEATURES = "vision_mask", "deepstack_features"
 
 A decoder reads them as in `reads_marks` (Granite 4 Vision, 5.17 to 5.24).
 """
+CHOICE = "prev_topk_indices"
+"""Which keys the layer before chose to see, (B, n, k), which some layers take over."""
 LAST_ROWS = "logits_to_keep"
 """How many last tokens a decoder goes on with from the layers on that keep no keys (5.20 on)."""
 DECODER = _forward(
@@ -158,7 +160,15 @@ DECODER = _forward(
 )
 LAYER = _forward(
     "hidden_states attention_mask cache position_embeddings|position_ids",
-    ["position_embeddings", "position_ids", "conv_mask", "use_cache", *OF_LAYERS_TOKENS, SHARED],
+    [
+        "position_embeddings",
+        "position_ids",
+        "conv_mask",
+        "use_cache",
+        *OF_LAYERS_TOKENS,
+        SHARED,
+        CHOICE,
+    ],
 )
 ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
 """An encoder of a listed family."""
@@ -207,6 +217,8 @@ STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
 """The methods of a cache by which layers with a state read and write it."""
 SCALING = ("attn_temperature_tuning", "use_rope", "floor_scale", "attn_scale")
 """What attention modules that scale queries by their place say of themselves."""
+INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
+"""What the index of a layer takes that chooses its keys by it."""
 SHARING = ("is_kv_shared_layer", "store_full_length_kv", "layer_type")
 """What attention modules that can share keys say of themselves."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
@@ -430,10 +442,17 @@ class LayerMemory:
     Args:
         keys: keys and values, one for each token.
         state: a state of one size, made of all tokens, as linear attention and convolutions do.
+        index: an index over the keys, by which each token chooses those that it sees.
     """
 
     keys: bool
     state: bool
+    index: bool = False
+
+    @property
+    def of_all_tokens(self) -> bool:
+        """Whether a token that is masked as a key still changes what later ones see."""
+        return self.state or self.index
 
 
 def layer_memories(
@@ -465,12 +484,13 @@ def _memory(cache_layer: object) -> LayerMemory:
     return LayerMemory(
         keys=isinstance(cache_layer, CacheLayerMixin),
         state=isinstance(cache_layer, LinearAttentionCacheLayerMixin),
+        index=hasattr(cache_layer, "update_indexer"),
     )
 
 
 def token_mask(memory: LayerMemory) -> str:
-    """Return which argument of a layer masks the tokens that its state is made of, (B, n)."""
-    return "conv_mask" if memory.keys else "attention_mask"
+    """Return which argument of a layer masks the tokens that its state, or index, is of, (B, n)."""
+    return "conv_mask" if memory.keys and not memory.index else "attention_mask"
 
 
 def layer_length(cache: object, layer: int) -> int:
@@ -613,6 +633,30 @@ def layer_config(config: object, layer: int) -> object:
     return cast("Mapping[int, object]", config.per_layer_config)[layer]  # type: ignore[attr-defined]
 
 
+# -- layers that choose their keys by an index ----------------------------------------------------
+
+
+def chooses_keys(layer: nn.Module) -> bool:
+    """Return whether a layer chooses its keys by an index over the tokens in its own cache.
+
+    As in GLM-5-next (5.17 to 5.24): the index is given a mask of tokens, (B, n), and no positions,
+    and makes the layer's attention mask, so that nothing but the order of the tokens counts.
+    """
+    attention: Any = getattr(layer, "self_attn", None)
+    if not hasattr(attention, "skip_topk") or not hasattr(
+        attention, "build_attention_mask_from_topk"
+    ):
+        return False
+    if attention.indexer is None:
+        return CHOICE in Arguments(layer.forward)
+    return set(Arguments(attention.indexer.forward).names) == INDEX
+
+
+def takes_over_choice(layer: nn.Module) -> bool:
+    """Return whether a layer sees the keys that the layer before chose, by their slots."""
+    return bool(getattr(getattr(layer, "self_attn", None), "skip_topk", False))
+
+
 # -- keys and values that layers share ------------------------------------------------------------
 
 
@@ -705,27 +749,43 @@ class CurrentFeatures(dict[int, torch.Tensor]):
 # -- several states a token -----------------------------------------------------------------------
 
 
-def fold_streams(hidden: torch.Tensor) -> torch.Tensor:
-    """Return several states a token, (A, B, n, d) as of Gemma 3n, as one: (B, n, A x d)."""
-    return hidden if hidden.dim() == 3 else hidden.permute(1, 2, 0, 3).flatten(2)
+def fold_streams(hidden: torch.Tensor, config: object) -> torch.Tensor:
+    """Return several states a token as one: (B, n, A x d).
 
-
-def unfold_streams(hidden: torch.Tensor, config: object) -> torch.Tensor:
-    """Return what `fold_streams` folded as it was.
+    They come as (A, B, n, d) in Gemma 3n, as (B, n, A, d) in GLM-5-next (hyper-connections).
 
     Args:
         config: of the decoder.
     """
+    if hidden.dim() == 3:
+        return hidden
+    return (hidden if _hyper_streams(config) else hidden.permute(1, 2, 0, 3)).flatten(2)
+
+
+def unfold_streams(hidden: torch.Tensor, config: object) -> torch.Tensor:
+    """Return what `fold_streams` folded as it was."""
+    if count := _hyper_streams(config):
+        return hidden.unflatten(-1, (count, -1))
     count = getattr(config, "altup_num_inputs", 1)
     return hidden if count == 1 else hidden.unflatten(-1, (count, -1)).permute(2, 0, 1, 3)
 
 
 def main_stream(hidden: torch.Tensor, config: object) -> torch.Tensor:
-    """Return of folded states that one which layers attend with, (..., d)."""
-    count = getattr(config, "altup_num_inputs", 1)
-    if count == 1 or hidden.shape[-1] == config.hidden_size:  # type: ignore[attr-defined]
+    """Return of folded states that one which layers attend with, (..., d).
+
+    Of hyper-connections, which each layer mixes by itself, the mean, as the decoder's end takes it.
+    """
+    if hidden.shape[-1] == config.hidden_size:  # type: ignore[attr-defined]
         return hidden
-    return hidden.unflatten(-1, (count, -1))[..., config.altup_active_idx, :]  # type: ignore[attr-defined]
+    if count := _hyper_streams(config):
+        return hidden.unflatten(-1, (count, -1)).mean(-2)
+    streams = hidden.unflatten(-1, (config.altup_num_inputs, -1))  # type: ignore[attr-defined]
+    return streams[..., config.altup_active_idx, :]  # type: ignore[attr-defined]
+
+
+def _hyper_streams(config: object) -> int:
+    """Return the number of states a token that hyper-connections mix; 0 for none."""
+    return int(getattr(config, "hc_mult", 0) or 0)
 
 
 # -- masks --------------------------------------------------------------------------------------

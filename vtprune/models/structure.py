@@ -27,11 +27,13 @@ from vtprune.models.adapters import refuse_compiled, running_module, unwrap
 from vtprune.models.base import Family
 from vtprune.models.generic import placeholder_ids
 from vtprune.models.seams import (
+    CHOICE,
     LAYER_TYPES,
     PER_LAYER_INPUT,
     SHARED,
     LayerMemory,
     Seams,
+    chooses_keys,
     find_seams,
     gates_queries,
     key_layers,
@@ -40,6 +42,7 @@ from vtprune.models.seams import (
     reads_marks,
     releases,
     scales_queries,
+    takes_over_choice,
     unknown,
 )
 
@@ -85,7 +88,7 @@ MIXES = {
 }
 """Names of other modules that carry something from token to token -> what they do."""
 TOKEN_WISE = re.compile(
-    r"Attention|Attn|Norm|MLP|Mlp|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
+    r"Attention|Attn|Norm|MLP|Mlp|HyperConnection|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
     r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
 )
 """Names of modules that work on each token by itself, and of attention."""
@@ -138,8 +141,16 @@ class Structure:
         return next(n for n, memory in enumerate(self.memories) if memory.keys)
 
     def keeps_state(self, first: int = 0) -> bool:
-        """Return whether any layer from `first` on keeps a state of all tokens before."""
-        return any(memory.state for memory in self.memories[first:])
+        """Return whether any layer from `first` on keeps a state, or an index, of all tokens."""
+        return any(memory.of_all_tokens for memory in self.memories[first:])
+
+    @functools.cached_property
+    def cut_layers(self) -> tuple[int, ...]:
+        """The layers before which tokens can be dropped.
+
+        Not before those that take over which slots the layer before sees.
+        """
+        return tuple(n for n, layer in enumerate(self.layers) if not takes_over_choice(layer))
 
     @functools.cached_property
     def first_sharing(self) -> int:
@@ -170,10 +181,11 @@ class Structure:
         """
         if state == "value" and self._shares_key_projection(layer):
             state = "key"
-        paths = (f"{name}.{state[0]}_proj" for name in ATTENTION_MODULES)
+        # Of queries that are made of a latent, the projection after it (DeepSeek, GLM-5-next).
+        names = ("q_proj", "q_b_proj") if state == "query" else (f"{state[0]}_proj",)
         return self._part(
             layer,
-            paths,
+            (f"{module}.{name}" for module in ATTENTION_MODULES for name in names),
             f"separate {state} projection to read",
             "use a method without states, such as random or uniform",
         )
@@ -394,7 +406,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
         )
     decoder, layers = find_decoder(model), decoder_layers(model)
     family = find_family(model_type)
-    check_types(model_type, decoder)
+    check_types(model_type, decoder, list(layers))
     sources = key_layers(model_type, list(layers))
     own = layer_memories(model_type, decoder.config, len(layers))  # type: ignore[arg-type]
     memories = tuple(own[source] for source in sources)
@@ -427,7 +439,8 @@ def find_structure(wrapped: nn.Module) -> Structure:
         num_heads=num_heads,
         hidden_size=hidden_size,
         attention=attention,
-        two_way=_sees_two_ways(model, inner, config),
+        two_way=_sees_two_ways(model, inner, config)
+        and any(memory.keys and not memory.index for memory in memories),
         memories=memories,
     )
 
@@ -522,15 +535,16 @@ def refuse_encoder(model_type: str, config: object, way_out: str) -> None:
         )
 
 
-def check_types(model_type: str, decoder: nn.Module) -> None:
+def check_types(model_type: str, decoder: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Refuse a decoder with layers of a type that can't be cut.
 
     Raises:
         ModelError: names what such layers do.
     """
-    for name in getattr(decoder.config, "layer_types", None) or ():
+    types = getattr(decoder.config, "layer_types", None) or ()
+    for name, layer in zip(types, layers, strict=False):
         for part, why in TYPE_REASONS.items():
-            if part in str(name):
+            if part in str(name) and not chooses_keys(layer):
                 raise ModelError(
                     f"{model_type}: layers of type {name} {why}, which dropping tokens would "
                     "change",
@@ -555,7 +569,7 @@ def check_decoder(
     """
     types = [str(name) for name in getattr(decoder.config, "layer_types", None) or ()]
     for name, memory in zip(types, memories, strict=False):
-        if memory.keys and not memory.state and name not in LAYER_TYPES:
+        if memory.keys and not memory.of_all_tokens and name not in LAYER_TYPES:
             raise unknown(f"{model_type}: its decoder has layers of type {name}")
     if reason := find_reason(decoder, list(layers), memories):
         raise ModelError(f"{model_type}: {reason}", way_out)
@@ -573,12 +587,15 @@ def find_reason(
         return (
             f"its layers take an input of their own for every token, but not as {PER_LAYER_INPUT}"
         )
+    chooses = all(
+        map(chooses_keys, (at for at, m in zip(layers, memories, strict=True) if m.index))
+    )
     if not getattr(text, "is_causal", True):
         return "its tokens see all later ones"
     for module in (decoder, *layers):
         for name in inspect.signature(module.forward).parameters:
             for part, why in ARGUMENT_REASONS.items():
-                if part in name:
+                if part in name and not (name == CHOICE and chooses):
                     return f"{why} ({name})"
     if not any(memory.keys for memory in memories):
         return "none of its layers attends"
@@ -594,6 +611,12 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
         kind = type(module)
         if isinstance(module, CONTAINERS) or kind.__module__.split(".")[0] == "peft":
             continue  # adapters are checked as such
+        if (
+            memory.index
+            and chooses_keys(layer)
+            and (module is layer.self_attn or "Indexer" in kind.__name__)
+        ):
+            continue
         for part, what in MIXES.items():
             if part in kind.__name__:
                 return f"{kind.__name__} in its layers {what}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 KERNEL = "_attn_implementation"  # of a config: its attention kernel
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
+CHOICE = "prev_topk_indices"  # which keys the layer before chose, which it gives beside its states
 EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
 
 Drops = Sequence[tuple[int, Sequence[Sequence[int]]]]
@@ -216,6 +217,7 @@ def looped(
             for layer in layers:
                 hooks.before(layer, note)
             model(**inputs, use_cache=False, **options)
+        chosen: object = None
         (args, kwargs), left = calls[0], torch.arange(inputs["input_ids"].shape[1])
         hidden = args[0] if args else kwargs[HIDDEN]
         assert isinstance(hidden, torch.Tensor)
@@ -226,9 +228,12 @@ def looped(
             given = {
                 name: _of_columns(name, value, left)
                 for name, value in kwargs.items()
-                if name != HIDDEN
+                if name not in (HIDDEN, CHOICE)
             }
-            hidden = _states(layer(hidden, **given))
+            if CHOICE in kwargs:
+                given[CHOICE] = chosen
+            output = layer(hidden, **given)
+            hidden, chosen = _states(output), output[-1] if isinstance(output, tuple) else None
 
         def give(_: nn.Module, args: object, output: object) -> object:
             states = _states(output).clone()
