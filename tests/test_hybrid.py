@@ -47,6 +47,7 @@ EVERY = (
     "minicpm_ocr",
     "nemotron_h_omni",
     "glm5_next",
+    "inkling_mm_model",
 )
 SOME = ("qwen3_5",)
 """The classes of the default run."""
@@ -125,6 +126,8 @@ def test_keep_1_changes_no_bit(model_type: str) -> None:
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_kernels_and_caches_go_on_from_a_cut(model_type: str, kernel: str, cache: str) -> None:
+    if cache == "static" and "inkling" in model_type:
+        pytest.skip("a static cache with a window narrower than the prompt fails unpruned")
     model, _ = hybrid(model_type)
     before = model.config._attn_implementation
     model.set_attn_implementation(kernel)
@@ -141,6 +144,11 @@ def attending(model: PreTrainedModel) -> list[int]:
     return [n for n, memory in enumerate(find_structure(model).memories) if memory.keys]
 
 
+def skip_where_all_attend(model: PreTrainedModel) -> None:
+    if len(attending(model)) == len(find_structure(model).layers):
+        pytest.skip("all of its layers attend")
+
+
 def first_readable(model: PreTrainedModel) -> int:
     """The first layer with attention before it where tokens can be dropped."""
     possible = find_structure(model).cut_layers
@@ -152,6 +160,7 @@ def test_a_layer_number_without_attention_before_it_is_refused(
     model_type: str, method: str
 ) -> None:
     model, _ = hybrid(model_type)
+    skip_where_all_attend(model)
     first = attending(model)[0]
     layers = ", ".join(map(str, attending(model)))
     message = (
@@ -168,6 +177,7 @@ def test_a_layer_number_without_attention_before_it_is_refused(
 
 def test_what_layer_0_does_not_project_is_not_read_at_the_input(model_type: str) -> None:
     model, _ = hybrid(model_type)
+    skip_where_all_attend(model)
     stage = {"at": "input", "method": "entropy", "keep": 0.3}
     with (
         pytest.raises(PresetError, match=r"layer 0 of \w+ has none .at: input."),
@@ -181,6 +191,7 @@ def test_a_named_place_moves_to_the_next_layer_with_attention_before_it(
     model_type: str, at: str
 ) -> None:
     model, batches = hybrid(model_type)
+    skip_where_all_attend(model)
     stage = {"at": at, "method": "fastv", "keep": 0.3}
     with vtprune.pruning(model, {"stages": [stage]}) as trace:
         generate(model, batches["one"], 1)

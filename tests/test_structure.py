@@ -204,7 +204,6 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "dots3_note": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "gemma4": ({"use_bidirectional_attention": "all"}, "its tokens see all later ones"),
     "idefics": ({}, "its layers can attend to another sequence than their own"),
-    "inkling_mm_model": ({}, "InklingAttention counts the tokens of the sequence"),
     "mistral_large4": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "mllama": ({}, "its layers can attend to another sequence than their own"),
     "t5gemma2": ({}, "an encoder-decoder: its pictures go to the encoder"),

@@ -156,6 +156,24 @@ NARROW: dict[str, dict[str, Any]] = {
         "text_config.index_topk": 8,
         "vision_config.out_hidden_size": 64,
     },
+    "inkling_mm_model": {
+        "text_config.hidden_size": 64,
+        "text_config.head_dim": 16,
+        **{
+            f"text_config.swa_{name}": value
+            for name, value in {
+                "head_dim": 16,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            }.items()
+        },
+        "text_config.d_rel": 4,
+        "text_config.rel_extent": 24,
+        "text_config.sliding_window_size": 20,
+        "text_config.logits_mup_width_multiplier": 1.0,
+        "vision_config.text_hidden_size": 64,
+        "vision_config.n_layers": 4,
+    },
     "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
 }
 """What fits a small decoder better."""
@@ -307,9 +325,19 @@ def _shrink_text(values: dict[str, Any], layers: int) -> dict[str, Any]:
 
 @contextmanager
 def towers_without_timm(model_type: str) -> Iterator[None]:
-    """Inside, a class whose tower comes from the package timm, which is not there, gets none."""
+    """Inside, a class whose tower comes from the package timm, which is not there, gets none.
+
+    And one whose tower is planned by the package scipy (Inkling) gets one of narrow layers.
+    """
     name = CONFIG_MAPPING[model_type].__module__.replace("configuration_", "modeling_")
     module = sys.modules.get(name)
+    if plan := getattr(module, "plan_out_scales", None):
+        module.plan_out_scales = lambda *sizes: [(1, 1, 1, 3)] * (sizes[2] + 1)  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            module.plan_out_scales = plan  # type: ignore[union-attr]
+        return
     auto = getattr(module, "AutoModel", None)
     if auto is None:
         yield
@@ -428,6 +456,7 @@ def fake_encoder(model: PreTrainedModel, structure: Structure, form: str) -> Non
             "batch": some[None],
             "split": list(some.split(VISUAL)),
             "rows": some.view(-1, VISUAL, width),
+            "tokens": some[:, None],
         }
         output = BaseModelOutputWithPooling(last_hidden_state=some, pooler_output=forms[form])
         object.__setattr__(output, "router_logits", None)  # granite_docling
@@ -483,7 +512,9 @@ def inputs(
         "moe_mm_token_type_ids": visual,
         "image_position_ids": torch.cartesian_prod(edge, edge).flip(-1)[None],
     }
-    takes = inspect.signature(structure.inner.forward).parameters
+    takes = {*inspect.signature(structure.inner.forward).parameters}
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        takes -= {"token_type_ids"}  # Inkling's generation does not know it
     return {name: value for name, value in every.items() if name in takes}
 
 
@@ -520,7 +551,7 @@ def ready(name: str, layers: int = LAYERS) -> tuple[PreTrainedModel, list[dict[s
     two = [inputs(model, structure, text, seed) for seed, text in enumerate([(5, 7), (3, 12)])]
     batches = [two[0], left_pad(two)]
     failures = []
-    for form in FORMS:
+    for form in ["tokens"] if "inkling" in name else FORMS:
         fake_encoder(model, structure, form)
         try:
             with torch.no_grad():

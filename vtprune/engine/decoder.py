@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +28,7 @@ from vtprune.engine.position_ids import given_position_ids, refuse_inside_prompt
 from vtprune.engine.prefill import Prefill
 from vtprune.engine.readings import KernelCall, KernelTap
 from vtprune.engine.refusals import refuse_windows, warn_of_positions
+from vtprune.engine.sequence import SequenceState
 from vtprune.engine.tower_attention import read_scores
 from vtprune.models import seams
 from vtprune.models.structure import DEEPSTACK, Structure
@@ -120,7 +121,8 @@ class DecoderHooks:
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
-            self.hook_queries(sequence.total, prefill.sequence.query_places, hooks)
+            self.hook_queries(sequence.total, sequence.query_places, hooks)
+            self.hook_distances(prefill.first_changed, sequence, hooks)
         features, marks = given.get(seams.FEATURES), given.get(seams.MARKS)
         if batch.by_layer and isinstance(features, dict) and isinstance(marks, torch.Tensor):
 
@@ -187,7 +189,7 @@ class DecoderHooks:
     ) -> tuple[Args, Kwargs]:
         """Cut before a layer where it is time, and give it what fits the shorter sequence."""
         given, hidden = self.read_layer(number, args, kwargs)
-        if number in prefill.batch.by_layer:
+        if number > 0 and number in prefill.batch.by_layer:
             hidden = self.timed_cut(prefill, number, hidden)
             hidden = gather(hidden, prefill.sequence.last_cut.index)
         changed = prefill.sequence.layer_arguments(given, number, hidden)
@@ -227,6 +229,7 @@ class DecoderHooks:
             hooks.at_end(self.decoder, lambda *_: hooks.remove())
             self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
             self.hook_queries(length + embeds.shape[1], continuation.query_places, hooks)
+            self.hook_distances(first, continuation, hooks)
         if (after := continuation.cache_with_padding()) is not None:
             if first is None:
                 self.state.hooks = hooks = Hooks(this_thread())
@@ -271,7 +274,7 @@ class DecoderHooks:
         """
         for number in self.structure.scaling_layers(columns):
             scale = functools.partial(self.scale_queries, number, places)
-            hooks.after(self.structure.projection(number, "query"), scale)
+            hooks.after(self.structure.scaled_queries(number), scale)
 
     def scale_queries(
         self,
@@ -285,7 +288,52 @@ class DecoderHooks:
         attention = self.structure.attention_module(layer)
         columns, slots = places(layer)
         factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
-        return output * factor.to(output.device, output.dtype)[..., None]
+        factor = factor.view(*factor.shape, *(1,) * (output.dim() - 2))
+        return output * factor.to(output.device, output.dtype)
+
+    def hook_distances(
+        self, first: int, tokens: SequenceState | Continuation, hooks: Hooks
+    ) -> None:
+        """Bias attention by distances of original columns, in layers that count them.
+
+        Args:
+            first: the first layer that may hold fewer keys.
+        """
+        for number in self.structure.distance_layers:
+            if number >= first:
+                module = getattr(self.structure.attention_module(number), seams.BIAS)
+                bias = functools.partial(self.bias_attention, number, tokens)
+                hooks.replace(module, "forward", bias)
+
+    def bias_attention(
+        self,
+        layer: int,
+        tokens: SequenceState | Continuation,
+        give: Callable[..., torch.Tensor],
+        states: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the bias of a layer's attention by the original columns of its queries and keys.
+
+        Args:
+            give: the forward of the module that gives it.
+            states: (B, n, H, r) that it is made of.
+            queries, keys: (n,) and (K,) the places that the layer counts itself.
+        """
+        attention, device = self.structure.attention_module(layer), states.device
+        columns, slots = tokens.query_places(layer)
+        held, width = tokens.key_columns(layer), len(keys)
+        held = (
+            held[:, -width:]
+            if width <= held.shape[1]
+            else nn.functional.pad(held, (0, width - held.shape[1]), value=-1)
+        )
+        bias = seams.distance_bias(give, states, columns.to(device), held.to(device))
+        if not seams.scales_queries(attention):
+            return bias
+        factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
+        return bias * factor.to(device, bias.dtype)[:, None, :, None]
 
     def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
         """Return the arguments of a layer by name, and the states that enter it."""
@@ -355,11 +403,9 @@ class Continuation:
         if self.new is not None:
             refuse_padding_on_state(structure)
         self.shared: dict[object, object] = {}  # made once for all layers that are alike
-        # Of layers whose keys others share, before this forward adds to them.
-        self.lengths = {
-            source: layer_length(self.cache, source)
-            for source in {*structure.key_layers[structure.first_sharing :]}
-        }
+        # Of layers that are asked for it once this forward has added to them.
+        asked = {*structure.key_layers[structure.first_sharing :], *structure.distance_layers}
+        self.lengths = {source: layer_length(self.cache, source) for source in asked}
         self.masked_from = pruned.first_cut if self.needs_masks() else None
         self.windowed_from = self.first_windowed()
         self.positions: torch.Tensor | None = None  # the original ones, where layers get others
@@ -389,6 +435,8 @@ class Continuation:
         layers += [n for n in (self.masked_from, self.windowed_from) if n is not None]
         if self.pruned.first_short is not None:
             layers += self.structure.scaling_layers(self.past + self.shape[1])[:1]
+            first = self.pruned.first_short
+            layers += [n for n in self.structure.distance_layers if n >= first][:1]
         return min(layers, default=None)
 
     def decoder_arguments(self, given: Kwargs, embeds: torch.Tensor) -> Kwargs:
@@ -498,6 +546,11 @@ class Continuation:
         source = self.structure.key_layers[layer]
         return self.lengths[source] if source in self.lengths else layer_length(self.cache, source)
 
+    def key_columns(self, layer: int) -> torch.Tensor:
+        """Return the original columns of a layer's keys in this forward, -1 for padding."""
+        held, new = self.columns_in(layer), self.new_columns()
+        return torch.cat([held, new.to(held.device)], dim=1)
+
     def mask(self, given: Kwargs, layer: int, hidden: torch.Tensor) -> object:
         """Return the mask of a layer past a cut."""
         window, shares = self.window(layer), self.structure.key_layers[layer] != layer
@@ -521,8 +574,7 @@ class Continuation:
         self, given: Kwargs, layer: int, window: int | None, hidden: torch.Tensor
     ) -> torch.Tensor:
         """Return the mask of a layer that has a window, or keys of an earlier layer."""
-        held, queries = self.columns_in(layer), self.new_columns()
-        keys = torch.cat([held, queries.to(held.device)], dim=1)
+        keys, queries = self.key_columns(layer), self.new_columns()
         source = self.structure.key_layers[layer]
         if source != layer:
             width = seams.shared_width(given, self.structure.layers[layer], source)
@@ -537,7 +589,14 @@ class Continuation:
 
 
 def _valid_tokens(mask: object, length: int) -> torch.Tensor | None:
-    """Return which of several new tokens hold one, (B, n) bool on the CPU; None: all do."""
+    """Return which of several new tokens hold one, (B, n) bool on the CPU; None: all do.
+
+    Args:
+        mask: that the decoder is given. Of masks by the kind of layers, the one of tokens.
+    """
+    if isinstance(mask, Mapping):
+        parts = mask.values()
+        mask = next((m for m in parts if isinstance(m, torch.Tensor) and m.dim() == 2), None)
     if length == 1 or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None
     valid = mask[:, -length:].bool().cpu()

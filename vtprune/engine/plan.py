@@ -269,6 +269,12 @@ class PruningPlan:
                 "and a column (mrope), which have no gaps to close",
                 "leave positions: keep",
             )
+        if stage.positions == "renumber" and self.structure.distance_layers:
+            raise ModelError(
+                f"positions: renumber: {self.structure.model_type} has no position ids: its "
+                "attention is biased by distances, which count the columns of the original prompt",
+                "leave positions: keep",
+            )
 
     def groups_for(self, layouts: list[Layout]) -> list[StageGroup]:
         """Return the budgets that a batch needs.

@@ -83,6 +83,7 @@ class Prefill:
             windowed = self.plan.structure.first_windowed(self.sequence.total)
             layers += [] if windowed is None else [windowed]
             layers += self.plan.structure.scaling_layers(self.sequence.total)[:1]
+            layers += self.plan.structure.distance_layers[:1]
         return min(layers, default=None)
 
     def take_attention(self, layer: int, call: KernelCall) -> None:

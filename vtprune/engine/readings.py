@@ -138,6 +138,7 @@ class KernelCall:
             the module is.
         bounds: (n + 1,) where each of n sequences begins that lie one after the other in one row,
             and the end; None: each row is one.
+        bias: (B, H, S, W) that is added to the scores (Inkling); None: nothing.
     """
 
     query: torch.Tensor
@@ -145,6 +146,7 @@ class KernelCall:
     scale: float
     mask: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 def read_call(
@@ -160,7 +162,8 @@ def read_call(
     """
     given = {**dict(zip(("attention_mask",), args, strict=False)), **kwargs}
     check_values("an attention kernel", given, KERNEL)
-    scale, mask, bounds = (given.get(n) for n in ("scaling", "attention_mask", "cu_seq_lens_k"))
+    scale, mask = given.get("scaling"), given.get("attention_mask")
+    bounds, bias = given.get("cu_seq_lens_k"), given.get("position_bias")
     if not isinstance(scale, float) or "attention_mask" not in given or len(args) > 1:
         raise unknown("an attention kernel is given no scaling or no attention_mask by these names")
     if given.get("softcap") is not None:
@@ -174,6 +177,7 @@ def read_call(
         scale,
         mask if isinstance(mask, torch.Tensor) else None,
         bounds if isinstance(bounds, torch.Tensor) else None,
+        bias if isinstance(bias, torch.Tensor) else None,
     )
 
 
@@ -236,13 +240,23 @@ def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[to
         For every sample (R, S) float32.
     """
     return [
-        _rows_of_one(call.query[number], call.key[number], call.scale, rows)
+        _rows_of_one(
+            call.query[number],
+            call.key[number],
+            call.scale,
+            rows,
+            None if call.bias is None else call.bias[number],
+        )
         for number, rows in enumerate(wanted)
     ]
 
 
 def _rows_of_one(
-    query: torch.Tensor, key: torch.Tensor, scale: float, rows: AttentionRows
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    rows: AttentionRows,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     device, heads = query.device, query.shape[0]
     held = rows.keys[-key.shape[1] :].to(device)  # a cache with a window holds the last ones
@@ -253,7 +267,8 @@ def _rows_of_one(
     parts = []
     for part in rows.queries.to(device).split(max(1, CHUNK // (heads * len(held)))):
         seen = sees(columns[part][None], held[None], rows.window, start)[0]  # (r, K)
-        parts.append(_softmax(query[:, part], keys, scale, seen).mean(0)[:, own])
+        added = None if bias is None else bias[:, part, : len(held)]
+        parts.append(_softmax(query[:, part], keys, scale, seen, added).mean(0)[:, own])
     return torch.cat(parts)
 
 
@@ -314,16 +329,23 @@ def _received(
 
 
 def _softmax(
-    query: torch.Tensor, keys: torch.Tensor, scale: float, seen: torch.Tensor | None
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    scale: float,
+    seen: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (H, r, T) float32 attention of queries (H, r, D) to keys (KV, D, T).
 
     Args:
         seen: (r, T) bool, the keys that each query sees; None: all.
+        bias: (H, r, T) added to the scores; None: nothing.
     """
     heads, rows, width = query.shape
     grouped = (query.float() * scale).reshape(len(keys), -1, width)  # (KV, group x r, D)
     scores = (grouped @ keys).view(heads, rows, -1)
+    if bias is not None:
+        scores = scores + bias.float()
     if seen is not None:
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)

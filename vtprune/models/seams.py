@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TESTED = ("5.17", "5.25")
 """The first release of transformers that is tested, and the first after those (pyproject.toml)."""
 RANGE = f">={TESTED[0]},<{TESTED[1]}"
+_PLACES = re.compile(r"\b(?:q|kv)_positions\b")
 _FIRST = sys.modules.get("transformers")
 
 Args = tuple[object, ...]
@@ -170,6 +172,8 @@ LAYER = _forward(
         CHOICE,
     ],
 )
+LAYER_BY_DISTANCE = Forward(LAYER.needs[:-1], LAYER.may)
+"""A layer whose attention is biased by distances, and takes no position ids (Inkling)."""
 ENCODER = _forward("pixel_values|pixel_values_images|pixel_values_videos", ENCODED)
 """An encoder of a listed family."""
 MASK = _forward(
@@ -186,7 +190,14 @@ MASK = _forward(
 ROTARY = _forward("x position_ids", ["layer_type"])
 KERNEL = _forward(
     "scaling attention_mask",
-    ["cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"],
+    [
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+        "position_ids",
+        "position_bias",
+    ],
 )
 """What an attention kernel is given behind query, key and value."""
 ROPE_INDEX = _forward(
@@ -215,6 +226,9 @@ LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 """Types of layers, as a decoder's config names them, that keep nothing but keys and values."""
 STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
 """The methods of a cache by which layers with a state read and write it."""
+BIAS = "rel_logits_proj"
+"""The module of attention that gives its bias, by the places of queries and keys."""
+BIAS_TAKES = ["relative_states", "query_positions", "key_positions"]
 SCALING = ("attn_temperature_tuning", "use_rope", "floor_scale", "attn_scale")
 """What attention modules that scale queries by their place say of themselves."""
 INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
@@ -296,7 +310,11 @@ def find_seams(
         check_arguments(f"{model_type}: the inner model", inner.forward, INNER, closed=listed),
         check_arguments(f"{model_type}: its decoder", decoder.forward, DECODER),
         tuple(
-            check_arguments(f"{model_type}: decoder layer {number}", layer.forward, LAYER)
+            check_arguments(
+                f"{model_type}: decoder layer {number}",
+                layer.forward,
+                LAYER_BY_DISTANCE if counts_distances(layer) else LAYER,
+            )
             for number, layer in enumerate(layers)
         ),
     )
@@ -611,19 +629,73 @@ def gates_queries(attention: nn.Module) -> bool:
 
 
 def scales_queries(attention: object) -> bool:
-    """Return whether attention scales its queries by how many keys are before them (Llama 4)."""
-    return all(hasattr(attention, name) for name in SCALING)
+    """Return whether attention scales its queries by how many keys are before them.
+
+    Its own places are those in the cache (5.17 to 5.24): Llama 4, Inkling.
+    """
+    return scaling_floor(attention) is not None
+
+
+def scaling_floor(attention: Any) -> float | None:
+    """Return from how many keys on attention scales its queries; None where it never does."""
+    if all(hasattr(attention, name) for name in SCALING):
+        return float(attention.floor_scale)
+    floor = getattr(getattr(attention, "config", None), "log_scaling_n_floor", None)
+    return None if floor is None or getattr(attention, "is_sliding", False) else float(floor)
 
 
 def query_scale(attention: Any, places: torch.Tensor) -> torch.Tensor:
-    """Return by what attention scales the queries of tokens at these places, in float32.
-
-    Its own places are those in the cache (5.17 to 5.24).
-    """
-    if not attention.attn_temperature_tuning or attention.use_rope:
+    """Return by what attention scales the queries of tokens at these places, in float32."""
+    if hasattr(attention, "floor_scale"):
+        if not attention.attn_temperature_tuning or attention.use_rope:
+            return torch.ones(places.shape, device=places.device)
+        steps = torch.floor((places.float() + 1.0) / attention.floor_scale)
+        return torch.log1p(steps) * attention.attn_scale + 1.0
+    floor = scaling_floor(attention)
+    if floor is None:
         return torch.ones(places.shape, device=places.device)
-    steps = torch.floor((places.float() + 1.0) / attention.floor_scale)
-    return torch.log1p(steps) * attention.attn_scale + 1.0
+    steps = ((places.float() + 1.0) / floor).clamp_min(1.0)
+    return 1.0 + attention.config.log_scaling_alpha * steps.log()
+
+
+def scaled_module(attention: nn.Module) -> nn.Module | None:
+    """Return the module of Inkling's attention that gives the queries before they are scaled."""
+    return getattr(attention, "q_norm", None) if hasattr(attention, BIAS) else None
+
+
+def counts_distances(layer: nn.Module) -> bool:
+    """Return whether a layer's attention is biased by distances, which one module is told.
+
+    As in Inkling (5.17 to 5.24): it counts the places of queries and keys in its own cache, and
+    nothing but that module and the scale of queries depends on them.
+    """
+    attention: Any = getattr(layer, "self_attn", None)
+    module = getattr(attention, BIAS, None)
+    if not isinstance(module, nn.Module) or Arguments(module.forward).order != BIAS_TAKES:
+        return False
+    source = inspect.getsource(type(attention).forward)
+    scaled = "effective_n = (q_positions + 1).float()" in source
+    return len(_PLACES.findall(source)) == 4 + scaled  # made, given to the module, and to the scale
+
+
+def distance_bias(
+    give: Callable[..., torch.Tensor],
+    states: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+) -> torch.Tensor:
+    """Return the bias of attention, (B, H, n, K), for queries and keys at places of their own.
+
+    Args:
+        give: the forward of the module, for one set of places.
+        states: (B, n, H, r) its relative states.
+        queries: (B, n) places.
+        keys: (B, K) places.
+    """
+    if bool((queries == queries[:1]).all()) and bool((keys == keys[:1]).all()):
+        return give(states, queries[0], keys[0])
+    rows = zip(states.split(1), queries, keys, strict=True)
+    return torch.cat([give(row, query, key) for row, query, key in rows])
 
 
 def layer_config(config: object, layer: int) -> object:

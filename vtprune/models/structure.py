@@ -27,6 +27,7 @@ from vtprune.models.adapters import refuse_compiled, running_module, unwrap
 from vtprune.models.base import Family
 from vtprune.models.generic import placeholder_ids
 from vtprune.models.seams import (
+    BIAS,
     CHOICE,
     LAYER_TYPES,
     PER_LAYER_INPUT,
@@ -34,6 +35,7 @@ from vtprune.models.seams import (
     LayerMemory,
     Seams,
     chooses_keys,
+    counts_distances,
     find_seams,
     gates_queries,
     key_layers,
@@ -41,7 +43,9 @@ from vtprune.models.seams import (
     layer_memories,
     reads_marks,
     releases,
+    scaled_module,
     scales_queries,
+    scaling_floor,
     takes_over_choice,
     unknown,
 )
@@ -166,7 +170,20 @@ class Structure:
     def _scales_from(self) -> dict[int, float]:
         """Layer -> the number of columns from which on it scales queries."""
         modules = [getattr(layer, "self_attn", None) for layer in self.layers]
-        return {n: one.floor_scale for n, one in enumerate(modules) if scales_queries(one)}  # type: ignore[union-attr, misc]
+        floors = {n: scaling_floor(module) for n, module in enumerate(modules)}
+        return {n: floor for n, floor in floors.items() if floor is not None}
+
+    def scaled_queries(self, layer: int) -> nn.Module:
+        """Return the module whose output is the queries of a layer that it scales by their place.
+
+        It is (B, n, H x D), or (B, n, H, D).
+        """
+        return scaled_module(self.attention_module(layer)) or self.projection(layer, "query")
+
+    @functools.cached_property
+    def distance_layers(self) -> tuple[int, ...]:
+        """The layers whose attention is biased by the distances of tokens (Inkling)."""
+        return tuple(n for n, layer in enumerate(self.layers) if counts_distances(layer))
 
     def head_dim(self, layer: int) -> int:
         """Return the width of a head of a layer; layers of one decoder may differ in it."""
@@ -450,7 +467,9 @@ def _sees_two_ways(model: PreTrainedModel, inner: nn.Module, config: object) -> 
     if getattr(config, "use_bidirectional_attention", "") is None:  # the smaller models of Gemma 4
         return False
     prepares_masks = "create_masks_for_generate" in vars(type(model))
-    return prepares_masks or "token_type_ids" in inspect.signature(inner.forward).parameters
+    # Inkling's inner model takes them, but is never given any.
+    takes = [inspect.signature(module.forward).parameters for module in (model, inner)]
+    return prepares_masks or all("token_type_ids" in names for names in takes)
 
 
 def _find_inner(model: PreTrainedModel) -> nn.Module:
@@ -607,15 +626,12 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
 
     Empty for nothing.
     """
+    known = _known_modules(layer, memory)
     for module in layer.modules():
         kind = type(module)
         if isinstance(module, CONTAINERS) or kind.__module__.split(".")[0] == "peft":
             continue  # adapters are checked as such
-        if (
-            memory.index
-            and chooses_keys(layer)
-            and (module is layer.self_attn or "Indexer" in kind.__name__)
-        ):
+        if module in known:
             continue
         for part, what in MIXES.items():
             if part in kind.__name__:
@@ -633,6 +649,16 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
         if COUNTS.search(_source(kind)) and not scales_queries(module):  # type: ignore[arg-type]
             return f"{kind.__name__} counts the tokens of the sequence, which a cut makes fewer"
     return ""
+
+
+def _known_modules(layer: nn.Module, memory: LayerMemory) -> list[nn.Module]:
+    """Return a layer's modules that count tokens, or tell them apart, in a way that is known."""
+    attention = getattr(layer, "self_attn", None)
+    if memory.index and chooses_keys(layer):
+        return [attention, attention.indexer]  # type: ignore[list-item, union-attr]
+    if counts_distances(layer):
+        return [attention, getattr(attention, BIAS)]  # type: ignore[list-item]
+    return []
 
 
 @functools.cache

@@ -29,6 +29,7 @@ KERNEL = "_attn_implementation"  # of a config: its attention kernel
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
 CHOICE = "prev_topk_indices"  # which keys the layer before chose, which it gives beside its states
+BIAS = "rel_logits_proj"  # of attention: what is told the places of queries and keys (Inkling)
 EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
 
 Drops = Sequence[tuple[int, Sequence[Sequence[int]]]]
@@ -232,7 +233,8 @@ def looped(
             }
             if CHOICE in kwargs:
                 given[CHOICE] = chosen
-            output = layer(hidden, **given)
+            with _distances(layer, left):
+                output = layer(hidden, **given)
             hidden, chosen = _states(output), output[-1] if isinstance(output, tuple) else None
 
         def give(_: nn.Module, args: object, output: object) -> object:
@@ -245,6 +247,47 @@ def looped(
             output = model(**inputs, use_cache=False, **options)
     logits: torch.Tensor = output.logits
     return logits[:, -steps:]
+
+
+@contextmanager
+def _distances(layer: nn.Module, columns: torch.Tensor) -> Iterator[None]:
+    """Let a layer whose attention is biased by distances count them between these columns.
+
+    Full layers scale their queries and the bias by the logarithm of their place, from a number on.
+    """
+    attention = getattr(layer, "self_attn", None)
+    module = getattr(attention, BIAS, None)
+    if not isinstance(attention, nn.Module) or not isinstance(module, nn.Module):
+        yield
+        return
+    places = columns.to(next(module.parameters()).device)
+    slots = torch.arange(len(places), device=places.device)
+    floor = getattr(attention.config, "log_scaling_n_floor", None)
+
+    def scale(at: torch.Tensor) -> torch.Tensor:
+        if floor is None or attention.is_sliding:
+            return torch.ones(len(at), device=at.device)
+        logs = ((at + 1).float() / floor).clamp(min=1.0).log()
+        return 1.0 + attention.config.log_scaling_alpha * logs  # type: ignore[operator, union-attr]
+
+    ratio = scale(places) / scale(slots)
+
+    def place(
+        _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        return (args[0], places, places), kwargs
+
+    def scale_bias(_: nn.Module, args: object, bias: torch.Tensor) -> torch.Tensor:
+        return bias * ratio[:, None]  # (B, H, n, n)
+
+    def scale_queries(_: nn.Module, args: object, queries: torch.Tensor) -> torch.Tensor:
+        return queries * ratio[:, None, None]  # (B, n, H, D)
+
+    with Hooks(ALL_THREADS) as hooks:
+        hooks.before(module, place)
+        hooks.after(module, scale_bias)
+        hooks.after(attention.q_norm, scale_queries)  # type: ignore[arg-type]
+        yield
 
 
 def _states(output: object) -> torch.Tensor:
