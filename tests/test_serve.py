@@ -566,6 +566,52 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     assert sizes == [4, 2, 2]
 
 
+def test_a_request_that_fails_hurts_no_other_of_its_batch(
+    loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client gets a number, under which the details are noted; the counts are right."""
+    generate, faults = queue_module.generate, []
+
+    def fail_on_poison(loaded: Any, questions: Sequence[Any], *args: Any, **more: Any) -> Any:
+        if any(question.question == "poison" for question in questions):
+            raise RuntimeError("secret")
+        return generate(loaded, questions, *args, **more)
+
+    monkeypatch.setattr(queue_module, "generate", fail_on_poison)
+    waiting = QueueSettings(max_batch=3, max_wait=10.0)
+    app = create_app(loaded, replace(SETTINGS, queue=waiting, on_fault=faults.append))
+    with TestClient(app) as client, ThreadPoolExecutor(3) as pool:
+        bodies = [ask(data_url(pictures[0]), text) for text in ("what?", "poison", "who?")]
+        answers = list(pool.map(lambda body: client.post(CHAT, json=body), bodies))
+        metrics = client.get("/metrics").text
+        assert app.state.server.queue.batch_sizes == {3: 1}
+    assert [answer.status_code for answer in answers] == [200, 500, 200]
+    error = answers[1].json()["error"]
+    number = re.fullmatch(
+        r"internal error \(its log tells more, at fault (\w+)\)", error["message"]
+    )
+    assert number is not None
+    assert faults == [f"fault {number[1]}: internal RuntimeError: secret"]
+    usage = answers[0].json()["usage"], answers[2].json()["usage"]
+    for which, field in (("before", "visual_tokens"), ("kept", "visual_tokens_kept")):
+        total = float(sum(each[field] for each in usage))
+        assert f'vtprune_visual_tokens_total{{which="{which}"}} {total}' in metrics
+    for status, count in ((200, 2.0), (500, 1.0)):
+        labels = f'route="/v1/chat/completions",status="{status}"'
+        assert f"vtprune_requests_total{{{labels}}} {count}" in metrics
+    assert 'vtprune_part_seconds_count{part="queue"} 2.0' in metrics
+
+
+def test_a_request_that_memory_does_not_hold_is_too_large(
+    client: TestClient, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*_: Any, **__: Any) -> Any:
+        raise queue_module.OutOfMemoryError("out of memory", "try --keep 0.1")
+
+    monkeypatch.setattr(queue_module, "generate", generate)
+    assert "out of memory" in error_of(client, ask(data_url(pictures[0])), 413)
+
+
 def test_an_answer_that_nobody_waits_for_ends_early(
     loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

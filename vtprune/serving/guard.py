@@ -42,7 +42,7 @@ class GuardRules:
     key: str = ""
     hosts: tuple[str, ...] = ()
     most_bytes: int = 512 << 20
-    most_held: int = 2 << 30
+    most_held: int = 1 << 30
     seconds: float = 300.0
 
 

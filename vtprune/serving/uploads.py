@@ -220,9 +220,9 @@ class Uploads:
         top = os.path.realpath(root)
         # Of the root, or from its top: "file:///clip.mp4" is a file in it too.
         for path in (named, os.path.join(top, named.lstrip("/"))):
-            found = os.path.realpath(path)
-            if found.startswith(top.rstrip(os.sep) + os.sep) and is_regular(found):
-                return Path(found)
+            real = os.path.realpath(path)
+            if real.startswith(top.rstrip(os.sep) + os.sep) and is_regular(real):
+                return Path(real)
         raise MediaError(f"{quote(address)}: no such file in the server's media", "check the path")
 
 
@@ -389,10 +389,10 @@ def public_addresses(host: str, port: int) -> list[str]:
         MediaError: one of them is of this machine, or of a private network.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise MediaError(f"{quote(host)}: no such host", "check the address") from error
-    places = list(dict.fromkeys(str(info[4][0]) for info in found))
+    places = list(dict.fromkeys(str(info[4][0]) for info in infos))
     if not places or not all(is_public(place) for place in places):
         raise MediaError(f"{quote(host)}: an address of a private network", "send the file itself")
     return places
