@@ -111,6 +111,7 @@ def test_a_model_that_can_not_be_pruned_answers_at_keep_1_with_the_reason(tmp_pa
     directory = tiny_processor.build("git", tmp_path)
     report = ask(directory, "--keep", "1")
     assert any("git: its decoder has no list of layers" in note for note in report["warnings"])
+    assert any("visual tokens, so these are not counted" in note for note in report["warnings"])
     assert report["seconds"]["prefill"] > 0
     picture = str(directory / "picture.png")
     less = ["ask", picture, "what?", "--model", str(directory), "--keep", "0.9"]

@@ -50,7 +50,7 @@ LATE = [
 ]
 """Between layers that make keys and those that share them."""
 REFUSED = {
-    "minimax_m3_vl": "MiniMaxM3VLAttention counts the tokens of the sequence",
+    "minimax_m3_vl": "layers of type minimax_m3_sparse choose by an index over all tokens",
     "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
 }
 NOT_BUILT = ("evolla",)

@@ -64,6 +64,7 @@ class Kind:
         marker: what the template writes for a picture, where it is not its token.
         around: texts before and after a placeholder in its template.
         second: whether there is a tokenizer for a Q-Former, too.
+        named: whether the tokenizer has attributes for its special tokens.
     """
 
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Kind:
     marker: str = ""
     around: tuple[str, str] = ("", "")
     second: bool = False
+    named: bool = True
 
 
 PADS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
@@ -92,6 +94,7 @@ GLM = Kind(
     processor_class="Glm46VProcessor",
 )
 EDGE = {"height": 56, "width": 56}
+PINPOINTS = [[384, 768], [768, 384], [768, 768]]
 PATCH_16 = {"patch_size": 16}
 SLICES = {
     "image_token": "<|image_pad|>",
@@ -126,6 +129,7 @@ MUSE = (
     "<|vid_frame_separator|>",
 )
 BLIP = {
+    "image_token_index": 1500,
     "text_config.num_hidden_layers": 2,
     "text_config.hidden_size": 64,
     "text_config.num_attention_heads": 2,
@@ -143,6 +147,7 @@ T5 = {
     "num_heads": 2,
 }
 KOSMOS = {
+    "text_config.vocab_size": 3200,
     "text_config.layers": 2,
     "text_config.embed_dim": 64,
     "text_config.ffn_dim": 96,
@@ -197,7 +202,17 @@ KINDS: dict[str, Kind] = {
         special=("<|audio_comp_pad|>", "<|img|>", "<|endofimg|>"),
     ),
     "emu3": Kind(
-        config={"vq_config.base_channels": 32, "image_token_id": 1000},
+        config={
+            "vq_config.base_channels": 32,
+            "vq_config.hidden_size": 128,
+            "vq_config.codebook_size": 4,
+            "image_token_id": 1000,
+            "vocabulary_map": {
+                "<image>": 1000,
+                "<|extra_200|>": 1002,
+                **{f"<|visual token {n:06}|>": 1010 + n for n in range(4)},
+            },
+        },
         tokens={
             "boi_token": "<|image start|>",
             "eoi_token": "<|image end|>",
@@ -217,7 +232,7 @@ KINDS: dict[str, Kind] = {
                 "model_type": "timm_wrapper",
                 "architecture": "fastvit_t8",
                 "do_pooling": False,
-                "hidden_size": 384,
+                "hidden_size": 768,
                 "image_size": 256,
             }
         },
@@ -265,10 +280,19 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "granite4_vision": Kind(
-        tokens={"image_token": "<image>"},
+        config={
+            "vision_config": {
+                **{"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 16},
+                **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+                "intermediate_size": 96,
+            },
+            "image_grid_pinpoints": PINPOINTS,
+            "vision_feature_select_strategy": "full",
+        },
+        image={"image_grid_pinpoints": PINPOINTS},
         processor={
-            "patch_size": 14,
-            "vision_feature_select_strategy": "default",
+            "patch_size": 16,
+            "vision_feature_select_strategy": "full",
             "downsample_rate": "4/8",
         },
     ),
@@ -290,15 +314,19 @@ KINDS: dict[str, Kind] = {
     ),
     "kimi_k25": Kind(tokens=PADS, config={"projection_hidden_size": 64}),
     "kosmos-2": Kind(
-        config={**KOSMOS, "latent_query_num": 8},
+        config={**KOSMOS, "latent_query_num": 64},
         tokens={"unk_token": "<unk>"},
         processor={"num_patch_index_tokens": 16},
+        image_class="CLIPImageProcessor",
+        processor_class="Kosmos2Processor",
         template=False,
     ),
     "kosmos-2.5": Kind(
         config={**KOSMOS, "latent_query_num": 8, "vision_config.patch_embed_hidden_size": 768},
         tokens={"boi_token": "<image>", "eoi_token": "</image>", "image_token": "<s>"},
         processor={"num_image_tokens": 8},
+        image_class="Kosmos2_5ImageProcessor",
+        processor_class="Kosmos2_5Processor",
         template=False,
     ),
     "lfm3_vl": Kind(
@@ -368,11 +396,19 @@ KINDS: dict[str, Kind] = {
             "vision_config.vision_output_dim": 192,
         },
     ),
-    "muse_glimmer": Kind(tokens=PATCHES, special=MUSE),
+    "muse_glimmer": Kind(
+        tokens=PATCHES,
+        special=MUSE,
+        config={"out_hidden_size": 256, "projector_hidden_size": 64},
+    ),
     "muse_spark": Kind(
         tokens=PATCHES,
         special=(*MUSE, "<|audio|>", "<|soft_audio_start|>", "<|soft_audio_end|>"),
-        config={"audio_config.num_hidden_layers": 4},
+        config={
+            "audio_config.num_hidden_layers": 4,
+            "out_hidden_size": 256,
+            "projector_hidden_size": 64,
+        },
     ),
     "nemotron_h_omni": Kind(
         special=("<img>", "</img>", "<so_start>", "<so_end>"),
@@ -442,6 +478,13 @@ KINDS: dict[str, Kind] = {
     ),
     "t5gemma2": Kind(
         template=False,
+        image={"size": {"height": 224, "width": 224}},
+        processor={"image_seq_length": 49},
+        tokens={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
         config={
             **{
                 f"{part}.{name}": value
@@ -457,6 +500,11 @@ KINDS: dict[str, Kind] = {
                     "layer_types": ["sliding_attention", "full_attention"],
                 }.items()
             },
+            "vocab_size": zoo.VOCABULARY,
+            "eoi_token_index": 1601,
+            "encoder.boi_token_index": 1600,
+            "encoder.eoi_token_index": 1601,
+            "encoder.mm_tokens_per_image": 49,
         },
     ),
     "udop": Kind(template=False, config={**T5, "vocab_size": zoo.VOCABULARY}),
@@ -470,7 +518,7 @@ KINDS: dict[str, Kind] = {
         config={"vision_feature_layer": [-1, -2]},
     ),
     "blip": Kind(template=False),
-    "blip-2": Kind(template=False, config=BLIP, processor={"num_query_tokens": 8}),
+    "blip-2": Kind(template=False, config=BLIP, processor={"num_query_tokens": 8}, named=False),
     **dict.fromkeys(
         ("instructblip", "instructblipvideo"),
         Kind(
@@ -479,6 +527,7 @@ KINDS: dict[str, Kind] = {
             config=BLIP,
             processor={"num_query_tokens": 8},
             second=True,
+            named=False,
         ),
     ),
     "pix2struct": Kind(
@@ -566,7 +615,7 @@ def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFas
         bos_token="<bos>",
         eos_token="<eos>",
         chat_template=template,
-        extra_special_tokens=dict(tokens),
+        extra_special_tokens=dict(tokens) if kind.named else {},
     )
 
 
@@ -592,7 +641,11 @@ def build(model_type: str, directory: Path) -> Path:
                 weight.copy_(
                     torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5
                 )
-    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
+    if type(getattr(model, "generation_config", None)) is GenerationConfig:  # diffusion has another
+        start = 1 if made.is_encoder_decoder else None
+        model.generation_config = GenerationConfig(
+            pad_token_id=0, do_sample=False, decoder_start_token_id=start
+        )
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     tokenizer(model_type, made).save_pretrained(directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ MISSING: dict[str, dict[str, Any]] = {
     },
     # Published ones have convolutions, too; the default has attention alone.
     "lfm2_vl": {"text_config.layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "minimax_m3_vl": {"text_config.layer_types": ["full_attention", "minimax_m3_sparse"] * 30},
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), PLACEHOLDERS),
     "nemotron_h_omni": {
         **PLACEHOLDERS,
@@ -280,7 +282,10 @@ def _shrink(values: dict[str, Any], layers: int) -> dict[str, Any]:
         for part in values.values():  # a tower or projector that gives what the decoder takes
             if isinstance(part, dict) and part is not values[name]:
                 for field, value in part.items():
-                    if value == wide and "hidden" in field and ("out" in field or "text" in field):
+                    gives = re.search(
+                        "hidden.*out|out.*hidden|text.*hidden|adapter_out", str(field)
+                    )
+                    if value == wide and gives:
                         part[field] = narrow
     if not nested and isinstance(values.get("num_hidden_layers"), int):
         values = _shrink_text(values, layers)

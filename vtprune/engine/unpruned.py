@@ -47,11 +47,15 @@ def describe_unpruned(
     trace.warn(f"{reason.message}; so nothing is dropped, at keep 1 only")
     trace.unpruned = True
     config = cast("PreTrainedModel", wrapped).config
-    if inputs.pixels is None or getattr(config, "is_encoder_decoder", False):
+    if inputs.pixels is None:
         return
     tensors = inputs.pixels.tensors
     model = Unpruned(find_family(str(config.model_type)), config)
-    if not model.placeholders():
+    if getattr(config, "is_encoder_decoder", False) or not model.placeholders():
+        trace.warn(
+            f"{model.model_type}: its prompts hold no placeholders of visual tokens, so these are "
+            "not counted"
+        )
         return
     ids = tensors["input_ids"].cpu()
     valid = valid_columns(tensors.get("attention_mask"), *ids.shape).cpu()

@@ -279,7 +279,7 @@ def generate(
         for number, (question, row) in enumerate(
             zip(
                 questions,
-                new_tokens(loaded, ids, tensors["input_ids"].shape[1], stopping),
+                new_tokens(loaded, ids, answer_start(loaded, tensors), stopping),
                 strict=True,
             )
         )
@@ -410,6 +410,12 @@ def end_tokens(loaded: Loaded) -> list[int]:
     if ends is None:
         return []
     return [ends] if isinstance(ends, int) else [int(token) for token in ends]
+
+
+def answer_start(loaded: Loaded, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Return where answers begin in generated ids: behind a prompt or a first token."""
+    encoder = getattr(loaded.model.config, "is_encoder_decoder", False)
+    return 1 if encoder else tensors["input_ids"].shape[1]
 
 
 def new_tokens(

@@ -27,6 +27,7 @@ class GenerationDefaults(BaseModel):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None  # of an encoder-decoder
     repetition_penalty: float | None = Field(default=None, gt=0)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
     suppress_tokens: list[int] | None = None

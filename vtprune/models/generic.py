@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -142,18 +143,50 @@ class GenericFamily(Family):
         text, tokens = self._write(files, processor, media, turns)
         if len(tokens) == len({item.source.kind for item in media}):
             media = prompt.in_prompt_order(text, media, tokens)
-        try:
+        if files.processor.get("chat_template") or files.tokenizer.chat_template:
             tensors = processor.encode(text, media)
-        except ModelError:
-            if files.processor.get("chat_template") or files.tokenizer.chat_template:
-                raise
-            for token in tokens.values():  # some processors write placeholders themselves
-                text = text.replace(token, "")
-            tensors = processor.encode(text, media)
+        else:
+            text, tensors = self._encode_without_template(files, processor, text, tokens, media)
         grids = self._media_grids(files, processor, media, tokens, tensors)
         laid = tuple(zip([item.source.kind for item in media], grids, strict=False))
         tiles = tuple(len(grid.tile.unique()) for kind, grid in laid if kind == "image")
         return Inputs(tensors, text, tiles, laid)
+
+    def _encode_without_template(
+        self,
+        files: Files,
+        processor: Processor,
+        text: str,
+        tokens: Mapping[str, str],
+        media: Media,
+    ) -> tuple[str, dict[str, torch.Tensor]]:
+        """Return the prompt and the inputs of a checkpoint that has no chat template.
+
+        Some processors want another token of theirs in its place; some write placeholders
+        themselves, and refuse those of the prompt or leave them beside their own (BLIP-2).
+        """
+        without = text
+        for token in tokens.values():
+            without = without.replace(token, "")
+        others = [
+            text.replace(token, other) for kind, token in tokens.items()
+            for other in processor.tokens(kind) if other != token
+        ]  # fmt: skip
+        encoded: dict[str, dict[str, torch.Tensor]] = {}
+        for prompt_text in (text, *others):
+            with suppress(ModelError):
+                encoded[prompt_text] = processor.encode(prompt_text, media)
+                break
+        if not encoded:
+            return without, processor.encode(without, media)
+        ((written, tensors),) = encoded.items()
+        ids = torch.tensor(sorted(set().union(*self.placeholders(files.config).values())))
+        with suppress(ModelError):
+            alone = processor.encode(without, media)
+            counts = [int(torch.isin(each["input_ids"], ids).sum()) for each in (tensors, alone)]
+            if counts[1] and counts[0] - counts[1] == len(media):
+                return without, alone
+        return written, tensors
 
     def _write(
         self, files: Files, processor: Processor, media: Media, turns: Sequence[Turn]

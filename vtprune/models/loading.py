@@ -42,7 +42,12 @@ from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import closest_alias, hub_id_of
 from vtprune.models.seams import check_version
-from vtprune.models.structure import find_decoder, find_structure, pruned_equals
+from vtprune.models.structure import (
+    find_decoder,
+    find_structure,
+    pruned_equals,
+    refuse_other_generation,
+)
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.models.weights import GGUF, GGUF_HINT, find_weights, read_in_turn
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
@@ -491,6 +496,7 @@ def read_weights(
     """
     from transformers import AutoModelForImageTextToText
 
+    _refuse_other_generation(config)
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
@@ -508,6 +514,24 @@ def read_weights(
         )
     model, info = loaded  # transformers types this call as if it gave the model alone
     return cast("PreTrainedModel", model.eval()), check_loaded(checkpoint, type(model), info)
+
+
+def _refuse_other_generation(config: PreTrainedConfig) -> None:
+    """Refuse a class whose answers are not written token by token, before its weights are read.
+
+    Raises:
+        ModelError: it is one.
+    """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    classes: Mapping[type, Any] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = classes.get(type(config), None)
+    if kind is None:
+        return
+    model_type, way_out = str(config.model_type), "take a model of vtprune models"
+    refuse_other_generation(model_type, kind, way_out)
+    if not kind.can_generate():  # PI0 moves robots
+        raise ModelError(f"{model_type}: {kind.__name__} writes no text", way_out)
 
 
 def check_loaded(checkpoint: str, model: type, info: Mapping[str, Collection[Any]]) -> list[str]:

@@ -158,6 +158,12 @@ class Processor:
             for name, value in encoded.items()
             if name != "video_metadata"
         }
+        if "input_ids" not in tensors:
+            raise ModelError(
+                f"{kind} makes no input_ids of a question: the class writes down what a picture "
+                "shows, and answers no questions",
+                "ask a model that takes them",
+            )
         if self.types_tokens and TYPES not in tensors:  # not all processors make them unasked
             rows = self.whole.create_mm_token_type_ids(tensors["input_ids"].tolist())
             tensors[TYPES] = torch.tensor(rows)
@@ -350,6 +356,6 @@ def _tensor(kind: str, name: str, value: object) -> torch.Tensor:
         return torch.stack(list(cast("Sequence[torch.Tensor]", value)))
     except (TypeError, RuntimeError) as error:
         raise ModelError(
-            f"{kind} gives {name} as {type(value).__name__}, which is no tensor",
-            "ask about one picture, or pictures of one size",
+            f"{kind} gives {name} as {type(value).__name__}, and vtprune passes on tensors alone",
+            "ask about one picture, or pictures of one size, if it gives a tensor for those",
         ) from error

@@ -416,6 +416,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
             f"{model_type}: not a transformers model with a decoder ({releases()})", WAY_OUT
         )
     refuse_encoder(model_type, model.config, WAY_OUT)
+    refuse_other_generation(model_type, type(model), WAY_OUT)
     if isinstance(getattr(model, "thinker", None), nn.Module):  # Qwen-Omni
         raise ModelError(
             f"{model_type}: several models in one, of which the thinker reads the prompt",
@@ -550,6 +551,22 @@ def refuse_encoder(model_type: str, config: object, way_out: str) -> None:
         raise ModelError(
             f"{model_type}: an encoder-decoder: its pictures go to the encoder, and its decoder "
             "holds no visual tokens",
+            way_out,
+        )
+
+
+def refuse_other_generation(model_type: str, kind: type, way_out: str) -> None:
+    """Refuse a class that does not write answers token by token (diffusion).
+
+    Raises:
+        ModelError: it is one.
+    """
+    from transformers import GenerationConfig
+
+    if getattr(kind, "generation_config_class", GenerationConfig) is not GenerationConfig:
+        raise ModelError(
+            f"{model_type}: {kind.__name__} does not write its answers token by token, but in a "
+            "way of its own",
             way_out,
         )
 
