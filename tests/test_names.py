@@ -13,7 +13,7 @@ from vtprune.models.names import aliases, closest_alias, hub_id_of
 
 ALIASES = {alias.name: alias for alias in aliases()}
 # Their configs say how wide a head is; elsewhere it is the width of the model over the heads.
-OWN_HEAD_DIM = ("gemma-3", "glm-4.5v", "internvl3.5", "molmo2", "qwen3-vl", "qwen3.")
+OWN_HEAD_DIM = ("gemma-", "glm-4.5v", "internvl3.5", "molmo2", "qwen3-vl", "qwen3.")
 # Parameters of vision tower, projector and a separate input embedding, where a name counts them and
 # they are a large part of it.
 BESIDE = {
@@ -54,7 +54,8 @@ def test_an_alias_has_a_whole_decoder_shape(name: str) -> None:
     assert shape.heads % shape.kv_heads == 0
 
 
-EXPERTS = ("qwen3-vl-30b-a3b", "qwen3-vl-235b-a22b", "qwen3.5-35b-a3b", "glm-4.5v")
+EXPERTS = ("qwen3-vl-30b-a3b", "qwen3-vl-235b-a22b", "qwen3.5-35b-a3b", "glm-4.5v",
+           "gemma-4-26b-a4b")  # fmt: skip
 """Mixtures of experts, whose weights follow from more than the decoder's plain sizes."""
 
 
@@ -65,13 +66,30 @@ def test_a_mixture_of_experts_has_the_parameters_that_its_name_says(name: str) -
     shape = measure_decoder(model)
     size = float(alias.parameters[:-1]) * 1e9
     assert count_weights(model) == pytest.approx(size, rel=0.05)
-    active = {"30b": 3.3e9, "235b": 22e9, "35b": 3e9, "glm": 12e9}
+    active = {"30b": 3.3e9, "235b": 22e9, "35b": 3e9, "glm": 12e9,
+              "26b": 3.8e9}  # fmt: skip
     expected = next(number for part, number in active.items() if part in name)
     weights = sum(cost.token for cost in shape.by_layer) / 2 + 2 * shape.vocab * shape.hidden
     assert weights == pytest.approx(expected, rel=0.25)
 
 
-@pytest.mark.parametrize("name", [name for name in ALIASES if name not in EXPERTS])
+DECODERS = {"gemma-4-e2b": 4.6e9, "gemma-4-e4b": 7.5e9, "gemma-4-26b-a4b": 25.2e9,
+            "gemma-4-31b": 30.7e9}  # fmt: skip
+"""Published parameters of decoders whose layers differ, or that embed for each of their layers."""
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_of_uneven_layers_has_the_parameters_that_its_authors_say(name: str) -> None:
+    model = build_skeleton(packaged_shape(ALIASES[name]).config)
+    assert count_weights(model.get_decoder()) == pytest.approx(DECODERS[name], rel=0.01)
+    whole = float(ALIASES[name].parameters[:-1]) * 1e9
+    assert count_weights(model) == pytest.approx(whole, rel=0.02)
+
+
+UNEVEN = (*EXPERTS, *DECODERS)
+
+
+@pytest.mark.parametrize("name", [name for name in ALIASES if name not in UNEVEN])
 def test_a_decoder_shape_has_about_the_parameters_that_its_name_says(name: str) -> None:
     alias = ALIASES[name]
     shape = SimpleNamespace(**alias.decoder)

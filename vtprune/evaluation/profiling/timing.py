@@ -130,7 +130,7 @@ def short_config(
     kinds = layer_kinds(model.config)
     if len({*zip(kinds, model.shape.by_layer, strict=True)}) > len(set(kinds)):
         raise ModelError(
-            f"{model.loaded.name}: layers of one kind differ (some have experts and some an MLP), "
+            f"{model.loaded.name}: layers of one kind differ (in experts, an MLP or whose keys they see), "
             "so a few of them can't be timed for all",
             "--no-measure counts without timing",
         )
