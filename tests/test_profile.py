@@ -88,14 +88,17 @@ def test_every_alias_is_profiled_without_weights_or_a_network(name: str) -> None
     rows: Any = found["rows"]
     assert [row["keep"] for row in rows[:5]] == [1.0, 0.5, 0.3, 0.2, 0.1]
     good = [row for row in rows if "error" not in row]
+    late = any("a cut there makes them run all that are kept" in w for w in found["warnings"])
+    assert late == (name in ("gemma-4-e2b", "gemma-4-e4b"))
     assert len(good) > 4, [row.get("error") for row in rows]
     for row in good:
         kept, flops = row["tokens"]["keep_mean"], row["flops"]
         assert kept <= (row["keep"] or 1) + 1e-9
         assert flops["tower"] > 0
         assert flops["projector"] > 0
-        assert flops["prefill"] <= flops["prefill_full"]
-        assert row["compare"]["prefill_predicted"] >= 1
+        if not late:
+            assert flops["prefill"] <= flops["prefill_full"]
+            assert row["compare"]["prefill_predicted"] >= 1
         assert row["seconds"] is None
         assert row["memory_bytes"]["peak"] > row["memory_bytes"]["weights"]
     assert found["verdict"]

@@ -251,6 +251,7 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """Return what the reader of a report should know before believing a figure."""
     notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, flops)]
+    notes += warn_of_late_cuts(loaded, flops.prefill, flops.prefill_full)
     if loaded.cache is not None and loaded.cache.reason:
         notes.append(f"--cache {loaded.cache.directory}: not written: {loaded.cache.reason}")
     aware = preset.question_aware_methods()
@@ -258,6 +259,24 @@ def warnings_of(
         notes.append(f"{' and '.join(aware)} kept tokens for this question; a follow-up on the "
                      "same KV cache sees only those")  # fmt: skip
     return tuple(dict.fromkeys(notes))
+
+
+def warn_of_late_cuts(loaded: Loaded, pruned: float | None, full: float | None) -> list[str]:
+    """Return a warning where a cut costs more than it saves, as the last layers need no cut.
+
+    Args:
+        pruned, full: FLOPs of the prefill.
+    """
+    shape = loaded.measured_decoder
+    if isinstance(shape, cost.CostError) or shape.last_from is None:
+        return []
+    if pruned is None or full is None or pruned <= full:
+        return []
+    return [
+        f"unpruned, the layers from {shape.last_from} on run only the last token of a prompt; a "
+        "cut there makes them run all that are kept, and the prefill costs more than unpruned: "
+        f"cut before layer {shape.last_from} (--at)"
+    ]
 
 
 def uncounted(loaded: Loaded, flops: Flops) -> list[str]:

@@ -32,7 +32,7 @@ from vtprune.evaluation.profiling.shapes import Shape, build_skeleton, find_shap
 from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, VerdictFindings, judge
 from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.measuring import describe_model, describe_versions
+from vtprune.inference.measuring import describe_model, describe_versions, warn_of_late_cuts
 from vtprune.inference.prepare import sampling_of
 from vtprune.inference.roofline import weigh
 from vtprune.inference.wording import counted
@@ -269,6 +269,9 @@ def gather_warnings(
     if measurement:
         warnings += [*measurement.warnings, *warn_of_passes(figures[0]), *warn_of_rows(figures)]
     warnings += [warning for row in rows for warning in row.warnings if "by default" in warning]
+    for figure in figures:
+        flops = figure.flops
+        warnings += warn_of_late_cuts(figure.model.loaded, flops.prefill, flops.prefill_full)
     warnings += warn_of_prediction(figures)
     if not prompts.media.paths and any(row.encoded for row in rows):
         warnings.append(

@@ -130,8 +130,8 @@ def short_config(
     kinds = layer_kinds(model.config)
     if len({*zip(kinds, model.shape.by_layer, strict=True)}) > len(set(kinds)):
         raise ModelError(
-            f"{model.loaded.name}: layers of one kind differ (in experts, an MLP or whose keys they see), "
-            "so a few of them can't be timed for all",
+            f"{model.loaded.name}: layers of one kind differ (in their experts or MLP, or in whose "
+            "keys they see), so a few of them can't be timed for all",
             "--no-measure counts without timing",
         )
     num_kinds = len(set(kinds))
