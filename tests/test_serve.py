@@ -22,12 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import pytest
 from click.testing import CliRunner
-from conftest import save_noise
+from conftest import save_clip, save_noise
 from PIL import Image
 
 import vtprune
@@ -158,10 +160,12 @@ def test_answers_under_many_clients_are_those_alone(
 ) -> None:
     settings = replace(SETTINGS, queue=QueueSettings(max_batch=4, max_wait=0.2))
     questions = [f"what is it {'then ' * (number % 5)}?" for number in range(20)]
+    keeps = (0.4, 0.7)
     with TestClient(create_app(loaded, settings)) as client, ThreadPoolExecutor(20) as pool:
 
         def answer(number: int) -> Any:
-            body = ask(data_url(pictures[number % 3]), questions[number], stream=number % 4 == 0)
+            body = ask(data_url(pictures[number % 3]), questions[number], stream=number % 4 == 0,
+                       vtprune={"keep": keeps[number % 2]})  # fmt: skip
             response = client.post(CHAT, json=body)
             assert response.status_code == 200
             if not body["stream"]:
@@ -174,7 +178,7 @@ def test_answers_under_many_clients_are_those_alone(
     assert max(sizes) == 4
     for number, text in enumerate(answers):
         alone = vtprune.ask(loaded, pictures[number % 3], questions[number], preset=PRESET,
-                            generation=SETTINGS.generation)  # fmt: skip
+                            keep=keeps[number % 2], generation=SETTINGS.generation)  # fmt: skip
         assert text == alone.answer
 
 
@@ -299,7 +303,7 @@ def test_a_body_is_refused_while_it_comes(loaded: vtprune.Loaded) -> None:
 def test_a_head_that_takes_too_long_ends_its_connection(
     loaded: vtprune.Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtprune.serving.connection.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("vtprune.serving.connection.PATIENCE", 0.2)
 
     def drip(port: int) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
@@ -309,6 +313,23 @@ def test_a_head_that_takes_too_long_ends_its_connection(
 
     with serving(create_app(loaded, SETTINGS)) as port, pytest.raises(ConnectionError):
         drip(port)
+
+
+@pytest.mark.parametrize(
+    ("left", "answered", "ends"),
+    [(0, False, False), (9, False, True), (8, False, False), (0, True, True), (8, True, False)],
+)
+def test_a_connection_ends_whose_client_reads_nothing(
+    left: int, answered: bool, ends: bool
+) -> None:
+    """At the last look 9 bytes, or none, were not sent of the answer to the same request."""
+    connection = object.__new__(WatchedConnection)
+    connection.cycle = SimpleNamespace(response_complete=answered)  # type: ignore[assignment]
+    connection.transport, connection.loop = Mock(), Mock()
+    connection.transport.get_write_buffer_size.return_value = left
+    connection.look((connection.cycle, 9 if left else 0))
+    assert connection.transport.abort.called == ends
+    assert connection.loop.call_later.called != ends
 
 
 def test_bodies_that_are_read_at_once_are_bounded() -> None:
@@ -612,6 +633,38 @@ def test_a_request_that_memory_does_not_hold_is_too_large(
     assert "out of memory" in error_of(client, ask(data_url(pictures[0])), 413)
 
 
+def test_media_that_nobody_waits_for_are_decoded_no_further(
+    loaded: vtprune.Loaded, tmp_path: Path
+) -> None:
+    queue = JobQueue(loaded, QueueSettings())
+    clip = job(save_clip(tmp_path / "clip", 4))
+    assert queue.decode(clip).media.items
+    queue.hang_up(clip)
+    with pytest.raises(queue_module.HungUpError):
+        queue.decode(clip)
+    submit(queue, clip)
+    queue.stop(20)
+    assert clip.result.cancelled()
+    assert queue.waiting == 0
+
+
+def test_a_server_that_is_full_or_ends_says_so(
+    loaded: vtprune.Loaded, pictures: list[Path]
+) -> None:
+    app, body = create_app(loaded, SETTINGS), ask(data_url(pictures[0]))
+    with TestClient(app) as client:
+        queue = app.state.server.queue
+        queue.waiting = 64
+        full = client.post(CHAT, json=body)
+        queue.waiting = 0
+        assert (full.status_code, full.headers["Retry-After"]) == (429, "1")
+        assert full.json()["error"]["code"] == "rate_limit_exceeded"
+        queue.stop(20)
+        assert client.post(CHAT, json=body).status_code == 503
+        assert client.get("/health").json()["status"] == "stopping"
+        assert client.get("/health").status_code == 503
+
+
 def test_an_answer_that_nobody_waits_for_ends_early(
     loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -824,7 +877,9 @@ def test_a_browser_asks_by_the_page(loaded: vtprune.Loaded, tmp_path: Path, chro
     picture = base64.b64encode(red.getvalue()).decode()
     script = f"""<script>
     const bytes = Uint8Array.from(atob("{picture}"), (c) => c.charCodeAt(0));
-    choose(new File([bytes], "red.png", {{ type: "image/png" }}));
+    const dropped = new DataTransfer();
+    dropped.items.add(new File([bytes], "<i>red.png", {{ type: "image/png" }}));
+    byId("drop").dispatchEvent(new DragEvent("drop", {{ dataTransfer: dropped }}));
     byId("question").value = "what?";
     byId("keep").value = "0.5";
     byId("form").requestSubmit();

@@ -1,4 +1,4 @@
-"""uvicorn's connections, which end when a client takes too long to say what it wants."""
+"""uvicorn's connections, which end when a client takes too long to ask or to read."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 30.0
-"""That the head of a request may take; uvicorn has a limit for idle connections alone."""
+PATIENCE = 30.0
+"""Seconds that the head of a request may take to come, and that a client may read nothing of its
+answer; uvicorn (0.35 to 0.54) has a limit for idle connections alone."""
 
 
 class WatchedConnection(H11Protocol):
-    """A connection that ends where HEAD_SECONDS bring no request, however many bytes come."""
+    """A connection that ends where PATIENCE seconds bring no request, however many bytes come, or
+    take nothing of an answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.watch(None)
+        self.watch((None, 0))
 
-    def watch(self, last: object) -> None:
-        """Look whether a request has come since the last look, which saw `last`."""
-        self.timer = self.loop.call_later(HEAD_SECONDS, self.look, last)
+    def watch(self, last: tuple[object, int]) -> None:
+        """Look later what has changed since `last`: the request, and the bytes not yet sent."""
+        self.timer = self.loop.call_later(PATIENCE, self.look, last)
 
-    def look(self, last: object) -> None:
+    def look(self, last: tuple[object, int]) -> None:
+        """End the connection if nothing has changed that should have."""
         # `cycle` is the request that is answered, or the last one that was.
+        now = self.cycle, self.transport.get_write_buffer_size()
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.cycle is last:
+        if now == last and (idle or now[1]):
             self.transport.abort()
         else:
-            self.watch(self.cycle)
+            self.watch(now)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.timer.cancel()
