@@ -27,7 +27,7 @@ from vtprune import __version__, demo, saving
 from vtprune.cli import COMMANDS, cli, output
 from vtprune.cli.config import load_config
 from vtprune.cli.flags import sampling_from
-from vtprune.cli.options import Flags
+from vtprune.cli.options import Flags, parse_time
 from vtprune.cli.results import json_file
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference import answer_questions, prompt_media
@@ -813,3 +813,20 @@ def test_text_that_stdout_cannot_encode_is_no_crash(tmp_path: Path) -> None:
     result = in_process("-m", "vtprune", "presets", "show", str(path), PYTHONIOENCODING="latin-1")
     assert (result.returncode, result.stderr.split()[:2]) == (0, ["question", "blind:"])
     assert "description: ?? " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("1:30", 90), ("90:00", 5400), ("1:02:03.5", 3723.5), ("0:05", 5)],
+)
+def test_times_are_seconds_or_minutes_or_hours(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1:60", "1:60:00", "1:", ":30", "-5", "1:2:3:4", "nan", "\u0661"]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    result = invoke("ask", "a.png", "what?", "--start", text)
+    assert result.exit_code == 2
+    assert "is no time: seconds, mm:ss or h:mm:ss" in " ".join(result.stderr.split())

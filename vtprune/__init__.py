@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from vtprune.engine import pruning
     from vtprune.engine.inputs import PreparedInputs
     from vtprune.engine.trace import StageRecord, Trace
+    from vtprune.evaluation.calibration.result import CalibrationResult
     from vtprune.evaluation.compare import compare_methods
     from vtprune.evaluation.comparison import Comparison, ComparisonRow
+    from vtprune.evaluation.evaluate import Evaluation
+    from vtprune.evaluation.library import calibrate, evaluate, tune
     from vtprune.evaluation.profiling.profile import ProfileOptions, profile
     from vtprune.evaluation.profiling.result import Profile
+    from vtprune.evaluation.tuning_result import Tuning
     from vtprune.inference.evidence.explain import explain
     from vtprune.inference.evidence.explanation import Explanation
     from vtprune.inference.generate import Generation
@@ -65,12 +69,14 @@ _LAZY = {
     "AnswerStream": "vtprune.inference.streaming",
     "Budget": "vtprune.pruners.base",
     "Calibration": "vtprune.preset.calibration",
+    "CalibrationResult": "vtprune.evaluation.calibration.result",
     "Clip": "vtprune.media",
     "CompareResult": _REPORT,
     "CompareSeconds": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
     "ComparisonRow": "vtprune.evaluation.comparison",
     "Drawing": "vtprune.pictures.drawing",
+    "Evaluation": "vtprune.evaluation.evaluate",
     "Explanation": "vtprune.inference.evidence.explanation",
     "FailedReport": _REPORT,
     "Flops": _REPORT,
@@ -96,12 +102,15 @@ _LAZY = {
     "StageRecord": "vtprune.engine.trace",
     "TokenCounts": _REPORT,
     "Trace": "vtprune.engine.trace",
+    "Tuning": "vtprune.evaluation.tuning_result",
     "Versions": _REPORT,
     "VisualTokens": "vtprune.pruners.base",
     "answer": "vtprune.inference.library",
     "ask": "vtprune.inference.library",
+    "calibrate": "vtprune.evaluation.library",
     "compare_methods": "vtprune.evaluation.compare",
     "draw": "vtprune.pictures.drawing",
+    "evaluate": "vtprune.evaluation.library",
     "explain": "vtprune.inference.evidence.explain",
     "load": "vtprune.models.loading",
     "load_preset": "vtprune.preset",
@@ -109,6 +118,7 @@ _LAZY = {
     "pruning": "vtprune.engine",
     "register_method": "vtprune.pruners",
     "stream": "vtprune.inference.streaming",
+    "tune": "vtprune.evaluation.library",
     "unregister_method": "vtprune.pruners",
 }
 
@@ -116,6 +126,7 @@ __all__ = [
     "AnswerStream",
     "Budget",
     "Calibration",
+    "CalibrationResult",
     "Clip",
     "CompareResult",
     "CompareSeconds",
@@ -123,6 +134,7 @@ __all__ = [
     "ComparisonRow",
     "DamagedError",
     "Drawing",
+    "Evaluation",
     "Explanation",
     "FailedReport",
     "Flops",
@@ -151,13 +163,16 @@ __all__ = [
     "StageRecord",
     "TokenCounts",
     "Trace",
+    "Tuning",
     "Versions",
     "VisualTokens",
     "VtpruneError",
     "answer",
     "ask",
+    "calibrate",
     "compare_methods",
     "draw",
+    "evaluate",
     "explain",
     "load",
     "load_preset",
@@ -165,6 +180,7 @@ __all__ = [
     "pruning",
     "register_method",
     "stream",
+    "tune",
     "unregister_method",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,7 @@ def _option(
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
                     "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
+TIME = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9}(?:\.[0-9]*)?)", re.ASCII)
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
 
@@ -170,8 +172,9 @@ class Flags:
         "RATE", "Frames per second of video, in place of --frames.",
         bounds=(_ABOVE_0, _FINITE, "frames a second, above 0"))
     max_frames: int | None = _media("N", "Upper limit of the number of frames.", bounds=whole(1))
-    start: float | None = _media("SECONDS", "Time in the video to start at.")
-    end: float | None = _media("SECONDS", "Time in the video to stop at.")
+    start: float | None = _media(
+        "TIME", "Time in the video to start at: seconds, mm:ss or h:mm:ss.")
+    end: float | None = _media("TIME", "Time in the video to stop at: seconds, mm:ss or h:mm:ss.")
     max_tiles: int | None = _media(
         "N", "Upper limit of the number of tiles of a picture.", bounds=whole(0))
     max_pixels: int | None = _media(
@@ -397,11 +400,29 @@ def _click_settings(name: str, default: object) -> dict[str, object]:
         "multiple": kind.startswith("tuple["),
         "type": types.get(kind.removeprefix("tuple[").removesuffix(", ...]"), str),
     }
+    if declared.metavar == "TIME":
+        settings["type"] = parse_time
     if declared.commas:
         settings["callback"] = _split_at_commas
     if declared.complete:
         settings["shell_complete"] = complete.completer(declared.complete, declared.commas)
     return settings
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds that a time means: seconds, mm:ss or h:mm:ss.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    match = TIME.fullmatch(text.strip())
+    if match and match[2]:
+        hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
+        if seconds < 60 and (minutes < 60 or not match[1]):
+            return 3600 * hours + 60 * minutes + seconds
+    elif match:
+        return float(match[3])
+    raise click.BadParameter(f"{brief(text)} is no time: seconds, mm:ss or h:mm:ss")
 
 
 def _split_at_commas(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Evaluation:
         rows: the unpruned one first.
         labelled: whether right answers are known for all questions.
         files: how many.
+        failed: questions that could not be asked, by their numbers in the list.
     """
 
     model: ModelInfo
@@ -48,6 +49,7 @@ class Evaluation:
     labelled: bool
     version: Versions
     warnings: tuple[str, ...] = ()
+    failed: Mapping[int, VtpruneError] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON that `vtprune evaluate --json` prints."""

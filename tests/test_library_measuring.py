@@ -1,0 +1,60 @@
+"""evaluate, tune and calibrate as Python code calls them: any media, bad items in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_noise
+from PIL import Image
+
+import vtprune
+from vtprune.errors import MediaError, VtpruneError
+from vtprune.models.loading import load
+
+SHORT = vtprune.Generation(max_new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
+    return load(str(checkpoints("llava_onevision")))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return save_noise(tmp_path / "good.png", 40, 60)
+
+
+def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    questions = [
+        (picture, "what?", "red"),
+        (Image.open(picture).copy(), "what?", ["red", "blue"]),
+        ("none.png", "what?", "red"),
+        (clip, "what?", "red"),
+        7,
+        {"file": picture.read_bytes(), "question": "what?", "answer": "B", "choices": ["a", "b"]},
+    ]
+    result = vtprune.evaluate(loaded, questions, ["random"], [0.5], seeds=1, generation=SHORT)  # type: ignore[arg-type]
+    assert (result.questions, result.files, result.labelled) == (4, 4, True)
+    assert set(result.failed) == {2, 4}
+    assert all(isinstance(error, VtpruneError) for error in result.failed.values())
+    assert any("question 2: " in note for note in result.warnings)
+    assert next(row.name for row in result.rows) == "unpruned"
+    with pytest.raises(MediaError, match=r"none\.png"):
+        vtprune.evaluate(loaded, [("none.png", "what?")], ["random"])
+    with pytest.raises(VtpruneError, match="metric 'best' is unknown"):
+        vtprune.evaluate(loaded, questions, ["random"], metric="best")  # type: ignore[arg-type]
+
+
+def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: Path) -> None:
+    pictures = [save_noise(tmp_path / f"{number}.png", 40, 50 + number) for number in range(4)]
+    questions = [(path.read_bytes(), "what?") for path in pictures]
+    calibrated = vtprune.calibrate(loaded, questions[:2], generation=SHORT)
+    assert calibrated.inputs == 2
+    assert calibrated.calibration().ecl >= 1
+    tuned = vtprune.tune(loaded, questions, 0.2, ["random"], [0.5], generation=SHORT)
+    assert {trial.variant.keep for trial in tuned.trials} == {0.5}
+    with pytest.raises(MediaError, match=r"none\.png"):
+        vtprune.tune(loaded, [*questions, ("none.png", "what?")], 0.2, ["random"], [0.5])

@@ -1,0 +1,267 @@
+"""What Python code calls to measure many questions: evaluate, tune and calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtprune.errors import MediaError, VtpruneError
+from vtprune.evaluation import evaluate as evaluation
+from vtprune.evaluation import tune as tuning
+from vtprune.evaluation.calibration import calibrate as calibration
+from vtprune.evaluation.calibration.result import CalibrationResult
+from vtprune.evaluation.evaluate import Evaluation, limit_questions
+from vtprune.evaluation.runner import AskSettings
+from vtprune.evaluation.scoring import METRICS
+from vtprune.evaluation.tuning_result import Tuning
+from vtprune.evaluation.variants import KEEPS, SEEDS, list_variants, repeat_variants
+from vtprune.inference.generate import Generation
+from vtprune.inference.library import check_model
+from vtprune.inference.prepare import sampling_of
+from vtprune.inference.prompt_media import Media, attempt
+from vtprune.inference.questions_file import Asked, read_questions, read_row
+from vtprune.media import Limits, open_each
+from vtprune.models.base import Sampling
+from vtprune.models.loading import find_loaded
+from vtprune.preset import Preset
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vtprune.models.loading import Loaded, Progress
+
+Question = Asked | Mapping[str, Any] | tuple[Media, str] | tuple[Media, str, object]
+"""A row as a list has it, or (media, question), or (media, question, right answer or answers)."""
+Questions = str | Path | Sequence[Question]
+LONGEST = Generation(max_new_tokens=64)
+
+
+def evaluate(
+    model: nn.Module | Loaded | str | Path | None,
+    questions: Questions,
+    methods: Sequence[str] = (),
+    keeps: Sequence[float | str] = KEEPS,
+    *,
+    presets: Sequence[str | Path | Mapping[str, object] | Preset] = (),
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    seeds: int = SEEDS,
+    beside: bool = False,
+    turns: bool = False,
+    metric: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    answers: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Ask many questions with and without pruning, and compare the answers.
+
+    >>> import vtprune
+    >>> questions = [("clip.mp4", "what moves?", "a circle"), ("page.png", "the total?", "12")]
+    >>> result = vtprune.evaluate(None, questions, ["entropy"], [0.3])
+    >>> for row in result.rows:
+    ...     print(row.name, row.accuracy)
+
+    Args:
+        model: as of `ask`.
+        questions: a list's path, as `vtprune evaluate` takes it; or (media, question) or (media,
+            question, right answer), with media as of `ask`, or mappings as the rows of a list.
+        methods, keeps, presets, at, options, seed: as of `compare_methods`; with neither methods
+            nor presets, the preset "balanced".
+        seeds: runs of each row whose kept tokens are random.
+        beside: add random and uniform at the layers and counts of every row.
+        turns: ask every question again as the second of a conversation.
+        metric: how answers are scored.
+        columns: key -> the column of the list that holds it.
+        limit: the most questions, evenly from the list.
+        sampling, limits: as of `ask`.
+        generation: how long answers may be; they are decoded greedily.
+        answers: a file that keeps every answer, with which a stopped run goes on.
+
+    Returns:
+        The rows. A question that can't be asked is in `failed`, by its number in the list, with
+        its error; the others are asked all the same.
+
+    Raises:
+        VtpruneError: of any kind, with the way out; no question can be asked.
+    """
+    check_model(model)
+    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    variants = repeat_variants(listed, seeds, beside, turns)
+    settings = _settings(metric, sampling or sampling_of(listed.media), generation, limits)
+    asked, failed = _questions(questions, columns, limit, settings.limits)
+    result = evaluation.evaluate(
+        find_loaded(model), asked, variants, settings, answers, on_progress, listed.notes
+    )
+    notes = [f"question {number}: {error.message}" for number, error in failed.items()]
+    return replace(result, failed=failed, warnings=(*result.warnings, *notes))
+
+
+def tune(
+    model: nn.Module | Loaded | str | Path | None,
+    questions: Questions,
+    floor: float = tuning.FLOOR,
+    methods: Sequence[str] = (),
+    keeps: Sequence[float | str] = tuning.KEEPS,
+    *,
+    presets: Sequence[str | Path | Mapping[str, object] | Preset] = (),
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int = 0,
+    metric: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    answers: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Tuning:
+    """Find the lowest keep that holds on one's own questions.
+
+    >>> import vtprune
+    >>> result = vtprune.tune(None, "questions.jsonl", floor=0.9, keeps=[0.5, 0.3])
+    >>> if result.chosen:
+    ...     report = vtprune.ask(None, "clip.mp4", "what moves?", result.chosen.variant.preset)
+
+    Args:
+        floor: the share of the unpruned model's quality that has to be kept.
+        methods, presets: with neither, all packaged presets that take a keep.
+        model, questions, keeps, at, options, seed, metric, columns, limit, sampling, generation,
+            limits, answers: as of `evaluate`.
+
+    Returns:
+        All that was tried and tested; `chosen` is None where nothing holds, `reason` says why.
+
+    Raises:
+        VtpruneError: of any kind, with the way out; a question that can't be asked ends it, as the
+            test is of all questions.
+    """
+    check_model(model)
+    settings_limits = limits or Limits()
+    asked, failed = _questions(questions, columns, limit, settings_limits)
+    if failed:
+        raise next(iter(failed.values()))
+    plan = tuning.plan_tuning(asked, floor, keeps, presets, methods, seed, at, options)
+    sampling = sampling or sampling_of(plan.listed.media)
+    settings = _settings(metric, sampling, generation, settings_limits)
+    return tuning.tune(find_loaded(model), plan, settings, answers, on_progress)
+
+
+def calibrate(
+    model: nn.Module | Loaded | str | Path | None,
+    questions: Questions,
+    *,
+    source: str = "",
+    windows: int = 0,
+    propose: float | None = None,
+    methods: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    on_progress: Progress | None = None,
+) -> CalibrationResult:
+    """Find the layers where a model can be cut.
+
+    >>> import vtprune
+    >>> result = vtprune.calibrate(None, "questions.jsonl")
+    >>> with vtprune.pruning(model, keep=0.3, calibration=result.calibration()):
+    ...     output = model.generate(**inputs)
+
+    Args:
+        source: what the questions are called in the calibration; "": the list's name.
+        windows: files on which to measure what the text reads from single windows of tokens.
+        propose: a budget to try schedules for, by `methods` with `options`.
+        seed: of the bootstrap.
+        model, questions, columns, limit, sampling, generation, limits: as of `evaluate`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out; also for a question that can't be asked.
+    """
+    check_model(model)
+    settings = _settings("auto", sampling or Sampling(), generation, limits)
+    asked, failed = _questions(questions, columns, limit, settings.limits)
+    if failed:
+        raise next(iter(failed.values()))
+    if not source:
+        source = Path(questions).name if isinstance(questions, (str, Path)) else "one's own"
+    wanted = calibration.CalibrationSettings(
+        settings, windows, propose, tuple(methods), options or {}, seed
+    )
+    return calibration.calibrate(find_loaded(model), asked, source, wanted, on_progress)
+
+
+def _default(methods: Sequence[str]) -> list[str]:
+    """Return the presets where none is named."""
+    return [] if methods else ["balanced"]
+
+
+def _settings(
+    metric: str, sampling: Sampling, generation: Generation | None, limits: Limits | None
+) -> AskSettings:
+    """Return how questions are asked.
+
+    Raises:
+        VtpruneError: a metric that there is not.
+    """
+    if metric not in METRICS:
+        raise VtpruneError(f"metric {metric!r} is unknown", f"choose from {', '.join(METRICS)}")
+    return AskSettings(sampling, (generation or LONGEST).greedy, limits or Limits(), metric=metric)
+
+
+def _questions(
+    questions: Questions, columns: Mapping[str, str] | None, limit: int | None, limits: Limits
+) -> tuple[list[Asked], dict[int, VtpruneError]]:
+    """Return the questions that can be asked, and the errors of the others by their numbers.
+
+    Raises:
+        VtpruneError: a list that can't be read, or no question that can be asked.
+    """
+    if isinstance(questions, (str, Path)):
+        listed: list[Asked | VtpruneError] = [*read_questions(questions, columns)]
+    else:
+        listed = [attempt(partial(_asked, item)) for item in questions]
+    opened: dict[object, VtpruneError | None] = {}
+    asked: list[Asked] = []
+    failed: dict[int, VtpruneError] = {}
+    for number, item in enumerate(listed):
+        if isinstance(item, Asked):
+            if item.file not in opened:
+                error = attempt(partial(open_each, [item.file], limits))
+                opened[item.file] = error if isinstance(error, VtpruneError) else None
+            found = opened[item.file]
+            if found is None:
+                asked.append(item)
+                continue
+            item = found
+        failed[number] = item
+    if not asked:
+        raise next(iter(failed.values()), VtpruneError("there is no question", "give one or more"))
+    return limit_questions(asked, limit), failed
+
+
+def _asked(item: object) -> Asked:
+    """Return one question.
+
+    Raises:
+        VtpruneError: it is none.
+    """
+    if isinstance(item, Asked):
+        return item
+    if isinstance(item, (list, tuple)) and len(item) in (2, 3):
+        item = {"file": item[0], "question": item[1], "answer": item[2] if item[2:] else None}
+    result = read_row(item, Path())
+    if isinstance(result, Asked):
+        return result
+    raise MediaError("; ".join(result), 'a question is ("clip.mp4", "what moves?", "a circle")')
