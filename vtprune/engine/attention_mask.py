@@ -54,8 +54,7 @@ def mask_by_columns(
     Raises:
         ModelError: flash attention, which takes no mask a query, and more than one query.
     """
-    free = width - keys.shape[1]
-    keys = torch.nn.functional.pad(keys, (0, free), value=-1) if free > 0 else keys[:, -width:]
+    keys = held_columns(keys, width)
     starts = None if starts is None else starts.to(hidden.device)
     seen = sees(queries.to(hidden.device), keys.to(hidden.device), window, starts)  # (B, n, W)
     if "flash" in structure.attention:
@@ -70,6 +69,26 @@ def mask_by_columns(
         return seen[:, None]
     bias = hidden.new_zeros(seen.shape)
     return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)[:, None]
+
+
+def held_columns(keys: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the columns, (B, width), of the keys that a layer holds, -1 for free slots.
+
+    Args:
+        keys: (B, K) of all that it has had, of which it may hold the last ones.
+    """
+    free = width - keys.shape[1]
+    return torch.nn.functional.pad(keys, (0, free), value=-1) if free > 0 else keys[:, -width:]
+
+
+def distances(queries: torch.Tensor, keys: torch.Tensor, width: int) -> torch.Tensor:
+    """Return how far keys are before queries, (B, 1, n, width), in original columns.
+
+    Args:
+        queries: (B, n).
+        keys: (B, K) as for `held_columns`.
+    """
+    return queries[:, None, :, None] - held_columns(keys, width)[:, None, None, :]
 
 
 def sees(

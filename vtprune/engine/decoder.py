@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vtprune.device import now
-from vtprune.engine.attention_mask import causal_mask, mask_by_columns
+from vtprune.engine.attention_mask import causal_mask, distances, held_columns, mask_by_columns
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
 from vtprune.engine.kv_cache import (
     PrunedCache,
@@ -121,6 +121,8 @@ class DecoderHooks:
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
+            if self.structure.carries_blocks and any(layer > 0 for layer in batch.by_layer):
+                self.hook_blocks(prefill, hooks)
             self.hook_queries(sequence.total, sequence.query_places, hooks)
             self.hook_distances(prefill.first_changed, sequence, hooks)
         features, marks = given.get(seams.FEATURES), given.get(seams.MARKS)
@@ -189,11 +191,23 @@ class DecoderHooks:
     ) -> tuple[Args, Kwargs]:
         """Cut before a layer where it is time, and give it what fits the shorter sequence."""
         given, hidden = self.read_layer(number, args, kwargs)
+        if self.structure.carries_blocks and any(layer > 0 for layer in prefill.layers_cut):
+            hidden = prefill.sequence.of_prepared(hidden)
         if number > 0 and number in prefill.batch.by_layer:
             hidden = self.timed_cut(prefill, number, hidden)
             hidden = gather(hidden, prefill.sequence.last_cut.index)
         changed = prefill.sequence.layer_arguments(given, number, hidden)
         return self.write_layer(number, args, {**changed, "hidden_states": hidden})
+
+    def hook_blocks(self, prefill: Prefill, hooks: Hooks) -> None:
+        """Give the decoder as many states as it gave, from the first cut between layers on."""
+        first = min(layer for layer in prefill.batch.by_layer if layer > 0)
+
+        def lengthen(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            return prefill.sequence.to_prepared(output)
+
+        for layer in self.structure.layers[first:]:
+            hooks.after(layer, lengthen)
 
     def end(
         self, prefill: Prefill, hooks: Hooks, module: nn.Module, args: object, output: object
@@ -211,6 +225,8 @@ class DecoderHooks:
         prefill.trace.found, self.state.found = self.state.found, set()
         prefill.end(seams.output_cache(output), seconds)
         seams.keep_last_rows(output, prefill.last_rows)
+        if self.structure.carries_blocks and any(layer > 0 for layer in prefill.layers_cut):
+            seams.change_states(output, prefill.sequence.of_prepared)
 
     # -- going on from it ------------------------------------------------------------------------
 
@@ -300,8 +316,8 @@ class DecoderHooks:
             first: the first layer that may hold fewer keys.
         """
         for number in self.structure.distance_layers:
-            if number >= first:
-                module = getattr(self.structure.attention_module(number), seams.BIAS)
+            module = seams.bias_module(self.structure.layers[number])
+            if number >= first and seams.DISTANCE not in self.arguments.layers[number]:
                 bias = functools.partial(self.bias_attention, number, tokens)
                 hooks.replace(module, "forward", bias)
 
@@ -323,12 +339,7 @@ class DecoderHooks:
         """
         attention, device = self.structure.attention_module(layer), states.device
         columns, slots = tokens.query_places(layer)
-        held, width = tokens.key_columns(layer), len(keys)
-        held = (
-            held[:, -width:]
-            if width <= held.shape[1]
-            else nn.functional.pad(held, (0, width - held.shape[1]), value=-1)
-        )
+        held = held_columns(tokens.key_columns(layer), len(keys))
         bias = seams.distance_bias(give, states, columns.to(device), held.to(device))
         if not seams.scales_queries(attention):
             return bias
@@ -464,6 +475,10 @@ class Continuation:
             hidden: (B, n, d) states that enter it.
         """
         changed, memory = dict(given), self.structure.memories[layer]
+        if changed.get(seams.DISTANCE) is not None:
+            width = seams.held_keys(self.cache, layer, self.shape[1])
+            apart = distances(self.new_columns(), self.key_columns(layer), width)
+            changed[seams.DISTANCE] = apart.to(hidden.device)
         if not memory.keys or memory.index:
             return changed
         if self.window(layer) is not None:

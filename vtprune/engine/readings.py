@@ -50,7 +50,17 @@ class Readings:
     def keep(
         self, layer: int, name: str, module: object, args: object, output: torch.Tensor
     ) -> None:
-        """Keep what a projection gives: a hook, once it has its layer and name."""
+        """Keep what a projection gives: a hook, once it has its layer and name.
+
+        Raises:
+            ModelError: it gives something else than (B, n, H x D).
+        """
+        if output.dim() != 3:  # Inkling 2, in 5.24
+            raise ModelError(
+                f"{self.structure.model_type}: the {name} projection of layer {layer} gives more "
+                "than a matrix does",
+                "use a method without states, such as random or uniform",
+            )
         states = self.structure.without_gate(layer, name, output.detach())
         self.projected[name] = states.unflatten(-1, (-1, self.structure.head_dim(layer)))
 

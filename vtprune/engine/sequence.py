@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from vtprune.engine.attention_mask import causal_mask, gather_mask, mask_by_columns
+from vtprune.engine.attention_mask import causal_mask, distances, gather_mask, mask_by_columns
 from vtprune.engine.kv_cache import PrunedCache, refuse_padding_on_state
 from vtprune.engine.packing import Packed, gather, pack, repack
 from vtprune.engine.position_ids import given_position_ids, renumber, renumbered_embeddings
 from vtprune.errors import ModelError
 from vtprune.models.seams import (
+    DISTANCE,
     OF_LAYERS_TOKENS,
     OF_TOKENS,
     LayerMemory,
@@ -197,6 +198,17 @@ class SequenceState:
                 "cut at the input, or leave positions: keep",
             )
 
+    def of_prepared(self, states: torch.Tensor) -> torch.Tensor:
+        """Return, of states of the sequence that the decoder was given, those still there."""
+        return gather(states, self._left_of_prepared.index)
+
+    def to_prepared(self, states: torch.Tensor) -> torch.Tensor:
+        """Return (B, n, d) states at their slots of that sequence; zeros for what was dropped."""
+        full = states.new_zeros(len(states), self._prepared.length, *states.shape[2:])
+        for sample, slots in enumerate(self._left_of_prepared.columns):
+            full[sample, slots.to(full.device)] = states[sample, states.shape[1] - len(slots) :]
+        return full
+
     # -- keys ------------------------------------------------------------------------------------
 
     def query_columns(self) -> torch.Tensor:
@@ -299,6 +311,10 @@ class SequenceState:
         changed = dict(given)
         if self.packed is not self._prepared:
             self._replace_positions(changed, layer, hidden)
+        if changed.get(DISTANCE) is not None:
+            keys, width = self.key_columns(layer), self._width(given, layer)
+            apart = distances(self.query_columns(), keys, width)
+            changed[DISTANCE] = apart.to(hidden.device)
         memory = self.structure.memories[layer]
         if memory.of_all_tokens:
             self._replace_token_mask(changed, memory, hidden)

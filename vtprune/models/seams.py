@@ -9,6 +9,7 @@ entered, and a model with an unknown name is refused.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
 import sys
@@ -134,8 +135,10 @@ TOKEN_TYPES = "moe_mm_token_type_ids"
 """Which tokens are visual, (B, S), as the experts of ERNIE 4.5 VL are told."""
 OF_TOKENS = {"per_layer_inputs": 1, TOKEN_TYPES: 1}
 """What a decoder is given for every token beside embeddings, and the dimension of the tokens."""
-OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1}
+OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1, "block_states": -3}
 """What layers are given for every token beside states and positions, likewise."""
+BLOCKS = "block_states"
+"""The states of each token after earlier blocks of layers, (B, n, blocks, d) (Inkling 2)."""
 SHARED = "shared_kv_states"
 """The keys and values that layers take from earlier ones, by the layer's type."""
 MARKS, FEATURES = "vision_mask", "deepstack_features"
@@ -145,6 +148,8 @@ A decoder reads them as in `reads_marks` (Granite 4 Vision, 5.17 to 5.24).
 """
 CHOICE = "prev_topk_indices"
 """Which keys the layer before chose to see, (B, n, k), which some layers take over."""
+DISTANCE = "relative_distance"
+"""The distances of queries and keys, (n, K), by which attention is biased (Inkling 2, 5.24)."""
 LAST_ROWS = "logits_to_keep"
 """How many last tokens a decoder goes on with from the layers on that keep no keys (5.20 on)."""
 DECODER = _forward(
@@ -170,6 +175,8 @@ LAYER = _forward(
         *OF_LAYERS_TOKENS,
         SHARED,
         CHOICE,
+        DISTANCE,
+        BLOCKS,
     ],
 )
 LAYER_BY_DISTANCE = Forward(LAYER.needs[:-1], LAYER.may)
@@ -229,6 +236,9 @@ STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
 BIAS = "rel_logits_proj"
 """The module of attention that gives its bias, by the places of queries and keys."""
 BIAS_TAKES = ["relative_states", "query_positions", "key_positions"]
+GIVEN_BIAS = "relative_position_bias"
+"""The module that gives it by distances that its layer is given."""
+GIVEN_BIAS_TAKES = ["hidden_states", DISTANCE, "position_ids"]
 SCALING = ("attn_temperature_tuning", "use_rope", "floor_scale", "attn_scale")
 """What attention modules that scale queries by their place say of themselves."""
 INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
@@ -599,6 +609,17 @@ def keep_last_rows(output: object, count: int) -> None:
         output["last_hidden_state"] = output["last_hidden_state"][:, -count:]
 
 
+def change_states(output: object, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace the last states in a decoder's output.
+
+    Raises:
+        ModelError: it is a tuple, which can't be changed.
+    """
+    if not isinstance(output, MutableMapping):
+        raise unknown("the output of the decoder is a tuple")
+    output["last_hidden_state"] = change(output["last_hidden_state"])
+
+
 def cache_made(output: object) -> Cache:
     """Return the cache in the output of a model that was asked for one.
 
@@ -640,8 +661,19 @@ def scaling_floor(attention: Any) -> float | None:
     """Return from how many keys on attention scales its queries; None where it never does."""
     if all(hasattr(attention, name) for name in SCALING):
         return float(attention.floor_scale)
-    floor = getattr(getattr(attention, "config", None), "log_scaling_n_floor", None)
-    return None if floor is None or getattr(attention, "is_sliding", False) else float(floor)
+    if not isinstance(attention, nn.Module) or not _scales_by_place(type(attention)):  # type: ignore[arg-type]
+        return None
+    floor: float | None = attention.config.log_scaling_n_floor  # type: ignore[assignment, union-attr]
+    return None if floor is None or attention.is_sliding else float(floor)
+
+
+@functools.cache
+def _scales_by_place(kind: type[nn.Module]) -> bool:
+    """Return whether attention scales by the places that it counts itself (Inkling).
+
+    Inkling 2 takes position ids for it.
+    """
+    return "effective_n = (q_positions + 1).float()" in inspect.getsource(kind.forward)
 
 
 def query_scale(attention: Any, places: torch.Tensor) -> torch.Tensor:
@@ -666,16 +698,27 @@ def scaled_module(attention: nn.Module) -> nn.Module | None:
 def counts_distances(layer: nn.Module) -> bool:
     """Return whether a layer's attention is biased by distances, which one module is told.
 
-    As in Inkling (5.17 to 5.24): it counts the places of queries and keys in its own cache, and
-    nothing but that module and the scale of queries depends on them.
+    As in Inkling (5.17 to 5.24) and Inkling 2 (5.23): it counts the places of queries and keys in
+    its own cache, and nothing but that module and the scale of queries depends on them. Layers of
+    Inkling 2 in 5.24 are given the distances.
     """
     attention: Any = getattr(layer, "self_attn", None)
+    module = getattr(attention, GIVEN_BIAS, None)
+    if isinstance(module, nn.Module) and DISTANCE in Arguments(layer.forward):
+        return Arguments(module.forward).order == GIVEN_BIAS_TAKES
     module = getattr(attention, BIAS, None)
     if not isinstance(module, nn.Module) or Arguments(module.forward).order != BIAS_TAKES:
         return False
-    source = inspect.getsource(type(attention).forward)
-    scaled = "effective_n = (q_positions + 1).float()" in source
-    return len(_PLACES.findall(source)) == 4 + scaled  # made, given to the module, and to the scale
+    kind = type(attention)
+    uses = len(_PLACES.findall(inspect.getsource(kind.forward)))
+    # Made, given to the module, and to the scale.
+    return uses == 4 + _scales_by_place(kind)  # type: ignore[arg-type]
+
+
+def bias_module(layer: nn.Module) -> nn.Module:
+    """Return the module that gives the bias of a layer whose attention is biased by distances."""
+    attention: Any = layer.self_attn
+    return cast("nn.Module", getattr(attention, GIVEN_BIAS, None) or getattr(attention, BIAS))
 
 
 def distance_bias(
@@ -703,6 +746,21 @@ def layer_config(config: object, layer: int) -> object:
     if not getattr(config, "is_heterogeneous", False):
         return config
     return cast("Mapping[int, object]", config.per_layer_config)[layer]  # type: ignore[attr-defined]
+
+
+# -- states of earlier blocks of layers -----------------------------------------------------------
+
+
+def carries_blocks(decoder: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Return whether a decoder carries each token's states after earlier blocks of layers along.
+
+    As Inkling 2 (5.23 and 5.24): at a block's first layer it adds what entered that layer to them,
+    so all that layers give it has to be as long as what it was given.
+    """
+    source = inspect.getsource(type(decoder).forward)
+    known = f"{BLOCKS} = torch.cat([{BLOCKS}.to(hidden_states.device), hidden_states.unsqueeze(-2)]"
+    named = all(hasattr(layer, "is_block_boundary") for layer in layers)
+    return named and known in source and "for decoder_layer in self.layers:" in source
 
 
 # -- layers that choose their keys by an index ----------------------------------------------------

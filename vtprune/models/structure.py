@@ -27,13 +27,15 @@ from vtprune.models.adapters import refuse_compiled, running_module, unwrap
 from vtprune.models.base import Family
 from vtprune.models.generic import placeholder_ids
 from vtprune.models.seams import (
-    BIAS,
+    BLOCKS,
     CHOICE,
     LAYER_TYPES,
     PER_LAYER_INPUT,
     SHARED,
     LayerMemory,
     Seams,
+    bias_module,
+    carries_blocks,
     chooses_keys,
     counts_distances,
     find_seams,
@@ -92,8 +94,8 @@ MIXES = {
 }
 """Names of other modules that carry something from token to token -> what they do."""
 TOKEN_WISE = re.compile(
-    r"Attention|Attn|Norm|MLP|Mlp|HyperConnection|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense"
-    r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
+    r"Attention|Attn|Norm|MLP|Mlp|HyperConnection|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense|Projection|LogScale"
+    r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|SwiGLU|Softcap|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
 )
 """Names of modules that work on each token by itself, and of attention."""
 MAKES_WINDOWS = ("sliding", "chunked", "create_masks_for_generate")
@@ -179,6 +181,11 @@ class Structure:
         It is (B, n, H x D), or (B, n, H, D).
         """
         return scaled_module(self.attention_module(layer)) or self.projection(layer, "query")
+
+    @functools.cached_property
+    def carries_blocks(self) -> bool:
+        """Whether the decoder adds states of all tokens to those of earlier blocks of layers."""
+        return carries_blocks(self.decoder, self.layers)
 
     @functools.cached_property
     def distance_layers(self) -> tuple[int, ...]:
@@ -623,15 +630,15 @@ def find_reason(
         return (
             f"its layers take an input of their own for every token, but not as {PER_LAYER_INPUT}"
         )
-    chooses = all(
-        map(chooses_keys, (at for at, m in zip(layers, memories, strict=True) if m.index))
-    )
+    known = {BLOCKS} if carries_blocks(decoder, layers) else set()
+    if all(chooses_keys(at) for at, memory in zip(layers, memories, strict=True) if memory.index):
+        known.add(CHOICE)
     if not getattr(text, "is_causal", True):
         return "its tokens see all later ones"
     for module in (decoder, *layers):
         for name in inspect.signature(module.forward).parameters:
             for part, why in ARGUMENT_REASONS.items():
-                if part in name and not (name == CHOICE and chooses):
+                if part in name and name not in known:
                     return f"{why} ({name})"
     if not any(memory.keys for memory in memories):
         return "none of its layers attends"
@@ -674,7 +681,7 @@ def _known_modules(layer: nn.Module, memory: LayerMemory) -> list[nn.Module]:
     if memory.index and chooses_keys(layer):
         return [attention, attention.indexer]  # type: ignore[list-item, union-attr]
     if counts_distances(layer):
-        return [attention, getattr(attention, BIAS)]  # type: ignore[list-item]
+        return [attention, bias_module(layer)]  # type: ignore[list-item]
     return []
 
 

@@ -29,6 +29,11 @@ KERNEL = "_attn_implementation"  # of a config: its attention kernel
 HIDDEN = "hidden_states"  # a layer's states, its first argument
 MASK = "attention_mask"  # a layer's mask: None, or (B, 1, n, keys), bool or added to the scores
 CHOICE = "prev_topk_indices"  # which keys the layer before chose, which it gives beside its states
+BLOCKS = (
+    "block_states"  # of a layer: each token's states after earlier blocks of layers (Inkling 2)
+)
+DISTANCE = "relative_distance"  # of a layer: how far keys are before queries, (n, n)
+BOUNDARY = "is_block_boundary"  # of such a layer: whether a block begins with it
 BIAS = "rel_logits_proj"  # of attention: what is told the places of queries and keys (Inkling)
 EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
 
@@ -222,10 +227,14 @@ def looped(
         (args, kwargs), left = calls[0], torch.arange(inputs["input_ids"].shape[1])
         hidden = args[0] if args else kwargs[HIDDEN]
         assert isinstance(hidden, torch.Tensor)
+        blocks = None
+        if hasattr(layers[0], BOUNDARY):
+            blocks = hidden.new_zeros(*hidden.shape[:2], 0, hidden.shape[2])
         for number, (layer, (_, kwargs)) in enumerate(zip(layers, calls, strict=True)):
             for columns in [columns for first, columns in drops if first == number]:
                 stays = ~torch.isin(left, torch.tensor(columns, dtype=torch.long))
                 hidden, left = hidden[:, stays.to(hidden.device)], left[stays]
+                blocks = None if blocks is None else blocks[:, stays.to(blocks.device)]
             given = {
                 name: _of_columns(name, value, left)
                 for name, value in kwargs.items()
@@ -233,8 +242,13 @@ def looped(
             }
             if CHOICE in kwargs:
                 given[CHOICE] = chosen
+            entering = hidden
+            if blocks is not None:
+                given[BLOCKS] = blocks
             with _distances(layer, left):
                 output = layer(hidden, **given)
+            if blocks is not None and getattr(layer, BOUNDARY):
+                blocks = torch.cat([blocks, entering[:, :, None]], dim=2)
             hidden, chosen = _states(output), output[-1] if isinstance(output, tuple) else None
 
         def give(_: nn.Module, args: object, output: object) -> object:
@@ -242,8 +256,19 @@ def looped(
             states[:, left.to(states.device)] = hidden
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
+        def give_blocks(
+            _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
+            assert blocks is not None
+            assert isinstance(args[0], torch.Tensor)
+            all_tokens = args[0].clone()
+            all_tokens[:, left.to(all_tokens.device)] = blocks
+            return (all_tokens, *args[1:]), kwargs
+
         with Hooks(ALL_THREADS) as hooks:
             hooks.after(layers[-1], give)
+            if blocks is not None:
+                hooks.before(model.get_decoder().final_input, give_blocks)
             output = model(**inputs, use_cache=False, **options)
     logits: torch.Tensor = output.logits
     return logits[:, -steps:]
@@ -262,7 +287,10 @@ def _distances(layer: nn.Module, columns: torch.Tensor) -> Iterator[None]:
         return
     places = columns.to(next(module.parameters()).device)
     slots = torch.arange(len(places), device=places.device)
-    floor = getattr(attention.config, "log_scaling_n_floor", None)
+    norm = getattr(attention, "q_norm", None)
+    floor: float | None = None
+    if norm is not None:
+        floor = attention.config.log_scaling_n_floor  # type: ignore[assignment, union-attr]
 
     def scale(at: torch.Tensor) -> torch.Tensor:
         if floor is None or attention.is_sliding:
@@ -286,7 +314,8 @@ def _distances(layer: nn.Module, columns: torch.Tensor) -> Iterator[None]:
     with Hooks(ALL_THREADS) as hooks:
         hooks.before(module, place)
         hooks.after(module, scale_bias)
-        hooks.after(attention.q_norm, scale_queries)  # type: ignore[arg-type]
+        if norm is not None:  # else it scales by position ids (Inkling 2)
+            hooks.after(norm, scale_queries)
         yield
 
 
@@ -306,6 +335,8 @@ def _of_columns(name: str, value: object, columns: torch.Tensor) -> object:
     columns = columns.to(value.device)
     if name == MASK and value.dim() == 4:
         return value[:, :, columns][..., columns]
+    if name == DISTANCE:
+        return value[columns][:, columns]
     if name == EMBEDDINGS:
         return value[..., columns, :]
     return value[..., columns]  # position ids, masks of tokens
