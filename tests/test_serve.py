@@ -48,6 +48,8 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
+from vtprune.media import addresses  # noqa: E402
+from vtprune.media.addresses import fetch  # noqa: E402
 from vtprune.serving import queue as queue_module  # noqa: E402
 from vtprune.serving import uploads  # noqa: E402
 from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
@@ -61,7 +63,6 @@ from vtprune.serving.uploads import (  # noqa: E402
     Uploads,
     UploadsFullError,
     decode_data_url,
-    fetch,
 )
 
 PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
@@ -799,14 +800,14 @@ def test_uploads_are_bounded_and_go_after_a_time(
      "2002:7f00:1::1", "64:ff9b::10.0.0.1", "64:ff9b:1::1", "ff02::1"],
 )  # fmt: skip
 def test_private_addresses_are_not_public(place: str) -> None:
-    assert not uploads.is_public(place)
+    assert not addresses.is_public(place)
 
 
 @pytest.mark.parametrize(
     "place", ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8"]
 )
 def test_addresses_of_the_internet_are_public(place: str) -> None:
-    assert uploads.is_public(place)
+    assert addresses.is_public(place)
 
 
 def test_an_allowed_host_of_a_private_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -841,7 +842,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def test_addresses_are_fetched_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(uploads, "is_public", lambda place: True)
+    monkeypatch.setattr(addresses, "is_public", lambda place: True)
     rules = UploadRules(hosts=("localhost",), most_bytes=1000, seconds=5)
     base = f"http://localhost:{server.server_port}"
     try:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from difflib import get_close_matches
 from types import FrameType
 from typing import cast
 
@@ -17,7 +18,7 @@ import click
 from vtprune import __version__
 from vtprune.cli.help import Group
 from vtprune.cli.startup import process_start
-from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief_path, one_line
+from vtprune.errors import LONGEST, LONGEST_HINT, VtpruneError, brief, brief_path, one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("vtprune.cli.ask:ask", "Answer a question about pictures or videos."),
@@ -87,6 +88,15 @@ class LazyGroup(Group):
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
         return cast("click.Command", getattr(importlib.import_module(module), name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], COMMANDS, n=1)
+            also = f" Did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"No such command {brief(args[0])!r}.{also}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -15,6 +15,7 @@ from vtprune.cli.flags import (
     limits_from,
     loading_from,
     media_and_questions,
+    open_media,
     preset_from,
     sampling_from,
 )
@@ -154,12 +155,11 @@ def _answers(
     from vtprune.cli.output import Transcript
     from vtprune.inference.answer_questions import answer_questions
     from vtprune.inference.prompt_media import load_with_media
-    from vtprune.media import open_sources
     from vtprune.models.loading import open_model
 
     startup = time.perf_counter() - began
     limits = limits_from(flags)
-    sources = open_sources(paths, limits)  # what can't be read is told before a long load
+    sources = open_media(paths, limits)  # what can't be read is told before a long load
     generation = generation_from(flags, user, seed=preset.seed)
     with Transcript(len(questions), flags.json, flags.quiet) as transcript:
         opened = open_model(

@@ -12,6 +12,7 @@ from vtprune.cli.flags import (
     limits_from,
     loading_from,
     media_and_questions,
+    open_media,
     sampling_from,
 )
 from vtprune.cli.help import Command
@@ -71,7 +72,6 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.console.comparison import show_comparison, show_notes
     from vtprune.evaluation.compare import run_comparison
     from vtprune.evaluation.comparison_chart import draw_speed
-    from vtprune.media import open_sources
     from vtprune.models.loading import load
 
     began = click.get_current_context().obj or time.perf_counter()
@@ -87,7 +87,7 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     limits = limits_from(flags)
     startup = time.perf_counter() - began
     with output.libraries_silenced():
-        sources = open_sources(paths, limits)  # what can't be read is an error before a long load
+        sources = open_media(paths, limits)  # what can't be read is an error before a long load
         with output.progress_line(flags.quiet) as show:
             result = run_comparison(
                 load(**loading_from(flags, user), on_progress=show),

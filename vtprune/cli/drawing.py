@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.flags import limits_from, loading_from, sampling_from
+from vtprune.cli.flags import limits_from, loading_from, open_media, sampling_from
 from vtprune.cli.options import Flags
 from vtprune.cli.results import Makers, write_saves
 
@@ -30,11 +30,10 @@ def load_to_draw(
         thumbnails: keep a small copy of every frame, for the drawing.
     """
     from vtprune.inference.prompt_media import load_with_media
-    from vtprune.media import open_sources
     from vtprune.models.loading import open_model
 
     limits = limits_from(flags)
-    sources = open_sources(paths, limits)
+    sources = open_media(paths, limits)
     opened = open_model(**loading_from(flags, user), on_progress=on_progress)
     sampling = sampling_from(preset, flags)
     return load_with_media(opened, sources, sampling, preset, limits, on_progress, thumbnails)

@@ -16,10 +16,11 @@ from vtprune.errors import VtpruneError, quote
 
 if TYPE_CHECKING:
     from vtprune.inference.generate import Generation
-    from vtprune.media import Limits
+    from vtprune.media import Limits, Source
     from vtprune.models.base import Sampling
     from vtprune.preset import Preset
 
+STDIN = "-"  # as a medium or a question: what standard input holds
 EMBEDDED = "embedded"  # the name of the model that ships with the package
 
 
@@ -37,6 +38,11 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     from vtprune.media import file_name
 
     paths, questions = list(inputs), list(asked)
+    if [*paths, *questions].count(STDIN) > 1:
+        raise VtpruneError(
+            "- is given twice, and standard input is read once",
+            "give - for one picture or video, or for the question",
+        )
     if not questions and paths:
         questions = [paths.pop()]
         if paths and os.path.isfile(questions[0]):
@@ -50,6 +56,18 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     return list(map(file_name, paths)), [read_question(question) for question in questions]
 
 
+def open_media(paths: Sequence[str], limits: Limits) -> list[Source]:
+    """Open media files; "-" is what standard input holds.
+
+    Raises:
+        MediaError: one can't be read.
+    """
+    from vtprune.media import Stored, open_sources
+
+    piped = Stored("standard input", lambda: sys.stdin.buffer.read(limits.max_bytes + 1))
+    return open_sources([piped if path == STDIN else path for path in paths], limits)
+
+
 def read_question(question: str) -> str:
     """Return a question as it was given; "-" is read from standard input.
 
@@ -58,7 +76,7 @@ def read_question(question: str) -> str:
     """
     from vtprune.inference.questions_file import LONGEST_QUESTION, check_length
 
-    if question == "-":
+    if question == STDIN:
         question = sys.stdin.read(LONGEST_QUESTION + 1)
         if not question.strip():
             raise VtpruneError(
@@ -144,13 +162,15 @@ def limits_from(flags: Flags) -> Limits:
     """Return the limits on media files: size, damage, pages and decoder.
 
     Raises:
-        MediaError: --pages in a form that can't be read.
+        VtpruneError: --pages in a form that can't be read, or --allow-url that is no host.
     """
     from vtprune.media import Limits
+    from vtprune.media.addresses import check_host
 
     limits = Limits(
-        allow_partial=flags.allow_partial, pages=flags.pages, decoder=flags.decoder or "auto"
-    )
+        allow_partial=flags.allow_partial, pages=flags.pages, decoder=flags.decoder or "auto",
+        hosts=tuple(map(check_host, flags.allow_url)),
+    )  # fmt: skip
     return replace(
         limits, max_pixels=flags.max_pixels or limits.max_pixels, dpi=flags.dpi or limits.dpi
     )

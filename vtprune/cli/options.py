@@ -185,6 +185,8 @@ class Flags:
     decoder: str | None = _media(
         "NAME", "Video decoder: auto, pyav, or decord with PyAV for what it can't read.  "
         "[default: auto, which is pyav]")
+    allow_url: tuple[str, ...] = _media(
+        "HOST", "Fetch media from http and https addresses of this host. Repeatable.", default=())
     pages: str | None = _media(
         "N-M,...", "Pages of PDF and TIFF files: 1-3, or 1,3,5-.  [default: all; 64 are the most]")
     dpi: int | None = _media(
@@ -259,8 +261,6 @@ class Flags:
     max_queue: int = _server(
         "N", "Number of requests that may wait; one more is refused.", default=64,
         bounds=whole(1, 100_000))
-    allow_url: tuple[str, ...] = _server(
-        "HOST", "Fetch media from http and https addresses of this host. Repeatable.", default=())
     media_root: Path | None = _server(
         "DIR", "Let clients name files of this folder, by file: addresses.")
 
@@ -310,7 +310,7 @@ ONE_WAY = ("keep", "tokens", "tokens_after", "preset", "method", "at", "option",
 """One way to prune; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""
-LIMITS = ("max_pixels", "allow_partial", "decoder", "pages", "dpi")
+LIMITS = ("max_pixels", "allow_partial", "decoder", "allow_url", "pages", "dpi")
 """What is read of media files."""
 MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)
 """How much of the media the model gets."""

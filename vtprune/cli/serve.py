@@ -22,7 +22,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.errors import VtpruneError, brief
+from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from vtprune.serving.app import ServerSettings
@@ -55,7 +55,6 @@ Examples:
     "max_wait",
     "max_queue",
     "workers",
-    "allow_url",
     "media_root",
     "json",
     "quiet",
@@ -185,17 +184,13 @@ def _rules(flags: Flags) -> UploadRules:
     Raises:
         VtpruneError: --media-root is no folder, or --allow-url no host.
     """
+    from vtprune.media.addresses import check_host
     from vtprune.serving.uploads import UploadRules
 
-    for host in flags.allow_url:
-        if not host or set(host) & set("/:@?#*") or host.strip() != host:
-            raise VtpruneError(
-                f"--allow-url {brief(host)}: not the name of a host",
-                "give the name alone: images.example.org",
-            )
+    hosts = tuple(map(check_host, flags.allow_url))
     if flags.media_root is not None and not flags.media_root.is_dir():
         raise VtpruneError(f"--media-root {flags.media_root}: no such folder", "make it first")
-    return UploadRules(tuple(host.lower() for host in flags.allow_url), flags.media_root)
+    return UploadRules(hosts, root=flags.media_root)
 
 
 def _read_key(path: Path | None) -> str:

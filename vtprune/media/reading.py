@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
+from vtprune.media.addresses import ADDRESS, FetchRules, fetch
 from vtprune.media.file_type import file_type_of
 from vtprune.media.in_memory import (
     Clip,
@@ -30,6 +32,7 @@ from vtprune.media.source import (
     Limits,
     MediaGroup,
     Source,
+    Stored,
     damaged,
     local_path,
     printable,
@@ -86,6 +89,9 @@ def _open(medium: Medium, limits: Limits) -> list[Source]:
         return [medium]
     if isinstance(medium, MediaGroup):
         return open_each(medium.items, limits)
+    if isinstance(medium, str) and limits.hosts and ADDRESS.match(medium):
+        rules = FetchRules(limits.hosts, limits.max_bytes, limits.seconds)
+        medium = Stored(medium, partial(fetch, medium, rules))
     if isinstance(medium, (str, Path)):
         return _open_file(medium, limits)
     if isinstance(medium, (Clip, Image.Image, np.ndarray, torch.Tensor)):

@@ -40,6 +40,8 @@ class Limits:
         dpi: pixels an inch that PDF pages are drawn with.
         max_pages: the most pages of one file.
         max_bytes: of an open file, of bytes, or of what lies at an address.
+        hosts: whose http and https addresses are fetched, such as ("images.example.org",).
+        seconds: that fetching one may take.
         decoder: of videos: "pyav"; "decord", with PyAV for what decord can't read; or "auto", which
             is PyAV: decord was faster for no kind of file that was measured.
 
@@ -54,6 +56,8 @@ class Limits:
     max_pages: int = 64
     decoder: str = "auto"
     max_bytes: int = 2 << 30
+    hosts: tuple[str, ...] = ()
+    seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "dpi", "max_pages", "max_bytes"):
@@ -358,9 +362,11 @@ def local_path(path: str | Path) -> Path:
         if isinstance(error, FileNotFoundError) and re.match(
             r"[A-Za-z][A-Za-z0-9+.-]+:", str(local)
         ):
+            web = re.match("https?://", str(path), re.IGNORECASE)
+            allow = "allow its host (--allow-url HOST), or " if web else ""
             raise MediaError(
                 f"{printable(path)}: not a local file",
-                "download it first, and give the path of the copy",
+                f"{allow}download it first, and give the path of the copy",
             ) from error
         hint = "check the path and its permissions"
         if isinstance(error, FileNotFoundError):

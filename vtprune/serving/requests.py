@@ -19,6 +19,7 @@ from vtprune.evaluation.variants import fingerprint
 from vtprune.inference.messages import read_messages
 from vtprune.inference.questions_file import check_length, read_list
 from vtprune.media import file_name
+from vtprune.media.addresses import ADDRESS
 from vtprune.media.folder import natural_order
 from vtprune.models.base import Turn
 from vtprune.preset import Preset, load_preset, override, parse_keep
@@ -117,6 +118,9 @@ def find_files(inputs: Sequence[str]) -> tuple[list[str], int]:
     files: list[str] = []
     num_others = 0
     for name in map(file_name, inputs):
+        if ADDRESS.match(name):
+            files.append(name)
+            continue
         if not os.path.exists(name) and PATTERN.search(name):
             matched = sorted(glob.glob(name, recursive=True), key=natural_order)
             if not matched:
@@ -233,7 +237,7 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
     assert isinstance(data, dict)
 
     def resolve(kind: str, reference: str) -> str:
-        return str(folder / file_name(reference))
+        return reference if ADDRESS.match(reference) else str(folder / file_name(reference))
 
     if "messages" in data:
         files, turns = read_messages(data["messages"], resolve)
@@ -245,7 +249,9 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         check_question(data["question"])
         turns = [Turn("system", system)] if system else []
         turns.append(Turn("user", data["question"], len(files)))
-    missing = next((file for file in files if not os.path.exists(file)), None)
+    missing = next(
+        (file for file in files if not (ADDRESS.match(file) or os.path.exists(file))), None
+    )
     if missing is not None:
         raise VtpruneError(f"{quote(missing)}: no such file")
     preset = presets.resolve(data.get("preset"), data.get("keep"))
