@@ -22,7 +22,12 @@ LONGEST = 4
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tiny_processor.build("idefics2", tmp_path_factory.mktemp("checkpoint"))
     model = AutoModelForImageTextToText.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except ValueError as error:  # older ones need torchvision for their Pillow class too
+        if "torchvision" not in str(error):
+            raise
+        pytest.skip("this transformers prepares no pictures without torchvision")
     return pipeline("image-text-to-text", model=model, processor=processor)
 
 
