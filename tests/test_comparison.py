@@ -229,7 +229,7 @@ def test_the_json_has_these_fields() -> None:
     told = COMPARISON.to_dict()
     assert json.loads(json.dumps(told)) == told
     assert set(told) == {
-        "question", "model", "input", "rows", "pairs", "seconds", "warnings", "version",
+        "question", "model", "input", "rows", "pairs", "seconds", "warnings", "version", "host",
     }  # fmt: skip
     base, asked, beside = told["rows"][:3]  # type: ignore[index]
     fields = {"role", "method", "preset", "at", "keep", "answer", "same_answer", "tokens", "flops",

@@ -18,7 +18,7 @@ from vtprune.models.loading import load
 
 BLOCKS = {
     "model": "name family layers parameters device dtype attention pruned_equals",
-    "input": "files modality frames tiles timestamps decoder duration width height",
+    "input": "files modality frames tiles timestamps decoder duration width height sha256",
     "preset": "name description keep seed method changed stages",
     "tokens": "visual text answer keep_mean kept_after by_modality stages by_frame by_tile",
     "flops": "vision prefill prefill_full decode decode_full reduction",
@@ -26,8 +26,9 @@ BLOCKS = {
     "memory_bytes": "weights peak",
     "seconds": "startup load media preprocess vision select prefill decode first_token total",
     "compare": "answer same_answer seconds prefill_speedup prefill_predicted prefill_roofline "
-    "realised_fraction first_token_speedup total_speedup",
+    "realised_fraction first_token_speedup total_speedup pairs",
     "version": "vtprune torch transformers",
+    "host": "cpu cores gpus os python",
 }
 """Every block of the JSON with its fields."""
 
@@ -87,4 +88,6 @@ def test_a_field_that_is_missing_is_an_error_and_none_can_be_set(answered: repor
 @pytest.mark.parametrize("values", [REPORT, {**REPORT, "compare": COMPARE}], ids=["", "compare"])
 def test_a_report_gives_back_the_values_it_was_made_of(values: Mapping[str, object]) -> None:
     preset = {"description": "", "stages": [], **values["preset"]}  # type: ignore[dict-item]
-    assert report_of(values).to_dict() == {**values, "preset": preset}
+    made = report_of(values)
+    host = made.host.to_dict()
+    assert made.to_dict() == {**values, "preset": preset, "host": host}

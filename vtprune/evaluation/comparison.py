@@ -10,12 +10,14 @@ from vtprune.inference.report import (
     Block,
     CompareResult,
     Flops,
+    HostInfo,
     InputInfo,
     KvCacheBytes,
     ModelInfo,
     StageCount,
     TokenCounts,
     Versions,
+    describe_host,
 )
 from vtprune.inference.wording import with_options
 
@@ -92,7 +94,7 @@ class Comparison(Block):
 
     Args:
         question: what was asked.
-        model, input, version: as in a report.
+        model, input, version, host: as in a report.
         rows: the unpruned model's first, then keep by keep what was asked for and the baselines.
         pairs: how often each row was timed in turn with the unpruned model; 0: not at all.
         seconds: startup, load and total of the whole comparison.
@@ -107,6 +109,7 @@ class Comparison(Block):
     version: Versions
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    host: HostInfo = field(default_factory=describe_host)
 
     def to_csv(self) -> str:
         """Return one line a row under a line of COLUMNS; a cell without a figure is empty."""

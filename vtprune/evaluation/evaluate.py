@@ -18,8 +18,9 @@ from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.measuring import describe_model, describe_versions
+from vtprune.inference.provenance import file_digests
 from vtprune.inference.questions_file import Asked, mixed_labels
-from vtprune.inference.report import ModelInfo, Versions
+from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
 from vtprune.inference.wording import counted
 from vtprune.media import AskedMedia
 
@@ -40,6 +41,8 @@ class Evaluation:
         labelled: whether right answers are known for all questions.
         files: how many.
         failed: questions that could not be asked, by their numbers in the list.
+        host: the machine that it ran on.
+        media: all files; the JSON has the SHA-256 of each.
     """
 
     model: ModelInfo
@@ -50,6 +53,8 @@ class Evaluation:
     version: Versions
     warnings: tuple[str, ...] = ()
     failed: Mapping[int, VtpruneError] = field(default_factory=dict)
+    host: HostInfo = field(default_factory=describe_host)
+    media: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON that `vtprune evaluate --json` prints."""
@@ -61,6 +66,8 @@ class Evaluation:
             "rows": [row.to_dict() for row in self.rows],
             "warnings": list(self.warnings),
             "version": self.version.to_dict(),
+            "host": self.host.to_dict(),
+            "media": file_digests(self.media),
         }
 
     def to_csv(self) -> str:
@@ -106,7 +113,7 @@ def evaluate(
     """
     settings = settings or AskSettings()
     damaged: dict[AskedMedia, DamagedError] = {}
-    with AnswersFile(path, settings_head(loaded, asked, settings), len(asked)) as answers:
+    with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:
         answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
     files = len({question.file for question in asked}) - len(damaged)
     if damaged and not files:
@@ -125,6 +132,7 @@ def evaluate(
         labelled=all(question.answer is not None for question in asked),
         warnings=tuple(dict.fromkeys(warnings)),
         version=describe_versions(),
+        media=file_names(asked),
     )
 
 
@@ -227,6 +235,11 @@ def _name_damaged(asked: Sequence[Asked], damaged: Mapping[AskedMedia, DamagedEr
         notes.append(f"{counted(len(more), 'more file')} can't be decoded: "
                      f"{counted(sum(more), 'question')} left out")  # fmt: skip
     return notes
+
+
+def file_names(asked: Sequence[Asked]) -> list[str]:
+    """Return every file that is asked about, once."""
+    return list(dict.fromkeys(str(question.file) for question in asked))
 
 
 def settings_head(

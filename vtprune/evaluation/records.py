@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from vtprune.errors import json_fault, quote
 from vtprune.saving import LONGEST_LINE, Faults, ResumableLines, is_torn, kept_in, lines_of
 
 if TYPE_CHECKING:
+    from vtprune.inference.questions_file import Asked
     from vtprune.preset.validation import Schema
 
 BEGINNING = b'{"question": '  # of every line that `AnswersFile` writes
@@ -62,6 +63,7 @@ class AnswersFile:
         path: the file; None: the records are kept in memory alone.
         head: what another run must have in common with this one to go on with the file.
         questions: how many there are; None: any number is taken.
+        asked: them, of which each line has file, text and right answer.
 
     Raises:
         VtpruneError: the file can't be written, is written to by another process, belongs to
@@ -69,8 +71,13 @@ class AnswersFile:
     """
 
     def __init__(
-        self, path: Path | None, head: Mapping[str, object], questions: int | None = None
+        self,
+        path: Path | None,
+        head: Mapping[str, object],
+        questions: int | None = None,
+        asked: Sequence[Asked] = (),
     ) -> None:
+        self.asked = asked
         self.records: dict[tuple[int, str], Record] = {}
         self.path, self.questions = path, questions
         self.lines: ResumableLines | None = None
@@ -106,10 +113,20 @@ class AnswersFile:
     def add(self, records: list[Record]) -> None:
         """Keep the records of one question."""
         if self.lines is not None:
-            text = "\n".join(json.dumps(asdict(record), ensure_ascii=False) for record in records)
+            lines = ({**asdict(record), **self.details(record)} for record in records)
+            text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
             self.lines.append(text, len(self.records))
         for record in records:
             self.records[record.question, record.cell] = record
+
+    def details(self, record: Record) -> dict[str, object]:
+        """Return what a record is of, for readers of the file; a run that goes on ignores it."""
+        if not self.asked:
+            return {}
+        asked = self.asked[record.question]
+        # What a file system gives may be no valid text.
+        file = str(asked.file).encode("utf-8", "replace").decode()
+        return {"file": file, "text": asked.question, "right_answer": asked.answer}
 
     def has(self, question: int, key: str) -> bool:
         """Return whether there is a record of a question under a variant."""

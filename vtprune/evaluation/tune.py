@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.bootstrap import fewest_files, files_needed, highest_floor
-from vtprune.evaluation.evaluate import answer_all, settings_head
+from vtprune.evaluation.evaluate import answer_all, file_names, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.search import Outcome, Records, best, find_outcomes
@@ -208,7 +208,8 @@ def tune(
     """
     settings = settings or AskSettings()
     unpruned, candidates = unpruned_variant(plan.listed.seed), plan.listed.variants
-    with AnswersFile(path, settings_head(loaded, plan.asked, settings), len(plan.asked)) as answers:
+    head = settings_head(loaded, plan.asked, settings)
+    with AnswersFile(path, head, len(plan.asked), plan.asked) as answers:
         answer_all(loaded, plan.part(False), [unpruned, *candidates], answers, settings,
                    _named(on_progress, "searching"))  # fmt: skip
         searched = _outcomes(plan, candidates, answers.records, held_out=False)
@@ -240,6 +241,7 @@ def tune(
         held_out=plan.size(True),
         seed=plan.seed,
         day=datetime.date.today().isoformat(),
+        media=file_names(plan.asked),
         reason=reason,
         needed=needed,
         warnings=tuple(dict.fromkeys([*loaded.warnings, *plan.notes, *notes])),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from vtprune import __version__
 from vtprune.evaluation.search import Outcome
 from vtprune.evaluation.variants import Variant
-from vtprune.inference.report import ModelInfo
+from vtprune.inference.provenance import file_digests
+from vtprune.inference.report import HostInfo, ModelInfo, describe_host
 from vtprune.inference.wording import counted
 from vtprune.models.base import Sampling
 from vtprune.preset.spec import Preset
@@ -95,6 +97,7 @@ class Tuning:
         reason: why nothing was chosen, and what would help; "" where something was.
         needed: how many questions would tell, where the sample is the limit; else None.
         file: where the chosen preset was written; None: nowhere.
+        host, media: as of an evaluation.
     """
 
     trials: tuple[Trial, ...]
@@ -112,6 +115,8 @@ class Tuning:
     needed: int | None = None
     warnings: tuple[str, ...] = ()
     file: str | None = None
+    host: HostInfo = field(default_factory=describe_host)
+    media: Sequence[str] = ()
 
     @property
     def chosen(self) -> Trial | None:
@@ -160,6 +165,8 @@ class Tuning:
             "seed": self.seed,
             "warnings": list(self.warnings),
             "version": __version__,
+            "host": self.host.to_dict(),
+            "media": file_digests(self.media),
             "file": self.file,
         }
 

@@ -106,6 +106,7 @@ def describe_model(loaded: Loaded) -> ModelInfo:
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(getattr(text, "_attn_implementation", "eager")),
         pruned_equals=loaded.pruned_equals,
+        revision=getattr(model.config, "_commit_hash", None),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from vtprune.errors import VtpruneError
+from vtprune.inference.provenance import file_digests, machine_facts
 
 if TYPE_CHECKING:
     from vtprune.inference.kept_tokens import KeptTokens
@@ -17,6 +18,7 @@ __all__ = [
     "CompareSeconds",
     "FailedReport",
     "Flops",
+    "HostInfo",
     "InputInfo",
     "KvCacheBytes",
     "MemoryBytes",
@@ -60,6 +62,28 @@ def to_plain(value: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostInfo(Block):
+    """The machine that a result was measured on.
+
+    Args:
+        cores: logical ones of all CPUs.
+        gpus: names of all that torch sees.
+        os: system, release and architecture.
+    """
+
+    cpu: str
+    cores: int
+    gpus: Sequence[str]
+    os: str
+    python: str
+
+
+def describe_host() -> HostInfo:
+    """Return what is known of this machine."""
+    return HostInfo(**machine_facts())  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo(Block):
     """The model that answered.
 
@@ -70,6 +94,7 @@ class ModelInfo(Block):
         pruned_equals: what a pruned answer equals: "masked", the model with the dropped tokens
             masked as keys; or "layer loop", where layers keep a state of all tokens: a loop over
             the layers, each on the tokens that are left there. None where that is not known.
+        revision: commit of the checkpoint on the hub; None of a directory.
     """
 
     name: str
@@ -81,6 +106,7 @@ class ModelInfo(Block):
     dtype: str
     attention: str
     pruned_equals: str | None = None
+    revision: str | None = None
 
     def to_columns(self) -> dict[str, object]:
         """Return the columns of CSV rows that say what ran, and where."""
@@ -113,6 +139,12 @@ class InputInfo(Block):
     duration: float
     width: int
     height: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it, with the SHA-256 of each file; None of what is no file."""
+        values = super().to_dict()
+        digests = list(file_digests(self.files).values())
+        return {**values, "sha256": digests} if any(digests) else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,11 +349,12 @@ class CompareResult(Block):
     first_token_speedup: float
     total_speedup: float
     pruned_answer: str | None = None
-    pairs: Sequence[Mapping[str, Mapping[str, float]]] = ()
+    pairs: Sequence[Mapping[str, Mapping[str, float]]] | None = None
 
     def spread(self, part: str) -> tuple[float, float]:
         """Return the lowest and the highest speed-up of a pair; not a number without pairs."""
-        ratios = [pair["unpruned"][part] / max(pair["pruned"][part], 1e-9) for pair in self.pairs]
+        pairs = self.pairs or ()
+        ratios = [pair["unpruned"][part] / max(pair["pruned"][part], 1e-9) for pair in pairs]
         return min(ratios, default=math.nan), max(ratios, default=math.nan)
 
     def speedup(self, part: str) -> float:
@@ -355,6 +388,7 @@ class Report(Block):
     Args:
         compare: None where the unpruned model was not asked for.
         warnings: what the reader should know before believing a figure.
+        host: the machine that it ran on.
         kept_tokens: which tokens each stage kept, for `vtprune.draw`; no part of the JSON.
     """
 
@@ -371,6 +405,7 @@ class Report(Block):
     compare: CompareResult | None = None
     warnings: Sequence[str] = ()
     version: Versions
+    host: HostInfo = field(default_factory=describe_host)
     kept_tokens: KeptTokens | None = field(
         default=None, repr=False, compare=False, metadata={"json": False}
     )

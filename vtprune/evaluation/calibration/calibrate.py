@@ -207,6 +207,7 @@ def _conclude(
         keep=settings.keep,
         warnings=tuple(dict.fromkeys(warnings)),
         day=date.today().isoformat(),
+        media=list(dict.fromkeys(str(asked.file) for asked, _ in rows)),
     )
 
 

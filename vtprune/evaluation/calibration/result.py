@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from vtprune import __version__
 from vtprune.evaluation.bootstrap import FEWEST_FILES
 from vtprune.evaluation.calibration.entropy import EntropyCollapse
 from vtprune.evaluation.calibration.horizon import Horizon
 from vtprune.evaluation.calibration.schedules import TriedSchedule
+from vtprune.inference.provenance import file_digests
+from vtprune.inference.report import HostInfo, describe_host
 from vtprune.inference.wording import counted
 from vtprune.preset.calibration import Calibration, write_calibration
 
@@ -45,6 +47,7 @@ class CalibrationResult:
         seconds: that it took.
         warnings: what to know before believing a figure.
         day: when, as YYYY-MM-DD.
+        host, media: as of an evaluation.
     """
 
     model: Mapping[str, object]
@@ -60,6 +63,8 @@ class CalibrationResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     day: str = ""
+    host: HostInfo = field(default_factory=describe_host)
+    media: Sequence[str] = ()
 
     @property
     def num_layers(self) -> int:
@@ -167,4 +172,5 @@ class CalibrationResult:
                                  "horizon_text": known.horizon_text,
                                  "sources": dict(known.sources)}  # fmt: skip
         values["version"] = __version__
+        values["host"], values["media"] = self.host.to_dict(), file_digests(self.media)
         return values

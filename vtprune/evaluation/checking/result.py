@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from vtprune.inference.report import InputInfo, ModelInfo, Versions
+from vtprune.inference.report import HostInfo, InputInfo, ModelInfo, Versions, describe_host
 from vtprune.inference.wording import counted
 
 FACTORS = {"float32": 20.0, "float16": 8.0, "bfloat16": 4.0}
@@ -120,7 +120,7 @@ class CheckResult:
     """A check of one model.
 
     Args:
-        model, version: as of a report.
+        model, version, host: as of a report.
         inputs: one for every input: its media.
         steps: decoded tokens that were compared, after the prompt.
         noise: one for every input and batch.
@@ -136,6 +136,7 @@ class CheckResult:
     cases: Sequence[CheckedCase]
     seconds: float
     warnings: Sequence[str] = field(default=())
+    host: HostInfo = field(default_factory=describe_host)
 
     @property
     def verdict(self) -> str:
@@ -198,6 +199,7 @@ class CheckResult:
             "claim": self.claim(),
             "model": self.model.to_dict(),
             "version": self.version.to_dict(),
+            "host": self.host.to_dict(),
             "inputs": [media.to_dict() for media in self.inputs],
             "steps": self.steps,
             "noise": [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import free_memory
+from vtprune.device import cpu_name, free_memory
 from vtprune.inference.measuring import compute_vision_flops
 from vtprune.inference.report import Block
 from vtprune.inference.roofline import (
@@ -100,14 +98,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or os.name
+    return cpu_name()
 
 
 def peak_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from vtprune.inference.measuring import compute_costs, find_encoded
 from vtprune.inference.report import (
     Block,
     CompareSeconds,
+    HostInfo,
     InputInfo,
     KvCacheBytes,
     MemoryBytes,
@@ -26,6 +27,7 @@ from vtprune.inference.report import (
     StageCount,
     TokenCounts,
     Versions,
+    describe_host,
 )
 from vtprune.inference.wording import with_options
 from vtprune.models import cost
@@ -184,7 +186,8 @@ class ProfileRow(RowName):
         measured: "run", "shared" or "scaled"; None: nothing was measured.
         memory_bytes: the peak is an estimate, without what the vision tower holds.
         fits: whether that peak is within the machine's free memory.
-        seconds: None where nothing was measured.
+        seconds: None where nothing was measured; medians of the passes.
+        passes: the seconds of every pass, by part.
     """
 
     input: MediaAmount
@@ -198,6 +201,7 @@ class ProfileRow(RowName):
     roofline: RooflineSeconds
     compare: PredictedSpeedups
     warnings: Sequence[str] = ()
+    passes: Sequence[Mapping[str, float]] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -221,6 +225,7 @@ class Profile(Block):
         verdict: in sentences.
         measured: None where nothing was measured.
         warnings: what the reader should know before believing a figure.
+        host: the machine that this ran on, also where `machine` is a card that is not here.
     """
 
     model: ShapeInfo
@@ -232,6 +237,7 @@ class Profile(Block):
     measured: MeasurementInfo | None
     warnings: Sequence[str] = ()
     version: Versions
+    host: HostInfo = field(default_factory=describe_host)
 
     @property
     def good_rows(self) -> list[ProfileRow]:
@@ -246,7 +252,10 @@ class Profile(Block):
             "predicted": self.machine.predicted,
             "passes": self.measured.passes if self.measured else None,
         }
-        return csv_text([{**same, **flat(row.to_dict())} for row in self.rows])
+        rows = [row.to_dict() for row in self.rows]
+        for row in rows:
+            row.pop("passes", None)
+        return csv_text([{**same, **flat(row)} for row in rows])
 
 
 # -- the figures of a row ------------------------------------------------------------------------
@@ -455,6 +464,7 @@ class RowFigures:
             roofline=self.roofline_seconds(),
             compare=self.measured_speedups(predicted) if self.times else predicted,
             warnings=list(self.row.warnings),
+            passes=[times._asdict() for times in self.times.passes] if self.times else [],
         )
 
     def seconds(self, times: PassTimes) -> ProfileSeconds:
