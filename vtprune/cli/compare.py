@@ -67,16 +67,18 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     are over the unpruned model, whose runs alternate with those of each row. MEDIA and QUESTION are
     as for `vtprune ask`.
     """
-    from vtprune.cli import output
     from vtprune.cli.config import load_config
+
+    began = click.get_current_context().obj or time.perf_counter()
+    user = load_config()
+    paths, questions = media_and_questions(inputs, ())  # before what takes seconds to import
+
+    from vtprune.cli import output
     from vtprune.cli.console.comparison import show_comparison, show_notes
     from vtprune.evaluation.compare import run_comparison
     from vtprune.evaluation.comparison_chart import draw_speed
     from vtprune.models.loading import load
 
-    began = click.get_current_context().obj or time.perf_counter()
-    user = load_config()
-    paths, questions = media_and_questions(inputs, ())
     listed = variants_from(flags, user)
     check_saves(flags.saves, SUFFIXES, paths)
     drawn = [path for path in flags.saves if path.suffix.lower() in CHARTS]

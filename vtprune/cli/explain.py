@@ -68,17 +68,19 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     sentence or event. With pruning options the pruned model is explained too, and the evidence
     kept is the share of the unpruned answer's evidence that lies on kept tokens.
     """
-    from vtprune.cli import output
     from vtprune.cli.config import load_config
+
+    user = load_config()
+    paths, questions = media_and_questions(inputs, ())
+    preset = _preset(flags, user)
+    check_saves(flags.saves, (*FORMATS, *TABLES), paths)  # all that comes before is without torch
+
+    from vtprune.cli import output
     from vtprune.cli.console.evidence import show_explanation
     from vtprune.inference.evidence.explain import check_method
     from vtprune.pictures.evidence import EvidenceDrawing
 
-    user = load_config()
-    paths, questions = media_and_questions(inputs, ())
     check_method(flags.by, flags.passes)
-    preset = _preset(flags, user)
-    check_saves(flags.saves, (*FORMATS, *TABLES), paths)
     with output.libraries_silenced():
         explanation = _explain(flags, user, preset, paths, questions[0])
         drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
         VtpruneError: an empty question, or one that is a file.
     """
     from vtprune.media import file_name
+    from vtprune.media.source import local_path
 
     paths, questions = list(inputs), list(asked)
     if [*paths, *questions].count(STDIN) > 1:
@@ -53,7 +55,11 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
     if not paths:
         missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
-    return list(map(file_name, paths)), [read_question(question) for question in questions]
+    files = list(map(file_name, paths))
+    for file in files:
+        if file != "-" and not re.match("https?:", file, re.IGNORECASE):
+            local_path(file)  # what is not there is refused before torch is imported
+    return files, [read_question(question) for question in questions]
 
 
 def open_media(paths: Sequence[str], limits: Limits) -> list[Source]:

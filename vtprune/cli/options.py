@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -361,6 +362,7 @@ def takes(
             given = {name: values.pop(name) for name in names}
             flags = Flags(**given)  # type: ignore[arg-type]
             check_flags(flags, names)
+            check_names(flags)
             return command(**values, flags=flags)
 
         run.__doc__ = str(command.__doc__).replace("{config_keys}", CONFIG_KEYS_TEXT)
@@ -465,6 +467,29 @@ def register_named(methods: Iterable[str]) -> None:
             from vtprune.pruners import register_method
 
             register_method(name, name)
+
+
+def check_names(flags: Flags) -> None:
+    """Refuse devices, types, methods and layers that can't be, before anything heavy is imported.
+
+    Raises:
+        VtpruneError: as the code that uses them, which takes seconds to import.
+    """
+    from vtprune.models import names
+    from vtprune.pruners import find_method
+
+    for method in (flags.method, *flags.methods):
+        if method is not None:
+            find_method(method)
+    if flags.device is not None:
+        names.check_device_name(flags.device)
+    if flags.dtype is not None:
+        names.check_dtype_name(flags.dtype)
+    if flags.model is not None and not os.path.exists(flags.model):
+        if not names.may_be_model(flags.model):
+            raise names.unknown_model(flags.model)
+        if flags.at is not None:
+            names.check_layer(flags.at, flags.model)
 
 
 def method_options(pairs: Sequence[str]) -> dict[str, str]:

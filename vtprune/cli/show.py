@@ -66,14 +66,16 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
     miniature where no --save names a file, or with --terminal; --json prints the place and fate of
     every visual token in their stead.
     """
-    from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.pictures.drawing import draw
 
     user = load_config()
     paths, questions = media_and_questions(inputs, ())
     presets = _presets(flags, user)
-    check_saves(flags.saves, FORMATS, paths)
+    check_saves(flags.saves, FORMATS, paths)  # all that comes before is without torch
+
+    from vtprune.cli import output
+    from vtprune.pictures.drawing import draw
+
     with output.libraries_silenced():
         reports = _reports(flags, user, presets, paths, questions[0])
         drawing = draw(reports, limits=limits_from(flags), all_frames=flags.all_frames)

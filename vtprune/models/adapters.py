@@ -15,11 +15,11 @@ from torch import nn
 from vtprune.errors import ModelError
 from vtprune.models.checkpoint import find_file
 from vtprune.models.devices import need
+from vtprune.models.names import HUB_ID
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LEAVE_OUT = "leave it out: adapters that change weights alone, such as LoRA, can be used"
 # What PEFT changes beside weights, by its own names for the kinds of adapters (0.21).

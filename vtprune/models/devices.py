@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
+from vtprune.models.names import check_device_name, check_dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-DEVICES = ("auto", "cpu", "cuda", "mps", "map")
 QUANTIZED = ("4bit", "8bit")
 DTYPES = {
     "float32": torch.float32,
@@ -30,8 +29,7 @@ def find_device(name: str) -> torch.device:
         ModelError: not a device, or not there.
     """
     kind = name.split(":")[0]
-    if kind not in DEVICES or not re.fullmatch(r"[a-z]+(:\d+)?", name):
-        raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
+    check_device_name(name)
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name in ("auto", "map"):
         return torch.device(next((kind for kind, available in has.items() if available), "cpu"))
@@ -50,10 +48,9 @@ def find_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> tor
     Raises:
         ModelError: not a dtype.
     """
+    check_dtype_name(name)
     if name in DTYPES:
         return DTYPES[name]
-    if name != "auto":
-        raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPES)}")
     dtype = getattr(config, "dtype", None) or torch.float32
     if isinstance(dtype, str):
         dtype = DTYPES.get(dtype, torch.float32)

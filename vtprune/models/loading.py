@@ -20,7 +20,6 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import (
     CONFIG,
-    HUB_ID,
     Adapter,
     attach,
     find_adapter,
@@ -40,7 +39,7 @@ from vtprune.models.devices import (
 from vtprune.models.encoder_cache import EncoderCache, open_encoder_cache
 from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
-from vtprune.models.names import closest_alias, hub_id_of
+from vtprune.models.names import EMBEDDED, HUB_ID, hub_id_of, may_be_model, unknown_model
 from vtprune.models.seams import check_version
 from vtprune.models.structure import (
     find_decoder,
@@ -56,7 +55,6 @@ from vtprune.preset.calibration import Calibration, find_calibration, read_calib
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-EMBEDDED = "embedded"
 EMBEDDED_WARNING = (
     "this is the small embedded demonstration model: it knows coloured shapes, digits and moving "
     "objects only; name a real one with --model (vtprune models)"
@@ -455,17 +453,9 @@ def find_checkpoint(name: str | None) -> str:
         return name
     if os.path.isfile(name) and name.lower().endswith(".gguf"):
         raise ModelError(f"{name}: {GGUF}", GGUF_HINT)
-    resolved = hub_id_of(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local or not re.fullmatch(HUB_ID, resolved):
-        close = closest_alias(name)
-        raise ModelError(
-            f"no model {name!r}: neither a directory nor a known name",
-            f"did you mean {close}?"
-            if close
-            else "vtprune models lists the known names; a hub id has the form owner/name",
-        )
-    return resolved
+    if not may_be_model(name):
+        raise unknown_model(name)
+    return hub_id_of(name)
 
 
 def _explain_no_config(directory: Path) -> tuple[str, str]:

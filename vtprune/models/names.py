@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vtprune.errors import ModelError
 from vtprune.preset.calibration import Calibration, find_calibration, packaged_models
 
 
@@ -28,6 +30,45 @@ class Alias:
     parameters: str
     decoder: Mapping[str, int]
     calibration: Calibration
+
+
+EMBEDDED = "embedded"
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+DEVICES = ("auto", "cpu", "cuda", "mps", "map")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+def check_device_name(name: str) -> None:
+    """Refuse what is no device, wherever this runs.
+
+    Raises:
+        ModelError: with the names that there are.
+    """
+    if name.split(":")[0] not in DEVICES or not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise ModelError(f"device {name!r} is not known", f"one of {', '.join(DEVICES)}")
+
+
+def check_dtype_name(name: str) -> None:
+    """Refuse what is no type of weights.
+
+    Raises:
+        ModelError: with the names that there are.
+    """
+    if name not in ("auto", *DTYPE_NAMES):
+        raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPE_NAMES)}")
+
+
+def check_layer(at: str, model: str) -> None:
+    """Refuse a layer number past the last layer of a published model.
+
+    Raises:
+        PresetError: with its layers.
+    """
+    from vtprune.tokens.schedule import resolve_layer
+
+    known = packaged_models()["aliases"].get(model.lower())
+    if known is not None and at.isdecimal():
+        resolve_layer(at, known["decoder"]["layers"], 0, 0)
 
 
 def aliases() -> list[Alias]:
@@ -57,3 +98,22 @@ def closest_alias(name: str) -> str | None:
     begun = [full for full in spelt if full.startswith(name.lower())] if len(name) > 5 else []
     close = begun or difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.7)
     return spelt[close[0]] if close else None
+
+
+def may_be_model(name: str) -> bool:
+    """Return whether a name that is no path is a short name, or has the form of a hub id."""
+    if name == EMBEDDED:
+        return True
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return not looks_local and re.fullmatch(HUB_ID, hub_id_of(name)) is not None
+
+
+def unknown_model(name: str) -> ModelError:
+    """Return the error for a name that is no model's."""
+    close = closest_alias(name)
+    return ModelError(
+        f"no model {name!r}: neither a directory nor a known name",
+        f"did you mean {close}?"
+        if close
+        else "vtprune models lists the known names; a hub id has the form owner/name",
+    )
