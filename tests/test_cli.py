@@ -159,7 +159,7 @@ def test_json_is_the_report_and_nothing_else(fake: FakeRun, clip: str) -> None:
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
     assert found["answer"] == "A red circle."
-    assert set(found) == set(REPORT)
+    assert set(found) == {*REPORT, "host"}
 
 
 def test_several_questions_share_the_media(fake: FakeRun, clip: str) -> None:

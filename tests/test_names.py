@@ -135,3 +135,16 @@ def test_an_alias_shows_a_calibration_with_a_source_for_each_figure(name: str) -
 )
 def test_a_misspelt_name_gets_the_alias_that_was_meant(misspelt: str, meant: str | None) -> None:
     assert closest_alias(misspelt) == meant
+
+
+def test_kinds_of_input_are_those_of_the_families() -> None:
+    from vtprune.models import find_family
+
+    for alias in aliases():
+        assert tuple(alias.inputs) == find_family(alias.model_type).modalities
+
+
+def test_memory_of_weights_is_about_two_bytes_and_half_a_byte() -> None:
+    memory = {alias.name: alias.memory_bytes for alias in aliases()}["llava-1.5-7b"]
+    assert memory["bfloat16"] == 14e9
+    assert 3.5e9 < memory["4bit"] < 5e9

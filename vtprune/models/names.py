@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vtprune.errors import ModelError
 from vtprune.preset.calibration import Calibration, find_calibration, packaged_models
@@ -22,6 +22,9 @@ class Alias:
         parameters: its size as its authors give it, "7B".
         decoder: the language model's sizes by the names of `cost.plain_decoder`.
         calibration: where it can be cut, defaults included.
+        inputs: kinds of input that it takes, of "image" and "video".
+        gated: the hub asks for its license to be accepted first.
+        memory_bytes: of its weights, about: in "bfloat16" and in "4bit".
     """
 
     name: str
@@ -30,6 +33,21 @@ class Alias:
     parameters: str
     decoder: Mapping[str, int]
     calibration: Calibration
+    inputs: Sequence[str] = ()
+    gated: bool = False
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+def weights_memory(parameters: str, decoder: Mapping[str, int]) -> dict[str, int]:
+    """Return about how many bytes weights take: in 4 bit embeddings and head stay as they are.
+
+    Args:
+        parameters: "7B", "256M".
+    """
+    number = float(parameters[:-1]) * {"B": 1e9, "M": 1e6}[parameters[-1]]
+    kept = min(number / 2, 2.0 * decoder["vocab"] * decoder["hidden"])
+    four_bit = 2 * kept + (number - kept) * (4 + 32 / 64) / 8  # a float32 for every 64 weights
+    return {"bfloat16": int(2 * number), "4bit": int(four_bit)}
 
 
 EMBEDDED = "embedded"
@@ -78,6 +96,8 @@ def aliases() -> list[Alias]:
         decoder = entry["decoder"]
         calibration, _ = find_calibration(entry["model_type"], decoder["layers"], decoder["hidden"])
         fields = {key: value for key, value in entry.items() if key != "differs"}
+        fields["inputs"] = packaged_models()["inputs"].get(entry["model_type"], ())
+        fields["memory_bytes"] = weights_memory(entry["parameters"], decoder)
         listed.append(Alias(name, calibration=calibration, **fields))
     return listed
 

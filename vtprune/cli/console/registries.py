@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vtprune.preset.calibration import Calibration
     from vtprune.pruners import Method
 
+WIDE = 80  # columns of a terminal from which on it has room for hub ids
 FIGURES = {
     "ecl": "entropy collapse layer",
     "horizon": "information horizon",
@@ -96,10 +97,15 @@ def show_models(aliases: Sequence[Alias], console: Console) -> None:
     """Print one line for every short name, with where the model can be cut."""
     rows = [
         (alias.name, alias.model_type, alias.parameters, str(alias.decoder["layers"]),
-         _layer(alias.calibration, "ecl"), _layer(alias.calibration, "horizon"))
+         _layer(alias.calibration, "ecl"), _layer(alias.calibration, "horizon"),
+         ", ".join(alias.inputs), _gigabytes(alias, "bfloat16"), _gigabytes(alias, "4bit"),
+         "yes" if alias.gated else "no", alias.hub_id)
         for alias in aliases
     ]  # fmt: skip
-    show_table(("model", "family", "<size", "<layers", "<ecl", "<horizon"), rows, console)
+    headings = ("model", "family", "<size", "<layers", "<ecl", "<horizon", "input", "<bf16",
+                "<4 bit", "gated", "hub id")  # fmt: skip
+    most = len(headings) if console.width >= WIDE else -1  # an id is as long as a narrow line
+    show_table(headings[:most], [row[:most] for row in rows], console)
     if any("default" in alias.calibration.sources.values() for alias in aliases):
         console.print(Text("(in brackets: a default, not measured for this model)", "dim"))
 
@@ -110,12 +116,22 @@ def show_model(alias: Alias, console: Console) -> None:
     decoder = ", ".join(f"{key} {value:,}" for key, value in alias.decoder.items())
     calibration = alias.calibration
     facts = [("family", alias.model_type), ("size", alias.parameters), ("decoder", decoder)]
+    facts += [
+        ("input", " and ".join(alias.inputs)),
+        ("memory", f"weights about {_gigabytes(alias, 'bfloat16')} in bfloat16, "
+                   f"{_gigabytes(alias, '4bit')} with --quantize 4bit"),
+        ("hub", "gated: accept its license there first" if alias.gated else "not gated"),
+    ]  # fmt: skip
     for name, meaning in FIGURES.items():
         if getattr(calibration, name) is not None:
             source = calibration.sources.get(name, "default")
             layer = f"layer {getattr(calibration, name)}"
             facts.append((name.partition("_")[0], f"{layer}: {meaning} ({source})"))
     show_facts(facts, console)
+
+
+def _gigabytes(alias: Alias, dtype: str) -> str:
+    return f"{alias.memory_bytes[dtype] / 1e9:.3g} GB"
 
 
 def _layer(calibration: Calibration, name: str) -> str:
