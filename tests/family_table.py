@@ -33,7 +33,28 @@ from vtprune.models.structure import find_structure
 
 DOC = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- classes -->\n", "<!-- end of classes -->\n"
-LONGEST = 60  # seconds that one class may take
+LONGEST = 120  # seconds that one class may take
+CLIP = Path(__file__).parent / "media" / "tc1502_phone.mp4"
+NEEDS_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
+"""Classes whose towers are of the package timm."""
+TAKES_VIDEOS = ("instructblipvideo",)
+"""Classes that take no pictures."""
+NOTES = {
+    "chameleon": "its decoder encodes pictures itself (it takes pixel_values), so that there is no "
+    "place between the two to cut at",
+    "dots3_note": "layers of type indexed_attention choose by an index over all tokens which of "
+    "them they see, which dropping tokens would change; no tiny checkpoint of it runs here to show "
+    "keep 1",
+    "evolla": "it answers about proteins, and transformers' image-text-to-text auto class does not "
+    "take its config",
+    "fuyu": "its processor counts on a SentencePiece tokenizer, which no tiny checkpoint has",
+    "instructblipvideo": "its language model is given no position_ids; no tiny checkpoint of it "
+    "runs here to show keep 1",
+    "mistral4": "a language model: it takes no pictures, and has no processor",
+    "shieldgemma2": "its checkpoints are classifiers, whose weights transformers renames for "
+    "ShieldGemma2ForImageClassification alone",
+}
+"""Why a class is not asked, where the error does not say it."""
 NEEDS_TORCHVISION = ("PixtralProcessor",)
 """Processors that transformers does not import without it, whatever their pictures need."""
 HEAD = ("model_type", "class", "since", "how", "inputs", "torchvision", "media", "exact by, or why")
@@ -98,16 +119,22 @@ def make_row(model_type: str) -> Row:
     backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {"pil": None}
     if "pil" not in backends or PROCESSOR_MAPPING_NAMES.get(model_type) in NEEDS_TORCHVISION:
         needs = "yes"
+    if model_type in NEEDS_TIMM:
+        needs = "yes, and timm" if needs == "yes" else "no, but timm"
     refused = refusal(model_type)
     how, why = "keep 1", refused
     if refused:
         if answer := try_ask(model_type, "1"):
-            how, why = "refused", f"{refused}; at keep 1: {answer}"
+            same = answer == refused
+            how, why = "refused", refused if same else f"{refused}; at keep 1: {answer}"
     elif answer := try_ask(model_type, "0.4"):
         how, why = "library", answer
     else:
         how, why = "asked", rule_of(model_type)
+    if how != "asked":
+        why = NOTES.get(model_type, why)
     media = "images, videos" if has_videos else "images"
+    media = "videos" if model_type in TAKES_VIDEOS else media
     return Row(model_type, kind, release(), how, "processor", needs, media, why)
 
 
@@ -133,7 +160,8 @@ def try_ask(model_type: str, keep: str) -> str:
         directory = Path(folder)
         try:
             tiny_processor.build(model_type, directory)
-            report = ask(directory, "--keep", keep)
+            media = CLIP if model_type in TAKES_VIDEOS else None
+            report = ask(directory, "--keep", keep, media=media)
         except Exception as error:
             return plain(str(error))
     before, after = report["tokens"]["visual"], report["tokens"]["kept_after"]
@@ -142,16 +170,16 @@ def try_ask(model_type: str, keep: str) -> str:
     return "" if 0 < after < before else f"{after} of {before} visual tokens were kept"
 
 
-def ask(directory: Path, *arguments: str) -> dict:  # type: ignore[type-arg]
-    """What `vtprune ask` reports of a picture.
+def ask(directory: Path, *arguments: str, media: Path | None = None) -> dict:  # type: ignore[type-arg]
+    """What `vtprune ask` reports of a picture, or of other media.
 
     Raises:
         ModelError: it ended with an error.
     """
-    picture = save_noise(directory / "picture.png", 90, 150)
+    media = media or save_noise(directory / "picture.png", 90, 150)
     options = ["--model", str(directory), "--json", "--max-new-tokens", "3"]
     options += ["--method", "uniform", "--at", "input", *arguments]
-    result = CliRunner().invoke(cli, ["ask", str(picture), "what is it?", *options])
+    result = CliRunner().invoke(cli, ["ask", str(media), "what is it?", *options])
     if result.exit_code:
         raise ModelError(result.stderr.partition("\nhint:")[0].removeprefix("Error: "))
     report: dict = json.loads(result.stdout)  # type: ignore[type-arg]

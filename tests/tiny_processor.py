@@ -562,7 +562,9 @@ def config(model_type: str) -> PreTrainedConfig:
 def _shrink(tower: dict[str, Any], width: int | None) -> None:
     """Few narrow layers, and an output as wide as the decoder."""
     for name, value in list(tower.items()):
-        if isinstance(value, dict):
+        if name == "per_layer_config" and value:
+            tower[name] = {int(at): one for at, one in value.items() if int(at) < TOWER["depth"]}
+        elif isinstance(value, dict):
             _shrink(value, width)
         elif isinstance(value, int) and not isinstance(value, bool):
             tower[name] = TOWER.get(name, value)
