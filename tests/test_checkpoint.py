@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 from click.testing import CliRunner
 from conftest import assert_refused, save_noise
 from transformers import CONFIG_MAPPING
@@ -15,7 +16,7 @@ from vtprune.cli import cli
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models import FAMILIES, find_family
-from vtprune.models.checkpoint import refuse_original
+from vtprune.models.checkpoint import read_files, refuse_original
 from vtprune.models.loading import load, open_model
 from vtprune.models.names import aliases
 
@@ -138,3 +139,31 @@ def test_what_is_named_in_its_place_has_a_short_name() -> None:
         assert family is not None
         if family.original_kinds or family.earlier_kinds:
             assert family.model_types[0] in listed
+
+
+BAD_VALUES = {
+    "size": ("x", {"height": -3, "width": 2}, {"shortest_edge": 0}, {}, {"height": 8}),
+    "crop_size": (0,),
+    "image_mean": ("x", [0, 0, 0, 0]),
+    "image_std": ([0, 0, 0],),
+    "patch_size": (0,),
+    "max_pixels": ("q", 0),
+    "image_grid_pinpoints": ([[1]],),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD_VALUES.items() for value in values]
+)
+def test_a_bad_preparation_file_is_named_with_its_field(
+    field: str, value: object, inside: bool, tmp_path: Path
+) -> None:
+    directory = tiny.describe("llava_next", tmp_path)
+    file = "processor_config.json" if inside else "preprocessor_config.json"
+    values = json.loads((directory / "preprocessor_config.json").read_text()) | {field: value}
+    written = {"image_processor": values} if inside else values
+    (directory / file).write_text(json.dumps(written))
+    config, tokenizer = tiny.config("llava_next"), tiny.tokenizer("llava_next", True)
+    with pytest.raises(ModelError, match=rf"{file}: {field} (is|has) "):
+        read_files(directory, config, tokenizer)

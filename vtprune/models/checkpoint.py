@@ -20,6 +20,7 @@ from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, PARTS, find_family
 from vtprune.models.base import Files
 from vtprune.models.names import aliases
+from vtprune.models.preparation_values import check_preparation
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -69,6 +70,10 @@ def read_files(
             break
     image = processor.get("image_processor") or read_json(places, IMAGE)
     video = processor.get("video_processor") or read_json(places, VIDEO)
+    for part, file, values in (("image", IMAGE, image), ("video", VIDEO, video)):
+        if isinstance(values, dict):
+            file = PROCESSOR if processor.get(f"{part}_processor") else file
+            check_preparation(str(checkpoint), file, values)
     return Files(
         config=config,
         tokenizer=tokenizer,
