@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from vtprune.models.cost import Chunks, DecoderShape, LayerCost, uncounted
-from vtprune.models.seams import LAST_ROWS
+from vtprune.models.seams import BIAS, GIVEN_BIAS, LAST_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -113,11 +113,12 @@ def key_sources(layers: Iterable[nn.Module]) -> list[int | None]:
 
 def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
     attention = [module for module in layer.modules() if _is_attention(module)]
-    pair, cached, state, chunks = 0.0, 0, 0, Chunks()
+    pair, cached, state, chunks, token = 0.0, 0, 0, Chunks(), 0.0
     for module in attention:
         widths, values = _attention_sizes(module, config)
         pair += 2.0 * widths
         cached += values
+        token += 2.0 * _bias_products(module)
     for module in layer.modules():
         if _has_sizes(module, DELTA):
             chunks, values = _delta_rule(*(_int(module, name) for name in DELTA))
@@ -174,6 +175,15 @@ def _mamba(heads: int, width: int, states: int, size: int) -> tuple[Chunks, int]
     token = 2.0 * heads * (size * (states + width) + 2 * states * width)
     pair = 2.0 * heads * width * states
     return Chunks(size, token, pair, step=pair), heads * width * states
+
+
+def _bias_products(attention: nn.Module) -> int:
+    """Return the weights that a token's bias by distances is made with, of all heads (Inkling)."""
+    for name in (BIAS, GIVEN_BIAS):
+        profiles = getattr(getattr(attention, name, None), "proj", None)
+        if isinstance(profiles, nn.Parameter):
+            return _int(attention, "num_heads") * profiles.numel()
+    return 0
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -242,7 +252,12 @@ def _runs_all(module: nn.Module) -> bool:
 
 
 def _num_experts(name: str, module: nn.Module, layer: nn.Module) -> int:
-    """Return the number of experts that a module is one of, or holds; 0 for none."""
+    """Return the number of experts that a module is one of, or holds; 0 for none.
+
+    Shared ones are no choice: every token goes through all of them.
+    """
+    if "SharedExpert" in type(module).__name__:
+        return 0
     if "Expert" in type(module).__name__ and any(
         weight.dim() == 3 for weight in module.parameters(recurse=False)
     ):
