@@ -478,9 +478,8 @@ def check_names(flags: Flags) -> None:
     from vtprune.models import names
     from vtprune.pruners import find_method
 
-    for method in (flags.method, *flags.methods):
-        if method is not None:
-            find_method(method)
+    if flags.method is not None:  # faults of --methods are named all at once, with the presets
+        find_method(flags.method)
     if flags.device is not None:
         names.check_device_name(flags.device)
     if flags.dtype is not None:
