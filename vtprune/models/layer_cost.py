@@ -256,7 +256,7 @@ def _num_experts(name: str, module: nn.Module, layer: nn.Module) -> int:
 
     Shared ones are no choice: every token goes through all of them.
     """
-    if "SharedExpert" in type(module).__name__:
+    if "Expert" in type(module).__name__ and _int(module, "n_shared_experts"):
         return 0
     if "Expert" in type(module).__name__ and any(
         weight.dim() == 3 for weight in module.parameters(recurse=False)
