@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from reports import report_of
 from rich.console import Console
 
-from vtprune.cli import console
+from vtprune.cli import console, output
 from vtprune.cli.console import values
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
@@ -345,10 +346,12 @@ def test_every_preset_is_one_line() -> None:
 def test_every_model_is_shown_and_guesses_are_marked() -> None:
     found = [alias for alias in aliases() if alias.model_type in FAMILIES]
     text = shown(console.show_models, found)
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    facts, *others = text.split("\n\n")  # what 80 columns don't hold is in a table of its own
+    rows = {line.split()[0]: line.split()[1:] for line in facts.splitlines()}
     assert rows["qwen2.5-vl-7b"][:4] == ["qwen2_5_vl", "7B", "28", "1"]
-    assert len(rows) == len(found) + 2
+    assert len(rows) == len(found) + 1
     assert rows["llava-onevision-7b"][3] == "(2)"
+    assert all(alias.name in "".join(others) for alias in found)
 
 
 def test_a_model_is_shown_with_who_measured_it() -> None:
@@ -356,3 +359,21 @@ def test_a_model_is_shown_with_who_measured_it() -> None:
     text = " ".join(shown(console.show_model, alias).split())
     assert text.startswith("qwen2.5-vl-7b: Qwen/Qwen2.5-VL-7B-Instruct")
     assert "layer 1: entropy collapse layer (released code (arXiv 2602.17196" in text
+
+
+def test_a_long_import_is_told_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "IMPORT_SECONDS", 0.05)
+    for terminal, quiet, told in ((True, False, True), (True, True, False), (False, False, False)):
+        written = io.StringIO()
+        console = Console(file=written, force_terminal=terminal, width=80, legacy_windows=False)
+        monkeypatch.setattr(written, "isatty", lambda shown=terminal: shown)
+        monkeypatch.setattr(output, "stderr_console", lambda shown=console: shown)
+        with output.importing(quiet):
+            time.sleep(0.3)
+        assert (output.IMPORTING in written.getvalue()) == told
+        before = len(written.getvalue())
+        time.sleep(0.15)
+        assert len(written.getvalue()) == before  # nothing comes afterwards
+        with output.importing(quiet):
+            pass  # a short one is not told
+        assert len(written.getvalue()) == before

@@ -152,10 +152,12 @@ def _answers(
     Args:
         began: when the command did.
     """
-    from vtprune.cli.output import Transcript
-    from vtprune.inference.answer_questions import answer_questions
-    from vtprune.inference.prompt_media import load_with_media
-    from vtprune.models.loading import open_model
+    from vtprune.cli.output import Transcript, importing
+
+    with importing(flags.quiet):
+        from vtprune.inference.answer_questions import answer_questions
+        from vtprune.inference.prompt_media import load_with_media
+        from vtprune.models.loading import open_model
 
     startup = time.perf_counter() - began
     limits = limits_from(flags)

@@ -74,8 +74,10 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.models.loading import load
-    from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch, run_id
+
+    with output.importing(flags.quiet):
+        from vtprune.models.loading import load
+        from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch, run_id
 
     user = load_config()
     if len(flags.saves) > 1:

@@ -90,10 +90,12 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.config import load_config
     from vtprune.cli.console import stderr_console, stdout_console
     from vtprune.cli.console.calibration import show_calibration, show_notes
-    from vtprune.cli.output import libraries_silenced, progress_line
-    from vtprune.evaluation.calibration.calibrate import CalibrationSettings
-    from vtprune.evaluation.calibration.calibrate import calibrate as run
-    from vtprune.models.loading import load
+    from vtprune.cli.output import importing, libraries_silenced, progress_line
+
+    with importing(flags.quiet):
+        from vtprune.evaluation.calibration.calibrate import CalibrationSettings
+        from vtprune.evaluation.calibration.calibrate import calibrate as run
+        from vtprune.models.loading import load
     from vtprune.preset import Preset
 
     user = load_config()

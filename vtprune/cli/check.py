@@ -110,12 +110,14 @@ def options_from(flags: Flags) -> CheckOptions:
 
 def run(flags: Flags, user: Flags, options: CheckOptions, sources: Sequence[Source]) -> CheckResult:
     """Run the check, with progress on standard error."""
-    from vtprune.cli.output import progress_line
-    from vtprune.evaluation.checking.check import check as run_check
-    from vtprune.evaluation.checking.cuts import choose_cuts, media_preset
-    from vtprune.evaluation.checking.inputs import draw_media, gather_files
-    from vtprune.models.loading import load
-    from vtprune.models.structure import find_structure
+    from vtprune.cli.output import importing, progress_line
+
+    with importing(flags.quiet):
+        from vtprune.evaluation.checking.check import check as run_check
+        from vtprune.evaluation.checking.cuts import choose_cuts, media_preset
+        from vtprune.evaluation.checking.inputs import draw_media, gather_files
+        from vtprune.models.loading import load
+        from vtprune.models.structure import find_structure
 
     kinds = {source.kind for source in sources} or set(options.modalities)
     choose_cuts(options, 8, kinds)  # what can't be checked is an error before a long load

@@ -75,9 +75,11 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
 
     from vtprune.cli import output
     from vtprune.cli.console.comparison import show_comparison, show_notes
-    from vtprune.evaluation.compare import run_comparison
-    from vtprune.evaluation.comparison_chart import draw_speed
-    from vtprune.models.loading import load
+
+    with output.importing(flags.quiet):
+        from vtprune.evaluation.compare import run_comparison
+        from vtprune.evaluation.comparison_chart import draw_speed
+        from vtprune.models.loading import load
 
     listed = variants_from(flags, user)
     check_saves(flags.saves, SUFFIXES, paths)

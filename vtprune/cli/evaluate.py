@@ -70,10 +70,12 @@ def evaluate(questions: str, flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.evaluation import show_evaluation, show_notes
-    from vtprune.evaluation.evaluate import evaluate as run
-    from vtprune.evaluation.evaluation_chart import plot
-    from vtprune.evaluation.variants import repeat_variants
-    from vtprune.models.loading import load
+
+    with output.importing(flags.quiet):
+        from vtprune.evaluation.evaluate import evaluate as run
+        from vtprune.evaluation.evaluation_chart import plot
+        from vtprune.evaluation.variants import repeat_variants
+        from vtprune.models.loading import load
 
     user = load_config()
     others = {"--answers": flags.answers}

@@ -77,8 +77,10 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
 
     from vtprune.cli import output
     from vtprune.cli.console.evidence import show_explanation
-    from vtprune.inference.evidence.explain import check_method
-    from vtprune.pictures.evidence import EvidenceDrawing
+
+    with output.importing(flags.quiet):
+        from vtprune.inference.evidence.explain import check_method
+        from vtprune.pictures.evidence import EvidenceDrawing
 
     check_method(flags.by, flags.passes)
     with output.libraries_silenced():

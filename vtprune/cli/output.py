@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from vtprune.inference.report import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+IMPORT_SECONDS = 1.0  # that an import may take before it is told
+IMPORTING = "importing torch and transformers"
 
 
 class Transcript:
@@ -124,6 +128,23 @@ def progress_line(silent: bool = False) -> Iterator[Callable[[str, int, int], No
     try:
         yield line.update
     finally:
+        line.stop()
+
+
+@contextmanager
+def importing(quiet: bool) -> Iterator[None]:
+    """Say on a terminal, after a second, that libraries are being imported."""
+    line = ProgressLine(stderr_console(), quiet)
+    timer = threading.Timer(IMPORT_SECONDS, line.update, (IMPORTING, 0, 0))
+    timer.daemon = True
+    if line.shown:
+        timer.start()
+    try:
+        yield
+    finally:
+        if line.shown:
+            timer.cancel()
+            timer.join()  # so that nothing is shown from here on
         line.stop()
 
 

@@ -144,9 +144,11 @@ def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
 
 def run(flags: Flags, user: Flags, media: ProfiledMedia | None) -> Profile:
     """Make the profile, with progress on standard error."""
-    from vtprune.cli.output import progress_line
-    from vtprune.evaluation.profiling.profile import ProfileOptions, profile
-    from vtprune.models.base import Sampling
+    from vtprune.cli.output import importing, progress_line
+
+    with importing(flags.quiet):
+        from vtprune.evaluation.profiling.profile import ProfileOptions, profile
+        from vtprune.models.base import Sampling
     from vtprune.preset import check_keep
 
     name = flags.model or user.model

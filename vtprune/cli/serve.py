@@ -79,7 +79,8 @@ def serve(flags: Flags) -> None:
     key = _read_key(flags.api_key_file)
     with _bind(flags) as listening:
         uvicorn, app, guard, connection = _libraries()
-        from vtprune.models.loading import load
+        with output.importing(flags.quiet):
+            from vtprune.models.loading import load
 
         loading = loading_from(flags, user)
         with output.libraries_silenced():

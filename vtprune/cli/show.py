@@ -110,8 +110,10 @@ def _reports(
     flags: Flags, user: Flags, presets: list[Preset], paths: list[str], question: str
 ) -> list[Report]:
     """Load the model once, and answer under every preset."""
-    from vtprune.cli.output import progress_line
-    from vtprune.inference.answer_questions import answer_questions
+    from vtprune.cli.output import importing, progress_line
+
+    with importing(flags.quiet):
+        from vtprune.inference.answer_questions import answer_questions
 
     reports: list[Report] = []
     with progress_line(flags.quiet) as progress:

@@ -69,10 +69,12 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     """
     from vtprune.cli.config import load_config
     from vtprune.cli.console import tuning
-    from vtprune.cli.output import libraries_silenced, progress_line
-    from vtprune.evaluation.tune import plan_tuning
-    from vtprune.evaluation.tune import tune as run
-    from vtprune.models.loading import load
+    from vtprune.cli.output import importing, libraries_silenced, progress_line
+
+    with importing(flags.quiet):
+        from vtprune.evaluation.tune import plan_tuning
+        from vtprune.evaluation.tune import tune as run
+        from vtprune.models.loading import load
 
     user = load_config()
     others = {"--answers": flags.answers}
