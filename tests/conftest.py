@@ -156,6 +156,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--correctness-table", metavar="FILE", help="write which cells of pruned = masked hold"
     )
 
+    parser.addoption("--ray", action="store_true", help="run batches on a Ray cluster of two nodes")
     parser.addoption(
         "--zoo", action="store_true", help="try every image-text-to-text class of transformers"
     )

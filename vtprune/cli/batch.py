@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,7 @@ Examples:
     "top_p",
     "batch_size",
     "workers",
+    "ray",
     "in_order",
     "json",
     "saves",
@@ -96,7 +99,8 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
         flags.in_order,
     )
     loading = loading_from(flags, user)
-    write = None if flags.json else click.echo
+    # Ray prints on standard output: while it runs, that is another stream.
+    write = None if flags.json else partial(click.echo, file=sys.stdout)
     with (
         output.libraries_silenced(),
         AnswerLines(path, run_id(_same(loading, flags, generation)), write) as lines,
@@ -105,8 +109,14 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
             counts = Counts(len(requests), before=len(requests))
         else:
             with output.progress_line(flags.quiet) as show:
-                loaded = load(**loading, **cache_from(flags), on_progress=show)
-                counts = run_batch(loaded, requests, lines, settings, show)
+                if flags.ray:
+                    from vtprune.serving.on_ray import run_on_ray
+
+                    everywhere = {**loading, **cache_from(flags)}
+                    counts = run_on_ray(flags.ray, everywhere, requests, lines, settings, show)
+                else:
+                    loaded = load(**loading, **cache_from(flags), on_progress=show)
+                    counts = run_batch(loaded, requests, lines, settings, show)
     counts.notes = [*notes, *counts.notes]
     _print(flags, counts, path)
 

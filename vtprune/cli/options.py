@@ -245,6 +245,9 @@ class Flags:
     workers: int = _batch(
         "N", "Number of threads that decode media ahead of the model.", default=2,
         bounds=whole(1, 64))
+    ray: str | None = _batch(
+        "ADDRESS", "Answer on the Ray cluster at ADDRESS, a worker a GPU; local starts one on this "
+        "machine. Needs vtprune[ray].")
     in_order: bool = _batch(
         "", "Write the lines in the order of the requests; without it, as they are answered.",
         default=False)

@@ -96,7 +96,19 @@ class Counts:
 # -- lines -----------------------------------------------------------------------------------------
 
 
-def line_of(request: Request, run: str, result: Report | VtpruneError) -> str:
+@dataclass(frozen=True)
+class Line:
+    """The line of one request.
+
+    Args:
+        failed: it says why there is no answer.
+    """
+
+    text: str
+    failed: bool
+
+
+def line_of(request: Request, run: str, result: Report | VtpruneError) -> Line:
     """Return the line of an answer: a report's compact form, or why there is none."""
     values: dict[str, object] = {"key": request.key, "run": run}
     if request.name is not None:
@@ -122,7 +134,8 @@ def line_of(request: Request, run: str, result: Report | VtpruneError) -> str:
                                                                    "decode", "total")},
             "warnings": list(result.warnings),
         }  # fmt: skip
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return Line(text, isinstance(result, VtpruneError))
 
 
 def run_id(settings: Mapping[str, object]) -> str:
@@ -167,13 +180,12 @@ class AnswerLines:
         self.keys.add(values["key"])
         return ""
 
-    def add(self, request: Request, result: Report | VtpruneError) -> None:
+    def add(self, request: Request, line: Line) -> None:
         """Write the line of a request."""
-        text = line_of(request, self.run, result)
         if self.lines is not None:
-            self.lines.append(text, len(self.keys))
+            self.lines.append(line.text, len(self.keys))
         elif self.write is not None:
-            self.write(text)
+            self.write(line.text)
         self.keys.add(request.key)
 
     def __enter__(self) -> AnswerLines:
@@ -213,7 +225,7 @@ def run_batch(
         try:
             for chunk in read_ahead(pool, loaded, todo, settings):
                 for number, result in answering.answer(chunk):
-                    writer.add(number, result)
+                    writer.add(number, line_of(todo[number], lines.run, result))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     counts.seconds = time.perf_counter() - started
@@ -223,7 +235,7 @@ def run_batch(
 
 
 class Writer:
-    """Writes results as they come, or each after all before it.
+    """Writes lines as they come, or each after all before it.
 
     Args:
         todo: the requests of this run.
@@ -239,24 +251,23 @@ class Writer:
     ) -> None:
         self.lines, self.todo, self.in_order = lines, todo, in_order
         self.counts, self.on_progress = counts, on_progress
-        self.waiting: dict[int, Report | VtpruneError] = {}
+        self.waiting: dict[int, Line] = {}
         self.next = 0
 
-    def add(self, number: int, result: Report | VtpruneError) -> None:
-        """Write the result of a request, and what waited for it."""
+    def add(self, number: int, line: Line) -> None:
+        """Write the line of a request, and those that waited for it."""
         if not self.in_order:
-            self.write(number, result)
+            self.write(number, line)
             return
-        self.waiting[number] = result
+        self.waiting[number] = line
         while self.next in self.waiting:
             self.write(self.next, self.waiting.pop(self.next))
             self.next += 1
 
-    def write(self, number: int, result: Report | VtpruneError) -> None:
-        self.lines.add(self.todo[number], result)
-        failed = isinstance(result, VtpruneError)
-        self.counts.failed += failed
-        self.counts.answered += not failed
+    def write(self, number: int, line: Line) -> None:
+        self.lines.add(self.todo[number], line)
+        self.counts.failed += line.failed
+        self.counts.answered += not line.failed
         if self.on_progress:
             done = self.counts.failed + self.counts.answered
             self.on_progress("answering", done, len(self.todo))
