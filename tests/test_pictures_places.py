@@ -30,7 +30,7 @@ Item = tuple[torch.Tensor, float]
 """Pixels, and frames a second; 0 for a picture."""
 CASES = [
     (name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name] if name != "llava-pixtral"
-]
+] + [("qwen3_5", "image"), ("glm46v", "video"), ("qwen2_5_omni_thinker", "video")]
 
 
 def loaded_of(name: str, **image: object) -> Loaded:
@@ -227,6 +227,52 @@ def test_boxes_of_a_frame_cover_it_and_do_not_overlap() -> None:
         assert area == pytest.approx(180 * 270, rel=0.02)
         assert min(box[0] for box in boxes) == pytest.approx(0, abs=1.5)
         assert max(box[2] for box in boxes) == pytest.approx(270, abs=1.5)
+
+
+def boxes_of(name: str, height: int, width: int) -> dict[tuple[int, int, int], tuple[float, ...]]:
+    """Tile, row and column of a picture's tokens -> their boxes."""
+    loaded = loaded_of(name)
+    places = find_places(kept_of(loaded, ask(loaded, [(plain(height, width), 0.0)])))
+    return {(one.tile, one.row, one.col): one.box for one in places if one.box is not None}
+
+
+def test_boxes_of_a_cropped_picture_are_those_of_arithmetic() -> None:
+    """LLaVA: the shorter side is resized to the crop, whose middle is divided into patches."""
+    boxes = boxes_of("llava", 240, 320)
+    side = max(row for _, row, _ in boxes) + 1
+    assert len(boxes) == side**2
+    for (_, row, col), found in boxes.items():
+        left, top = 40 + col * 240 / side, row * 240 / side
+        assert found == pytest.approx((left, top, left + 240 / side, top + 240 / side), abs=1.5)
+
+
+def test_boxes_of_windows_merged_two_by_two_are_those_of_arithmetic() -> None:
+    """Qwen2.5-VL: sides are rounded to whole windows of two by two patches, one token each."""
+    config = tiny.config("qwen2_5_vl").vision_config
+    window = config.patch_size * config.spatial_merge_size
+    height, width = 5 * window, 9 * window
+    boxes = boxes_of("qwen2_5_vl", height, width)
+    for (_, row, col), found in boxes.items():
+        left, top = col * window, row * window
+        assert found == pytest.approx((left, top, left + window, top + window), abs=1.5)
+    assert len(boxes) == 45
+
+
+def test_boxes_of_tiles_are_those_of_arithmetic() -> None:
+    """LLaVA-NeXT: a picture of two tiles' size is divided into them, rows going through both."""
+    tile = tiny.config("llava_next").vision_config.image_size
+    side = tile // tiny.config("llava_next").vision_config.patch_size
+    boxes = boxes_of("llava_next", tile, 2 * tile)
+    patch = tile / side
+    tiles = {key: found for key, found in boxes.items() if key[0] > 0}
+    assert len(tiles) == 2 * side**2
+    corners = sorted((round(found[1] / patch), round(found[0] / patch)) for found in tiles.values())
+    assert corners == [(row, col) for row in range(side) for col in range(2 * side)]
+    base = {key: found for key, found in boxes.items() if key[0] == 0}
+    assert len(base) == side**2
+    for (_, row, col), found in base.items():  # the whole picture, resized to a square
+        expected = (2 * col * patch, row * patch, 2 * (col + 1) * patch, (row + 1) * patch)
+        assert found == pytest.approx(expected, abs=1.5)
 
 
 def test_frames_of_a_group_and_their_times_are_told() -> None:
