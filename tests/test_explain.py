@@ -38,6 +38,7 @@ from vtprune.inference.prompt_media import read_media
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, load
+from vtprune.models.seams import feed_forward
 from vtprune.preset import Preset, load_preset, override
 from vtprune.tokens.layout import box, join, lay_out, single
 
@@ -111,8 +112,18 @@ def test_long_prompts_get_the_same_gradient_with_less_held(
     weights = torch.full((1, len(probe)), 0.5)
     expected = probe.gradient(weights)
     monkeypatch.setattr("vtprune.engine.replay.LONG", 1)
+    monkeypatch.setattr("vtprune.engine.replay.CHUNK", 16)
+    layer = probe.replay.structure.layers[0]
+    network, lengths = feed_forward(layer), []
+    assert network is not None
+    hook = network.down_proj.register_forward_pre_hook(
+        lambda module, args: lengths.append(args[0].shape[1])
+    )
     torch.testing.assert_close(probe.gradient(weights), expected)
-    assert "forward" not in vars(probe.replay.structure.layers[0])
+    hook.remove()
+    assert max(lengths) == 16
+    assert "forward" not in vars(layer)
+    assert "forward" not in vars(network)
 
 
 def test_leaving_tokens_out_equals_masking_them(one_answer: ExplainedAnswer) -> None:

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from browser import screenshot, width_on_a_phone
 from click.testing import CliRunner, Result
@@ -169,7 +170,9 @@ def test_a_long_clip_is_a_sheet_of_the_frames_with_most_and_fewest_tokens(
     assert sizes[0][0] * sizes[0][1] < sizes[1][0] * sizes[1][1]
 
 
-@pytest.mark.parametrize("name", ["llava_next", "internvl", "gemma3", "molmo2"])
+@pytest.mark.parametrize(
+    "name", [name for name in ("llava_next", "internvl", "gemma3", "molmo2") if name in tiny.MODELS]
+)
 def test_pictures_in_tiles_are_drawn_in_every_format(
     checkpoints: Checkpoints, picture: Path, tmp_path: Path, name: str
 ) -> None:
@@ -314,8 +317,6 @@ def test_the_miniature_has_a_cell_a_token(checkpoints: Checkpoints, picture: Pat
 def test_a_trace_is_drawn_with_the_files_of_its_prompt(
     checkpoints: Checkpoints, picture: Path
 ) -> None:
-    import tiny
-
     model = tiny.model("llava")
     inputs = tiny.inputs("llava", model, "image")
     with vtprune.pruning(model, {"stages": [{"at": 2, "method": "random", "keep": 0.5}]}) as trace:

@@ -32,6 +32,8 @@ ROWS_BYTES = 2**27
 MOST_ROWS = 32
 LONG = 2048
 """Columns of a forward with a gradient above which a layer's states are computed anew for it."""
+CHUNK = 1024
+"""Columns of such a forward that a feed-forward network gets at once."""
 
 
 @dataclass
@@ -244,6 +246,18 @@ class Replay:
                 **self.fewer_logits(),
             ).logits[:, -self.answer :]
 
+    @contextmanager
+    def fewer_states(self) -> Iterator[None]:
+        """Hold the wide states of a long prompt's feed-forward networks for a few columns at once.
+
+        The block reaches over the backward pass, which computes them anew in a thread of its own.
+        """
+        with Hooks(None) as hooks:
+            for layer in self.structure.layers if self.length > LONG else ():
+                if (network := seams.feed_forward(layer)) is not None:
+                    hooks.replace(network, "forward", _in_chunks)
+            yield
+
     @functools.cached_property
     def text_id(self) -> int:
         """A token that stands for no visual one."""
@@ -308,6 +322,14 @@ class Replay:
 def _keep_inputs_only(forward: Callable[..., object], *args: object, **kwargs: object) -> object:
     """Run a layer so that of its states only those that enter it are held for the gradient."""
     return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)
+
+
+def _in_chunks(forward: Callable[..., object], hidden: torch.Tensor) -> object:
+    """Run a feed-forward network, which treats each column apart, on a few columns at once."""
+    if not hidden.requires_grad or hidden.dim() != 3:
+        return forward(hidden)
+    parts = hidden.split(CHUNK, dim=1)
+    return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts], dim=1)
 
 
 def _expand(value: object, rows: int, name: str) -> object:

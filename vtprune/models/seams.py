@@ -961,3 +961,13 @@ def make_mask(
         "layer_idx": layer,
     }
     return create(**Arguments(create).give(arguments))
+
+
+def feed_forward(layer: nn.Module) -> nn.Module | None:
+    """Return the feed-forward network of a layer, (B, S, d) to (B, S, d), each column apart.
+
+    None where it is not the usual one: of experts, or by another name.
+    """
+    network = getattr(layer, "mlp", None)
+    usual = isinstance(getattr(network, "down_proj", None), nn.Linear)
+    return network if usual else None

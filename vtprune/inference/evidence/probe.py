@@ -133,7 +133,7 @@ class Probe:
         all_scores, slopes = [], []
         for rows in weights.split(max(1, self.replay.rows_at_once() // (1 + BACKWARD))):
             rows = rows.detach().clone().requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), self.replay.fewer_states():
                 scores = self.score(self.replay.replaced(rows))
                 scores = scores.mean(1) if part is None else scores[:, part]
                 (slope,) = torch.autograd.grad(scores.sum(), rows)
