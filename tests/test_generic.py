@@ -110,6 +110,16 @@ def test_the_processor_is_of_the_class_that_the_checkpoint_names(tmp_path: Path)
     assert loaded.family.modalities == ("image",)
 
 
+def test_a_checkpoint_without_its_preparation_file_is_refused_by_that_name(tmp_path: Path) -> None:
+    directory = tiny_processor.build("idefics2", tmp_path)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (directory / name).unlink(missing_ok=True)
+    picture = str(save_noise(tmp_path / "picture.png", 90, 150))
+    result = CliRunner().invoke(cli, ["ask", picture, "what?", "--model", str(directory)])
+    assert_refused(result, "Error: .*: it has no preprocessor_config.json, which says how")
+    assert "huggingface.co" not in result.stderr
+
+
 def test_a_model_that_can_not_be_pruned_answers_at_keep_1_with_the_reason(tmp_path: Path) -> None:
     directory = tiny_processor.build("git", tmp_path)
     report = ask(directory, "--keep", "1")

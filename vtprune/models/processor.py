@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vtprune.errors import ModelError
+from vtprune.models.checkpoint import IMAGE, PROCESSOR
 from vtprune.models.transformers_messages import quiet
 
 if TYPE_CHECKING:
@@ -270,6 +271,12 @@ def _load_part(checkpoint: str, name: str, files: Files, trust_remote_code: bool
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name in PARTS.values() and not files.image and not files.video:
+        raise ModelError(
+            f"{checkpoint}: it has no {IMAGE}, which says how pictures are prepared "
+            f"(nor an image_processor in a {PROCESSOR})",
+            f"take {IMAGE} from the model's own repository, or download the checkpoint again",
+        )
     if name == "image_processor":
         try:
             with quiet():
