@@ -29,6 +29,7 @@ from vtprune.errors import ModelError
 from vtprune.inference.generate import Generation
 from vtprune.models.loading import load, open_model
 from vtprune.models.structure import find_structure
+from vtprune.models.weights import INDEX, SINGLE
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
 METHODS = {
@@ -319,6 +320,22 @@ def test_ask_with_an_adapter_gives_what_the_merged_model_gives(
     assert adapted["model"]["name"] == str(saved["base"])
     assert adapted["model"]["adapter"] == str(saved["adapter"])
     assert "adapter" not in plain["model"]
+
+
+def test_a_base_model_in_shards_is_adapted_as_a_whole_one(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(saved["base"], tmp_path / "sharded")
+    (base / SINGLE).unlink()
+    model = AutoModelForImageTextToText.from_pretrained(saved["base"])
+    model.save_pretrained(base, max_shard_size="100KB")
+    assert not (base / SINGLE).exists()
+    assert len({*json.loads((base / INDEX).read_text())["weight_map"].values()}) > 2
+    adapted = reports(["--model", str(base), "--adapter", str(saved["adapter"])], saved["picture"])
+    merged = reports(["--model", str(saved["merged"])], saved["picture"])
+    for block in ("answer", "tokens", "flops"):
+        assert adapted[block] == merged[block]
+    assert adapted["warnings"] == []
 
 
 def test_the_report_names_the_adapter(saved: dict[str, Path]) -> None:
