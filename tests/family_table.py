@@ -40,6 +40,8 @@ NEEDS_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 TAKES_VIDEOS = ("instructblipvideo",)
 """Classes that take no pictures."""
 NOTES = {
+    "apertus1p5": "no tiny checkpoint of it has been built to be asked: the sizes of its coders "
+    "of pictures and sound hang together",
     "chameleon": "its decoder encodes pictures itself (it takes pixel_values), so that there is no "
     "place between the two to cut at",
     "dots3_note": "layers of type indexed_attention choose by an index over all tokens which of "
@@ -48,11 +50,21 @@ NOTES = {
     "evolla": "it answers about proteins, and transformers' image-text-to-text auto class does not "
     "take its config",
     "fuyu": "its processor counts on a SentencePiece tokenizer, which no tiny checkpoint has",
+    "gemma3n": "its vision tower is of the package timm, without which no tiny checkpoint of it "
+    "is built here",
+    "inkling2_loop": "its layers read the states of earlier blocks of layers (block_states); no "
+    "tiny checkpoint of it runs here to show keep 1",
     "instructblipvideo": "its language model is given no position_ids; no tiny checkpoint of it "
     "runs here to show keep 1",
     "mistral4": "a language model: it takes no pictures, and has no processor",
     "shieldgemma2": "its checkpoints are classifiers, whose weights transformers renames for "
     "ShieldGemma2ForImageClassification alone",
+    "udop": "an encoder-decoder: its pictures go to the encoder, and its decoder holds no "
+    "visual tokens; at keep 1 too, its processor reads the words of a picture by the package "
+    "pytesseract",
+    "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place "
+    "in the sequence, which dropping tokens would change; at keep 1 its processor gives counts "
+    "that are no tensors, which are not passed on",
 }
 """Why a class is not asked, where the error does not say it."""
 NEEDS_TORCHVISION = ("PixtralProcessor",)

@@ -15,7 +15,7 @@ import tiny_processor
 import torch
 import zoo
 from click.testing import CliRunner
-from conftest import assert_refused, save_noise
+from conftest import answer_together, assert_refused, save_noise
 from packaging.version import Version
 from test_pictures_places import ask as ask_about
 from test_pictures_places import plain
@@ -76,6 +76,24 @@ def test_a_class_is_asked_as_the_table_says(row: family_table.Row) -> None:
         assert family_table.try_ask(row.model_type, "0.4")
     elif row.how == "refused":
         assert family_table.try_ask(row.model_type, "0.4")
+
+
+def test_two_pictures_of_a_batch_are_answered_as_each_alone(
+    row: family_table.Row, tmp_path: Path
+) -> None:
+    """Behind --zoo."""
+    if row.how != "asked" or row.torchvision.startswith("yes") or "timm" in row.torchvision:
+        pytest.skip("it is not asked here")
+    if row.model_type == "ernie4_5_vl_moe":
+        pytest.xfail("the padded row of a batch is answered otherwise than alone")
+    loaded = load(str(tiny_processor.build(row.model_type, tmp_path)))
+    sizes = {"what is it?": (90, 150), "what is to be seen in this picture, please?": (260, 120)}
+    items = [
+        (save_noise(tmp_path / f"{height}.png", height, width), question)
+        for question, (height, width) in sizes.items()
+    ]
+    reports = answer_together(loaded, items, keep=0.4, generation=Generation(max_new_tokens=6))
+    assert all(0 < report.tokens.kept_after < report.tokens.visual for report in reports)
 
 
 def test_the_table_has_the_classes_of_this_transformers() -> None:
