@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vtprune.inference.generate import Generation
     from vtprune.models.loading import Loaded
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+TEXT_INPUTS = (
+    "input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids",
+)  # fmt: skip
 """The inputs with a value for every token of the prompt."""
 FRAMES = "pixel_values_videos"
 POOLED = {"image_token_pooling": "pixel_values", "video_token_pooling": FRAMES}
