@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,53 @@ def test_a_batch_gets_smaller_when_memory_runs_out(
     assert counts.answered == len(lines) == 4
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert "memory ran out with 4 requests in a batch: 2 from there on" in counts.notes[0]
+
+
+def test_what_is_read_ahead_of_the_model_is_bounded_by_bytes(
+    loaded: vtprune.Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(folder / f"{number}.png") for number in (0, 1, 2, 3)] * 6
+    requests = requests_about([files[0], str(folder / "bad.png"), *files], ["what?"], PRESET)
+    settings = replace(SHORT, workers=3)
+    begun: list[str] = []
+    whole = batch_module.prepare
+
+    def prepare(loaded: vtprune.Loaded, request: Request, settings: BatchSettings) -> Any:
+        begun.append(request.key)
+        return whole(loaded, request, settings)
+
+    monkeypatch.setattr(batch_module, "prepare", prepare)
+    sizes = [batch_module.bytes_of(whole(loaded, request, SHORT)) for request in requests]
+    assert sizes[1] == 0 < min(sizes[2:])
+
+    def chunks(most: int) -> tuple[list[int], list[int], int]:
+        """Return the sizes of the chunks, the order, and the most bytes begun and not answered."""
+        monkeypatch.setattr(batch_module, "MOST_AHEAD_BYTES", most)
+        begun.clear()
+        lengths, order, answered, peak = [], [], 0, 0
+        with ThreadPoolExecutor(settings.workers) as pool:
+            for chunk in batch_module.read_ahead(pool, loaded, requests, settings):
+                time.sleep(0.05)  # as a model does: the threads get as far as they may
+                peak = max(peak, sum(sizes[: len(begun)]) - answered)
+                numbers = [number for number, _, _ in chunk]
+                answered += sum(sizes[number] for number in numbers)
+                lengths.append(len(numbers))
+                order += numbers
+        return lengths, order, peak
+
+    most = 4 * max(sizes)
+    lengths, order, peak = chunks(most)
+    assert order == list(range(len(requests)))
+    assert len(set(begun)) == len(requests)
+    assert max(lengths) < 8
+    assert most // 2 < peak <= most + settings.workers * max(sizes)
+    free_lengths, order, free_peak = chunks(10**12)
+    assert free_lengths == [16, 10]
+    assert order == list(range(len(requests)))
+    assert free_peak == sum(sizes) > 2 * peak
+    lengths, order, _ = chunks(2)  # each is over the bound when it is alone
+    assert order == list(range(len(requests)))
+    assert max(lengths) <= 2
 
 
 def test_a_request_that_fails_in_a_batch_fails_alone(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from vtprune.errors import VtpruneError, json_fault
@@ -42,6 +45,8 @@ MOST_PAGES = 256
 """Of all files of a request that are several."""
 AHEAD = 4
 """Batches whose requests are ordered by length together."""
+MOST_AHEAD_BYTES = 4 * 10**9
+"""Of requests that are prepared and not yet answered; half of it is ordered together."""
 
 
 @dataclass(frozen=True)
@@ -276,21 +281,93 @@ class Writer:
 def read_ahead(
     pool: ThreadPoolExecutor, loaded: Loaded, todo: Sequence[Request], settings: BatchSettings
 ) -> Iterator[list[tuple[int, Request, Prepared]]]:
-    """Yield prepared requests, some batches' together; the next ones are read meanwhile."""
-    size = AHEAD * settings.batch_size
-    numbered = iter(enumerate(todo))
+    """Yield prepared requests, some batches' together; the next ones are read meanwhile.
 
-    def begin() -> list[tuple[int, Request, Future[Prepared]]]:
-        return [
-            (number, request, pool.submit(prepare, loaded, request, settings))
-            for number, request in islice(numbered, size)
-        ]
+    A list is emptied when the next is asked for, so that only what waits is held.
+    """
+    reading = Reading(pool, partial(prepare, loaded, settings=settings), todo, settings)
+    while chunk := reading.next_chunk():
+        yield chunk
+        reading.release(chunk)
 
-    reading = begin()
-    while reading:
-        following = begin()
-        yield [(number, request, future.result()) for number, request, future in reading]
-        reading = following
+
+class Reading:
+    """Requests that threads prepare, about `MOST_AHEAD_BYTES` of them at most.
+
+    Each that is ready starts the next while there is room, so that beyond the bound are those alone
+    that the threads had begun. No thread waits for room.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        prepare: Callable[[Request], Prepared],
+        todo: Sequence[Request],
+        settings: BatchSettings,
+    ) -> None:
+        self.pool, self.prepare = pool, prepare
+        self.numbered = iter(enumerate(todo))
+        self.size, self.workers = AHEAD * settings.batch_size, max(settings.workers, 1)
+        self.queue: deque[tuple[int, Request, Future[Prepared]]] = deque()
+        self.running = self.held = 0
+        self.lock = RLock()
+        self.fill()
+
+    def fill(self) -> None:
+        """Begin requests while threads are idle and there is room; one where none is begun."""
+        with self.lock:
+            while self.running < self.workers and len(self.queue) < self.size:
+                if self.queue and self.held >= MOST_AHEAD_BYTES:
+                    return
+                for number, request in islice(self.numbered, 1):
+                    self.running += 1
+                    future = self.pool.submit(self.prepare, request)
+                    self.queue.append((number, request, future))
+                    future.add_done_callback(self.done)
+                    break
+                else:
+                    return
+
+    def done(self, future: Future[Prepared]) -> None:
+        """Count what a request holds, and begin others."""
+        if future.cancelled():
+            return
+        with self.lock:
+            self.running -= 1
+            self.held += 0 if future.exception() else bytes_of(future.result())
+        with suppress(RuntimeError):  # the pool was shut down: the run has ended
+            self.fill()
+
+    def next_chunk(self) -> list[tuple[int, Request, Prepared]]:
+        """Return the next requests, some batches at most and half of the bytes; [] at the end."""
+        chunk: list[tuple[int, Request, Prepared]] = []
+        size = 0
+        while len(chunk) < self.size and size < MOST_AHEAD_BYTES // 2:
+            self.fill()
+            with self.lock:
+                if not self.queue:
+                    break
+                number, request, future = self.queue.popleft()
+            self.fill()
+            prepared = future.result()
+            size += bytes_of(prepared)
+            chunk.append((number, request, prepared))
+        return chunk
+
+    def release(self, chunk: list[tuple[int, Request, Prepared]]) -> None:
+        """Let go of requests that are answered."""
+        with self.lock:
+            self.held -= sum(bytes_of(prepared) for _, _, prepared in chunk)
+        chunk.clear()
+
+
+def bytes_of(prepared: Prepared) -> int:
+    """Return the bytes of a request's tensors, each storage once."""
+    if isinstance(prepared, VtpruneError):
+        return 0
+    tensors = [*prepared.tensors.values(), *(item.pixels for item in prepared.media.items)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def prepare(loaded: Loaded, request: Request, settings: BatchSettings) -> Prepared:
