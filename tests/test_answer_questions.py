@@ -28,13 +28,13 @@ from vtprune.preset import load_preset, override
 SHORT = Generation(max_new_tokens=4)
 BLOCKS = {
     "question", "answer", "model", "input", "preset", "tokens", "flops", "kv_cache_bytes",
-    "memory_bytes", "seconds", "warnings", "version",
+    "memory_bytes", "seconds", "warnings", "version", "host",
 }  # fmt: skip
 FIELDS = {
     "model": {"name", "family", "layers", "parameters", "device", "dtype", "attention",
               "pruned_equals"},
     "input": {"files", "modality", "frames", "tiles", "timestamps", "decoder", "duration",
-              "width", "height"},
+              "width", "height", "sha256"},
     "tokens": {"visual", "text", "answer", "keep_mean", "kept_after", "by_modality", "stages",
                "by_frame", "by_tile"},
     "flops": {"vision", "prefill", "prefill_full", "decode", "decode_full", "reduction"},
@@ -44,7 +44,8 @@ FIELDS = {
                 "first_token", "total"},
     "version": {"vtprune", "torch", "transformers"},
     "compare": {"answer", "same_answer", "seconds", "prefill_speedup", "prefill_predicted",
-                "prefill_roofline", "realised_fraction", "first_token_speedup", "total_speedup"},
+                "prefill_roofline", "realised_fraction", "first_token_speedup", "total_speedup",
+                "pairs"},
 }  # fmt: skip
 
 

@@ -100,6 +100,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CLIP = Path(__file__).parent / "media" / "rot_hflip.mp4"
+
+
 def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "vtprune", *map(str, args)]
 
@@ -107,9 +110,9 @@ def command(*args: object) -> list[str]:
 @pytest.mark.parametrize(
     "args",
     [
-        ("ask", "a.png", "why " * 100_000),
-        ("ask", "a.png", "what?", "--system", "be brief " * 100_000),
-        ("compare", "a.png", "a " * 100_000),
+        ("ask", str(CLIP), "why " * 100_000),
+        ("ask", str(CLIP), "what?", "--system", "be brief " * 100_000),
+        ("compare", str(CLIP), "a " * 100_000),
     ],
 )
 def test_a_question_of_100_000_words_is_refused_at_once(args: tuple[str, ...]) -> None:
@@ -149,7 +152,7 @@ def test_a_full_standard_output_is_a_clear_error() -> None:
     ("closed", "args", "code", "stderr"),
     [
         ("<&-", ("presets", "list"), 0, ""),
-        ("<&-", ("ask", "no.png", "-"), 1, "Error: the question from standard input is empty"),
+        ("<&-", ("ask", str(CLIP), "-"), 1, "Error: the question from standard input is empty"),
         (">&-", ("presets", "list"), 1, "Error: standard output is closed"),
         ("2>&-", ("presets", "list"), 0, ""),
     ],

@@ -208,7 +208,8 @@ def test_mutated_files_are_read_or_refused(
 
 
 def test_an_unknown_decoder_is_refused() -> None:
-    result = CliRunner().invoke(cli, ["ask", "a.mp4", "what?", "--decoder", "ffmpeg"])
+    clip = str(Path(__file__).parent / "media" / "rot_hflip.mp4")
+    result = CliRunner().invoke(cli, ["ask", clip, "what?", "--decoder", "ffmpeg"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: the decoder 'ffmpeg' is not known\nhint: choose one of")
 

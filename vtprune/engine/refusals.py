@@ -102,6 +102,8 @@ def refuse_missing_inputs(
         error: that it raised.
     """
     missing = [name for name in encoder.order if name in BESIDE_PIXELS and given.get(name) is None]
+    if isinstance(error, ValueError):  # of which most are about the pixels themselves
+        missing = [name for name in missing if name in str(error)]
     if missing:
         raise missing_input(structure.model_type, modality, " or ".join(missing)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
@@ -213,7 +214,9 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         close = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        if ":" in name:  # never imported here: names come from files and clients too
+        if re.fullmatch(
+            r"[\w.]+:\w+", name
+        ):  # never imported here: names come from files and clients too
             hint = "register it first (vtprune.register_method), or name it by --method; "
         raise PresetError(
             f"unknown method {quote(name)}",
