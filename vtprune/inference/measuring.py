@@ -339,6 +339,9 @@ def find_encoded(
             units = [(kept, *sides) for kept, sides in pairs]
         elif pooling is not None:  # (tiles, patches, values): cut into patches already
             units = [(1, 1, size[1])] * (sum(encoded[modality]) if encoded else size[0])
+        elif f"{modality}_position_ids" in inputs.tensors:  # padded to one number of patches
+            pictures = sum(encoded[modality]) if encoded else size[0]
+            units = [(1, shape.merge, size[1] // shape.merge)] * pictures
         else:
             # Tensors of several pictures are filled up with tiles that are not encoded.
             filled = "image_sizes" in inputs.tensors and modality == "image"
