@@ -278,7 +278,6 @@ def test_requests_have_their_own_keep_preset_and_messages(
         ("[1]", "line 2: a line must be a mapping"),
         ('{"file": "a.png"}', "line 2: needs file or files, and question; or messages"),
         ('{"file": "a.png", "files": ["a.png"], "question": "?"}', "line 2: needs file or files"),
-        ('{"file": "none.png", "question": "what?"}', "none.png': no such file"),
         ('{"file": "a.png", "question": " "}', "line 2: question"),
         ('{"file": "a.png", "question": "what?", "kep": 1}', "'kep', did you mean keep"),
         ('{"file": "a.png", "question": "what?", "keep": 2}', "line 2: .*keep 2"),
@@ -297,6 +296,23 @@ def test_wrong_requests_are_named(folder: Path, tmp_path: Path, line: str, reaso
     with pytest.raises(
         VtpruneError, match=rf"requests\.jsonl: .*{reason.removeprefix('line 2: ')}"
     ):
+        read_requests(path, PRESET)
+
+
+def test_a_file_of_a_list_that_is_missing_is_an_error_in_its_line(
+    loaded: vtprune.Loaded, folder: Path, tmp_path: Path
+) -> None:
+    os.symlink(folder / "1.png", tmp_path / "a.png")
+    path = tmp_path / "requests.jsonl"
+    lines = [{"file": name, "question": "what?"} for name in ("none.png", "a.png")]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    answers, counts = run(loaded, read_requests(path, PRESET))
+    assert (counts.answered, counts.failed) == (1, 1)
+    assert {line["files"][0][-8:]: line["error"] is None for line in answers} == {
+        "none.png": False, str(tmp_path / "a.png")[-8:]: True,
+    }  # fmt: skip
+    path.write_text(json.dumps(lines[0]))
+    with pytest.raises(VtpruneError, match=r"none\.png.*no such file"):
         read_requests(path, PRESET)
 
 

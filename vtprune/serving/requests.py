@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import MediaError, VtpruneError, quote
+from vtprune.errors import MediaError, VtpruneError, brief_path, quote
 from vtprune.evaluation.variants import fingerprint
 from vtprune.inference.messages import read_messages
 from vtprune.inference.questions_file import check_length, read_list
@@ -177,7 +177,8 @@ def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Re
         system: prompt of requests that are no messages.
 
     Raises:
-        VtpruneError: the file can't be read, or lines are wrong: the first of them are named.
+        VtpruneError: the file can't be read, lines are wrong (the first of them are named), or
+            every request has a file that is not there.
     """
     presets = Presets(preset)
 
@@ -187,7 +188,16 @@ def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Re
         except VtpruneError as error:
             return [error.message]
 
-    return with_keys(read_list(path, read_row, "request", HINT))
+    requests = read_list(path, read_row, "request", HINT)
+    missing = [next(filter(is_missing, request.files), None) for request in requests]
+    if all(missing):  # a wrong folder; of some, their lines say it
+        raise VtpruneError(f"{brief_path(path)}: {quote(missing[0])}: no such file", HINT)
+    return with_keys(requests)
+
+
+def is_missing(file: str) -> bool:
+    """Return whether there is no such file, which can't be said of an address."""
+    return not (ADDRESS.match(file) or os.path.exists(file))
 
 
 class Presets:
@@ -249,11 +259,6 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         check_question(data["question"])
         turns = [Turn("system", system)] if system else []
         turns.append(Turn("user", data["question"], len(files)))
-    missing = next(
-        (file for file in files if not (ADDRESS.match(file) or os.path.exists(file))), None
-    )
-    if missing is not None:
-        raise VtpruneError(f"{quote(missing)}: no such file")
     preset = presets.resolve(data.get("preset"), data.get("keep"))
     return Request(tuple(files), tuple(turns), preset, name=data.get("id"))
 
