@@ -20,6 +20,7 @@ class Alias:
         hub_id: what it stands for.
         model_type: `config.model_type` of the checkpoint.
         parameters: its size as its authors give it, "7B".
+        weights: their number, as its config builds it.
         decoder: the language model's sizes by the names of `cost.plain_decoder`.
         calibration: where it can be cut, defaults included.
         inputs: kinds of input that it takes, of "image" and "video".
@@ -31,6 +32,7 @@ class Alias:
     hub_id: str
     model_type: str
     parameters: str
+    weights: int
     decoder: Mapping[str, int]
     calibration: Calibration
     inputs: Sequence[str] = ()
@@ -38,16 +40,11 @@ class Alias:
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-def weights_memory(parameters: str, decoder: Mapping[str, int]) -> dict[str, int]:
-    """Return about how many bytes weights take: in 4 bit embeddings and head stay as they are.
-
-    Args:
-        parameters: "7B", "256M".
-    """
-    number = float(parameters[:-1]) * {"B": 1e9, "M": 1e6}[parameters[-1]]
+def weights_memory(number: int, decoder: Mapping[str, int]) -> dict[str, int]:
+    """Return about how many bytes weights take: in 4 bit embeddings and head stay as they are."""
     kept = min(number / 2, 2.0 * decoder["vocab"] * decoder["hidden"])
     four_bit = 2 * kept + (number - kept) * (4 + 32 / 64) / 8  # a float32 for every 64 weights
-    return {"bfloat16": int(2 * number), "4bit": int(four_bit)}
+    return {"bfloat16": 2 * number, "4bit": int(four_bit)}
 
 
 EMBEDDED = "embedded"
@@ -97,7 +94,7 @@ def aliases() -> list[Alias]:
         calibration, _ = find_calibration(entry["model_type"], decoder["layers"], decoder["hidden"])
         fields = {key: value for key, value in entry.items() if key != "differs"}
         fields["inputs"] = packaged_models()["inputs"].get(entry["model_type"], ())
-        fields["memory_bytes"] = weights_memory(entry["parameters"], decoder)
+        fields["memory_bytes"] = weights_memory(entry["weights"], decoder)
         listed.append(Alias(name, calibration=calibration, **fields))
     return listed
 
