@@ -34,6 +34,11 @@ def cases(media: str) -> list[list[str]]:
         *([*command, "--method", "entropyy"] for command in asking),
         *([*command, "--model", "llava-next", "--method", "entropy", "--at", "99"]
           for command in (*asking, ["check"])),
+        *([*command, "--preset", "balansed"]
+          for command in (*asking, ["check"], ["batch", media, "-q", "what?"])),
+        *([*command, *flags] for command in (["compare", media, "what?"], ["evaluate", "demo"])
+          for flags in (["--presets", "balansed"], ["--methods", "entropyy"], ["--save", "a.foo"])),
+        ["batch", media, "-q", "what?", "--save", "a.foo"],
         ["profile", "--gpu", "RTX 4900"],
         ["serve", "--model", "llava-netx"],
     ]  # fmt: skip

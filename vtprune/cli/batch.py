@@ -78,16 +78,16 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.config import load_config
 
-    with output.importing(flags.quiet):
-        from vtprune.models.loading import load
-        from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch, run_id
-
     user = load_config()
     if len(flags.saves) > 1:
         raise VtpruneError("--save is given twice", "the answers go to one file")
     check_saves(flags.saves, LINES, inputs)
     path = flags.saves[0] if flags.saves else None
     preset = preset_from(flags, user)
+    with output.importing(flags.quiet):
+        from vtprune.models.loading import load
+        from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch, run_id
+
     generation = generation_from(flags, user, seed=preset.seed)
     requests, notes = _requests(inputs, flags, preset, generation.system)
     settings = BatchSettings(

@@ -70,11 +70,13 @@ def check(media: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.config import load_config
     from vtprune.cli.console.checking import show_check, show_notes
-    from vtprune.media import open_sources
 
     user = load_config()
     check_saves(flags.saves, (".json", *TABLES), media)
     options = options_from(flags)
+
+    from vtprune.media import open_sources
+
     with output.libraries_silenced():
         sources = open_sources(list(media), limits_from(flags)) if media else []
         result = run(flags, user, options, sources)
@@ -90,16 +92,21 @@ def options_from(flags: Flags) -> CheckOptions:
     Raises:
         VtpruneError: flags that exclude each other, or a keep that is no fraction.
     """
-    from vtprune.evaluation.checking.cuts import CheckOptions
-    from vtprune.preset import check_keep
+    from vtprune.preset import check_keep, find_preset
 
     if flags.preset is not None and (flags.method is not None or flags.at is not None):
         other = "--method" if flags.method is not None else "--at"
         raise VtpruneError(f"--preset and {other} exclude each other", "a preset has its own cuts")
     if flags.at is not None and flags.method is None:
         raise VtpruneError("--at needs --method", "name the method that cuts there")
+    keep = None if flags.keep is None else check_keep(flags.keep)
+    if flags.preset is not None:
+        find_preset(flags.preset)
+
+    from vtprune.evaluation.checking.cuts import CheckOptions
+
     return CheckOptions(
-        keep=None if flags.keep is None else check_keep(flags.keep),
+        keep=keep,
         method=flags.method or "random",
         at=flags.at,
         options=method_options(flags.option),

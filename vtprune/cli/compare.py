@@ -76,11 +76,6 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli import output
     from vtprune.cli.console.comparison import show_comparison, show_notes
 
-    with output.importing(flags.quiet):
-        from vtprune.evaluation.compare import run_comparison
-        from vtprune.evaluation.comparison_chart import draw_speed
-        from vtprune.models.loading import load
-
     listed = variants_from(flags, user)
     check_saves(flags.saves, SUFFIXES, paths)
     drawn = [path for path in flags.saves if path.suffix.lower() in CHARTS]
@@ -88,6 +83,11 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
         raise VtpruneError(
             f"--save {drawn[0]} and --no-measure exclude each other", "a chart draws speed-ups"
         )
+    with output.importing(flags.quiet):
+        from vtprune.evaluation.compare import run_comparison
+        from vtprune.evaluation.comparison_chart import draw_speed
+        from vtprune.models.loading import load
+
     limits = limits_from(flags)
     startup = time.perf_counter() - began
     with output.libraries_silenced():

@@ -71,22 +71,22 @@ def evaluate(questions: str, flags: Flags) -> None:
     from vtprune.cli.config import load_config
     from vtprune.cli.console.evaluation import show_evaluation, show_notes
 
-    with output.importing(flags.quiet):
-        from vtprune.evaluation.evaluate import evaluate as run
-        from vtprune.evaluation.evaluation_chart import plot
-        from vtprune.evaluation.variants import repeat_variants
-        from vtprune.models.loading import load
-
     user = load_config()
     others = {"--answers": flags.answers}
     check_saves(flags.saves, SUFFIXES, [questions], others)
+    listed = variants_from(flags, user)
     with (
         output.libraries_silenced(),
         asked_questions([questions], flags, "test", media=False) as asked,
     ):
-        listed = variants_from(flags, user)
-        variants = repeat_variants(listed, flags.seeds, flags.beside, flags.turns)
         check_saves(flags.saves, SUFFIXES, asked_paths(asked), others)
+        with output.importing(flags.quiet):
+            from vtprune.evaluation.evaluate import evaluate as run
+            from vtprune.evaluation.evaluation_chart import plot
+            from vtprune.evaluation.variants import repeat_variants
+            from vtprune.models.loading import load
+
+        variants = repeat_variants(listed, flags.seeds, flags.beside, flags.turns)
         settings = settings_from(flags, user, listed.media, is_demo(questions))
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
