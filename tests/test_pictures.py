@@ -19,12 +19,12 @@ from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
 import vtprune
-from vtprune import Report, VtpruneError
+from vtprune import Report, VtpruneError, demo
 from vtprune.cli import cli
 from vtprune.inference.generate import Generation
 from vtprune.inference.report import FailedReport
 from vtprune.models.base import Sampling
-from vtprune.pictures.contact_sheet import draw_panel
+from vtprune.pictures.contact_sheet import caption_lines, draw_panel
 from vtprune.pictures.drawing import SHEET, DrawnRun, scaled
 from vtprune.pictures.lettering import (
     draw_text,
@@ -428,3 +428,18 @@ def test_boxes_of_a_downsampled_picture_are_in_its_own_pixels(
     assert len(boxes) < report.tokens.visual
     assert max(box[2] for box in boxes if box) == pytest.approx(640, abs=3)
     assert max(box[3] for box in boxes if box) == pytest.approx(480, abs=3)
+
+
+def test_a_caption_says_what_is_not_drawn_and_who_chose_the_frames(tmp_path: Path) -> None:
+    clip = tmp_path / demo.write(tmp_path, 1, 0)[0]["file"]
+    reports = [
+        vtprune.ask(None, clip, "what happens?", method=method, keep=0.3,
+                    sampling=Sampling(frames=16))
+        for method in ("uniform", "random")
+    ]  # fmt: skip
+    first, second = (vtprune.draw(report).runs[0] for report in reports)
+    lines = [text for text, _ in caption_lines(second, 12, 2000, "uniform")]
+    kept = sum(t.dropped_by is None for t in second.tokens if t.place.box is None)
+    assert f"not drawn: tokens of no place, such as ends of rows: {kept} of 1 kept" in lines
+    assert lines[-1].endswith("the fewest tokens kept by uniform")
+    assert not any("kept by" in text for text, _ in caption_lines(first, 12, 2000))

@@ -139,6 +139,6 @@ def _print(flags: Flags, explanation: Explanation, drawing: EvidenceDrawing) -> 
         return
     click.echo(printable(explanation.answer))
     if flags.terminal:
-        click.echo(printable(drawing.miniature(len(explanation.runs) - 1)))
+        click.echo(printable(drawing.miniature()))
     if not flags.quiet:
         show_explanation(explanation, stderr_console())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance
 
@@ -46,17 +47,26 @@ def draw_run(drawing: Drawing, run: DrawnRun, keys: list[tuple[int, int, bool]])
     rows = [(panel, drawing.picture(run, panel)) for panel in run.panels if panel.key in keys]
     blocks = [draw_block(run, block) for block in split_rows(rows)]
     width = max(sum(block.width for block in blocks) + 2 * GAP, 640)
-    caption = caption_lines(run, len(rows), width - 2 * GAP)
+    chosen_by = drawing.runs[0].name.partition(":")[0] if run is not drawing.runs[0] else ""
+    caption = caption_lines(run, len(rows), width - 2 * GAP, chosen_by)
     top = GAP + LINE * len(caption) + GAP
     sheet = Image.new("RGB", (width, top + max(block.height for block in blocks) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for line, (text, colour) in enumerate(caption):
         draw_text(pen, (GAP, GAP + line * LINE), text, colour, HEAD)
-    left = GAP
-    for block in blocks:
-        sheet.paste(block, (left, top))
-        left += block.width
+    paste_beside(sheet, blocks, top)
     return sheet
+
+
+def paste_beside(sheet: Image.Image, blocks: Sequence[Image.Image], top: int) -> None:
+    """Put blocks side by side, a line before each that goes on where the one before ended."""
+    left = GAP
+    for number, block in enumerate(blocks):
+        sheet.paste(block, (left, top))
+        if number:
+            edge = [(left - GAP // 2, top), (left - GAP // 2, top + block.height)]
+            ImageDraw.Draw(sheet).line(edge, GREY)
+        left += block.width
 
 
 def split_rows(rows: list[Row]) -> list[list[Row]]:
@@ -98,12 +108,15 @@ def draw_block(run: DrawnRun, rows: list[Row]) -> Image.Image:
     return block
 
 
-def caption_lines(run: DrawnRun, shown: int, width: int) -> list[tuple[str, tuple[int, int, int]]]:
+def caption_lines(
+    run: DrawnRun, shown: int, width: int, chosen_by: str = ""
+) -> list[tuple[str, tuple[int, int, int]]]:
     """Return the lines of a caption, and their colours.
 
     Args:
         shown: panels that are drawn.
         width: pixels of a line.
+        chosen_by: the run that the panels were chosen by, where it is another.
     """
     answered = [
         (f"Question: {run.question}", INK),
@@ -119,9 +132,14 @@ def caption_lines(run: DrawnRun, shown: int, width: int) -> list[tuple[str, tupl
     if any(token.merged_into is not None for token in run.tokens):
         legend += ", tinted in the colour of the outlined token that it was merged into"
     texts.append((legend, GREY))
+    nowhere = [token.dropped_by is None for token in run.tokens if token.place.box is None]
+    if nowhere:
+        texts.append((f"not drawn: tokens of no place, such as ends of rows: {sum(nowhere)} of "
+                      f"{len(nowhere)} kept", GREY))  # fmt: skip
     if shown < len(run.panels):
+        by = f" by {chosen_by}" if chosen_by else ""
         texts.append((f"{shown} of {len(run.panels)} frames: those with the most and the fewest "
-                      "tokens kept", GREY))  # fmt: skip
+                      f"tokens kept{by}", GREY))  # fmt: skip
     return [(line, colour) for text, colour in texts for line in fit_lines(text, HEAD, width)]
 
 

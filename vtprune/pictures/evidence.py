@@ -15,7 +15,7 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
-from vtprune.pictures.contact_sheet import GAP, GREY, INK, PAPER, Row, split_rows
+from vtprune.pictures.contact_sheet import GAP, GREY, INK, PAPER, Row, paste_beside, split_rows
 from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, Token, scaled
 from vtprune.pictures.lettering import HEAD, LINE, TEXT, draw_text, fit_lines, text_width
 from vtprune.pictures.miniature import CELLS, beside
@@ -141,15 +141,16 @@ class EvidenceDrawing:
         rows = [(panel, drawing.picture(drawing.runs[0], panel)) for panel in panels]
         blocks = [self.draw_block(number, block) for block in split_rows(rows)]
         width = max(GAP + sum(block.width for block in blocks), 640)
+        drawn, every = len(rows), len(drawing.runs[0].panels)
+        title = run_line(self.explanation.runs[number])
+        if drawn < every:
+            title += f" · the {drawn} of {every} frames with the most evidence"
         top = GAP + LINE
         sheet = Image.new("RGB", (width, top + max(block.height for block in blocks)), PAPER)
         pen = ImageDraw.Draw(sheet)
-        (head,) = fit_lines(run_line(self.explanation.runs[number]), HEAD, width - 2 * GAP, most=1)
+        (head,) = fit_lines(title, HEAD, width - 2 * GAP, most=1)
         draw_text(pen, (GAP, GAP), head, INK, HEAD)
-        left = GAP
-        for block in blocks:
-            sheet.paste(block, (left, top))
-            left += block.width
+        paste_beside(sheet, blocks, top)
         return sheet
 
     def draw_block(self, number: int, rows: list[Row]) -> Image.Image:
@@ -252,8 +253,16 @@ class EvidenceDrawing:
             "panels": panels,
         }
 
-    def miniature(self, number: int) -> str:
-        """Return a run's maps in shades for a terminal, the panels of each side by side."""
+    def miniature(self) -> str:
+        """Return all maps in shades for a terminal, the panels of each side by side."""
+        runs = self.explanation.runs
+        texts = [self.run_miniature(number) for number in range(len(runs))]
+        if len(runs) == 1:
+            return texts[0]
+        return "\n".join(f"{run_line(run)}\n{text}" for run, text in zip(runs, texts, strict=True))
+
+    def run_miniature(self, number: int) -> str:
+        """Return a run's maps in shades."""
         run, drawn = self.explanation.runs[number], self.drawings[number].runs[0]
         lines = []
         for m, one in enumerate(run.maps):
