@@ -162,6 +162,20 @@ def test_json_is_the_report_and_nothing_else(fake: FakeRun, clip: str) -> None:
     assert set(found) == {*REPORT, "host"}
 
 
+def test_files_are_hashed_only_for_a_report_that_is_written(
+    fake: FakeRun, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[object] = []
+    monkeypatch.setattr(
+        "vtprune.inference.report.file_digests", lambda files: hashed.append(files) or {}
+    )
+    assert invoke("ask", clip, "what happens?").exit_code == 0
+    assert hashed == []
+    saved = tmp_path / "a.json"
+    assert invoke("ask", clip, "what happens?", "--save", str(saved)).exit_code == 0
+    assert len(hashed) == 1
+
+
 def test_several_questions_share_the_media(fake: FakeRun, clip: str) -> None:
     fake.answers = [["one"], ["two\n"]]
     result = invoke("ask", clip, clip, "-q", "first?", "--question", "second?")

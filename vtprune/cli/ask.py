@@ -90,14 +90,14 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
             "--compare and --cache exclude each other: a comparison measures the vision tower",
             "leave one of them out",
         )
-    reports: list[dict[str, object]] = []
+    reports: list[Report] = []
     try:
         with output.libraries_silenced():
             for report in _answers(flags, user, preset, paths, questions, began):
-                reports.append(report.to_dict())
+                reports.append(report)
                 _show(flags, report)
     finally:  # what was answered before a later question failed is saved too
-        if reports:
+        if reports and flags.saves:
             _save(flags, reports, several=len(questions) > 1)
 
 
@@ -129,12 +129,12 @@ def _show(flags: Flags, report: Report) -> None:
         list(write_saves(flags.shows, drawing.makers(), "--show"))
 
 
-def _save(flags: Flags, reports: list[dict[str, object]], several: bool) -> None:
+def _save(flags: Flags, reports: list[Report], several: bool) -> None:
     """Write the reports where --save says: one object, or of several questions a list."""
-    lines = "".join(to_json(report) + "\n" for report in reports)
+    values = [report.to_dict() for report in reports]
     makers = {
-        ".json": lambda: json_file(reports if several else reports[0]),
-        ".jsonl": lines.encode,
+        ".json": lambda: json_file(values if several else values[0]),
+        ".jsonl": lambda: "".join(to_json(report) + "\n" for report in values).encode(),
     }
     list(write_saves(flags.saves, makers))
 
