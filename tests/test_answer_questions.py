@@ -15,7 +15,7 @@ from conftest import answer_together, save_clip, save_noise
 import vtprune
 from vtprune import device as capacity
 from vtprune.engine.trace import Trace
-from vtprune.errors import MediaError, ModelError
+from vtprune.errors import MediaError, ModelError, PresetError
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
 from vtprune.inference.out_of_memory import explain, explain_out_of_memory
@@ -242,6 +242,14 @@ def test_every_prompt_of_a_batch_gets_the_same_number_of_tokens(
         assert 19 <= report.tokens.keep_mean * report.tokens.visual <= 20.01
     report = vtprune.ask(loaded, clip, "what?", tokens=10**6, generation=SHORT)
     assert report.tokens.keep_mean == 1
+
+
+def test_a_number_of_tokens_that_can_not_be_reached_is_named(checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = load(str(checkpoints("llava_onevision")))
+    with pytest.raises(
+        PresetError, match=r"a budget of 3 of 25 visual tokens: keep 0\.12 can.t be"
+    ):
+        vtprune.ask(loaded, clip, "what?", tokens=3, method="random", at=2, generation=SHORT)
 
 
 @pytest.mark.parametrize("method", ["predictable", "downsample"])

@@ -80,6 +80,16 @@ def test_what_is_printed_is_recorded_with_titles_and_facts() -> None:
     assert recorded.facts == [("model", "a model; and more")]
 
 
+def test_a_word_that_a_narrow_heading_breaks_is_whole_in_a_file() -> None:
+    def shown(console: Console) -> None:
+        table = plain_table()
+        table.add_column("of un-\npruned")
+        table.add_row("1")
+        print_fitted(table, console)
+
+    assert record(shown).tables[0].headings == ["of unpruned"]
+
+
 def test_the_three_formats_hold_the_same_cells() -> None:
     recorded = record(show)
     assert list(csv.reader(io.StringIO(to_csv(recorded)))) == [

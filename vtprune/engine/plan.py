@@ -322,7 +322,14 @@ class PruningPlan:
             size = full_size[sample].total(group.modality) if full_size else len(columns)
             visual = full_size[sample].total("all") if full_size else len(layout)
             keep, after = self.preset.budget_for(image_or_video(group.modality), visual, size)
-            schedule = solve(places, keep, self.num_layers, size, present, after)
+            try:
+                schedule = solve(places, keep, self.num_layers, size, present, after)
+            except PresetError as error:
+                budget = self.preset.budget
+                if budget is None:
+                    raise
+                message = f"a budget of {budget:,} of {visual:,} visual tokens: {error.message}"
+                raise PresetError(message, error.hint) from error
             for warning in schedule.warnings:
                 self.trace.warn(warning)
             left = None if group.at_pixels is None else present

@@ -43,9 +43,9 @@ def show_explanation(explanation: Explanation, console: Console) -> None:
 
 
 def moments_words(run: ExplainedRun, evidence: EvidenceMap) -> str:
-    """Return the moments with the most evidence, in their order; "" without a video."""
+    """Return the moments with the most evidence, a line each in their order; "" without a video."""
     moments = sorted(run.moments(evidence), key=lambda moment: -moment.share)[:MOMENTS]
     moments.sort(key=lambda moment: (moment.media, moment.frame))
-    return ", ".join(
+    return ",\n".join(
         f"{moment.seconds[0]:.2f} s {moment.share:.0%}" for moment in moments if moment.share > 0
     )

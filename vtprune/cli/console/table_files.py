@@ -71,7 +71,7 @@ class TableRecorder(Console):
                    if not any(_is_drawing(cell) for cell in column.cells)]  # fmt: skip
         rows = [list(cells) for cells in zip(*([_text(cell) for cell in column.cells]
                                                for column in columns), strict=True)]  # fmt: skip
-        headings = [" ".join(_text(column.header).split()) for column in columns]
+        headings = [_heading(_text(column.header)) for column in columns]
         numbers = [column.justify == "right" for column in columns]
         self.recorded.tables.append(PrintedTable(self._line, headings, numbers, rows))
         self._line = ""
@@ -121,6 +121,11 @@ def _is_drawing(cell: object) -> bool:
     return not isinstance(cell, (str, Text))
 
 
+def _heading(text: str) -> str:
+    """Return a heading on one line, with the words whole that a narrow column breaks."""
+    return " ".join(text.replace("-\n", "").split())
+
+
 def _text(cell: object) -> str:
     return cell.plain if isinstance(cell, Text) else cell if isinstance(cell, str) else ""
 
@@ -135,7 +140,7 @@ def to_csv(recorded: Recorded) -> str:
         headings = _distinct(table.headings)
         which = {"table": table.title or number} if len(recorded.tables) > 1 else {}
         for row in table.filled:
-            cells = dict(zip(headings, (cell.strip() for cell in row), strict=True))
+            cells = dict(zip(headings, (" ".join(cell.split()) for cell in row), strict=True))
             lines.append({**which, **cells})
     return csv_text(lines)
 
