@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 
+import vtprune
 from vtprune.inference.report import Report
 
 if "mix_stderr" in inspect.signature(CliRunner).parameters:  # click 8.1: apart, as from 8.2 on
@@ -45,6 +46,17 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
     """name -> directory of a tiny checkpoint in the hub's format."""
     root = tmp_path_factory.mktemp("checkpoints")
     return functools.partial(shared_checkpoint, root)
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
+    """A tiny LLaVA-OneVision with its preparation files."""
+    return vtprune.load(str(checkpoints("llava_onevision")))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return save_noise(tmp_path / "good.png", 60, 90)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,11 +47,6 @@ def invoke(*args: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return vtprune.load(str(checkpoints("llava_onevision")))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of different sizes, in two folders, a damaged one, and what is no picture."""
     root = tmp_path_factory.mktemp("pictures")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from vtprune.inference import compare
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
 from vtprune.models.layer_cost import measure_decoder
-from vtprune.models.loading import Loaded, load
+from vtprune.models.loading import Loaded
 from vtprune.preset import override
 from vtprune.pruners import BASELINES, METHODS
 
@@ -37,11 +36,6 @@ TIMES = {"media", "preprocess", "vision", "select", "prefill", "decode", "first_
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_noise(tmp_path_factory.mktemp("media") / "picture.png", 90, 150)
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoints: Callable[[str], Path]) -> Loaded:
-    return load(str(checkpoints("llava_onevision")))
 
 
 @pytest.fixture(scope="module")

@@ -11,27 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_noise
 from PIL import Image
 
 import vtprune
 from vtprune.errors import MediaError
 from vtprune.media import Clip, Limits, Stored, media_list, open_source, read
-from vtprune.models.loading import load
 
 SHORT = vtprune.Generation(max_new_tokens=2)
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return load(str(checkpoints("llava_onevision")))
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "good.png"
-    save_noise(path, 60, 90)
-    return path
 
 
 def pixels_of(medium: Any, limits: Limits | None = None) -> torch.Tensor:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_noise
 
 import vtprune
 from vtprune.errors import MediaError, ModelError, PresetError
-from vtprune.models.loading import load
 
 ROOT = Path(__file__).parent.parent
 SHORT = vtprune.Generation(max_new_tokens=2)
@@ -40,18 +38,6 @@ reveal_type(report)
 reveal_type(trace)
 wrong: str = report.tokens.kept_after
 """
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return load(str(checkpoints("llava_onevision")))
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "good.png"
-    save_noise(path, 60, 90)
-    return path
 
 
 def test_every_public_name_is_listed_found_and_described() -> None:

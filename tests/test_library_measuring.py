@@ -11,14 +11,8 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import MediaError, VtpruneError
-from vtprune.models.loading import load
 
 SHORT = vtprune.Generation(max_new_tokens=2)
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return load(str(checkpoints("llava_onevision")))
 
 
 @pytest.fixture

@@ -71,11 +71,6 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoints) -> vtprune.Loaded:  # type: ignore[no-untyped-def]
-    return vtprune.load(str(checkpoints("llava_onevision")))
-
-
-@pytest.fixture(scope="module")
 def client(loaded: vtprune.Loaded) -> Iterator[TestClient]:
     with TestClient(create_app(loaded, SETTINGS)) as found:
         yield found

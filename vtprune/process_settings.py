@@ -1,10 +1,11 @@
-"""Settings of the whole process that several threads change at once: set once, put back once."""
+"""Settings of the whole process, changed for a time and put back."""
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 
@@ -36,6 +37,24 @@ class ProcessSetting:
             self.num_inside -= 1
             if not self.num_inside:
                 self.change.__exit__(None, None, None)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Give the process, and those that it starts, environment variables.
+
+    For one thread at a time; for several, in a ProcessSetting.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -303,9 +303,7 @@ class DecoderHooks:
         """Return queries that their layer's own scale, by kept tokens, makes right."""
         attention = self.structure.attention_module(layer)
         columns, slots = places(layer)
-        factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
-        factor = factor.view(*factor.shape, *(1,) * (output.dim() - 2))
-        return output * factor.to(output.device, output.dtype)
+        return scaled_by_columns(attention, columns, slots, output)
 
     def hook_distances(
         self, first: int, tokens: SequenceState | Continuation, hooks: Hooks
@@ -343,8 +341,8 @@ class DecoderHooks:
         bias = seams.distance_bias(give, states, columns.to(device), held.to(device))
         if not seams.scales_queries(attention):
             return bias
-        factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
-        return bias * factor.to(device, bias.dtype)[:, None, :, None]
+        by_query = bias.transpose(1, 2)  # (B, n, H, K)
+        return scaled_by_columns(attention, columns, slots, by_query).transpose(1, 2)
 
     def read_layer(self, number: int, args: Args, kwargs: Kwargs) -> tuple[Kwargs, torch.Tensor]:
         """Return the arguments of a layer by name, and the states that enter it."""
@@ -601,6 +599,20 @@ class Continuation:
             starts = self.pruned.starts
             starts = torch.zeros(self.shape[0], dtype=torch.long) if starts is None else starts
         return mask_by_columns(self.structure, queries, keys, width, window, hidden, starts)
+
+
+def scaled_by_columns(
+    attention: nn.Module, columns: torch.Tensor, slots: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Return values with a layer's scale by original columns in place of that by slots.
+
+    Args:
+        columns, slots: (B, n) of the queries.
+        values: (B, n, ...) what the layer scales, or has scaled.
+    """
+    factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
+    factor = factor.view(*factor.shape, *(1,) * (values.dim() - 2))
+    return values * factor.to(values.device, values.dtype)
 
 
 def _valid_tokens(mask: object, length: int) -> torch.Tensor | None:

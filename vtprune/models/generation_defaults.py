@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vtprune.errors import ModelError, quote
 from vtprune.models.checkpoint import read_json
+from vtprune.models.preparation_values import wrong_value
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -49,10 +49,5 @@ def read_generation_config(checkpoint: str) -> GenerationConfig | None:
     try:
         defaults = GenerationDefaults.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = str(fault["loc"][0])
-        raise ModelError(
-            f"{checkpoint}: {FILE}: {field} is {quote(values[field])}: {fault['msg']}",
-            "correct the file, or download the checkpoint again",
-        ) from error
+        raise wrong_value(checkpoint, FILE, values, error) from error
     return GenerationConfig(**defaults.model_dump(exclude_none=True))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vtprune.errors import ModelError, quote
 
+CORRECT = "correct the file, or download the checkpoint again"
 Positive = Annotated[float, Field(gt=0)]
 Size = Positive | list[Positive] | dict[str, Positive | None]
 
@@ -44,17 +45,12 @@ def check_preparation(checkpoint: str, file: str, values: Mapping[str, object]) 
     try:
         PreparationValues.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = str(fault["loc"][0])
-        raise ModelError(
-            f"{checkpoint}: {file}: {field} is {quote(values[field])}: {fault['msg']}",
-            "correct the file, or download the checkpoint again",
-        ) from error
+        raise wrong_value(checkpoint, file, values, error) from error
     size = values.get("size")
     if isinstance(size, dict) and (not size or len({"height", "width"} & size.keys()) == 1):
         raise ModelError(
             f"{checkpoint}: {file}: size is {quote(size)}: a height and a width, or an edge",
-            "correct the file, or download the checkpoint again",
+            CORRECT,
         )
     for field in ("image_mean", "image_std"):
         numbers = values.get(field)
@@ -62,5 +58,16 @@ def check_preparation(checkpoint: str, file: str, values: Mapping[str, object]) 
             raise ModelError(
                 f"{checkpoint}: {file}: {field} has {len(numbers)} numbers, not one for each of "
                 "3 colours",
-                "correct the file, or download the checkpoint again",
+                CORRECT,
             )
+
+
+def wrong_value(
+    checkpoint: str, file: str, values: Mapping[str, object], error: ValidationError
+) -> ModelError:
+    """Return the error for a checkpoint's file with a value that its schema does not take."""
+    fault = error.errors()[0]
+    field = str(fault["loc"][0])
+    return ModelError(
+        f"{checkpoint}: {file}: {field} is {quote(values[field])}: {fault['msg']}", CORRECT
+    )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import ModelError
 from vtprune.models.checkpoint import download, find_file, parse
+from vtprune.process_settings import environment
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -87,14 +88,8 @@ def read_in_turn(weights: Weights) -> Iterator[None]:
     if not any(EXPERT.search(name) for name in weights.num_bytes):
         yield
         return
-    before = os.environ.get(IN_TURN)
-    os.environ[IN_TURN] = "1"
-    try:
+    with environment({IN_TURN: "1"}):
         yield
-    finally:
-        del os.environ[IN_TURN]
-        if before is not None:
-            os.environ[IN_TURN] = before
 
 
 def _read_index(checkpoint: str, name: str, path: Path, bar: type[tqdm] | None) -> Weights:

@@ -77,7 +77,7 @@ class Similarity:
         held = may_hold(groups * num**2, rows.device)
         self.held = cosines(rows, rows) if hold and held else None
         self.blocks = hold and not held and groups == 1 and rows.device.type == "cpu"
-        self.block = rows[0, :0] if self.blocks else None  # (m, n) of the tokens in `place`
+        self.block = rows.new_empty(0, num)  # of the tokens in `place`
         self.place: dict[int, int] = {}
 
     def to(self, token: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,6 @@ class Similarity:
             several = likely[0].sort(descending=True, stable=True).indices[:AHEAD].tolist()
             self.place = {each: line for line, each in enumerate(dict.fromkeys([number, *several]))}
             self.block = cosines(self.rows[0, list(self.place)], self.rows[0])
-        assert self.block is not None
         return self.block[self.place[number]][None]
 
     def most_alone(self, excluded: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from vtprune import __version__
 from vtprune.errors import VtpruneError
+from vtprune.inference.measuring import describe_versions
+from vtprune.inference.report import Versions
+from vtprune.process_settings import environment
 from vtprune.serving.batch import (
     AHEAD,
     Answering,
@@ -65,19 +67,7 @@ class Job:
     settings: BatchSettings
     run: str
     folder: str
-    versions: tuple[str, ...]
-
-
-def find_versions() -> tuple[str, ...]:
-    """Return the versions of the libraries that answers follow from."""
-    import torch
-    import transformers
-
-    return (
-        f"vtprune {__version__}",
-        f"torch {torch.__version__}",
-        f"transformers {transformers.__version__}",
-    )
+    versions: Versions
 
 
 class Worker:
@@ -104,10 +94,10 @@ class Worker:
         from vtprune.models.loading import load
 
         logging.disable(logging.WARNING)
-        if find_versions() != self.job.versions:
+        if (versions := describe_versions()) != self.job.versions:
             raise VtpruneError(
-                f"a machine of the cluster has {', '.join(find_versions())}, and this one "
-                f"{', '.join(self.job.versions)}",
+                f"a machine of the cluster has {in_words(versions)}, and this one "
+                f"{in_words(self.job.versions)}",
                 "install the same versions everywhere: others may answer otherwise",
             )
         try:
@@ -153,6 +143,11 @@ class Worker:
         }
 
 
+def in_words(versions: Versions) -> str:
+    """Return versions as "torch 2.11, ..."."""
+    return ", ".join(f"{name} {version}" for name, version in versions.to_dict().items())
+
+
 def run_on_ray(
     address: str,
     loading: Mapping[str, object],
@@ -178,7 +173,7 @@ def run_on_ray(
     if not todo:
         return counts
     writer = Writer(lines, todo, settings.in_order, counts, on_progress)
-    job = Job(loading, todo, settings, lines.run, os.getcwd(), find_versions())
+    job = Job(loading, todo, settings, lines.run, os.getcwd(), describe_versions())
     left = dict.fromkeys(range(len(todo)))
     notes: dict[str, None] = {}
     with connected(address):
@@ -294,18 +289,18 @@ def connected(address: str) -> Iterator[None]:
         VtpruneError: Ray is not installed, or no cluster answers at the address.
     """
     with ExitStack() as stack:
-        environment = dict(ENVIRONMENT)
+        variables = dict(ENVIRONMENT)
         options: dict[str, object] = {}
         if address == LOCAL:
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="vtprune-ray-", ignore_cleanup_errors=True)
             )
-            environment["RAY_TMPDIR"] = folder
-            environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it makes one in the home
+            variables["RAY_TMPDIR"] = folder
+            variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it makes one in the home
             options = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
         else:
             refuse_silent(address)
-        stack.enter_context(environment_of(environment))
+        stack.enter_context(environment(variables))
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
             with stderr_of_process_hidden():  # its C++ part tells of its own log level
@@ -371,21 +366,6 @@ def settings_of_ray_data() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-
-
-@contextmanager
-def environment_of(values: Mapping[str, str]) -> Iterator[None]:
-    """Give the process, and those that it starts, environment variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def find_gpu(name: str) -> Gpu:
     )
 
 
+@functools.cache
 def _packaged() -> dict[str, dict[str, Any]]:
     text = resources.files("vtprune").joinpath("_data/gpus.yaml").read_text(encoding="utf-8")
     gpus: dict[str, dict[str, Any]] = yaml.safe_load(text)["gpus"]
