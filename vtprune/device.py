@@ -14,6 +14,8 @@ import torch
 
 MEMINFO = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
+CONTAINER_USED = Path("/sys/fs/cgroup/memory.current")
+CONTAINER_PARTS = Path("/sys/fs/cgroup/memory.stat")
 
 
 def cpu_name() -> str:
@@ -49,7 +51,7 @@ def time_runs(work: Callable[[], object], device: torch.device, repeats: int) ->
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a CUDA device; for any other device, of the machine.
+    """Return the free bytes of a CUDA device; for any other, of the machine, or of its container.
 
     Where the system does not tell (macOS), half of all memory; where it does not tell that either
     (Windows), no limit.
@@ -60,9 +62,19 @@ def free_memory(device: torch.device) -> int:
     with suppress(OSError):
         for line in MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min(int(line.split()[1]) * 1024, container_free())
     total = machine_memory()
     return sys.maxsize if total is None else total // 2
+
+
+def container_free() -> int:
+    """Return the bytes that the control group may still take; no limit where there is none."""
+    with suppress(OSError, ValueError):  # "max", or a system without control groups
+        limit = int(CONTAINER.read_text(encoding="ascii"))
+        used = int(CONTAINER_USED.read_text(encoding="ascii"))
+        parts = dict(map(str.split, CONTAINER_PARTS.read_text(encoding="ascii").splitlines()))
+        return max(0, limit - used + int(parts.get("inactive_file", 0)))  # files go when needed
+    return sys.maxsize
 
 
 def total_memory(device: torch.device) -> int | None:

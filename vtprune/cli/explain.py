@@ -93,7 +93,7 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
 
 def _preset(flags: Flags, user: Flags) -> Preset | None:
     """Return how to prune; None where no option asks for it."""
-    budget = flags.keep or flags.tokens or flags.tokens_after
+    budget = flags.keep or flags.tokens or flags.tokens_after or flags.fit
     if not any((budget, flags.preset, flags.method, flags.at, flags.option)):
         if flags.seed is not None:
             raise VtpruneError(

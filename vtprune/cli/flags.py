@@ -121,6 +121,7 @@ def preset_from(flags: Flags, user: Flags) -> Preset:
         seed=flags.seed,
         tokens=flags.tokens,
         tokens_after=flags.tokens_after,
+        fit=flags.fit,
     )
 
 

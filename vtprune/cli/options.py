@@ -113,6 +113,9 @@ class Flags:
     tokens_after: int | None = _pruning(
         "N", "Largest number of visual tokens that the first cut leaves, in place of --keep.",
         bounds=whole(1, 2**63 - 1))
+    fit: str | None = _pruning(
+        "WHAT", "Keep what fits, in place of --keep: context, the model's positions with room for "
+        "question and answer; or memory, the device's free memory.")
     keeps: tuple[str, ...] = _pruning(
         "FRACTION,...", "Kept fractions of the visual tokens, each averaged over the decoder's "
         "layers.", default=(), names=("--keep",), commas=True)
@@ -310,7 +313,7 @@ class Flags:
 LOADING = ("model", "adapter", "device", "quantize", "dtype", "attention", "trust_remote_code")
 MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
 """Which model, and how it is loaded."""
-ONE_WAY = ("keep", "tokens", "tokens_after", "preset", "method", "at", "option", "seed")
+ONE_WAY = ("keep", "tokens", "tokens_after", "fit", "preset", "method", "at", "option", "seed")
 """One way to prune; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""

@@ -3,7 +3,7 @@
 Where to look, in the order in which a prompt passes:
 
     block               the hooks of one block; a forward that brings prompts begins there
-    plan                a preset, resolved for a model and then for a batch: what is cut where
+    plan, fitting       a preset, resolved for a model and then for a batch: what is cut where
     inputs              what whoever made the prompts knows of them beyond the tensors
     vision_encoder      the calls of the encoders; pixel_selection drops frames and tiles before
     encoded_rows, features_on_disk    each prompt's features of a batch, from a cache
@@ -58,6 +58,7 @@ def pruning(
     inputs: PreparedInputs | None = None,
     tokens: int | None = None,
     tokens_after: int | None = None,
+    fit: str | None = None,
 ) -> Iterator[Trace]:
     """Drop visual tokens in every forward of `model` inside the block, and only there.
 
@@ -88,6 +89,8 @@ def pruning(
             None: only what the inputs say.
         tokens: in place of a keep: the most visual tokens, averaged over the layers.
         tokens_after: in place of a keep: the most that the first cut leaves.
+        fit: in place of a keep: what the tokens that the first cut leaves fit into: "context", the
+            model's positions with room for an answer of 256 tokens, or "memory".
 
     Yields:
         The trace, filled by each prefill; after calls at once, by the prefill that ended last.
@@ -97,7 +100,9 @@ def pruning(
             has a warning.
         PresetError: a preset that is not valid or a keep that can't be reached.
     """
-    wanted = override(load_preset(preset), keep, method, at, options, seed, tokens, tokens_after)
+    wanted = override(
+        load_preset(preset), keep, method, at, options, seed, tokens, tokens_after, fit
+    )
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
     if threads not in THREADS:
@@ -113,7 +118,7 @@ def pruning(
         describe_unpruned(trace, model, inputs, error)
         yield trace
         return
-    plan = PruningPlan(wanted, structure, calibration, trace)
+    plan = PruningPlan(wanted, structure, calibration, trace, inputs.answer_tokens)
     block = PruningBlock(plan, modality, inputs, own_thread=threads == "own")
     try:
         block.attach()

@@ -47,6 +47,7 @@ class PreparedInputs:
         features: the encoders' features, filled by the block. Blocks that are given the same
             dictionary encode the same pixel tensors once.
         pixels: of the one batch that is to be prefilled; None: not known.
+        answer_tokens: that may follow, for a budget that has to fit; None: not known.
         cache: the encoders' features on disk; each prompt is encoded alone then, so that they do
             not follow from its batch. None: they are not kept.
     """
@@ -55,6 +56,7 @@ class PreparedInputs:
     features: FeatureCache | None = None
     pixels: PixelView | None = None
     cache: EncoderCache | None = None
+    answer_tokens: int | None = None
 
     @classmethod
     def of(
@@ -63,18 +65,20 @@ class PreparedInputs:
         prompts: Sequence[Inputs],
         features: FeatureCache | None = None,
         cache: EncoderCache | None = None,
+        answer_tokens: int | None = None,
     ) -> PreparedInputs:
         """Return what is known of a batch whose rows were prepared here.
 
         Args:
             tensors: of the batch, on the model's device.
             prompts: its rows; empty: nothing is known of them.
-            features, cache: as of the class.
+            features, cache, answer_tokens: as of the class.
         """
         if not prompts:
-            return cls(features=features)
+            return cls(features=features, answer_tokens=answer_tokens)
         full_size = [row.full_size for row in prompts if row.full_size]
         view = PixelView(
             tensors, [row.units for row in prompts], full_size, [row.tensors for row in prompts]
         )
-        return cls([item for row in prompts for item in row.media], features, view, cache)
+        media = [item for row in prompts for item in row.media]
+        return cls(media, features, view, cache, answer_tokens)

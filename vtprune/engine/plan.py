@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
 
+from vtprune.engine.fitting import ANSWER_TOKENS, PromptSize, fit_tokens
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import Structure
@@ -57,15 +58,25 @@ class StageGroup:
 
 
 class PruningPlan:
-    """A preset, resolved for one model: its budgets, its stages' layers, its methods."""
+    """A preset, resolved for one model: its budgets, its stages' layers, its methods.
+
+    Args:
+        answer_tokens: that a budget which has to fit leaves room for; None: `ANSWER_TOKENS`.
+    """
 
     def __init__(
-        self, preset: Preset, structure: Structure, calibration: Calibration | None, trace: Trace
+        self,
+        preset: Preset,
+        structure: Structure,
+        calibration: Calibration | None,
+        trace: Trace,
+        answer_tokens: int | None = None,
     ) -> None:
         self.preset = preset
         self.structure = structure
         self.calibration = calibration
         self.trace = trace
+        self.answer_tokens = ANSWER_TOKENS if answer_tokens is None else answer_tokens
         self.groups: dict[str, StageGroup] = {}
         if preset.shares_one_budget():
             self.group("all")  # so that its faults show before anything runs
@@ -93,13 +104,15 @@ class PruningPlan:
             keep = self.preset.keep_for(name)
             specs = self.preset.stages_for(name) if keep is None or keep < 1 else ()
             for stage in specs:
-                asked = keep is not None or self.preset.budget is not None
+                asked = keep is not None or self.preset.has_budget
                 if stage.keep is None and not asked and stage.at != PIXELS:
                     raise PresetError(
                         f"{self.preset.label}: the stage at {stage.at} ({stage.method}) has "
                         "no keep, and no keep was given",
                         "give --keep 0.3, keep: 0.3 in the preset, or a keep to the stage",
                     )
+            if self.preset.fit is not None:
+                specs = self.fitting_stages(specs)
             stages = tuple(
                 PlacedStage(spec, place, create(spec.method, dict(spec.options)))
                 for spec, place in self.places(specs)
@@ -109,6 +122,43 @@ class PruningPlan:
                 at_pixels = create_units(stages[0].spec.method, dict(stages[0].spec.options))
             self.groups[modality] = StageGroup(modality, stages, at_pixels)
         return self.groups[modality]
+
+    def fitting_stages(self, specs: tuple[StageSpec, ...]) -> tuple[StageSpec, ...]:
+        """Return the stages of a preset that is to fit: positions without gaps for a context."""
+        structure = self.structure
+        if self.preset.fit != "context" or not structure.one_dimensional:
+            return specs
+        if structure.distance_layers:
+            return specs
+        return tuple(
+            spec if spec.at == PIXELS else replace(spec, positions="renumber") for spec in specs
+        )
+
+    def fit(
+        self,
+        groups: Sequence[StageGroup],
+        layouts: Sequence[Layout],
+        text: Sequence[int],
+        trace: Trace,
+    ) -> list[Preset]:
+        """Return every sample's preset, with what fits in place of `fit`, which goes to the trace.
+
+        Raises:
+            ModelError, PresetError: nothing fits.
+        """
+        if self.preset.fit is None:
+            return [self.preset] * len(layouts)
+        budgets = [[stage.place for stage in group.stages] for group in groups]
+        trace.fitting = [
+            fit_tokens(
+                self.preset.fit,
+                self.structure,
+                budgets,
+                PromptSize(size, len(layout), self.answer_tokens, len(layouts)),
+            )
+            for layout, size in zip(layouts, text, strict=True)
+        ]
+        return [self.preset.with_fitting(found.tokens) for found in trace.fitting]
 
     def keep_at_pixels(self, group: StageGroup, visual: int) -> float | None:
         """Return the fraction that may be left before the vision tower; None: as many as are.
@@ -305,10 +355,12 @@ class PruningPlan:
         layouts: list[Layout],
         dropped: Sequence[torch.Tensor],
         full_size: Sequence[FullSizeCounts],
+        presets: Sequence[Preset],
     ) -> list[Schedule]:
         """Return every sample's cuts under one budget.
 
         Args:
+            presets: of every sample, as of `fit`.
             dropped: for every sample the columns of the tokens that a stage at `pixels` dropped.
             full_size: token counts of every sample had its media not been made smaller; empty where
                 they were not.
@@ -321,11 +373,11 @@ class PruningPlan:
             present = len(columns) - int(torch.isin(columns, gone).sum())
             size = full_size[sample].total(group.modality) if full_size else len(columns)
             visual = full_size[sample].total("all") if full_size else len(layout)
-            keep, after = self.preset.budget_for(image_or_video(group.modality), visual, size)
+            keep, after = presets[sample].budget_for(image_or_video(group.modality), visual, size)
             try:
                 schedule = solve(places, keep, self.num_layers, size, present, after)
             except PresetError as error:
-                budget = self.preset.budget
+                budget = presets[sample].budget
                 if budget is None:
                     raise
                 message = f"a budget of {budget:,} of {visual:,} visual tokens: {error.message}"
@@ -481,9 +533,10 @@ def plan_batch(
     groups = plan.groups_for(layouts)
     if dropped is None:
         dropped = [torch.zeros(0, dtype=torch.long)] * len(layouts)
-    schedules = [plan.solve(group, layouts, dropped, full_size) for group in groups]
     tokens = valid.sum(1).tolist()
     text = [size - len(layout) for size, layout in zip(tokens, layouts, strict=True)]
     trace = Trace(layouts=layouts, text=text, full_size=list(full_size))
     plan.trace.begun = trace
+    presets = plan.fit(groups, layouts, text, trace)
+    schedules = [plan.solve(group, layouts, dropped, full_size, presets) for group in groups]
     return PlannedBatch(layouts, valid, past, dropped, groups, schedules, trace)

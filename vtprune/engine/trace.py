@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from vtprune.engine.fitting import Fitting
 from vtprune.preset.spec import StageSpec
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import layer_average
@@ -160,6 +161,7 @@ class Trace:
         found: (sample, modality) whose features came from a cache on disk.
         full_size: of every sample the token counts had its media not been made smaller;
             empty where they were not.
+        fitting: of every sample how many tokens fit; empty where a preset says how many it keeps.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know, of all of them.
         unpruned: whether the model can't be pruned, and ran as it is.
@@ -175,6 +177,7 @@ class Trace:
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
     found: set[tuple[int, str]] = field(default_factory=set)
     full_size: list[FullSizeCounts] = field(default_factory=list)
+    fitting: list[Fitting] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None

@@ -256,7 +256,9 @@ def generate(
     rows = [question.inputs for question in questions]
     tensors = batch_on_device(loaded, rows)
     stopping = None if stopped is None else StopRows(stopped)
-    inputs = PreparedInputs.of(tensors, rows, features, loaded.encoder_cache)
+    inputs = PreparedInputs.of(
+        tensors, rows, features, loaded.encoder_cache, length or generation.max_new_tokens
+    )
     with pruned(loaded, preset, inputs) as trace:
         ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopping, length)
     snapshot = trace.snapshot()

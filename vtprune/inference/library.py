@@ -46,6 +46,7 @@ def ask(
     on_text: Callable[[str], None] | None = None,
     tokens: int | None = None,
     tokens_after: int | None = None,
+    fit: str | None = None,
 ) -> Report:
     """Answer one question about pictures or videos.
 
@@ -70,6 +71,8 @@ def ask(
         on_text: gets the pieces of the answer as they are produced. What it raises ends the answer.
         tokens: in place of a keep: the most visual tokens, averaged over the decoder's layers.
         tokens_after: in place of a keep: the most visual tokens that the first cut leaves.
+        fit: in place of a keep: what they fit into: "context", the model's positions with room for
+            question and answer, or "memory", the free memory of the model's device.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -78,7 +81,7 @@ def ask(
         model, [(media, question)], preset, keep, method=method, at=at, options=options, seed=seed,
         sampling=sampling, generation=generation, limits=limits, compare=compare,
         on_text=None if on_text is None else lambda _, text: on_text(text),
-        tokens=tokens, tokens_after=tokens_after,
+        tokens=tokens, tokens_after=tokens_after, fit=fit,
     )[0]  # fmt: skip
 
 
@@ -100,6 +103,7 @@ def answer(
     on_text: Callable[[int, str], None] | None = None,
     tokens: int | None = None,
     tokens_after: int | None = None,
+    fit: str | None = None,
 ) -> list[Report]:
     """Answer a question about each item's media, many at once in left-padded batches.
 
@@ -114,7 +118,7 @@ def answer(
         batch_size: the most items in one batch.
         on_text: gets the number of an item and the next piece of its answer, as they are produced.
         model, preset, keep, method, at, options, seed, sampling, generation, limits, tokens,
-        tokens_after: as of `ask`.
+        tokens_after, fit: as of `ask`.
 
     Returns:
         One report an item, in order. An item that can't be answered has a FailedReport, whose
@@ -133,7 +137,9 @@ def answer(
             "use 1 to answer one item at a time",
         )
     loads = model is None or isinstance(model, (str, Path))
-    resolved = override(load_preset(preset), keep, method, at, options, seed, tokens, tokens_after)
+    resolved = override(
+        load_preset(preset), keep, method, at, options, seed, tokens, tokens_after, fit
+    )
     sampling = sampling or sampling_of(resolved)
     resolved = with_sampling(resolved, sampling)
     generation = generation or Generation(seed=resolved.seed)

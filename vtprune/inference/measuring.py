@@ -132,12 +132,16 @@ def describe_input(
 
 def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
     """Return the preset with its stages as they ran."""
+    fitting = trace.fitting[sample] if trace.fitting else None
     return ResolvedPreset(
         name=preset.name,
         description=preset.description,
         keep=preset.keep,
         tokens=preset.tokens,
         tokens_after=preset.tokens_after,
+        fit=preset.fit,
+        fit_tokens=None if fitting is None else fitting.tokens,
+        fit_reason=None if fitting is None else fitting.reason,
         seed=preset.seed,
         image=settings_of(preset.image),
         video=settings_of(preset.video),

@@ -188,6 +188,8 @@ class ResolvedPreset(Block):
         keep: the layer average that was asked for; None where the stages say their own, or where
             a number of tokens was asked for: `tokens` as a layer average, or `tokens_after` as the
             most that the first cut leaves.
+        fit: "context" or "memory", where that decided: `fit_tokens` is how many tokens the first
+            cut could leave, `fit_reason` why.
         stages: those that cut something.
         image, video: None where the preset says nothing of that modality.
         changed: what was changed in the preset, by option.
@@ -198,6 +200,9 @@ class ResolvedPreset(Block):
     keep: float | None
     tokens: int | None = None
     tokens_after: int | None = None
+    fit: str | None = None
+    fit_tokens: int | None = None
+    fit_reason: str | None = None
     seed: int
     image: ModalitySettings | None = None
     video: ModalitySettings | None = None

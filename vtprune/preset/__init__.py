@@ -12,6 +12,7 @@ from typing import cast
 from vtprune.errors import PresetError, brief, list_faults, quote
 from vtprune.preset.spec import (
     DEFAULT,
+    FITS,
     LARGEST_WHOLE,
     Keep,
     Preset,
@@ -139,12 +140,13 @@ def override(
     seed: int | None = None,
     tokens: int | None = None,
     tokens_after: int | None = None,
+    fit: str | None = None,
 ) -> Preset:
     """Return `preset` under the flags of one call.
 
     Args:
         keep: a fraction for all modalities, or modality -> fraction.
-        tokens, tokens_after: a budget in visual tokens in place of a keep: as of `Preset`.
+        tokens, tokens_after, fit: a budget in place of a keep: as of `Preset`.
         method: replaces the stages by one free stage of this method.
         at: where that stage cuts; None for the method's own place.
         options: for that stage, or for every stage whose method has such an option.
@@ -184,17 +186,19 @@ def override(
     elif keep is not None:
         shared_keep = check_keep(keep)
         image, video = replace(image, keep=None), replace(video, keep=None)
-    budgets = {"tokens": tokens, "tokens_after": tokens_after}
-    for name, value in budgets.items():
+    for name, value in (("tokens", tokens), ("tokens_after", tokens_after)):
         if value is not None:
             _check_whole(name, value, 1, "--tokens 4096 is 4,096 visual tokens")
-    if tokens is not None or tokens_after is not None:
+    if fit is not None and fit not in FITS:
+        raise PresetError(f"fit {quote(fit)} is not one of {', '.join(FITS)}", "fit: context")
+    if tokens is not None or tokens_after is not None or fit is not None:
         if keep is not None:
-            raise PresetError("a keep and a number of tokens are two budgets", "give one of them")
+            other = "a number of tokens" if fit is None else f"fit {fit}"
+            raise PresetError(f"a keep and {other} are two budgets", "give one of them")
         shared_keep = None
         image, video = replace(image, keep=None), replace(video, keep=None)
     elif keep is None:
-        budgets = {"tokens": preset.tokens, "tokens_after": preset.tokens_after}
+        tokens, tokens_after, fit = preset.tokens, preset.tokens_after, preset.fit
     result = replace(
         preset,
         name=preset.name if method is None else None,
@@ -202,8 +206,9 @@ def override(
         image=image,
         video=video,
         keep=shared_keep,
-        tokens=budgets["tokens"],
-        tokens_after=budgets["tokens_after"],
+        tokens=tokens,
+        tokens_after=tokens_after,
+        fit=fit,
         seed=preset.seed if seed is None else seed,
     )
     if result.name is None:  # the flags say all that it is
@@ -215,7 +220,7 @@ def override(
         changes["keep"] = dict(keep) if isinstance(keep, Mapping) else result.keep
     changes |= {
         name: value
-        for name, value in budgets.items()
+        for name, value in (("tokens", tokens), ("tokens_after", tokens_after), ("fit", fit))
         if value is not None and value != getattr(preset, name)
     }
     if changes.get("keep", 1) is None:  # a budget is in its place

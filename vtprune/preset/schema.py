@@ -69,6 +69,7 @@ class PresetSchema(Schema):
     keep: Keep = None
     tokens: FromOne = None
     tokens_after: FromOne = None
+    fit: Literal["context", "memory"] | None = Field(None, description="one of context, memory")
     seed: FromZero = None
     stages: Stages = None
     image: ImageSchema | None = None

@@ -19,6 +19,9 @@ MOST_DIGITS = 60  # of a layer's number: Python converts no more than some thous
 LARGEST_WHOLE = 2**63 - 1
 """Of a seed, and of a number of frames or tiles: torch's random generator takes no more."""
 
+FITS = ("context", "memory")
+"""What `fit` works the kept tokens out from."""
+
 SHARED = ("all", "even", "keep")
 """A stage's per, split and positions where it says nothing."""
 
@@ -109,6 +112,8 @@ class Preset:
         tokens: in place of a keep, the most visual tokens of a prompt, averaged over the layers.
         tokens_after: in place of a keep, the most that the first cut of the stage without a keep
             leaves.
+        fit: in place of a keep, what the visual tokens past the input have to fit into: "context",
+            the model's positions with room for the answer; or "memory", the device's free memory.
         changed: what was changed in the preset, as (flag, value).
     """
 
@@ -119,6 +124,7 @@ class Preset:
     stages: tuple[StageSpec, ...] | None = None
     tokens: int | None = None
     tokens_after: int | None = None
+    fit: str | None = None
     image: ModalityPreset = field(default_factory=ModalityPreset)
     video: ModalityPreset = field(default_factory=ModalityPreset)
     changed: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
@@ -143,6 +149,7 @@ class Preset:
             _stages_of(data),
             data.get("tokens"),
             data.get("tokens_after"),
+            data.get("fit"),
             ModalityPreset.from_dict(data.get("image")),
             ModalityPreset.from_dict(data.get("video")),
         )
@@ -202,6 +209,12 @@ class Preset:
             for stage in stages
             if stage.keep is None and (stage.at != PIXELS or len(stages) == 1)
         ]
+        if self.fit is not None and len(stages) == 1 and stages[0].at == PIXELS:
+            raise PresetError(
+                f"{self.label}: fit {self.fit} with {stages[0].method} at pixels alone, which "
+                "drops whole frames and tiles, or makes media smaller",
+                "add a stage at the input, or use --preset balanced",
+            )
         if len(free) > 1:
             raise PresetError(
                 f"{self.label}: the stages at {free[0].at} and {free[1].at} "
@@ -217,11 +230,11 @@ class Preset:
                 f"remove the keep of the stage at {kept.at} ({kept.method}) to free it, "
                 "or give no keep",
             )
-        if self.budget is not None and not free:
+        if self.has_budget and not free:
             kept = next(stage for stage in stages if stage.keep is not None)
+            budget = f"a budget of {self.budget} tokens" if self.fit is None else f"fit {self.fit}"
             raise PresetError(
-                f"{self.label}: every {modality} stage has its own keep, so a budget of "
-                f"{self.budget} tokens sets nothing",
+                f"{self.label}: every {modality} stage has its own keep, so {budget} sets nothing",
                 f"remove the keep of the stage at {kept.at} ({kept.method}) to free it",
             )
 
@@ -229,11 +242,12 @@ class Preset:
         """Refuse two budgets."""
         names = {"keep": keep, "tokens": self.tokens, "tokens_after": self.tokens_after}
         given = [f"{name} {value:g}" for name, value in names.items() if value is not None]
+        given += [] if self.fit is None else [f"fit {self.fit}"]
         if len(given) > 1:
             raise PresetError(
                 f"{self.label}: {given[0]} and {given[1]} are two budgets",
                 "give one: keep is a fraction, tokens a layer average, tokens_after what the first "
-                "cut leaves",
+                "cut leaves, fit what positions or memory leave room for",
             )
 
     def stages_for(self, modality: str) -> tuple[StageSpec, ...]:
@@ -275,6 +289,15 @@ class Preset:
     def budget(self) -> int | None:
         """Return the visual tokens asked for in place of a keep; None where there is a keep."""
         return self.tokens_after if self.tokens is None else self.tokens
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether something else than a keep says how many tokens are left."""
+        return self.budget is not None or self.fit is not None
+
+    def with_fitting(self, tokens: int) -> Preset:
+        """Return the preset with what was found to fit in place of `fit`."""
+        return replace(self, fit=None, tokens_after=tokens)
 
     def keep_before_tower(self, modality: str, visual: int) -> float | None:
         """Return the fraction that a stage at `pixels` leaves if it is the only one.
@@ -328,6 +351,8 @@ class Preset:
         for name, tokens in (("tokens", self.tokens), ("tokens_after", self.tokens_after)):
             if tokens is not None:
                 out[name] = tokens
+        if self.fit is not None:
+            out["fit"] = self.fit
         if self.stages is not None:
             out["stages"] = [stage.to_dict() for stage in self.stages]
         for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):

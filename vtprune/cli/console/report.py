@@ -71,7 +71,8 @@ def _what_ran(preset: ResolvedPreset, tokens: TokenCounts) -> tuple[str, str]:
         changed = {
             key: value
             for key, value in preset.changed.items()
-            if key not in ("keep", "tokens", "tokens_after", "seed")  # which are in the same line
+            if key
+            not in ("keep", "tokens", "tokens_after", "fit", "seed")  # which are in the same line
         }
         return "preset", printable(with_options(preset.name, changed))
     options = tokens.stages[0].options if tokens.stages else {}
@@ -84,6 +85,11 @@ def _asked(preset: ResolvedPreset) -> str:
         return f", at most {preset.tokens:,} visual tokens on average over the layers"
     if preset.tokens_after is not None:
         return f", at most {preset.tokens_after:,} visual tokens after the first cut"
+    if preset.fit is not None and preset.fit_tokens is not None:
+        return (
+            f", fit {preset.fit}: at most {preset.fit_tokens:,} visual tokens past the first cut "
+            f"({preset.fit_reason})"
+        )
     keeps = {name: preset.keep_for(name) for name in ("image", "video")}
     if keeps["image"] == keeps["video"]:
         text = "" if keeps["image"] is None else f"{keeps['image']:g}"

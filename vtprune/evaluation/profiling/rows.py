@@ -201,9 +201,10 @@ def plan_row(loaded: Loaded, prompt: ProfiledPrompt, variant: Variant) -> Planne
             selection = select_pixels(plan, [prompt.layout], [prompt.inputs.units])
         dropped = selection.dropped if selection else [torch.zeros(0, dtype=torch.long)]
         full_size = [prompt.inputs.full_size] if prompt.inputs.full_size else []
+        presets = plan.fit(groups, [prompt.layout], [prompt.text], trace)
         cuts = []
         for group in groups:
-            (schedule,) = plan.solve(group, [prompt.layout], dropped, full_size)
+            (schedule,) = plan.solve(group, [prompt.layout], dropped, full_size, presets)
             cuts += planned_cuts(group, schedule, prompt)
     except VtpruneError as error:
         return PlannedRow(variant, prompt, error=error.message)
