@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtprune.evaluation.profiling.shapes import build_skeleton, packaged_shape
+from vtprune.evaluation.profiling.shapes import packaged_shape
 from vtprune.inference.roofline import count_weights
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import aliases, closest_alias, hub_id_of
+from vtprune.models.skeleton import build_skeleton
 
 ALIASES = {alias.name: alias for alias in aliases()}
 # Their configs say how wide a head is; elsewhere it is the width of the model over the heads.

@@ -18,9 +18,10 @@ from vtprune.evaluation.profiling.prompts import (
     parse_size,
     text_runs,
 )
-from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
+from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
+from vtprune.models.skeleton import build_skeleton
 from vtprune.preset import load_preset, override
 
 

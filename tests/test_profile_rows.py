@@ -12,12 +12,13 @@ from vtprune.evaluation.profiling.machine import Machine, peak_bytes
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
 from vtprune.evaluation.profiling.result import count_flops, count_tokens
 from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
-from vtprune.evaluation.profiling.shapes import build_skeleton, find_shape
+from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.inference.roofline import Ceilings, Weights, decode_bound, prefill_bound
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.loading import Loaded
+from vtprune.models.skeleton import build_skeleton
 from vtprune.preset import load_preset, preset_names
 
 MACHINE = Machine("cpu", "a CPU", 1, "float32", 1e12, 1e10, 2**34)

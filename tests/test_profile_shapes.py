@@ -13,7 +13,6 @@ from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.shapes import (
     WORD,
     build_random,
-    build_skeleton,
     find_shape,
     has_config,
     layer_kinds,
@@ -24,6 +23,7 @@ from vtprune.evaluation.profiling.shapes import (
 from vtprune.inference.roofline import count_weights
 from vtprune.models import FAMILIES
 from vtprune.models.names import aliases
+from vtprune.models.skeleton import build_skeleton
 
 # Parameters of the published checkpoints, as their safetensors files count them.
 PUBLISHED = {

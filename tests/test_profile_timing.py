@@ -20,7 +20,6 @@ from vtprune.evaluation.profiling.model_runs import (
     short_run,
     small_head,
     time_head,
-    tower_paths,
     whole_tower,
 )
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, make_prompt
@@ -28,12 +27,13 @@ from vtprune.evaluation.profiling.row_times import LayerSamples, PassTimes, RowT
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import (
     build_random,
-    build_skeleton,
     find_shape,
     shallow_config,
 )
 from vtprune.models.base import Sampling
+from vtprune.models.encoder_cost import tower_paths
 from vtprune.models.loading import Loaded
+from vtprune.models.skeleton import build_skeleton
 
 
 def samples(*passes: dict[tuple[str, int], list[float]]) -> LayerSamples:

@@ -19,7 +19,7 @@ from vtprune.device import time_runs
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import compute_costs, measure_memory
-from vtprune.inference.report import MemoryBytes
+from vtprune.inference.report import MemoryBytes, Report
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.layer_cost import measure_decoder
@@ -90,13 +90,29 @@ def test_reported_flops_of_an_unpruned_answer_are_what_torch_counts(
     assert not any("FLOPs" in note for note in reports[0].warnings)
 
 
-def test_a_tower_that_is_not_known_is_warned_of(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_tower_that_no_family_knows_is_counted_on_shapes(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = load(str(checkpoints("llava")))
+    preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
+
+    def ask() -> Report:
+        return next(answer_questions(model, media["several"], ["what?"], preset, generation=short))
+
+    known = ask().flops.vision
     monkeypatch.setattr("vtprune.models.cost.vision_shape", lambda config, modality="image": None)
+    assert ask().flops.vision == pytest.approx(known, rel=AGREES)
+
+
+def test_a_tower_that_can_not_be_counted_is_warned_of(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def refuse(model: object, tensors: object) -> None:
+        raise cost.uncounted(None, "such an encoder")
+
+    monkeypatch.setattr("vtprune.models.cost.vision_shape", lambda config, modality="image": None)
+    monkeypatch.setattr("vtprune.models.encoder_cost.count_encoder", refuse)
     model = load(str(checkpoints("llava")))
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
     report = next(answer_questions(model, media["several"], ["what?"], preset, generation=short))
     assert report.flops.vision is None
-    assert "vision FLOPs of LLaVA-1.5 are not counted" in report.warnings
+    assert any("the FLOPs of such an encoder are not counted" in note for note in report.warnings)
 
 
 def test_several_reports_measure_the_decoder_once(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]

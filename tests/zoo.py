@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vtprune.errors import ModelError
-from vtprune.evaluation.profiling.shapes import weights_on_meta
+from vtprune.models.skeleton import weights_on_meta
 from vtprune.models.structure import Structure, find_structure
 
 MODEL_TYPES = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

@@ -28,6 +28,7 @@ from vtprune.inference.report import (
 )
 from vtprune.models import cost
 from vtprune.models.base import PIXELS
+from vtprune.models.encoder_cost import EncoderFlops
 from vtprune.preset.spec import ModalityPreset
 from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
     from vtprune.inference.generate import Run
     from vtprune.inference.prepare import PreparedQuestion
-    from vtprune.inference.prompt_media import PromptMedia
     from vtprune.models.base import Inputs, PreparedMedia
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
@@ -75,7 +75,7 @@ def build_report(
         kv_cache_bytes=kv_bytes,
         memory_bytes=measure_memory(loaded),
         seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
-        warnings=warnings_of(loaded, media, preset, run, flops),
+        warnings=warnings_of(loaded, question, preset, run, flops),
         version=describe_versions(),
         kept_tokens=keep_record(loaded, question, run.trace, run.sample),
     )
@@ -223,7 +223,8 @@ def compute_costs(
     loaded: Loaded, inputs: Inputs, trace: Trace, answer_tokens: int, sample: int
 ) -> tuple[Flops, KvCacheBytes]:
     """Return FLOPs and KV cache bytes of one sample, beside those of the whole prompt."""
-    vision = _count_vision(loaded, inputs, trace, sample)
+    encoder = count_vision(loaded, inputs, trace, sample)
+    vision = None if isinstance(encoder, cost.CostError) else encoder.total
     shape = loaded.measured_decoder
     if isinstance(shape, cost.CostError):
         flops = Flops(vision=vision, prefill=None, prefill_full=None, decode=None,
@@ -252,10 +253,12 @@ def compute_costs(
 
 
 def warnings_of(
-    loaded: Loaded, media: PromptMedia, preset: Preset, run: Run, flops: Flops
+    loaded: Loaded, question: PreparedQuestion, preset: Preset, run: Run, flops: Flops
 ) -> tuple[str, ...]:
     """Return what the reader of a report should know before believing a figure."""
-    notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, flops)]
+    inputs, media = question.inputs, question.media
+    encoder = count_vision(loaded, inputs, run.trace, run.sample)
+    notes = [*loaded.warnings, *media.warnings, *run.warnings, *uncounted(loaded, encoder)]
     notes += warn_of_late_cuts(loaded, flops.prefill, flops.prefill_full)
     if loaded.cache is not None and loaded.cache.reason:
         notes.append(f"--cache {loaded.cache.directory}: not written: {loaded.cache.reason}")
@@ -284,41 +287,54 @@ def warn_of_late_cuts(loaded: Loaded, pruned: float | None, full: float | None) 
     ]
 
 
-def uncounted(loaded: Loaded, flops: Flops) -> list[str]:
+def uncounted(loaded: Loaded, encoder: EncoderFlops | cost.CostError) -> list[str]:
     """Return a warning for each part of the model whose FLOPs are not counted."""
     warnings = []
-    if flops.vision is None:
-        warnings.append(f"vision FLOPs of {loaded.family.name} are not counted")
+    if isinstance(encoder, cost.CostError):
+        warnings.append(f"vision FLOPs are null: {encoder.message}")
     if isinstance(loaded.measured_decoder, cost.CostError):
         reason = loaded.measured_decoder.message
         warnings.append(f"{reason}, nor are the bytes of its KV cache")
     return warnings
 
 
-def _count_vision(loaded: Loaded, inputs: Inputs, trace: Trace, sample: int) -> float | None:
-    """FLOPs of tower and projector for what was encoded; None where they are not known."""
+def count_vision(
+    loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
+) -> EncoderFlops | cost.CostError:
+    """Return the FLOPs of tower and projector for what was encoded; the error where not known.
+
+    Args:
+        trace: says what went before the tower, and what came from a cache; None: nothing.
+        sample: of the trace.
+    """
+    encoded = {PIXELS[name] for name in PIXELS if name in inputs.tensors}
+    if not encoded and any(value.is_floating_point() for value in inputs.tensors.values()):
+        return loaded.encoder_counter.count(inputs.tensors)  # pixels by another name
+    left = {one for one in encoded if trace is None or (sample, one) not in trace.found}
     try:
-        counted = find_encoded(loaded, inputs, trace, sample)
-    except cost.CostError:
-        return None
-    encoded = [name for name in PIXELS if (sample, PIXELS[name]) not in trace.found]
-    if len(counted) < sum(name in inputs.tensors for name in encoded):
-        return None
-    return sum((cost.vision_flops(*arguments) for arguments in counted), 0.0)
+        known = find_encoded(loaded, inputs, trace, sample)
+    except cost.CostError as error:
+        return error
+    if len(known) == sum(name in inputs.tensors and PIXELS[name] in left for name in PIXELS):
+        return EncoderFlops(
+            sum((cost.tower_flops(shape, units) for shape, units, _ in known), 0.0),
+            sum((cost.projector_flops(*arguments) for arguments in known), 0.0),
+        )
+    if left != encoded or (trace and trace.encoded and trace.encoded[sample]):
+        return cost.uncounted(loaded.model.config, "a part of the media")
+    return loaded.encoder_counter.count(inputs.tensors)
 
 
 def compute_vision_flops(
     loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
 ) -> float:
-    """FLOPs of tower and projector for what was encoded; 0 where the tower is not known.
+    """Return the FLOPs of tower and projector; 0 where they are not known.
 
     Args:
-        trace: says what went before the tower; None: nothing.
-        sample: of the trace.
+        trace, sample: as of `count_vision`.
     """
-    return sum(
-        cost.vision_flops(*arguments) for arguments in find_encoded(loaded, inputs, trace, sample)
-    )
+    counted = count_vision(loaded, inputs, trace, sample)
+    return 0.0 if isinstance(counted, cost.CostError) else counted.total
 
 
 def find_encoded(

@@ -25,12 +25,11 @@ QUERIES = ("q_proj", "q_b_proj", "qkv_proj", "query_key_value", "att_proj", "Wqk
 OUTPUTS = ("o_proj", "out_proj", "dense", "attn_out", "wo", "proj")
 """What transformers' attention modules call their first and last projections."""
 ROUTER = re.compile(r"Router|Gate")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TEXT_EXPERTS, VISUAL_EXPERTS = "text_moe.", "vision_moe."
 """What layers call experts that text or visual tokens alone go through (ERNIE 4.5 VL)."""
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k",
           "moe_topk")  # fmt: skip
-"""What configs call their number of experts, and of those that a token goes through."""
+"""What configs call their number of experts that a token goes through."""
 DELTA = ("num_v_heads", "head_k_dim", "head_v_dim")
 """Sizes that modules of gated linear attention (delta rule) name."""
 CHUNK = 64
@@ -113,12 +112,11 @@ def key_sources(layers: Iterable[nn.Module]) -> list[int | None]:
 
 def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
     attention = [module for module in layer.modules() if _is_attention(module)]
-    pair, cached, state, chunks, token = 0.0, 0, 0, Chunks(), 0.0
+    pair, cached, state, chunks = 0.0, 0, 0, Chunks()
     for module in attention:
         widths, values = _attention_sizes(module, config)
         pair += 2.0 * widths
         cached += values
-        token += 2.0 * _bias_products(module)
     for module in layer.modules():
         if _has_sizes(module, DELTA):
             chunks, values = _delta_rule(*(_int(module, name) for name in DELTA))
@@ -128,7 +126,7 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
             state += values
         elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
             raise uncounted(config, f"{type(module).__name__} layers")
-    token, visual, conv = 0.0, 0.0, 0
+    token, visual, conv = 2.0 * sum(map(_bias_products, attention)), 0.0, 0
     for name, module, share in _with_shares(layer, config):
         flops = 0.0 if _is_unused(name, layer) else 2.0 * share * _num_products(module)
         if VISUAL_EXPERTS in name:

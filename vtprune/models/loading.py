@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -37,10 +36,12 @@ from vtprune.models.devices import (
     quantization_of,
 )
 from vtprune.models.encoder_cache import EncoderCache, open_encoder_cache
+from vtprune.models.encoder_cost import EncoderCounter
 from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import EMBEDDED, HUB_ID, hub_id_of, may_be_model, unknown_model
 from vtprune.models.seams import check_version
+from vtprune.models.skeleton import BUILDING
 from vtprune.models.structure import (
     find_decoder,
     find_structure,
@@ -60,9 +61,6 @@ EMBEDDED_WARNING = (
     "objects only; name a real one with --model (vtprune models)"
 )
 Progress = Callable[[str, int, int], None]
-# While it builds a model, transformers 5 replaces `tie_weights` of the class of all models: of two
-# threads, the second one would put the replacement back, and no weights would be tied any more.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +122,11 @@ class Loaded:
             return measure_decoder(self.model)
         except CostError as error:
             return error.with_traceback(None)
+
+    @functools.cached_property
+    def encoder_counter(self) -> EncoderCounter:
+        """What counts the FLOPs of vision encoders whose sizes no family knows."""
+        return EncoderCounter(self.model)
 
     @property
     def decoder_shape(self) -> DecoderShape:
@@ -490,7 +493,7 @@ def read_weights(
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
-    with _ONE_AT_A_TIME, count_loaded(weights.num_bytes, on_progress), read_in_turn(weights):
+    with BUILDING, count_loaded(weights.num_bytes, on_progress), read_in_turn(weights):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             config=config,

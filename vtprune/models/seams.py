@@ -194,7 +194,6 @@ MASK = _forward(
     ],
 )
 """The functions that make causal masks."""
-ROTARY = _forward("x position_ids", ["layer_type"])
 KERNEL = _forward(
     "scaling attention_mask",
     [

@@ -258,18 +258,6 @@ def whole_tower(
     return seconds
 
 
-def tower_paths(inner: nn.Module, decoder: nn.Module) -> list[str]:
-    """Return where a model's vision towers have their layers: the longest lists of modules."""
-    inside = {id(module) for module in decoder.modules()}
-    weights = {
-        path: sum(weight.numel() for weight in module.parameters())
-        for path, module in inner.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and id(module) not in inside
-    }
-    most = max(weights.values(), default=0)
-    return [path for path, weight in weights.items() if 2 * weight > most]
-
-
 def run_once(
     loaded: Loaded,
     tensors: Mapping[str, torch.Tensor],

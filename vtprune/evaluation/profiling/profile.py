@@ -28,7 +28,7 @@ from vtprune.evaluation.profiling.rows import (
     plan_row,
     profile_variants,
 )
-from vtprune.evaluation.profiling.shapes import Shape, build_skeleton, find_shape
+from vtprune.evaluation.profiling.shapes import Shape, find_shape
 from vtprune.evaluation.profiling.timing import measure
 from vtprune.evaluation.profiling.verdict import FEWEST_PASSES, VerdictFindings, judge
 from vtprune.evaluation.variants import UNPRUNED, Variant
@@ -41,6 +41,7 @@ from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.devices import find_device, find_dtype
 from vtprune.models.loading import Loaded
+from vtprune.models.skeleton import build_skeleton
 from vtprune.preset.calibration import read_calibration
 from vtprune.tokens.layout import MODALITIES
 

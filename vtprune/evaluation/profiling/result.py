@@ -15,7 +15,7 @@ from vtprune.evaluation.profiling.rows import PlannedRow, as_cut, is_preset
 from vtprune.evaluation.profiling.verdict import VerdictFindings, VerdictRow
 from vtprune.evaluation.variants import UNPRUNED
 from vtprune.inference.csv_file import csv_text, flat
-from vtprune.inference.measuring import compute_costs, find_encoded
+from vtprune.inference.measuring import compute_costs, count_vision
 from vtprune.inference.report import (
     Block,
     CompareSeconds,
@@ -31,6 +31,7 @@ from vtprune.inference.report import (
 )
 from vtprune.inference.wording import with_options
 from vtprune.models import cost
+from vtprune.models.encoder_cost import EncoderFlops
 from vtprune.tokens.layout import MODALITIES
 
 if TYPE_CHECKING:
@@ -66,18 +67,18 @@ class ProfileFlops(Block):
     """Floating-point operations, as in a report, and by parts.
 
     Args:
-        tower, projector: of which `vision` is the sum.
+        tower, projector: of which `vision` is the sum; None where the tower can't be counted.
         prefill_by_layer: without the output head.
     """
 
-    vision: float
+    vision: float | None
     prefill: float
     prefill_full: float
     decode: float
     decode_full: float
     reduction: float
-    tower: float
-    projector: float
+    tower: float | None
+    projector: float | None
     prefill_by_layer: Sequence[float]
     decode_per_token: float
     decode_per_token_full: float
@@ -273,12 +274,11 @@ def count_flops(
     flops, kv_bytes = compute_costs(loaded, row.prompt.inputs, trace, answer_tokens, 0)
     shape = loaded.decoder_shape
     full = [sum(trace.before())] * shape.layers
-    encoded = find_encoded(loaded, row.prompt.inputs, trace)
+    encoder = count_vision(loaded, row.prompt.inputs, trace)
     counted = {
         **vars(flops),
-        "vision": sum(cost.vision_flops(*one) for one in encoded),
-        "tower": sum(cost.tower_flops(tower, units) for tower, units, _ in encoded),
-        "projector": sum(cost.projector_flops(*one) for one in encoded),
+        "tower": encoder.tower if isinstance(encoder, EncoderFlops) else None,
+        "projector": encoder.projector if isinstance(encoder, EncoderFlops) else None,
         "prefill_by_layer": cost.flops_by_layer(shape, row.counts, row.prompt.text),
         "decode_per_token": cost.decode_flops(shape, row.counts, 2),
         "decode_per_token_full": cost.decode_flops(shape, full, 2),
@@ -350,7 +350,7 @@ class RowFigures:
         self.flops, self.kv_cache_bytes = count_flops(model.loaded, self.row, answer_tokens)
         unpruned_flops, _ = count_flops(model.loaded, unpruned, answer_tokens)
         self.roofline, self.unpruned_roofline = (
-            model.roofline(row.counts, flops.vision)
+            model.roofline(row.counts, flops.vision or 0.0)
             for row, flops in ((self.row, self.flops), (unpruned, unpruned_flops))
         )
 

@@ -6,8 +6,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config, read_files
 from vtprune.models.loading import EMBEDDED, find_checkpoint
 from vtprune.models.names import Alias, aliases, hub_id_of
+from vtprune.models.skeleton import build_skeleton
 from vtprune.models.structure import decoder_layers
 from vtprune.models.transformers_messages import loading_errors, quiet
 from vtprune.preset.calibration import packaged_models
@@ -223,42 +223,6 @@ def stand_in_tokenizer(special: Mapping[str, int | None]) -> PreTrainedTokenizer
 
 
 # -- building ------------------------------------------------------------------------------------
-
-
-def build_skeleton(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
-    """Return a model whose weights have shapes and no values: on the "meta" device, in no memory.
-
-    Raises:
-        ModelError: the config can't be built, or not with this attention kernel.
-    """
-    from transformers import AutoModelForImageTextToText, initialization
-
-    config = copy.deepcopy(config)
-    options = {} if attention is None else {"attn_implementation": attention}
-    with quiet(), loading_errors(str(config.model_type)):
-        with weights_on_meta(), initialization.no_init_weights():
-            model = AutoModelForImageTextToText.from_config(config, dtype=config.dtype, **options)
-        model.tie_weights()
-    model.generation_config.eos_token_id = None  # an answer never ends early
-    model.generation_config.pad_token_id = 0
-    return model.eval()
-
-
-@contextmanager
-def weights_on_meta() -> Iterator[None]:
-    """Within it, modules get parameters without values; their buffers are computed as usual."""
-    register = nn.Module.register_parameter
-
-    def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param.device.type != "meta":
-            param = nn.Parameter(param.to("meta"), requires_grad=False)
-        register(module, name, param)
-
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def build_random(

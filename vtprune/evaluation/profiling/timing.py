@@ -20,7 +20,6 @@ from vtprune.evaluation.profiling.model_runs import (
     count_run,
     short_run,
     time_head,
-    tower_paths,
     whole_run,
 )
 from vtprune.evaluation.profiling.prompts import ProfiledPrompt, smaller_prompt
@@ -36,7 +35,6 @@ from vtprune.evaluation.profiling.row_times import (
 from vtprune.evaluation.profiling.rows import PlannedRow, plan_row
 from vtprune.evaluation.profiling.shapes import (
     build_random,
-    build_skeleton,
     layer_kinds,
     shallow_config,
     tower_kinds,
@@ -44,6 +42,8 @@ from vtprune.evaluation.profiling.shapes import (
 from vtprune.inference.out_of_memory import explain_out_of_memory
 from vtprune.inference.roofline import count_weights
 from vtprune.models import cost
+from vtprune.models.encoder_cost import tower_paths
+from vtprune.models.skeleton import build_skeleton
 from vtprune.models.structure import find_structure
 
 if TYPE_CHECKING:
