@@ -434,6 +434,25 @@ def test_files_are_compared_as_the_family_prepares_them(
     oracle.assert_masked(loaded.model, inputs.tensors, trace, tokens, logits)
 
 
+@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "molmo2", "qwen2_5_vl"])
+def test_frames_chosen_by_scene_go_before_the_tower(name: str, checkpoints, still: Path) -> None:  # type: ignore[no-untyped-def]
+    """Noise, made small, is grey: only where `scene` is a few levels is it a scene of its own."""
+    if name not in tiny.MODELS:
+        pytest.skip("not in this transformers")
+    loaded = load(str(checkpoints(name)))
+    inputs = encode(loaded, still)
+    stages = [{"at": "pixels", "method": "scenes", "tolerance": 255, "scene": 5, "keep": 0.5}]
+    with vtprune.pruning(
+        loaded.model, {"stages": stages}, inputs=PreparedInputs.of(inputs.tensors, [inputs])
+    ) as trace:
+        tokens, logits = oracle.generate(loaded.model, inputs.tensors, steps=8)
+    by_frame = count_kept(trace.layouts[0], trace.kept[0], "video", "frame")
+    steps = len(by_frame)
+    assert [count > 0 for count in by_frame] == [step in (0, steps // 2) for step in range(steps)]
+    assert trace.encoded[0]["video"] == [2]
+    oracle.assert_masked(loaded.model, inputs.tensors, trace, tokens, logits)
+
+
 @pytest.mark.parametrize("name", ["internvl", "llava_onevision", "qwen2_5_vl", "video_llava"])
 def test_pictures_and_videos_of_one_prompt_are_told_apart(
     name: str, checkpoints, still: Path, page: Path

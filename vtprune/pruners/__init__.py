@@ -164,6 +164,25 @@ METHODS: dict[str, Method] = {
         ),
         units=True,
     ),
+    "scenes": Method(
+        path="vtprune.pruners.scenes:Scenes",
+        at="pixels",
+        summary="frames that show a change, one of every scene",
+        paper="this project",
+        options=(
+            MethodOption("tolerance", 2.0, (),
+                   "largest mean difference, in levels of 255, of any of the 16 x 16 cells of a "
+                   "dropped frame from the last kept one; a budget raises it", 0, 255),
+            MethodOption("scene", 30.0, (),
+                   "mean difference, in levels of 255, from the frame before where a scene "
+                   "changes and a frame is kept", 0, 255),
+            MethodOption("time", 0.0, (),
+                   "levels of difference that the whole length of the video counts as where a "
+                   "budget is met: 0 for change alone", 0, 4096),
+        ),
+        modalities=("video",),
+        units=True,
+    ),
     "random": Method(
         path="vtprune.pruners.random:Random",
         at="horizon",
