@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 CODE = """
 import json, os, sys
@@ -39,6 +40,28 @@ def cases(media: str) -> list[list[str]]:
         *([*command, *flags] for command in (["compare", media, "what?"], ["evaluate", "demo"])
           for flags in (["--presets", "balansed"], ["--methods", "entropyy"], ["--save", "a.foo"])),
         ["batch", media, "-q", "what?", "--save", "a.foo"],
+        *([*command, *flags] for command in (*loading, ["evaluate", "q.jsonl"])
+          for flags in (["--attention", "quick"], ["--calibration", "none.yaml"])),
+        *([*asking[0], *flags] for flags in (
+            ["--quantize", "3bit"], ["--model", "empty"], ["--adapter", "./none"],
+            ["--method", "nowhere_at.all:Method"], ["--pages", "0"], ["--decoder", "vlc"],
+            ["--cache", media], ["--start", "9", "--end", "3"], ["--allow-url", "http://a/"])),
+        *([*command, name, "what?"] for command in (["ask"], ["show"], ["compare", media])
+          for name in ("empty", "list.txt", "https://images.example.org/a.png")),
+        *([*command, *flags] for command in (["evaluate"], ["tune", "--save", "t.yaml"])
+          for flags in (["none.jsonl"], ["missing.jsonl"], ["broken.jsonl"],
+                        ["q.jsonl", "--columns", "file=picture"], ["q.jsonl", "--metric", "luck"],
+                        ["q.jsonl", "--limit", "0"], ["q.jsonl", "--methods", "entropyy"])),
+        *(["calibrate", name, "--save", "c.yaml"]
+          for name in ("none.jsonl", "missing.jsonl", "broken.jsonl")),
+        *(["batch", *rest] for rest in (
+            ["none.png", "-q", "what?"], ["empty", "-q", "what?"], ["*.foo", "-q", "what?"],
+            ["none.jsonl"], ["broken.jsonl"], ["missing.jsonl"], ["q.jsonl", "-q", "what?"])),
+        *(["profile", *flags] for flags in (
+            ["none.png"], ["--presets", "balansed"], ["--methods", "entropyy"])),
+        *(["serve", *flags] for flags in (
+            ["--api-key-file", "none"], ["--media-root", "none"], ["--allow-url", "http://a/"])),
+        ["explain", media, "what?", "--by", "luck"],
         ["profile", "--gpu", "RTX 4900"],
         ["serve", "--model", "llava-netx"],
     ]  # fmt: skip
@@ -46,7 +69,15 @@ def cases(media: str) -> list[list[str]]:
 
 def test_what_can_be_told_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     media = tmp_path / "a.png"
-    media.write_bytes(b"a picture, as far as its name goes")
+    Image.new("RGB", (8, 8)).save(media)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("words")
+    for name, line in (
+        ("q", {"file": "a.png", "question": "what?"}),
+        ("missing", {"file": "none.png", "question": "what?"}),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line))
+    (tmp_path / "broken.jsonl").write_text("{")
     asked = cases(str(media))
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(asked)], capture_output=True, text=True, check=True,

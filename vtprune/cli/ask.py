@@ -75,7 +75,7 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
 
     began = click.get_current_context().obj or time.perf_counter()
     user = load_config()
-    paths, questions = media_and_questions(inputs, flags.question)
+    paths, questions = media_and_questions(inputs, flags.question, flags.allow_url)
     preset = preset_from(flags, user)
     check_saves(flags.saves, (".json", ".jsonl"), paths)
     _check_shows(flags, paths, questions)

@@ -156,8 +156,7 @@ def asked_questions(
     Raises:
         VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
     """
-    from vtprune.evaluation.evaluate import limit_questions
-    from vtprune.inference.questions_file import read_questions
+    from vtprune.inference.questions_file import limit_questions, read_questions
     from vtprune.media import open_sources
 
     check_metric(flags.metric)

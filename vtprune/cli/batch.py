@@ -84,12 +84,13 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     check_saves(flags.saves, LINES, inputs)
     path = flags.saves[0] if flags.saves else None
     preset = preset_from(flags, user)
+    system = flags.system if flags.system is not None else user.system or ""
+    requests, notes = _requests(inputs, flags, preset, system)
     with output.importing(flags.quiet):
         from vtprune.models.loading import load
         from vtprune.serving.batch import AnswerLines, BatchSettings, Counts, run_batch, run_id
 
     generation = generation_from(flags, user, seed=preset.seed)
-    requests, notes = _requests(inputs, flags, preset, generation.system)
     settings = BatchSettings(
         lambda each: sampling_from(each, flags),
         generation,

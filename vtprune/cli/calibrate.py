@@ -91,18 +91,19 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.console import stderr_console, stdout_console
     from vtprune.cli.console.calibration import show_calibration, show_notes
     from vtprune.cli.output import importing, libraries_silenced, progress_line
-
-    with importing(flags.quiet):
-        from vtprune.evaluation.calibration.calibrate import CalibrationSettings
-        from vtprune.evaluation.calibration.calibrate import calibrate as run
-        from vtprune.models.loading import load
     from vtprune.preset import Preset
 
     user = load_config()
+    check_saves(flags.saves, FORMATS, inputs, {"--propose-preset": flags.propose_preset})
     _check(flags)
     asked, source = listed_or_media(inputs, flags.question, limits_from(flags), columns_from(flags))
     files: list[str | Path] = [*inputs, *asked_paths(asked)]
     check_saves(flags.saves, FORMATS, files, {"--propose-preset": flags.propose_preset})
+    with importing(flags.quiet):
+        from vtprune.evaluation.calibration.calibrate import CalibrationSettings
+        from vtprune.evaluation.calibration.calibrate import calibrate as run
+        from vtprune.models.loading import load
+
     settings = CalibrationSettings(
         settings_from(flags, user, Preset()),
         flags.windows,

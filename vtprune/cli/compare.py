@@ -71,7 +71,9 @@ def compare(inputs: tuple[str, ...], flags: Flags) -> None:
 
     began = click.get_current_context().obj or time.perf_counter()
     user = load_config()
-    paths, questions = media_and_questions(inputs, ())  # before what takes seconds to import
+    paths, questions = media_and_questions(
+        inputs, (), flags.allow_url
+    )  # before what takes seconds to import
 
     from vtprune.cli import output
     from vtprune.cli.console.comparison import show_comparison, show_notes

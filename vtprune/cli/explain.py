@@ -69,9 +69,11 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     kept is the share of the unpruned answer's evidence that lies on kept tokens.
     """
     from vtprune.cli.config import load_config
+    from vtprune.inference.evidence import check_method
 
     user = load_config()
-    paths, questions = media_and_questions(inputs, ())
+    paths, questions = media_and_questions(inputs, (), flags.allow_url)
+    check_method(flags.by, flags.passes)
     preset = _preset(flags, user)
     check_saves(flags.saves, (*FORMATS, *TABLES), paths)  # all that comes before is without torch
 
@@ -79,10 +81,8 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.console.evidence import show_explanation
 
     with output.importing(flags.quiet):
-        from vtprune.inference.evidence.explain import check_method
         from vtprune.pictures.evidence import EvidenceDrawing
 
-    check_method(flags.by, flags.passes)
     with output.libraries_silenced():
         explanation = _explain(flags, user, preset, paths, questions[0])
         drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)

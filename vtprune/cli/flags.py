@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,19 +24,22 @@ STDIN = "-"  # as a medium or a question: what standard input holds
 EMBEDDED = "embedded"  # the name of the model that ships with the package
 
 
-def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
+def media_and_questions(
+    inputs: Sequence[str], asked: Sequence[str], hosts: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Return the media files and the questions; the question "-" is read from standard input.
 
     Args:
         inputs: the positional arguments; the last is the question where `asked` is empty.
         asked: the questions given as options.
+        hosts: of --allow-url.
 
     Raises:
         click.UsageError: media or question are missing.
         VtpruneError: an empty question, or one that is a file.
     """
-    from vtprune.media import file_name
-    from vtprune.media.source import local_path
+    from vtprune.media import check_file, file_name
+    from vtprune.media.addresses import ADDRESS
 
     paths, questions = list(inputs), list(asked)
     if [*paths, *questions].count(STDIN) > 1:
@@ -57,8 +59,8 @@ def media_and_questions(inputs: Sequence[str], asked: Sequence[str]) -> tuple[li
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
     files = list(map(file_name, paths))
     for file in files:
-        if file != "-" and not re.match("https?:", file, re.IGNORECASE):
-            local_path(file)  # what is not there is refused before torch is imported
+        if file != STDIN and not (hosts and ADDRESS.match(file)):
+            check_file(file)  # what is not there is refused before torch is imported
     return files, [read_question(question) for question in questions]
 
 
@@ -102,6 +104,21 @@ def check_at(flags: Flags) -> None:
     """Refuse a place without methods that could cut there."""
     if flags.at is not None and not flags.methods:
         raise VtpruneError("--at needs --methods", "name the methods that cut there")
+
+
+def check_rows(flags: Flags) -> None:
+    """Refuse methods and presets, of several, that there are not.
+
+    Raises:
+        PresetError: with the nearest names.
+    """
+    from vtprune.preset import load_preset
+    from vtprune.pruners import find_method
+
+    for method in flags.methods:
+        find_method(method)
+    for name in flags.presets:
+        load_preset(name)
 
 
 def preset_from(flags: Flags, user: Flags) -> Preset:

@@ -471,7 +471,9 @@ def register_named(methods: Iterable[str]) -> None:
     for name in methods:
         if ":" in name:
             from vtprune.pruners import register_method
+            from vtprune.pruners.class_path import check_module
 
+            check_module(name)
             register_method(name, name)
 
 
@@ -481,15 +483,35 @@ def check_names(flags: Flags) -> None:
     Raises:
         VtpruneError: as the code that uses them, which takes seconds to import.
     """
+    from vtprune.cli.flags import limits_from
     from vtprune.models import names
     from vtprune.pruners import find_method
 
+    limits_from(flags)
+    if flags.start is not None and flags.end is not None and flags.start >= flags.end:
+        raise VtpruneError(
+            f"--start {flags.start:g} must be before --end {flags.end:g}", "swap --start and --end"
+        )
     if flags.method is not None:  # faults of --methods are named all at once, with the presets
         find_method(flags.method)
     if flags.device is not None:
         names.check_device_name(flags.device)
     if flags.dtype is not None:
         names.check_dtype_name(flags.dtype)
+    if flags.attention is not None:
+        names.check_attention_name(flags.attention)
+    if flags.quantize is not None:
+        names.check_quantize_name(flags.quantize)
+    if flags.calibration is not None:
+        from vtprune.preset.calibration import read_calibration
+
+        read_calibration(flags.calibration)
+    if flags.cache is not None:
+        from vtprune.disk_cache import DiskCache
+
+        DiskCache(flags.cache)
+    for directory in filter(None, (flags.model, flags.adapter)):
+        names.check_directory(directory)
     if flags.model is not None and not os.path.exists(flags.model):
         if not names.may_be_model(flags.model):
             raise names.unknown_model(flags.model)

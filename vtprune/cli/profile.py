@@ -11,6 +11,7 @@ import click
 from vtprune.cli.flags import (
     EMBEDDED,
     check_at,
+    check_rows,
     limits_from,
 )
 from vtprune.cli.help import Command
@@ -78,8 +79,13 @@ def profile(media: tuple[str, ...], flags: Flags) -> None:
     longer than --seconds or not fit in memory, single layers are timed and summed. It ends with
     what limits the speed-up, and what would save more. --gpu predicts for a card that is not here.
     """
+    from vtprune.media import check_file
+
     check_at(flags)
+    check_rows(flags)
     check_gpu(flags)
+    for name in media:
+        check_file(name)
     sizes = [size for size in (flags.image, flags.video) if size]
     check_saves(flags.saves, SUFFIXES, [*media, *sizes])
 

@@ -74,9 +74,9 @@ def serve(flags: Flags) -> None:
 
     user = load_config()
     preset = preset_from(flags, user)
-    generation = generation_from(flags, user, seed=preset.seed)
     rules = _rules(flags)
     key = _read_key(flags.api_key_file)
+    generation = generation_from(flags, user, seed=preset.seed)
     with _bind(flags) as listening:
         uvicorn, app, guard, connection = _libraries()
         with output.importing(flags.quiet):

@@ -69,7 +69,7 @@ def show(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.config import load_config
 
     user = load_config()
-    paths, questions = media_and_questions(inputs, ())
+    paths, questions = media_and_questions(inputs, (), flags.allow_url)
     presets = _presets(flags, user)
     check_saves(flags.saves, FORMATS, paths)  # all that comes before is without torch
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 
 from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
-from vtprune.cli.flags import check_at, loading_from
+from vtprune.cli.flags import check_at, check_rows, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, method_options, takes
 from vtprune.cli.results import (
@@ -71,16 +71,17 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.console import tuning
     from vtprune.cli.output import importing, libraries_silenced, progress_line
 
-    with importing(flags.quiet):
-        from vtprune.evaluation.tune import plan_tuning
-        from vtprune.evaluation.tune import tune as run
-        from vtprune.models.loading import load
-
     user = load_config()
     others = {"--answers": flags.answers}
     check_saves(flags.saves, FORMATS, inputs, others)
     with libraries_silenced(), asked_questions(inputs, flags, "dev") as asked:
         check_at(flags)
+        check_rows(flags)
+        with importing(flags.quiet):
+            from vtprune.evaluation.tune import plan_tuning
+            from vtprune.evaluation.tune import tune as run
+            from vtprune.models.loading import load
+
         plan = plan_tuning(asked, flags.floor, flags.keeps, flags.presets, flags.methods,
                            flags.seed or 0, flags.at, method_options(flags.option))  # fmt: skip
         check_saves(flags.saves, FORMATS, asked_paths(asked), others)

@@ -261,16 +261,3 @@ def settings_head(
         "metric": settings.metric,
         "calibration": [places.ecl, places.horizon],
     }
-
-
-def limit_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
-    """Return at most so many questions, evenly spaced in the list.
-
-    Raises:
-        VtpruneError: fewer than one.
-    """
-    if most is None or most >= len(asked):
-        return list(asked)
-    if most < 1:
-        raise VtpruneError(f"--limit {most} is out of range", "1 or more")
-    return [asked[i * len(asked) // most] for i in range(most)]

@@ -13,7 +13,7 @@ from vtprune.evaluation import evaluate as evaluation
 from vtprune.evaluation import tune as tuning
 from vtprune.evaluation.calibration import calibrate as calibration
 from vtprune.evaluation.calibration.result import CalibrationResult
-from vtprune.evaluation.evaluate import Evaluation, limit_questions
+from vtprune.evaluation.evaluate import Evaluation
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import METRICS
 from vtprune.evaluation.tuning_result import Tuning
@@ -22,7 +22,7 @@ from vtprune.inference.generate import Generation
 from vtprune.inference.library import check_model
 from vtprune.inference.prepare import sampling_of
 from vtprune.inference.prompt_media import Media, attempt
-from vtprune.inference.questions_file import Asked, read_questions, read_row
+from vtprune.inference.questions_file import Asked, limit_questions, read_questions, read_row
 from vtprune.media import Limits, open_each
 from vtprune.models.base import Sampling
 from vtprune.models.loading import find_loaded

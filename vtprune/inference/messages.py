@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from vtprune.errors import VtpruneError, quote
-from vtprune.models.base import Turn
+from vtprune.models.turns import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """A role as clients name it -> the chat template's."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from vtprune.preset import Preset
 from vtprune.tokens.units import FullSizeCounts
 
 T = TypeVar("T")
-Media = Medium | Sequence[Medium]
+Media: TypeAlias = "Medium | Sequence[Medium]"
 """A media item or several: paths, Pillow pictures, arrays, clips, bytes, open files."""
 _POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
 THUMBNAIL = {"image": 900, "video": 320}

@@ -98,6 +98,19 @@ def read_questions(path: str | Path, columns: Mapping[str, str] | None = None) -
     return read_list(path, read_row, "question", HINT, columns)
 
 
+def limit_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
+    """Return at most so many questions, evenly spaced in the list.
+
+    Raises:
+        VtpruneError: fewer than one.
+    """
+    if most is None or most >= len(asked):
+        return list(asked)
+    if most < 1:
+        raise VtpruneError(f"--limit {most} is out of range", "1 or more")
+    return [asked[i * len(asked) // most] for i in range(most)]
+
+
 def read_list(
     path: str | Path,
     read_row: Callable[[object, Path], T | list[str]],

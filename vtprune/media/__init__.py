@@ -38,13 +38,14 @@ if TYPE_CHECKING:
         name_of,
     )
     from vtprune.media.pages import stop_reading
-    from vtprune.media.reading import open_each, open_source, open_sources, read
+    from vtprune.media.reading import check_file, open_each, open_source, open_sources, read
     from vtprune.media.sampling import frames_between, sample_evenly
 
 # Imported on first use, so that the child process starts without torch.
 _LAZY = {
     "Clip": "vtprune.media.in_memory",
     "Medium": "vtprune.media.in_memory",
+    "check_file": "vtprune.media.reading",
     "frames_between": "vtprune.media.sampling",
     "media_list": "vtprune.media.in_memory",
     "name_of": "vtprune.media.in_memory",
@@ -65,6 +66,7 @@ __all__ = [
     "Medium",
     "Source",
     "Stored",
+    "check_file",
     "file_name",
     "frames_between",
     "group_media",

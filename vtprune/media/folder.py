@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vtprune.errors import MediaError
 from vtprune.media import still
@@ -15,6 +14,10 @@ from vtprune.media.file_type import file_type_of
 from vtprune.media.pages import open_pages, read_page
 from vtprune.media.source import Limits, Source, damaged, printable
 
+if TYPE_CHECKING:
+    import torch
+
+_MOST_TYPES = 1000  # files whose type is looked at, for a message
 _SUFFIXES = {
     ".avif",
     ".bmp",
@@ -34,25 +37,10 @@ _SUFFIXES = {
 def open_folder(path: Path, limits: Limits) -> Source:
     """Return a directory's pictures in natural order (2 before 10) as frames at 0, 1, 2, ... s.
 
-    Hidden files, files that are not named like a picture, and subdirectories are left out.
-
     Raises:
         MediaError: for no pictures, or pictures of different sizes.
     """
-    try:
-        files = sorted(
-            (file for file in path.iterdir() if _is_picture(file)),
-            key=lambda file: natural_order(file.name),
-        )
-    except OSError as error:
-        raise MediaError(
-            f"{printable(path)}: {error.strerror}", "check the path and its permissions"
-        ) from error
-    if not files:
-        raise MediaError(
-            f"{printable(path)}: the directory has no pictures",
-            "give a file, or a directory of numbered pictures such as 001.png, 002.png",
-        )
+    files = picture_files(path)
     sizes = []
     for file in files:
         picture = _open_picture(file, limits)
@@ -79,10 +67,44 @@ def open_folder(path: Path, limits: Limits) -> Source:
     )
 
 
+def picture_files(path: Path) -> list[Path]:
+    """Return a directory's pictures in natural order.
+
+    Hidden files, files that are not named like a picture, and subdirectories are left out.
+
+    Raises:
+        MediaError: for no pictures.
+    """
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise MediaError(
+            f"{printable(path)}: {error.strerror}", "check the path and its permissions"
+        ) from error
+    files = [entry for entry in entries if _is_picture(entry)]
+    if files:
+        return sorted(files, key=lambda file: natural_order(file.name))
+    videos = sum(map(_is_video, entries[:_MOST_TYPES]))
+    folders = sum(entry.is_dir() for entry in entries)
+    if videos or folders:
+        has = f"{videos:,} videos" if videos else f"{folders:,} folders"
+        raise MediaError(
+            f"{printable(path)}: the directory has {has} and no pictures, and a directory is read "
+            "as one video of numbered pictures",
+            f'name the files, or ask about each: vtprune batch {printable(path)} -q "..."',
+        )
+    raise MediaError(
+        f"{printable(path)}: the directory has no pictures",
+        "give a file, or a directory of numbered pictures such as 001.png, 002.png",
+    )
+
+
 def pictures(
     source: Source, index: list[int], limits: Limits, problems: list[str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield the pictures `index` of a source, (H, W, 3) uint8 RGB; warnings go to `problems`."""
+    import torch
+
     for i in index:
         file = source._pictures[i]
         file_type = file_type_of(file)
@@ -109,6 +131,13 @@ def _open_picture(file: Path, limits: Limits) -> Source:
             "take it out of the directory",
         )
     return sources[0]
+
+
+def _is_video(file: Path) -> bool:
+    try:
+        return file.is_file() and file_type_of(file).reader == "video"
+    except MediaError:
+        return False
 
 
 def _is_picture(file: Path) -> bool:

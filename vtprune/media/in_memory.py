@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from vtprune.errors import MediaError, quote
@@ -27,7 +27,11 @@ from vtprune.media import still
 from vtprune.media.child_process import Pixels
 from vtprune.media.source import AskedMedia, Limits, MediaGroup, Source, Stored, check_pixels
 
-Picture = Image.Image | npt.NDArray[np.uint8] | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeIs
+
+Picture: TypeAlias = "Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
 """A Pillow picture, or an array (H, W, 3) of uint8."""
 
 _BLOCK = 1 << 20
@@ -65,7 +69,7 @@ class Clip:
             raise MediaError("the clip has no frames", "give one or more")
 
 
-Medium = str | AskedMedia | Clip | Picture | bytes | bytearray | memoryview | BinaryIO
+Medium: TypeAlias = "str | AskedMedia | Clip | Picture | bytes | bytearray | memoryview | BinaryIO"
 """One media item: a path, or what is in memory."""
 
 
@@ -97,9 +101,15 @@ def media_list(media: object) -> list[Medium]:
 
 def is_medium(item: object) -> bool:
     """Return whether an object may be a media item, by its type."""
-    kinds = (str, Path, Source, Stored, MediaGroup, Clip, Image.Image, np.ndarray, torch.Tensor,
-             bytes, bytearray, memoryview)  # fmt: skip
-    return isinstance(item, kinds) or callable(getattr(item, "read", None))
+    kinds = (str, Path, Source, Stored, MediaGroup, Clip, Image.Image, np.ndarray, bytes,
+             bytearray, memoryview)  # fmt: skip
+    return isinstance(item, kinds) or is_tensor(item) or callable(getattr(item, "read", None))
+
+
+def is_tensor(item: object) -> TypeIs[torch.Tensor]:
+    """Return whether an object is a tensor; torch is not imported for what can be none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(item, torch.Tensor)
 
 
 def name_of(item: object) -> str:
@@ -111,7 +121,8 @@ def name_of(item: object) -> str:
         return name
     if isinstance(item, (bytes, bytearray, memoryview)):
         return "bytes"
-    return "array" if isinstance(item, (np.ndarray, torch.Tensor)) else type(item).__name__.lower()
+    is_array = isinstance(item, np.ndarray) or is_tensor(item)
+    return "array" if is_array else type(item).__name__.lower()
 
 
 # -- pictures and arrays ---------------------------------------------------------------------------
@@ -172,7 +183,7 @@ def _array(value: object) -> Pixels:
     Raises:
         MediaError: another type or shape.
     """
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray):
         raise MediaError(
@@ -235,6 +246,8 @@ def read_pixels(
     source: Source, index: list[int], limits: Limits, problems: list[str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield the frames `index` of a source in memory, (H, W, 3) uint8 RGB, each a copy."""
+    import torch
+
     for number in index:
         frame = source._frames[number]
         if isinstance(frame, Image.Image):

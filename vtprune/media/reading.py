@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vtprune.errors import MediaError
@@ -19,6 +19,7 @@ from vtprune.media.in_memory import (
     Clip,
     Medium,
     hold,
+    is_tensor,
     name_of,
     naming,
     open_pixels,
@@ -38,6 +39,9 @@ from vtprune.media.source import (
     printable,
 )
 from vtprune.media.video import DecordUnfitError, check_decord, open_video, read_video
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK_BYTES = 1 << 20  # a frame is transformed as soon as it is there; small ones, some at once
 _UNRESIZED_BYTES = 2 << 30
@@ -84,6 +88,19 @@ def open_each(paths: Iterable[Medium], limits: Limits = DEFAULT_LIMITS) -> list[
     return [source for path in paths for source in _open(path, limits)]
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse what no reader takes, by its first bytes; nothing is decoded.
+
+    Raises:
+        MediaError: as `open_source`.
+    """
+    local = local_path(path)
+    if local.is_dir():
+        folder.picture_files(local)
+    else:
+        file_type_of(local)
+
+
 def _open(medium: Medium, limits: Limits) -> list[Source]:
     if isinstance(medium, Source):
         return [medium]
@@ -94,7 +111,7 @@ def _open(medium: Medium, limits: Limits) -> list[Source]:
         medium = Stored(medium, partial(fetch, medium, rules))
     if isinstance(medium, (str, Path)):
         return _open_file(medium, limits)
-    if isinstance(medium, (Clip, Image.Image, np.ndarray, torch.Tensor)):
+    if isinstance(medium, (Clip, Image.Image, np.ndarray)) or is_tensor(medium):
         return [open_pixels(medium, limits)]
     held = hold(medium, limits)
     with naming(held):
@@ -160,6 +177,8 @@ def _read(
     limits: Limits,
     progress: Callable[[int, int], None] | None,
 ) -> Frames:
+    import torch
+
     name = printable(source.path)
     numbers = list(range(source.num_frames)) if index is None else [int(i) for i in index]
     outside = [i for i in numbers if not 0 <= i < source.num_frames]
@@ -211,6 +230,8 @@ def _gather(
     report_progress: Callable[[], None],
 ) -> torch.Tensor:
     """Return one tensor of the frames' transformed pictures; their numbers go to `done`."""
+    import torch
+
     pictures = torch.empty(0)
     for numbers, chunk in _chunks(frames, source, total):
         part = chunk if transform is None else transform(chunk)
@@ -240,6 +261,8 @@ def _attempts(
     source: Source, index: list[int], limits: Limits, on_wait: Callable[[], None]
 ) -> Iterator[_Attempt]:
     """Yield the decoders to try, in turn."""
+    import torch
+
     problems: list[str] = []
     if source.decoder == "memory":
         yield _Attempt("memory", read_pixels(source, index, limits, problems), problems)
@@ -266,6 +289,8 @@ def _chunks(
     frames: Iterator[tuple[int, torch.Tensor]], source: Source, total: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield frames gathered to (n, 3, H, W), with their numbers."""
+    import torch
+
     num_frames = max(1, min(_CHUNK_BYTES // (source.width * source.height * 3), total))
     numbers: list[int] = []
     pixels = torch.empty(0)

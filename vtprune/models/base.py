@@ -11,6 +11,7 @@ import torch
 from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError
 from vtprune.models import prompt
+from vtprune.models.turns import Turn as Turn
 from vtprune.tokens.layout import Grid
 from vtprune.tokens.units import WHOLE, FullSizeCounts, Region, Units
 
@@ -113,24 +114,6 @@ class PreparedMedia:
     regions: tuple[Region, ...] = ()
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     thumbnails: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation.
-
-    Args:
-        role: "system", "user" or "assistant".
-        text: what it says.
-        media: how many of the prompt's media items it has; turns take them in order.
-        places: for each of them, the number of characters of the text before it, ascending; ()
-            where the turn begins with them.
-    """
-
-    role: str
-    text: str
-    media: int = 0
-    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

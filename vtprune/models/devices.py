@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.errors import ModelError, VtpruneError
-from vtprune.models.names import check_device_name, check_dtype_name
+from vtprune.models.names import check_device_name, check_dtype_name, check_quantize_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-QUANTIZED = ("4bit", "8bit")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -74,10 +73,7 @@ def loading_options(
         need("accelerate", "a device map", "pip install 'vtprune[devices]'")
         options["device_map"] = "auto" if device in ("map", "auto") else device
     if quantize:
-        if quantize not in QUANTIZED:
-            raise ModelError(
-                f"quantize {quantize!r} is not known", f"one of {', '.join(QUANTIZED)}"
-            )
+        check_quantize_name(quantize)
         need("bitsandbytes", f"loading {quantize} weights", "pip install bitsandbytes")
         from transformers import BitsAndBytesConfig
 

@@ -39,7 +39,16 @@ from vtprune.models.encoder_cache import EncoderCache, open_encoder_cache
 from vtprune.models.encoder_cost import EncoderCounter
 from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
-from vtprune.models.names import EMBEDDED, HUB_ID, hub_id_of, may_be_model, unknown_model
+from vtprune.models.names import (
+    EMBEDDED,
+    GGUF,
+    GGUF_HINT,
+    HUB_ID,
+    explain_no_config,
+    hub_id_of,
+    may_be_model,
+    unknown_model,
+)
 from vtprune.models.seams import check_version
 from vtprune.models.skeleton import BUILDING
 from vtprune.models.structure import (
@@ -49,7 +58,7 @@ from vtprune.models.structure import (
     refuse_other_generation,
 )
 from vtprune.models.transformers_messages import loading_errors, quiet
-from vtprune.models.weights import GGUF, GGUF_HINT, find_weights, read_in_turn
+from vtprune.models.weights import find_weights, read_in_turn
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
@@ -452,26 +461,13 @@ def find_checkpoint(name: str | None) -> str:
                     f"{name}: an adapter, where a model is needed",
                     "give its base model's directory",
                 )
-            raise ModelError(*_explain_no_config(Path(name)))
+            raise ModelError(*explain_no_config(Path(name)))
         return name
     if os.path.isfile(name) and name.lower().endswith(".gguf"):
         raise ModelError(f"{name}: {GGUF}", GGUF_HINT)
     if not may_be_model(name):
         raise unknown_model(name)
     return hub_id_of(name)
-
-
-def _explain_no_config(directory: Path) -> tuple[str, str]:
-    """Return the message and hint for a directory without config.json."""
-    gguf = next(iter(sorted(directory.glob("*.gguf"))), None)
-    if gguf is not None:
-        return f"{directory}: {gguf.name} {GGUF}", GGUF_HINT
-    snapshot = next(iter(sorted(directory.glob("snapshots/*"))), None)
-    hint = "give the directory of a checkpoint: config.json, tokenizer files and weights"
-    if snapshot is not None:  # the hub's cache of a model
-        hub_id = "/".join(directory.name.split("--")[1:])
-        hint = f"give {snapshot}" + (f", or the hub id {hub_id}" if hub_id else "")
-    return f"{directory}: no config.json in this directory", hint
 
 
 def read_weights(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vtprune.errors import ModelError
 from vtprune.preset.calibration import Calibration, find_calibration, packaged_models
@@ -49,8 +51,16 @@ def weights_memory(number: int, decoder: Mapping[str, int]) -> dict[str, int]:
 
 EMBEDDED = "embedded"
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+GGUF = "is a GGUF file, which holds the language model without its vision tower"
+GGUF_HINT = (
+    "give the model's safetensors checkpoint, the one that the GGUF file was made from; --quantize "
+    "4bit makes that smaller"
+)
 DEVICES = ("auto", "cpu", "cuda", "mps", "map")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+QUANTIZED = ("4bit", "8bit")
+KERNELS = ("sdpa", "eager", "flex_attention")
+"""Of attention; those of flash attention have numbers."""
 
 
 def check_device_name(name: str) -> None:
@@ -71,6 +81,56 @@ def check_dtype_name(name: str) -> None:
     """
     if name not in ("auto", *DTYPE_NAMES):
         raise ModelError(f"dtype {name!r} is not known", f"one of auto, {', '.join(DTYPE_NAMES)}")
+
+
+def check_attention_name(name: str) -> None:
+    """Refuse what is no attention kernel of transformers', and no kernel's hub id.
+
+    Raises:
+        ModelError: with the names that there are.
+    """
+    if not (
+        "/" in name or re.fullmatch(rf"(paged\|)?({'|'.join(KERNELS)}|flash_attention_\d)", name)
+    ):
+        raise ModelError(
+            f"attention {name!r} is not known", f"one of {', '.join(KERNELS)}, flash_attention_2"
+        )
+
+
+def check_quantize_name(name: str) -> None:
+    """Refuse what is no quantisation.
+
+    Raises:
+        ModelError: with the names that there are.
+    """
+    if name not in QUANTIZED:
+        raise ModelError(f"quantize {name!r} is not known", f"one of {', '.join(QUANTIZED)}")
+
+
+def check_directory(name: str) -> None:
+    """Refuse a directory, by its path, that holds neither a model nor an adapter.
+
+    Raises:
+        ModelError: it is not there, or has no config.
+    """
+    if name.startswith((".", "/", "~")) and not os.path.exists(name):
+        raise ModelError(f"{name}: no such directory", "check the path")
+    files = [os.path.join(name, file) for file in ("config.json", "adapter_config.json")]
+    if os.path.isdir(name) and not any(map(os.path.lexists, files)):
+        raise ModelError(*explain_no_config(Path(name)))
+
+
+def explain_no_config(directory: Path) -> tuple[str, str]:
+    """Return the message and hint for a directory without config.json."""
+    gguf = next(iter(sorted(directory.glob("*.gguf"))), None)
+    if gguf is not None:
+        return f"{directory}: {gguf.name} {GGUF}", GGUF_HINT
+    snapshot = next(iter(sorted(directory.glob("snapshots/*"))), None)
+    hint = "give the directory of a checkpoint: config.json, tokenizer files and weights"
+    if snapshot is not None:  # the hub's cache of a model
+        hub_id = "/".join(directory.name.split("--")[1:])
+        hint = f"give {snapshot}" + (f", or the hub id {hub_id}" if hub_id else "")
+    return f"{directory}: no config.json in this directory", hint
 
 
 def check_layer(at: str, model: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import ModelError
 from vtprune.models.checkpoint import download, find_file, parse
+from vtprune.models.names import GGUF, GGUF_HINT
 from vtprune.process_settings import environment
 
 if TYPE_CHECKING:
@@ -29,11 +30,6 @@ IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 """The environment variable, transformers' only switch for that."""
 LONGEST_HEADER = 100_000_000  # bytes, as the safetensors format has it
 AGAIN = "download the checkpoint again"
-GGUF = "is a GGUF file, which holds the language model without its vision tower"
-GGUF_HINT = (
-    "give the model's safetensors checkpoint, the one that the GGUF file was made from; --quantize "
-    "4bit makes that smaller"
-)
 
 
 @dataclass(frozen=True)

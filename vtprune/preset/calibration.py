@@ -74,14 +74,18 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
 
 
 def read_calibration(
-    path: str | Path, layers: int, *, model_type: str | None = None, hidden: int | None = None
+    path: str | Path,
+    layers: int | None = None,
+    *,
+    model_type: str | None = None,
+    hidden: int | None = None,
 ) -> Calibration:
     """Read the calibration in a file.
 
     Args:
         path: a YAML file with model_type, layers, hidden_size, ecl, horizon and, optionally,
             horizon_text and sources.
-        layers: decoder layers of the model that it is for.
+        layers: decoder layers of the model that it is for; None leaves them unchecked.
         model_type: that model's `config.model_type`; None leaves it unchecked.
         hidden: that model's width; None leaves it unchecked.
 
@@ -96,7 +100,7 @@ def read_calibration(
     faults = find_faults(CalibrationSchema, data)
     values = data if isinstance(data, dict) else {}
     model = {"model_type": model_type, "layers": layers, "hidden_size": hidden}
-    last = {"ecl": layers - 1, "horizon": layers, "horizon_text": layers}
+    last = {"ecl": layers - 1, "horizon": layers, "horizon_text": layers} if layers else {}
     bad = {place[:1] for place, _ in faults}
     for key, value in () if () in bad else values.items():
         if (key,) in bad:

@@ -262,7 +262,8 @@ def register_method(name: str, method: type | str) -> None:
     Raises:
         PresetError: the class breaks the contract, with how; or the name is a packaged method's.
     """
-    from vtprune.pruners.own_methods import entry_of, load_class
+    from vtprune.pruners.class_path import load_class
+    from vtprune.pruners.own_methods import entry_of
 
     if name in METHODS and name not in OWN:
         raise PresetError(f"{quote(name)} is the name of a packaged method", "choose another name")

@@ -7,65 +7,21 @@ preset from a file, or a client's request, can name a registered method and neve
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar, cast
 
 from vtprune.errors import PresetError, VtpruneError, brief, quote
 from vtprune.pruners.base import ATTENTION, Pruner
+from vtprune.pruners.class_path import EXAMPLE
 from vtprune.pruners.contract import CONTRACT, ContractError, Subject
 from vtprune.pruners.entry import Method, MethodOption
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,99}")
-EXAMPLE = "docs/methods.md shows a method of one's own"
 PLACES = ("input", "ecl", "horizon")
-
-
-def load_class(path: str) -> type:
-    """Return the class that "module:Class" names; modules in the working directory are found too.
-
-    Raises:
-        PresetError: it can't be imported, or is no class.
-    """
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise PresetError(
-            f"the method {quote(path)} is no class", "write package.module:Class, or give the class"
-        )
-    try:
-        with _working_directory():
-            value = getattr(importlib.import_module(module), name)
-    except AttributeError as error:
-        raise PresetError(f"module {module} has no class {name}", "check its name") from error
-    except Exception as error:
-        raise PresetError(
-            f"{module} can't be imported: {type(error).__name__}: {error}",
-            "it is looked for in the working directory and in PYTHONPATH",
-        ) from error
-    if not inspect.isclass(value):
-        raise PresetError(f"{path} is {quote(value)}, and no class", EXAMPLE)
-    return value
-
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """Look for modules in the working directory too, last."""
-    folder = os.getcwd()
-    if folder in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def entry_of(name: str, cls: type) -> Method:

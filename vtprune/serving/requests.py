@@ -21,7 +21,7 @@ from vtprune.inference.questions_file import check_length, read_list
 from vtprune.media import file_name
 from vtprune.media.addresses import ADDRESS
 from vtprune.media.folder import natural_order
-from vtprune.models.base import Turn
+from vtprune.models.turns import Turn
 from vtprune.preset import Preset, load_preset, override, parse_keep
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ tokens, a method a file makes a map of that, `explanation` says which places it 
 
 from __future__ import annotations
 
+from vtprune.errors import VtpruneError
+
 METHODS = {
     "attention": "the answer's attention to each token, mean over layers and heads; no pass more",
     "gradient": "the slope of the answer's probability towards the mean token; 3 passes a part",
@@ -21,3 +23,15 @@ DEFAULT = "relevance"
 READS_ATTENTION = ("attention", "relevance")
 PASSES = 256
 """Forward passes that a map may take."""
+
+
+def check_method(by: str, passes: int) -> None:
+    """Refuse a method that does not exist, and a number of passes that is none.
+
+    Raises:
+        VtpruneError: with the methods.
+    """
+    if by not in METHODS:
+        raise VtpruneError(f"explain by {by!r} is unknown", f"choose from {', '.join(METHODS)}")
+    if not passes >= 1:
+        raise VtpruneError(f"passes is {passes}, but must be at least 1", f"{PASSES} is usual")

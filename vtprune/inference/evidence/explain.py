@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vtprune.engine.inputs import FeatureCache
-from vtprune.errors import ModelError, VtpruneError
-from vtprune.inference.evidence import DEFAULT, METHODS, PASSES, READS_ATTENTION
+from vtprune.errors import ModelError
+from vtprune.inference.evidence import DEFAULT, PASSES, READS_ATTENTION, check_method
 from vtprune.inference.evidence.ask import (
     UNPRUNED,
     ExplainedAnswer,
@@ -98,18 +98,6 @@ def explain(
         loaded, read, question, by, resolved,
         sampling=sampling, generation=generation, limits=limits, passes=passes, layer=layer,
     )  # fmt: skip
-
-
-def check_method(by: str, passes: int) -> None:
-    """Refuse a method that does not exist, and a number of passes that is none.
-
-    Raises:
-        VtpruneError: with the methods.
-    """
-    if by not in METHODS:
-        raise VtpruneError(f"explain by {by!r} is unknown", f"choose from {', '.join(METHODS)}")
-    if not passes >= 1:
-        raise VtpruneError(f"passes is {passes}, but must be at least 1", f"{PASSES} is usual")
 
 
 def explain_answer(
