@@ -225,7 +225,13 @@ def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str)
     assert fake.asked["compare"] is False
 
 
-def test_every_option_arrives(fake: FakeRun, clip: str) -> None:
+def test_every_option_arrives(
+    fake: FakeRun, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(
+        "{model_type: qwen2_5_vl, layers: 28, hidden_size: 3584, ecl: 2, horizon: 20}"
+    )
     arguments = (
         "--model qwen2.5-vl-7b --device cpu --dtype float32 --attention eager --calibration c.yaml "
         "--adapter tuned --quantize 4bit "

@@ -38,8 +38,9 @@ def media_and_questions(
         click.UsageError: media or question are missing.
         VtpruneError: an empty question, or one that is a file.
     """
-    from vtprune.media import check_file, file_name
+    from vtprune.media import file_name
     from vtprune.media.addresses import ADDRESS
+    from vtprune.media.source import local_path
 
     paths, questions = list(inputs), list(asked)
     if [*paths, *questions].count(STDIN) > 1:
@@ -58,9 +59,13 @@ def media_and_questions(
         missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
     files = list(map(file_name, paths))
-    for file in files:
-        if file != STDIN and not (hosts and ADDRESS.match(file)):
-            check_file(file)  # what is not there is refused before torch is imported
+    local = [file for file in files if file != STDIN and not (hosts and ADDRESS.match(file))]
+    for file in local:
+        local_path(file)  # what can't be read is refused before torch is imported
+    from vtprune.media import check_file  # readers take a tenth of a second to import
+
+    for file in local:
+        check_file(file)
     return files, [read_question(question) for question in questions]
 
 
