@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vtprune
 from vtprune.errors import ModelError
 from vtprune.models.structure import find_structure
-from vtprune.pruners import create, similarity
+from vtprune.pruners import cdpruner, create, divprune, lazy_greedy, similarity
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.cdpruner import text_relevance
 from vtprune.pruners.contract import flat, tokens_of, video
@@ -414,7 +414,8 @@ def test_what_is_held_at_once_changes_nothing(
     monkeypatch.setattr(similarity, "HELD", held)
     monkeypatch.setattr(similarity, "FEW", held)
     monkeypatch.setattr(similarity, "BLOCK", 4)
-    monkeypatch.setattr(similarity, "AHEAD", 3)
+    monkeypatch.setattr(lazy_greedy, "ACTIVE", 7)
+    monkeypatch.setattr(divprune, "TOGETHER", 3)
     for budget, expected in zip(budgets, whole, strict=True):
         assert torch.equal(create(method, {}).select(tokens, budget).index, expected)
 
@@ -438,8 +439,9 @@ def test_more_are_held_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("method", ["divprune", "spread", "cdpruner"])
-def test_rows_of_likely_choices_give_the_choices_of_all(
-    method: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("active", [50, 1024])
+def test_a_lazy_choice_is_that_of_all(
+    active: int, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = tokens_of(video(frames=30, rows=6, cols=6))
     tokens.states["hidden"][100:160] = tokens.states["hidden"][:60]  # copies
@@ -453,10 +455,33 @@ def test_rows_of_likely_choices_give_the_choices_of_all(
         return similarity_cosines(left, right)
 
     similarity_cosines = similarity.cosines
-    monkeypatch.setattr(similarity, "cosines", counted)
+    for module in (similarity, divprune, cdpruner):
+        monkeypatch.setattr(module, "cosines", counted)
     monkeypatch.setattr(similarity, "may_hold", lambda pairs, device: False)
+    monkeypatch.setattr(similarity, "BLOCK", 64)
+    monkeypatch.setattr(lazy_greedy, "ACTIVE", active)
     assert torch.equal(create(method, {}).select(tokens, budget).index, whole)
-    assert max(products) <= similarity.BLOCK * len(tokens)  # so much memory
+    assert max(products) <= max(active, 64) * len(tokens) < len(tokens) ** 2  # so much memory
+
+
+def test_tokens_like_one_chosen_are_not_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = torch.randn(2400, 32, generator=torch.Generator().manual_seed(0))
+    states[1200:] = states[7]
+    rows = unit_rows(states)
+    products = []
+
+    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        products.append(left.shape[-2] * right.shape[-2])
+        return similarity_cosines(left, right)
+
+    similarity_cosines = divprune.cosines
+    monkeypatch.setattr(divprune, "cosines", counted)
+    monkeypatch.setattr(lazy_greedy, "ACTIVE", 64)
+    order, distance = divprune.farthest_first(rows[None], 600)
+    assert len(order[0].unique()) == 600
+    assert (distance.diff() <= 0).all()
+    assert int(((order == 7) | (order >= 1200)).sum()) == 1
+    assert sum(products) < 600 * len(rows) * 0.75
 
 
 @pytest.mark.parametrize("method", ["divprune", "spread", "cdpruner"])

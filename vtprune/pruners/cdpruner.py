@@ -34,7 +34,15 @@ import torch
 from torch.nn.functional import threshold
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
-from vtprune.pruners.similarity import WHOLE, Similarity, choose_in_groups, unit_rows
+from vtprune.pruners.lazy_greedy import choose_lazily
+from vtprune.pruners.similarity import (
+    WHOLE,
+    Similarity,
+    choose_in_groups,
+    cosines,
+    is_lazy,
+    unit_rows,
+)
 
 SPANNED = 1e-5  # of a unit row's square: no more than this is rounding
 NOTHING = 1e-20  # in its place: the gain is then below that of any row that is not spanned
@@ -91,12 +99,18 @@ def largest_volume(
         rows: (G, n, d) of unit length, or zero.
         relevance: (G, n), above 0.
     """
-    groups, num, _ = rows.shape
+    weight = relevance.square()
+    residual = left_over(rows.any(dim=2).float())  # (G, n) of each row's square
+    if is_lazy(rows):
+        chosen, gain = choose_lazily(
+            (weight * residual)[0], count, Volume(rows[0], weight[0], count)
+        )
+        return chosen[None], gain[None]
+    groups, num, width = rows.shape
     similarity = Similarity(rows, hold=count > num // 16)
     lines = torch.arange(groups, device=rows.device)
-    weight = relevance.square()
-    residual = threshold(rows.any(dim=2).float(), SPANNED, NOTHING)  # (G, n) of each row's square
-    factors = rows.new_zeros(groups, count, num)
+    # No more rows than they are wide are independent: after so many nothing is left of any.
+    factors = rows.new_zeros(groups, min(count, width), num)
     order: list[torch.Tensor] = []
     gains: list[torch.Tensor] = []
     for step in range(count):  # few and small operations: on a GPU their launches are the cost
@@ -104,12 +118,69 @@ def largest_volume(
         most, picked = gain.max(dim=1)
         order.append(picked)
         gains.append(most)
+        weight.scatter_(1, picked[:, None], -1.0)  # not again
+        if step >= width:
+            continue
         earlier = factors[:, :step]
-        cosine = similarity.to(picked, gain)[:, None]
+        cosine = similarity.to(picked)[:, None]
         line = torch.baddbmm(cosine, earlier[lines, :, picked][:, None], earlier, alpha=-1)[:, 0]
         # Of a token that is spanned nothing is left but rounding: divided by infinity, it is gone.
         line *= threshold(residual[lines, picked], SPANNED, torch.inf).rsqrt()[:, None]
         factors[:, step] = line
-        residual = threshold(residual.addcmul(line, line, value=-1), SPANNED, NOTHING)
-        weight.scatter_(1, picked[:, None], -1.0)  # not again
+        residual = left_over(residual.addcmul(line, line, value=-1))
     return torch.stack(order, dim=1), torch.stack(gains, dim=1)
+
+
+def left_over(residual: torch.Tensor) -> torch.Tensor:
+    """Return what is left of rows' squares: next to nothing, where it may be rounding."""
+    return threshold(residual, SPANNED, NOTHING)
+
+
+class Volume:
+    """What tokens multiply the volume's square by, as `Gains`: a Cholesky factorisation whose
+    columns are worked out for the tokens that are asked for.
+
+    Args:
+        rows: (n, d) of unit length, or zero.
+        weight: (n,) relevance, squared.
+        count: how many are chosen at most.
+    """
+
+    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, count: int) -> None:
+        self.rows, self.weight = rows, weight
+        most = min(count, rows.shape[1])  # that are independent of those chosen before
+        self.chosen: list[int] = []
+        self.factor = rows.new_zeros(most, most)  # of the cosines of those, lower triangular
+        self.tokens = torch.zeros(0, dtype=torch.long)
+        # Of the C tokens: columns of the factor, of those chosen while they are compared too; the
+        # squares that are left, (C,); and (C, C) cosines of what is left of them.
+        self.columns = self.residual = self.pairs = self.factor
+
+    def renew(self, tokens: torch.Tensor) -> torch.Tensor:
+        number = len(self.chosen)
+        rows = self.rows[tokens]
+        self.tokens = tokens
+        self.columns = torch.linalg.solve_triangular(
+            self.factor[:number, :number], cosines(self.rows[self.chosen], rows), upper=False
+        )
+        square = rows.any(dim=1).float() - self.columns.square().sum(dim=0)
+        self.residual = left_over(square)
+        return self.weight[tokens] * self.residual
+
+    def compare(self, places: torch.Tensor) -> None:
+        self.tokens, self.residual = self.tokens[places], self.residual[places]
+        columns, rows = self.columns[:, places], self.rows[self.tokens]
+        self.pairs = cosines(rows, rows).addmm_(columns.T, columns, alpha=-1)
+        self.columns = torch.cat([columns, columns.new_empty(len(places), len(places))])
+
+    def choose(self, place: int) -> torch.Tensor:
+        number, square = len(self.chosen), self.residual[place]
+        if square > SPANNED and number < len(self.factor):
+            line = self.pairs[place] * square.rsqrt()
+            self.pairs.addr_(line, line, alpha=-1)
+            self.residual = left_over(self.residual.addcmul(line, line, value=-1))
+            self.factor[number, :number] = self.columns[:number, place]
+            self.factor[number, number] = square.sqrt()
+            self.columns[number] = line
+            self.chosen.append(int(self.tokens[place]))
+        return self.weight[self.tokens] * self.residual

@@ -34,7 +34,18 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
-from vtprune.pruners.similarity import WHOLE, Similarity, choose_in_groups, unit_rows
+from vtprune.pruners.lazy_greedy import choose_lazily
+from vtprune.pruners.similarity import (
+    WHOLE,
+    Similarity,
+    choose_in_groups,
+    cosines,
+    is_lazy,
+    most_alone,
+    unit_rows,
+)
+
+TOGETHER = 128  # tokens that are compared with the same chosen ones at once
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,60 @@ def farthest_first(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.
     Args:
         rows: (G, n, d) of unit length, or zero.
     """
-    similarity = Similarity(rows, hold=True)
     zero = ~rows.any(dim=2)
     nearest = zero.float() * 2 - 1  # (G, n) cosine with the nearest kept token; a zero state's is 1
-    picked = similarity.most_alone(zero)
+    if is_lazy(rows):
+        nearest[0, most_alone(rows[0], zero[0])] = -torch.inf
+        chosen, gain = choose_lazily(-nearest[0], count, Distances(rows[0], nearest[0], count))
+        return chosen[None], 1 + gain[None]
+    similarity = Similarity(rows, hold=True)
+    picked = similarity.nearest().masked_fill(zero, 1.0).argmin(dim=1)
     order, distance = [picked], [rows.new_full((len(rows),), torch.inf)]
     for _ in range(count - 1):
-        nearest = torch.maximum(nearest, similarity.to(picked, -nearest))
+        nearest = torch.maximum(nearest, similarity.to(picked))
         nearest.scatter_(1, picked[:, None], torch.inf)
         least, picked = nearest.min(dim=1)
         order.append(picked)
         distance.append(1 - least)
     return torch.stack(order, dim=1), torch.stack(distance, dim=1)
+
+
+class Distances:
+    """How far tokens are from the nearest one chosen, as `Gains`: the cosine with it, negative.
+
+    Args:
+        rows: (n, d) of unit length, or zero.
+        nearest: (n,) cosine of each with the nearest one chosen, before any is.
+        count: how many are chosen at most.
+    """
+
+    def __init__(self, rows: torch.Tensor, nearest: torch.Tensor, count: int) -> None:
+        self.rows, self.nearest = rows, nearest
+        self.seen = torch.zeros(len(rows), dtype=torch.long)  # of those chosen, by each token
+        self.chosen = rows.new_empty(count, rows.shape[1])
+        self.number = 0
+        self.tokens = self.pairs = self.seen[:0]
+
+    def renew(self, tokens: torch.Tensor) -> torch.Tensor:
+        seen = self.seen[tokens]
+        for part in seen.argsort(stable=True).split(TOGETHER):  # those that lack about as many
+            some, first = tokens[part], int(seen[part].min())
+            if first < self.number:
+                cosine = cosines(self.rows[some], self.chosen[first : self.number])
+                self.nearest[some] = torch.maximum(self.nearest[some], cosine.amax(dim=1))
+        self.seen[tokens] = self.number
+        self.tokens = tokens
+        return -self.nearest[tokens]
+
+    def compare(self, places: torch.Tensor) -> None:
+        self.tokens = self.tokens[places]
+        rows = self.rows[self.tokens]
+        self.pairs = cosines(rows, rows)
+
+    def choose(self, place: int) -> torch.Tensor:
+        self.chosen[self.number] = self.rows[self.tokens[place]]
+        self.number += 1
+        nearest = torch.maximum(self.nearest[self.tokens], self.pairs[place])
+        self.nearest[self.tokens] = nearest
+        self.seen[self.tokens] = self.number
+        return -nearest

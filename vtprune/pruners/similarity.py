@@ -16,7 +16,7 @@ WHOLE = "none"  # of the option `segment`: all tokens are chosen from together
 SHARE = 5  # more than that may take up one part in so many of a device's memory
 FEW = 2**22  # so many are held on a CPU
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
-AHEAD = 64  # likely choices whose similarities are worked out with those of a choice
+LIKELY = 32  # rows that may be farthest, compared with all at once
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
 
@@ -43,8 +43,7 @@ def may_hold(pairs: int, device: torch.device) -> bool:
     """Return whether so many similarities may be held at once.
 
     By what the device has, not by what is free: held or not, products round differently, and a
-    choice must not depend on what else runs. A CPU holds few: it reads a choice at no cost, and so
-    can do without the products that no choice needs.
+    choice must not depend on what else runs. A CPU holds few: see `is_lazy`.
     """
     if pairs <= at_once(device):
         return True
@@ -58,12 +57,16 @@ def at_once(device: torch.device) -> int:
     return FEW if device.type == "cpu" else ANYWAY
 
 
-class Similarity:
-    """Cosines inside G groups of n tokens each.
+def is_lazy(rows: torch.Tensor) -> bool:
+    """Return whether to choose from (G, n, d) rows by `choose_lazily`: on a CPU, which reads a
+    choice at no cost, and so can do without the products that no choice needs."""
+    groups, num, _ = rows.shape
+    return groups == 1 and rows.device.type == "cpu" and not may_hold(num**2, rows.device)
 
-    All are held, where `may_hold`; else, on a CPU and in one group, those of the tokens that are
-    likely to be chosen next are worked out as one product, which is limited by arithmetic; else
-    those of one token at a time, limited by memory.
+
+class Similarity:
+    """Cosines inside G groups of n tokens each: all are held, where `may_hold`, else those of one
+    token are worked out at a time, limited by memory.
 
     Args:
         rows: (G, n, d) from `unit_rows`.
@@ -74,39 +77,14 @@ class Similarity:
         groups, num, _ = rows.shape
         self.rows = rows
         self.lines = torch.arange(groups, device=rows.device)
-        held = may_hold(groups * num**2, rows.device)
-        self.held = cosines(rows, rows) if hold and held else None
-        self.blocks = hold and not held and groups == 1 and rows.device.type == "cpu"
-        self.block = rows.new_empty(0, num)  # of the tokens in `place`
-        self.place: dict[int, int] = {}
+        held = hold and may_hold(groups * num**2, rows.device)
+        self.held = cosines(rows, rows) if held else None
 
-    def to(self, token: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
-        """(G, n) cosines with one token of each group, (G,) int64.
-
-        Args:
-            likely: (G, n), the higher, the sooner a token may be asked for.
-        """
+    def to(self, token: torch.Tensor) -> torch.Tensor:
+        """(G, n) cosines with one token of each group, (G,) int64."""
         if self.held is not None:
             return self.held[self.lines, token]
-        if not self.blocks:
-            return cosines(self.rows[self.lines, token][:, None], self.rows)[:, 0]
-        number = int(token)
-        if number not in self.place:
-            several = likely[0].sort(descending=True, stable=True).indices[:AHEAD].tolist()
-            self.place = {each: line for line, each in enumerate(dict.fromkeys([number, *several]))}
-            self.block = cosines(self.rows[0, list(self.place)], self.rows[0])
-        return self.block[self.place[number]][None]
-
-    def most_alone(self, excluded: torch.Tensor) -> torch.Tensor:
-        """(G,) int64, the token of each group whose nearest neighbour is farthest; the first of it
-        and those as far.
-
-        Args:
-            excluded: (G, n) bool, of tokens to choose only where there is no other.
-        """
-        if self.blocks:
-            return self._most_alone(excluded[0])
-        return self.nearest().masked_fill(excluded, 1.0).argmin(dim=1)
+        return cosines(self.rows[self.lines, token][:, None], self.rows)[:, 0]
 
     def nearest(self) -> torch.Tensor:
         """(G, n) cosine of every token with its nearest neighbour; -inf where it is alone."""
@@ -125,24 +103,33 @@ class Similarity:
             best = torch.maximum(best, block.amax(dim=1))
         return best
 
-    def _most_alone(self, excluded: torch.Tensor) -> torch.Tensor:
-        """Return what `most_alone` does, (1,), for one group, and leave a token out as soon as one
-        of its neighbours is nearer than the nearest one of another token."""
-        rows, (num,) = self.rows[0], excluded.shape
-        nearest = rows.new_full((num,), -torch.inf).masked_fill_(excluded, 1.0)
-        left = torch.arange(num)
-        farthest = torch.inf
-        for first in range(0, num, BLOCK):
-            last = min(first + BLOCK, num)
-            block = cosines(rows[left], rows[first:last])
-            block[left[:, None] == torch.arange(first, last)] = -torch.inf
-            nearest[left] = torch.maximum(nearest[left], block.amax(dim=1))
-            best = left[nearest[left].argmin()]
-            line = cosines(rows[best][None], rows)[0]
-            line[best] = nearest[best]
-            farthest = min(farthest, float(line.max()))
-            left = left[~(nearest[left] > farthest + 1 - SAME)]  # what isn't finite is left
-        return left[~(nearest[left] > nearest[left].min() + 1 - SAME)][:1]
+
+def most_alone(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
+    """() int64, the row whose nearest neighbour is farthest; the first of it and those as far.
+
+    A row is left out as soon as one of its neighbours is nearer than the nearest one of another
+    row; those that may be farthest are compared with all first.
+
+    Args:
+        rows: (n, d) from `unit_rows`.
+        excluded: (n,) bool, of rows to choose only where there is no other.
+    """
+    (num,) = excluded.shape
+    nearest = rows.new_full((num,), -torch.inf).masked_fill_(excluded, 1.0)
+    left = torch.arange(num, device=rows.device)
+    farthest = torch.inf
+    for first in range(0, num, BLOCK):
+        last = min(first + BLOCK, num)
+        block = cosines(rows[left], rows[first:last])
+        block[left[:, None] == torch.arange(first, last)] = -torch.inf
+        nearest[left] = torch.maximum(nearest[left], block.amax(dim=1))
+        best = left[nearest[left].topk(min(LIKELY, len(left)), largest=False).indices]
+        lines = cosines(rows[best], rows)
+        lines.scatter_(1, best[:, None], -torch.inf)
+        nearest[best] = torch.maximum(nearest[best], lines.amax(dim=1))
+        farthest = min(farthest, float(nearest[best].min()))
+        left = left[~(nearest[left] > farthest + 1 - SAME)]  # what isn't finite is left
+    return left[~(nearest[left] > nearest[left].min() + 1 - SAME)][0]
 
 
 def by_size(
