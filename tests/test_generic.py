@@ -198,19 +198,27 @@ def test_sizes_that_the_tower_is_given_tell_rows_and_columns(
 
 
 class VideoPatches:
-    """Makes patches of videos as Qwen3-VL's video processor does, without torchvision."""
+    """Makes patches of videos as Qwen3-VL's video processor does, without torchvision.
 
-    merge_size, temporal_patch_size, patch_size = 2, 2, 16
-    do_sample_frames = True
+    Args:
+        patch_size: their side in pixels.
+    """
+
+    merge_size, temporal_patch_size = 2, 2
+    do_sample_frames, fps, num_frames = True, None, None
     model_input_names = ("pixel_values_videos", "video_grid_thw")
+
+    def __init__(self, patch_size: int = 16) -> None:
+        self.patch_size = patch_size
 
     def sample_frames(self, metadata: Any, **options: object) -> list[int]:
         return list(range(0, metadata.total_num_frames, 2))
 
     def __call__(self, videos: list[torch.Tensor], **options: Any) -> BatchFeature:
-        shapes = [(len(v) // 2, v.shape[-2] // 32 * 2, v.shape[-1] // 32 * 2) for v in videos]
+        side = 2 * self.patch_size
+        shapes = [(len(v) // 2, v.shape[-2] // side * 2, v.shape[-1] // side * 2) for v in videos]
         sizes = torch.tensor(shapes)
-        pixels = torch.randn(int(sizes.prod(1).sum()), 2 * 3 * 16 * 16)
+        pixels = torch.randn(int(sizes.prod(1).sum()), 2 * 3 * self.patch_size**2)
         values = {"pixel_values_videos": pixels, "video_grid_thw": sizes}
         metadata = [VideoMetadata(**vars(one)) for one in options["video_metadata"]]
         return BatchFeature(values | {"video_metadata": metadata})
@@ -220,7 +228,8 @@ def with_videos(loaded: Loaded) -> Loaded:
     """A checkpoint whose videos need no torchvision."""
     assembled = loaded.files.assembled
     assert assembled is not None
-    assembled.whole.video_processor = VideoPatches()
+    vision = loaded.files.config.vision_config
+    assembled.whole.video_processor = VideoPatches(vision.patch_size)
     family = GenericFamily(loaded.family.name, ("image", "video"))
     return replace(
         loaded, family=family, files=replace(loaded.files, assembled=replace(assembled, missing={}))

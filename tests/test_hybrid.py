@@ -5,24 +5,33 @@ from __future__ import annotations
 import copy
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import layer_loop
 import pytest
+import tiny_processor
 import torch
 import transformers
 import zoo
 from oracle import dropped, generate
 from packaging.version import Version
+from test_generic import with_videos
+from test_pictures_places import ask
 from transformers import PreTrainedModel
 
 import vtprune
+from vtprune.engine.inputs import PixelView, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
+from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
+from vtprune.models.generic import STEPS_APART
+from vtprune.models.loading import load
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 from vtprune.preset import preset_names
 from vtprune.preset.calibration import Calibration
 from vtprune.pruners import METHODS, create
+from vtprune.tokens.units import Units
 
 Batch = dict[str, torch.Tensor]
 Stages = list[dict[str, object]]
@@ -60,6 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_type" in metafunc.fixturenames:
         every = metafunc.config.getoption("--zoo")
         metafunc.parametrize("model_type", EVERY if every else SOME)
+    if "with_video" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--zoo")
+        metafunc.parametrize("with_video", STEPS_APART if every else ["glm5_next"])
 
 
 @functools.cache
@@ -138,6 +150,55 @@ def test_kernels_and_caches_go_on_from_a_cut(model_type: str, kernel: str, cache
         assert_loop(model_type, "several", CUTS["three places"], cache_implementation=cache)
     finally:
         model.set_attn_implementation(before)
+
+
+# -- before the vision tower ----------------------------------------------------------------------
+
+PIXELS: Stages = [{"at": "pixels", "method": "predictable", "tolerance": 0}]
+
+
+def test_frames_left_out_before_the_tower_are_not_there_for_the_layers(
+    with_video: str, tmp_path: Path
+) -> None:
+    """The tower runs, on the steps that stay, and the decoder is the loop without the others."""
+    if with_video not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    loaded = with_videos(load(str(tiny_processor.build(with_video, tmp_path))))
+    noise = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
+    clip = noise[[0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]]  # every second is read
+    question = ask(loaded, [(clip, 4.0)])
+    batch, model = dict(question.tensors), loaded.model
+    sizes: list[int] = []
+    tower = next(getattr(model.model, name) for name in TOWERS if hasattr(model.model, name))
+    hook = tower.patch_embed.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with vtprune.pruning(model, {"stages": PIXELS}, inputs=question.for_engine()) as trace:
+        tokens, logits = generate(model, batch, STEPS)
+    hook.remove()
+    whole = generate(model, batch, STEPS, tokens)[1]
+    patches = len(batch["pixel_values_videos"])
+    assert sizes == [patches // 2]
+    assert 2 * len(trace.kept[0]) == len(trace.layouts[0])
+    expected = layer_loop.loop(model, batch, dropped(trace, batch), tokens)
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+    assert float((expected - whole).abs().max()) > 0.05  # something was dropped
+
+
+REASONS = {
+    "inkling_mm_model": "takes pictures alone, of which its processor does not tell which tile",
+    "inkling2": "takes pictures alone, of which its processor does not tell which tile",
+    "minicpmv4_6": "has a vision tower of which it is not known that it looks at each frame by",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_other_towers_are_refused_at_pixels_with_the_reason(kind: str) -> None:
+    model, batches = hybrid(kind)
+    view = PixelView(batches["one"], [[Units("image", torch.zeros(1, 3, 8, 8))]])
+    with (
+        vtprune.pruning(model, {"stages": PIXELS}, inputs=PreparedInputs(pixels=view)),
+        pytest.raises(ModelError, match=f"{kind} {REASONS[kind]}"),
+    ):
+        generate(model, batches["one"], 1)
 
 
 # -- methods that read the layer before their cut -------------------------------------------------

@@ -42,7 +42,7 @@ WIDTHS = ("out_hidden_size", "projection_dim", "text_hidden_size", "adapter_out_
 TEMPLATE = (
     "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"
     "{{% for part in message['content'] %}}{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}"
-    "{{% else %}}{before}{{{{ {tokens}[part['type']] }}}}{after}{{% endif %}}{{% endfor %}}"
+    "{{% else %}}{{{{ {media}[part['type']] }}}}{{% endif %}}{{% endfor %}}"
     "{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '<|assistant|>' }}}}{{% endif %}}"
 )
 """Roles in tokens of their own, and a placeholder where a picture or video is."""
@@ -62,7 +62,8 @@ class Kind:
         image_class, processor_class: where transformers' mapping names none.
         template: whether the checkpoint has a chat template.
         marker: what the template writes for a picture, where it is not its token.
-        around: texts before and after a placeholder in its template.
+        around, around_video: texts before and after a placeholder in its template; () for those
+            of pictures.
         second: whether there is a tokenizer for a Q-Former, too.
         named: whether the tokenizer has attributes for its special tokens.
     """
@@ -78,6 +79,7 @@ class Kind:
     template: bool = True
     marker: str = ""
     around: tuple[str, str] = ("", "")
+    around_video: tuple[str, ...] = ()
     second: bool = False
     named: bool = True
 
@@ -87,9 +89,23 @@ VISION = {**PADS, "vision_start_token": "<|vision_start|>", "vision_end_token": 
 QWEN = ("<|vision_start|>", "<|vision_end|>")
 BEGUN = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 GLM = Kind(
-    tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
-    special=BEGUN,
+    tokens={
+        "image_token": "<|image|>",
+        "video_token": "<|video|>",
+        **dict(
+            zip(
+                (
+                    f"{kind}_{side}_token"
+                    for kind in ("image", "video")
+                    for side in ("start", "end")
+                ),
+                BEGUN,
+                strict=True,
+            )
+        ),
+    },
     around=BEGUN[:2],
+    around_video=BEGUN[2:],
     image_class="Glm46VImageProcessor",
     processor_class="Glm46VProcessor",
 )
@@ -223,7 +239,12 @@ KINDS: dict[str, Kind] = {
     "ernie4_5_vl_moe": Kind(
         tokens=ERNIE,
         around=("<|IMAGE_START|>", "<|IMAGE_END|>"),
-        video={"video_processor_type": "Ernie4_5_VLMoeVideoProcessor", "temporal_patch_size": 2},
+        around_video=("<|VIDEO_START|>", "<|VIDEO_END|>"),
+        video={
+            "video_processor_type": "Ernie4_5_VLMoeVideoProcessor",
+            "temporal_patch_size": 2,
+            "draw_on_frames": False,  # published ones bring a font
+        },
     ),
     "exaone4_5": Kind(tokens=VISION, around=QWEN),
     "fast_vlm": Kind(
@@ -413,6 +434,11 @@ KINDS: dict[str, Kind] = {
     "nemotron_h_omni": Kind(
         special=("<img>", "</img>", "<so_start>", "<so_end>"),
         config={"vision_hidden_size": 64, "projector_hidden_size": 64},
+        video={
+            "video_processor_type": "NemotronH_Omni_Reasoning_V3VideoProcessor",
+            "norm_mean": [0.48, 0.46, 0.41],
+            "norm_std": [0.27, 0.26, 0.28],
+        },
     ),
     "ovis2": Kind(
         tokens={"image_token": "<IMG_ATOM>"},
@@ -603,13 +629,11 @@ def tokenizer(model_type: str, made: PreTrainedConfig) -> PreTrainedTokenizerFas
     model.add_special_tokens([AddedToken(text, special=True) for text in texts.values()])
     template = None
     if kind.template:
-        placeholders = {
-            "image": kind.marker or tokens["image_token"],
-            "video": tokens["video_token"],
+        media = {
+            "image": (kind.marker or tokens["image_token"]).join(kind.around),
+            "video": tokens["video_token"].join(kind.around_video or kind.around),
         }
-        template = TEMPLATE.format(
-            before=kind.around[0], after=kind.around[1], tokens=json.dumps(placeholders)
-        )
+        template = TEMPLATE.format(media=json.dumps(media))
     return PreTrainedTokenizerFast(
         tokenizer_object=model,
         padding_side="left",

@@ -230,11 +230,14 @@ class ReducedTower:
     Args:
         rows: (U,) bool: those that the tower gets.
         tokens: (N,) bool: those of their tokens; set by a tower that takes grids.
+        patches: (P,) bool: likewise those of their patches, which a projector behind the tower may
+            merge to tokens (LFM3-VL).
         ran: whether a tower was called.
     """
 
     rows: torch.Tensor
     tokens: torch.Tensor | None = None
+    patches: tuple[torch.Tensor, ...] = ()
     ran: bool = False
 
     def attach(self, inner: nn.Module, hooks: Hooks) -> None:
@@ -298,8 +301,10 @@ class ReducedTower:
         sizes = (shapes[:, 1] * shapes[:, 2]).repeat_interleave(steps)  # patches of each row
         if len(sizes) != len(rows):
             raise other_media()
-        self.tokens = rows.repeat_interleave(sizes // int(tower.spatial_merge_size) ** 2)  # type: ignore[arg-type]
+        merge = int(getattr(tower, "spatial_merge_size", 1))  # 1: their projector merges them
+        self.tokens = rows.repeat_interleave(sizes // merge**2)
         patches = rows.repeat_interleave(sizes)
+        self.patches = (patches,)
         changed: Kwargs = {}
         for name, value in given.items():
             if isinstance(value, torch.Tensor) and name != "grid_thw":
@@ -326,7 +331,7 @@ class ReducedTower:
         if not given:
             raise unknown(f"the output of the vision tower has no {' or '.join(FULL)}")
         for name in given:
-            setattr(output, name, restore_rows(getattr(output, name), self.tokens))
+            setattr(output, name, restore_rows(getattr(output, name), self.tokens, *self.patches))
         return output
 
     def before_projector(
@@ -352,15 +357,22 @@ def take_rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return value.index_select(0, rows.nonzero().squeeze(1).to(value.device))
 
 
-def restore_rows(value: object, rows: torch.Tensor) -> object:
-    """Return tensors that have the rows that are True with all of them: zeros for the others."""
+def restore_rows(value: object, *rows: torch.Tensor) -> object:
+    """Return tensors that have the rows that are True with all of them: zeros for the others.
+
+    Args:
+        rows: of all that there may be; the first that fit a tensor count.
+    """
     if isinstance(value, MutableMapping):
         for name in list(value):
-            value[name] = restore_rows(value[name], rows)
+            value[name] = restore_rows(value[name], *rows)
         return value
     if isinstance(value, (tuple, list)):
-        return type(value)(restore_rows(part, rows) for part in value)
-    if not isinstance(value, torch.Tensor) or not value.dim() or len(value) != int(rows.sum()):
+        return type(value)(restore_rows(part, *rows) for part in value)
+    if not isinstance(value, torch.Tensor) or not value.dim():
         return value
-    full = value.new_zeros(len(rows), *value.shape[1:])
-    return full.index_copy(0, rows.nonzero().squeeze(1).to(value.device), value)
+    fitting = next((kept for kept in rows if len(value) == int(kept.sum())), None)
+    if fitting is None:
+        return value
+    full = value.new_zeros(len(fitting), *value.shape[1:])
+    return full.index_copy(0, fitting.nonzero().squeeze(1).to(value.device), value)

@@ -15,7 +15,7 @@ from vtprune.engine.kv_cache import PrunedCache, pruned_cache
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.batch_layout import missing_input
-from vtprune.models.seams import BESIDE_PIXELS, Arguments, unknown
+from vtprune.models.seams import BESIDE_PIXELS, ENCODERS, Arguments, unknown
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset
 from vtprune.tokens.layout import MODALITIES
@@ -207,14 +207,18 @@ def refuse_unknown_tower(structure: Structure) -> None:
     """Refuse to leave frames out before a tower of which it is not known that it sees each alone.
 
     Raises:
-        ModelError: the model has no family of its own.
+        ModelError: its family does not say so.
     """
-    if not structure.family.listed:
-        raise ModelError(
-            f"{structure.model_type}: whether its vision tower looks at each frame and tile by "
-            "itself is not known, so none can be left out before it",
-            "cut at the input, or give fewer frames: --method downsample",
-        )
+    if structure.family.sees_steps_apart:
+        return
+    if "video" not in structure.placeholders() and not hasattr(structure.inner, ENCODERS["video"]):
+        reason = "takes pictures alone, of which its processor does not tell which tile shows what"
+    else:
+        reason = "has a vision tower of which it is not known that it looks at each frame by itself"
+    raise ModelError(
+        f"{structure.model_type} {reason}, so nothing can be left out before the tower",
+        "cut at the input, or give smaller pictures or fewer frames: --method downsample",
+    )
 
 
 # -- warnings ------------------------------------------------------------------------------------

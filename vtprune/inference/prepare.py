@@ -141,8 +141,7 @@ def encoded_units(
     loaded: Loaded, items: Sequence[PreparedMedia], inputs: Inputs
 ) -> tuple[Units, ...]:
     """Return what the vision tower encodes apart, in the order of the prompt if it is known."""
-    tower = getattr(loaded.files.config, "vision_config", None)
-    together = int(getattr(tower, "temporal_patch_size", 1))
+    together = loaded.family.frames_a_step(loaded.files.config)
     units = [
         Units("video", item.pixels, together)
         if item.source.kind == "video"

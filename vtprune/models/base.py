@@ -178,6 +178,8 @@ class Family:
         part_of_another: whether it is published as a part of a model with a `generate` of its own.
         tower_depth: what the vision tower's config calls its number of layers.
         overlapping_tiles: whether the tiles of a picture overlap.
+        sees_steps_apart: whether its vision tower is known to look at each frame, or step of a few,
+            and each tile by itself.
     """
 
     name: str
@@ -194,6 +196,7 @@ class Family:
     part_of_another: ClassVar[bool] = False
     tower_depth: ClassVar[str] = "num_hidden_layers"
     overlapping_tiles: ClassVar[bool] = False
+    sees_steps_apart: bool = True
 
     # -- where visual tokens sit, and what they cost ------------------------------------------
 
@@ -237,6 +240,10 @@ class Family:
             blocks are filled up.
         """
         return WHOLE, WHOLE
+
+    def frames_a_step(self, config: PreTrainedConfig) -> int:
+        """Return how many frames of a video the vision tower encodes together."""
+        return int(getattr(config.vision_config, "temporal_patch_size", 1))
 
     def vision_shape(self, config: object, modality: str) -> VisionShape | None:
         """Return the sizes of vision tower and projector that their FLOPs follow from.

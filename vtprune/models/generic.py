@@ -43,6 +43,12 @@ SHAPES = (
 )
 """Inputs that count the patches of each media item or tile."""
 MERGES = ("spatial_merge_size", "merge_size", "downsample_factor")
+STEPS_APART = (
+    *("cohere_compass", "cosmos3_omni", "exaone4_5", "glm5_next", "hyperclovax_vision_v2"),
+    "lfm3_vl",
+)
+"""Model types whose vision tower looks at each step of a video by itself, as tests prove."""
+FRAMES_A_STEP = ("temporal_patch_size", "video_temporal_patch_size")
 BICUBIC = 3
 FALLBACK_FRAMES = 32
 """Frames of a video, evenly, where a checkpoint's processor samples none itself."""
@@ -80,6 +86,7 @@ class GenericFamily(Family):
 
     def __init__(self, model_type: str, modalities: tuple[str, ...] = ("image",)) -> None:
         self.name, self.model_types, self.modalities = model_type, (model_type,), modalities
+        self.sees_steps_apart = model_type in STEPS_APART
 
     def placeholders(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         return placeholder_ids(config)
@@ -99,6 +106,11 @@ class GenericFamily(Family):
                 for columns in placeholder_runs.split_items(row, of_row.nonzero().squeeze(1), None)
             ]
         return grids
+
+    def frames_a_step(self, config: PreTrainedConfig) -> int:
+        parts = (getattr(config, "vision_config", None), config)
+        counts = (getattr(part, name, None) for part in parts for name in FRAMES_A_STEP)
+        return next((count for count in counts if isinstance(count, int) and count > 0), 1)
 
     # -- preparing inputs -----------------------------------------------------------------------
 

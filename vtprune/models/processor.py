@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -149,7 +149,7 @@ class Processor:
         kind = type(self.whole).__name__
         try:
             with quiet():
-                encoded: Mapping[str, object] = self.whole(text=[prompt], **options)
+                encoded = self._call(prompt, options)
         except ModelError:
             raise
         except Exception as error:
@@ -169,6 +169,20 @@ class Processor:
             rows = self.whole.create_mm_token_type_ids(tensors["input_ids"].tolist())
             tensors[TYPES] = torch.tensor(rows)
         return tensors
+
+    def _call(self, prompt: str, options: Mapping[str, Any]) -> Mapping[str, object]:
+        """Call transformers' processor; some take what is said of one video alone, not in a list.
+
+        Nemotron-H Omni's does (5.23 and 5.24).
+        """
+        call = cast("Callable[..., Mapping[str, object]]", self.whole)
+        try:
+            return call(text=[prompt], **options)
+        except AttributeError:
+            metadata = options.get("video_metadata", ())
+            if len(metadata) != 1:
+                raise
+            return call(text=[prompt], **{**options, "video_metadata": metadata[0]})
 
 
 def assemble(checkpoint: str, files: Files, trust_remote_code: bool) -> Processor:
