@@ -186,7 +186,7 @@ def test_frames_left_out_before_the_tower_are_not_there_for_the_layers(
 REASONS = {
     "inkling_mm_model": "takes pictures alone, of which its processor does not tell which tile",
     "inkling2": "takes pictures alone, of which its processor does not tell which tile",
-    "minicpmv4_6": "has a vision tower of which it is not known that it looks at each frame by",
+    "nemotron_h_omni": "has a vision tower of which it is not known that it looks at each frame by",
 }
 
 
