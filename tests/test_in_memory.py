@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,15 @@ def test_pieces_of_an_answer_are_heard_and_iterated(loaded: vtprune.Loaded, pict
     with vtprune.stream(loaded, picture, "what?", generation=generation) as stream:
         assert "".join(stream).strip() == report.answer
         assert stream.report.tokens == report.tokens
+
+
+def test_a_stream_takes_what_an_answer_takes(loaded: vtprune.Loaded, picture: Path) -> None:
+    taken = [set(inspect.signature(each).parameters) for each in (vtprune.ask, vtprune.stream)]
+    assert taken[0] - taken[1] == {"compare", "on_text"}
+    generation = vtprune.Generation(max_new_tokens=3)
+    with vtprune.stream(loaded, picture, "what?", tokens_after=4, generation=generation) as stream:
+        list(stream)
+        assert stream.report.tokens.stages[0].after == 4
 
 
 def test_a_stream_raises_the_error_and_can_be_closed(loaded: vtprune.Loaded, picture: Path) -> None:

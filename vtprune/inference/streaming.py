@@ -100,6 +100,9 @@ def stream(
     sampling: Sampling | None = None,
     generation: Generation | None = None,
     limits: Limits | None = None,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
+    fit: str | None = None,
 ) -> AnswerStream:
     """Answer one question as `ask` does, in a thread, and iterate over the pieces of the answer.
 
@@ -111,7 +114,7 @@ def stream(
 
     Args:
         model, media, question, preset, keep, method, at, options, seed, sampling, generation,
-            limits: as of `ask`.
+            limits, tokens, tokens_after, fit: as of `ask`.
 
     Raises:
         VtpruneError: while iterating: of any kind, with the way out.
@@ -121,6 +124,7 @@ def stream(
         return ask(
             model, media, question, preset, keep, method=method, at=at, options=options, seed=seed,
             sampling=sampling, generation=generation, limits=limits, on_text=on_text,
+            tokens=tokens, tokens_after=tokens_after, fit=fit,
         )  # fmt: skip
 
     return AnswerStream(answer)
