@@ -305,6 +305,33 @@ def test_prepared_inputs_are_refused_with_the_way_out(where: str) -> None:
         pass  # no pruning, whatever the preset
 
 
+def test_an_optional_stage_is_left_out_of_prepared_inputs_with_a_warning() -> None:
+    model = shared_model("llava_onevision")
+    inputs = prompts("llava_onevision", model, "video", "one")
+    later = {"at": 2, "method": "random", "keep": 0.5}
+    with vtprune.pruning(model, {"stages": [{**STAGE, "optional": True}, later]}) as trace:
+        oracle.generate(model, inputs, steps=1)
+    assert [stage.at for stage in trace.stages] == ["2"]
+    assert any(
+        "the optional stage at pixels (predictable) is left out" in w for w in trace.warnings
+    )
+    media = shown(model, inputs, None)
+    with vtprune.pruning(
+        model, {"stages": [{**STAGE, "optional": True}, later]}, inputs=prepared(media)
+    ) as trace:
+        oracle.generate(model, inputs, steps=1)
+    assert [stage.at for stage in trace.stages] == ["pixels", "2"]
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [[{**STAGE, "optional": True}], [STAGE, {"at": 2, "method": "random", "optional": True}]],
+)
+def test_optional_is_for_a_stage_at_pixels_before_others(stages: list[dict[str, object]]) -> None:
+    with pytest.raises(PresetError, match=r"optional: true at .* is for a stage at pixels"):
+        load_preset({"stages": stages})
+
+
 def test_media_of_another_prompt_are_refused() -> None:
     model = shared_model("llava_onevision")
     inputs = prompts("llava_onevision", model, "video", "one")

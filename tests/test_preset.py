@@ -581,6 +581,8 @@ def solve_for(preset: Preset, modality: str, num_layers: int, num_tokens: int): 
     calibration, _ = find_calibration("unknown", num_layers, 4096)
     places: list[Place] = []
     for stage in preset.stages_for(modality):
+        if stage.at == "pixels":  # what is left there is not known here
+            continue
         if stage.at == "schedule":
             profile = find_profile(stage.method)
             places += [Place(stage.at, layer, profile=profile, part=part)

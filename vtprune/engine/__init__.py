@@ -30,7 +30,7 @@ from torch import nn
 from vtprune.engine.block import PruningBlock
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.plan import PruningPlan
-from vtprune.engine.refusals import refuse_pixels
+from vtprune.engine.refusals import leave_out_optional, refuse_pixels
 from vtprune.engine.trace import Trace
 from vtprune.engine.unpruned import describe_unpruned
 from vtprune.errors import ModelError
@@ -108,8 +108,9 @@ def pruning(
     if threads not in THREADS:
         raise ModelError(f"threads {threads!r} is not one of {', '.join(THREADS)}")
     inputs = inputs or PreparedInputs()
-    refuse_pixels(wanted, inputs.pixels)
     trace = Trace()
+    wanted, warning = leave_out_optional(wanted, inputs.pixels)
+    refuse_pixels(wanted, inputs.pixels)
     try:
         structure = find_structure(model)
     except ModelError as error:
@@ -118,6 +119,9 @@ def pruning(
         describe_unpruned(trace, model, inputs, error)
         yield trace
         return
+    trace.warn(warning)
+    wanted, warning = leave_out_optional(wanted, inputs.pixels, structure)
+    trace.warn(warning)
     plan = PruningPlan(wanted, structure, calibration, trace, inputs.answer_tokens)
     block = PruningBlock(plan, modality, inputs, own_thread=threads == "own")
     try:

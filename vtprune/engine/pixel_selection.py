@@ -14,7 +14,9 @@ from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
-from vtprune.tokens.layout import MODALITIES, Layout
+from vtprune.pruners import METHODS
+from vtprune.pruners.base import PatchPruner, UnitPruner
+from vtprune.tokens.layout import MODALITIES, PATCH, Layout
 from vtprune.tokens.schedule import fixed_count
 from vtprune.tokens.units import Units
 
@@ -99,26 +101,160 @@ def select_pixels(
     rows, dropped = [], []
     for layout, items in zip(layouts, media, strict=True):
         tokens = unit_tokens(layout, items)
-        kept = [list(range(len(item))) for item in items]
+        kept = [[torch.ones(len(index), dtype=torch.bool) for index in units] for units in tokens]
+        encoded = [list(range(len(item))) for item in items]
         for group in groups:
             among = [n for n, item in enumerate(items) if group.modality in ("all", item.modality)]
-            sizes = [[len(index) for index in tokens[n]] for n in among]
+            of_group = PromptUnits([items[n] for n in among], [tokens[n] for n in among], layout)
             total = len(layout.of_modality(group.modality))
             keep = plan.keep_at_pixels(group, len(layout))
-            chosen = _choose_units(plan, group, [items[n] for n in among], sizes, total, keep)
-            for n, units in zip(among, chosen, strict=True):
-                kept[n] = units
-        pairs = zip(items, kept, strict=True)
+            if METHODS[group.stages[0].spec.method].patches:
+                masks = _choose_patches(plan, group, of_group, total, keep)
+                for n, units in zip(among, masks, strict=True):
+                    kept[n] = units
+                    encoded[n] = [u for u, mask in enumerate(units) if mask.any() or not len(mask)]
+                continue
+            chosen = _choose_units(plan, group, of_group.items, of_group.sizes, total, keep)
+            for n, numbers in zip(among, chosen, strict=True):
+                encoded[n] = numbers
+                for unit in {*range(len(items[n]))} - {*numbers}:
+                    kept[n][unit][:] = False
+        pairs = zip(items, encoded, strict=True)
         rows.append([(item.modality, item.rows_kept(units)) for item, units in pairs])
         left_out = [
-            index
-            for units, of_item in zip(kept, tokens, strict=True)
-            for unit, index in enumerate(of_item)
-            if unit not in units
+            index[~mask]
+            for of_item, masks in zip(tokens, kept, strict=True)
+            for index, mask in zip(of_item, masks, strict=True)
         ]
         index = torch.cat([torch.zeros(0, dtype=torch.long), *left_out])
         dropped.append(layout.columns[index.sort().values])
     return PixelSelection(layouts, rows, dropped)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptUnits:
+    """Some media items of one prompt, and where their tokens are.
+
+    Args:
+        tokens: of every unit of each, its index into the layout.
+        layout: of the prompt.
+    """
+
+    items: list[Units]
+    tokens: list[list[torch.Tensor]]
+    layout: Layout
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        """Tokens of every unit of each item."""
+        return [[len(index) for index in units] for units in self.tokens]
+
+    def grids(self) -> list[list[tuple[int, int]]]:
+        """Return (rows, columns) of the patches of every unit; (1, 1) where they go together.
+
+        They are told apart where they fill the unit's pixels, row by row: not those of a picture
+        whose tiles overlap or share tokens, nor those of tiles that were cut to its shape, which
+        have fewer than its base picture.
+        """
+        grids = []
+        for item, units in zip(self.items, self.tokens, strict=True):
+            of_item = [self.grid(index) for index in units]
+            base = of_item[item.base]
+            apart = not item.in_one_piece
+            grids.append([grid if apart and grid == base else (1, 1) for grid in of_item])
+        return grids
+
+    def grid(self, index: torch.Tensor) -> tuple[int, int]:
+        """Return (rows, columns) of the patches of some tokens; (1, 1) where they are no block."""
+        grid = self.layout.grid.take(index[self.layout.grid.kind[index] == PATCH])
+        rows, columns = grid.row.unique(), grid.col.unique()
+        places = torch.cartesian_prod(rows, columns)
+        block = len(places) == len(grid) and torch.equal(
+            places, torch.stack([grid.row, grid.col], dim=1)
+        )
+        return (len(rows), len(columns)) if block and len(grid) > 1 else (1, 1)
+
+    def spread(self, patches: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        """Return for every unit which of its tokens stay, of which of its patches do.
+
+        Newlines and the like stay where any patch of their unit does.
+        """
+        masks = []
+        for units, of_item in zip(self.tokens, patches, strict=True):
+            of_units = []
+            for index, kept in zip(units, of_item, strict=True):
+                mask = torch.full((len(index),), bool(kept.any()))
+                if kept.numel() > 1:
+                    mask[self.layout.grid.kind[index] == PATCH] = kept.flatten()
+                of_units.append(mask)
+            masks.append(of_units)
+        return masks
+
+
+def _choose_patches(
+    plan: PruningPlan, group: StageGroup, units: PromptUnits, total: int, keep: float | None
+) -> list[list[torch.Tensor]]:
+    """Return for every unit of every item of one sample which of its tokens one stage keeps.
+
+    Args:
+        total: tokens of all.
+        keep: the fraction of them that may be left; None: as many as the method keeps.
+    """
+    method = group.at_pixels
+    assert isinstance(method, PatchPruner)
+    most = None if keep is None else fixed_count(keep, total)
+    grids, sizes = units.grids(), units.sizes
+
+    def choose(at_most: int | None) -> tuple[list[list[torch.Tensor]], int]:
+        masks = units.spread(method.keep_patches(units.items, grids, sizes, at_most))
+        return masks, sum(int(mask.sum()) for of_item in masks for mask in of_item)
+
+    kept, left = choose(None)
+    if keep is None or most is None:
+        return kept
+    _check_reached(plan, group, keep, left, most, total)
+    if left > most:
+        patches = sum(
+            int((units.layout.grid.kind[index] == PATCH).sum()) if grid != (1, 1) else len(index)
+            for of_item, of_grids in zip(units.tokens, grids, strict=True)
+            for index, grid in zip(of_item, of_grids, strict=True)
+        )
+        kept, left = choose(max(most - (sum(map(sum, sizes)) - patches), 0))
+    _check_most(plan, group, keep, left, most, total)
+    return kept
+
+
+def _check_reached(
+    plan: PruningPlan, group: StageGroup, keep: float, left: int, most: int, total: int
+) -> None:
+    """Warn where a method at `pixels` alone leaves fewer tokens than the preset's keep allows."""
+    stage = group.stages[0].spec
+    if left < most and stage.keep is None:
+        plan.trace.warn(
+            f"keep {keep:g} is not reached: only {left} of {total} tokens are in frames and "
+            f"tiles that {stage.method} does not drop"
+        )
+
+
+def _check_most(
+    plan: PruningPlan, group: StageGroup, keep: float, left: int, most: int, total: int
+) -> None:
+    """Warn where whole frames and tiles can't meet the keep of a stage at `pixels`.
+
+    Raises:
+        PresetError: nor that of the preset.
+    """
+    stage = group.stages[0].spec
+    if left > most:
+        message = (
+            f"keep {keep:g} can't be reached at pixels: the first frame of a video and the base "
+            f"picture always stay, {left} of {total} tokens"
+        )
+        if stage.keep is None:
+            raise PresetError(
+                message, "raise keep, or cut at the input: --method uniform --at input"
+            )
+        plan.trace.warn(message)
 
 
 def _choose_units(
@@ -136,8 +272,8 @@ def _choose_units(
         total: tokens of all.
         keep: the fraction of them that may be left; None: as many as the method keeps.
     """
-    method, stage = group.at_pixels, group.stages[0].spec
-    assert method is not None
+    method = group.at_pixels
+    assert isinstance(method, UnitPruner)
     if any(item.in_one_piece for item in items):
         plan.trace.warn(
             "no tile of a picture can be dropped before the vision tower here (tiles overlap, or "
@@ -148,24 +284,11 @@ def _choose_units(
         return kept
     most = fixed_count(keep, total)
     left = _count(kept, sizes)
-    if left < most and stage.keep is None:
-        plan.trace.warn(
-            f"keep {keep:g} is not reached: only {left} of {total} tokens are in frames and "
-            "tiles that are not predictable within the tolerance"
-        )
+    _check_reached(plan, group, keep, left, most, total)
     if left > most:
         kept = method.shrink(items, kept, sizes, most)
         left = _count(kept, sizes)
-    if left > most:
-        message = (
-            f"keep {keep:g} can't be reached at pixels: the first frame of a video and the base "
-            f"picture always stay, {left} of {total} tokens"
-        )
-        if stage.keep is None:
-            raise PresetError(
-                message, "raise keep, or cut at the input: --method uniform --at input"
-            )
-        plan.trace.warn(message)
+    _check_most(plan, group, keep, left, most, total)
     return kept
 
 

@@ -16,8 +16,8 @@ from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
 from vtprune.preset.spec import PIXELS
-from vtprune.pruners import METHODS, create, create_units, find_profile
-from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, Pruner, UnitPruner
+from vtprune.pruners import METHODS, create, create_patches, create_units, find_profile
+from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, PatchPruner, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
 from vtprune.tokens.schedule import Cut, Place, Schedule, resolve_layer
 from vtprune.tokens.solver import solve
@@ -49,7 +49,7 @@ class StageGroup:
 
     modality: str
     stages: tuple[PlacedStage, ...]
-    at_pixels: UnitPruner | None = None
+    at_pixels: UnitPruner | PatchPruner | None = None
 
     @property
     def before_tower(self) -> bool:
@@ -117,9 +117,11 @@ class PruningPlan:
                 PlacedStage(spec, place, create(spec.method, dict(spec.options)))
                 for spec, place in self.places(specs)
             )
-            at_pixels = None
+            at_pixels: UnitPruner | PatchPruner | None = None
             if stages and METHODS[stages[0].spec.method].units:
-                at_pixels = create_units(stages[0].spec.method, dict(stages[0].spec.options))
+                method, options = stages[0].spec.method, dict(stages[0].spec.options)
+                patches = METHODS[method].patches
+                at_pixels = (create_patches if patches else create_units)(method, options)
             self.groups[modality] = StageGroup(modality, stages, at_pixels)
         return self.groups[modality]
 

@@ -203,6 +203,27 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
         )
 
 
+def leave_out_optional(
+    preset: Preset, pixels: PixelView | None, structure: Structure | None = None
+) -> tuple[Preset, str]:
+    """Return a preset without the optional stages that can't run, and a warning; "" for none.
+
+    Args:
+        structure: of the model, once it is known.
+    """
+    stage = preset.frame_and_tile_stage()
+    if stage is None or not stage.optional:
+        return preset, ""
+    if pixels is None:
+        why = "prepared inputs hold no pixels to compare"
+    elif structure is not None and not structure.family.listed:
+        why = f"whether {structure.model_type} encodes frames one by one is not known"
+    else:
+        return preset, ""
+    warning = f"{preset.label}: the optional stage at pixels ({stage.method}) is left out: {why}"
+    return preset.without_optional_stages(), warning
+
+
 def refuse_unknown_tower(structure: Structure) -> None:
     """Refuse to leave frames out before a tower of which it is not known that it sees each alone.
 

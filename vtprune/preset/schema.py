@@ -41,6 +41,7 @@ class StageSchema(Schema):
         "even", description="one of even, entropy, entropy-or-none"
     )
     positions: Literal["keep", "renumber"] = Field("keep", description="one of keep, renumber")
+    optional: Annotated[bool, Field(strict=True, description="true or false")] = False
 
 
 Stages = Annotated[

@@ -11,7 +11,7 @@ from vtprune.pruners import METHODS, check_options, reads_question
 
 DEFAULT = "balanced"
 PIXELS = "pixels"  # before the vision tower
-STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions")
+STAGE_KEYS = ("at", "method", "keep", "per", "split", "positions", "optional")
 IMAGE_KEYS = ("keep", "max_tiles", "stages")
 VIDEO_KEYS = ("keep", "frames", "fps", "max_frames", "stages")
 
@@ -43,6 +43,8 @@ class StageSpec:
         positions: "keep": kept tokens keep their position ids; "renumber": they get new ones
             without gaps.
         options: every option of the method, defaults included.
+        optional: leave a stage at "pixels" out, with a warning, where there are no pixels to
+            compare, or no tower that is known to encode frames one by one.
     """
 
     at: str
@@ -52,13 +54,16 @@ class StageSpec:
     split: str = "even"
     positions: str = "keep"
     options: tuple[tuple[str, str | float], ...] = ()
+    optional: bool = False
 
     @classmethod
     def from_dict(cls, stage: Mapping[str, Any]) -> StageSpec:
         """Return the stage that `to_dict` gives: its method's defaults are filled in."""
         name, keep = stage["method"], stage.get("keep")
         options = {key: value for key, value in stage.items() if key not in STAGE_KEYS}
-        scopes = {key: stage[key] for key in ("per", "split", "positions") if key in stage}
+        scopes = {
+            key: stage[key] for key in ("per", "split", "positions", "optional") if key in stage
+        }
         return cls(
             check_place(stage.get("at", "schedule")),  # left out only where there is a schedule
             name,
@@ -72,6 +77,8 @@ class StageSpec:
         values: dict[str, object] = {"at": self.at, "method": self.method}
         if self.keep is not None:
             values["keep"] = self.keep
+        if self.optional:
+            values["optional"] = True
         return {**values, "per": self.per, "split": self.split, "positions": self.positions,
                 **dict(self.options)}  # fmt: skip
 
@@ -190,6 +197,14 @@ class Preset:
                 "it acts before the vision tower, and so before all others",
                 "put it first; a preset can have one stage at pixels",
             )
+        for stage in stages:
+            if stage.optional and (stage.at != PIXELS or METHODS[stage.method].media or
+                                   len(stages) == 1):  # fmt: skip
+                raise PresetError(
+                    f"{self.label}: optional: true at {stage.at} ({stage.method}, {modality}) is "
+                    "for a stage at pixels that drops frames, tiles or patches before other stages",
+                    "leave optional away",
+                )
         first = stages[0].keep if stages[0].at == PIXELS else None
         for stage in stages[1:]:
             if first is not None and stage.keep is not None and stage.keep > first:
@@ -268,6 +283,19 @@ class Preset:
         """Return the stage that drops frames and tiles before the vision tower; None: none does."""
         stages = [self._stage_before_tower(modality) for modality in ("image", "video")]
         return next((stage for stage in stages if stage and METHODS[stage.method].units), None)
+
+    def without_optional_stages(self) -> Preset:
+        """Return the preset as it is where nothing can go before the vision tower."""
+
+        def required(stages: tuple[StageSpec, ...] | None) -> tuple[StageSpec, ...] | None:
+            return stages and tuple(stage for stage in stages if not stage.optional)
+
+        return replace(
+            self,
+            stages=required(self.stages),
+            image=replace(self.image, stages=required(self.image.stages)),
+            video=replace(self.video, stages=required(self.video.stages)),
+        )
 
     def downsampling_stage(self, modality: str) -> StageSpec | None:
         """Return the stage that makes media smaller before they are prepared; None: none does."""

@@ -12,7 +12,7 @@ from vtprune.errors import PresetError, brief, quote
 from vtprune.pruners.entry import Method, MethodOption, Value
 
 if TYPE_CHECKING:
-    from vtprune.pruners.base import Pruner, UnitPruner
+    from vtprune.pruners.base import PatchPruner, Pruner, UnitPruner
     from vtprune.tokens.schedule import CutProfile
 
 COMPARED = MethodOption(
@@ -183,6 +183,21 @@ METHODS: dict[str, Method] = {
         modalities=("video",),
         units=True,
     ),
+    "repeated": Method(
+        path="vtprune.pruners.repeated:Repeated",
+        at="pixels",
+        summary="what the picture before does not show",
+        paper="this project",
+        options=(
+            MethodOption("tolerance", 2.0, (),
+                   "largest mean difference, in levels of 255, of any 4 x 4 block of a dropped "
+                   "patch from its place in the picture before; 0: only bit-identical ones",
+                   0, 255),
+        ),
+        modalities=("image",),
+        units=True,
+        patches=True,
+    ),
     "random": Method(
         path="vtprune.pruners.random:Random",
         at="horizon",
@@ -327,6 +342,11 @@ def create(name: str, options: Mapping[str, object]) -> Pruner:
 def create_units(name: str, options: Mapping[str, object]) -> UnitPruner:
     """Create the method `name`, which acts at `pixels`, with its options."""
     return cast("UnitPruner", _create(name, options))
+
+
+def create_patches(name: str, options: Mapping[str, object]) -> PatchPruner:
+    """Create the method `name`, which drops patches at `pixels`, with its options."""
+    return cast("PatchPruner", _create(name, options))
 
 
 def _create(name: str, options: Mapping[str, object]) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -168,6 +168,7 @@ def merged_into(
     return Selection(index, assign, weight, scores)
 
 
+@runtime_checkable
 class UnitPruner(Protocol):
     """A method that drops whole frames and tiles: pixels in, the numbers of the kept ones out."""
 
@@ -189,6 +190,28 @@ class UnitPruner(Protocol):
         Args:
             media: the items of one prompt.
             sizes: tokens of every unit of each.
+        """
+        ...
+
+
+@runtime_checkable
+class PatchPruner(Protocol):
+    """A method that drops patches before the vision tower: pixels in, a mask of the kept out."""
+
+    def keep_patches(
+        self,
+        media: Sequence[Units],
+        grids: Sequence[Sequence[tuple[int, int]]],
+        sizes: Sequence[Sequence[int]],
+        most: int | None,
+    ) -> list[list[torch.Tensor]]:
+        """Return for every unit of every item which of its patches stay, (R, C) bool.
+
+        Args:
+            media: the items of one prompt.
+            grids: (R, C) of every unit of each; (1, 1) where its tokens go together.
+            sizes: tokens of every unit of each.
+            most: tokens that may stay, as far as that can be; None: as many as do.
         """
         ...
 

@@ -80,6 +80,7 @@ class Method:
         schedule: "module:function" of a schedule of its own, for the place `at`: see
             `vtprune.tokens.schedule.Profile`.
         units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
+        patches: of these it drops single patches too.
         media: it makes the media themselves smaller, and acts at `pixels` alone.
         reads_question: what it keeps depends on the text that follows the visual tokens, the
             question.
@@ -97,6 +98,7 @@ class Method:
     modalities: tuple[str, ...] = ("image", "video")
     schedule: str = ""
     units: bool = False
+    patches: bool = False
     media: bool = False
     reads_question: bool = False
     blind: tuple[str, str] | None = None

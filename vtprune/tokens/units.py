@@ -72,7 +72,8 @@ class Units:
     def rows_kept(self, kept: Sequence[int]) -> torch.Tensor:
         """(rows,) bool: which of its rows the tower gets, where it gets the units `kept`."""
         rows = torch.zeros(self.rows, dtype=torch.bool)
-        rows[slice(None) if self.in_one_piece else list(kept)] = True
+        if kept:
+            rows[slice(None) if self.in_one_piece else list(kept)] = True
         return rows
 
 
