@@ -16,7 +16,7 @@ from vtprune.cli import cli
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models import FAMILIES, find_family
-from vtprune.models.checkpoint import read_files, refuse_original
+from vtprune.models.checkpoint import read_files, refuse_original, warn_of_missing
 from vtprune.models.loading import load, open_model
 from vtprune.models.names import aliases
 
@@ -167,3 +167,28 @@ def test_a_bad_preparation_file_is_named_with_its_field(
     config, tokenizer = tiny.config("llava_next"), tiny.tokenizer("llava_next", True)
     with pytest.raises(ModelError, match=rf"{file}: {field} (is|has) "):
         read_files(directory, config, tokenizer)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_missing_preparation_file_is_warned_of_with_what_is_taken(
+    name: str, tmp_path: Path
+) -> None:
+    config, tokenizer = tiny.config(name), tiny.tokenizer(name, True)
+    family = find_family(config.model_type)
+    files = read_files(tiny.describe(name, tmp_path), config, tokenizer)
+    assert warn_of_missing("some-model", family, files) == []
+    (tmp_path / "preprocessor_config.json").unlink()
+    files = read_files(tmp_path, config, tokenizer)
+    height, width = family.largest(files)
+    (warning,) = warn_of_missing("some-model", family, files)
+    assert warning.startswith("some-model has no preprocessor_config.json")
+    assert f"{width} x {height} pixels" in warning
+    assert ("video_preprocessor_config.json" in warning) == (
+        "video" in family.modalities and not files.video
+    )
+
+
+def test_the_report_warns_of_it(tmp_path: Path) -> None:
+    directory = tiny.build("llava", tmp_path)
+    (directory / "preprocessor_config.json").unlink()
+    assert any("has no preprocessor_config.json" in text for text in load(str(directory)).warnings)

@@ -86,6 +86,17 @@ def test_sound_is_never_cut_and_pruned_equals_masked(name: str, kind: str, at: s
 
 
 @pytest.mark.parametrize("name", OMNI)
+def test_a_video_without_the_seconds_of_its_steps_is_refused_by_that_name(name: str) -> None:
+    model, inputs = shared_model(name), tiny.inputs(name, shared_model(name), "video")
+    del inputs["video_second_per_grid"]
+    cut = {"stages": [{"at": 2, "method": "random", "keep": 0.3}]}
+    message = "the pixels of videos were given without video_second_per_grid"
+    with vtprune.pruning(model, cut), pytest.raises(ModelError, match=message) as caught:
+        oracle.generate(model, inputs, steps=1)
+    assert "pass all that the model's processor gives" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", OMNI)
 def test_seconds_of_a_step_are_official_for_the_official_frames_and_else_real(name: str) -> None:
     family, files = family_of(name), files_of(name)
     official = {"qwen2_5_omni_thinker": 1.0, "qwen3_omni_moe_thinker": 2.0}[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from vtprune.engine.refusals import (
     refuse_copy,
     refuse_embeds,
     refuse_lone_placeholders,
+    refuse_missing_times,
     refuse_past,
     refuse_piece,
     warn_of_choosing_anew,
@@ -29,7 +30,7 @@ from vtprune.engine.refusals import (
 from vtprune.engine.vision_encoder import EncoderHooks
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
-from vtprune.models.seams import INNER, check_values, find_cache
+from vtprune.models.seams import INNER, POSITIONS, Arguments, check_values, find_cache
 from vtprune.tokens.units import FullSizeCounts
 
 Args = tuple[object, ...]
@@ -74,6 +75,9 @@ class PruningBlock:
             self.hooks.before(self.structure.model, self.check_arguments)
             self.decoder.attach(self.hooks)
             self.rope_deltas.attach(self.structure.model, self.hooks_of_all)
+            for module in dict.fromkeys((self.inner, self.structure.model)):  # Omni: each its own
+                if hasattr(module, POSITIONS):
+                    self.hooks.replace(module, POSITIONS, self.locate)
 
     def detach(self) -> None:
         """Take everything off; the model is as it was found.
@@ -87,6 +91,16 @@ class PruningBlock:
     def check_arguments(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Refuse arguments of the outer model, the one with the output head."""
         refuse_columns(kwargs)
+
+    def locate(self, give: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """Return the positions that the model gives; refuse videos without their times."""
+        try:
+            return give(*args, **kwargs)
+        except TypeError as error:
+            refuse_missing_times(
+                self.structure.model_type, Arguments(give).bind(args, kwargs), error
+            )
+            raise
 
     def plan_forward(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Plan the cuts of a forward of the inner model, if it is a prompt with visual tokens."""

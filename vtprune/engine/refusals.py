@@ -15,7 +15,7 @@ from vtprune.engine.kv_cache import PrunedCache, pruned_cache
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.batch_layout import missing_input
-from vtprune.models.seams import BESIDE_PIXELS, ENCODERS, Arguments, unknown
+from vtprune.models.seams import BESIDE_PIXELS, ENCODERS, ROPE_INPUTS, Arguments, unknown
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset
 from vtprune.tokens.layout import MODALITIES
@@ -106,6 +106,18 @@ def refuse_missing_inputs(
         missing = [name for name in missing if name in str(error)]
     if missing:
         raise missing_input(structure.model_type, modality, " or ".join(missing)) from error
+
+
+def refuse_missing_times(model_type: str, given: Mapping[str, object], error: Exception) -> None:
+    """Refuse a video that came without the seconds of its steps (Qwen-Omni).
+
+    Args:
+        given: the arguments of the function that gives positions.
+        error: that it raised.
+    """
+    for name, argument in ROPE_INPUTS.items():
+        if given.get("video_grid_thw") is not None and given.get(argument, error) is None:
+            raise missing_input(model_type, "video", name) from error
 
 
 def refuse_piece(past: int, vision: Mapping[str, object], before: Mapping[str, object]) -> None:

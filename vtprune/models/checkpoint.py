@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file, cached_files
 
 from vtprune.errors import ModelError
 from vtprune.models import FAMILIES, PARTS, find_family
-from vtprune.models.base import Files
+from vtprune.models.base import Family, Files
 from vtprune.models.names import aliases
 from vtprune.models.preparation_values import check_preparation
 
@@ -81,6 +81,26 @@ def read_files(
         video=cast("Mapping[str, object]", video),
         processor=processor,
     )
+
+
+def warn_of_missing(name: str, family: Family, files: Files) -> list[str]:
+    """Return a warning where a checkpoint does not say how its media are to be prepared.
+
+    A family of its own has defaults; a processor of the checkpoint is refused without its files. A
+    video's file alone may be missing: that of pictures, or the family's, serves older checkpoints.
+
+    Args:
+        name: as the user gave it.
+    """
+    if files.image or not family.listed:
+        return []
+    height, width = family.largest(files)
+    absent = IMAGE if files.video or "video" not in family.modalities else f"{IMAGE} and no {VIDEO}"
+    return [
+        f"{name} has no {absent}: sizes, means and tiles are the defaults of {family.name} "
+        f"(pictures up to {width} x {height} pixels), which its weights may not have been trained "
+        "with; take the file from the model's own repository"
+    ]
 
 
 def find_file(checkpoint: str | Path, name: str, bar: type[tqdm] | None = None) -> Path | None:

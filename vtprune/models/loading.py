@@ -321,10 +321,11 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(
             directory if has_tokenizer else checkpoint, trust_remote_code=trust_remote_code
         )
-        from vtprune.models.checkpoint import read_files
+        from vtprune.models.checkpoint import read_files, warn_of_missing
 
         files = read_files(checkpoint, config, tokenizer, directory)
         family, files = prepare_family(checkpoint, files, trust_remote_code)
+        notes = [*notes, *warn_of_missing(name or EMBEDDED, family, files)]
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
         time.perf_counter() - started, on_progress, tuned, tuple(notes), media_cache,

@@ -222,6 +222,8 @@ ROPE_INDEX = _forward(
 """The function that gives positions in time, row and column (mrope)."""
 ROPE_INPUTS = {"video_second_per_grid": "second_per_grids"}
 """An input of the model -> what that function calls it."""
+POSITIONS = "get_rope_index"
+"""The method of the multimodal model that is that function."""
 ROPE_DELTAS = "rope_deltas"
 """The attribute in which a model with mrope keeps its last prompt's shift of positions."""
 PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
