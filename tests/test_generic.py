@@ -20,7 +20,7 @@ from packaging.version import Version
 from test_pictures_places import ask as ask_about
 from test_pictures_places import plain
 from test_structure import Changed
-from transformers import BatchFeature
+from transformers import CONFIG_MAPPING, BatchFeature
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.video_utils import VideoMetadata
 
@@ -286,3 +286,13 @@ def test_tiles_of_several_pictures_are_told_apart(tmp_path: Path) -> None:
     grids = [grid for _, grid in question.inputs.media]
     assert [grid.tile.unique().tolist() for grid in grids] == [[1, 2, 3], [0]]
     assert [int(grid.col.max()) + 1 for grid in grids] == [16, 16]
+
+
+def test_pictures_with_nothing_between_them_are_told_apart_by_their_pixels() -> None:
+    """Four pictures of 4 x 4 tokens in one run are not one of 8 x 8."""
+    config = CONFIG_MAPPING["vipllava"](image_token_index=5)
+    ids = torch.tensor([[7, *[5] * 64, 8]])
+    inputs = {"input_ids": ids, "pixel_values": torch.zeros(4, 3, 28, 28)}
+    (grid,) = GenericFamily("vipllava").grids(config, {"image": inputs})["image"]
+    assert grid.tile.bincount().tolist() == [0, 16, 16, 16, 16]
+    assert [int(part.max()) + 1 for part in (grid.row, grid.col)] == [16, 4]

@@ -99,9 +99,17 @@ class GenericFamily(Family):
             rows = cast(torch.Tensor, inputs["input_ids"])
             ids = tokens.get(modality) or next(iter(tokens.values()))
             visual = torch.isin(rows, torch.tensor(ids))
-            known = _grids_of_shapes(inputs, modality, config, int(visual.sum()))
+            total = int(visual.sum())
+            known = _grids_of_shapes(inputs, modality, config, total)
+            pixels = _pixels_of(inputs, modality)
             grids[modality] = known or [
-                placeholder_runs.grid_of_runs(row, columns, size=None if queries else (1, 1))
+                placeholder_runs.grid_of_runs(
+                    row,
+                    columns,
+                    # Pictures with nothing between them are apart as tiles are.
+                    tiles=_num_tiles(pixels, len(columns), total),
+                    size=None if queries else (1, 1),
+                )
                 for row, of_row in zip(rows, visual, strict=True)
                 for columns in placeholder_runs.split_items(row, of_row.nonzero().squeeze(1), None)
             ]
@@ -386,6 +394,12 @@ def _grids_of_shapes(
         return None
     masks = left.flatten().cpu().split([len(grid) for grid in grids])
     return [g.take(mask.nonzero().squeeze(1)) for g, mask in zip(grids, masks, strict=True)]
+
+
+def _pixels_of(inputs: Mapping[str, object], modality: str) -> torch.Tensor | None:
+    """Return the pixels that an encoder is given; None where they are of no known name."""
+    named = (inputs.get(name) for name, of in PIXELS.items() if of == modality)
+    return next((value for value in named if isinstance(value, torch.Tensor)), None)
 
 
 def _num_frames(item: PreparedMedia) -> int:
