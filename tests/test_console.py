@@ -297,14 +297,33 @@ def test_progress_is_silent_without_a_terminal_and_when_quiet(
 def test_without_a_terminal_a_plain_line_shows_at_most_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seconds = iter([0, 3, 10, 10, 12, 19, 25, 25])
+    seconds = iter([0, 3, 10, 12, 19, 25, 35])
     monkeypatch.setattr("vtprune.cli.console.terminal.time.monotonic", lambda: next(seconds))
     file = io.StringIO()
     line = console.ProgressLine(Console(file=file, width=80))
     for done in range(1, 5):  # at 3, 10, 12 and 19 seconds
         line.update("loading weights (MB)", 1000 * done, 15_000)
     line.update("checking", 0, 1)  # at 25
-    assert file.getvalue() == "loading weights (MB) 2,000 of 15,000\nchecking\n"
+    line.update("checking", 0, 1)  # at 35
+    assert file.getvalue().splitlines() == [
+        "loading weights (MB) 2,000 of 15,000, 143 a second, 0:01:31 left", "checking", "checking",
+    ]  # fmt: skip
+
+
+def test_a_plain_line_has_the_rate_of_its_own_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0, 5, 20, 100, 140])
+    monkeypatch.setattr("vtprune.cli.console.terminal.time.monotonic", lambda: next(seconds))
+    file = io.StringIO()
+    line = console.ProgressLine(Console(file=file, width=80))
+    line.update("loading", 1, 9)
+    line.update("loading", 9, 9)
+    line.update("answering", 40, 200)  # that many are in the file already
+    line.update("answering", 60, 200)
+    assert file.getvalue().splitlines() == [
+        "loading 9 of 9, 0.53 a second, 0:00:00 left",
+        "answering 40 of 200",
+        "answering 60 of 200, 0.50 a second, 0:04:40 left",
+    ]
 
 
 def test_no_color_means_no_escape_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -65,14 +66,19 @@ class ProgressLine:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._stage = ""
+        self._began: tuple[str, float, int] = ("", 0.0, 0)  # a stage, when, and how far it was
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show `done` of `total` of a stage; with a total of 0 or 1, that the stage is running."""
         counts = f"{done:,} of {total:,}" if total > 1 else ""
         if not self.shown:
-            if not self._silent and time.monotonic() - self._last >= PLAIN_SECONDS:
-                self._last = time.monotonic()
-                self._console.print(f"{stage} {counts}".rstrip(), soft_wrap=True)
+            now = time.monotonic()
+            if stage != self._began[0] or done < self._began[2]:
+                self._began = (stage, now, done)
+            if not self._silent and now - self._last >= PLAIN_SECONDS:
+                self._last = now
+                pace = self._pace(done, total, now) if total > 1 else ""
+                self._console.print(f"{stage} {counts}{pace}".rstrip(), soft_wrap=True)
             return
         if stage != self._stage or (total and done >= total):
             self.stop()
@@ -97,6 +103,15 @@ class ProgressLine:
             self._progress.start()
         if total > 1:
             self._progress.update(self._task, completed=done, total=total, counts=counts)
+
+    def _pace(self, done: int, total: int, now: float) -> str:
+        """Return the rate of a stage and the time that it has left; "" where nothing is known."""
+        _, began, first = self._began
+        if now <= began or done <= first:
+            return ""
+        rate = (done - first) / (now - began)
+        left = timedelta(seconds=round((total - done) / rate))
+        return f", {rate:,.{2 if rate < 10 else 0}f} a second, {left} left"
 
     def stop(self) -> None:
         """Remove the line."""
