@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -287,11 +288,48 @@ def test_requests_have_their_own_keep_preset_and_messages(
 def test_wrong_requests_are_named(folder: Path, tmp_path: Path, line: str, reason: str) -> None:
     os.symlink(folder / "1.png", tmp_path / "a.png")
     path = tmp_path / "requests.jsonl"
-    path.write_text('{"file": "a.png", "question": "what?"}\n' + line)
-    with pytest.raises(
-        VtpruneError, match=rf"requests\.jsonl: .*{reason.removeprefix('line 2: ')}"
-    ):
-        read_requests(path, PRESET)
+    good = '{"file": "a.png", "question": "what?"}\n'
+    path.write_text(good + line)
+    first, second = read_requests(path, PRESET)
+    assert first.fault == ""
+    assert re.search(f"^line 2: .*{reason.removeprefix('line 2: ')}", second.fault)
+    path.write_text(line)
+    with pytest.raises(VtpruneError, match=r"requests\.jsonl: line 1: "):
+        read_requests(path, PRESET)  # nothing in it is a request
+
+
+def test_a_wrong_line_of_a_list_is_an_error_in_its_line(
+    loaded: vtprune.Loaded, folder: Path, tmp_path: Path
+) -> None:
+    os.symlink(folder / "1.png", tmp_path / "a.png")
+    path = tmp_path / "requests.jsonl"
+    path.write_text(
+        '{"id": 7, "file": "a.png", "question": "what?", "keep": 2}\n'
+        '{"file": "a.png", "question": "what?"}\n'
+    )
+    lines, counts = run(loaded, read_requests(path, PRESET))
+    assert (counts.answered, counts.failed) == (1, 1)
+    wrong = next(line for line in lines if line["error"])
+    assert (wrong["id"], wrong["files"], wrong["question"]) == (7, ["a.png"], "what?")
+    assert re.match("line 1: .*keep 2", wrong["error"])
+
+
+def test_a_table_of_requests_has_columns_and_may_hold_its_pictures(
+    loaded: vtprune.Loaded, folder: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    picture = (folder / "1.png").read_bytes()
+    table = pyarrow.table({"picture": [{"bytes": picture, "path": None}], "text": ["what?"]})
+    parquet.write_table(table, tmp_path / "requests.parquet")
+    columns = {"file": "picture", "question": "text"}
+    (line,), counts = run(
+        loaded, read_requests(tmp_path / "requests.parquet", PRESET, columns=columns)
+    )
+    (alone,), _ = run(loaded, requests_about([str(folder / "1.png")], ["what?"], PRESET))
+    assert counts.failed == 0
+    assert line["answer"] == alone["answer"]
+    assert Path(line["files"][0]).name.startswith("requests.parquet#")
 
 
 def test_a_file_of_a_list_that_is_missing_is_an_error_in_its_line(
@@ -346,8 +384,12 @@ def test_the_command_writes_lines_and_goes_on(
     other = invoke(*args, "--keep", "0.4", "--frames", "3")
     assert other.exit_code == 1
     assert "answered by another model, preset, settings or version" in other.stderr
-    more = invoke(*args, "--keep", "0.5")  # other keeps are other requests
-    assert (more.exit_code, len(path.read_text().splitlines())) == (0, 16)
+    kept = path.read_bytes()
+    for changed in (["--keep", "0.5"], ["--preset", "fast"], ["--method", "random"]):
+        other = invoke(*args, *changed)
+        assert other.exit_code == 1
+        assert "answered by another model, preset, settings or version" in other.stderr
+    assert path.read_bytes() == kept
 
 
 def test_without_a_file_the_lines_are_printed(

@@ -260,3 +260,19 @@ def test_a_method_that_breaks_its_budget_later_is_refused_at_the_cut() -> None:
     layout = video(2, 5, 5, newline=False)
     with pytest.raises(ModelError, match="method late kept"):
         create("late", {}).select(tokens_of(layout), Budget.share(9, layout.groups("all")))
+
+
+def test_answers_of_changed_code_are_those_of_another_run(folder: Path) -> None:
+    from vtprune.evaluation.variants import fingerprint
+    from vtprune.preset import load_preset, override
+
+    def digits() -> str:
+        sys.modules.pop("own_loudest", None)
+        vtprune.register_method("loudest", "own_loudest:Loudest")
+        return fingerprint(override(load_preset(None), method="loudest"))
+
+    before = digits()
+    assert digits() == before
+    with (folder / "own_loudest.py").open("a") as file:
+        file.write("# changed\n")
+    assert digits() != before

@@ -21,6 +21,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.options import Flags, method_options
 from vtprune.errors import VtpruneError
+from vtprune.inference.questions_file import KEYS
 
 if TYPE_CHECKING:
     from vtprune.evaluation.runner import AskSettings
@@ -59,21 +60,22 @@ def check_choices(metric: str, asked: Sequence[Asked]) -> None:
         )
 
 
-def columns_from(flags: Flags) -> dict[str, str]:
+def columns_from(flags: Flags, keys: Sequence[str] = KEYS) -> dict[str, str]:
     """Return which columns of a list hold what.
+
+    Args:
+        keys: that there are.
 
     Raises:
         VtpruneError: a part of --columns that is no KEY=COLUMN, or of another key.
     """
-    from vtprune.inference.questions_file import KEYS
-
     columns: dict[str, str] = {}
     for part in flags.columns:
         key, _, column = (text.strip() for text in part.partition("="))
-        if key not in KEYS or not column or key in columns:
+        if key not in keys or not column or key in columns:
             raise VtpruneError(
                 f"--columns {part} is not KEY=COLUMN, once for each key",
-                f"keys: {', '.join(KEYS)}; for example --columns file=image,answer=answers",
+                f"keys: {', '.join(keys)}; for example --columns file=image,question=text",
             )
         columns[key] = column
     return columns

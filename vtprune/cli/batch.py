@@ -48,6 +48,7 @@ Examples:
     *MEDIA,
     *CACHE,
     "question",
+    "columns",
     "system",
     "max_new_tokens",
     "temperature",
@@ -104,7 +105,7 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     write = None if flags.json else partial(click.echo, file=sys.stdout)
     with (
         output.libraries_silenced(),
-        AnswerLines(path, run_id(_same(loading, flags, generation)), write) as lines,
+        AnswerLines(path, run_id(_same(loading, flags, generation, preset)), write) as lines,
     ):
         if all(request.key in lines.keys for request in requests):
             counts = Counts(len(requests), before=len(requests))
@@ -139,7 +140,16 @@ def _requests(
             raise VtpruneError(
                 f"{lists[0]} has its own files and questions", "give it alone, without files and -q"
             )
-        return read_requests(lists[0], preset, system), []
+        from vtprune.cli.asking import columns_from
+        from vtprune.serving.requests import KEYS
+
+        requests = read_requests(lists[0], preset, system, columns_from(flags, KEYS))
+        if flags.ray and any(not isinstance(file, str) for each in requests for file in each.files):
+            raise VtpruneError(
+                f"{lists[0]} holds its media, and --ray sends paths to its workers",
+                "save them as files, or leave --ray out",
+            )
+        return requests, []
     if not flags.question:
         raise click.UsageError(
             "Missing option '-q', or give a REQUESTS.jsonl.", click.get_current_context()
@@ -150,9 +160,14 @@ def _requests(
     return requests_about(files, questions, preset, system), notes
 
 
-def _same(loading: object, flags: Flags, generation: Generation) -> dict[str, object]:
+def _same(
+    loading: object, flags: Flags, generation: Generation, preset: Preset
+) -> dict[str, object]:
     """Return what the answers of one file have in common, beside each request's own preset."""
+    from vtprune.evaluation.variants import fingerprint
+
     return {
+        "preset": fingerprint(preset),
         "version": __version__,
         "loading": loading,
         "generation": generation,

@@ -15,7 +15,8 @@ from vtprune.inference.report import StageCount
 from vtprune.inference.wording import with_options
 from vtprune.preset import load_preset, override
 from vtprune.preset.spec import ModalityPreset, Preset, StageSpec, check_keep, check_place
-from vtprune.pruners import BASELINES, METHODS, check_options, find_method, find_profile
+from vtprune.pruners import BASELINES, METHODS, OWN, check_options, find_method, find_profile
+from vtprune.pruners.class_path import class_digest
 
 KEEPS = (0.5, 0.3, 0.1)
 SEEDS = 5  # of a random row; fewer say little about it
@@ -424,11 +425,11 @@ def _for_seeds(variant: Variant, seeds: int) -> list[Variant]:
 
 
 def fingerprint(preset: Preset) -> str:
-    """Return a few digits that change with anything that a preset cuts."""
-    from vtprune.tokens.layout import MODALITIES  # which imports torch
-
-    stages = [stage for modality in MODALITIES for stage in preset.stages_for(modality)]
+    """Return a few digits that change with anything that a preset cuts, and with its methods."""
+    stages = [stage for modality in ("image", "video") for stage in preset.stages_for(modality)]
     profiles = [find_profile(stage.method) for stage in stages if stage.at == "schedule"]
     schedules = [(profile.depths, profile.fractions(0.1)) for profile in profiles]
-    text = f"{replace(preset, description='')} {schedules}"
+    methods = {stage.method: class_digest(OWN[stage.method]) for stage in stages
+               if stage.method in OWN}  # fmt: skip
+    text = f"{replace(preset, description='')} {schedules}{methods or ''}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]

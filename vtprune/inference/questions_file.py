@@ -98,7 +98,18 @@ def read_questions(path: str | Path, columns: Mapping[str, str] | None = None) -
     return read_list(path, read_row, "question", HINT, columns)
 
 
-def limit_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
+def read_askable(
+    path: str | Path, columns: Mapping[str, str] | None = None
+) -> list[Asked | FaultyRow]:
+    """Read the questions of a list of which some may be wrong; as `read_questions`.
+
+    Raises:
+        VtpruneError: not readable, or no question is right.
+    """
+    return read_some(path, read_row, "question", HINT, columns)
+
+
+def limit_questions(asked: Sequence[T], most: int | None) -> list[T]:
     """Return at most so many questions, evenly spaced in the list.
 
     Raises:
@@ -111,6 +122,26 @@ def limit_questions(asked: Sequence[Asked], most: int | None) -> list[Asked]:
     return [asked[i * len(asked) // most] for i in range(most)]
 
 
+@dataclass(frozen=True)
+class FaultyRow:
+    """A row of a list that can't be read.
+
+    Args:
+        place: where it lies: "line 3".
+        faults: what is wrong with it.
+        value: what it holds.
+    """
+
+    place: str
+    faults: list[str]
+    value: object = None
+
+    @property
+    def error(self) -> VtpruneError:
+        """The error of this row alone."""
+        return VtpruneError(f"{self.place}: {list_faults(self.faults, 0)}", HINT)
+
+
 def read_list(
     path: str | Path,
     read_row: Callable[[object, Path], T | list[str]],
@@ -118,7 +149,33 @@ def read_list(
     hint: str,
     columns: Mapping[str, str] | None = None,
 ) -> list[T]:
-    """Read a list of rows.
+    """Read a list of rows, all of which have to be right.
+
+    Args, Raises: as of `read_some`; any fault is one.
+    """
+    rows = read_some(path, read_row, what, hint, columns)
+    faulty = [row for row in rows if isinstance(row, FaultyRow)]
+    if faulty:
+        raise _list_error(Path(path), faulty, hint)
+    return [row for row in rows if not isinstance(row, FaultyRow)]
+
+
+def _list_error(path: Path, faulty: Sequence[FaultyRow], hint: str) -> VtpruneError:
+    faults = [f"{row.place}: {fault}" for row in faulty for fault in row.faults]
+    more = len(faults) - MOST_FAULTS
+    return VtpruneError(
+        f"{brief_path(path)}: {list_faults(faults[:MOST_FAULTS], max(more, 0))}", hint
+    )
+
+
+def read_some(
+    path: str | Path,
+    read_row: Callable[[object, Path], T | list[str]],
+    what: str,
+    hint: str,
+    columns: Mapping[str, str] | None = None,
+) -> list[T | FaultyRow]:
+    """Read a list of rows, of which some may be wrong.
 
     Args:
         read_row: gets what a row holds and the list's folder; returns what it means, or its faults.
@@ -127,26 +184,19 @@ def read_list(
         columns: as of `read_questions`.
 
     Raises:
-        VtpruneError: not readable, or faults, all named with their lines.
+        VtpruneError: not readable, or no row is right; faults are named with their lines.
     """
     path = Path(path)
-    name = brief_path(path)
-    read: list[T] = []
-    faults: list[str] = []
-    more = 0  # faults that are counted only: a large file could hold millions
+    rows: list[T | FaultyRow] = []
     for row in read_rows(path, columns or {}, hint):
         result = [row.fault] if row.fault else read_row(row.value, path.parent)
-        if isinstance(result, list):
-            room = MOST_FAULTS - len(faults)
-            faults += [f"{row.place}: {fault}" for fault in result[:room]]
-            more += len(result[room:])
-        else:
-            read.append(result)
-    if faults:
-        raise VtpruneError(f"{name}: {list_faults(faults, more)}", hint)
-    if not read:
-        raise VtpruneError(f"{name}: holds no {what}", hint)
-    return read
+        rows.append(FaultyRow(row.place, result, row.value) if isinstance(result, list) else result)
+    faulty = [row for row in rows if isinstance(row, FaultyRow)]
+    if not rows:
+        raise VtpruneError(f"{brief_path(path)}: holds no {what}", hint)
+    if len(faulty) == len(rows):
+        raise _list_error(path, faulty, hint)
+    return rows
 
 
 def read_row(data: object, folder: Path) -> Asked | list[str]:

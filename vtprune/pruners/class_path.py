@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -9,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from vtprune.errors import PresetError, quote
 
@@ -39,6 +41,21 @@ def load_class(path: str) -> type:
     if not inspect.isclass(value):
         raise PresetError(f"{path} is {quote(value)}, and no class", EXAMPLE)
     return value
+
+
+def class_digest(cls: type) -> str:
+    """Return the name of a class and a digest of its module's source, or of its own code alone."""
+    digest = hashlib.sha256()
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    try:
+        digest.update(Path(file or "").read_bytes())
+    except OSError:  # typed at a prompt
+        for name, value in sorted(vars(cls).items()):
+            code = getattr(value, "__code__", None)
+            digest.update(
+                f"{name} {code and (code.co_code, code.co_consts, code.co_names)}".encode()
+            )
+    return f"{cls.__module__}:{cls.__qualname__} {digest.hexdigest()[:16]}"
 
 
 def check_module(path: str) -> None:

@@ -32,7 +32,7 @@ from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling, Turn
 from vtprune.saving import ResumableLines, kept_in
-from vtprune.serving.requests import Request
+from vtprune.serving.requests import HINT, Request
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
@@ -118,7 +118,7 @@ def line_of(request: Request, run: str, result: Report | VtpruneError) -> Line:
     values: dict[str, object] = {"key": request.key, "run": run}
     if request.name is not None:
         values["id"] = request.name
-    values |= {"files": list(request.files), "question": request.question}
+    values |= {"files": list(map(str, request.files)), "question": request.question}
     if isinstance(result, VtpruneError):
         values |= {"answer": None, "error": result.message, "hint": result.hint}
     else:
@@ -394,6 +394,8 @@ def prepare_request(
     Raises:
         VtpruneError: a file can't be read, or the model can't take the request.
     """
+    if request.fault:
+        raise VtpruneError(request.fault, HINT)
     plan = plan_media(loaded, request.files, sampling, request.preset, limits)
     if len(plan.views) > max(MOST_PAGES, len(request.files)):
         raise VtpruneError(

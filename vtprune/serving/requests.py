@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from vtprune.errors import MediaError, VtpruneError, brief_path, quote
 from vtprune.evaluation.variants import fingerprint
 from vtprune.inference.messages import read_messages
-from vtprune.inference.questions_file import check_length, read_list
-from vtprune.media import file_name
+from vtprune.inference.questions_file import FaultyRow, check_length, read_some
+from vtprune.media import Stored, file_name
 from vtprune.media.addresses import ADDRESS
 from vtprune.media.folder import natural_order
 from vtprune.models.turns import Turn
@@ -42,13 +42,15 @@ class Request:
         preset: resolved.
         key: what tells it from all others, alike in every run over the same requests.
         name: the user's own id; None where none was given.
+        fault: why it can't be asked: what is wrong with its line in the list; "" for nothing.
     """
 
-    files: tuple[str, ...]
+    files: tuple[str | Stored, ...]
     turns: tuple[Turn, ...]
     preset: Preset
     key: str = ""
     name: str | int | None = None
+    fault: str = ""
 
     @property
     def question(self) -> str:
@@ -69,6 +71,7 @@ def with_keys(requests: Sequence[Request]) -> list[Request]:
             presets[request.preset] = fingerprint(request.preset)
         turns = [(turn.role, turn.text, turn.places) for turn in request.turns]
         text = repr((request.name, request.files, turns, presets[request.preset]))
+        text += request.fault
         seen[text] += 1
         digest = hashlib.sha256(f"{seen[text]} {text}".encode("utf-8", "surrogatepass"))
         keyed.append(replace(request, key=digest.hexdigest()[:16]))
@@ -167,17 +170,24 @@ def is_media(path: str) -> bool:
 # -- a list of requests ----------------------------------------------------------------------------
 
 
-def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Request]:
-    """Read the requests of a file, one JSON object a line.
+def read_requests(
+    path: str | Path,
+    preset: Preset,
+    system: str = "",
+    columns: Mapping[str, str] | None = None,
+) -> list[Request]:
+    """Read the requests of a list: JSON lines, JSON, CSV, TSV, Parquet or a dataset on disk.
 
     Args:
-        path: lines with `file` or `files` (relative to this file) and `question`, or `messages`;
-            and where wanted `id`, `keep` (a fraction, or one for each modality) and `preset`.
+        path: rows with `file` or `files` (relative to this file, or the bytes in the table) and
+            `question`, or `messages`; and where wanted `id`, `keep` (a fraction, or one for each
+            modality) and `preset`. A row that is wrong is a request with a fault.
         preset: of requests that name no other.
         system: prompt of requests that are no messages.
+        columns: key -> the column that holds it, where the list has other names.
 
     Raises:
-        VtpruneError: the file can't be read, lines are wrong (the first of them are named), or
+        VtpruneError: the file can't be read, all lines are wrong (the first of them are named), or
             every request has a file that is not there.
     """
     presets = Presets(preset)
@@ -188,16 +198,30 @@ def read_requests(path: str | Path, preset: Preset, system: str = "") -> list[Re
         except VtpruneError as error:
             return [error.message]
 
-    requests = read_list(path, read_row, "request", HINT)
+    rows = read_some(path, read_row, "request", HINT, columns)
+    requests = [row for row in rows if isinstance(row, Request)]
     missing = [next(filter(is_missing, request.files), None) for request in requests]
     if all(missing):  # a wrong folder; of some, their lines say it
-        raise VtpruneError(f"{brief_path(path)}: {quote(missing[0])}: no such file", HINT)
-    return with_keys(requests)
+        raise VtpruneError(f"{brief_path(path)}: {quote(str(missing[0]))}: no such file", HINT)
+    return with_keys([_faulty(row, preset) if isinstance(row, FaultyRow) else row for row in rows])
 
 
-def is_missing(file: str) -> bool:
-    """Return whether there is no such file, which can't be said of an address."""
-    return not (ADDRESS.match(file) or os.path.exists(file))
+def _faulty(row: FaultyRow, preset: Preset) -> Request:
+    """Return the request of a row that is wrong, with as much of it as can be read."""
+    values = row.value if isinstance(row.value, dict) else {}
+    name, question = values.get("id"), values.get("question")
+    return Request(
+        tuple(file for file in [values.get("file")] if isinstance(file, str)),
+        (Turn("user", question if isinstance(question, str) else ""),),
+        preset,
+        name=name if isinstance(name, (str, int)) else None,
+        fault=row.error.message,
+    )
+
+
+def is_missing(file: str | Stored) -> bool:
+    """Return whether there is no such file, which can't be said of an address or a table's."""
+    return isinstance(file, str) and not (ADDRESS.match(file) or os.path.exists(file))
 
 
 class Presets:
@@ -224,6 +248,13 @@ class Presets:
         return self.known[key]
 
 
+def _name(value: object) -> object:
+    """Return the names of media that lie in a table; anything else as it is."""
+    if isinstance(value, list):
+        return [_name(item) for item in value]
+    return value.name if isinstance(value, Stored) else value
+
+
 def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Request:
     """Return the request of one row.
 
@@ -234,7 +265,10 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
 
     if isinstance(data, dict) and isinstance(data.get("keep"), str):  # a cell of a table
         data = {**data, "keep": parse_keep(data["keep"])}
-    faults = [message for _, message in find_faults(_schema(), data)]
+    checked = data
+    if isinstance(data, dict):  # a picture that lies in the table is no text
+        checked = {**data, **{key: _name(data[key]) for key in ("file", "files") if key in data}}
+    faults = [message for _, message in find_faults(_schema(), checked)]
     if isinstance(data, dict):
         faults += [unknown_key(key, KEYS) for key in data if key not in KEYS]
         medium = {"file", "files"} & data.keys()
@@ -246,16 +280,19 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         raise VtpruneError("; ".join(faults))
     assert isinstance(data, dict)
 
+    files: list[str | Stored]
+
     def resolve(kind: str, reference: str) -> str:
         return reference if ADDRESS.match(reference) else str(folder / file_name(reference))
 
     if "messages" in data:
-        files, turns = read_messages(data["messages"], resolve)
-        if not files:
+        named, turns = read_messages(data["messages"], resolve)
+        if not named:
             raise VtpruneError("messages: no picture and no video")
+        files = [*named]
     else:
         names = [data["file"]] if "file" in data else data["files"]
-        files = [resolve("", name) for name in names]
+        files = [name if isinstance(name, Stored) else resolve("", name) for name in names]
         check_question(data["question"])
         turns = [Turn("system", system)] if system else []
         turns.append(Turn("user", data["question"], len(files)))
