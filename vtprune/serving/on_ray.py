@@ -103,7 +103,8 @@ class Worker:
         try:
             os.chdir(self.job.folder)
         except OSError as error:
-            if any(not os.path.isabs(name) for each in self.job.requests for name in each.files):
+            names = [str(name) for each in self.job.requests for name in each.files]
+            if not all(map(os.path.isabs, names)):
                 raise VtpruneError(
                     f"a machine of the cluster has no folder {self.job.folder}",
                     "give files by absolute paths of a disk that all machines share",

@@ -104,7 +104,7 @@ class Job:
 
     def fail(self, error: VtpruneError) -> None:
         """Give an error in place of an answer, without the folders of this machine."""
-        for folder in {f"{os.path.dirname(file)}{os.sep}" for file in self.request.files}:
+        for folder in {f"{os.path.dirname(str(file))}{os.sep}" for file in self.request.files}:
             error.message = error.message.replace(folder, "")
             error.hint = error.hint.replace(folder, "")
         if not self.result.done():
