@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vtprune._dev.arguments import Parser
+from vtprune._dev.bench.first_token import measure_first_token
 from vtprune._dev.bench.layers import measure_layers
 from vtprune._dev.bench.parts import add_parts, place_options
 from vtprune.evaluation.profiling.profile import ProfileOptions
@@ -32,6 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layers.add_argument("--seconds", type=float, default=60.0, help="for each of the two ways")
     layers.add_argument("--repeats", type=int, default=3)
     layers.set_defaults(run=run_layers)
+    first = parts.add_parser("first-token", help="first tokens of real clips under whole presets")
+    first.add_argument("clips", type=Path, nargs="+")
+    first.add_argument("--threads", type=int, default=1, help="CPU threads")
+    place_options(first)
+    first.add_argument("--model", default="llava-onevision-0.5b")
+    first.add_argument("--presets", default="long-video", help="presets, comma separated")
+    first.add_argument("--frames", type=int, default=16)
+    first.add_argument("--share", type=int, default=1, help="build one layer in so many")
+    first.add_argument("--passes", type=int, default=2)
+    first.set_defaults(run=run_first_token)
     add_parts(parts)
     args = parser.parse_args(arguments)
     args.command = " ".join([PROGRAM, *(sys.argv[1:] if arguments is None else arguments)])
@@ -52,6 +63,14 @@ def run_layers(args: argparse.Namespace) -> None:
     sys.stdout.write(text)
     if args.save:
         args.save.write_text(text, encoding="utf-8")
+
+
+def run_first_token(args: argparse.Namespace) -> None:
+    text = measure_first_token(
+        args.model, args.clips, args.presets.split(","), args.frames, args.share,
+        torch.device(args.device), getattr(torch, args.dtype), args.passes,
+    )  # fmt: skip
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":
