@@ -14,6 +14,7 @@ from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
 from vtprune._dev.bench.baseline import measure_kernels, measure_scores
 from vtprune._dev.bench.chart import draw_growth
+from vtprune._dev.bench.compiled import measure_compiled
 from vtprune._dev.bench.decoding import measure_decoding
 from vtprune._dev.bench.end_to_end import measure_end_to_end
 from vtprune._dev.bench.growth import FRAMES, measure_growth
@@ -40,6 +41,10 @@ def add_parts(parts: Parts) -> None:
     clip.add_argument("clip", type=Path)
     clip.add_argument("--frames", type=int, default=8)
     clip.add_argument("--pixels", type=float, default=0.5, help="left by the stage at the pixels")
+    compiled = model_part(parts, "compiled", "what compiling the layers saves", run_compiled, 5)
+    compiled.add_argument("--preset", default="balanced")
+    compiled.add_argument("--steps", type=int, default=24, help="tokens decoded after the first")
+    compiled.add_argument("--mode", help="of torch.compile, such as reduce-overhead")
     plain = model_part(parts, "baseline", "the plain published way beside ours", run_baseline, 3)
     plain.add_argument("--tokens", type=int, default=2880)
     growth = model_part(parts, "growth", "cost against tokens and frames", run_growth, 3)
@@ -144,6 +149,14 @@ def run_end_to_end(args: argparse.Namespace) -> None:
     passes = measure_end_to_end(
         Results(args.results), args.model, args.clip, args.frames, args.pixels, args.keep,
         *device_and_dtype(args), args.repeats,
+    )  # fmt: skip
+    write_passes(passes)
+
+
+def run_compiled(args: argparse.Namespace) -> None:
+    passes = measure_compiled(
+        Results(args.results), args.model, input_shape(args), args.preset, args.keep, args.steps,
+        args.mode, *device_and_dtype(args), args.repeats,
     )  # fmt: skip
     write_passes(passes)
 

@@ -73,6 +73,53 @@ def place(at: str) -> str:
     return f"at {at}" if at == "input" else f"after layer {at}"
 
 
+def compiled_section(groups: Groups) -> str:
+    rows, costs = [], []
+    for passes in groups:
+        told = passes[0].settings
+        base = f"eager, {UNPRUNED}"
+        for name in passes[0].sides:
+            per_second = 1 / middle(passes, name, "decode_per_token")
+            rows.append([
+                f"{told['dtype']}: {name}",
+                f"{middle(passes, name, 'prefill'):.2f}",
+                spread(ratios(passes, name, "prefill", base=base)),
+                f"{per_second:.1f}",
+                spread(ratios(passes, name, "decode_per_token", base=base)),
+                len(passes),
+            ])  # fmt: skip
+        pairs = {how: f"{how}, pruned" for how in ("eager", "compiled")}
+        alike = {
+            how: spread(ratios(passes, name, "prefill", base=f"{how}, {UNPRUNED}"))
+            for how, name in pairs.items()
+        }
+        costs.append(
+            f"{told['dtype']}: the pruned prefill is {alike['eager']} times as fast as the "
+            f"unpruned one, both eager; {alike['compiled']} times, both compiled."
+        )
+    first = groups[0][0]
+    told = first.settings
+    head = ["case", "prefill, s", "times as fast as eager unpruned", "decoded tokens a second",
+            "times as fast as eager unpruned", "passes"]  # fmt: skip
+    return f"""## Compiled layers
+
+{told["model"]}, {int(first.sides[f"eager, {UNPRUNED}"]["visual"]):,} visual tokens, preset
+`{told["preset"]}`, keep {told["keep"]:g}, {told["steps"]} tokens decoded after the first;
+`--compile` with inductor. The compiled rows have a cache that grows, those of a static cache one
+whose layers keep lengths of their own, which is what CUDA graphs need. Passes go through all rows
+there and back, after one warm-up each, in which all graphs are compiled; medians of the passes'
+ratios, with the least and the greatest. {where(groups)}
+
+    python -m vtprune._dev.bench compiled --dtype float32
+    python -m vtprune._dev.bench compiled --dtype bfloat16
+
+On a GPU, not run: `python -m vtprune._dev.bench compiled --device cuda --dtype bfloat16 --mode
+reduce-overhead`, which records CUDA graphs.
+
+{table(head, rows)}
+{" ".join(costs)}"""
+
+
 def end_to_end_section(groups: Groups) -> str:
     text = ""
     for passes in groups:
@@ -322,6 +369,7 @@ before, after opening, and after each tenth:
 
 SECTIONS: Mapping[str, Callable[[Groups], str]] = {
     "prefill": prefill_section,
+    "compiled": compiled_section,
     "end-to-end": end_to_end_section,
     "scores": scores_section,
     "kernels": kernels_section,
