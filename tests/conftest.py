@@ -172,6 +172,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--zoo", action="store_true", help="try every image-text-to-text class of transformers"
     )
+    parser.addoption(
+        "--compiled", action="store_true", help="compile layers in every way, which takes minutes"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

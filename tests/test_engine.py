@@ -569,13 +569,6 @@ def test_a_cache_that_was_emptied_remembers_nothing_of_what_was_cut(where: str) 
 # -- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_compiled_layer_is_refused() -> None:
-    model = tiny.model("llava_onevision")
-    model.get_decoder().layers[3].compile()
-    with pytest.raises(ModelError, match="is compiled"), vtprune.pruning(model, LAYER_TWO):
-        pass
-
-
 def test_a_chunked_prefill_is_refused() -> None:
     model = shared_model("llava_onevision")
     inputs = tiny.inputs("llava_onevision", model, "video")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vtprune.inference.report import (
         CompareResult,
         CompareSeconds,
+        CompileInfo,
         FailedReport,
         Flops,
         InputInfo,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from vtprune.inference.streaming import AnswerStream, stream
     from vtprune.media import Clip, Limits
     from vtprune.models.base import Sampling
+    from vtprune.models.compiling import compile_model
     from vtprune.models.loading import Loaded, load
     from vtprune.pictures.drawing import Drawing, draw
     from vtprune.preset import Preset, load_preset
@@ -73,6 +75,7 @@ _LAZY = {
     "Clip": "vtprune.media",
     "CompareResult": _REPORT,
     "CompareSeconds": _REPORT,
+    "CompileInfo": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
     "ComparisonRow": "vtprune.evaluation.comparison",
     "Drawing": "vtprune.pictures.drawing",
@@ -109,6 +112,7 @@ _LAZY = {
     "ask": "vtprune.inference.library",
     "calibrate": "vtprune.evaluation.library",
     "compare_methods": "vtprune.evaluation.compare",
+    "compile_model": "vtprune.models.compiling",
     "draw": "vtprune.pictures.drawing",
     "evaluate": "vtprune.evaluation.library",
     "explain": "vtprune.inference.evidence.explain",
@@ -132,6 +136,7 @@ __all__ = [
     "CompareSeconds",
     "Comparison",
     "ComparisonRow",
+    "CompileInfo",
     "DamagedError",
     "Drawing",
     "Evaluation",
@@ -171,6 +176,7 @@ __all__ = [
     "ask",
     "calibrate",
     "compare_methods",
+    "compile_model",
     "draw",
     "evaluate",
     "explain",

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +32,32 @@ def now(device: torch.device) -> float:
     """Return the seconds on a clock, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock()
+
+
+def clock() -> float:
+    """Return the seconds on a clock that stands still while graphs are compiled."""
+    return time.perf_counter() - compile_times().seconds
+
+
+@dataclass(frozen=True)
+class CompileTimes:
+    """What torch has compiled in this process.
+
+    Args:
+        seconds: that it took.
+        graphs: how many, those after a graph break included.
+    """
+
+    seconds: float = 0.0
+    graphs: int = 0
+
+
+def compile_times() -> CompileTimes:
+    """Return what torch has compiled so far; nothing where its compiler was never imported."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    times = getattr(dynamo, "compilation_time_metrics", {}).get("_compile.compile_inner", ())
+    return CompileTimes(sum(times), len(times))
 
 
 def time_warm(work: Callable[[], object], device: torch.device) -> float:

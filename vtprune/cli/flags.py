@@ -157,6 +157,7 @@ class Loading(TypedDict):
     attention: str | None
     quantize: str | None
     calibration: Path | None
+    compile: bool
     trust_remote_code: bool
 
 
@@ -171,6 +172,7 @@ def loading_from(flags: Flags, user: Flags) -> Loading:
         "attention": flags.attention or user.attention,
         "quantize": flags.quantize,
         "calibration": flags.calibration,
+        "compile": flags.compile,
         "trust_remote_code": flags.trust_remote_code,
     }
 

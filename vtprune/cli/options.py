@@ -101,6 +101,9 @@ class Flags:
     calibration: Path | None = _model(
         "FILE", "YAML from vtprune calibrate: the model's entropy collapse layer and information "
         "horizon.  [default: the packaged calibration]")
+    compile: bool = _model(
+        "", "Compile the model's layers by torch.compile: the first questions take longer, later "
+        "ones less. On a CPU it needs a C++ compiler.", default=False)
     trust_remote_code: bool = _model(
         "", "Run Python code that comes with the checkpoint.", default=False)
 
@@ -310,7 +313,8 @@ class Flags:
 # fmt: on
 
 
-LOADING = ("model", "adapter", "device", "quantize", "dtype", "attention", "trust_remote_code")
+LOADING = ("model", "adapter", "device", "quantize", "dtype", "attention", "compile",
+           "trust_remote_code")  # fmt: skip
 MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
 """Which model, and how it is loaded."""
 ONE_WAY = ("keep", "tokens", "tokens_after", "fit", "preset", "method", "at", "option", "seed")

@@ -175,8 +175,12 @@ class DecoderHooks:
                 prefill.take_attention(layer, call)
             prefill.select_seconds += self.now() - started
 
-        tap = KernelTap(self.structure.attention_module(layer - 1), take)
-        hooks.replace(tap.registry, "get_interface", tap.get_interface)
+        module = self.structure.attention_module(layer - 1)
+        tap = KernelTap(module, take)
+        # No longer than that: compiled layers run uncompiled while it is there.
+        hooks.during(
+            module, lambda inner: inner.replace(tap.registry, "get_interface", tap.get_interface)
+        )
 
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Cut; return the states, those of kept tokens with what was merged into them."""

@@ -102,6 +102,7 @@ class Hooks:
     def __init__(self, thread: object | None) -> None:
         self.thread = thread
         self.held: list[tuple[object, str, Hook]] = []
+        self.inner: list[Hooks] = []
 
     def __enter__(self) -> Hooks:
         return self
@@ -142,6 +143,13 @@ class Hooks:
 
         self._add(owner, f"method {name}", hook, put_on)
 
+    def during(self, module: nn.Module, put_on: Callable[[Hooks], None]) -> None:
+        """Have what `put_on` puts on only while a module's forward runs."""
+        inner = Hooks(self.thread)
+        self.inner.append(inner)
+        self.before(module, lambda *_: put_on(inner))
+        self.at_end(module, lambda *_: inner.remove())
+
     def _add(
         self,
         owner: object,
@@ -160,6 +168,9 @@ class Hooks:
 
     def remove(self) -> None:
         """Take everything off; what no other thread has hooks on is as it was found."""
+        for inner in self.inner:
+            inner.remove()
+        self.inner = []
         if not self.held:
             return
         with LOCK:

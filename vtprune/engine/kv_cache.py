@@ -20,6 +20,7 @@ from vtprune.engine.attention_mask import join_valid, valid_past_columns
 from vtprune.engine.hooks import is_hooked
 from vtprune.errors import ModelError
 from vtprune.models.seams import (
+    CHECK,
     STATE_METHODS,
     check_cache,
     fork_layer,
@@ -153,6 +154,7 @@ class PrunedCache:
         if self.offset:
             replaced["get_seq_length"] = _original_length
         if self.inside_block is not None:
+            replaced[CHECK] = _refuse_outside
             for name in GUARDED:
                 if hasattr(cache, name):
                     replaced[name] = functools.partial(_inside_block, name)
@@ -224,7 +226,7 @@ def pruned_cache(cache: object) -> PrunedCache | None:
 
 def untie(cache: object) -> None:
     """Make a cache an ordinary one again."""
-    for name in (NOTE, "reset", "get_seq_length", *GUARDED):
+    for name in (NOTE, "reset", "get_seq_length", CHECK, *GUARDED):
         getattr(cache, "__dict__", {}).pop(name, None)
 
 
@@ -270,13 +272,17 @@ def _inside_block(name: str, cache: Cache, *args: object, **kwargs: object) -> o
     Raises:
         ModelError: outside of a block.
     """
+    _refuse_outside(cache)
+    return getattr(type(cache), name)(cache, *args, **kwargs)
+
+
+def _refuse_outside(cache: Cache) -> None:
     if not cache._vtprune.inside_block():  # type: ignore[attr-defined]
         raise ModelError(
             "this cache was pruned in a block that has been left: without one, new tokens would "
             "see the wrong keys",
             "keep the block open until all threads have generated, or go on in a new one",
         )
-    return getattr(type(cache), name)(cache, *args, **kwargs)
 
 
 # -- what caches hold ----------------------------------------------------------------------------

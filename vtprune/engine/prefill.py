@@ -234,7 +234,8 @@ class Prefill:
             raise ModelError(
                 f"the cut at layer {missed[0]} did not run: this model's layers are not called as "
                 "modules (compiled?)",
-                "prune the model before compiling it",
+                "leave it uncompiled, and let vtprune compile its layers: "
+                "vtprune.compile_model(model)",
             )
         self.record_until(self.plan.num_layers + 1)
         trace = self.trace

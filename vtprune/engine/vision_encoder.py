@@ -220,7 +220,10 @@ class EncoderHooks:
 
         with Hooks(this_thread()) as hooks:
             tap = KernelTap(tower.attention, take)
-            hooks.replace(tap.registry, "get_interface", tap.get_interface)
+            hooks.during(
+                tower.attention,
+                lambda inner: inner.replace(tap.registry, "get_interface", tap.get_interface),
+            )
             yield
         given[TOWER[0]] = reading.among(rows)
 

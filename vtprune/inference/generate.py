@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vtprune.device import clock
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import Trace
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vtprune.inference.prepare import PreparedQuestion
+    from vtprune.models.compiling import CompileCost
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
     from vtprune.preset.calibration import Calibration
@@ -88,6 +89,7 @@ class Run:
     Args:
         answer: its text, special tokens left out.
         tokens: (n,) int64 ids, the end-of-sequence token included.
+        compile_cost: what was compiled meanwhile, in no other seconds; None: nothing is compiled.
         seconds: by part, as in the report; of a batch: those of all its samples together.
         trace: what was cut; a snapshot.
         sample: the row of the batch that this is.
@@ -99,6 +101,7 @@ class Run:
     trace: Trace
     sample: int = 0
     warnings: tuple[str, ...] = ()
+    compile_cost: CompileCost | None = None
 
     def noting(self, *warnings: str) -> Run:
         """Return the run with further warnings."""
@@ -128,7 +131,7 @@ class TextStream:
         if not self.prompt_seen:  # the first call holds the prompt
             self.prompt_seen = True
             return
-        self.first = self.first or time.perf_counter()
+        self.first = self.first or clock()
         tokens = value.flatten()
         for number, row in self.rows.items():
             row.put(int(tokens[number]))
@@ -259,9 +262,15 @@ def generate(
     inputs = PreparedInputs.of(
         tensors, rows, features, loaded.encoder_cache, length or generation.max_new_tokens
     )
+    compiled = loaded.compiled
+    compiled_before = None if compiled is None else compiled.cost
     with pruned(loaded, preset, inputs) as trace:
         ids, seconds = generate_ids(loaded, tensors, generation, listeners, stopping, length)
     snapshot = trace.snapshot()
+    compile_cost = None
+    if compiled is not None and compiled_before is not None:
+        compile_cost = compiled.cost.since(compiled_before)
+        snapshot.warnings += compiled.warnings()
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
         snapshot.seconds["prefill"] = seconds["first_choice"]
@@ -274,6 +283,7 @@ def generate(
             seconds={**measured, **seconds, **question.seconds},
             trace=snapshot,
             sample=number,
+            compile_cost=compile_cost,
             warnings=notes
             if length
             else (*notes, *unfinished_thinking(question.inputs.prompt, str(tokenizer.decode(row)))),
@@ -340,12 +350,14 @@ def generate_ids(
         options["stopping_criteria"] = [stopping]
     options |= {"do_sample": False, "num_beams": 1}
     options |= {"temperature": None, "top_p": None, "top_k": None}
-    started = time.perf_counter()
+    if loaded.compiled is not None:
+        options |= loaded.compiled.cache_for(loaded.model, length or generation.max_new_tokens)
+    started = clock()
     with torch.no_grad():
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
         with _errors_of_unlisted(loaded):
             ids = call(**tensors, **options, streamer=stream, disable_compile=True)
-    ended = time.perf_counter()
+    ended = clock()
     return ids, {"decode": ended - stream.first, "first_choice": stream.first - started}
 
 

@@ -12,6 +12,7 @@ import torch
 from vtprune import __version__
 from vtprune.inference.kept_tokens import keep_record
 from vtprune.inference.report import (
+    CompileInfo,
     Flops,
     InputInfo,
     KvCacheBytes,
@@ -75,6 +76,7 @@ def build_report(
         kv_cache_bytes=kv_bytes,
         memory_bytes=measure_memory(loaded),
         seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
+        compile=describe_compiled(loaded, run),
         warnings=warnings_of(loaded, question, preset, run, flops),
         version=describe_versions(),
         kept_tokens=keep_record(loaded, question, run.trace, run.sample),
@@ -107,6 +109,22 @@ def describe_model(loaded: Loaded) -> ModelInfo:
         attention=str(getattr(text, "_attn_implementation", "eager")),
         pruned_equals=loaded.pruned_equals,
         revision=getattr(model.config, "_commit_hash", None),
+    )
+
+
+def describe_compiled(loaded: Loaded, run: Run) -> CompileInfo | None:
+    """Return what was compiled in a run; None where the model is not compiled."""
+    compiled, cost = loaded.compiled, run.compile_cost
+    if compiled is None or cost is None:
+        return None
+    return CompileInfo(
+        backend=compiled.backend,
+        mode=compiled.mode,
+        layers=compiled.layers,
+        tower_layers=compiled.tower_layers,
+        seconds=cost.seconds,
+        graphs=cost.graphs,
+        recompiles=cost.recompiles,
     )
 
 

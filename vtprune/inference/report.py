@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompareResult",
     "CompareSeconds",
+    "CompileInfo",
     "FailedReport",
     "Flops",
     "HostInfo",
@@ -320,6 +321,28 @@ class Seconds(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompileInfo(Block):
+    """What was compiled while the question was answered; no other seconds but `total` hold it.
+
+    Args:
+        backend, mode: of `torch.compile`; mode is None for its default.
+        layers: of the decoder, that are compiled.
+        tower_layers: of vision towers, that are.
+        seconds: that compiling took.
+        graphs: that were compiled.
+        recompiles: those of them that took the place of one that did not fit.
+    """
+
+    backend: str
+    mode: str | None
+    layers: int
+    tower_layers: int
+    seconds: float
+    graphs: int
+    recompiles: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareSeconds(Block):
     """Median seconds of the unpruned runs; the total leaves loading out."""
 
@@ -392,6 +415,7 @@ class Report(Block):
 
     Args:
         compare: None where the unpruned model was not asked for.
+        compile: None where the model is not compiled.
         warnings: what the reader should know before believing a figure.
         host: the machine that it ran on.
         kept_tokens: which tokens each stage kept, for `vtprune.draw`; no part of the JSON.
@@ -408,6 +432,7 @@ class Report(Block):
     memory_bytes: MemoryBytes
     seconds: Seconds
     compare: CompareResult | None = None
+    compile: CompileInfo | None = None
     warnings: Sequence[str] = ()
     version: Versions
     host: HostInfo = field(default_factory=describe_host)

@@ -206,10 +206,13 @@ def refuse_compiled(modules: Iterable[nn.Module]) -> None:
 
     for module in modules:
         compiled = getattr(module, "_compiled_call_impl", None) is not None
+        # `module.forward = torch.compile(module.forward)`
+        compiled |= hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         if isinstance(module, OptimizedModule) or compiled:
             raise ModelError(
                 f"{type(module).__name__} is compiled, and hooks do not run in a compiled graph",
-                "prune the model before compiling it",
+                "leave it uncompiled, and let vtprune compile its layers: --compile, "
+                "load(..., compile=True) or vtprune.compile_model(model)",
             )
 
 

@@ -27,6 +27,13 @@ from vtprune.models.adapters import (
 )
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config
+from vtprune.models.compiling import (
+    CompiledModel,
+    check_backend,
+    check_compiler,
+    compile_model,
+    compiled_model,
+)
 from vtprune.models.cost import CostError, DecoderShape
 from vtprune.models.devices import (
     check_quantized,
@@ -97,6 +104,11 @@ class Loaded:
     warnings: tuple[str, ...] = ()
     adapter: str | None = None
     cache: DiskCache | None = None
+
+    @property
+    def compiled(self) -> CompiledModel | None:
+        """What of the model is compiled; None: nothing is."""
+        return compiled_model(self.model)
 
     @functools.cached_property
     def encoder_cache(self) -> EncoderCache | None:
@@ -174,6 +186,7 @@ class Opened:
         seconds: the time that opening took.
         warnings: what the user should know of its files.
         cache: as of Loaded.
+        compile: as of `load`.
     """
 
     name: str | None
@@ -190,6 +203,7 @@ class Opened:
     adapter: Adapter | None = None
     warnings: tuple[str, ...] = ()
     cache: DiskCache | None = None
+    compile: bool | str = False
 
     def load(self) -> Loaded:
         """Read the weights, and return the loaded model.
@@ -228,6 +242,9 @@ class Opened:
                 model_type=str(self.files.config.model_type),
                 hidden=text.hidden_size,
             )
+        if self.compile:
+            compiled = compile_model(model, mode=None if self.compile is True else self.compile)
+            notes += compiled.notes()
         if self.on_progress:
             self.on_progress("loading", 1, 1)
         seconds = self.seconds + time.perf_counter() - started
@@ -250,6 +267,7 @@ def load(
     trust_remote_code: bool = False,
     cache: str | Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
+    compile: bool | str = False,
     on_progress: Progress | None = None,
 ) -> Loaded:
     """Load a model, its tokenizer and its preparation files; safetensors only.
@@ -273,6 +291,8 @@ def load(
         trust_remote_code: run Python code that the checkpoint brings.
         cache: a folder in which decoded and encoded media are kept for later questions.
         cache_bytes: the most that it may take.
+        compile: compile the layers of decoder and vision tower with inductor; a string is a mode of
+            `torch.compile`, of which "reduce-overhead" records CUDA graphs.
 
     Raises:
         ModelError: not found, not complete, not supported, or too large, with the way out.
@@ -280,7 +300,7 @@ def load(
     return open_model(
         name, adapter=adapter, device=device, dtype=dtype, attention=attention, quantize=quantize,
         calibration=calibration, trust_remote_code=trust_remote_code, cache=cache,
-        cache_bytes=cache_bytes, on_progress=on_progress,
+        cache_bytes=cache_bytes, compile=compile, on_progress=on_progress,
     ).load()  # fmt: skip
 
 
@@ -296,6 +316,7 @@ def open_model(
     trust_remote_code: bool = False,
     cache: str | Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
+    compile: bool | str = False,
     on_progress: Progress | None = None,
 ) -> Opened:
     """Read all of a checkpoint but its weights; the arguments are those of `load`."""
@@ -305,6 +326,9 @@ def open_model(
     started = time.perf_counter()
     media_cache = None if cache is None else DiskCache(Path(cache), cache_bytes)
     target = find_device(device)
+    if compile:  # before minutes of reading
+        check_backend("inductor", None if compile is True else compile)
+        check_compiler(target, "inductor")
     name, tuned = find_base(name, adapter)
     checkpoint = find_checkpoint(name)
     if on_progress:
@@ -328,7 +352,7 @@ def open_model(
         notes = [*notes, *warn_of_missing(name or EMBEDDED, family, files)]
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,
-        time.perf_counter() - started, on_progress, tuned, tuple(notes), media_cache,
+        time.perf_counter() - started, on_progress, tuned, tuple(notes), media_cache, compile,
     )  # fmt: skip
 
 

@@ -246,6 +246,12 @@ INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
 """What the index of a layer takes that chooses its keys by it."""
 SHARING = ("is_kv_shared_layer", "store_full_length_kv", "layer_type")
 """What attention modules that can share keys say of themselves."""
+CHECK = "_vtprune_check"
+"""The attribute of a cache that is called before a layer of it is used past its own methods."""
+CAPTURING = "transformers.utils.output_capturing"
+"""The module whose hooks capture hidden states and attention."""
+LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
+"""What modules call the number of the layer that they are in."""
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 """Modality -> the method of the multimodal model that encodes it."""
 
@@ -747,6 +753,29 @@ def layer_config(config: object, layer: int) -> object:
     if not getattr(config, "is_heterogeneous", False):
         return config
     return cast("Mapping[int, object]", config.per_layer_config)[layer]  # type: ignore[attr-defined]
+
+
+# -- outputs that transformers captures ----------------------------------------------------------
+
+
+def captured_by(hook: Callable[..., object]) -> str | None:
+    """Return which output of a model a forward hook of transformers' captures; None: not one.
+
+    A model that was asked once for hidden states or attention (5.17 to 5.24) keeps such hooks on
+    its layers and attention modules; they do nothing where their output is not asked for.
+    """
+    if getattr(hook, "__module__", None) != CAPTURING:
+        return None
+    key = inspect.getclosurevars(hook).nonlocals.get("key")
+    return key if isinstance(key, str) else None
+
+
+def outputs_asked() -> Iterable[str]:
+    """Return the outputs that the running forward of this thread is to capture."""
+    collector = getattr(sys.modules.get(CAPTURING), "_active_collector", None)
+    if collector is None:
+        raise unknown("transformers' capturing of outputs")
+    return cast("Iterable[str]", collector.get() or ())
 
 
 # -- states of earlier blocks of layers -----------------------------------------------------------

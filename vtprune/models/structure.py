@@ -437,7 +437,6 @@ def find_structure(wrapped: nn.Module) -> Structure:
     memories = tuple(own[source] for source in sources)
     check_decoder(model_type, decoder, layers, memories, WAY_OUT)
     _check_deepstack(model_type, decoder)
-    refuse_compiled((model, decoder, *layers))
     config = decoder.config
     num_heads = _size(model_type, config, "num_attention_heads")
     hidden_size = _size(model_type, config, "hidden_size")
@@ -448,6 +447,10 @@ def find_structure(wrapped: nn.Module) -> Structure:
             "load the model with attention sdpa, eager or flash_attention_2",
         )
     inner = _find_inner(model)
+    # Feed-forward networks may be compiled: nothing is hooked or read inside of them.
+    attending = [getattr(layer, "self_attn", None) for layer in layers]
+    inside = [part for module in attending if module is not None for part in module.modules()]
+    refuse_compiled((model, inner, decoder, *layers, *inside))
     seams = find_seams(model_type, model, inner, decoder, layers, family.listed)
     if not placeholder_ids(model.config):
         raise ModelError(f"{model_type}: its config names no image or video token", WAY_OUT)

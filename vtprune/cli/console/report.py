@@ -18,6 +18,7 @@ from vtprune.inference.wording import PAYS, with_options
 if TYPE_CHECKING:
     from vtprune.inference.report import (
         CompareResult,
+        CompileInfo,
         MemoryBytes,
         Report,
         ResolvedPreset,
@@ -42,7 +43,7 @@ def render(report: Report, console: Console, before: Report | None = None) -> No
     groups = [
         [] if before else [_facts(report)],
         [_prompt(report.tokens), _shares(report), _peak(report.memory_bytes)],
-        [_seconds(report.seconds, first=not before)],
+        [_seconds(report.seconds, not before, report.compile)],
     ]
     if report.compare:
         groups.append([_speed(report.compare), _verdict(report.compare, report.answer)])
@@ -189,11 +190,12 @@ def _peak(memory: MemoryBytes) -> Table:
     return lines
 
 
-def _seconds(seconds: Seconds, first: bool) -> Table:
+def _seconds(seconds: Seconds, first: bool, compiled: CompileInfo | None) -> Table:
     """Seconds by part, in the order in which they pass.
 
     Args:
         first: of the questions, which has paid for what all share.
+        compiled: what compiling took; None where nothing is compiled.
     """
     shared = ("startup", "load", "media") if first else ()
     parts = (*shared, "preprocess", "vision")
@@ -209,6 +211,12 @@ def _seconds(seconds: Seconds, first: bool) -> Table:
     )
     span = "the command's start" if first else "the question's start"
     lines.add_row("", Text.assemble("total ", (duration(seconds.total), "bold"), f" since {span}"))
+    if compiled is not None:
+        lines.add_row(
+            "",
+            f"compiling {duration(compiled.seconds)}, in the total only: {compiled.graphs} graphs, "
+            f"{compiled.recompiles} of them again",
+        )
     return lines
 
 

@@ -27,7 +27,7 @@ class Settings:
         adapter: a directory or hub id of an adapter for it.
         preset, keep, method, at, seed: as in `vtprune ask`; keep is a number, or
             "image=0.5,video=0.2".
-        device, dtype, attention, quantize, calibration, trust_remote_code: likewise.
+        device, dtype, attention, quantize, calibration, compile, trust_remote_code: likewise.
         frames, fps, max_frames, max_tiles, max_pixels, allow_partial: likewise.
         system_prompt: for conversations that bring none.
         max_new_tokens: the longest answer, where the task does not say.
@@ -49,6 +49,7 @@ class Settings:
     attention: str | None = None
     quantize: str | None = None
     calibration: str | None = None
+    compile: bool = False
     trust_remote_code: bool = False
     frames: int | None = None
     fps: float | None = None
@@ -135,6 +136,7 @@ class Settings:
             attention=self.attention,
             quantize=self.quantize,
             calibration=None if self.calibration is None else Path(self.calibration),
+            compile=self.compile,
             trust_remote_code=self.trust_remote_code,
         )
 
