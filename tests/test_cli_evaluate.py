@@ -195,17 +195,29 @@ def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
     assert_refused(found, f"Error: .*{re.escape(message)}")
 
 
-def test_a_file_that_can_not_be_read_is_told_before_a_model_is_loaded(
+def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(
     questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (questions / "empty.mp4").touch()
     lines = (questions / "few.jsonl").read_text(encoding="utf-8")
+    wrong = [json.dumps({"file": name, "question": "what happens?"})
+             for name in ("empty.mp4", "none.png")]  # fmt: skip
     broken = questions / "broken.jsonl"
-    broken.write_text(lines + json.dumps({"file": "empty.mp4", "question": "what happens?"}))
+    broken.write_text("\n".join([wrong[0], "{", wrong[1], lines]))
+    args = ("--methods", "random", "--keep", "0.3", "--seeds", 1)
+    shown = run(broken, *args, "--save", questions / "failed.json")
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"left out +3 of 8 questions", shown.stdout)
+    assert re.search(r"question 1: \S*empty\.mp4", "".join(shown.stdout.split("\n")))
+    assert "question 2: line 2: not JSON" in shown.stdout
+    saved = json.loads((questions / "failed.json").read_text())
+    assert [fault["question"] for fault in saved["failed"]] == [0, 1, 2]
+    assert {row["questions"] for row in saved["rows"]} == {5}
+    broken.write_text(wrong[0])
     monkeypatch.setattr("vtprune.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
-    found = run(broken)
-    assert "empty.mp4: the file is empty" in found.stderr
-    assert found.exit_code == 1
+    refused = run(broken)
+    assert "empty.mp4: the file is empty" in refused.stderr
+    assert refused.exit_code == 1
 
 
 def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:

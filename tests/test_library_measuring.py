@@ -34,7 +34,11 @@ def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture
     assert (result.questions, result.files, result.labelled) == (4, 4, True)
     assert set(result.failed) == {2, 4}
     assert all(isinstance(error, VtpruneError) for error in result.failed.values())
-    assert any("question 2: " in note for note in result.warnings)
+    values = result.to_dict()
+    assert [fault["question"] for fault in values["failed"]] == [2, 4]  # type: ignore[index,attr-defined]
+    for row in values["rows"]:  # type: ignore[attr-defined]
+        assert len(row["passes"]) == row["questions"] * row["seeds"] > 0
+        assert all(one["prefill"] > 0 for one in row["passes"])
     assert next(row.name for row in result.rows) == "unpruned"
     with pytest.raises(MediaError, match=r"none\.png"):
         vtprune.evaluate(loaded, [("none.png", "what?")], ["random"])

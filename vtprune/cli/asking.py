@@ -147,19 +147,24 @@ def listed_or_media(
 
 @contextmanager
 def asked_questions(
-    inputs: Sequence[str], flags: Flags, split: str, media: bool = True
+    inputs: Sequence[str],
+    flags: Flags,
+    split: str,
+    media: bool = True,
+    failed: dict[int, VtpruneError] | None = None,
 ) -> Iterator[list[Asked]]:
     """Yield the questions of a list, those about media, or the embedded world's.
 
     Args:
         split: of the embedded world, "dev" or "test".
         media: inputs may be media files; else a list, whatever its name.
+        failed: takes the errors of questions that can't be asked, by their numbers in the list;
+            None: the first of them ends it.
 
     Raises:
         VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
     """
-    from vtprune.inference.questions_file import limit_questions, read_questions
-    from vtprune.media import open_sources
+    from vtprune.inference.questions_file import limit_questions, open_questions, read_askable
 
     check_metric(flags.metric)
     if len(inputs) == 1 and is_demo(inputs[0]):
@@ -168,15 +173,16 @@ def asked_questions(
             yield asked
     else:
         limits, columns = limits_from(flags), columns_from(flags)
-        asked = (
-            listed_or_media(inputs, flags.question, limits, columns)[0]
-            if media
-            else read_questions(inputs[0], columns)
-        )
-        asked = limit_questions(asked, flags.limit)
-        open_sources(
-            dict.fromkeys(question.file for question in asked), limits
-        )  # before a long load
+        if media:
+            asked = listed_or_media(inputs, flags.question, limits, columns)[0]
+            asked = limit_questions(asked, flags.limit)
+        else:
+            listed = limit_questions(read_askable(inputs[0], columns), flags.limit)
+            asked, faults = open_questions(listed, limits)
+            if failed is not None:
+                failed.update(faults)
+            elif faults:
+                raise next(iter(faults.values()))
         check_choices(flags.metric, asked)
         yield asked
 

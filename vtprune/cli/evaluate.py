@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from vtprune.cli.asking import (
@@ -23,6 +25,7 @@ from vtprune.cli.results import (
     row_makers,
     save_and_show,
 )
+from vtprune.errors import VtpruneError
 
 EPILOG = """\b
 Examples:
@@ -61,7 +64,8 @@ def evaluate(questions: str, flags: Flags) -> None:
     """Ask many questions with and without pruning: does the answer survive?
 
     QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
-    answer, choices and kind; a file that turns out not to decode is left out and named. With
+    answer, choices and kind; a line that is wrong, or whose file is missing or can't be decoded, is
+    named, counted and left out. With
     answers the table shows accuracy; without, how often the answer is the unpruned model's. The
     baselines random (a mean over seeds), uniform and downsample are always rows of the table.
     Intervals are of 95 %, by a bootstrap over files. QUESTIONS "demo" is the embedded model's own
@@ -75,9 +79,10 @@ def evaluate(questions: str, flags: Flags) -> None:
     others = {"--answers": flags.answers}
     check_saves(flags.saves, SUFFIXES, [questions], others)
     listed = variants_from(flags, user)
+    failed: dict[int, VtpruneError] = {}
     with (
         output.libraries_silenced(),
-        asked_questions([questions], flags, "test", media=False) as asked,
+        asked_questions([questions], flags, "test", media=False, failed=failed) as asked,
     ):
         check_saves(flags.saves, SUFFIXES, asked_paths(asked), others)
         with output.importing(flags.quiet):
@@ -91,5 +96,6 @@ def evaluate(questions: str, flags: Flags) -> None:
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, asked, variants, settings, flags.answers, show, listed.notes)
+        result = replace(result, failed=failed)
         makers = row_makers(result, lambda kind: plot(result, kind))
         save_and_show(result, flags, makers, show_evaluation, show_notes)

@@ -64,6 +64,10 @@ class Evaluation:
             "files": self.files,
             "labelled": self.labelled,
             "rows": [row.to_dict() for row in self.rows],
+            "failed": [
+                {"question": number, "error": error.message, "hint": error.hint}
+                for number, error in self.failed.items()
+            ],
             "warnings": list(self.warnings),
             "version": self.version.to_dict(),
             "host": self.host.to_dict(),
@@ -73,7 +77,10 @@ class Evaluation:
     def to_csv(self) -> str:
         """Return one line a row, its blocks as columns, under a line of their names."""
         same = {**self.model.to_columns(), "files": self.files}
-        rows = [{**same, **flat(_name_ends(row.to_dict()))} for row in self.rows]
+        values = [row.to_dict() for row in self.rows]
+        for row in values:
+            del row["passes"]
+        rows = [{**same, **flat(_name_ends(row))} for row in values]
         return csv_text(rows)
 
 

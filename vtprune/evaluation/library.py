@@ -22,8 +22,15 @@ from vtprune.inference.generate import Generation
 from vtprune.inference.library import check_model
 from vtprune.inference.prepare import sampling_of
 from vtprune.inference.prompt_media import Media, attempt
-from vtprune.inference.questions_file import Asked, limit_questions, read_questions, read_row
-from vtprune.media import Limits, open_each
+from vtprune.inference.questions_file import (
+    Asked,
+    FaultyRow,
+    limit_questions,
+    open_questions,
+    read_askable,
+    read_row,
+)
+from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import find_loaded
 from vtprune.preset import Preset
@@ -100,8 +107,7 @@ def evaluate(
     result = evaluation.evaluate(
         find_loaded(model), asked, variants, settings, answers, on_progress, listed.notes
     )
-    notes = [f"question {number}: {error.message}" for number, error in failed.items()]
-    return replace(result, failed=failed, warnings=(*result.warnings, *notes))
+    return replace(result, failed=failed)
 
 
 def tune(
@@ -229,25 +235,10 @@ def _questions(
         VtpruneError: a list that can't be read, or no question that can be asked.
     """
     if isinstance(questions, (str, Path)):
-        listed: list[Asked | VtpruneError] = [*read_questions(questions, columns)]
+        listed: list[Asked | FaultyRow | VtpruneError] = [*read_askable(questions, columns)]
     else:
         listed = [attempt(partial(_asked, item)) for item in questions]
-    opened: dict[object, VtpruneError | None] = {}
-    asked: list[Asked] = []
-    failed: dict[int, VtpruneError] = {}
-    for number, item in enumerate(listed):
-        if isinstance(item, Asked):
-            if item.file not in opened:
-                error = attempt(partial(open_each, [item.file], limits))
-                opened[item.file] = error if isinstance(error, VtpruneError) else None
-            found = opened[item.file]
-            if found is None:
-                asked.append(item)
-                continue
-            item = found
-        failed[number] = item
-    if not asked:
-        raise next(iter(failed.values()), VtpruneError("there is no question", "give one or more"))
+    asked, failed = open_questions(listed, limits)
     return limit_questions(asked, limit), failed
 
 

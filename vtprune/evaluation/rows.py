@@ -14,6 +14,10 @@ from vtprune.inference.questions_file import Asked
 
 LARGEST_LOSS = 700.0  # math.exp goes no further
 Records = Mapping[tuple[int, str], Record]
+PASS = (
+    "question", "answer", "score", "same", "loss", "divergence", "keep_mean", "prefill", "first",
+)  # fmt: skip
+"""What a row has of each of its questions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +183,7 @@ class EvaluationRow:
         reads_question: the method is question-aware.
         second: of the questions asked as follow-ups; None where they were not.
         errors: why questions could not be asked.
+        passes: what was measured of every question, under every seed.
     """
 
     name: str
@@ -206,6 +211,7 @@ class EvaluationRow:
     second: FollowUps | None = None
     errors: tuple[str, ...] = ()
     kind_questions: Mapping[str, int] = field(default_factory=dict)
+    passes: Sequence[Record] = ()
 
     @property
     def quality(self) -> Estimate:
@@ -232,6 +238,7 @@ class EvaluationRow:
                                                    "first_token_speedup", "reads_question")},
             "options": dict(self.options),
             "resolved_preset": dict(self.resolved),
+            "passes": [{key: getattr(record, key) for key in PASS} for record in self.passes],
         }  # fmt: skip
         if self.second:
             values["second"] = self.second.to_dict(accuracy is not None)
@@ -308,6 +315,7 @@ def _make_row(
         resolved={} if variant.matches else variant.preset.to_dict(),
         second=compare_follow_ups(variant.row, rows),
         errors=tuple(dict.fromkeys(errors)),
+        passes=every,
     )
 
 

@@ -18,6 +18,7 @@ from vtprune.inference.tables import read_rows
 from vtprune.inference.wording import counted
 from vtprune.media import (
     AskedMedia,
+    Limits,
     MediaGroup,
     Source,
     Stored,
@@ -107,6 +108,39 @@ def read_askable(
         VtpruneError: not readable, or no question is right.
     """
     return read_some(path, read_row, "question", HINT, columns)
+
+
+def open_questions(
+    listed: Sequence[Asked | FaultyRow | VtpruneError], limits: Limits
+) -> tuple[list[Asked], dict[int, VtpruneError]]:
+    """Return the questions that can be asked, and the errors of the others by their numbers.
+
+    Raises:
+        VtpruneError: there is no question that can be asked.
+    """
+    from vtprune.media import open_each
+
+    opened: dict[object, VtpruneError | None] = {}
+    asked: list[Asked] = []
+    failed: dict[int, VtpruneError] = {}
+    for number, item in enumerate(listed):
+        if not isinstance(item, Asked):
+            failed[number] = item.error if isinstance(item, FaultyRow) else item
+            continue
+        if item.file not in opened:
+            try:
+                open_each([item.file], limits)
+                opened[item.file] = None
+            except VtpruneError as error:
+                opened[item.file] = error
+        error_of_file = opened[item.file]
+        if error_of_file is None:
+            asked.append(item)
+        else:
+            failed[number] = error_of_file
+    if not asked:
+        raise next(iter(failed.values()), VtpruneError("there is no question", "give one or more"))
+    return asked, failed
 
 
 def limit_questions(asked: Sequence[T], most: int | None) -> list[T]:

@@ -72,9 +72,23 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         lines.add_row("", Text("; ".join(names), "dim"))
     if len(reasons) > MOST_REASONS:
         lines.add_row("", Text(f"and {len(reasons) - MOST_REASONS} more reasons", "yellow"))
-    if reasons:
+    _list_failed(evaluation, lines)
+    if lines.row_count:
         console.print()
         console.print(lines)
+
+
+def _list_failed(evaluation: Evaluation, lines: Table) -> None:
+    """Add the questions that could not be asked, which no row counts."""
+    failed = evaluation.failed
+    if not failed:
+        return
+    total = evaluation.questions + len(failed)
+    lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
+    for number, error in list(failed.items())[:MOST_REASONS]:
+        lines.add_row("", Text(f"question {number + 1}: {printable(error.message)}", "dim"))
+    if len(failed) > MOST_REASONS:
+        lines.add_row("", Text(f"and {len(failed) - MOST_REASONS} more", "dim"))
 
 
 def _not_run(evaluation: Evaluation) -> dict[str, list[str]]:
