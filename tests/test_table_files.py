@@ -136,9 +136,10 @@ def has_booktabs() -> bool:
 
 @pytest.mark.skipif(not has_booktabs(), reason="no LaTeX with booktabs here")
 def test_the_tables_of_all_commands_compile(tmp_path: Path) -> None:
-    bodies = [to_latex(TABLES), *(to_latex(record(shows)) for shows in SHOWN.values())]
+    hostile = to_latex(TABLES) + "\\typeout{printed tables}\n"
+    bodies = [hostile, *(to_latex(record(shows)) for shows in SHOWN.values())]
     body = "\n\\clearpage\n".join(bodies).encode("utf-8", "replace")
-    head = b"\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    head = b"\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
     (tmp_path / "t.tex").write_bytes(head + body + b"\\end{document}\n")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
@@ -146,6 +147,9 @@ def test_the_tables_of_all_commands_compile(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-1500:]
     assert b"Missing character" not in (tmp_path / "t.log").read_bytes()
+    log = (tmp_path / "t.log").read_bytes().partition(b"printed tables")[2]
+    assert log
+    assert b"Overfull \\hbox" not in log  # no table of a command is wider than the page
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,12 @@ ACCENTS = {
 }  # fmt: skip
 """Combining characters, and the command that sets them over a letter."""
 GLYPH = "vtpruneglyph"
-PREAMBLE = rf"""% needs \usepackage{{booktabs}}; pdfLaTeX shows ? where it has no such character
+PREAMBLE = rf"""% needs \usepackage{{booktabs,graphicx}}
+% pdfLaTeX shows ? where it has no such character
 \providecommand{{\{GLYPH}}}[1]{{\ifdefined\Umathchar#1\else?\fi}}
 """
+FITTED = r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Begins a box that is made smaller where it is wider than the line, and never larger."""
 
 
 def to_latex(recorded: Recorded) -> str:
@@ -231,11 +234,11 @@ def _tabular(table: PrintedTable) -> str:
         for is_wide, number in zip(wide, table.numbers, strict=True)
     )
     lines = [f"% {_comment(table.title)}"] if table.title else []
-    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     if any(table.headings):
         lines += [_row(table.headings), r"\midrule"]
     lines += [_row(row) if any(row) else r"\addlinespace" for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", ""])
 
 
 def _row(cells: Sequence[str]) -> str:
