@@ -67,7 +67,7 @@ def count_real(model: PreTrainedModel, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
-            model(**inputs.tensors)
+            model(**{name: fit(model, value) for name, value in inputs.tensors.items()})
     except DecoderReachedError:
         return counter.get_total_flops()
     finally:
@@ -75,13 +75,19 @@ def count_real(model: PreTrainedModel, inputs: Inputs) -> int:
     raise AssertionError("the decoder was not reached")
 
 
+def fit(model: PreTrainedModel, value: torch.Tensor) -> torch.Tensor:
+    return value.to(model.dtype) if value.is_floating_point() else value
+
+
 def with_eager_attention(loaded: Loaded) -> PreTrainedModel:
     """The same model again: some towers choose their attention when they are built."""
     model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager")
     for part in model.modules():
+        if hasattr(part, "fused_attn"):  # of timm
+            part.fused_attn = False
         if hasattr(part, "config") and part is not model:
             part.config._attn_implementation = "eager"
-    return model.eval().float().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def test_the_flops_of_any_encoder_are_what_torch_counts(kind: str) -> None:

@@ -36,9 +36,7 @@ CHUNK = 64
 """Tokens of a chunk of the delta rule, in transformers 5.17 to 5.24."""
 MAMBA = ("num_heads", "head_dim", "ssm_state_size", "chunk_size")
 """Sizes that modules of Mamba 2 name."""
-UNKNOWN = re.compile(
-    r"CrossAttention|Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress"
-)
+UNKNOWN = re.compile(r"Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress")
 """Names of modules that do what is not counted here."""
 
 
@@ -50,6 +48,8 @@ def measure_decoder(model: PreTrainedModel) -> DecoderShape:
     """
     from vtprune.models.structure import find_decoder
 
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise uncounted(model.config, "an encoder-decoder")
     decoder = find_decoder(model) if getattr(model, "get_decoder", lambda: None)() else None
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
@@ -58,6 +58,9 @@ def measure_decoder(model: PreTrainedModel) -> DecoderShape:
     config = cast("PreTrainedConfig", decoder.config)
     head = model.get_output_embeddings()
     vocab = getattr(config, "vocab_size", 0) if head is None else head.weight.shape[0]
+    for module in decoder.modules():
+        if "CrossAttention" in type(module).__name__:
+            raise uncounted(config, f"{type(module).__name__} layers")
     windows, sources = cached_windows(config, len(layers)), key_sources(layers)
     sharing = next((number for number, source in enumerate(sources) if source is not None), None)
     # Gemma 4, from transformers 5.20 on.
@@ -90,7 +93,10 @@ def cached_windows(config: PreTrainedConfig, num_layers: int) -> list[int | None
     from transformers import DynamicCache
 
     windows = [
-        getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+        getattr(layer, "sliding_window", None)
+        # Unlimited OCR's keeps the whole prompt: its window is of the answer alone.
+        if getattr(layer, "is_sliding", False) and not hasattr(layer, "prefill_keys")
+        else None
         for layer in DynamicCache(config=config).layers[:num_layers]
     ]
     return windows + [None] * (num_layers - len(windows))
@@ -309,6 +315,9 @@ def _num_products(module: nn.Module) -> int:
 
 def _conv_state(module: nn.Module) -> int:
     """Return the values that a causal convolution keeps of the tokens before."""
+    taps = getattr(module, "static_weight", None)  # of Inkling 2, (kernel, channels)
+    if isinstance(taps, nn.Parameter) and _int(module, "conv_kernel_size") == len(taps):
+        return taps.numel()
     if not isinstance(module, nn.Conv1d):
         return 0
     return module.out_channels * module.kernel_size[0]
