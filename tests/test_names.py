@@ -14,7 +14,8 @@ from vtprune.models.skeleton import build_skeleton
 
 ALIASES = {alias.name: alias for alias in aliases()}
 # Their configs say how wide a head is; elsewhere it is the width of the model over the heads.
-OWN_HEAD_DIM = ("gemma-", "glm-4.5v", "internvl3.5", "molmo2", "qwen3-vl", "qwen3.")
+OWN_HEAD_DIM = ("gemma-", "glm-4.5v", "internvl3.5", "mistral-small", "molmo2", "paligemma2",
+                "qwen3-vl", "qwen3.")  # fmt: skip
 # Parameters of vision tower, projector and a separate input embedding, where a name counts them and
 # they are a large part of it.
 BESIDE = {
@@ -55,8 +56,8 @@ def test_an_alias_has_a_whole_decoder_shape(name: str) -> None:
     assert shape.heads % shape.kv_heads == 0
 
 
-EXPERTS = ("qwen3-vl-30b-a3b", "qwen3-vl-235b-a22b", "qwen3.5-35b-a3b", "glm-4.5v",
-           "gemma-4-26b-a4b")  # fmt: skip
+EXPERTS = ("qwen3-vl-30b-a3b", "qwen3-vl-235b-a22b", "qwen3.5-35b-a3b", "qwen3.6-35b-a3b",
+           "glm-4.5v", "gemma-4-26b-a4b")  # fmt: skip
 """Mixtures of experts, whose weights follow from more than the decoder's plain sizes."""
 
 
@@ -87,7 +88,9 @@ def test_a_decoder_of_uneven_layers_has_the_parameters_that_its_authors_say(name
     assert count_weights(model) == pytest.approx(whole, rel=0.02)
 
 
-UNEVEN = (*EXPERTS, *DECODERS)
+ALL_RUN = ("llama-4-scout", "llama4", "llama-4-maverick")
+"""Mixtures of experts of which transformers runs every one for every token."""
+UNEVEN = (*EXPERTS, *DECODERS, *ALL_RUN)
 
 
 @pytest.mark.parametrize("name", [name for name in ALIASES if name not in UNEVEN])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import tiny
+import tiny_processor
 import torch
 from transformers import CONFIG_MAPPING
 
 from vtprune.errors import ModelError
+from vtprune.evaluation.profiling.profile import ProfileOptions, profile
+from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_prompt
 from vtprune.evaluation.profiling.shapes import (
     WORD,
     build_random,
@@ -20,10 +24,15 @@ from vtprune.evaluation.profiling.shapes import (
     stand_in_tokenizer,
     tower_kinds,
 )
+from vtprune.inference.measuring import count_vision
 from vtprune.inference.roofline import count_weights
 from vtprune.models import FAMILIES
+from vtprune.models.base import Sampling
+from vtprune.models.cost import CostError
+from vtprune.models.loading import Loaded
 from vtprune.models.names import aliases
 from vtprune.models.skeleton import build_skeleton
+from vtprune.preset.calibration import packaged_models
 
 # Parameters of the published checkpoints, as their safetensors files count them.
 PUBLISHED = {
@@ -50,6 +59,9 @@ PUBLISHED = {
     "gemma-3-12b": 12_187_325_040,
     "gemma-3-27b": 27_432_406_640,
     "glm-4.1v-9b": 10_292_777_472,
+    "llama-4-scout": 108_641_793_536,
+    "llama-4-maverick": 401_583_781_376,
+    "mistral-small-3.1-24b": 24_011_361_280,
 }
 # Of these, only a rounded figure was at hand: of the model card, or else of the hub's collections.
 ROUNDED = {
@@ -129,8 +141,60 @@ def test_a_file_that_is_no_config_is_refused(text: str, message: str, tmp_path: 
 
 def test_a_model_of_no_known_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    with pytest.raises(ModelError, match=r"llama is not a family that can be profiled"):
+    with pytest.raises(ModelError, match=r"transformers has no class for llama that takes pictu"):
         find_shape(str(tmp_path))
+
+
+def test_a_directory_of_any_other_family_is_prepared_by_its_own_processor(tmp_path: Path) -> None:
+    directory = tiny_processor.build("paligemma", tmp_path)
+    shape = find_shape(str(directory))
+    assert shape.files.assembled is not None
+    result = profile(str(directory), options=ProfileOptions(timed=False))
+    assert result.input.visual_tokens == 16 * 16
+    assert result.good_rows[0].flops.tower > 0
+    with pytest.raises(ModelError, match="own processor, which a config alone does not have"):
+        find_shape(str(directory / "config.json"))
+
+
+# Tiles of pictures (the small one of the whole picture included) and tokens, as the processors of
+# these models make them: one tile is one tile, four have a fifth, and no more than fit.
+SIZES = {
+    ("llama4", 336, 336): (1, 144),
+    ("llama4", 672, 672): (5, 5 * 144),
+    ("llama4", 1344, 1344): (17, 17 * 144),
+    ("llama4", 300, 640): (3, 3 * 144),
+    ("mistral-small-3.1-24b", 1540, 1540): (1, 55 * 55),
+    ("mistral-small-3.1-24b", 3080, 1540): (1, 55 * 28),
+    ("paligemma2-3b-448", 900, 100): (1, 32 * 32),
+    ("command-a-vision", 1024, 512): (3, 3 * 256),
+}
+
+
+@functools.cache
+def published(name: str) -> Loaded:
+    shape = find_shape(name)
+    return Loaded(name, build_skeleton(shape.config), shape.files, shape.family)
+
+
+@pytest.mark.parametrize(("name", "width", "height"), SIZES)
+def test_pictures_of_published_models_become_tiles_and_tokens(
+    name: str, width: int, height: int
+) -> None:
+    loaded = published(name)
+    prompt = make_prompt(loaded, ProfiledMedia("image", width, height), Sampling(), 64)
+    tiles, tokens = SIZES[name, width, height]
+    assert (sum(prompt.inputs.tiles), len(prompt.layout)) == (tiles, tokens)
+
+
+def test_the_tower_of_a_published_model_is_counted() -> None:
+    loaded = published("paligemma2-3b-448")
+    prompt = make_prompt(loaded, ProfiledMedia("image", 448, 448), Sampling(), 64)
+    counted = count_vision(loaded, prompt.inputs)
+    assert not isinstance(counted, CostError), counted
+    assert counted.projector == 2 * 1024 * 1152 * 2304
+    layer = 4 * 1152**2 + 2 * 1152 * 4304
+    expected = 2 * 1024 * (588 * 1152 + 27 * layer) + 27 * 4 * 1024**2 * 1152
+    assert counted.tower == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_misspelt_name_is_told_the_nearest() -> None:
@@ -194,5 +258,8 @@ def test_layers_beyond_the_first_use_their_weights_where_memory_is_short() -> No
 
 
 def test_every_published_model_is_of_a_family_and_has_a_packaged_config() -> None:
-    assert {one.model_type for one in aliases()} <= set(FAMILIES)
+    families = packaged_models()["families"]
+    sized = {name for name, entry in families.items() if "pictures" in entry}
+    assert {one.model_type for one in aliases()} <= set(FAMILIES) | sized
+    assert not sized & set(FAMILIES)
     assert all(map(has_config, aliases()))

@@ -120,6 +120,15 @@ class GenericFamily(Family):
         counts = (getattr(part, name, None) for part in parts for name in FRAMES_A_STEP)
         return next((count for count in counts if isinstance(count, int) and count > 0), 1)
 
+    # -- a model of the same shape, without a checkpoint ------------------------------------
+
+    def tower_kinds(self, config: PreTrainedConfig) -> list[str]:
+        """The tower as one: how many layers it has is not known."""
+        return [""]
+
+    def shorten_tower(self, config: PreTrainedConfig) -> None:
+        """Left whole."""
+
     # -- preparing inputs -----------------------------------------------------------------------
 
     def largest(self, files: Files) -> tuple[int, int]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vtprune.models.transformers_messages import loading_errors, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+LARGE = 2**24
+"""Values of a tensor that is no buffer."""
 # While it builds a model, transformers 5 replaces functions that all models share: `tie_weights` of
 # their class, torch's initialisation. Of two threads, the second one would put them back too late.
 BUILDING = threading.RLock()
@@ -39,6 +44,24 @@ def build_skeleton(config: PreTrainedConfig, attention: str | None = None) -> Pr
     return model.eval()
 
 
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large tensors of zeros without values: weights of many experts, in a class's code."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in (torch.zeros, torch.ones, torch.empty, torch.randn):
+            size = args[0] if args and not isinstance(args[0], int) else args
+            if math.prod(options.get("size", size)) > LARGE:
+                options["device"] = "meta"
+        return func(*args, **options)
+
+
 @contextmanager
 def weights_on_meta() -> Iterator[None]:
     """Within it, modules of this thread get parameters without values, and buffers with theirs."""
@@ -52,6 +75,7 @@ def weights_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -323,7 +323,8 @@ def with_text(loaded: Loaded, inputs: Inputs, wanted: int) -> tuple[Inputs, int]
     ids = inputs.tensors["input_ids"]
     tokens = loaded.family.placeholders(loaded.files.config)
     visual = torch.isin(ids[0], torch.tensor([number for ids in tokens.values() for number in ids]))
-    word = cast(int, loaded.files.tokenizer.convert_tokens_to_ids(WORD))
+    tokenizer = loaded.files.tokenizer
+    word = tokenizer(WORD, add_special_tokens=False)["input_ids"][-1]  # it may be several
     keep = visual.clone()
     surplus = int((~visual).sum()) - wanted
     for run in text_runs(visual):

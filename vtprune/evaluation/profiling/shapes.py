@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from vtprune.errors import ModelError
-from vtprune.models import FAMILIES, find_family
+from vtprune.evaluation.profiling.published_pictures import MARKER, WORD, PublishedPictures
+from vtprune.models import find_family
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config, read_files
-from vtprune.models.loading import EMBEDDED, find_checkpoint
+from vtprune.models.generic import placeholder_ids
+from vtprune.models.loading import EMBEDDED, find_checkpoint, prepare_family, refuse_other_kinds
 from vtprune.models.names import Alias, aliases, hub_id_of
 from vtprune.models.skeleton import build_skeleton
 from vtprune.models.structure import decoder_layers
@@ -28,7 +30,6 @@ from vtprune.preset.calibration import packaged_models
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-WORD = "word"
 FIRST = 100
 """The lowest id of a word; those below may end or pad a text."""
 SECTIONS = {"text": "text_config", "vision": "vision_config", "adapter": "adapter_config"}
@@ -83,8 +84,34 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     label = name or EMBEDDED
     with quiet(), loading_errors(label):
         config = read_config(label, where, trust_remote_code)
-    family = known_family(label, config)
+    family = find_family(str(config.model_type))
+    if not family.listed:
+        return with_processor(label, config, where, trust_remote_code)
     return with_files(Shape(label, config, Files(config, stand_in(config)), family, where))
+
+
+def with_processor(
+    label: str, config: PreTrainedConfig, where: str, trust_remote_code: bool
+) -> Shape:
+    """Return the shape of a model whose checkpoint's own processor makes its inputs.
+
+    Raises:
+        ModelError: it is not there, or needs what is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    refuse_other_kinds(label, config, trust_remote_code)
+    if Path(where).is_file():
+        raise ModelError(
+            f"{label}: {config.model_type} models are prepared by their checkpoint's own "
+            "processor, which a config alone does not have",
+            "give the checkpoint's directory; its weights are not read",
+        )
+    with quiet(), loading_errors(label):
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        files = read_files(where, config, tokenizer)
+        family, files = prepare_family(where, files, trust_remote_code)
+    return Shape(label, config, files, family, where)
 
 
 def find_alias(name: str) -> Alias | None:
@@ -141,18 +168,18 @@ def packaged_shape(alias: Alias) -> Shape:
     with quiet(), loading_errors(alias.name):
         config = CONFIG_MAPPING[alias.model_type](**fields, dtype=entry["dtype"])
     config.architectures = None
-    family = known_family(alias.name, config)
+    if "pictures" in entry:
+        tokenizer = stand_in_tokenizer({MARKER: None, **placeholder_texts(config)})
+        published = PublishedPictures(alias.model_type, entry["pictures"])
+        return Shape(alias.name, config, Files(config, tokenizer), published, "packaged")
+    family = find_family(alias.model_type)
     return Shape(alias.name, config, published_files(family, config), family, "packaged")
 
 
-def known_family(name: str, config: PreTrainedConfig) -> Family:
-    family = find_family(str(config.model_type))
-    if not family.listed:
-        raise ModelError(
-            f"{name}: {config.model_type} is not a family that can be profiled",
-            f"families: {', '.join(FAMILIES)} (vtprune models)",
-        )
-    return family
+def placeholder_texts(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Return a text for every placeholder id of a config."""
+    ids = placeholder_ids(config)
+    return {f"<{modality}>": number for modality, (number,) in ids.items()}
 
 
 def read_entry(alias: Alias) -> dict[str, Any]:
@@ -292,7 +319,7 @@ def layer_kinds(config: PreTrainedConfig) -> list[str]:
 
 def tower_kinds(config: PreTrainedConfig) -> list[str]:
     """Return the kind of each layer of the vision tower: some have windows in most layers."""
-    return known_family(str(config.model_type), config).tower_kinds(config)
+    return find_family(str(config.model_type)).tower_kinds(config)
 
 
 def shallow_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
@@ -311,5 +338,5 @@ def shallow_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
         text.layer_types = [cycle[number % len(cycle)] for number in range(depth)]
     if getattr(text, "rope_scaling_layers", None) is not None:
         text.rope_scaling_layers = list(range(depth))
-    known_family(str(config.model_type), config).shorten_tower(shallow)
+    find_family(str(config.model_type)).shorten_tower(shallow)
     return shallow
