@@ -24,6 +24,7 @@ from vtprune.demo.regions import boxes_at, find_region
 from vtprune.demo.samples import Sample, samples, write_file
 from vtprune.demo.world import generator, make_picture
 from vtprune.engine import pruning
+from vtprune.engine.segments import Segments
 from vtprune.inference.evidence import METHODS
 from vtprune.inference.evidence.answer_parts import split_answer
 from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
@@ -38,7 +39,7 @@ from vtprune.inference.prompt_media import read_media
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, load
-from vtprune.models.seams import feed_forward
+from vtprune.models.seams import Arguments, feed_forward
 from vtprune.preset import Preset, load_preset, override
 from vtprune.tokens.layout import box, join, lay_out, single
 
@@ -124,6 +125,51 @@ def test_long_prompts_get_the_same_gradient_with_less_held(
     assert max(lengths) == 16
     assert "forward" not in vars(layer)
     assert "forward" not in vars(network)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma4"])
+def test_segments_of_layers_give_every_kind_of_model_its_gradient(
+    name: str, checkpoints: Callable[[str], Path], clip: tuple[Path, Sample],
+    pictures: list[tuple[Path, Sample]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    loaded = load(str(checkpoints(name)))
+    path = pictures[0][0] if name == "gemma4" else clip[0]
+    probe = answered(path, "what?", frames=2, loaded=loaded, attention=False).probe(Passes(99))
+    weights = torch.full((1, len(probe)), 0.5)
+    expected = probe.gradient(weights)
+    monkeypatch.setattr("vtprune.engine.replay.LONG", 1)
+    torch.testing.assert_close(probe.gradient(weights), expected)
+    assert bool((expected[1] != 0).all())
+
+
+def test_one_input_of_a_segment_is_held() -> None:
+    layers = [torch.nn.Tanh() for _ in range(9)]
+    segments, states = Segments(len(layers)), torch.randn(3, requires_grad=True)
+    arguments, calls = Arguments(lambda hidden_states: None), []
+
+    def run(layer: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+        def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+            calls.append(layer)
+            return layer(hidden_states)
+
+        output = segments.run(arguments, forward, states)
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    output = states
+    for number, layer in enumerate(layers):
+        output = run(layer, output)
+        if number == 4:
+            output = output * 2  # the decoder works on the states between two layers
+    assert sorted(segments.inputs) == [0, 3, 5, 6]
+    expected = states
+    for number, layer in enumerate(layers):
+        expected = layer(expected) * (2 if number == 4 else 1)
+    assert torch.equal(output, expected)
+    slopes = [torch.autograd.grad(one.sum(), states)[0] for one in (output, expected)]
+    assert torch.equal(*slopes)
+    assert len(calls) == 9 + 9 + 5  # forward, gradient, and the inputs that were not held
+    assert not segments.inputs
 
 
 def test_leaving_tokens_out_equals_masking_them(one_answer: ExplainedAnswer) -> None:

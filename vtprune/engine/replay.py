@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vtprune.engine.hooks import Hooks, this_thread
 from vtprune.engine.position_ids import given_position_ids
+from vtprune.engine.segments import Segments
 from vtprune.errors import ModelError
 from vtprune.models import seams
 from vtprune.models.structure import Structure
@@ -31,7 +32,7 @@ ROWS_BYTES = 2**27
 """What the states of the rows of one forward may take, by a rough count."""
 MOST_ROWS = 32
 LONG = 2048
-"""Columns of a forward with a gradient above which a layer's states are computed anew for it."""
+"""Columns of a forward above which little is held: for a gradient, states are computed anew."""
 CHUNK = 1024
 """Columns of such a forward that a feed-forward network gets at once."""
 
@@ -230,8 +231,11 @@ class Replay:
         with Hooks(this_thread()) as hooks:
             hooks.before(structure.decoder, give)
             if embeds.requires_grad and embeds.shape[0] * embeds.shape[1] > LONG:
-                for layer in structure.layers:
-                    hooks.replace(layer, "forward", _keep_inputs_only)
+                segments = Segments(len(structure.layers))
+                for layer, arguments in zip(structure.layers, structure.seams.layers, strict=True):
+                    hooks.replace(layer, "forward", functools.partial(segments.run, arguments))
+            elif self.length > LONG:
+                self.feed_in_chunks(hooks)
             shared: dict[object, object] = {}
             for number in range(min((keys.layer for keys in masked), default=len(structure.layers)),
                                 len(structure.layers)):  # fmt: skip
@@ -253,10 +257,15 @@ class Replay:
         The block reaches over the backward pass, which computes them anew in a thread of its own.
         """
         with Hooks(None) as hooks:
-            for layer in self.structure.layers if self.length > LONG else ():
-                if (network := seams.feed_forward(layer)) is not None:
-                    hooks.replace(network, "forward", _in_chunks)
+            if self.length > LONG:
+                self.feed_in_chunks(hooks)
             yield
+
+    def feed_in_chunks(self, hooks: Hooks) -> None:
+        """Give every feed-forward network a few columns at once."""
+        for layer in self.structure.layers:
+            if (network := seams.feed_forward(layer)) is not None:
+                hooks.replace(network, "forward", _in_chunks)
 
     @functools.cached_property
     def text_id(self) -> int:
@@ -319,17 +328,14 @@ class Replay:
         return mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
 
 
-def _keep_inputs_only(forward: Callable[..., object], *args: object, **kwargs: object) -> object:
-    """Run a layer so that of its states only those that enter it are held for the gradient."""
-    return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)
-
-
 def _in_chunks(forward: Callable[..., object], hidden: torch.Tensor) -> object:
     """Run a feed-forward network, which treats each column apart, on a few columns at once."""
-    if not hidden.requires_grad or hidden.dim() != 3:
+    if hidden.dim() != 3:
         return forward(hidden)
-    parts = hidden.split(CHUNK, dim=1)
-    return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts], dim=1)
+    run = forward
+    if hidden.requires_grad:
+        run = functools.partial(checkpoint, forward, use_reentrant=False)
+    return torch.cat([run(part) for part in hidden.split(CHUNK, dim=1)], dim=1)  # type: ignore[misc]
 
 
 def _expand(value: object, rows: int, name: str) -> object:
