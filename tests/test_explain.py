@@ -25,7 +25,7 @@ from vtprune.demo.samples import Sample, samples, write_file
 from vtprune.demo.world import generator, make_picture
 from vtprune.engine import pruning
 from vtprune.engine.segments import Segments
-from vtprune.inference.evidence import METHODS
+from vtprune.inference.evidence import METHODS, MapSettings
 from vtprune.inference.evidence.answer_parts import split_answer
 from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
 from vtprune.inference.evidence.explain import map_run
@@ -36,6 +36,7 @@ from vtprune.inference.forced_answers import append_text
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.prepare import prepare_question
 from vtprune.inference.prompt_media import read_media
+from vtprune.inference.wording import name_sources
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, load
@@ -43,6 +44,7 @@ from vtprune.models.seams import Arguments, feed_forward
 from vtprune.preset import Preset, load_preset, override
 from vtprune.tokens.layout import box, join, lay_out, single
 
+ONES = MapSettings("information")
 ATTACK = "</script><img src=x onerror=alert(1)>{{ 7*7 }}"
 
 
@@ -223,7 +225,7 @@ def test_explaining_changes_neither_answer_nor_model(clip: tuple[Path, Sample]) 
     before = vars(embedded().model).keys()
     for method in ("attention", "information"):
         answer = answer_to_explain(embedded(), prepared, UNPRUNED, generation, {})
-        map_run(answer, method, UNPRUNED, 12, 0, None)
+        map_run(answer, MapSettings(method, 12))
         (run,) = generate(embedded(), [prepared], UNPRUNED, generation)
         assert torch.equal(run.tokens, answer.run.tokens)
     assert vars(embedded().model).keys() == before
@@ -256,7 +258,7 @@ def test_every_method_points_at_what_is_asked_about(
         answer = answered(path, question.text)
         assert answer.run.answer == question.answer
         passes = 50 if dear else 60
-        right.append(hits(map_run(answer, method, UNPRUNED, passes, 0, None), sample))
+        right.append(hits(map_run(answer, MapSettings(method, passes)), sample))
     assert sum(right) >= len(right) - 1, right  # by chance about one in ten
 
 
@@ -271,16 +273,29 @@ def test_windows_cover_every_patch_and_no_newline() -> None:
     assert bool(windows[:, :15].any(0).all())
     assert not bool(windows[:, 15].any())
     assert starts(5, 2, 2) == [0, 2, 3]
-    fitted = Cells.of(layout).places(4, 1, 1)
+    fitted = Cells.of(layout).places(4, ONES)
     assert len(fitted) <= 4
     assert torch.equal(spread(fitted, fitted.float().sum(1, keepdim=True))[15], torch.zeros(1))
+
+
+def test_windows_that_are_asked_for_are_tried(one_answer: ExplainedAnswer) -> None:
+    picture = Cells.of(lay_out({"image": torch.arange(36)}, {"image": [box(1, 6, 6)]}))
+    counts = {
+        (size, stride): len(picture.places(99, MapSettings("occlusion", 99, size, stride)))
+        for size, stride in ((1, None), (2, 1), (2, 2), (3, 2), (None, 2))
+    }
+    assert counts == {(1, None): 36, (2, 1): 25, (2, 2): 9, (3, 2): 9, (None, 2): 9}
+    small = map_run(one_answer, MapSettings("information", 256, window=2, stride=2))
+    late = map_run(one_answer, MapSettings("information", 256, window=2, stride=2, from_layer=3))
+    assert small.passes == late.passes
+    assert not torch.allclose(small.maps[0].shares, late.maps[0].shares)
 
 
 def test_windows_of_a_video_are_of_whole_frames_and_through_all_frames() -> None:
     layout = lay_out({"video": torch.arange(64)}, {"video": [box(16, 2, 2)]})
     cells = Cells.of(layout)
-    assert torch.equal(cells.places(9, 1, 1).sum(1), torch.full((4,), 16))
-    assert len(cells.places(2, 1, 1)) == 1
+    assert torch.equal(cells.places(9, ONES).sum(1), torch.full((4,), 16))
+    assert len(cells.places(2, ONES)) == 1
     assert torch.equal(cells.times(16).sum(1), torch.full((16,), 4))
     assert torch.equal(
         cells.times(5).sum(0), torch.ones(64)
@@ -300,7 +315,7 @@ def test_evidence_of_a_video_lies_where_time_and_place_meet() -> None:
         assert len(windows) <= 30
         return (windows & wanted).any(1, keepdim=True).float()
 
-    values = over_time_first(cells, effect_of, 30, size=1)
+    values = over_time_first(cells, effect_of, 30, ONES)
     assert torch.equal(values[:, 0] > 0, wanted)
 
 
@@ -320,7 +335,7 @@ def test_an_answer_is_split_into_sentences_and_events() -> None:
 def test_evidence_kept_is_an_average_over_the_layers(clip: tuple[Path, Sample]) -> None:
     preset = override(load_preset("balanced"), keep=0.5, method="random", at="4")
     answer = answered(clip[0], "what happens?", preset, frames=2, attention=True)
-    run = map_run(answer, "attention", preset, 9, 0, None)
+    run = map_run(answer, MapSettings("attention"), preset)
     shares = torch.arange(1.0, len(answer.layout) + 1)
     kept = evidence_kept(shares, answer.layout, run.kept.stages, run.kept.num_layers)
     (stage,) = run.kept.stages
@@ -443,7 +458,12 @@ def test_a_page_of_32_frames_and_several_events_is_below_3_megabytes(tmp_path: P
     ("options", "message"),
     [
         (["--by", "magic"], "explain by 'magic' is unknown"),
-        (["--layer", "99"], "layer 99 is none of the"),
+        (["--by", "information", "--from-layer", "99"], "layer 99 is none of the"),
+        (["--from-layer", "2"], "--from-layer changes nothing by relevance"),
+        (["--by", "mask", "--window", "2"], "--window changes nothing by mask"),
+        (["--by", "attention", "--stride", "1"], "--stride changes nothing by attention"),
+        (["--by", "information", "--stride", "2"], "windows of 1 at stride 2 leave tokens between"),
+        (["--by", "occlusion", "--window", "1", "--passes", "9"], "windows of 1 at stride 1 take"),
         (["--seed", "1"], "--seed changes nothing without pruning"),
         (["--by", "mask", "--passes", "5"], "mask takes at least"),
         (["--by", "occlusion", "--passes", "1"], "occlusion takes at least"),
@@ -473,12 +493,19 @@ def test_compare_says_what_every_row_keeps_of_the_evidence(
     assert "evidence" not in invoke(*given, "--no-measure").stdout
 
 
+def test_a_warning_names_what_it_comes_from() -> None:
+    rows = [("a", ["all", "two"]), ("b", ["all", "two"]), ("c", ["all", "one", "one"])]
+    assert name_sources(rows) == ["all", "a, b: two", "c: one"]
+    many = [(str(number), ["four"] * (number < 4)) for number in range(5)]
+    assert name_sources(many) == ["0, 1, 2, 1 more: four"]
+
+
 def test_passes_are_bounded(one_answer: ExplainedAnswer) -> None:
     for method in ("gradient", "information", "hierarchical"):
         done: list[int] = []
         passes = Passes(30, lambda stage, at, total, done=done: done.append(at))  # type: ignore[misc]
         make = getattr(import_module(f"vtprune.inference.evidence.{method}"), method)
-        make(one_answer.probe(passes))
+        make(one_answer.probe(passes, MapSettings(method)))
         assert 0 < passes.done <= 30, method
         assert done[-1] == passes.done
 

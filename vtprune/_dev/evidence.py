@@ -25,7 +25,7 @@ from vtprune.demo.regions import Region, boxes_at, find_region
 from vtprune.demo.samples import samples, write_file
 from vtprune.demo.world import Scene
 from vtprune.evaluation.bootstrap import estimate
-from vtprune.inference.evidence import METHODS
+from vtprune.inference.evidence import METHODS, MapSettings
 from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
 from vtprune.inference.evidence.explain import explain_answer, map_values
 from vtprune.inference.evidence.explanation import to_shares
@@ -157,7 +157,7 @@ def map_of(
     if name == "random":
         generator = torch.Generator().manual_seed(len(places) * 31 + len(answer.run.tokens))
         return torch.rand(shape, generator=generator)
-    return map_values(answer, name, passes)[0]
+    return map_values(answer, MapSettings(name), passes)[0]
 
 
 Target = tuple[torch.Tensor, torch.Tensor | None]

@@ -22,6 +22,7 @@ from vtprune.errors import VtpruneError
 from vtprune.pictures import FORMATS
 
 if TYPE_CHECKING:
+    from vtprune.inference.evidence import MapSettings
     from vtprune.inference.evidence.explanation import Explanation
     from vtprune.pictures.evidence import EvidenceDrawing
     from vtprune.preset import Preset
@@ -31,7 +32,7 @@ Examples:
   vtprune explain clip.mp4 "what happens?" --save evidence.html
   vtprune explain page.png "what is the total?" --by occlusion --passes 400
   vtprune explain clip.mp4 "what moves?" --method entropy --keep 0.3
-  vtprune explain clip.mp4 "what moves?" --by information --layer 8 --json
+  vtprune explain clip.mp4 "what moves?" --by information --from-layer 8 --json
 """
 
 
@@ -40,7 +41,9 @@ Examples:
 @takes(
     "by",
     "passes",
-    "layer",
+    "window",
+    "stride",
+    "from_layer",
     *ONE_WAY,
     *MODEL,
     *MEDIA,
@@ -69,11 +72,11 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
     kept is the share of the unpruned answer's evidence that lies on kept tokens.
     """
     from vtprune.cli.config import load_config
-    from vtprune.inference.evidence import check_method
+    from vtprune.inference.evidence import MapSettings
 
     user = load_config()
     paths, questions = media_and_questions(inputs, (), flags.allow_url)
-    check_method(flags.by, flags.passes)
+    settings = MapSettings(flags.by, flags.passes, flags.window, flags.stride, flags.from_layer)
     preset = _preset(flags, user)
     check_saves(flags.saves, (*FORMATS, *TABLES), paths)  # all that comes before is without torch
 
@@ -84,7 +87,7 @@ def explain(inputs: tuple[str, ...], flags: Flags) -> None:
         from vtprune.pictures.evidence import EvidenceDrawing
 
     with output.libraries_silenced():
-        explanation = _explain(flags, user, preset, paths, questions[0])
+        explanation = _explain(flags, user, settings, preset, paths, questions[0])
         drawing = EvidenceDrawing(explanation, limits_from(flags), flags.all_frames)
         _print(flags, explanation, drawing)
         tables = table_makers(lambda console: show_explanation(explanation, console))
@@ -104,7 +107,12 @@ def _preset(flags: Flags, user: Flags) -> Preset | None:
 
 
 def _explain(
-    flags: Flags, user: Flags, preset: Preset | None, paths: list[str], question: str
+    flags: Flags,
+    user: Flags,
+    settings: MapSettings,
+    preset: Preset | None,
+    paths: list[str],
+    question: str,
 ) -> Explanation:
     """Load the model, read the media, answer and explain."""
     from vtprune.cli.output import progress_line
@@ -118,13 +126,11 @@ def _explain(
             loaded,
             media,
             question,
-            flags.by,
+            settings,
             preset,
             sampling=sampling_from(preset or UNPRUNED, flags),
             generation=generation_from(flags, user),
             limits=limits_from(flags),
-            passes=flags.passes,
-            layer=flags.layer,
             on_progress=progress,
         )
 

@@ -164,7 +164,13 @@ class Flags:
     passes: int = _explaining(
         "N", "Largest number of forward passes for the maps of an answer; a gradient counts as "
         "three.", default=256, bounds=whole(1))
-    layer: int = _explaining(
+    window: int | None = _explaining(
+        "N", "Rows and columns of the windows of tokens that occlusion and information try.  "
+        "[default: 2 and 1, larger where --passes asks for it]", bounds=whole(1))
+    stride: int | None = _explaining(
+        "N", "Rows and columns from one window to the next, at most --window.  [default: 1]",
+        bounds=whole(1))
+    from_layer: int = _explaining(
         "N", "The layer from which on information leaves tokens out; 0 is the language model's "
         "input.", default=0, bounds=whole(0))
 

@@ -135,13 +135,13 @@ def _reports(
 def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
     """Print the JSON; or the answers, the counts and the miniature."""
     from vtprune.cli.console import printable
+    from vtprune.inference.wording import name_sources
 
     if flags.json:
         click.echo(to_json(drawing.to_dict()))
         return
     for run, report in zip(drawing.runs, reports, strict=True):
-        way = report.preset.method or report.preset.name
-        head = f"{way}: " if len(reports) > 1 else ""
+        head = f"{way_of(report)}: " if len(reports) > 1 else ""
         click.echo(printable(head + report.answer))
         if flags.terminal or not flags.saves:
             from vtprune.pictures.miniature import draw_miniature
@@ -149,6 +149,12 @@ def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
             click.echo(printable(draw_miniature(drawing, run)))
         if not flags.quiet:
             for number in range(len(run.stages)):
-                click.echo(f"kept      {printable(run.stage_title(number))}", err=True)
-            for warning in report.warnings:
-                click.echo(f"warning   {printable(warning)}", err=True)
+                click.echo(f"kept      {printable(head + run.stage_title(number))}", err=True)
+    if not flags.quiet:
+        for warning in name_sources([(way_of(r), r.warnings) for r in reports]):
+            click.echo(f"warning   {printable(warning)}", err=True)
+
+
+def way_of(report: Report) -> str:
+    """Return how a run was pruned."""
+    return str(report.preset.method or report.preset.name)

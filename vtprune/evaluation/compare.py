@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +31,7 @@ from vtprune.inference.compare import (
     sum_up,
     time_pairs,
 )
-from vtprune.inference.evidence import DEFAULT, PASSES
+from vtprune.inference.evidence import MapSettings
 from vtprune.inference.evidence.ask import UNPRUNED as UNPRUNED_PRESET
 from vtprune.inference.evidence.ask import answer_to_explain
 from vtprune.inference.evidence.explain import kept_of_maps, map_run
@@ -42,6 +41,7 @@ from vtprune.inference.measuring import build_report
 from vtprune.inference.prepare import PreparedQuestion, prepare_question, sampling_of, with_sampling
 from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
 from vtprune.inference.roofline import measure_ceilings
+from vtprune.inference.wording import name_sources
 from vtprune.media import Limits, Medium, media_list
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, Progress, find_loaded
@@ -193,16 +193,11 @@ class _Row:
         hint = f" ({self.error.hint})" if self.error.hint else ""
         return self.error.message + hint
 
-    def warnings(self, times: Mapping[str, int]) -> list[str]:
-        """Return the warnings of its report, or why it could not run.
-
-        Args:
-            times: how many reports have each warning; the only one is named.
-        """
-        name = self.variant.row
+    def warnings(self) -> list[str]:
+        """Return what to know of this row alone: why it could not run, or has no baselines."""
         if self.report is None:
-            return [f"{name}: not run: {self.reason}"]
-        notes = [f"{name}: {note}" if times[note] == 1 else note for note in self.report.warnings]
+            return [f"{self.variant.row}: not run: {self.reason}"]
+        notes = []
         kept = [count for _, count in counts_after_cuts(self.stages)]
         if self.variant.role == "asked" and kept and not any(kept):
             notes.append(f"{self.variant.name} keeps no token to choose, so it has no matched "
@@ -347,7 +342,7 @@ class _Rows:
         answer = answer_to_explain(
             self.loaded, self.prompt, UNPRUNED_PRESET, self.generation, self.features
         )
-        maps = map_run(answer, DEFAULT, UNPRUNED_PRESET, PASSES, 0, self.on_progress)
+        maps = map_run(answer, MapSettings(), on_progress=self.on_progress)
         for row in self.rows:
             row.evidence = maps
 
@@ -374,8 +369,9 @@ class _Rows:
         report, run = self.unpruned.report, self.unpruned.run
         assert report is not None
         assert run is not None
-        times = Counter(note for row in self.rows if row.report for note in row.report.warnings)
-        warnings = [note for row in self.rows for note in row.warnings(times)]
+        reports = [(row.variant.row, row.report) for row in self.rows if row.report]
+        warnings = name_sources([(name, report.warnings) for name, report in reports])
+        warnings += [note for row in self.rows for note in row.warnings()]
         rows = [
             row.result(run.answer, [pair.pruned for pair in row.pairs]) for row in self.rows[1:]
         ]

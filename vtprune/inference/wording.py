@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 PAYS = 1.05
 """A measured speed-up below this is none."""
@@ -21,3 +21,25 @@ def with_options(method: str, options: Mapping[str, object]) -> str:
     """ "entropy", "entropy (norm=none)"."""
     pairs = ", ".join(f"{key}={value}" for key, value in options.items())
     return f"{method} ({pairs})" if pairs else method
+
+
+NAMED = 3
+"""The most rows that a warning names."""
+
+
+def name_sources(warnings: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return each warning once, after the names of the rows that it comes from; all need none.
+
+    Args:
+        warnings: (name, its warnings) of each row.
+    """
+    names: dict[str, list[str]] = {}
+    for name, notes in warnings:
+        for note in dict.fromkeys(notes):
+            names.setdefault(note, []).append(name)
+    lines = []
+    for note, rows in names.items():
+        more = [f"{len(rows) - NAMED} more"] if len(rows) > NAMED else []
+        sources = ", ".join([*rows[:NAMED], *more])
+        lines.append(note if len(rows) == len(warnings) else f"{sources}: {note}")
+    return lines

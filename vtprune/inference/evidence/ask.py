@@ -11,6 +11,7 @@ from vtprune.engine.answer_attention import read_answer_attention
 from vtprune.engine.inputs import FeatureCache
 from vtprune.engine.replay import MaskedKeys, Replay, note_decoder_call
 from vtprune.errors import ModelError
+from vtprune.inference.evidence import MapSettings
 from vtprune.inference.evidence.answer_parts import AnswerPart, split_answer
 from vtprune.inference.evidence.probe import Passes, Probe
 from vtprune.inference.forced_answers import append_text, logits_to_keep_argument
@@ -60,7 +61,7 @@ class ExplainedAnswer:
         parts = [rows[part.first : part.end] for part in self.parts]
         return torch.stack([part.mean(0) if len(part) else rows[-1] for part in parts], dim=1)
 
-    def probe(self, passes: Passes, layer: int = 0) -> Probe:
+    def probe(self, passes: Passes, settings: MapSettings | None = None) -> Probe:
         """Return the probe of this answer; the vision tower does not run again.
 
         Raises:
@@ -84,8 +85,9 @@ class ExplainedAnswer:
             if keys.layer == 0:
                 present &= ~keys.columns[0, self.layout.columns].cpu()
         edges = [(part.first, part.end) for part in self.parts]
+        settings = settings or MapSettings()
         return Probe(
-            replay, self.layout, self.run.tokens, edges, present, passes, layer, self.attended()
+            replay, self.layout, self.run.tokens, edges, present, passes, settings, self.attended()
         )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import ModelError
-from vtprune.inference.evidence import DEFAULT, PASSES, READS_ATTENTION, check_method
+from vtprune.inference.evidence import DEFAULT, PASSES, READS_ATTENTION, MapSettings
 from vtprune.inference.evidence.ask import (
     UNPRUNED,
     ExplainedAnswer,
@@ -34,6 +34,7 @@ from vtprune.inference.kept_tokens import KeptTokens, keep_record
 from vtprune.inference.library import check_model, check_question
 from vtprune.inference.prepare import prepare_question, sampling_of
 from vtprune.inference.prompt_media import Media, PromptMedia, read_in_full, read_media
+from vtprune.inference.wording import name_sources
 from vtprune.media import Limits, media_list
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, find_loaded
@@ -62,7 +63,12 @@ def explain(
     generation: Generation | None = None,
     limits: Limits | None = None,
     passes: int = PASSES,
-    layer: int = 0,
+    window: int | None = None,
+    stride: int | None = None,
+    from_layer: int = 0,
+    tokens: int | None = None,
+    tokens_after: int | None = None,
+    on_progress: Progress | None = None,
 ) -> Explanation:
     """Answer one question, and map how much each visual token carries the answer's probability.
 
@@ -74,29 +80,36 @@ def explain(
     Args:
         by: the method of the maps.
         passes: forward passes that the maps of an answer may take.
-        layer: the first layer in which `information` drops tokens.
+        window, stride: rows and columns of a window of tokens, and from one to the next, of
+            `occlusion` and `information`; None: as the passes allow.
+        from_layer: the first layer in which `information` leaves tokens out.
         model, media, question: as of `ask`.
-        preset, keep, method, at, options, seed: how to prune, as of `ask`; with none of them
-            it is not pruned.
+        preset, keep, method, at, options, seed, tokens, tokens_after: how to prune, as of `ask`;
+            with none of them it is not pruned.
         sampling, limits: as of `ask`.
         generation: how long the answer may be; it is decoded greedily.
+        on_progress: gets "explaining", the passes done and their limit.
 
     Raises:
         VtpruneError: of any kind, with the way out.
     """
     check_model(model)
     check_question(question)
-    check_method(by, passes)
-    asked = any(value is not None for value in (preset, keep, method, at, options))
-    resolved = override(load_preset(preset), keep, method, at, options, seed) if asked else None
+    settings = MapSettings(by, passes, window, stride, from_layer)
+    given = (preset, keep, method, at, options, tokens, tokens_after)
+    resolved = None
+    if any(value is not None for value in given):
+        resolved = override(
+            load_preset(preset), keep, method, at, options, seed, tokens, tokens_after
+        )
     paths = media_list(media)
     sampling = sampling or sampling_of(resolved or UNPRUNED)
     limits = limits or Limits()
     loaded = find_loaded(model)
     read = read_media(loaded, paths, sampling, resolved, limits)
     return explain_answer(
-        loaded, read, question, by, resolved,
-        sampling=sampling, generation=generation, limits=limits, passes=passes, layer=layer,
+        loaded, read, question, settings, resolved,
+        sampling=sampling, generation=generation, limits=limits, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -104,24 +117,23 @@ def explain_answer(
     loaded: Loaded,
     media: PromptMedia,
     question: str,
-    by: str = DEFAULT,
+    settings: MapSettings | None = None,
     preset: Preset | None = None,
     *,
     sampling: Sampling | None = None,
     generation: Generation | None = None,
     limits: Limits | None = None,
-    passes: int = PASSES,
-    layer: int = 0,
     on_progress: Progress | None = None,
 ) -> Explanation:
     """Explain the answer to a question about media that were read.
 
     Args:
+        settings: of the maps.
         preset: how to prune; None: the unpruned model alone.
-        layer: the first layer in which `information` drops tokens.
         on_progress: gets "explaining", the passes done and their limit.
     """
-    check_method(by, passes)
+    settings = settings or MapSettings()
+    by, layer = settings.by, settings.from_layer
     layers = len(find_structure(loaded.model).layers)
     if not 0 <= layer < layers:
         raise ModelError(
@@ -144,11 +156,11 @@ def explain_answer(
     if by != "attention":  # what can't be repeated is an error before the unpruned map is made
         masked_by_pruning(answers[-1].run.trace, 1 + int(answers[-1].layout.columns.max()))
     runs = [
-        map_run(answer, by, one or UNPRUNED, passes, layer, on_progress)
+        map_run(answer, settings, one or UNPRUNED, on_progress)
         for answer, one in zip(answers, (UNPRUNED, preset), strict=False)
     ]
-    notes = [*media.warnings, *(note for answer in answers for note in answer.run.warnings)]
-    warnings, kept = list(dict.fromkeys(notes)), None
+    notes = name_sources([(run.name, a.run.warnings) for run, a in zip(runs, answers, strict=True)])
+    warnings, kept = list(dict.fromkeys([*media.warnings, *notes])), None
     if preset is not None:
         first, last = runs
         if len(first.kept.layout) == len(last.kept.layout):
@@ -167,11 +179,9 @@ def kept_of_maps(unpruned: ExplainedRun, pruned: KeptTokens) -> EvidenceKept:
 
 def map_run(
     answer: ExplainedAnswer,
-    by: str,
-    preset: Preset,
-    passes: int,
-    layer: int,
-    on_progress: Progress | None,
+    settings: MapSettings,
+    preset: Preset = UNPRUNED,
+    on_progress: Progress | None = None,
 ) -> ExplainedRun:
     """Return the maps of an answer.
 
@@ -182,8 +192,8 @@ def map_run(
     kept = keep_record(answer.loaded, answer.prepared, answer.run.trace, answer.run.sample)
     if kept is None:
         raise ModelError("the places of the prompt's visual tokens are not known")
-    counted = Passes(passes, on_progress)
-    values, probabilities = map_values(answer, by, counted, layer)
+    counted = Passes(settings.passes, on_progress)
+    values, probabilities = map_values(answer, settings, counted)
     maps = [
         EvidenceMap(part.text, probability, to_shares(values[:, number]))
         for number, (part, probability) in enumerate(zip(answer.parts, probabilities, strict=True))
@@ -202,14 +212,15 @@ def map_run(
 
 
 def map_values(
-    answer: ExplainedAnswer, by: str, passes: Passes, layer: int = 0
+    answer: ExplainedAnswer, settings: MapSettings, passes: Passes
 ) -> tuple[torch.Tensor, Sequence[float | None]]:
-    """Return the (N, parts) map of an answer by a method, and the parts' probabilities."""
+    """Return the (N, parts) map of an answer, and the parts' probabilities."""
+    by = settings.by
     if by == "attention":
         attended = answer.attended()
         assert attended is not None
         return attended, [None] * len(answer.parts)
-    probe = answer.probe(passes, layer)
+    probe = answer.probe(passes, settings)
     make = cast(
         "Callable[[Probe], torch.Tensor]",
         getattr(import_module(f"vtprune.inference.evidence.{by}"), by),

@@ -12,9 +12,6 @@ import torch
 from vtprune.inference.evidence.probe import Probe
 from vtprune.inference.evidence.windows import Cells, over_time_first
 
-SIZE = 1
-"""Rows and columns of a window."""
-
 
 def information(probe: Probe) -> torch.Tensor:
     """Return (N, parts) probabilities, of a video over time first."""
@@ -24,5 +21,5 @@ def information(probe: Probe) -> torch.Tensor:
         Cells.of(probe.layout),
         lambda windows: probe.alone(windows).exp() - none,
         probe.passes.left,
-        SIZE,
+        probe.settings,
     )

@@ -11,9 +11,6 @@ import torch
 from vtprune.inference.evidence.probe import Probe
 from vtprune.inference.evidence.windows import Cells, over_time_first
 
-SIZE = 2
-"""Rows and columns of a window."""
-
 
 def occlusion(probe: Probe) -> torch.Tensor:
     """Return (N, parts) losses of log-probability."""
@@ -23,5 +20,5 @@ def occlusion(probe: Probe) -> torch.Tensor:
         Cells.of(probe.layout),
         lambda windows: base - probe.replaced((~windows).float()),
         probe.passes.left,
-        SIZE,
+        probe.settings,
     )

@@ -9,6 +9,7 @@ import torch
 
 from vtprune.engine.replay import Replay
 from vtprune.errors import VtpruneError
+from vtprune.inference.evidence import MapSettings
 from vtprune.tokens.layout import Layout
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +53,7 @@ class Probe:
         parts: (first, end) of the answer's tokens that each get a map.
         present: (N,) bool, the tokens that the model sees at its input.
         passes: that may be taken.
-        layer: the first layer in which tokens are masked, by methods that mask.
+        settings: of the map.
         attention: (N, parts) of the answer; None where it was not read.
     """
 
@@ -62,7 +63,7 @@ class Probe:
     parts: Sequence[tuple[int, int]]
     present: torch.Tensor
     passes: Passes
-    layer: int = 0
+    settings: MapSettings = MapSettings()
     attention: torch.Tensor | None = None
     unchanged: list[torch.Tensor] = field(default_factory=list)
 
@@ -108,15 +109,15 @@ class Probe:
         Args:
             kept: (R, N) bool.
         """
-        kept = kept & self.present
+        kept, layer = kept & self.present, self.settings.from_layer
         counts = kept.sum(1)
         text = self.replay.length - len(self)
         scores = torch.zeros(len(kept), len(self.parts))
         for count in counts.unique().tolist():  # rows of one batch are as long
             index = (counts == count).nonzero().squeeze(1)
-            length = text + count if self.layer == 0 else self.replay.length
+            length = text + count if layer == 0 else self.replay.length
             for rows in index.split(self.replay.rows_at_once(length)):
-                logits = self.replay.alone(kept[rows], self.layer)
+                logits = self.replay.alone(kept[rows], layer)
                 scores[rows] = self.score(logits).cpu()
                 self.passes.add(len(rows))
         return scores

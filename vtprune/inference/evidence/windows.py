@@ -8,6 +8,8 @@ from functools import cached_property
 
 import torch
 
+from vtprune.errors import VtpruneError
+from vtprune.inference.evidence import MapSettings
 from vtprune.tokens.layout import PATCH, Layout
 
 
@@ -88,11 +90,22 @@ class Cells:
         """The most planes of a stack."""
         return max(planes for planes, _, _ in self.sizes)
 
-    def places(self, most: int, size: int, stride: int) -> torch.Tensor:
-        """Return no more than `most` windows through all frames, of at least a size.
+    def places(self, most: int, settings: MapSettings) -> torch.Tensor:
+        """Return no more than `most` windows through all frames.
 
-        Where there are too many they stop to overlap, then grow up to the whole plane.
+        Where there are too many of the method's they stop to overlap, then grow up to the whole
+        plane.
+
+        Raises:
+            VtpruneError: windows that were asked for are too many.
         """
+        size, stride = settings.window_size, settings.stride or 1
+        if settings.chooses_windows and (count := self.count(size, stride, self.longest)) > most:
+            raise VtpruneError(
+                f"windows of {size} at stride {stride} take {count} passes, but {most} are left "
+                "for them",
+                "give more --passes, or a larger --window or --stride",
+            )
         largest = max(max(rows, cols) for _, rows, cols in self.sizes)
         while self.count(size, stride, self.longest) > most and (stride < size or size < largest):
             size += stride == size
@@ -135,8 +148,7 @@ def over_time_first(
     cells: Cells,
     effect_of: Callable[[torch.Tensor], torch.Tensor],
     most: int,
-    size: int,
-    stride: int = 1,
+    settings: MapSettings,
 ) -> torch.Tensor:
     """Return (N, parts) effects of windows of places, in a video weighted by those of its frames.
 
@@ -146,10 +158,10 @@ def over_time_first(
     Args:
         effect_of: (R, N) bool windows -> (R, parts) effects.
         most: windows that may be tried.
-        size, stride: of a window of places, in rows and columns; larger where they are too many.
+        settings: of the windows of places; larger than the method's where they are too many.
     """
     times = cells.times(most // 3)
-    places = cells.places(most - len(times), size, stride)
+    places = cells.places(most - len(times), settings)
     effects = effect_of(torch.cat([times, places])).clamp_min(0)
     values = spread(places, effects[len(times) :])
     weights = spread(times, effects[: len(times)])  # (N, parts)
