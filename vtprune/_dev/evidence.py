@@ -143,7 +143,7 @@ def measure_question(
         for figure in ("pointing", "energy", "time"):
             known = [one[figure] for one in judged if one[figure] is not None]
             row[figure] = sum(known) / len(known) if known else None  # type: ignore[arg-type]
-        rows[name] = row | curves(answer, shares)
+        rows[name] = row | (curves(answer, shares) if trained else {})
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -48,15 +48,23 @@ class DecoderCall:
     given: Kwargs = field(default_factory=dict)
 
 
+class _NotedError(Exception):
+    """The decoder's call was noted, and need not go on."""
+
+
 @contextmanager
 def note_decoder_call(structure: Structure) -> Iterator[DecoderCall]:
-    """Note the arguments of the decoder's last call inside the block, by this thread."""
+    """Note the arguments of the decoder's first call inside the block, by this thread.
+
+    The block ends there: the decoder does not run.
+    """
     call = DecoderCall()
 
     def note(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         call.given = structure.seams.decoder.bind(args, kwargs)
+        raise _NotedError
 
-    with Hooks(this_thread()) as hooks:
+    with Hooks(this_thread()) as hooks, suppress(_NotedError):
         hooks.before(structure.decoder, note)
         yield call
 
@@ -262,10 +270,11 @@ class Replay:
             yield
 
     def feed_in_chunks(self, hooks: Hooks) -> None:
-        """Give every feed-forward network a few columns at once."""
+        """Give every feed-forward network and norm, which treat columns apart, a few at once."""
         for layer in self.structure.layers:
-            if (network := seams.feed_forward(layer)) is not None:
-                hooks.replace(network, "forward", _in_chunks)
+            network = seams.feed_forward(layer)
+            for module in (*seams.norms(layer), *([network] if network is not None else [])):
+                hooks.replace(module, "forward", _in_chunks)
 
     @functools.cached_property
     def text_id(self) -> int:

@@ -1001,3 +1001,13 @@ def feed_forward(layer: nn.Module) -> nn.Module | None:
     network = getattr(layer, "mlp", None)
     usual = isinstance(getattr(network, "down_proj", None), nn.Linear)
     return network if usual else None
+
+
+def norms(layer: nn.Module) -> list[nn.Module]:
+    """Return the norms of a layer's states, (B, S, d) to (B, S, d), each column apart."""
+    return [
+        module
+        for module in layer.children()
+        if type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+        and len(Arguments(module.forward).order) == 1
+    ]

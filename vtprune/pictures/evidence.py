@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from vtprune.errors import VtpruneError
-from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation
+from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation, Region
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
 from vtprune.pictures.contact_sheet import GAP, GREY, INK, PAPER, Row, paste_beside, split_rows
@@ -195,11 +195,7 @@ class EvidenceDrawing:
             drawn.paste(Image.blend(drawn.crop(box), lit, level), box[:2])
         pen = ImageDraw.Draw(drawn)
         region = explained.region(evidence)
-        first = panel.tokens[0].place
-        here = region is not None and region.media == panel.media and (
-            not first.frames or not region.frames or first.frames[0] in region.frames
-        ) and (region.tile > 0) == panel.tiled  # fmt: skip
-        if region is not None and here:
+        if region is not None and lies_on(region, panel):
             left, top, right, bottom = scaled(region.box, item, picture.size)
             pen.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)),
                           outline=(255, 255, 255), width=2)  # fmt: skip
@@ -242,14 +238,7 @@ class EvidenceDrawing:
         ]
         return {
             "name": run_line(run),
-            "maps": [
-                {
-                    "text": one.text or "(empty answer)",
-                    "where": region_words(run, one),
-                    "most": max(one.shares.tolist(), default=0.0),
-                }
-                for one in run.maps
-            ],
+            "maps": [map_data(run, one, drawn.panels) for one in run.maps],
             "panels": panels,
         }
 
@@ -275,6 +264,28 @@ class EvidenceDrawing:
             ]  # fmt: skip
             lines.append(beside(blocks))
         return "\n".join(lines)
+
+
+def lies_on(region: Region, panel: Panel) -> bool:
+    """Return whether a map's region is on a panel."""
+    frames = panel.tokens[0].place.frames
+    in_time = not frames or not region.frames or frames[0] in region.frames
+    return in_time and region.media == panel.media and (region.tile > 0) == panel.tiled
+
+
+def map_data(
+    run: ExplainedRun, evidence: EvidenceMap, panels: Sequence[Panel]
+) -> dict[str, object]:
+    """Return what the page is told of one map: `panels` are the numbers of those it points at."""
+    region = run.region(evidence)
+    on = [] if region is None else [n for n, panel in enumerate(panels) if lies_on(region, panel)]
+    return {
+        "text": evidence.text or "(empty answer)",
+        "where": region_words(run, evidence),
+        "most": max(evidence.shares.tolist(), default=0.0),
+        "panels": on,
+        "box": [] if region is None else [round(edge, 1) for edge in region.box],
+    }
 
 
 def shaded(title: str, panel: Panel, shares: dict[int, float], share: float) -> list[str]:

@@ -88,7 +88,7 @@ def explain(
             with none of them it is not pruned.
         sampling, limits: as of `ask`.
         generation: how long the answer may be; it is decoded greedily.
-        on_progress: gets "explaining", the passes done and their limit.
+        on_progress: gets the stage, the passes done, and how many it will be at most.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -130,7 +130,7 @@ def explain_answer(
     Args:
         settings: of the maps.
         preset: how to prune; None: the unpruned model alone.
-        on_progress: gets "explaining", the passes done and their limit.
+        on_progress: gets the stage, the passes done, and how many it will be at most.
     """
     settings = settings or MapSettings()
     by, layer = settings.by, settings.from_layer
@@ -193,6 +193,8 @@ def map_run(
     if kept is None:
         raise ModelError("the places of the prompt's visual tokens are not known")
     counted = Passes(settings.passes, on_progress)
+    if preset is not UNPRUNED:
+        counted.stage = "explaining the pruned answer: forward pass"
     values, probabilities = map_values(answer, settings, counted)
     maps = [
         EvidenceMap(part.text, probability, to_shares(values[:, number]))

@@ -20,7 +20,9 @@ POINTS = (0.3,)
 
 def gradient(probe: Probe) -> torch.Tensor:
     """Return (N, parts) slopes."""
-    probe.check_passes(len(probe.parts) * (1 + BACKWARD) * len(POINTS), "gradient")
+    passes = len(probe.parts) * (1 + BACKWARD) * len(POINTS)
+    probe.check_passes(passes, "gradient")
+    probe.passes.expect(passes)
     weights = torch.tensor(POINTS)[:, None].expand(-1, len(probe)) * probe.present
     slopes = [probe.gradient(weights, part)[1].mean(0) for part in range(len(probe.parts))]
     return torch.stack(slopes, dim=1).clamp_min(0)

@@ -17,9 +17,9 @@ def information(probe: Probe) -> torch.Tensor:
     """Return (N, parts) probabilities, of a video over time first."""
     probe.check_passes(2, "information")
     none = probe.alone(torch.zeros(1, len(probe), dtype=torch.bool)).exp()
-    return over_time_first(
-        Cells.of(probe.layout),
-        lambda windows: probe.alone(windows).exp() - none,
-        probe.passes.left,
-        probe.settings,
-    )
+
+    def gained(windows: torch.Tensor) -> torch.Tensor:
+        probe.passes.expect(len(windows))
+        return probe.alone(windows).exp() - none
+
+    return over_time_first(Cells.of(probe.layout), gained, probe.passes.left, probe.settings)

@@ -16,9 +16,9 @@ def occlusion(probe: Probe) -> torch.Tensor:
     """Return (N, parts) losses of log-probability."""
     probe.check_passes(2, "occlusion")
     base = probe.base()
-    return over_time_first(
-        Cells.of(probe.layout),
-        lambda windows: base - probe.replaced((~windows).float()),
-        probe.passes.left,
-        probe.settings,
-    )
+
+    def lost(windows: torch.Tensor) -> torch.Tensor:
+        probe.passes.expect(len(windows))
+        return base - probe.replaced((~windows).float())
+
+    return over_time_first(Cells.of(probe.layout), lost, probe.passes.left, probe.settings)

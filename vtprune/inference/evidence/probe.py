@@ -23,23 +23,31 @@ class Passes:
 
     Args:
         limit: rows of a batch count one by one, a gradient as three.
-        on_progress: gets "explaining", those done and the limit.
+        on_progress: gets what is explained, the passes done, and how many it will be at most.
+        stage: what is explained.
     """
 
     limit: int
     on_progress: Progress | None = None
     done: int = 0
+    stage: str = "explaining: forward pass"
+    total: int | None = None
 
     @property
     def left(self) -> int:
         """Passes that are left."""
         return self.limit - self.done
 
+    def expect(self, number: int) -> None:
+        """Note that there will be so many more passes, and no others."""
+        self.total = self.done + number
+
     def add(self, number: int) -> None:
         """Count passes."""
         self.done += number
         if self.on_progress:
-            self.on_progress("explaining", min(self.done, self.limit), self.limit)
+            total = self.limit if self.total is None else self.total
+            self.on_progress(self.stage, min(self.done, total), total)
 
 
 @dataclass(frozen=True, eq=False)
