@@ -32,7 +32,7 @@ Examples:
   vtprune explain clip.mp4 "what happens?" --save evidence.html
   vtprune explain page.png "what is the total?" --by occlusion --passes 400
   vtprune explain clip.mp4 "what moves?" --method entropy --keep 0.3
-  vtprune explain clip.mp4 "what moves?" --by information --from-layer 8 --json
+  vtprune explain clip.mp4 "what moves?" --by information --from-layer 8
 """
 
 
