@@ -366,6 +366,7 @@ def test_the_command_prints_answer_table_and_json(
     assert sorted(tmp_path.iterdir()) == sorted(saved)
     assert Image.open(saved[0]).width >= 640
     data = json.loads(saved[2].read_text())
+    assert "small embedded demonstration model" in " ".join(data["warnings"])
     assert [run["name"] for run in data["runs"]] == ["unpruned", "balanced"]
     tokens = data["runs"][0]["maps"][0]["tokens"]
     assert sum(token["share"] for token in tokens) == pytest.approx(1, abs=1e-3)
@@ -383,7 +384,7 @@ def test_the_command_prints_answer_table_and_json(
 def test_nothing_of_a_name_or_question_becomes_markup(
     pictures: list[tuple[Path, Sample]], tmp_path: Path
 ) -> None:
-    path = tmp_path / "<b>&{{ 1 }}.png"
+    path = tmp_path / "<b>&{{ 1 }}\u202egnp.png"
     path.write_bytes(pictures[0][0].read_bytes())
     page = tmp_path / "page.html"
     result = invoke("explain", str(path), ATTACK, "--save", str(page), "--by", "attention", "-q")
@@ -393,6 +394,8 @@ def test_nothing_of_a_name_or_question_becomes_markup(
     text = page.read_text()
     assert "<img src=x" not in text
     assert "<b>" not in text
+    assert "gnp.png" in text
+    assert "202e" not in text  # it would turn what stands behind it
     assert text.count("</script>") == 2
     assert "://" not in text
 

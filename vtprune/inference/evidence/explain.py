@@ -160,7 +160,7 @@ def explain_answer(
         for answer, one in zip(answers, (UNPRUNED, preset), strict=False)
     ]
     notes = name_sources([(run.name, a.run.warnings) for run, a in zip(runs, answers, strict=True)])
-    warnings, kept = list(dict.fromkeys([*media.warnings, *notes])), None
+    warnings, kept = list(dict.fromkeys([*loaded.warnings, *media.warnings, *notes])), None
     if preset is not None:
         first, last = runs
         if len(first.kept.layout) == len(last.kept.layout):
