@@ -18,6 +18,7 @@ MILLION = 1e6
 FEWEST, MOST = 2000, math.isqrt(HELD)
 """Tokens between which growth is fitted again: where what does not grow is little, and where all
 similarities of tokens are held at once."""
+BUSY = 4.0  # load of the system above which single ratios say little
 Groups = Sequence[Sequence[Pass]]
 """Passes, those of the same settings together."""
 
@@ -99,6 +100,14 @@ def compiled_section(groups: Groups) -> str:
         )
     first = groups[0][0]
     told = first.settings
+    missing = {"float32", "bfloat16"} - {passes[0].settings["dtype"] for passes in groups}
+    if missing:
+        costs.append(f"{' and '.join(sorted(missing))}: not measured here.")
+    if max(run.machine["load"] for passes in groups for run in passes) > BUSY:
+        costs.append(
+            "Other work kept the machine's two processors busy while this ran: ratios of single "
+            "passes spread by several times, and only what all passes agree on counts."
+        )
     head = ["case", "prefill, s", "times as fast as eager unpruned", "decoded tokens a second",
             "times as fast as eager unpruned", "passes"]  # fmt: skip
     return f"""## Compiled layers
@@ -113,7 +122,8 @@ ratios, with the least and the greatest. {where(groups)}
     python -m vtprune._dev.bench compiled --dtype float32
     python -m vtprune._dev.bench compiled --dtype bfloat16
 
-On a GPU, not run: `python -m vtprune._dev.bench compiled --device cuda --dtype bfloat16 --mode
+OpenVINO is not beside it: openvino-genai installs, but takes models that were exported for it. On a
+GPU, not run: `python -m vtprune._dev.bench compiled --device cuda --dtype bfloat16 --mode
 reduce-overhead`, which records CUDA graphs.
 
 {table(head, rows)}
