@@ -20,7 +20,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 from vtprune.errors import VtpruneError
 
@@ -44,6 +44,7 @@ Examples:
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
 @takes(
     *ONE_WAY,
+    *DECODE,
     "compare",
     *MODEL,
     *MEDIA,

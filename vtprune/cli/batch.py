@@ -21,7 +21,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, to_json
 from vtprune.errors import VtpruneError
 
@@ -44,6 +44,7 @@ Examples:
 @click.argument("inputs", nargs=-1, required=True, metavar="FILES|DIR|REQUESTS.jsonl")
 @takes(
     *ONE_WAY,
+    *DECODE,
     *MODEL,
     *MEDIA,
     *CACHE,

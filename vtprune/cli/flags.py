@@ -144,6 +144,9 @@ def preset_from(flags: Flags, user: Flags) -> Preset:
         tokens=flags.tokens,
         tokens_after=flags.tokens_after,
         fit=flags.fit,
+        decode_every=flags.decode_every,
+        decode_keep=flags.decode_keep,
+        keep_for_turns=flags.keep_for_turns,
     )
 
 

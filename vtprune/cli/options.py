@@ -119,6 +119,17 @@ class Flags:
     fit: str | None = _pruning(
         "WHAT", "Keep what fits, in place of --keep: context, the model's positions with room for "
         "question and answer; or memory, the device's free memory.")
+    decode_every: int | None = _pruning(
+        "N", "Cut the KV cache after each N decoded tokens, to --decode-keep.",
+        bounds=whole(1, 2**63 - 1))
+    decode_keep: float | None = _pruning(
+        "SHARE", "Share of the visual tokens in the KV cache that each cut while decoding leaves: "
+        "those that the answer attended to most.",
+        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 cuts nothing while decoding"))
+    keep_for_turns: float | None = _pruning(
+        "SHARE", "Share of what is kept for the question that is chosen without it, so that later "
+        "questions about the same media find their tokens.",
+        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 keeps nothing for the question alone"))
     keeps: tuple[str, ...] = _pruning(
         "FRACTION,...", "Kept fractions of the visual tokens, each averaged over the decoder's "
         "layers.", default=(), names=("--keep",), commas=True)
@@ -325,6 +336,8 @@ MODEL = (*LOADING[:-1], "calibration", LOADING[-1])
 """Which model, and how it is loaded."""
 ONE_WAY = ("keep", "tokens", "tokens_after", "fit", "preset", "method", "at", "option", "seed")
 """One way to prune; `flags.preset_from` reads it."""
+DECODE = ("decode_every", "decode_keep", "keep_for_turns")
+"""Cuts while decoding, and what is kept for later questions; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""
 LIMITS = ("max_pixels", "allow_partial", "decoder", "allow_url", "pages", "dpi")

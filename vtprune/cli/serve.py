@@ -21,7 +21,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import CACHE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ Examples:
 @click.command(cls=Command, epilog=EPILOG)
 @takes(
     *ONE_WAY,
+    *DECODE,
     *MODEL,
     *MEDIA,
     *CACHE,

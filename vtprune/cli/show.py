@@ -16,7 +16,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, to_json
 from vtprune.errors import VtpruneError
 from vtprune.pictures import FORMATS
@@ -40,6 +40,7 @@ Examples:
 @click.argument("inputs", nargs=-1, metavar="MEDIA... QUESTION")
 @takes(
     *ONE_WAY,
+    *DECODE,
     "methods",
     "presets",
     *MODEL,

@@ -14,6 +14,7 @@ Where to look, in the order in which a prompt passes:
     readings            what methods read of the model: states and attention
     packing, attention_mask, position_ids    of a shortened sequence
     kv_cache            the cache after a cut; decoding goes on from it
+    decoding            cuts of the cache while an answer is decoded
     refusals            what is refused, and what a user is warned of
     unpruned            a model that can't be pruned, at keep 1
     hooks               hooks and replaced methods, for a thread or for all: the only ones
@@ -59,6 +60,9 @@ def pruning(
     tokens: int | None = None,
     tokens_after: int | None = None,
     fit: str | None = None,
+    decode_every: int | None = None,
+    decode_keep: float | None = None,
+    keep_for_turns: float | None = None,
 ) -> Iterator[Trace]:
     """Drop visual tokens in every forward of `model` inside the block, and only there.
 
@@ -91,6 +95,9 @@ def pruning(
         tokens_after: in place of a keep: the most that the first cut leaves.
         fit: in place of a keep: what the tokens that the first cut leaves fit into: "context", the
             model's positions with room for an answer of 256 tokens, or "memory".
+        decode_every, decode_keep: cut the KV cache after each so many decoded tokens, to this share
+            of the visual tokens in it.
+        keep_for_turns: share of what is kept for a question that is chosen without it.
 
     Yields:
         The trace, filled by each prefill; after calls at once, by the prefill that ended last.
@@ -101,7 +108,18 @@ def pruning(
         PresetError: a preset that is not valid or a keep that can't be reached.
     """
     wanted = override(
-        load_preset(preset), keep, method, at, options, seed, tokens, tokens_after, fit
+        load_preset(preset),
+        keep,
+        method,
+        at,
+        options,
+        seed,
+        tokens,
+        tokens_after,
+        fit,
+        decode_every,
+        decode_keep,
+        keep_for_turns,
     )
     if modality not in (None, *MODALITIES):
         raise ModelError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")

@@ -12,6 +12,7 @@ from torch import nn
 
 from vtprune.device import now
 from vtprune.engine.attention_mask import causal_mask, distances, held_columns, mask_by_columns
+from vtprune.engine.decoding import DecodeStep, cut_cache
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
 from vtprune.engine.kv_cache import (
     PrunedCache,
@@ -242,16 +243,30 @@ class DecoderHooks:
         Args:
             length: columns that the cache stands for.
         """
+        cache, decode = cast("Cache", given["cache"]), self.plan.decode
+        step = None
+        if decode is not None and pruned.decoding is not None:
+            if embeds.shape[1] > 1:  # a further question
+                pruned.decoding.begin_question()
+            else:
+                if pruned.decoding.since >= decode.every:
+                    for_turns = self.plan.preset.keep_for_turns or 0.0
+                    pruned = cut_cache(pruned, cache, self.structure, decode, for_turns)
+                step = DecodeStep(pruned, cache, self.structure)
         continuation = Continuation(pruned, self.structure, given, embeds)
         first = continuation.first_layer()
-        if first is not None:
+        if first is not None or step is not None:
             self.state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, lambda *_: hooks.remove())
+        if step is not None:
+            step.attach(hooks)
+            hooks.at_end(self.decoder, lambda module, args, output: step.end(output))
+        if first is not None:
             self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
             self.hook_queries(length + embeds.shape[1], continuation.query_places, hooks)
             self.hook_distances(first, continuation, hooks)
         if (after := continuation.cache_with_padding()) is not None:
-            if first is None:
+            if first is None and step is None:
                 self.state.hooks = hooks = Hooks(this_thread())
                 hooks.at_end(self.decoder, lambda *_: hooks.remove())
             hooks.at_end(self.decoder, functools.partial(self.note_padding, after))

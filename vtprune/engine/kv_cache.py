@@ -11,13 +11,14 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from vtprune.engine.attention_mask import join_valid, valid_past_columns
 from vtprune.engine.hooks import is_hooked
+from vtprune.engine.trace import DecodeCut
 from vtprune.errors import ModelError
 from vtprune.models.seams import (
     CHECK,
@@ -37,6 +38,40 @@ NOTE = "_vtprune"
 """The attribute of a cache that holds its PrunedCache."""
 GUARDED = ("update", *STATE_METHODS)
 """The methods of a cache that are refused outside of blocks where they would give wrong states."""
+
+
+REARRANGING = ("crop", "reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+"""The methods of a cache that are refused where it is cut while decoding."""
+
+
+@dataclass(eq=False)
+class AnswerReadings:
+    """What the answers' tokens attended to since the last cut of the cache while decoding.
+
+    Args:
+        visual: for every sample the columns of its visual tokens in the original prompts.
+        cuts: those of this answer so far; the trace of its prefill holds the same list.
+        steps: decoded tokens of this answer.
+        since: those after the last cut.
+        sums: layer -> (B, n) attention that its first n keys received, summed over those tokens.
+        seconds: that reading it took.
+    """
+
+    visual: Sequence[torch.Tensor]
+    cuts: list[DecodeCut]
+    steps: int = 0
+    since: int = 0
+    sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def begin_question(self) -> None:
+        """Forget what was attended to for the question before."""
+        self.steps, self.since, self.sums = 0, 0, {}
+
+    def fork(self) -> AnswerReadings:
+        """Return readings that go on by themselves; their cuts are in no trace."""
+        sums = {layer: total.clone() for layer, total in self.sums.items()}
+        return replace(self, cuts=list(self.cuts), sums=sums)
 
 
 @dataclass(eq=False)
@@ -60,6 +95,7 @@ class PrunedCache:
             ones, None where they are the original ones; empty: all are.
         last_positions: (..., B or 1) int64 position ids of its prompts' last tokens, until a
             forward went on from them.
+        decoding: what is known for its cuts while an answer is decoded; None: there are none.
         inside_block: tells whether a forward of the running thread is in a block, which gives it
             what fits the cache; None: nothing is needed.
     """
@@ -73,6 +109,7 @@ class PrunedCache:
     offset: int = 0
     shifts: Sequence[torch.Tensor | None] = ()
     last_positions: torch.Tensor | None = None
+    decoding: AnswerReadings | None = None
     inside_block: Callable[[], bool] | None = None
 
     @property
@@ -158,6 +195,10 @@ class PrunedCache:
             for name in GUARDED:
                 if hasattr(cache, name):
                     replaced[name] = functools.partial(_inside_block, name)
+        if self.decoding is not None:
+            for name in REARRANGING:
+                if hasattr(cache, name):
+                    replaced[name] = functools.partial(_refuse_rearranging, name)
         setattr(cache, NOTE, self)
         for name, method in replaced.items():
             setattr(cache, name, types.MethodType(method, cache))
@@ -226,7 +267,7 @@ def pruned_cache(cache: object) -> PrunedCache | None:
 
 def untie(cache: object) -> None:
     """Make a cache an ordinary one again."""
-    for name in (NOTE, "reset", "get_seq_length", CHECK, *GUARDED):
+    for name in (NOTE, "reset", "get_seq_length", CHECK, *GUARDED, *REARRANGING):
         getattr(cache, "__dict__", {}).pop(name, None)
 
 
@@ -285,6 +326,19 @@ def _refuse_outside(cache: Cache) -> None:
         )
 
 
+def _refuse_rearranging(name: str, cache: Cache, *args: object, **kwargs: object) -> object:
+    """Refuse what beams and assisted generation do with the rows and columns of a cache.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        "the cache is cut while decoding, each row by what its own answer attends to, and this "
+        f"way of generating takes rows or tokens of it elsewhere ({name})",
+        "generate with num_beams=1 and without an assistant model, or leave out decode",
+    )
+
+
 # -- what caches hold ----------------------------------------------------------------------------
 
 
@@ -331,6 +385,8 @@ def fork_cache(cache: Cache) -> Cache:
     fork, pruned = copy.copy(cache), pruned_cache(cache)
     fork.layers = [fork_layer(layer) for layer in cache.layers]
     untie(fork)
+    if pruned is not None and pruned.decoding is not None:
+        pruned = replace(pruned, decoding=pruned.decoding.fork())
     if pruned is not None:
         pruned.tie(fork)
     return fork

@@ -15,7 +15,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
-from vtprune.preset.spec import PIXELS
+from vtprune.preset.spec import PIXELS, DecodeSpec
 from vtprune.pruners import METHODS, create, create_patches, create_units, find_profile
 from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, PatchPruner, Pruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, Layout
@@ -84,6 +84,14 @@ class PruningPlan:
     @property
     def num_layers(self) -> int:
         return len(self.structure.layers)
+
+    @property
+    def decode(self) -> DecodeSpec | None:
+        """The cuts of the KV cache while an answer is decoded; None: none, as at keep 1."""
+        decode = self.preset.decode
+        if decode is None or decode.keep == 1 or self.preset.keeps_all():
+            return None
+        return decode
 
     @functools.cached_property
     def reads_tower(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.engine.kv_cache import cache_before
-from vtprune.engine.plan import LayerStage, PlannedBatch, PruningPlan, StageGroup
+from vtprune.engine.decoding import refuse_cache
+from vtprune.engine.kv_cache import AnswerReadings, cache_before
+from vtprune.engine.plan import LayerStage, PlacedStage, PlannedBatch, PruningPlan, StageGroup
 from vtprune.engine.position_ids import first_and_end, given_position_ids
 from vtprune.engine.readings import KernelCall, Readings
 from vtprune.engine.sequence import SequenceState
@@ -17,8 +19,8 @@ from vtprune.engine.trace import MergedTokens, StageRecord, TokenScores
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
-from vtprune.pruners import METHODS
-from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
+from vtprune.pruners import METHODS, create, reads_question
+from vtprune.pruners.base import Budget, Pruner, Selection, VisualTokens, merge
 from vtprune.tokens.information import group_information
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import Cut, count_by_layer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 Kwargs = dict[str, object]
+BLIND = "spread"
+"""The question-blind method that chooses what is kept for later questions."""
 
 
 class Prefill:
@@ -188,18 +192,64 @@ class Prefill:
         """
         stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
-        states = {
-            name: self.readings.read(sample, name, layout, hidden) for name in stage.pruner.needs
-        }
-        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
-        budget = self.budget(sample, layout, cut, stage.spec, hidden)
-        tokens = VisualTokens(layout, states, seed, stage.place.part)
-        selection = stage.pruner.select(tokens, budget)
+        for_turns = self.plan.preset.keep_for_turns
+        if for_turns is not None and reads_question(stage.spec.method, dict(stage.spec.options)):
+            selection = self.select_for_turns(sample, layout, cut, stage, hidden, for_turns)
+        else:
+            selection = self.select(sample, layout, cut, stage, hidden)
         dropped = torch.ones(len(layout), dtype=torch.bool)
         kept = selection.index.cpu()
         dropped[kept] = False
         self.sequence.drop(sample, index[dropped])
         return layout, replace(selection, index=kept)
+
+    def select(
+        self,
+        sample: int,
+        layout: Layout,
+        cut: Cut,
+        stage: PlacedStage,
+        hidden: torch.Tensor,
+        blind: Pruner | None = None,
+    ) -> Selection:
+        """Return what the method of a stage keeps of one sample's tokens.
+
+        Args:
+            layout: those that it chooses from.
+            blind: a method in its place.
+        """
+        pruner = blind or stage.pruner
+        states = {name: self.readings.read(sample, name, layout, hidden) for name in pruner.needs}
+        seed = (self.plan.preset.seed * 1009 + cut.stage) % 2**63
+        budget = self.budget(sample, layout, cut, stage.spec, hidden)
+        return pruner.select(VisualTokens(layout, states, seed, stage.place.part), budget)
+
+    def select_for_turns(
+        self,
+        sample: int,
+        layout: Layout,
+        cut: Cut,
+        stage: PlacedStage,
+        hidden: torch.Tensor,
+        share: float,
+    ) -> Selection:
+        """Return what a question-aware stage keeps of one sample, part of it for later questions.
+
+        A question-blind method takes its share first, and the stage's own the rest of the budget
+        from what is left. Nothing is merged.
+        """
+        count = math.floor(share * cut.count + 1e-6)
+        kept = torch.zeros(len(layout), dtype=torch.bool)
+        if count:
+            blind = create(BLIND, {})
+            part = self.select(sample, layout, replace(cut, count=count), stage, hidden, blind)
+            kept[part.index.cpu()] = True
+        if count < cut.count:
+            others = (~kept).nonzero().squeeze(1)
+            rest = replace(cut, count=cut.count - count)
+            part = self.select(sample, layout.take(others), rest, stage, hidden)
+            kept[others[part.index.cpu()]] = True
+        return Selection(kept.nonzero().squeeze(1))
 
     def budget(
         self, sample: int, layout: Layout, cut: Cut, stage: StageSpec, hidden: torch.Tensor
@@ -243,14 +293,28 @@ class Prefill:
         trace.kept = self.sequence.layouts
         trace.visual_by_layer = self.visual_by_layer()
         trace.seconds = seconds
-        if self.shortens:
+        decode = self.plan.decode
+        if self.shortens or decode is not None:
             after = self.sequence.cache_after()
             structure = self.plan.structure
             after.check_reached(structure, self.sequence.cache, cache, self.use_cache)
-            if cache is not None:
+            if cache is not None and decode is not None:
+                refuse_cache(structure, cache)
+                after.decoding = self.start_readings()
+            if cache is not None and self.shortens:
                 after.last_positions = self.last_positions
                 after.tie_in_block(cache, structure)
+            elif cache is not None:
+                after.tie(cache)
         self.plan.trace.take(trace)
+
+    def start_readings(self) -> AnswerReadings:
+        """Return what the cuts while decoding start from."""
+        before, past = self.sequence.past.decoding, self.batch.past
+        visual = [layout.columns + past for layout in self.sequence.original_layouts]
+        if before is not None:
+            visual = [torch.cat(rows) for rows in zip(before.visual, visual, strict=True)]
+        return AnswerReadings(visual, self.trace.decoding)
 
     def visual_by_layer(self) -> list[list[int]]:
         """Return the visual tokens of each layer, for every sample, from what was really kept."""

@@ -291,6 +291,33 @@ def last_row(call: KernelCall) -> torch.Tensor:
     return _softmax(query, keys, call.scale, seen).mean(0)[0]
 
 
+def read_heads(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    seen: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return (B, W) float32 attention of one query of every sample, mean over heads.
+
+    The scores are products in the model's own type, so that no key is copied into another.
+
+    Args:
+        query: (B, H, D).
+        key: (B, KV, W, D).
+        seen: (B or 1, W) bool; None: all.
+        bias: (B, H, W) added to the scores; None: nothing.
+    """
+    batch, heads, width = query.shape
+    grouped = query.view(batch, key.shape[1], -1, width)  # (B, KV, group, D)
+    scores = (grouped @ key.transpose(2, 3)).float().view(batch, heads, -1) * scale
+    if bias is not None:
+        scores = scores + bias.float()
+    if seen is not None:
+        scores = scores.masked_fill(~seen[:, None, : scores.shape[-1]], -torch.inf)
+    return scores.softmax(-1).mean(1)
+
+
 def received(call: KernelCall, by_first: bool) -> list[torch.Tensor]:
     """Return for every sequence of an encoder the attention that each of its tokens receives.
 

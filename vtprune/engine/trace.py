@@ -139,6 +139,29 @@ class StageRecord:
         return self.spec.positions
 
 
+@dataclass(frozen=True, eq=False)
+class DecodeCut:
+    """One cut of the KV cache while an answer was decoded.
+
+    Args:
+        steps: decoded tokens whose steps saw all that was there before.
+        columns: for every layer the (B, m) int64 columns of the keys left, of prompts and answers;
+            -1 for padding.
+        visual: for every sample the visual tokens left in each layer.
+        seconds: that reading the attention since the cut before, and choosing, took.
+    """
+
+    steps: int
+    columns: tuple[torch.Tensor, ...]
+    visual: list[list[int]]
+    seconds: float
+
+    def left(self, sample: int, layer: int) -> list[int]:
+        """Return the columns of a sample that a layer still sees, ascending."""
+        row = self.columns[layer][sample]
+        return row[row >= 0].tolist()
+
+
 @dataclass
 class Trace:
     """What happened in a `pruning` block: the last prefill with visual tokens.
@@ -162,6 +185,7 @@ class Trace:
         full_size: of every sample the token counts had its media not been made smaller;
             empty where they were not.
         fitting: of every sample how many tokens fit; empty where a preset says how many it keeps.
+        decoding: the cuts of the KV cache while the answer was decoded, in their order.
         prefills: how many prefills with visual tokens have run.
         warnings: what the reader should know, of all of them.
         unpruned: whether the model can't be pruned, and ran as it is.
@@ -178,6 +202,7 @@ class Trace:
     found: set[tuple[int, str]] = field(default_factory=set)
     full_size: list[FullSizeCounts] = field(default_factory=list)
     fitting: list[Fitting] = field(default_factory=list)
+    decoding: list[DecodeCut] = field(default_factory=list)
     prefills: int = 0
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None
@@ -202,7 +227,8 @@ class Trace:
     def snapshot(self) -> Trace:
         """Return a copy that later prefills leave as it is."""
         with _LOCK:
-            return Trace(**(vars(self) | {"warnings": list(self.warnings)}))
+            copies = {"warnings": list(self.warnings), "decoding": list(self.decoding)}
+            return Trace(**(vars(self) | copies))
 
     def before(self, sample: int = 0) -> tuple[int, int]:
         """Visual and text tokens of a sample before anything was made smaller or cut."""

@@ -47,6 +47,9 @@ def ask(
     tokens: int | None = None,
     tokens_after: int | None = None,
     fit: str | None = None,
+    decode_every: int | None = None,
+    decode_keep: float | None = None,
+    keep_for_turns: float | None = None,
 ) -> Report:
     """Answer one question about pictures or videos.
 
@@ -73,6 +76,9 @@ def ask(
         tokens_after: in place of a keep: the most visual tokens that the first cut leaves.
         fit: in place of a keep: what they fit into: "context", the model's positions with room for
             question and answer, or "memory", the free memory of the model's device.
+        decode_every, decode_keep: cut the KV cache after each so many decoded tokens, to this share
+            of the visual tokens in it; None: as the preset says.
+        keep_for_turns: share of what is kept for the question that is chosen without it.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -82,6 +88,7 @@ def ask(
         sampling=sampling, generation=generation, limits=limits, compare=compare,
         on_text=None if on_text is None else lambda _, text: on_text(text),
         tokens=tokens, tokens_after=tokens_after, fit=fit,
+        decode_every=decode_every, decode_keep=decode_keep, keep_for_turns=keep_for_turns,
     )[0]  # fmt: skip
 
 
@@ -104,6 +111,9 @@ def answer(
     tokens: int | None = None,
     tokens_after: int | None = None,
     fit: str | None = None,
+    decode_every: int | None = None,
+    decode_keep: float | None = None,
+    keep_for_turns: float | None = None,
 ) -> list[Report]:
     """Answer a question about each item's media, many at once in left-padded batches.
 
@@ -118,7 +128,7 @@ def answer(
         batch_size: the most items in one batch.
         on_text: gets the number of an item and the next piece of its answer, as they are produced.
         model, preset, keep, method, at, options, seed, sampling, generation, limits, tokens,
-        tokens_after, fit: as of `ask`.
+        tokens_after, fit, decode_every, decode_keep, keep_for_turns: as of `ask`.
 
     Returns:
         One report an item, in order. An item that can't be answered has a FailedReport, whose
@@ -138,7 +148,18 @@ def answer(
         )
     loads = model is None or isinstance(model, (str, Path))
     resolved = override(
-        load_preset(preset), keep, method, at, options, seed, tokens, tokens_after, fit
+        load_preset(preset),
+        keep,
+        method,
+        at,
+        options,
+        seed,
+        tokens,
+        tokens_after,
+        fit,
+        decode_every,
+        decode_keep,
+        keep_for_turns,
     )
     sampling = sampling or sampling_of(resolved)
     resolved = with_sampling(resolved, sampling)

@@ -230,6 +230,14 @@ PLACING = ("compute_3d_position_ids", "_prepare_position_ids_for_generation")
 """The methods of the multimodal model, and of the class that generates with it, that use it."""
 PASSED_ON = {"image_sizes"}
 """Tensors that a model passes on to its layers, which do not read them."""
+CUTTABLE = (
+    *("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer"),
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+)
+"""Layers of a cache (5.17 to 5.24) whose keys and values are all that they have of a token."""
 LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 """Types of layers, as a decoder's config names them, that keep nothing but keys and values."""
 STATE_METHODS = ("has_previous_state", "get_conv_state", "update_conv_state")
@@ -560,6 +568,53 @@ def fork_layer(cache_layer: CacheLayer) -> CacheLayer:
 
 def _cloned(value: object) -> object:
     return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def stored_keys(cache_layer: CacheLayer) -> int:
+    """Return how many keys a layer of a cache has in memory, free slots left out.
+
+    They are the last ones of those that it has had where it has a window.
+    """
+    layer = cast("Any", cache_layer)
+    held, keys = int(layer.get_seq_length()), layer.keys
+    return min(held, 0 if keys is None else keys.shape[-2])
+
+
+def can_drop_keys(cache_layer: object) -> bool:
+    """Return whether `drop_keys` knows this kind of layer; of others it may hold more than keys."""
+    from transformers import cache_utils
+
+    kinds = [getattr(cache_utils, name, None) for name in CUTTABLE]
+    return type(cache_layer) in kinds
+
+
+def drop_keys(cache_layer: CacheLayer, index: torch.Tensor) -> None:
+    """Leave in a layer of a cache the keys and values in some of its slots, in their order.
+
+    Args:
+        index: (B, m) int64 slots.
+    """
+    count, layer = index.shape[1], cast("Any", cache_layer)
+    for name in ("keys", "values"):
+        states = getattr(layer, name)  # (B, KV, n, D)
+        at = index.to(states.device)
+        if len(at) == 1:
+            left = states.index_select(2, at[0])
+        else:
+            left = states.gather(2, at[:, None, :, None].expand(*states.shape[:2], count,
+                                                                states.shape[3]))  # fmt: skip
+        if layer.is_compileable:  # a static layer: its tensors stay where they are
+            states[:, :, :count] = left
+            states[:, :, count:] = 0
+        else:
+            setattr(layer, name, left)
+    # Of static layers a tensor, and one that slides has a number beside it (5.17 to 5.24).
+    if isinstance(getattr(layer, "cumulative_length", None), torch.Tensor):
+        layer.cumulative_length.fill_(count)
+    elif hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = count
+    if hasattr(layer, "cumulative_length_int"):
+        layer.cumulative_length_int = count
 
 
 def check_cache(cache: object) -> None:

@@ -14,6 +14,7 @@ from vtprune.preset.spec import (
     DEFAULT,
     FITS,
     LARGEST_WHOLE,
+    DecodeSpec,
     Keep,
     Preset,
     StageSpec,
@@ -26,6 +27,7 @@ from vtprune.pruners import METHODS, check_options, find_method
 
 __all__ = [
     "DEFAULT",
+    "DecodeSpec",
     "Keep",
     "Preset",
     "StageSpec",
@@ -141,6 +143,9 @@ def override(
     tokens: int | None = None,
     tokens_after: int | None = None,
     fit: str | None = None,
+    decode_every: int | None = None,
+    decode_keep: float | None = None,
+    keep_for_turns: float | None = None,
 ) -> Preset:
     """Return `preset` under the flags of one call.
 
@@ -151,6 +156,9 @@ def override(
         at: where that stage cuts; None for the method's own place.
         options: for that stage, or for every stage whose method has such an option.
         seed: of all random choices.
+        decode_every, decode_keep: cuts of the KV cache while decoding: `every` and `keep` of
+            `DecodeSpec`. None: the preset's; where that has none, one of them needs the other.
+        keep_for_turns: as of `Preset`.
 
     Raises:
         PresetError: a value out of range, an unknown name, or a keep that sets nothing.
@@ -210,6 +218,10 @@ def override(
         tokens_after=tokens_after,
         fit=fit,
         seed=preset.seed if seed is None else seed,
+        decode=_override_decode(preset.decode, decode_every, decode_keep),
+        keep_for_turns=preset.keep_for_turns
+        if keep_for_turns is None
+        else check_keep(keep_for_turns, "keep_for_turns"),
     )
     if result.name is None:  # the flags say all that it is
         return replace(result, description="", changed=())
@@ -225,9 +237,34 @@ def override(
     }
     if changes.get("keep", 1) is None:  # a budget is in its place
         del changes["keep"]
+    if result.decode != preset.decode:
+        changes["decode"] = result.decode.to_dict() if result.decode else "none"
+    if result.keep_for_turns != preset.keep_for_turns:
+        changes["keep_for_turns"] = result.keep_for_turns
     if result.seed != preset.seed:
         changes["seed"] = result.seed
     return result.note_changes(changes) if changes else result
+
+
+def _override_decode(
+    decode: DecodeSpec | None, every: int | None, keep: float | None
+) -> DecodeSpec | None:
+    """Return the cuts while decoding under the flags of one call."""
+    if every is None and keep is None:
+        return decode
+    if every is not None:
+        _check_whole("decode_every", every, 1, "16 cuts after each 16 decoded tokens")
+    if keep is not None and check_keep(keep, "decode_keep") == 1 and decode is None:
+        return None
+    every = decode.every if every is None and decode else every
+    keep = decode.keep if keep is None and decode else keep
+    if every is None or keep is None:
+        name, other = ("every", "keep") if keep is None else ("keep", "every")
+        raise PresetError(
+            f"decode_{name} needs decode_{other}: cuts while decoding need both",
+            "--decode-every 16 --decode-keep 0.5",
+        )
+    return DecodeSpec(every, float(keep))
 
 
 def set_sampling(

@@ -63,6 +63,13 @@ class VideoSchema(Schema):
     stages: Stages = None
 
 
+class DecodeSchema(Schema):
+    model_config = ConfigDict(title="decode")
+
+    every: Annotated[int, Field(ge=1, le=LARGEST_WHOLE, description="a whole number from 1 on")]
+    keep: Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
+
+
 class PresetSchema(Schema):
     model_config = ConfigDict(title="a preset")
 
@@ -72,6 +79,8 @@ class PresetSchema(Schema):
     tokens_after: FromOne = None
     fit: Literal["context", "memory"] | None = Field(None, description="one of context, memory")
     seed: FromZero = None
+    decode: DecodeSchema | None = None
+    keep_for_turns: Keep = None
     stages: Stages = None
     image: ImageSchema | None = None
     video: VideoSchema | None = None

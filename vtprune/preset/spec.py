@@ -84,6 +84,28 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
+class DecodeSpec:
+    """Cuts of the KV cache while an answer is decoded.
+
+    Args:
+        every: decoded tokens from one cut to the next.
+        keep: share of the visual tokens in the cache that each cut leaves; 1: all, without a cut.
+    """
+
+    every: int
+    keep: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | None) -> DecodeSpec | None:
+        """Return what a preset's `decode` says; None where it says nothing."""
+        return cls(data["every"], float(data["keep"])) if data else None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it in the preset schema."""
+        return {"every": self.every, "keep": self.keep}
+
+
+@dataclass(frozen=True)
 class ModalityPreset:
     """What a preset says about one modality; None where it says nothing."""
 
@@ -121,6 +143,10 @@ class Preset:
             leaves.
         fit: in place of a keep, what the visual tokens past the input have to fit into: "context",
             the model's positions with room for the answer; or "memory", the device's free memory.
+        decode: cuts of the KV cache while an answer is decoded; None: none. At keep 1 there are
+            none either.
+        keep_for_turns: share of what is kept for a question that is chosen without it, for later
+            questions on the same cache; None: 0.
         changed: what was changed in the preset, as (flag, value).
     """
 
@@ -134,9 +160,13 @@ class Preset:
     fit: str | None = None
     image: ModalityPreset = field(default_factory=ModalityPreset)
     video: ModalityPreset = field(default_factory=ModalityPreset)
+    decode: DecodeSpec | None = None
+    keep_for_turns: float | None = None
     changed: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.decode is not None and not self.every_stage():
+            self._check_decode_alone()
         for modality in ("image", "video"):
             if self._of(modality).stages or self.stages:
                 self._check_budget(modality)
@@ -159,6 +189,8 @@ class Preset:
             data.get("fit"),
             ModalityPreset.from_dict(data.get("image")),
             ModalityPreset.from_dict(data.get("video")),
+            DecodeSpec.from_dict(data.get("decode")),
+            data.get("keep_for_turns"),
         )
 
     @property
@@ -253,6 +285,17 @@ class Preset:
                 f"remove the keep of the stage at {kept.at} ({kept.method}) to free it",
             )
 
+    def _check_decode_alone(self) -> None:
+        """Refuse a budget of the prefill where cuts are made while decoding alone."""
+        keeps = [self.keep_for(modality) for modality in ("image", "video")]
+        budget = self.tokens, self.tokens_after, self.fit
+        if budget != (None, None, None) or any(keep is not None and keep < 1 for keep in keeps):
+            raise PresetError(
+                f"{self.label}: it has no stages, so a keep or a number of tokens sets nothing: "
+                "decode has a keep of its own",
+                "add stages, or give no keep",
+            )
+
     def _check_tokens(self, keep: float | None) -> None:
         """Refuse two budgets."""
         names = {"keep": keep, "tokens": self.tokens, "tokens_after": self.tokens_after}
@@ -272,6 +315,8 @@ class Preset:
             PresetError: the preset has none for it.
         """
         stages = self._of(modality).stages or self.stages
+        if not stages and self.decode is not None and not self.every_stage():
+            return ()  # it cuts while decoding alone
         if not stages:
             raise PresetError(
                 f"{self.label} has no stages for {modality}",
@@ -381,6 +426,10 @@ class Preset:
                 out[name] = tokens
         if self.fit is not None:
             out["fit"] = self.fit
+        if self.decode is not None:
+            out["decode"] = self.decode.to_dict()
+        if self.keep_for_turns is not None:
+            out["keep_for_turns"] = self.keep_for_turns
         if self.stages is not None:
             out["stages"] = [stage.to_dict() for stage in self.stages]
         for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):

@@ -37,6 +37,8 @@ BOUNDARY = "is_block_boundary"  # of such a layer: whether a block begins with i
 BIAS = "rel_logits_proj"  # of attention: what is told the places of queries and keys (Inkling)
 EMBEDDINGS = "position_embeddings"  # a layer's (..., n, D), or a tuple of such
 
+LaterDrops = Sequence[tuple[int, Sequence[Sequence[Sequence[int]]]]]
+"""(decoded tokens of before, for every layer and sample the columns that later ones do not see)."""
 Drops = Sequence[tuple[int, Sequence[Sequence[int]]]]
 """(first layer, for every sample the columns that it and later layers do not see)."""
 
@@ -96,27 +98,35 @@ def masked(
     inputs: Mapping[str, torch.Tensor],
     drops: Drops,
     force: torch.Tensor,
+    later: LaterDrops = (),
     **options: object,
 ) -> torch.Tensor:
     """Return the logits (B, steps, V) of the unpruned model that can't see the dropped columns.
 
     Args:
         drops: no later entry may drop less than one before it.
+        later: what goes while the answer is decoded, in place of them.
         force: (B, steps) tokens to choose.
         options: of transformers' generate; the cache has to be a growing one.
     """
-    with masking(model, drops):
+    with masking(model, drops, later=later, prompt=inputs["input_ids"].shape[1]):
         return generate(model, inputs, force.shape[1], force, **options)[1]
 
 
 @contextmanager
 def masking(
-    model: PreTrainedModel, drops: Drops, layers: Sequence[nn.Module] | None = None
+    model: PreTrainedModel,
+    drops: Drops,
+    layers: Sequence[nn.Module] | None = None,
+    later: LaterDrops = (),
+    prompt: int = 0,
 ) -> Iterator[None]:
     """Block dropped columns in the masks of one generation's forwards.
 
     Args:
         layers: of the decoder; None: as it names them.
+        later: what goes while the answer is decoded; layers of which nothing goes are left alone.
+        prompt: columns of the prompt.
     """
     layers = list(decoder_layers(model)) if layers is None else layers
     columns = _Columns()
@@ -124,8 +134,10 @@ def masking(
         hooks.before(layers[0], columns.count)
         for number, layer in enumerate(layers):
             hidden_from = [dropped for first, dropped in drops if first <= number]
-            if hidden_from:
-                hooks.before(layer, _Blocking(hidden_from[-1], columns))
+            since = [(prompt + steps, by_layer[number]) for steps, by_layer in later]
+            if hidden_from or any(map(any, (rows for _, rows in since))):
+                first = hidden_from[-1] if hidden_from else ()
+                hooks.before(layer, _Blocking(first, columns, since))
         yield
 
 
@@ -148,10 +160,16 @@ class _Blocking:
     Args:
         dropped: for every sample its columns.
         columns: up to this forward's end.
+        later: (columns, for every sample what forwards that end past those do not see).
     """
 
-    def __init__(self, dropped: Sequence[Sequence[int]], columns: _Columns) -> None:
-        self.dropped, self.columns = dropped, columns
+    def __init__(
+        self,
+        dropped: Sequence[Sequence[int]],
+        columns: _Columns,
+        later: Sequence[tuple[int, Sequence[Sequence[int]]]] = (),
+    ) -> None:
+        self.dropped, self.columns, self.later = dropped, columns, later
 
     def __call__(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -163,9 +181,11 @@ class _Blocking:
                 "check with a transformers version that vtprune is tested with",
             )
         total = self.columns.total
+        passed = [rows for end, rows in self.later if total > end]
+        dropped = passed[-1] if passed else self.dropped
         bias = self.add_mask(kwargs[MASK], hidden, total)
         start = total - bias.shape[-1]  # a cache of a sliding window holds the last columns
-        for row, columns in enumerate(self.dropped):
+        for row, columns in enumerate(dropped):
             held = [column - start for column in columns if start <= column < total]
             bias[row, :, :, held] = torch.finfo(bias.dtype).min
         # A query that sees nothing is never read; it sees itself so that it stays finite. Layers
@@ -388,3 +408,24 @@ def dropped(trace: Trace, past: int = 0) -> list[tuple[int, list[list[int]]]]:
         present = [set(row) for row in record.kept]
         drops.append((record.layer, [sorted(b - p) for b, p in zip(before, present, strict=True)]))
     return drops
+
+
+def dropped_later(trace: Trace, past: int = 0) -> list[tuple[int, list[list[list[int]]]]]:
+    """Return what a trace says was dropped while decoding, as `masked` takes it.
+
+    Args:
+        past: as of `dropped`.
+    """
+    later = []
+    for cut in trace.decoding:
+        by_layer = []
+        for layer, columns in enumerate(cut.columns):
+            samples = range(len(trace.layouts)) if columns.shape[1] else ()
+            left = [set(cut.left(sample, layer)) for sample in samples]
+            visual = [(trace.layouts[sample].columns + past).tolist() for sample in samples]
+            by_layer.append([
+                [column for column in row if column not in stays]
+                for row, stays in zip(visual, left, strict=True)
+            ])  # fmt: skip
+        later.append((cut.steps, by_layer))
+    return later
