@@ -218,5 +218,5 @@ def test_flags_change_or_make_the_cuts_while_decoding() -> None:
     assert vtprune.load_preset(data).decode == balanced.decode
     with pytest.raises(PresetError, match="decode_every needs decode_keep"):
         override(vtprune.load_preset("balanced"), decode_every=8)
-    with pytest.raises(PresetError, match="decode_keep 1.5 is not a fraction"):
+    with pytest.raises(PresetError, match=r"decode_keep 1\.5 is not a fraction"):
         override(balanced, decode_keep=1.5)

@@ -158,6 +158,8 @@ class DecodeCut:
 
     def left(self, sample: int, layer: int) -> list[int]:
         """Return the columns of a sample that a layer still sees, ascending."""
+        if not self.columns[layer].shape[1]:  # it keeps no keys
+            return []
         row = self.columns[layer][sample]
         return row[row >= 0].tolist()
 

@@ -124,8 +124,22 @@ class KeptTokens:
 
 
 def stages_of(trace: Trace, sample: int) -> tuple[StageOfSample, ...]:
-    """Return the stages that cut one sample of a batch."""
-    return tuple(StageOfSample.of(one, sample) for one in trace.stages if one.cuts[sample])
+    """Return the stages that cut one sample of a batch; the last one is what went in decoding."""
+    stages = [StageOfSample.of(one, sample) for one in trace.stages if one.cuts[sample]]
+    if trace.decoding:
+        stages.append(_decoding_stage(trace, sample))
+    return tuple(stages)
+
+
+def _decoding_stage(trace: Trace, sample: int) -> StageOfSample:
+    """Return all cuts while decoding as one stage: what went had gone from every layer."""
+    before = frozenset(trace.kept[sample].columns.tolist())
+    last = trace.decoding[-1]
+    layers = range(len(last.columns))
+    kept = before & {column for layer in layers for column in last.left(sample, layer)}
+    return StageOfSample(
+        "decoding", len(layers), "attention", "all", len(before), len(kept), kept, None, None
+    )
 
 
 def keep_record(

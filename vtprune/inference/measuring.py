@@ -13,6 +13,8 @@ from vtprune import __version__
 from vtprune.inference.kept_tokens import keep_record
 from vtprune.inference.report import (
     CompileInfo,
+    DecodeCutCount,
+    DecodingInfo,
     Flops,
     InputInfo,
     KvCacheBytes,
@@ -74,6 +76,7 @@ def build_report(
         tokens=count_tokens(run.trace, answer_tokens, run.sample),
         flops=flops,
         kv_cache_bytes=kv_bytes,
+        decoding=describe_decoding(loaded, preset, run.trace, answer_tokens, run.sample),
         memory_bytes=measure_memory(loaded),
         seconds=sum_seconds({**run.seconds, "load": load}, total, startup),
         compile=describe_compiled(loaded, run),
@@ -160,6 +163,8 @@ def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
         fit=preset.fit,
         fit_tokens=None if fitting is None else fitting.tokens,
         fit_reason=None if fitting is None else fitting.reason,
+        decode=preset.decode.to_dict() if preset.decode else None,
+        keep_for_turns=preset.keep_for_turns,
         seed=preset.seed,
         image=settings_of(preset.image),
         video=settings_of(preset.video),
@@ -259,7 +264,7 @@ def compute_costs(
         vision=vision,
         prefill=prefill,
         prefill_full=prefill_full,
-        decode=cost.decode_flops(shape, kept, answer_tokens),
+        decode=cost.decode_flops(shape, kept, answer_tokens, decoded_lengths(trace, sample)),
         decode_full=cost.decode_flops(shape, full, answer_tokens),
         reduction=1 - prefill / prefill_full,
     )
@@ -268,6 +273,46 @@ def compute_costs(
         full=cost.kv_bytes(shape, full, size),
         state=cost.state_bytes(shape, size),
     )
+
+
+def decoded_lengths(trace: Trace, sample: int) -> list[tuple[int, list[int]]]:
+    """Return the cuts while decoding of one sample, as `cost.decode_flops` takes them."""
+    text = trace.text[sample] if trace.text else 0
+    return [(cut.steps, [text + left for left in cut.visual[sample]]) for cut in trace.decoding]
+
+
+def describe_decoding(
+    loaded: Loaded, preset: Preset, trace: Trace, answer_tokens: int, sample: int
+) -> DecodingInfo | None:
+    """Return what was cut while one sample's answer was decoded; None where nothing was to be."""
+    if preset.decode is None or preset.keeps_all() or not trace.layouts:
+        return None
+    shape, size = loaded.measured_decoder, loaded.model.dtype.itemsize
+    cuts, seconds = [], sum(cut.seconds for cut in trace.decoding)
+    lengths = decoded_lengths(trace, sample)
+    for cut, (steps, left) in zip(trace.decoding, lengths, strict=True):
+        if steps >= answer_tokens:  # the rest is of longer answers in its batch
+            break
+        visual = [
+            count
+            for count, columns in zip(cut.visual[sample], cut.columns, strict=True)
+            if columns.shape[1]
+        ]
+        kept = full = None
+        if not isinstance(shape, cost.CostError):
+            before = trace.tokens_by_layer(sample)
+            kept = cost.kv_bytes(shape, [tokens + steps for tokens in left], size)
+            full = cost.kv_bytes(shape, [tokens + steps for tokens in before], size)
+        cuts.append(
+            DecodeCutCount(
+                tokens=steps,
+                visual_mean=sum(visual) / len(visual),
+                kv_cache_bytes=kept,
+                kv_cache_bytes_uncut=full,
+            )
+        )
+    decode = preset.decode
+    return DecodingInfo(every=decode.every, keep=decode.keep, cuts=cuts, seconds=seconds)
 
 
 def warnings_of(
@@ -280,8 +325,10 @@ def warnings_of(
     notes += warn_of_late_cuts(loaded, flops.prefill, flops.prefill_full)
     if loaded.cache is not None and loaded.cache.reason:
         notes.append(f"--cache {loaded.cache.directory}: not written: {loaded.cache.reason}")
-    aware = preset.question_aware_methods()
-    if aware and run.trace.stages:
+    aware: Sequence[str] = preset.question_aware_methods()
+    if run.trace.decoding:
+        aware = (*aware, "the cuts while decoding")
+    if aware and (run.trace.stages or run.trace.decoding):
         notes.append(f"{' and '.join(aware)} kept tokens for this question; a follow-up on the "
                      "same KV cache sees only those")  # fmt: skip
     return tuple(dict.fromkeys(notes))

@@ -17,6 +17,8 @@ __all__ = [
     "CompareResult",
     "CompareSeconds",
     "CompileInfo",
+    "DecodeCutCount",
+    "DecodingInfo",
     "FailedReport",
     "Flops",
     "HostInfo",
@@ -191,6 +193,8 @@ class ResolvedPreset(Block):
             most that the first cut leaves.
         fit: "context" or "memory", where that decided: `fit_tokens` is how many tokens the first
             cut could leave, `fit_reason` why.
+        decode: `every` and `keep` of the cuts while decoding; None: there are none.
+        keep_for_turns: share of what is kept for a question that is chosen without it; None: 0.
         stages: those that cut something.
         image, video: None where the preset says nothing of that modality.
         changed: what was changed in the preset, by option.
@@ -204,6 +208,8 @@ class ResolvedPreset(Block):
     fit: str | None = None
     fit_tokens: int | None = None
     fit_reason: str | None = None
+    decode: Mapping[str, object] | None = None
+    keep_for_turns: float | None = None
     seed: int
     image: ModalitySettings | None = None
     video: ModalitySettings | None = None
@@ -287,6 +293,40 @@ class KvCacheBytes(Block):
     kept: int | None
     full: int | None
     state: int | None = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCutCount(Block):
+    """One cut of the KV cache while the answer was decoded.
+
+    Args:
+        tokens: decoded before it.
+        visual_mean: visual tokens left, averaged over the layers that keep keys.
+        kv_cache_bytes: of the cache after it, the answer's tokens included; `kv_cache_bytes_uncut`
+            without cuts while decoding. None: not counted.
+    """
+
+    tokens: int
+    visual_mean: float
+    kv_cache_bytes: int | None
+    kv_cache_bytes_uncut: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingInfo(Block):
+    """The cuts of the KV cache while the answer was decoded.
+
+    Args:
+        every: decoded tokens from one cut to the next.
+        keep: share of the visual tokens that each leaves.
+        cuts: those that were made.
+        seconds: that reading attention and choosing took; of a batch, of all its samples.
+    """
+
+    every: int
+    keep: float
+    cuts: Sequence[DecodeCutCount]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +454,7 @@ class Report(Block):
     >>> report.to_dict()["tokens"]["keep_mean"]  # what --json prints
 
     Args:
+        decoding: None without cuts while decoding.
         compare: None where the unpruned model was not asked for.
         compile: None where the model is not compiled.
         warnings: what the reader should know before believing a figure.
@@ -429,6 +470,7 @@ class Report(Block):
     tokens: TokenCounts
     flops: Flops
     kv_cache_bytes: KvCacheBytes
+    decoding: DecodingInfo | None = None
     memory_bytes: MemoryBytes
     seconds: Seconds
     compare: CompareResult | None = None

@@ -253,7 +253,12 @@ def prefill_flops(
     return layers_flops(shape, tokens_by_layer, text) + head_flops(shape)
 
 
-def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tokens: int) -> float:
+def decode_flops(
+    shape: DecoderShape,
+    tokens_by_layer: Sequence[int],
+    answer_tokens: int,
+    cuts: Sequence[tuple[int, Sequence[int]]] = (),
+) -> float:
     """Return the FLOPs of the steps that follow the prefill, output head included.
 
     The first answer token comes from the prefill, so there are `answer_tokens` - 1 steps; step s
@@ -263,17 +268,23 @@ def decode_flops(shape: DecoderShape, tokens_by_layer: Sequence[int], answer_tok
         shape: the language model's shape.
         tokens_by_layer: prompt tokens in each layer's cache, text included.
         answer_tokens: tokens of the answer, the end-of-text token included.
+        cuts: (steps before it, prompt tokens in each layer's cache from there on) of each cut of
+            the cache while decoding.
 
     Raises:
         ValueError: not one number a layer.
     """
-    _check_depth(shape, tokens_by_layer)
     steps = max(answer_tokens - 1, 0)
+    spans = [(0, tokens_by_layer), *((step, left) for step, left in cuts if step < steps)]
+    ends = [*(first for first, _ in spans[1:]), steps]
     attention = 0.0
-    for cost, tokens in zip(shape.by_layer, tokens_by_layer, strict=True):
-        before = tokens if cost.source is None else tokens_by_layer[cost.source]
-        keys = _decoded_keys(before, steps, cost.window)
-        attention += cost.pair * keys + cost.key * (keys - steps)
+    for (first, by_layer), end in zip(spans, ends, strict=True):
+        _check_depth(shape, by_layer)
+        for cost, tokens in zip(shape.by_layer, by_layer, strict=True):
+            before = tokens if cost.source is None else by_layer[cost.source]
+            keys = _decoded_keys(before, end, cost.window)
+            keys -= _decoded_keys(before, first, cost.window)
+            attention += cost.pair * keys + cost.key * (keys - (end - first))
     linear = sum(layer_flops(shape, 1, 0, layer) for layer in range(shape.layers))
     return steps * (linear + shape.outside + head_flops(shape)) + attention
 

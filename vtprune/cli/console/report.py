@@ -148,6 +148,10 @@ def _token_rows(report: Report) -> Iterable[ShareRow]:
             name = f"{stage.modality}: {name}"
         yield name, stage.after, before[stage.modality], ""
     yield "layer average", tokens.keep_mean * tokens.visual, tokens.visual, ""
+    if report.decoding is not None and report.decoding.cuts:
+        last = report.decoding.cuts[-1]
+        name = f"average, {last.tokens} tokens decoded"
+        yield name, last.visual_mean, tokens.visual, ""
     if len(tokens.by_modality) > 1:
         for modality, kept in tokens.by_modality.items():
             yield f"{modality}, of what is left", kept, tokens.kept_after, ""
@@ -181,6 +185,10 @@ def _add(*counts: float | None) -> float | None:
 
 def _memory_rows(report: Report) -> Iterable[ShareRow]:
     yield "KV cache", report.kv_cache_bytes.kept, report.kv_cache_bytes.full, "B"
+    if report.decoding is not None and report.decoding.cuts:
+        last = report.decoding.cuts[-1]
+        name = f"after {last.tokens} tokens"
+        yield name, last.kv_cache_bytes, last.kv_cache_bytes_uncut, "B"
 
 
 def _peak(memory: MemoryBytes) -> Table:
