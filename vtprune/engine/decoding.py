@@ -117,7 +117,8 @@ class DecodeStep:
         for layer in self.noted:
             module = self.structure.attention_module(layer)
             tap = KernelTap(module, functools.partial(self.take, layer))
-            hooks.replace(tap.registry, "get_interface", tap.get_interface)
+            # No longer than that: compiled layers run uncompiled while it is there.
+            hooks.during(module, functools.partial(_put_on, tap))
 
     def take(self, layer: int, call: KernelCall) -> None:
         """Add the attention that the keys known since the last cut received in one layer."""
@@ -134,10 +135,25 @@ class DecodeStep:
         self.readings.seconds += now(self.structure.device) - started
 
     def end(self, output: object) -> None:
-        """Count the token; a forward that raised (no output) decoded none."""
-        if output is not None:
-            self.readings.steps += 1
-            self.readings.since += 1
+        """Count the token; a forward that raised (no output) decoded none.
+
+        Raises:
+            ModelError: the attention of a layer was not read.
+        """
+        if output is None:
+            return
+        if missed := [layer for layer in self.noted if layer not in self.readings.sums]:
+            raise ModelError(
+                f"decode: the attention of layer {missed[0]} can't be read: its layers are not "
+                "called as modules (compiled?)",
+                "leave the model uncompiled, or leave out decode",
+            )
+        self.readings.steps += 1
+        self.readings.since += 1
+
+
+def _put_on(tap: KernelTap, hooks: Hooks) -> None:
+    hooks.replace(tap.registry, "get_interface", tap.get_interface)
 
 
 def last_rows(call: KernelCall) -> torch.Tensor:
