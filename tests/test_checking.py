@@ -69,7 +69,7 @@ def test_every_case_of_a_model_that_is_right_is_equal(loaded: Loaded) -> None:
     checked = run(loaded)
     assert checked.verdict == "equal", checked.claim()
     places = [cell.place for cell in checked.cases]
-    assert len(set(places)) == len(places) == 2 * 4 * 2 * 2
+    assert len(set(places)) == len(places) == 2 * 5 * 2 * 2
     for cell in checked.cases:
         assert cell.outcome == "equal", cell
         assert len(cell.differences) == checked.steps + 1 == 9
@@ -78,7 +78,13 @@ def test_every_case_of_a_model_that_is_right_is_equal(loaded: Loaded) -> None:
         assert len(cell.kept) == (1 if cell.prompts == "one" else 2)
         assert all(kept < whole for kept, whole in zip(cell.kept, cell.visual, strict=True))
     layers = {cell.cut: cell.layers for cell in checked.cases}
-    assert layers == {"input": (0,), "layer 2": (2,), "layers 2, 3": (2, 3), "pixels": (0,)}
+    assert layers == {
+        "input": (0,),
+        "layer 2": (2,),
+        "layers 2, 3": (2, 3),
+        "pixels": (0,),
+        "decoding": (),
+    }
     core = {(cell.cut, cell.prompts, cell.cache) for cell in checked.cases if cell.core}
     assert core == {("input", "one", "dynamic"), ("layer 2", "one", "dynamic")}
     assert {one.source for one in checked.noise} == {"sdpa, eager"}
@@ -410,15 +416,17 @@ def names(cuts: Sequence[CheckedCut]) -> list[str]:
 
 def test_the_usual_cuts_fit_the_model_and_the_method() -> None:
     usual = choose_cuts(CheckOptions(seed=3), 28, MODALITIES)
-    assert names(usual) == ["input", "layer 2", "layers 2, 14", "pixels"]
-    assert [cut.core for cut in usual] == [True, True, False, False]
+    assert names(usual) == ["input", "layer 2", "layers 2, 14", "pixels", "decoding"]
+    assert [cut.core for cut in usual] == [True, True, False, False, False]
     assert {cut.preset.seed for cut in usual[:3]} == {3}
     assert names(choose_cuts(CheckOptions(method="fastv"), 28, MODALITIES)) == names(usual)[1:]
-    assert names(choose_cuts(CheckOptions(), 2, MODALITIES)) == ["input", "layer 1", "pixels"]
+    assert names(choose_cuts(CheckOptions(), 2, MODALITIES)) == [
+        "input", "layer 1", "pixels", "decoding",
+    ]  # fmt: skip
     for depth in (3, 4, 7):  # where the average over the layers could not be a half
         for usual_cut in choose_cuts(CheckOptions(), depth, MODALITIES):
             stages = usual_cut.preset.stages_for("image")
-            assert [stage.keep for stage in stages] in ([0.5], [0.5, 0.1])
+            assert [stage.keep for stage in stages] in ([0.5], [0.5, 0.1], [])
     (one,) = choose_cuts(
         CheckOptions(method="entropy", at="60%", options={"norm": "none"}), 28, ["image"]
     )

@@ -61,10 +61,13 @@ class QuantizedLikeLayer(DynamicLayer):
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "qwen3_vl", "llava_onevision"])
 def test_a_cut_while_decoding_equals_masked(
-    name: str, preset: str, attention: str, cache: str
+    name: str, preset: str, attention: str, cache: str, request: pytest.FixtureRequest
 ) -> None:
+    usual = name == "qwen2_vl" and (preset != "alone" or (attention, cache) == ("sdpa", "dynamic"))
+    if not usual and not request.config.getoption("--zoo"):
+        pytest.skip("other families run with --zoo")
     model = shared_model(name, attention)
     trace = check(model, tiny.ragged(name, model), PRESETS[preset], cache_implementation=cache)
     for sample, layout in enumerate(trace.layouts):
@@ -77,8 +80,11 @@ def test_a_cut_while_decoding_equals_masked(
 @pytest.mark.parametrize("name", ["llava_next_mistral", "gemma3", "aya_vision"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_layers_with_a_window_leave_their_share_of_what_is_in_it(
-    name: str, preset: str, attention: str
+    name: str, preset: str, attention: str, request: pytest.FixtureRequest
 ) -> None:
+    usual = (name, preset, attention) == ("gemma3", "after two cuts", "sdpa")
+    if not usual and not request.config.getoption("--zoo"):
+        pytest.skip("other families run with --zoo")
     model = tiny.model(name, attention)
     model.get_decoder().config.sliding_window = 24
     for cache in ("dynamic", "static") if attention == "sdpa" else ("dynamic",):

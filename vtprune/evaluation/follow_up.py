@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from vtprune.inference.forced_answers import (
     PromptWithAnswer,
     append_text,
     end_of_turn_ids,
+    logits_on_cache,
     logits_to_keep_argument,
     position_ids_from,
     spelling,
@@ -37,10 +39,12 @@ class Conversation:
         first: the first question, whose prefill is pruned as when it stands alone.
         rest: (n,) int64 ids of what follows: the unpruned model's answer to it, as the chat
             template writes that, and the second question, up to where its answer begins.
+        spoken: how many of those are of the answer.
     """
 
     first: PromptWithAnswer
     rest: torch.Tensor
+    spoken: int
 
 
 def converse(
@@ -71,7 +75,9 @@ def converse(
     length = min(len(ids), len(before))
     same = next((i for i in range(length) if ids[i] != before[i]), length)
     if same == len(before):
-        return Conversation(first, both[same:].to(prompt.device))
+        rest = both[same:]
+        spoken = len(spoken) if rest[: len(spoken)].tolist() == spoken else 0
+        return Conversation(first, rest.to(prompt.device), spoken)
     spelt = without_blanks(text)
     ends = (end for end in range(same + 1, len(ids)) if spelling(loaded, ids[same:end]) == spelt)
     end = next(ends, None) if spelt else None
@@ -81,39 +87,56 @@ def converse(
             "follow-up question can't go on from its KV cache",
             "leave out --turns",
         )
-    return Conversation(first, torch.tensor(spoken + ids[end:], device=prompt.device))
+    ids = torch.tensor(spoken + ids[end:], device=prompt.device)
+    return Conversation(first, ids, len(spoken))
 
 
 @torch.no_grad()
 def forced_follow_up(
-    loaded: Loaded, conversation: Conversation, answer: torch.Tensor
+    loaded: Loaded, conversation: Conversation, answer: torch.Tensor, stepwise: bool = False
 ) -> torch.Tensor:
-    """Return (m, V) predictions of a second answer's m tokens, inside a `pruning` block."""
+    """Return (m, V) predictions of a second answer's m tokens, inside a `pruning` block.
+
+    Args:
+        stepwise: a forward for each token of both answers, so that cuts while decoding count.
+    """
     first, rest = conversation.first.tensors, conversation.rest
     prefill = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
     more = torch.cat([rest, answer[:-1].to(rest.device)])
-    output = loaded.model(
-        input_ids=more[None],
-        use_cache=True,
-        **cache_argument(loaded.model, cache_made(prefill)),
-        **position_ids_from(loaded, append_text(first, more), first["input_ids"].shape[1]),
-        **logits_to_keep_argument(loaded, len(answer)),
-    )
-    logits = output.logits[0, -len(answer) :]
-    assert isinstance(logits, torch.Tensor)
-    return logits
+    positions = position_ids_from(loaded, append_text(first, more), first["input_ids"].shape[1])
+    borders = [0, conversation.spoken, len(rest), len(more)] if stepwise else [0, len(more)]
+    rows = []
+    for number, (start, end) in enumerate(pairwise(borders)):
+        if start == end:
+            continue
+        part = {name: value[..., start:end] for name, value in positions.items()}
+        answered = stepwise and number != 1
+        rows.append(logits_on_cache(loaded, more[None, start:end], cache_made(prefill), part,
+                                    answered))  # fmt: skip
+    return torch.cat(rows)[-len(answer) :]
 
 
 @torch.no_grad()
-def greedy_follow_up(loaded: Loaded, conversation: Conversation, longest: int) -> torch.Tensor:
+def greedy_follow_up(
+    loaded: Loaded, conversation: Conversation, longest: int, stepwise: bool = False
+) -> torch.Tensor:
     """Return (m,) int64, the second answer by greedy decoding, inside a `pruning` block.
 
     Not by `generate`, which would take the new tokens to follow each other where a video's do not.
+
+    Args:
+        stepwise: as of `forced_follow_up`.
     """
     ends = set(end_of_turn_ids(loaded))
     first, ids = conversation.first.tensors, conversation.rest
     output = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
     positions = position_ids_from(loaded, append_text(first, ids), first["input_ids"].shape[1])
+    if stepwise and conversation.spoken:
+        spoken = conversation.spoken
+        part = {name: value[..., :spoken] for name, value in positions.items()}
+        logits_on_cache(loaded, ids[None, :spoken], cache_made(output), part, True)
+        ids = ids[spoken:]
+        positions = {name: value[..., spoken:] for name, value in positions.items()}
     answer: list[int] = []
     while True:
         output = loaded.model(
@@ -176,9 +199,14 @@ def _follow_up(
     )
     longest = generation.max_new_tokens
     with runner.block(conversation.first, preset) as trace:
-        expected = greedy_follow_up(loaded, conversation, longest) if unpruned is None else unpruned
-        logits = forced_follow_up(loaded, conversation, expected)
+        stepwise = preset.decode is not None
+        expected = unpruned
+        if expected is None:
+            expected = greedy_follow_up(loaded, conversation, longest)
+        logits = forced_follow_up(loaded, conversation, expected, stepwise)
         forced = Forced(logits, trace.keep_mean())
         follows = forced.follows(expected)
-        answer = expected if follows else greedy_follow_up(loaded, conversation, longest)
+        answer = expected
+        if not follows:
+            answer = greedy_follow_up(loaded, conversation, longest, stepwise)
     return forced, answer

@@ -182,7 +182,7 @@ class FileRunner:
         sampled = self.sampled(preset)
         prompt = sampled.prompts[place]
         with self.block(prompt, preset, calibration) as trace:
-            logits = forced_logits(self.loaded, prompt)
+            logits = forced_logits(self.loaded, prompt, stepwise=preset.decode is not None)
         sampled.vision = max(sampled.vision, trace.seconds.get("vision", 0.0))
         prefill = trace.seconds.get("prefill", 0.0)
         stages = count_tokens(trace, 0, 0).stages

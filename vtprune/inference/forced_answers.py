@@ -246,14 +246,17 @@ def score_after_prefill(loaded: Loaded, prompt: PromptWithAnswer) -> Score:
 
 
 @torch.no_grad()
-def forced_logits(loaded: Loaded, prompt: PromptWithAnswer) -> torch.Tensor:
+def forced_logits(loaded: Loaded, prompt: PromptWithAnswer, stepwise: bool = False) -> torch.Tensor:
     """Return (m, V) predictions of an answer's m tokens, from a prefill and a continuation.
 
     The methods see the prompt alone, as when the model answers.
+
+    Args:
+        stepwise: a forward for each token, as in decoding, so that cuts made meanwhile count.
     """
     out = loaded.model(**prompt.tensors, use_cache=True, **logits_to_keep_argument(loaded, 1))
     return continued_logits(
-        loaded, prompt.tensors, out.logits[0, -1:], cache_made(out), prompt.answer
+        loaded, prompt.tensors, out.logits[0, -1:], cache_made(out), prompt.answer, stepwise
     )
 
 
@@ -274,7 +277,12 @@ def score_answers(loaded: Loaded, tensors: Tensors, answers: Sequence[torch.Tens
 
 
 def continued_logits(
-    loaded: Loaded, tensors: Tensors, first: torch.Tensor, cache: object, answer: torch.Tensor
+    loaded: Loaded,
+    tensors: Tensors,
+    first: torch.Tensor,
+    cache: object,
+    answer: torch.Tensor,
+    stepwise: bool = False,
 ) -> torch.Tensor:
     """Return (m, V) predictions of an answer's m tokens on the KV cache of its prompt.
 
@@ -283,15 +291,34 @@ def continued_logits(
     Args:
         tensors: of the prompt.
         first: (1, V) the prefill's prediction.
+        stepwise: as of `forced_logits`.
     """
     if len(answer) == 1:
         return first
     forced = answer[None, :-1].to(first.device)
     tensors_with_answer = append_text(tensors, forced[0])
-    more = loaded.model(
-        input_ids=forced,
-        use_cache=True,
-        **cache_argument(loaded.model, cache),
-        **position_ids_from(loaded, tensors_with_answer, tensors["input_ids"].shape[1]),
-    )
-    return torch.cat([first, more.logits[0]])
+    positions = position_ids_from(loaded, tensors_with_answer, tensors["input_ids"].shape[1])
+    return torch.cat([first, logits_on_cache(loaded, forced, cache, positions, stepwise)])
+
+
+def logits_on_cache(
+    loaded: Loaded, ids: torch.Tensor, cache: object, positions: Tensors, stepwise: bool
+) -> torch.Tensor:
+    """Return (n, V) logits of text on a cache, which gets longer.
+
+    Args:
+        ids: (1, n).
+        positions: the argument with their position ids, or none.
+        stepwise: a forward for each token.
+    """
+    rows = []
+    for first in range(ids.shape[1]) if stepwise else (0,):
+        part = slice(first, first + 1 if stepwise else None)
+        output = loaded.model(
+            input_ids=ids[:, part],
+            use_cache=True,
+            **cache_argument(loaded.model, cache),
+            **{name: value[..., part] for name, value in positions.items()},
+        )
+        rows.append(output.logits[0])
+    return torch.cat(rows)

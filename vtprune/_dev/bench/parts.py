@@ -15,6 +15,7 @@ from vtprune._dev.arguments import Parser
 from vtprune._dev.bench.baseline import measure_kernels, measure_scores
 from vtprune._dev.bench.chart import draw_growth
 from vtprune._dev.bench.compiled import measure_compiled
+from vtprune._dev.bench.decode_cuts import compare_decoding, describe
 from vtprune._dev.bench.decoding import measure_decoding
 from vtprune._dev.bench.end_to_end import measure_end_to_end
 from vtprune._dev.bench.growth import FRAMES, measure_growth
@@ -24,7 +25,9 @@ from vtprune._dev.bench.page import make_page
 from vtprune._dev.bench.prefill import measure_prefill
 from vtprune._dev.bench.results import Pass, Results, read_passes
 from vtprune._dev.bench.selection import measure_selection
+from vtprune._dev.bench.subject import build_subject, narrow_shape
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, parse_size
+from vtprune.preset.spec import DecodeSpec
 from vtprune.pruners import METHODS
 
 RESULTS = CHECKOUT / "docs" / "speed.jsonl"
@@ -62,6 +65,15 @@ def add_parts(parts: Parts) -> None:
     decoding.add_argument("--frames", type=int, default=16)
     decoding.add_argument("--repeats", type=int, default=5)
     clip_options(decoding, 60, "1920x1080")
+    cuts = part(parts, "decode-cuts", "decoding with cuts of the cache", run_decode_cuts)
+    place_options(cuts)
+    cuts.add_argument("--model", default=MODEL)
+    cuts.add_argument("--shown", default="31x384x384", help="a video; 196 tokens a frame")
+    cuts.add_argument("--depth", type=int, default=24, help="decoder layers")
+    cuts.add_argument("--every", type=int, default=8)
+    cuts.add_argument("--keep", type=float, default=0.5)
+    cuts.add_argument("--tokens", type=int, default=64, help="decoded")
+    cuts.add_argument("--repeats", type=int, default=5)
     overlap = part(parts, "overlap", "a clip decoded while weights are read", run_overlap)
     overlap.add_argument("--model", default=MODEL)
     overlap.add_argument("--frames", type=int, default=16)
@@ -195,6 +207,17 @@ def run_decoding(args: argparse.Namespace) -> None:
         Results(args.results), args.folder, args.seconds, width, height, args.frames, args.repeats
     )
     write_passes(passes)
+
+
+def run_decode_cuts(args: argparse.Namespace) -> None:
+    """Print the ratios of one process."""
+    shown = parse_size(args.shown, "video")
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    subject = build_subject(narrow_shape(args.model, 384), shown, device, dtype, depth=args.depth)
+    sys.stdout.write(f"{args.model}, {args.depth} layers, {subject.visual:,} visual tokens\n")
+    decode = DecodeSpec(args.every, args.keep)
+    pairs = compare_decoding(subject, decode, args.tokens, args.repeats)
+    sys.stdout.write(describe(pairs, args.tokens))
 
 
 def run_overlap(args: argparse.Namespace) -> None:

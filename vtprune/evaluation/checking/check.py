@@ -64,26 +64,29 @@ class UnprunedRun:
     noise: Noise
     expected: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def without(self, drops: oracle.Drops) -> torch.Tensor:
+    def without(self, drops: oracle.Drops, later: oracle.LaterDrops = ()) -> torch.Tensor:
         """Return the logits without the dropped columns, which are computed once.
 
         They are masked as keys; where layers keep a state, a loop over the layers leaves them out.
+
+        Args:
+            later: what goes while decoding, which is masked in any case: states are left alone.
         """
-        key = repr(drops)
+        key = repr((drops, later))
         if key not in self.expected:
-            loops = self.loaded.pruned_equals == LAYER_LOOP
-            logits = self.looped(drops) if loops else self.masked(drops)
+            loops = self.loaded.pruned_equals == LAYER_LOOP and not later
+            logits = self.looped(drops) if loops else self.masked(drops, later)
             self.expected[key] = logits.float().cpu()
         return self.expected[key]
 
-    def masked(self, drops: oracle.Drops) -> torch.Tensor:
+    def masked(self, drops: oracle.Drops, later: oracle.LaterDrops = ()) -> torch.Tensor:
         """Return the logits with the dropped columns masked as keys."""
         model = self.loaded.model
         # Flash kernels take no mask a query.
         flash = kernel_of(model) not in ("sdpa", "eager")
         with attention_kernel(model, "sdpa") if flash else nullcontext():
             return oracle.masked(
-                model, self.batch.tensors, drops, self.tokens, cache_implementation=DYNAMIC
+                model, self.batch.tensors, drops, self.tokens, later, cache_implementation=DYNAMIC
             )
 
     def looped(self, drops: oracle.Drops) -> torch.Tensor:
@@ -226,13 +229,24 @@ def check_case(
         return case(DIFFERS, f"the pruned model fails: {failure}")
     if any(any(record.merged) for record in trace.stages):
         return case(REFUSED, "dropped tokens were merged into kept ones, which no mask can do")
-    drops = oracle.dropped(trace)
-    if not any(columns for _, rows in drops for columns in rows):
+    drops, later = oracle.dropped(trace), oracle.dropped_later(trace)
+    if (
+        later
+        and unpruned.loaded.pruned_equals == LAYER_LOOP
+        and any(map(any, (c for _, c in drops)))
+    ):
+        return case(
+            REFUSED,
+            "cuts of the prompt and while decoding together, where layers keep a state, have no "
+            "counterpart to compare with",
+        )
+    by_layer = [(0, rows) for _, layers in later for rows in layers]
+    if not any(columns for _, rows in (*drops, *by_layer) for columns in rows):
         return case(NO_CUT, "nothing of this input can be dropped there")
-    if text := count_text(unpruned, drops):
+    if text := count_text(unpruned, [*drops, *by_layer]):
         return case(DIFFERS, f"{text} tokens that are no visual ones were dropped")
     try:
-        expected = unpruned.without(drops)
+        expected = unpruned.without(drops, later)
         effect = float(largest(expected, unpruned.logits).max())
         differences = largest(logits, expected)
         decided, same = compare_tokens(logits, expected, DECIDED * unpruned.noise.value)
@@ -256,8 +270,15 @@ def check_case(
         same_tokens=same,
         layers=tuple(dict.fromkeys(record.layer for record in trace.stages)),
         visual=tuple(map(len, trace.layouts)),
-        kept=tuple(map(len, trace.kept)),
+        kept=kept_of(trace),
     )
+
+
+def kept_of(trace: Trace) -> tuple[int, ...]:
+    """Return the visual tokens of each sample after the last cut, of the layer with most."""
+    if not trace.decoding:
+        return tuple(map(len, trace.kept))
+    return tuple(map(max, trace.decoding[-1].visual))
 
 
 def run_pruned(

@@ -13,6 +13,7 @@ from vtprune.tokens.layout import MODALITIES
 
 FIRST = 2  # the layer of the single cut, where there are as many
 LEFT = 0.5  # the share of the visual tokens that a cut leaves where no keep is given
+EVERY = 3  # decoded tokens from one cut while decoding to the next
 SECOND = 0.2  # the share of it, or of keep, that the second of two cuts leaves
 
 
@@ -108,7 +109,12 @@ def choose_cuts(
         deep = replace(stage, at=str(second), keep=keep * SECOND)
         cuts.append(cut(f"layers {first}, {second}", stage, deep, core=False))
     pixels = load_preset({"stages": [{"at": PIXELS, "method": "predictable", "keep": keep}]})
-    return [*cuts, CheckedCut(PIXELS, pixels, core=False)]
+    decode = load_preset({"decode": {"every": EVERY, "keep": LEFT}})
+    return [
+        *cuts,
+        CheckedCut(PIXELS, pixels, core=False),
+        CheckedCut("decoding", decode, core=False),
+    ]
 
 
 def refuse_uncheckable(preset: Preset, modalities: Iterable[str]) -> None:
