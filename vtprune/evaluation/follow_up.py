@@ -76,8 +76,8 @@ def converse(
     same = next((i for i in range(length) if ids[i] != before[i]), length)
     if same == len(before):
         rest = both[same:]
-        spoken = len(spoken) if rest[: len(spoken)].tolist() == spoken else 0
-        return Conversation(first, rest.to(prompt.device), spoken)
+        count = len(spoken) if rest[: len(spoken)].tolist() == spoken else 0
+        return Conversation(first, rest.to(prompt.device), count)
     spelt = without_blanks(text)
     ends = (end for end in range(same + 1, len(ids)) if spelling(loaded, ids[same:end]) == spelt)
     end = next(ends, None) if spelt else None
@@ -87,8 +87,8 @@ def converse(
             "follow-up question can't go on from its KV cache",
             "leave out --turns",
         )
-    ids = torch.tensor(spoken + ids[end:], device=prompt.device)
-    return Conversation(first, ids, len(spoken))
+    rest = torch.tensor(spoken + ids[end:], device=prompt.device)
+    return Conversation(first, rest, len(spoken))
 
 
 @torch.no_grad()
@@ -131,8 +131,8 @@ def greedy_follow_up(
     first, ids = conversation.first.tensors, conversation.rest
     output = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
     positions = position_ids_from(loaded, append_text(first, ids), first["input_ids"].shape[1])
-    if stepwise and conversation.spoken:
-        spoken = conversation.spoken
+    spoken = conversation.spoken
+    if stepwise and spoken:
         part = {name: value[..., :spoken] for name, value in positions.items()}
         logits_on_cache(loaded, ids[None, :spoken], cache_made(output), part, True)
         ids = ids[spoken:]

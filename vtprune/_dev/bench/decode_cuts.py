@@ -80,7 +80,8 @@ def decode_tokens(subject: Subject, cache: Cache, tokens: int) -> Decoded:
         output = model(input_ids=ids, use_cache=True, **argument)
         ids = output.logits[:, -1:].argmax(-1)
         laps.append(time.perf_counter() - started)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    states = [getattr(layer, name) for layer in cache.layers for name in ("keys", "values")]
+    held = sum(int(tensor.nbytes) for tensor in states)
     return Decoded(sum(laps), statistics.median(laps[-max(tokens // 4, 1) :]), held)
 
 

@@ -418,9 +418,12 @@ def dropped_later(trace: Trace, past: int = 0) -> list[tuple[int, list[list[list
     """
     later = []
     for cut in trace.decoding:
-        by_layer = []
+        by_layer: list[list[list[int]]] = []
         for layer, columns in enumerate(cut.columns):
-            samples = range(len(trace.layouts)) if columns.shape[1] else ()
+            samples = range(len(trace.layouts))
+            if not columns.shape[1]:  # a layer without keys
+                by_layer.append([[] for _ in samples])
+                continue
             left = [set(cut.left(sample, layer)) for sample in samples]
             visual = [(trace.layouts[sample].columns + past).tolist() for sample in samples]
             by_layer.append([
