@@ -20,7 +20,17 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.help import Command
-from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
+from vtprune.cli.options import (
+    CACHE,
+    DECODE,
+    MAX_NEW_TOKENS,
+    MEDIA,
+    MODEL,
+    ONE_WAY,
+    STREAM,
+    Flags,
+    takes,
+)
 from vtprune.cli.results import check_saves, json_file, to_json, write_saves
 from vtprune.errors import VtpruneError
 
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
     from vtprune.inference.report import Report
     from vtprune.media import Source
     from vtprune.preset import Preset
+
+MINUTES = 10.0  # of a segment
 
 EPILOG = """\b
 Examples:
@@ -45,9 +57,12 @@ Examples:
 @takes(
     *ONE_WAY,
     *DECODE,
+    *STREAM,
     "compare",
     *MODEL,
     *MEDIA,
+    "segment",
+    "per_segment",
     *CACHE,
     "question",
     "system",
@@ -91,6 +106,12 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
             "--compare and --cache exclude each other: a comparison measures the vision tower",
             "leave one of them out",
         )
+    if flags.compare and preset.stream is not None:
+        raise VtpruneError(
+            "--compare and --stream exclude each other: an unpruned run holds all frames at once",
+            "leave one of them out",
+        )
+    _check_segments(flags, paths)
     reports: list[Report] = []
     try:
         with output.libraries_silenced():
@@ -99,7 +120,31 @@ def ask(inputs: tuple[str, ...], flags: Flags) -> None:
                 _show(flags, report)
     finally:  # what was answered before a later question failed is saved too
         if reports and flags.saves:
-            _save(flags, reports, several=len(questions) > 1)
+            _save(flags, reports, several=len(questions) > 1 or flags.per_segment)
+
+
+def _check_segments(flags: Flags, paths: list[str]) -> None:
+    """Refuse segments of several files, and what is of one answer.
+
+    Raises:
+        VtpruneError: with the way out.
+    """
+    if not flags.per_segment:
+        if flags.segment is not None:
+            raise VtpruneError(
+                "--segment changes nothing without --per-segment", "add --per-segment"
+            )
+        return
+    if len(paths) > 1:
+        raise VtpruneError(
+            f"--per-segment is for one video, not {len(paths)} files", "ask about them one by one"
+        )
+    for given, option in ((flags.compare, "--compare"), (flags.shows, "--show")):
+        if given:
+            raise VtpruneError(
+                f"{option} is for one answer, and --per-segment gives several",
+                f"leave {option} out, or choose a part by --start and --end",
+            )
 
 
 def _check_shows(flags: Flags, paths: list[str], questions: list[str]) -> None:
@@ -158,6 +203,7 @@ def _answers(
     with importing(flags.quiet):
         from vtprune.inference.answer_questions import answer_questions
         from vtprune.inference.prompt_media import load_with_media
+        from vtprune.inference.time_segments import answer_by_segment
         from vtprune.models.loading import open_model
 
     startup = time.perf_counter() - began
@@ -169,6 +215,26 @@ def _answers(
             **loading_from(flags, user), **cache_from(flags), on_progress=transcript.progress
         )
         sampling = sampling_from(preset, flags)
+        if flags.per_segment:
+            for report in answer_by_segment(
+                opened.load(),
+                sources[0],
+                questions,
+                preset,
+                MINUTES if flags.segment is None else flags.segment,
+                sampling=sampling,
+                generation=generation,
+                limits=limits,
+                since=began,
+                startup=startup,
+                on_segment=transcript.segment,
+                on_text=transcript.text,
+                on_question=transcript.question,
+                on_progress=transcript.progress,
+            ):
+                transcript.report(report)
+                yield report
+            return
         media: Sequence[Source] | PromptMedia = sources
         if flags.compare:  # what is measured has the machine to itself
             loaded = opened.load()

@@ -147,7 +147,29 @@ def preset_from(flags: Flags, user: Flags) -> Preset:
         decode_every=flags.decode_every,
         decode_keep=flags.decode_keep,
         keep_for_turns=flags.keep_for_turns,
+        stream=stream_from(flags),
     )
+
+
+def stream_from(flags: Flags) -> dict[str, object] | None:
+    """Return how a long video is encoded in segments; None: as the preset says.
+
+    Raises:
+        VtpruneError: an option of segments without --stream.
+    """
+    values: dict[str, object] = {
+        "frames": flags.stream_frames,
+        "keep": flags.stream_keep,
+        "share": flags.stream_share,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    if flags.stream:
+        return given
+    if given:
+        raise VtpruneError(
+            f"--stream-{next(iter(given))} changes nothing without --stream", "add --stream"
+        )
+    return None
 
 
 class Loading(TypedDict):

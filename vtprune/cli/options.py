@@ -130,6 +130,19 @@ class Flags:
         "SHARE", "Share of what is kept for the question that is chosen without it, so that later "
         "questions about the same media find their tokens.",
         bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 keeps nothing for the question alone"))
+    stream: bool = _pruning(
+        "", "Encode a long video in segments, and cut each before the next one is encoded, so that "
+        "memory does not grow with its length.  [default: where its frames do not fit the memory]",
+        default=False)
+    stream_frames: int | None = _pruning(
+        "N", "Number of frames of a segment of --stream.  [default: 32]", bounds=whole(1))
+    stream_keep: float | None = _pruning(
+        "FRACTION", "Kept fraction of the visual tokens of the segments of --stream.  [default: "
+        "twice what is kept of the whole video]",
+        bounds=(_ABOVE_0, 1, "above 0, up to 1"))
+    stream_share: str | None = _pruning(
+        "NAME", "How segments of --stream share that: equal, or information, more to those whose "
+        "tokens differ more.  [default: equal]")
     keeps: tuple[str, ...] = _pruning(
         "FRACTION,...", "Kept fractions of the visual tokens, each averaged over the decoder's "
         "layers.", default=(), names=("--keep",), commas=True)
@@ -199,6 +212,12 @@ class Flags:
     start: float | None = _media(
         "TIME", "Time in the video to start at: seconds, mm:ss or h:mm:ss.")
     end: float | None = _media("TIME", "Time in the video to stop at: seconds, mm:ss or h:mm:ss.")
+    segment: float | None = _media(
+        "MINUTES", "Length of the segments of --per-segment.  [default: 10]",
+        bounds=(_ABOVE_0, _FINITE, "minutes, above 0"))
+    per_segment: bool = _media(
+        "", "Answer for each segment of a video, with its times, and then for all of it.",
+        default=False)
     max_tiles: int | None = _media(
         "N", "Upper limit of the number of tiles of a picture.", bounds=whole(0))
     max_pixels: int | None = _media(
@@ -340,6 +359,8 @@ DECODE = ("decode_every", "decode_keep", "keep_for_turns")
 """Cuts while decoding, and what is kept for later questions; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""
+STREAM = ("stream", "stream_frames", "stream_keep", "stream_share")
+"""How a long video is encoded in segments; `flags.stream_from` reads it."""
 LIMITS = ("max_pixels", "allow_partial", "decoder", "allow_url", "pages", "dpi")
 """What is read of media files."""
 MEDIA = ("frames", "fps", "max_frames", "start", "end", "max_tiles", *LIMITS)

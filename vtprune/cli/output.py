@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -46,6 +47,7 @@ class Transcript:
         self._last: Report | None = None  # the report before
         self._begun = False  # some of this answer is on stdout
         self._in_line = False  # and its line has not ended
+        self._span = ""  # times of the segment that is asked about
 
     def __enter__(self) -> Transcript:
         if not self._progress.shown:
@@ -68,11 +70,21 @@ class Transcript:
             show_question(number + 1, self._num_questions, question, self._console)
         self._progress.update("answering", 0, 0)  # until the first piece comes
 
+    def segment(self, span: tuple[float, float] | None) -> None:
+        """Write the times of a segment before its answers; None: the video as a whole follows."""
+        self._span = (
+            "all"
+            if span is None
+            else " to ".join(str(timedelta(seconds=round(one))) for one in span)
+        )
+
     def text(self, piece: str) -> None:
         """Print the next piece of the answer."""
         piece = printable(piece)
         if piece and not self._json:
             self._progress.stop()
+            if self._span and not self._begun:
+                click.echo(f"[{self._span}] ", nl=False)
             click.echo(piece, nl=False)
             self._begun, self._in_line = True, not piece.endswith("\n")
 
@@ -86,7 +98,7 @@ class Transcript:
             self.text(report.answer or "\n")
         self._end_line()
         self._begun = False
-        if not self._quiet:
+        if not self._quiet and report.segment is None:
             render(report, self._console, self._last)
             self._last = report
 

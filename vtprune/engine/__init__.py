@@ -138,7 +138,8 @@ def pruning(
         yield trace
         return
     trace.warn(warning)
-    wanted, warning = leave_out_optional(wanted, inputs.pixels, structure)
+    streamed = inputs.streamed is not None
+    wanted, warning = leave_out_optional(wanted, inputs.pixels, structure, streamed)
     trace.warn(warning)
     plan = PruningPlan(wanted, structure, calibration, trace, inputs.answer_tokens)
     block = PruningBlock(plan, modality, inputs, own_thread=threads == "own")

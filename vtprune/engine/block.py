@@ -59,7 +59,7 @@ class PruningBlock:
         self.structure, self.inner = plan.structure, plan.structure.inner
         self.state = ThreadState()
         self.encoders = EncoderHooks(plan, self.state, modality, inputs)
-        self.decoder = DecoderHooks(plan, self.state)
+        self.decoder = DecoderHooks(plan, self.state, inputs.streamed)
         self.rope_deltas = RopeDeltas(self.inner)
         self.hooks, self.hooks_of_all = (
             Hooks(this_thread() if own_thread else ALL_THREADS),

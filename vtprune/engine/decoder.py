@@ -31,7 +31,9 @@ from vtprune.engine.readings import KernelCall, KernelTap
 from vtprune.engine.refusals import refuse_windows, warn_of_positions
 from vtprune.engine.sequence import SequenceState
 from vtprune.engine.tower_attention import read_scores
+from vtprune.errors import ModelError
 from vtprune.models import seams
+from vtprune.models.base import StreamedVideo
 from vtprune.models.structure import DEEPSTACK, Structure
 
 if TYPE_CHECKING:
@@ -50,10 +52,13 @@ class DecoderHooks:
     Args:
         plan: the preset for this model.
         state: of the thread that calls the decoder.
+        streamed: the prompt's video, if that was encoded in segments.
     """
 
-    def __init__(self, plan: PruningPlan, state: ThreadState) -> None:
-        self.plan, self.state = plan, state
+    def __init__(
+        self, plan: PruningPlan, state: ThreadState, streamed: StreamedVideo | None = None
+    ) -> None:
+        self.plan, self.state, self.streamed = plan, state, streamed
         self.structure, self.trace = plan.structure, plan.trace
         self.decoder = plan.structure.decoder
         self.arguments = plan.structure.seams
@@ -110,7 +115,9 @@ class DecoderHooks:
             seams.check_values("its decoder", given, seams.DECODER)
         if batch.reads_tower:
             vision = {name: self.state.calls.get(name, {}) for name in self.state.modalities}
-            readings.tower = read_scores(self.structure, vision, sequence.original_layouts)
+            readings.tower = self.streamed_scores() or read_scores(
+                self.structure, vision, sequence.original_layouts
+            )
         if 0 in batch.by_layer:
             readings.project(embeds, batch.projections(0))
             embeds = self.timed_cut(prefill, 0, embeds)
@@ -142,6 +149,22 @@ class DecoderHooks:
             add = functools.partial(add_to_kept_tokens, prefill)
             hooks.replace(self.decoder, DEEPSTACK, add)
         return given
+
+    def streamed_scores(self) -> list[torch.Tensor]:
+        """Return what a streamed video's tokens receive of their tower's attention; [] of others.
+
+        Raises:
+            ModelError: it was not read when the segments were encoded.
+        """
+        if self.streamed is None:
+            return []
+        if self.streamed.tower is None:
+            raise ModelError(
+                "a stage reads the vision tower's attention, and the segments of the streamed "
+                "video were cut by a method that does not",
+                "use that method at the input too, or leave --stream out",
+            )
+        return [self.streamed.tower]
 
     def with_all_rows(self, prefill: Prefill, given: Kwargs) -> Kwargs:
         """Return the decoder's arguments, so that cuts get all tokens.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.models.base import Inputs
+from vtprune.models.base import Inputs, StreamedVideo
 from vtprune.models.encoder_cache import EncoderCache
 from vtprune.tokens.layout import Grid
 from vtprune.tokens.units import FullSizeCounts, Units
@@ -48,6 +48,7 @@ class PreparedInputs:
             dictionary encode the same pixel tensors once.
         pixels: of the one batch that is to be prefilled; None: not known.
         answer_tokens: that may follow, for a budget that has to fit; None: not known.
+        streamed: of the one prompt whose video was encoded in segments; None of any other.
         cache: the encoders' features on disk; each prompt is encoded alone then, so that they do
             not follow from its batch. None: they are not kept.
     """
@@ -57,6 +58,7 @@ class PreparedInputs:
     pixels: PixelView | None = None
     cache: EncoderCache | None = None
     answer_tokens: int | None = None
+    streamed: StreamedVideo | None = None
 
     @classmethod
     def of(
@@ -81,4 +83,4 @@ class PreparedInputs:
             tensors, [row.units for row in prompts], full_size, [row.tensors for row in prompts]
         )
         media = [item for row in prompts for item in row.media]
-        return cls(media, features, view, cache, answer_tokens)
+        return cls(media, features, view, cache, answer_tokens, prompts[0].streamed)

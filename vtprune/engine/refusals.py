@@ -216,18 +216,24 @@ def refuse_pixels(preset: Preset, pixels: PixelView | None) -> None:
 
 
 def leave_out_optional(
-    preset: Preset, pixels: PixelView | None, structure: Structure | None = None
+    preset: Preset,
+    pixels: PixelView | None,
+    structure: Structure | None = None,
+    streamed: bool = False,
 ) -> tuple[Preset, str]:
     """Return a preset without the optional stages that can't run, and a warning; "" for none.
 
     Args:
         structure: of the model, once it is known.
+        streamed: a video was encoded in segments.
     """
     stage = preset.frame_and_tile_stage()
     if stage is None or not stage.optional:
         return preset, ""
     if pixels is None:
         why = "prepared inputs hold no pixels to compare"
+    elif streamed:
+        why = "the frames of a streamed video are never there at once"
     elif structure is not None and not structure.family.listed:
         why = f"whether {structure.model_type} encodes frames one by one is not known"
     else:

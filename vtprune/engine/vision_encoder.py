@@ -52,6 +52,11 @@ class EncoderHooks:
         self.selection: PixelSelection | None = None
         self.config: object = plan.structure.inner.config
 
+    @classmethod
+    def outside_block(cls, plan: PruningPlan) -> EncoderHooks:
+        """Return what reads the tower in calls of an encoder that no block is open for."""
+        return cls(plan, ThreadState(), None, PreparedInputs())
+
     def attach(self, hooks: Hooks) -> None:
         """Put `call_encoder` in the place of the model's encoders."""
         inner = self.structure.inner
@@ -76,6 +81,9 @@ class EncoderHooks:
             return encode(*args, **kwargs)
         given = arguments.bind(args, kwargs)
         state.calls[modality] = given
+        streamed = self.inputs.streamed
+        if streamed is not None and streamed.modality == modality:
+            return streamed.encoded
         rows = self.rows_for(modality)
         key = (
             ENCODERS[modality],

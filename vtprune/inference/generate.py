@@ -13,7 +13,7 @@ import torch
 from vtprune.device import clock
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
-from vtprune.engine.trace import Trace
+from vtprune.engine.trace import StageRecord, Trace
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.out_of_memory import explain_out_of_memory, is_out_of_memory
 from vtprune.inference.prepare import batch_on_device, group_alike
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vtprune.inference.prepare import PreparedQuestion
+    from vtprune.models.base import StreamedVideo
     from vtprune.models.compiling import CompileCost
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
@@ -271,6 +272,10 @@ def generate(
     if compiled is not None and compiled_before is not None:
         compile_cost = compiled.cost.since(compiled_before)
         snapshot.warnings += compiled.warnings()
+    if (streamed := rows[0].streamed) is not None:
+        add_segments(snapshot, streamed)
+        encoded = (streamed.seconds.get(name, 0.0) for name in ("vision", "select"))
+        seconds["first_choice"] += sum(encoded)
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
         snapshot.seconds["prefill"] = seconds["first_choice"]
@@ -296,6 +301,25 @@ def generate(
             )
         )
     ]
+
+
+def add_segments(trace: Trace, streamed: StreamedVideo) -> None:
+    """Add to a trace what the segments of a streamed video cost, and what their cuts left."""
+    for name in ("vision", "select"):
+        trace.seconds[name] = trace.seconds.get(name, 0.0) + streamed.seconds.get(name, 0.0)
+    trace.warnings += [note for note in streamed.warnings if note not in trace.warnings]
+    total, left = len(streamed.layout), len(streamed.index)
+    if left == total or not trace.layouts:
+        return
+    video = len(trace.layouts[0].of_modality("video"))
+    others = left - video
+    trace.stages.insert(
+        0,
+        StageRecord(
+            streamed.stage, 0, "video", [True], [total], [left], [total - others], [video],
+            [trace.layouts[0].columns.tolist()], [None],
+        ),
+    )  # fmt: skip
 
 
 def unfinished_thinking(prompt: str, written: str) -> tuple[str, ...]:

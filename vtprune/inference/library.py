@@ -25,7 +25,7 @@ from vtprune.inference.report import FailedReport, Report
 from vtprune.media import Limits, Medium, media_list, name_of
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, find_loaded, open_model
-from vtprune.preset import Keep, Preset, load_preset, override
+from vtprune.preset import Keep, Preset, StreamSpec, load_preset, override
 
 
 def ask(
@@ -50,6 +50,7 @@ def ask(
     decode_every: int | None = None,
     decode_keep: float | None = None,
     keep_for_turns: float | None = None,
+    stream: bool | Mapping[str, object] | StreamSpec | None = None,
 ) -> Report:
     """Answer one question about pictures or videos.
 
@@ -79,6 +80,9 @@ def ask(
         decode_every, decode_keep: cut the KV cache after each so many decoded tokens, to this share
             of the visual tokens in it; None: as the preset says.
         keep_for_turns: share of what is kept for the question that is chosen without it.
+        stream: encode a long video in segments, and cut each before the next one is encoded: True,
+            or a mapping with frames, keep and share; None: as the preset says, and where its frames
+            do not fit the memory; False: never asked for.
 
     Raises:
         VtpruneError: of any kind, with the way out.
@@ -89,6 +93,7 @@ def ask(
         on_text=None if on_text is None else lambda _, text: on_text(text),
         tokens=tokens, tokens_after=tokens_after, fit=fit,
         decode_every=decode_every, decode_keep=decode_keep, keep_for_turns=keep_for_turns,
+        stream=stream,
     )[0]  # fmt: skip
 
 
@@ -114,6 +119,7 @@ def answer(
     decode_every: int | None = None,
     decode_keep: float | None = None,
     keep_for_turns: float | None = None,
+    stream: bool | Mapping[str, object] | StreamSpec | None = None,
 ) -> list[Report]:
     """Answer a question about each item's media, many at once in left-padded batches.
 
@@ -128,7 +134,7 @@ def answer(
         batch_size: the most items in one batch.
         on_text: gets the number of an item and the next piece of its answer, as they are produced.
         model, preset, keep, method, at, options, seed, sampling, generation, limits, tokens,
-        tokens_after, fit, decode_every, decode_keep, keep_for_turns: as of `ask`.
+        tokens_after, fit, decode_every, decode_keep, keep_for_turns, stream: as of `ask`.
 
     Returns:
         One report an item, in order. An item that can't be answered has a FailedReport, whose
@@ -160,6 +166,7 @@ def answer(
         decode_every,
         decode_keep,
         keep_for_turns,
+        stream,
     )
     sampling = sampling or sampling_of(resolved)
     resolved = with_sampling(resolved, sampling)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vtprune.engine.trace import Trace
     from vtprune.inference.generate import Run
     from vtprune.inference.prepare import PreparedQuestion
-    from vtprune.models.base import Inputs, PreparedMedia
+    from vtprune.models.base import Inputs, PreparedMedia, StreamedVideo
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
 
@@ -73,7 +73,7 @@ def build_report(
         model=describe_model(loaded),
         input=describe_input(media.read, media.decoders, inputs),
         preset=resolve_preset(preset, run.trace, run.sample),
-        tokens=count_tokens(run.trace, answer_tokens, run.sample),
+        tokens=count_tokens(run.trace, answer_tokens, run.sample, inputs.streamed),
         flops=flops,
         kv_cache_bytes=kv_bytes,
         decoding=describe_decoding(loaded, preset, run.trace, answer_tokens, run.sample),
@@ -201,8 +201,14 @@ def settings_of(modality: ModalityPreset) -> ModalitySettings | None:
     )
 
 
-def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
-    """Return the counts of one sample, from what the engine really cut."""
+def count_tokens(
+    trace: Trace, answer_tokens: int, sample: int, streamed: StreamedVideo | None = None
+) -> TokenCounts:
+    """Return the counts of one sample, from what the engine really cut.
+
+    Args:
+        streamed: its video, if that was encoded in segments.
+    """
     layout = trace.layouts[sample] if trace.layouts else empty_layout()
     kept = trace.kept[sample] if trace.layouts else layout
     present = [name for name in MODALITIES if len(layout.of_modality(name))]
@@ -226,9 +232,19 @@ def count_tokens(trace: Trace, answer_tokens: int, sample: int) -> TokenCounts:
             for stage in trace.stages
             if stage.cuts[sample]
         ],
-        by_frame=count_kept(layout, kept, "video", "frame"),
+        by_frame=count_kept(layout, kept, "video", "frame")
+        if streamed is None
+        else count_streamed(streamed, kept),
         by_tile=count_kept(layout, kept, "image", "tile"),
     )
+
+
+def count_streamed(streamed: StreamedVideo, kept: Layout) -> list[int]:
+    """Tokens kept in each frame of a streamed video, those with none left included."""
+    whole = streamed.layout
+    frames = int(whole.grid.frame[whole.of_modality("video")].max()) + 1
+    of_video = kept.grid.frame[kept.of_modality("video")]
+    return torch.bincount(of_video, minlength=frames).tolist()
 
 
 def count_kept(layout: Layout, kept: Layout, modality: str, per: str) -> list[int]:
@@ -406,17 +422,18 @@ def find_encoded(
     loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
 ) -> list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]]:
     """What the vision tower encodes: the arguments of `cost.vision_flops`, for each modality."""
+    given = inputs.tensors if inputs.streamed is None else inputs.streamed.shapes
     arguments: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
     encoded = trace.encoded[sample] if trace and trace.encoded else None
     for name, modality in PIXELS.items():
         shape = cost.vision_shape(loaded.model.config, modality)
-        if name not in inputs.tensors or shape is None:
+        if name not in given or shape is None:
             continue
         if trace and (sample, modality) in trace.found:  # taken from a cache
             continue
-        size = tuple(inputs.tensors[name].shape)
-        grid = inputs.tensors.get(f"{modality}_grid_thw")
-        pooling = inputs.tensors.get(f"{modality}_token_pooling")
+        size = tuple(given[name].shape)
+        grid = given.get(f"{modality}_grid_thw")
+        pooling = given.get(f"{modality}_token_pooling")
         units: Sequence[Sequence[int]]
         if grid is not None:
             steps = encoded[modality] if encoded else grid[:, 0].tolist()
@@ -424,15 +441,15 @@ def find_encoded(
             units = [(kept, *sides) for kept, sides in pairs]
         elif pooling is not None:  # (tiles, patches, values): cut into patches already
             units = [(1, 1, size[1])] * (sum(encoded[modality]) if encoded else size[0])
-        elif f"{modality}_position_ids" in inputs.tensors:  # padded to one number of patches
+        elif f"{modality}_position_ids" in given:  # padded to one number of patches
             pictures = sum(encoded[modality]) if encoded else size[0]
             units = [(1, shape.merge, size[1] // shape.merge)] * pictures
         else:
             # Tensors of several pictures are filled up with tiles that are not encoded.
-            filled = "image_sizes" in inputs.tensors and modality == "image"
+            filled = "image_sizes" in given and modality == "image"
             count = sum(inputs.tiles) if filled else None
             if encoded:  # one tensor may hold pictures and videos
-                apart = any(PIXELS[other] == "video" for other in PIXELS if other in inputs.tensors)
+                apart = any(PIXELS[other] == "video" for other in PIXELS if other in given)
                 count = sum(
                     sum(encoded[name]) for name in MODALITIES if name == modality or not apart
                 )

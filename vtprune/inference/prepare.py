@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError
+from vtprune.inference.long_video import stream_inputs
 from vtprune.inference.prompt_media import PromptMedia
 from vtprune.inference.questions_file import check_length
 from vtprune.models.base import Inputs, PreparedMedia, Sampling, Turn
@@ -98,6 +99,13 @@ def prepare_turns(
     """Make the model's inputs for a conversation, as `prepare_question` does."""
     started = time.perf_counter()
     inputs = encode_turns(loaded, media, turns)
+    streamed: Mapping[str, float] = {}
+    if media.stream is not None:
+        known = None if after is None else after.inputs.streamed
+        inputs, after = stream_inputs(loaded, media, turns, inputs, known), None
+        assert inputs.streamed is not None
+        streamed = inputs.streamed.seconds
+        started += sum(streamed.values())
     if on_device:
         pixels = {} if after is None else pixels_in(after.tensors)
         inputs = replace(inputs, tensors=to_device(loaded, {**inputs.tensors, **pixels}))
@@ -108,6 +116,8 @@ def prepare_turns(
             "media": media.media_seconds,
             "preprocess": preprocess + media.resize_seconds,
         }
+    if media.stream is not None:
+        seconds = {name: seconds[name] + streamed.get(name, 0.0) for name in seconds}
     return PreparedQuestion(turns[-1].text, media, inputs, seconds)
 
 
@@ -201,7 +211,9 @@ def group_alike(prompts: Sequence[Tensors], size: int) -> list[list[int]]:
     alike: dict[object, list[int]] = {}
     for number, prompt in enumerate(prompts):
         video = prompt.get(FRAMES)
-        shape = () if video is None or video.dim() < 5 else tuple(video.shape[1:])
+        shape: object = () if video is None or video.dim() < 5 else tuple(video.shape[1:])
+        if "position_ids" in prompt:  # a streamed video, whose features are of one prompt
+            shape = number
         alike.setdefault((video is None, shape), []).append(number)
     return [
         numbers[start : start + size]

@@ -15,6 +15,7 @@ import torch
 from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.downsampling import MediaView, shrink_media
+from vtprune.inference.long_video import StreamPlan, plan_stream, unread_video
 from vtprune.inference.media_cache import describe_preparation, read_through
 from vtprune.media import Limits, Medium, Source, open_each, read, stop_reading
 from vtprune.models import preprocess
@@ -43,6 +44,8 @@ class PromptMedia:
         resize_seconds: the family's resizing, and choosing how much to view at.
         sources: the files; of what was made smaller, as it was.
         full_size: token counts had the media not been made smaller; None where they were not.
+        stream: how its video is to be encoded in segments, of which nothing is read yet; None
+            where all is read.
     """
 
     items: tuple[PreparedMedia, ...]
@@ -52,6 +55,13 @@ class PromptMedia:
     resize_seconds: float
     sources: tuple[Source, ...] = ()
     full_size: FullSizeCounts | None = None
+    stream: StreamPlan | None = None
+
+    def telling(self, on_progress: Progress | None) -> PromptMedia:
+        """Return the media, those that are read later telling of their progress."""
+        if self.stream is None:
+            return self
+        return replace(self, stream=replace(self.stream, on_progress=on_progress))
 
     @property
     def read(self) -> list[PreparedMedia]:
@@ -72,6 +82,7 @@ class MediaPlan:
         thumbnails: keep a small copy of every frame, for drawing.
         cache: of what was decoded and resized; None for none.
         preparations: what says how each file is resized, for the cache.
+        preset: that prunes; None: not known.
     """
 
     views: tuple[MediaView, ...]
@@ -82,6 +93,7 @@ class MediaPlan:
     thumbnails: bool = False
     cache: DiskCache | None = None
     preparations: tuple[str, ...] = ()
+    preset: Preset | None = None
 
 
 def plan_media(
@@ -113,7 +125,7 @@ def plan_media(
     full_size = None if shrunk is None else shrunk.full_size
     return MediaPlan(
         views, plans, opened - started, spent, full_size, cache=model.cache,
-        preparations=preparations,
+        preparations=preparations, preset=preset,
     )  # fmt: skip
 
 
@@ -210,8 +222,14 @@ def read_planned(
     warnings: list[str] = []
     clock = _Clock()
     num_pictures = sum(view.source.kind == "image" for view in media_plan.views)
+    stream = plan_stream(media_plan, media_plan.preset, limits, on_progress)
     cache = None if media_plan.thumbnails else media_plan.cache  # it has no thumbnails
     for number, (view, plan) in enumerate(zip(media_plan.views, media_plan.plans, strict=True)):
+        if stream is not None and view.source.kind == "video":
+            items.append(unread_video(stream, view.resized_source))
+            decoders.append(view.source.decoder)
+            warnings += plan.warnings
+            continue
         read_this = partial(
             read_one, view.source, plan, limits, clock, on_progress, media_plan.thumbnails
         )
@@ -237,6 +255,7 @@ def read_planned(
         media_plan.resize_seconds + clock.seconds,
         tuple(view.source for view in media_plan.views),
         media_plan.full_size,
+        stream,
     )
 
 
@@ -358,7 +377,11 @@ def load_with_each_media(
         reading = pool.submit(reader.read)
         try:
             loaded = opened.load()
-            return loaded, _wait(reading, reader, on_progress)
+            media = _wait(reading, reader, on_progress)
+            return loaded, [
+                item if isinstance(item, VtpruneError) else item.telling(on_progress)
+                for item in media
+            ]
         except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long
             reader.stopped.set()
             stop_reading()

@@ -455,6 +455,8 @@ class Report(Block):
 
     Args:
         decoding: None without cuts while decoding.
+        segment: seconds at which the part of the video begins and ends that was asked about, of an
+            answer for each segment; None of the whole.
         compare: None where the unpruned model was not asked for.
         compile: None where the model is not compiled.
         warnings: what the reader should know before believing a figure.
@@ -473,6 +475,7 @@ class Report(Block):
     decoding: DecodingInfo | None = None
     memory_bytes: MemoryBytes
     seconds: Seconds
+    segment: Sequence[float] | None = None
     compare: CompareResult | None = None
     compile: CompileInfo | None = None
     warnings: Sequence[str] = ()

@@ -38,7 +38,14 @@ if TYPE_CHECKING:
         name_of,
     )
     from vtprune.media.pages import stop_reading
-    from vtprune.media.reading import check_file, open_each, open_source, open_sources, read
+    from vtprune.media.reading import (
+        check_file,
+        open_each,
+        open_source,
+        open_sources,
+        read,
+        read_parts,
+    )
     from vtprune.media.sampling import frames_between, sample_evenly
 
 # Imported on first use, so that the child process starts without torch.
@@ -53,6 +60,7 @@ _LAZY = {
     "open_source": "vtprune.media.reading",
     "open_sources": "vtprune.media.reading",
     "read": "vtprune.media.reading",
+    "read_parts": "vtprune.media.reading",
     "sample_evenly": "vtprune.media.sampling",
     "stop_reading": "vtprune.media.pages",
 }
@@ -77,6 +85,7 @@ __all__ = [
     "open_source",
     "open_sources",
     "read",
+    "read_parts",
     "sample_evenly",
     "stop_reading",
 ]

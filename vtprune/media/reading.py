@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,6 +219,101 @@ def _read(
     times = tuple(source.timestamps[i] for i in kept) if source.timestamps else ()
     warnings = (*source.warnings, *attempt.problems)
     return Frames(pictures, tuple(kept), times, attempt.decoder, warnings)
+
+
+def read_parts(
+    source: Source,
+    index: Sequence[int],
+    size: int,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Frames]:
+    """Yield the frames of a video in parts of `size`, the last perhaps smaller; one pass over it.
+
+    What is not yielded yet is not decoded, but for what a decoder holds ahead.
+
+    Args:
+        index: ascending; a frame that is in it again is decoded once.
+        transform, limits, progress: as of `read`; the transform gives one entry a picture.
+
+    Raises:
+        MediaError: as `read`; and for a frame that does not decode, whatever the limits allow.
+    """
+    import torch
+
+    with naming(source._held):
+        numbers = [int(number) for number in index]
+        reader = _PartReader(source, sorted(set(numbers)), transform, limits, progress)
+        pictures = reader.pictures()
+        number, picture = next(pictures)
+        for start in range(0, len(numbers), size):
+            wanted, parts = numbers[start : start + size], []
+            for target in wanted:
+                while number != target:
+                    number, picture = next(pictures)
+                parts.append(picture)
+            times = tuple(source.timestamps[i] for i in wanted) if source.timestamps else ()
+            warnings = (*source.warnings, *reader.problems)
+            yield Frames(torch.cat(parts), tuple(wanted), times, reader.decoder, warnings)
+
+
+class _PartReader:
+    """Decodes frames in order, each transformed right after; where decord gives up, PyAV goes on.
+
+    Args:
+        index: ascending, each once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: list[int],
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        limits: Limits,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.source, self.index, self.limits = source, index, limits
+        self.transform, self.progress = transform, progress
+        self.done, self.decoder, self.problems = 0, "", list[str]()
+
+    def pictures(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the number and the transformed picture, (1, ...), of every frame."""
+        while True:
+            left = self.index[self.done :]
+            for attempt in _attempts(self.source, left, self.limits, self.report_progress):
+                self.decoder, self.problems = attempt.decoder, attempt.problems
+                try:
+                    yield from self._from(attempt)
+                    break
+                except DecordUnfitError as error:
+                    name = self.source.path.name
+                    attempt.problems.append(f"{name}: PyAV read it, not decord: {error}")
+                    if self.done and self.done < len(self.index):
+                        self.source = replace(self.source, decoder="pyav")
+                        break
+            if self.done == len(self.index):
+                return
+            if self.decoder != "decord":
+                raise damaged(
+                    self.source.path, f"frame {self.index[self.done]} does not decode", Limits()
+                )
+
+    def _from(self, attempt: _Attempt) -> Iterator[tuple[int, torch.Tensor]]:
+        for numbers, chunk in _chunks(attempt.frames, self.source, len(self.index) - self.done):
+            part = self.transform(chunk)
+            if numbers != self.index[self.done : self.done + len(numbers)]:
+                return  # a frame is missing
+            for number, picture in zip(numbers, part.split(1), strict=True):
+                self.done += 1
+                if number == numbers[-1]:
+                    self.report_progress()
+                yield number, picture
+
+    def report_progress(self) -> None:
+        """Tell how many frames are done."""
+        if self.progress is not None:
+            self.progress(self.done, len(self.index))
 
 
 def _gather(

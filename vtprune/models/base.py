@@ -12,7 +12,7 @@ from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError
 from vtprune.models import prompt
 from vtprune.models.turns import Turn as Turn
-from vtprune.tokens.layout import Grid
+from vtprune.tokens.layout import Grid, Layout
 from vtprune.tokens.units import WHOLE, FullSizeCounts, Region, Units
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vtprune.models.anyres import Plane
     from vtprune.models.cost import VisionShape
     from vtprune.models.processor import Processor
+    from vtprune.preset.spec import StageSpec
 
 PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values_videos": "video"}
 """A tensor of a model's inputs -> what it holds; where both share one, they are encoded alike."""
@@ -116,6 +117,33 @@ class PreparedMedia:
     thumbnails: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class StreamedVideo:
+    """A video that was encoded in segments, each of them cut before the next one was encoded.
+
+    Args:
+        modality: of the encoder that took it.
+        encoded: its output for the kept tokens, which the model gets in the place of pixels.
+        tower: (K,) that those receive of the tower's attention; None: not read.
+        layout: of all N visual tokens of the prompt.
+        index: (K,) int64 of the prompt's kept visual tokens among them.
+        shapes: the model's inputs by name without what is in them, as of the whole video at once.
+        stage: what cut the segments.
+        seconds: "media", "preprocess", "vision" and "select" that segments took.
+        warnings: what the reader should know.
+    """
+
+    modality: str
+    encoded: object
+    tower: torch.Tensor | None
+    layout: Layout
+    index: torch.Tensor
+    shapes: Mapping[str, torch.Tensor]
+    stage: StageSpec
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A model's inputs for one prompt.
@@ -128,6 +156,7 @@ class Inputs:
             don't say it, such as when pictures and videos share their placeholders.
         units: the frames or tiles of each media item that the vision tower encodes one by one.
         full_size: token counts had the media not been made smaller; None where they were not.
+        streamed: of a video that was encoded in segments; None of any other prompt.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -136,6 +165,7 @@ class Inputs:
     media: tuple[tuple[str, Grid], ...] = ()
     units: tuple[Units, ...] = ()
     full_size: FullSizeCounts | None = None
+    streamed: StreamedVideo | None = None
 
 
 Media = Sequence[PreparedMedia]

@@ -153,7 +153,9 @@ def token_side(config: PreTrainedConfig, edge: int) -> int:
 def pixel_inputs(parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """(n, 3, H, W) each -> pixels of one prompt and their mask, in which all is picture."""
     pixels = torch.cat(list(parts))[None]
-    mask = torch.ones((1, pixels.shape[1], *pixels.shape[-2:]), dtype=torch.long)
+    mask = torch.ones(
+        (1, pixels.shape[1], *pixels.shape[-2:]), dtype=torch.long, device=pixels.device
+    )
     return {"pixel_values": pixels, "pixel_attention_mask": mask}
 
 

@@ -224,7 +224,8 @@ def _cut(clips: Sequence[torch.Tensor], values: Values) -> tuple[torch.Tensor, t
         ]
     )
     dtype = preprocess.normalize(clips[0][:1, :, :1, :1], recipe).dtype
-    patches = torch.empty(int(thw.prod(1).sum()), 3 * temporal * patch**2, dtype=dtype)
+    size = int(thw.prod(1).sum()), 3 * temporal * patch**2
+    patches = torch.empty(size, dtype=dtype, device=clips[0].device)
     at = 0
     for clip in clips:
         for chunk in clip.split(8 * temporal):

@@ -198,6 +198,7 @@ def normalize(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     factor = 1.0 if recipe.scale is None else 1.0 / recipe.scale
     mean = torch.tensor(recipe.mean, dtype=torch.float32) * factor
     std = torch.tensor(recipe.std, dtype=torch.float32) * factor
+    mean, std = mean.to(pixels.device), std.to(pixels.device)
     return pixels.float().sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
@@ -209,6 +210,7 @@ def normalize_singly(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         return pixels
     mean = torch.tensor(recipe.mean, dtype=torch.float32)
     std = torch.tensor(recipe.std, dtype=torch.float32)
+    mean, std = mean.to(pixels.device), std.to(pixels.device)
     return pixels.float().sub(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from vtprune.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.cache_utils import (
         Cache,
         CacheLayerMixin,
@@ -1066,3 +1066,26 @@ def norms(layer: nn.Module) -> list[nn.Module]:
         if type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
         and len(Arguments(module.forward).order) == 1
     ]
+
+
+def prompt_positions(
+    model: PreTrainedModel, inner: nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return the position ids that generation gives a prompt: (1, S), or (4, 1, S) of mrope.
+
+    Args:
+        tensors: the model's inputs by name, on the CPU or the model's device.
+
+    Raises:
+        ModelError: the model's class does not say how it makes them.
+    """
+    ids = tensors["input_ids"]
+    if not hasattr(inner, "get_rope_index"):
+        return torch.arange(ids.shape[1])[None]
+    prepare = getattr(model, "_prepare_position_ids_for_generation", None)  # 5.17 to 5.24
+    if prepare is None:
+        raise unknown("a model with positions of three numbers that does not prepare them")
+    positions = prepare(ids, dict(tensors))
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 3:
+        raise unknown("position ids of a prompt that are not a time, a row and a column")
+    return positions

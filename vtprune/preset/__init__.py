@@ -18,9 +18,11 @@ from vtprune.preset.spec import (
     Keep,
     Preset,
     StageSpec,
+    StreamSpec,
     check_keep,
     check_place,
     check_stage,
+    stream_of,
 )
 from vtprune.preset.yaml_file import read_yaml
 from vtprune.pruners import METHODS, check_options, find_method
@@ -31,6 +33,7 @@ __all__ = [
     "Keep",
     "Preset",
     "StageSpec",
+    "StreamSpec",
     "find_preset",
     "load_preset",
     "override",
@@ -146,12 +149,14 @@ def override(
     decode_every: int | None = None,
     decode_keep: float | None = None,
     keep_for_turns: float | None = None,
+    stream: bool | Mapping[str, object] | StreamSpec | None = None,
 ) -> Preset:
     """Return `preset` under the flags of one call.
 
     Args:
         keep: a fraction for all modalities, or modality -> fraction.
         tokens, tokens_after, fit: a budget in place of a keep: as of `Preset`.
+        stream: how a long video is encoded in segments; True: as `StreamSpec` says, False: never.
         method: replaces the stages by one free stage of this method.
         at: where that stage cuts; None for the method's own place.
         options: for that stage, or for every stage whose method has such an option.
@@ -217,6 +222,7 @@ def override(
         tokens=tokens,
         tokens_after=tokens_after,
         fit=fit,
+        stream=preset.stream if stream is None else stream_of(stream),
         seed=preset.seed if seed is None else seed,
         decode=_override_decode(preset.decode, decode_every, decode_keep),
         keep_for_turns=preset.keep_for_turns
@@ -241,6 +247,8 @@ def override(
         changes["decode"] = result.decode.to_dict() if result.decode else "none"
     if result.keep_for_turns != preset.keep_for_turns:
         changes["keep_for_turns"] = result.keep_for_turns
+    if result.stream != preset.stream:
+        changes["stream"] = result.stream.to_dict() if result.stream else False
     if result.seed != preset.seed:
         changes["seed"] = result.seed
     return result.note_changes(changes) if changes else result

@@ -70,6 +70,14 @@ class DecodeSchema(Schema):
     keep: Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
 
 
+class StreamSchema(Schema):
+    frames: FromOne = None
+    keep: Keep = None
+    share: Literal["equal", "information"] | None = Field(
+        None, description="one of equal, information"
+    )
+
+
 class PresetSchema(Schema):
     model_config = ConfigDict(title="a preset")
 
@@ -78,6 +86,7 @@ class PresetSchema(Schema):
     tokens: FromOne = None
     tokens_after: FromOne = None
     fit: Literal["context", "memory"] | None = Field(None, description="one of context, memory")
+    stream: bool | StreamSchema | None = None
     seed: FromZero = None
     decode: DecodeSchema | None = None
     keep_for_turns: Keep = None

@@ -22,6 +22,9 @@ LARGEST_WHOLE = 2**63 - 1
 FITS = ("context", "memory")
 """What `fit` works the kept tokens out from."""
 
+SHARES = ("equal", "information")
+"""How segments of a streamed video share what their cuts leave."""
+
 SHARED = ("all", "even", "keep")
 """A stage's per, split and positions where it says nothing."""
 
@@ -128,6 +131,46 @@ def _stages_of(data: Mapping[str, Any]) -> tuple[StageSpec, ...] | None:
 
 
 @dataclass(frozen=True)
+class StreamSpec:
+    """How a long video is encoded in segments, each cut before the next one is encoded.
+
+    Args:
+        frames: of a segment.
+        keep: fraction of a segment's tokens that its cut leaves, on average over the segments;
+            None: twice what the preset keeps of the whole video.
+        share: how segments share that: "equal", or by "information": more to those whose tokens
+            differ more.
+
+    Raises:
+        PresetError: a value out of range.
+    """
+
+    frames: int = 32
+    keep: float | None = None
+    share: str = "equal"
+
+    def __post_init__(self) -> None:
+        frames = self.frames
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+            raise PresetError(
+                f"{quote(self.frames)} frames a segment: must be a whole number from 1 on",
+                "32 is the default",
+            )
+        if self.keep is not None:
+            check_keep(self.keep)
+        if self.share not in SHARES:
+            raise PresetError(
+                f"share {quote(self.share)} of segments is not one of {', '.join(SHARES)}",
+                "equal is the default",
+            )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it in the preset schema."""
+        values = {"frames": self.frames, "keep": self.keep, "share": self.share}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that decides what is cut.
 
@@ -147,6 +190,7 @@ class Preset:
             none either.
         keep_for_turns: share of what is kept for a question that is chosen without it, for later
             questions on the same cache; None: 0.
+        stream: encode a video in segments; None: at once, where it fits the memory.
         changed: what was changed in the preset, as (flag, value).
     """
 
@@ -158,6 +202,7 @@ class Preset:
     tokens: int | None = None
     tokens_after: int | None = None
     fit: str | None = None
+    stream: StreamSpec | None = None
     image: ModalityPreset = field(default_factory=ModalityPreset)
     video: ModalityPreset = field(default_factory=ModalityPreset)
     decode: DecodeSpec | None = None
@@ -187,6 +232,7 @@ class Preset:
             data.get("tokens"),
             data.get("tokens_after"),
             data.get("fit"),
+            stream_of(data.get("stream")),
             ModalityPreset.from_dict(data.get("image")),
             ModalityPreset.from_dict(data.get("video")),
             DecodeSpec.from_dict(data.get("decode")),
@@ -430,6 +476,8 @@ class Preset:
             out["decode"] = self.decode.to_dict()
         if self.keep_for_turns is not None:
             out["keep_for_turns"] = self.keep_for_turns
+        if self.stream is not None:
+            out["stream"] = self.stream.to_dict()
         if self.stages is not None:
             out["stages"] = [stage.to_dict() for stage in self.stages]
         for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS)):
@@ -468,6 +516,24 @@ def check_place(value: object) -> str:
     raise PresetError(
         f"at: {brief(value)} is not a place",
         'use pixels, input, ecl, horizon, a layer number or a depth "60%"',
+    )
+
+
+def stream_of(value: object) -> StreamSpec | None:
+    """Return what a preset's, or an argument's, `stream` says.
+
+    Raises:
+        PresetError: neither true nor false, nor a mapping of frames, keep and share.
+    """
+    if value is None or isinstance(value, StreamSpec):
+        return value
+    if isinstance(value, bool):
+        return StreamSpec() if value else None
+    if isinstance(value, Mapping) and not set(value) - {"frames", "keep", "share"}:
+        return StreamSpec(**value)
+    raise PresetError(
+        f"stream {quote(value)} is not true, false, or a mapping of frames, keep and share",
+        "stream: true, or stream: {frames: 32, keep: 0.5, share: equal}",
     )
 
 

@@ -1,0 +1,319 @@
+"""Videos that are encoded in segments: what they equal, what they hold, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import save_clip, save_noise
+
+import vtprune
+from vtprune.cli import cli
+from vtprune.engine import video_segments as segments
+from vtprune.errors import MediaError, ModelError, PresetError
+from vtprune.inference import long_video
+from vtprune.inference.generate import Generation
+from vtprune.inference.long_video import Shares
+from vtprune.inference.report import Report
+from vtprune.inference.time_segments import time_segments
+from vtprune.media import open_source, read, read_parts
+from vtprune.models.loading import Loaded, load
+from vtprune.preset import load_preset, override
+
+FAMILIES = (
+    "llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "qwen3_5", "internvl", "smolvlm", "glm4v", "molmo2", "gemma4", "qwen2_5_omni_thinker",
+)  # fmt: skip
+SETTINGS = {"generation": Generation(max_new_tokens=6), "sampling": vtprune.Sampling(frames=7)}
+"""Seven frames: the last segment, and a pair of it, is not full."""
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return save_clip(tmp_path / "clip", 7)
+
+
+@contextmanager
+def logits_of(loaded: Loaded) -> Iterator[list[torch.Tensor]]:
+    """Collect the last logits of every forward."""
+    logits: list[torch.Tensor] = []
+    head = loaded.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, output: logits.append(output[:, -1].clone()))
+    try:
+        yield logits
+    finally:
+        hook.remove()
+
+
+def ask(loaded: Loaded, clip: Path, **options: object) -> tuple[Report, torch.Tensor]:
+    with logits_of(loaded) as logits:
+        report = vtprune.ask(loaded, clip, "what?", **{**SETTINGS, **options})  # type: ignore[arg-type]
+    return report, torch.cat(logits)
+
+
+def tiny_or_skip(checkpoints, name: str) -> Loaded:  # type: ignore[no-untyped-def]
+    try:
+        return load(str(checkpoints(name)))
+    except (ImportError, KeyError, AttributeError) as error:
+        pytest.skip(f"no {name} in this transformers: {error}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_segments_that_keep_all_equal_the_video_at_once(name: str, checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+    loaded = tiny_or_skip(checkpoints, name)
+    whole, expected = ask(loaded, clip, keep=1.0)
+    report, logits = ask(loaded, clip, keep=1.0, stream={"frames": 2, "keep": 1.0})
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert (report.answer, report.tokens) == (whole.answer, whole.tokens)
+    assert report.flops == whole.flops
+    assert report.input == whole.input
+    stages = [{"at": "input", "method": "divprune"}]
+    cut = {"preset": {"stages": stages}, "keep": 0.3}
+    pruned, expected = ask(loaded, clip, **cut)
+    report, logits = ask(loaded, clip, **cut, stream={"frames": 2, "keep": 1.0})
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert (report.answer, report.tokens) == (pruned.answer, pruned.tokens)
+    two_steps, logits = ask(loaded, clip, **cut, stream={"frames": 2})
+    assert [stage.at for stage in two_steps.tokens.stages] == ["segments", "input"]
+    assert two_steps.tokens.stages[0].after < whole.tokens.visual
+    assert two_steps.tokens.kept_after == pruned.tokens.kept_after
+    assert two_steps.tokens.visual == whole.tokens.visual
+
+
+@pytest.mark.parametrize("method", ["random", "visionzip", "cdpruner", "spread", "holitom"])
+def test_segments_are_cut_by_the_method_at_the_input(
+    method: str, loaded: Loaded, clip: Path
+) -> None:
+    report, _ = ask(
+        loaded, clip, method=method, at="input", keep=0.2, stream={"frames": 3, "keep": 0.5}
+    )
+    segment, final = report.tokens.stages
+    assert segment.method == final.method == method
+    assert segment.options == final.options
+    assert final.before == segment.after <= 0.5 * segment.before + 1
+    assert len(report.tokens.by_frame) == 7
+    assert sum(report.tokens.by_frame) == report.tokens.kept_after
+
+
+def test_a_preset_without_a_stage_at_the_input_has_segments_cut_by_spread(
+    loaded: Loaded, clip: Path
+) -> None:
+    report, _ = ask(loaded, clip, method="fastv", at=2, keep=0.4, stream={"frames": 3})
+    assert [(stage.at, stage.method) for stage in report.tokens.stages] == [
+        ("segments", "spread"),
+        ("2", "fastv"),
+    ]
+    assert report.tokens.keep_mean <= 0.4
+
+
+def test_information_gives_more_to_segments_that_carry_more() -> None:
+    equal, weighted = Shares(30, 100, False), Shares(30, 100, True)
+    assert [equal.take(25) for _ in range(4)] == [7, 7, 8, 8]
+    parts = [weighted.take(25, information) for information in (1.0, 9.0, 1.0, 1.0)]
+    assert sum(parts) == 30
+    assert parts[1] > parts[0] > parts[2]
+    little = Shares(2, 100, False)
+    assert sum(little.take(10) for _ in range(10)) == 2
+
+
+def test_segments_share_by_information(loaded: Loaded, clip: Path) -> None:
+    cut = {"method": "random", "at": "input", "keep": 0.2}
+    report, _ = ask(loaded, clip, **cut, stream={"frames": 2, "keep": 0.5, "share": "information"})
+    assert report.tokens.stages[0].after <= 0.5 * report.tokens.visual + 1
+
+
+def test_memory_of_frames_and_features_does_not_grow_with_the_clip(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    encode = segments.SegmentEncoder.encode
+
+    def watch(self, tensors, layout):  # type: ignore[no-untyped-def]
+        features = encode(self, tensors, layout)
+        held.append(sum(map(torch.Tensor.numel, (*tensors.values(), features.rows))))
+        return features
+
+    monkeypatch.setattr(segments.SegmentEncoder, "encode", watch)
+    most = []
+    for frames in (6, 30):
+        clip = save_clip(tmp_path / f"clip-{frames}", frames)
+        held.clear()
+        report, _ = ask(
+            loaded, clip, tokens_after=8, method="random", at="input", stream={"frames": 3},
+            sampling=vtprune.Sampling(frames=frames),
+        )  # fmt: skip
+        assert report.input.frames == frames
+        assert report.tokens.stages[0].after <= 16 + 1
+        assert len(held) == frames // 3 + 1  # and one step alone, whether the tower mixes frames
+        most.append(max(held))
+    assert most[0] == most[1]
+
+
+def test_a_second_question_does_not_encode_again(
+    loaded: Loaded, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vtprune.inference.answer_questions import answer_questions
+
+    preset = override(load_preset("balanced"), method="random", at="input", keep=0.3, stream=True)
+    calls: list[int] = []
+    encode = segments.SegmentEncoder.encode
+    monkeypatch.setattr(
+        segments.SegmentEncoder,
+        "encode",
+        lambda self, *given: (calls.append(1), encode(self, *given))[1],
+    )
+    first, second = answer_questions(
+        loaded, [clip], ["what?", "and where is it?"], preset, **SETTINGS
+    )
+    asked = len(calls)
+    alone, _ = ask(loaded, clip, method="random", at="input", keep=0.3, stream=True)
+    assert asked == len(calls) - asked == 2  # and one step alone
+    assert (first.answer, first.tokens) == (alone.answer, alone.tokens)
+    assert second.seconds.vision == 0
+    other = vtprune.ask(
+        loaded, clip, "and where is it?", method="random", at="input", keep=0.3, stream=True,
+        **SETTINGS,
+    )  # fmt: skip
+    assert (second.answer, second.tokens) == (other.answer, other.tokens)
+
+
+def test_features_of_segments_come_from_a_cache(checkpoints, clip: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    directory, settings = str(checkpoints("llava_onevision")), {"keep": 0.3, "stream": True}
+    plain, expected = ask(load(directory), clip, **settings)
+    for _ in range(2):
+        report, logits = ask(load(directory, cache=tmp_path / "cache"), clip, **settings)
+        assert report.tokens == plain.tokens
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_what_does_not_fit_the_memory_is_streamed_by_itself(
+    loaded: Loaded, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = ask(loaded, clip, keep=0.3)
+    assert not any("segments" in warning for warning in plain.warnings)
+    monkeypatch.setattr(long_video, "free_memory", lambda _: 1000)
+    report, _ = ask(loaded, clip, keep=0.3)
+    assert any("encoded in segments of 32, as by --stream" in text for text in report.warnings)
+
+
+def test_a_tower_that_mixes_frames_is_refused(
+    loaded: Loaded, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projector = loaded.model.model.multi_modal_projector
+    forward = projector.forward
+    monkeypatch.setattr(projector, "forward", lambda rows: forward(rows + rows.mean(0)))
+    with pytest.raises(ModelError, match="its vision tower mixes the frames"):
+        ask(loaded, clip, keep=0.3, stream=True)
+
+
+def test_what_can_not_be_streamed_is_refused(loaded: Loaded, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="2 videos in one question; one can be encoded"):
+        ask(loaded, [clip, save_clip(tmp_path / "other", 3)], keep=0.3, stream=True)
+    with pytest.raises(PresetError, match=r"the stage at pixels \(predictable\) chooses among all"):
+        ask(loaded, clip, method="predictable", keep=0.5, stream=True)
+    with pytest.raises(PresetError, match="stream 'yes' is not true, false, or a mapping"):
+        ask(loaded, clip, stream="yes")
+    with pytest.raises(PresetError, match="share 'most' of segments is not one of equal"):
+        ask(loaded, clip, stream={"share": "most"})
+    with pytest.raises(PresetError, match="0 frames a segment: must be a whole number from 1 on"):
+        ask(loaded, clip, stream={"frames": 0})
+
+
+def test_an_optional_stage_at_pixels_is_left_out(loaded: Loaded, clip: Path) -> None:
+    report, _ = ask(loaded, clip, preset="long-video", keep=0.3, stream=True)
+    assert any("scenes) is left out: the frames of a streamed" in text for text in report.warnings)
+    assert report.tokens.stages[0].at == "segments"
+
+
+def test_a_picture_may_stand_beside_a_streamed_video(
+    loaded: Loaded, clip: Path, tmp_path: Path
+) -> None:
+    media = [save_noise(tmp_path / "page.png", 60, 90), clip]
+    cut = {"method": "random", "at": "input", "keep": 1.0}
+    whole, expected = ask(loaded, media, **cut)
+    report, logits = ask(loaded, media, **cut, stream={"frames": 2, "keep": 1.0})
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert report.tokens == whole.tokens
+
+
+def test_stream_is_a_key_of_presets() -> None:
+    stages = [{"at": "input", "method": "random"}]
+    preset = load_preset({"keep": 0.3, "stream": {"frames": 8}, "stages": stages})
+    assert preset.stream is not None
+    assert preset.to_dict()["stream"] == {"frames": 8, "share": "equal"}
+    assert override(preset, stream=False).stream is None
+    assert load_preset({"keep": 0.3, "stream": True, "stages": stages}).stream is not None
+    changed = override(load_preset("balanced"), stream=True)
+    assert dict(changed.changed)["stream"] == {"frames": 32, "share": "equal"}
+
+
+def test_parts_of_a_video_are_its_frames(clip: Path) -> None:
+    source = open_source(clip)
+    index = [0, 1, 1, 3, 6]
+    whole = read(source, index)
+    seen: list[tuple[int, int]] = []
+    parts = list(
+        read_parts(source, index, 2, lambda pixels: pixels, progress=lambda *at: seen.append(at))
+    )
+    assert [part.index for part in parts] == [(0, 1), (1, 3), (6,)]
+    assert torch.equal(torch.cat([part.pictures for part in parts]), whole.pictures)
+    assert sum((part.timestamps for part in parts), ()) == whole.timestamps
+    assert seen[-1] == (4, 4)
+
+
+# -- segments in time ------------------------------------------------------------------------------
+
+
+def test_segments_in_time_have_every_frame_once(loaded: Loaded, clip: Path) -> None:
+    source = open_source(clip)
+    length = (source.timestamps[-1] - source.timestamps[0]) / 60
+    spans = time_segments(source, length / 3, vtprune.Sampling())
+    assert len(spans) == 3
+    counts = [sum(start <= moment <= end for moment in source.timestamps) for start, end in spans]
+    assert sum(counts) == source.num_frames
+    assert spans[0][0] == source.timestamps[0]
+    assert spans[-1][1] == source.timestamps[-1]
+    part = time_segments(source, 1, vtprune.Sampling(start=source.timestamps[2]))
+    assert part == [(source.timestamps[2], source.timestamps[-1])]
+    with pytest.raises(MediaError, match=r"segments of .* minutes; 1,000 are the most"):
+        time_segments(source, length / 5000, vtprune.Sampling())
+
+
+def test_every_segment_has_an_answer_and_then_the_whole(tmp_path: Path, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    clip = save_clip(tmp_path / "clip", 6)
+    source = open_source(clip)
+    minutes = (source.timestamps[-1] - source.timestamps[0]) / 60 / 2
+    arguments = [
+        "ask", str(clip), "what?", "--model", str(checkpoints("llava_onevision")), "--json",
+        "--per-segment", "--segment", str(minutes), "--max-new-tokens", "3",
+    ]  # fmt: skip
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    reports = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [len(report.get("segment") or ()) for report in reports] == [2, 2, 0]
+    times = [report["input"]["timestamps"] for report in reports]
+    assert times[0] + times[1] == times[2]
+    result = CliRunner().invoke(cli, [name for name in arguments if name != "--json"])
+    assert "[0:00:00 to " in result.stdout
+    assert "[all] " in result.stdout
+
+
+def test_segments_in_time_are_of_one_video(clip: Path, picture: Path) -> None:
+    runs = {
+        "--segment changes nothing without": [str(clip), "what?", "--segment", "2"],
+        "--per-segment is for one video, not 2": [
+            str(clip), str(picture), "what?", "--per-segment",
+        ],
+        "--compare is for one answer": [str(clip), "what?", "--per-segment", "--compare"],
+        "--stream-keep changes nothing without": [str(clip), "what?", "--stream-keep", "1"],
+        "--compare and --stream exclude": [str(clip), "what?", "--stream", "--compare"],
+    }  # fmt: skip
+    for message, arguments in runs.items():
+        result = CliRunner().invoke(cli, ["ask", *arguments])
+        assert result.exit_code == 1
+        assert message in result.stderr
