@@ -126,6 +126,16 @@ METHODS: dict[str, Method] = {
                    "share of the budget for merged tokens"),
         ),
     ),
+    "vispruner": Method(
+        path="vtprune.pruners.vispruner:VisPruner",
+        at="input",
+        summary="tokens the tower attends to; few copies of rest",
+        paper="VisPruner, arXiv 2412.01818",
+        options=(
+            MethodOption("important", 0.5, (), "part of the budget that is kept by attention",
+                         0, 1),
+        ),
+    ),
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",
