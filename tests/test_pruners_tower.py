@@ -1,4 +1,4 @@
-"""Methods that read the vision tower: VisPruner by its definition."""
+"""Methods that read the vision tower: VisPruner and SCOPE by their definitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.pruners import create, vispruner
+from vtprune.pruners import create, lazy_greedy, scope, vispruner
 from vtprune.pruners.base import Budget, VisualTokens
 from vtprune.pruners.contract import flat, tokens_of
 from vtprune.pruners.similarity import cosines, unit_rows
@@ -24,7 +24,7 @@ def chosen(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("state", ["tower_attention", "hidden"])
-@pytest.mark.parametrize("method", ["vispruner"])
+@pytest.mark.parametrize("method", ["vispruner", "scope"])
 def test_what_is_not_finite_is_refused(method: str, state: str, bad: float) -> None:
     tokens = tokens_of(flat(30))
     tokens.states[state][..., 3] = bad
@@ -74,3 +74,54 @@ def test_noted_neighbours_leave_what_comparing_all_leaves(num: int) -> None:
     rows = unit_rows(torch.randn(num, 24, generator=generator))
     for count in sorted({1, max(num // 3, 1), num - 1}):
         assert vispruner.thin_out(rows, count).tolist() == plainly(rows, count)
+
+
+# -- scope ----------------------------------------------------------------------------------------
+
+
+def test_what_is_covered_counts_no_more() -> None:
+    # 0 and 1 cover both of them and 0.71 of 3: 2.71, times 0.4 and 0.9; 2 covers itself and 0.71
+    # of 3: 1.71 x 0.5; 3 covers 3 x 0.71 + 1, times 0.2. After 1, 0 adds nothing, 2 adds itself,
+    # 1 x 0.5, and 3 adds 0.71 of 2 and 0.29 of itself: 1 x 0.2.
+    attention, states = [0.4, 0.9, 0.5, 0.2], [EAST, EAST, NORTH, NORTH_EAST]
+    assert chosen("scope", attention, states, 1) == [1]
+    assert chosen("scope", attention, states, 2) == [1, 2]
+    assert chosen("scope", attention, states, 3) == [1, 2, 3]
+
+
+def greedily(rows: torch.Tensor, attention: torch.Tensor, count: int) -> list[int]:
+    """Return the choices of the definition, each made of the gains of all tokens."""
+    similar = cosines(rows, rows).double()
+    covered, order = torch.zeros(len(rows)).double(), list[int]()
+    for _ in range(count):
+        gains = attention * (similar - covered[:, None]).clamp_min(0).sum(dim=0)
+        gains[order] = -1
+        order.append(int(gains.argmax()))
+        covered = torch.maximum(covered, similar[:, order[-1]])
+    return order
+
+
+@pytest.mark.parametrize("held", [0, 2**28])
+@pytest.mark.parametrize(("num", "active"), [(2, 8), (9, 4), (40, 7), (120, 1024)])
+def test_few_are_looked_at_again_with_the_choices_of_all(
+    num: int, active: int, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy_greedy, "ACTIVE", active)
+    monkeypatch.setattr(scope, "ANYWAY", held)
+    generator = torch.Generator().manual_seed(num)
+    rows = unit_rows(torch.randn(num, 24, generator=generator) + 0.5)
+    attention = torch.rand(num, generator=generator)
+    count = max(num // 2, 1)
+    assert scope.cover_greedily(rows, attention, count)[0].tolist() == greedily(
+        rows, attention, count
+    )
+
+
+def test_segments_choose_by_themselves() -> None:
+    tokens = tokens_of(flat(200))
+    budget = Budget.share(40, torch.zeros(200, dtype=torch.long))
+    whole, cut = (
+        create("scope", {"segment": size}).select(tokens, budget) for size in ("none", 64)
+    )
+    assert len(cut.index) == 40
+    assert cut.index.tolist() != whole.index.tolist()

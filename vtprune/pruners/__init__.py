@@ -136,6 +136,13 @@ METHODS: dict[str, Method] = {
                          0, 1),
         ),
     ),
+    "scope": Method(
+        path="vtprune.pruners.scope:Scope",
+        at="input",
+        summary="attended tokens that are similar to all others",
+        paper="SCOPE, arXiv 2510.24214",
+        options=(SEGMENT,),
+    ),
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",
