@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils.hub import cached_file, cached_files
 
 from vtprune.errors import ModelError
@@ -23,8 +24,9 @@ from vtprune.models.names import aliases
 from vtprune.models.preparation_values import check_preparation
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from vtprune.models.weights_progress import DownloadBar
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -103,7 +105,9 @@ def warn_of_missing(name: str, family: Family, files: Files) -> list[str]:
     ]
 
 
-def find_file(checkpoint: str | Path, name: str, bar: type[tqdm] | None = None) -> Path | None:
+def find_file(
+    checkpoint: str | Path, name: str, bar: type[DownloadBar] | None = None
+) -> Path | None:
     """Find a file of a directory or hub id, in the hub's cache or on the hub; None: not there.
 
     Args:
@@ -116,10 +120,20 @@ def find_file(checkpoint: str | Path, name: str, bar: type[tqdm] | None = None) 
     return None if cached is None else Path(cached)
 
 
-def download(checkpoint: str, names: Sequence[str], bar: type[tqdm] | None) -> None:
-    """Download files of a hub id that are not in its cache, several at once."""
-    if not os.path.isdir(checkpoint):
-        cached_files(checkpoint, list(names), **_NO_ERRORS, tqdm_class=bar)
+def download(
+    checkpoint: str, names: Sequence[str], bar: type[DownloadBar] | None, num_bytes: int = 0
+) -> None:
+    """Download files of a hub id that are not in its cache, several at once.
+
+    Args:
+        num_bytes: of all of them, 0 where it isn't known.
+    """
+    if os.path.isdir(checkpoint):
+        return
+    if bar is not None:
+        cached = (try_to_load_from_cache(checkpoint, name) for name in names)
+        bar.expected = num_bytes - sum(os.path.getsize(p) for p in cached if isinstance(p, str))
+    cached_files(checkpoint, list(names), **_NO_ERRORS, tqdm_class=bar)
 
 
 def _read(checkpoint: str | Path, name: str) -> str | None:

@@ -20,7 +20,7 @@ from vtprune.models.names import GGUF, GGUF_HINT
 from vtprune.process_settings import environment
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from vtprune.models.weights_progress import DownloadBar
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -51,7 +51,7 @@ class Weights:
 
 
 def find_weights(
-    checkpoint: str, named: str | None = None, bar: type[tqdm] | None = None
+    checkpoint: str, named: str | None = None, bar: type[DownloadBar] | None = None
 ) -> Weights:
     """Find the weights files of a directory or hub id, and read their headers.
 
@@ -88,14 +88,15 @@ def read_in_turn(weights: Weights) -> Iterator[None]:
         yield
 
 
-def _read_index(checkpoint: str, name: str, path: Path, bar: type[tqdm] | None) -> Weights:
+def _read_index(checkpoint: str, name: str, path: Path, bar: type[DownloadBar] | None) -> Weights:
     """Read the headers of all files that an index names."""
     index = parse(checkpoint, name, path.read_text(encoding="utf-8", errors="replace"))
     places = index.get("weight_map")
     files = places.values() if isinstance(places, dict) else ()
     if not files or not all(isinstance(file, str) for file in files):
         raise ModelError(f"{checkpoint}: {name} has no weight_map of weights to files", AGAIN)
-    if not isinstance(index.get("metadata"), dict):  # transformers fails on it without a word
+    metadata = index.get("metadata")
+    if not isinstance(metadata, dict):  # transformers fails on it without a word
         raise ModelError(
             f"{checkpoint}: {name} has no object named metadata", 'add "metadata": {} to it'
         )
@@ -103,7 +104,8 @@ def _read_index(checkpoint: str, name: str, path: Path, bar: type[tqdm] | None) 
     names = sorted(set(files))
     for shard in names:
         refuse_outside(name, shard)
-    download(checkpoint, names, bar)
+    total = metadata.get("total_size")
+    download(checkpoint, names, bar, total if isinstance(total, int) else 0)
     shards = {shard: find_file(checkpoint, shard) for shard in names}
     absent = [shard for shard, found in shards.items() if found is None]
     if absent:

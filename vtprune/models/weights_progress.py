@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,15 +25,28 @@ MB, PAGE = 1_000_000, 4096
 TRANSFORMERS_BAR = "Loading weights"
 
 
-def download_bar(on_progress: Progress | None) -> type[tqdm]:
-    """Return a class for the hub client's bars, which shows nothing itself."""
+class DownloadBar(tqdm):
+    """A bar of the hub client, which shows nothing itself; see `download_bar`."""
 
-    class DownloadBar(tqdm):
-        def display(self, *args: object, **kwargs: object) -> None:
-            if on_progress and self.unit == "B" and self.total:
-                on_progress(DOWNLOADING, int(self.n) // MB, int(self.total) // MB)
+    on_progress: ClassVar[Progress | None] = None
+    expected: ClassVar[int] = 0  # bytes of all files, where it is known before each is begun
+    furthest: ClassVar[int] = 0  # the client counts bytes on the way and on the disk apart
 
-    return DownloadBar
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"file": io.StringIO()})  # it ends its lines there
+
+    def display(self, *args: object, **kwargs: object) -> None:
+        kind = type(self)
+        if kind.on_progress and self.unit == "B" and self.total:
+            kind.furthest = max(kind.furthest, int(self.n))
+            total = max(int(self.total), kind.expected)
+            kind.on_progress(DOWNLOADING, kind.furthest // MB, total // MB)
+
+
+def download_bar(on_progress: Progress | None) -> type[DownloadBar]:
+    """Return a class for the bars of one checkpoint's download."""
+    step = None if on_progress is None else staticmethod(on_progress)
+    return type("DownloadBar", (DownloadBar,), {"on_progress": step})
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class ProgressLine:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._stage = ""
+        self._counted = False
         self._began: tuple[str, float, int] = ("", 0.0, 0)  # a stage, when, and how far it was
 
     def update(self, stage: str, done: int, total: int) -> None:
@@ -80,7 +81,7 @@ class ProgressLine:
                 pace = self._pace(done, total, now) if total > 1 else ""
                 self._console.print(f"{stage} {counts}{pace}".rstrip(), soft_wrap=True)
             return
-        if stage != self._stage or (total and done >= total):
+        if (stage, total > 1) != (self._stage, self._counted) or (total and done >= total):
             self.stop()
         if total and done >= total:
             return
@@ -99,7 +100,7 @@ class ProgressLine:
                 transient=True,
             )
             self._task = self._progress.add_task(stage, total=None, counts="")
-            self._stage = stage
+            self._stage, self._counted = stage, total > 1
             self._progress.start()
         if total > 1:
             self._progress.update(self._task, completed=done, total=total, counts=counts)
