@@ -28,7 +28,7 @@ class Gpu:
         memory: bytes.
         bandwidth: bytes a second of its memory.
         peak: dtype -> FLOP/s of dense matrix products.
-        source: the document that has the figures.
+        source: pages that have the figures of its data sheet.
     """
 
     name: str
