@@ -317,3 +317,30 @@ def test_segments_in_time_are_of_one_video(clip: Path, picture: Path) -> None:
         result = CliRunner().invoke(cli, ["ask", *arguments])
         assert result.exit_code == 1
         assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stream", "faults"),
+    [
+        ("'yes'", ["stream: 'yes' is not true, false or a mapping of frames, keep and share"]),
+        ("[1]", ["stream: [1] is not true, false or a mapping"]),
+        (
+            "{frames: 0, keep: 7, share: x, frame: 1}",
+            [
+                "frames: 0 is not a whole number from 1 on",
+                "keep: 7 is not a number in (0, 1]",
+                "share: x is not one of equal, information",
+                "unknown key 'frame', did you mean frames?",
+            ],
+        ),
+    ],
+)
+def test_a_wrong_stream_in_a_preset_is_named(
+    tmp_path: Path, stream: str, faults: list[str]
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"keep: 0.3\nstream: {stream}\nstages:\n  - {{at: input, method: spread}}\n")
+    with pytest.raises(PresetError) as raised:
+        load_preset(path)
+    for fault in faults:
+        assert f"line 2: {fault}" in raised.value.message

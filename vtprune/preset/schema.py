@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from vtprune.errors import PresetError, quote
 from vtprune.preset.spec import (
@@ -78,6 +78,11 @@ class StreamSchema(Schema):
     )
 
 
+def _stream_mapping(value: object) -> object:
+    """Return the mapping that true or false stands for; other values as they are."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class PresetSchema(Schema):
     model_config = ConfigDict(title="a preset")
 
@@ -86,7 +91,9 @@ class PresetSchema(Schema):
     tokens: FromOne = None
     tokens_after: FromOne = None
     fit: Literal["context", "memory"] | None = Field(None, description="one of context, memory")
-    stream: bool | StreamSchema | None = None
+    stream: Annotated[StreamSchema | None, BeforeValidator(_stream_mapping)] = Field(
+        None, description="true, false or a mapping of frames, keep and share"
+    )
     seed: FromZero = None
     decode: DecodeSchema | None = None
     keep_for_turns: Keep = None

@@ -65,6 +65,9 @@ def _describe(schema: type[Schema], place: Place, kind: str, value: object) -> s
         return unknown_key(value if kind == "invalid_key" else key, keys)
     if kind == "missing":
         return f"{key} is missing"
+    fields = _schema_at(schema, place[:-1]).model_fields
+    if kind == "model_type" and key in fields and fields[key].description:
+        return f"{key}: {quote(value)} is not {fields[key].description}"
     if kind == "model_type" or not isinstance(place[0] if place else None, str):
         title = _schema_at(schema, place).model_config.get("title")
         return f"{key if isinstance(key, str) else title} must be a mapping of keys"
