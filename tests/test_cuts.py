@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import oracle
 import pytest
@@ -100,7 +100,7 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(METHODS, name, entry)
 
 
-# -- text and attention ---------------------------------------------------------------------------
+# -- states, text and attention -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -128,6 +128,49 @@ def test_attention_is_what_the_eager_model_says(
         torch.testing.assert_close(tokens.states["attention"], expected[-1], atol=1e-6, rtol=1e-4)
         assert expected[-1].sum() > 0.1
     assert len(Probe.given) == 2
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma4"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_previous_states_are_those_that_enter_the_layer_before(
+    name: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "needs", ("previous", "text_previous", "hidden"))
+    model, seen = shared_model(name), dict[int, torch.Tensor]()
+    stages = [
+        {"at": first, "method": "probe", "keep": 0.6}, {"at": 3, "method": "probe", "keep": 0.3},
+    ]  # fmt: skip
+    inputs = tiny.ragged(name, model)
+    layers = find_structure(model).layers
+
+    def note(number: int) -> Any:
+        def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.setdefault(number, kwargs.get("hidden_states", args[0] if args else None))
+
+        return hook
+
+    with vtprune.pruning(model, {"stages": stages}), torch.no_grad():
+        handles = [
+            layer.register_forward_pre_hook(note(number), with_kwargs=True)
+            for number, layer in enumerate(layers)
+        ]
+        try:
+            model(**inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert len(Probe.given) == 4
+    for number, tokens in enumerate(Probe.given):
+        before = seen[first - 1 if number < 2 else 2][number % 2]
+        read = tokens.states["previous"].flatten(1)
+        assert len(read) == len(tokens)
+        rows = (before[None] - read[:, None]).abs().amax(-1).argmin(1)  # ascending slots
+        torch.testing.assert_close(before[rows], read)
+        assert rows.diff().min() > 0
+        assert not torch.equal(read, tokens.states["hidden"].flatten(1))
+        text = tokens.states["text_previous"].flatten(1)
+        assert len(text) > 0
+        torch.testing.assert_close(text, before[rows[-1] + 1 :][-len(text) :][: len(text)])
 
 
 def test_no_kernel_is_left_behind_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +239,7 @@ def test_a_method_that_reads_attention_is_refused_at_the_input() -> None:
     model = shared_model("llava")
     for place in ("input", 0, "5%"):
         with (
-            pytest.raises(PresetError, match="reads the attention of the layer before"),
+            pytest.raises(PresetError, match="reads what the layer before its cut does"),
             vtprune.pruning(model, method="attentive", at=place, keep=0.5),
         ):
             pass

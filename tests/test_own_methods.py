@@ -105,7 +105,7 @@ def test_what_a_class_reads_says_where_it_can_cut(folder: Path) -> None:
     vtprune.register_method("attended", Attended)
     assert (METHODS["attended"].at, METHODS["attended"].lowest) == ("ecl", 1)
     assert reads_question("attended", {})
-    with pytest.raises(PresetError, match="attended reads the attention of the layer before"):
+    with pytest.raises(PresetError, match="attended reads what the layer before its cut does"):
         vtprune.load_preset({"keep": 0.5, "stages": [{"at": "input", "method": "attended"}]})
 
 

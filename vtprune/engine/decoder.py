@@ -129,6 +129,7 @@ class DecoderHooks:
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
+            self.hook_previous(prefill, hooks)
             if self.structure.carries_blocks and any(layer > 0 for layer in batch.by_layer):
                 self.hook_blocks(prefill, hooks)
             self.hook_queries(sequence.total, sequence.query_places, hooks)
@@ -205,6 +206,17 @@ class DecoderHooks:
         hooks.during(
             module, lambda inner: inner.replace(tap.registry, "get_interface", tap.get_interface)
         )
+
+    def hook_previous(self, prefill: Prefill, hooks: Hooks) -> None:
+        """Read what enters the layer before a cut, behind a cut there, where methods ask for it."""
+
+        def keep(number: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            prefill.readings.previous = self.read_layer(number, args, kwargs)[1].detach()
+
+        for layer in prefill.batch.by_layer:
+            if prefill.batch.reads_previous(layer):
+                before = self.structure.layers[layer - 1]
+                hooks.before(before, functools.partial(keep, layer - 1))
 
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Cut; return the states, those of kept tokens with what was merged into them."""

@@ -209,8 +209,8 @@ class PruningPlan:
             layer = resolve_layer(stage.at, self.num_layers, calibration.ecl, calibration.horizon)
             if layer < method.lowest:
                 raise PresetError(
-                    f"{stage.method} reads the attention of the layer before its cut, and there is "
-                    f"none before layer {layer} (at: {stage.at})",
+                    f"{stage.method} reads what the layer before its cut does, and there is none "
+                    f"before layer {layer} (at: {stage.at})",
                     f"at: {method.lowest} or later",
                 )
             if layer < self.num_layers:
@@ -513,6 +513,10 @@ class PlannedBatch:
         """Return which of a layer's projections the methods cutting at `layer` read."""
         needs = {name.removeprefix("text_") for name in self.needs(layer)}
         return sorted(needs & {*PROJECTED})
+
+    def reads_previous(self, layer: int) -> bool:
+        """Return whether a method cutting at `layer` reads the states entering the layer before."""
+        return bool(self.needs(layer) & {"previous", "text_previous"})
 
     def reads_attention(self, layer: int) -> bool:
         """Return whether a method cutting at `layer` reads the attention of the layer before."""

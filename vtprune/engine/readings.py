@@ -16,7 +16,7 @@ from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
 from vtprune.models.seams import KERNEL, check_values, main_stream, unknown
 from vtprune.models.structure import Structure
-from vtprune.pruners.base import ATTENTION, TOWER
+from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER
 from vtprune.tokens.layout import Layout
 
 CHUNK = 2**26  # elements of a score tensor that is held at once
@@ -28,6 +28,7 @@ class Readings:
 
     Attributes:
         projected: query, key or value -> (B, n, H, D) of the layer before the cut.
+        previous: (B, n, d) states that enter the layer before the cut; None: not read.
         attention: for every sample (R, n) float32 of the layer before the cut.
         tower: for every sample (N,) float32 of the vision tower, for its tokens before any cut.
     """
@@ -35,6 +36,7 @@ class Readings:
     def __init__(self, structure: Structure, sequence: SequenceState) -> None:
         self.structure, self.sequence = structure, sequence
         self.projected: dict[str, torch.Tensor] = {}
+        self.previous: torch.Tensor | None = None
         self.attention: list[torch.Tensor] = []
         self.tower: list[torch.Tensor] = []
 
@@ -99,9 +101,11 @@ class Readings:
         name = name.removeprefix("text_")
         source = self.projected.get(name)
         if source is None:
-            source = main_stream(hidden, self.structure.decoder_config)
+            entering = self.previous if name == "previous" else hidden
+            assert entering is not None
+            source = main_stream(entering, self.structure.decoder_config)
         rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
-        if name not in ("hidden", "normed"):
+        if name in PROJECTED:
             return rows
         if name == "normed":
             rows = self.structure.apply_final_norm(rows)
@@ -110,6 +114,7 @@ class Readings:
     def clear(self) -> None:
         """Forget what was read for one cut."""
         self.projected.clear()
+        self.previous = None
         self.attention = []
 
 

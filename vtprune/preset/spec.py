@@ -569,7 +569,7 @@ def check_stage(stage: StageSpec) -> None:
         )
     if stage.at == "input" and method.lowest:
         raise PresetError(
-            f"{stage.method} reads the attention of the layer before its cut, and there is none "
+            f"{stage.method} reads what the layer before its cut does, and there is none "
             "at the input",
             "use at: 1 or later, ecl or horizon",
         )

@@ -116,6 +116,14 @@ METHODS: dict[str, Method] = {
         schedule="vtprune.pruners.sparsevlm:schedule",
         reads_question=True,
     ),
+    "v2drop": Method(
+        path="vtprune.pruners.v2drop:V2Drop",
+        at="schedule",
+        summary="tokens that a layer changes most, ever fewer",
+        paper="V2Drop, arXiv 2509.01552",
+        lowest=1,
+        schedule="vtprune.pruners.v2drop:schedule",
+    ),
     "visionzip": Method(
         path="vtprune.pruners.visionzip:VisionZip",
         at="input",

@@ -15,12 +15,14 @@ from vtprune.tokens.units import Units
 
 PROJECTED = ("query", "key", "value")
 """States that attention makes of the hidden ones."""
-STATES = (*PROJECTED, "hidden", "normed")
+STATES = (*PROJECTED, "hidden", "normed", "previous")
 """States of the visual tokens that a method can read; with "text_" before them, those of the text
 tokens that follow the last visual token: the question, and what the chat template adds to it."""
 ATTENTION = ("attention", "text_attention")
 """Attention of the layer before the cut, mean over heads: from the prompt's last token, and from
 every text token that follows the last visual token."""
+LAYER_BEFORE = (*ATTENTION, "previous", "text_previous")
+"""What only a layer before the cut gives: a method that reads it can't cut at the input."""
 TOWER = ("tower_attention",)
 """Attention that each token's patches receive in the vision tower, as a multiple of what they would
 receive if it went to all of their frame or tile alike."""
@@ -35,7 +37,8 @@ class VisualTokens:
         states: only those that the method needs: "query", "key", "value" -> (N, H, D) of the layer
             before the cut, without rotary positions, at the input those of layer 0; "hidden" ->
             (N, H, D) states that enter the layer of the cut, in as many parts as query heads;
-            "normed" -> those after the language model's final norm, weights included; "text_query"
+            "normed" -> those after the language model's final norm, weights included; "previous" ->
+            those that enter the layer before, not at the input; "text_query"
             and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention" -> (M, N)
             probabilities, float32; "tower_attention" -> (N,) float32.
         seed: of the preset and stage: the same in every row of a batch.
