@@ -25,9 +25,10 @@ from vtprune.media import open_source, read, read_parts
 from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset, override
 
+FEW = ("llava_onevision", "qwen2_5_vl", "internvl")
 FAMILIES = (
-    "llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
-    "qwen3_5", "internvl", "smolvlm", "glm4v", "molmo2", "gemma4", "qwen2_5_omni_thinker",
+    *FEW, "llava_next_video", "video_llava", "qwen2_vl", "qwen3_vl", "qwen3_5", "smolvlm",
+    "glm4v", "molmo2", "gemma4", "qwen2_5_omni_thinker",
 )  # fmt: skip
 SETTINGS = {"generation": Generation(max_new_tokens=6), "sampling": vtprune.Sampling(frames=7)}
 """Seven frames: the last segment, and a pair of it, is not full."""
@@ -64,7 +65,14 @@ def tiny_or_skip(checkpoints, name: str) -> Loaded:  # type: ignore[no-untyped-d
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_segments_that_keep_all_equal_the_video_at_once(name: str, checkpoints, clip: Path) -> None:  # type: ignore[no-untyped-def]
+def test_segments_that_keep_all_equal_the_video_at_once(
+    name: str,
+    checkpoints,
+    clip: Path,
+    request: pytest.FixtureRequest,  # type: ignore[no-untyped-def]
+) -> None:
+    if name not in FEW and not request.config.getoption("--zoo"):
+        pytest.skip("other families run with --zoo")
     loaded = tiny_or_skip(checkpoints, name)
     whole, expected = ask(loaded, clip, keep=1.0)
     report, logits = ask(loaded, clip, keep=1.0, stream={"frames": 2, "keep": 1.0})
@@ -239,6 +247,30 @@ def test_a_picture_may_stand_beside_a_streamed_video(
     report, logits = ask(loaded, media, **cut, stream={"frames": 2, "keep": 1.0})
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert report.tokens == whole.tokens
+
+
+def test_the_keep_that_is_said_to_fit_the_positions_counts_from_the_whole_video(
+    loaded: Loaded, clip: Path
+) -> None:
+    config = loaded.model.get_decoder().config
+
+    def run(keep: float, positions: str, **options: object) -> tuple[Report, list[str]]:
+        stages = [{"at": "input", "method": "uniform", "positions": positions}]
+        report, _ = ask(loaded, clip, preset={"stages": stages}, keep=keep, **options)
+        return report, [text for text in report.warnings if "this model was made for" in text]
+
+    whole, _ = run(1.0, "keep")
+    before = config.max_position_embeddings
+    config.max_position_embeddings = whole.tokens.text + whole.tokens.visual // 2
+    try:
+        (warning,) = run(0.9, "keep")[1]
+        stream = {"frames": 2, "keep": 0.6}
+        assert run(0.3, "keep", stream=stream)[1] == [warning]
+        keep = float(warning.split("keep ")[1].split()[0])
+        assert 0 < keep < 0.6
+        assert run(keep, "renumber", stream=stream)[1] == []
+    finally:
+        config.max_position_embeddings = before
 
 
 def test_stream_is_a_key_of_presets() -> None:

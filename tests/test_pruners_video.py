@@ -203,6 +203,16 @@ def test_holitom_merges_what_stays_the_same_into_its_first_token() -> None:
     assert chosen.weight.tolist() == [0.5] * 8
 
 
+def test_holitom_takes_frames_with_places_of_their_own() -> None:
+    # What segments of a long video leave: places that not every frame has, and a newline.
+    whole = clip(4, 1, 2)
+    layout = whole.take(torch.tensor([0, 1, 2, 5, 6]))
+    layout.grid.kind[-1] = NEWLINE
+    states = torch.eye(5)[:, :3] + torch.arange(5)[:, None] * torch.tensor([1.0, -2.0, 0.5])
+    chosen = select("holitom", layout, states.tolist(), 3)
+    assert len(chosen.index) == 3
+
+
 def test_holitom_with_room_to_spare_keeps_what_changed_most_on_its_own() -> None:
     states = torch.tensor(SCENES, dtype=torch.float32)
     states[6] = torch.tensor([0.9, 0.0, 0.1])  # a small change

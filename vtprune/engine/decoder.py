@@ -122,7 +122,9 @@ class DecoderHooks:
             readings.project(embeds, batch.projections(0))
             embeds = self.timed_cut(prefill, 0, embeds)
         given = self.with_all_rows(prefill, sequence.decoder_arguments(given, embeds))
-        self.trace.warn(warn_of_positions(self.structure, sequence, given.get("position_ids")))
+        self.trace.warn(
+            warn_of_positions(self.structure, sequence, given.get("position_ids"), self.streamed)
+        )
         for layer in batch.by_layer:
             if layer > 0:
                 self.hook_readings(prefill, layer, hooks)

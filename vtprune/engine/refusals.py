@@ -23,6 +23,8 @@ from vtprune.tokens.layout import MODALITIES
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+    from vtprune.models.base import StreamedVideo
+
 TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 """What processors give to tell a model which tokens are visual."""
 
@@ -300,19 +302,30 @@ def _in_space(positions: object) -> bool:
     return not (torch.equal(time, row) and torch.equal(row, column))
 
 
-def warn_of_positions(structure: Structure, sequence: SequenceState, position_ids: object) -> str:
+def warn_of_positions(
+    structure: Structure,
+    sequence: SequenceState,
+    position_ids: object,
+    streamed: StreamedVideo | None = None,
+) -> str:
     """Return a warning where a prompt reaches past the positions that a model was made for.
 
     Args:
         sequence: the prompts, after any cut at the input.
         position_ids: that the decoder is given for them; None: columns, those in the cache first.
+        streamed: the one prompt's video, if that was encoded in segments.
 
     Returns:
         "" where it does not.
     """
     limit, past = structure.num_positions, sequence.past.columns
     end = past + max(len(row) for row in sequence.columns)
-    if limit is None or (structure.one_dimensional and past + sequence.original_length <= limit):
+    visual = [len(layout) for layout in sequence.original_layouts]
+    length = past + sequence.original_length
+    if streamed is not None:  # its positions are those of the whole video
+        length += len(streamed.layout) - visual[0]
+        visual = [len(streamed.layout)]
+    if limit is None or (structure.one_dimensional and length <= limit):
         return ""
     if isinstance(position_ids, torch.Tensor):
         spatial = position_ids[-3:] if position_ids.dim() == 3 else position_ids
@@ -321,12 +334,14 @@ def warn_of_positions(structure: Structure, sequence: SequenceState, position_id
         return ""
     return (
         f"the prompt has {end:,} positions, and this model was made for {limit:,}: answers may be "
-        f"wrong, pruned or not; {_way_out(structure, sequence, limit - past)}"
+        f"wrong, pruned or not; {_way_out(structure, sequence, visual, limit - past)}"
     )
 
 
-def _way_out(structure: Structure, sequence: SequenceState, room: int) -> str:
-    """Say what would fit into `room` positions."""
+def _way_out(
+    structure: Structure, sequence: SequenceState, visual: Sequence[int], room: int
+) -> str:
+    """Say what of `visual` tokens of each prompt would fit into `room` positions."""
     if not structure.one_dimensional:
         return "fewer frames, or smaller pictures, fit"
     keep = fitting_keep(
@@ -334,7 +349,7 @@ def _way_out(structure: Structure, sequence: SequenceState, room: int) -> str:
             len(row) - len(left)
             for row, left in zip(sequence.columns, sequence.layouts, strict=True)
         ],
-        [len(layout) for layout in sequence.original_layouts],
+        visual,
         room,
     )
     if keep <= 0:

@@ -104,6 +104,8 @@ def run_heads(layout: Layout, repeats: torch.Tensor) -> torch.Tensor:
         still = repeats[table] & filled
         still[1:] &= filled[:-1]
         for first, last in cut_into_stretches(still):
+            if first == last:  # nothing repeats, and not every place is in the frame
+                continue
             static = still[first + 1 : last + 1].all(dim=0)
             run = table[first : last + 1, static]
             heads[run] = run[:1].expand_as(run)
