@@ -183,6 +183,17 @@ def test_layers_without_positions_stay_so_when_positions_are_renumbered() -> Non
     assert kept[0]
 
 
+def test_a_model_that_drops_tokens_of_videos_itself_is_refused() -> None:
+    if "nemotron_h_omni" not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    model = zoo.skeleton("nemotron_h_omni")
+    find_structure(model)
+    model.video_pruning_rate = 0.7
+    with pytest.raises(ModelError, match="it drops 70% of a video's tokens itself") as caught:
+        find_structure(model)
+    assert "model.video_pruning_rate = 0 in Python" in caught.value.hint
+
+
 def test_a_picture_in_several_pieces_of_a_prompt_is_refused() -> None:
     """transformers gives each piece the features of its own placeholders."""
     model, (batch, _) = zoo.ready("aria")

@@ -429,6 +429,7 @@ def find_structure(wrapped: nn.Module) -> Structure:
             f"{model_type}: several models in one, of which the thinker reads the prompt",
             "prune that one: vtprune.pruning(model.thinker, ...), and generate as before",
         )
+    _refuse_own_pruning(model_type, model)
     decoder, layers = find_decoder(model), decoder_layers(model)
     family = find_family(model_type)
     check_types(model_type, decoder, list(layers))
@@ -471,6 +472,21 @@ def find_structure(wrapped: nn.Module) -> Structure:
         and any(memory.keys and not memory.index for memory in memories),
         memories=memories,
     )
+
+
+def _refuse_own_pruning(model_type: str, model: PreTrainedModel) -> None:
+    """Refuse a model that drops tokens of videos itself, between its tower and its decoder.
+
+    As Nemotron-H Omni can: which of its columns are left, only its own forward knows.
+    """
+    rate = getattr(model, "video_pruning_rate", 0)
+    if rate:
+        raise ModelError(
+            f"{model_type}: it drops {rate:.0%} of a video's tokens itself (video_pruning_rate "
+            f"{rate})",
+            "set video_pruning_rate to 0 in its config.json (model.video_pruning_rate = 0 in "
+            "Python), and let vtprune drop them",
+        )
 
 
 def _sees_two_ways(model: PreTrainedModel, inner: nn.Module, config: object) -> bool:
