@@ -298,11 +298,18 @@ def count_state(layer: object) -> int:
     return total
 
 
-def test_layers_that_are_not_counted_are_refused() -> None:
-    if "qwen4_exp" not in zoo.MODEL_TYPES:
+@pytest.mark.parametrize(
+    ("model_type", "layers"),
+    [
+        ("qwen4_exp", "Qwen4ExpTextQSAIndexer"),
+        ("dots3_note", "Dots3NoteTextIndexer"),  # its layers differ in their number of heads
+    ],
+)
+def test_layers_that_are_not_counted_are_refused(model_type: str, layers: str) -> None:
+    if model_type not in zoo.MODEL_TYPES:
         pytest.skip("this transformers has no such class")
-    with pytest.raises(CostError, match="the FLOPs of Qwen4ExpTextQSAIndexer layers are not coun"):
-        measure_decoder(zoo.skeleton("qwen4_exp"))
+    with pytest.raises(CostError, match=f"the FLOPs of {layers} layers are not counted"):
+        measure_decoder(zoo.skeleton(model_type))
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

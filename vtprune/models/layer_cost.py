@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from vtprune.models.cost import Chunks, DecoderShape, LayerCost, uncounted
-from vtprune.models.seams import BIAS, GIVEN_BIAS, LAST_ROWS
+from vtprune.models.seams import BIAS, GIVEN_BIAS, LAST_ROWS, layer_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -70,11 +70,11 @@ def measure_decoder(model: PreTrainedModel) -> DecoderShape:
     inside = {*layers.modules(), *(() if head is None else head.modules())}
     return DecoderShape(
         hidden=int(config.hidden_size),
-        heads=int(getattr(config, "num_attention_heads", 0) or 0),
+        heads=int(getattr(layer_config(config, 0), "num_attention_heads", 0) or 0),
         vocab=int(vocab),
         by_layer=tuple(
             replace(
-                _measure_layer(layer, config),
+                _measure_layer(layer, cast("PreTrainedConfig", layer_config(config, number))),
                 window=windows[number if source is None else source],
                 source=source,
             )
