@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import tiny_processor
@@ -40,22 +40,15 @@ NEEDS_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 TAKES_VIDEOS = ("instructblipvideo",)
 """Classes that take no pictures."""
 NOTES = {
-    "apertus1p5": "no tiny checkpoint of it has been built to be asked: the sizes of its coders "
-    "of pictures and sound hang together",
     "chameleon": "its decoder encodes pictures itself (it takes pixel_values), so that there is no "
     "place between the two to cut at",
-    "dots3_note": "layers of type indexed_attention choose by an index over all tokens which of "
-    "them they see, which dropping tokens would change; no tiny checkpoint of it runs here to show "
-    "keep 1",
     "evolla": "it answers about proteins, and transformers' image-text-to-text auto class does not "
     "take its config",
     "fuyu": "its processor counts on a SentencePiece tokenizer, which no tiny checkpoint has",
     "gemma3n": "its vision tower is of the package timm, without which no tiny checkpoint of it "
     "is built here",
-    "inkling2_loop": "its layers read the states of earlier blocks of layers (block_states); no "
-    "tiny checkpoint of it runs here to show keep 1",
-    "instructblipvideo": "its language model is given no position_ids; no tiny checkpoint of it "
-    "runs here to show keep 1",
+    "instructblipvideo": "its language model is given no position_ids; at keep 1 its processor "
+    "takes four frames of a clip alone, and in place of a picture",
     "mistral4": "a language model: it takes no pictures, and has no processor",
     "shieldgemma2": "its checkpoints are classifiers, whose weights transformers renames for "
     "ShieldGemma2ForImageClassification alone",
@@ -67,6 +60,8 @@ NOTES = {
     "that are no tensors, which are not passed on",
 }
 """Why a class is not asked, where the error does not say it."""
+RUNS = {"asked": "0.4", "keep 1": "1"}
+"""How a class is tried -> what is kept of it."""
 NEEDS_TORCHVISION = ("PixtralProcessor",)
 """Processors that transformers does not import without it, whatever their pictures need."""
 HEAD = ("model_type", "class", "since", "how", "inputs", "torchvision", "media", "exact by, or why")
@@ -145,9 +140,28 @@ def make_row(model_type: str) -> Row:
         how, why = "asked", rule_of(model_type)
     if how != "asked":
         why = NOTES.get(model_type, why)
-    media = "images, videos" if has_videos else "images"
-    media = "videos" if model_type in TAKES_VIDEOS else media
+    media = "videos" if model_type in TAKES_VIDEOS else "images"
+    if has_videos and media == "images" and how in RUNS:
+        media = "images, videos" if not try_ask(model_type, RUNS[how], CLIP) else "images"
     return Row(model_type, kind, release(), how, "processor", needs, media, why)
+
+
+def videos_since(row: Row) -> str:
+    """The first tested transformers in which a class answers about videos; "" for none."""
+    media, _, start = row.media.partition(" from ")
+    return (start or row.since) if media.endswith("videos") else ""
+
+
+def joined_media(row: Row, known: Row) -> str:
+    """The media of a class after a try, with what is known of newer and older transformers."""
+    starts = {since for since in (videos_since(row), videos_since(known)) if since}
+    if not videos_since(row):  # what failed here, an older transformers is not said to answer
+        starts = {since for since in starts if Version(since) > Version(row.since)}
+    media = row.media.removesuffix(", videos")
+    if not starts or media == "videos":
+        return media
+    start, since = min(starts, key=Version), min((row.since, known.since), key=Version)
+    return f"{media}, videos" + ("" if start == since else f" from {start}")
 
 
 def refusal(model_type: str) -> str:
@@ -166,13 +180,13 @@ def rule_of(model_type: str) -> str:
     return "layer loop" if state else "masked"
 
 
-def try_ask(model_type: str, keep: str) -> str:
-    """What is wrong with asking a tiny checkpoint about a picture; "" for nothing."""
+def try_ask(model_type: str, keep: str, media: Path | None = None) -> str:
+    """What is wrong with asking a tiny checkpoint about media, a picture by default."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         try:
             tiny_processor.build(model_type, directory)
-            media = CLIP if model_type in TAKES_VIDEOS else None
+            media = CLIP if model_type in TAKES_VIDEOS else media
             report = ask(directory, "--keep", keep, media=media)
         except Exception as error:
             return plain(str(error))
@@ -228,6 +242,8 @@ def main() -> None:
         else:
             continue
         known = rows.get(name)
+        if known and name in chosen:
+            row = replace(row, media=joined_media(row, known))
         since = min((row.since, known.since), key=Version) if known else row.since
         rows[name] = Row(**{**vars(row), "since": min((since, release()), key=Version)})
         write_table(rows)

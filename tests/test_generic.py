@@ -76,6 +76,25 @@ def test_a_class_is_asked_as_the_table_says(row: family_table.Row) -> None:
         assert family_table.try_ask(row.model_type, "0.4")
     elif row.how == "refused":
         assert family_table.try_ask(row.model_type, "0.4")
+    since = family_table.videos_since(row)
+    if row.how not in family_table.RUNS or not since or row.media == "videos":
+        return
+    if importlib.util.find_spec("torchvision") and Version(since) <= Version(
+        family_table.release()
+    ):
+        keep = family_table.RUNS[row.how]
+        assert family_table.try_ask(row.model_type, keep, family_table.CLIP) == ""
+
+
+def test_the_media_of_a_row_join_what_older_and_newer_transformers_answer() -> None:
+    old = family_table.Row("kind", "Kind", "5.17", "asked", "processor", "no", "images, videos", "")
+    here = replace(old, since="5.23", media="images")
+    assert family_table.joined_media(here, old) == "images"
+    newer = replace(old, since="5.24")
+    joined = family_table.joined_media(newer, replace(old, media="images"))
+    assert joined == "images, videos from 5.24"
+    assert family_table.joined_media(here, replace(old, media=joined)) == joined
+    assert family_table.joined_media(replace(old, since="5.23"), old) == "images, videos"
 
 
 def test_two_pictures_of_a_batch_are_answered_as_each_alone(

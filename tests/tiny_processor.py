@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,14 @@ BLIP = {
     "qformer_config.encoder_hidden_size": 64,
     "num_query_tokens": 8,
 }
+INSTRUCT_BLIP = Kind(
+    tokens={"image_token": "<image>"},
+    template=False,
+    config=BLIP,
+    processor={"num_query_tokens": 8},
+    second=True,
+    named=False,
+)
 T5 = {
     "d_model": 64,
     "d_kv": 32,
@@ -172,6 +180,30 @@ KOSMOS = {
 MARKED = Kind(tokens={"image_token": "<imgpad>"}, special=("<img>", "</img>"))
 
 KINDS: dict[str, Kind] = {
+    "apertus1p5": Kind(
+        tokens={
+            "image_token": "<|image|>",
+            "audio_token": "<|audio|>",
+            "boi_token": "<|img_start|>",
+            "eoi_token": "<|img_end|>",
+            "image_wrapper_token": "<|img_token_start|>",
+            "eol_token": "<|img_end_of_row|>",
+            "boa_token": "<|audio_start|>",
+            "eoa_token": "<|audio_end|>",
+        },
+        config={
+            "vision_config.base_channels": 32,
+            "vision_config.embed_dim": 256,
+            "audio_config.hidden_size": 64,
+            "audio_config.codebook_dim": 64,
+        },
+        processor={
+            "feature_extractor": {
+                "feature_extractor_type": "WavTokenizerFeatureExtractor",
+                "sampling_rate": 24000,
+            }
+        },
+    ),
     "aria": Kind(config={"vision_config.image_size": 490, "vision_config.patch_size": 14}),
     "chameleon": Kind(
         tokens={"boi_token": "<racm3:break>", "eoi_token": "<eoss>"},
@@ -216,6 +248,14 @@ KINDS: dict[str, Kind] = {
     "dots3_note": Kind(
         tokens={"image_token": "<|imgpad|>", "video_token": "<|video_pad|>"},
         special=("<|audio_comp_pad|>", "<|img|>", "<|endofimg|>"),
+        config={
+            "vision_config.adapter_in_dim": 64,
+            "vision_config.mlp_layer_types": ["dense", "sparse"],
+            "vision_config.per_layer_config": {},
+            "vision_config.num_local_experts": 4,
+            "audio_config.adapter_input_size": 64,
+        },
+        image={"temporal_patch_size": 1},
     ),
     "emu3": Kind(
         config={
@@ -475,6 +515,10 @@ KINDS: dict[str, Kind] = {
             "vision_use_cls_token": True,
         },
         image={"tile_size": 64, "max_num_tiles": 4},
+        video={
+            "video_processor_type": "PerceptionLMVideoProcessor",
+            "size": {"height": 64, "width": 64},
+        },
         processor={"patch_size": 16, "pooling_ratio": 2},
     ),
     "pp_chart2table": Kind(tokens={"image_token": "<imgpad>"}, marker="<imgpad>" * 256),
@@ -545,16 +589,14 @@ KINDS: dict[str, Kind] = {
     ),
     "blip": Kind(template=False),
     "blip-2": Kind(template=False, config=BLIP, processor={"num_query_tokens": 8}, named=False),
-    **dict.fromkeys(
-        ("instructblip", "instructblipvideo"),
-        Kind(
-            tokens={"image_token": "<image>"},
-            template=False,
-            config=BLIP,
-            processor={"num_query_tokens": 8},
-            second=True,
-            named=False,
-        ),
+    "instructblip": INSTRUCT_BLIP,
+    "instructblipvideo": replace(
+        INSTRUCT_BLIP,
+        tokens={"video_token": "<video>"},
+        config={
+            name.replace("image_token_index", "video_token_index"): n for name, n in BLIP.items()
+        },
+        image_class="BlipImageProcessor",
     ),
     "pix2struct": Kind(
         template=False,

@@ -129,6 +129,20 @@ DELTA_NET = {
         "mrope_interleaved": True,
     },
 }
+INKLING_2 = {
+    "text_config.hidden_size": 64,
+    "text_config.head_dim": 16,
+    "text_config.swa_head_dim": 16,
+    "text_config.swa_num_attention_heads": 4,
+    "text_config.swa_num_key_value_heads": 2,
+    "text_config.d_rel": 4,
+    "text_config.rel_extent": 24,
+    "text_config.sliding_window_size": 20,
+    "text_config.n_layers_per_attn_res_block": 2,
+    "text_config.unpadded_vocab_size": VOCABULARY,
+    "vision_config.text_hidden_size": 64,
+    "text_config.log_scaling_n_floor": 12,
+}
 NARROW: dict[str, dict[str, Any]] = {
     "gemma3n": {"text_config.num_kv_shared_layers": 0},
     "apertus1p5": {
@@ -158,19 +172,13 @@ NARROW: dict[str, dict[str, Any]] = {
         "text_config.index_topk": 8,
         "vision_config.out_hidden_size": 64,
     },
-    "inkling2": {
-        "text_config.hidden_size": 64,
-        "text_config.head_dim": 16,
-        "text_config.swa_head_dim": 16,
-        "text_config.swa_num_attention_heads": 4,
-        "text_config.swa_num_key_value_heads": 2,
-        "text_config.d_rel": 4,
-        "text_config.rel_extent": 24,
-        "text_config.sliding_window_size": 20,
-        "text_config.n_layers_per_attn_res_block": 2,
-        "text_config.unpadded_vocab_size": VOCABULARY,
-        "vision_config.text_hidden_size": 64,
-        "text_config.log_scaling_n_floor": 12,
+    "inkling2": INKLING_2,
+    "inkling2_loop": {
+        **INKLING_2,
+        "text_config.loop_layer_index_start": 2,
+        "text_config.loop_layer_index_end": 4,
+        "text_config.loop_num_passes": 2,
+        "text_config.loop_gate_rank": 8,
     },
     "inkling_mm_model": {
         "text_config.hidden_size": 64,
@@ -263,7 +271,13 @@ MIXES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> class and the layers of its published checkpoints, which its default config lacks."""
 SIZES = ((16, 16), (8, 32), (32, 8))
 """Patches in the rows and columns of pictures whose pixels do not tell their number."""
-EAGER = ("apertus1p5", "got_ocr2", "inkling2", "pp_chart2table")  # have no other attention
+EAGER = (
+    "apertus1p5",
+    "got_ocr2",
+    "inkling2",
+    "inkling2_loop",
+    "pp_chart2table",
+)  # have no other attention
 
 
 def build_config(name: str, small: bool, layers: int = LAYERS) -> PreTrainedConfig:

@@ -143,6 +143,10 @@ class Processor:
                 "do_sample_frames": False,
                 "return_metadata": True,  # some read it to write timestamps
             }
+            # The class of MiniMax M3 counts on frames that their reader has resized (5.17 to 5.24).
+            resizes = getattr(self.whole.video_processor, "do_resize", None)
+            if isinstance(resizes, bool):
+                options["videos_kwargs"] = {"do_resize": resizes}
         start = getattr(self.whole.tokenizer, "bos_token", None)
         if start and prompt.startswith(start):
             options["add_special_tokens"] = False
