@@ -199,6 +199,18 @@ def test_a_list_of_questions_brings_its_files(fake: Fake, folder: Path) -> None:
     assert (fake.given[3].keep, fake.given[3].methods) == (0.3, ("random", "uniform"))
 
 
+def test_a_line_that_can_not_be_asked_is_named_and_left_out(fake: Fake, folder: Path) -> None:
+    Path("q.jsonl").write_text("{\n" + Path("q.jsonl").read_text())
+    result = invoke("q.jsonl", "--save", "all.json")
+    assert result.exit_code == 0, result.output
+    assert len(fake.given[1]) == 1
+    assert re.search(r"left out +1 of \d+ questions", result.stdout)
+    assert "question 1: line 1: not JSON" in result.stdout
+    assert [fault["question"] for fault in json.loads(Path("all.json").read_text())["failed"]] == [
+        0
+    ]
+
+
 def test_options_of_the_methods_that_schedules_select_by_arrive(fake: Fake, folder: Path) -> None:
     arguments = ("--propose", "0.3", "--methods", "entropy", "--methods", "random")
     result = invoke("q.jsonl", "--save", "c.yaml", *arguments, "-o", "norm=none")

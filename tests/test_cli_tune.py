@@ -91,6 +91,20 @@ def test_json_is_one_object_with_the_preset_in_it(fake: Fake, folder: Path) -> N
     assert load_preset(told["preset"]).stages == load_preset("mine.yaml").stages
 
 
+def test_a_line_that_can_not_be_asked_is_named_and_left_out(fake: Fake, folder: Path) -> None:
+    lines = Path("q.jsonl").read_text()
+    wrong = json.dumps({"file": "none.png", "question": "what?"})
+    Path("q.jsonl").write_text("\n".join([wrong, "{", lines]))
+    result = invoke(*AT_ONE_KEEP, "--save", "all.json")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"left out +2 of 32 questions", result.stdout)
+    assert re.search(r"question1:\S*none\.png", "".join(result.stdout.split()))
+    assert "question 2: line 2: not JSON" in result.stdout
+    saved = json.loads(Path("all.json").read_text())
+    assert [fault["question"] for fault in saved["failed"]] == [0, 1]
+    assert saved["search"]["questions"] + saved["held_out"]["questions"] == 30
+
+
 def test_nothing_that_holds_is_an_error_line_and_no_file(fake: Fake, folder: Path) -> None:
     fake.holds = False
     Path("mine.yaml").write_text("description: of yesterday\n")

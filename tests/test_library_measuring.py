@@ -49,10 +49,14 @@ def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture
 def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: Path) -> None:
     pictures = [save_noise(tmp_path / f"{number}.png", 40, 50 + number) for number in range(4)]
     questions = [(path.read_bytes(), "what?") for path in pictures]
-    calibrated = vtprune.calibrate(loaded, questions[:2], generation=SHORT)
+    missing = ("none.png", "what?")
+    calibrated = vtprune.calibrate(loaded, [missing, *questions[:2]], generation=SHORT)
+    assert list(calibrated.failed) == [0]
     assert calibrated.inputs == 2
     assert calibrated.calibration().ecl >= 1
-    tuned = vtprune.tune(loaded, questions, 0.2, ["random"], [0.5], generation=SHORT)
+    listed = [*questions, missing]
+    tuned = vtprune.tune(loaded, listed, 0.2, ["random"], [0.5], generation=SHORT)
+    assert list(tuned.failed) == [4]
     assert {trial.variant.keep for trial in tuned.trials} == {0.5}
     with pytest.raises(MediaError, match=r"none\.png"):
-        vtprune.tune(loaded, [*questions, ("none.png", "what?")], 0.2, ["random"], [0.5])
+        vtprune.tune(loaded, [missing], 0.2, ["random"], [0.5])

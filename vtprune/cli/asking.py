@@ -26,8 +26,7 @@ from vtprune.inference.questions_file import KEYS
 if TYPE_CHECKING:
     from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import VariantList
-    from vtprune.inference.questions_file import Asked
-    from vtprune.media import Limits
+    from vtprune.inference.questions_file import Asked, FaultyRow
     from vtprune.preset import Preset
 
 LONGEST = 64  # tokens of an answer
@@ -112,19 +111,19 @@ def demo_questions(limit: int | None, split: str) -> Iterator[list[Asked]]:
 
 
 def listed_or_media(
-    inputs: Sequence[str], questions: Sequence[str], limits: Limits, columns: Mapping[str, str]
-) -> tuple[list[Asked], str]:
+    inputs: Sequence[str], questions: Sequence[str], columns: Mapping[str, str]
+) -> tuple[Sequence[Asked | FaultyRow], str]:
     """Return the questions of a list, or those given about every file, and their source's name.
 
     Args:
         columns: as of `read_questions`.
 
     Raises:
-        VtpruneError: a list that is not alone, or a file that can't be opened.
+        VtpruneError: a list that is not alone.
     """
-    from vtprune.inference.questions_file import Asked, read_questions
+    from vtprune.inference.questions_file import Asked, read_askable
     from vtprune.inference.tables import is_list
-    from vtprune.media import file_name, open_sources
+    from vtprune.media import file_name
 
     lists = [name for name in inputs if is_list(name)]
     if lists:
@@ -132,17 +131,14 @@ def listed_or_media(
             raise VtpruneError(
                 f"{lists[0]} has its own files and questions", "give it alone, without MEDIA and -q"
             )
-        asked, source = read_questions(lists[0], columns), Path(lists[0]).name
-    elif questions:
-        texts = [read_question(text) for text in questions]
-        asked = [Asked(Path(file_name(name)), text) for name in inputs for text in texts]
-        source = f"{len(inputs)} files of one's own"
-    else:
+        return read_askable(lists[0], columns), Path(lists[0]).name
+    if not questions:
         raise click.UsageError(
             "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
         )
-    open_sources(dict.fromkeys(question.file for question in asked), limits)  # before a long load
-    return asked, source
+    texts = [read_question(text) for text in questions]
+    asked = [Asked(Path(file_name(name)), text) for name in inputs for text in texts]
+    return asked, f"{len(inputs)} files of one's own"
 
 
 @contextmanager
@@ -151,15 +147,14 @@ def asked_questions(
     flags: Flags,
     split: str,
     media: bool = True,
-    failed: dict[int, VtpruneError] | None = None,
-) -> Iterator[list[Asked]]:
+) -> Iterator[tuple[list[Asked], dict[int, VtpruneError]]]:
     """Yield the questions of a list, those about media, or the embedded world's.
+
+    Beside them are the errors of those that can't be asked, by their numbers.
 
     Args:
         split: of the embedded world, "dev" or "test".
         media: inputs may be media files; else a list, whatever its name.
-        failed: takes the errors of questions that can't be asked, by their numbers in the list;
-            None: the first of them ends it.
 
     Raises:
         VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
@@ -170,21 +165,17 @@ def asked_questions(
     if len(inputs) == 1 and is_demo(inputs[0]):
         with demo_questions(flags.limit, split) as asked:
             check_choices(flags.metric, asked)
-            yield asked
+            yield asked, {}
     else:
-        limits, columns = limits_from(flags), columns_from(flags)
-        if media:
-            asked = listed_or_media(inputs, flags.question, limits, columns)[0]
-            asked = limit_questions(asked, flags.limit)
-        else:
-            listed = limit_questions(read_askable(inputs[0], columns), flags.limit)
-            asked, faults = open_questions(listed, limits)
-            if failed is not None:
-                failed.update(faults)
-            elif faults:
-                raise next(iter(faults.values()))
+        columns = columns_from(flags)
+        listed = (
+            listed_or_media(inputs, flags.question, columns)[0]
+            if media
+            else read_askable(inputs[0], columns)
+        )
+        asked, failed = open_questions(limit_questions(listed, flags.limit), limits_from(flags))
         check_choices(flags.metric, asked)
-        yield asked
+        yield asked, failed
 
 
 def variants_from(flags: Flags, user: Flags) -> VariantList:

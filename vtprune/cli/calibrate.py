@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,12 +92,14 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.cli.console import stderr_console, stdout_console
     from vtprune.cli.console.calibration import show_calibration, show_notes
     from vtprune.cli.output import importing, libraries_silenced, progress_line
+    from vtprune.inference.questions_file import open_questions
     from vtprune.preset import Preset
 
     user = load_config()
     check_saves(flags.saves, FORMATS, inputs, {"--propose-preset": flags.propose_preset})
     _check(flags)
-    asked, source = listed_or_media(inputs, flags.question, limits_from(flags), columns_from(flags))
+    listed, source = listed_or_media(inputs, flags.question, columns_from(flags))
+    asked, failed = open_questions(listed, limits_from(flags))
     files: list[str | Path] = [*inputs, *asked_paths(asked)]
     check_saves(flags.saves, FORMATS, files, {"--propose-preset": flags.propose_preset})
     with importing(flags.quiet):
@@ -116,7 +119,7 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     with libraries_silenced():
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
-            measured = run(loaded, asked, source, settings, show)
+            measured = replace(run(loaded, asked, source, settings, show), failed=failed)
         try:
             for path in _write(flags, measured):
                 written.append(path)

@@ -25,7 +25,6 @@ from vtprune.cli.results import (
     row_makers,
     save_and_show,
 )
-from vtprune.errors import VtpruneError
 
 EPILOG = """\b
 Examples:
@@ -79,10 +78,9 @@ def evaluate(questions: str, flags: Flags) -> None:
     others = {"--answers": flags.answers}
     check_saves(flags.saves, SUFFIXES, [questions], others)
     listed = variants_from(flags, user)
-    failed: dict[int, VtpruneError] = {}
     with (
         output.libraries_silenced(),
-        asked_questions([questions], flags, "test", media=False, failed=failed) as asked,
+        asked_questions([questions], flags, "test", media=False) as (asked, failed),
     ):
         check_saves(flags.saves, SUFFIXES, asked_paths(asked), others)
         with output.importing(flags.quiet):

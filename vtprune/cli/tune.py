@@ -60,12 +60,12 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     """Find the lowest keep that holds on your own questions, and write it as a preset.
 
     QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
-    answer, choices and kind. Quality is accuracy relative to the unpruned model where every
-    question has an answer, else agreement with the unpruned model's answers. Presets and methods
-    are searched on a third of the files and tested on the others; the preset that is written keeps
-    at least --floor of the quality there, with 95 % confidence. If none does, the exit code is 1
-    and no preset is written. Showing 98 % takes 223 files or more. QUESTIONS "demo" is the embedded
-    model's own world.
+    answer, choices and kind; a line that can't be asked is named, counted and left out. Quality is
+    accuracy relative to the unpruned model where every question has an answer, else agreement with
+    the unpruned model's answers. Presets and methods are searched on a third of the files and
+    tested on the others; the preset that is written keeps at least --floor of the quality there,
+    with 95 % confidence. If none does, the exit code is 1 and no preset is written. Showing 98 %
+    takes 223 files or more. QUESTIONS "demo" is the embedded model's own world.
     """
     from vtprune.cli.config import load_config
     from vtprune.cli.console import tuning
@@ -74,7 +74,7 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     user = load_config()
     others = {"--answers": flags.answers}
     check_saves(flags.saves, FORMATS, inputs, others)
-    with libraries_silenced(), asked_questions(inputs, flags, "dev") as asked:
+    with libraries_silenced(), asked_questions(inputs, flags, "dev") as (asked, failed):
         check_at(flags)
         check_rows(flags)
         with importing(flags.quiet):
@@ -88,7 +88,7 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
         settings = settings_from(flags, user, plan.listed.media, is_demo(inputs[0]))
         with progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
-            result = run(loaded, plan, settings, flags.answers, show)
+            result = replace(run(loaded, plan, settings, flags.answers, show), failed=failed)
     presets = [path for path in flags.saves if path.suffix.lower() in (".yaml", ".yml")]
     others_saved = tuple(path for path in flags.saves if path not in presets)
     preset_makers = dict.fromkeys((".yaml", ".yml"), lambda: result.to_yaml().encode())

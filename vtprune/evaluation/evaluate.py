@@ -19,7 +19,7 @@ from vtprune.evaluation.variants import SEEDS, Variant
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.provenance import file_digests
-from vtprune.inference.questions_file import Asked, mixed_labels
+from vtprune.inference.questions_file import Asked, faults_of, mixed_labels
 from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
 from vtprune.inference.wording import counted
 from vtprune.media import AskedMedia
@@ -64,10 +64,7 @@ class Evaluation:
             "files": self.files,
             "labelled": self.labelled,
             "rows": [row.to_dict() for row in self.rows],
-            "failed": [
-                {"question": number, "error": error.message, "hint": error.hint}
-                for number, error in self.failed.items()
-            ],
+            "failed": faults_of(self.failed),
             "warnings": list(self.warnings),
             "version": self.version.to_dict(),
             "host": self.host.to_dict(),

@@ -147,18 +147,17 @@ def tune(
         All that was tried and tested; `chosen` is None where nothing holds, `reason` says why.
 
     Raises:
-        VtpruneError: of any kind, with the way out; a question that can't be asked ends it, as the
-            test is of all questions.
+        VtpruneError: of any kind, with the way out; where a question can't be asked, its error is
+            in the result's `failed`.
     """
     check_model(model)
     settings_limits = limits or Limits()
     asked, failed = _questions(questions, columns, limit, settings_limits)
-    if failed:
-        raise next(iter(failed.values()))
     plan = tuning.plan_tuning(asked, floor, keeps, presets, methods, seed, at, options)
     sampling = sampling or sampling_of(plan.listed.media)
     settings = _settings(metric, sampling, generation, settings_limits)
-    return tuning.tune(find_loaded(model), plan, settings, answers, on_progress)
+    result = tuning.tune(find_loaded(model), plan, settings, answers, on_progress)
+    return replace(result, failed=failed)
 
 
 def calibrate(
@@ -193,19 +192,19 @@ def calibrate(
         model, questions, columns, limit, sampling, generation, limits: as of `evaluate`.
 
     Raises:
-        VtpruneError: of any kind, with the way out; also for a question that can't be asked.
+        VtpruneError: of any kind, with the way out; where a question can't be asked, its error is
+            in the result's `failed`.
     """
     check_model(model)
     settings = _settings("auto", sampling or Sampling(), generation, limits)
     asked, failed = _questions(questions, columns, limit, settings.limits)
-    if failed:
-        raise next(iter(failed.values()))
     if not source:
         source = Path(questions).name if isinstance(questions, (str, Path)) else "one's own"
     wanted = calibration.CalibrationSettings(
         settings, windows, propose, tuple(methods), options or {}, seed
     )
-    return calibration.calibrate(find_loaded(model), asked, source, wanted, on_progress)
+    result = calibration.calibrate(find_loaded(model), asked, source, wanted, on_progress)
+    return replace(result, failed=failed)
 
 
 def _default(methods: Sequence[str]) -> list[str]:

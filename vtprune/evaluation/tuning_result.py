@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vtprune import __version__
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.search import Outcome
 from vtprune.evaluation.variants import Variant
 from vtprune.inference.provenance import file_digests
+from vtprune.inference.questions_file import faults_of
 from vtprune.inference.report import HostInfo, ModelInfo, describe_host
 from vtprune.inference.wording import counted
 from vtprune.models.base import Sampling
@@ -97,7 +99,7 @@ class Tuning:
         reason: why nothing was chosen, and what would help; "" where something was.
         needed: how many questions would tell, where the sample is the limit; else None.
         file: where the chosen preset was written; None: nowhere.
-        host, media: as of an evaluation.
+        failed, host, media: as of an evaluation.
     """
 
     trials: tuple[Trial, ...]
@@ -115,6 +117,7 @@ class Tuning:
     needed: int | None = None
     warnings: tuple[str, ...] = ()
     file: str | None = None
+    failed: Mapping[int, VtpruneError] = field(default_factory=dict)
     host: HostInfo = field(default_factory=describe_host)
     media: Sequence[str] = ()
 
@@ -163,6 +166,7 @@ class Tuning:
             "trials": [trial.to_dict() for trial in self.trials],
             "tested": [trial.to_dict() for trial in self.tested],
             "seed": self.seed,
+            "failed": faults_of(self.failed),
             "warnings": list(self.warnings),
             "version": __version__,
             "host": self.host.to_dict(),

@@ -143,6 +143,14 @@ def open_questions(
     return asked, failed
 
 
+def faults_of(failed: Mapping[int, VtpruneError]) -> list[dict[str, object]]:
+    """Return the questions that can't be asked as JSON has them."""
+    return [
+        {"question": number, "error": error.message, "hint": error.hint}
+        for number, error in failed.items()
+    ]
+
+
 def limit_questions(asked: Sequence[T], most: int | None) -> list[T]:
     """Return at most so many questions, evenly spaced in the list.
 

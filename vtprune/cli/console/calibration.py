@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vtprune.cli.console import show_facts, show_table, show_warning
+from vtprune.cli.console.tables import labelled, list_failed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,10 @@ def show_calibration(measured: CalibrationResult, console: Console) -> None:
     show_table(*_layers(measured), console)
     console.print()
     show_facts(_facts(measured), console)
+    if measured.failed:
+        lines = labelled()
+        list_failed(measured.failed, measured.questions, lines)
+        console.print(lines)
     if measured.information:
         console.print()
         show_table(*_windows(measured.information), console)

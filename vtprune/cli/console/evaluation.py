@@ -11,7 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.cli.console.facts import asked_fact, model_fact
-from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
+from vtprune.cli.console.tables import (
+    labelled,
+    list_failed,
+    plain_table,
+    print_fitted,
+    show_warning,
+)
 from vtprune.cli.console.terminal import printable
 from vtprune.inference.wording import with_options
 
@@ -72,23 +78,10 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         lines.add_row("", Text("; ".join(names), "dim"))
     if len(reasons) > MOST_REASONS:
         lines.add_row("", Text(f"and {len(reasons) - MOST_REASONS} more reasons", "yellow"))
-    _list_failed(evaluation, lines)
+    list_failed(evaluation.failed, evaluation.questions, lines)
     if lines.row_count:
         console.print()
         console.print(lines)
-
-
-def _list_failed(evaluation: Evaluation, lines: Table) -> None:
-    """Add the questions that could not be asked, which no row counts."""
-    failed = evaluation.failed
-    if not failed:
-        return
-    total = evaluation.questions + len(failed)
-    lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
-    for number, error in list(failed.items())[:MOST_REASONS]:
-        lines.add_row("", Text(f"question {number + 1}: {printable(error.message)}", "dim"))
-    if len(failed) > MOST_REASONS:
-        lines.add_row("", Text(f"and {len(failed) - MOST_REASONS} more", "dim"))
 
 
 def _not_run(evaluation: Evaluation) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
@@ -12,9 +12,11 @@ from rich.text import Text
 
 from vtprune.cli.console.table_files import TableRecorder
 from vtprune.cli.console.terminal import printable
+from vtprune.errors import VtpruneError
 
 BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
+MOST_FAILED = 5  # questions named one by one
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ def labelled(*justify: JustifyMethod, label: int = LABEL) -> Table:
     for side in justify or ("left",):
         table.add_column(justify=side, overflow="fold", no_wrap=side == "right")
     return table
+
+
+def list_failed(failed: Mapping[int, VtpruneError], asked: int, lines: Table) -> None:
+    """Add the questions of a list that could not be asked, beside those that were."""
+    if failed:
+        total = asked + len(failed)
+        lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
+    for number, error in list(failed.items())[:MOST_FAILED]:
+        lines.add_row("", Text(f"question {number + 1}: {printable(error.message)}", "dim"))
+    if len(failed) > MOST_FAILED:
+        lines.add_row("", Text(f"and {len(failed) - MOST_FAILED} more", "dim"))
 
 
 def plain_table(gap: int = 2) -> Table:

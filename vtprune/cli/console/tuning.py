@@ -10,7 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vtprune.cli.console.facts import model_fact
-from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
+from vtprune.cli.console.tables import (
+    labelled,
+    list_failed,
+    plain_table,
+    print_fitted,
+    show_warning,
+)
 from vtprune.cli.console.terminal import printable
 
 if TYPE_CHECKING:
@@ -33,6 +39,11 @@ def show_tuning(tuning: Tuning, console: Console) -> None:
     if tuning.chosen:
         console.print()
         console.print(Text.assemble(("found ", "bold"), printable(tuning.claim())))
+    if tuning.failed:
+        lines = labelled()
+        list_failed(tuning.failed, tuning.search.questions + tuning.held_out.questions, lines)
+        console.print()
+        console.print(lines)
 
 
 def _searched(trials: Sequence[Trial], floor: float) -> Table:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from vtprune import __version__
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.bootstrap import FEWEST_FILES
 from vtprune.evaluation.calibration.entropy import EntropyCollapse
 from vtprune.evaluation.calibration.horizon import Horizon
 from vtprune.evaluation.calibration.schedules import TriedSchedule
 from vtprune.inference.provenance import file_digests
+from vtprune.inference.questions_file import faults_of
 from vtprune.inference.report import HostInfo, describe_host
 from vtprune.inference.wording import counted
 from vtprune.preset.calibration import Calibration, write_calibration
@@ -47,7 +49,7 @@ class CalibrationResult:
         seconds: that it took.
         warnings: what to know before believing a figure.
         day: when, as YYYY-MM-DD.
-        host, media: as of an evaluation.
+        failed, host, media: as of an evaluation.
     """
 
     model: Mapping[str, object]
@@ -63,6 +65,7 @@ class CalibrationResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     day: str = ""
+    failed: Mapping[int, VtpruneError] = field(default_factory=dict)
     host: HostInfo = field(default_factory=describe_host)
     media: Sequence[str] = ()
 
@@ -161,7 +164,7 @@ class CalibrationResult:
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
-        values = asdict(self)
+        values = asdict(replace(self, failed={})) | {"failed": faults_of(self.failed)}
         values["collapse"]["drop"] = self.collapse.drop
         values["quality"] = self.quality()
         values["proposal"], values["too_few"] = self.proposal(), self.too_few()
