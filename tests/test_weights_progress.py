@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from test_moe import EXPERTS
 from tiny_base import TEXT
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from vtprune.errors import ModelError
 from vtprune.models import weights_progress
 from vtprune.models.loading import load
 from vtprune.models.weights import SINGLE, find_weights
@@ -131,13 +133,20 @@ def test_weights_are_mapped_and_not_copied(checkpoints) -> None:  # type: ignore
     assert sum(mapped) == sum(weight.nbytes for weight in model.parameters())
 
 
-def test_experts_are_read_one_layer_after_the_other(tmp_path: Path, monkeypatch, in_bytes) -> None:  # type: ignore[no-untyped-def]
+def save_experts(directory: Path, **sizes: int) -> Path:
+    """Save a checkpoint that stores its experts singly, as their authors do."""
     fields = tiny.FAMILIES["llava"].config(partial(tiny.token, "llava"))
     text = {**TEXT, **EXPERTS, "model_type": "qwen3_moe", "head_dim": 16, "pad_token_id": None}
+    text |= sizes
     config = CONFIG_MAPPING[fields.pop("model_type")](**{**fields, "text_config": text})
-    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
-    tiny.tokenizer("llava", True).save_pretrained(tmp_path)
-    tiny.write_files("llava", tmp_path)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
+    tiny.tokenizer("llava", True).save_pretrained(directory)
+    tiny.write_files("llava", directory)
+    return directory
+
+
+def test_experts_are_read_one_layer_after_the_other(tmp_path: Path, monkeypatch, in_bytes) -> None:  # type: ignore[no-untyped-def]
+    save_experts(tmp_path)
     num_bytes = find_weights(str(tmp_path)).num_bytes
     assert any(".experts.5." in name for name in num_bytes)
     copied: list[int] = []
@@ -155,9 +164,52 @@ def test_experts_are_read_one_layer_after_the_other(tmp_path: Path, monkeypatch,
             ahead.append(sum(copied) - done)
 
     load(str(tmp_path), dtype="bfloat16", on_progress=watch)
-    assert sum(copied) == sum(num_bytes.values())
-    assert max(ahead) <= 0
+    first = sum(num_bytes[key] for key in num_bytes if ".experts.0." in key)  # read for its shape
+    assert sum(copied) == sum(num_bytes.values()) + first
+    assert max(ahead) <= first
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+
+
+def mapped_bytes() -> int:
+    """Bytes of files that are in this process's memory."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split("RssFile:")[1].split()[0])
+
+
+LARGE = {"hidden_size": 256, "moe_intermediate_size": 512, "num_hidden_layers": 3}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_copied_of_a_file_is_dropped(dtype: str, tmp_path: Path) -> None:
+    directory = save_experts(tmp_path, **LARGE)
+    num_bytes = find_weights(str(directory)).num_bytes
+    experts = sum(count for name, count in num_bytes.items() if ".experts." in name)
+    mapped = [mapped_bytes()]
+    model = load(
+        str(directory), dtype=dtype, on_progress=lambda *step: mapped.append(mapped_bytes())
+    ).model
+    others = sum(num_bytes.values()) - experts
+    assert experts > 4 * others
+    assert max(mapped) - mapped[0] < others + experts / 3
+    plain = AutoModelForImageTextToText.from_pretrained(directory, dtype=getattr(torch, dtype))
+    weights = dict(plain.named_parameters())
+    for path, weight in model.named_parameters():
+        assert torch.equal(weight, weights[path]), path
+    save = tmp_path / "saved"
+    model.save_pretrained(save)  # experts singly again
+    assert find_weights(str(save)).num_bytes.keys() == num_bytes.keys()
+
+
+def test_an_expert_of_another_shape_is_named(tmp_path: Path) -> None:
+    weights = load_file(save_experts(tmp_path) / SINGLE)
+    key = next(key for key in weights if ".experts.2.up_proj" in key)
+    weights[key] = weights[key][:1].contiguous()  # of one row, which would fit every row
+    save_file(weights, tmp_path / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"experts of .*layers\.0\.mlp.* several shapes: \[24, 64\]"
+    ):
+        load(str(tmp_path))
 
 
 def test_weights_of_an_odd_layout_are_read_too() -> None:

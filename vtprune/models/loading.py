@@ -65,7 +65,8 @@ from vtprune.models.structure import (
     refuse_other_generation,
 )
 from vtprune.models.transformers_messages import loading_errors, quiet
-from vtprune.models.weights import find_weights, read_in_turn
+from vtprune.models.weights import find_weights
+from vtprune.models.weights_memory import little_memory
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
 
@@ -514,7 +515,7 @@ def read_weights(
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
-    with BUILDING, count_loaded(weights.num_bytes, on_progress), read_in_turn(weights):
+    with BUILDING, count_loaded(weights.num_bytes, on_progress), little_memory(weights):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             config=config,

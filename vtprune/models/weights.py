@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,7 +15,6 @@ from typing import TYPE_CHECKING
 from vtprune.errors import ModelError
 from vtprune.models.checkpoint import download, find_file, parse
 from vtprune.models.names import GGUF, GGUF_HINT
-from vtprune.process_settings import environment
 
 if TYPE_CHECKING:
     from vtprune.models.weights_progress import DownloadBar
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 LFS_POINTER = b"version https://git-lfs"
-EXPERT = re.compile(r"experts\.\d+\.")
-IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
-"""The environment variable, transformers' only switch for that."""
 LONGEST_HEADER = 100_000_000  # bytes, as the safetensors format has it
 AGAIN = "download the checkpoint again"
 
@@ -72,20 +66,6 @@ def find_weights(
         if os.path.islink(os.path.join(checkpoint, name)):
             raise ModelError(f"{checkpoint}: {name} is a link to a file that is not there", AGAIN)
     raise ModelError(*_explain_absent(checkpoint, named))
-
-
-@contextmanager
-def read_in_turn(weights: Weights) -> Iterator[None]:
-    """Let transformers read a weight when it is its turn, where it joins weights of experts.
-
-    By default (5.17 to 5.24) threads convert all of them ahead, and then they are copied once more:
-    1.65 x the weights at the peak. Other weights are given to the model as they are.
-    """
-    if not any(EXPERT.search(name) for name in weights.num_bytes):
-        yield
-        return
-    with environment({IN_TURN: "1"}):
-        yield
 
 
 def _read_index(checkpoint: str, name: str, path: Path, bar: type[DownloadBar] | None) -> Weights:

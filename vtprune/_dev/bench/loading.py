@@ -1,7 +1,8 @@
 """Memory and time of loading: `python -m vtprune._dev.bench.loading DIR [--dtype float32]`.
 
-Memory is the process's peak (private and file-mapped pages) beyond what the imports take, as a
-multiple of the weights; Linux alone. Times are medians in this process, from the system's cache.
+Memory is the process's peak (private and file-mapped pages) beyond what the imports and a model of
+the same class without weights take, as a multiple of the weights; Linux alone. Times are medians in
+this process, from the system's cache.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from vtprune.models.loading import open_model
+from vtprune.models.skeleton import build_skeleton
 from vtprune.models.weights_progress import read_weights_in
 
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--repeats", type=int, default=8)
     args = parser.parse_args()
+    build_skeleton(open_model(args.directory, device="cpu").files.config)  # imports its class
     before = status("VmRSS")
     model, _ = load(args.directory, args.dtype)
     size = sum(weight.nbytes for weight in model.parameters()) / 1e6
