@@ -189,6 +189,22 @@ def test_what_is_read_ahead_of_the_model_is_bounded_by_bytes(
     sizes = [batch_module.bytes_of(whole(loaded, request, SHORT)) for request in requests]
     assert sizes[1] == 0 < min(sizes[2:])
 
+    readings: list[batch_module.Reading] = []
+
+    class Reading(batch_module.Reading):
+        def __init__(self, *args: Any) -> None:
+            readings.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(batch_module, "Reading", Reading)
+
+    def got_as_far_as_it_may() -> bool:
+        reading = readings[-1]
+        with reading.lock:
+            full = reading.held >= batch_module.MOST_AHEAD_BYTES
+            full = full or len(reading.queue) >= reading.size or len(begun) == len(requests)
+            return full and not reading.running
+
     def chunks(most: int) -> tuple[list[int], list[int], int]:
         """Return the sizes of the chunks, the order, and the most bytes begun and not answered."""
         monkeypatch.setattr(batch_module, "MOST_AHEAD_BYTES", most)
@@ -196,7 +212,10 @@ def test_what_is_read_ahead_of_the_model_is_bounded_by_bytes(
         lengths, order, answered, peak = [], [], 0, 0
         with ThreadPoolExecutor(settings.workers) as pool:
             for chunk in batch_module.read_ahead(pool, loaded, requests, settings):
-                time.sleep(0.05)  # as a model does: the threads get as far as they may
+                deadline = time.monotonic() + 60
+                while not got_as_far_as_it_may():  # the time that a model takes
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
                 peak = max(peak, sum(sizes[: len(begun)]) - answered)
                 numbers = [number for number, _, _ in chunk]
                 answered += sum(sizes[number] for number in numbers)
