@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from vtprune import __version__, demo, saving
 from vtprune.cli import COMMANDS, cli, output
 from vtprune.cli.config import load_config
 from vtprune.cli.flags import sampling_from
-from vtprune.cli.options import Flags, parse_time
+from vtprune.cli.options import Flags
 from vtprune.cli.results import json_file
-from vtprune.errors import ModelError, VtpruneError
+from vtprune.errors import MediaError, ModelError, VtpruneError
 from vtprune.inference import answer_questions, prompt_media
 from vtprune.inference.generate import Generation
 from vtprune.inference.report import Report
+from vtprune.media.times import parse_time
 from vtprune.models import FAMILIES, loading
 from vtprune.models.base import Sampling
 from vtprune.models.names import aliases
@@ -841,12 +842,16 @@ def test_text_that_stdout_cannot_encode_is_no_crash(tmp_path: Path) -> None:
 )
 def test_times_are_seconds_or_minutes_or_hours(text: str, seconds: float) -> None:
     assert parse_time(text) == seconds
+    assert Sampling(start=text, end="2:00:00").start == seconds
+    assert replace(Sampling(end=text), frames=2) == Sampling(2, end=seconds)
 
 
 @pytest.mark.parametrize(
     "text", ["", "1:60", "1:60:00", "1:", ":30", "-5", "1:2:3:4", "nan", "\u0661"]
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(MediaError, match="is no time: seconds, mm:ss or h:mm:ss"):
+        Sampling(start=text)
     result = invoke("ask", "a.png", "what?", "--start", text)
     assert result.exit_code == 2
     assert "is no time: seconds, mm:ss or h:mm:ss" in " ".join(result.stderr.split())

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +68,6 @@ def _option(
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
                     "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
-TIME = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9}(?:\.[0-9]*)?)", re.ASCII)
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
 
@@ -453,7 +451,7 @@ def _click_settings(name: str, default: object) -> dict[str, object]:
         "type": types.get(kind.removeprefix("tuple[").removesuffix(", ...]"), str),
     }
     if declared.metavar == "TIME":
-        settings["type"] = parse_time
+        settings["type"] = _time
     if declared.commas:
         settings["callback"] = _split_at_commas
     if declared.complete:
@@ -461,20 +459,18 @@ def _click_settings(name: str, default: object) -> dict[str, object]:
     return settings
 
 
-def parse_time(text: str) -> float:
-    """Return the seconds that a time means: seconds, mm:ss or h:mm:ss.
+def _time(text: str) -> float:
+    """Return the seconds that a time means.
 
     Raises:
         click.BadParameter: it is none.
     """
-    match = TIME.fullmatch(text.strip())
-    if match and match[2]:
-        hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
-        if seconds < 60 and (minutes < 60 or not match[1]):
-            return 3600 * hours + 60 * minutes + seconds
-    elif match:
-        return float(match[3])
-    raise click.BadParameter(f"{brief(text)} is no time: seconds, mm:ss or h:mm:ss")
+    from vtprune.media.times import parse_time
+
+    try:
+        return parse_time(text)
+    except VtpruneError as error:
+        raise click.BadParameter(error.message) from None
 
 
 def _split_at_commas(

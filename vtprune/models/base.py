@@ -10,6 +10,7 @@ import torch
 
 from vtprune.disk_cache import DiskCache
 from vtprune.errors import ModelError
+from vtprune.media.times import parse_time
 from vtprune.models import prompt
 from vtprune.models.turns import Turn as Turn
 from vtprune.tokens.layout import Grid, Layout
@@ -28,26 +29,43 @@ PIXELS = {"pixel_values": "image", "pixel_values_images": "image", "pixel_values
 """A tensor of a model's inputs -> what it holds; where both share one, they are encoded alike."""
 
 
+class Time:
+    """A field of seconds that takes text too: mm:ss or h:mm:ss."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> float | None:
+        return None if instance is None else instance.__dict__[self.name]
+
+    def __set__(self, instance: object, value: float | str | None) -> None:
+        seconds = parse_time(value) if isinstance(value, str) else value
+        instance.__dict__[self.name] = seconds
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How many frames and tiles of the media to take; None leaves it to the family.
 
-    >>> vtprune.Sampling(frames=16, start=2.0, end=10.0)
+    >>> vtprune.Sampling(frames=16, start=2.0, end="1:30")
 
     Args:
         frames: number of frames of a video, evenly from the first to the last.
         fps: frames a second instead.
         max_frames: the most frames, for `fps` and for the family's own sampling.
-        start: seconds at which the part of a video begins that is sampled.
-        end: seconds at which it ends.
+        start: when the part of a video begins that is sampled: seconds, "mm:ss" or "h:mm:ss".
+        end: when it ends.
+
+    Raises:
+        MediaError: text that is no time.
         max_tiles: the most tiles of a picture, the base picture not counted.
     """
 
     frames: int | None = None
     fps: float | None = None
     max_frames: int | None = None
-    start: float | None = None
-    end: float | None = None
+    start: Time = Time()
+    end: Time = Time()
     max_tiles: int | None = None
 
 
