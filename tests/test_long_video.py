@@ -232,6 +232,42 @@ def test_what_can_not_be_streamed_is_refused(loaded: Loaded, clip: Path, tmp_pat
         ask(loaded, clip, stream={"frames": 0})
 
 
+def test_what_needs_all_tokens_is_refused(loaded: Loaded, clip: Path) -> None:
+    from vtprune.inference.answer_questions import answer_questions
+
+    preset = override(load_preset("balanced"), method="random", at="input", keep=0.3, stream=True)
+    with pytest.raises(ModelError, match="clip is encoded in segments, and the unpruned run"):
+        list(answer_questions(loaded, [clip], ["what?"], preset, compare=True, **SETTINGS))
+    with pytest.raises(ModelError, match="encoded in segments can't be explained"):
+        vtprune.explain(loaded, clip, "what?", preset=preset)
+
+
+@pytest.mark.parametrize("method", ["spread", "holitom"])
+def test_a_drawing_shows_what_the_segments_dropped(method: str, loaded: Loaded, clip: Path) -> None:
+    report, _ = ask(loaded, clip, method=method, at="input", keep=0.2, stream={"frames": 2})
+    run = json.loads(vtprune.draw(report).json())["runs"][0]
+    segments, final = report.tokens.stages
+    dropped = [token["dropped_by"] for token in run["tokens"]]
+    assert len(dropped) == report.tokens.visual == segments.before
+    assert dropped.count(0) == segments.before - segments.after > 0
+    assert dropped.count(None) == final.after
+    kept = [token["frame"] for token in run["tokens"] if token["kept"]]
+    assert [kept.count(frame) for frame in range(7)] == list(report.tokens.by_frame)
+    assert [stage["at"] for stage in run["stages"]] == ["segments", "input"]
+
+
+def test_many_questions_are_streamed_as_alone(loaded: Loaded, clip: Path, tmp_path: Path) -> None:
+    other = save_clip(tmp_path / "other", 5)
+    cut = {"method": "random", "at": "input", "keep": 0.3, "stream": {"frames": 2}}
+    media = [clip, other]
+    items = [(item, "what?") for item in media]
+    reports = vtprune.answer(loaded, items, batch_size=2, **SETTINGS, **cut)  # type: ignore[arg-type]
+    for report, item in zip(reports, media, strict=True):
+        alone, _ = ask(loaded, item, **cut)
+        assert (report.answer, report.tokens) == (alone.answer, alone.tokens)
+        assert report.tokens.stages[0].at == "segments"
+
+
 def test_an_optional_stage_at_pixels_is_left_out(loaded: Loaded, clip: Path) -> None:
     report, _ = ask(loaded, clip, preset="long-video", keep=0.3, stream=True)
     assert any("scenes) is left out: the frames of a streamed" in text for text in report.warnings)

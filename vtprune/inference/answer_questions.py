@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from vtprune.engine.inputs import FeatureCache
+from vtprune.errors import ModelError
 from vtprune.inference.compare import compare_runs
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import build_report
@@ -72,6 +73,12 @@ def answer_questions(
     prompt_media = paths
     if not isinstance(prompt_media, PromptMedia):
         prompt_media = read_media(loaded, prompt_media, sampling, preset, limits, on_progress)
+    if compare and prompt_media.stream is not None:
+        raise ModelError(
+            f"{prompt_media.stream.source.name} is encoded in segments, and the unpruned run of a "
+            "comparison holds all frames at once",
+            "leave the comparison out, or give fewer frames, without --stream",
+        )
     full = prompt_media
     if compare and prompt_media.full_size:
         full = read_in_full(loaded, prompt_media.sources, sampling, limits, on_progress)

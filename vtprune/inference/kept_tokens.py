@@ -6,8 +6,8 @@ where they were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,6 +87,20 @@ class StageOfSample:
         """The score of each token that its method ranked, by column; higher is kept first."""
         return {} if self.score is None else self.score.by_column()
 
+    def at_columns(self, columns: Mapping[int, int]) -> StageOfSample:
+        """Return it for another prompt with the same tokens: column -> column there."""
+
+        def there(old: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([columns[column] for column in old.tolist()], dtype=torch.long)
+
+        merge, score = self.merge, self.score
+        return replace(
+            self,
+            kept=frozenset(columns[column] for column in self.kept),
+            merge=merge and replace(merge, columns=there(merge.columns)),
+            score=score and replace(score, columns=there(score.columns)),
+        )
+
     @classmethod
     def of(cls, record: StageRecord, sample: int) -> StageOfSample:
         """Return what a record of a batch says of one of its samples."""
@@ -147,6 +161,17 @@ def keep_record(
 ) -> KeptTokens | None:
     """Return what a run kept; None without visual tokens, or where their media are not known."""
     layout = trace.layouts[sample] if trace.layouts else empty_layout()
+    stages, streamed = stages_of(trace, sample), question.inputs.streamed
+    if streamed is not None and len(layout):
+        columns = dict(
+            zip(
+                layout.columns.tolist(),
+                streamed.layout.columns[streamed.index].tolist(),
+                strict=True,
+            )
+        )
+        layout = streamed.layout
+        stages = tuple(stage.at_columns(columns) for stage in stages)
     prepared, sources = question.media.items, question.media.sources
     if not len(layout) or not prepared:
         return None
@@ -174,7 +199,7 @@ def keep_record(
         for item, source in zip(prepared, sources or [one.source for one in prepared], strict=True)
     )
     num_layers = len(trace.visual_by_layer[sample]) if trace.visual_by_layer else 0
-    return KeptTokens(layout, stages_of(trace, sample), items, media, num_layers)
+    return KeptTokens(layout, stages, items, media, num_layers)
 
 
 def _items_of_prompt(

@@ -207,8 +207,7 @@ class DrawnRun:
             return f"not pruned: {self.total} tokens"
         one = self.stages[stage]
         where = "input" if one.layer == 0 else f"layer {one.layer}"
-        where = one.at if one.at == "decoding" else where
-        where = "pixels" if one.at == "pixels" else where
+        where = one.at if one.at in ("pixels", "segments", "decoding") else where
         return f"{where} · {one.method}: {one.after} of {self.total}"
 
     def to_dict(self) -> dict[str, object]:

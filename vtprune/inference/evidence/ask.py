@@ -105,8 +105,13 @@ def answer_to_explain(
         attention: read the attention of the answer.
 
     Raises:
-        ModelError: the prompt has no visual tokens.
+        ModelError: the prompt has no visual tokens, or its video was encoded in segments.
     """
+    if prepared.inputs.streamed is not None:
+        raise ModelError(
+            "a video that is encoded in segments can't be explained: maps need all its tokens",
+            "give fewer frames, and a preset without stream",
+        )
     structure = find_structure(loaded.model)
     rows = None
     if attention:
