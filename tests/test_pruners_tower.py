@@ -1,4 +1,4 @@
-"""Methods that read the vision tower: VisPruner and SCOPE by their definitions."""
+"""Methods that read the vision tower: VisPruner, SCOPE and HiPrune by their definitions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.pruners import create, lazy_greedy, scope, vispruner
+from vtprune.pruners import create, hiprune, lazy_greedy, scope, vispruner
 from vtprune.pruners.base import Budget, VisualTokens
-from vtprune.pruners.contract import flat, tokens_of
+from vtprune.pruners.contract import flat, tiles, tokens_of, video
 from vtprune.pruners.similarity import cosines, unit_rows
 
 
@@ -125,3 +125,42 @@ def test_segments_choose_by_themselves() -> None:
     )
     assert len(cut.index) == 40
     assert cut.index.tolist() != whole.index.tolist()
+
+
+# -- hiprune --------------------------------------------------------------------------------------
+
+
+def test_anchors_and_their_neighbours_stay_and_registers_fill_the_budget() -> None:
+    # Two frames of 3 x 4 and a newline. Of 10 tokens all may be of objects: 10 / 5 anchors, 5 in
+    # the first frame and 23 in the corner of the second, with 1 4 6 9 and 19 22 beside them. Two
+    # registers: 0 and 12, the most attended to of the rest at the end; 5 was before.
+    layout = video(frames=2, rows=3, cols=4)
+    middle, last = torch.zeros(25), torch.zeros(25)
+    middle[[5, 23]], last[[5, 12, 0, 2]] = 1.0, torch.tensor([9.0, 8.0, 7.0, 6.0])
+    states = {"tower_middle_attention": middle, "tower_mean_attention": last}
+    tokens = VisualTokens(layout, states)
+    budget = Budget.share(10, layout.groups("all"))
+    kept = create("hiprune", {"objects": 1}).select(tokens, budget).index.tolist()
+    assert kept == [0, 1, 4, 5, 6, 9, 12, 19, 22, 23]
+    kept = create("hiprune", {"objects": 0}).select(tokens, Budget.share(4, layout.groups("all")))
+    assert kept.index.tolist() == [0, 2, 5, 12]
+
+
+def test_neighbours_are_of_the_same_tile_and_patches() -> None:
+    layout = tiles(((2, 2), (2, 2)))
+    assert hiprune.with_neighbours(layout, torch.tensor([3])).nonzero()[:, 0].tolist() == [1, 2, 3]
+    layout = video(frames=1, rows=2, cols=2)  # the newline is noted at the last patch's place
+    assert hiprune.with_neighbours(layout, torch.tensor([4])).nonzero()[:, 0].tolist() == [4]
+    assert hiprune.with_neighbours(layout, torch.tensor([3])).nonzero()[:, 0].tolist() == [1, 2, 3]
+
+
+def test_a_tenth_of_the_budget_is_of_objects() -> None:
+    tokens = tokens_of(video(frames=1, rows=24, cols=24, newline=False))
+    budget = Budget.share(192, torch.zeros(576, dtype=torch.long))  # 192 x 0.1 / 5: 3 anchors
+    kept = set(create("hiprune", {}).select(tokens, budget).index.tolist())
+    middle, last = (tokens.states[f"tower_{name}_attention"] for name in ("middle", "mean"))
+    anchors = middle.argsort(descending=True)[:3]
+    objects = set(hiprune.with_neighbours(tokens.layout, anchors).nonzero()[:, 0].tolist())
+    assert objects <= kept
+    registers = [n for n in last.argsort(descending=True).tolist() if n not in objects]
+    assert kept == objects | set(registers[: 192 - len(objects)])

@@ -36,7 +36,7 @@ from vtprune.errors import ModelError
 from vtprune.models.anyres import Plane, tiled_grid
 from vtprune.models.generic import GenericFamily
 from vtprune.pruners import METHODS, Method
-from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.pruners.base import TOWER, Budget, Selection, VisualTokens
 from vtprune.tokens.layout import CLS, NEWLINE, PATCH, box, join, lay_out, single
 
 CELLS = [(name, kind) for name in tiny.MODELS for kind in tiny.KINDS[name]]
@@ -235,6 +235,34 @@ def test_tokens_receive_what_the_model_s_own_code_makes_of_its_patches(
     check_against_the_model(name, inputs, monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "llava_next"])
+def test_tokens_receive_in_the_mean_of_the_last_and_of_a_middle_layer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "needs", TOWER)
+    model, eager = shared_model(name), shared_model(name, "eager")
+    eager.load_state_dict(model.state_dict())
+    if name == "llava":  # two layers: the last is another than that a third down
+        monkeypatch.setattr(model.config, "vision_feature_layer", -1)
+        monkeypatch.setattr(eager.config, "vision_feature_layer", -1)
+    inputs = tiny.inputs(name, model, "image")
+    watched(model, inputs)
+    (tokens,) = Watcher.given
+    patch = tokens.layout.grid.kind == PATCH
+    part = tower.find_tower(vtprune.models.structure.find_structure(eager), "image", {})
+    assert (part.last is part.middle) == (name != "llava")
+    for state, module in (("mean", part.last), ("middle", part.middle)):
+        with noting(module, monkeypatch) as noted, torch.no_grad():
+            encode(eager.model, "image", inputs)
+        means = [one.mean(0) for probabilities in noted for one in probabilities.mean(1)]
+        rows = [one * len(one) for one in means]
+        with monkeypatch.context() as changed:
+            expected = through_the_model(eager, "image", rows, inputs, changed)
+        read = tokens.states[f"tower_{state}_attention"][patch]
+        torch.testing.assert_close(read, expected[patch], atol=1e-6, rtol=1e-4)
+        assert float(read.std()) > 1e-2
+
+
 @pytest.mark.parametrize("size", [(168, 168), (168, 100), (40, 168), (300, 20)])
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 def test_pictures_that_are_padded_or_interpolated_are_mapped_like_their_features(
@@ -285,9 +313,11 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
     calls: list[None] = []
     handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(None))
     encoded: vtprune.engine.inputs.FeatureCache = {}
+    middle = {"stages": [{"at": "input", "method": "hiprune", "keep": 0.5}]}
     random = {"stages": [{"at": "input", "method": "random", "keep": 0.5}]}
     counts = []
-    for preset in (random, STAGES, STAGES, random):  # what random left is encoded once more
+    # What random left, and what says less than hiprune asks for, is encoded once more.
+    for preset in (random, STAGES, STAGES, random, middle, middle):
         Watcher.given.clear()
         with vtprune.pruning(model, preset, inputs=PreparedInputs(features=encoded)):
             oracle.generate(model, inputs, steps=1)
@@ -295,7 +325,7 @@ def test_features_from_an_earlier_block_bring_what_they_received() -> None:
         for tokens in Watcher.given:
             assert torch.equal(tokens.states["tower_attention"], expected)
     handle.remove()
-    assert counts == [1, 2, 2, 2]
+    assert counts == [1, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(("name", "kind"), test_pixels.CASES)
@@ -420,8 +450,8 @@ def test_rows_that_are_not_those_of_the_tokens_are_refused() -> None:
     layout = lay_out({"image": torch.arange(16)}, {"image": [box(1, 4, 4)]})
 
     def read(*rows: torch.Tensor) -> list[torch.Tensor]:
-        given = {"tower_attention": tower.TowerReading(True, list(rows))}
-        return tower.read_scores(structure, {"image": given}, [layout])
+        given = {"tower_attention": tower.TowerReading(True, [row[None] for row in rows])}
+        return [s[:, 0] for s in tower.read_scores(structure, {"image": given}, [layout])]
 
     assert torch.equal(read(torch.ones(17) / 17)[0], torch.ones(16))
     for rows in ([torch.ones(17)] * 2, [torch.ones(13)], []):

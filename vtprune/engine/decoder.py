@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -35,6 +35,7 @@ from vtprune.errors import ModelError
 from vtprune.models import seams
 from vtprune.models.base import StreamedVideo
 from vtprune.models.structure import DEEPSTACK, Structure
+from vtprune.pruners.base import TOWER
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -115,7 +116,7 @@ class DecoderHooks:
             seams.check_values("its decoder", given, seams.DECODER)
         if batch.reads_tower:
             vision = {name: self.state.calls.get(name, {}) for name in self.state.modalities}
-            readings.tower = self.streamed_scores() or read_scores(
+            readings.tower = self.streamed_scores(batch.tower_names) or read_scores(
                 self.structure, vision, sequence.original_layouts
             )
         if 0 in batch.by_layer:
@@ -153,21 +154,25 @@ class DecoderHooks:
             hooks.replace(self.decoder, DEEPSTACK, add)
         return given
 
-    def streamed_scores(self) -> list[torch.Tensor]:
+    def streamed_scores(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Return what a streamed video's tokens receive of their tower's attention; [] of others.
+
+        Args:
+            names: those of `TOWER` that are needed.
 
         Raises:
             ModelError: it was not read when the segments were encoded.
         """
         if self.streamed is None:
             return []
-        if self.streamed.tower is None:
+        tower, columns = self.streamed.tower, [TOWER.index(name) for name in names]
+        if tower is None or bool(tower[:, columns].isnan().all(0).any()):
             raise ModelError(
                 "a stage reads the vision tower's attention, and the segments of the streamed "
                 "video were cut by a method that does not",
                 "use that method at the input too, or leave --stream out",
             )
-        return [self.streamed.tower]
+        return [tower]
 
     def with_all_rows(self, prefill: Prefill, given: Kwargs) -> Kwargs:
         """Return the decoder's arguments, so that cuts get all tokens.

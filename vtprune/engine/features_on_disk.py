@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 
@@ -11,6 +12,7 @@ from vtprune.disk_cache import digest
 from vtprune.engine.encoded_rows import PLAIN
 from vtprune.engine.tower_attention import TowerReading
 from vtprune.models.encoder_cache import EncoderCache
+from vtprune.pruners.base import TOWER
 
 UNREAD = ("hidden_states", "attentions")
 """Fields of an encoder's output that no forward reads."""
@@ -51,7 +53,8 @@ def load_features(
         return None
     tensors, notes = entry
     try:
-        form, has_cls = notes
+        form, has_cls, read = notes
+        names = tuple(name for name in TOWER if name in cast("list[str]", read))
         features = put_together(tensors, form, device)
         if has_cls is None:
             return features, None
@@ -59,7 +62,7 @@ def load_features(
         rows = [tensors[f"{TOWER_ROW}{row}"].to(device) for row in range(num_rows)]
     except (KeyError, TypeError, ValueError):
         return None  # written by something else
-    return features, TowerReading(bool(has_cls), rows)
+    return features, TowerReading(bool(has_cls), rows, names)
 
 
 def store_features(
@@ -76,7 +79,8 @@ def store_features(
     tensors, form = apart
     rows = {} if reading is None else {f"{TOWER_ROW}{n}": row for n, row in enumerate(reading.rows)}
     has_cls = None if reading is None else reading.has_cls
-    cache.disk.store(key, tensors | rows, [form, has_cls])
+    names = [] if reading is None else list(reading.names)
+    cache.disk.store(key, tensors | rows, [form, has_cls, names])
     return put_together(tensors, form, None)
 
 

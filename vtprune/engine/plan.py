@@ -94,16 +94,23 @@ class PruningPlan:
         return decode
 
     @functools.cached_property
-    def reads_tower(self) -> bool:
-        """Whether a method of any stage reads what the vision tower attends to."""
+    def tower_names(self) -> tuple[str, ...]:
+        """The readings of the vision tower's attention that methods of any stage need."""
         preset = self.preset
         lists = (preset.stages, preset.image.stages, preset.video.stages)
-        return not preset.keeps_all() and any(
-            set(self.needs(stage)) & set(TOWER)
+        needs = {
+            name
             for stages in lists
             for stage in stages or ()
-            if stage.at != PIXELS
-        )
+            if stage.at != PIXELS and not preset.keeps_all()
+            for name in self.needs(stage)
+        }
+        return tuple(name for name in TOWER if name in needs)
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether a method of any stage reads what the vision tower attends to."""
+        return bool(self.tower_names)
 
     def group(self, modality: str) -> StageGroup:
         """Return the budget of a modality, with the layers of its stages in this model."""
@@ -525,7 +532,12 @@ class PlannedBatch:
     @property
     def reads_tower(self) -> bool:
         """Whether a method reads what the vision tower attended to."""
-        return any(self.needs(layer) & set(TOWER) for layer in self.by_layer)
+        return bool(self.tower_names)
+
+    @property
+    def tower_names(self) -> list[str]:
+        """The readings of the vision tower's attention that the methods of these cuts need."""
+        return [name for name in TOWER if any(name in self.needs(n) for n in self.by_layer)]
 
 
 def plan_batch(

@@ -30,7 +30,8 @@ class Readings:
         projected: query, key or value -> (B, n, H, D) of the layer before the cut.
         previous: (B, n, d) states that enter the layer before the cut; None: not read.
         attention: for every sample (R, n) float32 of the layer before the cut.
-        tower: for every sample (N,) float32 of the vision tower, for its tokens before any cut.
+        tower: for every sample (N, V) float32 of the vision tower, by the names of `TOWER`, for its
+            tokens before any cut.
     """
 
     def __init__(self, structure: Structure, sequence: SequenceState) -> None:
@@ -91,7 +92,7 @@ class Readings:
             rows = rows[:, slots.to(rows.device, non_blocking=True)]
             return rows if name == "text_attention" else rows[-1]
         if name in TOWER:
-            scores = self.tower[sample]
+            scores = self.tower[sample][:, TOWER.index(name)]
             index = torch.searchsorted(
                 self.sequence.original_layouts[sample].columns, tokens.columns
             )

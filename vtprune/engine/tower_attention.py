@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,11 +18,13 @@ from vtprune.models.seams import unknown
 from vtprune.models.structure import Structure
 from vtprune.pruners.base import TOWER
 from vtprune.tokens.layout import CLS, PATCH, Grid, Layout
+from vtprune.tokens.schedule import SLACK
 
 TOWERS = ("vision_tower", "visual", "vision_model")
 LAYERS = ("layers", "layer", "blocks")
 ATTENTION = ("self_attn", "attn", "attention")
 CLS_WEIGHTS = ("class_embedding", "cls_token")
+MIDDLE = 9 / 24  # of a tower's depth; HiPrune's layer 9 of CLIP's 24, counted from 0
 WAY_OUT = "use a method that does not read the vision tower, such as entropy or uniform"
 
 Rows = Sequence[torch.Tensor] | torch.Tensor
@@ -40,23 +42,43 @@ class Tower:
     """What is read of a vision tower.
 
     Args:
-        attention: the module in which the layer attends whose output the projector is given.
+        last: the module in which the layer attends whose output the projector is given.
+        middle: the same of a layer `MIDDLE` down the tower, at most the last.
         has_cls: its rows begin with a CLS token.
     """
 
-    attention: nn.Module
+    last: nn.Module
+    middle: nn.Module
     has_cls: bool
+
+    def modules(self, names: Sequence[str]) -> dict[nn.Module, list[str]]:
+        """Return which of the named readings each attention module gives."""
+        modules: dict[nn.Module, list[str]] = {}
+        for name in names:
+            module = self.middle if name == "tower_middle_attention" else self.last
+            modules.setdefault(module, []).append(name)
+        return modules
+
+    def is_by_first(self, name: str) -> bool:
+        """Return whether a reading is of the attention of the CLS token alone."""
+        return self.has_cls and name == "tower_attention"
 
 
 @dataclass(frozen=True, eq=False)
 class TowerReading:
-    """What the patches of each row of a tower received in one encoder call."""
+    """What the patches of each row of a tower received in one encoder call.
+
+    Args:
+        has_cls: each row begins with a CLS token.
+        rows: (V, S) each, by the names of `TOWER` that were read.
+    """
 
     has_cls: bool
     rows: list[torch.Tensor]
+    names: tuple[str, ...] = TOWER[:1]
 
     def among(self, kept: torch.Tensor | None) -> TowerReading:
-        """Return the same, (0,) in the places of rows that the tower did not get.
+        """Return the same, (V, 0) in the places of rows that the tower did not get.
 
         Args:
             kept: (U,) bool: those that it got; None: all.
@@ -64,8 +86,13 @@ class TowerReading:
         if kept is None or len(self.rows) != int(kept.sum()):
             return self
         rows = iter(self.rows)
-        empty = self.rows[0].new_zeros(0)
-        return TowerReading(self.has_cls, [next(rows) if ran else empty for ran in kept.tolist()])
+        empty = self.rows[0].new_zeros(len(self.names), 0)
+        return replace(self, rows=[next(rows) if ran else empty for ran in kept.tolist()])
+
+
+def covers(reading: object, names: Sequence[str]) -> bool:
+    """Return whether something is a reading of all these."""
+    return isinstance(reading, TowerReading) and set(names) <= set(reading.names)
 
 
 def find_tower(structure: Structure, modality: str, given: Mapping[str, object]) -> Tower:
@@ -86,13 +113,30 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     number = _feature_layer(structure, given, len(layers)) if layers else -1
     if number < 0:
         raise _unreadable(structure, "its projector is not given what a layer of its tower says")
-    parts = (getattr(layers[number], name, None) for name in ATTENTION)
+    last = _attention_of(structure, layers[number])
+    middle = _attention_of(structure, layers[_middle_layer(structure, len(layers), number)])
+    weights = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
+    return Tower(last, middle, bool(weights & set(CLS_WEIGHTS)))
+
+
+def _attention_of(structure: Structure, layer: nn.Module) -> nn.Module:
+    """Return the module in which a layer of a tower attends."""
+    parts = (getattr(layer, name, None) for name in ATTENTION)
     module = next((running_module(part) for part in parts if isinstance(part, nn.Module)), None)
     kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if module is None or not isinstance(kernel, str):
         raise _unreadable(structure, "a layer of its tower has no attention to read")
-    weights = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
-    return Tower(module, bool(weights & set(CLS_WEIGHTS)))
+    return module
+
+
+def _middle_layer(structure: Structure, count: int, last: int) -> int:
+    """Return the layer of a tower that is `MIDDLE` down it, at most the last.
+
+    Where most layers attend in windows, it is the nearest that does not.
+    """
+    middle = min(int(MIDDLE * count + SLACK), last)
+    unwindowed = getattr(structure.config.vision_config, "fullatt_block_indexes", None) or [middle]
+    return int(min((n for n in unwindowed if n <= last), key=lambda n: abs(n - middle)))
 
 
 def _unreadable(structure: Structure, reason: str) -> ModelError:
@@ -143,9 +187,10 @@ class MisfitError(Exception):
 def read_scores(
     structure: Structure, vision: Mapping[str, Mapping[str, object]], layouts: Sequence[Layout]
 ) -> list[torch.Tensor]:
-    """Return what every sample's visual tokens receive of their tower's attention, (N,) float32.
+    """Return what every sample's visual tokens receive of their tower's attention.
 
-    It is a multiple of what they would receive if their row's attention went to all alike, so that
+    They are (N, V) float32 with a column for every name of `TOWER`, of NaN where it was not read:
+    multiples of what the tokens would receive if their row's attention went to all alike, so that
     pictures of different sizes compare.
 
     Args:
@@ -156,24 +201,30 @@ def read_scores(
         ModelError: it was not read, or does not fit the tokens.
     """
     shared = len(set(structure.placeholders().values())) == 1
-    scores = [torch.zeros(len(layout)) for layout in layouts]
+    scores = [torch.zeros(len(layout), len(TOWER)) for layout in layouts]
     for modality, given in vision.items():
         reading = given.get(TOWER[0])
         if not isinstance(reading, TowerReading):
             raise _unreadable(structure, "the pictures were encoded before this block")
         kind = "all" if shared else modality  # one placeholder: one encoder call for all
         tokens = [layout.of_modality(kind) for layout in layouts]
-        try:
-            rows = [row * len(row) for row in reading.rows]
-            rows_by_item, footprint = find_footprint(structure, given, rows, reading.has_cls)
-            received = distribute(layouts, tokens, rows_by_item, footprint)
-        except MisfitError:
-            raise _unreadable(
-                structure, f"the rows of its tower are not those of the {modality} tokens"
-            ) from None
-        for sample, values in enumerate(received):
-            scores[sample] = scores[sample].to(values.device)
-            scores[sample][tokens[sample].to(values.device)] = values
+        for column, name in enumerate(TOWER):
+            if name not in reading.names:
+                for sample, index in enumerate(tokens):
+                    scores[sample][index.to(scores[sample].device), column] = torch.nan
+                continue
+            number = reading.names.index(name)
+            try:
+                rows = [row[number] * row.shape[1] for row in reading.rows]
+                rows_by_item, footprint = find_footprint(structure, given, rows, reading.has_cls)
+                received = distribute(layouts, tokens, rows_by_item, footprint)
+            except MisfitError:
+                raise _unreadable(
+                    structure, f"the rows of its tower are not those of the {modality} tokens"
+                ) from None
+            for sample, values in enumerate(received):
+                scores[sample] = scores[sample].to(values.device)
+                scores[sample][tokens[sample].to(values.device), column] = values
     return scores
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from vtprune.engine.pixel_selection import PixelSelection, ReducedTower, select_
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.readings import KernelCall, KernelTap, received
 from vtprune.engine.refusals import refuse_missing_inputs, refuse_unknown_tower
-from vtprune.engine.tower_attention import TowerReading, find_tower
+from vtprune.engine.tower_attention import TowerReading, covers, find_tower
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.seams import ENCODERS, Arguments
@@ -91,7 +92,7 @@ class EncoderHooks:
             *_identities(given, self.config),
         )
         known = features.get(key) if features is not None else None
-        if known and (not self.plan.reads_tower or TOWER[0] in known[0]):
+        if known and self.is_read(known[0].get(TOWER[0])):
             state.calls[modality] = dict(known[0])
             return known[1]
         started, state.encoding = now(self.structure.device), True
@@ -139,7 +140,7 @@ class EncoderHooks:
                 return None
             with cache.disk.entry(key):
                 known = load_features(cache, key, self.structure.device)
-                if known and (known[1] or not self.plan.reads_tower):
+                if known and self.is_read(known[1]):
                     features, reading = known
                     found.add((call.row, modality))
                 else:
@@ -158,7 +159,7 @@ class EncoderHooks:
             return None
         if readings:
             together = [row for reading in readings for row in reading.rows]
-            given[TOWER[0]] = TowerReading(readings[0].has_cls, together)
+            given[TOWER[0]] = replace(readings[0], rows=together)
         self.state.found |= found
         return joined
 
@@ -219,21 +220,28 @@ class EncoderHooks:
         if not self.plan.reads_tower:
             yield
             return
-        tower = find_tower(self.structure, modality, given)
-        reading = TowerReading(tower.has_cls, [])
+        tower, names = find_tower(self.structure, modality, given), self.plan.tower_names
+        rows_by_name: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
-        def take(call: KernelCall) -> None:
+        def take(given_by: Sequence[str], call: KernelCall) -> None:
             with torch.no_grad():
-                reading.rows.extend(received(call, tower.has_cls))
+                for name in given_by:
+                    rows_by_name[name].extend(received(call, tower.is_by_first(name)))
+
+        def put_on(tap: KernelTap, inner: Hooks) -> None:
+            inner.replace(tap.registry, "get_interface", tap.get_interface)
 
         with Hooks(this_thread()) as hooks:
-            tap = KernelTap(tower.attention, take)
-            hooks.during(
-                tower.attention,
-                lambda inner: inner.replace(tap.registry, "get_interface", tap.get_interface),
-            )
+            for module, given_by in tower.modules(names).items():
+                tap = KernelTap(module, functools.partial(take, given_by))
+                hooks.during(module, functools.partial(put_on, tap))
             yield
-        given[TOWER[0]] = reading.among(rows)
+        together = [torch.stack(parts) for parts in zip(*rows_by_name.values(), strict=True)]
+        given[TOWER[0]] = TowerReading(tower.has_cls, together, names).among(rows)
+
+    def is_read(self, reading: object) -> bool:
+        """Return whether a reading of the tower has all that methods ask for."""
+        return not self.plan.reads_tower or covers(reading, self.plan.tower_names)
 
 
 def _features_follow(given: Kwargs, config: object) -> Kwargs:

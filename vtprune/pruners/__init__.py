@@ -151,6 +151,17 @@ METHODS: dict[str, Method] = {
         paper="SCOPE, arXiv 2510.24214",
         options=(SEGMENT,),
     ),
+    "hiprune": Method(
+        path="vtprune.pruners.hiprune:HiPrune",
+        at="input",
+        summary="what a middle and the last tower layer look at",
+        paper="HiPrune, arXiv 2508.00553",
+        options=(
+            MethodOption("objects", 0.1, (),
+                         "part of the budget for what the middle layer looks at and what is beside",
+                         0, 1),
+        ),
+    ),
     "evs": Method(
         path="vtprune.pruners.evs:Evs",
         at="input",

@@ -23,9 +23,11 @@ ATTENTION = ("attention", "text_attention")
 every text token that follows the last visual token."""
 LAYER_BEFORE = (*ATTENTION, "previous", "text_previous")
 """What only a layer before the cut gives: a method that reads it can't cut at the input."""
-TOWER = ("tower_attention",)
+TOWER = ("tower_attention", "tower_mean_attention", "tower_middle_attention")
 """Attention that each token's patches receive in the vision tower, as a multiple of what they would
-receive if it went to all of their frame or tile alike."""
+receive if it went to all of their frame or tile alike: in its last layer from the CLS token, from
+all patches in the mean where there is none; there from all in the mean; and so in a layer 9/24 down
+the tower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class VisualTokens:
             "normed" -> those after the language model's final norm, weights included; "previous" ->
             those that enter the layer before, not at the input; "text_query"
             and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention" -> (M, N)
-            probabilities, float32; "tower_attention" -> (N,) float32.
+            probabilities, float32; "tower_attention" and so on -> (N,) float32.
         seed: of the preset and stage: the same in every row of a batch.
         stage: how many stages of the same schedule cut before this one.
     """

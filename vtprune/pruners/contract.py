@@ -98,7 +98,7 @@ def tokens_of(layout: Layout, seed: int = 0) -> VisualTokens:
     states = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     rows = torch.randn(TEXT, count + 9, generator=generator).softmax(-1)[:, :count]
     states |= {"text_attention": rows, "attention": rows[-1].clone()}
-    states["tower_attention"] = torch.rand(count, generator=generator)
+    states |= {name: torch.rand(count, generator=generator) for name in TOWER}
     return VisualTokens(layout, states, seed)
 
 
