@@ -352,6 +352,13 @@ def test_segments_in_time_have_every_frame_once(loaded: Loaded, clip: Path) -> N
         time_segments(source, length / 5000, vtprune.Sampling())
 
 
+def test_a_video_of_one_frame_has_one_segment_in_time(loaded: Loaded, tmp_path: Path) -> None:
+    source = open_source(save_clip(tmp_path / "clip", 1))
+    ((start, end),) = time_segments(source, 0.001, vtprune.Sampling())
+    sampling = vtprune.Sampling(start=start, end=end)
+    assert vtprune.ask(loaded, source.path, "what?", sampling=sampling).input.frames == 1
+
+
 def test_every_segment_has_an_answer_and_then_the_whole(tmp_path: Path, checkpoints) -> None:  # type: ignore[no-untyped-def]
     clip = save_clip(tmp_path / "clip", 6)
     source = open_source(clip)

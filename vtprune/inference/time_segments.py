@@ -34,7 +34,8 @@ def time_segments(source: Source, minutes: float, sampling: Sampling) -> list[Sp
             f"{source.name} is a picture, which has no segments", "leave --per-segment out"
         )
     first = source.timestamps[0] if sampling.start is None else sampling.start
-    last = source.timestamps[-1] if sampling.end is None else sampling.end
+    stop = max(source.timestamps[-1], first + INSTANT)  # a video of one frame takes no time
+    last = stop if sampling.end is None else sampling.end
     length = 60 * minutes
     count = max(1, math.ceil((last - first) / length - INSTANT))
     if count > MOST:
