@@ -358,6 +358,11 @@ def test_a_keep_below_what_always_stays_is_an_error_that_says_what_can_be_reache
         model, method="predictable", keep=0.05, inputs=prepared(media)
     ):  # fmt: skip
         oracle.generate(model, inputs, steps=1)
+    match = "a budget of 2 tokens can't be reached at pixels"
+    with pytest.raises(PresetError, match=match), vtprune.pruning(
+        model, method="predictable", tokens=2, inputs=prepared(media)
+    ):  # fmt: skip
+        oracle.generate(model, inputs, steps=1)
     stage = {**STAGE, "keep": 0.05}
     with vtprune.pruning(model, {"stages": [stage]}, inputs=prepared(media)) as trace:
         oracle.generate(model, inputs, steps=1)
@@ -395,9 +400,7 @@ def test_a_keep_that_the_content_is_below_is_warned_of() -> None:
         oracle.generate(model, inputs, steps=1)
     assert [stage.after for stage in trace.stages] == [[16], [16]]
     assert trace.keep_mean() == 16 / 33
-    assert any(
-        "more than the 16 of 33 tokens that the stage at pixels" in w for w in trace.warnings
-    )
+    assert any("more than the 16 of 33 tokens that are left at" in w for w in trace.warnings)
 
 
 # -- from files -----------------------------------------------------------------------------------

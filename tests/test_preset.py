@@ -671,7 +671,7 @@ def test_two_budgets_are_refused(tmp_path: Path) -> None:
     text = "keep: 0.3\ntokens: 96\nstages:\n  - {at: ecl, method: random}\n"
     with pytest.raises(PresetError, match=r"keep 0\.3 and tokens 96 are two budgets"):
         load_preset(write(tmp_path, text))
-    with pytest.raises(PresetError, match="a keep and a number of tokens are two budgets"):
+    with pytest.raises(PresetError, match=r"keep 0\.3 and tokens 40 are two budgets"):
         override(load_preset(None), keep=0.3, tokens=40)
     with pytest.raises(PresetError, match="tokens 40 and tokens_after 50 are two budgets"):
         override(load_preset(None), tokens=40, tokens_after=50)

@@ -14,6 +14,7 @@ from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.adapters import running_module
 from vtprune.models.seams import unknown
+from vtprune.preset import StageSpec
 from vtprune.pruners import METHODS
 from vtprune.pruners.base import PatchPruner, UnitPruner
 from vtprune.tokens.layout import MODALITIES, PATCH, Layout
@@ -231,9 +232,15 @@ def _check_reached(
     stage = group.stages[0].spec
     if left < most and stage.keep is None:
         plan.trace.warn(
-            f"keep {keep:g} is not reached: only {left} of {total} tokens are in frames and "
-            f"tiles that {stage.method} does not drop"
+            f"{_budget(plan, stage, keep)} is not reached: only {left} of {total} tokens are in "
+            f"frames and tiles that {stage.method} does not drop"
         )
+
+
+def _budget(plan: PruningPlan, stage: StageSpec, keep: float) -> str:
+    """Return the budget of a stage at `pixels` as it was given: a keep, or a number of tokens."""
+    tokens = plan.preset.budget if stage.keep is None else None
+    return f"keep {keep:g}" if tokens is None else f"a budget of {tokens} tokens"
 
 
 def _check_most(
@@ -247,12 +254,12 @@ def _check_most(
     stage = group.stages[0].spec
     if left > most:
         message = (
-            f"keep {keep:g} can't be reached at pixels: the first frame of a video and the base "
-            f"picture always stay, {left} of {total} tokens"
+            f"{_budget(plan, stage, keep)} can't be reached at pixels: the first frame of a video "
+            f"and the base picture always stay, {left} of {total} tokens"
         )
         if stage.keep is None:
             raise PresetError(
-                message, "raise keep, or cut at the input: --method uniform --at input"
+                message, "give more, or cut at the input: --method uniform --at input"
             )
         plan.trace.warn(message)
 

@@ -206,8 +206,9 @@ def override(
         raise PresetError(f"fit {quote(fit)} is not one of {', '.join(FITS)}", "fit: context")
     if tokens is not None or tokens_after is not None or fit is not None:
         if keep is not None:
-            other = "a number of tokens" if fit is None else f"fit {fit}"
-            raise PresetError(f"a keep and {other} are two budgets", "give one of them")
+            budgets = {"tokens": tokens, "tokens_after": tokens_after, "fit": fit}
+            other = next(f"{key} {given}" for key, given in budgets.items() if given is not None)
+            raise PresetError(f"keep {brief(keep)} and {other} are two budgets", "give one of them")
         shared_keep = None
         image, video = replace(image, keep=None), replace(video, keep=None)
     elif keep is None:

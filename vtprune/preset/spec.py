@@ -157,7 +157,7 @@ class StreamSpec:
                 "32 is the default",
             )
         if self.keep is not None:
-            check_keep(self.keep)
+            check_keep(self.keep, "keep of stream")
         if self.share not in SHARES:
             raise PresetError(
                 f"share {quote(self.share)} of segments is not one of {', '.join(SHARES)}",

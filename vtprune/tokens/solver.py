@@ -280,8 +280,8 @@ class _Solver:
         return min(max(layer, 0), last)
 
     def below_keep_warning(self, keep: float) -> str:
-        """Return the warning for keeps above what the stage at pixels has left."""
+        """Return the warning for keeps above what is left at the language model's input."""
         return (
             f"keep {keep:g} asks for more than the {self.num_input} of {self.num_tokens} tokens "
-            "that the stage at pixels has left: later stages cut less, or nothing"
+            "that are left at the language model's input: later stages cut less, or nothing"
         )

@@ -13,7 +13,7 @@ from vtprune.cli.console.facts import model_fact, read_fact
 from vtprune.cli.console.tables import Bar, fitted, labelled, warning
 from vtprune.cli.console.terminal import printable
 from vtprune.cli.console.values import duration, left_of, si
-from vtprune.inference.wording import PAYS, with_options
+from vtprune.inference.wording import PAYS, counted, with_options
 
 if TYPE_CHECKING:
     from vtprune.inference.report import (
@@ -83,14 +83,12 @@ def _what_ran(preset: ResolvedPreset, tokens: TokenCounts) -> tuple[str, str]:
 def _asked(preset: ResolvedPreset) -> str:
     """The budget that was asked for, as ", keep 0.3 on average over the layers"."""
     if preset.tokens is not None:
-        return f", at most {preset.tokens:,} visual tokens on average over the layers"
+        return f", at most {counted(preset.tokens, 'visual token')} on average over the layers"
     if preset.tokens_after is not None:
-        return f", at most {preset.tokens_after:,} visual tokens after the first cut"
+        return f", at most {counted(preset.tokens_after, 'visual token')} after the first cut"
     if preset.fit is not None and preset.fit_tokens is not None:
-        return (
-            f", fit {preset.fit}: at most {preset.fit_tokens:,} visual tokens past the first cut "
-            f"({preset.fit_reason})"
-        )
+        most = counted(preset.fit_tokens, "visual token")
+        return f", fit {preset.fit}: at most {most} past the first cut ({preset.fit_reason})"
     keeps = {name: preset.keep_for(name) for name in ("image", "video")}
     if keeps["image"] == keeps["video"]:
         text = "" if keeps["image"] is None else f"{keeps['image']:g}"
