@@ -47,8 +47,17 @@ NOTES = {
     "fuyu": "its processor counts on a SentencePiece tokenizer, which no tiny checkpoint has",
     "gemma3n": "its vision tower is of the package timm, without which no tiny checkpoint of it "
     "is built here",
-    "instructblipvideo": "its language model is given no position_ids; at keep 1 its processor "
-    "takes four frames of a clip alone, and in place of a picture",
+    **{
+        name: "its language model is given no position_ids, so that tokens behind dropped "
+        f"ones would move up{at_keep_1}"
+        for name, at_keep_1 in (
+            ("instructblip", ""),
+            (
+                "instructblipvideo",
+                "; at keep 1 its processor takes four frames of a clip, and in place of a picture",
+            ),
+        )
+    },
     "mistral4": "a language model: it takes no pictures, and has no processor",
     "shieldgemma2": "its checkpoints are classifiers, whose weights transformers renames for "
     "ShieldGemma2ForImageClassification alone",
@@ -143,6 +152,7 @@ def make_row(model_type: str) -> Row:
     media = "videos" if model_type in TAKES_VIDEOS else "images"
     if has_videos and media == "images" and how in RUNS:
         media = "images, videos" if not try_ask(model_type, RUNS[how], CLIP) else "images"
+        needs = "no" if needs == "videos" and media == "images" else needs
     return Row(model_type, kind, release(), how, "processor", needs, media, why)
 
 
