@@ -6,6 +6,7 @@ one for each way in which shapes follow from values.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import torch
 import zoo
 from conftest import save_noise
 from counted import AGREES
+from test_generic import with_videos
+from test_pictures_places import ask
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -44,6 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kind", asked if metafunc.config.getoption("--zoo") else FEW)
 
 
+@functools.cache
 def prepare(kind: str) -> tuple[Loaded, Inputs]:
     """A tiny checkpoint of a class, and a prompt with a picture for it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -142,3 +146,30 @@ def test_an_encoder_whose_shapes_depend_on_weights_has_a_reason_and_no_flops() -
     counted = EncoderCounter(model).count(inputs.tensors)
     assert isinstance(counted, CostError)
     assert "the FLOPs of a vision encoder that does not run without weights" in counted.message
+
+
+def test_a_tower_that_sees_fewer_steps_costs_their_share(tmp_path: Path) -> None:
+    if "glm5_next" not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    loaded = with_videos(load(str(tiny_processor.build("glm5_next", tmp_path))))
+    noise = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
+    clip = noise[[0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]]
+    question = ask(loaded, [(clip, 4.0)])
+    whole = count_vision(loaded, question.inputs)
+    assert not isinstance(whole, CostError)
+    model = with_eager_attention(loaded)
+    counter = FlopCounterMode(display=False)
+    tower = model.get_submodule("model.visual")
+    tower.register_forward_pre_hook(lambda *_: counter.__enter__() and None)
+    tower.register_forward_hook(lambda *_: counter.__exit__(None, None, None))
+    stages = [{"at": "pixels", "method": "scenes", "keep": 0.5}]
+    with (
+        torch.no_grad(),
+        vtprune.pruning(model, {"stages": stages}, inputs=question.for_engine()) as trace,
+    ):
+        model(**question.tensors)
+    counted = count_vision(loaded, question.inputs, trace)
+    assert not isinstance(counted, CostError), counted
+    assert trace.encoded[0]["video"][0] < int(question.tensors["video_grid_thw"][0, 0])
+    assert counted.total == pytest.approx(counter.get_total_flops(), rel=AGREES)
+    assert counted.total < 0.7 * whole.total

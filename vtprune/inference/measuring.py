@@ -401,9 +401,42 @@ def count_vision(
             sum((cost.tower_flops(shape, units) for shape, units, _ in known), 0.0),
             sum((cost.projector_flops(*arguments) for arguments in known), 0.0),
         )
-    if left != encoded or (trace and trace.encoded and trace.encoded[sample]):
+    if left != encoded:
         return cost.uncounted(loaded.model.config, "a part of the media")
-    return loaded.encoder_counter.count(inputs.tensors)
+    whole = loaded.encoder_counter.count(inputs.tensors)
+    rows = trace.encoded[sample] if trace and trace.encoded else {}
+    if not rows or isinstance(whole, cost.CostError):
+        return whole
+    share = find_encoded_share(inputs, rows) if loaded.family.sees_steps_apart else None
+    if share is None:
+        return cost.uncounted(loaded.model.config, "a part of media of several sizes")
+    return EncoderFlops(whole.tower * share, whole.projector * share)
+
+
+def find_encoded_share(inputs: Inputs, rows: Mapping[str, Sequence[int]]) -> float | None:
+    """Return the share of the frames or tiles of one size that a tower got, which sees each alone.
+
+    Args:
+        rows: modality -> how many of each media item it got.
+
+    Returns:
+        None where they are of several sizes, or their number is not known.
+    """
+    sizes: set[tuple[int, ...]] = set()
+    total = 0
+    for name in PIXELS.keys() & inputs.tensors.keys():
+        modality, pixels = PIXELS[name], inputs.tensors[name]
+        grid = inputs.tensors.get(f"{modality}_grid_thw")
+        if grid is not None:
+            total += int(grid[:, 0].sum())
+            sizes |= set(map(tuple, grid[:, 1:].tolist()))
+        elif "spatial_shapes" in inputs.tensors:
+            total += len(pixels)
+            sizes |= set(map(tuple, inputs.tensors["spatial_shapes"].tolist()))
+        else:
+            return None
+    count = sum(map(sum, rows.values()))
+    return count / total if len(sizes) == 1 or count == total else None
 
 
 def compute_vision_flops(
