@@ -981,3 +981,22 @@ def test_sigterm_finishes_the_answer_that_runs(
         process.kill()
     assert process.returncode == 143
     assert errors == "\nstopped: the requests that were here are answered\n"
+
+
+def test_a_preset_that_streams_is_served_as_asked(loaded: vtprune.Loaded, tmp_path: Path) -> None:
+    stages = [{"at": "input", "method": "random"}]
+    preset = vtprune.load_preset({"keep": 0.4, "stream": {"frames": 2}, "stages": stages})
+    clip = save_clip(tmp_path / "clip", 5)
+    queue = JobQueue(loaded, QueueSettings())
+    jobs = [
+        Job(requests_about([str(clip)], [question], preset)[0], SETTINGS.generation)
+        for question in ("what?", "where?")
+    ]
+    for each in jobs:
+        submit(queue, each)
+    for each, question in zip(jobs, ("what?", "where?"), strict=True):
+        report = each.result.result(20)
+        alone = vtprune.ask(loaded, clip, question, preset=preset, generation=SETTINGS.generation)
+        assert (report.answer, report.tokens) == (alone.answer, alone.tokens)
+        assert report.tokens.stages[0].at == "segments"
+    queue.stop(20)

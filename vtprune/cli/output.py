@@ -75,7 +75,7 @@ class Transcript:
         self._span = (
             "all"
             if span is None
-            else " to ".join(str(timedelta(seconds=round(one))) for one in span)
+            else " to ".join(str(timedelta(seconds=round(moment))) for moment in span)
         )
 
     def text(self, piece: str) -> None:

@@ -77,7 +77,7 @@ class Features:
         index = index.to(self.rows.device)
         tower = None if self.tower is None else self.tower[index.to(self.tower.device)]
         return replace(
-            self, rows=self.rows[index], layers=tuple(one[index] for one in self.layers),
+            self, rows=self.rows[index], layers=tuple(layer[index] for layer in self.layers),
             tower=tower,
         )  # fmt: skip
 
@@ -267,8 +267,10 @@ def take_apart(encoded: object) -> Features:
     if isinstance(pooled, torch.Tensor):
         rows = pooled.reshape(-1, pooled.shape[-1])
         dims, listed = pooled.dim(), False
-    elif isinstance(pooled, (list, tuple)) and all(isinstance(one, torch.Tensor) for one in pooled):
-        rows = torch.cat([one.reshape(-1, one.shape[-1]) for one in pooled])
+    elif isinstance(pooled, (list, tuple)) and all(
+        isinstance(item, torch.Tensor) for item in pooled
+    ):
+        rows = torch.cat([item.reshape(-1, item.shape[-1]) for item in pooled])
         dims, listed = pooled[0].dim(), True
     else:
         raise ModelError(
@@ -300,5 +302,5 @@ def put_together(features: Features) -> object:
     output["pooler_output"] = pooled
     if features.layers:
         listed = features.form.layers_listed
-        output[PER_LAYER[0]] = [[one] if listed else one for one in features.layers]
+        output[PER_LAYER[0]] = [[layer] if listed else layer for layer in features.layers]
     return output

@@ -450,8 +450,8 @@ def segment_budget(
         elif preset.fit is not None:
             size = PromptSize(text, len(layout), ANSWER_TOKENS)
             places = [Place("input", 0)]
-            found = fit_tokens(preset.fit, structure, [places], size)
-            keep = OVER * found.tokens / max(len(layout), 1)
+            fitting = fit_tokens(preset.fit, structure, [places], size)
+            keep = OVER * fitting.tokens / max(len(layout), 1)
         else:
             keep = preset.keep_before_tower("video", len(layout))
             if keep is None:
