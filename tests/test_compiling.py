@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 import vtprune
 from vtprune.cli import cli
 from vtprune.errors import ModelError
-from vtprune.models.compiling import CompiledModel, compile_model, compiled_model
+from vtprune.models import compiling
+from vtprune.models.compiling import CompileCost, CompiledModel, compile_model, compiled_model
 from vtprune.models.fixed_cache import own_length_cache
 from vtprune.models.structure import find_decoder
 
@@ -92,7 +93,7 @@ def test_compiled_and_pruned_equals_masked_in_every_family(name: str, static: bo
         compile_model(made, backend="eager")
         for preset in (STAGE_TWO, {"stages": THREE_STAGES["stages"][1:]}):
             check_masked(made, preset, static, name, attention)
-        assert of(made).cost.graphs
+        assert of(made).functions
 
 
 def check_masked(
@@ -134,6 +135,20 @@ def test_prompts_of_new_lengths_and_other_cuts_compile_nothing(model: PreTrained
         with vtprune.pruning(model, {"stages": [stage]}):
             run(model, inputs)
     assert of(model).cost.since(before).graphs == 0
+
+
+def test_a_second_model_is_not_charged_with_the_graphs_of_the_first(
+    model: PreTrainedModel,
+) -> None:
+    inputs = tiny.ragged(NAME, model, "image")
+    second = tiny.model(NAME)
+    compile_model(second, backend="eager")
+    for compiled in (model, second):
+        with vtprune.pruning(compiled, STAGE_TWO):
+            run(compiled, inputs)
+    assert of(model).cost.graphs
+    assert of(second).functions
+    assert of(second).cost == CompileCost()
 
 
 def test_layers_of_a_static_cache_keep_lengths_of_their_own() -> None:
@@ -188,8 +203,9 @@ def test_a_copy_runs_its_own_weights(model: PreTrainedModel) -> None:
 
 @pytest.mark.usefixtures("many_graphs")
 def test_the_report_says_what_compiling_took_and_leaves_it_out_of_the_rest(
-    checkpoints: Callable[[str], Path], picture: Path
+    checkpoints: Callable[[str], Path], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compiling, "_FUNCTIONS", {})  # other tests' graphs would fit
     loaded = vtprune.load(str(checkpoints(NAME)))
     plain = vtprune.ask(loaded, picture, "what is it?", preset="balanced", keep=0.3)
     compile_model(loaded.model, backend="eager", static_cache=True)

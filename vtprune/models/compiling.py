@@ -86,6 +86,11 @@ class CompiledFunction:
             self.graphs += after.graphs - before.graphs
             self.seconds += after.seconds - before.seconds
 
+    @property
+    def cost(self) -> CompileCost:
+        """What compiling it has cost so far."""
+        return CompileCost(self.seconds, self.graphs, max(self.graphs - 1, 0))
+
     def __deepcopy__(self, memo: object) -> CompiledFunction:
         """Return itself: copies of a model share its graphs."""
         return self
@@ -116,15 +121,17 @@ class CompiledModel:
     tower_layers: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     functions: dict[object, CompiledFunction] = field(default_factory=dict)
+    earlier: dict[object, CompileCost] = field(default_factory=dict)
+    """What each function had cost when this model first ran it: other models share them."""
 
     @property
     def cost(self) -> CompileCost:
         """What compiling has cost so far."""
-        functions = self.functions.values()
+        costs = [function.cost.since(self.earlier[key]) for key, function in self.functions.items()]
         return CompileCost(
-            sum(function.seconds for function in functions),
-            sum(function.graphs for function in functions),
-            sum(max(function.graphs - 1, 0) for function in functions),
+            sum(cost.seconds for cost in costs),
+            sum(cost.graphs for cost in costs),
+            sum(cost.recompiles for cost in costs),
         )
 
     def function(
@@ -134,7 +141,9 @@ class CompiledModel:
         key = kind, one_token, self.backend, self.mode
         if key not in _FUNCTIONS:
             _FUNCTIONS[key] = CompiledFunction(self.compile(forward))
-        return self.functions.setdefault(key, _FUNCTIONS[key])
+        if key not in self.functions:
+            self.functions[key], self.earlier[key] = _FUNCTIONS[key], _FUNCTIONS[key].cost
+        return self.functions[key]
 
     def compile(self, forward: Callable[..., object]) -> Callable[..., object]:
         def layer_forward(layer: nn.Module, given: Mapping[str, object]) -> object:
