@@ -110,7 +110,7 @@ def test_what_is_asked_for_arrives(fake: FakeContest, clip: str) -> None:
     }
     assert {at for name, at, _ in asked if name != "long-video"} == {"3"}
     assert fake.listed.variants[0].preset.seed == 7
-    assert asked[2][1] == "schedule"
+    assert asked[2][1] == "schedule, pixels"
     assert fake.asked["sampling"] == Sampling(frames=64, max_tiles=2)
     assert fake.asked["generation"] == Generation(5, system="short")
     assert (fake.asked["repeats"], fake.asked["limits"].max_pixels) == (9, 99)
