@@ -217,7 +217,7 @@ def test_defaults_leave_the_choice_to_model_and_preset(fake: FakeRun, clip: str)
     assert fake.options == {
         "name": None, "adapter": None, "device": "auto", "dtype": "auto", "attention": None,
         "quantize": None, "calibration": None, "cache": None, "cache_bytes": 10_000_000_000,
-        "trust_remote_code": False,
+        "compile": False, "trust_remote_code": False,
     }  # fmt: skip
     assert fake.asked["preset"] == load_preset("balanced")
     assert fake.asked["sampling"] == Sampling()

@@ -185,7 +185,7 @@ def test_an_engine_that_cuts_other_tokens_fails_the_command(
         (("--json", "--quiet"), "--quiet and --json exclude each other"),
         (("--save", "no/found.json"), "no/found.json: can't save there"),
         (("--model", "nowhere/at/all"), "no model 'nowhere/at/all'"),
-        (("--model", "./nowhere"), "no model './nowhere'"),
+        (("--model", "./nowhere"), "./nowhere: no such directory"),
     ],
 )
 def test_what_can_not_be_is_said_before_a_model_is_loaded(

@@ -172,6 +172,8 @@ def test_decoding_stops_when_the_load_does(checkpoints, clip, monkeypatch, error
         made = plan(self, *arguments)
 
         def transform(pixels: torch.Tensor) -> torch.Tensor:
+            if pixels.is_meta or not pixels.any():  # how large a frame will be
+                return made.transform(pixels)
             transformed.append(len(pixels))
             begun.set()
             assert stopped.wait(60)

@@ -780,7 +780,7 @@ MEASURE = """
 import json, resource, sys, time
 from vtprune.errors import VtpruneError
 from vtprune.media import Limits, open_sources, read
-from vtprune.media.reading import torch
+import torch
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

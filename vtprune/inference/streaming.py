@@ -16,7 +16,7 @@ from vtprune.inference.report import Report
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
-from vtprune.preset import Keep, Preset
+from vtprune.preset import Keep, Preset, StreamSpec
 
 
 class AnswerStream(Iterator[str]):
@@ -103,6 +103,10 @@ def stream(
     tokens: int | None = None,
     tokens_after: int | None = None,
     fit: str | None = None,
+    decode_every: int | None = None,
+    decode_keep: float | None = None,
+    keep_for_turns: float | None = None,
+    stream: bool | Mapping[str, object] | StreamSpec | None = None,
 ) -> AnswerStream:
     """Answer one question as `ask` does, in a thread, and iterate over the pieces of the answer.
 
@@ -114,7 +118,8 @@ def stream(
 
     Args:
         model, media, question, preset, keep, method, at, options, seed, sampling, generation,
-            limits, tokens, tokens_after, fit: as of `ask`.
+            limits, tokens, tokens_after, fit, decode_every, decode_keep, keep_for_turns, stream:
+            as of `ask`.
 
     Raises:
         VtpruneError: while iterating: of any kind, with the way out.
@@ -125,6 +130,8 @@ def stream(
             model, media, question, preset, keep, method=method, at=at, options=options, seed=seed,
             sampling=sampling, generation=generation, limits=limits, on_text=on_text,
             tokens=tokens, tokens_after=tokens_after, fit=fit,
+            decode_every=decode_every, decode_keep=decode_keep, keep_for_turns=keep_for_turns,
+            stream=stream,
         )  # fmt: skip
 
     return AnswerStream(answer)
