@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from vtprune._dev.bench.end_to_end import CLIPS
-from vtprune._dev.bench.growth import FRAMES, exponent
+from vtprune._dev.bench.growth import DEPTH, FRAMES, exponent
 from vtprune._dev.bench.prefill import UNPRUNED
 from vtprune._dev.bench.results import Pass
 from vtprune._dev.bench.selection import DENSE
 from vtprune._dev.bench.tables import middle, number_of, ratios, spread, table, where
+from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.pruners.similarity import HELD
 
 MILLION = 1e6
 FEWEST, MOST = 2000, math.isqrt(HELD)
-"""Tokens between which growth is fitted again: where what does not grow is little, and where all
-similarities of tokens are held at once."""
+"""Tokens between which growth is fitted again: where what does not grow is little, and where a
+device may hold all similarities of tokens at once."""
 BUSY = 4.0  # load of the system above which single ratios say little
 Groups = Sequence[Sequence[Pass]]
 """Passes, those of the same settings together."""
@@ -281,6 +282,11 @@ def growth_section(groups: Groups) -> str:
         within = f"from {FEWEST:,} to {MOST:,} tokens"
         fits.append(f"`{name}` {exponent(points):.2f} ({exponent(upper):.2f} {within})")
     told, reached = groups[0][0].settings, groups[-1][0].settings["frames"]
+    layers = find_shape(told["model"]).config.get_text_config().num_hidden_layers
+    whole = middle(groups[-1], UNPRUNED, "prefill") * layers / DEPTH
+    shares = [
+        f"`{name}` {middle(groups[-1], name, 'outside_layers') / whole:.1%}" for name in names[1:]
+    ]
     rest = f"Above {reached} frames nothing has been measured here." if reached < FRAMES[-1] else ""
     head = ["frames", "visual tokens",
             *(f"{name}: selection and hooks, ms" for name in names[1:]),
@@ -290,13 +296,14 @@ def growth_section(groups: Groups) -> str:
 Two decoder layers of the full width of {told["model"]}, {told["dtype"]}, 49 tokens a frame, cut
 between the layers to
 {told["keep"]:.0%}: k, the number kept, grows with the tokens, so linear times k would be an
-exponent of 2. A whole model has many more layers, and pays for a choice once. Selection and
-hooks is all of the prefill that is not inside the layers: reading states, choosing, gathering,
-masks, norms.
-Fitted exponents: {", ".join(fits)}. Up to {MOST:,} tokens greedy choices, those of `divprune`,
-`spread` and `cdpruner`, hold all similarities at once, at most {4 * HELD // 2**30} GiB, where a
-fifth of the machine's memory is enough; else each choice reads all states again, which is limited
-by memory and steeper. {where(groups)}
+exponent of 2. Selection and hooks is all of the prefill that is not inside the layers: reading
+states, choosing, gathering, masks, norms. A whole model pays for a choice once: of an unpruned
+prefill through its {layers} layers, as many times as long as that through {DEPTH}, it is at
+{reached} frames {" and ".join(shares)}.
+Fitted exponents: {", ".join(fits)}. Greedy choices, those of `divprune`, `spread`, `scope` and
+`cdpruner`, work out on a CPU only what a choice may depend on: how much that is depends on how
+alike the tokens are, and random states are the least alike. On other devices they hold all
+similarities at once, at most {4 * HELD // 2**30} GiB, up to {MOST:,} tokens. {where(groups)}
 
     python -m vtprune._dev.bench growth --dtype {told["dtype"]}
 
