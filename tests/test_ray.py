@@ -245,9 +245,12 @@ def test_a_killed_driver_goes_on_and_a_model_that_is_not_there_is_said_once(
     args = [sys.executable, "-m", "vtprune", "batch", str(folder), "--keep", "0.4",
             "--max-new-tokens", "2", "--batch-size", "1", "--ray", nodes.address, "--save",
             str(path), *(part for question in QUESTIONS for part in ("-q", question))]  # fmt: skip
-    missing = subprocess.run([*args, "--model", "./none"], capture_output=True, text=True)
+    bare = tmp_path / "bare"  # only the workers look into it
+    bare.mkdir()
+    missing = subprocess.run([*args, "--model", str(bare)], capture_output=True, text=True)
     assert missing.returncode == 1
-    assert missing.stderr.splitlines()[-2].startswith("Error: no model './none'")
+    assert missing.stderr.splitlines()[-2].startswith(f"Error: {bare}")
+    assert missing.stderr.count("Error: ") == 1
     args += ["--model", str(loading["name"])]
     with subprocess.Popen(args, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not (path.exists() and path.stat().st_size):
