@@ -120,7 +120,7 @@ def test_growth_is_measured_for_more_and_more_frames(
     assert "Fitted exponents: `entropy` " in page_of(passes, "speed.png")
     page = make_page(passes, "speed.png")
     assert "\n\nAbove 8 frames nothing has been measured here.\n\n![Cost" in page
-    assert "\n\nNot measured here: prefill, " in page
+    assert "\n\nNot measured here: prefill, compiled, end-to-end, " in page
     assert "PLOT" not in page + make_page(passes)
     assert draw_growth(passes).startswith(b"\x89PNG")
 

@@ -278,7 +278,8 @@ def test_a_mapping_of_any_values_is_refused_with_its_faults(value: object) -> No
     ):  # fmt: skip
         with pytest.raises(PresetError) as caught:
             load_preset(preset)
-        assert len(caught.value.message) < 500
+        listed = ", ".join(METHODS)  # its length is that of what there is
+        assert len(caught.value.message.replace(listed, "")) < 160
 
 
 @pytest.mark.parametrize("method", ["random\n", " random", "Random"])
