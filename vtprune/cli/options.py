@@ -51,7 +51,7 @@ class Declaration:
 
 def whole(least: int, most: float = math.inf) -> Bounds:
     """Return the bounds of a whole number."""
-    span = f"{least} or more" if most == math.inf else f"from {least} to {most}"
+    span = f"from {least} to {most}" if most < LARGEST else f"{least} or more"
     return least, most, f"a whole number, {span}"
 
 
@@ -68,6 +68,7 @@ def _option(
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
                     "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
+LARGEST = 2**63 - 1  # of 64 bits, which torch takes
 _ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
 
@@ -110,16 +111,16 @@ class Flags:
         "or image=0.5,video=0.2.")
     tokens: int | None = _pruning(
         "N", "Largest number of visual tokens, averaged over the decoder's layers, in place of "
-        "--keep.", bounds=whole(1, 2**63 - 1))
+        "--keep.", bounds=whole(1, LARGEST))
     tokens_after: int | None = _pruning(
         "N", "Largest number of visual tokens that the first cut leaves, in place of --keep.",
-        bounds=whole(1, 2**63 - 1))
+        bounds=whole(1, LARGEST))
     fit: str | None = _pruning(
         "WHAT", "Keep what fits, in place of --keep: context, the model's positions with room for "
         "question and answer; or memory, the device's free memory.")
     decode_every: int | None = _pruning(
         "N", "Cut the KV cache after each N decoded tokens, to --decode-keep.",
-        bounds=whole(1, 2**63 - 1))
+        bounds=whole(1, LARGEST))
     decode_keep: float | None = _pruning(
         "SHARE", "Share of the visual tokens in the KV cache that each cut while decoding leaves: "
         "those that the answer attended to most.",
@@ -165,7 +166,7 @@ class Flags:
         "KEY=VALUE", "An option of the method, such as norm=none; of several methods, of each that "
         "has it. Repeatable.", default=(), names=("-o",), complete=complete.method_options)
     seed: int | None = _pruning(
-        "N", "Seed of all random choices.  [default: 0]", bounds=whole(0, 2**63 - 1))
+        "N", "Seed of all random choices.  [default: 0]", bounds=whole(0, LARGEST))
     compare: bool = _pruning(
         "", "Measure the speed-up over the unpruned model; for that, both answer greedily.",
         default=False)
@@ -490,7 +491,8 @@ def check_flags(flags: Flags, names: Iterable[str]) -> None:
     for name in names:
         bounds, value = declaration(name).bounds, getattr(flags, name)
         if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
-            raise VtpruneError(f"{flag_of(name)} {quote(value)} is out of range", bounds[2])
+            rule = f"{LARGEST} or less" if value > bounds[1] == LARGEST else bounds[2]
+            raise VtpruneError(f"{flag_of(name)} {quote(value)} is out of range", rule)
     if flags.frames is not None and flags.fps is not None:
         raise VtpruneError("--frames and --fps exclude each other", "give one of them")
     if flags.system is not None:
