@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import re
 import sys
@@ -133,8 +134,8 @@ def _read_into_one(
         size = first.shape[dim] if len(firsts) > 1 else None
         places = joined if size is None else joined.narrow(dim + 1, offset, size)
         offset += size or 0
-        for place, read in zip(places, reads, strict=True):
-            weight = read()
+        weights = itertools.chain([first], (read() for read in reads[1:]))
+        for place, weight in zip(places, weights, strict=True):
             if weight is None or weight.dtype != place.dtype:
                 return None
             if weight.shape != place.shape:
