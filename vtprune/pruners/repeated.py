@@ -54,21 +54,18 @@ class Repeated:
         changes: list[list[torch.Tensor]] = []
         for units, of_item in zip(media, grids, strict=True):
             key = (units.pixels.shape, units.regions)
-            shown = last.get(key)
-            if shown is None:
+            if key not in last:
                 changes.append([torch.full(grid, math.inf) for grid in of_item])
                 last[key] = units.pixels.clone()
                 continue
-            found = [
-                patch_changes(rows_of(units, unit, units.pixels), rows_of(units, unit, shown), grid)
-                for unit, grid in enumerate(of_item)
-            ]
-            for unit, change in enumerate(found):
-                new = rows_of(units, unit, units.pixels)
-                seen = enlarge(change > self.tolerance, new.shape[-2:])
-                before = rows_of(units, unit, shown)
-                before.copy_(torch.where(seen, new, before))
-            changes.append(found)
+            of_units = []
+            for number, grid in enumerate(of_item):
+                new, old = (rows_of(units, number, pixels) for pixels in (units.pixels, last[key]))
+                change = patch_changes(new, old, grid)
+                stays = enlarge(change > self.tolerance, new.shape[-2:])
+                old.copy_(torch.where(stays, new, old))
+                of_units.append(change)
+            changes.append(of_units)
         threshold = self.tolerance
         if most is not None:
             threshold = max(threshold, smallest_threshold(changes, sizes, most))
