@@ -49,10 +49,19 @@ class Declaration:
     config: bool = False
 
 
+LARGEST = 2**63 - 1  # of 64 bits, which torch takes
+_ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
+
+
 def whole(least: int, most: float = math.inf) -> Bounds:
     """Return the bounds of a whole number."""
     span = f"from {least} to {most}" if most < LARGEST else f"{least} or more"
     return least, most, f"a whole number, {span}"
+
+
+def share(note: str = "") -> Bounds:
+    """Return the bounds of a share, with what 1 does."""
+    return _ABOVE_0, 1, "above 0, up to 1" + (f": {note}" if note else "")
 
 
 def _option(
@@ -68,8 +77,6 @@ def _option(
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
                     "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
 )  # fmt: skip
-LARGEST = 2**63 - 1  # of 64 bits, which torch takes
-_ABOVE_0, _FINITE = math.nextafter(0, 1), math.nextafter(math.inf, 0)
 
 
 # fmt: off
@@ -124,11 +131,11 @@ class Flags:
     decode_keep: float | None = _pruning(
         "SHARE", "Share of the visual tokens in the KV cache that each cut while decoding leaves: "
         "those that the answer attended to most.",
-        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 cuts nothing while decoding"))
+        bounds=share("1 cuts nothing while decoding"))
     keep_for_turns: float | None = _pruning(
         "SHARE", "Share of what is kept for the question that is chosen without it, so that later "
         "questions about the same media find their tokens.",
-        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 keeps nothing for the question alone"))
+        bounds=share("1 keeps nothing for the question alone"))
     stream: bool = _pruning(
         "", "Encode a long video in segments, and cut each before the next one is encoded, so that "
         "memory does not grow with its length.  [default: where its frames do not fit the memory]",
@@ -137,8 +144,7 @@ class Flags:
         "N", "Number of frames of a segment of --stream.  [default: 32]", bounds=whole(1))
     stream_keep: float | None = _pruning(
         "FRACTION", "Kept fraction of the visual tokens of the segments of --stream.  [default: "
-        "twice what is kept of the whole video]",
-        bounds=(_ABOVE_0, 1, "above 0, up to 1"))
+        "twice what is kept of the whole video]", bounds=share())
     stream_share: str | None = _pruning(
         "NAME", "How segments of --stream share that: equal, or information, more to those whose "
         "tokens differ more.  [default: equal]")
@@ -278,7 +284,7 @@ class Flags:
         bounds=(0, _FINITE, "0 or more: 0 decodes greedily, 0.7 is usual for sampling"))
     top_p: float = _answer(
         "P", "Sample from the likeliest tokens whose probabilities add up to P.", default=1.0,
-        bounds=(_ABOVE_0, 1, "above 0, up to 1: 1 samples from all tokens"))
+        bounds=share("1 samples from all tokens"))
 
     batch_size: int = _batch(
         "N", "Largest number of requests in one forward; where memory runs out, half of it, and so "
