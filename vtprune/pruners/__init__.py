@@ -154,11 +154,11 @@ METHODS: dict[str, Method] = {
     "hiprune": Method(
         path="vtprune.pruners.hiprune:HiPrune",
         at="input",
-        summary="what a middle and the last tower layer look at",
+        summary="attended tokens of middle and last tower layers",
         paper="HiPrune, arXiv 2508.00553",
         options=(
             MethodOption("objects", 0.1, (),
-                         "part of the budget for what the middle layer looks at and what is beside",
+                         "part of the budget for what the middle layer attends to and neighbours",
                          0, 1),
         ),
     ),
@@ -222,7 +222,7 @@ METHODS: dict[str, Method] = {
     "repeated": Method(
         path="vtprune.pruners.repeated:Repeated",
         at="pixels",
-        summary="what the picture before does not show",
+        summary="patches that the picture before does not show",
         paper="this project",
         options=(
             MethodOption("tolerance", 2.0, (),
