@@ -142,7 +142,7 @@ def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
         click.echo(to_json(drawing.to_dict()))
         return
     for run, report in zip(drawing.runs, reports, strict=True):
-        head = f"{way_of(report)}: " if len(reports) > 1 else ""
+        head = f"{method_or_preset(report)}: " if len(reports) > 1 else ""
         click.echo(printable(head + report.answer))
         if flags.terminal or not flags.saves:
             from vtprune.pictures.miniature import draw_miniature
@@ -152,10 +152,10 @@ def _print(flags: Flags, drawing: Drawing, reports: list[Report]) -> None:
             for number in range(len(run.stages)):
                 click.echo(f"kept      {printable(head + run.stage_title(number))}", err=True)
     if not flags.quiet:
-        for warning in name_sources([(way_of(r), r.warnings) for r in reports]):
+        for warning in name_sources([(method_or_preset(r), r.warnings) for r in reports]):
             click.echo(f"warning   {printable(warning)}", err=True)
 
 
-def way_of(report: Report) -> str:
-    """Return how a run was pruned."""
+def method_or_preset(report: Report) -> str:
+    """Return the name of the method or preset that pruned a run."""
     return str(report.preset.method or report.preset.name)
