@@ -109,6 +109,6 @@ def read_answer_attention(structure: Structure) -> Iterator[AnswerAttention]:
     if not taps:
         raise reasons[0]
     with Hooks(this_thread()) as hooks:
-        for tap in taps:  # each passes on to the one before it
-            hooks.replace(tap.registry, "get_interface", tap.get_interface)
+        for tap in taps:
+            hooks.replace_during(tap.module, tap.registry, "get_interface", tap.get_interface)
         yield reading

@@ -207,12 +207,8 @@ class DecoderHooks:
                 prefill.take_attention(layer, call)
             prefill.select_seconds += self.now() - started
 
-        module = self.structure.attention_module(layer - 1)
-        tap = KernelTap(module, take)
-        # No longer than that: compiled layers run uncompiled while it is there.
-        hooks.during(
-            module, lambda inner: inner.replace(tap.registry, "get_interface", tap.get_interface)
-        )
+        tap = KernelTap(self.structure.attention_module(layer - 1), take)
+        hooks.replace_during(tap.module, tap.registry, "get_interface", tap.get_interface)
 
     def hook_previous(self, prefill: Prefill, hooks: Hooks) -> None:
         """Read what enters the layer before a cut, behind a cut there, where methods ask for it."""

@@ -117,8 +117,7 @@ class DecodeStep:
         for layer in self.noted:
             module = self.structure.attention_module(layer)
             tap = KernelTap(module, functools.partial(self.take, layer))
-            # No longer than that: compiled layers run uncompiled while it is there.
-            hooks.during(module, functools.partial(_put_on, tap))
+            hooks.replace_during(module, tap.registry, "get_interface", tap.get_interface)
 
     def take(self, layer: int, call: KernelCall) -> None:
         """Add the attention that the keys known since the last cut received in one layer."""
@@ -150,10 +149,6 @@ class DecodeStep:
             )
         self.readings.steps += 1
         self.readings.since += 1
-
-
-def _put_on(tap: KernelTap, hooks: Hooks) -> None:
-    hooks.replace(tap.registry, "get_interface", tap.get_interface)
 
 
 def last_rows(call: KernelCall) -> torch.Tensor:

@@ -143,11 +143,11 @@ class Hooks:
 
         self._add(owner, f"method {name}", hook, put_on)
 
-    def during(self, module: nn.Module, put_on: Callable[[Hooks], None]) -> None:
-        """Have what `put_on` puts on only while a module's forward runs."""
+    def replace_during(self, module: nn.Module, owner: object, name: str, hook: Hook) -> None:
+        """Replace one of an object's methods only while a module's forward runs."""
         inner = Hooks(self.thread)
         self.inner.append(inner)
-        self.before(module, lambda *_: put_on(inner))
+        self.before(module, lambda *_: inner.replace(owner, name, hook))
         self.at_end(module, lambda *_: inner.remove())
 
     def _add(

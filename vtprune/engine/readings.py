@@ -201,10 +201,10 @@ class KernelTap:
     """Read attention while one attention module runs, whatever its kernel.
 
     Every attention module of transformers (5.17 to 5.24) asks a registry for its kernel.
-    `get_interface` is to be put around the registry's method of that name: what it returns is given
-    the same queries and keys, with norms and rotary positions applied, and passes them on to the
-    kernel. Nothing in the model is changed, neither its attention nor a kernel of the registry,
-    which all models share.
+    `get_interface` is to be put around the registry's method of that name while the module runs, no
+    longer: compiled layers run uncompiled meanwhile. What it returns is given the same queries and
+    keys, with norms and rotary positions applied, and passes them on to the kernel. Nothing in the
+    model is changed, neither its attention nor a kernel of the registry, which all models share.
 
     Args:
         module: the attention module.

@@ -228,13 +228,10 @@ class EncoderHooks:
                 for name in given_by:
                     rows_by_name[name].extend(received(call, tower.is_by_first(name)))
 
-        def put_on(tap: KernelTap, inner: Hooks) -> None:
-            inner.replace(tap.registry, "get_interface", tap.get_interface)
-
         with Hooks(this_thread()) as hooks:
             for module, given_by in tower.modules(names).items():
                 tap = KernelTap(module, functools.partial(take, given_by))
-                hooks.during(module, functools.partial(put_on, tap))
+                hooks.replace_during(module, tap.registry, "get_interface", tap.get_interface)
             yield
         together = [torch.stack(parts) for parts in zip(*rows_by_name.values(), strict=True)]
         given[TOWER[0]] = TowerReading(tower.has_cls, together, names).among(rows)
