@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ import torch
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
 from vtprune.inference.generate import Generation, generate
-from vtprune.inference.prepare import TEXT_INPUTS, PreparedQuestion, prepare_question
+from vtprune.inference.model_inputs import TEXT_INPUTS, Tensors
+from vtprune.inference.prepare import PreparedQuestion, prepare_question
 from vtprune.inference.prompt_media import PromptMedia, read_media
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.seams import (
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.models.loading import Loaded
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)

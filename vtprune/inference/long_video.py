@@ -25,6 +25,7 @@ from vtprune.engine.video_segments import (
     put_together,
 )
 from vtprune.errors import ModelError, PresetError
+from vtprune.inference.model_inputs import TEXT_INPUTS, to_device
 from vtprune.media import Limits, Source, read_parts
 from vtprune.models.base import PIXELS, Inputs, PreparedMedia, ReadPlan, StreamedVideo, Turn
 from vtprune.models.batch_layout import lay_out_batch
@@ -45,9 +46,6 @@ FALLBACK = "spread"
 OVER = 2.0
 """How much more the segments keep than the preset keeps of the whole video, so that the choice over
 all of them has something to choose from."""
-OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids",
-             "moe_mm_token_type_ids")  # fmt: skip
-"""The inputs with a value for every token of the prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,7 @@ class StreamPlan:
         stages = () if self.preset.keeps_all() else self.preset.stages_for("video")
         for stage in stages:
             scheduled = stage.at == "schedule" and find_profile(stage.method).depths[0] == 0
-            if stage.at == "input" or (stage.at == "0") or scheduled:
+            if stage.at in ("input", "0") or scheduled:
                 return replace(stage, at="input", keep=None, positions="keep")
         return StageSpec.from_dict({"at": "input", "method": FALLBACK})
 
@@ -192,7 +190,7 @@ def stream_inputs(
         text = ids[0, int(layout.columns[-1]) + 1 :]
         stream = encode_segments(loaded, structure, plan, media, layout, text, names)
     else:
-        stream = replace(stream, seconds={}, shapes=whole.tensors)
+        stream = replace(stream, seconds={})
     stream = replace(stream, layout=layout, shapes=whole.tensors)
     refuse_narrow(structure, ids.shape[1])
     kept = torch.ones(ids.shape[1], dtype=torch.bool)
@@ -201,7 +199,7 @@ def stream_inputs(
     columns = kept.nonzero().squeeze(1)
     tensors = {name: value for name, value in whole.tensors.items() if value.device.type != "meta"}
     positions = prompt_positions(loaded.model, structure.inner, tensors)
-    tensors |= {name: value[:, columns] for name, value in tensors.items() if name in OF_TOKENS}
+    tensors |= {name: value[:, columns] for name, value in tensors.items() if name in TEXT_INPUTS}
     tensors["position_ids"] = positions.index_select(-1, columns)
     tensors[names[0]] = torch.zeros(1)
     left = layout.take(stream.index)
@@ -317,7 +315,7 @@ def encode_segments(
     video = layout.of_modality("video")
     if not len(video):  # placeholders that pictures share, and no picture is there
         video = torch.arange(len(layout))
-    group = frames_together(loaded)
+    group = loaded.family.frames_a_step(loaded.files.config)
     size = -(-plan.spec.frames // group) * group
     shares = Shares(
         segment_budget(plan, structure, layout, len(video), int(text.shape[0])),
@@ -379,12 +377,6 @@ def encode_segments(
     )  # fmt: skip
 
 
-def frames_together(loaded: Loaded) -> int:
-    """Return how many frames of a video are one step of its grid."""
-    tower = getattr(loaded.files.config, "vision_config", None)
-    return int(getattr(tower, "temporal_patch_size", 1) or 1)
-
-
 def segment_tensors(loaded: Loaded, segment: PreparedMedia) -> dict[str, torch.Tensor]:
     """Return what the vision tower is given for a segment, on the model's device.
 
@@ -400,10 +392,7 @@ def segment_tensors(loaded: Loaded, segment: PreparedMedia) -> dict[str, torch.T
             "leave --stream out, and give fewer frames",
         ) from None
     (tensors,) = vision.values()
-    device, dtype = loaded.model.device, loaded.model.dtype
-    return {
-        name: value.to(device, dtype if name in PIXELS else None) for name, value in tensors.items()
-    }
+    return to_device(loaded, tensors)
 
 
 def check_frames_apart(

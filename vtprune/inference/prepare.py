@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.inference.long_video import stream_inputs
+from vtprune.inference.model_inputs import TEXT_INPUTS, Tensors, pixels_in, to_device
 from vtprune.inference.prompt_media import PromptMedia
 from vtprune.inference.questions_file import check_length
 from vtprune.models.base import Inputs, PreparedMedia, Sampling, Turn
@@ -24,16 +25,10 @@ if TYPE_CHECKING:
     from vtprune.inference.generate import Generation
     from vtprune.models.loading import Loaded
 
-TEXT_INPUTS = (
-    "input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids",
-)  # fmt: skip
-"""The inputs with a value for every token of the prompt."""
 FRAMES = "pixel_values_videos"
 POOLED = {"image_token_pooling": "pixel_values", "video_token_pooling": FRAMES}
 """Numbers of patches, counted over the whole batch -> the (tiles or frames, patches, d) they are of
 (Molmo2)."""
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,21 +156,6 @@ def encoded_units(
     left = {kind: [unit for unit in units if unit.modality == kind] for kind in MODALITIES}
     ordered = [left[kind].pop(0) for kind, _ in inputs.media]
     return (*ordered, *left["image"], *left["video"])
-
-
-def pixels_in(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return the inputs that the vision tower is given."""
-    return {name: value for name, value in tensors.items() if name.startswith("pixel")}
-
-
-def to_device(loaded: Loaded, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return inputs on the model's device, pixels in its dtype."""
-    model = loaded.model
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() and
-                       name.startswith("pixel_values") else None)
-        for name, value in tensors.items()
-    }  # fmt: skip
 
 
 # -- how much of the media -------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from vtprune._dev.bench.subject import Subject
 from vtprune.evaluation.profiling.profile import TEXT_TOKENS
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_prompt
 from vtprune.evaluation.profiling.shapes import Shape, build_random, find_shape
-from vtprune.inference.prepare import to_device
+from vtprune.inference.model_inputs import to_device
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 from vtprune.preset import Preset, load_preset

@@ -25,7 +25,7 @@ from vtprune.evaluation.profiling.shapes import (
     shallow_config,
 )
 from vtprune.inference.generate import Run
-from vtprune.inference.prepare import to_device
+from vtprune.inference.model_inputs import to_device
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded

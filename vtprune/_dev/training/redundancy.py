@@ -90,7 +90,8 @@ def compare_norms(
 
     from vtprune.engine import pruning
     from vtprune.inference.generate import Generation
-    from vtprune.inference.prepare import encode, to_device
+    from vtprune.inference.model_inputs import to_device
+    from vtprune.inference.prepare import encode
     from vtprune.inference.prompt_media import read_in_full
     from vtprune.media import Limits
     from vtprune.models.base import Sampling

@@ -21,7 +21,7 @@ from vtprune.inference.forced_answers import (
     score,
     score_in_one_forward,
 )
-from vtprune.inference.prepare import TEXT_INPUTS
+from vtprune.inference.model_inputs import TEXT_INPUTS
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import decoder_layers, find_structure
 from vtprune.tokens.layout import PATCH, Layout

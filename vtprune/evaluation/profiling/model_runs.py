@@ -19,7 +19,8 @@ from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.rows import PlannedCut, PlannedRow
 from vtprune.evaluation.profiling.shapes import tower_kinds
 from vtprune.inference.generate import Generation, Run, generate
-from vtprune.inference.prepare import PreparedQuestion, to_device
+from vtprune.inference.model_inputs import to_device
+from vtprune.inference.prepare import PreparedQuestion
 from vtprune.models.structure import decoder_layers, find_decoder, find_structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.spec import PIXELS, ModalityPreset
