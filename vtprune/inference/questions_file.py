@@ -96,13 +96,20 @@ def read_questions(path: str | Path, columns: Mapping[str, str] | None = None) -
     Raises:
         VtpruneError: not readable, or faults, all named with their lines.
     """
-    return read_list(path, read_row, "question", HINT, columns)
+    rows = read_askable(path, columns)
+    faulty = [row for row in rows if isinstance(row, FaultyRow)]
+    if faulty:
+        raise _list_error(Path(path), faulty, HINT)
+    return [row for row in rows if not isinstance(row, FaultyRow)]
 
 
 def read_askable(
     path: str | Path, columns: Mapping[str, str] | None = None
 ) -> list[Asked | FaultyRow]:
-    """Read the questions of a list of which some may be wrong; as `read_questions`.
+    """Read the questions of a list of which some may be wrong.
+
+    Args:
+        path, columns: as of `read_questions`.
 
     Raises:
         VtpruneError: not readable, or no question is right.
@@ -182,24 +189,6 @@ class FaultyRow:
     def error(self) -> VtpruneError:
         """The error of this row alone."""
         return VtpruneError(f"{self.place}: {list_faults(self.faults, 0)}", HINT)
-
-
-def read_list(
-    path: str | Path,
-    read_row: Callable[[object, Path], T | list[str]],
-    what: str,
-    hint: str,
-    columns: Mapping[str, str] | None = None,
-) -> list[T]:
-    """Read a list of rows, all of which have to be right.
-
-    Args, Raises: as of `read_some`; any fault is one.
-    """
-    rows = read_some(path, read_row, what, hint, columns)
-    faulty = [row for row in rows if isinstance(row, FaultyRow)]
-    if faulty:
-        raise _list_error(Path(path), faulty, hint)
-    return [row for row in rows if not isinstance(row, FaultyRow)]
 
 
 def _list_error(path: Path, faulty: Sequence[FaultyRow], hint: str) -> VtpruneError:
