@@ -63,11 +63,11 @@ class PublishedPictures(GenericFamily):
             height, width = self._fit(*item.pixels.shape[-2:])
             blocks = self._blocks(height, width)
             for block in blocks:
-                for row in block if "longest" in self.sizes else (sum(block),):
-                    ids += [marker, *[visual] * row]
+                rows, cols = block if "longest" in self.sizes else (1, block[0] * block[1])
+                ids += [marker, *[visual] * cols] * rows
             ids.append(marker)
             tiles.append(len(blocks))
-            grids.append(below_each_other([box(1, len(block), block[0]) for block in blocks]))
+            grids.append(below_each_other([box(1, *block) for block in blocks]))
             side = self.sizes.get("tile", 0)
             pixels.append(torch.zeros(len(blocks), 3, side or height, side or width))
         input_ids = torch.tensor([[*ids, word]])
@@ -104,14 +104,14 @@ class PublishedPictures(GenericFamily):
         )
         return rows * tile, cols * tile
 
-    def _blocks(self, height: int, width: int) -> list[list[int]]:
-        """Return the tokens of every row of each tile, that of the whole picture first."""
+    def _blocks(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return the rows and columns of tokens of each tile, that of the whole picture first."""
         token = self.sizes["token"]
         if "longest" in self.sizes:
-            return [[width // token] * (height // token)]
+            return [(height // token, width // token)]
         side = self.sizes["tile"]
         count = height * width // side**2
-        return [[side // token] * (side // token)] * (count + (count > 1))
+        return [(side // token, side // token)] * (count + (count > 1))
 
 
 def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
