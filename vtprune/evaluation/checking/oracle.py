@@ -410,22 +410,17 @@ def dropped(trace: Trace, past: int = 0) -> list[tuple[int, list[list[int]]]]:
     return drops
 
 
-def dropped_later(trace: Trace, past: int = 0) -> list[tuple[int, list[list[list[int]]]]]:
-    """Return what a trace says was dropped while decoding, as `masked` takes it.
-
-    Args:
-        past: as of `dropped`.
-    """
+def dropped_later(trace: Trace) -> list[tuple[int, list[list[list[int]]]]]:
+    """Return what a trace says was dropped while decoding, as `masked` takes it."""
     later = []
+    visual = [layout.columns.tolist() for layout in trace.layouts]
     for cut in trace.decoding:
         by_layer: list[list[list[int]]] = []
         for layer, columns in enumerate(cut.columns):
-            samples = range(len(trace.layouts))
             if not columns.shape[1]:  # a layer without keys
-                by_layer.append([[] for _ in samples])
+                by_layer.append([[] for _ in visual])
                 continue
-            left = [set(cut.left(sample, layer)) for sample in samples]
-            visual = [(trace.layouts[sample].columns + past).tolist() for sample in samples]
+            left = [set(cut.left(sample, layer)) for sample in range(len(visual))]
             by_layer.append([
                 [column for column in row if column not in stays]
                 for row, stays in zip(visual, left, strict=True)
