@@ -141,7 +141,7 @@ def _is_video(file: Path) -> bool:
 
 
 def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+    return file.suffix.lower() in _SUFFIXES and file.is_file()
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

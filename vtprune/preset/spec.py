@@ -334,8 +334,7 @@ class Preset:
     def _check_decode_alone(self) -> None:
         """Refuse a budget of the prefill where cuts are made while decoding alone."""
         keeps = [self.keep_for(modality) for modality in ("image", "video")]
-        budget = self.tokens, self.tokens_after, self.fit
-        if budget != (None, None, None) or any(keep is not None and keep < 1 for keep in keeps):
+        if self.has_budget or any(keep is not None and keep < 1 for keep in keeps):
             raise PresetError(
                 f"{self.label}: it has no stages, so a keep or a number of tokens sets nothing: "
                 "decode has a keep of its own",
