@@ -102,12 +102,11 @@ def plan_stream(
     if stage is not None and stage.optional:
         stage = None  # it is left out
     if spec is None:
-        needed = sum(
-            bytes_at_once(media_plan.views[number].source, media_plan.plans[number])
-            for number in videos
-        )
+        if len(videos) > 1 or stage is not None:
+            return None
+        needed = bytes_at_once(media_plan.views[videos[0]].source, media_plan.plans[videos[0]])
         free = free_memory(torch.device("cpu"))
-        if needed <= HEADROOM * free or len(videos) > 1 or stage is not None:
+        if needed <= HEADROOM * free:
             return None
         spec = StreamSpec()
         warnings = (
@@ -185,6 +184,7 @@ def stream_inputs(
     structure = find_structure(loaded.model)
     layout, names = lay_out_prompt(structure, whole)
     ids = whole.tensors["input_ids"]
+    refuse_windows(structure, ids.shape[1])
     stream = after
     if stream is None or plan.reads_question:
         text = ids[0, int(layout.columns[-1]) + 1 :]
@@ -192,7 +192,6 @@ def stream_inputs(
     else:
         stream = replace(stream, seconds={})
     stream = replace(stream, layout=layout, shapes=whole.tensors)
-    refuse_narrow(structure, ids.shape[1])
     kept = torch.ones(ids.shape[1], dtype=torch.bool)
     kept[layout.columns] = False
     kept[layout.columns[stream.index]] = True
@@ -238,7 +237,7 @@ def lay_out_prompt(structure: Structure, whole: Inputs) -> tuple[Layout, list[st
     return layout, names
 
 
-def refuse_narrow(structure: Structure, columns: int) -> None:
+def refuse_windows(structure: Structure, columns: int) -> None:
     """Refuse layers whose windows would count the columns of the whole prompt.
 
     Raises:
@@ -365,7 +364,7 @@ def encode_segments(
         started = time.perf_counter()
     seconds["vision"] = encoder.seconds
     others = torch.ones(len(layout), dtype=torch.bool)
-    others[video[: len(video) - tail] if tail else video] = False
+    others[video[: len(video) - tail]] = False
     chosen = torch.cat([*index, others.nonzero().squeeze(1)]).sort().values
     joined = join_features(kept)
     if tail_scores is not None and joined.tower is not None:
