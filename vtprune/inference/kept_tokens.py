@@ -88,17 +88,17 @@ class StageOfSample:
         return {} if self.score is None else self.score.by_column()
 
     def at_columns(self, columns: Mapping[int, int]) -> StageOfSample:
-        """Return it for another prompt with the same tokens: column -> column there."""
+        """Return the stage for a prompt that has its tokens at other columns: old -> new."""
 
-        def there(old: torch.Tensor) -> torch.Tensor:
+        def moved(old: torch.Tensor) -> torch.Tensor:
             return torch.tensor([columns[column] for column in old.tolist()], dtype=torch.long)
 
         merge, score = self.merge, self.score
         return replace(
             self,
             kept=frozenset(columns[column] for column in self.kept),
-            merge=merge and replace(merge, columns=there(merge.columns)),
-            score=score and replace(score, columns=there(score.columns)),
+            merge=merge and replace(merge, columns=moved(merge.columns)),
+            score=score and replace(score, columns=moved(score.columns)),
         )
 
     @classmethod
@@ -138,7 +138,7 @@ class KeptTokens:
 
 
 def stages_of(trace: Trace, sample: int) -> tuple[StageOfSample, ...]:
-    """Return the stages that cut one sample of a batch; the last one is what went in decoding."""
+    """Return the stages that cut one sample of a batch, the cuts while decoding as the last."""
     stages = [StageOfSample.of(one, sample) for one in trace.stages if one.cuts[sample]]
     if trace.decoding:
         stages.append(_decoding_stage(trace, sample))
@@ -146,7 +146,7 @@ def stages_of(trace: Trace, sample: int) -> tuple[StageOfSample, ...]:
 
 
 def _decoding_stage(trace: Trace, sample: int) -> StageOfSample:
-    """Return all cuts while decoding as one stage: what went had gone from every layer."""
+    """Return all cuts while decoding as one stage, which keeps what is left in any layer."""
     before = frozenset(trace.kept[sample].columns.tolist())
     last = trace.decoding[-1]
     layers = range(len(last.columns))

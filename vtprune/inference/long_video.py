@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 FALLBACK = "spread"
 """What cuts segments under a preset without a stage at the input."""
-OVER = 2.0
-"""How much more the segments keep than the preset keeps of the whole video, so that the choice over
-all of them has something to choose from."""
+OVERSAMPLING = 2.0
+"""How many times as much the segments keep as the preset keeps of the whole video, for the cut over
+all of them to choose from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class StreamPlan:
         spec: of the segments.
         preset: that prunes.
         limits: of what is read.
-        on_progress: hears of frames done, of all.
+        on_progress: gets the stage, the frames done and all frames.
         warnings: what the reader should know of it.
     """
 
@@ -121,7 +121,7 @@ def plan_stream(
     if stage is not None:
         raise PresetError(
             f"{preset.label}: the stage at pixels ({stage.method}) chooses among all frames, and a "
-            "streamed video's are never there at once",
+            "streamed video never holds them at once",
             "leave --stream out, or use a preset without that stage, such as balanced",
         )
     number = videos[0]
@@ -167,13 +167,13 @@ def stream_inputs(
     loaded: Loaded,
     media: PromptMedia,
     turns: Sequence[Turn],
-    whole: Inputs,
+    inputs: Inputs,
     after: StreamedVideo | None = None,
 ) -> Inputs:
     """Return the inputs of a prompt whose video is encoded in segments: those of its kept tokens.
 
     Args:
-        whole: the inputs of the whole prompt, the pixels of the video without what is in them.
+        inputs: the inputs of the whole prompt, the pixels of the video without what is in them.
         after: of an earlier question about the same media.
 
     Raises:
@@ -182,8 +182,8 @@ def stream_inputs(
     plan = media.stream
     assert plan is not None
     structure = find_structure(loaded.model)
-    layout, names = lay_out_prompt(structure, whole)
-    ids = whole.tensors["input_ids"]
+    layout, names = lay_out_prompt(structure, inputs)
+    ids = inputs.tensors["input_ids"]
     refuse_windows(structure, ids.shape[1])
     stream = after
     if stream is None or plan.reads_question:
@@ -191,12 +191,12 @@ def stream_inputs(
         stream = encode_segments(loaded, structure, plan, media, layout, text, names)
     else:
         stream = replace(stream, seconds={})
-    stream = replace(stream, layout=layout, shapes=whole.tensors)
+    stream = replace(stream, layout=layout, shapes=inputs.tensors)
     kept = torch.ones(ids.shape[1], dtype=torch.bool)
     kept[layout.columns] = False
     kept[layout.columns[stream.index]] = True
     columns = kept.nonzero().squeeze(1)
-    tensors = {name: value for name, value in whole.tensors.items() if value.device.type != "meta"}
+    tensors = {name: value for name, value in inputs.tensors.items() if value.device.type != "meta"}
     positions = prompt_positions(loaded.model, structure.inner, tensors)
     tensors |= {name: value[:, columns] for name, value in tensors.items() if name in TEXT_INPUTS}
     tensors["position_ids"] = positions.index_select(-1, columns)
@@ -209,11 +209,11 @@ def stream_inputs(
         for number in numbers
     )  # fmt: skip
     sizes = {name: len(layout.of_modality(name)) for name in MODALITIES}
-    full_size = whole.full_size or FullSizeCounts({name: n for name, n in sizes.items() if n})
-    return replace(whole, tensors=tensors, media=grids, full_size=full_size, streamed=stream)
+    full_size = inputs.full_size or FullSizeCounts({name: n for name, n in sizes.items() if n})
+    return replace(inputs, tensors=tensors, media=grids, full_size=full_size, streamed=stream)
 
 
-def lay_out_prompt(structure: Structure, whole: Inputs) -> tuple[Layout, list[str]]:
+def lay_out_prompt(structure: Structure, inputs: Inputs) -> tuple[Layout, list[str]]:
     """Return where the visual tokens of the whole prompt sit, and the names of its video's pixels.
 
     Raises:
@@ -222,7 +222,7 @@ def lay_out_prompt(structure: Structure, whole: Inputs) -> tuple[Layout, list[st
     names = [
         name
         for name in PIXELS
-        if name in whole.tensors and whole.tensors[name].device.type == "meta"
+        if name in inputs.tensors and inputs.tensors[name].device.type == "meta"
     ]
     if not names:
         raise ModelError(
@@ -230,10 +230,10 @@ def lay_out_prompt(structure: Structure, whole: Inputs) -> tuple[Layout, list[st
             "can't be encoded in segments",
             "leave --stream out, and give fewer frames",
         )
-    ids = whole.tensors["input_ids"]
+    ids = inputs.tensors["input_ids"]
     valid = torch.ones(ids.shape, dtype=torch.bool)
-    vision = {PIXELS[name]: whole.tensors for name in PIXELS if name in whole.tensors}
-    (layout,), _ = lay_out_batch(structure, ids, valid, vision, None, whole.media)
+    vision = {PIXELS[name]: inputs.tensors for name in PIXELS if name in inputs.tensors}
+    (layout,), _ = lay_out_batch(structure, ids, valid, vision, None, inputs.media)
     return layout, names
 
 
@@ -246,8 +246,8 @@ def refuse_windows(structure: Structure, columns: int) -> None:
     window = structure.narrowest_window
     if structure.distance_layers or (window is not None and columns > window):
         raise ModelError(
-            f"{structure.model_type}: its attention counts the columns of the whole prompt, "
-            f"{columns:,}, which a streamed video leaves out",
+            f"{structure.model_type}: its attention counts all {columns:,} columns of the prompt, "
+            "and a streamed video leaves some of them out",
             "leave --stream out, and give fewer frames",
         )
 
@@ -439,10 +439,10 @@ def segment_budget(
             size = PromptSize(text, len(layout), ANSWER_TOKENS)
             places = [Place("input", 0)]
             fitting = fit_tokens(preset.fit, structure, [places], size)
-            keep = OVER * fitting.tokens / max(len(layout), 1)
+            keep = OVERSAMPLING * fitting.tokens / max(len(layout), 1)
         else:
             keep = preset.keep_before_tower("video", len(layout))
             if keep is None:
                 keep = next((s.keep for s in preset.stages_for("video") if s.keep), 1.0)
-            keep *= OVER
+            keep *= OVERSAMPLING
     return max(1, fixed_count(min(keep, 1.0), video))

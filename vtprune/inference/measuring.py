@@ -241,8 +241,8 @@ def count_tokens(
 
 def count_streamed(streamed: StreamedVideo, kept: Layout) -> list[int]:
     """Tokens kept in each frame of a streamed video, those with none left included."""
-    whole = streamed.layout
-    frames = int(whole.grid.frame[whole.of_modality("video")].max()) + 1
+    layout = streamed.layout
+    frames = int(layout.grid.frame[layout.of_modality("video")].max()) + 1
     of_video = kept.grid.frame[kept.of_modality("video")]
     return torch.bincount(of_video, minlength=frames).tolist()
 
@@ -454,7 +454,7 @@ def compute_vision_flops(
 def find_encoded(
     loaded: Loaded, inputs: Inputs, trace: Trace | None = None, sample: int = 0
 ) -> list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]]:
-    """What the vision tower encodes: the arguments of `cost.vision_flops`, for each modality."""
+    """Return what the vision tower encodes of each modality: arguments of `projector_flops`."""
     given = inputs.tensors if inputs.streamed is None else inputs.streamed.shapes
     arguments: list[tuple[cost.VisionShape, Sequence[Sequence[int]], int | None]] = []
     encoded = trace.encoded[sample] if trace and trace.encoded else None

@@ -57,8 +57,8 @@ class PromptMedia:
     full_size: FullSizeCounts | None = None
     stream: StreamPlan | None = None
 
-    def telling(self, on_progress: Progress | None) -> PromptMedia:
-        """Return the media, those that are read later telling of their progress."""
+    def with_progress(self, on_progress: Progress | None) -> PromptMedia:
+        """Return the media with what gets the progress of a video that is encoded in segments."""
         if self.stream is None:
             return self
         return replace(self, stream=replace(self.stream, on_progress=on_progress))
@@ -379,7 +379,7 @@ def load_with_each_media(
             loaded = opened.load()
             media = _wait(reading, reader, on_progress)
             return loaded, [
-                item if isinstance(item, VtpruneError) else item.telling(on_progress)
+                item if isinstance(item, VtpruneError) else item.with_progress(on_progress)
                 for item in media
             ]
         except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 QUALITY = 80
 """Of the JPEGs in the page."""
-TURNING = dict.fromkeys(map(ord, "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+BIDI_CONTROLS = dict.fromkeys(map(ord, "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
                                  "\u2066\u2067\u2068\u2069"))  # fmt: skip
-"""Characters that turn the order of others, such as what stands beside a file's name."""
+"""Bidirectional control characters, which reorder the text around them, such as a file's name."""
 
 
 def draw_page(drawing: Drawing) -> bytes:
@@ -50,16 +50,16 @@ def render_page(name: str, data: Mapping[str, object]) -> bytes:
     """
     templates = jinja2.PackageLoader("vtprune", "pictures")
     page = jinja2.Environment(autoescape=True, loader=templates).get_template(name)
-    return page.render(data=in_order(data)).encode("utf-8", "replace")  # tojson escapes < > & '
+    return page.render(data=without_bidi(data)).encode("utf-8", "replace")  # tojson escapes < > & '
 
 
-def in_order(value: object) -> object:
-    """Return data without the characters that turn the order of others."""
+def without_bidi(value: object) -> object:
+    """Return data without bidirectional control characters in its texts."""
     if isinstance(value, str):
-        return value if value.isascii() else value.translate(TURNING)
+        return value if value.isascii() else value.translate(BIDI_CONTROLS)
     if isinstance(value, Mapping):
-        return {key: in_order(part) for key, part in value.items()}
-    return [in_order(part) for part in value] if isinstance(value, (list, tuple)) else value
+        return {key: without_bidi(part) for key, part in value.items()}
+    return [without_bidi(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def panel_data(

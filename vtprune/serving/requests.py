@@ -203,10 +203,12 @@ def read_requests(
     missing = [next(filter(is_missing, request.files), None) for request in requests]
     if all(missing):  # a wrong folder; of some, their lines say it
         raise VtpruneError(f"{brief_path(path)}: {quote(str(missing[0]))}: no such file", HINT)
-    return with_keys([_faulty(row, preset) if isinstance(row, FaultyRow) else row for row in rows])
+    return with_keys(
+        [_faulty_request(row, preset) if isinstance(row, FaultyRow) else row for row in rows]
+    )
 
 
-def _faulty(row: FaultyRow, preset: Preset) -> Request:
+def _faulty_request(row: FaultyRow, preset: Preset) -> Request:
     """Return the request of a row that is wrong, with as much of it as can be read."""
     values = row.value if isinstance(row.value, dict) else {}
     name, question = values.get("id"), values.get("question")
@@ -248,10 +250,10 @@ class Presets:
         return self.known[key]
 
 
-def _name(value: object) -> object:
+def _media_names(value: object) -> object:
     """Return the names of media that lie in a table; anything else as it is."""
     if isinstance(value, list):
-        return [_name(item) for item in value]
+        return [_media_names(item) for item in value]
     return value.name if isinstance(value, Stored) else value
 
 
@@ -267,7 +269,10 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         data = {**data, "keep": parse_keep(data["keep"])}
     checked = data
     if isinstance(data, dict):  # a picture that lies in the table is no text
-        checked = {**data, **{key: _name(data[key]) for key in ("file", "files") if key in data}}
+        checked = {
+            **data,
+            **{key: _media_names(data[key]) for key in ("file", "files") if key in data},
+        }
     faults = [message for _, message in find_faults(_schema(), checked)]
     if isinstance(data, dict):
         faults += [unknown_key(key, KEYS) for key in data if key not in KEYS]
@@ -279,7 +284,6 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
     if faults:
         raise VtpruneError("; ".join(faults))
     assert isinstance(data, dict)
-
     files: list[str | Stored]
 
     def resolve(kind: str, reference: str) -> str:
