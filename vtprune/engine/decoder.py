@@ -292,8 +292,8 @@ class DecoderHooks:
                     pruned = cut_cache(pruned, cache, self.structure, decode, for_turns)
                 step = DecodeStep(pruned, cache, self.structure)
         continuation = Continuation(pruned, self.structure, given, embeds)
-        first = continuation.first_layer()
-        if first is not None or step is not None:
+        first, after = continuation.first_layer(), continuation.cache_with_padding()
+        if first is not None or step is not None or after is not None:
             self.state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, lambda *_: hooks.remove())
         if step is not None:
@@ -303,10 +303,7 @@ class DecoderHooks:
             self.hook_layers(first, functools.partial(self.continue_layer, continuation), hooks)
             self.hook_queries(length + embeds.shape[1], continuation.query_places, hooks)
             self.hook_distances(first, continuation, hooks)
-        if (after := continuation.cache_with_padding()) is not None:
-            if first is None and step is None:
-                self.state.hooks = hooks = Hooks(this_thread())
-                hooks.at_end(self.decoder, lambda *_: hooks.remove())
+        if after is not None:
             hooks.at_end(self.decoder, functools.partial(self.note_padding, after))
         return continuation.decoder_arguments(given, embeds)
 

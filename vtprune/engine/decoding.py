@@ -54,16 +54,14 @@ class LayerGroup:
 
 def layer_groups(pruned: PrunedCache, cache: Cache, structure: Structure) -> list[LayerGroup]:
     """Return the layers of a cache that have keys of their own, by the tokens that they hold."""
-    members: dict[object, list[int]] = {}
+    members: dict[tuple[int, int], list[int]] = {}
     for layer, memory in enumerate(structure.memories):
         if memory.keys and structure.key_layers[layer] == layer:
             stored = stored_keys(cache.layers[layer])
             members.setdefault((id(pruned.key_columns[layer]), stored), []).append(layer)
     return [
-        LayerGroup(
-            tuple(layers), pruned.key_columns[layers[0]], stored_keys(cache.layers[layers[0]])
-        )
-        for layers in members.values()
+        LayerGroup(tuple(layers), pruned.key_columns[layers[0]], stored)
+        for (_, stored), layers in members.items()
     ]
 
 

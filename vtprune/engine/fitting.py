@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -121,9 +122,7 @@ def fit_memory(structure: Structure, first: int, size: PromptSize, free: int) ->
         ) from error
     share = int(HEADROOM * free / size.prompts)
     needed = memory_needed(structure, shape, first, size)
-    of = f"{_size(share)} of memory for each prompt" if size.prompts > 1 else (
-        f"{_size(share)} of memory"
-    )  # fmt: skip
+    of = f"{_size(share)} of memory" + (" for each prompt" if size.prompts > 1 else "")
     if needed(1) > share:
         raise ModelError(
             f"fit memory: one visual token of {size.visual:,} needs {_size(needed(1))} (what comes "
@@ -132,10 +131,7 @@ def fit_memory(structure: Structure, first: int, size: PromptSize, free: int) ->
         )
     if needed(size.visual) <= share:
         return Fitting(size.visual, f"all fit: {_size(needed(size.visual))} of {of}")
-    fits, over = 1, size.visual
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        fits, over = (middle, over) if needed(middle) <= share else (fits, middle)
+    fits = bisect.bisect_right(range(1, size.visual + 1), share, key=needed)
     return Fitting(fits, f"{_size(needed(fits))} for KV cache and prefill, of {of}")
 
 

@@ -203,7 +203,6 @@ def _choose_patches(
     """
     method = group.at_pixels
     assert isinstance(method, PatchPruner)
-    most = None if keep is None else fixed_count(keep, total)
     grids, sizes = units.grids(), units.sizes
 
     def choose(at_most: int | None) -> tuple[list[list[torch.Tensor]], int]:
@@ -211,8 +210,9 @@ def _choose_patches(
         return masks, sum(int(mask.sum()) for of_item in masks for mask in of_item)
 
     kept, left = choose(None)
-    if keep is None or most is None:
+    if keep is None:
         return kept
+    most = fixed_count(keep, total)
     _check_reached(plan, group, keep, left, most, total)
     if left > most:
         patches = sum(

@@ -143,9 +143,8 @@ class PruningPlan:
     def fitting_stages(self, specs: tuple[StageSpec, ...]) -> tuple[StageSpec, ...]:
         """Return the stages of a preset that is to fit: positions without gaps for a context."""
         structure = self.structure
-        if self.preset.fit != "context" or not structure.one_dimensional:
-            return specs
-        if structure.distance_layers:
+        renumbers = structure.one_dimensional and not structure.distance_layers
+        if self.preset.fit != "context" or not renumbers:
             return specs
         return tuple(
             spec if spec.at == PIXELS else replace(spec, positions="renumber") for spec in specs

@@ -133,8 +133,7 @@ class SegmentEncoder:
             layout: of its tokens.
         """
         started = now(self.structure.device)
-        modality, given = self._arguments(tensors)
-        encode: Callable[..., object] = getattr(self.structure.inner, ENCODERS[modality])
+        modality, encode, given = self._encoder_call(tensors)
         hooks = EncoderHooks.outside_block(self.plan)
         key = None
         if self.cache is not None:
@@ -154,20 +153,25 @@ class SegmentEncoder:
         self.seconds += now(self.structure.device) - started
         return features
 
-    def _arguments(self, tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, object]]:
-        """Return which encoder takes a segment, and its arguments by name."""
-        modality = next(PIXELS[name] for name in PIXELS if name in tensors)
-        if not hasattr(self.structure.inner, ENCODERS[modality]):
+    def _encoder_call(
+        self, tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[str, Callable[..., object], dict[str, object]]:
+        """Return the modality of the encoder that takes a segment, its method, its arguments."""
+        pixels = next(name for name in PIXELS if name in tensors)
+        modality = PIXELS[pixels]
+        encode: Callable[..., object] | None = getattr(
+            self.structure.inner, ENCODERS[modality], None
+        )
+        if encode is None:
             raise ModelError(
                 f"{self.structure.model_type}: a video can't be encoded in segments: the model has "
                 f"no {ENCODERS[modality]}",
                 "leave --stream out, and give fewer frames",
             )
-        names = Arguments(getattr(self.structure.inner, ENCODERS[modality])).order
+        names = Arguments(encode).order
         given: dict[str, object] = {name: tensors[name] for name in names if name in tensors}
-        pixels = next(name for name in PIXELS if name in tensors)
         given.setdefault(names[0], tensors[pixels])  # some call a video's frames pixel_values too
-        return modality, given
+        return modality, encode, given
 
     def information(self, features: Features) -> float:
         """Return the number of directions that a segment's tokens spread over."""

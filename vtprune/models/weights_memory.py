@@ -101,9 +101,8 @@ def _join(mapping: Any, pages: _MappedFiles) -> dict[str, Any] | None:
     if tensor is None:
         return None
     mapping.collected_tensors.clear()
-    mapping.operations = steps[
-        :1
-    ]  # it takes a tensor as joined; the mapping is of this layer alone
+    # The first step takes a tensor as joined; the mapping is of this layer alone.
+    mapping.operations = steps[:1]
     return {next(iter(readers)): tensor}
 
 
