@@ -21,6 +21,7 @@ from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.checking.oracle import dropped_later
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.preset import DecodeSpec, override
+from vtprune.tokens.schedule import fixed_count
 
 Batch = dict[str, torch.Tensor]
 DECODE = {"every": 3, "keep": 0.5}
@@ -150,6 +151,13 @@ def test_a_share_may_be_chosen_evenly_for_later_questions() -> None:
     assert kept == [[0, 1, 2, 3], [0, 1, 3, 7], [1, 3, 5, 7]]
     candidates[0, 4:] = False
     assert int(choose(scores, candidates, 0.1).sum()) == 1
+
+
+@pytest.mark.parametrize(("keep", "total"), [(0.53, 100), (0.21, 300), (0.13, 900)])
+def test_a_share_of_the_cache_is_rounded_as_any_keep(keep: float, total: int) -> None:
+    candidates = torch.ones(1, total, dtype=torch.bool)
+    kept = choose(torch.rand(1, total), candidates, keep)
+    assert int(kept.sum()) == fixed_count(keep, total) == round(keep * total)
 
 
 def test_beams_and_quantised_caches_are_refused_with_the_reason() -> None:

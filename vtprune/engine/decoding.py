@@ -8,6 +8,7 @@ in a few of these layers. What goes is gone for the rest of the conversation.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from vtprune.errors import ModelError
 from vtprune.models.seams import can_drop_keys, drop_keys, layer_length, stored_keys
 from vtprune.models.structure import Structure
 from vtprune.preset.spec import DecodeSpec
+from vtprune.tokens.schedule import SLACK, fixed_count
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -272,12 +274,13 @@ def choose(
         for_turns: share of those that is evenly spaced over the candidates; the rest by score.
     """
     number = candidates.sum(1, keepdim=True)
-    count = (keep * number + 1e-6).floor().long().clamp_min(1).minimum(number)
-    spaced = (for_turns * count + 1e-6).floor().long()
+    counts = [[fixed_count(keep, total)] for (total,) in number.tolist()]
+    count = torch.tensor(counts)  # (B, 1)
+    spaced = torch.tensor([[math.floor(for_turns * most + SLACK)] for (most,) in counts])
     place = candidates.long().cumsum(1) - 1
-    whole = number.clamp_min(1)
-    even = ((place + 1) * spaced).div(whole, rounding_mode="floor") > (place * spaced).div(
-        whole, rounding_mode="floor"
+    divisor = number.clamp_min(1)
+    even = ((place + 1) * spaced).div(divisor, rounding_mode="floor") > (place * spaced).div(
+        divisor, rounding_mode="floor"
     )
     ranked = scores.masked_fill(even, torch.inf).masked_fill(~candidates, -torch.inf)
     rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

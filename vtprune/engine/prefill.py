@@ -23,7 +23,7 @@ from vtprune.pruners import METHODS, create, reads_question
 from vtprune.pruners.base import Budget, Pruner, Selection, VisualTokens, merge
 from vtprune.tokens.information import group_information
 from vtprune.tokens.layout import Layout
-from vtprune.tokens.schedule import Cut, count_by_layer
+from vtprune.tokens.schedule import SLACK, Cut, count_by_layer
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -238,7 +238,7 @@ class Prefill:
         A question-blind method takes its share first, and the stage's own the rest of the budget
         from what is left. Nothing is merged.
         """
-        count = math.floor(share * cut.count + 1e-6)
+        count = math.floor(share * cut.count + SLACK)
         kept = torch.zeros(len(layout), dtype=torch.bool)
         if count:
             blind = create(BLIND, {})
