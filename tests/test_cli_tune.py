@@ -105,6 +105,15 @@ def test_a_line_that_can_not_be_asked_is_named_and_left_out(fake: Fake, folder: 
     assert saved["search"]["questions"] + saved["held_out"]["questions"] == 30
 
 
+def test_all_unknown_methods_and_presets_are_named_at_once(fake: Fake, folder: Path) -> None:
+    names = ("--methods", "entropyy,fastw", "--presets", "balansed")
+    result = invoke("q.jsonl", *names, "--save", "mine.yaml")
+    assert result.exit_code == 1
+    for name in ("entropyy", "fastw", "balansed"):
+        assert repr(name) in result.stderr
+    assert fake.loads == []
+
+
 def test_nothing_that_holds_is_an_error_line_and_no_file(fake: Fake, folder: Path) -> None:
     fake.holds = False
     Path("mine.yaml").write_text("description: of yesterday\n")

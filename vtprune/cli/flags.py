@@ -112,7 +112,7 @@ def check_at(flags: Flags) -> None:
 
 
 def check_rows(flags: Flags) -> None:
-    """Refuse methods and presets, of several, that there are not.
+    """Refuse names of methods and presets that are unknown.
 
     Raises:
         PresetError: with the nearest names.

@@ -6,8 +6,15 @@ from dataclasses import replace
 
 import click
 
-from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
-from vtprune.cli.flags import check_at, check_rows, loading_from
+from vtprune.cli.asking import (
+    LONGEST,
+    asked_paths,
+    asked_questions,
+    is_demo,
+    settings_from,
+    variants_from,
+)
+from vtprune.cli.flags import check_at, loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, method_options, takes
 from vtprune.cli.results import (
@@ -76,7 +83,8 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
     check_saves(flags.saves, FORMATS, inputs, others)
     with libraries_silenced(), asked_questions(inputs, flags, "dev") as (asked, failed):
         check_at(flags)
-        check_rows(flags)
+        if flags.methods or flags.presets:
+            variants_from(flags, user)  # all that is wrong with them, before torch is imported
         with importing(flags.quiet):
             from vtprune.evaluation.tune import plan_tuning
             from vtprune.evaluation.tune import tune as run
