@@ -400,7 +400,10 @@ def test_a_keep_that_the_content_is_below_is_warned_of() -> None:
         oracle.generate(model, inputs, steps=1)
     assert [stage.after for stage in trace.stages] == [[16], [16]]
     assert trace.keep_mean() == 16 / 33
-    assert any("more than the 16 of 33 tokens that are left at" in w for w in trace.warnings)
+    assert trace.warnings == [
+        "keep 0.7 asks for more than the 16 of 33 tokens that are left at the language model's "
+        "input: later stages cut less, or nothing"
+    ]
 
 
 # -- from files -----------------------------------------------------------------------------------

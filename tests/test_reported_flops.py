@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from conftest import save_clip, save_noise
 from counted import AGREES, as_encoded, count, loaded, uneven
+from transformers import PreTrainedModel
 
 import vtprune
 from vtprune.cli import cli
@@ -103,8 +104,8 @@ def test_a_tower_that_no_family_knows_is_counted_on_shapes(checkpoints, media, m
 
 
 def test_a_tower_that_can_not_be_counted_is_warned_of(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    def refuse(model: object, tensors: object) -> None:
-        raise cost.uncounted(None, "such an encoder")
+    def refuse(model: PreTrainedModel, tensors: object) -> None:
+        raise cost.uncounted(model.config, "such an encoder")
 
     monkeypatch.setattr("vtprune.models.cost.vision_shape", lambda config, modality="image": None)
     monkeypatch.setattr("vtprune.models.encoder_cost.count_encoder", refuse)
@@ -112,7 +113,9 @@ def test_a_tower_that_can_not_be_counted_is_warned_of(checkpoints, media, monkey
     preset, short = override(load_preset(None), 1.0), Generation(max_new_tokens=1)
     report = next(answer_questions(model, media["several"], ["what?"], preset, generation=short))
     assert report.flops.vision is None
-    assert any("the FLOPs of such an encoder are not counted" in note for note in report.warnings)
+    assert report.warnings == (
+        "vision FLOPs are null: llava: the FLOPs of such an encoder are not counted",
+    )
 
 
 def test_several_reports_measure_the_decoder_once(checkpoints, media, monkeypatch) -> None:  # type: ignore[no-untyped-def]
