@@ -202,7 +202,7 @@ def test_the_command_writes_results_and_the_page_is_made_of_them(
     assert "pixels, uniform at input" in told.out
     assert "pass 1 of 1: unpruned" in told.err
     main(["first-token", "frames", *model[:2], "--frames", "3", "--passes", "1"])
-    assert "| median of 1 clips | long-video | | | | |" in capsys.readouterr().out
+    assert "| median of 1 clips | long-video |  |  |  |  | " in capsys.readouterr().out
     main(["page", "--results", "speed.jsonl", "--save", "speed.md"])
     page = Path("speed.md").read_text(encoding="utf-8")
     assert page.index("## Prefill") < page.index("## First token")

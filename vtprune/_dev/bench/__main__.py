@@ -12,7 +12,7 @@ import torch
 from vtprune._dev.arguments import Parser
 from vtprune._dev.bench.first_token import measure_first_token
 from vtprune._dev.bench.layers import measure_layers
-from vtprune._dev.bench.parts import add_parts, place_options
+from vtprune._dev.bench.parts import add_parts, device_and_dtype, place_options
 from vtprune.evaluation.profiling.profile import ProfileOptions
 from vtprune.evaluation.profiling.prompts import parse_size
 
@@ -68,7 +68,7 @@ def run_layers(args: argparse.Namespace) -> None:
 def run_first_token(args: argparse.Namespace) -> None:
     text = measure_first_token(
         args.model, args.clips, args.presets.split(","), args.frames, args.share,
-        torch.device(args.device), getattr(torch, args.dtype), args.passes,
+        *device_and_dtype(args), args.passes,
     )  # fmt: skip
     sys.stdout.write(text)
 

@@ -67,7 +67,7 @@ def run(
 ) -> dict[str, float]:
     """Generate once; return seconds without those of compiling, and what compiling took."""
     before = compiled.cost
-    with as_told(subject.loaded.model, compiled, how):
+    with switch_layers(subject.loaded.model, compiled, how):
         ran = run_once(
             subject.loaded, subject.tensors, subject.case, preset, steps, subject.encoded
         )
@@ -85,8 +85,8 @@ def run(
 
 
 @contextmanager
-def as_told(model: nn.Module, compiled: CompiledModel, how: str) -> Iterator[None]:
-    """Run the layers as they are inside the block where `how` is eager; else with this cache."""
+def switch_layers(model: nn.Module, compiled: CompiledModel, how: str) -> Iterator[None]:
+    """Run the layers inside the block as `how` says: eager, or compiled with a kind of cache."""
     forwards = {
         module: vars(module)["forward"]
         for module in model.modules()

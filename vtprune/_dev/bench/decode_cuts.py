@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune._dev.bench.subject import Subject
+from vtprune._dev.bench.tables import spread
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.kv_cache import fork_cache, pruned_cache
@@ -30,12 +31,12 @@ class Decoded:
     Args:
         seconds: of all its tokens.
         last: of a token after the last cut, median.
-        keys: bytes of the keys and values that the cache holds at the end.
+        cache_bytes: of the keys and values that the cache holds at the end.
     """
 
     seconds: float
     last: float
-    keys: int
+    cache_bytes: int
 
 
 def compare_decoding(
@@ -86,20 +87,22 @@ def decode_tokens(subject: Subject, cache: Cache, tokens: int) -> Decoded:
 
 
 def describe(pairs: list[tuple[Decoded, Decoded]], tokens: int) -> str:
-    """Return the ratios of without to with cuts: medians of the pairs, lowest and highest."""
+    """Return medians of the pairs' ratios, uncut to cut, with the least and the greatest."""
     lines = []
     for name, values in {
-        "tokens a second, whole answer": [one.seconds / other.seconds for one, other in pairs],
-        "tokens a second, last quarter": [one.last / other.last for one, other in pairs],
-        "bytes of keys and values, uncut / cut": [one.keys / other.keys for one, other in pairs],
+        "tokens a second, cut to uncut, whole answer": [
+            uncut.seconds / cut.seconds for uncut, cut in pairs
+        ],
+        "tokens a second, cut to uncut, last quarter": [
+            uncut.last / cut.last for uncut, cut in pairs
+        ],
+        "bytes of keys and values, uncut to cut": [
+            uncut.cache_bytes / cut.cache_bytes for uncut, cut in pairs
+        ],
     }.items():
-        middle, low, high = statistics.median(values), min(values), max(values)
-        lines.append(f"{name}: {middle:.2f} x ({low:.2f} to {high:.2f})\n")
-    first = pairs[0]
-    lines.append(
-        f"uncut: {1000 * statistics.median(p[0].seconds for p in pairs) / tokens:.0f} ms a token, "
-        f"{first[0].keys / 1e6:.1f} MB; cut: "
-        f"{1000 * statistics.median(p[1].seconds for p in pairs) / tokens:.0f} ms, "
-        f"{first[1].keys / 1e6:.1f} MB at the end\n"
-    )
+        lines.append(f"{name}: {spread(values)}\n")
+    for name, answers in zip(("uncut", "cut"), zip(*pairs, strict=True), strict=True):
+        seconds = statistics.median(answer.seconds for answer in answers) / tokens
+        megabytes = answers[0].cache_bytes / 1e6
+        lines.append(f"{name}: {1000 * seconds:.0f} ms a token, {megabytes:.1f} MB at the end\n")
     return "".join(lines)

@@ -12,6 +12,7 @@ from statistics import median
 import torch
 
 from vtprune._dev.bench.subject import Subject
+from vtprune._dev.bench.tables import spread, table
 from vtprune.evaluation.profiling.profile import TEXT_TOKENS
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_prompt
 from vtprune.evaluation.profiling.shapes import Shape, build_random, find_shape
@@ -42,7 +43,7 @@ def measure_first_token(
     dtype: torch.dtype,
     passes: int,
 ) -> str:
-    """A Markdown table of the seconds and ratios, one row a clip and preset.
+    """Return a Markdown table of the seconds and ratios, one row a clip and preset.
 
     Args:
         share: of the layers, one in so many is built.
@@ -54,10 +55,9 @@ def measure_first_token(
     )
     rows: dict[str, Preset | None] = {"unpruned": None}
     rows |= {Path(name).stem: load_preset(name) for name in presets}
-    lines = [
-        "| clip | row | time in the tower | vision, s | prefill, s | first token, s | as soon |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["clip", "row", "time in the tower", "vision, s", "prefill, s", "first token, s",
+            "as soon"]  # fmt: skip
+    lines: list[list[str]] = []
     speedups: dict[str, list[float]] = {name: [] for name in rows}
     for clip in clips:
         case = make_prompt(
@@ -70,20 +70,14 @@ def measure_first_token(
             for name in order:
                 seconds[name].append(subject.run(rows[name], tower=True))
         for name, runs in seconds.items():
-            pairs = zip(seconds["unpruned"], runs, strict=True)
+            pairs = list(zip(seconds["unpruned"], runs, strict=True))
             ratios = [full["first_token"] / run["first_token"] for full, run in pairs]
             speedups[name].append(median(ratios))
-            vision, prefill, first = (
-                median(run[part] for run in runs) for part in ("vision", "prefill", "first_token")
-            )
-            pairs = zip(seconds["unpruned"], runs, strict=True)
+            parts = ("vision", "prefill", "first_token")
+            medians = [f"{median(run[part] for run in runs):.2f}" for part in parts]
             in_tower = median(run["vision"] / full["vision"] for full, run in pairs)
-            lines.append(
-                f"| {clip.name} | {name} | {in_tower:.0%} | {vision:.2f} | {prefill:.2f} | "
-                f"{first:.2f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-            )
-            sys.stderr.write(lines[-1] + "\n")
-    for name, found in speedups.items():
-        lines.append(f"| median of {len(clips)} clips | {name} | | | | | {median(found):.2f} "
-                     f"({min(found):.2f} to {max(found):.2f}) |")  # fmt: skip
-    return "\n".join([*lines, ""])
+            lines.append([clip.name, name, f"{in_tower:.0%}", *medians, spread(ratios)])
+            sys.stderr.write(", ".join(lines[-1]) + "\n")
+    of_all = f"median of {len(clips)} clips"
+    lines += [[of_all, name, "", "", "", "", spread(of_row)] for name, of_row in speedups.items()]
+    return table(head, lines)

@@ -212,8 +212,8 @@ def run_decoding(args: argparse.Namespace) -> None:
 def run_decode_cuts(args: argparse.Namespace) -> None:
     """Print the ratios of one process."""
     shown = parse_size(args.shown, "video")
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    subject = build_subject(narrow_shape(args.model, 384), shown, device, dtype, depth=args.depth)
+    shape, place = narrow_shape(args.model, 384), device_and_dtype(args)
+    subject = build_subject(shape, shown, *place, depth=args.depth)
     sys.stdout.write(f"{args.model}, {args.depth} layers, {subject.visual:,} visual tokens\n")
     decode = DecodeSpec(args.every, args.keep)
     pairs = compare_decoding(subject, decode, args.tokens, args.repeats)

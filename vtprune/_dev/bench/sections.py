@@ -76,7 +76,7 @@ def place(at: str) -> str:
 
 
 def compiled_section(groups: Groups) -> str:
-    rows, costs = [], []
+    rows, notes = [], []
     for passes in groups:
         told = passes[0].settings
         base = f"eager, {UNPRUNED}"
@@ -90,22 +90,21 @@ def compiled_section(groups: Groups) -> str:
                 spread(ratios(passes, name, "decode_per_token", base=base)),
                 len(passes),
             ])  # fmt: skip
-        pairs = {how: f"{how}, pruned" for how in ("eager", "compiled")}
-        alike = {
-            how: spread(ratios(passes, name, "prefill", base=f"{how}, {UNPRUNED}"))
-            for how, name in pairs.items()
-        }
-        costs.append(
-            f"{told['dtype']}: the pruned prefill is {alike['eager']} times as fast as the "
-            f"unpruned one, both eager; {alike['compiled']} times, both compiled."
+        eager, compiled = (
+            spread(ratios(passes, f"{how}, pruned", "prefill", base=f"{how}, {UNPRUNED}"))
+            for how in ("eager", "compiled")
+        )
+        notes.append(
+            f"{told['dtype']}: the pruned prefill is {eager} times as fast as the unpruned "
+            f"one, both eager; {compiled} times, both compiled."
         )
     first = groups[0][0]
     told = first.settings
     missing = {"float32", "bfloat16"} - {passes[0].settings["dtype"] for passes in groups}
     if missing:
-        costs.append(f"{' and '.join(sorted(missing))}: not measured here.")
+        notes.append(f"{' and '.join(sorted(missing))}: not measured here.")
     if max(run.machine["load"] for passes in groups for run in passes) > BUSY:
-        costs.append(
+        notes.append(
             "Other work kept the machine's two processors busy while this ran: ratios of single "
             "passes spread by several times, and only what all passes agree on counts."
         )
@@ -128,7 +127,7 @@ GPU, not run: `python -m vtprune._dev.bench compiled --device cuda --dtype bfloa
 reduce-overhead`, which records CUDA graphs.
 
 {table(head, rows)}
-{" ".join(costs)}"""
+{" ".join(notes)}"""
 
 
 def end_to_end_section(groups: Groups) -> str:
