@@ -17,6 +17,7 @@ from vtprune.inference.prepare import PreparedQuestion, prepare_question
 from vtprune.inference.prompt_media import PromptMedia, read_media
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.seams import (
+    POSITIONS,
     ROPE_INDEX,
     ROPE_INPUTS,
     cache_argument,
@@ -212,10 +213,10 @@ def position_ids_from(loaded: Loaded, tensors: Tensors, start: int) -> dict[str,
     Args:
         tensors: of the whole prompt, whose last columns are text.
     """
-    locate = getattr(find_structure(loaded.model).inner, "get_rope_index", None)
+    locate = getattr(find_structure(loaded.model).inner, POSITIONS, None)
     if locate is None:
         return {}
-    takes = check_arguments("the model: get_rope_index", locate, ROPE_INDEX)
+    takes = check_arguments(f"the model: {POSITIONS}", locate, ROPE_INDEX)
     named = {ROPE_INPUTS.get(name, name): value for name, value in tensors.items()}
     position_ids = locate(**{name: value for name, value in named.items() if name in takes})[0]
     return {"position_ids": position_ids[..., start:]}  # (3, 1, n)

@@ -1080,7 +1080,7 @@ def prompt_positions(
         ModelError: the model's class does not say how it makes them.
     """
     ids = tensors["input_ids"]
-    if not hasattr(inner, "get_rope_index"):
+    if not hasattr(inner, POSITIONS):
         return torch.arange(ids.shape[1])[None]
     prepare = getattr(model, "_prepare_position_ids_for_generation", None)  # 5.17 to 5.24
     if prepare is None:

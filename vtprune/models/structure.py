@@ -31,6 +31,7 @@ from vtprune.models.seams import (
     CHOICE,
     LAYER_TYPES,
     PER_LAYER_INPUT,
+    POSITIONS,
     SHARED,
     LayerMemory,
     Seams,
@@ -302,7 +303,7 @@ class Structure:
     @property
     def one_dimensional(self) -> bool:
         """Whether a position id is one number, and not a time, a row and a column (mrope)."""
-        return not hasattr(self.inner, "get_rope_index")
+        return not hasattr(self.inner, POSITIONS)
 
     @property
     def num_positions(self) -> int | None:
