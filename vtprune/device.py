@@ -42,10 +42,10 @@ def clock() -> float:
 
 @dataclass(frozen=True)
 class CompileTimes:
-    """What torch has compiled in this process.
+    """The graphs that torch has compiled in this process.
 
     Args:
-        seconds: that it took.
+        seconds: that compiling took.
         graphs: how many, those after a graph break included.
     """
 

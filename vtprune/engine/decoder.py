@@ -211,7 +211,10 @@ class DecoderHooks:
         hooks.replace_during(tap.module, tap.registry, "get_interface", tap.get_interface)
 
     def hook_previous(self, prefill: Prefill, hooks: Hooks) -> None:
-        """Read what enters the layer before a cut, behind a cut there, where methods ask for it."""
+        """Read the states that enter the layer before a cut, for methods that need them.
+
+        Where that layer begins with a cut itself, they are those after it.
+        """
 
         def keep(number: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             prefill.readings.previous = self.read_layer(number, args, kwargs)[1].detach()

@@ -246,21 +246,21 @@ def cut_group(
         return
     stays = (held >= 0) & (kept | ~visual)
     packed = pack([row.nonzero().squeeze(1) for row in stays])
-    made: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    after_cut: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
     for other, source in enumerate(structure.key_layers):
         if source not in group.layers or not structure.memories[other].keys:
             continue
         if other == source:
             drop_keys(cache.layers[other], packed.index)
         key = id(pruned.key_columns[other])
-        if key not in made:
+        if key not in after_cut:
             seen = pruned.columns_in(other, batch, total, length)[:, first:]
             left = seen.gather(1, packed.index)
             if packed.valid is not None:
                 left = left.masked_fill(~packed.valid, -1)
             all_valid = bool((left >= 0).all())
-            made[key] = left, None if all_valid else left >= 0
-        noted[0][other], noted[1][other] = made[key]
+            after_cut[key] = left, None if all_valid else left >= 0
+        noted[0][other], noted[1][other] = after_cut[key]
 
 
 def choose(

@@ -22,11 +22,11 @@ FEWER = "give fewer frames or tiles"
 
 @dataclass(frozen=True)
 class Fitting:
-    """What fits of the visual tokens of one prompt.
+    """How many visual tokens of one prompt fit.
 
     Args:
         tokens: the most that the first cut may leave; all of them where they fit.
-        reason: in words.
+        reason: what they fit into, in words.
     """
 
     tokens: int
@@ -35,12 +35,12 @@ class Fitting:
 
 @dataclass(frozen=True)
 class PromptSize:
-    """What room is needed for, of one prompt.
+    """The tokens of one prompt that need room.
 
     Args:
-        text, visual: tokens of the prompt at the language model's input.
-        answer: tokens that may follow.
-        prompts: of the same batch, which share the memory.
+        text, visual: at the language model's input.
+        answer: that may follow.
+        prompts: how many share the memory, as one batch.
     """
 
     text: int

@@ -141,7 +141,7 @@ class PruningPlan:
         return self.groups[modality]
 
     def fitting_stages(self, specs: tuple[StageSpec, ...]) -> tuple[StageSpec, ...]:
-        """Return the stages of a preset that is to fit: positions without gaps for a context."""
+        """Return stages that number positions anew where the tokens have to fit the context."""
         structure = self.structure
         renumbers = structure.one_dimensional and not structure.distance_layers
         if self.preset.fit != "context" or not renumbers:
@@ -157,7 +157,7 @@ class PruningPlan:
         text: Sequence[int],
         trace: Trace,
     ) -> list[Preset]:
-        """Return every sample's preset, with what fits in place of `fit`, which goes to the trace.
+        """Return every sample's preset, its budget what fits; note in the trace how much that is.
 
         Raises:
             ModelError, PresetError: nothing fits.
@@ -174,7 +174,7 @@ class PruningPlan:
             )
             for layout, size in zip(layouts, text, strict=True)
         ]
-        return [self.preset.with_fitting(found.tokens) for found in trace.fitting]
+        return [self.preset.with_fitting(fitting.tokens) for fitting in trace.fitting]
 
     def keep_at_pixels(self, group: StageGroup, visual: int) -> float | None:
         """Return the fraction that may be left before the vision tower; None: as many as are.

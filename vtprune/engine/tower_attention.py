@@ -91,7 +91,7 @@ class TowerReading:
 
 
 def covers(reading: object, names: Sequence[str]) -> bool:
-    """Return whether something is a reading of all these."""
+    """Return whether a reading of the tower has all these names."""
     return isinstance(reading, TowerReading) and set(names) <= set(reading.names)
 
 

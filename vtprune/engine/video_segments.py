@@ -60,7 +60,8 @@ class Features:
     Args:
         rows: (n, d).
         layers: (n, d) each: what some decoders add to the states after their first layers.
-        tower: (n,) float32 that the tokens receive of their tower's attention; None: not read.
+        tower: (n, V) float32 that the tokens receive of their tower's attention, by the names of
+            `TOWER`; None: not read.
         form: of the output that they were taken from.
     """
 
@@ -107,7 +108,7 @@ class SegmentEncoder:
 
     Attributes:
         seconds: that encoding took.
-        warnings: what the reader should know.
+        trace: with the warnings of the cuts.
     """
 
     structure: Structure
@@ -228,7 +229,7 @@ def check_apart(apart: Features, among: Features, model_type: str) -> None:
 
 
 def fit_to_layout(features: Features, grid: Grid, model_type: str) -> tuple[Features, int]:
-    """Return a segment's features without what only a video's end has, and what they lack of it.
+    """Return a segment's features for its tokens, and how many more the rest of the model adds.
 
     Some models end a video with a newline: their encoder gives one for every segment, or the rest
     of the model adds it.
@@ -260,7 +261,7 @@ def fit_to_layout(features: Features, grid: Grid, model_type: str) -> tuple[Feat
 
 
 def take_apart(encoded: object) -> Features:
-    """Return what a vision encoder gave as one row a token.
+    """Return the output of a vision encoder as features: one row a token.
 
     Raises:
         ModelError: it is of an unknown form.

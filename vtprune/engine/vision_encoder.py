@@ -55,7 +55,7 @@ class EncoderHooks:
 
     @classmethod
     def outside_block(cls, plan: PruningPlan) -> EncoderHooks:
-        """Return what reads the tower in calls of an encoder that no block is open for."""
+        """Return hooks for reading the tower where no block is open."""
         return cls(plan, ThreadState(), None, PreparedInputs())
 
     def attach(self, hooks: Hooks) -> None:
@@ -237,7 +237,7 @@ class EncoderHooks:
         given[TOWER[0]] = TowerReading(tower.has_cls, together, names).among(rows)
 
     def is_read(self, reading: object) -> bool:
-        """Return whether a reading of the tower has all that methods ask for."""
+        """Return whether a reading of the tower has all that the methods need."""
         return not self.plan.reads_tower or covers(reading, self.plan.tower_names)
 
 

@@ -55,10 +55,10 @@ class Sampling:
         max_frames: the most frames, for `fps` and for the family's own sampling.
         start: when the part of a video begins that is sampled: seconds, "mm:ss" or "h:mm:ss".
         end: when it ends.
+        max_tiles: the most tiles of a picture, the base picture not counted.
 
     Raises:
         MediaError: text that is no time.
-        max_tiles: the most tiles of a picture, the base picture not counted.
     """
 
     frames: int | None = None
@@ -142,10 +142,11 @@ class StreamedVideo:
     Args:
         modality: of the encoder that took it.
         encoded: its output for the kept tokens, which the model gets in the place of pixels.
-        tower: (K,) that those receive of the tower's attention; None: not read.
+        tower: (K, V) that those receive of the tower's attention, by the names of `TOWER`; None:
+            not read.
         layout: of all N visual tokens of the prompt.
         index: (K,) int64 of the prompt's kept visual tokens among them.
-        shapes: the model's inputs by name without what is in them, as of the whole video at once.
+        shapes: the model's inputs by name without their values, as of the whole video at once.
         stage: what cut the segments.
         seconds: "media", "preprocess", "vision" and "select" that segments took.
         warnings: what the reader should know.

@@ -273,12 +273,12 @@ class CompiledForward:
 
 @functools.cache
 def attention_registry(kind: type[nn.Module]) -> object:
-    """Return the registry of kernels that a class of modules asks; where it asks none, nothing."""
+    """Return the registry of attention kernels that a class of modules asks; an empty one: none."""
     return vars(sys.modules[kind.__module__]).get("ALL_ATTENTION_FUNCTIONS", NO_REGISTRY)
 
 
 def kind_of(layer: nn.Module) -> object:
-    """Return what tells one graph's layers from others: classes, sizes, settings."""
+    """Return a key that is equal for layers with one graph: of classes, sizes and settings."""
     parts: list[object] = []
     for module in layer.modules():
         settings = [

@@ -64,7 +64,7 @@ class _LargeOnMeta(TorchFunctionMode):
 
 @contextmanager
 def weights_on_meta() -> Iterator[None]:
-    """Within it, modules of this thread get parameters without values, and buffers with theirs."""
+    """Give new modules of this thread parameters without values, and buffers with theirs."""
     register, thread = nn.Module.register_parameter, threading.get_ident()
 
     def register_empty(module: nn.Module, name: str, param: nn.Parameter | None) -> None:

@@ -67,17 +67,17 @@ def _replace_reading(pages: _MappedFiles) -> Iterator[None]:
         joined = _join(mapping, pages)
         return gather(mapping) if joined is None else joined
 
-    own = "materialize_tensors" in vars(converter)
+    inherited = "materialize_tensors" not in vars(converter)
     loading._materialize_copy = read_and_drop
     converter.materialize_tensors = gather_in_place
     try:
         yield
     finally:
         loading._materialize_copy = read
-        if own:
-            converter.materialize_tensors = gather
-        else:
+        if inherited:
             del converter.materialize_tensors
+        else:
+            converter.materialize_tensors = gather
 
 
 def _join(mapping: Any, pages: _MappedFiles) -> dict[str, Any] | None:
