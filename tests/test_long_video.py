@@ -373,9 +373,12 @@ def test_every_segment_has_an_answer_and_then_the_whole(tmp_path: Path, checkpoi
     assert [len(report.get("segment") or ()) for report in reports] == [2, 2, 0]
     times = [report["input"]["timestamps"] for report in reports]
     assert times[0] + times[1] == times[2]
+    assert [report["seconds"]["load"] > 0 for report in reports] == [True, False, False]
     result = CliRunner().invoke(cli, [name for name in arguments if name != "--json"])
     assert "[0:00:00 to " in result.stdout
     assert "[all] " in result.stdout
+    assert "since the question's start" in result.stderr
+    assert "startup" not in result.stderr
 
 
 def test_segments_in_time_are_of_one_video(clip: Path, picture: Path) -> None:

@@ -200,11 +200,12 @@ def _seconds(seconds: Seconds, first: bool, compiled: CompileInfo | None) -> Tab
     """Seconds by part, in the order in which they pass.
 
     Args:
-        first: of the questions, which has paid for what all share.
+        first: of the questions about these media, which has paid for reading them; where it has
+            paid for start-up and loading too, its total is from the command's start.
         compiled: what compiling took; None where nothing is compiled.
     """
-    shared = ("startup", "load", "media") if first else ()
-    parts = (*shared, "preprocess", "vision")
+    loaded = ("startup", "load") if seconds.startup else ()
+    parts = (*loaded, *(("media",) if first else ()), "preprocess", "vision")
     lines = labelled()
     lines.add_row("time", ", ".join(f"{part} {duration(getattr(seconds, part))}" for part in parts))
     lines.add_row(
@@ -215,7 +216,7 @@ def _seconds(seconds: Seconds, first: bool, compiled: CompileInfo | None) -> Tab
             (duration(seconds.first_token), "bold"),
         ),
     )
-    span = "the command's start" if first else "the question's start"
+    span = "the command's start" if loaded else "the question's start"
     lines.add_row("", Text.assemble("total ", (duration(seconds.total), "bold"), f" since {span}"))
     if compiled is not None:
         lines.add_row(
