@@ -264,8 +264,8 @@ class Flags:
         "media file.", default=(), names=("-q", "--question"))
     system: str | None = _questions("TEXT", "System prompt.", config=True)
     columns: tuple[str, ...] = _questions(
-        "KEY=COLUMN,...", "Columns of a list that hold file, question, answer, choices or kind "
-        "under other names, such as file=image,answer=answers.", default=(), commas=True)
+        "KEY=COLUMN,...", "Columns of a list that hold its keys under other names, such as "
+        "file=image,question=text.", default=(), commas=True)
     limit: int | None = _questions(
         "N", "Largest number of questions, evenly spaced in the file.  [default: all; of demo "
         "200]")

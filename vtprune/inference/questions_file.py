@@ -194,6 +194,8 @@ class FaultyRow:
 def _list_error(path: Path, faulty: Sequence[FaultyRow], hint: str) -> VtpruneError:
     faults = [f"{row.place}: {fault}" for row in faulty for fault in row.faults]
     more = len(faults) - MOST_FAULTS
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        hint = "columns of other names are given by --columns, such as file=image,question=text"
     return VtpruneError(
         f"{brief_path(path)}: {list_faults(faults[:MOST_FAULTS], max(more, 0))}", hint
     )

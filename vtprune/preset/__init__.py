@@ -203,7 +203,7 @@ def override(
         if value is not None:
             _check_whole(name, value, 1, "--tokens 4096 is 4,096 visual tokens")
     if fit is not None and fit not in FITS:
-        raise PresetError(f"fit {quote(fit)} is not one of {', '.join(FITS)}", "fit: context")
+        raise PresetError(f"fit {quote(fit)} is not one of {', '.join(FITS)}", "--fit context")
     if tokens is not None or tokens_after is not None or fit is not None:
         if keep is not None:
             budgets = {"tokens": tokens, "tokens_after": tokens_after, "fit": fit}
