@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
-from conftest import shared_model
+from conftest import save_clip, shared_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -220,6 +220,23 @@ def test_the_report_says_what_compiling_took_and_leaves_it_out_of_the_rest(
     assert second.compile
     assert (second.compile.graphs, second.compile.recompiles) == (0, 0)
     assert first.to_dict()["compile"]["layers"] == first.model.layers  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("many_graphs")
+def test_what_segments_of_a_video_compile_is_in_the_report_and_not_in_preprocessing(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "_FUNCTIONS", {})
+    loaded = vtprune.load(str(checkpoints(NAME)))
+    compile_model(loaded.model, backend="eager")
+    clip = save_clip(tmp_path / "clip", 4)
+    first, second = (vtprune.ask(loaded, clip, "what?", stream={"frames": 2}) for _ in range(2))
+    assert first.compile
+    assert second.compile
+    cost = of(loaded.model).cost
+    assert (first.compile.graphs, second.compile.graphs) == (cost.graphs, 0)
+    assert first.compile.seconds == pytest.approx(cost.seconds)
+    assert first.seconds.preprocess < second.seconds.preprocess + 0.1 * cost.seconds
 
 
 def test_layers_that_keep_a_state_run_as_they_are() -> None:

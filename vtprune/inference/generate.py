@@ -276,6 +276,8 @@ def generate(
         add_segments(snapshot, streamed)
         encoded = (streamed.seconds.get(name, 0.0) for name in ("vision", "select"))
         seconds["first_choice"] += sum(encoded)
+        if compile_cost is not None and streamed.compile_cost is not None:
+            compile_cost = compile_cost.plus(streamed.compile_cost)
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
         snapshot.seconds["prefill"] = seconds["first_choice"]

@@ -7,14 +7,13 @@ segments before it kept.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import free_memory
+from vtprune.device import clock, free_memory
 from vtprune.engine.fitting import ANSWER_TOKENS, HEADROOM, PromptSize, fit_tokens
 from vtprune.engine.video_segments import (
     Features,
@@ -188,9 +187,13 @@ def stream_inputs(
     stream = after
     if stream is None or plan.reads_question:
         text = ids[0, int(layout.columns[-1]) + 1 :]
+        compiled = loaded.compiled
+        before = None if compiled is None else compiled.cost
         stream = encode_segments(loaded, structure, plan, media, layout, text, names)
+        if compiled is not None and before is not None:
+            stream = replace(stream, compile_cost=compiled.cost.since(before))
     else:
-        stream = replace(stream, seconds={})
+        stream = replace(stream, seconds={}, compile_cost=None)
     stream = replace(stream, layout=layout, shapes=inputs.tensors)
     kept = torch.ones(ids.shape[1], dtype=torch.bool)
     kept[layout.columns] = False
@@ -327,16 +330,16 @@ def encode_segments(
     frames_of_token, done, tail = layout.grid.frame[video], 0, 0
     notes: tuple[str, ...] = ()
     tail_scores: torch.Tensor | None = None
-    started, total = time.perf_counter(), len(plan.read.index)
+    started, total = clock(), len(plan.read.index)
     for part in read_parts(plan.source, plan.read.index, size, plan.read.transform, plan.limits):
-        seconds["media"] += time.perf_counter() - started
-        started = time.perf_counter()
+        seconds["media"] += clock() - started
+        started = clock()
         segment = replace(item, pixels=part.pictures, index=part.index, timestamps=part.timestamps)
         tensors = segment_tensors(loaded, segment)
         steps = done // group, -(-(done + len(part.index)) // group)
         of_segment = video[(frames_of_token >= steps[0]) & (frames_of_token < steps[1])]
         part_layout = layout.take(of_segment)
-        seconds["preprocess"] += time.perf_counter() - started
+        seconds["preprocess"] += clock() - started
         features, tail = fit_to_layout(
             encoder.encode(tensors, part_layout), part_layout.grid, structure.model_type
         )
@@ -350,10 +353,10 @@ def encode_segments(
                 of_segment[:-tail],
                 part_layout.take(torch.arange(len(of_segment) - tail)),
             )
-        started = time.perf_counter()
+        started = clock()
         weight = encoder.information(features) if shares.by_information else 1.0
         cut, chosen = encoder.cut(features, part_layout, shares.take(len(features), weight))
-        seconds["select"] += time.perf_counter() - started
+        seconds["select"] += clock() - started
         kept.append(cut)
         index.append(of_segment[chosen])
         done += len(part.index)
@@ -361,7 +364,7 @@ def encode_segments(
         if plan.on_progress:
             plan.on_progress(f"encoding {plan.source.path.name}", done, total)
         del part, tensors, features, segment
-        started = time.perf_counter()
+        started = clock()
     seconds["vision"] = encoder.seconds
     others = torch.ones(len(layout), dtype=torch.bool)
     others[video[: len(video) - tail]] = False

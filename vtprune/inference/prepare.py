@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
+from vtprune.device import clock
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.inference.long_video import stream_inputs
@@ -92,7 +92,7 @@ def prepare_turns(
     on_device: bool = True,
 ) -> PreparedQuestion:
     """Make the model's inputs for a conversation, as `prepare_question` does."""
-    started = time.perf_counter()
+    started = clock()
     inputs = encode_turns(loaded, media, turns)
     streamed: Mapping[str, float] = {}
     if media.stream is not None:
@@ -104,7 +104,7 @@ def prepare_turns(
     if on_device:
         pixels = {} if after is None else pixels_in(after.tensors)
         inputs = replace(inputs, tensors=to_device(loaded, {**inputs.tensors, **pixels}))
-    preprocess = time.perf_counter() - started
+    preprocess = clock() - started
     seconds = {"media": 0.0, "preprocess": preprocess}
     if after is None:
         seconds = {

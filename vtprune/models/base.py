@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vtprune.media import Source
     from vtprune.models.anyres import Plane
+    from vtprune.models.compiling import CompileCost
     from vtprune.models.cost import VisionShape
     from vtprune.models.processor import Processor
     from vtprune.preset.spec import StageSpec
@@ -150,6 +151,7 @@ class StreamedVideo:
         stage: what cut the segments.
         seconds: "media", "preprocess", "vision" and "select" that segments took.
         warnings: what the reader should know.
+        compile_cost: what was compiled meanwhile; None: nothing.
     """
 
     modality: str
@@ -161,6 +163,7 @@ class StreamedVideo:
     stage: StageSpec
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    compile_cost: CompileCost | None = None
 
 
 @dataclass(frozen=True)

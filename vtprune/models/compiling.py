@@ -60,6 +60,14 @@ class CompileCost:
     graphs: int = 0
     recompiles: int = 0
 
+    def plus(self, other: CompileCost) -> CompileCost:
+        """Return both together."""
+        return CompileCost(
+            self.seconds + other.seconds,
+            self.graphs + other.graphs,
+            self.recompiles + other.recompiles,
+        )
+
     def since(self, before: CompileCost) -> CompileCost:
         """Return what was added to `before`."""
         return CompileCost(
