@@ -18,7 +18,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from vtprune.errors import MediaError, ModelError
 from vtprune.media import Source
-from vtprune.models import anyres, find_family, preprocess
+from vtprune.models import anyres, find_family, preprocess, template_trial
 from vtprune.models.base import Family, Files, PreparedMedia, Sampling, Turn
 from vtprune.models.checkpoint import read_files
 from vtprune.tokens.layout import NEWLINE
@@ -302,13 +302,25 @@ def test_a_template_that_forgets_the_media_is_refused():
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% for %}"]
+    ("template", "fault"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for %}", "does not take this conversation"),
+        ("{{ messages.there.is }}", "no attribute 'there'"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 'x' * 10**10 }}", "more than 1 GiB of memory"),
+        ("{{ 'x' * 2000 }}", "more than 1,999 characters"),
+        ("{{ 9**(9**9) }}", "runs for more than 2 seconds"),
+    ],
 )
-def test_a_template_that_does_not_take_the_conversation_is_refused(template):
+def test_a_template_that_does_not_take_the_conversation_is_refused(template, fault, monkeypatch):
+    monkeypatch.setattr(template_trial, "MOST_CHARACTERS", 1999)
+    monkeypatch.setattr(template_trial, "LONGEST_SECONDS", 2.0 if "9**9" in template else 60.0)
     family, files = family_of("llava_onevision"), files_of("llava_onevision")
     files = dataclasses.replace(files, processor={"chat_template": template})
     media = prepare(family, files, items_of("image"))
-    with pytest.raises(ModelError, match="chat template does not take this conversation"):
+    with pytest.raises(ModelError, match=rf"chat template .*{fault}"):
         family.encode(files, media, ask("what?", media))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-import jinja2
 import torch
 
 from vtprune.errors import ModelError
+from vtprune.models.template_trial import try_template
 from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
@@ -88,19 +89,22 @@ def write(
     assert next(kinds, None) is None, "every media item belongs to a turn"
     template = files.processor.get("chat_template")
     template = template or (None if files.tokenizer.chat_template else default)
+    rendering = functools.partial(
+        files.tokenizer.apply_chat_template,
+        cast("list[dict[str, str]]", messages),
+        chat_template=cast("str | None", template),
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    render = cast("Callable[[], str]", rendering)
+    try_template(str(template or files.tokenizer.chat_template), render)
     try:
-        written = files.tokenizer.apply_chat_template(
-            cast("list[dict[str, str]]", messages),
-            chat_template=cast("str | None", template),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return render()
+    except Exception as error:  # whatever the template's own code runs into
         raise ModelError(
             f"the checkpoint's chat template does not take this conversation ({error})",
             "take the chat template of the model's own repository, or ask in another form",
         ) from error
-    return cast(str, written)
 
 
 def in_prompt_order(

@@ -1,0 +1,88 @@
+"""A chat template's first run, in a process of its own that has bounds on time and memory.
+
+A template is code of whoever made the checkpoint. jinja2's sandbox, in which transformers runs it,
+keeps it from files and other objects; it does not keep it from running for ever (`9**(9**9)`) or
+from filling the memory (`"x" * 10**10`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from vtprune.errors import ModelError
+
+LONGEST_SECONDS = 10.0
+MOST_MEMORY = 2**30  # bytes beyond what the process holds
+MOST_CHARACTERS = 2**24
+RENDERED, TOO_LARGE, TOO_LONG = b"0", b"1", b"2"
+
+_tried: set[str] = set()
+
+
+def try_template(template: str, render: Callable[[], str]) -> None:
+    """Render a conversation with bounds, the first time that a template is met.
+
+    What the template itself raises is left to the rendering that follows. Without `os.fork` (on
+    Windows) nothing is bounded; where the system takes no limit of memory (macOS), time alone is.
+
+    Raises:
+        ModelError: rendering takes too much time or memory, or writes too much text.
+    """
+    if template in _tried or not hasattr(os, "fork"):
+        return
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child uses none of them
+        child = os.fork()
+    if not child:
+        _render_bounded(render, writer)
+    verdict = b""
+    try:
+        os.close(writer)
+        if select.select([reader], [], [], LONGEST_SECONDS)[0]:
+            verdict = os.read(reader, 1) or TOO_LARGE  # ended by the system, which had no memory
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    faults = {
+        b"": f"runs for more than {LONGEST_SECONDS:.0f} seconds",
+        TOO_LARGE: f"needs more than {MOST_MEMORY / 2**30:.0f} GiB of memory",
+        TOO_LONG: f"writes more than {MOST_CHARACTERS:,} characters",
+    }
+    if verdict in faults:
+        raise ModelError(
+            f"the checkpoint's chat template {faults[verdict]}",
+            "take the chat template of the model's own repository",
+        )
+    _tried.add(template)
+
+
+def _render_bounded(render: Callable[[], str], writer: int) -> None:
+    """Render, write the verdict, and end this process at once."""
+    verdict = TOO_LARGE
+    try:
+        _limit_memory()
+        verdict = RENDERED if len(render()) <= MOST_CHARACTERS else TOO_LONG
+    except MemoryError:
+        pass
+    except BaseException:  # the process that asked meets it too, and says it
+        verdict = RENDERED
+    finally:
+        os.write(writer, verdict)
+        os._exit(0)
+
+
+def _limit_memory() -> None:
+    import resource
+
+    with suppress(OSError, ValueError):
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (held + MOST_MEMORY, hard))
