@@ -18,7 +18,7 @@ from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 
-VIDEO = ("evs", "vidcom2", "holitom")
+VIDEO = ("evs", "dycoke", "vidcom2", "holitom")
 
 
 def clip(frames: int, rows: int, cols: int, newline: bool = False, videos: int = 1) -> Layout:
@@ -105,6 +105,55 @@ def test_evs_sees_no_change_between_rows_of_zeros() -> None:
     layout = clip(3, 1, 2)
     states = [[0, 0], [1, 0], [0, 0], [0, 1], [0, 0], [0, 1]]
     assert select("evs", layout, states, 3).index.tolist() == [0, 1, 3]
+
+
+# -- dycoke ---------------------------------------------------------------------------------------
+
+# Six frames of two places and a newline: two windows, of four frames and of two. Changes in the
+# first: frame 1 from 0: 0, 1; frame 2 from 0: 0.4, 1 (and 0.4, 0 from frame 1); frame 3 from 2:
+# 1, 0. In the second: frame 5 from 4: 0.2, 0.
+WINDOWS = [
+    [1, 0], [0, 1], [1, 0], [1, 0], [0.6, 0.8], [1, 0], [-0.8, 0.6], [1, 0],
+    [0, 1], [0, 1], [0.6, 0.8], [0, 2], [9, 9],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [
+        (4, [0, 1, 8, 9]),  # the first frames of both windows
+        (5, [0, 1, 6, 8, 9]),  # one of the middle one of the four frames that are compared
+        (8, [0, 1, 3, 5, 6, 8, 9, 10]),  # one of each
+        (10, [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]),  # two of the earlier ones
+        (12, list(range(12))),
+        (13, list(range(13))),
+        (2, [1, 9]),  # less than the first frames: an equal, regular part of each
+    ],
+)
+def test_dycoke_keeps_the_first_frame_of_four_and_what_changed_most(
+    count: int, kept: list[int]
+) -> None:
+    assert select("dycoke", clip(6, 1, 2, newline=True), WINDOWS, count).index.tolist() == kept
+
+
+def test_dycoke_at_the_papers_ratio_drops_seven_tenths_of_three_frames_of_four() -> None:
+    layout = clip(8, 2, 5)
+    index = select("dycoke", layout, moving(layout), 38).index  # 80 x (1/4 + 3/4 x 0.3) = 38
+    assert torch.bincount(layout.grid.frame[index]).tolist() == [10, 3, 3, 3] * 2
+
+
+def test_dycoke_in_every_frame_keeps_what_changed_most_there() -> None:
+    index = select("dycoke", clip(6, 1, 2), WINDOWS[:12], 6, "frame").index.tolist()
+    assert index[1:4] == [3, 5, 6]
+    assert index[5] == 10
+
+
+def test_dycoke_takes_a_place_that_its_window_has_lost_for_new() -> None:
+    layout = clip(3, 1, 2).take(torch.tensor([0, 2, 3, 4, 5]))  # as after an earlier cut
+    states = [[1, 0], [1, 0], [0, 1], [0.6, 0.8], [0, 1]]
+    # The first frame has no second place: both tokens there are new, 1 and 3 change by 0 and 0.4.
+    assert select("dycoke", layout, states, 3).index.tolist() == [0, 2, 4]
+    assert select("dycoke", layout, states, 4).index.tolist() == [0, 1, 2, 4]
 
 
 # -- vidcom2 --------------------------------------------------------------------------------------
@@ -331,7 +380,7 @@ def test_holitom_does_not_merge_over_a_frame_that_has_lost_the_place() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 7.0])
-@pytest.mark.parametrize("name", ["evs", "vidcom2"])
+@pytest.mark.parametrize("name", ["evs", "dycoke", "vidcom2"])
 def test_a_longer_state_says_the_same(name: str, factor: float) -> None:
     layout = clip(5, 4, 6, newline=True)
     states = moving(layout)
@@ -341,7 +390,7 @@ def test_a_longer_state_says_the_same(name: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["evs", "holitom"])
+@pytest.mark.parametrize("name", ["evs", "dycoke", "holitom"])
 def test_states_with_nan_are_refused(name: str, bad: float) -> None:
     layout = clip(5, 4, 6)
     states = moving(layout)

@@ -169,6 +169,13 @@ METHODS: dict[str, Method] = {
         paper="EVS, arXiv 2510.14624",
         modalities=("video",),
     ),
+    "dycoke": Method(
+        path="vtprune.pruners.dycoke:DyCoke",
+        at="input",
+        summary="one frame of four, and what changed since",
+        paper="DyCoke, arXiv 2411.15024",
+        modalities=("video",),
+    ),
     "holitom": Method(
         path="vtprune.pruners.holitom:HoliTom",
         at="input",
