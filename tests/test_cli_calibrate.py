@@ -91,7 +91,7 @@ def test_the_table_is_on_stdout_and_the_files_are_told_on_stderr(fake: Fake, fol
     assert "general: layer 2 (100 questions on 50 files): the lower bound is -0.5%" in text
     assert max(len(line) for line in table) <= 80
     assert result.stderr.startswith("table     fall: of the entropy from the layer before; ")
-    assert result.stderr.split()[-2:] == ["wrote", "c.yaml"]
+    assert result.stderr.split()[-2:] == ["written", "c.yaml"]
     read = read_calibration("c.yaml", 4, model_type="llava", hidden=64)
     assert read == fake.found.calibration()
     assert sorted(path.name for path in folder.glob("*c.*")) == ["c.yaml"]
@@ -100,7 +100,7 @@ def test_the_table_is_on_stdout_and_the_files_are_told_on_stderr(fake: Fake, fol
 def test_every_save_is_written_in_the_format_of_its_suffix(fake: Fake, folder: Path) -> None:
     names = ("c.yaml", "c.png", "c.svg", "c.json")
     result = invoke("q.jsonl", *(part for name in names for part in ("--save", name)))
-    assert result.stderr.endswith("wrote     c.yaml, c.png, c.svg, c.json\n")
+    assert result.stderr.endswith("written   c.yaml, c.png, c.svg, c.json\n")
     assert Image.open("c.png").format == "PNG"
     assert "<svg" in Path("c.svg").read_text()
     assert json.loads(Path("c.json").read_text())["calibration"]["horizon"] == 2
@@ -139,7 +139,7 @@ def test_proposals_are_a_table_and_the_best_is_written_as_a_preset(
     assert re.search(row, result.stdout)
     assert re.search(r"stuck: keep 0\.3 is too low", result.stdout)
     assert "best of 2 schedules at keep 0.3: random at input, -2.0%" in result.stdout
-    assert "wrote     c.yaml, p.yaml" in result.stderr
+    assert "written   c.yaml, p.yaml" in result.stderr
     preset = load_preset("p.yaml")
     assert (preset.keep, preset.stages_for("image")[0].method) == (0.3, "random")
     assert Path("c.yaml").read_text().startswith("# best of 2 schedules at keep 0.3: random")
@@ -304,7 +304,7 @@ def test_what_was_measured_is_shown_where_a_file_can_not_be_written(
     monkeypatch.setattr(Path, "replace", full)
     result = invoke("q.jsonl", "--save", "c.yaml", "--save", "c.png")
     assert "horizon" in result.stdout
-    assert "wrote     c.yaml\n" in result.stderr
+    assert "written   c.yaml\n" in result.stderr
     assert "c.png: can't save there: No space left on device\nhint: free some" in result.stderr
     assert (result.exit_code, Path("c.yaml").exists(), Path("c.png").exists()) == (1, True, False)
 

@@ -76,7 +76,7 @@ def test_what_is_found_is_on_stdout_and_in_a_preset_that_loads(fake: Fake, folde
     found = " ".join(text.split())
     assert "found fast at keep 0.3 keeps at least 80 % of the unpruned model's answers" in found
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert "wrote     mine.yaml" in result.stderr
+    assert "written   mine.yaml" in result.stderr
     assert load_preset("mine.yaml").keep == 0.3
 
 
@@ -126,7 +126,7 @@ def test_nothing_that_holds_is_an_error_line_and_no_file(fake: Fake, folder: Pat
         assert len(errors) == 1
         assert errors[0].startswith("Error: nothing keeps 80 % of the unpruned model's answers")
         assert "hint: try a higher --keep" in result.stderr
-        assert "wrote" not in result.output
+        assert "written" not in result.output
         assert Path("mine.yaml").read_text() == "description: of yesterday\n"
     told = json.loads(result.stdout)
     assert told["chosen"] is None

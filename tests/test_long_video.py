@@ -22,7 +22,7 @@ from vtprune.inference.long_video import Shares
 from vtprune.inference.report import Report
 from vtprune.inference.time_segments import time_segments
 from vtprune.media import open_source, read, read_parts
-from vtprune.models.loading import Loaded, load
+from vtprune.models.loading import Loaded, Opened, load
 from vtprune.preset import load_preset, override
 
 FEW = ("llava_onevision", "qwen2_5_vl", "internvl")
@@ -209,6 +209,44 @@ def test_what_does_not_fit_the_memory_is_streamed_by_itself(
     assert any("encoded in segments of 32, as by --stream" in text for text in report.warnings)
 
 
+def test_what_does_not_fit_a_gpu_beside_the_weights_is_streamed_by_itself(
+    checkpoints,
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
+    """A stand-in for a GPU: its memory is asked for, and the tensors stay on the CPU."""
+    free = [10**9]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 2 * free[0]))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    monkeypatch.setattr(Opened, "device", torch.device("cuda"))
+    read_weights = Opened.load
+
+    def load_and_fill(opened: Opened) -> Loaded:
+        loaded = read_weights(opened)
+        free[0] = 1000
+        return loaded
+
+    monkeypatch.setattr(Opened, "load", load_and_fill)
+    name = str(checkpoints("llava_onevision"))
+    (report,) = vtprune.answer(name, [(clip, "what?")], keep=0.3, **SETTINGS)  # type: ignore[arg-type]
+    (warning,) = [text for text in report.warnings if "as by --stream" in text]
+    assert "of the memory of cuda, of which 1.00 kB are free" in warning
+    assert report.tokens.stages[0].at == "segments"
+    loaded = load(name)
+    free[0] = 10**9
+    (report,) = vtprune.answer(loaded, [(clip, "what?")], keep=0.3, **SETTINGS)  # type: ignore[arg-type]
+    assert report.tokens.stages[0].at != "segments"
+
+
+def test_segments_of_pictures_alone_are_told_of(loaded: Loaded, picture: Path) -> None:
+    warning = "--stream changes nothing: no video is among the media"
+    assert warning in ask(loaded, picture, keep=0.3, stream=True)[0].warnings
+    assert warning in ask(loaded, picture, method="random", keep=0.3, stream=True)[0].warnings
+    preset = {"keep": 0.3, "stream": True, "stages": [{"at": "input", "method": "random"}]}
+    assert warning not in ask(loaded, picture, preset=preset)[0].warnings
+
+
 def test_a_tower_that_mixes_frames_is_refused(
     loaded: Loaded, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +355,9 @@ def test_stream_is_a_key_of_presets() -> None:
     assert override(preset, stream=False).stream is None
     assert load_preset({"keep": 0.3, "stream": True, "stages": stages}).stream is not None
     changed = override(load_preset("balanced"), stream=True)
-    assert dict(changed.changed)["stream"] == {"frames": 32, "share": "equal"}
+    assert dict(changed.changed)["stream"] is True
+    few = override(load_preset("balanced"), stream={"frames": 8, "share": "equal"})
+    assert dict(few.changed)["stream"] == {"frames": 8}
 
 
 def test_parts_of_a_video_are_its_frames(clip: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.device import free_memory
+from vtprune.device import format_bytes, free_memory
 from vtprune.errors import ModelError, PresetError
 from vtprune.models import cost
 from vtprune.models.layer_cost import measure_decoder
@@ -122,17 +122,17 @@ def fit_memory(structure: Structure, first: int, size: PromptSize, free: int) ->
         ) from error
     share = int(HEADROOM * free / size.prompts)
     needed = memory_needed(structure, shape, first, size)
-    of = f"{_size(share)} of memory" + (" for each prompt" if size.prompts > 1 else "")
+    of = f"{format_bytes(share)} of memory" + (" for each prompt" if size.prompts > 1 else "")
     if needed(1) > share:
         raise ModelError(
-            f"fit memory: one visual token of {size.visual:,} needs {_size(needed(1))} (what comes "
-            f"before the cut, KV cache, prefill), of {of} that are free",
+            f"fit memory: one visual token of {size.visual:,} needs {format_bytes(needed(1))} "
+            f"(what comes before the cut, KV cache, prefill), of {of} that are free",
             FEWER,
         )
     if needed(size.visual) <= share:
-        return Fitting(size.visual, f"all fit: {_size(needed(size.visual))} of {of}")
+        return Fitting(size.visual, f"all fit: {format_bytes(needed(size.visual))} of {of}")
     fits = bisect.bisect_right(range(1, size.visual + 1), share, key=needed)
-    return Fitting(fits, f"{_size(needed(fits))} for KV cache and prefill, of {of}")
+    return Fitting(fits, f"{format_bytes(needed(fits))} for KV cache and prefill, of {of}")
 
 
 def memory_needed(
@@ -155,7 +155,3 @@ def memory_needed(
         return before + cached + running + cost.state_bytes(shape, value)
 
     return needed
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

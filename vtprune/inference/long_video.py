@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import clock, free_memory
+from vtprune.device import clock, format_bytes, free_memory
 from vtprune.engine.fitting import ANSWER_TOKENS, HEADROOM, PromptSize, fit_tokens
 from vtprune.engine.video_segments import (
     Features,
@@ -26,8 +27,17 @@ from vtprune.engine.video_segments import (
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference.model_inputs import TEXT_INPUTS, to_device
 from vtprune.media import Limits, Source, read_parts
-from vtprune.models.base import PIXELS, Inputs, PreparedMedia, ReadPlan, StreamedVideo, Turn
+from vtprune.models.base import (
+    PIXELS,
+    Inputs,
+    Preparable,
+    PreparedMedia,
+    ReadPlan,
+    StreamedVideo,
+    Turn,
+)
 from vtprune.models.batch_layout import lay_out_batch
+from vtprune.models.cost import CostError
 from vtprune.models.seams import prompt_positions
 from vtprune.models.structure import Structure, find_structure
 from vtprune.preset import Preset, StageSpec, StreamSpec
@@ -96,22 +106,19 @@ def plan_stream(
     videos = [number for number, view in enumerate(media_plan.views) if view.source.kind == "video"]
     if preset is None or not videos:
         return None
-    spec, warnings = preset.stream, tuple[str, ...]()
+    spec, warnings, model = preset.stream, tuple[str, ...](), media_plan.model
     stage = preset.frame_and_tile_stage()
     if stage is not None and stage.optional:
         stage = None  # it is left out
     if spec is None:
-        if len(videos) > 1 or stage is not None:
+        if len(videos) > 1 or stage is not None or not model.family.listed:
             return None
-        needed = bytes_at_once(media_plan.views[videos[0]].source, media_plan.plans[videos[0]])
-        free = free_memory(torch.device("cpu"))
-        if needed <= HEADROOM * free:
+        source, plan = media_plan.views[videos[0]].source, media_plan.plans[videos[0]]
+        lack = lacking_memory(model, source, plan)
+        if lack is None:
             return None
         spec = StreamSpec()
-        warnings = (
-            f"the frames would take {needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB "
-            f"of memory are free: they were encoded in segments of {spec.frames}, as by --stream",
-        )
+        warnings = (f"{lack}: they were encoded in segments of {spec.frames}, as by --stream",)
     if len(videos) > 1:
         raise ModelError(
             f"{len(videos)} videos in one question; one can be encoded in segments",
@@ -144,10 +151,49 @@ def frame_shape(source: Source, plan: ReadPlan) -> torch.Tensor:
         return plan.transform(torch.zeros((1, 3, source.height, source.width), dtype=torch.uint8))
 
 
-def bytes_at_once(source: Source, plan: ReadPlan) -> int:
+def lacking_memory(model: Preparable, source: Source, plan: ReadPlan) -> str | None:
+    """Return which memory is too small for all frames of a video at once; None: they fit.
+
+    Before the weights are read, what they will take counts as free.
+    """
+    host = torch.device("cpu")
+    encoded = bytes_encoded(model, source, plan)
+    needed = {host: bytes_read(source, plan)}
+    if model.device.type == "cuda":
+        needed[model.device] = encoded
+    else:
+        needed[host] += encoded
+    for device, count in needed.items():
+        free = free_memory(device)
+        if count > HEADROOM * free:
+            where = f"of the memory of {device}" if device != host else "of memory"
+            return (
+                f"encoding all {len(plan.index):,} frames at once would take {format_bytes(count)} "
+                f"{where}, of which {format_bytes(free)} are free"
+            )
+    return None
+
+
+def bytes_read(source: Source, plan: ReadPlan) -> int:
     """Return what the frames of a video take at once, resized and normalised."""
     frame = frame_shape(source, plan)
     return len(plan.index) * frame.numel() * (frame.element_size() + 2 * 4)
+
+
+def bytes_encoded(model: Preparable, source: Source, plan: ReadPlan) -> int:
+    """Return an estimate of what a vision encoder that is given all frames at once takes.
+
+    Pixels, and what the layers hold of a patch while one of them runs: its states, queries, keys
+    and values, or what the feed-forward network makes of them.
+    """
+    pixels = len(plan.index) * frame_shape(source, plan).numel()
+    values = pixels
+    with suppress(CostError):
+        tower = model.family.vision_shape(model.files.config, "video")
+        if tower is not None:
+            layer = max(7 * tower.hidden, 3 * tower.hidden + 2 * tower.intermediate)
+            values += pixels // tower.inputs * layer
+    return values * model.dtype.itemsize
 
 
 def unread_video(plan: StreamPlan, source: Source) -> PreparedMedia:

@@ -75,6 +75,7 @@ class MediaPlan:
     """What is to be read of opened files; nothing of it is decoded yet.
 
     Args:
+        model: that prepares it.
         views: at each file.
         plans: for each of them.
         media_seconds, resize_seconds: spent on opening, and on choosing.
@@ -85,6 +86,7 @@ class MediaPlan:
         preset: that prunes; None: not known.
     """
 
+    model: Preparable
     views: tuple[MediaView, ...]
     plans: tuple[ReadPlan, ...]
     media_seconds: float
@@ -94,6 +96,14 @@ class MediaPlan:
     cache: DiskCache | None = None
     preparations: tuple[str, ...] = ()
     preset: Preset | None = None
+
+    @property
+    def asks_to_stream(self) -> bool:
+        """Whether segments were asked for beside the preset, which may be for pictures too."""
+        preset = self.preset
+        if preset is None or preset.stream is None:
+            return False
+        return preset.name is None or "stream" in dict(preset.changed)
 
 
 def plan_media(
@@ -124,7 +134,7 @@ def plan_media(
     spent = time.perf_counter() - opened
     full_size = None if shrunk is None else shrunk.full_size
     return MediaPlan(
-        views, plans, opened - started, spent, full_size, cache=model.cache,
+        model, views, plans, opened - started, spent, full_size, cache=model.cache,
         preparations=preparations, preset=preset,
     )  # fmt: skip
 
@@ -223,6 +233,8 @@ def read_planned(
     clock = _Clock()
     num_pictures = sum(view.source.kind == "image" for view in media_plan.views)
     stream = plan_stream(media_plan, media_plan.preset, limits, on_progress)
+    if stream is None and media_plan.asks_to_stream:
+        warnings.append("--stream changes nothing: no video is among the media")
     cache = None if media_plan.thumbnails else media_plan.cache  # it has no thumbnails
     for number, (view, plan) in enumerate(zip(media_plan.views, media_plan.plans, strict=True)):
         if stream is not None and view.source.kind == "video":
@@ -379,8 +391,10 @@ def load_with_each_media(
             loaded = opened.load()
             media = _wait(reading, reader, on_progress)
             return loaded, [
-                item if isinstance(item, VtpruneError) else item.with_progress(on_progress)
-                for item in media
+                item
+                if isinstance(item, VtpruneError) or isinstance(plan, VtpruneError)
+                else fit_to_device(loaded, plan, item, limits).with_progress(on_progress)
+                for item, plan in zip(media, plans, strict=True)
             ]
         except BaseException:  # Ctrl-C too is not kept waiting by a page that takes long
             reader.stopped.set()
@@ -388,6 +402,21 @@ def load_with_each_media(
             raise
         finally:
             reader.stopped.set()
+
+
+def fit_to_device(
+    loaded: Loaded, media_plan: MediaPlan, media: PromptMedia, limits: Limits
+) -> PromptMedia:
+    """Return media as they fit beside the weights that were read meanwhile.
+
+    On a GPU, of whose memory the weights have taken a part, a video may have to be streamed.
+    """
+    if media.stream is not None or loaded.device.type != "cuda":
+        return media
+    media_plan = replace(media_plan, model=loaded)
+    if plan_stream(media_plan, media_plan.preset, limits, None) is None:
+        return media
+    return read_planned(media_plan, limits)
 
 
 def _wait(

@@ -18,12 +18,12 @@ def counted(number: int, what: str, several: str = "") -> str:
 
 
 def with_options(method: str, options: Mapping[str, object]) -> str:
-    """ "entropy", "entropy (norm=none)", "balanced (stream.frames=32)"."""
+    """ "entropy", "entropy (norm=none)", "balanced (stream, seed=3)"."""
     flat: dict[str, object] = {}
     for key, value in options.items():
         parts = value.items() if isinstance(value, Mapping) else ()
         flat |= {f"{key}.{name}": part for name, part in parts} or {key: value}
-    pairs = ", ".join(f"{key}={value}" for key, value in flat.items())
+    pairs = ", ".join(key if value is True else f"{key}={value}" for key, value in flat.items())
     return f"{method} ({pairs})" if pairs else method
 
 

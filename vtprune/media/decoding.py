@@ -84,7 +84,7 @@ def decord_frames(source: Source, index: list[int]) -> Iterator[tuple[int, np.nd
     frame_bytes = source.width * source.height * 3
     bytes_ahead = source.num_frames * frame_bytes
     if len(index) * _SPARSE > source.num_frames and bytes_ahead > _AHEAD_BYTES:
-        raise DecordUnfitError(f"it would hold {bytes_ahead / 2**30:.1f} GiB of frames")
+        raise DecordUnfitError(f"it would hold {bytes_ahead / 1e9:.1f} GB of frames")
     threads = _num_threads(source.width, source.height)
     try:
         import decord

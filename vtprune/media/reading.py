@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from vtprune.device import format_bytes
 from vtprune.errors import MediaError
 from vtprune.media import folder, still
 from vtprune.media.addresses import ADDRESS, FetchRules, fetch
@@ -190,7 +191,7 @@ def _read(
     if transform is None and size > _UNRESIZED_BYTES and len(unique) > 1:
         raise MediaError(
             f"{name}: {len(unique)} frames of {source.width} x {source.height} "
-            f"take {size / 2**30:.1f} GiB",
+            f"take {format_bytes(size)}",
             "ask for fewer frames, or resize them as they are read",
         )
     done: list[int] = []

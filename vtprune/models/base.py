@@ -445,3 +445,9 @@ class Preparable(Protocol):
 
     @property
     def cache(self) -> DiskCache | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...

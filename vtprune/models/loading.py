@@ -107,6 +107,16 @@ class Loaded:
     cache: DiskCache | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return self.model.dtype
+
+    @property
     def compiled(self) -> CompiledModel | None:
         """What of the model is compiled; None: nothing is."""
         return compiled_model(self.model)
@@ -205,6 +215,11 @@ class Opened:
     warnings: tuple[str, ...] = ()
     cache: DiskCache | None = None
     compile: bool | str = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs will go."""
+        return self.target
 
     def load(self) -> Loaded:
         """Read the weights, and return the loaded model.

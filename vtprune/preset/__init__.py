@@ -249,7 +249,7 @@ def override(
     if result.keep_for_turns != preset.keep_for_turns:
         changes["keep_for_turns"] = result.keep_for_turns
     if result.stream != preset.stream:
-        changes["stream"] = result.stream.to_dict() if result.stream else False
+        changes["stream"] = result.stream.changed if result.stream else False
     if result.seed != preset.seed:
         changes["seed"] = result.seed
     return result.note_changes(changes) if changes else result

@@ -169,6 +169,14 @@ class StreamSpec:
         values = {"frames": self.frames, "keep": self.keep, "share": self.share}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def changed(self) -> dict[str, object] | bool:
+        """What is not as by default; True where all is."""
+        usual = StreamSpec().to_dict()
+        return {
+            name: value for name, value in self.to_dict().items() if usual.get(name) != value
+        } or True
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -56,7 +56,7 @@ def show_notes(measured: CalibrationResult, written: Sequence[Path], console: Co
     for warning in measured.warnings:
         show_warning(warning, console)
     if written:
-        show_facts([("wrote", ", ".join(map(str, written)))], console)
+        show_facts([("written", ", ".join(map(str, written)))], console)
 
 
 def _layers(measured: CalibrationResult) -> TableCells:

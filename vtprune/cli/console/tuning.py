@@ -98,7 +98,7 @@ def show_notes(tuning: Tuning, console: Console) -> None:
     lines = labelled()
     lines.add_row("model", Text(model_fact(tuning.model, kernel=False)))
     if tuning.file is not None:
-        lines.add_row("wrote", Text(printable(tuning.file)))
+        lines.add_row("written", Text(printable(tuning.file)))
     reasons = {
         f"{trial.name} can't run: {trial.verdict}"
         for trial in tuning.trials
