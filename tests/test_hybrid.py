@@ -300,11 +300,21 @@ def test_every_method_runs_at_its_own_place(model_type: str, method: str) -> Non
         pytest.skip("refused: its attention has sinks")
     if model_type == "inkling2" and {*create(method, {}).needs} & {"query", "key", "value"}:
         pytest.skip("in 5.24 its projections are no matrices alone")
-    with vtprune.pruning(model, method=method, keep=0.7) as trace:
+    reads = {name.removeprefix("text_") for name in create(method, {}).needs}
+    place, first = None, min(attending(model))
+    if first and entry.at == "input" and reads & {"query", "key", "value"}:
+        message = f"{method} reads the attention of the layer before its cut, and layer 0"
+        with (
+            pytest.raises(PresetError, match=message) as caught,
+            vtprune.pruning(model, method=method, keep=0.7),
+        ):
+            pass
+        place = str(first + 1)
+        assert f"at: {place}" in caught.value.hint
+    with vtprune.pruning(model, method=method, at=place, keep=0.7) as trace:
         generate(model, batches["one"], 2)
     layers = [stage.layer for stage in trace.stages]
     assert layers == sorted({*layers})
-    reads = {name.removeprefix("text_") for name in create(method, {}).needs}
     if reads & {"attention", "query", "key", "value"}:
         assert {layer - 1 for layer in layers} <= {*attending(model)}
 

@@ -83,6 +83,17 @@ METHODS: dict[str, Method] = {
         reads_question=True,
         blind=("relevance", "none"),
     ),
+    "hawk": Method(
+        path="vtprune.pruners.hawk:Hawk",
+        at="input",
+        summary="tokens whose keys match the question, by head",
+        paper="HAWK, arXiv 2604.07812",
+        options=(
+            MethodOption("heads", "equal", ("equal", "qwen2.5-vl-7b"),
+                         "weights of the heads: equal, or the published ones of a model"),
+        ),
+        reads_question=True,
+    ),
     "fastv": Method(
         path="vtprune.pruners.fastv:FastV",
         at="ecl",
