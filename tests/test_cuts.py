@@ -33,7 +33,13 @@ CELLS = [
     for family in tiny.MODELS
     for kind in tiny.KINDS[family]
 ]
-MERGING = {"visionzip": {"contextual": "32/64"}, "sparsevlm": {}, "holitom": {}, "pool": {}}
+MERGING = {
+    "visionzip": {"contextual": "32/64"},
+    "sparsevlm": {},
+    "holitom": {},
+    "pool": {},
+    "vscan": {},
+}
 """Methods that merge, with options with which they do so where tokens are few."""
 ONE_DIMENSIONAL = [
     name for name in tiny.MODELS if not hasattr(shared_model(name).model, "get_rope_index")

@@ -19,6 +19,7 @@ from vtprune.pruners import (
     MethodOption,
     check_options,
     create,
+    find_profile,
     find_method,
     reads_question,
 )
@@ -105,7 +106,11 @@ def settings_of(name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].before_tower])
 def test_the_registry_knows_which_methods_read_the_question(name: str) -> None:
     for options in settings_of(name):
-        needs = create(name, options).needs
+        needs = set(create(name, options).needs)
+        if METHODS[name].schedule:
+            needs |= {
+                need for other in find_profile(name).methods for need in create(other, {}).needs
+            }
         reads = any(need in ATTENTION or need.startswith("text_") for need in needs)
         assert reads_question(name, options) == reads, options
 

@@ -1,13 +1,14 @@
-"""Methods that read the vision tower: VisPruner, SCOPE and HiPrune by their definitions."""
+"""Methods that read the vision tower, by their definitions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from test_pruners_attention import scheduled
 
 from vtprune.errors import ModelError
-from vtprune.pruners import create, hiprune, lazy_greedy, scope, vispruner
-from vtprune.pruners.base import Budget, VisualTokens
+from vtprune.pruners import create, hiprune, lazy_greedy, scope, vispruner, vscan
+from vtprune.pruners.base import Budget, VisualTokens, merge
 from vtprune.pruners.contract import flat, tiles, tokens_of, video
 from vtprune.pruners.similarity import cosines, unit_rows
 
@@ -164,3 +165,59 @@ def test_a_tenth_of_the_budget_is_of_objects() -> None:
     assert objects <= kept
     registers = [n for n in last.argsort(descending=True).tolist() if n not in objects]
     assert kept == objects | set(registers[: 192 - len(objects)])
+
+
+# -- vscan ----------------------------------------------------------------------------------------
+
+
+def test_windows_and_the_last_layer_choose_and_the_dropped_are_merged() -> None:
+    # One row of 8 tokens: windows of 2. Of 4 places 2 are shared over 4 windows: the
+    # second and the fourth keep one each, what is attended to most there early: 3 and 6.
+    # Of the rest the last layer attends most to 3 (kept already), 0 and 5.
+    early = [0.9, 0.8, 0.1, 0.2, 0.9, 0.9, 0.7, 0.3]
+    last = [0.8, 0.0, 0.1, 0.9, 0.2, 0.5, 0.3, 0.4]
+    states = [EAST, [3.0, 1.0], NORTH, [0.0, 4.0], WEST, WEST, [-1.0, -1.0], [-3.0, -2.0]]
+    given = {
+        "tower_early_attention": torch.tensor(early),
+        "tower_attention": torch.tensor(last),
+        "hidden": torch.tensor(states)[:, None],
+    }
+    budget = Budget.share(4, torch.zeros(8, dtype=torch.long))
+    tokens = VisualTokens(flat(8), given)
+    selection = create("vscan", {}).select(tokens, budget)
+    assert selection.index.tolist() == [0, 3, 5, 6]
+    # 1 is most alike to 0, 2 to 3, 4 to 5, and 7 to 6 (cosine 0.98, with 5 0.83).
+    assert selection.assign is not None
+    assert selection.assign.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    merged = merge(torch.tensor(states), selection)
+    assert merged.tolist() == [[3.0, 0.5], [0.0, 3.0], [-1.0, 0.0], [-2.0, -1.5]]
+    by_last = create("vscan", {"local": 0}).select(tokens, budget)
+    assert by_last.index.tolist() == [0, 3, 5, 7]
+
+
+def test_every_window_of_every_frame_has_its_share() -> None:
+    layout = video(frames=2, rows=8, cols=8)
+    budget = vscan.share_over_windows(layout, Budget.share(64, layout.groups("all")), 0.5)
+    assert len(budget.quota) == 2 * 16
+    assert budget.quota.tolist() == [1] * 32  # 32 of 64 over 32 windows of 2 x 2 tokens
+    assert torch.bincount(budget.group).tolist() == [4] * 31 + [5]  # the newline is of the last
+    by_frame = vscan.share_over_windows(layout, Budget.share(40, layout.groups("frame")), 0.5)
+    assert by_frame.quota.view(2, 16).sum(dim=1).tolist() == [10, 10]
+    small = vscan.windows(tiles())
+    assert int(small[1].max()) == 3
+    base, wide = (small[0] == 0), (small[0] == 1)
+    assert torch.unique(torch.stack(small[1:])[:, base], dim=1).shape[1] == 16
+    assert torch.unique(torch.stack(small[1:])[:, wide], dim=1).shape[1] == 2 * 4
+
+
+def test_what_is_dropped_is_merged_inside_its_group_or_not_at_all() -> None:
+    rows = unit_rows(torch.tensor([EAST, EAST, NORTH, NORTH, WEST]))
+    group = torch.tensor([0, 1, 0, 1, 2])
+    target = vscan.most_alike(rows, torch.tensor([1, 2]), group)
+    assert target.tolist() == [2, 1, 2, 1, -1]
+
+
+def test_vscan_cuts_at_the_input_and_a_third_stays_from_half_of_the_depth_on() -> None:
+    # 16 x 96 + 16 x 32 = 32 x 64; above 2/3 the first cut keeps all: (1 + t) / 2 = 0.8.
+    assert scheduled("vscan", 64 / 576, 32, 576) == [(0, 96), (16, 32)]
+    assert scheduled("vscan", 0.8, 28, 1000) == [(0, 1000), (14, 600)]

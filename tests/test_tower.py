@@ -236,7 +236,7 @@ def test_tokens_receive_what_the_model_s_own_code_makes_of_its_patches(
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "llava_next"])
-def test_tokens_receive_in_the_mean_of_the_last_and_of_a_middle_layer(
+def test_tokens_receive_in_the_mean_and_in_layers_on_the_way(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Watcher, "needs", TOWER)
@@ -251,11 +251,17 @@ def test_tokens_receive_in_the_mean_of_the_last_and_of_a_middle_layer(
     patch = tokens.layout.grid.kind == PATCH
     part = tower.find_tower(vtprune.models.structure.find_structure(eager), "image", {})
     assert (part.last is part.middle) == (name != "llava")
-    for state, module in (("mean", part.last), ("middle", part.middle)):
+    assert part.has_cls == (name != "qwen2_5_vl")
+    for state, module in (("mean", part.last), ("middle", part.middle), ("early", part.early)):
         with noting(module, monkeypatch) as noted, torch.no_grad():
             encode(eager.model, "image", inputs)
-        means = [one.mean(0) for probabilities in noted for one in probabilities.mean(1)]
-        rows = [one * len(one) for one in means]
+        by_cls = part.has_cls and state == "early"
+        received = [
+            one[0] if by_cls else one.mean(0)
+            for probabilities in noted
+            for one in probabilities.mean(1)
+        ]
+        rows = [one * len(one) for one in received]
         with monkeypatch.context() as changed:
             expected = through_the_model(eager, "image", rows, inputs, changed)
         read = tokens.states[f"tower_{state}_attention"][patch]

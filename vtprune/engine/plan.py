@@ -103,7 +103,8 @@ class PruningPlan:
             for stages in lists
             for stage in stages or ()
             if stage.at != PIXELS and not preset.keeps_all()
-            for name in self.needs(stage)
+            for pruner in pruners(stage)
+            for name in pruner.needs
         }
         return tuple(name for name in TOWER if name in needs)
 
@@ -129,7 +130,7 @@ class PruningPlan:
             if self.preset.fit is not None:
                 specs = self.fitting_stages(specs)
             stages = tuple(
-                PlacedStage(spec, place, create(spec.method, dict(spec.options)))
+                PlacedStage(spec, place, pruners(spec)[place.part])
                 for spec, place in self.places(specs)
             )
             at_pixels: UnitPruner | PatchPruner | None = None
@@ -232,16 +233,19 @@ class PruningPlan:
             cuts.append((stage, place))
         return cuts
 
-    def layers_to_read(self, stage: StageSpec) -> tuple[int, ...] | None:
+    def layers_to_read(self, stage: StageSpec, part: int = 0) -> tuple[int, ...] | None:
         """Return the layers that a stage can cut at, for what its method reads; None: all.
 
         It reads queries, keys, values or attention of the layer before; some decoders have layers
         without (linear attention, convolutions, experts alone).
+
+        Args:
+            part: the number of the cut, in a schedule of the method's own.
         """
         memories = self.structure.memories
         if all(memory.keys for memory in memories) or stage.at == PIXELS:
             return None
-        needs = {name.removeprefix("text_") for name in self.needs(stage)}
+        needs = {name.removeprefix("text_") for name in pruners(stage)[part].needs}
         if not needs & {*PROJECTED, "attention"}:
             return None
         layers = [layer + 1 for layer, memory in enumerate(memories[:-1]) if memory.keys]
@@ -250,16 +254,16 @@ class PruningPlan:
             layers.insert(0, 0)
         return tuple(layers)
 
-    def layers_to_cut(self, stage: StageSpec) -> tuple[int, ...] | None:
-        """Return the layers that a stage can cut at; None: all."""
-        layers, possible = self.layers_to_read(stage), self.structure.cut_layers
+    def layers_to_cut(self, stage: StageSpec, part: int = 0) -> tuple[int, ...] | None:
+        """Return the layers that a stage can cut at; None: all.
+
+        Args:
+            part: as of `layers_to_read`.
+        """
+        layers, possible = self.layers_to_read(stage, part), self.structure.cut_layers
         if len(possible) == self.num_layers:
             return layers
         return tuple(layer for layer in possible if layers is None or layer in layers)
-
-    def needs(self, stage: StageSpec) -> tuple[str, ...]:
-        """Return the names of the states that a stage's method reads."""
-        return create(stage.method, dict(stage.options)).needs
 
     def possible_layers(self, stage: StageSpec, layers: Sequence[int]) -> list[int]:
         """Return where a stage cuts that is to cut at some layers: where it can.
@@ -269,22 +273,26 @@ class PruningPlan:
         Raises:
             PresetError: a layer by its number, or the input, where it can't cut.
         """
-        possible = self.layers_to_cut(stage)
-        if possible is None:
+        possible = [self.layers_to_cut(stage, part) for part in range(len(layers))]
+        if not any(possible):
             return list(layers)
-        if len(possible) < len(layers):
+        choices = [range(self.num_layers) if one is None else one for one in possible]
+        last, end = [0] * len(layers), self.num_layers
+        for number in reversed(range(len(layers))):  # a later cut needs a layer of its own
+            end = max((layer for layer in choices[number] if layer < end), default=-1)
+            last[number] = end
+        if end < 0:
             raise PresetError(
                 f"{stage.method} cuts {len(layers)} times (at: {stage.at}) where the layer before "
-                f"has attention to read, and {self.structure.model_type} has {len(possible)} such "
-                "layers",
+                f"has attention to read, and {self.structure.model_type} has "
+                f"{min(map(len, choices))} such layers",
                 "name one place: --at ecl, or use a method that reads hidden states alone, such as "
                 "divprune",
             )
         moved: list[int] = []
         for number, layer in enumerate(layers):
-            # As many layers as there are cuts to come have to be left.
-            choice = [one for one in possible[: len(possible) - (len(layers) - number - 1)]
-                      if not moved or one > moved[-1]]  # fmt: skip
+            first = moved[-1] + 1 if moved else 0
+            choice = [one for one in choices[number] if first <= one <= last[number]]
             nearest = next((one for one in choice if one >= layer), choice[-1])
             if nearest != layer:
                 if stage.at == "input" or stage.at.isdigit():
@@ -403,6 +411,16 @@ class PruningPlan:
             left = None if group.at_pixels is None else present
             schedules.append(schedule.after_pixels(left) if first else schedule)
         return schedules
+
+
+def pruners(stage: StageSpec) -> list[Pruner]:
+    """Return a stage's method, with its options; in a schedule of its own, that of each cut."""
+    pruner = create(stage.method, dict(stage.options))
+    if stage.at != "schedule":
+        return [pruner]
+    profile = find_profile(stage.method)
+    methods = profile.methods or (stage.method,) * len(profile.depths)
+    return [pruner if name == stage.method else create(name, {}) for name in methods]
 
 
 def image_or_video(modality: str) -> str:

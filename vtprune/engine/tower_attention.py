@@ -25,6 +25,7 @@ LAYERS = ("layers", "layer", "blocks")
 ATTENTION = ("self_attn", "attn", "attention")
 CLS_WEIGHTS = ("class_embedding", "cls_token")
 MIDDLE = 9 / 24  # of a tower's depth; HiPrune's layer 9 of CLIP's 24, counted from 0
+EARLY = 6 / 24  # VScan's layer 6
 WAY_OUT = "use a method that does not read the vision tower, such as entropy or uniform"
 
 Rows = Sequence[torch.Tensor] | torch.Tensor
@@ -43,25 +44,27 @@ class Tower:
 
     Args:
         last: the module in which the layer attends whose output the projector is given.
-        middle: the same of a layer `MIDDLE` down the tower, at most the last.
+        middle, early: the same of layers `MIDDLE` and `EARLY` down the tower, at most the last.
         has_cls: its rows begin with a CLS token.
     """
 
     last: nn.Module
     middle: nn.Module
+    early: nn.Module
     has_cls: bool
 
     def modules(self, names: Sequence[str]) -> dict[nn.Module, list[str]]:
         """Return which of the named readings each attention module gives."""
         modules: dict[nn.Module, list[str]] = {}
         for name in names:
-            module = self.middle if name == "tower_middle_attention" else self.last
+            depth = name.removeprefix("tower_").removesuffix("_attention")
+            module = {"middle": self.middle, "early": self.early}.get(depth, self.last)
             modules.setdefault(module, []).append(name)
         return modules
 
     def is_by_first(self, name: str) -> bool:
         """Return whether a reading is of the attention of the CLS token alone."""
-        return self.has_cls and name == "tower_attention"
+        return self.has_cls and name in ("tower_attention", "tower_early_attention")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +116,16 @@ def find_tower(structure: Structure, modality: str, given: Mapping[str, object])
     number = _feature_layer(structure, given, len(layers)) if layers else -1
     if number < 0:
         raise _unreadable(structure, "its projector is not given what a layer of its tower says")
-    last = _attention_of(structure, layers[number])
-    middle = _attention_of(structure, layers[_middle_layer(structure, len(layers), number)])
+    last, middle, early = (
+        _attention_of(structure, layers[layer])
+        for layer in (
+            number,
+            _layer_at(structure, MIDDLE, len(layers), number),
+            _layer_at(structure, EARLY, len(layers), number),
+        )
+    )
     weights = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
-    return Tower(last, middle, bool(weights & set(CLS_WEIGHTS)))
+    return Tower(last, middle, early, bool(weights & set(CLS_WEIGHTS)))
 
 
 def _attention_of(structure: Structure, layer: nn.Module) -> nn.Module:
@@ -129,14 +138,14 @@ def _attention_of(structure: Structure, layer: nn.Module) -> nn.Module:
     return module
 
 
-def _middle_layer(structure: Structure, count: int, last: int) -> int:
-    """Return the layer of a tower that is `MIDDLE` down it, at most the last.
+def _layer_at(structure: Structure, depth: float, count: int, last: int) -> int:
+    """Return the layer of a tower that is `depth` of its `count` layers down, at most the last.
 
     Where most layers attend in windows, it is the nearest that does not.
     """
-    middle = min(int(MIDDLE * count + SLACK), last)
-    unwindowed = getattr(structure.config.vision_config, "fullatt_block_indexes", None) or [middle]
-    return int(min((n for n in unwindowed if n <= last), key=lambda n: abs(n - middle)))
+    layer = min(int(depth * count + SLACK), last)
+    unwindowed = getattr(structure.config.vision_config, "fullatt_block_indexes", None) or [layer]
+    return int(min((n for n in unwindowed if n <= last), key=lambda n: abs(n - layer)))
 
 
 def _unreadable(structure: Structure, reason: str) -> ModelError:

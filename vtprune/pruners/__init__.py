@@ -162,6 +162,18 @@ METHODS: dict[str, Method] = {
         paper="SCOPE, arXiv 2510.24214",
         options=(SEGMENT,),
     ),
+    "vscan": Method(
+        path="vtprune.pruners.vscan:VScan",
+        at="schedule",
+        summary="by early and last tower layers; deep: as fastv",
+        paper="VScan, arXiv 2505.22654",
+        options=(
+            MethodOption("local", 0.5, (), "part of the budget that is kept window by window",
+                         0, 1),
+        ),
+        schedule="vtprune.pruners.vscan:schedule",
+        reads_question=True,
+    ),
     "hiprune": Method(
         path="vtprune.pruners.hiprune:HiPrune",
         at="input",

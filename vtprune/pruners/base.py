@@ -23,11 +23,16 @@ ATTENTION = ("attention", "text_attention")
 every text token that follows the last visual token."""
 LAYER_BEFORE = (*ATTENTION, "previous", "text_previous")
 """What only a layer before the cut gives: a method that reads it can't cut at the input."""
-TOWER = ("tower_attention", "tower_mean_attention", "tower_middle_attention")
+TOWER = (
+    "tower_attention",
+    "tower_mean_attention",
+    "tower_middle_attention",
+    "tower_early_attention",
+)
 """Attention that each token's patches receive in the vision tower, as a multiple of what they would
 receive if it went to all of their frame or tile alike: in its last layer from the CLS token, from
-all patches in the mean where there is none; there from all in the mean; and so in a layer 9/24 down
-the tower."""
+all patches in the mean where there is none; there from all in the mean; so in a layer 9/24 down the
+tower; and as the first in a layer 6/24 down."""
 
 
 @dataclass(frozen=True, eq=False)
