@@ -19,8 +19,8 @@ from vtprune.pruners import (
     MethodOption,
     check_options,
     create,
-    find_profile,
     find_method,
+    find_profile,
     reads_question,
 )
 from vtprune.pruners.base import ATTENTION, Budget, Selection, VisualTokens, keep_best
