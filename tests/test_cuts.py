@@ -691,6 +691,29 @@ def test_pruned_equals_masked_with_every_method(
     assert len(choices) == len(made), "the model that is compared with is not pruned"
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "gemma4"])
+@pytest.mark.parametrize(
+    "stage",
+    [{"at": "schedule", "method": "holitom"}, {"at": 2, "method": "fastv", "rest": "merge"}],
+)
+def test_merging_in_a_deep_layer_equals_masked(
+    stage: dict[str, object], family: str, choices: list[Choice]
+) -> None:
+    model = shared_model(family)
+    inputs = tiny.ragged(family, model, "video")
+    preset = {"keep": 0.7, "stages": [stage]}
+    with vtprune.pruning(model, preset, modality="video") as trace:
+        tokens, logits = oracle.generate(model, inputs, steps=3)
+    deep = trace.stages[-1]
+    assert deep.layer > 0
+    made = [chosen for layer, _, _, chosen in choices if layer == deep.layer]
+    assert len(made) == 2
+    assert all(chosen.assign is not None and int(chosen.assign.min()) == 0 for chosen in made)
+    made = list(choices)
+    with merging_by_hand(model, made):
+        oracle.assert_masked(model, inputs, trace, tokens, logits)
+
+
 @pytest.mark.parametrize(
     ("name", "family", "kind"), [cell for cell in CELLS if not takes(*cell[::2])]
 )

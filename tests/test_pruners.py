@@ -20,10 +20,9 @@ from vtprune.pruners import (
     check_options,
     create,
     find_method,
-    find_profile,
     reads_question,
 )
-from vtprune.pruners.base import ATTENTION, Budget, Selection, VisualTokens, keep_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, depends_on_question, keep_best
 from vtprune.pruners.contract import CONTRACT, Subject, flat, layouts, tokens_of, video
 from vtprune.pruners.entropy import CHUNK, token_entropy
 from vtprune.tokens.layout import Layout, box, lay_out
@@ -106,13 +105,12 @@ def settings_of(name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].before_tower])
 def test_the_registry_knows_which_methods_read_the_question(name: str) -> None:
     for options in settings_of(name):
-        needs = set(create(name, options).needs)
-        if METHODS[name].schedule:
-            needs |= {
-                need for other in find_profile(name).methods for need in create(other, {}).needs
-            }
-        reads = any(need in ATTENTION or need.startswith("text_") for need in needs)
+        pruner, later = create(name, options), METHODS[name].later
+        reads = depends_on_question(pruner.needs)
         assert reads_question(name, options) == reads, options
+        if later:
+            assert depends_on_question(create(*later).needs)
+            assert reads_question(name, options, "schedule"), options
 
 
 NUMBER = MethodOption("share", 0.25, (), "of something", 0, 1)

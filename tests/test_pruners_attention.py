@@ -54,6 +54,29 @@ def test_every_group_keeps_its_own_most_attended_to(name: str) -> None:
     assert create(name, {}).select(tokens, budget).index.tolist() == [0, 4, 5]
 
 
+def test_others_are_merged_into_the_most_similar_kept_token() -> None:
+    # 1 and 4 stay. 0 and 2 are most similar to 1, 3 to 4; 5 is as similar to both: the earlier.
+    attention = torch.tensor([0.1, 0.3, 0.1, 0.1, 0.3, 0.1])
+    states = torch.tensor([[2.0, 1], [3, 0], [1, -1], [0, 5], [0, 1], [1, 1]])
+    tokens = VisualTokens(flat(6), {"attention": attention, "hidden": states[:, None]})
+    pruner = create("fastv", {"rest": "merge"})
+    assert pruner.needs == ("attention", "hidden")
+    chosen = pruner.select(tokens, whole(2, tokens.layout))
+    assert chosen.index.tolist() == [1, 4]
+    assert chosen.assign is not None
+    assert chosen.assign.tolist() == [0, 0, 0, 1, 1, 0]
+    torch.testing.assert_close(
+        merge(states, chosen), torch.tensor([[7.0, 1.0], [0.0, 6.0]]) / torch.tensor([[4.0], [2.0]])
+    )
+
+
+def test_both_parts_of_holitom_are_a_layer_average_of_23_28ths() -> None:
+    # A tenth of 6,272 at the input and half of it from layer 18 of 28 on: 0.1 x 23 / 28 = 0.08214.
+    assert scheduled("holitom", 0.0821, 28, 6272) == [(0, 627), (18, 313)]
+    # Where the input keeps all, the rest of the budget is the second cut's: 18 + 10 t = 28 x 0.9.
+    assert scheduled("holitom", 0.9, 28, 10000) == [(0, 10000), (18, 7200)]
+
+
 def test_the_published_pyramid_is_a_layer_average_of_15_32ths() -> None:
     cuts = scheduled("pyramiddrop", 0.46875, 32, 576)  # (1 + 1/2 + 1/4 + 1/8) / 4
     assert cuts == [(8, 288), (16, 144), (24, 72)]

@@ -10,7 +10,7 @@ from vtprune.errors import ModelError
 from vtprune.pruners import create, hiprune, lazy_greedy, scope, vispruner, vscan
 from vtprune.pruners.base import Budget, VisualTokens, merge
 from vtprune.pruners.contract import flat, tiles, tokens_of, video
-from vtprune.pruners.similarity import cosines, unit_rows
+from vtprune.pruners.similarity import cosines, most_alike, unit_rows
 
 
 def chosen(
@@ -213,7 +213,7 @@ def test_every_window_of_every_frame_has_its_share() -> None:
 def test_what_is_dropped_is_merged_inside_its_group_or_not_at_all() -> None:
     rows = unit_rows(torch.tensor([EAST, EAST, NORTH, NORTH, WEST]))
     group = torch.tensor([0, 1, 0, 1, 2])
-    target = vscan.most_alike(rows, torch.tensor([1, 2]), group)
+    target = most_alike(rows, torch.tensor([1, 2]), group)
     assert target.tolist() == [2, 1, 2, 1, -1]
 
 

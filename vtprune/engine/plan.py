@@ -418,9 +418,9 @@ def pruners(stage: StageSpec) -> list[Pruner]:
     pruner = create(stage.method, dict(stage.options))
     if stage.at != "schedule":
         return [pruner]
-    profile = find_profile(stage.method)
-    methods = profile.methods or (stage.method,) * len(profile.depths)
-    return [pruner if name == stage.method else create(name, {}) for name in methods]
+    later = METHODS[stage.method].later
+    others = len(find_profile(stage.method).depths) - 1
+    return [pruner, *[create(*later) if later else pruner] * others]
 
 
 def image_or_video(modality: str) -> str:

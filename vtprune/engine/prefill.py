@@ -19,8 +19,15 @@ from vtprune.engine.trace import MergedTokens, StageRecord, TokenScores
 from vtprune.errors import ModelError
 from vtprune.preset import StageSpec
 from vtprune.preset.spec import PIXELS
-from vtprune.pruners import METHODS, create, reads_question
-from vtprune.pruners.base import Budget, Pruner, Selection, VisualTokens, merge
+from vtprune.pruners import METHODS, create
+from vtprune.pruners.base import (
+    Budget,
+    Pruner,
+    Selection,
+    VisualTokens,
+    depends_on_question,
+    merge,
+)
 from vtprune.tokens.information import group_information
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.schedule import SLACK, Cut, count_by_layer
@@ -193,7 +200,7 @@ class Prefill:
         stage = group.stages[cut.stage]
         layout = self.sequence.layouts[sample].take(index)
         for_turns = self.plan.preset.keep_for_turns
-        if for_turns is not None and reads_question(stage.spec.method, dict(stage.spec.options)):
+        if for_turns is not None and depends_on_question(stage.pruner.needs):
             selection = self.select_for_turns(sample, layout, cut, stage, hidden, for_turns)
         else:
             selection = self.select(sample, layout, cut, stage, hidden)

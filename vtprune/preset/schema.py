@@ -197,7 +197,7 @@ def stage_faults(stage: Mapping[Any, Any], place: Place) -> Iterator[Fault]:
     name = stage.get("method", "")
     name = name if isinstance(name, str) else quote(name)
     method = METHODS.get(name)
-    scheduled = method is not None and bool(method.schedule)
+    scheduled = method is not None and method.at == "schedule"
     missing = [key for key in ("at", "method") if key not in stage]
     for key in missing:
         if key != "at" or not scheduled:

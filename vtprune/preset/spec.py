@@ -466,7 +466,7 @@ class Preset:
         names = [
             stage.method
             for stage in self.every_stage()
-            if reads_question(stage.method, dict(stage.options))
+            if reads_question(stage.method, dict(stage.options), stage.at)
         ]
         return tuple(dict.fromkeys(names))
 

@@ -99,6 +99,10 @@ METHODS: dict[str, Method] = {
         at="ecl",
         summary="tokens the last prompt token attends to most",
         paper="FastV, arXiv 2403.06764",
+        options=(
+            MethodOption("rest", "drop", ("drop", "merge"),
+                   "merge: into the most similar kept token, as HoliTom does in a deep layer"),
+        ),
         lowest=1,
         reads_question=True,
     ),
@@ -172,7 +176,7 @@ METHODS: dict[str, Method] = {
                          0, 1),
         ),
         schedule="vtprune.pruners.vscan:schedule",
-        reads_question=True,
+        later=("fastv", {}),
     ),
     "hiprune": Method(
         path="vtprune.pruners.hiprune:HiPrune",
@@ -210,6 +214,8 @@ METHODS: dict[str, Method] = {
                    "up to keep 0.1, 0.8 above", 0, 1),
         ),
         modalities=("video",),
+        schedule="vtprune.pruners.holitom:schedule",
+        later=("fastv", {"rest": "merge"}),
     ),
     "vidcom2": Method(
         path="vtprune.pruners.vidcom2:VidCom2",
@@ -391,9 +397,15 @@ def _choose_from(option: MethodOption) -> str:
     return f"give {option.values}"
 
 
-def reads_question(name: str, options: Mapping[str, object]) -> bool:
-    """Return whether method `name` keeps tokens for the question, with these options."""
+def reads_question(name: str, options: Mapping[str, object], at: str = "") -> bool:
+    """Return whether method `name` keeps tokens for the question, with these options.
+
+    Args:
+        at: the place of its cut; at "schedule", later cuts count too.
+    """
     method = METHODS[name]
+    if at == "schedule" and method.later and reads_question(*method.later):
+        return True
     if method.blind is None:
         return method.reads_question
     option, value = method.blind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +33,11 @@ TOWER = (
 receive if it went to all of their frame or tile alike: in its last layer from the CLS token, from
 all patches in the mean where there is none; there from all in the mean; so in a layer 9/24 down the
 tower; and as the first in a layer 6/24 down."""
+
+
+def depends_on_question(needs: Iterable[str]) -> bool:
+    """Return whether states of these names depend on the text after the visual tokens."""
+    return any(name in ATTENTION or name.startswith("text_") for name in needs)
 
 
 @dataclass(frozen=True, eq=False)

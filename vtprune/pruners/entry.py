@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vtprune.errors import quote
@@ -78,7 +79,9 @@ class Method:
         lowest: the first layer that it can cut at; 1 where it reads what the layer before did.
         modalities: what it can cut.
         schedule: "module:function" of a schedule of its own, for the place `at`: see
-            `vtprune.tokens.schedule.Profile`.
+            `vtprune.tokens.schedule.CutProfile`.
+        later: the method of the schedule's cuts after the first, and its options, where that is
+            another one.
         units: it drops whole frames and tiles before the vision tower, and acts at `pixels` alone.
         patches: of these it drops single patches too.
         media: it makes the media themselves smaller, and acts at `pixels` alone.
@@ -97,6 +100,7 @@ class Method:
     lowest: int = 0
     modalities: tuple[str, ...] = ("image", "video")
     schedule: str = ""
+    later: tuple[str, Mapping[str, Value]] | None = None
     units: bool = False
     patches: bool = False
     media: bool = False

@@ -17,21 +17,43 @@ together. The default place is the model's entropy collapse layer in place of la
 model: the two are the same for the paper's LLaVA-1.5-7B, and the place exists in decoders of any
 depth and moves to an earlier layer where a small budget asks for it. Ties go to the earlier token.
 
-Options: none.
+Options:
+    rest: "drop" (default) or "merge": each of the others becomes part of the kept token of its
+        group whose state is most similar (cosine), which is the mean of all its parts. That is
+        HoliTom's part inside the language model (arXiv 2505.21334), where half of the tokens stay
+        at layer 18 of 28.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.pruners.base import (
+    Budget,
+    Selection,
+    VisualTokens,
+    check_finite,
+    merged_into,
+    select_best,
+)
+from vtprune.pruners.similarity import most_alike, unit_rows
 
 
 @dataclass(frozen=True)
 class FastV:
-    needs = ("attention",)
+    rest: str = "drop"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",) if self.rest == "drop" else ("attention", "hidden")
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]
         check_finite(attention, "fastv")
-        return select_best(attention, budget)
+        selection = select_best(attention, budget)
+        if self.rest == "drop":
+            return selection
+        rows = unit_rows(tokens.states["hidden"])
+        index = selection.index.to(rows.device)
+        target = most_alike(rows, index, budget.group.to(rows.device))
+        return merged_into(target, index, selection.scores)

@@ -8,9 +8,8 @@ is merged into the nearest of them.
 Why it works: stretches chosen over the whole video find more that repeats than windows of fixed
 length; a mean loses less than a dropped token.
 
-Paper: HoliTom, arXiv 2505.21334 (NeurIPS 2025), its part before the language model. Of the methods
-that merge over time it is the one here for what it reports: 99.1 % of LLaVA-OneVision-7B's quality
-at 6.9 % of the FLOPs; DyCoke and PruneVid were not measured beside it.
+Paper: HoliTom, arXiv 2505.21334 (NeurIPS 2025); it reports 99.1 % of LLaVA-OneVision-7B's quality
+at 6.9 % of the FLOPs.
 Official code: cokeshao/HoliTom (Apache-2.0).
 Differences: the budget is met exactly: where more tokens are kept than repeat, those of the runs
 that changed most stay on their own (the authors' code then keeps less than asked); every part of a
@@ -21,13 +20,15 @@ shows its attention. Of tokens of equal density none is the denser, and ties go 
 where the authors' code adds noise. Tokens that are not patches (newlines) go first, where the
 authors' code makes a newline for every row that keeps a token. Positions are kept, where the
 authors' code renumbers them (`positions: renumber`). Videos of one prompt share one budget. The
-merging inside the language model is not done: the published 99.1 % has one at layer 18 that keeps
-half of the tokens there, on top. As in the authors' code: a run is clustered by its mean over its
-frames; the density of a token is exp(-d^2 / D), d^2 the mean squared distance to its nearest 7 and
-D the width of the states, which are not scaled, so that it is the densest tokens that stay, however
-alike, where states are long (in the embedded model d^2 / D is above 500); a centre keeps 0.6 of
-itself and takes 0.4 from the mean of its cluster; frames share one ratio, and pictures are left
-alone.
+published 99.1 % is with a second part: at layer 18 of 28 half of the tokens stay, those that the
+prompt's last token attends to most, and the others are merged into those most similar to them.
+With `at: schedule` both are done from one budget, whose layer average is 23/28 of what is left
+at the input; the second cut is a stage of `fastv` with `rest: merge`. As in the authors' code: a
+run is clustered by its mean over its frames; the density of a token is exp(-d^2 / D), d^2 the mean
+squared distance to its nearest 7 and D the width of the states, which are not scaled, so that it is
+the densest tokens that stay, however alike, where states are long (in the embedded model d^2 / D is
+above 500); a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster; frames share
+one ratio, and pictures are left alone.
 
 Options:
     similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is
@@ -47,12 +48,20 @@ from vtprune.pruners.evs import changes
 from vtprune.pruners.similarity import density_peaks
 from vtprune.tokens.layout import PATCH, Layout
 from vtprune.tokens.quotas import weighted_quotas
+from vtprune.tokens.schedule import CutProfile, falling_once
 
 # Of the released code.
 OWN_SHARE = 0.6  # of a centre, in what its cluster is merged into
 NEIGHBOURS = 7  # of a token's density, itself included
 FEW = 0.1  # the largest kept fraction at which SIMILAR_OF_FEW holds
 SIMILAR_OF_FEW, SIMILAR = 0.65, 0.8
+DEPTHS = (0.0, 18 / 28)
+DEEP = 1 / 2  # of the tokens that the first cut leaves
+
+
+def schedule() -> CutProfile:
+    """Both published parts; half of what the first leaves stays at the second."""
+    return falling_once(DEPTHS, DEEP)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from vtprune.errors import PresetError, VtpruneError, brief, quote
-from vtprune.pruners.base import ATTENTION, LAYER_BEFORE, Pruner
+from vtprune.pruners.base import LAYER_BEFORE, Pruner, depends_on_question
 from vtprune.pruners.class_path import EXAMPLE
 from vtprune.pruners.contract import CONTRACT, ContractError, Subject
 from vtprune.pruners.entry import Method, MethodOption
@@ -65,12 +65,12 @@ def entry_of(name: str, cls: type) -> Method:
                 f"method {name}{words}: it raised {type(error).__name__}: {error}", EXAMPLE
             ) from error
         needs |= set(subject.create().needs)
-    attends, lowest = bool(needs & set(ATTENTION)), int(bool(needs & set(LAYER_BEFORE)))
+    lowest = int(bool(needs & set(LAYER_BEFORE)))
     return dataclasses.replace(
         entry,
         at="ecl" if lowest and entry.at == "input" else entry.at,
         lowest=lowest,
-        reads_question=attends or any(need.startswith("text_") for need in needs),
+        reads_question=depends_on_question(needs),
     )
 
 

@@ -64,6 +64,25 @@ def is_lazy(rows: torch.Tensor) -> bool:
     return groups == 1 and rows.device.type == "cpu" and not may_hold(num**2, rows.device)
 
 
+def most_alike(rows: torch.Tensor, index: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Return (N,) int64 the kept token of its group that each is most alike to; -1 for none.
+
+    Args:
+        rows: (N, d) of unit length, or zero.
+        index: (K,) int64, ascending, the kept ones, each most alike to itself.
+        group: (N,) int64.
+    """
+    parts = []
+    for first in range(0, len(rows), BLOCK):
+        part = slice(first, first + BLOCK)
+        same = group[part, None] == group[index]
+        similar = cosines(rows[part], rows[index]).masked_fill_(~same, -torch.inf)
+        parts.append(torch.where(same.any(dim=1), index[similar.argmax(dim=1)], -1))
+    target = torch.cat(parts)
+    target[index] = index
+    return target
+
+
 class Similarity:
     """Cosines inside G groups of n tokens each: all are held, where `may_hold`, else those of one
     token are worked out at a time, limited by memory.

@@ -41,7 +41,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.divprune import choose_farthest
 from vtprune.pruners.similarity import WHOLE, unit_rows
 from vtprune.tokens.layout import PATCH, Layout
-from vtprune.tokens.schedule import CutProfile
+from vtprune.tokens.schedule import CutProfile, falling_once
 
 DEPTHS = (0.0, 0.7)
 DEEP = 1 / 4  # of the tokens that the first cut leaves
@@ -49,11 +49,7 @@ DEEP = 1 / 4  # of the tokens that the first cut leaves
 
 def schedule() -> CutProfile:
     """A quarter of what the first cut leaves from 70 % of the depth on, more where all are left."""
-
-    def fractions(t: float) -> tuple[float, ...]:
-        return min(1.0, t / DEEP), t
-
-    return CutProfile(DEPTHS, fractions)
+    return falling_once(DEPTHS, DEEP)
 
 
 @dataclass(frozen=True)

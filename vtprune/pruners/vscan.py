@@ -40,10 +40,10 @@ from vtprune.pruners.base import (
     keep_best,
     merged_into,
 )
-from vtprune.pruners.similarity import BLOCK, cosines, unit_rows
+from vtprune.pruners.similarity import most_alike, unit_rows
 from vtprune.tokens.layout import PATCH, Layout
 from vtprune.tokens.quotas import quotas
-from vtprune.tokens.schedule import SLACK, CutProfile
+from vtprune.tokens.schedule import SLACK, CutProfile, falling_once
 
 SIDE = 4  # windows along each side of a frame or tile
 DEEP = 1 / 3  # of the tokens that the first cut leaves
@@ -51,7 +51,7 @@ DEEP = 1 / 3  # of the tokens that the first cut leaves
 
 def schedule() -> CutProfile:
     """A third of what the first cut leaves from half of the depth on, more where all are left."""
-    return CutProfile((0.0, 0.5), lambda t: (min(1.0, t / DEEP), t), ("vscan", "fastv"))
+    return falling_once((0.0, 0.5), DEEP)
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,3 @@ def windows(layout: Layout) -> tuple[torch.Tensor, ...]:
         inside = (place - low).clamp_min(0).minimum(high - low)
         places.append(inside * SIDE // (high - low + 1).clamp_min(SIDE))
     return unit, *places
-
-
-def most_alike(rows: torch.Tensor, index: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Return (N,) int64 the kept token of its group that each is most alike to; -1 for none.
-
-    Args:
-        rows: (N, d) of unit length, or zero.
-        index: (K,) int64, ascending, the kept ones, each most alike to itself.
-        group: (N,) int64.
-    """
-    parts = []
-    for first in range(0, len(rows), BLOCK):
-        part = slice(first, first + BLOCK)
-        same = group[part, None] == group[index]
-        similar = cosines(rows[part], rows[index]).masked_fill_(~same, -torch.inf)
-        parts.append(torch.where(same.any(dim=1), index[similar.argmax(dim=1)], -1))
-    target = torch.cat(parts)
-    target[index] = index
-    return target

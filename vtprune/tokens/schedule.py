@@ -25,12 +25,10 @@ class CutProfile:
         depths: where it cuts, as fractions of the decoder's layers, ascending.
         fractions: t in [0, 1] -> the fraction of the original tokens that each cut leaves; 1 at
             t = 1, none rises from cut to cut, and their layer average never falls with t.
-        methods: names of the methods that choose at each cut; empty: the method itself at all.
     """
 
     depths: tuple[float, ...]
     fractions: Callable[[float], tuple[float, ...]]
-    methods: tuple[str, ...] = ()
 
     def layers(self, num_layers: int, lowest: int = 0) -> list[int]:
         """Return the layers of the cuts, ascending.
@@ -48,6 +46,14 @@ class CutProfile:
                 "name a place: --at ecl, or a layer number",
             )
         return layers
+
+
+def falling_once(depths: tuple[float, float], part: float) -> CutProfile:
+    """Return the schedule of two cuts, of which the second leaves `part` of the first's tokens.
+
+    Where the first leaves all, the second leaves more, as the budget allows.
+    """
+    return CutProfile(depths, lambda t: (min(1.0, t / part), t))
 
 
 @dataclass(frozen=True)

@@ -66,19 +66,21 @@ def time_choice(
     name: str, num_tokens: int, keep: float, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """Seconds of all cuts of a method, one after the other."""
-    pruner, method = create(name, {}), METHODS[name]
+    method = METHODS[name]
     whole = make_layout(num_tokens, "image" if "image" in method.modalities else "video")
     cuts = []
-    for before, after in pairwise(counts_of(name, num_tokens, keep)):
+    for number, (before, after) in enumerate(pairwise(counts_of(name, num_tokens, keep))):
+        pruner = create(*method.later) if number and method.later else create(name, {})
         layout = whole.take(torch.arange(before) * num_tokens // before)
         budget = Budget.share(after, layout.groups("all"))
         tokens = VisualTokens(layout, make_states(pruner.needs, before, device, dtype))
-        cuts.append((attention_reader(pruner.needs, before, device, dtype), tokens, budget))
+        read = attention_reader(pruner.needs, before, device, dtype)
+        cuts.append((read, partial(pruner.select, tokens, budget)))
 
     def choose() -> None:
-        for read, tokens, budget in cuts:
+        for read, select in cuts:
             read()
-            pruner.select(tokens, budget)
+            select()
 
     return {"seconds": time_warm(choose, device)}
 
@@ -86,7 +88,7 @@ def time_choice(
 def counts_of(name: str, num_tokens: int, keep: float) -> list[int]:
     """The number of tokens before the first cut of a method and after each."""
     method = METHODS[name]
-    if not method.schedule:
+    if method.at != "schedule":
         return [num_tokens, fixed_count(keep, num_tokens)]
     profile = find_profile(name)
     layers = enumerate(profile.layers(SHAPE.layers, method.lowest))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vtprune.cli.console.tables import LABEL, labelled, show_facts, show_table
+from vtprune.pruners import reads_question
 
 if TYPE_CHECKING:
     from vtprune.models.names import Alias
@@ -28,7 +29,12 @@ FIGURES = {
 def show_methods(methods: Mapping[str, Method], console: Console) -> None:
     """Print one line for every method."""
     rows = [
-        (name, method.at, "aware" if method.reads_question else "blind", method.summary)
+        (
+            name,
+            method.at,
+            "aware" if reads_question(name, {}, method.at) else "blind",
+            method.summary,
+        )
         for name, method in methods.items()
     ]
     show_table(("method", "cuts at", "question", "keeps"), rows, console)
@@ -45,7 +51,7 @@ def show_method(name: str, method: Method, explanation: str, console: Console) -
     lines = labelled(label=label)
     lines.add_row("cuts at", f"{method.at} (default place)")
     lines.add_row("media", " and ".join(method.modalities))
-    lines.add_row("question", _question_use(method))
+    lines.add_row("question", _question_use(name, method))
     console.print(lines)
     console.print(Text("\noptions" if method.options else "\nno options", "dim"))
     lines = labelled(label=label)
@@ -58,11 +64,13 @@ def show_method(name: str, method: Method, explanation: str, console: Console) -
         console.print(Text("\n" + " ".join(paragraph.split())))
 
 
-def _question_use(method: Method) -> str:
-    if not method.reads_question:
+def _question_use(name: str, method: Method) -> str:
+    if not reads_question(name, {}, method.at):
         return "blind: keeps the same tokens for every question"
     option, value = method.blind or ("", "")
     exception = f"; blind with {option}={value}" if option else ""
+    if not method.reads_question:
+        exception = "; blind at: input"
     return (
         f"aware: keeps tokens for this question; a follow-up on the same KV cache sees only "
         f"those{exception}"
