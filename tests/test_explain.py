@@ -379,6 +379,10 @@ def test_the_command_prints_answer_table_and_json(
     region = data["runs"][0]["maps"][0]["region"]
     assert 0 < region["share"] <= 1
     assert set(data["evidence_kept"]) == {"mean", "after"}
+    unplaced = sum(token["share"] for token in tokens if token["box"] is None)
+    assert unplaced > 0.01
+    for text in (result.stderr, saved[1].read_text()):
+        assert f"{unplaced:.0%} of the evidence, on tokens of no place" in " ".join(text.split())
 
 
 def test_nothing_of_a_name_or_question_becomes_markup(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import tiny
@@ -22,10 +24,11 @@ import vtprune
 from vtprune import Report, VtpruneError, demo
 from vtprune.cli import cli
 from vtprune.inference.generate import Generation
+from vtprune.inference.prompt_media import shrink
 from vtprune.inference.report import FailedReport
 from vtprune.models.base import Sampling
-from vtprune.pictures.contact_sheet import caption_lines, draw_panel
-from vtprune.pictures.drawing import SHEET, DrawnRun, scaled
+from vtprune.pictures.contact_sheet import arrange, caption_lines, draw_panel, split_rows
+from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, scaled
 from vtprune.pictures.lettering import (
     draw_text,
     fit_lines,
@@ -170,6 +173,33 @@ def test_a_long_clip_is_a_sheet_of_the_frames_with_most_and_fewest_tokens(
     assert sizes[0][0] * sizes[0][1] < sizes[1][0] * sizes[1][1]
 
 
+def test_frames_with_as_many_tokens_at_the_end_are_chosen_by_those_before() -> None:
+    run = SimpleNamespace(stages=[None, None], panels=[])
+    for number, before in enumerate([3, 9, 3, 1, 3, 9, *[3] * 20, 1, 9, 9, 9, 9, 1, 1, 1, 1]):
+        counts = (16, before, 0)
+        run.panels.append(SimpleNamespace(key=(0, number, False), count=counts.__getitem__))
+    chosen = [number for _, number, _ in Drawing([cast("DrawnRun", run)]).sheet()]
+    assert chosen == [1, 3, 5, 26, 27, 28, 29, 30, 31, 32, 33, 34]
+
+
+@pytest.mark.parametrize("count", [1, 5, 40, 200])
+def test_a_sheet_of_many_frames_is_no_strip(count: int) -> None:
+    rows = [(cast("Panel", None), Image.new("RGB", (320, 180)))] * count
+    blocks = split_rows(rows, 2)
+    assert sum(map(len, blocks)) == count
+    width, height = 660 * len(blocks), 210 * max(map(len, blocks))
+    assert height <= 1200 or 1.2 < width / height < 3.5
+    sheets = arrange([Image.new("RGB", (640, 900))] * count)
+    assert count < 4 or 1.2 < sheets.width / sheets.height < 3.5
+
+
+def test_long_strips_keep_pixels_across() -> None:
+    sizes = {(6435, 910): (2546, 360), (1200, 1800): (600, 900), (50, 10_000): (18, 3600)}
+    for size, smaller in sizes.items():
+        pixels = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        assert shrink(pixels, 900).shape[2:] == smaller
+
+
 @pytest.mark.parametrize(
     "name", [name for name in ("llava_next", "internvl", "gemma3", "molmo2") if name in tiny.MODELS]
 )
@@ -294,8 +324,8 @@ def test_several_methods_stand_side_by_side(checkpoints: Checkpoints, picture: P
     text = re.search(r'application/json">(.*?)</script>', drawing.html().decode(), re.DOTALL)
     assert text is not None
     assert len(json.loads(text[1])["runs"]) == 2
-    one = Image.open(io.BytesIO(vtprune.draw(reports[0]).png()))
-    assert Image.open(io.BytesIO(drawing.png())).height > one.height
+    alone, both = (Image.open(io.BytesIO(of.png())) for of in (vtprune.draw(reports[0]), drawing))
+    assert (both.width, both.height) == (2 * alone.width, alone.height)
 
 
 def test_an_unpruned_run_is_drawn_whole(checkpoints: Checkpoints, picture: Path) -> None:
@@ -440,6 +470,8 @@ def test_a_caption_says_what_is_not_drawn_and_who_chose_the_frames(tmp_path: Pat
     first, second = (vtprune.draw(report).runs[0] for report in reports)
     lines = [text for text, _ in caption_lines(second, 12, 2000, "uniform")]
     kept = sum(t.dropped_by is None for t in second.tokens if t.place.box is None)
-    assert f"not drawn: tokens of no place, such as ends of rows: {kept} of 1 kept" in lines
+    assert (
+        f"not drawn: tokens of no place, such as ends of rows: {kept} of 1 kept to the end" in lines
+    )
     assert lines[-1].endswith("the fewest tokens kept by uniform")
     assert not any("kept by" in text for text, _ in caption_lines(first, 12, 2000))

@@ -29,6 +29,7 @@ Media: TypeAlias = "Medium | Sequence[Medium]"
 """A media item or several: paths, Pillow pictures, arrays, clips, bytes, open files."""
 _POLL_SECONDS = 0.1  # seconds between two views at how far decoding is
 THUMBNAIL = {"image": 900, "video": 320}
+NARROW, LONG_STRIP = 0.4, 4
 """Pixels of the longer side of a thumbnail, by kind of media."""
 DRAWN = 8  # frames without a file that are resized at once
 
@@ -309,9 +310,15 @@ def read_one(
 
 
 def shrink(pixels: torch.Tensor, edge: int) -> torch.Tensor:
-    """(n, 3, H, W) uint8 -> the same pictures with their longer side at most `edge`."""
+    """(n, 3, H, W) uint8 -> the same pictures with their longer side at most `edge`.
+
+    Of long strips, such as scrolled pages, the longer side may have up to LONG_STRIP times as
+    much, so that the shorter one has NARROW of it.
+    """
     height, width = pixels.shape[-2:]
-    scale = min(edge / max(height, width), 1.0)
+    longer, shorter = max(height, width), min(height, width)
+    scale = max(edge / longer, min(NARROW * edge / shorter, LONG_STRIP * edge / longer))
+    scale = min(scale, 1.0)
     return preprocess.resize(
         pixels, (max(round(height * scale), 1), max(round(width * scale), 1)), preprocess.BILINEAR
     )

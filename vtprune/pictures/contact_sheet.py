@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -18,7 +19,9 @@ DIM, WASH = 0.35, 0.8
 """Brightness of a dropped token; how white a part is that no token shows."""
 GAP = 10
 MOST_HEIGHT = 1200
-"""Pixels above which rows go on in a second block beside the first."""
+"""Pixels above which rows go on in a second block beside the first; more where there are many."""
+ASPECT = 2.0
+"""How many times as wide as high a large sheet is, about."""
 COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
     (204, 121, 167), (120, 94, 240),
@@ -27,25 +30,42 @@ COLOURS = (
 
 
 def draw_sheet(drawing: Drawing) -> bytes:
-    """Return the PNG of a drawing; runs one below the other."""
+    """Return the PNG of a drawing, its runs side by side."""
     keys = drawing.sheet()
     drawing.read_pictures(keys)
-    blocks = [draw_run(drawing, run, keys) for run in drawing.runs]
-    width = max(block.width for block in blocks)
-    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
-    top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
+    sheet = arrange([draw_run(drawing, run, keys) for run in drawing.runs])
     file = io.BytesIO()
     sheet.save(file, "PNG", compress_level=4)
     return file.getvalue()
 
 
+def arrange(runs: Sequence[Image.Image]) -> Image.Image:
+    """Return the pictures of runs side by side, in as many lines as bring them near to ASPECT."""
+    width, height = max(run.width for run in runs), max(run.height for run in runs)
+
+    def distortion(columns: int) -> float:
+        lines = -(-len(runs) // columns)
+        return abs(math.log(columns * width / (lines * height) / ASPECT))
+
+    columns = min(range(1, len(runs) + 1), key=distortion)
+    lines = [runs[first : first + columns] for first in range(0, len(runs), columns)]
+    heights = [max(run.height for run in line) for line in lines]
+    size = max(sum(run.width for run in line) for line in lines), sum(heights)
+    sheet, top = Image.new("RGB", size, PAPER), 0
+    for line, line_height in zip(lines, heights, strict=True):
+        left = 0
+        for run in line:
+            sheet.paste(run, (left, top))
+            left += run.width
+        top += line_height
+    return sheet
+
+
 def draw_run(drawing: Drawing, run: DrawnRun, keys: list[tuple[int, int, bool]]) -> Image.Image:
     """Return one way to prune: its rows of panels, in blocks side by side, over a caption."""
     rows = [(panel, drawing.picture(run, panel)) for panel in run.panels if panel.key in keys]
-    blocks = [draw_block(run, block) for block in split_rows(rows)]
+    columns = max(len(run.stages), 1)
+    blocks = [draw_block(run, block) for block in split_rows(rows, columns)]
     width = max(sum(block.width for block in blocks) + 2 * GAP, 640)
     chosen_by = drawing.runs[0].name.partition(":")[0] if run is not drawing.runs[0] else ""
     caption = caption_lines(run, len(rows), width - 2 * GAP, chosen_by)
@@ -69,10 +89,16 @@ def paste_beside(sheet: Image.Image, blocks: Sequence[Image.Image], top: int) ->
         left += block.width
 
 
-def split_rows(rows: list[Row]) -> list[list[Row]]:
-    """Return the rows in blocks of about the same height, none much above MOST_HEIGHT."""
+def split_rows(rows: list[Row], columns: int) -> list[list[Row]]:
+    """Return the rows in blocks of about the same height, as many as bring them near to ASPECT.
+
+    Args:
+        columns: pictures in a row.
+    """
     heights = [picture.height + LINE + GAP for _, picture in rows]
-    target = sum(heights) / -(-sum(heights) // MOST_HEIGHT)
+    width = columns * (max(picture.width for _, picture in rows) + GAP)
+    limit = max(MOST_HEIGHT, math.sqrt(sum(heights) * width / ASPECT))
+    target = sum(heights) / math.ceil(sum(heights) / limit)
     blocks: list[list[Row]] = []
     used = 0
     for row, height in zip(rows, heights, strict=True):
@@ -128,14 +154,7 @@ def caption_lines(
         (run.name, GREY),
         (" · ".join(name for name in names if name), GREY),
     ]  # fmt: skip
-    legend = "clear: kept; dark: dropped"
-    if any(token.merged_into is not None for token in run.tokens):
-        legend += ", tinted in the colour of the outlined token that it was merged into"
-    texts.append((legend, GREY))
-    nowhere = [token.dropped_by is None for token in run.tokens if token.place.box is None]
-    if nowhere:
-        texts.append((f"not drawn: tokens of no place, such as ends of rows: {sum(nowhere)} of "
-                      f"{len(nowhere)} kept", GREY))  # fmt: skip
+    texts += [(text, GREY) for text in (run.legend, run.not_drawn) if text]
     if shown < len(run.panels):
         by = f" by {chosen_by}" if chosen_by else ""
         texts.append((f"{shown} of {len(run.panels)} frames: those with the most and the fewest "

@@ -181,6 +181,23 @@ class DrawnRun:
         return max([len(self.kept.layout), *(stage.before for stage in self.stages)])
 
     @property
+    def legend(self) -> str:
+        """What clear, dark and tinted tokens are."""
+        legend = "clear: kept; dark: dropped"
+        if any(token.merged_into is not None for token in self.tokens):
+            legend += ", tinted in the colour of the outlined token that it was merged into"
+        return legend
+
+    @property
+    def not_drawn(self) -> str:
+        """How many tokens have no place, and how many of them were kept; "" without any."""
+        kept = [token.dropped_by is None for token in self.tokens if token.place.box is None]
+        if not kept:
+            return ""
+        return (f"not drawn: tokens of no place, such as ends of rows: {sum(kept)} of {len(kept)} "
+                "kept to the end")  # fmt: skip
+
+    @property
     def files(self) -> list[str]:
         """The names of the files, without their folders."""
         return [Path(item.source.name).name for item in self.kept.media]
@@ -326,13 +343,14 @@ class Drawing:
         """Return the keys of the panels that are drawn, in the order of the prompt.
 
         Of more than SHEET, those with the most and the fewest tokens kept at the end, by the first
-        run.
+        run; of as many, those with the most and the fewest before.
         """
         run = self.runs[0]
         panels = run.panels
         if self.all_frames or len(panels) <= SHEET:
             return [panel.key for panel in panels]
-        order = sorted(panels, key=lambda panel: -panel.count(len(run.stages)))
+        stages = range(len(run.stages), -1, -1)
+        order = sorted(panels, key=lambda panel: [-panel.count(after) for after in stages])
         chosen = order[: SHEET // 2] + order[-(SHEET // 2) :]
         return sorted(panel.key for panel in chosen)
 

@@ -15,7 +15,16 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation, Region
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
-from vtprune.pictures.contact_sheet import GAP, GREY, INK, PAPER, Row, paste_beside, split_rows
+from vtprune.pictures.contact_sheet import (
+    GAP,
+    GREY,
+    INK,
+    PAPER,
+    Row,
+    arrange,
+    paste_beside,
+    split_rows,
+)
 from vtprune.pictures.drawing import SHEET, Drawing, DrawnRun, Panel, Token, scaled
 from vtprune.pictures.lettering import HEAD, LINE, TEXT, draw_text, fit_lines, text_width
 from vtprune.pictures.miniature import CELLS, beside
@@ -27,9 +36,12 @@ if TYPE_CHECKING:
 Key = tuple[int, int, bool]
 HEAT = (255, 80, 0)
 """Colour of the token with the most evidence."""
+LEGEND = "the brighter, the more evidence; outlined: where the map points"
 COLD = 0.45
 """Brightness of a token without any."""
 SHADES = " ░▒▓█"
+SMALL = 0.005
+"""Share of the evidence that is not worth a word."""
 
 
 class EvidenceDrawing:
@@ -107,18 +119,16 @@ class EvidenceDrawing:
         save_file(path, self.makers()[path.suffix.lower()](), "save")
 
     def png(self) -> bytes:
-        """Return it as a PNG: a row a frame or picture, a column a map, runs below each other."""
+        """Return it as a PNG: a row a frame or picture, a column a map, runs side by side."""
         blocks = [self.draw_run(number) for number in range(len(self.drawings))]
-        width = max(block.width for block in blocks)
-        lines = self.caption(width - 2 * GAP)
+        runs = arrange(blocks)
+        lines = self.caption(runs.width - 2 * GAP)
         top = GAP + LINE * len(lines)
-        sheet = Image.new("RGB", (width, top + sum(block.height for block in blocks)), PAPER)
+        sheet = Image.new("RGB", (runs.width, top + runs.height), PAPER)
         pen = ImageDraw.Draw(sheet)
         for line, (text, colour) in enumerate(lines):
             draw_text(pen, (GAP, GAP + line * LINE), text, colour, HEAD)
-        for block in blocks:
-            sheet.paste(block, (0, top))
-            top += block.height
+        sheet.paste(runs, (0, top))
         file = io.BytesIO()
         sheet.save(file, "PNG", compress_level=4)
         return file.getvalue()
@@ -132,6 +142,7 @@ class EvidenceDrawing:
         ]
         if self.explanation.kept:
             texts.append((kept_line(self.explanation), INK))
+        texts.append((LEGEND, GREY))
         return [(line, colour) for text, colour in texts for line in fit_lines(text, HEAD, width)]
 
     def draw_run(self, number: int) -> Image.Image:
@@ -139,17 +150,22 @@ class EvidenceDrawing:
         drawing, panels = self.drawings[number], self.panels(number)
         drawing.read_pictures([panel.key for panel in panels])
         rows = [(panel, drawing.picture(drawing.runs[0], panel)) for panel in panels]
-        blocks = [self.draw_block(number, block) for block in split_rows(rows)]
+        run = self.explanation.runs[number]
+        blocks = [self.draw_block(number, block) for block in split_rows(rows, len(run.maps))]
         width = max(GAP + sum(block.width for block in blocks), 640)
         drawn, every = len(rows), len(drawing.runs[0].panels)
-        title = run_line(self.explanation.runs[number])
+        title = run_line(run)
         if drawn < every:
             title += f" · the {drawn} of {every} frames with the most evidence"
-        top = GAP + LINE
+        heads = [(title, INK)]
+        if unplaced := unplaced_words(run):
+            heads.append((f"not drawn: {unplaced}", GREY))
+        top = GAP + LINE * len(heads)
         sheet = Image.new("RGB", (width, top + max(block.height for block in blocks)), PAPER)
         pen = ImageDraw.Draw(sheet)
-        (head,) = fit_lines(title, HEAD, width - 2 * GAP, most=1)
-        draw_text(pen, (GAP, GAP), head, INK, HEAD)
+        for line, (text, colour) in enumerate(heads):
+            (head,) = fit_lines(text, HEAD, width - 2 * GAP, most=1)
+            draw_text(pen, (GAP, GAP + line * LINE), head, colour, HEAD)
         paste_beside(sheet, blocks, top)
         return sheet
 
@@ -213,6 +229,7 @@ class EvidenceDrawing:
             "model": first.model,
             "by": self.explanation.by,
             "kept": kept_line(self.explanation) if self.explanation.kept else "",
+            "legend": LEGEND,
             "pictures": pictures,
             "runs": runs,
         }
@@ -238,6 +255,7 @@ class EvidenceDrawing:
         ]
         return {
             "name": run_line(run),
+            "unplaced": unplaced_words(run),
             "maps": [map_data(run, one, drawn.panels) for one in run.maps],
             "panels": panels,
         }
@@ -339,6 +357,15 @@ def region_words(run: ExplainedRun, evidence: EvidenceMap) -> str:
     left, top, right, bottom = region.box
     parts.append(f"pixels {left:.0f}, {top:.0f} to {right:.0f}, {bottom:.0f}")
     return f"{' > '.join(parts)} ({region.share:.0%})"
+
+
+def unplaced_words(run: ExplainedRun) -> str:
+    """Return how much of each map no place shows; "" where that is next to nothing."""
+    shares = [run.unplaced(evidence) for evidence in run.maps]
+    if max(shares, default=0.0) < SMALL:
+        return ""
+    each = ", ".join(f"{share:.0%}" for share in shares)
+    return f"{each} of the evidence, on tokens of no place, such as ends of rows"
 
 
 def passes_words(run: ExplainedRun) -> str:

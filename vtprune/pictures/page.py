@@ -115,6 +115,7 @@ def run_data(drawing: Drawing, run: DrawnRun, pictures: dict[str, str]) -> dict[
     return {
         "name": run.name,
         "answer": run.answer,
+        "legend": [text for text in (run.legend, run.not_drawn) if text],
         "layers": run.kept.num_layers,
         "total": run.total,
         "stages": [

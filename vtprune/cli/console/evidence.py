@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtprune.cli.console.tables import show_facts, show_table, show_warning
-from vtprune.pictures.evidence import kept_line, passes_words, region_words, run_line
+from vtprune.pictures.evidence import (
+    kept_line,
+    passes_words,
+    region_words,
+    run_line,
+    unplaced_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +40,8 @@ def show_explanation(explanation: Explanation, console: Console) -> None:
         headings = ["answer", "<probability", "when", "where"]
         columns = [n for n in range(4) if n != 2 or videos]
         show_table([headings[n] for n in columns], [[r[n] for n in columns] for r in rows], console)
+        if unplaced := unplaced_words(run):
+            show_facts([("no place", unplaced)], console)
     facts = [("by", f"{explanation.by}, {passes_words(explanation.runs[-1])}")]
     if explanation.kept is not None:
         facts.append(("evidence", kept_line(explanation)))

@@ -142,6 +142,13 @@ class ExplainedRun:
                 seconds[key] = place.seconds
         return [Moment(*key, seconds[key], share) for key, share in sorted(shares.items())]
 
+    def unplaced(self, evidence: EvidenceMap) -> float:
+        """Return the share of a map on tokens that show no place, such as ends of rows."""
+        shares = evidence.shares.tolist()
+        return sum(
+            share for place, share in zip(self.places, shares, strict=True) if place.box is None
+        )
+
     def region(self, evidence: EvidenceMap) -> Region | None:
         """Return the place around a map's highest token; None where nothing carries the part.
 
