@@ -16,8 +16,11 @@ import torch
 from conftest import shared_model
 
 import vtprune
+from vtprune.engine.hooks import Hooks, this_thread
 from vtprune.engine.prefill import Prefill
+from vtprune.engine.readings import KernelCall, KernelTap
 from vtprune.errors import ModelError, PresetError
+from vtprune.models.seams import turns_by_position
 from vtprune.models.structure import find_structure
 from vtprune.pruners import METHODS, Method
 from vtprune.pruners.base import Budget, Selection, VisualTokens
@@ -114,14 +117,16 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attention_is_what_the_eager_model_says(
     name: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Probe, "needs", ("attention", "text_attention"))
+    by_head = ("text_attention_by_head",) if attention == "sdpa" else ()
+    monkeypatch.setattr(Probe, "needs", ("attention", "text_attention", *by_head))
     model, eager = shared_model(name, attention), shared_model(name, "eager")
     eager.load_state_dict(model.state_dict())
     inputs = tiny.ragged(name, model)
     with vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}) as trace:
         oracle.generate(model, inputs, steps=1)
     with torch.no_grad():
-        whole = eager(**inputs, output_attentions=True).attentions[1].float().mean(1)  # (B, S, S)
+        heads = eager(**inputs, output_attentions=True).attentions[1].float()  # (B, H, S, S)
+    whole = heads.mean(1)  # (B, S, S)
     for number, tokens in enumerate(Probe.given):
         columns = trace.layouts[number].columns
         after = torch.arange(inputs["input_ids"].shape[1]) > columns[-1]
@@ -133,7 +138,47 @@ def test_attention_is_what_the_eager_model_says(
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(tokens.states["attention"], expected[-1], atol=1e-6, rtol=1e-4)
         assert expected[-1].sum() > 0.1
+        if by_head and model.config.model_type != "molmo2":
+            rows = heads[number][:, after][..., columns].transpose(0, 1)  # (M, H, N)
+            found = tokens.states["text_attention_by_head"]
+            torch.testing.assert_close(found, rows, atol=1e-6, rtol=1e-4)
     assert len(Probe.given) == 2
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_what_positions_say_are_the_scores_of_queries_and_keys_of_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "needs", ("rotary", "text_rotary"))
+    model = shared_model(name)
+    inputs, structure = tiny.ragged(name, model), find_structure(model)
+    with vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}) as trace:
+        oracle.generate(model, inputs, steps=1)
+    attention, calls = structure.attention_module(1), list[KernelCall]()
+    made = [structure.projection(1, state) for state in ("query", "key")]
+    made += [getattr(attention, norm) for norm in ("q_norm", "k_norm") if hasattr(attention, norm)]
+    tap = KernelTap(attention, calls.append)
+    with Hooks(this_thread()) as hooks, torch.no_grad():
+        for module in made:
+            hooks.after(module, lambda module, args, output: torch.ones_like(output))
+        hooks.replace_during(attention, tap.registry, "get_interface", tap.get_interface)
+        model(**inputs)
+    (call,) = calls
+    scores = call.query[:, 0].float() @ call.key[:, 0].float().transpose(1, 2) * call.scale
+    for number, tokens in enumerate(Probe.given):
+        columns = trace.layouts[number].columns
+        after = torch.arange(inputs["input_ids"].shape[1]) > columns[-1]
+        expected = scores[number][after][:, columns]
+        found = tokens.states["text_rotary"] @ tokens.states["rotary"].T
+        apart = expected - found  # what is not turned adds the same to all
+        torch.testing.assert_close(apart, apart[:1, :1].expand_as(apart), atol=1e-4, rtol=1e-4)
+        assert expected.std() > 1e-3 or turns_nothing(name)
+    assert len(Probe.given) == 2
+
+
+def turns_nothing(name: str) -> bool:
+    """Whether the second layer of a tiny model has no rotary positions."""
+    return not turns_by_position(find_structure(shared_model(name)).attention_module(1))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma4"])

@@ -54,7 +54,7 @@ def test_options_of_the_registry_are_the_fields_of_the_class(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_file_is_named_as_the_method(name: str) -> None:
     module, cls = METHODS[name].path.split(":")
-    assert module == f"vtprune.pruners.{name}"
+    assert module == "vtprune.pruners." + name.replace("-", "_")
     assert inspect.isclass(getattr(importlib.import_module(module), cls))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vtprune.errors import ModelError, PresetError
-from vtprune.pruners import METHODS, create, find_profile
+from vtprune.pruners import METHODS, create, find_profile, sparsevlm_plus
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.contract import HEADS, TEXT, WIDTH, flat, tokens_of
 from vtprune.pruners.similarity import density_peaks
@@ -302,6 +302,60 @@ def test_every_group_loses_the_same_fraction_and_keeps_one() -> None:
     assert shrink(budget, rank=2, num_raters=8).quota.tolist() == [4, 2, 1, 0]
 
 
+# -- sparsevlm-plus -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "average"),
+    [((300, 200, 118), 206.75), ((238, 108, 60), 144.1), ((246, 54, 28), 113.9),
+     ((66, 34, 20), 81.8)],
+)  # fmt: skip
+def test_the_counts_of_version_2_come_out_at_their_layer_average(
+    counts: tuple[int, ...], average: float
+) -> None:
+    a, b, c = counts
+    tokens = (3 * 576 + 4 * a + 9 * b + 16 * c) / 32
+    assert tokens == pytest.approx(average, abs=0.06)
+    assert scheduled("sparsevlm-plus", tokens / 576, 32, 576) == [(3, a), (7, b), (16, c)]
+
+
+def test_attention_is_read_in_the_heads_on_pictures_and_divided_by_that_of_positions() -> None:
+    # Heads pay 0.1, 0.9 + 0.6, 0.2 and 0.8 in all: of 4 the best 2, the second and the fourth.
+    attention = torch.tensor(
+        [
+            [[0.1, 0.0, 0.0], [0.3, 0.4, 0.2], [0.0, 0.1, 0.0], [0.1, 0.2, 0.2]],
+            [[0.0, 0.0, 0.0], [0.2, 0.2, 0.2], [0.1, 0.0, 0.0], [0.1, 0.1, 0.1]],
+        ]
+    )
+    by_position = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
+    # The first text token alone: means 0.2, 0.3, 0.2, over 0.1, 0.6, 0.3.
+    first = sparsevlm_plus.score(attention, torch.tensor([1.0, 0.0]), by_position)
+    torch.testing.assert_close(first, torch.tensor([2.0, 0.5, 2 / 3]))
+    # Both: and 0.15 each, over 0.2, 0.3 and 0.5; the mean of the two.
+    both = sparsevlm_plus.score(attention, torch.ones(2), by_position)
+    torch.testing.assert_close(both, torch.tensor([1.375, 0.5, (2 / 3 + 0.3) / 2]))
+
+
+def test_what_positions_alone_favour_is_not_kept_for_it() -> None:
+    # One text token, one head: attention as positions give it, but for the first token.
+    rotary = torch.tensor([[0.0], [1.0], [2.0]])
+    by_position = rotary[:, 0].softmax(0)
+    attention = by_position * torch.tensor([1.5, 1.0, 1.0])
+    states = {
+        "text_attention_by_head": attention[None, None] / 2,
+        "text_hidden": torch.ones(1, 1, 2),
+        "hidden": torch.ones(3, 1, 2),
+        "rotary": rotary,
+        "text_rotary": torch.ones(1, 1),
+    }
+    assert int(attention.argmax()) == 2
+    tokens = VisualTokens(flat(3), states)
+    kept = create("sparsevlm-plus", {}).select(tokens, whole(1, tokens.layout))
+    assert kept.index.tolist() == [0]
+    assert kept.scores is not None
+    torch.testing.assert_close(kept.scores, torch.tensor([0.75, 0.5, 0.5]))
+
+
 # -- visionzip ------------------------------------------------------------------------------------
 
 
@@ -383,6 +437,7 @@ def test_contextual_tokens_do_not_depend_on_the_length_of_states() -> None:
 @pytest.mark.parametrize(
     ("name", "state"),
     [("fastv", "attention"), ("pyramiddrop", "attention"), ("sparsevlm", "text_attention"),
+     ("sparsevlm-plus", "text_attention_by_head"), ("sparsevlm-plus", "rotary"),
      ("visionzip", "tower_attention")],
 )  # fmt: skip
 def test_attention_with_nan_is_refused(name: str, state: str, bad: float) -> None:

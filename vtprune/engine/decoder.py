@@ -132,7 +132,7 @@ class DecoderHooks:
         if prefill.first_changed is not None:
             enter = functools.partial(self.enter_layer, prefill)
             self.hook_layers(prefill.first_changed, enter, hooks)
-            self.hook_previous(prefill, hooks)
+            self.hook_layer_before(prefill, hooks)
             if self.structure.carries_blocks and any(layer > 0 for layer in batch.by_layer):
                 self.hook_blocks(prefill, hooks)
             self.hook_queries(sequence.total, sequence.query_places, hooks)
@@ -210,19 +210,23 @@ class DecoderHooks:
         tap = KernelTap(self.structure.attention_module(layer - 1), take)
         hooks.replace_during(tap.module, tap.registry, "get_interface", tap.get_interface)
 
-    def hook_previous(self, prefill: Prefill, hooks: Hooks) -> None:
-        """Read the states that enter the layer before a cut, for methods that need them.
+    def hook_layer_before(self, prefill: Prefill, hooks: Hooks) -> None:
+        """Read what the layer before a cut is given, for methods that need it.
 
-        Where that layer begins with a cut itself, they are those after it.
+        Where that layer begins with a cut itself, it is what is left after it.
         """
 
-        def keep(number: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill.readings.previous = self.read_layer(number, args, kwargs)[1].detach()
+        def keep(layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            given, hidden = self.read_layer(layer - 1, args, kwargs)
+            if prefill.batch.reads_previous(layer):
+                prefill.readings.previous = hidden.detach()
+            if prefill.batch.reads_rotary(layer):
+                prefill.readings.take_rotary(layer - 1, given.get("position_embeddings"))
 
         for layer in prefill.batch.by_layer:
-            if prefill.batch.reads_previous(layer):
+            if prefill.batch.reads_previous(layer) or prefill.batch.reads_rotary(layer):
                 before = self.structure.layers[layer - 1]
-                hooks.before(before, functools.partial(keep, layer - 1))
+                hooks.before(before, functools.partial(keep, layer))
 
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Cut; return the states, those of kept tokens with what was merged into them."""

@@ -17,7 +17,15 @@ from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
 from vtprune.preset.spec import PIXELS, DecodeSpec
 from vtprune.pruners import METHODS, create, create_patches, create_units, find_profile
-from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER, PatchPruner, Pruner, UnitPruner
+from vtprune.pruners.base import (
+    ATTENTION,
+    PROJECTED,
+    ROTARY,
+    TOWER,
+    PatchPruner,
+    Pruner,
+    UnitPruner,
+)
 from vtprune.tokens.layout import MODALITIES, Layout
 from vtprune.tokens.schedule import Cut, Place, Schedule, resolve_layer
 from vtprune.tokens.solver import solve
@@ -246,11 +254,12 @@ class PruningPlan:
         if all(memory.keys for memory in memories) or stage.at == PIXELS:
             return None
         needs = {name.removeprefix("text_") for name in pruners(stage)[part].needs}
-        if not needs & {*PROJECTED, "attention"}:
+        attends = bool(needs & {"attention", "attention_by_head"})
+        if not attends and not needs & {*PROJECTED}:
             return None
         layers = [layer + 1 for layer, memory in enumerate(memories[:-1]) if memory.keys]
         # At the input a method reads what layer 0 would project.
-        if memories[0].keys and "attention" not in needs:
+        if memories[0].keys and not attends:
             layers.insert(0, 0)
         return tuple(layers)
 
@@ -541,6 +550,10 @@ class PlannedBatch:
     def reads_previous(self, layer: int) -> bool:
         """Return whether a method cutting at `layer` reads the states entering the layer before."""
         return bool(self.needs(layer) & {"previous", "text_previous"})
+
+    def reads_rotary(self, layer: int) -> bool:
+        """Return whether a method cutting at `layer` reads the positions of the layer before."""
+        return bool(self.needs(layer) & {*ROTARY})
 
     def reads_attention(self, layer: int) -> bool:
         """Return whether a method cutting at `layer` reads the attention of the layer before."""

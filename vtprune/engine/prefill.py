@@ -99,8 +99,10 @@ class Prefill:
 
     def take_attention(self, layer: int, call: KernelCall) -> None:
         """Keep the attention rows that the methods cutting at `layer` read."""
-        all_text = "text_attention" in self.batch.needs(layer)
-        self.readings.take_attention(layer - 1, call, all_text)
+        needs = self.batch.needs(layer)
+        by_head = "text_attention_by_head" in needs
+        all_text = by_head or "text_attention" in needs
+        self.readings.take_attention(layer - 1, call, all_text, by_head)
 
     # -- cuts ------------------------------------------------------------------------------------
 

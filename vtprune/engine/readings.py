@@ -14,9 +14,16 @@ from torch import nn
 from vtprune.engine.attention_mask import attended, sees
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
-from vtprune.models.seams import KERNEL, check_values, main_stream, unknown
+from vtprune.models.seams import (
+    KERNEL,
+    check_values,
+    main_stream,
+    rotary_rows,
+    turns_by_position,
+    unknown,
+)
 from vtprune.models.structure import Structure
-from vtprune.pruners.base import ATTENTION, PROJECTED, TOWER
+from vtprune.pruners.base import ATTENTION, PROJECTED, ROTARY, TOWER
 from vtprune.tokens.layout import Layout
 
 CHUNK = 2**26  # elements of a score tensor that is held at once
@@ -29,7 +36,10 @@ class Readings:
     Attributes:
         projected: query, key or value -> (B, n, H, D) of the layer before the cut.
         previous: (B, n, d) states that enter the layer before the cut; None: not read.
-        attention: for every sample (R, n) float32 of the layer before the cut.
+        attention: for every sample (R, n) float32 of the layer before the cut; (R, H, n) where a
+            method reads it head by head.
+        rotary: (B or 1, n, R) float32 rows of the layer before the cut, for what positions alone
+            say; None: not read.
         tower: for every sample (N, V) float32 of the vision tower, by the names of `TOWER`, for its
             tokens before any cut.
     """
@@ -38,6 +48,7 @@ class Readings:
         self.structure, self.sequence = structure, sequence
         self.projected: dict[str, torch.Tensor] = {}
         self.previous: torch.Tensor | None = None
+        self.rotary: torch.Tensor | None = None
         self.attention: list[torch.Tensor] = []
         self.tower: list[torch.Tensor] = []
 
@@ -67,7 +78,19 @@ class Readings:
         states = self.structure.without_gate(layer, name, output.detach())
         self.projected[name] = states.unflatten(-1, (-1, self.structure.head_dim(layer)))
 
-    def take_attention(self, layer: int, call: KernelCall, all_text: bool) -> None:
+    def take_rotary(self, layer: int, embeddings: object) -> None:
+        """Keep what rotary positions alone say in a layer, by the embeddings that it is given.
+
+        Raises:
+            ModelError: they are of a form that is not known.
+        """
+        module = self.structure.attention_module(layer)
+        scale = getattr(module, "scaling", self.structure.head_dim(layer) ** -0.5)
+        self.rotary = rotary_rows(embeddings) * float(scale) ** 0.5 * turns_by_position(module)
+
+    def take_attention(
+        self, layer: int, call: KernelCall, all_text: bool, by_head: bool = False
+    ) -> None:
         """Keep attention rows of a layer: of all text after the pictures, or of the last token."""
         sequence, wanted = self.sequence, []
         keys, window = sequence.key_columns(layer), self.structure.window(layer)
@@ -77,7 +100,7 @@ class Readings:
             queries = sequence.slots(sample, text if all_text else text[-1:])
             start = None if starts is None else starts[sample : sample + 1]
             wanted.append(AttentionRows(queries, own[sample], keys[sample], window, start))
-        self.attention = attention_rows(call, wanted)
+        self.attention = attention_rows(call, wanted, by_head)
 
     def read(self, sample: int, name: str, tokens: Layout, hidden: torch.Tensor) -> torch.Tensor:
         """Return the states of one sample that a method reads by this name, as in VisualTokens.
@@ -89,7 +112,10 @@ class Readings:
         slots = self.sequence.slots(sample, tokens.columns)
         if name in ATTENTION:
             rows = self.attention[sample]
-            rows = rows[:, slots.to(rows.device, non_blocking=True)]
+            rows = rows[..., slots.to(rows.device, non_blocking=True)]
+            if name == "text_attention_by_head":
+                return rows
+            rows = rows if rows.dim() == 2 else rows.mean(1)
             return rows if name == "text_attention" else rows[-1]
         if name in TOWER:
             scores = self.tower[sample][:, TOWER.index(name)]
@@ -100,6 +126,10 @@ class Readings:
         if name.startswith("text_"):
             slots = self.sequence.slots(sample, self.sequence.text_columns(sample))
         name = name.removeprefix("text_")
+        if name in ROTARY:
+            assert self.rotary is not None
+            rows = self.rotary[min(sample, len(self.rotary) - 1)]
+            return rows[slots.to(rows.device, non_blocking=True)]
         source = self.projected.get(name)
         if source is None:
             entering = self.previous if name == "previous" else hidden
@@ -115,7 +145,7 @@ class Readings:
     def clear(self) -> None:
         """Forget what was read for one cut."""
         self.projected.clear()
-        self.previous = None
+        self.previous = self.rotary = None
         self.attention = []
 
 
@@ -246,14 +276,16 @@ class KernelTap:
         return attend(module, query, key, value, *args, **kwargs)
 
 
-def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[torch.Tensor]:
+def attention_rows(
+    call: KernelCall, wanted: Sequence[AttentionRows], by_head: bool = False
+) -> list[torch.Tensor]:
     """Return for every sample its rows' attention to this forward's slots, mean over heads.
 
     The softmax is over all keys that a row sees, those of the cache too, in float32. Slots past K
     of a static cache are left out, and so is the call's mask: a row sees its window before it.
 
     Returns:
-        For every sample (R, S) float32.
+        For every sample (R, S) float32; (R, H, S) where they are wanted head by head.
     """
     return [
         _rows_of_one(
@@ -262,6 +294,7 @@ def attention_rows(call: KernelCall, wanted: Sequence[AttentionRows]) -> list[to
             call.scale,
             rows,
             None if call.bias is None else call.bias[number],
+            by_head,
         )
         for number, rows in enumerate(wanted)
     ]
@@ -273,6 +306,7 @@ def _rows_of_one(
     scale: float,
     rows: AttentionRows,
     bias: torch.Tensor | None,
+    by_head: bool,
 ) -> torch.Tensor:
     device, heads = query.device, query.shape[0]
     held = rows.keys[-key.shape[1] :].to(device)  # a cache with a window holds the last ones
@@ -284,7 +318,8 @@ def _rows_of_one(
     for part in rows.queries.to(device).split(max(1, CHUNK // (heads * len(held)))):
         seen = sees(columns[part][None], held[None], rows.window, start)[0]  # (r, K)
         added = None if bias is None else bias[:, part, : len(held)]
-        parts.append(_softmax(query[:, part], keys, scale, seen, added).mean(0)[:, own])
+        attention = _softmax(query[:, part], keys, scale, seen, added)  # (H, r, K)
+        parts.append(attention[..., own].transpose(0, 1) if by_head else attention.mean(0)[:, own])
     return torch.cat(parts)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -420,6 +421,49 @@ def _holds_tensors(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return any(map(_holds_tensors, value))
     return isinstance(value, torch.Tensor) or is_cache(value)
+
+
+def turns_by_position(attention: nn.Module) -> bool:
+    """Return whether an attention module turns queries and keys by the position embeddings given.
+
+    Those of some decoders that see all tokens do not (5.17 to 5.24: SmolLM3 and Llama 4 say so;
+    Cohere 2 turns where its attention slides).
+    """
+    if type(attention).__name__ == "Cohere2Attention":
+        return getattr(attention, "sliding_window", None) is not None
+    return bool(getattr(attention, "use_rope", True))
+
+
+def rotary_rows(embeddings: object) -> torch.Tensor:
+    """Return (B or 1, n, R) float32 rows whose products are those of ones with rotary positions.
+
+    A pair of ones turned by its angle is (cos - sin, cos + sin), so that the product of two is
+    twice cos cos + sin sin, whichever places of a head are a pair. Places that are not turned add
+    the same to all products, and are left out.
+
+    Args:
+        embeddings: a layer's position embeddings; transformers (5.17 to 5.24) gives cosines and
+            sines, (B or 1, n, R) each, of most models both places of each pair.
+
+    Raises:
+        ModelError: they are of another form.
+    """
+    known = (
+        isinstance(embeddings, tuple)
+        and len(embeddings) == 2
+        and all(isinstance(part, torch.Tensor) and part.dim() == 3 for part in embeddings)
+    )
+    if not known:
+        raise ModelError(
+            "what rotary positions alone say can't be read: a layer is not given cosines and sines",
+            "use a method that does not read it, such as sparsevlm or fastv",
+        )
+    cos, sin = (part.detach().float() for part in cast("tuple[torch.Tensor, ...]", embeddings))
+    half = cos.shape[-1] // 2
+    both = torch.equal(cos[..., :half], cos[..., half:]) or torch.equal(
+        cos[..., ::2], cos[..., 1::2]
+    )
+    return torch.cat([cos, sin], dim=-1) * (1.0 if both else math.sqrt(2))
 
 
 def unknown(message: str) -> ModelError:

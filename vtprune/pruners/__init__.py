@@ -131,6 +131,15 @@ METHODS: dict[str, Method] = {
         schedule="vtprune.pruners.sparsevlm:schedule",
         reads_question=True,
     ),
+    "sparsevlm-plus": Method(
+        path="vtprune.pruners.sparsevlm_plus:SparseVLMPlus",
+        at="schedule",
+        summary="as sparsevlm, less what positions alone give",
+        paper="SparseVLM+ v2.0, arXiv 2410.04417",
+        lowest=1,
+        schedule="vtprune.pruners.sparsevlm_plus:schedule",
+        reads_question=True,
+    ),
     "v2drop": Method(
         path="vtprune.pruners.v2drop:V2Drop",
         at="schedule",

@@ -18,10 +18,13 @@ PROJECTED = ("query", "key", "value")
 STATES = (*PROJECTED, "hidden", "normed", "previous")
 """States of the visual tokens that a method can read; with "text_" before them, those of the text
 tokens that follow the last visual token: the question, and what the chat template adds to it."""
-ATTENTION = ("attention", "text_attention")
+ATTENTION = ("attention", "text_attention", "text_attention_by_head")
 """Attention of the layer before the cut, mean over heads: from the prompt's last token, and from
-every text token that follows the last visual token."""
-LAYER_BEFORE = (*ATTENTION, "previous", "text_previous")
+every text token that follows the last visual token; and of these head by head."""
+ROTARY = ("rotary", "text_rotary")
+"""What rotary positions alone say in the layer before the cut: rows of the visual tokens and of the
+text tokens that follow them, whose products are the scores of queries and keys of ones."""
+LAYER_BEFORE = (*ATTENTION, *ROTARY, "previous", "text_previous")
 """What only a layer before the cut gives: a method that reads it can't cut at the input."""
 TOWER = (
     "tower_attention",
@@ -51,8 +54,9 @@ class VisualTokens:
             (N, H, D) states that enter the layer of the cut, in as many parts as query heads;
             "normed" -> those after the language model's final norm, weights included; "previous" ->
             those that enter the layer before, not at the input; "text_query"
-            and so on -> (M, H, D) likewise; "attention" -> (N,) and "text_attention" -> (M, N)
-            probabilities, float32; "tower_attention" and so on -> (N,) float32.
+            and so on -> (M, H, D) likewise; "attention" -> (N,), "text_attention" -> (M, N) and
+            "text_attention_by_head" -> (M, H, N) probabilities, "rotary" -> (N, R) and
+            "text_rotary" -> (M, R), "tower_attention" and so on -> (N,), all float32.
         seed: of the preset and stage: the same in every row of a batch.
         stage: how many stages of the same schedule cut before this one.
     """

@@ -14,6 +14,7 @@ import torch
 from vtprune.errors import ModelError, VtpruneError, quote
 from vtprune.pruners.base import (
     ATTENTION,
+    ROTARY,
     STATES,
     TOWER,
     Budget,
@@ -24,7 +25,7 @@ from vtprune.pruners.base import (
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 
 HEADS, WIDTH, TEXT = 4, 8, 6
-READABLE = (*STATES, *(f"text_{name}" for name in STATES), *ATTENTION, *TOWER)
+READABLE = (*STATES, *(f"text_{name}" for name in STATES), *ATTENTION, *ROTARY, *TOWER)
 """The states that a method may need."""
 SCOPES = ("all", "frame", "tile")
 
@@ -99,6 +100,10 @@ def tokens_of(layout: Layout, seed: int = 0) -> VisualTokens:
     rows = torch.randn(TEXT, count + 9, generator=generator).softmax(-1)[:, :count]
     states |= {"text_attention": rows, "attention": rows[-1].clone()}
     states |= {name: torch.rand(count, generator=generator) for name in TOWER}
+    by_head = torch.randn(TEXT, HEADS, count + 9, generator=generator).softmax(-1)
+    states |= {"text_attention_by_head": by_head[..., :count]}
+    lengths = zip(ROTARY, (count, TEXT), strict=True)
+    states |= {name: torch.randn(num, WIDTH, generator=generator) for name, num in lengths}
     return VisualTokens(layout, states, seed)
 
 

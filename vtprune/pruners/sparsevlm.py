@@ -17,11 +17,9 @@ where the authors' code moves all of them behind the kept ones and renumbers
 names of the published budgets of LLaVA-1.5-7B are no layer averages: "192", "128", "96" and "64"
 average 206.5, 145.4, 114.1 and 82.3 tokens with the clusters, 202.8, 140.8, 110.3 and 79.2 without;
 at each of these averages the counts are the published ones, and between them the schedule
-interpolates. This is version 1 of the authors' code; its SparseVLM+ v2.0 divides the attention by
-what rotary positions alone would give, reads the 14 heads with the most attention from text to
-pictures, recycles nothing, keeps positions, and has other counts (300/200/118, 238/108/60,
-246/54/28, 66/34/20). Dropped tokens of a group with fewer than two places are not recycled, and no
-more than half of a group's places go to clusters. Where the authors' code adds noise, the first of
+interpolates. This is version 1 of the authors' code; its version 2.0 is `sparsevlm-plus`. Dropped
+tokens of a group with fewer than two places are not recycled, and no more than half of a group's
+places go to clusters. Where the authors' code adds noise, the first of
 the densest tokens counts as denser than they, and others of equal density as no denser than each
 other; ties go to the earlier token. With `ratio: rank` the factor that the paper sets by hand is
 solved so that an attention matrix of full rank keeps the budget; the budget stays the upper bound.
@@ -35,6 +33,7 @@ Options:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -72,8 +71,21 @@ def schedule() -> CutProfile:
 
 def fractions(t: float) -> tuple[float, ...]:
     """The fraction that each cut leaves, where t is the budget's name as a fraction of 576."""
+    return fractions_between(BUDGETS, t)
+
+
+def fractions_between(
+    budgets: Sequence[tuple[int, tuple[int, ...]]], t: float
+) -> tuple[float, ...]:
+    """Return the fraction that each cut leaves at a budget, between the published ones in
+    proportion.
+
+    Args:
+        budgets: the published names, ascending, each with the tokens after each cut, of 576.
+        t: the budget's name as a fraction of 576.
+    """
     budget = t * 576
-    for (low, below), (high, above) in pairwise(BUDGETS):
+    for (low, below), (high, above) in pairwise(budgets):
         if budget <= high:
             way = (budget - low) / (high - low)
             # 312 falls to 300 late, when the later cuts have long gained more than it loses.

@@ -1,0 +1,81 @@
+"""Keep the visual tokens that relevant words attend to, less what positions alone would give.
+
+Idea: as `sparsevlm`, text tokens that relate to the picture ("raters") score the visual tokens by
+the attention they pay them. That attention is read in the heads that attend most from text to
+pictures, and divided by what rotary positions alone would give it: the attention of queries and
+keys that are all ones.
+
+Why it works: rotary positions favour what lies near, so that late tokens of a picture, its lower
+rows, are attended to whatever they show; and most heads hardly attend to pictures at all.
+
+Paper: SparseVLM+, the version 2.0 of December 2025 of SparseVLM, arXiv 2410.04417.
+Official code: Gumpest/SparseVLMs, its version 2.0 (not looked at).
+Differences: what is published of it leaves open how heads are ranked and over what the positions'
+attention adds up to 1; here heads are ranked by the attention that they pay, undivided, from all
+text behind the last visual token to all visual tokens, and that of positions adds up to 1 over the
+visual tokens. The published 14 heads are of 32; here 14/32 of all, rounded. Raters are as in
+`sparsevlm`, chosen at every cut. The names of the published budgets are no layer averages: "192",
+"128", "96" and "64" average 206.8, 144.1, 113.9 and 81.8 tokens; at each of these averages the
+counts are the published ones, and between them the schedule interpolates. Nothing is recycled and
+positions are kept, as there. A layer without rotary positions divides by the same everywhere. Ties
+go to the earlier token. Float32.
+
+Options: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.pruners.sparsevlm import LAYERS, choose_raters, fractions_between
+from vtprune.tokens.schedule import CutProfile
+
+BUDGETS = (
+    (0, (0, 0, 0)),
+    (64, (66, 34, 20)),
+    (96, (246, 54, 28)),
+    (128, (238, 108, 60)),
+    (192, (300, 200, 118)),
+    (576, (576, 576, 576)),
+)
+"""The published tokens after each cut, of 576, by the budget's name."""
+HEADS = 14 / 32  # of all
+
+
+def schedule() -> CutProfile:
+    """The published cuts, between the published budgets in proportion."""
+    depths = tuple(layer / 32 for layer in LAYERS)
+    return CutProfile(depths, lambda t: fractions_between(BUDGETS, t))
+
+
+@dataclass(frozen=True)
+class SparseVLMPlus:
+    needs = ("text_attention_by_head", "text_hidden", "hidden", "rotary", "text_rotary")
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        attention, *_ = states = [tokens.states[name].float() for name in self.needs]
+        _, text, visual, rotary, text_rotary = (state.to(attention.device) for state in states)
+        raters = choose_raters(visual.flatten(1), text.flatten(1))  # (M,)
+        by_position = (text_rotary @ rotary.T).softmax(dim=1)  # (M, N)
+        scores = score(attention, raters, by_position)
+        check_finite(scores, "sparsevlm-plus")
+        return select_best(scores, budget)
+
+
+def score(attention: torch.Tensor, raters: torch.Tensor, by_position: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float32 scores of the visual tokens.
+
+    Args:
+        attention: (M, H, N) of the text to the visual tokens, head by head.
+        raters: (M,) 1 for the text tokens that rate, else 0.
+        by_position: (M, N) attention that positions alone would give.
+    """
+    paid = attention.sum(dim=(0, 2))  # (H,)
+    count = max(1, round(HEADS * len(paid)))
+    heads = paid.argsort(descending=True, stable=True)[:count]
+    mean = attention[:, heads].mean(dim=1)  # (M, N)
+    least = torch.finfo(by_position.dtype).tiny
+    return raters @ (mean / by_position.clamp_min(least)) / raters.sum()
