@@ -1,4 +1,4 @@
-"""Checkpoints for their authors' own code: refused by config.json, before any of that code runs."""
+"""A checkpoint's files: what they may say; those for other code are refused before it runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from conftest import assert_refused, save_noise
 from transformers import CONFIG_MAPPING
 
+import vtprune
 from vtprune.cli import cli
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.shapes import find_shape
@@ -142,13 +143,13 @@ def test_what_is_named_in_its_place_has_a_short_name() -> None:
 
 
 BAD_VALUES = {
-    "size": ("x", {"height": -3, "width": 2}, {"shortest_edge": 0}, {}, {"height": 8}),
+    "size": ("x", [1], {"height": -3, "width": 2}, {"shortest_edge": 1e-30}, {}, {"height": 8}),
     "crop_size": (0,),
     "image_mean": ("x", [0, 0, 0, 0]),
     "image_std": ([0, 0, 0],),
     "patch_size": (0,),
     "max_pixels": ("q", 0),
-    "image_grid_pinpoints": ([[1]],),
+    "image_grid_pinpoints": ([[1]], [[56, -112]]),
 }
 
 
@@ -167,6 +168,30 @@ def test_a_bad_preparation_file_is_named_with_its_field(
     config, tokenizer = tiny.config("llava_next"), tiny.tokenizer("llava_next", True)
     with pytest.raises(ModelError, match=rf"{file}: {field} (is|has) "):
         read_files(directory, config, tokenizer)
+
+
+MISFITS: list[tuple[str, str, str, object, str]] = [
+    ("smolvlm", "preprocessor_config.json", "size", 56, "no image can be prepared by"),
+    ("llava", "preprocessor_config.json", "crop_size", {"width": 56}, "no image can be prepared"),
+    ("llava", "tokenizer_config.json", "model_max_length", "auto", "is 'auto', not a number"),
+    ("llava", "generation_config.json", "pad_token_id", 10**30, "pad_token_id is 1000000"),
+    ("llava_next", "config.json", "image_grid_pinpoints", [[56, 56, 56]], "config.json: image_gr"),
+    ("llava", "preprocessor_config.json", "crop_size", 112, "does not run on what its own files"),
+    ("qwen2_vl", "config.json", "mrope_section", [3, 3], "does not run on what its own files"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "field", "value", "message"), MISFITS)
+def test_files_that_do_not_fit_are_told_from_a_bug(
+    name: str, file: str, field: str, value: object, message: str, checkpoints, picture: Path
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints(name), picture.parent / "model")
+    values = json.loads((directory / file).read_text())
+    holder = values["text_config"]["rope_parameters"] if field == "mrope_section" else values
+    holder[field] = value
+    (directory / file).write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=message):
+        vtprune.ask(vtprune.load(str(directory)), picture, "what?")
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

@@ -118,6 +118,8 @@ class LazyGroup(Group):
         except (click.Abort, click.exceptions.Exit):
             raise
         except VtpruneError as error:
+            if ctx.params.get("traceback") and error.__cause__ is not None:
+                raise
             _say(error)
             ctx.exit(1)
         except KeyboardInterrupt as stopped:
@@ -169,7 +171,7 @@ def _say(error: VtpruneError) -> None:
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="vtprune %(version)s")
-@click.option("--traceback", is_flag=True, help="Show the traceback of an internal error.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
 def cli(traceback: bool) -> None:
     """Ask multimodal LLMs about pictures and videos with fewer visual tokens.
 

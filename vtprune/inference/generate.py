@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -381,27 +382,36 @@ def generate_ids(
     started = clock()
     with torch.no_grad():
         call = cast("Callable[..., torch.Tensor]", loaded.model.generate)  # a union upstream
-        with _errors_of_unlisted(loaded):
+        with _errors_of_files(loaded):
             ids = call(**tensors, **options, streamer=stream, disable_compile=True)
     ended = clock()
     return ids, {"decode": ended - stream.first, "first_choice": stream.first - started}
 
 
 @contextmanager
-def _errors_of_unlisted(loaded: Loaded) -> Iterator[None]:
-    """Say whose error it is where a class that is not listed can't run what its processor made."""
+def _errors_of_files(loaded: Loaded) -> Iterator[None]:
+    """Say whose error it is where a model's class can't run what its files and processor made."""
     try:
         yield
     except VtpruneError:
         raise
     except Exception as error:
-        if loaded.family.listed or is_out_of_memory(error):
+        if is_out_of_memory(error) or (loaded.family.listed and not _of_transformers(error)):
             raise
         raise ModelError(
-            f"{loaded.name}: {type(loaded.model).__name__} does not run on what its own processor "
+            f"{loaded.name}: {type(loaded.model).__name__} does not run on what its own files "
             f"made ({type(error).__name__}: {error})",
-            "check that config.json and the preparation files are of one repository",
+            "check that config.json and the preparation files are of one repository; if they are, "
+            "report it with what `vtprune --traceback ...` prints",
         ) from error
+
+
+def _of_transformers(error: Exception) -> bool:
+    """Return whether transformers raised an error, or torch that it called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    callers = [module for module in modules if module.partition(".")[0] != "torch"]
+    return callers[-1].startswith("transformers.")
 
 
 def past_last_position(loaded: Loaded, prompt: int, ids: torch.Tensor) -> list[str]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils.hub import cached_file, cached_files
 
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, quote
 from vtprune.models import FAMILIES, PARTS, find_family
 from vtprune.models.base import Family, Files
 from vtprune.models.names import aliases
-from vtprune.models.preparation_values import check_preparation
+from vtprune.models.preparation_values import CORRECT, check_preparation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -72,6 +72,14 @@ def read_files(
             break
     image = processor.get("image_processor") or read_json(places, IMAGE)
     video = processor.get("video_processor") or read_json(places, VIDEO)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(
+            f"{checkpoint}: tokenizer_config.json: model_max_length is "
+            f"{quote(tokenizer.model_max_length)}, not a number",
+            CORRECT,
+        )
+    pinpoints = {"image_grid_pinpoints": getattr(config, "image_grid_pinpoints", None)}
+    check_preparation(str(checkpoint), "config.json", pinpoints)
     for part, file, values in (("image", IMAGE, image), ("video", VIDEO, video)):
         if isinstance(values, dict):
             file = PROCESSOR if processor.get(f"{part}_processor") else file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,7 @@ from vtprune.models.preparation_values import wrong_value
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+TokenId = Annotated[int, Field(ge=-1, lt=2**31)]  # -1: none, in some files
 FILE = "generation_config.json"
 
 
@@ -24,15 +25,15 @@ class GenerationDefaults(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
-    decoder_start_token_id: int | None = None  # of an encoder-decoder
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | None = None
+    decoder_start_token_id: TokenId | None = None  # of an encoder-decoder
     repetition_penalty: float | None = Field(default=None, gt=0)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
-    suppress_tokens: list[int] | None = None
-    begin_suppress_tokens: list[int] | None = None
-    bad_words_ids: list[list[int]] | None = None
+    suppress_tokens: list[TokenId] | None = None
+    begin_suppress_tokens: list[TokenId] | None = None
+    bad_words_ids: list[list[TokenId]] | None = None
 
 
 def read_generation_config(checkpoint: str) -> GenerationConfig | None:

@@ -362,9 +362,11 @@ def open_model(
             directory if has_tokenizer else checkpoint, trust_remote_code=trust_remote_code
         )
         from vtprune.models.checkpoint import read_files, warn_of_missing
+        from vtprune.models.preparation_values import try_preparation
 
         files = read_files(checkpoint, config, tokenizer, directory)
         family, files = prepare_family(checkpoint, files, trust_remote_code)
+        try_preparation(name or EMBEDDED, family, files)
         notes = [*notes, *warn_of_missing(name or EMBEDDED, family, files)]
     return Opened(
         name, checkpoint, family, files, target, chosen, options, calibration, trust_remote_code,

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vtprune.errors import ModelError, quote
+from vtprune.errors import ModelError, VtpruneError, quote
+from vtprune.media import Source
+
+if TYPE_CHECKING:
+    from vtprune.models.base import Family, Files
 
 CORRECT = "correct the file, or download the checkpoint again"
-Positive = Annotated[float, Field(gt=0)]
-Size = Positive | list[Positive] | dict[str, Positive | None]
+TRIED = Source(Path("a picture"), "image", 96, 64, 1, (), 0.0, 0.0, "memory", ())
+TRIED_VIDEO = replace(
+    TRIED, kind="video", num_frames=4, timestamps=(0.0, 0.5, 1.0, 1.5), fps=2.0, duration=2.0
+)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | dict[str, Count | None]
+Pinpoints = list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
 
 
 class PreparationValues(BaseModel):
@@ -23,17 +36,15 @@ class PreparationValues(BaseModel):
     crop_size: Size | None = None
     max_image_size: Size | None = None
     patch_size: Size | None = None
-    merge_size: Positive | None = None
-    temporal_patch_size: Positive | None = None
+    merge_size: Count | None = None
+    temporal_patch_size: Count | None = None
     pooling_kernel_size: Size | None = None
-    min_pixels: Positive | None = None
-    max_pixels: Positive | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
     rescale_factor: Positive | None = None
     image_mean: float | list[float] | None = None
     image_std: Positive | list[Positive] | None = None
-    image_grid_pinpoints: (
-        list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] | None
-    ) = None
+    image_grid_pinpoints: Pinpoints | None = None
 
 
 def check_preparation(checkpoint: str, file: str, values: Mapping[str, object]) -> None:
@@ -60,6 +71,32 @@ def check_preparation(checkpoint: str, file: str, values: Mapping[str, object]) 
                 "3 colours",
                 CORRECT,
             )
+
+
+def try_preparation(checkpoint: str, family: Family, files: Files) -> None:
+    """Prepare a small picture, and a short clip, by a checkpoint's files.
+
+    Raises:
+        ModelError: that fails; a family's code runs with the files that it was written for.
+    """
+    from vtprune.models.base import Sampling
+
+    if not family.listed:
+        return  # a processor of the checkpoint's own
+    for source in (TRIED, TRIED_VIDEO):
+        if source.kind in family.modalities:
+            try:
+                plan = family.plan(files, source, Sampling(), 1)
+                shape = (len(plan.index), 3, source.height, source.width)
+                plan.transform(torch.zeros(shape, dtype=torch.uint8))
+            except VtpruneError:
+                raise
+            except Exception as error:
+                raise ModelError(
+                    f"{checkpoint}: no {source.kind} can be prepared by its config.json and "
+                    f"preprocessor_config.json ({type(error).__name__}: {error})",
+                    CORRECT,
+                ) from error
 
 
 def wrong_value(

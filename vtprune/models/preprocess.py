@@ -67,8 +67,8 @@ def read_recipe(values: Mapping[str, object]) -> Recipe:
         size=_edges(values["size"], square=False),
         crop=(crop["height"], crop["width"]) if crop else None,
         resample=resample,
-        mean=tuple(cast(Sequence[float], values["image_mean"])) if normalized else None,
-        std=tuple(cast(Sequence[float], values["image_std"])) if normalized else None,
+        mean=_by_colour(values["image_mean"]) if normalized else None,
+        std=_by_colour(values["image_std"]) if normalized else None,
         scale=cast(float, values.get("rescale_factor", 1 / 255))
         if values.get("do_rescale", True)
         else None,
@@ -79,6 +79,13 @@ def read_recipe(values: Mapping[str, object]) -> Recipe:
 def recipe_over(values: Mapping[str, object], defaults: Mapping[str, object]) -> Recipe:
     """Return the recipe of a preprocessor file's contents over its class's defaults."""
     return read_recipe(merged(values, defaults))
+
+
+def _by_colour(numbers: object) -> tuple[float, ...]:
+    """`image_mean` or `image_std`, one value a colour; a file may have one number for all."""
+    if isinstance(numbers, int | float):
+        return (float(numbers),) * 3
+    return tuple(cast(Sequence[float], numbers))
 
 
 def _edges(size: object, square: bool) -> dict[str, int]:
