@@ -27,7 +27,7 @@ from vtprune.demo.world import (
     things_at,
 )
 from vtprune.errors import VtpruneError
-from vtprune.models.checkpoint import embedded_weights
+from vtprune.models.names import embedded_weights
 
 PAIR = f"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 

@@ -35,6 +35,10 @@ def cases(media: str) -> list[list[str]]:
         *([*command, "--method", "entropyy"] for command in asking),
         *([*command, "--model", "llava-next", "--method", "entropy", "--at", "99"]
           for command in (*asking, ["check"])),
+        *([*asking[0], "--method", "entropy", *flags, "--at", "99"]
+          for flags in ([], ["--model", "embedded"], ["--model", "checkpoint"])),
+        *([*asking[0][:1], "https://a.example/a.png", "what?", *flags]
+          for flags in ([], ["--allow-url", "b.example"])),
         *([*command, "--preset", "balansed"]
           for command in (*asking, ["check"], ["batch", media, "-q", "what?"])),
         *([*command, *flags] for command in (["compare", media, "what?"], ["evaluate", "demo"])
@@ -56,11 +60,14 @@ def cases(media: str) -> list[list[str]]:
           for name in ("none.jsonl", "missing.jsonl", "broken.jsonl")),
         *(["batch", *rest] for rest in (
             ["none.png", "-q", "what?"], ["empty", "-q", "what?"], ["*.foo", "-q", "what?"],
-            ["none.jsonl"], ["broken.jsonl"], ["missing.jsonl"], ["q.jsonl", "-q", "what?"])),
+            ["none.jsonl"], ["broken.jsonl"], ["missing.jsonl"], ["q.jsonl", "-q", "what?"],
+            ["-", "-q", "what?"], ["https://a.example/a.png", "-q", "what?"],
+            [media, "-q", "what?", "--ray", "127.0.0.1:1"])),
         *(["profile", *flags] for flags in (
             ["none.png"], ["--presets", "balansed"], ["--methods", "entropyy"])),
         *(["serve", *flags] for flags in (
-            ["--api-key-file", "none"], ["--media-root", "none"], ["--allow-url", "http://a/"])),
+            ["--api-key-file", "none"], ["--media-root", "none"], ["--allow-url", "http://a/"],
+            ["--host", "999.1.1.1"], ["--host", "a" * 70])),
         ["explain", media, "what?", "--by", "luck"],
         ["profile", "--gpu", "RTX 4900"],
         ["serve", "--model", "llava-netx"],
@@ -71,6 +78,9 @@ def test_what_can_be_told_is_refused_before_torch_is_imported(tmp_path: Path) ->
     media = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(media)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "checkpoint").mkdir()
+    config = {"text_config": {"num_hidden_layers": 4}}
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
     (tmp_path / "list.txt").write_text("words")
     for name, line in (
         ("q", {"file": "a.png", "question": "what?"}),

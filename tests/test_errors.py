@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from vtprune.errors import (
     brief_path,
     list_faults,
     one_line,
+    path_hint,
     quote,
     shorten,
 )
@@ -377,3 +379,45 @@ def test_a_mutated_file_is_read_or_refused_on_a_screen(kind: str, tmp_path: Path
     for error in refused:
         assert error.message.isprintable()
         assert rows(f"Error: {error.message}\nhint: {error.hint}") <= 24
+
+
+def test_a_wrong_path_is_told_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part that is not there is what was misspelt; what follows it has to be there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips" / "day").mkdir(parents=True)
+    (tmp_path / "clips" / "day" / "walk.mp4").write_bytes(b"")
+    right = os.path.join("clips", "day", "walk.mp4")
+    for wrong in ("clip/day/walk.mp4", "clips/dy/walk.mp4", "clips/day/wolk.mp4"):
+        assert path_hint(wrong) == f"did you mean {right}?"
+    assert path_hint(str(tmp_path / "clips" / "dayx")).endswith(os.path.join("clips", "day?"))
+    for other in (right, "clip/day/none.mp4", "zzz.mp4", "a\0b", "x" * 5000, ""):
+        assert path_hint(other, "look") == "look"
+
+
+def test_every_path_of_a_command_is_told_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "clips" / "walk.mp4", "PNG")
+    for name in ("asked.jsonl", "mine.yaml", "secret.key"):
+        (tmp_path / "clips" / name).write_text("x")
+    for arguments in (
+        ["ask", "clip/walk.mp4", "what?"],
+        ["batch", "clip", "-q", "what?"],
+        ["batch", "clips/aked.jsonl"],
+        ["evaluate", "clips/aked.jsonl"],
+        ["ask", "clips/walk.mp4", "what?", "--preset", "clips/mne.yaml"],
+        ["ask", "clips/walk.mp4", "what?", "--calibration", "clips/mne.yaml"],
+        ["ask", "clips/walk.mp4", "what?", "--model", "./clps"],
+        ["ask", "clips/walk.mp4", "what?", "--save", "clps/a.json"],
+        ["profile", "--video", "clips/wlk.mp4"],
+        ["serve", "--media-root", "clps"],
+        ["serve", "--api-key-file", "clips/secret.ky"],
+    ):
+        result = CliRunner().invoke(cli, arguments)
+        assert (result.exit_code, "hint: did you mean clips" in result.stderr) == (1, True), (
+            arguments, result.stderr,
+        )  # fmt: skip

@@ -220,6 +220,13 @@ def test_the_openai_client_works_with_it(loaded: vtprune.Loaded, pictures: list[
         body = ask(name, model="tiny")
         found = client.chat.completions.create(**body, extra_body={"vtprune": {"keep": 0.5}})
         assert found.usage.visual_tokens_kept > 0
+        for file_part in ({"file_id": name}, {"file_data": data_url(pictures[0])}):
+            part = {"type": "file", "file": file_part}
+            asked = {"role": "user", "content": [part, body["messages"][0]["content"][-1]]}
+            same = client.chat.completions.create(
+                model="tiny", messages=[asked], extra_body={"vtprune": {"keep": 0.5}},
+            )  # fmt: skip
+            assert same.choices[0].message.content == found.choices[0].message.content
         usage = {"include_usage": True}
         pieces = list(client.chat.completions.create(**body, stream=True, stream_options=usage))
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces[:-1])
@@ -374,7 +381,7 @@ def test_a_client_that_hangs_up_is_dropped_at_once(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"messages": []}, "not a list of messages"),
+        ({"messages": []}, "messages: the list is empty"),
         ({}, "messages: Field required"),
         ({"messages": [{"role": "assistant", "content": "hi"}]}, "not of the user"),
         (ask("data:image/png;base64,AAAA"), "not a picture or a video"),

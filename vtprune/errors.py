@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import unicodedata
 from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 
 LONGEST, LONGEST_HINT = 1800, 600  # columns of message and hint; with their labels 80 x 24 hold it
 LONGEST_LIST = 1380  # of a list of faults, beside a file's name and a hint
 MOST_FAULTS = 20
+MOST_NAMES = 10_000  # of a folder that are compared with a wrong one
 LONGEST_VALUE = 60
 LONGEST_PATH = 100
 CUT = "..."
@@ -112,6 +117,37 @@ def brief(value: object) -> str:
 def brief_path(path: object) -> str:
     """Return a path for a message, cut in the middle if it is long."""
     return one_line(str(path), LONGEST_PATH)
+
+
+def nearest_path(path: str | Path, folder: str | Path = ".") -> str:
+    """Return the path that a missing one was probably meant to be; "" where none is like it.
+
+    The first part of it that is not there, a folder or the file, is what was misspelt.
+
+    Args:
+        folder: that a relative path is relative to.
+    """
+    wanted = missing = Path(path)
+    try:
+        if os.path.lexists(folder / wanted):  # it is there, and something else is wrong with it
+            return ""
+        while missing != missing.parent and not os.path.exists(folder / missing.parent):
+            missing = missing.parent
+        with os.scandir(folder / missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, MOST_NAMES)]
+        close = get_close_matches(missing.name, names, n=1, cutoff=0.7)
+        if not close:
+            return ""
+        nearest = missing.parent / close[0] / wanted.relative_to(missing)
+        return str(nearest) if os.path.exists(folder / nearest) else ""
+    except (OSError, ValueError):  # ValueError: what is no name, such as a NUL in it
+        return ""
+
+
+def path_hint(path: str | Path, otherwise: str = "check the path") -> str:
+    """Return the way out where there is no such file: the nearest path, or else something else."""
+    nearest = nearest_path(path)
+    return f"did you mean {brief_path(nearest)}?" if nearest else otherwise
 
 
 def json_fault(error: ValueError | RecursionError) -> str:

@@ -15,7 +15,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vtprune.errors import VtpruneError, brief_path, list_faults
+from vtprune.errors import VtpruneError, brief_path, list_faults, path_hint
 
 TAG_BYTE = 2**62  # far past any file's end: a lock there keeps nobody from the content
 LONGEST_LINE = 2**20  # bytes
@@ -61,7 +61,9 @@ def check_target(path: Path, option: str = "--save") -> None:
             f"give {option} another file, or make this one writable (chmod u+w)",
         )
     if not target.parent.is_dir():
-        raise VtpruneError(f"{path}: can't save there: no folder {target.parent}", hint)
+        raise VtpruneError(
+            f"{path}: can't save there: no folder {target.parent}", path_hint(path.parent, hint)
+        )
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass

@@ -12,7 +12,9 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
+    STDIN,
     cache_from,
+    check_address,
     generation_from,
     limits_from,
     loading_from,
@@ -87,6 +89,10 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     path = flags.saves[0] if flags.saves else None
     preset = preset_from(flags, user)
     system = flags.system if flags.system is not None else user.system or ""
+    if flags.ray:
+        from vtprune.serving.ray_address import check_cluster
+
+        check_cluster(flags.ray)
     requests, notes = _requests(inputs, flags, preset, system)
     with output.importing(flags.quiet):
         from vtprune.models.loading import load
@@ -133,6 +139,7 @@ def _requests(
         VtpruneError: a list that is not alone, no question, or files that are not there.
     """
     from vtprune.inference.tables import is_list
+    from vtprune.media.addresses import ADDRESS
     from vtprune.serving.requests import find_files, read_requests, requests_about
 
     lists = [name for name in inputs if is_list(name)]
@@ -155,6 +162,13 @@ def _requests(
         raise click.UsageError(
             "Missing option '-q', or give a REQUESTS.jsonl.", click.get_current_context()
         )
+    if STDIN in inputs:
+        raise VtpruneError(
+            "batch reads no file from standard input",
+            "save it to a file first, or ask about it alone: vtprune ask - QUESTION",
+        )
+    for name in filter(ADDRESS.match, inputs):
+        check_address(name, flags.allow_url)
     files, num_others = find_files(inputs)
     notes = [f"{num_others:,} other files in the folders are left out"] if num_others else []
     questions = [read_question(text) for text in flags.question]

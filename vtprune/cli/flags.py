@@ -59,7 +59,9 @@ def media_and_questions(
         missing = "MEDIA" if asked else "QUESTION" if inputs else "MEDIA... QUESTION"
         raise click.UsageError(f"Missing argument '{missing}'.", click.get_current_context())
     files = list(map(file_name, paths))
-    local = [file for file in files if file != STDIN and not (hosts and ADDRESS.match(file))]
+    local = [file for file in files if file != STDIN and not ADDRESS.match(file)]
+    for file in filter(ADDRESS.match, files):
+        check_address(file, hosts)
     for file in local:
         local_path(file)  # what can't be read is refused before torch is imported
     from vtprune.media import check_file  # readers take a tenth of a second to import
@@ -67,6 +69,21 @@ def media_and_questions(
     for file in local:
         check_file(file)
     return files, [read_question(question) for question in questions]
+
+
+def check_address(address: str, hosts: Sequence[str]) -> None:
+    """Refuse an http or https address whose host --allow-url does not name.
+
+    Raises:
+        MediaError: with the way out.
+    """
+    from vtprune.media.addresses import allowed_host
+    from vtprune.media.source import local_path
+
+    if hosts:
+        allowed_host(address, [host.lower() for host in hosts])
+    else:
+        local_path(address)
 
 
 def open_media(paths: Sequence[str], limits: Limits) -> list[Source]:

@@ -560,11 +560,13 @@ def check_names(flags: Flags) -> None:
         DiskCache(flags.cache)
     for directory in filter(None, (flags.model, flags.adapter)):
         names.check_directory(directory)
-    if flags.model is not None and not os.path.exists(flags.model):
-        if not names.may_be_model(flags.model):
-            raise names.unknown_model(flags.model)
-        if flags.at is not None:
-            names.check_layer(flags.at, flags.model)
+    model = flags.model
+    if model is not None and not os.path.exists(model) and not names.may_be_model(model):
+        raise names.unknown_model(model)
+    if flags.at is not None and not flags.adapter:
+        from vtprune.cli.config import load_config
+
+        names.check_layer(flags.at, model or load_config().model)
 
 
 def method_options(pairs: Sequence[str]) -> dict[str, str]:

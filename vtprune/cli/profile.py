@@ -24,7 +24,7 @@ from vtprune.cli.results import (
     row_makers,
     save_and_show,
 )
-from vtprune.errors import VtpruneError, brief
+from vtprune.errors import VtpruneError, brief, path_hint
 
 if TYPE_CHECKING:
     from vtprune.evaluation.profiling.prompts import ProfiledMedia
@@ -141,8 +141,11 @@ def profiled_media(media: Sequence[str], flags: Flags) -> ProfiledMedia | None:
             if size is None and not Path(file_name(text)).exists():
                 raise VtpruneError(
                     f"--{kind} {brief(text)} is no size, and there is no such file",
-                    "check the path, or give a size: for example --image 1344x1344, or --video "
-                    "64x448x448",
+                    path_hint(
+                        file_name(text),
+                        "check the path, or give a size: for example --image 1344x1344, or --video "
+                        "64x448x448",
+                    ),
                 )
             return size or open_media([file_name(text)], limits_from(flags))
     return open_media(list(map(file_name, media)), limits_from(flags)) if media else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import socket
@@ -22,7 +23,7 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, path_hint
 
 if TYPE_CHECKING:
     from vtprune.serving.app import ServerSettings
@@ -77,12 +78,12 @@ def serve(flags: Flags) -> None:
     preset = preset_from(flags, user)
     rules = _rules(flags)
     key = _read_key(flags.api_key_file)
-    generation = generation_from(flags, user, seed=preset.seed)
     with _bind(flags) as listening:
         uvicorn, app, guard, connection = _libraries()
         with output.importing(flags.quiet):
             from vtprune.models.loading import load
 
+            generation = generation_from(flags, user, seed=preset.seed)
         loading = loading_from(flags, user)
         with output.libraries_silenced():
             with output.progress_line(flags.quiet) as show:
@@ -162,11 +163,17 @@ def _bind(flags: Flags) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((flags.host, flags.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: what can't be a host's name
         bound.close()
+        if not isinstance(error, OSError):
+            error = socket.gaierror(socket.EAI_NONAME, "not the name of a host")
+        hint = "give another port; 0 takes a free one"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            hint = "give --host an address of this machine; 0.0.0.0 is all of them"
+        elif isinstance(error, PermissionError):
+            hint = "give a port of 1024 or more, or one that this user may take"
         raise VtpruneError(
-            f"--host {flags.host} --port {flags.port}: {error.strerror or error}",
-            "give another port; 0 takes a free one",
+            f"--host {flags.host} --port {flags.port}: {error.strerror or error}", hint
         ) from error
     return bound
 
@@ -191,7 +198,10 @@ def _rules(flags: Flags) -> UploadRules:
 
     hosts = tuple(map(check_host, flags.allow_url))
     if flags.media_root is not None and not flags.media_root.is_dir():
-        raise VtpruneError(f"--media-root {flags.media_root}: no such folder", "make it first")
+        raise VtpruneError(
+            f"--media-root {flags.media_root}: no such folder",
+            path_hint(flags.media_root, "make it first"),
+        )
     return UploadRules(hosts, root=flags.media_root)
 
 
@@ -207,7 +217,7 @@ def _read_key(path: Path | None) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise VtpruneError(f"--api-key-file {path}: {reason}", "check the path") from error
+        raise VtpruneError(f"--api-key-file {path}: {reason}", path_hint(path)) from error
     if not key or len(key) > LONGEST_KEY or not (key.isascii() and key.isprintable()):
         raise VtpruneError(
             f"--api-key-file {path}: holds no key", "write it on one line, in ASCII characters"

@@ -9,8 +9,11 @@ from vtprune.models.turns import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """A role as clients name it -> the chat template's."""
-MEDIA = {"image": "image", "video": "video", "image_url": "image", "video_url": "video"}
+MEDIA = {"image": "image", "video": "video", "image_url": "image", "video_url": "video",
+         "file": "file"}  # fmt: skip
 """Type of a part of a message -> the kind of its media item."""
+NAMES = ("url", "file_id", "file_data")
+"""What names the media item of a part that is a mapping."""
 RESPONSES = ("input_text", "input_image", "input_video", "input_file", "output_text")
 MOST_MESSAGES = 256
 MOST_MEDIA = 64
@@ -32,14 +35,17 @@ def read_messages(messages: object, resolve: Resolve) -> tuple[list[str], list[T
     Args:
         messages: a list of {"role", "content"}; content is a text, or a list of parts: {"type":
             "text", "text"}, {"type": "image", "image"}, {"type": "video", "video"}, or
-            {"type": "image_url", "image_url": {"url"}} and "video_url" likewise.
+            {"type": "image_url", "image_url": {"url"}} and "video_url" likewise, or {"type":
+            "file", "file": {"file_id"}} or {"file_data"}.
         resolve: gives the file of a media item.
 
     Raises:
         VtpruneError: they have another form, are too many or too long, or do not end with a user's.
     """
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list):
         raise VtpruneError("messages: not a list of messages", EXAMPLE)
+    if not messages:
+        raise VtpruneError("messages: the list is empty", EXAMPLE)
     if len(messages) > MOST_MESSAGES:
         raise VtpruneError(
             f"messages: {len(messages):,} are more than {MOST_MESSAGES}", "leave the oldest out"
@@ -94,7 +100,7 @@ def _read_message(
         elif kind in RESPONSES:
             raise VtpruneError(
                 f"{place}: {kind} is a part of the Responses API",
-                "of chat completions: text, image_url or video_url",
+                "of chat completions: text, image_url, video_url or file",
             )
         else:
             known = ", ".join(("text", *MEDIA))
@@ -106,7 +112,7 @@ def _reference(place: str, kind: str, part: Mapping[str, object]) -> str:
     """Return what names the media item of a part."""
     value = part.get(kind)
     if isinstance(value, Mapping):
-        value = value.get("url")
+        value = next((value[name] for name in NAMES if value.get(name)), None)
     if not isinstance(value, str) or not value:
         raise VtpruneError(f"{place}: {kind} has no text that names a file", EXAMPLE)
     return value

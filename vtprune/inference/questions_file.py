@@ -13,7 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, TypeVar
 
-from vtprune.errors import MOST_FAULTS, VtpruneError, brief_path, list_faults, quote
+from vtprune.errors import (
+    MOST_FAULTS,
+    VtpruneError,
+    brief_path,
+    list_faults,
+    nearest_path,
+    quote,
+)
 from vtprune.inference.tables import read_rows
 from vtprune.inference.wording import counted
 from vtprune.media import (
@@ -24,7 +31,6 @@ from vtprune.media import (
     Stored,
     file_name,
     group_media,
-    nearest_name,
 )
 
 if TYPE_CHECKING:
@@ -286,11 +292,11 @@ def _find(file: object, folder: Path) -> AskedMedia:
         from vtprune.media import media_list, open_each
 
         return group_media(open_each(media_list(file)))
-    path = folder / file_name(file)
-    if os.path.exists(path):  # False too for what can't be a name
-        return path
-    close = nearest_name(path)
-    also = f", did you mean {close}?" if close else ""
+    name = file_name(file)
+    if os.path.exists(folder / name):  # False too for what can't be a name
+        return folder / name
+    nearest = nearest_path(name, folder)
+    also = f", did you mean {nearest}?" if nearest else ""
     raise VtpruneError(f"file: {quote(str(file))}: no such file in {brief_path(folder)}{also}")
 
 

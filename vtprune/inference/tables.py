@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
-from vtprune.errors import VtpruneError, brief_path, json_fault, quote
+from vtprune.errors import VtpruneError, brief_path, json_fault, path_hint, quote
 from vtprune.media import Stored
 
 LARGEST_FILE = 64 * 2**20  # bytes of text
@@ -123,7 +123,8 @@ def _read_text(path: Path, name: str, hint: str) -> str:
         raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
-        raise VtpruneError(f"{name}: can't be read: {reason}", f"check the path; {hint}") from error
+        way_out = path_hint(path, f"check the path; {hint}")
+        raise VtpruneError(f"{name}: can't be read: {reason}", way_out) from error
     if len(raw) > LARGEST_FILE:
         raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     return text
@@ -259,7 +260,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         file = parquet.ParquetFile(path)
     except OSError as error:
         reason = error.strerror or "not a Parquet file"
-        raise VtpruneError(f"{name}: can't be read: {reason}", "check the path") from error
+        raise VtpruneError(f"{name}: can't be read: {reason}", path_hint(path)) from error
     except Exception as error:
         raise VtpruneError(f"{name}: not a Parquet file", f"check it ({error})") from error
     yield from _table_rows(_Parquet(file), name)

@@ -24,7 +24,6 @@ from vtprune.media.source import (
     Stored,
     file_name,
     group_media,
-    nearest_name,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +79,6 @@ __all__ = [
     "group_media",
     "media_list",
     "name_of",
-    "nearest_name",
     "open_each",
     "open_source",
     "open_sources",

@@ -75,6 +75,22 @@ def too_large(most: int) -> MediaError:
     return MediaError(f"a media item is over the limit of {most:,} bytes", "send a smaller one")
 
 
+def allowed_host(address: str, hosts: Sequence[str]) -> str:
+    """Return the host of an address that may be fetched.
+
+    Raises:
+        MediaError: it is no address, or its host is not among `hosts`.
+    """
+    parts = split_address(address)
+    host = (parts.hostname or "").lower()
+    if parts.scheme.lower() not in ("http", "https") or host not in hosts:
+        raise MediaError(
+            f"{quote(address)}: addresses of {quote(host) if host else 'no host'} are not fetched",
+            "allow the host with --allow-url, or send the file itself",
+        )
+    return host
+
+
 def fetch(address: str, rules: FetchRules) -> bytes:
     """Return what an address of an allowed host holds.
 
@@ -86,14 +102,7 @@ def fetch(address: str, rules: FetchRules) -> bytes:
     """
     until = time.monotonic() + rules.seconds
     for _ in range(MOST_REDIRECTS + 1):
-        parts = split_address(address)
-        host = (parts.hostname or "").lower()
-        if parts.scheme.lower() not in ("http", "https") or host not in rules.hosts:
-            raise MediaError(
-                f"{quote(address)}: addresses of {quote(host) if host else 'no host'} are not "
-                "fetched",
-                "allow the host with --allow-url, or send the file itself",
-            )
+        parts, host = split_address(address), allowed_host(address, rules.hosts)
         try:
             with _get(parts, host, until) as answer:
                 if answer.status in (301, 302, 303, 307, 308):

@@ -8,20 +8,17 @@ import reprlib
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from vtprune.errors import DamagedError, MediaError
+from vtprune.errors import DamagedError, MediaError, path_hint
 
 if TYPE_CHECKING:
     import torch
 
     from vtprune.media.in_memory import HeldFile
 
-_MOST_NAMES = 10_000  # of a folder that are compared with a wrong one
 DECODERS = ("auto", "pyav", "decord")
 
 
@@ -332,16 +329,6 @@ def printable(path: str | Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def nearest_name(path: str | Path) -> str:
-    """Return the name in a missing file's folder that is most like its own; "" where none is."""
-    try:
-        names = [entry.name for entry in islice(os.scandir(Path(path).parent), _MOST_NAMES)]
-    except (OSError, ValueError):
-        return ""
-    close = get_close_matches(Path(path).name, names, n=1, cutoff=0.7)
-    return printable(close[0]) if close else ""
-
-
 def local_path(path: str | Path) -> Path:
     """Return the path of an existing regular file that may be read, or of a directory.
 
@@ -370,8 +357,7 @@ def local_path(path: str | Path) -> Path:
             ) from error
         hint = "check the path and its permissions"
         if isinstance(error, FileNotFoundError):
-            close = nearest_name(local)
-            hint = f"did you mean {close}?" if close else "check the path"
+            hint = path_hint(local)
         raise MediaError(f"{printable(path)}: {reason[0].lower() + reason[1:]}", hint) from error
     if stat.S_ISDIR(mode):
         return local

@@ -39,11 +39,6 @@ OF_ALL = ("dtype", "quantization_config")
 """Fields of its config that may stand for all of its models."""
 
 
-def embedded_weights() -> Path:
-    """Return the folder of the embedded model's checkpoint, for `from_pretrained`."""
-    return Path(__file__).parents[1] / "demo" / "weights"
-
-
 def read_files(
     checkpoint: str | Path,
     config: PreTrainedConfig,

@@ -51,6 +51,7 @@ from vtprune.models.names import (
     GGUF,
     GGUF_HINT,
     HUB_ID,
+    embedded_weights,
     explain_no_config,
     hub_id_of,
     may_be_model,
@@ -489,8 +490,6 @@ def find_checkpoint(name: str | None) -> str:
         ModelError: neither, with the closest alias.
     """
     if name is None:
-        from vtprune.models.checkpoint import embedded_weights
-
         path = embedded_weights()
         if not (path / "config.json").is_file():
             raise ModelError("the embedded model is not in this installation", "name a --model")

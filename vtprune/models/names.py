@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, path_hint
 from vtprune.preset.calibration import Calibration, find_calibration, packaged_models
 
 
@@ -114,7 +115,7 @@ def check_directory(name: str) -> None:
         ModelError: it is not there, or has no config.
     """
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
-        raise ModelError(f"{name}: no such directory", "check the path")
+        raise ModelError(f"{name}: no such directory", path_hint(os.path.expanduser(name)))
     files = [os.path.join(name, file) for file in ("config.json", "adapter_config.json")]
     if os.path.isdir(name) and not any(map(os.path.lexists, files)):
         raise ModelError(*explain_no_config(Path(name)))
@@ -133,17 +134,43 @@ def explain_no_config(directory: Path) -> tuple[str, str]:
     return f"{directory}: no config.json in this directory", hint
 
 
-def check_layer(at: str, model: str) -> None:
-    """Refuse a layer number past the last layer of a published model.
+def check_layer(at: str, model: str | None) -> None:
+    """Refuse a layer number past the last layer of a model whose layers are known.
+
+    Args:
+        model: a short name, a checkpoint's directory, or None for the embedded model.
 
     Raises:
         PresetError: with its layers.
     """
     from vtprune.tokens.schedule import resolve_layer
 
-    known = packaged_models()["aliases"].get(model.lower())
-    if known is not None and at.isdecimal():
-        resolve_layer(at, known["decoder"]["layers"], 0, 0)
+    if not re.fullmatch(r"[0-9]{1,9}", at):  # a name, a depth, or what is refused as no place
+        return
+    name = EMBEDDED if model is None else model
+    known = None if os.path.exists(name) else packaged_models()["aliases"].get(name.lower())
+    if known is not None:
+        layers = known["decoder"]["layers"]
+    else:
+        layers = layers_of(embedded_weights() if name == EMBEDDED else Path(name))
+    if layers is not None:
+        resolve_layer(at, layers, 0, 0)
+
+
+def layers_of(checkpoint: Path) -> int | None:
+    """Return how many decoder layers a directory's config.json says, None where it does not."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_bytes())
+        config = config.get("thinker_config", config)
+        layers = config.get("text_config", config).get("num_hidden_layers")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None  # what is wrong with it is said where it is read
+    return layers if isinstance(layers, int) and layers > 0 else None
+
+
+def embedded_weights() -> Path:
+    """Return the folder of the embedded model's checkpoint, for `from_pretrained`."""
+    return Path(__file__).parents[1] / "demo" / "weights"
 
 
 def aliases() -> list[Alias]:

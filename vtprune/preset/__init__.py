@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
-from vtprune.errors import PresetError, brief, list_faults, quote
+from vtprune.errors import PresetError, brief, list_faults, nearest_path, quote
 from vtprune.preset.spec import (
     DEFAULT,
     FITS,
@@ -98,7 +98,8 @@ def find_preset(name: str | Path) -> Path:
     if os.path.isfile(text):
         return Path(text)
     close = get_close_matches(text, preset_names(), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    meant = close[0] if close else nearest_path(text)
+    hint = f"did you mean {meant}? " if meant else ""
     raise PresetError(
         f"no preset {quote(text)}: neither a packaged one nor a file",
         f"{hint}packaged: {', '.join(preset_names())} (vtprune presets list)",

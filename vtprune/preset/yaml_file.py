@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from vtprune.errors import PresetError, brief, brief_path, list_faults
+from vtprune.errors import PresetError, brief, brief_path, list_faults, path_hint
 
 LARGEST_FILE = 65_536  # bytes of a preset; a longer one is a mistake or an attack
 DEEPEST = 20  # lists and mappings inside one another; a preset has 5
@@ -46,7 +46,9 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
             raw = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
-        raise PresetError(f"{name}: can't be read: {reason}", "give a YAML file") from error
+        raise PresetError(
+            f"{name}: can't be read: {reason}", path_hint(path, "give a YAML file")
+        ) from error
     if len(raw) > LARGEST_FILE:
         raise PresetError(f"{name}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import tempfile
 import time
 import warnings
@@ -31,6 +30,7 @@ from vtprune.serving.batch import (
     line_of,
     read_ahead,
 )
+from vtprune.serving.ray_address import LOCAL, check_cluster, missing_package, no_cluster
 from vtprune.serving.requests import Request
 
 if TYPE_CHECKING:
@@ -38,13 +38,11 @@ if TYPE_CHECKING:
 
     from vtprune.models.loading import Progress
 
-LOCAL = "local"
 STORE_BYTES = 200 * 10**6
 """Of the object store of a cluster on this machine: only lines pass through it."""
 TASK_RETRIES = 3
 """How often requests are tried again whose worker was lost with them."""
 WORKER_RESTARTS = 8
-SECONDS_TO_CONNECT = 10
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal",
                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # fmt: skip
 NUMBER, TEXT, FAILED, NOTE, FAULT, HINT = "number", "text", "failed", "note", "fault", "hint"
@@ -300,7 +298,7 @@ def connected(address: str) -> Iterator[None]:
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it makes one in the home
             options = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
         else:
-            refuse_silent(address)
+            check_cluster(address)
         stack.enter_context(environment(variables))
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
@@ -310,10 +308,7 @@ def connected(address: str) -> Iterator[None]:
 
                 ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
         except ImportError as error:
-            raise VtpruneError(
-                f"--ray needs the package {error.name}, which is not installed",
-                'pip install "vtprune[ray]"',
-            ) from error
+            raise missing_package(error.name or "ray") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise no_cluster(address, str(error).strip().splitlines()[0]) from error
         stack.callback(ray.shutdown)
@@ -323,29 +318,6 @@ def connected(address: str) -> Iterator[None]:
         stack.enter_context(silenced("ray"))
         stack.enter_context(silenced("ray.data"))
         yield
-
-
-def refuse_silent(address: str) -> None:
-    """Refuse an address where nothing listens: Ray would wait for minutes.
-
-    Raises:
-        VtpruneError: with the address.
-    """
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()) or "/" in host:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
-    except (OSError, OverflowError) as error:
-        raise no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
-
-
-def no_cluster(address: str, reason: str) -> VtpruneError:
-    """Return the error for an address without a cluster."""
-    return VtpruneError(
-        f"--ray {address}: no cluster there: {reason}",
-        "give the address that ray start printed, such as 10.0.0.1:6379, or local",
-    )
 
 
 @contextmanager

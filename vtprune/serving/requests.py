@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import MediaError, VtpruneError, brief_path, quote
+from vtprune.errors import MediaError, VtpruneError, brief_path, path_hint, quote
 from vtprune.evaluation.variants import fingerprint
 from vtprune.inference.messages import read_messages
 from vtprune.inference.questions_file import FaultyRow, check_length, read_some
@@ -131,7 +131,7 @@ def find_files(inputs: Sequence[str]) -> tuple[list[str], int]:
         elif os.path.lexists(name):
             matched = [name]
         else:
-            raise MediaError(f"{name}: no such file or folder", "check the path")
+            raise MediaError(f"{name}: no such file or folder", path_hint(name))
         for match in matched:
             if not os.path.isdir(match):
                 files.append(match)
@@ -202,7 +202,8 @@ def read_requests(
     requests = [row for row in rows if isinstance(row, Request)]
     missing = [next(filter(is_missing, request.files), None) for request in requests]
     if all(missing):  # a wrong folder; of some, their lines say it
-        raise VtpruneError(f"{brief_path(path)}: {quote(str(missing[0]))}: no such file", HINT)
+        hint = path_hint(str(missing[0]), HINT)
+        raise VtpruneError(f"{brief_path(path)}: {quote(str(missing[0]))}: no such file", hint)
     return with_keys(
         [_faulty_request(row, preset) if isinstance(row, FaultyRow) else row for row in rows]
     )
