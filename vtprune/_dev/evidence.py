@@ -20,6 +20,7 @@ import torch
 
 from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
+from vtprune._dev.lines import read_lines
 from vtprune.demo.questions import Question
 from vtprune.demo.regions import Region, boxes_at, find_region
 from vtprune.demo.samples import samples, write_file
@@ -93,7 +94,7 @@ def measure(loaded: Loaded, path: Path, args: object) -> None:
     questions, passes = int(args.questions), int(args.passes)  # type: ignore[attr-defined]
     trained = args.weights == "trained"  # type: ignore[attr-defined]
     ends = time.monotonic() + 60 * float(args.minutes)  # type: ignore[attr-defined]
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    done = read_lines(path)
     measured = sum("kind" in line for line in done)
     first = max((line["number"] for line in done), default=-1) + 1
     with tempfile.TemporaryDirectory() as folder, path.open("a", encoding="utf-8") as file:
@@ -232,24 +233,21 @@ def curves(answer: ExplainedAnswer, shares: Sequence[torch.Tensor]) -> Row:
 # -- the page -------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> list[dict[str, object]]:
+def read_measured(path: Path) -> list[dict[str, object]]:
     """Return the lines of the questions that were measured."""
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "kind" in line]
+    return [line for line in read_lines(path) if "kind" in line]
 
 
 def write_table(path: Path, random_path: Path) -> None:
     """Write what was measured into the page, behind its mark."""
-    lines = read_lines(path)
+    lines = read_measured(path)
     if not lines:
         return
     text = PAGE.read_text(encoding="utf-8")
     head, mark, rest = text.partition(MARK)
     tail = rest[rest.index("\n![") :]
     parts = [table(lines), by_kind(lines)]
-    if random_lines := read_lines(random_path):
+    if random_lines := read_measured(random_path):
         parts.append(sanity(random_lines))
     PAGE.write_text(f"{head}{mark}\n\n" + "\n\n".join(parts) + "\n" + tail, encoding="utf-8")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from vtprune._dev.arguments import Parser
+from vtprune._dev.lines import read_lines
 from vtprune.errors import MediaError
 from vtprune.media import Limits, open_source, read, sample_evenly
 
@@ -206,7 +207,7 @@ def run_seed(seed: int, clips: Sequence[Path], folder: Path, limits: Limits) -> 
 
 def summary(log: Path) -> str:
     """What a log says, in a few lines."""
-    readings = [Reading(**json.loads(line)) for line in log.read_text("utf-8").splitlines()]
+    readings = [Reading(**line) for line in read_lines(log)]
     outcomes = Counter(reading.outcome for reading in readings)
     lines = [
         f"{len(readings)} files: " + ", ".join(f"{n} {what}" for what, n in outcomes.items()),

@@ -18,6 +18,7 @@ import torch
 import vtprune
 from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
+from vtprune._dev.lines import read_lines
 from vtprune.demo.questions import CLIP_KINDS, Question, draw_questions
 from vtprune.demo.samples import CLIP_SIDE, FRAMES_PER_SECOND, frames_of
 from vtprune.demo.score import is_right
@@ -48,17 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="write the table of what is there")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = read_rows(args.rows)
+    rows = read_lines(args.rows)
     if not args.table:
         measure(args.rows, rows, args.questions, time.monotonic() + 60 * args.minutes)
-    write_table(read_rows(args.rows))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows that are there."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    write_table(read_lines(args.rows))
 
 
 def measure(path: Path, rows: Sequence[Row], num: int, until: float) -> None:

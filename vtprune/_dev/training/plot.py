@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vtprune._dev.arguments import Parser
+from vtprune._dev.lines import read_lines
 from vtprune.demo.questions import CLIP_KINDS, PICTURE_KINDS
 from vtprune.pictures.chart import SMALL, new_figure, to_bytes
 
 
 def lines(path: Path) -> list[dict[str, dict[str, float]]]:
     """A log's entries, one a step: what an interrupted run did twice counts once, as done last."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+    by_step = {entry["step"]: entry for entry in read_lines(path)}
+    return [entry for _, entry in sorted(by_step.items())]
 
 
 def draw(out: Path, picture: Path) -> None:
