@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -101,6 +102,31 @@ def test_a_download_shows_bytes_and_their_total() -> None:
     assert shown[0] == (DOWNLOADING, 0, 30)
     assert (DOWNLOADING, 12, 30) in shown
     assert shown[-1] == (DOWNLOADING, 30, 30)
+
+
+def test_a_download_by_xet_never_goes_back_and_ends_at_its_total() -> None:
+    """The client's own reporter, with bytes on the way before and after those on the disk."""
+    module = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
+    for expected in (0, 30_000_000):
+        shown: Shown = []
+        kind = download_bar(lambda *step, shown=shown: shown.append(step))
+        kind.expected = expected
+        with module.XetDownloadProgressReporter(
+            reconstruction_desc="", total=30_000_000, log_level=0, tqdm_class=kind
+        ) as reporter:
+            for on_disk, on_way in ((0, 5), (4, 12), (20, 18), (30, 18)):
+                report = SimpleNamespace(
+                    total_bytes=30_000_000, total_bytes_completed=on_disk * 10**6,
+                    total_transfer_bytes_completed=on_way * 10**6,
+                    total_bytes_completion_rate=None, total_transfer_bytes_completion_rate=None,
+                )  # fmt: skip
+                reporter.update_progress(report, {})
+                for bar in (reporter.transfer_bar, reporter.reconstruction_bar):
+                    bar.refresh()  # tqdm itself does so ten times a second
+        assert {total for _, _, total in shown} == {30}
+        assert [done for _, done, _ in shown] == sorted(done for _, done, _ in shown)
+        assert {5, 12, 20, 30} <= {done for _, done, _ in shown}
+        assert shown[-1] == (DOWNLOADING, 30, 30)
 
 
 def test_downloads_get_that_bar(monkeypatch: pytest.MonkeyPatch, checkpoints) -> None:  # type: ignore[no-untyped-def]

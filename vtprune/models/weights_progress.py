@@ -30,7 +30,10 @@ class DownloadBar(tqdm):
 
     on_progress: ClassVar[Progress | None] = None
     expected: ClassVar[int] = 0  # bytes of all files, where it is known before each is begun
-    furthest: ClassVar[int] = 0  # the client counts bytes on the way and on the disk apart
+    # The client has two bars of one download by Xet: of the bytes on the disk, and of those on the
+    # way, which are packed and end at a total of their own (huggingface_hub 2.4).
+    furthest: ClassVar[int] = 0
+    most: ClassVar[int] = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"file": io.StringIO()})  # it ends its lines there
@@ -39,8 +42,9 @@ class DownloadBar(tqdm):
         kind = type(self)
         if kind.on_progress and self.unit == "B" and self.total:
             kind.furthest = max(kind.furthest, int(self.n))
-            total = max(int(self.total), kind.expected)
-            kind.on_progress(DOWNLOADING, kind.furthest // MB, total // MB)
+            kind.most = max(kind.most, int(self.total))
+            total = kind.expected if kind.expected > 0 else kind.most
+            kind.on_progress(DOWNLOADING, min(kind.furthest, total) // MB, total // MB)
 
 
 def download_bar(on_progress: Progress | None) -> type[DownloadBar]:

@@ -32,7 +32,7 @@ from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling, Turn
 from vtprune.saving import ResumableLines, kept_in
-from vtprune.serving.requests import HINT, Request
+from vtprune.serving.requests import Request
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
@@ -258,6 +258,8 @@ class Writer:
         self.counts, self.on_progress = counts, on_progress
         self.waiting: dict[int, Line] = {}
         self.next = 0
+        if on_progress:
+            on_progress("answering", 0, len(todo))
 
     def add(self, number: int, line: Line) -> None:
         """Write the line of a request, and those that waited for it."""
@@ -395,7 +397,7 @@ def prepare_request(
         VtpruneError: a file can't be read, or the model can't take the request.
     """
     if request.fault:
-        raise VtpruneError(request.fault, HINT)
+        raise VtpruneError(request.fault, request.hint)
     plan = plan_media(loaded, request.files, sampling, request.preset, limits)
     if len(plan.views) > max(MOST_PAGES, len(request.files)):
         raise VtpruneError(

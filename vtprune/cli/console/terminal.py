@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 BAR = 14  # characters of the progress bar
@@ -72,13 +70,13 @@ class ProgressLine:
     def update(self, stage: str, done: int, total: int) -> None:
         """Show `done` of `total` of a stage; with a total of 0 or 1, that the stage is running."""
         counts = f"{done:,} of {total:,}" if total > 1 else ""
+        now = time.monotonic()
+        if stage != self._began[0] or done < self._began[2]:
+            self._began = (stage, now, done)
         if not self.shown:
-            now = time.monotonic()
-            if stage != self._began[0] or done < self._began[2]:
-                self._began = (stage, now, done)
             if not self._silent and now - self._last >= PLAIN_SECONDS:
                 self._last = now
-                pace = self._pace(done, total, now) if total > 1 else ""
+                pace = ", ".join(["", *self._pace(done, total, now)])
                 self._console.print(f"{stage} {counts}{pace}".rstrip(), soft_wrap=True)
             return
         if (stage, total > 1) != (self._stage, self._counted) or (total and done >= total):
@@ -86,33 +84,30 @@ class ProgressLine:
         if total and done >= total:
             return
         if self._progress is None:
-            left: list[ProgressColumn] = []
-            if total > 1:
-                left = [TextColumn("left", style="dim"), TimeRemainingColumn(compact=True)]
             self._progress = Progress(
                 TextColumn("{task.description}", style="dim", markup=False),
                 BarColumn(bar_width=BAR, complete_style="cyan", pulse_style="cyan"),
                 TextColumn("{task.fields[counts]}", style="dim", markup=False),
                 TimeElapsedColumn(),
-                *left,
-                speed_estimate_period=600,  # seconds; a question may take a minute
+                TextColumn("{task.fields[left]}", style="dim", markup=False),
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task(stage, total=None, counts="")
+            self._task = self._progress.add_task(stage, total=None, counts="", left="")
             self._stage, self._counted = stage, total > 1
             self._progress.start()
         if total > 1:
-            self._progress.update(self._task, completed=done, total=total, counts=counts)
+            left = "".join(self._pace(done, total, now)[1:])
+            self._progress.update(self._task, completed=done, total=total, counts=counts, left=left)
 
-    def _pace(self, done: int, total: int, now: float) -> str:
-        """Return the rate of a stage and the time that it has left; "" where nothing is known."""
+    def _pace(self, done: int, total: int, now: float) -> list[str]:
+        """Return the rate of a stage and the time that it has left; [] where nothing is known."""
         _, began, first = self._began
-        if now <= began or done <= first:
-            return ""
+        if total <= 1 or now <= began or done <= first:
+            return []
         rate = (done - first) / (now - began)
         left = timedelta(seconds=round((total - done) / rate))
-        return f", {rate:,.{2 if rate < 10 else 0}f} a second, {left} left"
+        return [f"{rate:,.{2 if rate < 10 else 0}f} a second", f"{left} left"]
 
     def stop(self) -> None:
         """Remove the line."""
