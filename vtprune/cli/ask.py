@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -215,42 +216,27 @@ def _answers(
             **loading_from(flags, user), **cache_from(flags), on_progress=transcript.progress
         )
         sampling = sampling_from(preset, flags)
+        ask: Callable[..., Iterator[Report]]
         if flags.per_segment:
-            for report in answer_by_segment(
-                opened.load(),
-                sources[0],
-                questions,
-                preset,
-                MINUTES if flags.segment is None else flags.segment,
-                sampling=sampling,
-                generation=generation,
-                limits=limits,
-                since=began,
-                startup=startup,
+            minutes = MINUTES if flags.segment is None else flags.segment
+            ask = partial(
+                answer_by_segment, opened.load(), sources[0], questions, preset, minutes,
                 on_segment=transcript.segment,
-                on_text=transcript.text,
-                on_question=transcript.question,
-                on_progress=transcript.progress,
-            ):
-                transcript.report(report)
-                yield report
-            return
-        media: Sequence[Source] | PromptMedia = sources
-        if flags.compare:  # what is measured has the machine to itself
-            loaded = opened.load()
+            )  # fmt: skip
         else:
-            loaded, media = load_with_media(
-                opened, sources, sampling, preset, limits, transcript.progress, bool(flags.shows)
-            )
-        for report in answer_questions(
-            loaded,
-            media,
-            questions,
-            preset,
+            media: Sequence[Source] | PromptMedia = sources
+            if flags.compare:  # what is measured has the machine to itself
+                loaded = opened.load()
+            else:
+                loaded, media = load_with_media(
+                    opened, sources, sampling, preset, limits, transcript.progress,
+                    bool(flags.shows),
+                )  # fmt: skip
+            ask = partial(answer_questions, loaded, media, questions, preset, compare=flags.compare)
+        for report in ask(
             sampling=sampling,
             generation=generation,
             limits=limits,
-            compare=flags.compare,
             since=began,
             startup=startup,
             on_text=transcript.text,

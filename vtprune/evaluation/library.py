@@ -237,8 +237,7 @@ def _questions(
         listed: list[Asked | FaultyRow | VtpruneError] = [*read_askable(questions, columns)]
     else:
         listed = [attempt(partial(_asked, item)) for item in questions]
-    asked, failed = open_questions(listed, limits)
-    return limit_questions(asked, limit), failed
+    return open_questions(limit_questions(listed, limit), limits)
 
 
 def _asked(item: object) -> Asked:

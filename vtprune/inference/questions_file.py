@@ -105,7 +105,7 @@ def read_questions(path: str | Path, columns: Mapping[str, str] | None = None) -
     rows = read_askable(path, columns)
     faulty = [row for row in rows if isinstance(row, FaultyRow)]
     if faulty:
-        raise _list_error(Path(path), faulty, HINT)
+        raise _list_error(Path(path), faulty)
     return [row for row in rows if not isinstance(row, FaultyRow)]
 
 
@@ -184,26 +184,26 @@ class FaultyRow:
     Args:
         place: where it lies: "line 3".
         faults: what is wrong with it.
+        hint: the way out.
         value: what it holds.
     """
 
     place: str
     faults: list[str]
+    hint: str
     value: object = None
 
     @property
     def error(self) -> VtpruneError:
         """The error of this row alone."""
-        return VtpruneError(f"{self.place}: {list_faults(self.faults, 0)}", HINT)
+        return VtpruneError(f"{self.place}: {list_faults(self.faults, 0)}", self.hint)
 
 
-def _list_error(path: Path, faulty: Sequence[FaultyRow], hint: str) -> VtpruneError:
+def _list_error(path: Path, faulty: Sequence[FaultyRow]) -> VtpruneError:
     faults = [f"{row.place}: {fault}" for row in faulty for fault in row.faults]
     more = len(faults) - MOST_FAULTS
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        hint = "columns of other names are given by --columns, such as file=image,question=text"
     return VtpruneError(
-        f"{brief_path(path)}: {list_faults(faults[:MOST_FAULTS], max(more, 0))}", hint
+        f"{brief_path(path)}: {list_faults(faults[:MOST_FAULTS], max(more, 0))}", faulty[0].hint
     )
 
 
@@ -226,15 +226,21 @@ def read_some(
         VtpruneError: not readable, or no row is right; faults are named with their lines.
     """
     path = Path(path)
+    row_hint = hint
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        row_hint = "columns of other names are given by --columns, such as file=image,question=text"
     rows: list[T | FaultyRow] = []
     for row in read_rows(path, columns or {}, hint):
         result = [row.fault] if row.fault else read_row(row.value, path.parent)
-        rows.append(FaultyRow(row.place, result, row.value) if isinstance(result, list) else result)
+        if isinstance(result, list):
+            rows.append(FaultyRow(row.place, result, row_hint, row.value))
+        else:
+            rows.append(result)
     faulty = [row for row in rows if isinstance(row, FaultyRow)]
     if not rows:
         raise VtpruneError(f"{brief_path(path)}: holds no {what}", hint)
     if len(faulty) == len(rows):
-        raise _list_error(path, faulty, hint)
+        raise _list_error(path, faulty)
     return rows
 
 

@@ -43,6 +43,7 @@ class Request:
         key: what tells it from all others, alike in every run over the same requests.
         name: the user's own id; None where none was given.
         fault: why it can't be asked: what is wrong with its line in the list; "" for nothing.
+        hint: the way out of the fault.
     """
 
     files: tuple[str | Stored, ...]
@@ -51,6 +52,7 @@ class Request:
     key: str = ""
     name: str | int | None = None
     fault: str = ""
+    hint: str = ""
 
     @property
     def question(self) -> str:
@@ -219,6 +221,7 @@ def _faulty_request(row: FaultyRow, preset: Preset) -> Request:
         preset,
         name=name if isinstance(name, (str, int)) else None,
         fault=row.error.message,
+        hint=row.hint,
     )
 
 

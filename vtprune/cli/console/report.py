@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vtprune.inference.report import (
         CompareResult,
         CompileInfo,
+        DecodeCutCount,
         MemoryBytes,
         Report,
         ResolvedPreset,
@@ -146,13 +147,17 @@ def _token_rows(report: Report) -> Iterable[ShareRow]:
             name = f"{stage.modality}: {name}"
         yield name, stage.after, before[stage.modality], ""
     yield "layer average", tokens.keep_mean * tokens.visual, tokens.visual, ""
-    if report.decoding is not None and report.decoding.cuts:
-        last = report.decoding.cuts[-1]
+    for last in _last_cut(report):
         name = f"average, {last.tokens} tokens decoded"
         yield name, last.visual_mean, tokens.visual, ""
     if len(tokens.by_modality) > 1:
         for modality, kept in tokens.by_modality.items():
             yield f"{modality}, of what is left", kept, tokens.kept_after, ""
+
+
+def _last_cut(report: Report) -> Sequence[DecodeCutCount]:
+    """Return the last cut while decoding; none where there was none."""
+    return () if report.decoding is None else report.decoding.cuts[-1:]
 
 
 def _place(at: str, layer: int) -> str:
@@ -183,8 +188,7 @@ def _add(*counts: float | None) -> float | None:
 
 def _memory_rows(report: Report) -> Iterable[ShareRow]:
     yield "KV cache", report.kv_cache_bytes.kept, report.kv_cache_bytes.full, "B"
-    if report.decoding is not None and report.decoding.cuts:
-        last = report.decoding.cuts[-1]
+    for last in _last_cut(report):
         name = f"after {last.tokens} tokens"
         yield name, last.kv_cache_bytes, last.kv_cache_bytes_uncut, "B"
 
