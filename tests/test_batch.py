@@ -37,7 +37,7 @@ from vtprune.serving.batch import (
     run_batch,
     turns_over,
 )
-from vtprune.serving.requests import Request, find_files, read_requests, requests_about
+from vtprune.serving.requests import HINT, Request, find_files, read_requests, requests_about
 
 SHORT = BatchSettings(generation=Generation(max_new_tokens=4), batch_size=4)
 PRESET = vtprune.load_preset({"keep": 0.4, "stages": [{"at": 2, "method": "random"}]})
@@ -331,6 +331,11 @@ def test_a_wrong_line_of_a_list_is_an_error_in_its_line(
     wrong = next(line for line in lines if line["error"])
     assert (wrong["id"], wrong["files"], wrong["question"]) == (7, ["a.png"], "what?")
     assert re.match("line 1: .*keep 2", wrong["error"])
+    assert wrong["hint"] == HINT
+    (tmp_path / "requests.csv").write_text("file,text\na.png,what?\n,\n")
+    good, wrong_row = read_requests(tmp_path / "requests.csv", PRESET, columns={"question": "text"})
+    assert not good.fault
+    assert "--columns" in wrong_row.hint
 
 
 def test_a_table_of_requests_has_columns_and_may_hold_its_pictures(

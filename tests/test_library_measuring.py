@@ -40,6 +40,9 @@ def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture
         assert len(row["passes"]) == row["questions"] * row["seeds"] > 0
         assert all(one["prefill"] > 0 for one in row["passes"])
     assert next(row.name for row in result.rows) == "unpruned"
+    few = [questions[0], 7, ("none.png", "what?"), 8]  # of which the first and the third are asked
+    result = vtprune.evaluate(loaded, few, ["random"], [0.5], seeds=1, limit=2, generation=SHORT)  # type: ignore[arg-type]
+    assert (result.questions, set(result.failed)) == (1, {2}), "numbers are those of the list"
     with pytest.raises(MediaError, match=r"none\.png"):
         vtprune.evaluate(loaded, [("none.png", "what?")], ["random"])
     with pytest.raises(VtpruneError, match="metric 'best' is unknown"):

@@ -159,7 +159,7 @@ def asked_questions(
     Raises:
         VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
     """
-    from vtprune.inference.questions_file import limit_questions, open_questions, read_askable
+    from vtprune.inference.questions_file import open_questions, read_askable
 
     check_metric(flags.metric)
     if len(inputs) == 1 and is_demo(inputs[0]):
@@ -173,7 +173,7 @@ def asked_questions(
             if media
             else read_askable(inputs[0], columns)
         )
-        asked, failed = open_questions(limit_questions(listed, flags.limit), limits_from(flags))
+        asked, failed = open_questions(listed, limits_from(flags), flags.limit)
         check_choices(flags.metric, asked)
         yield asked, failed
 

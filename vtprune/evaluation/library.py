@@ -25,7 +25,6 @@ from vtprune.inference.prompt_media import Media, attempt
 from vtprune.inference.questions_file import (
     Asked,
     FaultyRow,
-    limit_questions,
     open_questions,
     read_askable,
     read_row,
@@ -237,7 +236,7 @@ def _questions(
         listed: list[Asked | FaultyRow | VtpruneError] = [*read_askable(questions, columns)]
     else:
         listed = [attempt(partial(_asked, item)) for item in questions]
-    return open_questions(limit_questions(listed, limit), limits)
+    return open_questions(listed, limits, limit)
 
 
 def _asked(item: object) -> Asked:

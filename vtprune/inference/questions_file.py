@@ -124,9 +124,12 @@ def read_askable(
 
 
 def open_questions(
-    listed: Sequence[Asked | FaultyRow | VtpruneError], limits: Limits
+    listed: Sequence[Asked | FaultyRow | VtpruneError], limits: Limits, most: int | None = None
 ) -> tuple[list[Asked], dict[int, VtpruneError]]:
     """Return the questions that can be asked, and the errors of the others by their numbers.
+
+    Args:
+        most: as of `limit_questions`; files of the others are not opened.
 
     Raises:
         VtpruneError: there is no question that can be asked.
@@ -136,7 +139,7 @@ def open_questions(
     opened: dict[object, VtpruneError | None] = {}
     asked: list[Asked] = []
     failed: dict[int, VtpruneError] = {}
-    for number, item in enumerate(listed):
+    for number, item in limit_questions([*enumerate(listed)], most):
         if not isinstance(item, Asked):
             failed[number] = item.error if isinstance(item, FaultyRow) else item
             continue
