@@ -17,6 +17,7 @@ SHARE = 5  # more than that may take up one part in so many of a device's memory
 FEW = 2**22  # so many are held on a CPU
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
 LIKELY = 32  # rows that may be farthest, compared with all at once
+CLOSE = 4  # blocks on either side, its own included, that a row is compared with before all others
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
 
@@ -127,7 +128,9 @@ def most_alone(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """() int64, the row whose nearest neighbour is farthest; the first of it and those as far.
 
     A row is left out as soon as one of its neighbours is nearer than the nearest one of another
-    row; those that may be farthest are compared with all first.
+    row; those that may be farthest are compared with all first. Rows are compared with those near
+    them in order before: in a video most neighbours are in the same frame or one close to it, so
+    that few rows are left for the others, and time grows with their number, not its square.
 
     Args:
         rows: (n, d) from `unit_rows`.
@@ -135,13 +138,21 @@ def most_alone(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """
     (num,) = excluded.shape
     nearest = rows.new_full((num,), -torch.inf).masked_fill_(excluded, 1.0)
+    parts = [slice(first, first + BLOCK) for first in range(0, num, BLOCK)]
+    for apart in range(CLOSE):
+        for one, other in zip(parts, parts[apart:], strict=False):
+            block = cosines(rows[one], rows[other])
+            if not apart:
+                block.fill_diagonal_(-torch.inf)
+            nearest[one] = torch.maximum(nearest[one], block.amax(dim=1))
+            nearest[other] = torch.maximum(nearest[other], block.amax(dim=0))
     left = torch.arange(num, device=rows.device)
     farthest = torch.inf
-    for first in range(0, num, BLOCK):
-        last = min(first + BLOCK, num)
-        block = cosines(rows[left], rows[first:last])
-        block[left[:, None] == torch.arange(first, last)] = -torch.inf
-        nearest[left] = torch.maximum(nearest[left], block.amax(dim=1))
+    for part in (slice(0), *parts):  # at first those alone that may be farthest, with all
+        if part.stop:
+            block = cosines(rows[left], rows[part])
+            block[left[:, None] == torch.arange(num)[part]] = -torch.inf
+            nearest[left] = torch.maximum(nearest[left], block.amax(dim=1))
         best = left[nearest[left].topk(min(LIKELY, len(left)), largest=False).indices]
         lines = cosines(rows[best], rows)
         lines.scatter_(1, best[:, None], -torch.inf)
