@@ -70,11 +70,9 @@ def with_neighbours(layout: Layout, tokens: torch.Tensor) -> torch.Tensor:
         return code
 
     patch = grid.kind == PATCH
-    beside = torch.zeros_like(patch)
     places = [axis[tokens[patch[tokens]]] for axis in axes]
-    for row, col in CROSS:
-        wanted = number([*places[:3], places[3] + row, places[4] + col])
-        beside |= torch.isin(number(axes), wanted)
+    wanted = [number([*places[:3], places[3] + row, places[4] + col]) for row, col in CROSS]
+    beside = torch.isin(number(axes), torch.cat(wanted))
     beside &= patch
     beside[tokens] = True
     return beside
