@@ -36,7 +36,7 @@ class Gains(Protocol):
 
 
 def choose_lazily(
-    bound: torch.Tensor, count: int, gains: Gains
+    bound: torch.Tensor, count: int, gains: Gains, at_once: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the tokens in the order of choice, (count,) int64, and what each added, (count,).
 
@@ -45,16 +45,18 @@ def choose_lazily(
     Args:
         bound: (n,) float32, no less than the gain of each token; it is changed.
         count: how many to choose, at most n.
+        at_once: tokens whose gains are worked out at once, and then with each choice; None: ACTIVE.
     """
+    at_once = ACTIVE if at_once is None else at_once
     order: list[int] = []
     added: list[float] = []
     while len(order) < count:
         ranked = bound.argsort(descending=True, stable=True)
         # The highest of those that are left; those that are chosen stand last.
-        active = ranked[: min(ACTIVE, len(bound) - len(order))].sort().values
+        active = ranked[: min(at_once, len(bound) - len(order))].sort().values
         rest, rival = -torch.inf, len(bound)
-        if len(active) == ACTIVE < len(bound):
-            rival = int(ranked[ACTIVE])
+        if len(active) == at_once < len(bound):
+            rival = int(ranked[at_once])
             rest = float(bound[rival])
         bound[active] = gains.renew(active).nan_to_num_(nan=torch.finfo(bound.dtype).min)
         places = (bound[active] >= rest).nonzero().squeeze(1)

@@ -13,7 +13,9 @@ Official code: kinredon/SCOPE (not looked at).
 Differences: tokens are compared behind the projector, as they enter the language model, where the
 authors compare what the tower gives. A tower without a CLS token gives the attention that its
 patches receive in the mean. Tokens of all pictures and frames are chosen from together unless the
-stage says `per: tile` or `per: frame`; the authors handle each tile by itself. Positions are kept.
+stage says `per: tile` or `per: frame`; the authors handle each tile by itself. Attention is
+multiplied as it is, with no exponent: that is assumed, as their code was not looked at. Positions
+are kept.
 Ties go to the earlier token; a state that is zero covers nothing. Float32. What a token would add
 never grows, so that few are looked at again in each step, with the same choices. The cosines of all
 pairs are held at once up to 16,384 tokens; past that they are worked out where they are asked for.
@@ -38,6 +40,8 @@ from vtprune.pruners.similarity import (
     cosines,
     unit_rows,
 )
+
+FEW = 64  # tokens whose gains are worked out with each choice: of all tokens' coverage each
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def cover_greedily(
     coverage = Coverage(rows, attention)
     parts = torch.arange(len(rows), device=rows.device).split(ACTIVE)
     bound = torch.cat([coverage.renew(part) for part in parts])
-    order, added = choose_lazily(bound, count, coverage)
+    order, added = choose_lazily(bound, count, coverage, min(FEW, ACTIVE))
     return order.to(rows.device), added.to(rows.device)
 
 

@@ -85,8 +85,15 @@ def _thin_out_by_half(rows: torch.Tensor, count: int) -> torch.Tensor:
         first = hit.byte().argmax(dim=1, keepdim=True)
         best = similarity[even].gather(1, first)[:, 0]
         unknown = (~hit.any(dim=1)).nonzero()[:, 0]
-        if len(unknown):
-            best[unknown] = cosines(rows[even[unknown]], rows[odd]).amax(dim=1)
+        if len(unknown):  # none that was noted is left among the odd ones: note others
+            which = even[unknown]
+            similar = cosines(rows[which], rows[left])
+            best[unknown] = similar[:, 1::2].amax(dim=1)
+            similar[torch.arange(len(which)), 2 * unknown] = -torch.inf
+            noted = similar.topk(min(nearest.shape[1], len(left) - 1), dim=1)
+            num_noted = noted.indices.shape[1]
+            nearest[which, :num_noted] = left[noted.indices]
+            similarity[which, :num_noted] = noted.values
         num_dropped = min(ROUND, len(left) - count, len(even))
         stays = torch.ones_like(left, dtype=torch.bool)
         stays[2 * best.argsort(stable=True)[-num_dropped:]] = False
