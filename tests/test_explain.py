@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from browser import screenshot
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import nn
 
 import vtprune
 from vtprune import VtpruneError
@@ -41,6 +44,7 @@ from vtprune.media import Limits
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded, load
 from vtprune.models.seams import Arguments, feed_forward
+from vtprune.models.structure import find_structure
 from vtprune.preset import Preset, load_preset, override
 from vtprune.tokens.layout import box, join, lay_out, single
 
@@ -127,6 +131,46 @@ def test_long_prompts_get_the_same_gradient_with_less_held(
     assert max(lengths) == 16
     assert "forward" not in vars(layer)
     assert "forward" not in vars(network)
+
+
+def test_a_long_video_is_encoded_in_segments_and_explained_alike(
+    checkpoints: Callable[[str], Path], clip: tuple[Path, Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("qwen2_5_vl", "internvl"):
+        loaded = load(str(checkpoints(name)))
+        maps, largest = [], []
+        for at_once in (32, 3):
+            monkeypatch.setattr("vtprune.inference.evidence.ask.AT_ONCE", at_once)
+            monkeypatch.setattr("vtprune.inference.evidence.ask.SEGMENT", 2)
+            with note_encoder_rows(loaded) as rows:
+                explanation = vtprune.explain(
+                    loaded, clip[0], "what?", method="random", keep=0.5,
+                    sampling=Sampling(frames=8), generation=Generation(max_new_tokens=2),
+                )  # fmt: skip
+            maps.append([run.maps[0].shares for run in explanation.runs])
+            largest.append(max(rows))
+        assert largest[1] * 4 == largest[0], name
+        for whole, segments in zip(*maps, strict=True):
+            torch.testing.assert_close(whole, segments, atol=1e-4, rtol=1e-3)
+
+
+@contextmanager
+def note_encoder_rows(loaded: Loaded) -> Iterator[list[int]]:
+    """Note how many patches each call of the vision tower gets."""
+    names = ("visual", "vision_tower")
+    tower = next(
+        module for name, module in find_structure(loaded.model).inner.named_children()
+        if name in names
+    )  # fmt: skip
+    rows: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pixels = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+        rows.append(len(pixels))
+
+    hook = tower.register_forward_pre_hook(note, with_kwargs=True)
+    yield rows
+    hook.remove()
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma4"])

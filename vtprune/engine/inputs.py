@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -51,6 +51,8 @@ class PreparedInputs:
         streamed: of the one prompt whose video was encoded in segments; None of any other.
         cache: the encoders' features on disk; each prompt is encoded alone then, so that they do
             not follow from its batch. None: they are not kept.
+        encoded: modality -> an encoder's output for the one prompt, that was made before. Where the
+            tower's attention is read or pixels are left out, the encoder runs again.
     """
 
     media: Sequence[tuple[str, Grid]] = ()
@@ -59,6 +61,7 @@ class PreparedInputs:
     cache: EncoderCache | None = None
     answer_tokens: int | None = None
     streamed: StreamedVideo | None = None
+    encoded: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -83,4 +86,5 @@ class PreparedInputs:
             tensors, [row.units for row in prompts], full_size, [row.tensors for row in prompts]
         )
         media = [item for row in prompts for item in row.media]
-        return cls(media, features, view, cache, answer_tokens, prompts[0].streamed)
+        encoded = prompts[0].encoded if len(prompts) == 1 else {}
+        return cls(media, features, view, cache, answer_tokens, prompts[0].streamed, encoded)

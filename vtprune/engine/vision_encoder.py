@@ -86,6 +86,8 @@ class EncoderHooks:
         if streamed is not None and streamed.modality == modality:
             return streamed.encoded
         rows = self.rows_for(modality)
+        if modality in self.inputs.encoded and rows is None and not self.plan.reads_tower:
+            return self.inputs.encoded[modality]
         key = (
             ENCODERS[modality],
             None if rows is None else tuple(rows.tolist()),

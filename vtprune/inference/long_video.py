@@ -7,7 +7,7 @@ segments before it kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from vtprune.engine.video_segments import (
 )
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference.model_inputs import TEXT_INPUTS, to_device
-from vtprune.media import Limits, Source, read_parts
+from vtprune.media import Frames, Limits, Source, read_parts
 from vtprune.models.base import (
     PIXELS,
     Inputs,
@@ -69,6 +69,7 @@ class StreamPlan:
         limits: of what is read.
         on_progress: gets the stage, the frames done and all frames.
         warnings: what the reader should know of it.
+        decoded: the frames, where they are decoded and resized already.
     """
 
     source: Source
@@ -78,6 +79,23 @@ class StreamPlan:
     limits: Limits
     on_progress: Progress | None = None
     warnings: tuple[str, ...] = ()
+    decoded: PreparedMedia | None = None
+
+    def segments(self, size: int) -> Iterator[Frames]:
+        """Yield the frames of each segment, of `size` or fewer, decoded now or already.
+
+        Raises:
+            MediaError: the video can't be read.
+        """
+        index, item = self.read.index, self.decoded
+        if item is None:
+            yield from read_parts(self.source, index, size, self.read.transform, self.limits)
+            return
+        rows = len(item.pixels) // len(index)  # of a frame
+        for first in range(0, len(index), size):
+            part = slice(first, first + size)
+            pixels = item.pixels[first * rows : (first + size) * rows]
+            yield Frames(pixels, index[part], item.timestamps[part], self.source.decoder, ())
 
     @property
     def stage(self) -> StageSpec:
@@ -377,7 +395,7 @@ def encode_segments(
     notes: tuple[str, ...] = ()
     tail_scores: torch.Tensor | None = None
     started, total = clock(), len(plan.read.index)
-    for part in read_parts(plan.source, plan.read.index, size, plan.read.transform, plan.limits):
+    for part in plan.segments(size):
         seconds["media"] += clock() - started
         started = clock()
         segment = replace(item, pixels=part.pictures, index=part.index, timestamps=part.timestamps)

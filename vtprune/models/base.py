@@ -179,6 +179,7 @@ class Inputs:
         units: the frames or tiles of each media item that the vision tower encodes one by one.
         full_size: token counts had the media not been made smaller; None where they were not.
         streamed: of a video that was encoded in segments; None of any other prompt.
+        encoded: modality -> an encoder's output for all of the prompt, that was made before.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -188,6 +189,7 @@ class Inputs:
     units: tuple[Units, ...] = ()
     full_size: FullSizeCounts | None = None
     streamed: StreamedVideo | None = None
+    encoded: Mapping[str, object] = field(default_factory=dict)
 
 
 Media = Sequence[PreparedMedia]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +16,12 @@ from vtprune.inference.evidence.answer_parts import AnswerPart, split_answer
 from vtprune.inference.evidence.probe import Passes, Probe
 from vtprune.inference.forced_answers import append_text, logits_to_keep_argument
 from vtprune.inference.generate import Generation, Run, generate, pruned
+from vtprune.inference.long_video import StreamPlan, encode_segments
+from vtprune.media import Limits
+from vtprune.models.base import PIXELS, ReadPlan
+from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.structure import find_structure
-from vtprune.preset import Preset
+from vtprune.preset import Preset, StreamSpec
 from vtprune.tokens.layout import Layout
 
 if TYPE_CHECKING:
@@ -26,6 +30,12 @@ if TYPE_CHECKING:
     from vtprune.models.loading import Loaded
 
 UNPRUNED = Preset("unpruned", keep=1.0)
+AT_ONCE = 32
+"""Frames of a video that a vision encoder gets at once; of a longer one it gets SEGMENT by SEGMENT.
+
+Its work on many frames takes more memory than any map.
+"""
+SEGMENT = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +99,33 @@ class ExplainedAnswer:
         return Probe(
             replay, self.layout, self.run.tokens, edges, present, passes, settings, self.attended()
         )
+
+
+def encode_in_segments(loaded: Loaded, prepared: PreparedQuestion) -> PreparedQuestion:
+    """Return a question with the features of its long video, a few frames encoded at once.
+
+    As it was where it has no long video or other media too, or where its encoder mixes frames.
+    """
+    media, inputs = prepared.media, prepared.inputs
+    item = media.items[0]
+    if len(media.items) > 1 or media.stream is not None or len(item.index) <= AT_ONCE:
+        return prepared
+    structure = find_structure(loaded.model)
+    names = [name for name in PIXELS if name in inputs.tensors]
+    ids = inputs.tensors["input_ids"]
+    vision = {PIXELS[name]: inputs.tensors for name in names}
+    valid = torch.ones(ids.shape, dtype=torch.bool)
+    transform = item.transform or torch.clone  # not called: the frames are decoded
+    plan = StreamPlan(
+        item.source, ReadPlan(item.index, transform), StreamSpec(SEGMENT, keep=1.0), UNPRUNED,
+        Limits(), decoded=item,
+    )  # fmt: skip
+    try:
+        (layout,), _ = lay_out_batch(structure, ids.cpu(), valid, vision, None, inputs.media)
+        video = encode_segments(loaded, structure, plan, media, layout, ids[0, :0], names)
+    except ModelError:  # at once, as any other
+        return prepared
+    return replace(prepared, inputs=replace(inputs, encoded={video.modality: video.encoded}))
 
 
 def answer_to_explain(

@@ -18,6 +18,7 @@ from vtprune.inference.evidence.ask import (
     UNPRUNED,
     ExplainedAnswer,
     answer_to_explain,
+    encode_in_segments,
     masked_by_pruning,
 )
 from vtprune.inference.evidence.explanation import (
@@ -145,14 +146,14 @@ def explain_answer(
     if media.full_size:
         assert sampling is not None
         full = read_in_full(loaded, media.sources, sampling, limits or Limits(), on_progress)
-    answers = []
-    for shown, one in ((full, UNPRUNED), (media, preset)):
-        if one is not None:
-            prepared = prepare_question(loaded, shown, question, generation)
-            reads = by in READS_ATTENTION
-            answers.append(
-                answer_to_explain(loaded, prepared, one, generation, features, attention=reads)
-            )
+    reads = by in READS_ATTENTION
+    prepared = encode_in_segments(loaded, prepare_question(loaded, full, question, generation))
+    answers = [answer_to_explain(loaded, prepared, UNPRUNED, generation, features, reads)]
+    if preset is not None:
+        if media is not full:
+            prepared = prepare_question(loaded, media, question, generation)
+            prepared = encode_in_segments(loaded, prepared)
+        answers.append(answer_to_explain(loaded, prepared, preset, generation, features, reads))
     if by != "attention":  # what can't be repeated is an error before the unpruned map is made
         masked_by_pruning(answers[-1].run.trace, 1 + int(answers[-1].layout.columns.max()))
     runs = [
