@@ -42,6 +42,8 @@ MERGING = {
     "holitom": {},
     "pool": {},
     "vscan": {},
+    "fastvid": {"contextual": "1"},
+    "flashvid": {},
 }
 """Methods that merge, with options with which they do so where tokens are few."""
 ONE_DIMENSIONAL = [

@@ -19,6 +19,7 @@ from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 
 VIDEO = ("evs", "dycoke", "vidcom2", "holitom")
+"""Those that read hidden states alone."""
 
 
 def clip(frames: int, rows: int, cols: int, newline: bool = False, videos: int = 1) -> Layout:

@@ -226,6 +226,29 @@ METHODS: dict[str, Method] = {
         schedule="vtprune.pruners.holitom:schedule",
         later=("fastv", {"rest": "merge"}),
     ),
+    "fastvid": Method(
+        path="vtprune.pruners.fastvid:FastVid",
+        at="input",
+        summary="attended tokens, anchors of similar frames",
+        paper="FastVID, arXiv 2503.11187",
+        options=(
+            MethodOption("contextual", 0.4, (), "part of the budget for anchors, which the rest "
+                         "is merged into", 0, 1),
+        ),
+        modalities=("video",),
+    ),
+    "flashvid": Method(
+        path="vtprune.pruners.flashvid:FlashVid",
+        at="schedule",
+        summary="attended unlike tokens, trees over time",
+        paper="FlashVID, arXiv 2602.08024",
+        options=(
+            MethodOption("similar", 0.8, (), "least cosine of a link to the frame before", 0, 1),
+        ),
+        modalities=("video",),
+        schedule="vtprune.pruners.flashvid:schedule",
+        later=("fastv", {}),
+    ),
     "vidcom2": Method(
         path="vtprune.pruners.vidcom2:VidCom2",
         at="input",

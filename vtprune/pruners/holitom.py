@@ -181,7 +181,7 @@ def cluster_heads(
         heads = members.to(states.device)
         if 0 < share < len(members):
             rows = run_means(states, head, heads) / states.shape[1] ** 0.5
-            chosen, nearest = density_peaks(rows, share, NEIGHBOURS)
+            chosen, nearest = density_peaks(rows, share, min(NEIGHBOURS, share))
             into[heads] = heads[chosen][nearest]
             kept.append(heads[chosen])
         elif share:

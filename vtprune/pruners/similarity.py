@@ -258,9 +258,9 @@ def density_peaks(
     """Return the `count` cluster centres, ascending, and (n,) the nearest one of every row.
 
     The centres are dense and far from anything denser (DPC-KNN): density is exp(-d), d the mean
-    squared distance to the nearest `neighbours`, the row itself included, at most `count`. Of the
-    densest rows the first counts as denser than the rest; other rows whose densities are equal, but
-    for rounding, are no denser than each other. Of equal scores the earlier wins.
+    squared distance to the nearest `neighbours`, the row itself included. Of the densest rows the
+    first counts as denser than the rest; other rows whose densities are equal, but for rounding,
+    are no denser than each other. Of equal scores the earlier wins.
 
     Args:
         rows: (n, d) float32.
@@ -268,7 +268,7 @@ def density_peaks(
     squares = rows.square().sum(dim=1)
     distance = squares[:, None] + squares[None] - 2 * rows @ rows.T
     distance = distance.clamp_min(0).fill_diagonal_(0)  # (n, n), squared
-    num_nearest = min(neighbours, count)
+    num_nearest = min(neighbours, len(rows))
     spread = distance.topk(num_nearest, largest=False).values.mean(dim=1)  # -ln density
     denser = spread[None] < spread[:, None] * SAME  # (n, n), [i, j]: j is denser than i
     number = torch.arange(len(rows), device=rows.device)

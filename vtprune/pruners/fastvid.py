@@ -1,0 +1,209 @@
+"""Cut a video where its frames change; keep attended tokens of every frame, and merge the rest.
+
+Idea: a video is cut into segments where neighbouring frames differ most. In every segment three
+fifths of what is kept are the tokens that the vision tower attends to most, frame by frame. The
+others are anchors: in every fourth frame of the segment the tokens that are dense and far from what
+is denser. All other tokens of the segment are merged into the most similar anchor.
+
+Why it works: inside a segment frames show nearly the same, so that a few anchors stand for what is
+there, while attended tokens hold the details; and nothing is merged across a change of scene.
+
+Paper: FastVID, arXiv 2503.11187 (NeurIPS 2025).
+Official code: LunarShen/FastVID (not looked at).
+Differences: frames are compared by the mean of their tokens behind the projector, where the paper
+uses the tower's own feature of a frame; a tower without a CLS token gives the attention that its
+patches receive in the mean, as the paper does for Qwen, and no head is added to SigLIP. Tokens are
+merged into one anchor of the segment, where the paper assigns them anew for each anchor frame;
+attended tokens stay as they are. Squared distances are divided by the width of the states, as in
+`holitom`, and the density counts the nearest 4, the token itself included; the paper's text names
+neither. Counts are exact: segments have shares by their tokens; where too few fit into the anchor
+frames, attended tokens take their places. Several videos share one budget, and each has its own
+segments. With `per: frame` each frame is a segment of its own. Tokens that are not patches
+(newlines) go first. Positions are kept, as in the paper. Ties go to the earlier token. Float32.
+
+Options:
+    contextual: 0.4 (default), the part of the budget for anchors; from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from vtprune.pruners.base import (
+    Budget,
+    Selection,
+    VisualTokens,
+    check_finite,
+    keep_best,
+    merged_into,
+)
+from vtprune.pruners.holitom import shares
+from vtprune.pruners.similarity import BLOCK, SAME, cosines, density_peaks, unit_rows
+from vtprune.tokens.layout import PATCH, Layout
+from vtprune.tokens.quotas import quotas, weighted_quotas
+from vtprune.tokens.schedule import SLACK
+
+# As published.
+SEGMENTS = 8  # at least, in a video of as many frames
+SIMILAR = 0.9  # cosine of neighbouring frames below which a segment ends
+ANCHOR_STEP = 4  # frames from one with anchors to the next
+NEIGHBOURS = 4  # of a token's density, itself included
+
+
+@dataclass(frozen=True)
+class FastVid:
+    contextual: float = 0.4
+
+    needs = ("tower_attention", "hidden")
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return select_patches(tokens, budget, "fastvid", self.merge)
+
+    def merge(self, video: Segments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+        """Return what each patch is merged into, and its share there."""
+        num_anchors, num_attended = self.share(video)
+        attended = keep_best(attention, Budget(video.frame, num_attended))
+        target = torch.full((len(states),), -1, device=states.device)
+        target[attended] = attended
+        for frames in video.frames_of_segments():
+            rest = torch.cat([video.tokens[frame] for frame in frames]).to(states.device)
+            rest = rest[target[rest] < 0]
+            anchors = [rest[:0]]
+            for frame in frames[::ANCHOR_STEP]:
+                if num_anchors[frame]:
+                    members = video.tokens[frame].to(states.device)
+                    members = members[target[members] < 0]
+                    rows = states[members].float() / states.shape[1] ** 0.5
+                    count = int(num_anchors[frame])
+                    anchors.append(members[density_peaks(rows, count, NEIGHBOURS)[0]])
+            aims = torch.cat(anchors)
+            if len(aims):
+                rows = unit_rows(states[aims])
+                for part in rest.split(BLOCK):
+                    target[part] = aims[cosines(unit_rows(states[part]), rows).argmax(dim=1)]
+                target[aims] = aims
+        return target, shares(torch.arange(len(states), device=states.device), target)
+
+    def share(self, video: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (F,) int64 how many anchors, and how many attended tokens, each frame has."""
+        sizes = torch.bincount(video.frame)
+        anchors, attended = torch.zeros_like(sizes), torch.zeros_like(sizes)
+        segments = video.frames_of_segments()
+        in_segments = [int(sizes[frames].sum()) for frames in segments]
+        group = [int(video.group[frames[0]]) for frames in segments]
+        counts = [0] * len(segments)
+        for number, quota in enumerate(video.quota.tolist()):
+            own = [place for place, of in enumerate(group) if of == number]
+            there = [in_segments[place] for place in own]
+            for place, count in zip(own, weighted_quotas(quota, there, there), strict=True):
+                counts[place] = count
+        for frames, count, total in zip(segments, counts, in_segments, strict=True):
+            with_anchors = frames[::ANCHOR_STEP]
+            contextual = 0 if count == total else math.floor(self.contextual * count + SLACK)
+            contextual = min(contextual, int(sizes[with_anchors].sum()))
+            anchors[with_anchors] = torch.tensor(quotas(contextual, sizes[with_anchors].tolist()))
+            left = (sizes - anchors)[frames].tolist()
+            attended[frames] = torch.tensor(quotas(count - contextual, left))
+        return anchors, attended
+
+
+# -- patches and segments of videos ----------------------------------------------------------------
+
+Merged = tuple[torch.Tensor, torch.Tensor]
+"""(N,) int64 token that each is merged into, its own number for a kept one, -1 for none; and (N,)
+float32 its share there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The patches of videos, by frame and segment; frames of two groups of the budget are apart.
+
+    Args:
+        frame: (N,) int64 number of each patch's frame, ascending by group, video and time.
+        segment: (F,) int64 number of each frame's segment, ascending.
+        group: (F,) int64 group of the budget that each frame is in.
+        quota: (G,) int64 patches to keep in each group.
+        tokens: of every frame, the numbers of its patches, ascending.
+    """
+
+    frame: torch.Tensor
+    segment: torch.Tensor
+    group: torch.Tensor
+    quota: torch.Tensor
+    tokens: tuple[torch.Tensor, ...]
+
+    def frames_of_segments(self) -> list[list[int]]:
+        """Return the frames of every segment."""
+        sizes = torch.bincount(self.segment).tolist()
+        return [part.tolist() for part in torch.arange(len(self.segment)).split(sizes)]
+
+
+Merge = Callable[[Segments, torch.Tensor, torch.Tensor], Merged]
+"""(segments, states (N, d), attention (N,) of the tower) of the patches -> what they become."""
+
+
+def select_patches(tokens: VisualTokens, budget: Budget, method: str, merge: Merge) -> Selection:
+    """Keep and merge patches; what is none (newlines) is kept where the budget has room for it.
+
+    Args:
+        method: whose states they are, for an error's sake.
+
+    Raises:
+        ModelError: states that are not finite.
+    """
+    states = tokens.states["hidden"].flatten(1)
+    attention = tokens.states["tower_attention"].to(states.device)
+    is_patch = tokens.layout.grid.kind == PATCH
+    patch = is_patch.nonzero().squeeze(1)
+    sizes = torch.bincount(budget.group[patch], minlength=len(budget.quota))
+    quota = budget.quota.minimum(sizes)
+    others = keep_best(-is_patch.float(), Budget(budget.group, budget.quota - quota))
+    target = torch.full((len(tokens),), -1, device=states.device)
+    weight = torch.zeros(len(tokens), device=states.device)
+    others = others.to(states.device)
+    target[others], weight[others] = others, 1.0
+    if len(patch):
+        layout, place = tokens.layout.take(patch), patch.to(states.device)
+        states, group = states[place], budget.group[patch]
+        means, video = find_segments(layout, states, group, quota)
+        check_finite(torch.cat([attention[place], means.sum(dim=1)]), method)
+        into, weight[place] = merge(video, states, attention[place])
+        target[place] = torch.where(into >= 0, place[into], -1)
+    index = (target == torch.arange(len(target), device=target.device)).nonzero().squeeze(1)
+    return replace(merged_into(target, index), weight=weight)
+
+
+def find_segments(
+    layout: Layout, states: torch.Tensor, group: torch.Tensor, quota: torch.Tensor
+) -> tuple[torch.Tensor, Segments]:
+    """Return (F, d) float32 means of the frames, and the segments.
+
+    A segment ends where the next frame of its video and group is less than `SIMILAR` to it, and
+    where that is least, until the video has `SEGMENTS`.
+
+    Args:
+        layout: of patches alone.
+        states: (N, d).
+        group: (N,) int64.
+        quota: (G,) int64.
+    """
+    key = torch.stack([group, layout.groups("frame")])
+    (of_group, _), frame = torch.unique(key, dim=1, return_inverse=True)
+    tokens = frame.argsort(stable=True).split(torch.bincount(frame).tolist())
+    means = torch.stack([states[part.to(states.device)].float().mean(dim=0) for part in tokens])
+    rows = unit_rows(means)
+    similar = (rows[1:] * rows[:-1]).sum(dim=1).cpu()
+    similar = similar.masked_fill(similar > SAME, 1.0)
+    video = torch.stack([layout.media[part[0]] for part in tokens])
+    same = (video[1:] == video[:-1]) & (of_group[1:] == of_group[:-1])
+    ends = ~same | (similar < SIMILAR)
+    stretch = torch.cat([torch.zeros(1, dtype=torch.long), (~same).long().cumsum(0)])
+    for number in stretch.unique().tolist():
+        inside = (same & (stretch[1:] == number)).nonzero().squeeze(1)
+        ends[inside[similar[inside].argsort(stable=True)[: SEGMENTS - 1]]] = True
+    segment = torch.cat([torch.zeros(1, dtype=torch.long), ends.long().cumsum(0)])
+    return means, Segments(frame, segment, of_group, quota, tokens)

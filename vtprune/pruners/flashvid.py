@@ -1,0 +1,222 @@
+"""Keep attended and unlike tokens of every frame; chain the rest over time, wherever they move.
+
+Idea: in every frame the tokens that are farthest from each other are kept, their distance weighted
+by the attention of the vision tower and by how much they are like the segment's mean frame. Each of
+the others is linked to the most similar one of the frame before, at any place, if that is similar
+enough; such trees become their means. A deep layer cuts once more, by the attention of the prompt's
+last token.
+
+Why it works: what stays the same in a video moves, so that the same place in the next frame is
+another thing; and a mean over time loses less than a dropped token. What must not be lost in a mean
+is chosen before.
+
+Paper: FlashVID, arXiv 2602.08024 (ICLR 2026).
+Official code: Fanziyang-v/FlashVID, MIT (not looked at).
+Differences: the first cut leaves 1.25 times the budget and the second, before layer 20 of 28, 0.3
+of that, as published, in decoders of any depth; where the budget lets the first keep everything,
+the second gets the rest; at a place of its own (`at: input`) there is the first cut alone. Frames
+share the budget equally, and 0.7 of each share, rounded down, is chosen. Where the trees are more
+than the rest of the budget, it is shared over the frames in proportion to the trees that begin
+there, and density peaks choose, as in `holitom`, the other trees merged into them; where they are
+fewer, the weakest links are cut until counts are exact. The paper says that density peaks meet the
+budget, and not how. Segments are those of `fastvid`, whose minimum of 8 and threshold of 0.9 the
+paper takes over. A relevance below zero counts as zero. The first token's rule is the paper's own:
+the largest weighted distance to its nearest neighbour. Several videos share one budget. With
+`per: frame` nothing is linked. Tokens that are not patches (newlines) go first. Positions are kept.
+Ties go to the earlier token. Float32.
+
+Options:
+    similar: 0.8 (default), the least cosine of a link; from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vtprune.pruners.base import Budget, Selection, VisualTokens
+from vtprune.pruners.fastvid import Merged, Segments, select_patches
+from vtprune.pruners.holitom import cluster_heads
+from vtprune.pruners.similarity import Similarity, choose_in_groups, cosines, unit_rows
+from vtprune.tokens.quotas import quotas, weighted_quotas
+from vtprune.tokens.schedule import SLACK, CutProfile, falling_once
+
+# As published.
+CHOSEN = 0.7  # of a frame's share
+DEPTHS = (0.0, 20 / 28)
+DEEP = 0.3  # of the tokens that the first cut leaves
+
+
+def schedule() -> CutProfile:
+    """The published cuts: 1.25 times the layer average at the input, 0.3 of that deep down."""
+    return falling_once(DEPTHS, DEEP)
+
+
+@dataclass(frozen=True)
+class FlashVid:
+    similar: float = 0.8
+
+    needs = ("tower_attention", "hidden")
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return select_patches(tokens, budget, "flashvid", self.merge)
+
+    def merge(self, video: Segments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+        """Return what each patch is merged into, and its share there."""
+        num_chosen, num_trees = share(video)
+        weight = attention * relevance(video, states)
+        chosen = choose_by_weight(unit_rows(states), weight, Budget(video.frame, num_chosen))
+        free = torch.ones(len(states), dtype=torch.bool)
+        free[chosen.cpu()] = False
+        parent, similarity = self.link(video, states, free)
+        cut_weakest(video, parent, similarity, free, num_trees)
+        head = torch.arange(len(states))
+        for tokens in video.tokens:  # the frame before comes first
+            linked = tokens[parent[tokens] >= 0]
+            head[linked] = head[parent[linked]]
+        parts = parts_of(video, free & (parent < 0), num_trees)
+        head = head.to(states.device)
+        _, into = cluster_heads(parts, states, head)
+        into[chosen] = chosen
+        return into[head], tree_shares(head, into)
+
+    def link(
+        self, video: Segments, states: torch.Tensor, free: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (N,) the token of the frame before that each is linked to, -1 for none; and their
+        cosine.
+
+        Args:
+            states: (N, d).
+            free: (N,) bool, the tokens that may be linked.
+        """
+        parent = torch.full((len(states),), -1)
+        similarity = torch.zeros(len(states))
+        members = [tokens[free[tokens]] for tokens in video.tokens]
+        for number in (video.segment[1:] == video.segment[:-1]).nonzero().squeeze(1).tolist():
+            before, tokens = members[number], members[number + 1]
+            if not len(before) or not len(tokens):
+                continue
+            rows, aims = (unit_rows(states[some.to(states.device)]) for some in (tokens, before))
+            best, place = cosines(rows, aims).max(dim=1)
+            best, place = best.cpu(), place.cpu()
+            linked = best >= self.similar
+            parent[tokens[linked]] = before[place[linked]]
+            similarity[tokens] = best
+        return parent, similarity
+
+
+def share(video: Segments) -> tuple[torch.Tensor, list[int]]:
+    """Return (F,) int64 tokens to choose in each frame, and how many trees each group keeps."""
+    sizes = torch.bincount(video.frame)
+    chosen, trees = torch.zeros_like(sizes), []
+    for number, quota in enumerate(video.quota.tolist()):
+        frames = (video.group == number).nonzero().squeeze(1)
+        shared = torch.tensor(quotas(quota, sizes[frames].tolist()), dtype=torch.long)
+        chosen[frames] = (shared * CHOSEN + SLACK).long()
+        trees.append(quota - int(chosen[frames].sum()))
+    return chosen, trees
+
+
+def relevance(video: Segments, states: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float32 mean product of each patch with the mean patches of its segment's frames.
+
+    Negative ones are 0.
+
+    Args:
+        states: (N, d).
+    """
+    weight = states.new_zeros(len(states), dtype=torch.float32)
+    for frames in video.frames_of_segments():
+        members = [video.tokens[frame].to(states.device) for frame in frames]
+        mean = torch.stack([states[some].float().mean(dim=0) for some in members]).mean(dim=0)
+        for some in members:
+            weight[some] = states[some].float() @ mean
+    return weight.clamp_min_(0)
+
+
+def choose_by_weight(rows: torch.Tensor, weight: torch.Tensor, budget: Budget) -> torch.Tensor:
+    """Return the index, (K,) ascending, of the tokens of each group that are farthest apart.
+
+    Args:
+        rows: (N, d) from `unit_rows`.
+        weight: (N,) at least 0, by which each token's distance counts.
+    """
+
+    def choose(
+        part: torch.Tensor, numbers: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        by = weight[numbers]  # (G, n)
+        similarity = Similarity(part, hold=True)
+        value = ((1 - similarity.nearest()) * by).nan_to_num_(nan=0.0)
+        nearest = torch.full_like(by, -1.0)  # cosine with the nearest one chosen
+        taken = torch.zeros_like(by, dtype=torch.bool)
+        order, added = [], []
+        for _ in range(count):
+            best, picked = value.masked_fill(taken, -1.0).max(dim=1)
+            order.append(picked)
+            added.append(best)
+            taken.scatter_(1, picked[:, None], True)
+            nearest = torch.maximum(nearest, similarity.to(picked))
+            value = (1 - nearest) * by
+        return torch.stack(order, dim=1), torch.stack(added, dim=1)
+
+    return choose_in_groups(rows, budget, choose)
+
+
+def cut_weakest(
+    video: Segments,
+    parent: torch.Tensor,
+    similarity: torch.Tensor,
+    free: torch.Tensor,
+    num_trees: list[int],
+) -> None:
+    """Cut the links of the least similar tokens where a group has fewer trees than it keeps.
+
+    Args:
+        parent: (N,) int64, changed.
+        similarity: (N,) with the parent.
+        free: (N,) bool, the tokens of the trees.
+        num_trees: of every group.
+    """
+    group = video.group[video.frame]
+    for number, count in enumerate(num_trees):
+        members = free & (group == number)
+        missing = count - int((members & (parent < 0)).sum())
+        if missing > 0:
+            linked = (members & (parent >= 0)).nonzero().squeeze(1)
+            parent[linked[similarity[linked].argsort(stable=True)[:missing]]] = -1
+
+
+def parts_of(
+    video: Segments, root: torch.Tensor, num_trees: list[int]
+) -> list[tuple[torch.Tensor, int]]:
+    """Return the trees that begin in each frame, by their roots, and how many of them are kept.
+
+    Args:
+        root: (N,) bool.
+        num_trees: of every group.
+    """
+    roots = [tokens[root[tokens]] for tokens in video.tokens]
+    parts: list[tuple[torch.Tensor, int]] = []
+    for number, count in enumerate(num_trees):
+        members = [roots[frame] for frame in (video.group == number).nonzero().squeeze(1).tolist()]
+        members = [some for some in members if len(some)]
+        sizes = [len(some) for some in members]
+        parts += zip(members, weighted_quotas(count, sizes, sizes), strict=True)
+    return parts
+
+
+def tree_shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float32 share of each token where it is merged: means of the means of trees.
+
+    Args:
+        head: (N,) int64 root of each token's tree.
+        into: (N,) int64 root that each root is merged into, -1 for none.
+    """
+    number = torch.arange(len(head), device=head.device)
+    size = torch.bincount(head, minlength=len(head)).float()
+    counted = ((head == number) & (into >= 0)).float()
+    trees = torch.zeros_like(size).index_add_(0, into.clamp_min(0), counted)
+    return (counted / trees[into.clamp_min(0)].clamp_min(1) / size.clamp_min(1))[head]
