@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from vtprune.tokens.units import Region, Units
+from vtprune.tokens.units import Region, Units, count_tokens
 
 BLOCK = 16
 """Pixels along a side of a block: a small moving object fills a block, but little of a frame."""
@@ -56,9 +56,7 @@ class Predictable:
         most: int,
     ) -> list[list[int]]:
         remaining = [list(numbers) for numbers in kept]
-        total = sum(
-            sizes[item][number] for item, numbers in enumerate(remaining) for number in numbers
-        )
+        total = count_tokens(remaining, sizes)
         errors = {
             (item, number): error(media[item], number, numbers[:place])
             for item, numbers in enumerate(remaining)

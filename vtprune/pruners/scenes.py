@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from vtprune.tokens.units import Units
+from vtprune.tokens.units import Units, count_tokens
 
 CELLS = 16
 """Cells along a side of a thumbnail."""
@@ -138,12 +138,6 @@ def changed(
         if change > threshold:
             left.append(number)
     return left
-
-
-def count_tokens(kept: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens the kept units of all items have."""
-    pairs = zip(kept, sizes, strict=True)
-    return sum(of_item[unit] for units, of_item in pairs for unit in units)
 
 
 def fill_up(

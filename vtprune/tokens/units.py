@@ -92,3 +92,14 @@ class FullSizeCounts:
     def total(self, modality: str = "all") -> int:
         """Return the visual tokens of a modality, or of all."""
         return sum(self.visual.values()) if modality == "all" else self.visual.get(modality, 0)
+
+
+def count_tokens(kept: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens the kept units of all items have.
+
+    Args:
+        kept: units of every item.
+        sizes: tokens of every unit of each.
+    """
+    pairs = zip(kept, sizes, strict=True)
+    return sum(of_item[unit] for units, of_item in pairs for unit in units)
