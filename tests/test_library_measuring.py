@@ -53,7 +53,8 @@ def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: P
     pictures = [save_noise(tmp_path / f"{number}.png", 40, 50 + number) for number in range(4)]
     questions = [(path.read_bytes(), "what?") for path in pictures]
     missing = ("none.png", "what?")
-    calibrated = vtprune.calibrate(loaded, [missing, *questions[:2]], generation=SHORT)
+    several = (pictures[:2], "what?", "red")  # its right answer is read after both pictures
+    calibrated = vtprune.calibrate(loaded, [missing, questions[2], several], generation=SHORT)
     assert list(calibrated.failed) == [0]
     assert calibrated.inputs == 2
     assert calibrated.calibration().ecl >= 1

@@ -13,7 +13,7 @@ from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.model_inputs import TEXT_INPUTS, Tensors
-from vtprune.inference.prepare import PreparedQuestion, prepare_question
+from vtprune.inference.prepare import PreparedQuestion, prepare_question, turns_of
 from vtprune.inference.prompt_media import PromptMedia, read_media
 from vtprune.models.base import Sampling, Turn
 from vtprune.models.seams import (
@@ -143,8 +143,7 @@ def right_answer_ids(
     loaded: Loaded, prepared: PreparedQuestion, answer: str, generation: Generation
 ) -> torch.Tensor:
     """Return (m,) ids of the right answer to a question, as `next_turn_ids` gives them."""
-    system = [Turn("system", generation.system)] if generation.system else []
-    turns = [*system, Turn("user", prepared.question, 1)]
+    turns = turns_of(prepared.question, prepared.media, generation)
     return next_turn_ids(loaded, prepared.media, turns, answer, prepared.tensors["input_ids"])
 
 
