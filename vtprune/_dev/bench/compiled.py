@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,6 +19,7 @@ from vtprune.models.compiling import CompiledForward, CompiledModel, compile_mod
 from vtprune.preset import Preset, load_preset, override
 
 STATIC = "static cache"
+CACHES = {"growing": "compiled", "static": f"compiled, {STATIC}"}
 
 
 def measure_compiled(
@@ -28,6 +29,7 @@ def measure_compiled(
     preset: str,
     keep: float,
     steps: int,
+    caches: Sequence[str],
     mode: str | None,
     device: torch.device,
     dtype: torch.dtype,
@@ -37,6 +39,7 @@ def measure_compiled(
 
     Args:
         steps: tokens decoded after the first.
+        caches: "growing", "static": what compiled layers decode on.
         mode: of `torch.compile`.
     """
     settings = {
@@ -48,6 +51,9 @@ def measure_compiled(
         "steps": steps,
         "mode": mode or "default",
     }
+    ways = ["eager", *(CACHES[cache] for cache in caches)]
+    if len(caches) < len(CACHES):
+        settings["caches"] = list(caches)
 
     def sides() -> Mapping[str, Side]:
         subject = build_subject(find_shape(model), shown, device, dtype)
@@ -55,7 +61,7 @@ def measure_compiled(
         pruned = override(load_preset(preset), keep)
         return {
             f"{how}, {name}": partial(run, subject, compiled, how, cut, steps)
-            for how in ("eager", "compiled", f"compiled, {STATIC}")
+            for how in ways
             for name, cut in ((UNPRUNED, None), ("pruned", pruned))
         }
 

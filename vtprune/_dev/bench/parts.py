@@ -19,6 +19,7 @@ from vtprune._dev.bench.decode_cuts import compare_decoding, describe
 from vtprune._dev.bench.decoding import measure_decoding
 from vtprune._dev.bench.end_to_end import measure_end_to_end
 from vtprune._dev.bench.growth import FRAMES, measure_growth
+from vtprune._dev.bench.long_video import measure_long_videos
 from vtprune._dev.bench.memory import measure_memory
 from vtprune._dev.bench.overlap import measure_overlap
 from vtprune._dev.bench.page import make_page
@@ -47,6 +48,7 @@ def add_parts(parts: Parts) -> None:
     compiled = model_part(parts, "compiled", "what compiling the layers saves", run_compiled, 5)
     compiled.add_argument("--preset", default="balanced")
     compiled.add_argument("--steps", type=int, default=24, help="tokens decoded after the first")
+    compiled.add_argument("--caches", default="growing,static", help="comma separated")
     compiled.add_argument("--mode", help="of torch.compile, such as reduce-overhead")
     plain = model_part(parts, "baseline", "the plain published way beside ours", run_baseline, 3)
     plain.add_argument("--tokens", type=int, default=2880)
@@ -82,6 +84,10 @@ def add_parts(parts: Parts) -> None:
     memory = part(parts, "memory", "memory while a long video is decoded", run_memory)
     memory.add_argument("--fps", type=float, default=1.0)
     clip_options(memory, 7200, "640x360")
+    long = part(parts, "long-video", "CPU time and memory of streamed videos", run_long_video)
+    long.add_argument("--folder", type=Path, default=Path("/tmp"), help="for the clips")
+    long.add_argument("--minutes", default="10,30,120", help="of the clips, comma separated")
+    long.add_argument("--size", default="640x360")
     page = part(parts, "page", "the page and its chart, from the results", write_page)
     page.add_argument("--save", type=Path, default=CHECKOUT / "docs" / "speed.md")
 
@@ -168,7 +174,7 @@ def run_end_to_end(args: argparse.Namespace) -> None:
 def run_compiled(args: argparse.Namespace) -> None:
     passes = measure_compiled(
         Results(args.results), args.model, input_shape(args), args.preset, args.keep, args.steps,
-        args.mode, *device_and_dtype(args), args.repeats,
+        args.caches.split(","), args.mode, *device_and_dtype(args), args.repeats,
     )  # fmt: skip
     write_passes(passes)
 
@@ -227,6 +233,13 @@ def run_overlap(args: argparse.Namespace) -> None:
         args.repeats,
     )  # fmt: skip
     write_passes(passes)
+
+
+def run_long_video(args: argparse.Namespace) -> None:
+    """Print the table; nothing of it is in the results."""
+    width, height = map(int, args.size.split("x"))
+    minutes = [float(text) for text in args.minutes.split(",")]
+    sys.stdout.write(measure_long_videos(args.folder, minutes, width, height))
 
 
 def run_memory(args: argparse.Namespace) -> None:
