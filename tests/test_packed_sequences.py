@@ -109,7 +109,7 @@ def test_a_mask_keeps_the_rows_and_columns_that_are_left(
     full = causal(batch, 6).expand(-1, heads, -1, -1).clone()
     full[:, :, 3, 2] = False  # something that is not merely causal
     mask = full if kind == torch.bool else additive(full, kind)
-    short = gather_mask(mask, pack(ROWS), 6)
+    short = gather_mask(mask, pack(ROWS), 6, 4)
     assert isinstance(short, torch.Tensor)
     assert short.shape == (2, heads, 4, 4)
     assert short.dtype == kind
@@ -121,11 +121,13 @@ def test_a_mask_keeps_the_rows_and_columns_that_are_left(
     assert not seen[1, :, :, :2].any(), "padding is seen"
 
 
-def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -> None:
-    for mask in (causal(2, 6, width=10), additive(causal(2, 6, width=10))):
-        short = gather_mask(mask, pack(ROWS), 6)
+@pytest.mark.parametrize(("width", "held"), [(10, 10), (6, 5)], ids=["full", "window"])
+def test_what_is_past_the_end_of_a_static_cache_stays_masked(width: int, held: int) -> None:
+    """A layer with a window of 5 has no free slots of 6 tokens, and one of 4."""
+    for mask in (causal(2, 6, width=width), additive(causal(2, 6, width=width))):
+        short = gather_mask(mask, pack(ROWS), 6, held)
         assert isinstance(short, torch.Tensor)
-        assert short.shape == (2, 1, 4, 10)
+        assert short.shape == (2, 1, 4, held)
         seen = short if short.dtype == torch.bool else short == 0
         assert not seen[..., 4:].any()
         assert torch.equal(seen[0, 0, :, :4], torch.ones(4, 4, dtype=torch.bool).tril())
@@ -136,7 +138,7 @@ def test_a_static_mask_keeps_its_width_and_what_is_past_the_end_stays_masked() -
 def test_a_mask_is_not_changed_in_place() -> None:
     mask = additive(causal(2, 6))
     before = mask.clone()
-    gather_mask(mask, pack(ROWS), 6)
+    gather_mask(mask, pack(ROWS), 6, 4)
     assert torch.equal(mask, before)
 
 
@@ -235,8 +237,8 @@ def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
 def test_a_mask_of_fewer_keys_than_queries_leaves_out_those_that_were_dropped_since() -> None:
     mask, rows = causal(2, 6), pack([row[:2] for row in ROWS])
     valid = torch.tensor([[True, False, True, False], [False, False, True, True]])
-    short = gather_mask(mask, rows, 6, pack(ROWS), valid)
+    short = gather_mask(mask, rows, 6, 4, pack(ROWS), valid)
     assert short.shape == (2, 1, rows.length, 4)
     assert not short[:, 0][~valid[:, None].expand(-1, rows.length, -1)].any()
-    last = gather_mask(mask[:, :, -1:], rows, 6, pack(ROWS), valid)  # of the last token alone
+    last = gather_mask(mask[:, :, -1:], rows, 6, 4, pack(ROWS), valid)  # of the last token alone
     assert last[:, 0, 0].tolist() == valid.tolist()

@@ -72,6 +72,23 @@ MISSING: dict[str, dict[str, Any]] = {
         "text_config.top_k_experts": 2,
         "text_config.moe_intermediate_size": 48,
     },
+    # Its layers with a window have sizes of their own.
+    "dots3_note": {
+        "text_config.per_layer_config": {
+            n: {
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "q_lora_rank": 32,
+                "kv_lora_rank": 24,
+                "head_dim": 24,
+                "qk_nope_head_dim": 16,
+                "qk_rope_head_dim": 8,
+                "v_head_dim": 16,
+            }
+            for n in range(2, 46)
+            if n % 4 != 1
+        }
+    },
     "emu3": {
         "image_token_id": 1000,
         "vocabulary_map": {"<image>": 1000, "<|extra_200|>": 1002, "<|visual token 000001|>": 1001},
@@ -129,6 +146,18 @@ DELTA_NET = {
         "mrope_interleaved": True,
     },
 }
+INDEXED = {
+    "text_config.hidden_size": 64,
+    "text_config.num_key_value_heads": 4,
+    "text_config.kv_lora_rank": 24,
+    "text_config.q_lora_rank": 32,
+    "text_config.qk_nope_head_dim": 16,
+    "text_config.qk_rope_head_dim": 16,
+    "text_config.v_head_dim": 16,
+    "text_config.index_head_dim": 16,
+    "text_config.index_n_heads": 32,
+    "text_config.index_topk": 8,
+}
 INKLING_2 = {
     "text_config.hidden_size": 64,
     "text_config.head_dim": 16,
@@ -172,6 +201,20 @@ NARROW: dict[str, dict[str, Any]] = {
         "text_config.index_topk": 8,
         "vision_config.out_hidden_size": 64,
     },
+    # Few keys are seen, and scores of 0, which tie, are rare.
+    "dots3_note": {
+        **INDEXED,
+        "text_config.qk_rope_head_dim": 8,
+        "vision_config.adapter_out_dim": 64,
+        "audio_config.adapter_out_dim": 64,
+        "text_config.sliding_window": 20,
+        "text_config.head_dim": 24,
+    },
+    "mistral_large4": INDEXED,
+    "hy_v4_vl": {
+        **INDEXED,
+        "text_config.rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]},
+    },
     "inkling2": INKLING_2,
     "inkling2_loop": {
         **INKLING_2,
@@ -201,7 +244,7 @@ NARROW: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {"text_config.head_dim": 128, "text_config.hidden_size": 512},
 }
 """What fits a small decoder better."""
-GRIDS = {"hunyuan_vl": (4, 14)}
+GRIDS = dict.fromkeys(("hunyuan_vl", "hy_v4_vl"), (4, 14))
 """Patches in the rows and columns of a picture where a row of tokens ends with a newline."""
 GEMMA4: dict[str, Any] = {
     "hidden_size": 64,
@@ -274,6 +317,7 @@ SIZES = ((16, 16), (8, 32), (32, 8))
 EAGER = (
     "apertus1p5",
     "got_ocr2",
+    "hy_v4_vl",
     "inkling2",
     "inkling2_loop",
     "pp_chart2table",

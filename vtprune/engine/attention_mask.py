@@ -8,7 +8,7 @@ import torch
 
 from vtprune.engine.packing import Packed
 from vtprune.errors import ModelError
-from vtprune.models.seams import make_mask
+from vtprune.models.seams import make_mask, masks_choice
 from vtprune.models.structure import Structure
 
 # -- masks of a layer ----------------------------------------------------------------------------
@@ -30,7 +30,8 @@ def causal_mask(
     """
     windowed = structure.windows[layer] is not None and not structure.is_chunked(layer)
     mask = None if valid is None else valid.to(hidden.device)
-    return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer)
+    always = masks_choice(structure.layers[layer])  # its index reads the mask
+    return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer, always)
 
 
 def mask_by_columns(
@@ -120,6 +121,7 @@ def gather_mask(
     mask: torch.Tensor,
     rows: Packed,
     source: int,
+    held: int,
     keys: Packed | None = None,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -127,10 +129,11 @@ def gather_mask(
 
     Args:
         mask: (B or 1, 1 or H, S, W), bool (True attends) or added to the scores; W is S, or more
-            for a static cache, whose further columns stay masked. It may have fewer rows: the last
-            ones, of which none was dropped.
+            for a static cache. It may have fewer rows: the last ones, of which none was dropped.
         rows: what is left of the S tokens, as queries.
         source: S.
+        held: keys that the layer sees after the cut: those left, or more for a static cache, whose
+            further columns are masked. Of one with a window they can be fewer than W.
         keys: what is left of them as keys, (B, m); None: the same.
         valid: (B, m) bool, which of those are seen; None: all.
     """
@@ -147,8 +150,8 @@ def gather_mask(
     masked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     if valid is not None:
         kept = kept.masked_fill(~valid.to(mask.device)[:, None, None, :], masked)
-    if width > source:
-        rest = kept.new_full((batch, heads, count, width - length), masked)
+    if held > length:
+        rest = kept.new_full((batch, heads, count, held - length), masked)
         kept = torch.cat([kept, rest], dim=3)
     return kept
 

@@ -244,6 +244,7 @@ class PrunedCache:
     def needs_mask(self, structure: Structure, cache: object) -> bool:
         """Return whether one more token needs a mask to see the right keys of a layer."""
         unmasked = structure.attention == "sdpa" or "flash" in structure.attention
+        unmasked &= not structure.reads_masks
         windows = structure.narrowest_window is not None
         return not unmasked or windows or self.has_padding or not grows(cache)
 

@@ -266,7 +266,7 @@ class SequenceState:
         if self.past.columns:
             mask = self._valid_keys(first)
         elif _is_prepared(mask):
-            mask = self._gathered(mask)
+            mask = self._gathered(mask, first)
         elif isinstance(mask, Mapping) and self._fits(mask):
             short = gather(embeds, index)
             mask = {name: self._gathered_of(name, part, short) for name, part in mask.items()}
@@ -331,8 +331,9 @@ class SequenceState:
         key: tuple[object, ...]
         make: Callable[[], object]
         if _is_prepared(mask) and not self.past.columns and not misfit:
-            make = functools.partial(self._gather_mask, mask, source)
-            changed["attention_mask"] = self._share((id(mask), source.first), make, mask)
+            width = self._width(given, layer)
+            make = functools.partial(self._gather_mask, mask, source, width)
+            changed["attention_mask"] = self._share((id(mask), source.first, width), make, mask)
         elif (
             misfit
             or source is not self._stretches[-1]
@@ -428,22 +429,27 @@ class SequenceState:
     def _gathered_of(self, name: str, mask: object, hidden: torch.Tensor) -> object:
         """Return what is left of the mask of a layer type after the cut at the input."""
         if _is_prepared(mask):
-            return self._gathered(mask)
+            return self._gathered(mask, self.structure.first_of_type(name))
         if isinstance(mask, torch.Tensor):
             return None if self.valid is None else self.valid.to(mask)
         return self._make_mask(self.structure.first_of_type(name), hidden)
 
-    def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return what is left of a 4-D mask after the cut at the input."""
-        return gather_mask(mask, self.last_cut, self.original_length)
+    def _gathered(self, mask: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return what is left of a 4-D mask after the cut at the input, for a layer and its like."""
+        held = held_keys(self.cache, layer, self.packed.length)
+        return gather_mask(mask, self.last_cut, self.original_length, held)
 
-    def _gather_mask(self, mask: torch.Tensor, source: Stretch) -> torch.Tensor:
-        """Return what is left of a mask that the decoder made, or was given, for a layer."""
+    def _gather_mask(self, mask: torch.Tensor, source: Stretch, held: int) -> torch.Tensor:
+        """Return what is left of a mask that the decoder made, or was given, for a layer.
+
+        Args:
+            held: keys that the layer sees.
+        """
         prepared, now = self._prepared, self._stretches[-1]
         if source is now and self.packed is prepared:
             return mask
         keys = self._left_of_prepared if source is now else repack(prepared, source.packed)
-        return gather_mask(mask, self._left_of_prepared, prepared.length, keys, source.holds(now))
+        return gather_mask(mask, self._left_of_prepared, prepared.length, held, keys, source.holds(now))
 
     def _mask_by_columns(
         self, layer: int, width: int, window: int | None, hidden: torch.Tensor

@@ -27,6 +27,7 @@ from vtprune.models.seams import (
     cache_argument,
     captured_by,
     counts_distances,
+    masks_choice,
     outputs_asked,
     scales_queries,
 )
@@ -358,7 +359,7 @@ def reason_against(structure: Structure, number: int, layer: nn.Module) -> str:
     memory = structure.memories[number]
     if memory.state:
         return "keeps a state beside keys (linear attention, convolution)"
-    if memory.index:
+    if memory.index or masks_choice(layer):
         return "chooses its keys by an index"
     if not memory.keys or SHARED in structure.seams.layers[number]:
         return "shares keys with other layers"

@@ -253,7 +253,9 @@ SCALING = ("attn_temperature_tuning", "use_rope", "floor_scale", "attn_scale")
 """What attention modules that scale queries by their place say of themselves."""
 INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
 """What the index of a layer takes that chooses its keys by it."""
-SHARING = ("is_kv_shared_layer", "store_full_length_kv", "layer_type")
+MASKED_INDEX = INDEX | {"position_embeddings", "position_ids"}
+"""What an index may take that is given the mask of its layer's keys."""
+SHARING = ("is_kv_shared_layer", "store_full_length_kv")
 """What attention modules that can share keys say of themselves."""
 CHECK = "_vtprune_check"
 """The attribute of a cache that is called before a layer of it is used past its own methods."""
@@ -911,6 +913,41 @@ def chooses_keys(layer: nn.Module) -> bool:
     return set(Arguments(attention.indexer.forward).names) == INDEX
 
 
+def masks_choice(layer: nn.Module) -> bool:
+    """Return whether a layer chooses its keys by an index, among those that its mask lets it see.
+
+    As in Dots 3 Note, Mistral Large 4 and HY V4 VL (5.23 and 5.24): the index scores each key by
+    itself, with the positions that it is given, and the mask of queries and keys takes those that
+    are not to be seen out of the choice. So a dropped key is one that is masked.
+    """
+    attention: Any = getattr(layer, "self_attn", None)
+    if not hasattr(attention, "indexer") or not _gives_mask(type(attention)):
+        return False
+    if attention.indexer is None:
+        return takes_over_choice(layer) and CHOICE in Arguments(layer.forward)
+    takes = set(Arguments(attention.indexer.forward).names)
+    return takes <= MASKED_INDEX and _chooses_by_mask(type(attention.indexer))
+
+
+@functools.cache
+def _gives_mask(kind: type[nn.Module]) -> bool:
+    """Return whether attention gives its index the mask of queries and keys, (B, n, K)."""
+    given = r"self\.indexer\([^)]*attention_mask\[:, 0(, :, :)?\]"
+    return re.search(given, inspect.getsource(kind.forward)) is not None
+
+
+@functools.cache
+def _chooses_by_mask(kind: type[nn.Module]) -> bool:
+    """Return whether an index takes the keys that a mask hides out of its choice."""
+    source = inspect.getsource(kind.forward)
+    lines = (
+        'index_scores = index_scores.masked_fill(~attention_mask, float("-inf"))',
+        "index_scores = index_scores + attention_mask",
+        "index_scores.topk(topk, dim=-1)",
+    )
+    return all(line in source for line in lines)
+
+
 def takes_over_choice(layer: nn.Module) -> bool:
     """Return whether a layer sees the keys that the layer before chose, by their slots."""
     return bool(getattr(getattr(layer, "self_attn", None), "skip_topk", False))
@@ -935,15 +972,28 @@ def key_layers(model_type: str, layers: Sequence[nn.Module]) -> tuple[int, ...]:
         for name in SHARING:
             if not hasattr(attention, name):
                 raise unknown(f"{model_type}: the attention of layer {number} has no {name}")
+        kind = _sharing_kind(attention)
+        if kind is None:
+            raise unknown(f"{model_type}: layer {number} shares keys by a key that it does not name")
         if attention.is_kv_shared_layer:
-            if attention.layer_type not in stored:
+            if kind not in stored:
                 raise unknown(f"{model_type}: layer {number} shares keys that no layer stores")
-            sources.append(stored[attention.layer_type])
+            sources.append(stored[kind])
         else:
             sources.append(number)
         if attention.store_full_length_kv:
-            stored[attention.layer_type] = number
+            stored[kind] = number
     return tuple(sources)
+
+
+def _sharing_kind(attention: Any) -> str | None:
+    """Return the key by which a layer stores keys and values for others, or takes theirs.
+
+    The layer's type; in Mistral Large 4 (5.23 and 5.24) whether it has rotary embeddings.
+    """
+    if hasattr(attention, "layer_type"):
+        return str(attention.layer_type)
+    return None if not hasattr(attention, "use_rope") else "rope" if attention.use_rope else "nope"
 
 
 def shared_width(given: Mapping[str, object], layer: nn.Module, source: int) -> int:
@@ -955,7 +1005,7 @@ def shared_width(given: Mapping[str, object], layer: nn.Module, source: int) -> 
     """
     shared = given.get(SHARED)
     if isinstance(shared, Mapping):
-        for key in (layer.self_attn.layer_type, source):  # type: ignore[union-attr]
+        for key in (_sharing_kind(layer.self_attn), source):
             if key in shared:
                 return int(shared[key][0].shape[-2])
     raise unknown(f"{type(layer).__name__} is given no shared keys of layer {source}")
@@ -1072,6 +1122,7 @@ def make_mask(
     valid: torch.Tensor | None,
     cache: object,
     layer: int,
+    always: bool,
 ) -> object:
     """Return a causal mask for one layer, in the form that its attention takes.
 
@@ -1080,6 +1131,7 @@ def make_mask(
         hidden: (B, n, d) of this forward.
         valid: (B, past + n) bool of the layer's keys, None where all are valid.
         cache: sized by this layer's own length.
+        always: make it also where attention without a mask would see the same.
     """
     create = mask_functions()[windowed]
     arguments = {
@@ -1089,6 +1141,8 @@ def make_mask(
         "cache": cache,
         "layer_idx": layer,
     }
+    if always:
+        arguments["allow_is_causal_skip"] = False
     return create(**Arguments(create).give(arguments))
 
 

@@ -15,7 +15,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -44,6 +44,7 @@ from vtprune.models.seams import (
     key_layers,
     layer_config,
     layer_memories,
+    masks_choice,
     reads_marks,
     releases,
     scaled_module,
@@ -97,6 +98,7 @@ MIXES = {
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|HyperConnection|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense|Projection|LogScale"
     r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|SwiGLU|Softcap|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
+    r"|SoftmaxScaling"
 )
 """Names of modules that work on each token by itself, and of attention."""
 MAKES_WINDOWS = ("sliding", "chunked", "create_masks_for_generate")
@@ -120,6 +122,7 @@ class Structure:
         memories: what every layer has in the cache, its own or an earlier layer's.
         key_layers: for every layer the one whose keys and values it sees, itself or an earlier one.
         family: its family.
+        num_heads: of its first layer.
     """
 
     model: PreTrainedModel
@@ -155,9 +158,21 @@ class Structure:
     def cut_layers(self) -> tuple[int, ...]:
         """The layers before which tokens can be dropped.
 
-        Not before those that take over which slots the layer before sees.
+        Not before those that take over which slots the layer before sees, and not between a layer
+        and one that chooses by an index among its keys: the index has those of its own layer.
         """
-        return tuple(n for n, layer in enumerate(self.layers) if not takes_over_choice(layer))
+        choosing = [n for n, layer in enumerate(self.layers) if masks_choice(layer)]
+        return tuple(
+            n
+            for n, layer in enumerate(self.layers)
+            if not takes_over_choice(layer)
+            and all(self.key_layers[later] >= n for later in choosing if later >= n)
+        )
+
+    @functools.cached_property
+    def reads_masks(self) -> bool:
+        """Whether layers choose keys by their masks, so that they have one where nothing is hidden."""
+        return any(map(masks_choice, self.layers))
 
     @functools.cached_property
     def first_sharing(self) -> int:
@@ -194,9 +209,21 @@ class Structure:
         return tuple(n for n, layer in enumerate(self.layers) if counts_distances(layer))
 
     def head_dim(self, layer: int) -> int:
-        """Return the width of a head of a layer; layers of one decoder may differ in it."""
-        default = self.hidden_size // self.num_heads
+        """Return the width of a head of a layer; layers of one decoder may differ in it.
+
+        Of queries made of a latent the attention module says it: their config's is of the part with
+        positions alone (DeepSeek, Mistral Large 4).
+        """
+        width = getattr(getattr(self.layers[layer], "self_attn", None), "qk_head_dim", None)
+        if isinstance(width, int):
+            return width
+        default = self.hidden_size // self.heads_in(layer)
         return _size(self.model_type, layer_config(self.decoder_config, layer), "head_dim", default)
+
+    def heads_in(self, layer: int) -> int:
+        """Return the number of heads of a layer; layers of one decoder may differ in it."""
+        config = layer_config(self.decoder_config, layer)
+        return _size(self.model_type, config, "num_attention_heads", self.num_heads)
 
     def projection(self, layer: int, state: str) -> nn.Module:
         """Return the module whose output is the query, key or value of a layer.
@@ -225,14 +252,15 @@ class Structure:
         Raises:
             ModelError: it gives more than queries, in an unknown order.
         """
-        if state != "query" or output.shape[-1] != 2 * self.num_heads * self.head_dim(layer):
+        num_heads = self.heads_in(layer)
+        if state != "query" or output.shape[-1] != 2 * num_heads * self.head_dim(layer):
             return output
         if not gates_queries(self.attention_module(layer)):
             raise ModelError(
                 f"{self.model_type}: the query projection of layer {layer} gives more than queries",
                 "use a method without states, such as random or uniform",
             )
-        return output.unflatten(-1, (self.num_heads, 2, -1))[..., 0, :].flatten(-2)
+        return output.unflatten(-1, (num_heads, 2, -1))[..., 0, :].flatten(-2)
 
     def attention_module(self, layer: int) -> nn.Module:
         """Return the module in which a layer attends."""
@@ -436,11 +464,15 @@ def find_structure(wrapped: nn.Module) -> Structure:
     check_types(model_type, decoder, list(layers))
     sources = key_layers(model_type, list(layers))
     own = layer_memories(model_type, decoder.config, len(layers))  # type: ignore[arg-type]
-    memories = tuple(own[source] for source in sources)
+    memories = tuple(
+        # What an index has of a masked key is masked with it.
+        replace(own[source], index=own[source].index and not masks_choice(layer))
+        for source, layer in zip(sources, layers, strict=True)
+    )
     check_decoder(model_type, decoder, layers, memories, WAY_OUT)
     _check_deepstack(model_type, decoder)
     config = decoder.config
-    num_heads = _size(model_type, config, "num_attention_heads")
+    num_heads = _size(model_type, layer_config(config, 0), "num_attention_heads")
     hidden_size = _size(model_type, config, "hidden_size")
     attention = str(getattr(config, "_attn_implementation", "eager"))
     if attention not in ("sdpa", "eager") and not attention.startswith("flash_attention"):
@@ -607,7 +639,7 @@ def check_types(model_type: str, decoder: nn.Module, layers: Sequence[nn.Module]
     types = getattr(decoder.config, "layer_types", None) or ()
     for name, layer in zip(types, layers, strict=False):
         for part, why in TYPE_REASONS.items():
-            if part in str(name) and not chooses_keys(layer):
+            if part in str(name) and not (chooses_keys(layer) or masks_choice(layer)):
                 raise ModelError(
                     f"{model_type}: layers of type {name} {why}, which dropping tokens would "
                     "change",
@@ -631,10 +663,12 @@ def check_decoder(
         ModelError: names what its layers do.
     """
     types = [str(name) for name in getattr(decoder.config, "layer_types", None) or ()]
-    for name, memory in zip(types, memories, strict=False):
-        if memory.keys and not memory.of_all_tokens and name not in LAYER_TYPES:
+    layers = list(layers)
+    for name, layer, memory in zip(types, layers, memories, strict=False):
+        known = name in LAYER_TYPES or masks_choice(layer)
+        if memory.keys and not memory.of_all_tokens and not known:
             raise unknown(f"{model_type}: its decoder has layers of type {name}")
-    if reason := find_reason(decoder, list(layers), memories):
+    if reason := find_reason(decoder, layers, memories):
         raise ModelError(f"{model_type}: {reason}", way_out)
 
 
@@ -698,7 +732,7 @@ def _layer_reason(layer: nn.Module, memory: LayerMemory) -> str:
 def _known_modules(layer: nn.Module, memory: LayerMemory) -> list[nn.Module]:
     """Return a layer's modules that count tokens, or tell them apart, in a way that is known."""
     attention = getattr(layer, "self_attn", None)
-    if memory.index and chooses_keys(layer):
+    if masks_choice(layer) or (memory.index and chooses_keys(layer)):
         return [attention, attention.indexer]  # type: ignore[list-item, union-attr]
     if counts_distances(layer):
         return [attention, bias_module(layer)]  # type: ignore[list-item]

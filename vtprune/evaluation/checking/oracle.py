@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from vtprune.engine.hooks import ALL_THREADS, Hooks
 from vtprune.errors import ModelError
+from vtprune.models.seams import fold_streams
 from vtprune.models.structure import decoder_layers, find_decoder
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def masking(
         prompt: columns of the prompt.
     """
     layers = list(decoder_layers(model)) if layers is None else layers
-    columns = _Columns()
+    columns = _Columns(find_decoder(model).config)
     with Hooks(ALL_THREADS) as hooks:
         hooks.before(layers[0], columns.count)
         for number, layer in enumerate(layers):
@@ -142,16 +143,20 @@ def masking(
 
 
 class _Columns:
-    """How many columns the first layer has had, which all later ones see too."""
+    """How many columns the first layer has had, which all later ones see too.
 
-    def __init__(self) -> None:
-        self.total = 0
+    Args:
+        config: of the decoder.
+    """
+
+    def __init__(self, config: object) -> None:
+        self.config, self.total = config, 0
 
     def count(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Add the columns of a forward: a pre-hook of the first layer."""
         hidden = args[0] if args else kwargs.get(HIDDEN)
         if isinstance(hidden, torch.Tensor):
-            self.total += hidden.shape[-2]
+            self.total += fold_streams(hidden, self.config).shape[1]
 
 
 class _Blocking:
@@ -183,7 +188,7 @@ class _Blocking:
         total = self.columns.total
         passed = [rows for end, rows in self.later if total > end]
         dropped = passed[-1] if passed else self.dropped
-        bias = self.add_mask(kwargs[MASK], hidden, total)
+        bias = self.add_mask(kwargs[MASK], fold_streams(hidden, self.columns.config), total)
         start = total - bias.shape[-1]  # a cache of a sliding window holds the last columns
         for row, columns in enumerate(dropped):
             held = [column - start for column in columns if start <= column < total]
@@ -196,7 +201,7 @@ class _Blocking:
 
     def add_mask(self, mask: object, hidden: torch.Tensor, total: int) -> torch.Tensor:
         """Return a new (B, 1, n, keys) mask that is added to the scores."""
-        rows, length = hidden.shape[-3:-1]
+        rows, length = hidden.shape[:2]
         if mask is None:  # transformers leaves a mask out where it is causal and nothing is padded
             mask = hidden.new_ones(rows, 1, length, total, dtype=torch.bool).tril(total - length)
         if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
