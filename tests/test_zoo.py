@@ -39,6 +39,7 @@ EXACT = (
     "paligemma",
     "glm4v_moe",
     "muse_glimmer",
+    "mistral_large4",
     "gemma4-31b",
     "gemma4-e2b",
     "llama4-scout",
@@ -50,7 +51,7 @@ LATE = [
 ]
 """Between layers that make keys and those that share them."""
 REFUSED = {
-    "minimax_m3_vl": "layers of type minimax_m3_sparse choose by an index over all tokens",
+    "minimax_m3_vl": "layers of type minimax_m3_sparse choose the keys that they see by blocks of slots",
     "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
 }
 NOT_BUILT = ("evolla",)

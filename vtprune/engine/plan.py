@@ -12,6 +12,7 @@ import torch
 from vtprune.engine.fitting import ANSWER_TOKENS, PromptSize, fit_tokens
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
+from vtprune.models.seams import takes_over_choice
 from vtprune.models.structure import Structure
 from vtprune.preset import Preset, StageSpec
 from vtprune.preset.calibration import Calibration, find_calibration
@@ -316,8 +317,13 @@ class PruningPlan:
     def why_not(self, stage: StageSpec, layer: int, model: str) -> str:
         """Return why a stage can't cut at a layer of a model."""
         before = max(layer - 1, 0)
-        if layer not in self.structure.cut_layers:
+        if takes_over_choice(self.structure.layers[layer]):
             return f"layer {layer} of {model} sees the keys that layer {before} chose"
+        if layer not in self.structure.cut_layers:
+            return (
+                f"a layer from {layer} on of {model} chooses, by an index of its own, among the "
+                "keys of one before"
+            )
         return (
             f"{stage.method} reads the attention of the layer before its cut, and layer {before} "
             f"of {model} has none"

@@ -435,7 +435,7 @@ class SequenceState:
         return self._make_mask(self.structure.first_of_type(name), hidden)
 
     def _gathered(self, mask: torch.Tensor, layer: int) -> torch.Tensor:
-        """Return what is left of a 4-D mask after the cut at the input, for a layer and its like."""
+        """Return what is left of a 4-D mask of layers like this one after the cut at the input."""
         held = held_keys(self.cache, layer, self.packed.length)
         return gather_mask(mask, self.last_cut, self.original_length, held)
 
@@ -449,7 +449,9 @@ class SequenceState:
         if source is now and self.packed is prepared:
             return mask
         keys = self._left_of_prepared if source is now else repack(prepared, source.packed)
-        return gather_mask(mask, self._left_of_prepared, prepared.length, held, keys, source.holds(now))
+        return gather_mask(
+            mask, self._left_of_prepared, prepared.length, held, keys, source.holds(now)
+        )
 
     def _mask_by_columns(
         self, layer: int, width: int, window: int | None, hidden: torch.Tensor

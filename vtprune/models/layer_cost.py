@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from vtprune.models.cost import Chunks, DecoderShape, LayerCost, uncounted
-from vtprune.models.seams import BIAS, GIVEN_BIAS, LAST_ROWS, layer_config
+from vtprune.models.seams import BIAS, GIVEN_BIAS, LAST_ROWS, layer_config, sharing_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,6 +36,12 @@ CHUNK = 64
 """Tokens of a chunk of the delta rule, in transformers 5.17 to 5.24."""
 MAMBA = ("num_heads", "head_dim", "ssm_state_size", "chunk_size")
 """Sizes that modules of Mamba 2 name."""
+INDEX = ("n_heads", "head_dim", "index_topk")
+"""Sizes that modules name which choose the keys of attention by scores of their own."""
+HYPER = ("fn", "hc_fn")
+"""What modules call the weights that several states of a token are mixed by (hyper-connections)."""
+INDEX_POOL, INDEX_GATE = "index_kpool", "index_kpool_compress_gate"
+"""How many keys such a module scores as one, and with which weights it makes them (GLM-5-next)."""
 UNKNOWN = re.compile(r"Mamba|SSM|Delta|Recurr|Retention|RWKV|Linear\w*Attention|Indexer|Compress")
 """Names of modules that do what is not counted here."""
 
@@ -108,10 +114,10 @@ def key_sources(layers: Iterable[nn.Module]) -> list[int | None]:
     stored: dict[object, int] = {}
     for number, layer in enumerate(layers):
         attention = getattr(layer, "self_attn", None)
-        kind = getattr(attention, "layer_type", None)
+        kind = sharing_kind(attention)
         shares = bool(getattr(attention, "is_kv_shared_layer", False))
         sources.append(stored.get(kind) if shares else None)
-        if not shares:
+        if getattr(attention, "store_full_length_kv", not shares):
             stored[kind] = number
     return sources
 
@@ -130,6 +136,10 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
         elif _has_sizes(module, MAMBA):
             chunks, values = _mamba(*(_int(module, name) for name in MAMBA))
             state += values
+        elif _has_sizes(module, INDEX):
+            products, values = _index(module)
+            pair += products
+            cached += values
         elif UNKNOWN.search(type(module).__name__) and not isinstance(module, nn.Conv1d):
             raise uncounted(config, f"{type(module).__name__} layers")
     token, visual, conv = 2.0 * sum(map(_bias_products, attention)), 0.0, 0
@@ -179,6 +189,18 @@ def _mamba(heads: int, width: int, states: int, size: int) -> tuple[Chunks, int]
     token = 2.0 * heads * (size * (states + width) + 2 * states * width)
     pair = 2.0 * heads * width * states
     return Chunks(size, token, pair, step=pair), heads * width * states
+
+
+def _index(module: nn.Module) -> tuple[float, int]:
+    """Return the FLOPs of a query's score of a key, and the values cached of a token for it.
+
+    Scores of each head, and their sum with weights.
+    """
+    heads, width = _int(module, "n_heads"), _int(module, "head_dim")
+    products, values = 2.0 * heads * (width + 1), width
+    if hasattr(module, INDEX_GATE):  # beside each key a gate, and whether it is of a token
+        values += width + 1
+    return products / (_int(module, INDEX_POOL) or 1), values
 
 
 def _bias_products(attention: nn.Module) -> int:
@@ -304,6 +326,11 @@ def _num_products(module: nn.Module) -> int:
         return int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
     if isinstance(module, nn.Conv1d):
         return module.weight.numel()
+    if isinstance(gate := getattr(module, INDEX_GATE, None), nn.Parameter):
+        return gate.numel()
+    for name in HYPER:
+        if isinstance(mixes := getattr(module, name, None), nn.Parameter):
+            return mixes.numel()
     streams = getattr(module, "prediction_coefs", None)  # of Gemma 3n, which mixes them
     if isinstance(streams, nn.Linear):
         return int(module.config.hidden_size) * streams.out_features  # type: ignore[union-attr, arg-type]

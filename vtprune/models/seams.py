@@ -921,12 +921,12 @@ def masks_choice(layer: nn.Module) -> bool:
     are not to be seen out of the choice. So a dropped key is one that is masked.
     """
     attention: Any = getattr(layer, "self_attn", None)
-    if not hasattr(attention, "indexer") or not _gives_mask(type(attention)):
+    if not hasattr(attention, "indexer") or not _gives_mask(type(attention)):  # type: ignore[arg-type]
         return False
     if attention.indexer is None:
         return takes_over_choice(layer) and CHOICE in Arguments(layer.forward)
     takes = set(Arguments(attention.indexer.forward).names)
-    return takes <= MASKED_INDEX and _chooses_by_mask(type(attention.indexer))
+    return takes <= MASKED_INDEX and _chooses_by_mask(type(attention.indexer))  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -972,9 +972,11 @@ def key_layers(model_type: str, layers: Sequence[nn.Module]) -> tuple[int, ...]:
         for name in SHARING:
             if not hasattr(attention, name):
                 raise unknown(f"{model_type}: the attention of layer {number} has no {name}")
-        kind = _sharing_kind(attention)
+        kind = sharing_kind(attention)
         if kind is None:
-            raise unknown(f"{model_type}: layer {number} shares keys by a key that it does not name")
+            raise unknown(
+                f"{model_type}: layer {number} shares keys by a key that it does not name"
+            )
         if attention.is_kv_shared_layer:
             if kind not in stored:
                 raise unknown(f"{model_type}: layer {number} shares keys that no layer stores")
@@ -986,7 +988,7 @@ def key_layers(model_type: str, layers: Sequence[nn.Module]) -> tuple[int, ...]:
     return tuple(sources)
 
 
-def _sharing_kind(attention: Any) -> str | None:
+def sharing_kind(attention: Any) -> str | None:
     """Return the key by which a layer stores keys and values for others, or takes theirs.
 
     The layer's type; in Mistral Large 4 (5.23 and 5.24) whether it has rotary embeddings.
@@ -1005,7 +1007,7 @@ def shared_width(given: Mapping[str, object], layer: nn.Module, source: int) -> 
     """
     shared = given.get(SHARED)
     if isinstance(shared, Mapping):
-        for key in (_sharing_kind(layer.self_attn), source):
+        for key in (sharing_kind(layer.self_attn), source):
             if key in shared:
                 return int(shared[key][0].shape[-2])
     raise unknown(f"{type(layer).__name__} is given no shared keys of layer {source}")

@@ -72,7 +72,7 @@ state of all tokens, a loop over its layers, each on the tokens that are left th
 WAY_OUT = f"families: {', '.join(FAMILIES)}; others need the same structure (vtprune models)"
 TYPE_REASONS = {
     "indexed": "choose by an index over all tokens which of them they see",
-    "sparse": "choose by an index over all tokens which of them they see",
+    "sparse": "choose the keys that they see by blocks of slots in the cache",
     "reference": "see some tokens by their place in the sequence",
 }
 """Why layers of other types can't be cut."""
@@ -171,7 +171,7 @@ class Structure:
 
     @functools.cached_property
     def reads_masks(self) -> bool:
-        """Whether layers choose keys by their masks, so that they have one where nothing is hidden."""
+        """Whether layers choose keys by their masks, and so have one where nothing is hidden."""
         return any(map(masks_choice, self.layers))
 
     @functools.cached_property
