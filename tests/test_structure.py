@@ -201,13 +201,10 @@ def test_what_is_no_model_is_refused(thing: object) -> None:
 
 
 OTHERS: dict[str, tuple[dict[str, object], str]] = {
-    "dots3_note": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "gemma4": ({"use_bidirectional_attention": "all"}, "its tokens see all later ones"),
     "idefics": ({}, "its layers can attend to another sequence than their own"),
-    "mistral_large4": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "mllama": ({}, "its layers can attend to another sequence than their own"),
     "t5gemma2": ({}, "an encoder-decoder: its pictures go to the encoder"),
-    "hy_v4_vl": ({}, "layers of type indexed_attention choose by an index over all tokens"),
     "inkling2_loop": ({}, "its layers"),
 }
 """Class -> changes of its language model's config, and why it is refused."""

@@ -51,7 +51,7 @@ LATE = [
 ]
 """Between layers that make keys and those that share them."""
 REFUSED = {
-    "minimax_m3_vl": "layers of type minimax_m3_sparse choose the keys that they see by blocks of slots",
+    "minimax_m3_vl": "layers of type minimax_m3_sparse choose the keys that they see by blocks",
     "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place",
 }
 NOT_BUILT = ("evolla",)
