@@ -2,188 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vtprune._dev.training.architecture import Architecture, BatchShape, Emphasis
 from vtprune._dev.training.checkpoint import END, make_tokenizer
 from vtprune._dev.training.extra_questions import EXTRA_KINDS, TRAINING_MAKERS
-from vtprune._dev.training.hints import IGNORED, name_labels, names_of, token_labels
+from vtprune._dev.training.hints import IGNORED, name_labels, names_of
 from vtprune._dev.training.labels import labels
 from vtprune.demo.draw import Frame, frame
 from vtprune.demo.questions import CLIP_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
 from vtprune.demo.world import TILE, Scene, draw_number, generator, make_clip, make_picture
 
-PREFIX = "<|im_start|>user "
 SUFFIX = "<|im_end|><|im_start|>assistant\n"
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """What a batch holds: pictures of (height, width), or clips of `num_frames` frames of one tile.
-
-    `questions` is the number of questions a scene, `length` the tokens each is padded to.
-    """
-
-    name: str
-    height: int
-    width: int
-    num_frames: int
-    scenes: int
-    questions: int
-    length: int
-
-
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        BatchShape("one of several", 112, 112, 1, 16, 12, 16),
-        BatchShape("picture", 112, 112, 1, 16, 12, 16),
-        BatchShape("picture 2x2", 224, 224, 1, 8, 12, 16),
-        BatchShape("picture 1x2", 112, 224, 1, 12, 12, 16),
-        BatchShape("picture 2x1", 224, 112, 1, 12, 12, 16),
-        BatchShape("picture 3x3", 336, 336, 1, 4, 12, 16),
-        BatchShape("picture 200x180", 200, 180, 1, 8, 12, 16),
-        BatchShape("picture 260x320", 260, 320, 1, 4, 12, 16),
-        BatchShape("clip 8", 112, 112, 8, 16, 8, 24),
-        BatchShape("clip 16", 112, 112, 16, 8, 8, 24),
-        BatchShape("clip 32", 112, 112, 32, 4, 8, 24),
-    )
-}
-# From which step on, how often each layout comes, and the most things in a picture and in a clip.
-CURRICULUM: tuple[tuple[int, dict[str, float], int, int], ...] = (
-    (0, {"one of several": 1.0}, 4, 2),
-    (300, {"one of several": 0.35, "picture": 0.3, "clip 8": 0.35}, 5, 2),
-    (600, {"picture": 0.35, "picture 2x2": 0.2, "clip 8": 0.45}, 6, 3),
-    (
-        1150,
-        {
-            "one of several": 0.04,
-            "picture": 0.22,
-            "picture 2x2": 0.25,
-            "picture 1x2": 0.02,
-            "picture 2x1": 0.02,
-            "picture 3x3": 0.03,
-            "picture 200x180": 0.02,
-            "picture 260x320": 0.01,
-            "clip 8": 0.35,
-            "clip 16": 0.03,
-            "clip 32": 0.01,
-        },
-        7,
-        4,
-    ),
-    (
-        4800,
-        {
-            "one of several": 0.02,
-            "picture": 0.11,
-            "picture 2x2": 0.15,
-            "picture 1x2": 0.01,
-            "picture 2x1": 0.01,
-            "picture 3x3": 0.03,
-            "picture 200x180": 0.01,
-            "picture 260x320": 0.01,
-            "clip 8": 0.57,
-            "clip 16": 0.06,
-            "clip 32": 0.02,
-        },
-        7,
-        4,
-    ),
-    (
-        6300,
-        {
-            "one of several": 0.02,
-            "picture": 0.22,
-            "picture 2x2": 0.24,
-            "picture 1x2": 0.02,
-            "picture 2x1": 0.02,
-            "picture 3x3": 0.06,
-            "picture 200x180": 0.02,
-            "picture 260x320": 0.02,
-            "clip 8": 0.33,
-            "clip 16": 0.04,
-            "clip 32": 0.01,
-        },
-        7,
-        4,
-    ),
-)
-# From which step on, what is asked more often than the rest, of things and of events: first what
-# has to look for a shape alone and is learned last of the simple questions, then what takes two
-# looks.
-Emphasis = tuple[tuple[str, ...], tuple[str, ...]]
-EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
-    (0, (("colour", "colour", "place"), ("direction", "what_happens"))),
-    (
-        2100,
-        (
-            ("comparison", "comparison", "comparison", "count", "place", "number_small"),
-            ("change", "change", "moment", "moment", "order", "what_happens"),
-        ),
-    ),
-    (
-        2400,
-        (
-            ("relation", "relation", "relation", "relation", "comparison", "comparison", "count"),
-            ("whereabouts", "whereabouts", "change", "moment", "moment", "order", "what_happens"),
-        ),
-    ),
-    (
-        3150,
-        (
-            ("places", "places", "places", "relation", "relation", "comparison", "comparison"),
-            (
-                "between",
-                "between",
-                "between",
-                "change",
-                "moment",
-                "moment",
-                "order",
-                "what_happens",
-            ),
-        ),
-    ),
-    (
-        3600,
-        (
-            ("comparison",) * 3 + ("count",) * 3 + ("places", "relation", "number_small"),
-            ("moment",) * 3 + ("change", "order", "what_happens") * 2 + ("between",),
-        ),
-    ),
-    (
-        4800,
-        (
-            ("comparison",) * 4 + ("count",) * 3 + ("places", "relation"),
-            ("moment", "order") * 4 + ("what_happens",) * 3 + ("between", "change"),
-        ),
-    ),
-    (
-        6300,
-        (
-            ("count",) * 6 + ("comparison",) * 4 + ("shape", "places"),
-            ("what_happens", "order") * 4 + ("moment",) * 2 + ("count",),
-        ),
-    ),
-)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Scenes as pixels and questions as tokens.
 
-    `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, Q, L): a target is the token to be
-    predicted AFTER its position, or -100; `questions` are those of each scene. `names` (B, Q, L, 5)
-    and `marks` (B, N, 5) are the hints at the questions' tokens and at the first N visual tokens.
+    `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, R, L): a target is the token to be
+    predicted AFTER its position, or -100; `segments` (B, R, L) is 1 at the tokens of a scene's
+    first question, and so on, and 0 at padding; `offsets` (B, R, L) is a token's place in its
+    question. `names` (B, R, L, 5) and `marks` (B, N, ...) are the hints at the questions' tokens
+    and at the first N visual tokens. `number` is the batch's.
     """
 
     layout: BatchShape
+    number: int
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    offsets: NDArray[np.int64]
     questions: list[list[Question]]
     names: NDArray[np.int64]
     marks: NDArray[np.int64]
@@ -205,20 +59,46 @@ def check_split(split: str) -> str:
 class Encoder:
     """Questions to token rows, by the tokenizer that is shipped."""
 
-    def __init__(self) -> None:
-        self.tokenizer = make_tokenizer()
-        self.prefix = self.tokenizer.encode(PREFIX).ids
+    def __init__(self, specials: Sequence[str]) -> None:
+        self.tokenizer = make_tokenizer(specials)
+        self.words = {number: word for word, number in self.tokenizer.get_vocab().items()}
 
-    def row(self, question: Question, length: int) -> tuple[list[int], list[int]]:
-        """Tokens and targets of one question with its answer, padded to `length`."""
+    def encode(self, question: Question) -> tuple[list[int], list[int]]:
+        """Tokens and targets of one question with its answer."""
         asked = self.tokenizer.encode(question.text + SUFFIX).ids
         answer = [*self.tokenizer.encode(question.answer).ids, END]
-        tokens = asked + answer[:-1]
-        targets = [IGNORED] * (len(asked) - 1) + answer
-        if len(tokens) > length:
-            raise ValueError(f"{question.text!r} needs {len(tokens)} tokens, a row has {length}")
-        room = length - len(tokens)
-        return tokens + [0] * room, targets + [IGNORED] * room
+        return asked + answer[:-1], [IGNORED] * (len(asked) - 1) + answer
+
+    def pack(
+        self, questions: Sequence[Question], layout: BatchShape
+    ) -> tuple[NDArray[np.int64], list[Question]]:
+        """Rows (4, R, L) of tokens, targets, segments and offsets, and the questions in them.
+
+        Each question goes to the first row with room for it, and is left out where none has.
+        """
+        shape = layout.rows or layout.questions, layout.length
+        out = np.zeros((4, *shape), dtype=np.int64)
+        out[1] = IGNORED
+        used = [0] * shape[0]
+        packed: list[Question] = []
+        for question in questions:
+            tokens, targets = self.encode(question)
+            num = len(tokens)
+            if num > layout.length:
+                text = question.text
+                raise ValueError(f"{text!r} needs {num} tokens, a row has {layout.length}")
+            free = [
+                row
+                for row, taken in enumerate(used)
+                if taken + num <= layout.length and (layout.rows or not taken)
+            ]
+            if not free:
+                continue
+            packed.append(question)
+            place = slice(used[free[0]], used[free[0]] + num)
+            out[:, free[0], place] = tokens, targets, [len(packed)] * num, list(range(num))
+            used[free[0]] += num
+        return out, packed
 
 
 def frame_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -266,6 +146,7 @@ def make_scene(
 
 
 def make_batch(
+    architecture: Architecture,
     split: str,
     seed: int,
     number: int,
@@ -281,88 +162,53 @@ def make_batch(
     `share` (rank, processes) is the part of its scenes that one of several processes takes.
     """
     check_split(split)
-    encoder = Encoder()
-    pixels, tokens, targets, asked, named, marks = [], [], [], [], [], []
+    encoder = Encoder(architecture.specials)
+    pixels, rows, asked, named, marks = [], [], [], [], []
     for index in range(number * 64 + share[0], number * 64 + layout.scenes, share[1]):
         scene = make_scene(split, seed, index, layout, most)
         rng = generator(split, seed + 1_000_000, index)
         times = frame_times(layout.num_frames, rng)
         pixels.append(to_pixels(scene, times, rng))
-        marks.append(token_labels(scene, times))
+        marks.append(architecture.token_labels(scene, times, layout))
         kinds: tuple[str, ...] = KINDS
         if emphasis is not None:
             kinds = (*PICTURE_KINDS, *emphasis[0], *EXTRA_KINDS)
             if scene.is_clip:
                 kinds += (*CLIP_KINDS, *emphasis[1])
         questions = draw_questions(scene, rng, layout.questions, kinds, TRAINING_MAKERS)
-        rows = [encoder.row(question, layout.length) for question in questions]
-        empty = [0] * layout.length, [IGNORED] * layout.length
-        rows += [empty] * (layout.questions - len(rows))
-        tokens.append([row[0] for row in rows])
-        targets.append([row[1] for row in rows])
+        packed, questions = encoder.pack(questions, layout)
+        rows.append(packed)
         asked.append(questions)
         names = names_of(scene)
-        named.append([name_labels(row[0], names) for row in rows])
+        named.append(
+            [name_labels([encoder.words[token] for token in row], names) for row in packed[0]]
+        )
+    tokens, targets, segments, offsets = np.stack(rows, axis=1)
     return Batch(
         layout,
+        number,
         np.stack(pixels),
-        np.array(tokens),
-        np.array(targets),
+        tokens,
+        targets,
+        segments,
+        offsets,
         asked,
         np.array(named),
         np.stack(marks),
     )
 
 
-def training_batch(seed: int, step: int, share: tuple[int, int] = (0, 1)) -> Batch:
+def training_batch(
+    architecture: Architecture, seed: int, step: int, share: tuple[int, int] = (0, 1)
+) -> Batch:
     """The batch of one step, whatever came before: an interrupted run goes on with the same."""
     rng = generator("train", seed + 2_000_000, step)
-    _, shares, most_picture, most_clip = [row for row in CURRICULUM if step >= row[0]][-1]
+    _, shares, most_picture, most_clip = [row for row in architecture.curriculum if step >= row[0]][-1]
     names = list(shares)
-    layout = LAYOUTS[names[int(rng.choice(len(names), p=np.array(list(shares.values()))))]]
-    emphasis = [asked for first, asked in EMPHASIS if step >= first][-1]
+    layout = architecture.layouts[names[int(rng.choice(len(names), p=np.array(list(shares.values()))))]]
+    emphasis = [asked for first, asked in architecture.emphasis if step >= first][-1]
     most = most_picture, most_clip
-    return make_batch("train", seed, step, layout, most, emphasis, share)
-
-
-@dataclass(frozen=True)
-class TileBatch:
-    """Tiles (B, 3, 112, 112) uint8 and the labels of their patches (6, B, 64)."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-def tile_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0, 1)) -> TileBatch:
-    """Tiles with dense labels: whole small pictures, tiles of large ones, frames of clips."""
-    rng = generator("train", seed + 3_000_000 + share[0], step)
-    pixels: list[Frame] = []
-    marks: list[NDArray[np.int64]] = []
-    first = step * 64 + share[0] * 64 // share[1]
-    for index in range(first, first + num):
-        if index % 4 == 3:
-            scene, time = make_clip("train", seed, index), float(rng.random())
-        else:
-            side = TILE * (1, 1, 2, 3)[int(rng.integers(4))]
-            scene, time = make_picture("train", seed, index, size=(side, side)), 0.0
-            # Digits are the hardest to learn and the rarest to be seen: more of them.
-            scene = with_numbers(scene, rng, 3)
-        # One time in three a large picture is seen as its base picture.
-        base = rng.random() < 1 / 3
-        sides = (TILE, TILE) if base else (scene.height, scene.width)
-        image, mark = frame(scene, time, *sides), labels(scene, time, *sides)
-        places = [(y, x) for y in range(0, sides[0], TILE) for x in range(0, sides[1], TILE)]
-        for i in rng.permutation(len(places))[:3]:
-            y, x = places[int(i)]
-            pixels.append(image[y : y + TILE, x : x + TILE].transpose(2, 0, 1))
-            mine = patch_labels(mark[:, y : y + TILE, x : x + TILE])
-            if sides != (TILE, TILE):
-                # How large a thing is, and where, can't be told from one tile of a picture.
-                mine[4:][mine[4:] > 0] = IGNORED
-            marks.append(mine)
-        if len(pixels) >= num:
-            break
-    return TileBatch(np.stack(pixels[:num]), np.stack(marks[:num], axis=1))
+    return make_batch(architecture, "train", seed, step, layout, most, emphasis, share)
 
 
 def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:

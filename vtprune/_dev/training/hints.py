@@ -8,10 +8,11 @@ happened to it and how many like it came before, at its visual tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune._dev.training.checkpoint import vocabulary
 from vtprune.demo.world import COLOURS, DIRECTIONS, SHAPES, Event, Scene, Thing, things_at
 
 IGNORED = -100
@@ -23,11 +24,8 @@ MOST = 8  # ordinals 0 to 7
 # colour, of its shape and among all.
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 TOKEN_CLASSES = (len(VERBS), 4, MOST, MOST, MOST)
-CLIP_SIDE, PICTURE_SIDE = 4, 8  # tokens along a side of a pooled frame, of a base picture
+Grid = tuple[int, int]  # rows and columns of visual tokens
 
-_WORDS = vocabulary()
-_COLOUR_IDS = {_WORDS[colour]: colour for colour in COLOURS}
-_SHAPE_IDS = {_WORDS[shape]: shape for shape in SHAPES}
 Names = dict[tuple[str, str], tuple[int, ...]]
 
 
@@ -58,28 +56,27 @@ def _name_labels(thing: Thing, event: Event | None, is_clip: bool) -> tuple[int,
     return cell, IGNORED, VERBS.index(event.verb), event.slot + 1, DETAILS.index(event.detail)
 
 
-def name_labels(tokens: list[int], names: Names) -> list[tuple[int, ...]]:
+def name_labels(words: Sequence[str], names: Names) -> list[tuple[int, ...]]:
     """Labels (L, 5) of a row of tokens: at each shape that follows its colour."""
-    rows = [(IGNORED,) * len(NAME_CLASSES)] * len(tokens)
-    for i in range(1, len(tokens)):
-        colour, shape = _COLOUR_IDS.get(tokens[i - 1]), _SHAPE_IDS.get(tokens[i])
-        if colour is not None and shape is not None and (colour, shape) in names:
-            rows[i] = names[colour, shape]
+    rows = [(IGNORED,) * len(NAME_CLASSES)] * len(words)
+    for i in range(1, len(words)):
+        rows[i] = names.get((words[i - 1], words[i]), rows[i])
     return rows
 
 
-def token_labels(scene: Scene, times: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Labels (N, 5) of a clip's pooled tokens, or of the 64 of a picture's base picture."""
+def token_labels(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]:
+    """Labels (N, 5) of a clip's tokens, a grid at each time, or of the grid of a whole picture."""
     if not scene.is_clip:
-        return _ordinals(scene)
-    out = np.full((len(times), CLIP_SIDE, CLIP_SIDE, len(TOKEN_CLASSES)), IGNORED)
-    for number, time in enumerate(float(time) for time in times):
-        _mark_events(out[number], scene, time)
+        return _ordinals(scene, grid)
+    out = np.full((len(times), *grid, len(TOKEN_CLASSES)), IGNORED)
+    for number, time in enumerate(times):
+        _mark_events(out[number], scene, float(time))
     return out.reshape(-1, len(TOKEN_CLASSES))
 
 
 def _mark_events(out: NDArray[np.int64], scene: Scene, time: float) -> None:
     """What has happened so far, at the tokens of each thing, and where it was if it is gone."""
+    grid = out.shape[0], out.shape[1]
     moved = {(t.shape, t.radius): t for t in things_at(scene, time)}
     done = {e.thing: e for e in scene.events if e.verb != "flashes" and e.middle <= time}
     for i, thing in enumerate(scene.things):
@@ -88,23 +85,25 @@ def _mark_events(out: NDArray[np.int64], scene: Scene, time: float) -> None:
             continue
         mark = (0, 0) if event is None else (VERBS.index(event.verb), event.slot + 1)
         shown = there or thing
-        out[_covered(shown.x, shown.y, shown.radius, CLIP_SIDE), :2] = mark
+        out[_covered(shown.x, shown.y, shown.radius, shown.radius, grid), :2] = mark
     for event in scene.events:
         if event.verb == "flashes" and event.start <= time:
             number = scene.numbers[0]
-            where = _covered(number.x, number.y, number.height / 2, CLIP_SIDE)
+            where = _covered(number.x, number.y, number.height / 2, number.height / 2, grid)
             out[where, :2] = VERBS.index("flashes"), event.slot + 1
 
 
-def _ordinals(scene: Scene) -> NDArray[np.int64]:
+def _ordinals(scene: Scene, grid: Grid) -> NDArray[np.int64]:
     """Each thing's number, in reading order of the cells, among things like it."""
-    out = np.full((PICTURE_SIDE, PICTURE_SIDE, len(TOKEN_CLASSES)), IGNORED)
+    out = np.full((*grid, len(TOKEN_CLASSES)), IGNORED)
     before: list[Thing] = []
     shorter = min(scene.height, scene.width)
     for thing in sorted(scene.things, key=lambda t: (t.row, t.column)):
         before.append(thing)
-        wide = thing.radius * shorter / scene.width, thing.radius * shorter / scene.height
-        where = _covered(thing.x, thing.y, min(wide), PICTURE_SIDE)
+        wide, tall = thing.radius * shorter / scene.width, thing.radius * shorter / scene.height
+        if grid[0] == grid[1]:  # the base picture of a tiled one is square, whatever the picture is
+            wide = tall = min(wide, tall)
+        where = _covered(thing.x, thing.y, wide, tall, grid)
         out[where, 2:] = (
             sum(other.colour == thing.colour for other in before),
             sum(other.shape == thing.shape for other in before),
@@ -113,9 +112,11 @@ def _ordinals(scene: Scene) -> NDArray[np.int64]:
     return out.reshape(-1, len(TOKEN_CLASSES))
 
 
-def _covered(x: float, y: float, radius: float, side: int) -> NDArray[np.bool_]:
-    """The tokens (side, side) whose centre is in the disc, and the one that its centre is in."""
-    centres = (np.arange(side) + 0.5) / side
-    inside: NDArray[np.bool_] = np.hypot(centres[:, None] - y, centres - x) < radius
-    inside[min(int(y * side), side - 1), min(int(x * side), side - 1)] = True
+def _covered(x: float, y: float, wide: float, tall: float, grid: Grid) -> NDArray[np.bool_]:
+    """The tokens (rows, columns) whose centre is in the ellipse, and the one its centre is in."""
+    rows, columns = grid
+    down = (np.arange(rows) + 0.5) / rows - y
+    across = (np.arange(columns) + 0.5) / columns - x
+    inside: NDArray[np.bool_] = np.hypot(down[:, None] * (wide / tall), across) < wide
+    inside[min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)] = True
     return inside

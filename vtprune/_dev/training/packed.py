@@ -2,8 +2,9 @@
 
 Each question sees the visual tokens and itself, never another question, and its positions go on
 from the last visual token. So every question costs only its own tokens, and what is learned is
-exactly the prompt of inference: one picture, one question. The parameters are those of the stock
-Qwen2 layers, used in place; `tests/test_demo.py` holds this pass equal to the stock one.
+exactly the prompt of inference: one picture, one question. Several short questions share a row. The
+parameters are those of the stock layers, used in place; `tests/test_demo_architectures.py` holds
+this pass equal to the stock one.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
+from transformers import Qwen2_5_VLTextModel, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
+Decoder = Qwen2Model | Qwen2_5_VLTextModel
+DecoderLayer = Qwen2DecoderLayer | Qwen2_5_VLDecoderLayer
 LayerWeights = tuple[Tensor, ...]
 
 
-def layer_weights(layer: Qwen2DecoderLayer) -> LayerWeights:
+def layer_weights(layer: DecoderLayer | nn.Module) -> LayerWeights:
     """The parameters of one Qwen2 decoder layer, in the order `decoder_layer` takes them."""
+    assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
     return (
         layer.input_layernorm.weight,
@@ -40,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x (B, L, H, head width); cos and sin are (L, 1, head width)."""
+    """Rotary positions on x (B, L, H, head width); cos and sin are (B or 1, L, 1, head width)."""
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return (x * cos + turned * sin).to(x.dtype)
@@ -52,16 +58,20 @@ def decoder_layer(
     cos: Tensor,
     sin: Tensor,
     num_prefix: int,
-    num_questions: int,
+    num_rows: int,
+    apart: Tensor,
     heads: int,
     kv_heads: int,
     eps: float,
 ) -> Tensor:
-    """One decoder layer over x (B, prefix + questions x length, D), questions kept apart."""
+    """One decoder layer over x (B, prefix + rows x length, D), questions kept apart.
+
+    `apart` (B, rows, length, length) says which tokens of its row a token does not see.
+    """
     norm1, wq, bq, wk, bk, wv, bv, wo, norm2, w_gate, w_up, w_down = weights
     batch, total, _ = x.shape
     group, head = heads // kv_heads, wq.shape[0] // heads
-    length = (total - num_prefix) // num_questions
+    length = (total - num_prefix) // num_rows
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
@@ -85,17 +95,16 @@ def decoder_layer(
     out_prefix = weight.view(batch, kv_heads, group * num_prefix, num_prefix) @ v_prefix
     out_prefix = out_prefix.view(batch, kv_heads, group, num_prefix, head)
 
-    rest = num_questions * length
+    rest = num_rows * length
     rows = q_question.reshape(batch, kv_heads, group * rest, head)
     seen = (rows @ k_prefix.transpose(-1, -2)).view(
-        batch, kv_heads, group, num_questions, length, num_prefix
+        batch, kv_heads, group, num_rows, length, num_prefix
     )
-    blocks = q_question.reshape(batch, kv_heads, group, num_questions, length, head)
-    k_blocks = k_question.reshape(batch, kv_heads, 1, num_questions, length, head)
-    v_blocks = v_question.reshape(batch, kv_heads, 1, num_questions, length, head)
-    own = blocks @ k_blocks.transpose(-1, -2)  # (B, KV, group, questions, length, length)
-    causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    own = own.float().masked_fill(~causal, -torch.inf)
+    blocks = q_question.reshape(batch, kv_heads, group, num_rows, length, head)
+    k_blocks = k_question.reshape(batch, kv_heads, 1, num_rows, length, head)
+    v_blocks = v_question.reshape(batch, kv_heads, 1, num_rows, length, head)
+    own = blocks @ k_blocks.transpose(-1, -2)  # (B, KV, group, rows, length, length)
+    own = own.float().masked_fill(apart[:, None, None], -torch.inf)
     # One softmax over both parts, without laying them side by side.
     seen = seen.float()
     top = torch.maximum(seen.amax(-1, keepdim=True), own.amax(-1, keepdim=True)).detach()
@@ -116,44 +125,47 @@ def decoder_layer(
 
 
 def read_packed(
-    decoder: Qwen2Model,
+    decoder: Decoder,
     prefix: Tensor,
-    questions: Tensor,
+    rows: Tensor,
+    positions: tuple[Tensor, Tensor],
+    segments: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """The decoder's last states (B, Q, L, D) at the tokens of questions that share a prefix.
+    """The decoder's last states (B, R, L, D) at the tokens of questions that share a prefix.
 
     Args:
-        decoder: a Qwen2 model (the language model of the checkpoint).
+        decoder: a Qwen2 model, or a Qwen2.5-VL one (the language model of the checkpoint).
         prefix: embeddings (B, P, D) of everything before a question, visual tokens in place.
-        questions: embeddings (B, Q, L, D) of Q questions with their answers, padded on the right.
+        rows: embeddings (B, R, L, D) of rows of questions with their answers, padded on the right.
+        positions: of the prefix, (P,) or (3, P), and of the rows' tokens, (B, R, L).
+        segments: (B, R, L): tokens of one question have one number.
         layer: `decoder_layer`, or a compiled version of it.
-        watch: is given the number of each layer and what comes out of it, (B, P + Q x L, D).
+        watch: is given the number of each layer and what comes out of it, (B, P + R x L, D).
     """
     config = decoder.config
     batch, num_prefix, width = prefix.shape
-    num_questions, length = questions.shape[1:3]
-    positions = torch.cat(
-        (
-            torch.arange(num_prefix, device=prefix.device),
-            torch.arange(num_prefix, num_prefix + length, device=prefix.device).repeat(
-                num_questions
-            ),
-        )
-    )
-    x = torch.cat((prefix, questions.flatten(1, 2)), dim=1)
-    cos, sin = decoder.rotary_emb(x.float(), positions[None])
-    cos, sin = cos[0, :, None].to(x.dtype), sin[0, :, None].to(x.dtype)
-    for number, decoder_layer in enumerate(decoder.layers):
-        assert isinstance(decoder_layer, Qwen2DecoderLayer)
+    num_rows, length = rows.shape[1:3]
+    before, after = positions
+    after = after.flatten(1)
+    if before.ndim == 2:  # time, height and width
+        after = after.expand(len(before), *after.shape)
+    before = before.unsqueeze(-2).expand(*after.shape[:-1], num_prefix)
+    x = torch.cat((prefix, rows.flatten(1, 2)), dim=1)
+    cos, sin = decoder.rotary_emb(x.float(), torch.cat((before, after), dim=-1))
+    cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
+    causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+    apart = ~(causal & (segments[..., :, None] == segments[..., None, :]))
+    for number, module in enumerate(decoder.layers):
         x = layer(
             x,
-            layer_weights(decoder_layer),
+            layer_weights(module),
             cos,
             sin,
             num_prefix,
-            num_questions,
+            num_rows,
+            apart,
             config.num_attention_heads,
             config.num_key_value_heads,
             config.rms_norm_eps,
@@ -161,4 +173,4 @@ def read_packed(
         if watch is not None:
             watch(number, x)
     x = rms_norm(x[:, num_prefix:], decoder.norm.weight, config.rms_norm_eps)
-    return x.view(batch, num_questions, length, width)
+    return x.view(batch, num_rows, length, width)

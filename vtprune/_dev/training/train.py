@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing: `python -m vtprune._dev.training.train --out DIR`.
+"""Train a model of the world from nothing: `python -m vtprune._dev.training.train --out DIR`.
 
 First the tower alone on the world's dense labels (per patch: colour, shape, digits; the heads are
 thrown away), then everything on questions with a loss on answers only. Both parts resume from DIR
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from vtprune._dev.arguments import Parser
-from vtprune._dev.training.batches import LAYOUTS, PREFIX, make_batch, tile_batch, training_batch
-from vtprune._dev.training.checkpoint import make_model, make_tokenizer, save
+from vtprune._dev.training.architecture import NAMES, Architecture, architecture
+from vtprune._dev.training.batches import make_batch, training_batch
+from vtprune._dev.training.checkpoint import make_tokenizer
 from vtprune._dev.training.forward import answer_states
-from vtprune._dev.training.heads import Dense, Hints, dense_loss, start_projector
+from vtprune._dev.training.heads import Hints
 from vtprune._dev.training.hints import IGNORED
 from vtprune._dev.training.packed import decoder_layer
 from vtprune._dev.training.running import (
@@ -38,7 +38,6 @@ from vtprune._dev.training.running import (
 )
 from vtprune.demo.questions import KINDS
 
-COMPILED = ("one of several", "picture", "picture 2x2", "clip 8")
 HINT_WEIGHT = 0.3
 # How many batches of each layout the accuracy on dev is taken from.
 DEV = (
@@ -51,13 +50,13 @@ DEV = (
 )
 
 
-def train_tower(model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace) -> None:
+def train_tower(subject: Architecture, model: Any, args: argparse.Namespace) -> None:
     """Pretrain the tower on patch labels; its weights go to `tower.pt`."""
     device, out = torch.device(args.device), args.out
-    tower = model.model.vision_tower
+    tower = subject.tower(model)
     state_path = out / "tower.pt"
     torch.manual_seed(args.seed)
-    heads = Dense(tower.config.hidden_size).to(device)
+    heads = subject.make_dense(model).to(device)
     optims = optimisers([(tower, 4e-3), (heads, 4e-3)])
     first, seconds = 0, 0.0
     if state_path.exists():
@@ -71,9 +70,9 @@ def train_tower(model: LlavaOnevisionForConditionalGeneration, args: argparse.Na
     begin = time.monotonic() - seconds
     rank, processes = share = ranks()
     for step in range(first, args.tower_steps):
-        batch = tile_batch(args.seed, step, 64 // processes, share)
         set_rates(optims, schedule(step, args.tower_steps, 50, 0.4))
-        loss, right = dense_loss(tower, heads, batch, device)
+        draw = args.seed, step, subject.dense_tiles[0] // processes
+        loss, right = subject.dense_loss(model, heads, draw, share, device)
         loss.backward()
         average_gradients([*tower.parameters(), *heads.parameters()])
         for optim in optims:
@@ -101,9 +100,7 @@ def train_tower(model: LlavaOnevisionForConditionalGeneration, args: argparse.Na
 
 
 @torch.no_grad()
-def dev_accuracy(
-    model: LlavaOnevisionForConditionalGeneration, device: torch.device
-) -> dict[str, float]:
+def dev_accuracy(subject: Architecture, model: Any, device: torch.device) -> dict[str, float]:
     """Accuracy by kind on fixed dev scenes.
 
     An answer is right where each of its tokens is the likeliest: that is what greedy decoding would
@@ -112,18 +109,20 @@ def dev_accuracy(
     right: dict[str, list[bool]] = defaultdict(list)
     model.eval()
     rank, processes = ranks()
-    jobs = [(name, number) for name, num in DEV for number in range(num)]
+    jobs = [(name, number) for name, num in subject.dev for number in range(num)]
     for name, number in jobs[rank::processes]:
-        batch = make_batch("dev", 0, number, LAYOUTS[name])
+        batch = make_batch(subject, "dev", 0, number, subject.layouts[name])
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits, targets = answer_states(model, batch, device, decoder_layer)
+            logits, targets = answer_states(subject, model, batch, device, decoder_layer)
         hits = torch.zeros(batch.targets.shape, dtype=torch.bool)
         wanted = torch.from_numpy(batch.targets) != IGNORED
         hits[wanted] = (logits.argmax(-1) == targets).cpu()
-        rows = (hits | ~wanted).all(-1)
+        missed = wanted & ~hits
+        segments = torch.from_numpy(batch.segments)
         for i, questions in enumerate(batch.questions):
-            for j, question in enumerate(questions):
-                right[question.kind].append(bool(rows[i, j]))
+            wrong = set(segments[i][missed[i]].tolist())
+            for j, question in enumerate(questions, start=1):
+                right[question.kind].append(j not in wrong)
     counts = torch.tensor(
         [[sum(right[kind]), len(right[kind])] for kind in KINDS], dtype=torch.float64
     )
@@ -141,20 +140,20 @@ class TrainingRun:
         best: the best mean accuracy on dev; `snapshot/` holds the averaged weights that had it.
     """
 
-    def __init__(self, model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace):
-        self.model, self.args, self.out = model, args, args.out
+    def __init__(self, subject: Architecture, model: Any, args: argparse.Namespace):
+        self.subject, self.model, self.args, self.out = subject, model, args, args.out
         self.device = torch.device(args.device)
-        parts, config = model.model, model.config.get_text_config()
         tower = torch.load(self.out / "tower.pt", map_location=self.device)
-        self.heads = Dense(parts.vision_tower.config.hidden_size).to(self.device)
+        self.heads = subject.make_dense(model).to(self.device)
         self.heads.load_state_dict(tower["heads"])
-        start_projector(model, self.heads, tile_batch(args.seed, args.tower_steps), args.seed)
-        self.hints = Hints(config.hidden_size, len(make_tokenizer().encode(PREFIX).ids))
-        self.hints.to(self.device)
-        decoder = [parts.language_model, parts.multi_modal_projector, model.lm_head]
-        self.optims = optimisers([*((part, 3e-3) for part in decoder), (parts.vision_tower, 2e-3)])
-        others = ([parts.image_newline], 2e-3), (list(self.heads.parameters()), 1e-3), (
-            list(self.hints.parameters()), 3e-3)  # fmt: skip
+        subject.start(model, self.heads, args.seed, args.tower_steps)
+        start = len(make_tokenizer(subject.specials).encode(subject.prefix).ids)
+        width = model.config.get_text_config().hidden_size
+        self.hints = Hints(width, start, subject.probes).to(self.device)
+        parts, singles = subject.groups(model)
+        self.optims = optimisers(parts)
+        others = [(list(self.heads.parameters()), 1e-3), (list(self.hints.parameters()), 3e-3)]
+        others += [(singles, 2e-3)] if singles else []
         for parameters, rate in others:
             group = {"params": parameters, "lr": rate, "full": rate}
             self.optims.append(torch.optim.AdamW([group]))
@@ -199,18 +198,19 @@ class TrainingRun:
     def learn(self) -> tuple[str, float, list[float]]:
         """One step: what it was of, its loss, and what share of each hint was right."""
         args, model, number = self.args, self.model, self.step
-        tower, share = model.model.vision_tower, ranks()
-        batch = training_batch(args.seed, number, share)
+        subject, share = self.subject, ranks()
+        tower = subject.tower(model)
+        batch = training_batch(subject, args.seed, number, share)
         model.train()
         set_rates(self.optims, schedule(number, args.steps, 100, args.decay))
-        layer = self.compiled if batch.layout.name in COMPILED else decoder_layer
+        layer = self.compiled if batch.layout.name in subject.compiled else decoder_layer
         # The tower learns once the decoder reads it; from clips every second time: they cost more.
         learns = batch.layout.num_frames == 1 or number % 2 == 0
         tower.requires_grad_(number >= args.unfreeze and learns)
         hinted, right = number >= args.hints, list[float]()
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             watch = self.hints.watch if hinted else None
-            logits, targets = answer_states(model, batch, self.device, layer, watch)
+            logits, targets = answer_states(subject, model, batch, self.device, layer, watch)
         loss = whole = F.cross_entropy(logits, targets)
         if hinted:
             hint, right = self.hints.loss(batch)
@@ -218,8 +218,9 @@ class TrainingRun:
         whole.backward()
         if number >= args.unfreeze:
             tower.requires_grad_(True)
-            extra = tile_batch(args.seed + 1, number, 48 // share[1], share)
-            (0.3 * dense_loss(tower, self.heads, extra, self.device)[0]).backward()
+            draw = args.seed + 1, number, subject.dense_tiles[1] // share[1]
+            dense, _ = subject.dense_loss(model, self.heads, draw, share, self.device)
+            (0.3 * dense).backward()
         modules = (model, self.heads, self.hints)
         average_gradients([one for module in modules for one in module.parameters()])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -238,12 +239,12 @@ class TrainingRun:
         model = self.model
         current = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(self.average)
-        kinds = dev_accuracy(model, self.device)
+        kinds = dev_accuracy(self.subject, model, self.device)
         mean = sum(kinds.values()) / len(kinds)
         if ranks()[0] == 0:
             if mean > self.best:
                 self.best = mean
-                save(model, self.out / "snapshot")
+                self.subject.save(model, self.out / "snapshot")
                 told = {"step": self.step, "dev": mean, "kinds": kinds}
                 (self.out / "snapshot.json").write_text(json.dumps(told))
             log(
@@ -256,9 +257,9 @@ class TrainingRun:
         model.load_state_dict(current)
 
 
-def train(model: LlavaOnevisionForConditionalGeneration, args: argparse.Namespace) -> None:
+def train(subject: Architecture, model: Any, args: argparse.Namespace) -> None:
     """Train everything on questions; the best averaged weights go to `snapshot/`."""
-    run = TrainingRun(model, args)
+    run = TrainingRun(subject, model, args)
     first = ranks()[0] == 0
     losses: dict[str, list[float]] = defaultdict(list)
     told: dict[str, list[float]] = {}
@@ -286,17 +287,16 @@ def work(rank: int, args: argparse.Namespace) -> None:
         distributed.init_process_group(
             "gloo", init_method=meeting, rank=rank, world_size=args.processes
         )
-    model = make_model(args.seed).to(args.device)
-    model.model.vision_tower.set_attn_implementation("eager")  # 64 tokens: faster than fused, here
+    subject = architecture(args.architecture)
+    model = subject.make_model(args.seed).to(args.device)
     if args.compile:
-        for layer in model.model.vision_tower.encoder.layers:
-            layer.compile()
-    train_tower(model, args)
+        subject.compile_tower(model)
+    train_tower(subject, model, args)
     if ranks()[1] > 1:
         distributed.barrier()
     tower = torch.load(args.out / "tower.pt", map_location=args.device)["tower"]
-    model.model.vision_tower.load_state_dict(tower)
-    train(model, args)
+    subject.tower(model).load_state_dict(tower)
+    train(subject, model, args)
 
 
 def main() -> None:
@@ -304,18 +304,17 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of checkpoints, logs and snapshots"
     )
+    parser.add_argument("--architecture", choices=NAMES, default=NAMES[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--steps", type=int, default=6900)
+    parser.add_argument("--tower-steps", type=int, help="default: the architecture's")
+    parser.add_argument("--steps", type=int, help="default: the architecture's")
     parser.add_argument(
         "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
     )
     parser.add_argument(
-        "--decay", type=float, default=0.14, help="the last part of the steps, of falling rate"
+        "--decay", type=float, help="the last part of the steps, of falling rate"
     )
-    parser.add_argument(
-        "--hints", type=int, default=3600, help="the step from which hints are asked for"
-    )
+    parser.add_argument("--hints", type=int, help="the step from which hints are asked for")
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
@@ -323,6 +322,13 @@ def main() -> None:
         "--processes", type=int, default=2, help="CPU processes of one thread each; 1 on a GPU"
     )
     args = parser.parse_args()
+    subject = architecture(args.architecture)
+    defaults = zip(
+        ("tower_steps", "steps", "hints", "decay"), (*subject.steps, subject.decay), strict=True
+    )
+    for name, value in defaults:
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "meeting").unlink(missing_ok=True)
     if args.processes == 1:

@@ -1,0 +1,1 @@
+"""The architectures that are trained on the world: one module each."""
