@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vtprune._dev.training.checkpoint import make_tokenizer
+from vtprune._dev.training.checkpoint import SPECIALS, make_tokenizer
 from vtprune._dev.training.hints import (
-    CLIP_SIDE,
     DETAILS,
     IGNORED,
     NAME_CLASSES,
@@ -68,15 +67,15 @@ def test_a_name_in_a_clip_tells_what_its_thing_does_and_when() -> None:
 
 
 def test_labels_stand_at_the_word_that_completes_a_name() -> None:
-    encoded = make_tokenizer().encode("is the red star above the blue cross?")
-    rows = name_labels(encoded.ids, names_of(PICTURE))
+    encoded = make_tokenizer(SPECIALS).encode("is the red star above the blue cross?")
+    rows = name_labels(encoded.tokens, names_of(PICTURE))
     assert [row != NONE for row in rows] == [word == "star" for word in encoded.tokens]
     assert rows[encoded.tokens.index("star")][:2] == (7, 1)
 
 
 def test_things_of_a_picture_are_numbered_in_reading_order() -> None:
     # Of a base picture of 8 x 8 tokens, a cell's centre is in row and column 1, 4 or 6.
-    marks = token_labels(PICTURE, np.zeros(1)).reshape(8, 8, 5)
+    marks = token_labels(PICTURE, [0.0], (8, 8)).reshape(8, 8, 5)
     assert marks[1, 1].tolist() == [IGNORED, IGNORED, 1, 1, 1]  # the first red, ring, thing
     assert marks[1, 6].tolist() == [IGNORED, IGNORED, 1, 1, 2]  # the first blue, the first star
     assert marks[6, 4].tolist() == [IGNORED, IGNORED, 2, 2, 3]  # the second red, the second star
@@ -84,7 +83,7 @@ def test_things_of_a_picture_are_numbered_in_reading_order() -> None:
 
 
 def test_tokens_of_a_clip_tell_what_has_happened_so_far() -> None:
-    marks = token_labels(CLIP, np.linspace(0, 1, 5)).reshape(5, CLIP_SIDE, CLIP_SIDE, 5)
+    marks = token_labels(CLIP, np.linspace(0, 1, 5).tolist(), (4, 4)).reshape(5, 4, 4, 5)
     moves, turns, flashes = (VERBS.index(verb) for verb in ("moves", "turns", "flashes"))
     assert marks[0, 0, 0, :2].tolist() == [0, 0]  # nothing yet
     # At 0.25 the star is three quarters of the way to the middle of the top row.
@@ -100,7 +99,7 @@ def test_tokens_of_a_clip_tell_what_has_happened_so_far() -> None:
 def test_where_a_thing_vanished_is_remembered() -> None:
     event = Event("vanishes", 0, 1, 0.4, 0.6)
     scene = Scene((thing("red star", 0, 0),), (), (event,), 112, 112, 3, 0)
-    marks = token_labels(scene, np.linspace(0, 1, 3)).reshape(3, CLIP_SIDE, CLIP_SIDE, 5)
+    marks = token_labels(scene, [0.0, 0.5, 1.0], (4, 4)).reshape(3, 4, 4, 5)
     assert marks[0, 0, 0, :2].tolist() == [0, 0]
     assert marks[2, 0, 0, :2].tolist() == [VERBS.index("vanishes"), 2]
 
@@ -109,7 +108,7 @@ def test_where_a_thing_vanished_is_remembered() -> None:
 def test_labels_are_classes_of_their_heads(index: int) -> None:
     for scene in (make_clip("dev", 0, index), make_picture("dev", 0, index, size=(200, 180))):
         times = np.linspace(0, 1, 8) if scene.is_clip else np.zeros(1)
-        marks = token_labels(scene, times)
+        marks = token_labels(scene, times.tolist(), (4, 6))
         names = np.array(list(names_of(scene).values()) or [NONE])
         for labels, classes in ((marks, TOKEN_CLASSES), (names, NAME_CLASSES)):
             known = labels != IGNORED

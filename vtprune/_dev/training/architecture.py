@@ -126,10 +126,10 @@ class Architecture(Protocol):
         share: tuple[int, int],
         device: torch.device,
     ) -> tuple[Tensor, list[float]]:
-        """The loss on tiles drawn by (seed, step, number), and what share of each label is right."""
+        """The loss on tiles drawn by (seed, step, number), and the share of each label right."""
 
     def visual_tokens(self, model: Any, batch: Batch, device: torch.device) -> Tensor:
-        """The visual tokens (B, N, D) of a batch, as the official preparation and model make them."""
+        """The visual tokens (B, N, D) of a batch, as official preparation and model make them."""
 
     def positions(self, batch: Batch, num_prefix: int) -> tuple[Tensor, Tensor]:
         """Positions of a prompt before its question, (P,) or (3, P), and of rows, (B, R, L)."""
@@ -145,5 +145,3 @@ def architecture(name: str) -> Architecture:
     module = importlib.import_module(f"vtprune._dev.training.architectures.{name}")
     found: Architecture = module.ARCHITECTURE
     return found
-
-

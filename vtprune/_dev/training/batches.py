@@ -12,10 +12,9 @@ from vtprune._dev.training.architecture import Architecture, BatchShape, Emphasi
 from vtprune._dev.training.checkpoint import END, make_tokenizer
 from vtprune._dev.training.extra_questions import EXTRA_KINDS, TRAINING_MAKERS
 from vtprune._dev.training.hints import IGNORED, name_labels, names_of
-from vtprune._dev.training.labels import labels
 from vtprune.demo.draw import Frame, frame
 from vtprune.demo.questions import CLIP_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
-from vtprune.demo.world import TILE, Scene, draw_number, generator, make_clip, make_picture
+from vtprune.demo.world import Scene, draw_number, generator, make_clip, make_picture
 
 SUFFIX = "<|im_end|><|im_start|>assistant\n"
 
@@ -203,9 +202,13 @@ def training_batch(
 ) -> Batch:
     """The batch of one step, whatever came before: an interrupted run goes on with the same."""
     rng = generator("train", seed + 2_000_000, step)
-    _, shares, most_picture, most_clip = [row for row in architecture.curriculum if step >= row[0]][-1]
+    _, shares, most_picture, most_clip = [row for row in architecture.curriculum if step >= row[0]][
+        -1
+    ]
     names = list(shares)
-    layout = architecture.layouts[names[int(rng.choice(len(names), p=np.array(list(shares.values()))))]]
+    layout = architecture.layouts[
+        names[int(rng.choice(len(names), p=np.array(list(shares.values()))))]
+    ]
     emphasis = [asked for first, asked in architecture.emphasis if step >= first][-1]
     most = most_picture, most_clip
     return make_batch(architecture, "train", seed, step, layout, most, emphasis, share)

@@ -1,4 +1,4 @@
-"""What the checkpoints of all architectures share: tokenizer, weights and files of the hub's format."""
+"""What checkpoints of all architectures share: tokenizer, weights, files of the hub's format."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ WORDS = (
     "answer question clip"
 )
 
+
 def vocabulary(specials: Sequence[str]) -> dict[str, int]:
     """Special tokens, the world's words, then every ASCII character alone and inside a word."""
     words = set(WORDS.split()) | set(COLOURS) | set(SHAPES) | set(DIRECTIONS)
@@ -41,9 +42,7 @@ def make_tokenizer(specials: Sequence[str]) -> Tokenizer:
     """Words whole, a number digit by digit ("4", "##7"), anything else letter by letter."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    model = models.WordPiece(
-        vocabulary(specials), unk_token="<unk>", max_input_chars_per_word=64
-    )
+    model = models.WordPiece(vocabulary(specials), unk_token="<unk>", max_input_chars_per_word=64)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -31,9 +31,7 @@ def answer_states(
         for text in (architecture.prefix, architecture.closing)
     )
     batches = len(visual)
-    prefix = torch.cat(
-        (start.expand(batches, -1, -1), visual, end.expand(batches, -1, -1)), dim=1
-    )
+    prefix = torch.cat((start.expand(batches, -1, -1), visual, end.expand(batches, -1, -1)), dim=1)
     tokens, targets, segments = (
         torch.from_numpy(array).to(device)
         for array in (batch.tokens, batch.targets, batch.segments)

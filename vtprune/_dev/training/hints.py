@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune.demo.world import COLOURS, DIRECTIONS, SHAPES, Event, Scene, Thing, things_at
+from vtprune.demo.world import COLOURS, DIRECTIONS, Event, Scene, Thing, things_at
 
 IGNORED = -100
 VERBS = ("none", "moves", "appears", "vanishes", "turns", "flashes")

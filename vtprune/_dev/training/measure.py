@@ -1,7 +1,7 @@
-"""Measure the embedded model on test questions: `python -m vtprune._dev.training.measure WEIGHTS`.
+"""Measure a model on questions of test: `python -m vtprune._dev.training.measure WEIGHTS`.
 
 Everything goes the user's way: files are written, decoded, prepared by the official recipe and
-answered one by one with `generate`. Beside each kind stand its chance and what the model answers to
+answered with `generate`, unpruned. Beside each kind stand its chance and what the model answers to
 blank and to exchanged pictures.
 """
 
@@ -16,18 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
+import vtprune
 from vtprune._dev.arguments import Parser
-from vtprune._dev.training.checkpoint import NUM_FRAMES
 from vtprune._dev.training.extra_questions import names_held_out
-from vtprune._dev.training.forward import normalise, resize, tiles
 from vtprune.demo.questions import KINDS, Question, draw_questions
-from vtprune.demo.samples import samples, write_file
+from vtprune.demo.samples import FRAMES_PER_SECOND, Sample, samples, write_file
 from vtprune.demo.score import is_right
-from vtprune.demo.world import TILE, generator, make_clip, make_picture
+from vtprune.demo.world import generator, make_clip, make_picture
+from vtprune.inference.library import Media
 
 MANNERS = ("seen", "blank", "exchanged")
 
@@ -45,88 +42,38 @@ class Answered:
         return is_right(self.question.kind, self.question.answer, self.answer)
 
 
-def read(path: Path) -> Tensor:
-    """A picture (1, 3, H, W) or NUM_FRAMES frames of a clip (T, 3, 112, 112), uint8."""
-    if path.suffix == ".png":
-        from PIL import Image
-
-        return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
-    import av
-
-    with av.open(str(path)) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    index = np.arange(0, len(frames), len(frames) / NUM_FRAMES).astype(int)
-    clip = torch.from_numpy(np.stack([frames[i] for i in index])).permute(0, 3, 1, 2)
-    return resize(clip.contiguous(), TILE, TILE)
-
-
-def prepare(visual: Tensor, is_clip: bool) -> dict[str, Tensor]:
-    """The model's inputs for one picture or clip."""
-    if is_clip:
-        return {"pixel_values_videos": normalise(visual)[None]}
-    size = torch.tensor([visual.shape[-2:]])
-    return {"pixel_values": normalise(tiles(visual)), "image_sizes": size}
-
-
-@torch.no_grad()
-def answer(
-    model: LlavaOnevisionForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    visual: Tensor,
-    is_clip: bool,
-    questions: list[str],
-) -> list[str]:
-    """Answer questions about one picture or clip, each in a prompt of its own."""
-    inputs = prepare(visual, is_clip)
-    if is_clip:
-        features = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output[0]
-    else:
-        features = model.model.get_image_features(**inputs).pooler_output[0]
-    mark = "<video>" if is_clip else "<image>"
-    seen = mark * len(features)
-    prompts = [
-        f"<|im_start|>user {seen}\n{question}<|im_end|><|im_start|>assistant\n"
-        for question in questions
-    ]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    embeddings = model.get_input_embeddings()(batch.input_ids)
-    places = batch.input_ids == tokenizer.convert_tokens_to_ids(mark)
-    embeddings[places] = features.repeat(len(questions), 1)
-    out = model.generate(  # type: ignore[misc]
-        inputs_embeds=embeddings, attention_mask=batch.attention_mask, max_new_tokens=24
-    )
-    return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in out]
+def blank(sample: Sample) -> Media:
+    """A grey picture or clip of a sample's size."""
+    scene = sample.scene
+    grey = np.full((scene.num_frames, scene.height, scene.width, 3), 128, dtype=np.uint8)
+    return vtprune.Clip(grey, FRAMES_PER_SECOND) if scene.is_clip else grey[0]
 
 
 def answer_all(
-    model: LlavaOnevisionForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    num: int,
-    seed: int,
-    split: str,
-    manner: str,
+    model: Path | None, folder: Path, num: int, seed: int, split: str, manner: str
 ) -> list[Answered]:
     """Answer `num` questions; `manner` says what the model is shown."""
-    done: list[Answered] = []
-    shown: dict[torch.Size, Tensor] = {}
+    asked: list[tuple[str, Question]] = []
+    items: list[tuple[Media, str]] = []
+    last: dict[tuple[int, ...], Media] = {}
     for sample in samples(num, seed, split):
-        path = folder / sample.name
+        path, scene = folder / sample.name, sample.scene
         if not path.exists():
-            write_file(path, sample.scene)
-        visual = read(path)
+            write_file(path, scene)
+        medium: Media = path
         if manner == "blank":
-            visual = torch.full_like(visual, 128)
+            medium = blank(sample)
         if manner == "exchanged":
-            # The one before of the same kind and size, which has the same number of tokens.
-            key = visual.shape
-            visual, shown[key] = shown.get(key, torch.full_like(visual, 128)), visual
-        questions = [question.text for question in sample.questions]
-        answers = answer(model, tokenizer, visual, sample.scene.is_clip, questions)
-        done += [
-            Answered(sample.name, q, a) for q, a in zip(sample.questions, answers, strict=True)
-        ]
-    return done
+            # The one before of the same kind and size.
+            size = scene.height, scene.width, int(scene.is_clip)
+            medium, last[size] = last.get(size, blank(sample)), path
+        asked += [(sample.name, question) for question in sample.questions]
+        items += [(medium, question.text) for question in sample.questions]
+    reports = vtprune.answer(model, items, keep=1.0)
+    return [
+        Answered(name, question, report.answer or "")
+        for (name, question), report in zip(asked, reports, strict=True)
+    ]
 
 
 def interval(results: list[Answered], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
@@ -218,13 +165,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--manners", nargs="+", choices=MANNERS, default=list(MANNERS))
     args = parser.parse_args()
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(args.weights).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.weights)
     with tempfile.TemporaryDirectory() as folder:
         results = {
-            manner: answer_all(
-                model, tokenizer, Path(folder), args.num, args.seed, args.split, manner
-            )
+            manner: answer_all(args.weights, Path(folder), args.num, args.seed, args.split, manner)
             for manner in args.manners
         }
     for row in table(results):

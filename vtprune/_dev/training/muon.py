@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 
@@ -22,8 +22,22 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return x if wide else x.transpose(-1, -2)
 
 
+def _orthogonalise_together(matrices: Tensor) -> Tensor:
+    """`orthogonalise`, a part of the matrices by each process, in float32."""
+    if not distributed.is_initialized():
+        return orthogonalise(matrices).float()
+    turned = torch.zeros_like(matrices)
+    share = slice(distributed.get_rank(), None, distributed.get_world_size())
+    if len(matrices[share]):
+        turned[share] = orthogonalise(matrices[share]).float()
+    distributed.all_reduce(turned)
+    return turned
+
+
 class Muon(Optimizer):
     """Muon (Keller Jordan, 2024), its update scaled to AdamW's, matrices of one shape together.
+
+    Several processes with the same gradients share the matrices: each turns its part of them.
 
     Args:
         parameters: matrices; each group may have its own `lr`.
@@ -57,7 +71,7 @@ class Muon(Optimizer):
                         state["momentum"] = torch.zeros_like(parameter)
                     state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(torch.lerp(parameter.grad, state["momentum"], group["momentum"]))
-                turned = orthogonalise(torch.stack(updates)).float()
+                turned = _orthogonalise_together(torch.stack(updates))
                 scale = 0.2 * max(shape) ** 0.5 * group["lr"]
                 for parameter, update in zip(parameters, turned, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-
 def resize(pictures: Tensor, height: int, width: int) -> Tensor:
     """Bicubic, antialiased, on uint8, as the processors do."""
     if pictures.shape[-2:] == (height, width):

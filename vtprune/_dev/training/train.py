@@ -311,9 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
     )
-    parser.add_argument(
-        "--decay", type=float, help="the last part of the steps, of falling rate"
-    )
+    parser.add_argument("--decay", type=float, help="the last part of the steps, of falling rate")
     parser.add_argument("--hints", type=int, help="the step from which hints are asked for")
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--device", default="cpu")

@@ -339,9 +339,11 @@ class LlavaOnevision:
         pixels = torch.from_numpy(batch.pixels).to(device)
         if batch.layout.num_frames > 1:
             return model.model.get_video_features(normalise(pixels)).pooler_output
-        sizes = torch.tensor([[batch.layout.height, batch.layout.width]] * len(pixels), device=device)
+        sizes = torch.tensor(
+            [[batch.layout.height, batch.layout.width]] * len(pixels), device=device
+        )
         if batch.layout.name == "one of several":
-            # A picture among others in one prompt is not tiled: the model sees its base picture only.
+            # A picture among others in one prompt is not tiled: its base picture is all of it.
             several = torch.tensor([len(pixels), 0])
             features = model.model.get_image_features(
                 normalise(pixels[:, 0]), sizes, batch_num_images=several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,9 +220,7 @@ class Qwen25VL:
             sampling = {} if is_image else {"do_sample_frames": True, "num_frames": NUM_FRAMES}
             content = common | {"size": size, kind: class_name} | sampling
             write_json(directory / file, content)
-        write_json(
-            directory / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"}
-        )
+        write_json(directory / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
         card = CARD.format(kinds=", ".join(f"`{kind}`" for kind in KINDS))
         (directory / "README.md").write_text(card, encoding="utf-8")
 
@@ -343,9 +342,7 @@ def read_frames(model: Model, frames: Tensor) -> Tensor:
     return tokens.unflatten(0, (count, -1))
 
 
-def tower_layer(
-    x: Tensor, block: nn.Module, cos: Tensor, sin: Tensor, mask: Tensor | None
-) -> Tensor:
+def tower_layer(x: Tensor, block: Any, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """One layer of the tower over x (G, n, D); a patch sees those that `mask` (n, n) has."""
     attention, mlp = block.attn, block.mlp
     heads = attention.num_heads

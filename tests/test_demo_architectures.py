@@ -1,0 +1,136 @@
+"""The recipe's architectures: training sees what users' files give, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_models import ask, prepare
+from transformers import AutoTokenizer
+
+from vtprune._dev.training import train
+from vtprune._dev.training.architecture import NAMES, Architecture, architecture
+from vtprune._dev.training.batches import make_batch
+from vtprune._dev.training.forward import answer_states
+from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.packed import decoder_layer
+from vtprune.models import find_family
+from vtprune.models.checkpoint import read_files
+
+CLIP_LENGTHS = (2.0, 3.0, 4.0)  # seconds, of batches in turn
+
+
+def small(name: str) -> Architecture:
+    """An architecture whose model has two decoder layers, and that trains on little."""
+    subject = copy.copy(architecture(name))
+    whole = type(subject).make_model
+
+    def make_model(seed: int) -> Any:
+        model = whole(subject, seed)
+        decoder = model.model.language_model
+        decoder.layers = decoder.layers[:2]
+        config = model.config.get_text_config()
+        config.num_hidden_layers, config.layer_types = 2, config.layer_types[:2]
+        return model
+
+    changes: dict[str, Any] = {
+        "make_model": make_model,
+        "layouts": {
+            shape.name: replace(shape, scenes=2, questions=2, rows=min(shape.rows, 1))
+            for shape in subject.layouts.values()
+        },
+        "probes": tuple(replace(probe, layer=1) for probe in subject.probes),
+        "dev": (("picture", 1),),
+        "dense_tiles": (2, 2),
+    }
+    for attribute, value in changes.items():
+        setattr(subject, attribute, value)
+    return subject
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def subject(request: pytest.FixtureRequest) -> Architecture:
+    return small(request.param)
+
+
+def test_training_sees_what_the_official_preparation_and_the_stock_model_give(
+    subject: Architecture, tmp_path: Path
+) -> None:
+    model = subject.make_model(0).eval()
+    for layer in model.model.language_model.layers:
+        layer.self_attn.q_proj.weight.data *= 30  # attention that is not even
+    subject.save(model, tmp_path)
+    files = read_files(tmp_path, model.config, AutoTokenizer.from_pretrained(tmp_path))
+    family = find_family(subject.name)
+    for name, number in (("picture", 0), ("picture 260x320", 0), ("clip 8", 1)):
+        layout = replace(subject.layouts[name], questions=3, length=30)
+        batch = make_batch(subject, "dev", 0, number, layout)
+        with torch.no_grad():
+            logits, _ = answer_states(subject, model, batch, torch.device("cpu"), decoder_layer)
+        answering = batch.segments[batch.targets != IGNORED].tolist()
+        pixels = torch.from_numpy(batch.pixels[0])
+        frames = layout.num_frames
+        fps = frames / CLIP_LENGTHS[number] if frames > 1 else 0.0
+        files = replace(files, video={**files.video, "num_frames": frames})
+        media = prepare(family, files, [(pixels, fps)])
+        for segment, question in enumerate(batch.questions[0], start=1):
+            inputs = family.encode(files, media, ask(question.text, media))
+            with torch.no_grad():
+                expected = model(**inputs.tensors).logits[0, -1]
+            packed = logits[answering.index(segment)]
+            torch.testing.assert_close(packed, expected, atol=2e-5, rtol=1e-4)
+        assert len(batch.questions[0]) >= 2
+        assert expected.std() > 0.1
+
+
+def run(
+    subject: Architecture, out: Path, monkeypatch: pytest.MonkeyPatch, evaluate_every: int = 1
+) -> None:
+    """Train for two steps, with hints and dense labels."""
+    options = f"--architecture {subject.name} --tower-steps 1 --steps 2 --hints 0 --unfreeze 0"
+    options += f" --evaluate-every {evaluate_every} --no-compile --processes 1 --out {out}"
+    monkeypatch.setattr(train, "architecture", lambda name: subject)
+    monkeypatch.setattr(sys, "argv", ["train", *options.split()])
+    train.main()
+
+
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(
+    subject: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn: Callable[[train.TrainingRun], Any] = train.TrainingRun.learn
+
+    def stop(self: train.TrainingRun) -> Any:
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return learn(self)
+
+    run(subject, tmp_path / "whole", monkeypatch, evaluate_every=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(train.TrainingRun, "learn", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(subject, tmp_path / "stopped", patched)
+    run(subject, tmp_path / "stopped", monkeypatch)
+    whole, stopped = (
+        torch.load(tmp_path / name / "train.pt")["model"] for name in ("whole", "stopped")
+    )
+    start = subject.make_model(0).state_dict()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    changed = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
+    assert len(changed) >= 2, "tower and decoder have learned"
+
+
+def test_the_second_model_has_the_shape_that_the_evidence_needs(tmp_path: Path) -> None:
+    subject = architecture("qwen2_5_vl")
+    model = subject.make_model(0)
+    text, vision = model.config.text_config, model.config.vision_config
+    assert text.num_attention_heads >= 24
+    assert text.hidden_size // text.num_attention_heads >= 16
+    assert text.num_hidden_layers >= 20
+    assert 0 < len(vision.fullatt_block_indexes) < vision.depth
+    assert sum(parameter.numel() * 2 for parameter in model.parameters()) < 40e6
