@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,14 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     changed = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
     assert len(changed) >= 2, "tower and decoder have learned"
+
+
+def test_weights_beside_the_recipe_stay_out_of_the_wheel() -> None:
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    wheel = settings["tool"]["hatch"]["build"]["targets"]["wheel"]
+    weights = "/vtprune/_dev/training/second_model/model.safetensors"
+    assert any(fnmatch(weights, pattern) for pattern in wheel["exclude"])
+    assert not any(fnmatch(weights, pattern[1:]) for pattern in wheel["exclude"] if "!" in pattern)
 
 
 def test_the_second_model_has_the_shape_that_the_evidence_needs(tmp_path: Path) -> None:

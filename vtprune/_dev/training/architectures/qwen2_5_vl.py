@@ -137,7 +137,7 @@ class Qwen25VL:
         Probe(7, "tokens", 0, TOKEN_CLASSES),
         Probe(12, "names", 0, NAME_CLASSES),
     )
-    steps = 2500, 5000, 0
+    steps = 1500, 5000, 0
     decay = 0.15
     dense_tiles = 64, 32
 
@@ -238,7 +238,8 @@ class Qwen25VL:
 
     def make_dense(self, model: Model) -> Dense:
         """What `labels` says of the 4 patches of a token, in both of its frames."""
-        return Dense(model.config.vision_config.out_hidden_size, DENSE, TEMPORAL * MERGE**2)
+        width = model.config.get_text_config().hidden_size
+        return Dense(width, DENSE, TEMPORAL * MERGE**2)
 
     @torch.no_grad()
     def start(self, model: Model, heads: Dense, seed: int, step: int) -> None:
@@ -248,8 +249,8 @@ class Qwen25VL:
         last = model.model.visual.merger.mlp[-1]
         assert isinstance(last, nn.Linear)
         gain = 0.3 * tokens.shape[-1] ** 0.5 / tokens.norm(dim=-1).mean()
-        last.weight *= gain
-        last.bias *= gain
+        last.weight.mul_(gain)
+        last.bias.mul_(gain)
         generator = torch.Generator().manual_seed(seed)
         embeddings = model.get_input_embeddings()
         embeddings.weight.normal_(std=0.3, generator=generator)  # type: ignore[operator, union-attr]
@@ -298,7 +299,7 @@ class Qwen25VL:
         grid = grid_of(layout)
         seen = times[TEMPORAL - 1 :: TEMPORAL].tolist() if scene.is_clip else [0.0]
         told = hints.token_labels(scene, seen, grid)
-        places = np.stack(np.indices(grid), axis=-1).reshape(-1, 2)
+        places = np.indices(grid).reshape(2, -1).T
         return np.concatenate((told, np.tile(places, (len(seen), 1))), axis=1)
 
 
