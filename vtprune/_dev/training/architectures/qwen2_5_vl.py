@@ -139,7 +139,7 @@ class Qwen25VL:
     )
     steps = 1500, 5000, 0
     decay = 0.15
-    dense_tiles = 64, 32
+    dense_tiles = 64, 16
 
     def make_model(self, seed: int) -> Model:
         """A 6-layer tower, two of them with full attention, and 20 layers of 24 query heads."""
