@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from vtprune._dev.training.batches import Batch
     from vtprune._dev.training.heads import Dense
 
-NAMES = ("llava_onevision", "qwen2_5_vl")
+MODULES = pkgutil.iter_modules([str(Path(__file__).parent / "architectures")])
+NAMES = tuple(sorted(module.name for module in MODULES))
 Layer = Callable[..., "Tensor"]
 
 

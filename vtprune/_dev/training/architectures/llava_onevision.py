@@ -189,7 +189,7 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
 class LlavaOnevision:
     """A SigLIP tower on tiles of 112 pixels, a projector, and a Qwen2 decoder."""
 
-    name = "llava_onevision"
+    name = Path(__file__).stem
     specials = SPECIALS
     prefix = "<|im_start|>user "
     closing = ""

@@ -116,7 +116,7 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
 class Qwen25VL:
     """A tower of windows on patches of 14 pixels, a merger of 2 x 2 of them, and a decoder."""
 
-    name = "qwen2_5_vl"
+    name = Path(__file__).stem
     specials = SPECIALS
     prefix = "<|im_start|>user <|vision_start|>"
     closing = "<|vision_end|>"
