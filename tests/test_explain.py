@@ -568,7 +568,14 @@ def test_a_text_alone_has_nothing_to_explain() -> None:
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [("qwen2_vl", "eager"), ("qwen3_vl", "sdpa"), ("gemma3", "sdpa"), ("llava_onevision", "eager")],
+    [
+        ("qwen2_vl", "eager"),
+        ("qwen3_vl", "sdpa"),
+        ("gemma3", "sdpa"),
+        ("llava_onevision", "eager"),
+        ("gemma4_unified", "sdpa"),
+        ("gemma4_unified", "eager"),
+    ],
 )
 def test_every_kind_of_model_is_replayed_exactly(
     name: str, attention: str, checkpoints: Callable[[str], Path], clip: tuple[Path, Sample],
@@ -576,8 +583,11 @@ def test_every_kind_of_model_is_replayed_exactly(
 ) -> None:  # fmt: skip
     loaded = load(str(checkpoints(name)), attention=attention)
     path = pictures[0][0] if name == "gemma3" else clip[0]
-    answer = answered(path, "what?", frames=4, loaded=loaded, attention=False)
+    answer = answered(path, "what?", frames=4, loaded=loaded)
     probe, ids = answer.probe(Passes(99)), answer.run.tokens
+    assert answer.attention is not None
+    assert answer.attention.shape == (len(ids), len(probe))
+    assert 0 < float(answer.attention.sum(1).max()) <= 1
     tensors = append_text(answer.prepared.tensors, ids[:-1])
     with torch.no_grad():
         logits = loaded.model(**tensors).logits[:, -len(ids) :]

@@ -41,7 +41,8 @@ class AnswerAttention:
             raise ModelError("the attention of an answer is read one prompt at a time")
         with torch.no_grad():
             row = last_row(call)
-        if call.query.shape[2] > 1:  # the prompt
+        # The prompt; of layers that share keys transformers (5.23) asks for its last column alone.
+        if call.query.shape[2] > 1 or layer not in self.group_of:
             length = len(row)
             self.group_of[layer], self.step_of[layer] = length, 0
             self.layers.setdefault(length, []).append(layer)

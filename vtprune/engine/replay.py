@@ -317,16 +317,17 @@ class Replay:
         Args:
             mask: that the layer is given.
             columns: (B or 1, S) bool.
-            hidden: (B, S, d).
+            hidden: (B, S, d), or of the last columns alone, as transformers (5.23) gives them to
+                layers that share keys.
         """
         rows, length = hidden.shape[:2]
         columns = columns.to(hidden.device)
         if self.structure.attention.startswith("flash"):
             return (~columns).to(torch.long).expand(rows, -1)
-        itself = torch.eye(length, dtype=torch.bool, device=hidden.device)
+        itself = torch.eye(columns.shape[1], dtype=torch.bool, device=hidden.device)[-length:]
         unseen = columns[:, None, None, :] & ~itself
         if mask is None:
-            return torch.ones_like(itself).tril() & ~unseen
+            return torch.ones_like(itself).tril(columns.shape[1] - length) & ~unseen
         if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
             raise ModelError(
                 f"{self.structure.model_type}: keys of its layers can't be masked",
