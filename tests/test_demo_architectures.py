@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from test_models import ask, prepare
 from transformers import AutoTokenizer
 
@@ -25,6 +27,9 @@ from vtprune._dev.training.packed import decoder_layer
 from vtprune.models import find_family
 from vtprune.models.checkpoint import read_files
 
+# The trainer is for the pinned transformers. 5.17 gives the features of a clip without its newline,
+# and counts the positions of what follows a clip on from its last moment.
+TRAINED_ON = Version("5.23")
 CLIP_LENGTHS = (2.0, 3.0, 4.0)  # seconds, of batches in turn
 
 
@@ -70,7 +75,8 @@ def test_training_sees_what_the_official_preparation_and_the_stock_model_give(
     subject.save(model, tmp_path)
     files = read_files(tmp_path, model.config, AutoTokenizer.from_pretrained(tmp_path))
     family = find_family(subject.name)
-    for name, number in (("picture", 0), ("picture 260x320", 0), ("clip 8", 1)):
+    clips = (("clip 8", 1),) if Version(transformers.__version__) >= TRAINED_ON else ()
+    for name, number in (("picture", 0), ("picture 260x320", 0), *clips):
         layout = replace(subject.layouts[name], questions=3, length=30)
         batch = make_batch(subject, "dev", 0, number, layout)
         with torch.no_grad():
