@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import family_table
 import pytest
@@ -143,6 +144,11 @@ def test_the_processor_is_of_the_class_that_the_checkpoint_names(tmp_path: Path)
     assert type(loaded.files.assembled.whole).__name__ == "Idefics2Processor"
     assert not loaded.family.listed
     assert loaded.family.modalities == ("image",)
+    # PaliGemma's gives labels to train on unasked, which no forward of a pruned model takes.
+    call, labels = type(loaded.files.assembled)._call, {"labels": torch.zeros(1, 9)}
+    with patch.object(type(loaded.files.assembled), "_call", lambda *args: call(*args) | labels):
+        tensors = ask_about(loaded, [(plain(64, 64), 0.0)]).tensors
+    assert set(tensors) == {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
 
 
 def test_a_checkpoint_without_its_preparation_file_is_refused_by_that_name(tmp_path: Path) -> None:

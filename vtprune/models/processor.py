@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vtprune.models.base import Files, PreparedMedia
 
 TYPES = "mm_token_type_ids"
+NOT_INPUTS = ("video_metadata", "labels")
+"""What processors give beside a model's inputs; PaliGemma's gives labels to train on unasked."""
 TORCHVISION = "pip install torchvision"
 PARTS = {"image": "image_processor", "video": "video_processor"}
 """Modality -> the part of a processor that prepares it."""
@@ -161,7 +163,7 @@ class Processor:
         tensors = {
             name: _tensor(kind, name, value)
             for name, value in encoded.items()
-            if name != "video_metadata"
+            if name not in NOT_INPUTS
         }
         if "input_ids" not in tensors:
             raise ModelError(
