@@ -24,8 +24,9 @@ from vtprune.engine.inputs import PixelView, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
 from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
+from vtprune.inference.prepare import PreparedQuestion, batch_on_device
 from vtprune.models.generic import STEPS_APART
-from vtprune.models.loading import load
+from vtprune.models.loading import Loaded, load
 from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import find_structure
 from vtprune.preset import preset_names
@@ -166,22 +167,44 @@ def test_frames_left_out_before_the_tower_are_not_there_for_the_layers(
         pytest.skip("this transformers has no such class")
     loaded = with_videos(load(str(tiny_processor.build(with_video, tmp_path))))
     noise = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
-    clip = noise[[0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]]  # every second is read
-    question = ask(loaded, [(clip, 4.0)])
-    batch, model = dict(question.tensors), loaded.model
+    long = noise[[0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]]  # every second is read
+    short, picture = noise[[3, 3, 2, 2, 3, 3, 2, 2]], noise[:1]
+    first = ask(loaded, [(long, 4.0)])
+    others = [ask(loaded, [(short, 4.0)]), ask(loaded, [(picture, 0.0), (short, 4.0)])]
+    assert_steps_left_out(loaded, [first])
+    loaded.model.set_attn_implementation("eager")
+    assert_steps_left_out(loaded, [first, *others])
+    stages = [{**PIXELS[0], "optional": True}, {"at": "input", "method": "uniform", "keep": 0.4}]
+    with vtprune.pruning(loaded.model, {"stages": stages}, inputs=first.for_engine()) as trace:
+        generate(loaded.model, dict(first.tensors), 1)
+    assert [stage.at for stage in trace.stages] == ["pixels", "input"]
+
+
+def assert_steps_left_out(loaded: Loaded, questions: list[PreparedQuestion]) -> None:
+    """Every second step of each video is not encoded, and every row is the loop without it."""
+    model, prompts = loaded.model, [question.inputs for question in questions]
+    batch = batch_on_device(loaded, prompts)
     sizes: list[int] = []
     tower = next(getattr(model.model, name) for name in TOWERS if hasattr(model.model, name))
     hook = tower.patch_embed.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    with vtprune.pruning(model, {"stages": PIXELS}, inputs=question.for_engine()) as trace:
+    given = PreparedInputs.of(batch, prompts)
+    with vtprune.pruning(model, {"stages": PIXELS}, inputs=given) as trace:
         tokens, logits = generate(model, batch, STEPS)
     hook.remove()
     whole = generate(model, batch, STEPS, tokens)[1]
-    patches = len(batch["pixel_values_videos"])
-    assert sizes == [patches // 2]
-    assert 2 * len(trace.kept[0]) == len(trace.layouts[0])
-    expected = layer_loop.loop(model, batch, dropped(trace, batch), tokens)
-    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-    assert float((expected - whole).abs().max()) > 0.05  # something was dropped
+    pictures = len(batch.get("pixel_values", ()))
+    assert sum(sizes) == pictures + len(batch["pixel_values_videos"]) // 2
+    drops = dropped(trace, batch)
+    for number, prompt in enumerate(prompts):
+        pixels = [len(grid) for kind, grid in prompt.media if kind == "image"]
+        seen = len(trace.layouts[number]) - sum(pixels)
+        assert len(trace.kept[number]) == seen // 2 + sum(pixels)
+        padding = int((batch["attention_mask"][number] == 0).sum())
+        columns = [(at, [[n - padding for n in rows[number]]]) for at, rows in drops]
+        force = tokens[number : number + 1]
+        (expected,) = layer_loop.loop(model, dict(prompt.tensors), columns, force)
+        torch.testing.assert_close(logits[number], expected, atol=2e-5, rtol=0)
+        assert float((expected - whole[number]).abs().max()) > 0.05  # something was dropped
 
 
 REASONS = {

@@ -236,7 +236,7 @@ def leave_out_optional(
         why = "prepared inputs hold no pixels to compare"
     elif streamed:
         why = "the frames of a streamed video are never there at once"
-    elif structure is not None and not structure.family.listed:
+    elif structure is not None and not structure.family.sees_steps_apart:
         why = f"whether {structure.model_type} encodes frames one by one is not known"
     else:
         return preset, ""

@@ -266,7 +266,8 @@ class GenericFamily(Family):
             return []
         kinds = [item.source.kind for item in media]
         by_kind = {kind: columns(ids.get(kind, ())) for kind in set(kinds)}
-        if len(by_kind) == 1 or sum(map(len, by_kind.values())) != len(every):  # they share an id
+        counts = [len(of_kind) for of_kind in by_kind.values()]
+        if len(counts) == 1 or not all(counts) or sum(counts) != len(every):  # they share an id
             return self._grids_in_columns(files, processor, media, tokens, tensors, every)
         grids = {
             kind: iter(
