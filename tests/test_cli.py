@@ -543,7 +543,8 @@ def test_save_target_is_checked_before_the_model_is_loaded(
 def test_presets_list_names_all() -> None:
     result = invoke("presets", "list")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == preset_names()
+    table, _, _ = result.stdout.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == preset_names()
     found = json.loads(invoke("presets", "list", "--json").stdout)
     assert [preset["name"] for preset in found] == preset_names()
 

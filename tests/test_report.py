@@ -19,7 +19,7 @@ from vtprune.models.loading import load
 BLOCKS = {
     "model": "name family layers parameters device dtype attention pruned_equals",
     "input": "files modality frames tiles timestamps decoder duration width height sha256",
-    "preset": "name description keep seed method changed stages",
+    "preset": "name description keep seed method changed evidence stages",
     "tokens": "visual text answer keep_mean kept_after by_modality stages by_frame by_tile",
     "flops": "vision prefill prefill_full decode decode_full reduction",
     "kv_cache_bytes": "kept full state",

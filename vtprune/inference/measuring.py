@@ -32,6 +32,7 @@ from vtprune.inference.report import (
 from vtprune.models import cost
 from vtprune.models.base import PIXELS
 from vtprune.models.encoder_cost import EncoderFlops
+from vtprune.preset.figures import to_entry
 from vtprune.preset.spec import ModalityPreset
 from vtprune.tokens.layout import MODALITIES, Layout, empty_layout
 
@@ -170,6 +171,7 @@ def resolve_preset(preset: Preset, trace: Trace, sample: int) -> ResolvedPreset:
         video=settings_of(preset.video),
         method=preset.method,
         changed=dict(preset.changed),
+        evidence=[to_entry(figure) for figure in preset.evidence] or None,
         stages=[
             ResolvedStage(
                 at=stage.at,

@@ -198,6 +198,7 @@ class ResolvedPreset(Block):
         stages: those that cut something.
         image, video: None where the preset says nothing of that modality.
         changed: what was changed in the preset, by option.
+        evidence: figures that the preset rests on, as in its file; None: it names none.
     """
 
     name: str | None
@@ -215,6 +216,7 @@ class ResolvedPreset(Block):
     video: ModalitySettings | None = None
     method: str | None
     changed: Mapping[str, object]
+    evidence: Sequence[Mapping[str, object]] | None = None
     stages: Sequence[ResolvedStage]
 
     def keep_for(self, modality: str) -> float | None:

@@ -232,10 +232,11 @@ def override(
         else check_keep(keep_for_turns, "keep_for_turns"),
     )
     if result.name is None:  # the flags say all that it is
-        return replace(result, description="", changed=())
+        return replace(result, description="", evidence=(), changed=())
     changes: dict[str, object] = {}
     if result.every_stage() != preset.every_stage():
         changes |= options or {}
+        result = replace(result, evidence=())
     if any(result.keep_for(which) != preset.keep_for(which) for which in ("image", "video")):
         changes["keep"] = dict(keep) if isinstance(keep, Mapping) else result.keep
     changes |= {

@@ -78,6 +78,45 @@ class StreamSchema(Schema):
     )
 
 
+Name = Annotated[
+    str, Field(min_length=1, max_length=100, description="text of 1 to 100 characters")
+]
+Sentence = Annotated[
+    str, Field(min_length=1, max_length=300, description="text of 1 to 300 characters")
+]
+Percent = Annotated[float, Field(ge=0, le=100, description="a number from 0 to 100")]
+
+
+class MeasuredSchema(Schema):
+    model_config = ConfigDict(title="measured")
+
+    model: Name
+    questions: Annotated[int, Field(ge=1, le=LARGEST_WHOLE, description="a whole number from 1 on")]
+    right: Percent
+    source: Sentence
+    unpruned: Percent | None = Field(None, description="a number from 0 to 100")
+    keep: Keep = None
+    note: Sentence | None = Field(None, description="text of 1 to 300 characters")
+
+
+class PublishedSchema(Schema):
+    model_config = ConfigDict(title="published")
+
+    paper: Name
+    model: Name
+    benchmark: Sentence
+    retained: Annotated[float, Field(gt=0, le=1000, description="a number above 0, at most 1000")]
+    keep: Keep = None
+    note: Sentence | None = Field(None, description="text of 1 to 300 characters")
+
+
+class EvidenceSchema(Schema):
+    model_config = ConfigDict(title="an entry of evidence")
+
+    measured: MeasuredSchema | None = None
+    published: PublishedSchema | None = None
+
+
 def _stream_mapping(value: object) -> object:
     """Return the mapping that true or false stands for; other values as they are."""
     return ({} if value else None) if isinstance(value, bool) else value
@@ -97,6 +136,9 @@ class PresetSchema(Schema):
     seed: FromZero = None
     decode: DecodeSchema | None = None
     keep_for_turns: Keep = None
+    evidence: list[EvidenceSchema] | None = Field(
+        None, max_length=20, description="a list of at most 20 figures, measured or published"
+    )
     stages: Stages = None
     image: ImageSchema | None = None
     video: VideoSchema | None = None
@@ -139,6 +181,7 @@ def check_preset(data: object, source: object, lines: Mapping[Place, int]) -> No
     stages = dict(_stages(data))
     for place, stage in stages.items():
         faults += stage_faults(stage, place)
+    faults += evidence_faults(data.get("evidence") if isinstance(data, dict) else None)
     video = data.get("video") if isinstance(data, dict) else None
     if isinstance(video, dict) and None not in (video.get("frames"), video.get("fps")):
         faults.append((("video", "fps"), "frames and fps exclude each other"))
@@ -172,6 +215,15 @@ def _stages(data: object) -> Iterator[tuple[Place, dict[Any, Any]]]:
         for number, stage in enumerate(group if isinstance(group, list) else ()):
             if isinstance(stage, dict):
                 yield (*place, number), stage
+
+
+def evidence_faults(entries: object) -> Iterator[Fault]:
+    """Yield the entries of `evidence` that are not one figure."""
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        if isinstance(entry, dict) and (entry.get("measured") is None) == (
+            entry.get("published") is None
+        ):
+            yield ("evidence", number), "an entry of evidence is either measured or published"
 
 
 def order_faults(stages: Mapping[Place, Mapping[str, Any]]) -> Iterator[Fault]:

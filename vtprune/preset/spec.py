@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vtprune.errors import PresetError, brief, quote
+from vtprune.preset.figures import Figure, figure_of, to_entry
 from vtprune.pruners import METHODS, check_options, reads_question
 
 DEFAULT = "balanced"
@@ -199,6 +200,7 @@ class Preset:
         keep_for_turns: share of what is kept for a question that is chosen without it, for later
             questions on the same cache; None: 0.
         stream: encode a video in segments; None: at once, where it fits the memory.
+        evidence: figures that the stages rest on; none where a flag changes the stages.
         changed: what was changed in the preset, as (flag, value).
     """
 
@@ -215,6 +217,7 @@ class Preset:
     video: ModalityPreset = field(default_factory=ModalityPreset)
     decode: DecodeSpec | None = None
     keep_for_turns: float | None = None
+    evidence: tuple[Figure, ...] = ()
     changed: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -245,6 +248,7 @@ class Preset:
             ModalityPreset.from_dict(data.get("video")),
             DecodeSpec.from_dict(data.get("decode")),
             data.get("keep_for_turns"),
+            tuple(map(figure_of, data.get("evidence") or ())),
         )
 
     @property
@@ -498,6 +502,8 @@ class Preset:
                 values["stages"] = [stage.to_dict() for stage in part.stages]
             if values:
                 out[modality] = values
+        if self.evidence:
+            out["evidence"] = [to_entry(figure) for figure in self.evidence]
         return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -77,8 +77,8 @@ def _question_use(name: str, method: Method) -> str:
     )
 
 
-def show_presets(presets: Iterable[Preset], console: Console) -> None:
-    """Print one line for every preset."""
+def show_presets(presets: Sequence[Preset], console: Console) -> None:
+    """Print one line for every preset, and one for every figure that it rests on."""
     rows = [
         (
             str(preset.name),
@@ -88,6 +88,21 @@ def show_presets(presets: Iterable[Preset], console: Console) -> None:
         for preset in presets
     ]
     show_table(("preset", "<keep", "description"), rows, console)
+    figures = [
+        (
+            str(preset.name),
+            figure.model,
+            "" if figure.keep is None else f"{figure.keep:g}",
+            figure.score,
+            figure.origin,
+        )
+        for preset in presets
+        for figure in preset.evidence
+    ]
+    console.print()
+    show_table(("rests on", "model", "<keep", "<of unpruned", "source"), figures, console)
+    note = "(questions: right answers, measured here; else as published, unpruned = 100)"
+    console.print(Text(note, "dim"))
 
 
 def question_fact(preset: Preset) -> str:

@@ -14,6 +14,8 @@ from vtprune.cli.console.tables import Bar, fitted, labelled, warning
 from vtprune.cli.console.terminal import printable
 from vtprune.cli.console.values import duration, left_of, si
 from vtprune.inference.wording import PAYS, counted, with_options
+from vtprune.preset.calibration import packaged_models
+from vtprune.preset.figures import figure_of
 
 if TYPE_CHECKING:
     from vtprune.inference.report import (
@@ -64,7 +66,21 @@ def _facts(report: Report) -> Table:
     lines.add_row("model", Text(model_fact(report.model)))
     label, name = _what_ran(report.preset, report.tokens)
     lines.add_row(label, Text(f"{name}{_asked(report.preset)}, seed {report.preset.seed}"))
+    if text := _rests_on(report):
+        lines.add_row("rests on", Text(printable(text)))
     return lines
+
+
+def _rests_on(report: Report) -> str | None:
+    """Return what a preset rests on where that is not the model that answered."""
+    figures = [figure_of(entry) for entry in report.preset.evidence or ()]
+    aliases = packaged_models()["aliases"] if figures else {}
+    hub_ids = [aliases.get(figure.model.lower(), {}).get("hub_id") for figure in figures]
+    if not figures or report.model.name in (*hub_ids, *(figure.model for figure in figures)):
+        return None
+    first = figures[0]
+    keep = "" if first.keep is None else f" at keep {first.keep:g}"
+    return f"model {first.model}{keep}: {first.score} ({first.origin})"
 
 
 def _what_ran(preset: ResolvedPreset, tokens: TokenCounts) -> tuple[str, str]:
