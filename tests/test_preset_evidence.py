@@ -6,12 +6,13 @@ import copy
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import save_clip, save_noise
 from reports import report_of
 from rich.console import Console
 from test_console import REPORT
@@ -125,6 +126,25 @@ def test_the_page_says_that_the_default_was_chosen_on_one_model() -> None:
 
 def test_published_video_leaves_a_tenth_at_the_input() -> None:
     assert load_preset("published-video").keep == pytest.approx(0.1 * 23 / 28, abs=2e-4)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_published_presets_cut_pictures_and_clips(
+    checkpoints: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    loaded = vtprune.load(str(checkpoints(family)))
+    picture, clip = save_noise(tmp_path / "noise.png", 90, 150), save_clip(tmp_path / "clip", 6)
+    pair = {"divprune", "random"}
+    for name, media, methods, keep in (
+        ("published-image", picture, pair, 0.5),
+        ("published-video", picture, pair, 0.5),
+        ("published-video", clip, {"holitom", "fastv"}, 0.5),
+    ):
+        report = vtprune.ask(loaded, media, "what?", preset=name, keep=keep)
+        tokens = report.tokens
+        assert {stage.method for stage in tokens.stages} <= methods
+        assert 0 < tokens.kept_after < tokens.visual
+        assert keep - 2 / tokens.visual <= tokens.keep_mean <= keep
 
 
 # -- files ----------------------------------------------------------------------------------------

@@ -186,3 +186,10 @@ def test_the_peak_is_weights_cache_and_one_layers_states() -> None:
     assert peak_bytes(shape, weights, [7, 3], 2) == 5000 + cache + states
     scores = (2 + 4) * 10 * 7**2
     assert peak_bytes(shape, weights, [7, 3], 2, eager=True) == 5000 + cache + states + scores
+
+
+def test_the_row_of_a_preset_has_the_keep_of_the_media(llava: Loaded, case: ProfiledPrompt) -> None:
+    variant = profile_variants([], ["published-video"])[-1]
+    row = plan_row(llava, case, variant)  # of a picture
+    assert (row.keep, variant.keep) == (0.5, 0.082)
+    assert count_tokens(row, 1).keep_mean == pytest.approx(0.5, abs=2e-3)

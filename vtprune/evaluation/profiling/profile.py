@@ -233,7 +233,7 @@ def conclude(rows: Sequence[RowFigures]) -> tuple[str, VerdictFindings]:
         return "Nothing is cut in any row.", VerdictFindings()
     reference = min(
         pruned,
-        key=lambda one: (is_preset(one.row.variant), abs((one.row.variant.keep or 0) - 0.3)),
+        key=lambda one: (is_preset(one.row.variant), abs((one.row.keep or 0) - 0.3)),
     )
     verdict, findings = judge([one.for_verdict() for one in rows], reference.for_verdict())
     if reference.times:

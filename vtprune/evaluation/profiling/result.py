@@ -512,7 +512,7 @@ def row_name(row: PlannedRow) -> RowName:
     """Return which row it is, and what cuts it."""
     variant = row.variant
     return RowName(
-        keep=variant.keep,
+        keep=row.keep,
         preset=variant.name if is_preset(variant) else None,
         method=None if variant.role == UNPRUNED else variant.method or None,
         stages_of=variant.stages_of,

@@ -23,6 +23,7 @@ from vtprune.models.structure import find_structure
 from vtprune.preset import DEFAULT, Preset, StageSpec, load_preset, override, preset_names
 from vtprune.preset.spec import PIXELS
 from vtprune.pruners import METHODS, find_method
+from vtprune.tokens.layout import MODALITIES
 from vtprune.tokens.schedule import Schedule, count_by_layer
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ class PlannedRow:
             encoded=[dict(self.encoded)] if self.encoded else [],
             full_size=[self.prompt.inputs.full_size] if self.prompt.inputs.full_size else [],
         )
+
+    @property
+    def keep(self) -> float | None:
+        """The layer average asked for: of a preset, what it says of the prompt's media."""
+        if not is_preset(self.variant) or self.variant.role == UNPRUNED:
+            return self.variant.keep
+        layout, preset = self.prompt.layout, self.variant.preset
+        keeps = {preset.keep_for(name) for name in MODALITIES if len(layout.of_modality(name))}
+        return keeps.pop() if len(keeps) == 1 else None
 
     @property
     def key(self) -> tuple[object, ...]:
