@@ -29,6 +29,7 @@ from vtprune.inference.questions_file import Asked
 from vtprune.models.base import Sampling
 from vtprune.models.loading import Loaded
 from vtprune.preset import load_preset, preset_names
+from vtprune.preset.figures import MeasuredFigure
 
 # -- the bound -----------------------------------------------------------------------------------
 
@@ -290,6 +291,10 @@ def test_the_lowest_keep_that_loses_nothing_is_found(
     preset = load_preset(path)
     assert preset.keep == 0.3
     assert preset.stages == load_preset("fast").stages
+    (figure,) = preset.evidence
+    assert isinstance(figure, MeasuredFigure)
+    assert (figure.questions, figure.right, figure.unpruned, figure.keep) == (154, 100, 100, 0.3)
+    assert figure.note == "right: as the unpruned model answers"
     text = path.read_text()
     assert "# fast at keep 0.3 keeps at least 98 % of the unpruned model's answers" in text
     assert "held out: 154 questions about 154 files: 100.0% kept (lower bound 98.1%)" in text

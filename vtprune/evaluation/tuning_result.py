@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from vtprune import __version__
 from vtprune.errors import VtpruneError
@@ -15,6 +16,7 @@ from vtprune.inference.questions_file import faults_of
 from vtprune.inference.report import HostInfo, ModelInfo, describe_host
 from vtprune.inference.wording import counted
 from vtprune.models.base import Sampling
+from vtprune.preset.figures import LONGEST_NAME, MeasuredFigure
 from vtprune.preset.spec import Preset
 
 CHOSEN, HOLDS, FAILS = "chosen", "holds", "fails"
@@ -128,7 +130,7 @@ class Tuning:
 
     @property
     def preset(self) -> Preset | None:
-        """The preset of the chosen candidate, with the frames and tiles that it was tuned on."""
+        """The chosen candidate's preset, with the sampling and the figure of its tuning."""
         if self.chosen is None:
             return None
         preset, sampling = self.chosen.variant.preset, self.sampling
@@ -139,6 +141,21 @@ class Tuning:
             description=f"{self.chosen.label}, found by vtprune tune",
             image=replace(preset.image, max_tiles=sampling.max_tiles),
             video=video,
+            evidence=() if self.chosen.held_out is None else (self.figure(self.chosen.held_out),),
+        )
+
+    def figure(self, outcome: Outcome) -> MeasuredFigure:
+        """Return what was measured on the held-out part, as a preset has it."""
+        assert self.chosen is not None
+        same = None if self.quality == "accuracy" else "right: as the unpruned model answers"
+        return MeasuredFigure(
+            self.model.name[-LONGEST_NAME:],
+            self.held_out.questions,
+            round(100 * fmean(outcome.after), 1),
+            "vtprune tune, held-out part",
+            round(100 * fmean(outcome.before), 1),
+            self.chosen.variant.keep,
+            same,
         )
 
     def claim(self) -> str:

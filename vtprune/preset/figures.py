@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LONGEST_NAME = 100  # characters of a model's or a paper's name
+
 
 @dataclass(frozen=True)
 class MeasuredFigure:

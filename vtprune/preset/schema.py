@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from vtprune.errors import PresetError, quote
+from vtprune.preset.figures import LONGEST_NAME
 from vtprune.preset.spec import (
     LARGEST_WHOLE,
     STAGE_KEYS,
@@ -79,7 +80,12 @@ class StreamSchema(Schema):
 
 
 Name = Annotated[
-    str, Field(min_length=1, max_length=100, description="text of 1 to 100 characters")
+    str,
+    Field(
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description=f"text of 1 to {LONGEST_NAME} characters",
+    ),
 ]
 Sentence = Annotated[
     str, Field(min_length=1, max_length=300, description="text of 1 to 300 characters")

@@ -73,7 +73,7 @@ def _describe(schema: type[Schema], place: Place, kind: str, value: object) -> s
         return f"{key if isinstance(key, str) else title} must be a mapping of keys"
     names = [part for part in place if isinstance(part, str)]
     rule = _schema_at(schema, place[:-1]).model_fields[names[-1]].description
-    if kind.startswith("string"):
+    if kind.startswith("string") and kind not in ("string_too_long", "string_too_short"):
         rule = "text"
     if kind == "less_than_equal" and isinstance(value, int) and value >= 2**63:
         return f"{names[-1]}: {quote(value)} is more than {2**63 - 1}"
