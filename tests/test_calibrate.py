@@ -118,7 +118,7 @@ def test_of_many_tokens_evenly_spaced_ones_are_taken(monkeypatch: pytest.MonkeyP
     rows = torch.tensor(CROSS).repeat_interleave(5, dim=0) + 3  # each of the four comes five times
     states = torch.cat([rows, torch.full((4, 2), 9.0)])[None]
     monkeypatch.setattr("vtprune.evaluation.calibration.entropy.MOST_TOKENS", 4)
-    assert curve_of([states, states], torch.arange(20), 1) == pytest.approx((1.0,))
+    assert curve_of([states], torch.arange(20)) == pytest.approx((1.0,))
 
 
 # -- what is lost by layer ------------------------------------------------------------------------

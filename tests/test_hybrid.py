@@ -15,6 +15,7 @@ import transformers
 import zoo
 from oracle import dropped, generate
 from packaging.version import Version
+from prompts import prompt_with
 from test_generic import with_videos
 from test_pictures_places import ask
 from transformers import PreTrainedModel
@@ -24,7 +25,11 @@ from vtprune.engine.inputs import PixelView, PreparedInputs
 from vtprune.engine.kv_cache import fork_cache
 from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
+from vtprune.evaluation.calibration.entropy import entropy_curve
+from vtprune.evaluation.calibration.layer_scores import drop_scores
 from vtprune.inference.prepare import PreparedQuestion, batch_on_device
+from vtprune.models import find_family
+from vtprune.models.base import Files
 from vtprune.models.generic import STEPS_APART
 from vtprune.models.loading import Loaded, load
 from vtprune.models.seams import cache_argument, cache_made
@@ -361,6 +366,23 @@ def test_no_cut_goes_before_a_layer_that_takes_over_a_choice_of_keys() -> None:
         generate(model, batches["one"], 1)
     assert any("the cut at 25% moved from layer 2 to 3" in text for text in trace.warnings)
     assert trace.stages[0].layer == 3
+
+
+def test_layers_are_measured_where_choices_are_shared_and_tokens_have_several_states() -> None:
+    if "glm5_next" not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    model, batches = hybrid("glm5_next")
+    loaded = Loaded("glm5_next", model, Files(model.config, None), find_family("glm5_next"))
+    prompt = prompt_with(batches["one"], torch.tensor([40, 41]))
+    curve = entropy_curve(loaded, prompt.tensors)
+    assert len(curve) == 8
+    assert all(0 < entropy < 1 for entropy in curve)
+    (scores,) = drop_scores(loaded, [prompt], None, {})
+    assert len(scores) == 9
+    # No cut goes before layers 2 and 6, so there it is that of the next one.
+    likelihoods = [score.first for score in scores]
+    assert (likelihoods[2], likelihoods[6]) == (likelihoods[3], likelihoods[7])
+    assert len({*likelihoods}) == 7
 
 
 def test_more_cuts_than_layers_with_attention_before_them_are_refused() -> None:

@@ -12,10 +12,12 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
-from vtprune.models.structure import decoder_layers
+from vtprune.models.seams import fold_streams, main_stream
+from vtprune.models.structure import find_structure
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded
+    from vtprune.models.structure import Structure
 
 MOST_TOKENS = 1024  # of an input whose entropy is taken
 
@@ -69,20 +71,29 @@ def matrix_entropy(states: torch.Tensor) -> float:
     return float(-(eigenvalues * eigenvalues.log()).sum()) / math.log(smaller)
 
 
-def curve_of(
-    hidden: Sequence[torch.Tensor], columns: torch.Tensor, num_layers: int
-) -> tuple[float, ...]:
+def entering_states(hidden: Sequence[torch.Tensor], structure: Structure) -> list[torch.Tensor]:
+    """Return the states that enter each layer, (1, S, d), of those that a model gave.
+
+    Of decoders with several states a token, that one which layers attend with.
+    """
+    config = structure.decoder_config
+    return [
+        states if states.dim() == 3 else main_stream(fold_streams(states, config), config)
+        for states in hidden[: len(structure.layers)]
+    ]
+
+
+def curve_of(entering: Sequence[torch.Tensor], columns: torch.Tensor) -> tuple[float, ...]:
     """Return the matrix entropy of the visual tokens entering every layer.
 
     Of more than MOST_TOKENS, so many evenly spaced ones are taken: eigenvalues of N x N cost N^3.
 
     Args:
-        hidden: (1, S, d) states that enter each layer; what follows the last layer's is left out.
+        entering: (1, S, d) states that enter each layer.
         columns: (N,) of the visual tokens.
     """
     count = min(len(columns), MOST_TOKENS)
     columns = columns[torch.arange(count) * len(columns) // max(count, 1)]
-    entering = hidden[:num_layers]
     return tuple(matrix_entropy(states[0, columns.to(states.device)]) for states in entering)
 
 
@@ -100,8 +111,8 @@ def entropy_curve(
     """
     with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs) as trace:
         out = loaded.model(**prompt, output_hidden_states=True, use_cache=False)
-    num_layers = len(decoder_layers(loaded.model))
-    return curve_of(out.hidden_states, trace.layouts[0].columns, num_layers)
+    entering = entering_states(out.hidden_states, find_structure(loaded.model))
+    return curve_of(entering, trace.layouts[0].columns)
 
 
 def find_collapse(curves: torch.Tensor) -> EntropyCollapse:

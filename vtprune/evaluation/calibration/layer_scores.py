@@ -11,7 +11,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.calibration.cache_branches import branch_cache, cache_bytes, can_branch
-from vtprune.evaluation.calibration.entropy import curve_of
+from vtprune.evaluation.calibration.entropy import curve_of, entering_states
 from vtprune.inference.forced_answers import (
     PromptWithAnswer,
     Score,
@@ -22,7 +22,7 @@ from vtprune.inference.forced_answers import (
     score_in_one_forward,
 )
 from vtprune.inference.model_inputs import TEXT_INPUTS
-from vtprune.models.seams import cache_argument, cache_made
+from vtprune.models.seams import cache_argument, output_cache
 from vtprune.models.structure import decoder_layers, find_structure
 from vtprune.tokens.layout import PATCH, Layout
 
@@ -82,11 +82,11 @@ def open_prefix(
         out = loaded.model(
             **cut, use_cache=True, output_hidden_states=True, **logits_to_keep_argument(loaded, 1)
         )
-    cache = cache_made(out)
-    if not can_branch(cache):
+    cache = output_cache(out)
+    if cache is None or not can_branch(cache):  # Granite 4 Vision makes none by itself
         return None
     layout = trace.layouts[0]
-    curve = curve_of(out.hidden_states, layout.columns, len(structure.layers))
+    curve = curve_of(entering_states(out.hidden_states, structure), layout.columns)
     text = torch.ones(length, dtype=torch.bool)
     text[layout.columns] = False
     return SharedPrefix(cut["input_ids"], cache, layout, text.nonzero().squeeze(1), curve)
@@ -117,13 +117,24 @@ def drop_scores(
 def _whole_scores(
     loaded: Loaded, prompt: PromptWithAnswer, encoded: FeatureCache
 ) -> tuple[Score, ...]:
-    scores, inputs = [], prompt.without_pixels(encoded)
-    for layer in range(len(decoder_layers(loaded.model))):
+    structure, inputs = find_structure(loaded.model), prompt.without_pixels(encoded)
+    num_layers, scores = len(structure.layers), {}
+    for layer in (*structure.cut_layers, num_layers):
         preset = {"stages": [{"at": layer, "method": "vtw", "keep": 0}]}
-        with pruning(loaded.model, preset, threads="own", inputs=inputs):
-            scores.append(score_in_one_forward(loaded, prompt))
-    with pruning(loaded.model, keep=1.0, threads="own", inputs=inputs):
-        return (*scores, score_in_one_forward(loaded, prompt))
+        unpruned = layer == num_layers
+        with pruning(
+            loaded.model,
+            None if unpruned else preset,
+            keep=1.0 if unpruned else None,
+            threads="own",
+            inputs=inputs,
+        ):
+            scores[layer] = score_in_one_forward(loaded, prompt)
+    # Where tokens can't be dropped before a layer, they go before the next one where they can.
+    return tuple(
+        next(scores[n] for n in range(layer, num_layers + 1) if n in scores)
+        for layer in range(num_layers + 1)
+    )
 
 
 def _branch_scores(
