@@ -27,6 +27,7 @@ from vtprune.engine.pixel_selection import TOWERS
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.calibration.entropy import entropy_curve
 from vtprune.evaluation.calibration.layer_scores import drop_scores
+from vtprune.inference.forced_answers import score_after_prefill, score_in_one_forward
 from vtprune.inference.prepare import PreparedQuestion, batch_on_device
 from vtprune.models import find_family
 from vtprune.models.base import Files
@@ -383,6 +384,17 @@ def test_layers_are_measured_where_choices_are_shared_and_tokens_have_several_st
     likelihoods = [score.first for score in scores]
     assert (likelihoods[2], likelihoods[6]) == (likelihoods[3], likelihoods[7])
     assert len({*likelihoods}) == 7
+
+
+def test_an_answer_scores_the_same_at_once_and_from_the_cache(model_type: str) -> None:
+    """With the positions that the model itself gives it."""
+    model, batches = hybrid(model_type)
+    loaded = Loaded(model_type, model, Files(model.config, None), find_family(model_type))
+    prompt = prompt_with(batches["one"], torch.tensor([40, 41, 42]))
+    stages: Stages = [{"at": first_readable(model), "method": "uniform", "keep": 0.4}]
+    with vtprune.pruning(model, {"stages": stages}):
+        once, stepwise = score_in_one_forward(loaded, prompt), score_after_prefill(loaded, prompt)
+    assert once.probability == pytest.approx(stepwise.probability, rel=1e-3)
 
 
 def test_more_cuts_than_layers_with_attention_before_them_are_refused() -> None:

@@ -218,6 +218,9 @@ ROPE_INDEX = _forward(
         "second_per_grids",  # Qwen-Omni's, with those of sound
         "use_audio_in_video",
         "audio_seqlens",
+        "target_sizes",  # MiniCPM-V 4.7's
+        "target_sizes_videos",
+        "downsample_mode",
     ],
 )
 """The function that gives positions in time, row and column (mrope)."""
