@@ -204,7 +204,7 @@ def test_presets_list_and_show_have_the_evidence() -> None:
         row = rf"^{name} +{figure.model} .*{re.escape(figure.score)} +{figure.origin}"
         assert re.search(row, listed, flags=re.MULTILINE)
     shown = CliRunner().invoke(cli, ["presets", "show", "published-image", "--json"]).stdout
-    (entry,) = json.loads(shown)["evidence"]
+    entry, _ = json.loads(shown)["evidence"]
     assert entry["published"]["retained"] == 96.9
 
 
@@ -222,7 +222,7 @@ def test_a_report_names_the_figure_of_another_model_alone() -> None:
     assert line in shown_report("Qwen/Qwen2.5-VL-7B-Instruct", "balanced")
     assert "rests on" not in shown_report("embedded", "balanced")
     assert "rests on" not in shown_report("Qwen/Qwen2.5-VL-7B-Instruct", "published-image")
-    assert "arXiv 2512.07580" in shown_report("embedded", "published-image")
+    assert "arXiv 2602.17196" in shown_report("llava-onevision-7b", "entropy-horizon")
 
 
 def test_a_report_has_the_evidence_of_its_preset(tmp_path: Path) -> None:
