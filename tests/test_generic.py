@@ -104,6 +104,8 @@ def test_two_pictures_of_a_batch_are_answered_as_each_alone(
     """Behind --zoo."""
     if row.how != "asked" or row.torchvision.startswith("yes") or "timm" in row.torchvision:
         pytest.skip("it is not asked here")
+    if row.model_type == "emu3":
+        pytest.skip("it encodes a picture together with a batch's padding, pruned or not")
     loaded = load(str(tiny_processor.build(row.model_type, tmp_path)))
     sizes = {"what is it?": (90, 150), "what is to be seen in this picture, please?": (260, 120)}
     items = [
