@@ -13,6 +13,7 @@ import torch
 from conftest import save_noise, shared_model
 from test_cli_check import MODEL, VERSIONS
 from torch import nn
+from transformers import PreTrainedConfig
 
 from vtprune.engine import decoder, prefill, sequence
 from vtprune.errors import ModelError, PresetError
@@ -363,7 +364,7 @@ def test_a_model_with_one_kernel_is_held_against_another_batch_size(
 
 def test_the_oracle_refuses_layers_and_masks_that_it_does_not_know() -> None:
     hidden = torch.zeros(1, 3, 8)
-    block = oracle._Blocking([[1]], oracle._Columns())
+    block = oracle._Blocking([[1]], oracle._Columns(PreTrainedConfig()))
     with pytest.raises(ModelError, match="Linear takes no hidden_states and attention_mask"):
         block(nn.Linear(8, 8), (hidden,), {"mask": None})
     with pytest.raises(ModelError, match="takes no mask a query"):
@@ -372,7 +373,7 @@ def test_the_oracle_refuses_layers_and_masks_that_it_does_not_know() -> None:
 
 def test_the_oracle_hides_columns_of_a_window_s_cache() -> None:
     """Of 6 columns the cache holds the last 4; column 3 is the second of them."""
-    columns = oracle._Columns()
+    columns = oracle._Columns(PreTrainedConfig())
     columns.total = 6
     block = oracle._Blocking([[0, 3]], columns)
     given = torch.ones(1, 1, 1, 4, dtype=torch.bool)

@@ -205,7 +205,7 @@ def test_an_error_inside_a_class_that_is_not_listed_is_no_fault_of_ours(tmp_path
     (directory / "config.json").write_text(json.dumps(values))
     picture = save_noise(tmp_path / "picture.png", 90, 150)
     result = CliRunner().invoke(cli, ["ask", str(picture), "what?", "--model", str(directory)])
-    assert_refused(result, "Error: .* does not run on what its own processor made")
+    assert_refused(result, "Error: .* does not run on what its own files made")
 
 
 @pytest.mark.parametrize("model_type", LARGE)

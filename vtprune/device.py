@@ -103,13 +103,6 @@ def container_free() -> int:
     return sys.maxsize
 
 
-def format_bytes(count: float) -> str:
-    """Return bytes with three digits and their unit: "13.4 MB", "1.25 GB"."""
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-    size, unit = next((pair for pair in units if count >= 0.9995 * pair[0]), units[-1])
-    return f"{count / size:#.3g}".rstrip(".") + f" {unit}"
-
-
 def total_memory(device: torch.device) -> int | None:
     """Return the bytes of a CUDA device; for any other, of the machine, or of its container.
 

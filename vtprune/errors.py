@@ -150,6 +150,13 @@ def path_hint(path: str | Path, otherwise: str = "check the path") -> str:
     return f"did you mean {brief_path(nearest)}?" if nearest else otherwise
 
 
+def format_bytes(count: float) -> str:
+    """Return bytes with three digits and their unit: "13.4 MB", "1.25 GB"."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    size, unit = next((pair for pair in units if count >= 0.9995 * pair[0]), units[-1])
+    return f"{count / size:#.3g}".rstrip(".") + f" {unit}"
+
+
 def json_fault(error: ValueError | RecursionError) -> str:
     """Return what is wrong with text or bytes that Python can't read as JSON."""
     if isinstance(error, json.JSONDecodeError):

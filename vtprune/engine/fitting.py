@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.device import format_bytes, free_memory
-from vtprune.errors import ModelError, PresetError
+from vtprune.device import free_memory
+from vtprune.errors import ModelError, PresetError, format_bytes
 from vtprune.models import cost
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.structure import Structure

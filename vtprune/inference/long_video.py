@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import clock, format_bytes, free_memory
+from vtprune.device import clock, free_memory
 from vtprune.engine.fitting import ANSWER_TOKENS, HEADROOM, PromptSize, fit_tokens
 from vtprune.engine.video_segments import (
     Features,
@@ -24,7 +24,7 @@ from vtprune.engine.video_segments import (
     join_features,
     put_together,
 )
-from vtprune.errors import ModelError, PresetError
+from vtprune.errors import ModelError, PresetError, format_bytes
 from vtprune.inference.model_inputs import TEXT_INPUTS, to_device
 from vtprune.media import Frames, Limits, Source, read_parts
 from vtprune.models.base import (

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vtprune.device import format_bytes
-from vtprune.errors import MediaError
+from vtprune.errors import MediaError, format_bytes
 from vtprune.media import folder, still
 from vtprune.media.addresses import ADDRESS, FetchRules, fetch
 from vtprune.media.file_type import file_type_of
