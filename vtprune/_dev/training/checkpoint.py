@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vtprune.demo.questions import KINDS
 from vtprune.demo.world import COLOURS, DIRECTIONS, MOMENTS, PLACES, SHAPES
 
 if TYPE_CHECKING:
@@ -25,6 +26,18 @@ WORDS = (
     "triangles turn turns two up user vanish vanishes video way what when where which yes you i "
     "answer question clip"
 )
+
+# What every architecture's preparation does to pixels.
+PIXELS: Mapping[str, object] = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
 
 
 def vocabulary(specials: Sequence[str]) -> dict[str, int]:
@@ -52,13 +65,19 @@ def make_tokenizer(specials: Sequence[str]) -> Tokenizer:
 
 
 def write_checkpoint(
-    model: PreTrainedModel, directory: Path, specials: Sequence[str], names: Mapping[str, str]
+    model: PreTrainedModel,
+    directory: Path,
+    specials: Sequence[str],
+    names: Mapping[str, str],
+    template: str,
+    card: str,
 ) -> None:
-    """Write weights in float16 (loaded as float32), config and tokenizer.
+    """Write weights in float16 (loaded as float32), config, tokenizer, chat template and card.
 
     Args:
         specials: every special token.
         names: the tokenizer's names of special tokens: {"image_token": "<image>"}.
+        card: the model's card, with {kinds} where the kinds of question stand.
     """
     import torch
     from safetensors.torch import save_file
@@ -85,6 +104,9 @@ def write_checkpoint(
         extra_special_tokens=dict(names),
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    kinds = ", ".join(f"`{kind}`" for kind in KINDS)
+    (directory / "README.md").write_text(card.format(kinds=kinds), encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

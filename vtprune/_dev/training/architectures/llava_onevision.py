@@ -27,7 +27,6 @@ from vtprune._dev.training.hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
 from vtprune._dev.training.labels import labels
 from vtprune._dev.training.pixels import normalise, resize
 from vtprune.demo.draw import Frame, frame
-from vtprune.demo.questions import KINDS
 from vtprune.demo.world import COLOURS, SHAPES, TILE, Scene, generator, make_clip, make_picture
 
 Model = LlavaOnevisionForConditionalGeneration
@@ -255,17 +254,9 @@ class LlavaOnevision:
     def save(self, model: Model, directory: Path) -> None:
         """Write the checkpoint and its processors' files."""
         names = {"image_token": "<image>", "video_token": "<video>"}
-        checkpoint.write_checkpoint(model, directory, SPECIALS, names)
-        (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        checkpoint.write_checkpoint(model, directory, SPECIALS, names, CHAT_TEMPLATE, CARD)
         pixels: dict[str, object] = {
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "resample": 3,
-            "rescale_factor": 1 / 255,
+            **checkpoint.PIXELS,
             "size": {"height": TILE, "width": TILE},
             "processor_class": "LlavaOnevisionProcessor",
         }
@@ -284,8 +275,6 @@ class LlavaOnevision:
             "vision_feature_select_strategy": "full",
         }
         write_json(directory / "processor_config.json", processor)
-        card = CARD.format(kinds=", ".join(f"`{kind}`" for kind in KINDS))
-        (directory / "README.md").write_text(card, encoding="utf-8")
 
     def compile_tower(self, model: Model) -> None:
         """Its layers."""

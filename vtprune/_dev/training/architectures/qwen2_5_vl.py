@@ -23,7 +23,6 @@ from vtprune._dev.training.labels import labels
 from vtprune._dev.training.packed import rms_norm, rotate
 from vtprune._dev.training.pixels import normalise, resize
 from vtprune.demo.draw import Frame, frame
-from vtprune.demo.questions import KINDS
 from vtprune.demo.samples import CLIP_FRAMES, FRAMES_PER_SECOND
 from vtprune.demo.world import COLOURS, SHAPES, TILE, Scene, generator, make_clip, make_picture
 from vtprune.models.preprocess import patchify, smart_resize
@@ -194,17 +193,9 @@ class Qwen25VL:
             "vision_bos_token": "<|vision_start|>",
             "vision_eos_token": "<|vision_end|>",
         }
-        checkpoint.write_checkpoint(model, directory, SPECIALS, names)
-        (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        checkpoint.write_checkpoint(model, directory, SPECIALS, names, CHAT_TEMPLATE, CARD)
         common: dict[str, object] = {
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "resample": 3,
-            "rescale_factor": 1 / 255,
+            **checkpoint.PIXELS,
             "patch_size": PATCH,
             "merge_size": MERGE,
             "temporal_patch_size": TEMPORAL,
@@ -221,8 +212,6 @@ class Qwen25VL:
             content = common | {"size": size, kind: class_name} | sampling
             write_json(directory / file, content)
         write_json(directory / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
-        card = CARD.format(kinds=", ".join(f"`{kind}`" for kind in KINDS))
-        (directory / "README.md").write_text(card, encoding="utf-8")
 
     def compile_tower(self, model: Model) -> None:
         """Nothing: a step spends a tenth of its time here, in many shapes."""
