@@ -284,9 +284,9 @@ class PruningPlan:
             PresetError: a layer by its number, or the input, where it can't cut.
         """
         possible = [self.layers_to_cut(stage, part) for part in range(len(layers))]
-        if not any(possible):
+        if all(part is None for part in possible):
             return list(layers)
-        choices = [range(self.num_layers) if one is None else one for one in possible]
+        choices = [range(self.num_layers) if part is None else part for part in possible]
         last, end = [0] * len(layers), self.num_layers
         for number in reversed(range(len(layers))):  # a later cut needs a layer of its own
             end = max((layer for layer in choices[number] if layer < end), default=-1)
@@ -302,8 +302,8 @@ class PruningPlan:
         moved: list[int] = []
         for number, layer in enumerate(layers):
             first = moved[-1] + 1 if moved else 0
-            choice = [one for one in choices[number] if first <= one <= last[number]]
-            nearest = next((one for one in choice if one >= layer), choice[-1])
+            allowed = [other for other in choices[number] if first <= other <= last[number]]
+            nearest = next((other for other in allowed if other >= layer), allowed[-1])
             if nearest != layer:
                 if stage.at == "input" or stage.at.isdigit():
                     self.refuse_layer(stage, layer, nearest)
