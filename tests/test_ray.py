@@ -47,15 +47,25 @@ def test_workers_have_a_gpu_each_or_the_processors_of_a_machine() -> None:
         size_workers([node(0)])
 
 
-def test_without_ray_or_a_cluster_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
     requests = requests_about(["a.png"], ["what?"], PRESET)
-    with AnswerLines(None, "r", lambda text: None) as lines:
-        with pytest.raises(VtpruneError, match=r"--ray 127.0.0.1:1: no cluster there: Connection"):
-            run_on_ray("127.0.0.1:1", {}, requests, lines, SHORT)
-        monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(VtpruneError, match="--ray needs the package ray") as caught:
-            run_on_ray("local", {}, requests, lines, SHORT)
+    with (
+        AnswerLines(None, "r", lambda text: None) as lines,
+        pytest.raises(VtpruneError, match="--ray needs the package ray") as caught,
+    ):
+        run_on_ray("local", {}, requests, lines, SHORT)
     assert caught.value.hint == 'pip install "vtprune[ray]"'
+
+
+def test_without_a_cluster_the_run_is_refused() -> None:
+    pytest.importorskip("ray")
+    requests = requests_about(["a.png"], ["what?"], PRESET)
+    with (
+        AnswerLines(None, "r", lambda text: None) as lines,
+        pytest.raises(VtpruneError, match=r"--ray 127.0.0.1:1: no cluster there: Connection"),
+    ):
+        run_on_ray("127.0.0.1:1", {}, requests, lines, SHORT)
 
 
 # -- on a cluster ----------------------------------------------------------------------------------
