@@ -16,6 +16,7 @@ from vtprune.demo.world import Scene
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from torch import Tensor, nn
 
     from vtprune._dev.training.batches import Batch
@@ -68,9 +69,11 @@ class Architecture(Protocol):
     """One architecture: its model and files, its inputs, its course of training.
 
     Attributes:
-        specials: every special token; the first four are those of `checkpoint.SPECIALS`.
+        family: the name of vtprune's family that reads its checkpoints.
+        tokenizer: text to tokens; `checkpoint.END_TOKEN` ends an answer.
         prefix: the prompt before the visual tokens.
         closing: the prompt between the visual tokens and the question.
+        suffix: the prompt between the question and its answer.
         layouts: the shapes of batches, by their names.
         curriculum: from which step on, how often each layout comes, and the most things in a
             picture and in a clip.
@@ -86,9 +89,11 @@ class Architecture(Protocol):
     """
 
     name: str
-    specials: tuple[str, ...]
+    family: str
+    tokenizer: Tokenizer
     prefix: str
     closing: str
+    suffix: str
     layouts: Mapping[str, BatchShape]
     curriculum: Curriculum
     emphasis: tuple[tuple[int, Emphasis], ...]

@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtprune._dev.training.architecture import Architecture, BatchShape, Emphasis
-from vtprune._dev.training.checkpoint import END, make_tokenizer
+from vtprune._dev.training.checkpoint import END_TOKEN
 from vtprune._dev.training.extra_questions import EXTRA_KINDS, TRAINING_MAKERS
 from vtprune._dev.training.hints import IGNORED, name_labels, names_of
 from vtprune.demo.draw import Frame, frame
 from vtprune.demo.questions import CLIP_KINDS, KINDS, PICTURE_KINDS, Question, draw_questions
 from vtprune.demo.world import Scene, draw_number, generator, make_clip, make_picture
-
-SUFFIX = "<|im_end|><|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,20 @@ def check_split(split: str) -> str:
 class Encoder:
     """Questions to token rows, by the tokenizer that is shipped."""
 
-    def __init__(self, specials: Sequence[str]) -> None:
-        self.tokenizer = make_tokenizer(specials)
-        self.words = {number: word for word, number in self.tokenizer.get_vocab().items()}
+    def __init__(self, architecture: Architecture) -> None:
+        self.tokenizer, self.suffix = architecture.tokenizer, architecture.suffix
+        end = self.tokenizer.token_to_id(END_TOKEN)
+        assert end is not None
+        self.end = end
+
+    def words(self, row: Sequence[int]) -> list[str]:
+        """The tokens of a row as words, without what says that one begins a word."""
+        return [self.tokenizer.decode([token]).strip() for token in row]
 
     def encode(self, question: Question) -> tuple[list[int], list[int]]:
         """Tokens and targets of one question with its answer."""
-        asked = self.tokenizer.encode(question.text + SUFFIX).ids
-        answer = [*self.tokenizer.encode(question.answer).ids, END]
+        asked = self.tokenizer.encode(question.text + self.suffix).ids
+        answer = [*self.tokenizer.encode(question.answer).ids, self.end]
         return asked + answer[:-1], [IGNORED] * (len(asked) - 1) + answer
 
     def pack(
@@ -161,7 +165,7 @@ def make_batch(
     `share` (rank, processes) is the part of its scenes that one of several processes takes.
     """
     check_split(split)
-    encoder = Encoder(architecture.specials)
+    encoder = Encoder(architecture)
     pixels, rows, asked, named, marks = [], [], [], [], []
     for index in range(number * 64 + share[0], number * 64 + layout.scenes, share[1]):
         scene = make_scene(split, seed, index, layout, most)
@@ -179,9 +183,7 @@ def make_batch(
         rows.append(packed)
         asked.append(questions)
         names = names_of(scene)
-        named.append(
-            [name_labels([encoder.words[token] for token in row], names) for row in packed[0]]
-        )
+        named.append([name_labels(encoder.words(row), names) for row in packed[0].tolist()])
     tokens, targets, segments, offsets = np.stack(rows, axis=1)
     return Batch(
         layout,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # The first special tokens of every architecture.
 SPECIALS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
 PAD, END = 0, 3
+END_TOKEN = SPECIALS[END]
+# The prompt between a question and its answer.
+SUFFIX = "<|im_end|><|im_start|>assistant\n"
 # The other words of the world's questions and answers; `tests/test_demo.py` holds them complete.
 WORDS = (
     "a above an and appear appears are assistant at below chapter circles colour color count "
@@ -67,24 +70,32 @@ def make_tokenizer(specials: Sequence[str]) -> Tokenizer:
 def write_checkpoint(
     model: PreTrainedModel,
     directory: Path,
-    specials: Sequence[str],
+    tokenizer: Tokenizer,
     names: Mapping[str, str],
     template: str,
     card: str,
+    pad: str = SPECIALS[PAD],
+    unknown: str = SPECIALS[1],
 ) -> None:
     """Write weights in float16 (loaded as float32), config, tokenizer, chat template and card.
 
     Args:
-        specials: every special token.
         names: the tokenizer's names of special tokens: {"image_token": "<image>"}.
         card: the model's card, with {kinds} where the kinds of question stand.
+        pad: the token that fills rows.
+        unknown: the token for what the tokenizer has no token for.
     """
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     directory.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items()}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    state = {
+        name: value.detach().to(torch.float16).contiguous()
+        for name, value in model.state_dict().items()
+        if name not in tied
+    }
     save_file(state, str(directory / "model.safetensors"), metadata={"format": "pt"})
     config = model.config.to_dict()
     config.update(dtype="float32", architectures=[type(model).__name__])
@@ -92,15 +103,18 @@ def write_checkpoint(
         config[part]["dtype"] = "float32"
     write_json(directory / "config.json", config)
     GenerationConfig(
-        do_sample=False, max_new_tokens=64, eos_token_id=END, pad_token_id=PAD
+        do_sample=False,
+        max_new_tokens=64,
+        eos_token_id=tokenizer.token_to_id(END_TOKEN),
+        pad_token_id=tokenizer.token_to_id(pad),
     ).save_pretrained(directory)
     PreTrainedTokenizerFast(
-        tokenizer_object=make_tokenizer(specials),
+        tokenizer_object=tokenizer,
         model_max_length=4096,
         padding_side="left",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
+        pad_token=pad,
+        unk_token=unknown,
+        eos_token=END_TOKEN,
         extra_special_tokens=dict(names),
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)

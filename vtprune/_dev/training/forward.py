@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vtprune._dev.training.architecture import Architecture, Layer
 from vtprune._dev.training.batches import Batch
-from vtprune._dev.training.checkpoint import make_tokenizer
 from vtprune._dev.training.hints import IGNORED
 from vtprune._dev.training.packed import read_packed
 
@@ -25,7 +24,7 @@ def answer_states(
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
     visual = architecture.visual_tokens(model, batch, device).float()
-    embed, tokenizer = model.get_input_embeddings(), make_tokenizer(architecture.specials)
+    embed, tokenizer = model.get_input_embeddings(), architecture.tokenizer
     start, end = (
         embed(torch.tensor(tokenizer.encode(text).ids, dtype=torch.long, device=device))
         for text in (architecture.prefix, architecture.closing)

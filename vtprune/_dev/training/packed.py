@@ -14,24 +14,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2_5_VLTextModel, Qwen2Model
+from transformers import LlamaModel, Qwen2_5_VLTextModel, Qwen2Model
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
-Decoder = Qwen2Model | Qwen2_5_VLTextModel
-DecoderLayer = Qwen2DecoderLayer | Qwen2_5_VLDecoderLayer
+Decoder = LlamaModel | Qwen2Model | Qwen2_5_VLTextModel
+DecoderLayer = LlamaDecoderLayer | Qwen2DecoderLayer | Qwen2_5_VLDecoderLayer
 LayerWeights = tuple[Tensor, ...]
 
 
 def layer_weights(layer: DecoderLayer | nn.Module) -> LayerWeights:
-    """The parameters of one Qwen2 decoder layer, in the order `decoder_layer` takes them."""
+    """The parameters of a Llama or Qwen2 layer, for `decoder_layer`; biases may be missing."""
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
+    queries, keys, values = (
+        (part.weight, part.weight.new_zeros(part.out_features) if part.bias is None else part.bias)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     return (
         layer.input_layernorm.weight,
-        attention.q_proj.weight, attention.q_proj.bias,
-        attention.k_proj.weight, attention.k_proj.bias,
-        attention.v_proj.weight, attention.v_proj.bias,
+        *queries, *keys, *values,
         attention.o_proj.weight,
         layer.post_attention_layernorm.weight,
         mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight,
@@ -136,7 +139,7 @@ def read_packed(
     """The decoder's last states (B, R, L, D) at the tokens of questions that share a prefix.
 
     Args:
-        decoder: a Qwen2 model, or a Qwen2.5-VL one (the language model of the checkpoint).
+        decoder: a Llama, Qwen2 or Qwen2.5-VL one (the language model of the checkpoint).
         prefix: embeddings (B, P, D) of everything before a question, visual tokens in place.
         rows: embeddings (B, R, L, D) of rows of questions with their answers, padded on the right.
         positions: of the prefix, (P,) or (3, P), and of the rows' tokens, (B, R, L).

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from vtprune._dev.arguments import Parser
 from vtprune._dev.training.architecture import NAMES, Architecture, architecture
 from vtprune._dev.training.batches import make_batch, training_batch
-from vtprune._dev.training.checkpoint import make_tokenizer
 from vtprune._dev.training.forward import answer_states
 from vtprune._dev.training.heads import Hints
 from vtprune._dev.training.hints import IGNORED
@@ -147,7 +146,7 @@ class TrainingRun:
         self.heads = subject.make_dense(model).to(self.device)
         self.heads.load_state_dict(tower["heads"])
         subject.start(model, self.heads, args.seed, args.tower_steps)
-        start = len(make_tokenizer(subject.specials).encode(subject.prefix).ids)
+        start = len(subject.tokenizer.encode(subject.prefix).ids)
         width = model.config.get_text_config().hidden_size
         self.hints = Hints(width, start, subject.probes).to(self.device)
         parts, singles = subject.groups(model)

@@ -21,7 +21,14 @@ from transformers.image_processing_utils import select_best_resolution
 from vtprune._dev.training import checkpoint, hints
 from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, Probe
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
-from vtprune._dev.training.checkpoint import END, PAD, vocabulary, write_json
+from vtprune._dev.training.checkpoint import (
+    END,
+    PAD,
+    SUFFIX,
+    make_tokenizer,
+    vocabulary,
+    write_json,
+)
 from vtprune._dev.training.heads import Dense, weigh_labels
 from vtprune._dev.training.hints import IGNORED, NAME_CLASSES, TOKEN_CLASSES
 from vtprune._dev.training.labels import labels
@@ -189,9 +196,11 @@ class LlavaOnevision:
     """A SigLIP tower on tiles of 112 pixels, a projector, and a Qwen2 decoder."""
 
     name = Path(__file__).stem
-    specials = SPECIALS
+    family = name
+    tokenizer = make_tokenizer(SPECIALS)
     prefix = "<|im_start|>user "
     closing = ""
+    suffix = SUFFIX
     layouts = LAYOUTS
     curriculum = CURRICULUM
     emphasis = EMPHASIS
@@ -203,7 +212,7 @@ class LlavaOnevision:
         ("clip 8", 6),
         ("clip 16", 2),
     )
-    compiled = ("one of several", "picture", "picture 2x2", "clip 8")
+    compiled: tuple[str, ...] = ("one of several", "picture", "picture 2x2", "clip 8")
     probes = (Probe(6, "tokens", 0, TOKEN_CLASSES), Probe(9, "names", 0, NAME_CLASSES))
     steps = 2500, 6900, 3600
     decay = 0.14
@@ -254,7 +263,11 @@ class LlavaOnevision:
     def save(self, model: Model, directory: Path) -> None:
         """Write the checkpoint and its processors' files."""
         names = {"image_token": "<image>", "video_token": "<video>"}
-        checkpoint.write_checkpoint(model, directory, SPECIALS, names, CHAT_TEMPLATE, CARD)
+        checkpoint.write_checkpoint(model, directory, self.tokenizer, names, CHAT_TEMPLATE, CARD)
+        self.write_processors(directory)
+
+    def write_processors(self, directory: Path) -> None:
+        """Write the files of the processors of pictures and clips."""
         pixels: dict[str, object] = {
             **checkpoint.PIXELS,
             "size": {"height": TILE, "width": TILE},
@@ -300,7 +313,12 @@ class LlavaOnevision:
 
     def start(self, model: Model, heads: Dense, seed: int, step: int) -> None:
         """The projector starts from the rows of the heads."""
-        start_projector(model, heads, tile_batch(seed, step), seed)
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        generator = torch.Generator().manual_seed(seed)
+        loudness = 0.3 * embeddings.embedding_dim**0.5
+        start_projector(model, heads, tile_batch(seed, step), generator, loudness)
+        embeddings.weight.data.normal_(std=0.3, generator=generator)
 
     def dense_loss(
         self,
@@ -415,13 +433,14 @@ def tiles(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_projector(
-    model: LlavaOnevisionForConditionalGeneration, heads: Dense, batch: TileBatch, seed: int
+    model: Model, heads: Dense, batch: TileBatch, generator: torch.Generator, loudness: float
 ) -> None:
     """Let some of the projector's units begin as the pretraining's heads, all equally loud.
 
     The tower's states tell colours loudly, shapes and places faintly, and a decoder learns to look
     by what is loud long before it looks by what is faint. Each class gets a unit of the projector's
-    hidden layer and a direction of its own in the decoder's width; the rest stays random.
+    hidden layer and a direction of its own in the decoder's width; the rest stays
+    random. Visual tokens get the mean length `loudness`, that of words: layers can still change it.
     """
     pixels = normalise(torch.from_numpy(batch.pixels).to(model.device))
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
@@ -441,14 +460,10 @@ def start_projector(
     first, second = projector.linear_1, projector.linear_2
     num = sum(len(row) for row in rows)
     first.weight[:num], first.bias[:num] = torch.cat(rows), torch.cat(biases)
-    generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(len(second.weight), num, generator=generator))[0]
     second.weight[:, :num] = directions.to(states.device)
-    # Visual tokens and words as loud as each other, not beyond what layers can change.
-    width = len(second.weight)
     out: Tensor = second(F.gelu(first(states)))  # type: ignore[operator]
-    second.weight *= 0.3 * width**0.5 / out.norm(dim=-1).mean()
-    model.get_input_embeddings().weight.normal_(std=0.3, generator=generator)  # type: ignore[operator]
+    second.weight *= loudness / out.norm(dim=-1).mean()
 
 
 def _rows(heads: Dense) -> list[tuple[Tensor, Tensor]]:

@@ -16,7 +16,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from vtprune._dev.training import checkpoint, hints
 from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, Probe
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
-from vtprune._dev.training.checkpoint import END, PAD, vocabulary, write_json
+from vtprune._dev.training.checkpoint import (
+    END,
+    PAD,
+    SUFFIX,
+    make_tokenizer,
+    vocabulary,
+    write_json,
+)
 from vtprune._dev.training.heads import Dense, weigh_labels
 from vtprune._dev.training.hints import NAME_CLASSES, TOKEN_CLASSES
 from vtprune._dev.training.labels import labels
@@ -116,9 +123,11 @@ class Qwen25VL:
     """A tower of windows on patches of 14 pixels, a merger of 2 x 2 of them, and a decoder."""
 
     name = Path(__file__).stem
-    specials = SPECIALS
+    family = name
+    tokenizer = make_tokenizer(SPECIALS)
     prefix = "<|im_start|>user <|vision_start|>"
     closing = "<|vision_end|>"
+    suffix = SUFFIX
     layouts = LAYOUTS
     curriculum = CURRICULUM
     emphasis = EMPHASIS
@@ -193,7 +202,7 @@ class Qwen25VL:
             "vision_bos_token": "<|vision_start|>",
             "vision_eos_token": "<|vision_end|>",
         }
-        checkpoint.write_checkpoint(model, directory, SPECIALS, names, CHAT_TEMPLATE, CARD)
+        checkpoint.write_checkpoint(model, directory, self.tokenizer, names, CHAT_TEMPLATE, CARD)
         common: dict[str, object] = {
             **checkpoint.PIXELS,
             "patch_size": PATCH,
