@@ -24,9 +24,11 @@ from vtprune.errors import VtpruneError
 from vtprune.inference.questions_file import KEYS
 
 if TYPE_CHECKING:
+    from vtprune.evaluation.needles.planting import NeedlePlan
     from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import VariantList
     from vtprune.inference.questions_file import Asked, FaultyRow
+    from vtprune.media import AskedMedia
     from vtprune.preset import Preset
 
 LONGEST = 64  # tokens of an answer
@@ -176,6 +178,59 @@ def asked_questions(
         asked, failed = open_questions(listed, limits_from(flags), flags.limit)
         check_choices(flags.metric, asked)
         yield asked, failed
+
+
+@contextmanager
+def asked_media(inputs: Sequence[str], flags: Flags, split: str) -> Iterator[list[AskedMedia]]:
+    """Yield the files of a list, or media as they are given, or the embedded world's; each once.
+
+    Args:
+        split: as of `asked_questions`.
+
+    Raises:
+        VtpruneError: a list that is not alone, or is wrong.
+    """
+    from vtprune.inference.questions_file import limit_questions
+    from vtprune.inference.tables import is_list
+    from vtprune.media import MediaGroup, file_name
+
+    if any(is_list(name) for name in inputs) or (len(inputs) == 1 and is_demo(inputs[0])):
+        with asked_questions(inputs, replace(flags, question=()), split) as (asked, _):
+            groups = (
+                each.file.items if isinstance(each.file, MediaGroup) else (each.file,)
+                for each in asked
+            )
+            yield list(dict.fromkeys(medium for group in groups for medium in group))
+    else:
+        yield [Path(file_name(name)) for name in limit_questions(inputs, flags.limit)]
+
+
+def needles_from(flags: Flags, world: bool) -> NeedlePlan:
+    """Return which needles are planted.
+
+    Args:
+        world: the model is the embedded one, which knows its own world's things alone.
+
+    Raises:
+        VtpruneError: a kind that there is not, or a size that is no share.
+    """
+    from vtprune.evaluation.needles.planting import NeedlePlan
+
+    try:
+        sizes = tuple(float(size) for size in flags.needle_sizes)
+    except ValueError:
+        raise VtpruneError(
+            f"--needle-sizes {','.join(flags.needle_sizes)} are not all numbers",
+            "shares of the shorter side, such as --needle-sizes 0.05,0.1",
+        ) from None
+    plan = NeedlePlan(
+        flags.needle_kinds, sizes, flags.needle_count, flags.needle_frames, flags.seed or 0
+    )
+    if not world:
+        return plan
+    from vtprune.demo.needles import WORLD_MAKERS
+
+    return replace(plan, makers=WORLD_MAKERS)
 
 
 def variants_from(flags: Flags, user: Flags) -> VariantList:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from vtprune.cli.asking import (
     LONGEST,
+    asked_media,
     asked_paths,
     asked_questions,
     is_demo,
+    needles_from,
     settings_from,
     variants_from,
 )
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
-from vtprune.cli.options import MEDIA, MODEL, ROWS, Flags, takes
+from vtprune.cli.options import MEDIA, MODEL, NEEDLES, ROWS, Flags, takes
 from vtprune.cli.results import (
     CHARTS_TEXT,
     FULL_TEXT,
@@ -25,17 +28,24 @@ from vtprune.cli.results import (
     row_makers,
     save_and_show,
 )
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vtprune.evaluation.variants import VariantList
 
 EPILOG = """\b
 Examples:
   vtprune evaluate questions.jsonl --model qwen2.5-vl-7b --answers a.jsonl
   vtprune evaluate questions.jsonl --methods entropy,divprune --save q.png
   vtprune evaluate demo --presets balanced,fast --keep 0.3
+  vtprune evaluate *.jpg clip.mp4 --needle --model qwen2.5-vl-7b --keep 0.3
 """
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.argument("questions", metavar="QUESTIONS.jsonl")
+@click.argument("inputs", nargs=-1, required=True, metavar="QUESTIONS.jsonl | MEDIA...")
 @takes(
     *ROWS,
     "beside",
@@ -47,6 +57,7 @@ Examples:
     "limit",
     "metric",
     "system",
+    *NEEDLES,
     "max_new_tokens",
     "answers",
     "json",
@@ -59,7 +70,7 @@ Examples:
     },
     save=[*FULL_TEXT, ("accuracy against what is kept and against time, drawn", CHARTS_TEXT)],
 )
-def evaluate(questions: str, flags: Flags) -> None:
+def evaluate(inputs: tuple[str, ...], flags: Flags) -> None:
     """Ask many questions with and without pruning: does the answer survive?
 
     QUESTIONS.jsonl has lines as `vtprune demo` writes them: file, question and, where known,
@@ -68,21 +79,34 @@ def evaluate(questions: str, flags: Flags) -> None:
     answers the table shows accuracy; without, how often the answer is the unpruned model's. The
     baselines random (a mean over seeds), uniform and downsample are always rows of the table.
     Intervals are of 95 %, by a bootstrap over files. QUESTIONS "demo" is the embedded model's own
-    test set.
+    test set. With --needle, MEDIA need no questions: small changes are planted in them.
     """
-    from vtprune.cli import output
     from vtprune.cli.config import load_config
-    from vtprune.cli.console.evaluation import show_evaluation, show_notes
 
     user = load_config()
-    others = {"--answers": flags.answers}
-    check_saves(flags.saves, SUFFIXES, [questions], others)
+    check_saves(flags.saves, SUFFIXES, inputs, {"--answers": flags.answers})
     listed = variants_from(flags, user)
+    if flags.needle:
+        _needles(inputs, flags, user, listed)
+    else:
+        _questions(inputs, flags, user, listed)
+
+
+def _questions(inputs: Sequence[str], flags: Flags, user: Flags, listed: VariantList) -> None:
+    """Ask the questions of a list."""
+    from vtprune.cli import output
+    from vtprune.cli.console.evaluation import show_evaluation, show_notes
+
+    if len(inputs) > 1:
+        raise VtpruneError(
+            f"{len(inputs)} lists of questions are given, and one is taken",
+            "give one list; media without questions are for --needle",
+        )
     with (
         output.libraries_silenced(),
-        asked_questions([questions], flags, "test", media=False) as (asked, failed),
+        asked_questions(inputs, flags, "test", media=False) as (asked, failed),
     ):
-        check_saves(flags.saves, SUFFIXES, asked_paths(asked), others)
+        check_saves(flags.saves, SUFFIXES, asked_paths(asked), {"--answers": flags.answers})
         with output.importing(flags.quiet):
             from vtprune.evaluation.evaluate import evaluate as run
             from vtprune.evaluation.evaluation_chart import plot
@@ -90,10 +114,50 @@ def evaluate(questions: str, flags: Flags) -> None:
             from vtprune.models.loading import load
 
         variants = repeat_variants(listed, flags.seeds, flags.beside, flags.turns)
-        settings = settings_from(flags, user, listed.media, is_demo(questions))
+        settings = settings_from(flags, user, listed.media, is_demo(inputs[0]))
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = run(loaded, asked, variants, settings, flags.answers, show, listed.notes)
         result = replace(result, failed=failed)
         makers = row_makers(result, lambda kind: plot(result, kind))
         save_and_show(result, flags, makers, show_evaluation, show_notes)
+
+
+def _needles(inputs: Sequence[str], flags: Flags, user: Flags, listed: VariantList) -> None:
+    """Plant needles in the media, and ask about them."""
+    from vtprune.cli import output
+    from vtprune.cli.console.needles import show_needles, show_notes
+
+    if flags.turns:
+        raise VtpruneError(
+            "--turns and --needle exclude each other: each medium has one needle, and one question",
+            "leave one of them out",
+        )
+    loading = loading_from(flags, user)
+    with output.libraries_silenced(), asked_media(inputs, flags, "test") as media:
+        paths = [str(medium) for medium in media]
+        check_saves(flags.saves, SUFFIXES, paths, {"--answers": flags.answers})
+        with output.importing(flags.quiet):
+            from vtprune.evaluation.needles.chart import plot
+            from vtprune.evaluation.needles.measure import measure_needles
+            from vtprune.evaluation.needles.planting import plant_needles
+            from vtprune.evaluation.variants import repeat_variants
+            from vtprune.models.loading import load
+
+        plan = needles_from(flags, world=loading["name"] is None and flags.adapter is None)
+        settings = settings_from(flags, user, listed.media)
+        with output.progress_line(flags.quiet) as show:
+            loaded = load(**loading, on_progress=show)
+            show("planting needles", 0, 0)
+            needles, notes = plant_needles(loaded, media, plan, settings.sampling, settings.limits)
+            result = measure_needles(
+                loaded,
+                needles,
+                repeat_variants(listed, flags.seeds, flags.beside),
+                settings,
+                flags.answers,
+                show,
+                (*listed.notes, *notes),
+            )
+        makers = row_makers(result, lambda kind: plot(result, kind))
+        save_and_show(result, flags, makers, show_needles, show_notes)

@@ -71,11 +71,12 @@ def _option(
     return field(default=default, metadata={"option": declared})
 
 
-(_model, _pruning, _explaining, _media, _limits, _input, _questions, _answer, _batch, _server,
- _measuring, _search, _output) = (
+(_model, _pruning, _explaining, _media, _limits, _input, _questions, _needles, _answer, _batch,
+ _server, _measuring, _search, _output) = (
     functools.partial(_option, section)
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
-                    "Answer", "Batch", "Server", "Measuring", "Search for a schedule", "Output")
+                    "Needles", "Answer", "Batch", "Server", "Measuring", "Search for a schedule",
+                    "Output")
 )  # fmt: skip
 
 
@@ -277,6 +278,22 @@ class Flags:
         "windows of tokens.", default=0, bounds=whole(0))
     num: int = _questions("N", "Number of questions.", default=24, bounds=whole(1))
 
+    needle: bool = _needles(
+        "", "Plant small changes in the media, ask about each, and say which of their tokens, and "
+        "which answers, every row keeps.", default=False)
+    needle_kinds: tuple[str, ...] = _needles(
+        "KIND,...", "Kinds of needle: patch, digit, object, frame.  [default: all that the files "
+        "allow]", default=(), commas=True)
+    needle_sizes: tuple[str, ...] = _needles(
+        "SHARE,...", "Widths of the needles, as shares of the shorter side.",
+        default=("0.05,0.1,0.2,0.3",), commas=True)
+    needle_count: int = _needles(
+        "N", "Number of needles of each kind and size, each in the next of the files.", default=20,
+        bounds=whole(1))
+    needle_frames: int = _needles(
+        "N", "Of those frames that the model samples of a clip, in how many a needle is.",
+        default=1, bounds=whole(1))
+
     max_new_tokens: int | None = _answer(
         "N", "Largest number of tokens of an answer.", bounds=whole(1), config=True)
     temperature: float = _answer(
@@ -364,6 +381,8 @@ DECODE = ("decode_every", "decode_keep", "keep_for_turns")
 """Cuts while decoding, and what is kept for later questions; `flags.preset_from` reads it."""
 ROWS = ("methods", "presets", "keeps", "at", "option", "seed")
 """Many ways to prune; `asking.variants_from` reads them."""
+NEEDLES = ("needle", "needle_kinds", "needle_sizes", "needle_count", "needle_frames")
+"""Small changes that are planted in media; `asking.needles_from` reads them."""
 STREAM = ("stream", "stream_frames", "stream_keep", "stream_share")
 """How a long video is encoded in segments; `flags.stream_from` reads it."""
 LIMITS = ("max_pixels", "allow_partial", "decoder", "allow_url", "pages", "dpi")

@@ -21,6 +21,21 @@ BEGINNING = b'{"question": '  # of every line that `AnswersFile` writes
 
 
 @dataclass(frozen=True)
+class NeedleKept:
+    """How much of a needle's tokens pruning kept.
+
+    Args:
+        tokens: how many of the unpruned model's visual tokens show a part of it.
+        kept: the share of them that is kept, average over the layers.
+        kept_to_end: the share after the last cut.
+    """
+
+    tokens: int
+    kept: float
+    kept_to_end: float
+
+
+@dataclass(frozen=True)
 class Record:
     """One question under one variant.
 
@@ -37,6 +52,7 @@ class Record:
         prefill: seconds of the decoder's prompt forward, selection included.
         first: seconds from the resized media to the first token.
         error: why there is no answer.
+        needle: of a question about a needle, how much of it was kept.
     """
 
     question: int
@@ -50,6 +66,7 @@ class Record:
     prefill: float = 0.0
     first: float = 0.0
     error: str = ""
+    needle: NeedleKept | None = None
 
 
 class AnswersFile:
@@ -180,7 +197,10 @@ def parse_record(line: bytes, questions: int | None = None) -> Record | str:
         return fault
     if questions is not None and data["question"] >= questions:
         return f"question is {quote(data['question'])}, but there are {questions:,}"
-    return Record(**{name: data[name] for name in _schema().model_fields if name in data})
+    values = {name: data[name] for name in _schema().model_fields if name in data}
+    if needle := values.get("needle"):
+        values["needle"] = NeedleKept(**needle)
+    return Record(**values)
 
 
 @functools.cache
@@ -189,6 +209,13 @@ def _schema() -> type[Schema]:
     from pydantic import ConfigDict, Field
 
     from vtprune.preset.validation import Schema
+
+    class NeedleSchema(Schema):
+        model_config = ConfigDict(title="needle", extra="forbid")
+
+        tokens: int = Field(ge=0, description="a whole number, 0 or more")
+        kept: float = Field(ge=0, le=1, description="a number from 0 to 1")
+        kept_to_end: float = Field(ge=0, le=1, description="a number from 0 to 1")
 
     class RecordSchema(Schema):
         model_config = ConfigDict(title="a line", extra="ignore", allow_inf_nan=True)
@@ -204,5 +231,6 @@ def _schema() -> type[Schema]:
         prefill: float = Field(0.0, ge=0, lt=math.inf, description="seconds, 0 or more")
         first: float = Field(0.0, ge=0, lt=math.inf, description="seconds, 0 or more")
         error: str = ""
+        needle: NeedleSchema | None = None
 
     return RecordSchema

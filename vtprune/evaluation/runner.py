@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from vtprune.engine.inputs import FeatureCache
 from vtprune.errors import VtpruneError
-from vtprune.evaluation.records import Record
+from vtprune.evaluation.records import NeedleKept, Record
 from vtprune.evaluation.scoring import score_answers
 from vtprune.evaluation.variants import UNPRUNED, Variant, matched_baselines
 from vtprune.inference.forced_answers import PromptWithAnswer, forced_logits, prepare_with_answers
 from vtprune.inference.generate import Generation, generate, pruned
+from vtprune.inference.kept_tokens import KeptTokens, keep_record
 from vtprune.inference.measuring import count_tokens
 from vtprune.inference.questions_file import Asked
 from vtprune.media import AskedMedia, Limits
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 COMPARED_TOKENS = 8  # of an answer, whose predictions are compared by their KL divergence
 UNPRUNED_PRESET = Preset(name=UNPRUNED, keep=1.0)
 Scorer = Callable[[Asked, str], float]
+NeedleMeasure = Callable[[Asked, KeptTokens], NeedleKept | None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class AskSettings:
         generation: greedy; its length is that of the longest answer.
         score: how right an answer is, where the right one is known.
         metric: the name of what `score` goes by; answers of another are not gone on with.
+        needle: says how much of a question's needle a run kept; None: nothing was planted.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -52,6 +55,7 @@ class AskSettings:
     limits: Limits = field(default_factory=Limits)
     score: Scorer | None = None
     metric: str = "auto"
+    needle: NeedleMeasure | None = None
 
     def rate(self, asked: Asked, answer: str) -> float | None:
         """Return how right an answer is; None where nobody knows."""
@@ -79,6 +83,7 @@ class Forced:
         keep_mean: layer average of the kept fraction.
         stages: the cuts, as a report has them.
         prefill, first: seconds of the prefill, and from the resized media to the first token.
+        needle: how much of the question's needle was kept; None without one.
     """
 
     logits: torch.Tensor
@@ -86,6 +91,7 @@ class Forced:
     stages: Sequence[StageCount] = ()
     prefill: float = 0.0
     first: float = 0.0
+    needle: NeedleKept | None = None
 
     def follows(self, answer: torch.Tensor) -> bool:
         """Return whether greedy decoding gives the tokens of `answer`, (m,) int64."""
@@ -186,7 +192,14 @@ class FileRunner:
         sampled.vision = max(sampled.vision, trace.seconds.get("vision", 0.0))
         prefill = trace.seconds.get("prefill", 0.0)
         stages = count_tokens(trace, 0, 0).stages
-        return Forced(logits, trace.keep_mean(), stages, prefill, prefill + sampled.vision)
+        return Forced(logits, trace.keep_mean(), stages, prefill, prefill + sampled.vision,
+                      self._needle_kept(place, prompt, trace))  # fmt: skip
+
+    def _needle_kept(self, place: int, prompt: PromptWithAnswer, trace: Trace) -> NeedleKept | None:
+        if self.settings.needle is None:
+            return None
+        kept = keep_record(self.loaded, prompt.prepared, trace, 0)
+        return None if kept is None else self.settings.needle(self.asked[place], kept)
 
     def answer(
         self, place: int, number: int, missing: set[str], variants: Sequence[Variant]
@@ -283,6 +296,7 @@ class FileRunner:
             keep_mean=forced.keep_mean,
             prefill=forced.prefill,
             first=forced.first,
+            needle=forced.needle,
         )
 
 

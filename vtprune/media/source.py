@@ -189,7 +189,7 @@ class Source:
     label: str = ""
     _track: Track | None = field(default=None, repr=False, compare=False)
     _pictures: tuple[Path, ...] = field(default=(), repr=False, compare=False)
-    _frames: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    _frames: Sequence[Any] = field(default=(), repr=False, compare=False)
     _held: HeldFile | None = field(default=None, repr=False, compare=False)
 
     @property

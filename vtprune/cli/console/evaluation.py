@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -62,8 +62,8 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
             table.add_row(Text("own keeps" if keep is None else f"keep {keep:g}", "bold"))
         for row in group:
             style = "dim" if row.role == "baseline" else ""
-            table.add_row(Text(_name(row)), *_figures(row, evaluation.questions, scored, against),
-                          style=style)  # fmt: skip
+            figures = _figures(row, evaluation.questions, scored, against)
+            table.add_row(Text(row_name(row)), *figures, style=style)
     print_fitted(table, console)
     if scored:
         console.print()
@@ -99,10 +99,30 @@ def _not_run(evaluation: Evaluation) -> dict[str, list[str]]:
 def _full_name(row: EvaluationRow) -> str:
     """Return a row's name, of a matched baseline with the row that it matches."""
     _, beside, matched = row.name.partition(" beside ")
-    return f"{row.method} beside {matched.partition(' keep ')[0]}" if beside else _name(row)
+    return f"{row.method} beside {matched.partition(' keep ')[0]}" if beside else row_name(row)
 
 
-def _name(row: EvaluationRow) -> str:
+class NamedRow(Protocol):
+    """A row of any table of variants."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def preset(self) -> str | None: ...
+    @property
+    def method(self) -> str | None: ...
+    @property
+    def at(self) -> str: ...
+    @property
+    def keep(self) -> float | None: ...
+    @property
+    def options(self) -> Mapping[str, str]: ...
+
+
+def row_name(row: NamedRow) -> str:
+    """Return what a row is called in tables that are ordered by keep."""
     if row.role == "unpruned":
         return "unpruned"
     name = printable(row.preset or with_options(str(row.method), row.options))
@@ -152,7 +172,7 @@ def _gap(gap: Difference | None) -> str:
 
 def _name_with_keep(row: EvaluationRow) -> str:
     keep = f" {row.keep:g}" if row.keep is not None and row.role != "unpruned" else ""
-    return _name(row) + keep
+    return row_name(row) + keep
 
 
 def _kinds(rows: Sequence[EvaluationRow]) -> Table:
@@ -193,7 +213,8 @@ def _follow_ups(rows: Sequence[EvaluationRow]) -> Table:
         keep = "" if unpruned or row.keep is None else f"{row.keep:g}"
         question = "" if unpruned else "read" if row.reads_question else "blind"
         table.add_row(
-            Text(_name(row)), keep, f"{second.questions:,}", *(f"{share:.1%}" for share in shares),
+            Text(row_name(row)), keep, f"{second.questions:,}",
+            *(f"{share:.1%}" for share in shares),
             "" if unpruned else _lost(second.change), question,
             style="dim" if row.role == "baseline" else "",
         )  # fmt: skip
