@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,9 @@ def test_the_page_has_medians_of_the_passes_ratios() -> None:
             "| 4.00 (3.00 to 4.00) | 0.80 (0.60 to 0.80) | 20.0, pruned 15.5; the host waits "
             "2 times, pruned 3 | 3 |") in page  # fmt: skip
     assert "CPU, 1 thread, vtprune 1; system load 0.5 to 0.5." in page_of(passes)
+    first = [replace(one, machine={**MACHINE, "ahead": True}) for one in passes]
+    assert "load 0.5 to 0.5, which this process ran ahead of." in page_of(first)
+    assert "ahead of" not in page_of([passes[0], *first])
     assert json.loads(json.dumps(vars(passes[0])))["part"] == "prefill"
     prose = [line for line in page.splitlines() if not line.startswith(("|", "#", " "))]
     assert max(map(len, prose)) <= 120

@@ -133,12 +133,17 @@ def run_in(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Where it ran, and how much else was running: the system's load over the last minute."""
+    """Where it ran, and how much else was running: the system's load over the last minute.
+
+    `ahead`: whether the system runs this process before all others (`chrt -f 1`).
+    """
+    real_time = [getattr(os, name, None) for name in ("SCHED_FIFO", "SCHED_RR")]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0
     return {
         "name": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "load": load,
+        "ahead": hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in real_time,
         "versions": f"vtprune {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
     }

@@ -103,7 +103,8 @@ def compiled_section(groups: Groups) -> str:
     missing = {"float32", "bfloat16"} - {passes[0].settings["dtype"] for passes in groups}
     if missing:
         notes.append(f"{' and '.join(sorted(missing))}: not measured here.")
-    if max(run.machine["load"] for passes in groups for run in passes) > BUSY:
+    machines = [run.machine for passes in groups for run in passes]
+    if any(machine["load"] > BUSY and not machine.get("ahead") for machine in machines):
         notes.append(
             "Other work kept the machine's two processors busy while this ran: ratios of single "
             "passes spread by several times, and only what all passes agree on counts."

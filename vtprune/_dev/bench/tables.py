@@ -24,7 +24,9 @@ def where(groups: Sequence[Sequence[Pass]]) -> str:
     machines = [one.machine for some in groups for one in some]
     names = sorted({f"{one['name']}{threads(one)}, {one['versions']}" for one in machines})
     loads = [one["load"] for one in machines]
-    return f"{'; '.join(names)}; system load {min(loads):g} to {max(loads):g}."
+    ahead = all(one.get("ahead") for one in machines)
+    before = ", which this process ran ahead of" if ahead else ""
+    return f"{'; '.join(names)}; system load {min(loads):g} to {max(loads):g}{before}."
 
 
 def threads(machine: Mapping[str, Any]) -> str:
