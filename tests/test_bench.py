@@ -17,9 +17,10 @@ from vtprune._dev.bench.chart import draw_growth
 from vtprune._dev.bench.page import make_page
 from vtprune._dev.bench.prefill import measure_prefill
 from vtprune._dev.bench.results import Pass, Results, read_passes
-from vtprune._dev.bench.selection import counts_of
+from vtprune._dev.bench.selection import counts_of, time_choice
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
+from vtprune.pruners import METHODS
 from vtprune.pruners.entropy import token_entropy
 
 CPU = torch.device("cpu")
@@ -262,6 +263,11 @@ def test_a_schedule_counts_every_cut() -> None:
     assert (whole, first) == (1000, 391)
     assert second == pytest.approx(first / 4, abs=1)
     assert len(counts_of("pyramiddrop", 1000, 0.3)) == 4
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].at != "pixels" and n != "vtw"])
+def test_every_method_can_be_timed(name: str) -> None:
+    assert time_choice(name, 64, 0.3, CPU, torch.float32)["seconds"] > 0
 
 
 def test_the_page_has_medians_of_the_passes_ratios() -> None:

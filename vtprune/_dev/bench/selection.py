@@ -13,7 +13,7 @@ from vtprune.device import time_warm
 from vtprune.engine.readings import AttentionRows, KernelCall, attention_rows
 from vtprune.models.cost import plain_decoder, prefill_flops
 from vtprune.pruners import METHODS, create, find_profile
-from vtprune.pruners.base import ATTENTION, TOWER, Budget, VisualTokens
+from vtprune.pruners.base import ATTENTION, ROTARY, TOWER, Budget, VisualTokens
 from vtprune.tokens.layout import Layout, box, join, lay_out
 from vtprune.tokens.schedule import Place, fixed_count
 from vtprune.tokens.solver import solve
@@ -130,10 +130,18 @@ def make_states(
         shape: tuple[int, ...] = (count, SHAPE.heads, HEAD_DIM)
         if name == "text_attention":
             shape = (QUESTION, num_tokens)
+        elif name == "text_attention_by_head":
+            shape = (QUESTION, SHAPE.heads, num_tokens)
+        elif name in ROTARY:
+            shape = (count, HEAD_DIM)
         elif name in (*ATTENTION, *TOWER):
             shape = (num_tokens,)
         one = torch.randn(shape, generator=generator, device=device)
-        states[name] = one.softmax(-1) if len(shape) < 3 else one.to(dtype)
+        if name in (*ATTENTION, *TOWER):
+            one = one.softmax(-1)
+        elif name not in ROTARY:
+            one = one.to(dtype)
+        states[name] = one
     return states
 
 
@@ -149,7 +157,8 @@ def attention_reader(
         torch.randn(1, SHAPE.heads, total, HEAD_DIM, generator=generator, device=device).to(dtype)
         for _ in range(2)
     )
-    first = total - (QUESTION if "text_attention" in needs else 1)
+    of_question = any(name.startswith("text_attention") for name in needs)
+    first = total - (QUESTION if of_question else 1)
     columns = torch.arange(total)
     rows = AttentionRows(torch.arange(first, total), columns, columns)
     call = KernelCall(query, key, HEAD_DIM**-0.5)
