@@ -137,11 +137,20 @@ def test_training_sees_what_the_official_preparation_and_the_stock_model_give(
 
 
 def run(
-    subject: Architecture, out: Path, monkeypatch: pytest.MonkeyPatch, evaluate_every: int = 1
+    subject: Architecture,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evaluate_every: int = 1,
+    steps: int = 2,
+    tower: Path | None = None,
 ) -> None:
     """Train for two steps, with hints and dense labels."""
-    options = f"--architecture {subject.name} --tower-steps 1 --steps 2 --hints 0 --unfreeze 0"
+    options = (
+        f"--architecture {subject.name} --tower-steps 1 --steps {steps} --hints 0 --unfreeze 0"
+    )
     options += f" --evaluate-every {evaluate_every} --no-compile --processes 1 --out {out}"
+    if tower is not None:
+        options += f" --tower {tower}"
     monkeypatch.setattr(train, "architecture", lambda name: subject)
     monkeypatch.setattr(sys, "argv", ["train", *options.split()])
     train.main()
@@ -170,6 +179,21 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     changed = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
     assert len(changed) >= 2, "tower and decoder have learned"
+
+
+def test_a_run_begins_with_a_trained_tower(
+    subject: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(subject, tmp_path / "first", monkeypatch)
+    train.save_tower(tmp_path / "first" / "tower.pt", tmp_path / "tower.safetensors")
+    monkeypatch.setattr(train.TrainingRun, "learn", lambda self: pytest.fail("not asked for"))
+    run(subject, tmp_path / "second", monkeypatch, 1, 0, tmp_path / "tower.safetensors")
+    first, second = (torch.load(tmp_path / n / "tower.pt") for n in ("first", "second"))
+    for part in ("tower", "heads"):
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value.half().float(), second[part][name]), name
+    assert not (tmp_path / "second" / "tower.jsonl").exists()
 
 
 def test_weights_beside_the_recipe_stay_out_of_the_wheel() -> None:

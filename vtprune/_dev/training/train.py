@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from vtprune._dev.arguments import Parser
@@ -58,6 +59,8 @@ def train_tower(subject: Architecture, model: Any, args: argparse.Namespace) -> 
     heads = subject.make_dense(model).to(device)
     optims = optimisers([(tower, 4e-3), (heads, 4e-3)])
     first, seconds = 0, 0.0
+    if args.tower and not state_path.exists():
+        write_atomically(state_path, read_tower(args.tower, args.tower_steps))
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         tower.load_state_dict(state["tower"])
@@ -96,6 +99,26 @@ def train_tower(subject: Architecture, model: Any, args: argparse.Namespace) -> 
                     "seconds": time.monotonic() - begin,
                 },
             )
+
+
+def read_tower(path: Path, steps: int) -> dict[str, Any]:
+    """A trained tower and its heads, of a file of `save_tower`, as `tower.pt` holds them."""
+    parts: dict[str, dict[str, Tensor]] = {"tower": {}, "heads": {}}
+    for name, value in load_file(path).items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value.float()
+    return {**parts, "step": steps, "seconds": 0.0}
+
+
+def save_tower(state: Path, path: Path) -> None:
+    """Write the tower and its heads out of a `tower.pt`, without optimisers, in float16."""
+    saved = torch.load(state, map_location="cpu")
+    tensors = {
+        f"{part}.{name}": value.to(torch.float16).contiguous()
+        for part in ("tower", "heads")
+        for name, value in saved[part].items()
+    }
+    save_file(tensors, path, metadata={"steps": str(saved["step"])})
 
 
 @torch.no_grad()
@@ -306,6 +329,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=NAMES, default=NAMES[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, help="default: the architecture's")
+    parser.add_argument("--tower", type=Path, help="a trained tower to begin with (`save_tower`)")
     parser.add_argument("--steps", type=int, help="default: the architecture's")
     parser.add_argument(
         "--unfreeze", type=int, default=100, help="the step from which the tower learns too"
