@@ -307,6 +307,17 @@ def test_the_budget_moves_a_cut_only_to_layers_with_attention_before_them(model_
     assert trace.keep_mean() <= 0.7
 
 
+def test_all_tokens_are_dropped_before_a_layer_that_allows_it() -> None:
+    """Wherever the budget ends."""
+    vtw = {"stages": [{"at": "ecl", "method": "vtw"}]}
+    model, batches = hybrid("glm5_next")
+    for layer in (2, 5, 6):
+        with vtprune.pruning(model, vtw, keep=layer / 8) as trace:
+            generate(model, batches["one"], 2)
+        assert trace.stages[0].layer in find_structure(model).cut_layers
+        assert 0 < trace.keep_mean() <= layer / 8
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_packaged_presets_run(model_type: str, preset: str) -> None:
     model, batches = hybrid(model_type)

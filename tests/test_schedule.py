@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,27 @@ def test_what_the_tower_left_is_what_may_be_left() -> None:
 def test_no_number_of_tokens_is_left_by_a_stage_that_drops_all() -> None:
     with pytest.raises(PresetError, match="the method drops all of them"):
         solve([Place("ecl", 2, drops_all=True)], None, 10, 100, most_after=30)
+
+
+# -- models that can't be cut everywhere ---------------------------------------------------------
+
+
+def test_all_tokens_are_dropped_where_the_model_can_be_cut() -> None:
+    place = Place("input", 0, drops_all=True, layers=(0, 1, 3, 4))
+    assert cuts(solve([place], 0.3, 10, 100)) == [(3, 0)]
+    schedule = solve([place], 0.25, 10, 100)
+    assert cuts(schedule) == [(1, 0)]
+    assert "before which this model can't drop any: they go before layer 1" in schedule.warnings[0]
+    after = replace(place, at="6", layer=6, layers=(0, 8))
+    with pytest.raises(PresetError, match=r"keep 0.3 is spent before the stage that drops all"):
+        solve([at_layer(2, 0.5), after], 0.3, 10, 100)
+
+
+def test_the_lowest_keep_is_that_of_a_layer_where_the_model_can_be_cut() -> None:
+    place = replace(ecl(4), layers=(3, 4, 8))
+    with pytest.raises(PresetError, match=r"the lowest reachable keep is 0.307"):
+        solve([place], 0.2, 10, 100)
+    assert cuts(solve([place], 0.307, 10, 100)) == [(3, 1)]
 
 
 # -- published figures ----------------------------------------------------------------------------

@@ -73,8 +73,14 @@ def solve(
         if numbered[free][1].profile:
             warnings += solver.follow_profile(budget, keep)
         elif numbered[free][1].drops_all:
-            layers[free] = solver.layer_to_drop_all(free, budget, keep)
+            paid = solver.layer_to_drop_all(free, budget, keep)
+            layers[free] = solver.possible_before(free, paid, keep)
             counts[free] = 0
+            if layers[free] < paid:
+                warnings.append(
+                    f"keep {keep:g} pays for all tokens up to layer {paid}, before which this "
+                    f"model can't drop any: they go before layer {layers[free]}"
+                )
             if layers[free] == num_layers:
                 warnings.append(solver.below_keep_warning(keep))
         else:
@@ -119,6 +125,11 @@ class _Solver:
         left = budget - self.total(counts, layers)
         return math.floor(left / (until - layer) + SLACK)
 
+    def possible(self, free: int, first: int, last: int) -> list[int]:
+        """Return the layers from `first` to `last` that the free stage can cut at."""
+        layers = self.places[free].layers
+        return [n for n in range(first, last + 1) if layers is None or n in layers]
+
     def bounds(self, free: int) -> tuple[int, int]:
         """Return the fewest and the most tokens that the free stage may leave."""
         after = self.counts[free + 1] if free + 1 < len(self.counts) else 1
@@ -139,10 +150,8 @@ class _Solver:
             return self.raise_later(free, budget, keep, highest)
         first = max(self.layers[free - 1] + 1 if free else 0, self.places[free].lowest)
         if self.places[free].named:
-            allowed = self.places[free].layers
-            for layer in range(named - 1, first - 1, -1):
-                if allowed is not None and layer not in allowed:
-                    continue
+            earlier = self.possible(free, first, named - 1)
+            for layer in reversed(earlier):
                 count = self.free_count(free, layer, budget)
                 if count >= lowest:
                     self.layers[free] = layer
@@ -151,7 +160,7 @@ class _Solver:
                         f"the cut at {self.places[free].at} moved from layer {named} to {layer}: "
                         f"keep {keep:g} can't be reached from layer {named} on"
                     ]
-            self.layers[free] = first
+            self.layers[free] = min(earlier, default=named)
         self.counts[free] = lowest
         reach = lowest_keep(self.total(self.counts, self.layers), self.uncut_total)
         raise PresetError(
@@ -272,12 +281,26 @@ class _Solver:
         assert before is not None
         layer = start + math.floor((budget - spent) / max(before, 1) + SLACK)
         if layer <= start and free:
-            raise PresetError(
-                f"keep {keep:g} is spent before the stage that drops all tokens",
-                "raise keep, or lower the keep of the stages before it",
-            )
+            raise self.spent(keep)
         last = self.num_layers - (self.num_input == self.num_tokens)
         return min(max(layer, 0), last)
+
+    def possible_before(self, free: int, layer: int, keep: float) -> int:
+        """Return the last layer up to a given one at which the free stage can drop all tokens."""
+        if layer == self.num_layers:
+            return layer
+        possible = self.possible(free, self.layers[free - 1] + 1 if free else 0, layer)
+        if not possible:
+            raise self.spent(keep)
+        return possible[-1]
+
+    @staticmethod
+    def spent(keep: float) -> PresetError:
+        """Return the error of a budget that other stages use up."""
+        return PresetError(
+            f"keep {keep:g} is spent before the stage that drops all tokens",
+            "raise keep, or lower the keep of the stages before it",
+        )
 
     def below_keep_warning(self, keep: float) -> str:
         """Return the warning for keeps above what is left at the language model's input."""
