@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import family_table
 import numpy as np
 import pytest
 import tiny
+import tiny_processor
 import torch
+import zoo
+from conftest import save_noise
 from matplotlib.figure import Figure
 from PIL import Image
 from prompts import with_tensors
@@ -51,6 +55,18 @@ from vtprune.models.loading import Loaded, load
 from vtprune.preset import load_preset
 from vtprune.preset.calibration import Calibration, read_calibration
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
+
+EVERY_KIND = ("granite4_vision", "glm5_next", "qwen2_5_omni_thinker")
+"""Without a cache of its own, with layers where nothing can be cut, positions of the whole prompt.
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames and "calibrated" in metafunc.function.__name__:
+        rows = family_table.read_table().values()
+        asked = [row.model_type for row in rows if row.how == "asked"]
+        metafunc.parametrize("kind", asked if metafunc.config.getoption("--zoo") else EVERY_KIND)
+
 
 # -- entropy --------------------------------------------------------------------------------------
 
@@ -349,6 +365,32 @@ def test_schedules_split_a_budget_between_tokens_and_layers() -> None:
         load_preset({"keep": 0.25, "stages": list(one.stages)})
 
 
+def test_schedules_cut_where_the_model_can_be_cut() -> None:
+    """Not before layers 4, 7, 10 and 13; entropy reads what every fourth layer attends to."""
+    forbidden = (4, 7, 10, 13)
+
+    def layers_to_cut(stage: Mapping[str, object]) -> list[int]:
+        layers = [layer for layer in range(16) if layer not in forbidden]
+        return [n for n in layers if n % 4 == 1] if stage["method"] == "entropy" else layers
+
+    found = list_schedules(0.25, 16, KNOWN, ("entropy", "uniform"), None, layers_to_cut)
+    assert [one.name for one in found] == [
+        "entropy at ecl",
+        "entropy at ecl, random at horizon",
+        "entropy at ecl, none from layer 6",
+        "entropy at ecl, none from layer 9",
+        "entropy at ecl, none from horizon (11)",
+        "entropy at ecl, none from layer 12",
+        "uniform at input",
+        "uniform at input, random at horizon",
+        "uniform at input, none from layer 6",
+        "uniform at input, none from layer 9",
+        "uniform at input, none from horizon (11)",
+        "uniform at input, none from layer 12",
+        "all, none from layer 3",
+    ]
+
+
 def test_without_a_right_answer_agreement_is_what_counts() -> None:
     told = Score(probability=0.25, first=0.5, greedy=True)
     assert quality(Asked(Path("a"), "what?", "red"), told) == 0.25
@@ -526,6 +568,30 @@ def test_every_file_is_encoded_once_to_measure_and_once_to_try_schedules(
     calibrate(loaded, labelled, settings=CalibrationSettings(keep=0.5, methods=("random",)))
     assert len(calls) == 3 + 6
     handle.remove()
+
+
+def test_every_class_is_calibrated_and_its_schedules_run(kind: str, tmp_path: Path) -> None:
+    """With --zoo on a tiny checkpoint of all that are asked; what follows a shared prefix too."""
+    if kind not in zoo.MODEL_TYPES or zoo.is_broken(kind):
+        pytest.skip("this transformers has no such class, or can't run it")
+    needs = family_table.read_table()[kind].torchvision
+    if needs.startswith("yes"):
+        pytest.importorskip("torchvision")
+    if "timm" in needs:
+        pytest.importorskip("timm")
+    build = tiny.build if kind in tiny.FAMILIES else tiny_processor.build
+    loaded = load(str(build(kind, tmp_path / "checkpoint")))
+    about = [Asked(save_noise(tmp_path / "noise.png", 90, 150), "what is it?")]
+    asking = AskSettings(generation=Generation(max_new_tokens=3))
+    settings = CalibrationSettings(asking, keep=0.5, methods=("entropy", "random"))
+    found = calibrate(loaded, about, settings=settings)
+    assert len(found.tried) >= 3
+    assert [(one.schedule.name, one.unreachable) for one in found.tried if not one.change] == []
+    (prompt,) = FileRunner(loaded, about, asking, right_answers=True).full.prompts
+    if (prefix := open_prefix(loaded, prompt, {})) is not None:
+        fast, slow = (drop_scores(loaded, [prompt], one, {})[0] for one in (prefix, None))
+        for here, there in zip(fast, slow, strict=True):
+            assert here.probability == pytest.approx(there.probability, rel=1e-3)
 
 
 def measured(**values: object) -> CalibrationResult:

@@ -202,3 +202,15 @@ def test_a_picture_in_several_pieces_of_a_prompt_is_refused() -> None:
     with vtprune.pruning(model, cut), pytest.raises(ModelError) as caught:
         model.generate(**batch, max_new_tokens=3, prefill_chunk_size=5)
     assert "prefill_chunk_size" in caught.value.hint
+
+
+def test_a_decoder_that_makes_no_cache_is_pruned_without_one() -> None:
+    """Granite 4 Vision's leaves making it to generation."""
+    if zoo.is_broken("granite4_vision"):
+        pytest.skip("this transformers can't run the class, pruned or not")
+    model, (batch, _) = zoo.ready("granite4_vision")
+    with vtprune.pruning(model, {"stages": STAGES["both"]}), torch.no_grad():
+        output = model(**batch, use_cache=True)
+        generated = generate(model, batch, 1)[1]
+    assert output.past_key_values is None
+    torch.testing.assert_close(output.logits[:, -1:], generated, atol=1e-5, rtol=0)

@@ -27,6 +27,7 @@ from vtprune.models.seams import (
     fork_layer,
     grows,
     layer_length,
+    makes_cache,
     unknown,
 )
 from vtprune.models.structure import Structure
@@ -223,12 +224,13 @@ class PrunedCache:
         Args:
             given: the cache that the decoder was called with.
             returned: the one in its output.
-            use_cache: whether the decoder was asked for one.
+            use_cache: whether the decoder was asked for one, which not all make by themselves.
 
         Raises:
             ModelError: the cache is another one, or holds other numbers of keys than `lengths`.
         """
-        if returned is None and (given is not None or use_cache):
+        makes = use_cache and makes_cache(structure.decoder)
+        if returned is None and (given is not None or makes):
             raise unknown("the output of the decoder does not hold its cache")
         if given is not None and returned is not given:
             raise unknown("the cache in the output of the decoder is not the one that it was given")

@@ -20,11 +20,12 @@ from vtprune.inference.forced_answers import (
     logits_on_cache,
     logits_to_keep_argument,
     position_ids_from,
+    prefill,
     spelling,
     without_blanks,
 )
 from vtprune.models.base import Turn
-from vtprune.models.seams import cache_argument, cache_made
+from vtprune.models.seams import cache_argument
 from vtprune.preset.spec import Preset
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def forced_follow_up(
         stepwise: a forward for each token of both answers, so that cuts while decoding count.
     """
     first, rest = conversation.first.tensors, conversation.rest
-    prefill = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
+    _, cache = prefill(loaded, first)
     more = torch.cat([rest, answer[:-1].to(rest.device)])
     positions = position_ids_from(loaded, append_text(first, more), first["input_ids"].shape[1])
     borders = [0, conversation.spoken, len(rest), len(more)] if stepwise else [0, len(more)]
@@ -111,7 +112,7 @@ def forced_follow_up(
             continue
         part = {name: value[..., start:end] for name, value in positions.items()}
         answered = stepwise and number != 1
-        rows.append(logits_on_cache(loaded, more[None, start:end], cache_made(prefill), part,
+        rows.append(logits_on_cache(loaded, more[None, start:end], cache, part,
                                     answered))  # fmt: skip
     return torch.cat(rows)[-len(answer) :]
 
@@ -129,12 +130,12 @@ def greedy_follow_up(
     """
     ends = set(end_of_turn_ids(loaded))
     first, ids = conversation.first.tensors, conversation.rest
-    output = loaded.model(**first, use_cache=True, **logits_to_keep_argument(loaded, 1))
+    _, cache = prefill(loaded, first)
     positions = position_ids_from(loaded, append_text(first, ids), first["input_ids"].shape[1])
     spoken = conversation.spoken
     if stepwise and spoken:
         part = {name: value[..., :spoken] for name, value in positions.items()}
-        logits_on_cache(loaded, ids[None, :spoken], cache_made(output), part, True)
+        logits_on_cache(loaded, ids[None, :spoken], cache, part, True)
         ids = ids[spoken:]
         positions = {name: value[..., spoken:] for name, value in positions.items()}
     answer: list[int] = []
@@ -142,7 +143,7 @@ def greedy_follow_up(
         output = loaded.model(
             input_ids=ids[None],
             use_cache=True,
-            **cache_argument(loaded.model, cache_made(output)),
+            **cache_argument(loaded.model, cache),
             **positions,
             **logits_to_keep_argument(loaded, 1),
         )

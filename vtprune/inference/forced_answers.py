@@ -23,11 +23,14 @@ from vtprune.models.seams import (
     cache_argument,
     cache_made,
     check_arguments,
+    makes_cache,
 )
 from vtprune.models.structure import find_structure
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
     from vtprune.inference.questions_file import Asked
     from vtprune.media import Limits
     from vtprune.models.loading import Loaded
@@ -227,6 +230,33 @@ def logits_to_keep_argument(loaded: Loaded, most: int) -> dict[str, int]:
     return {"logits_to_keep": most} if "logits_to_keep" in takes else {}
 
 
+def empty_cache_argument(loaded: Loaded) -> dict[str, object]:
+    """Return the argument with an empty cache as generation makes it; {} for models that do."""
+    structure = find_structure(loaded.model)
+    if makes_cache(structure.decoder):
+        return {}
+    from transformers import DynamicCache
+
+    text_config = structure.config.get_text_config(decoder=True)
+    return cache_argument(loaded.model, DynamicCache(config=text_config))
+
+
+@torch.no_grad()
+def prefill(loaded: Loaded, tensors: Tensors) -> tuple[torch.Tensor, Cache]:
+    """Return (1, V) predictions of a prompt's first new token, and the cache to go on with.
+
+    Args:
+        tensors: the model's inputs, a batch of 1, on its device.
+    """
+    out = loaded.model(
+        **tensors,
+        use_cache=True,
+        **empty_cache_argument(loaded),
+        **logits_to_keep_argument(loaded, 1),
+    )
+    return out.logits[0, -1:], cache_made(out)
+
+
 @torch.no_grad()
 def score_in_one_forward(loaded: Loaded, prompt: PromptWithAnswer) -> Score:
     """Return the score from one forward over prompt and answer, inside a `pruning` block.
@@ -253,10 +283,8 @@ def forced_logits(loaded: Loaded, prompt: PromptWithAnswer, stepwise: bool = Fal
     Args:
         stepwise: a forward for each token, as in decoding, so that cuts made meanwhile count.
     """
-    out = loaded.model(**prompt.tensors, use_cache=True, **logits_to_keep_argument(loaded, 1))
-    return continued_logits(
-        loaded, prompt.tensors, out.logits[0, -1:], cache_made(out), prompt.answer, stepwise
-    )
+    first, cache = prefill(loaded, prompt.tensors)
+    return continued_logits(loaded, prompt.tensors, first, cache, prompt.answer, stepwise)
 
 
 @torch.no_grad()
@@ -267,8 +295,7 @@ def score_answers(loaded: Loaded, tensors: Tensors, answers: Sequence[torch.Tens
         tensors: the model's inputs, a batch of 1, on its device.
         answers: (m,) int64 of each.
     """
-    out = loaded.model(**tensors, use_cache=True, **logits_to_keep_argument(loaded, 1))
-    first, cache = out.logits[0, -1:], cache_made(out)
+    first, cache = prefill(loaded, tensors)
     return [
         score(continued_logits(loaded, tensors, first, fork_cache(cache), answer), answer)
         for answer in answers

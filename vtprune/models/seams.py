@@ -748,6 +748,14 @@ def cache_argument(module: nn.Module, cache: object) -> Kwargs:
     return Arguments(module.forward).give({"cache": cache})
 
 
+def makes_cache(decoder: nn.Module) -> bool:
+    """Return whether a decoder that is asked for a cache and given none makes one.
+
+    Granite 4 Vision's leaves that to generation (5.17 to 5.24).
+    """
+    return "Cache(" in inspect.getsource(type(decoder).forward)
+
+
 # -- attention modules --------------------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ from vtprune._dev.bench.tables import spread
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.kv_cache import fork_cache, pruned_cache
-from vtprune.inference.forced_answers import logits_to_keep_argument
-from vtprune.models.seams import cache_argument, cache_made
+from vtprune.inference.forced_answers import prefill
+from vtprune.models.seams import cache_argument
 from vtprune.preset.spec import DecodeSpec, Preset
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def prefilled(subject: Subject, preset: Preset) -> Iterator[Cache]:
     loaded = subject.loaded
     inputs = PreparedInputs.of(subject.tensors, [subject.case.inputs])
     with torch.no_grad(), pruning(loaded.model, preset, inputs=inputs):
-        keep = logits_to_keep_argument(loaded, 1)
-        yield cache_made(loaded.model(**subject.tensors, use_cache=True, **keep))
+        yield prefill(loaded, subject.tensors)[1]
 
 
 def decode_tokens(subject: Subject, cache: Cache, tokens: int) -> Decoded:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from vtprune.engine.plan import PruningPlan
+from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.bootstrap import relative_change
 from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
@@ -26,20 +28,23 @@ from vtprune.evaluation.calibration.schedules import (
     rank_schedules,
 )
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
+from vtprune.evaluation.runner import UNPRUNED_PRESET, AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
 from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
 from vtprune.media import AskedMedia
-from vtprune.models.structure import decoder_layers
+from vtprune.models.structure import find_structure
 from vtprune.models.transformers_messages import quiet
 from vtprune.preset.calibration import Calibration
+from vtprune.preset.spec import StageSpec
+from vtprune.tokens.solver import solve
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
 
 ENOUGH_INPUTS = 50  # for an entropy collapse layer
+TOKENS_ENOUGH = 2**20  # visual tokens, of which one is next to nothing
 GROUPS = ("general", "text-heavy")
 
 
@@ -125,10 +130,12 @@ def calibrate(
             warnings += [note for note in runner.notes if note not in warnings]
             measured_files.append(_measure_file(runner, number in chosen, warnings))
     measured = _conclude(loaded, measured_files, source, settings, warnings)
-    tried: tuple[TriedSchedule, ...] = ()
     if settings.keep is not None:
-        tried = _propose(loaded, measured_files, settings, measured.calibration(), on_progress)
-    return replace(measured, tried=tried, seconds=time.perf_counter() - started)
+        known = measured.calibration()
+        schedules, notes = _reachable(loaded, _schedules(loaded, settings, known), settings, known)
+        tried = _propose(loaded, measured_files, settings, schedules, known, on_progress)
+        measured = replace(measured, tried=tried, warnings=(*measured.warnings, *notes))
+    return replace(measured, seconds=time.perf_counter() - started)
 
 
 @contextmanager
@@ -232,21 +239,52 @@ def _schedules(
     loaded: Loaded, settings: CalibrationSettings, calibration: Calibration
 ) -> list[CandidateSchedule]:
     assert settings.keep is not None
-    num_layers = len(decoder_layers(loaded.model))
-    selectors = settings.methods or SELECTORS
-    return list_schedules(settings.keep, num_layers, calibration, selectors, settings.options)
+    structure, selectors = find_structure(loaded.model), settings.methods or SELECTORS
+    plan = PruningPlan(UNPRUNED_PRESET, structure, calibration, Trace())
+
+    def layers_to_cut(stage: Mapping[str, object]) -> Sequence[int]:
+        layers = plan.layers_to_cut(StageSpec.from_dict(stage))
+        return range(plan.num_layers) if layers is None else layers
+
+    return list_schedules(
+        settings.keep, plan.num_layers, calibration, selectors, settings.options, layers_to_cut
+    )
+
+
+def _reachable(
+    loaded: Loaded,
+    schedules: Sequence[CandidateSchedule],
+    settings: CalibrationSettings,
+    calibration: Calibration,
+) -> tuple[list[CandidateSchedule], list[str]]:
+    """Return the schedules that meet the budget with tokens enough, and of the others why not."""
+    assert settings.keep is not None
+    structure, reachable, notes = find_structure(loaded.model), [], []
+    for schedule in schedules:
+        variant = schedule.variant(settings.keep)
+        try:
+            if variant.error is not None:
+                raise variant.error
+            plan = PruningPlan(variant.preset, structure, calibration, Trace())
+            places = [stage.place for stage in plan.group("all").stages]
+            solve(places, settings.keep, plan.num_layers, TOKENS_ENOUGH)
+        except (PresetError, ModelError) as error:
+            notes.append(f"{schedule.name} is not tried: {error.message}")
+        else:
+            reachable.append(schedule)
+    return reachable, notes
 
 
 def _propose(
     loaded: Loaded,
     files: Sequence[FileScores],
     settings: CalibrationSettings,
+    schedules: Sequence[CandidateSchedule],
     calibration: Calibration,
     on_progress: Progress | None,
 ) -> tuple[TriedSchedule, ...]:
     """Try schedules on a second reading of the files; return the best first."""
     assert settings.keep is not None
-    schedules = _schedules(loaded, settings, calibration)
     variants = [schedule.variant(settings.keep) for schedule in schedules]
     records: list[Record] = []
     failed: set[str] = set()

@@ -16,13 +16,14 @@ from vtprune.inference.forced_answers import (
     PromptWithAnswer,
     Score,
     append_text,
+    empty_cache_argument,
     logits_to_keep_argument,
     position_ids_from,
     score,
     score_in_one_forward,
 )
 from vtprune.inference.model_inputs import TEXT_INPUTS
-from vtprune.models.seams import cache_argument, output_cache
+from vtprune.models.seams import cache_argument, cache_made
 from vtprune.models.structure import decoder_layers, find_structure
 from vtprune.tokens.layout import PATCH, Layout
 
@@ -76,14 +77,21 @@ def open_prefix(
     if structure.two_way or not in_one or length == ids.shape[1]:
         return None
     cut = {name: v[:, :length] if name in TEXT_INPUTS else v for name, v in prompt.tensors.items()}
+    # Qwen-Omni counts positions of prompts alone that go on behind their last picture.
+    positions = position_ids_from(loaded, prompt.tensors, 0)
+    cut |= {name: value[..., :length] for name, value in positions.items()}
     with pruning(
         loaded.model, keep=1.0, threads="own", inputs=prompt.without_pixels(encoded)
     ) as trace:
         out = loaded.model(
-            **cut, use_cache=True, output_hidden_states=True, **logits_to_keep_argument(loaded, 1)
+            **cut,
+            use_cache=True,
+            output_hidden_states=True,
+            **empty_cache_argument(loaded),
+            **logits_to_keep_argument(loaded, 1),
         )
-    cache = output_cache(out)
-    if cache is None or not can_branch(cache):  # Granite 4 Vision makes none by itself
+    cache = cache_made(out)
+    if not can_branch(cache):
         return None
     layout = trace.layouts[0]
     curve = curve_of(entering_states(out.hidden_states, structure), layout.columns)

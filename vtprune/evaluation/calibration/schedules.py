@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ SELECTORS = ("spread", "entropy", "random", "uniform")
 DEPTHS = (1 / 4, 1 / 2, 3 / 4)  # between the depth where all tokens use the budget up, and the end
 LEFT = 1 / 6  # of the budget that random keeps past the horizon, as in `entropy-horizon`
 SEED = 0
+LayersToCut = Callable[[Mapping[str, object]], Sequence[int]]
+"""A stage in the preset schema -> the layers, ascending, that it can cut before."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def list_schedules(
     calibration: Calibration,
     selectors: Sequence[str] = SELECTORS,
     options: Mapping[str, str] | None = None,
+    layers_to_cut: LayersToCut | None = None,
 ) -> list[CandidateSchedule]:
     """List a few splits of a budget, from one cut at the start to all tokens until it is used up.
 
@@ -88,6 +91,7 @@ def list_schedules(
 
     Args:
         options: of every selector that has such an option.
+        layers_to_cut: of the model; None: all layers.
 
     Raises:
         PresetError: a selector is no method that chooses tokens, or an option is none of theirs.
@@ -95,7 +99,12 @@ def list_schedules(
     schedules = []
     by_selector = split_options([name for name in selectors if name in METHODS], options or {})
     horizon, paid = calibration.horizon, keep * num_layers
-    depths = {round(paid + part * (num_layers - paid)) for part in DEPTHS}
+    can_cut = layers_to_cut or (lambda _: range(num_layers))
+    can_drop = can_cut({"at": "ecl", "method": "vtw"})
+    wanted = {round(paid + part * (num_layers - paid)) for part in DEPTHS}
+    depths = {min(can_drop, key=lambda layer: abs(layer - depth)) for depth in wanted}
+    if horizon < num_layers:
+        horizon = _next(can_drop, horizon)
     for name in selectors:
         method = find_method(name)
         if not method.chooses:
@@ -112,7 +121,7 @@ def list_schedules(
                 continue
         at = "ecl" if method.at == "ecl" or method.lowest else "input"
         first: dict[str, object] = {"at": at, "method": name, **by_selector[name]}
-        start = calibration.ecl if at == "ecl" else 0
+        start = _next(can_cut(first), calibration.ecl) if at == "ecl" else 0
         schedules.append(CandidateSchedule(f"{label} at {at}", (first,)))
         if start < horizon < num_layers:
             last = {"at": "horizon", "method": "random", "keep": round(LEFT * keep, 4)}
@@ -126,10 +135,15 @@ def list_schedules(
                 schedules.append(
                     CandidateSchedule(f"{label} at {at}, none from {place}", (first, last))
                 )
-    if (last_paid := int(paid + SLACK)) >= 1:
+    if last_paid := max((n for n in can_drop if n <= paid + SLACK), default=0):
         everything = {"at": last_paid, "method": "vtw"}
         schedules.append(CandidateSchedule(f"all, none from layer {last_paid}", (everything,)))
     return schedules
+
+
+def _next(layers: Sequence[int], layer: int) -> int:
+    """Return where a cut at a named place is made: the next of some layers, else their last."""
+    return next((n for n in layers if n >= layer), layers[-1] if layers else layer)
 
 
 def rank_schedules(
