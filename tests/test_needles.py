@@ -117,6 +117,13 @@ def test_the_seed_says_what_is_planted(loaded: vtprune.Loaded, files: list[Path]
     assert plant(0) != plant(1)
 
 
+def test_a_run_goes_on_in_another_folder(planted: list[Needle], files: list[Path]) -> None:
+    """The questions' names, by which an answers file knows its own, have no folders."""
+    names = [needle.asked.file.name for needle in planted]
+    assert len(set(names)) == len(names)
+    assert not any(str(files[0].parent) in name for name in names)
+
+
 def test_the_answer_to_where_is_the_cell_that_the_needle_is_in(planted: list[Needle]) -> None:
     where = [needle for needle in planted if needle.kind in ("patch", "object")]
     for needle in where:

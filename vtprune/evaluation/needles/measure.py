@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.places import find_places
 from vtprune.inference.questions_file import Asked
 from vtprune.inference.wording import counted
+from vtprune.media import AskedMedia
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
@@ -35,21 +37,21 @@ class NeedleTokens:
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self.needles = {needle.asked.file: needle for needle in needles}
-        self._shares: dict[tuple[str, int], torch.Tensor] = {}
-        self._tokens: dict[str, int] = {}
+        self._shares: dict[tuple[AskedMedia, int], torch.Tensor] = {}
+        self._tokens: dict[AskedMedia, int] = {}
 
     def __call__(self, asked: Asked, kept: KeptTokens) -> NeedleKept | None:
         """Return it; None where no token shows the needle.
 
         The first run of a question has to be that of the unpruned model.
         """
-        needle, name = self.needles[asked.file], str(asked.file)
-        key = name, len(kept.layout)
+        needle = self.needles[asked.file]
+        key = asked.file, len(kept.layout)
         if key not in self._shares:
             meets = [float(needle.meets(place)) for place in find_places(kept)]
             self._shares[key] = torch.tensor(meets)
         shares = self._shares[key]
-        tokens = self._tokens.setdefault(name, int(shares.sum()))
+        tokens = self._tokens.setdefault(asked.file, int(shares.sum()))
         if not tokens:
             return None
         part = min(float(shares.sum()) / tokens, 1.0)
@@ -75,8 +77,6 @@ def measure_needles(
     Raises:
         VtpruneError: of any kind, with the way out.
     """
-    from dataclasses import replace
-
     settings = replace(settings, needle=NeedleTokens(needles))
     asked = [needle.asked for needle in needles]
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:

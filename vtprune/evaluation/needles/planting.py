@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -277,7 +278,7 @@ class _Planter:
         )
         extent = "" if size is None else f" of {size:g}"
         frames = f" in frames {first}-{last}" if source.kind == "video" else ""
-        label = f"{source.name} with {kind}{extent} at {left},{top}{frames} ({count})"
+        label = f"{Path(source.name).name} with {kind}{extent} at {left},{top}{frames} ({count})"
         planted = replace(
             source,
             label=label,
