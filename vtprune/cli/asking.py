@@ -263,7 +263,7 @@ def settings_from(flags: Flags, user: Flags, media: Preset, demo: bool = False) 
     metric = flags.metric
     settings = AskSettings(
         sampling=sampling_from(media, flags),
-        generation=generation_from(flags, user, longest=flags.max_new_tokens or LONGEST),
+        generation=generation_from(flags, user, longest=flags.max_new_tokens or LONGEST).greedy,
         limits=limits_from(flags),
         metric=metric,
     )

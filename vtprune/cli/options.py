@@ -75,8 +75,8 @@ def _option(
  _server, _measuring, _search, _output) = (
     functools.partial(_option, section)
     for section in ("Model", "Pruning", "Explaining", "Media", "Media", "Input", "Questions",
-                    "Needles", "Answer", "Batch", "Server", "Measuring", "Search for a schedule",
-                    "Output")
+                    "Needles and captions", "Answer", "Batch", "Server", "Measuring",
+                    "Search for a schedule", "Output")
 )  # fmt: skip
 
 
@@ -293,6 +293,10 @@ class Flags:
     needle_frames: int = _needles(
         "N", "Of those frames that the model samples of a clip, in how many a needle is.",
         default=1, bounds=whole(1))
+
+    captions: int | None = _needles(
+        "N", "Sample N captions of every question, and say how right and how different they are, "
+        "unpruned and pruned.", bounds=whole(2, 1000))
 
     max_new_tokens: int | None = _answer(
         "N", "Largest number of tokens of an answer.", bounds=whole(1), config=True)

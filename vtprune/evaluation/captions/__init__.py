@@ -1,0 +1,1 @@
+"""Sampled captions, unpruned beside pruned: how right they are, and how different."""
