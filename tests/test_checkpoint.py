@@ -194,6 +194,24 @@ def test_files_that_do_not_fit_are_told_from_a_bug(
         vtprune.ask(vtprune.load(str(directory)), picture, "what?")
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_an_added_token_with_an_unknown_key_is_named_and_nothing_is_printed(
+    file: str, checkpoints, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("llava"), tmp_path / "model")
+    values = json.loads((directory / file).read_text())
+    token = {"content": "<x>", "specia": True}
+    if file == "tokenizer.json":
+        values["added_tokens"].append({"id": 9, **token})
+    else:
+        values["added_tokens_decoder"] = {"9": token}
+    (directory / file).write_text(json.dumps(values))
+    capfd.readouterr()
+    with pytest.raises(ModelError, match=rf"{file}: an added token has the unknown key 'specia'"):
+        open_model(str(directory))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_a_missing_preparation_file_is_warned_of_with_what_is_taken(
     name: str, tmp_path: Path

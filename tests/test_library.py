@@ -160,7 +160,8 @@ def test_where_every_item_fails_or_the_preset_is_wrong_the_call_does(
     ("values", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
-        ({"temperature": -1}, "temperature is -1, but must be 0 or a positive number"),
+        ({"temperature": -1}, "temperature is -1, but must be 0 or at least 0.001"),
+        ({"temperature": 1e-320}, "temperature is 1e-320, but must be 0 or at least 0.001"),
         ({"temperature": float("nan")}, "temperature is nan, but must be 0"),
         ({"top_p": 0}, r"top_p is 0, but must be in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p is 1.5, but must be in \(0, 1\]"),

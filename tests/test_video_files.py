@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import random
@@ -21,7 +20,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from vtprune._dev import fuzz_videos
 from vtprune.cli import cli
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.media import Frames, Limits, child_process, open_source, read
@@ -123,18 +121,6 @@ def test_an_answer_of_a_child_runs_no_code(name: str) -> None:
     answer = f"c{name}\n(Vexit 1\ntR.".encode()  # a pickle that calls what it names
     with pytest.raises(pickle.UnpicklingError, match="is no answer"):
         child_process._Answers(io.BytesIO(answer)).load()
-
-
-def test_the_fuzz_goes_on_where_it_ended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clips = [str(CLIPS / name) for name in ("tc1502_phone.mp4", "rot_hflip.mp4")]
-    log = tmp_path / "log.jsonl"
-    for count in ("3", "5"):
-        fuzz_videos.main([*clips, "--count", count, "--save", str(log)])
-    seeds = [json.loads(line)["seed"] for line in log.read_text().splitlines()]
-    assert seeds == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().out.splitlines()[2].startswith("5 files: ")
 
 
 def test_threads_read_at_once() -> None:

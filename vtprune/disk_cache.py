@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief_path
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +47,10 @@ class DiskCache:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             next(os.scandir(directory), None)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or str(error)
             raise VtpruneError(
-                f"--cache {directory}: {(error.strerror or str(error)).lower()}",
+                f"--cache {brief_path(directory)}: {reason.lower()}",
                 "give a folder that can be read and written",
             ) from error
         self.directory, self.max_bytes = directory.absolute(), max_bytes

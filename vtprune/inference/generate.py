@@ -38,6 +38,10 @@ THINKING = ("<think>", "</think>")
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for half a character
 
 
+LEAST_TEMPERATURE = 1e-3
+"""Above 0: logits, divided by it, are still numbers in float32."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """How an answer is chosen.
@@ -67,9 +71,9 @@ class Generation:
                 f"max_new_tokens is {self.max_new_tokens}, but must be at least 1",
                 "give the greatest length of the answer in tokens",
             )
-        if not 0 <= self.temperature < math.inf:
+        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise VtpruneError(
-                f"temperature is {self.temperature}, but must be 0 or a positive number",
+                f"temperature is {self.temperature}, but must be 0 or at least {LEAST_TEMPERATURE}",
                 "use 0 to take the likeliest token each time",
             )
         if not 0 < self.top_p <= 1:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,8 @@ _NO_ERRORS: Mapping[str, Any] = {
     "_raise_exceptions_for_connection_errors": False,
 }
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKEN_KEYS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
 OF_ALL = ("dtype", "quantization_config")
 """Fields of its config that may stand for all of its models."""
 
@@ -86,6 +89,33 @@ def read_files(
         video=cast("Mapping[str, object]", video),
         processor=processor,
     )
+
+
+def read_tokenizer(place: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a directory or hub id.
+
+    Raises:
+        ModelError: a token that it adds has a key that there is not: the tokenizers library would
+            print a line about it among the answers, and leave it out.
+    """
+    from transformers import AutoTokenizer
+
+    added: list[tuple[str, object]] = []
+    config = read_json((place,), TOKENIZER_CONFIG).get("added_tokens_decoder")
+    if isinstance(config, dict):
+        added += [(TOKENIZER_CONFIG, token) for token in config.values()]
+    text = _read(place, TOKENIZER) or ""
+    found = re.search(r'"added_tokens"\s*:\s*', text)  # the rest of the file may be large
+    with suppress(ValueError, RecursionError):  # which transformers then says
+        tokens = json.JSONDecoder().raw_decode(text, found.end())[0] if found else ()
+        added += [(TOKENIZER, token) for token in tokens if isinstance(tokens, list)]
+    for file, token in added:
+        for key in token.keys() - TOKEN_KEYS if isinstance(token, dict) else ():
+            raise ModelError(
+                f"{place}: {file}: an added token has the unknown key {quote(key)}", CORRECT
+            )
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def warn_of_missing(name: str, family: Family, files: Files) -> list[str]:

@@ -338,8 +338,6 @@ def open_model(
 ) -> Opened:
     """Read all of a checkpoint but its weights; the arguments are those of `load`."""
     check_version()
-    from transformers import AutoTokenizer
-
     started = time.perf_counter()
     media_cache = None if cache is None else DiskCache(Path(cache), cache_bytes)
     target = find_device(device)
@@ -359,12 +357,11 @@ def open_model(
         options = loading_options(device, quantize, quantized) | {"attn_implementation": attention}
         directory = None if tuned is None else tuned.directory
         has_tokenizer = directory is not None and (directory / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory if has_tokenizer else checkpoint, trust_remote_code=trust_remote_code
-        )
-        from vtprune.models.checkpoint import read_files, warn_of_missing
+        from vtprune.models.checkpoint import read_files, read_tokenizer, warn_of_missing
         from vtprune.models.preparation_values import try_preparation
 
+        place = directory if directory is not None and has_tokenizer else checkpoint
+        tokenizer = read_tokenizer(place, trust_remote_code)
         files = read_files(checkpoint, config, tokenizer, directory)
         family, files = prepare_family(checkpoint, files, trust_remote_code)
         try_preparation(name or EMBEDDED, family, files)
@@ -420,9 +417,7 @@ def adopt(wrapped: nn.Module) -> Loaded:
     Raises:
         ModelError: its family is not known, or its checkpoint is not found again.
     """
-    from transformers import AutoTokenizer
-
-    from vtprune.models.checkpoint import read_files
+    from vtprune.models.checkpoint import read_files, read_tokenizer
 
     model = cast("PreTrainedModel", unwrap(wrapped))
     checkpoint = str(getattr(model.config, "_name_or_path", "") or "")
@@ -432,7 +427,7 @@ def adopt(wrapped: nn.Module) -> Loaded:
             "load it by name or directory: vtprune.answer('DIR', ...)",
         )
     with quiet(), loading_errors(checkpoint):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = read_tokenizer(checkpoint)
         files = read_files(checkpoint, model.config, tokenizer)
         family, files = prepare_family(checkpoint, files, trust_remote_code=False)
     return Loaded(checkpoint, model, files, family)

@@ -71,14 +71,26 @@ def _describe(schema: type[Schema], place: Place, kind: str, value: object) -> s
     if kind == "model_type" or not isinstance(place[0] if place else None, str):
         title = _schema_at(schema, place).model_config.get("title")
         return f"{key if isinstance(key, str) else title} must be a mapping of keys"
-    names = [part for part in place if isinstance(part, str)]
-    rule = _schema_at(schema, place[:-1]).model_fields[names[-1]].description
+    name, rule = _last_field(schema, place)
     if kind.startswith("string") and kind not in ("string_too_long", "string_too_short"):
         rule = "text"
     if kind == "less_than_equal" and isinstance(value, int) and value >= 2**63:
-        return f"{names[-1]}: {quote(value)} is more than {2**63 - 1}"
+        return f"{name}: {quote(value)} is more than {2**63 - 1}"
     text = brief(value) if kind == "literal_error" else quote(value)
-    return f"{names[-1]}: {text} is not {rule}"
+    return f"{name}: {text} is not {rule}"
+
+
+def _last_field(schema: type[Schema], place: Place) -> tuple[str, str | None]:
+    """Return the last key of a place that a schema has, and its rule.
+
+    What follows are items of a list, keys of a mapping, or the type in a union that was tried.
+    """
+    for number in range(len(place), 0, -1):
+        fields = _schema_at(schema, place[: number - 1]).model_fields
+        if place[number - 1] in fields:
+            name = str(place[number - 1])
+            return name, fields[name].description
+    raise AssertionError(f"{place} is no place of {schema.__name__}")
 
 
 def _schema_at(schema: type[Schema], place: Place) -> type[Schema]:

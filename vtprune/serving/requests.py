@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import MediaError, VtpruneError, brief_path, path_hint, quote
+from vtprune.errors import MediaError, VtpruneError, brief_path, list_faults, path_hint, quote
 from vtprune.evaluation.variants import fingerprint
 from vtprune.inference.messages import read_messages
 from vtprune.inference.questions_file import FaultyRow, check_length, read_some
@@ -286,7 +286,7 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         elif "messages" not in data and (len(medium) != 1 or "question" not in data):
             faults.append("needs file or files, and question; or messages")
     if faults:
-        raise VtpruneError("; ".join(faults))
+        raise VtpruneError(list_faults(faults))
     assert isinstance(data, dict)
     files: list[str | Stored]
 

@@ -1,0 +1,1 @@
+"""Damaged media and texts, read as any command reads them."""
