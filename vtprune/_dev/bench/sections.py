@@ -19,6 +19,10 @@ MILLION = 1e6
 FEWEST, MOST = 2000, math.isqrt(HELD)
 """Tokens between which growth is fitted again: where what does not grow is little, and where a
 device may hold all similarities of tokens at once."""
+MANY_TOKENS = (
+    "python -m vtprune._dev.bench selection --tokens 29989 --methods divprune,spread,cdpruner "
+    "--repeats 1"
+)
 BUSY = 4.0  # load of the system above which single ratios say little
 Groups = Sequence[Sequence[Pass]]
 """Passes, those of the same settings together."""
@@ -231,16 +235,19 @@ pass. Random states; attention rows are read where a method reads them, and a me
 schedule of its own counts all of its cuts. {where(groups)}
 
     python -m vtprune._dev.bench selection
+    {MANY_TOKENS}
 {text}"""
 
 
 def _selection_table(own: Mapping[int, Sequence[Pass]]) -> str:
     """Methods down, sizes across."""
+    own = dict(sorted(own.items()))
     first = next(iter(own.values()))
     head, dense = ["method"], []
     for size, passes in own.items():
         head += [f"{size:,} tokens, ms", "of the dense prefill"]
-        dense.append(f"{middle(passes, DENSE, 'seconds'):.1f} s at {size:,} tokens")
+        seconds = f"{middle(passes, DENSE, 'seconds'):.1f} s"
+        dense.append(f"{seconds} at {size:,} tokens ({number_of(passes)})")
     rows = []
     for name in dict.fromkeys(name for one in own.values() for name in one[0].sides):
         cells: list[str] = []
@@ -254,8 +261,7 @@ def _selection_table(own: Mapping[int, Sequence[Pass]]) -> str:
             rows.append([f"`{name}`", *cells])
     told = first[0].settings
     return f"""
-{told["keep"]:.0%} are kept, {told["dtype"]}, medians of {number_of(first)}. Dense prefill:
-{", ".join(dense)}.
+{told["keep"]:.0%} are kept, {told["dtype"]}, medians. Dense prefill: {", ".join(dense)}.
 
 {table(head, rows)}"""
 
