@@ -80,6 +80,15 @@ def test_every_kind_of_fault_is_a_finding(
     assert trial.finding == finding
 
 
+def test_what_a_trial_writes_without_a_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (trial,) = run_seeds(Faulty(lambda: str(Path("stray").write_text("x"))[:0]), [0], Path("log"))
+    assert trial.outcome == "taken"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
 def test_a_run_goes_on_with_the_seeds_that_its_log_lacks(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     subject = Faulty(lambda: "")

@@ -22,18 +22,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         part.add_argument("--seed", type=int, default=0, help="the first of them")
         part.add_argument("--save", type=Path, required=True, help="the log: a trial a line")
         part.add_argument("--only", default="", help="kinds to try, comma separated")
-        given = "media files, or checkpoints, beside those made here"
-        part.add_argument("--given", type=Path, nargs="*", default=[], help=given)
+        beside = "media files, or checkpoints, beside those made here"
+        part.add_argument("--given", type=Path, nargs="*", default=[], help=beside)
     args = parser.parse_args(arguments)
     only = tuple(filter(None, args.only.split(",")))
+    given = [path.resolve() for path in args.given]  # cases are read in folders of their own
     if args.subject == "media":
         from vtprune._dev.fuzz.media import MediaSubject
 
-        subject = MediaSubject(args.given, only)
+        subject = MediaSubject(given, only)
     else:
         from vtprune._dev.fuzz.text import TextSubject
 
-        subject = TextSubject(args.given, only)  # type: ignore[assignment]
+        subject = TextSubject(given, only)  # type: ignore[assignment]
     run_seeds(subject, range(args.seed, args.seed + args.count), args.save)
     sys.stdout.write(summary(args.save) + "\n")
 

@@ -200,12 +200,14 @@ def _work(subject: Subject, asked: int, answers: int) -> None:
             for number, line in enumerate(questions):
                 folder = Path(name, str(number))
                 folder.mkdir()
+                os.chdir(folder)  # where a file without a folder is written
                 trial = run_case(subject, int(line), folder)
                 noise.flush()
                 text = Path(name, "noise").read_text("utf-8", "replace")[:1000]
                 os.truncate(noise.fileno(), 0)
                 values = asdict(trial) | {"noise": text}
                 os.write(answers, json.dumps(values).encode() + b"\n")
+                os.chdir(name)
                 _remove(folder)
         code = 0
     finally:
