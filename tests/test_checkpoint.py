@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING
 
 import vtprune
 from vtprune.cli import cli
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.checkpoint import read_files, refuse_original, warn_of_missing
@@ -168,6 +168,13 @@ def test_a_bad_preparation_file_is_named_with_its_field(
     config, tokenizer = tiny.config("llava_next"), tiny.tokenizer("llava_next", True)
     with pytest.raises(ModelError, match=rf"{file}: {field} (is|has) "):
         read_files(directory, config, tokenizer)
+
+
+def test_a_calibration_of_another_model_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model_type: llava\nlayers: 3\nhidden_size: 8\necl: 1\nhorizon: 2\n")
+    with pytest.raises(PresetError, match=r"line 2: layers: 3, but the model's is 16; line 3: hid"):
+        open_model(None, calibration=path)
 
 
 MISFITS: list[tuple[str, str, str, object, str]] = [

@@ -17,6 +17,7 @@ ROOMS = (
     "errors",
     "process_settings",
     "saving",
+    "small_files",
     "disk_cache",
     "device",
     "tokens",

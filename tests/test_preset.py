@@ -632,6 +632,17 @@ def test_stages_that_no_model_has_in_that_order_are_refused(places: tuple[str, .
         load_preset({"keep": 0.3, "stages": stages})
 
 
+@pytest.mark.parametrize("place", ["ecl", "horizon"])
+def test_two_stages_at_one_named_place_are_refused(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"stages:\n  - {{at: {place}, method: random, keep: 0.5}}\n"
+        f"  - {{at: {place}, method: fastv, keep: 0.2}}\n"
+    )
+    with pytest.raises(PresetError, match=rf"line 3: two stages cut at {place}, which is one lay"):
+        load_preset(path)
+
+
 def test_stages_whose_order_a_model_decides_are_taken() -> None:
     for places in (("60%", "2"), ("horizon", "3"), ("input", "1"), ("input", "0%")):
         first, second = places

@@ -19,6 +19,8 @@ MOST_NAMES = 10_000  # of a folder that are compared with a wrong one
 LONGEST_VALUE = 60
 LONGEST_PATH = 100
 CUT = "..."
+BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that reorder the text around them: `exe.png` may be shown for `gnp.exe`."""
 LINE_END = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import secrets
 import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vtprune.errors import VtpruneError, brief_path, list_faults, path_hint
+from vtprune.errors import BIDI_CONTROLS, VtpruneError, brief_path, list_faults, path_hint
 
 TAG_BYTE = 2**62  # far past any file's end: a lock there keeps nobody from the content
 LONGEST_LINE = 2**20  # bytes
 MOST_LINES = 5  # wrong ones that are named
+ESCAPED = re.compile(rf"[\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}\ud800-\udfff]")
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
@@ -283,6 +286,19 @@ class ResumableLines:
     def close(self) -> None:
         """Close the file, and let other processes have it."""
         self.file.close()
+
+
+def json_line(values: Mapping[str, object], allow_nan: bool = False) -> str:
+    """Return values as JSON on one line, readable in any script.
+
+    What could steer a terminal, and what no UTF-8 holds, such as bytes in a file's name, is
+    written as an escape.
+
+    Args:
+        allow_nan: write NaN and infinity, which only Python reads back.
+    """
+    text = json.dumps(values, ensure_ascii=False, allow_nan=allow_nan)
+    return ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_torn(line: bytes, beginning: bytes) -> bool:

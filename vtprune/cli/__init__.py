@@ -126,7 +126,7 @@ class LazyGroup(Group):
             click.echo(err=True)  # ends the line with the terminal's ^C
             terminated = isinstance(stopped, Terminated)
             for note in getattr(stopped, "__notes__", ["stopped: nothing is kept"] * terminated):
-                click.echo(note, err=True)
+                click.echo(one_line(note, LONGEST), err=True)
             ctx.exit(TERMINATED if terminated else INTERRUPTED)
         except BrokenPipeError:
             raise  # the reader has gone; click ends silently with exit code 1

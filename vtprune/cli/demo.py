@@ -27,6 +27,7 @@ def demo(directory: Path, flags: Flags) -> None:
     the world that the embedded model was trained for.
     """
     from vtprune import demo as world
+    from vtprune.cli.console import printable
 
     questions = world.write(directory, flags.num, flags.seed or 0)
     if flags.json:
@@ -34,5 +35,6 @@ def demo(directory: Path, flags: Flags) -> None:
         return
     first = questions[0]
     count = f"{len(questions)} question{'s' if len(questions) > 1 else ''}"
-    click.echo(f"{directory / 'questions.jsonl'}: {count}")
-    click.echo(f'try: vtprune ask {directory / str(first["file"])} "{first["question"]}"')
+    named = printable(str(directory))
+    click.echo(f"{named}/questions.jsonl: {count}")
+    click.echo(f'try: vtprune ask {named}/{first["file"]} "{first["question"]}"')

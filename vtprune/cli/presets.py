@@ -11,7 +11,7 @@ from vtprune.cli import complete
 from vtprune.cli.help import Group
 from vtprune.cli.options import Flags, takes
 from vtprune.cli.results import LIST_TEXT, list_and_save
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,8 +66,9 @@ def show(name: str, flags: Flags) -> None:
     if flags.json:
         click.echo(json.dumps(_to_dict(preset), indent=2))
         return
-    click.echo(find_preset(name).read_text(encoding="utf-8"), nl=False)
-    from vtprune.cli.console import show_facts, stderr_console
+    from vtprune.cli.console import printable, show_facts, stderr_console
+
+    click.echo(printable(find_preset(name).read_text(encoding="utf-8")), nl=False)
     from vtprune.cli.console.registries import question_fact
 
     show_facts([("question", question_fact(preset))], stderr_console())
@@ -96,7 +97,9 @@ def check(files: tuple[str, ...], flags: Flags) -> None:
             else:
                 click.echo(f"Error: {error.message}", err=True)
         else:
-            click.echo(json.dumps({"file": file, "ok": True}) if flags.json else f"{file}: ok")
+            click.echo(
+                json.dumps({"file": file, "ok": True}) if flags.json else f"{brief_path(file)}: ok"
+            )
     if faults and flags.json:
         raise click.exceptions.Exit(1)
     if faults:

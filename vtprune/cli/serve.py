@@ -23,7 +23,8 @@ from vtprune.cli.flags import (
 )
 from vtprune.cli.help import Command
 from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
-from vtprune.errors import VtpruneError, path_hint
+from vtprune.errors import LONGEST, VtpruneError, one_line, path_hint
+from vtprune.small_files import read_small
 
 if TYPE_CHECKING:
     from vtprune.serving.app import ServerSettings
@@ -102,7 +103,7 @@ def serve(flags: Flags) -> None:
                 ),
                 rules,
                 guard.GuardRules(key, () if key else _names_of(flags.host)),
-                lambda line: click.echo(line, err=True),
+                lambda line: click.echo(one_line(line, LONGEST), err=True),
             )
             config = uvicorn.Config(
                 app.create_app(loaded, settings),
@@ -214,7 +215,7 @@ def _read_key(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = read_small(path, LONGEST_KEY + 2).decode("utf-8").strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise VtpruneError(f"--api-key-file {path}: {reason}", path_hint(path)) from error

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import json_fault, quote
-from vtprune.saving import LONGEST_LINE, Faults, ResumableLines, is_torn, kept_in, lines_of
+from vtprune.saving import (
+    LONGEST_LINE,
+    Faults,
+    ResumableLines,
+    is_torn,
+    json_line,
+    kept_in,
+    lines_of,
+)
 
 if TYPE_CHECKING:
     from vtprune.inference.questions_file import Asked
@@ -131,7 +139,7 @@ class AnswersFile:
         """Keep the records of one question."""
         if self.lines is not None:
             lines = ({**asdict(record), **self.details(record)} for record in records)
-            text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+            text = "\n".join(json_line(line, allow_nan=True) for line in lines)
             self.lines.append(text, len(self.records))
         for record in records:
             self.records[record.question, record.cell] = record
@@ -141,9 +149,7 @@ class AnswersFile:
         if not self.asked:
             return {}
         asked = self.asked[record.question]
-        # What a file system gives may be no valid text.
-        file = str(asked.file).encode("utf-8", "replace").decode()
-        return {"file": file, "text": asked.question, "right_answer": asked.answer}
+        return {"file": str(asked.file), "text": asked.question, "right_answer": asked.answer}
 
     def has(self, question: int, key: str) -> bool:
         """Return whether there is a record of a question under a variant."""

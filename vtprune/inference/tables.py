@@ -18,6 +18,7 @@ from typing import Protocol, cast
 
 from vtprune.errors import VtpruneError, brief_path, json_fault, path_hint, quote
 from vtprune.media import Stored
+from vtprune.small_files import read_small
 
 LARGEST_FILE = 64 * 2**20  # bytes of text
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -115,8 +116,7 @@ def _renamed(rows: Iterator[Row], columns: Mapping[str, str], name: str) -> Iter
 
 def _read_text(path: Path, name: str, hint: str) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+        raw = read_small(path, LARGEST_FILE)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         last = raw.count(b"\n", 0, error.start) + 1

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+LARGEST_TEXT = 2**28
+"""Bytes of a file of a checkpoint that is no weights; tokenizers of many words have 30 MB."""
 _NO_ERRORS: Mapping[str, Any] = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_connection_errors": False,
@@ -145,10 +147,20 @@ def find_file(
 
     Args:
         bar: for a download.
+
+    Raises:
+        ModelError: a text that is far too large.
     """
     if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
-        return path if os.path.isfile(path) else None
+        if not os.path.isfile(path):
+            return None
+        size = os.path.getsize(path)
+        if path.suffix in (".json", ".jinja") and size > LARGEST_TEXT:
+            raise ModelError(
+                f"{checkpoint}: {name} has {size:,} bytes, more than {LARGEST_TEXT:,}", CORRECT
+            )
+        return path
     cached = cached_file(str(checkpoint), name, **_NO_ERRORS, tqdm_class=bar)
     return None if cached is None else Path(cached)
 

@@ -351,6 +351,8 @@ def open_model(
     with quiet(), loading_errors(name or EMBEDDED):
         config = read_config(name or EMBEDDED, checkpoint, trust_remote_code)
         refuse_other_kinds(name or EMBEDDED, config, trust_remote_code)
+        if calibration is not None:
+            check_calibration(calibration, config)
         chosen = find_dtype(dtype, config, target)
         notes = check_quantized(name or EMBEDDED, config, quantize)
         quantized = quantization_of(config) is not None
@@ -389,6 +391,21 @@ def refuse_other_kinds(name: str, config: PreTrainedConfig, trust_remote_code: b
             "question (AutoModelForImageTextToText)",
             f"families: {', '.join(FAMILIES)} (vtprune models)",
         )
+
+
+def check_calibration(path: Path, config: PreTrainedConfig) -> None:
+    """Refuse a calibration that can't be read or is of another model, before weights are read.
+
+    Raises:
+        PresetError: what is wrong with it, as far as the config says how large the decoder is.
+    """
+    text = config.get_text_config(decoder=True)
+    read_calibration(
+        path,
+        getattr(text, "num_hidden_layers", None),
+        model_type=str(config.model_type),
+        hidden=getattr(text, "hidden_size", None),
+    )
 
 
 def prepare_family(checkpoint: str, files: Files, trust_remote_code: bool) -> tuple[Family, Files]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from vtprune.errors import BIDI_CONTROLS
 from vtprune.pictures.contact_sheet import colour_of
 from vtprune.pictures.drawing import Drawing, DrawnRun, Panel, Token, rounded
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 QUALITY = 80
 """Of the JPEGs in the page."""
-BIDI_CONTROLS = dict.fromkeys(map(ord, "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
-                                 "\u2066\u2067\u2068\u2069"))  # fmt: skip
-"""Bidirectional control characters, which reorder the text around them, such as a file's name."""
+WITHOUT_BIDI = dict.fromkeys(map(ord, BIDI_CONTROLS))
 
 
 def draw_page(drawing: Drawing) -> bytes:
@@ -56,7 +55,7 @@ def render_page(name: str, data: Mapping[str, object]) -> bytes:
 def without_bidi(value: object) -> object:
     """Return data without bidirectional control characters in its texts."""
     if isinstance(value, str):
-        return value if value.isascii() else value.translate(BIDI_CONTROLS)
+        return value if value.isascii() else value.translate(WITHOUT_BIDI)
     if isinstance(value, Mapping):
         return {key: without_bidi(part) for key, part in value.items()}
     return [without_bidi(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -235,8 +235,12 @@ def evidence_faults(entries: object) -> Iterator[Fault]:
 def order_faults(stages: Mapping[Place, Mapping[str, Any]]) -> Iterator[Fault]:
     """Yield where a stage does not cut after an earlier one of its list, in any model."""
     latest: dict[object, tuple[float, str]] = {}
+    named: set[tuple[object, str]] = set()
     for place, stage in stages.items():
         at = check_place(stage.get("at", "schedule"))
+        if at in ("ecl", "horizon") and (place[:-1], at) in named:
+            yield (*place, "at"), f"two stages cut at {at}, which is one layer of any model"
+        named.add((place[:-1], at))
         depth = at.endswith("%")
         if not (depth or at == "input" or at.isdigit()):
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from vtprune.errors import PresetError, brief, brief_path, list_faults, path_hint
+from vtprune.small_files import read_small
 
 LARGEST_FILE = 65_536  # bytes of a preset; a longer one is a mistake or an attack
 DEEPEST = 20  # lists and mappings inside one another; a preset has 5
@@ -42,8 +43,7 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
     """
     name = brief_path(path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+        raw = read_small(path, LARGEST_FILE)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or "not a file's name"
         raise PresetError(

@@ -31,7 +31,7 @@ from vtprune.inference.prompt_media import plan_media, read_planned
 from vtprune.inference.report import Report
 from vtprune.media import Limits, Source
 from vtprune.models.base import Sampling, Turn
-from vtprune.saving import ResumableLines, kept_in
+from vtprune.saving import ResumableLines, json_line, kept_in
 from vtprune.serving.requests import Request
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def line_of(request: Request, run: str, result: Report | VtpruneError) -> Line:
                                                                    "decode", "total")},
             "warnings": list(result.warnings),
         }  # fmt: skip
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
-    return Line(text, isinstance(result, VtpruneError))
+    return Line(json_line(values), isinstance(result, VtpruneError))
 
 
 def run_id(settings: Mapping[str, object]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.cli.console.terminal import printable
 from vtprune.cli.console.values import duration, si
+from vtprune.errors import LONGEST_PATH, one_line
 from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _file_names(files: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path, group in groupby(files, lambda file: file.partition("#page=")[0]):
         pages = [file.partition("#page=")[2] for file in group]
-        name = printable(os.path.basename(path) or path)
+        name = one_line(os.path.basename(path) or path, LONGEST_PATH)
         if not pages[0]:
             names += [name] * len(pages)
             continue

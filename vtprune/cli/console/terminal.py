@@ -16,9 +16,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from vtprune.errors import BIDI_CONTROLS
+
 BAR = 14  # characters of the progress bar
 PLAIN_SECONDS = 10  # at least, between two plain lines of progress
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}]")
+"""All but tab and newline."""
 
 
 def stderr_console() -> Console:
@@ -42,7 +45,7 @@ def _console(stderr: bool) -> Console:
 
 
 def printable(text: str) -> str:
-    """Return text from a model or a file name without control characters."""
+    """Return text from a model, or of a user, without what could steer a terminal."""
     return CONTROLS.sub("", text)
 
 
