@@ -23,7 +23,7 @@ from vtprune.inference.forced_answers import (
     score_in_one_forward,
 )
 from vtprune.inference.model_inputs import TEXT_INPUTS
-from vtprune.models.seams import cache_argument, cache_made
+from vtprune.models.seams import TOKEN_TYPES, cache_argument, cache_made
 from vtprune.models.structure import decoder_layers, find_structure
 from vtprune.tokens.layout import PATCH, Layout
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from vtprune.models.loading import Loaded
+    from vtprune.models.structure import Structure
 
 MOST_BYTES = 2**28  # of keys and values of one batch
 
@@ -74,6 +75,7 @@ def open_prefix(
     columns = torch.isin(ids[0], wanted).nonzero().squeeze(1)
     length = int(columns[-1]) + 1 if len(columns) else 0
     in_one = bool(length) and length - int(columns[0]) == len(columns)
+    in_one &= _is_text(structure, prompt.tensors, length)
     if structure.two_way or not in_one or length == ids.shape[1]:
         return None
     cut = {name: v[:, :length] if name in TEXT_INPUTS else v for name, v in prompt.tensors.items()}
@@ -98,6 +100,20 @@ def open_prefix(
     text = torch.ones(length, dtype=torch.bool)
     text[layout.columns] = False
     return SharedPrefix(cut["input_ids"], cache, layout, text.nonzero().squeeze(1), curve)
+
+
+def _is_text(structure: Structure, tensors: Mapping[str, torch.Tensor], first: int) -> bool:
+    """Return whether a model does to all columns from `first` on what it does to text.
+
+    Around a picture Ovis 2 embeds some tokens by the picture's table, and the processor of ERNIE
+    4.5 VL gives some to the experts of pictures.
+    """
+    ids = tensors["input_ids"][0, first:]
+    indicators = getattr(structure.config, "visual_indicator_token_ids", None) or []
+    marked = torch.isin(ids, torch.tensor(indicators, dtype=ids.dtype, device=ids.device))
+    if (types := tensors.get(TOKEN_TYPES)) is not None:
+        marked |= types[0, first:].bool()
+    return not bool(marked.any())
 
 
 def drop_scores(
