@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,6 +159,51 @@ def test_kernels_and_caches_go_on_from_a_cut(model_type: str, kernel: str, cache
         assert_loop(model_type, "several", CUTS["three places"], cache_implementation=cache)
     finally:
         model.set_attn_implementation(before)
+
+
+# -- an index over the positions of all keys ------------------------------------------------------
+
+RUNS_OF_TOKENS = {
+    "text_config.eos_token_id": 3,
+    "text_config.number_of_conv_states": 3,
+    "text_config.ple_layer_ids": [2, 3],
+    "text_config.ple_embed_dim": 64,
+    "text_config.ngram_vocab_size_base": 500,
+}
+"""Layers that add embeddings of the last tokens, by their ids."""
+
+
+@pytest.fixture
+def indexed(monkeypatch: pytest.MonkeyPatch) -> Iterator[PreTrainedModel]:
+    """A small Qwen4."""
+    if "qwen4_exp" not in zoo.MODEL_TYPES:
+        pytest.skip("this transformers has no such class")
+    monkeypatch.setitem(zoo.NARROW, "qwen4_exp", RUNS_OF_TOKENS)
+    for made in (hybrid, unpruned):
+        made.cache_clear()
+    yield hybrid("qwen4_exp", 8)[0]
+    for made in (hybrid, unpruned):
+        made.cache_clear()
+
+
+def test_where_an_index_has_all_positions_tokens_are_dropped_at_the_input_alone(
+    indexed: PreTrainedModel, request: pytest.FixtureRequest
+) -> None:
+    """Ragged batches and eager attention behind --zoo: the index loops over all queries."""
+    every = [("sdpa", "one"), ("sdpa", "several"), ("eager", "several")]
+    for kernel, prompts in every if request.config.getoption("--zoo") else every[:1]:
+        indexed.set_attn_implementation(kernel)
+        assert_loop("qwen4_exp", prompts, CUTS["input"])
+    named: Stages = [{"at": "horizon", "method": "divprune", "keep": 0.4}]
+    with vtprune.pruning(indexed, {"stages": named}) as trace:
+        generate(indexed, hybrid("qwen4_exp")[1]["one"], 1)
+    assert trace.stages[0].layer == 0
+    assert "layers of this model have the positions of all tokens" in " ".join(trace.warnings)
+    with (
+        pytest.raises(PresetError, match="the positions of all tokens that its decoder was given"),
+        vtprune.pruning(indexed, {"stages": CUTS["layer 3"]}),
+    ):
+        pass
 
 
 # -- before the vision tower ----------------------------------------------------------------------

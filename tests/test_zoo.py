@@ -104,6 +104,8 @@ def check(
          next(n for n in (*possible, possible[-1]) if n >= stage["at"] or n == possible[-1])}
         for stage in stages
     ]  # fmt: skip
+    if possible == (0,):  # of two cuts at the input the later one
+        stages = [{**stages[-1], "at": "input"}]
     kernel = model.config._attn_implementation
     with vtprune.pruning(model, {"stages": stages}) as trace:
         tokens, logits = generate(model, batch, steps)

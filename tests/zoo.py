@@ -126,7 +126,7 @@ MISSING: dict[str, dict[str, Any]] = {
         "text_config.indexer_n_heads": 4,
         "text_config.indexer_kv_heads": 1,
         "text_config.indexer_head_dim": 256,
-        "text_config.indexer_budget": 64,
+        "text_config.indexer_budget": 12,
         "text_config.indexer_compress_ratio": 4,
     },
     "step3p7": {"text_config.sliding_window": 512},

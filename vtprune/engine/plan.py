@@ -319,6 +319,8 @@ class PruningPlan:
         before = max(layer - 1, 0)
         if takes_over_choice(self.structure.layers[layer]):
             return f"layer {layer} of {model} sees the keys that layer {before} chose"
+        if self.structure.cut_layers == (0,):
+            return f"layers of {model} have the positions of all tokens that its decoder was given"
         if layer not in self.structure.cut_layers:
             return (
                 f"a layer from {layer} on of {model} chooses, by an index of its own, among the "

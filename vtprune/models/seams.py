@@ -134,9 +134,11 @@ PER_LAYER_INPUT = "per_layer_input"
 """The input of its own, (B, S, d), that a layer is given for every token (Gemma 4)."""
 TOKEN_TYPES = "moe_mm_token_type_ids"
 """Which tokens are visual, (B, S), as the experts of ERNIE 4.5 VL are told."""
-OF_TOKENS = {"per_layer_inputs": 1, TOKEN_TYPES: 1}
+NGRAM_IDS = "ple_input_ids"
+"""The ids of tokens, (B, S), of whose runs some layers add embeddings (Qwen4)."""
+OF_TOKENS = {"per_layer_inputs": 1, TOKEN_TYPES: 1, NGRAM_IDS: 1}
 """What a decoder is given for every token beside embeddings, and the dimension of the tokens."""
-OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1, "block_states": -3}
+OF_LAYERS_TOKENS = {PER_LAYER_INPUT: -2, TOKEN_TYPES: -1, NGRAM_IDS: -1, "block_states": -3}
 """What layers are given for every token beside states and positions, likewise."""
 BLOCKS = "block_states"
 """The states of each token after earlier blocks of layers, (B, n, blocks, d) (Inkling 2)."""
@@ -258,6 +260,8 @@ INDEX = {"hidden_states", "q_resid", "attention_mask", "cache"}
 """What the index of a layer takes that chooses its keys by it."""
 MASKED_INDEX = INDEX | {"position_embeddings", "position_ids"}
 """What an index may take that is given the mask of its layer's keys."""
+POOLED_INDEX = {"hidden_states", "position_embeddings", "attention_mask", "cache"}
+"""What an index takes that pools such keys by the positions of all of them (Qwen4)."""
 SHARING = ("is_kv_shared_layer", "store_full_length_kv")
 """What attention modules that can share keys say of themselves."""
 CHECK = "_vtprune_check"
@@ -932,6 +936,8 @@ def masks_choice(layer: nn.Module) -> bool:
     are not to be seen out of the choice. So a dropped key is one that is masked.
     """
     attention: Any = getattr(layer, "self_attn", None)
+    if sees_all_positions(layer):
+        return True
     if not hasattr(attention, "indexer") or not _gives_mask(type(attention)):  # type: ignore[arg-type]
         return False
     if attention.indexer is None:
@@ -955,6 +961,31 @@ def _chooses_by_mask(kind: type[nn.Module]) -> bool:
         'index_scores = index_scores.masked_fill(~attention_mask, float("-inf"))',
         "index_scores = index_scores + attention_mask",
         "index_scores.topk(topk, dim=-1)",
+    )
+    return all(line in source for line in lines)
+
+
+def sees_all_positions(layer: nn.Module) -> bool:
+    """Return whether the index of a layer is given the positions of all keys, cached ones too.
+
+    As in Qwen4 (5.17 to 5.24): it pools the keys that its mask lets a query see, some in a row, and
+    the decoder keeps the positions of all that it was given, for all of its layers.
+    """
+    index: Any = getattr(getattr(layer, "self_attn", None), "indexer", None)
+    if index is None or set(Arguments(index.forward).names) != POOLED_INDEX:
+        return False
+    return _pools_visible(type(index))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _pools_visible(kind: type[nn.Module]) -> bool:
+    """Return whether an index takes the keys that a mask hides for not there."""
+    source = inspect.getsource(kind.forward)
+    lines = (
+        "full_cos[:, -seq_length:, :], full_sin[:, -seq_length:, :]",
+        "attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0",
+        "visible_token_indices[batch_idx, 0, query_idx]",
+        "cos=full_cos[batch_idx].index_select(0, group_starts)",
     )
     return all(line in source for line in lines)
 
@@ -1099,7 +1130,7 @@ def main_stream(hidden: torch.Tensor, config: object) -> torch.Tensor:
     """
     if hidden.shape[-1] == config.hidden_size:  # type: ignore[attr-defined]
         return hidden
-    if count := _hyper_streams(config):
+    if count := _hyper_streams(config) or getattr(config, "hc_count", 0):
         return hidden.unflatten(-1, (count, -1)).mean(-2)
     streams = hidden.unflatten(-1, (config.altup_num_inputs, -1))  # type: ignore[attr-defined]
     return streams[..., config.altup_active_idx, :]  # type: ignore[attr-defined]

@@ -50,6 +50,7 @@ from vtprune.models.seams import (
     scaled_module,
     scales_queries,
     scaling_floor,
+    sees_all_positions,
     takes_over_choice,
     unknown,
 )
@@ -86,7 +87,9 @@ ARGUMENT_REASONS = {
     "cache_position": "its attention counts tokens by their place in the cache",
 }
 """Why a layer or decoder with such an argument, or one whose name holds this, can't be cut."""
-KEEPS_STATE = re.compile(r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|LinearAttention|LSTM|GRU")
+KEEPS_STATE = re.compile(
+    r"Conv|Mamba|SSM|Delta|Recurr|Retention|RWKV|LinearAttention|LSTM|GRU|NGramEmbedding|PLELayer"
+)
 """Names of modules that carry a state from token to token: a layer has to keep it in the cache."""
 MIXES = {
     "Indexer": "chooses by an index over all tokens which of them are seen",
@@ -98,7 +101,7 @@ MIXES = {
 TOKEN_WISE = re.compile(
     r"Attention|Attn|Norm|MLP|Mlp|HyperConnection|FFN|FeedForward|MoE|Moe|Expert|Router|Gate|Linear|Dense|Projection|LogScale"
     r"|AltUp|Laurel|RotaryEmbedding|Activation|GELU|SiLU|SwiGLU|Softcap|ReLU|Sigmoid|Tanh|Softplus|Dropout|Identity|Clip"
-    r"|SoftmaxScaling"
+    r"|SoftmaxScaling|GatedResidual|^Embedding$"
 )
 """Names of modules that work on each token by itself, and of attention."""
 MAKES_WINDOWS = ("sliding", "chunked", "create_masks_for_generate")
@@ -160,7 +163,10 @@ class Structure:
 
         Not before those that take over which slots the layer before sees, and not between a layer
         and one that chooses by an index among its keys: the index has those of its own layer.
+        Where an index has the positions of all that the decoder was given, only at the input.
         """
+        if any(map(sees_all_positions, self.layers)):
+            return (0,)
         choosing = [n for n, layer in enumerate(self.layers) if masks_choice(layer)]
         return tuple(
             n
