@@ -43,6 +43,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vtprune.cli.tune:tune",
         "Find the lowest keep that holds on your own questions, and write it as a preset.",
     ),
+    "reproduce": (
+        "vtprune.cli.reproduce:reproduce",
+        "Run a published table, and put its figures beside your own.",
+    ),
     "check": (
         "vtprune.cli.check:check",
         "Prove on this machine that a pruned model equals the masked one.",

@@ -42,6 +42,7 @@ from vtprune.models.base import Sampling
 from vtprune.models.devices import find_device, find_dtype
 from vtprune.models.loading import Loaded
 from vtprune.models.skeleton import build_skeleton
+from vtprune.preset import Preset
 from vtprune.preset.calibration import read_calibration
 from vtprune.tokens.layout import MODALITIES
 
@@ -91,7 +92,7 @@ def profile(
     media: ProfiledMedia | None = None,
     *,
     keeps: Sequence[float] = KEEPS,
-    presets: Sequence[str] | None = None,
+    presets: Sequence[str | Preset] | None = None,
     methods: Sequence[str] = (),
     at: str | None = None,
     method_options: Mapping[str, str] | None = None,

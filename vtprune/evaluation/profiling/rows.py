@@ -137,7 +137,7 @@ def is_preset(variant: Variant) -> bool:
 
 def profile_variants(
     keeps: Sequence[float] = KEEPS,
-    presets: Sequence[str] | None = None,
+    presets: Sequence[str | Preset] | None = None,
     methods: Sequence[str] = (),
     at: str | None = None,
     options: Mapping[str, str] | None = None,

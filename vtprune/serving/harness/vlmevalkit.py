@@ -8,7 +8,8 @@
     supported_VLM["llava-0.33"] = partial(Pruned, "llava-1.5-7b", method="entropy", keep=0.3333)
     run_path("run.py", run_name="__main__")
 
-in VLMEvalKit's directory, and then `python runner.py --model llava-0.33 --data MME`.
+in VLMEvalKit's directory, and then `python runner.py --model llava-0.33 --data MME`. Where it is
+installed from an index, the last line is `run_module("vlmeval.run", run_name="__main__")`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""`vtprune reproduce`: a published table beside one's own figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
+from vtprune.cli.flags import EMBEDDED, loading_from
+from vtprune.cli.help import Command
+from vtprune.cli.options import MEDIA, MODEL, Flags, takes
+from vtprune.cli.results import TABLES, check_saves, json_file, list_and_save, save_and_show
+from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vtprune.evaluation.evaluate import Evaluation
+    from vtprune.evaluation.variants import Variant
+    from vtprune.inference.questions_file import Asked
+    from vtprune.models.loading import Progress
+
+FORMATS = (".json", *TABLES)
+EPILOG = """\b
+Examples:
+  vtprune reproduce
+  vtprune reproduce entropyprune-llava-1.5
+  vtprune reproduce entropyprune-llava-1.5 gqa.jsonl --metric exact
+  vtprune reproduce embedded demo --limit 100
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@click.argument("table", required=False, metavar="[TABLE]")
+@click.argument("questions", required=False, metavar="[QUESTIONS.jsonl]")
+@takes(
+    "seed",
+    "seeds",
+    *MODEL,
+    *MEDIA,
+    "columns",
+    "limit",
+    "metric",
+    "system",
+    "max_new_tokens",
+    "answers",
+    "json",
+    "saves",
+    "quiet",
+    default_words={"model": "that of the table", "max_new_tokens": str(LONGEST)},
+    save=[("everything", ".json"), ("the rows", ".csv"), ("the tables", ".md or .tex")],
+)
+def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
+    """Run a published table, and put its figures beside those that come out here.
+
+    TABLE is a packaged one, or a YAML file with the same keys; without it, the packaged ones are
+    listed. Its rows have the keeps, layers, positions and norms of their authors' code. Alone, it
+    gives tokens and FLOPs, without weights; with QUESTIONS.jsonl, a list as vtprune evaluate takes
+    it, also the score of every row as a share of the unpruned model's, with its interval.
+    """
+    from vtprune.cli.config import load_config
+    from vtprune.cli.console.reproduction import show_notes, show_reproduction, show_tables
+    from vtprune.evaluation.reproduction.tables import load_table, table_names
+
+    if table is None:
+        tables = [load_table(name) for name in table_names()]
+        list_and_save([one.to_dict() for one in tables], flags,
+                      lambda console: show_tables(tables, console))  # fmt: skip
+        return
+    user = load_config()
+    published = load_table(table)
+    others = {"--answers": flags.answers}
+    check_saves(flags.saves, FORMATS, [questions] if questions else [], others)
+    if flags.answers is not None and questions is None:
+        raise VtpruneError("--answers needs QUESTIONS.jsonl: without it nothing is asked",
+                           "give a list of questions")  # fmt: skip
+    if flags.model is None and not flags.adapter:
+        flags = replace(flags, model=published.model_name or EMBEDDED)
+
+    from vtprune.cli import output
+
+    with output.libraries_silenced():
+        with output.importing(flags.quiet):
+            from vtprune.evaluation.reproduction.reproduce import (
+                count_budgets,
+                list_rows,
+                put_beside,
+            )
+        name, warnings = loading_from(flags, user)["name"], []
+        budgets = None
+        with output.progress_line(flags.quiet) as show:
+            try:
+                budgets = count_budgets(published, name, flags.calibration, show)
+            except VtpruneError as error:
+                if questions is None:
+                    raise
+                warnings.append(f"no budgets: {error.message}")
+            listed = list_rows(published, flags.seed)
+            asked: Sequence[Asked] = ()
+            evaluation = None
+            if questions is not None:
+                asked, evaluation = _evaluate(questions, flags, user, listed.variants, show)
+        model = evaluation.model.name if evaluation else name or EMBEDDED
+        result = put_beside(published, model, budgets, evaluation, asked, warnings)
+        makers = {
+            ".json": lambda: json_file(result.to_dict()),
+            ".csv": lambda: result.to_csv().encode(),
+        }
+        save_and_show(result, flags, makers, show_reproduction, show_notes)
+
+
+def _evaluate(
+    questions: str, flags: Flags, user: Flags, rows: Sequence[Variant], show: Progress
+) -> tuple[list[Asked], Evaluation]:
+    """Ask a list of questions under every row."""
+    from vtprune.evaluation.evaluate import evaluate
+    from vtprune.evaluation.variants import VariantList, repeat_variants
+    from vtprune.models.loading import load
+    from vtprune.preset import Preset
+
+    with asked_questions([questions], flags, "test", media=False) as (asked, failed):
+        check_saves(flags.saves, FORMATS, asked_paths(asked), {"--answers": flags.answers})
+        settings = settings_from(flags, user, Preset(), is_demo(questions))
+        variants = repeat_variants(VariantList(tuple(rows), Preset(), flags.seed or 0), flags.seeds)
+        loaded = load(**loading_from(flags, user), on_progress=show)
+        result = evaluate(loaded, asked, variants, settings, flags.answers, show)
+        return asked, replace(result, failed=failed)

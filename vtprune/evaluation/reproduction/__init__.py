@@ -1,0 +1,1 @@
+"""Published tables, run on a model: their figures beside one's own."""

@@ -1,0 +1,248 @@
+"""Run a published table: its budgets by `profile`, its scores by `evaluate`, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vtprune.evaluation.bootstrap import FEWEST_FILES, relative_gap
+from vtprune.evaluation.profiling.profile import ProfileOptions, profile
+from vtprune.evaluation.profiling.prompts import parse_size
+from vtprune.evaluation.profiling.result import Profile, ProfileRow
+from vtprune.evaluation.reproduction.tables import PublishedRow, PublishedTable
+from vtprune.evaluation.variants import Variant, VariantList, all_stages
+from vtprune.inference.csv_file import csv_text, flat
+from vtprune.preset.spec import Preset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vtprune.evaluation.evaluate import Evaluation
+    from vtprune.evaluation.rows import EvaluationRow
+    from vtprune.inference.questions_file import Asked
+    from vtprune.models.loading import Progress
+
+
+@dataclass(frozen=True)
+class ReproducedRow:
+    """A published row beside what came out here.
+
+    Args:
+        published: the row.
+        left: layer -> visual tokens from there on, here; None: not counted.
+        flops: percent of prefill FLOPs saved here; None: not counted.
+        kept: the layer average that was kept of the questions' media; None: none were asked.
+        retained: percent of the unpruned model's right answers or, without labels, of its answers.
+        interval: 95 % of that, by file; None of fewer than FEWEST_FILES files.
+        questions: how many were asked.
+        errors: why not all, or why there are no counts.
+    """
+
+    published: PublishedRow
+    left: Mapping[int, int] | None = None
+    flops: float | None = None
+    kept: float | None = None
+    retained: float | None = None
+    interval: tuple[float, float] | None = None
+    questions: int = 0
+    errors: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> float | None:
+        """Points of `retained` here above the published figure."""
+        if self.retained is None or self.published.retained is None:
+            return None
+        return self.retained - self.published.retained
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        published = self.published
+        return {
+            "row": published.name,
+            "preset": published.preset.to_dict(),
+            "published": {
+                "retained": published.retained,
+                "flops": published.flops,
+                "left": {str(layer): count for layer, count in published.left.items()},
+            },
+            "here": {
+                "retained": self.retained,
+                "interval": self.interval and list(self.interval),
+                "flops": self.flops,
+                "left": None
+                if self.left is None
+                else {str(layer): count for layer, count in self.left.items()},
+                "kept": self.kept,
+                "questions": self.questions,
+            },
+            "difference": self.difference,
+            "note": published.note,
+            "errors": list(self.errors),
+        }
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A published table, run.
+
+    Args:
+        model: name of the one that was run.
+        tokens: visual tokens of the input whose budgets were counted; None: not counted.
+        evaluation: all figures of the questions; None: none were asked.
+    """
+
+    table: PublishedTable
+    model: str
+    rows: tuple[ReproducedRow, ...]
+    tokens: int | None = None
+    evaluation: Evaluation | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the JSON that `vtprune reproduce --json` prints."""
+        return {
+            "table": self.table.to_dict(),
+            "model": self.model,
+            "tokens": self.tokens,
+            "rows": [row.to_dict() for row in self.rows],
+            "evaluation": self.evaluation and self.evaluation.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+    def to_csv(self) -> str:
+        """Return one line a row."""
+        lines = []
+        for row in self.rows:
+            values = row.to_dict()
+            here = values["here"]
+            assert isinstance(here, dict)
+            low, high = here.pop("interval") or (None, None)
+            here |= {"interval": {"low": low, "high": high}}
+            for side in (here, values["published"]):
+                assert isinstance(side, dict)
+                left = side["left"] or {}
+                side["left"] = ", ".join(f"{count} from {layer}" for layer, count in left.items())
+            del values["preset"], values["errors"]
+            lines.append({"table": self.table.name, "model": self.model, **flat(values)})
+        return csv_text(lines)
+
+
+def list_rows(table: PublishedTable, seed: int | None = None) -> VariantList:
+    """Return the rows of a table as the variants of an evaluation."""
+    from vtprune.preset import override
+
+    variants = []
+    for row in table.rows:
+        preset = override(row.preset, seed=seed)
+        places = dict.fromkeys(stage.at for stage in all_stages(preset))
+        keep = preset.keep
+        variants.append(Variant("asked", "", preset, keep, ", ".join(places)))
+    return VariantList(tuple(variants), Preset(), seed or 0)
+
+
+def count_budgets(
+    table: PublishedTable,
+    model: str | None,
+    calibration: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Profile:
+    """Count tokens and FLOPs of a table's rows, from a model's shape alone.
+
+    Args:
+        model: as of `profile`.
+    """
+    size = table.image or table.video
+    media = parse_size(size, "image" if table.image else "video") if size else None
+    options = ProfileOptions(
+        device="cpu", text_tokens=table.text_tokens, timed=False, calibration=calibration
+    )
+    presets = [row.preset for row in table.rows]
+    return profile(model, media, keeps=[1.0], presets=presets, options=options,
+                   on_progress=on_progress)  # fmt: skip
+
+
+def put_beside(
+    table: PublishedTable,
+    model: str,
+    budgets: Profile | None,
+    evaluation: Evaluation | None = None,
+    asked: Sequence[Asked] = (),
+    warnings: Sequence[str] = (),
+) -> Reproduction:
+    """Return a table's figures beside what came out here.
+
+    Args:
+        model: its name.
+        budgets: of `count_budgets`.
+        evaluation: of the variants of `list_rows`, on the questions `asked`.
+    """
+    rows = []
+    for number, published in enumerate(table.rows):
+        found = _Figures()
+        if budgets is not None:
+            found.count(budgets.rows[1 + number])
+        if evaluation is not None:
+            by_name = {row.preset: row for row in evaluation.rows if row.role == "asked"}
+            found.score(by_name[published.name], evaluation.rows[0], asked)
+        rows.append(found.row(published))
+    tokens = None if budgets is None else budgets.input.visual_tokens
+    notes = [*warnings, *(evaluation.warnings if evaluation else ())]
+    if table.tokens is not None and tokens not in (None, table.tokens):
+        notes.append(f"the published counts are of {table.tokens:,} visual tokens, and this model "
+                     f"has {tokens:,}")  # fmt: skip
+    return Reproduction(table, model, tuple(rows), tokens, evaluation, tuple(dict.fromkeys(notes)))
+
+
+@dataclass
+class _Figures:
+    """The figures of one row, as they are found."""
+
+    left: dict[int, int] | None = None
+    flops: float | None = None
+    kept: float | None = None
+    retained: float | None = None
+    interval: tuple[float, float] | None = None
+    questions: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def row(self, published: PublishedRow) -> ReproducedRow:
+        """Return the row."""
+        return ReproducedRow(published, **{**vars(self), "errors": tuple(self.errors)})
+
+    def count(self, row: object) -> None:
+        """Take tokens and FLOPs of a profile's row."""
+        if not isinstance(row, ProfileRow):
+            self.errors.append(str(getattr(row, "error", "")))
+            return
+        self.left = {stage.layer: stage.after for stage in row.tokens.stages}
+        self.flops = 100 * row.flops.reduction
+
+    def score(self, row: EvaluationRow, unpruned: EvaluationRow, asked: Sequence[Asked]) -> None:
+        """Take what is retained of the unpruned model's quality, paired by question."""
+        self.errors += row.errors
+        self.questions, self.kept = row.questions, row.keep_mean if row.questions else None
+        labelled = row.accuracy is not None
+        after, before = (_by_question(each, labelled) for each in (row, unpruned))
+        numbers = sorted(after.keys() & before.keys())
+        quality = [before[number] for number in numbers]
+        if not any(quality):
+            return
+        figures = [np.array([[each[number]] for number in numbers]) for each in (after, before)]
+        files = [str(asked[number].file) for number in numbers]
+        gap = relative_gap(quality, figures[0], figures[1], files)
+        self.retained = 100 * (1 + gap.mean)
+        if gap.low is not None and gap.high is not None and len(set(files)) >= FEWEST_FILES:
+            self.interval = 100 * (1 + gap.low), 100 * (1 + gap.high)
+
+
+def _by_question(row: EvaluationRow, labelled: bool) -> dict[int, float]:
+    """Return the quality of each question, mean over the seeds."""
+    values: dict[int, list[float]] = {}
+    for record in row.passes:
+        value = record.score if labelled else float(record.same)
+        values.setdefault(record.question, []).append(value or 0.0)
+    return {number: mean(each) for number, each in values.items()}
