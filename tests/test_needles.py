@@ -169,6 +169,7 @@ def test_kept_tokens_are_those_of_a_drawing(
     layers = drawn["layers"]
     mean = (1 + (layers - 1) * np.mean(shares)) / layers
     assert figures.tokens.mean == pytest.approx(mean)
+    assert figures.found == np.mean([share > 0 for share in shares])
     assert test.rows[0].figures[None, None].tokens.mean == 1
 
 
@@ -203,7 +204,7 @@ def test_smaller_media_have_a_share_of_the_unpruned_models_tokens(
 def result_of(tokens: int, share: float) -> object:
     from vtprune.evaluation.records import NeedleKept
 
-    return NeedleKept(tokens, share, share)
+    return NeedleKept(tokens, share, share, 1.0)
 
 
 def figures_of(size: float, found: float) -> NeedleFigures:
@@ -291,7 +292,7 @@ def test_the_command_gives_tokens_and_answers_by_kind_and_size(
     assert low <= cells[None, 0.3]["tokens"] <= high
     assert cells["patch", None]["right"] is None  # the world has no word for it
     assert cells["digit", None]["right"] is not None
-    assert "keep at least half of their tokens" in balanced["sentence"]
+    assert "keep a token through half of the layers" in balanced["sentence"]
     with (samples / "n.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == sum(len(row["figures"]) for row in found["rows"])

@@ -36,11 +36,13 @@ class NeedleKept:
         tokens: how many of the unpruned model's visual tokens show a part of it.
         kept: the share of them that is kept, average over the layers.
         kept_to_end: the share after the last cut.
+        longest: the share of the layers that some token of it is in.
     """
 
     tokens: int
     kept: float
     kept_to_end: float
+    longest: float
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def _schema() -> type[Schema]:
         tokens: int = Field(ge=0, description="a whole number, 0 or more")
         kept: float = Field(ge=0, le=1, description="a number from 0 to 1")
         kept_to_end: float = Field(ge=0, le=1, description="a number from 0 to 1")
+        longest: float = Field(ge=0, le=1, description="a number from 0 to 1")
 
     class RecordSchema(Schema):
         model_config = ConfigDict(title="a line", extra="ignore", allow_inf_nan=True)

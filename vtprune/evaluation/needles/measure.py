@@ -56,7 +56,17 @@ class NeedleTokens:
             return None
         part = min(float(shares.sum()) / tokens, 1.0)
         share = evidence_kept(shares, kept.layout, kept.stages, kept.num_layers)
-        return NeedleKept(tokens, part * share.mean, part * share.after)
+        longest = _longest(kept, shares > 0)
+        return NeedleKept(tokens, part * share.mean, part * share.after, longest)
+
+
+def _longest(kept: KeptTokens, meets: torch.Tensor) -> float:
+    """Return the share of the layers that some of the tokens (N,), a mask, are in."""
+    for stage in kept.stages:
+        columns = kept.layout.columns[meets].tolist()
+        if not any(column in stage.kept for column in columns):
+            return stage.layer / kept.num_layers
+    return 1.0
 
 
 def measure_needles(

@@ -17,8 +17,8 @@ from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.provenance import file_digests
 from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
 
-KEPT = 0.5
-"""The share of a needle's tokens that has to be kept for it to count as kept."""
+SEEN = 0.5
+"""In how many layers, as a share of them, one of a needle's tokens has to be for it to be kept."""
 MOST_NEEDLES = 0.9
 """The share of the needles of a size that have to be kept for the size to count as kept."""
 
@@ -34,7 +34,7 @@ class NeedleFigures:
         needle_tokens: visual tokens that show a needle, mean.
         tokens: the share of them that is kept, average over the layers.
         tokens_to_end: the share after the last cut, mean.
-        found: the share of the needles of which KEPT of the tokens or more are kept.
+        found: the share of the needles of which a token is kept through SEEN of the layers.
         right: the share of right answers; None where no right answers are known.
         same: the share of answers that are the unpruned model's.
     """
@@ -99,7 +99,7 @@ class NeedleRow:
         size = self.sizes[-1] if self.smallest is None else self.smallest
         figures = self.figures[None, size]
         width = f"{size:.0%} of the shorter side (about {figures.needle_tokens:.1f} tokens)"
-        share = f"{figures.found:.0%} keep at least half of their tokens"
+        share = f"{figures.found:.0%} keep a token through half of the layers"
         if self.smallest is None:
             return (f"keeps no size: of details of {width} {share}, and {MOST_NEEDLES:.0%} would "
                     "have to")  # fmt: skip
@@ -230,6 +230,10 @@ def _figures(
         assert record.needle is not None
         return record.needle.kept
 
+    def longest(record: Record) -> float:
+        assert record.needle is not None
+        return record.needle.longest
+
     def kept_to_end(record: Record) -> float:
         assert record.needle is not None
         return record.needle.kept_to_end
@@ -243,7 +247,7 @@ def _figures(
         mean(of_seeds[0].needle.tokens if of_seeds[0].needle else 0 for _, of_seeds in cell),
         estimate(means(kept), files),
         mean(means(kept_to_end)),
-        mean(means(lambda record: float(kept(record) >= KEPT))),
+        mean(means(lambda record: float(longest(record) >= SEEN))),
         estimate(right, [needle.base for needle, _ in labelled]) if labelled else None,
         estimate(means(lambda record: float(record.same)), files),
     )
