@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -175,6 +176,24 @@ def test_a_calibration_of_another_model_is_refused_before_weights_are_read(tmp_p
     path.write_text("model_type: llava\nlayers: 3\nhidden_size: 8\necl: 1\nhorizon: 2\n")
     with pytest.raises(PresetError, match=r"line 2: layers: 3, but the model's is 16; line 3: hid"):
         open_model(None, calibration=path)
+
+
+def test_a_prompt_above_the_tokenizers_own_length_is_read_in_silence(
+    checkpoints, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("llava"), tmp_path / "model")
+    values = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(values | {"model_max_length": 3}))
+    model = vtprune.load(str(directory))
+    said: list[str] = []
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        vtprune.ask(model, picture, "what is it?", generation=vtprune.Generation(max_new_tokens=1))
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert said == []
 
 
 MISFITS: list[tuple[str, str, str, object, str]] = [

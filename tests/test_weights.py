@@ -277,6 +277,15 @@ def test_a_weight_of_a_wrong_shape_is_named_with_both_shapes(copy: Path) -> None
         load(str(rewrite(copy, widen)))
 
 
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "num_hidden_layers"])
+def test_a_config_of_a_far_larger_model_takes_no_memory(copy: Path, field: str) -> None:
+    values = json.loads((copy / "config.json").read_text())
+    values["text_config"][field] = 2**20
+    (copy / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=r"config\.json says .* words, more than .* hold .* MB"):
+        load(str(copy))
+
+
 def test_weights_of_another_model_are_refused(checkpoints, copy: Path) -> None:  # type: ignore[no-untyped-def]
     shutil.copy(checkpoints("qwen2_vl") / SINGLE, copy / SINGLE)
     with pytest.raises(ModelError, match=r"\d+ weights (are missing|have another shape)"):

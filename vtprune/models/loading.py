@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vtprune.disk_cache import DEFAULT_BYTES, DiskCache
-from vtprune.errors import ModelError
+from vtprune.errors import ModelError, format_bytes
 from vtprune.models import FAMILIES, find_family
 from vtprune.models.adapters import (
     CONFIG,
@@ -66,7 +66,7 @@ from vtprune.models.structure import (
     refuse_other_generation,
 )
 from vtprune.models.transformers_messages import loading_errors, quiet
-from vtprune.models.weights import find_weights
+from vtprune.models.weights import Weights, find_weights
 from vtprune.models.weights_memory import little_memory
 from vtprune.models.weights_progress import count_loaded, download_bar, read_weights_in
 from vtprune.preset.calibration import Calibration, find_calibration, read_calibration
@@ -543,6 +543,7 @@ def read_weights(
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
+    _refuse_larger(checkpoint, config, weights)
     with BUILDING, count_loaded(weights.num_bytes, on_progress), little_memory(weights):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
@@ -557,6 +558,28 @@ def read_weights(
         )
     model, info = loaded  # transformers types this call as if it gave the model alone
     return cast("PreTrainedModel", model.eval()), check_loaded(checkpoint, type(model), info)
+
+
+def _refuse_larger(checkpoint: str, config: PreTrainedConfig, weights: Weights) -> None:
+    """Refuse a config of a far larger model, for whose weights memory would be taken.
+
+    A decoder's layer has matrices of its width squared, and each word a vector; half a byte a
+    number is the least that is stored.
+
+    Raises:
+        ModelError: its weights can't be in files of this size.
+    """
+    text = config.get_text_config(decoder=True)
+    sizes = (getattr(text, name, 0) for name in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    layers, width, words = (size if isinstance(size, int) else 0 for size in sizes)
+    least = (layers * width + words) * width // 2
+    if least > weights.total:
+        raise ModelError(
+            f"{checkpoint}: config.json says {layers:,} layers of width {width:,} and {words:,} "
+            f"words, more than {format_bytes(least)}; the weights files hold "
+            f"{format_bytes(weights.total)}",
+            "config.json and the weights are of two models: download both again",
+        )
 
 
 def _refuse_other_generation(config: PreTrainedConfig) -> None:

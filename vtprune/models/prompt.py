@@ -11,6 +11,7 @@ import torch
 
 from vtprune.errors import ModelError
 from vtprune.models.template_trial import try_template
+from vtprune.models.transformers_messages import quiet
 from vtprune.tokens.layout import Grid
 
 if TYPE_CHECKING:
@@ -162,11 +163,12 @@ def encode(
         pattern = "|".join(re.escape(token) for token in texts)
         prompt = re.sub(pattern, lambda match: next(texts[match[0]]), prompt)
     start = files.tokenizer.bos_token
-    encoded = files.tokenizer(
-        prompt,
-        add_special_tokens=not (start is not None and prompt.startswith(str(start))),
-        return_tensors="pt",
-    )
+    with quiet():  # of prompts above model_max_length, which says little of what a model reads
+        encoded = files.tokenizer(
+            prompt,
+            add_special_tokens=not (start is not None and prompt.startswith(str(start))),
+            return_tensors="pt",
+        )
     input_ids = cast(torch.Tensor, encoded["input_ids"])
     for modality in grids:
         count = int(torch.isin(input_ids, torch.tensor(ids[modality])).sum())

@@ -324,7 +324,7 @@ class TextSubject:
                    "--adapter", "--max-new-tokens", "--temperature", "--top-p", "--pages", "--dpi",
                    "--start", "--end", "--save", "--system", "--tokens", "--cache", "--allow-url",
                    "--stream", "--decode-every", "--max-pixels", "-q"]  # fmt: skip
-        odd = [text for text in TEXTS if "/dev/zero" not in text]
+        odd = [text for text in TEXTS if "\0" not in text and "/dev/zero" not in text]
         chosen = [f"{rng.choice(options)}={rng.choice((*odd, *map(str, NUMBERS[:-3])))}"
                   for _ in range(rng.choice((1, 1, 2)))]  # fmt: skip
         chosen = [text.replace("=", "", 1) if text[1] != "-" else text for text in chosen]
