@@ -207,8 +207,8 @@ def test_experts_count_by_those_that_are_active() -> None:
     assert flops[0] - flops[1] == pytest.approx(2 * 10 * 64 * 35)  # the router
 
 
-OTHER_KINDS = ("qwen3_5", "lfm3_vl", "nemotron_h_omni", "minicpmv4_6", "kimi_k25", "mistral4",
-               "gemma4_unified", "gemma4-e2b", "gemma3n-e2b", "llama4-scout",
+OTHER_KINDS = ("qwen3_5", "glm5_next", "lfm3_vl", "nemotron_h_omni", "minicpmv4_6", "kimi_k25",
+               "mistral4", "gemma4_unified", "gemma4-e2b", "gemma3n-e2b", "llama4-scout",
                "ernie4_5_vl_moe")  # fmt: skip
 
 

@@ -34,6 +34,8 @@ DELTA = ("num_v_heads", "head_k_dim", "head_v_dim")
 """Sizes that modules of gated linear attention (delta rule) name."""
 CHUNK = 64
 """Tokens of a chunk of the delta rule, in transformers 5.17 to 5.24."""
+CHANNELWISE = ("num_heads", "head_dim", "qkv_dim", "conv_kernel_size")
+"""Sizes that modules of the delta rule name in which each channel fades by itself (GLM-5-next)."""
 MAMBA = ("num_heads", "head_dim", "ssm_state_size", "chunk_size")
 """Sizes that modules of Mamba 2 name."""
 INDEX = ("n_heads", "head_dim", "index_topk")
@@ -133,6 +135,9 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
         if _has_sizes(module, DELTA):
             chunks, values = _delta_rule(*(_int(module, name) for name in DELTA))
             state += values
+        elif _is_channelwise(module):
+            chunks, values = _channelwise_delta_rule(module)
+            state += values
         elif _has_sizes(module, MAMBA):
             chunks, values = _mamba(*(_int(module, name) for name in MAMBA))
             state += values
@@ -184,6 +189,22 @@ def _delta_rule(heads: int, keys: int, values: int) -> tuple[Chunks, int]:
     return Chunks(CHUNK, token), heads * keys * values
 
 
+def _is_channelwise(module: nn.Module) -> bool:
+    return _has_sizes(module, CHANNELWISE) and hasattr(module, "forget_gate")
+
+
+def _channelwise_delta_rule(module: nn.Module) -> tuple[Chunks, int]:
+    """Return the products of the delta rule where each channel fades by itself, and its state.
+
+    In each chunk both keys and values with the inverse of the triangular system, queries and keys
+    with the state, the state's change, and what is read within the chunk. Keys with keys and
+    queries with keys are summed channel by channel, which torch does not count.
+    """
+    heads, width = _int(module, "num_heads"), _int(module, "head_dim")
+    token = 2.0 * heads * (CHUNK * 3 * width + 3 * width * width)
+    return Chunks(CHUNK, token), heads * width * width
+
+
 def _mamba(heads: int, width: int, states: int, size: int) -> tuple[Chunks, int]:
     """Return the products of Mamba 2 over chunks, and the values of its state."""
     token = 2.0 * heads * (size * (states + width) + 2 * states * width)
@@ -214,7 +235,8 @@ def _bias_products(attention: nn.Module) -> int:
 
 def _is_attention(module: nn.Module) -> bool:
     """Return whether a module attends: it has projections of queries and of its output."""
-    return _child(module, QUERIES) is not None and _child(module, OUTPUTS) is not None
+    projects = _child(module, QUERIES) is not None and _child(module, OUTPUTS) is not None
+    return projects and not _is_channelwise(module)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -330,7 +352,7 @@ def _num_products(module: nn.Module) -> int:
         return gate.numel()
     for name in HYPER:
         if isinstance(mixes := getattr(module, name, None), nn.Parameter):
-            return mixes.numel()
+            return mixes.numel() + _mixed_streams(module, mixes)
     streams = getattr(module, "prediction_coefs", None)  # of Gemma 3n, which mixes them
     if isinstance(streams, nn.Linear):
         return int(module.config.hidden_size) * streams.out_features  # type: ignore[union-attr, arg-type]
@@ -338,6 +360,17 @@ def _num_products(module: nn.Module) -> int:
     dims = 3 if "Expert" in kind else 2 if ROUTER.search(kind) else 0
     weights = [weight for weight in module.parameters(recurse=False) if weight.dim() == dims]
     return sum(weight.numel() for weight in weights) if dims else 0
+
+
+def _mixed_streams(module: nn.Module, mixes: nn.Parameter) -> int:
+    """Return the products that mix a token's N states with each other, by N x N of its weights.
+
+    GLM-5-next makes N to read, N to write and N x N to mix by, and mixes in a matrix product.
+    """
+    count = _int(module, "hc_mult")
+    if not count or len(mixes) != (2 + count) * count:
+        return 0
+    return count * mixes.shape[1]
 
 
 def _conv_state(module: nn.Module) -> int:
