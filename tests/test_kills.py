@@ -1,0 +1,139 @@
+"""Runs that are killed and started again, by the harness for it; and what it takes for a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vtprune import demo
+from vtprune._dev import kills
+from vtprune._dev.kills import Run, kill_run, lines_of, run_kills, start, wait, whole_lines
+from vtprune.cli import TERMINATED, _terminate
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    kills.warm_up()
+
+
+def test_a_batch_that_is_killed_ends_like_one_that_is_not(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    runs = run_kills("batch", 2, 0, log)
+    assert [run.fault for run in runs] == [""] * len(runs)
+    assert sum(run.kills for run in runs) >= 2
+    assert len(log.read_text().splitlines()) == len(runs)
+
+
+def test_a_line_that_is_there_twice_or_by_half_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "a", "seconds": 3}\n{"key": "b"}\n')
+    assert lines_of("a.jsonl", ("key",))(tmp_path) == ['{"key": "a"}', '{"key": "b"}']
+    path.write_text('{"key": "a"}\n{"key": "a"}\n')
+    with pytest.raises(AssertionError, match="1 doubled"):
+        lines_of("a.jsonl", ("key",))(tmp_path)
+    path.write_text('{"key": "a"}\n{"key": ')
+    whole_lines("a.jsonl")(tmp_path)  # what a kill leaves at the end
+    path.write_text('{"key": \n{"key": "a"}\n')
+    with pytest.raises(json.JSONDecodeError):
+        whole_lines("a.jsonl")(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "fault"),
+    [(["methods"], "other", "other results"), (["methods", "nothing"], "", "exit code 1")],
+)
+def test_another_result_and_an_error_are_faults(
+    tmp_path: Path, arguments: list[str], expected: str, fault: str
+) -> None:
+    run = Run(arguments, lambda folder: "result", lambda folder: None)
+    assert fault in kill_run("methods", run, expected, 0.0001, 0, tmp_path).fault
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+def with_handler(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Start a command in a process that takes signals as the program does."""
+
+    def command(args: list[str], standalone_mode: bool) -> object:
+        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"begun\n")
+        return program(args, standalone_mode=standalone_mode)
+
+    program = kills.cli
+    with monkeypatch.context() as patch:
+        patch.setattr(kills, "cli", command)
+        return start(arguments, folder)
+
+
+LONG: dict[str, Callable[[Path], list[str]]] = {
+    "batch": lambda samples: ["batch", str(samples), "-q", "what?", "--save", "a.jsonl"],
+    "tune": lambda samples: [
+        *["tune", str(samples / "questions.jsonl"), "--methods", "random", "--save", "t.yaml"],
+        *["--answers", "a.jsonl", "--floor", "0.1"],
+    ],
+    "calibrate": lambda samples: [
+        *["calibrate", str(samples / "questions.jsonl"), "--save", "c.yaml"]
+    ],
+    "compare": lambda samples: ["compare", str(next(samples.glob("*.png"))), "what?"],
+    "profile": lambda samples: ["profile", "--seconds", "30"],
+    "ask": lambda samples: [
+        *["ask", str(next(samples.glob("*.mp4"))), "what?", "--compare"]
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", LONG)
+def test_a_signal_ends_every_long_command_with_a_word_and_its_code(
+    command: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.write(tmp_path / "samples", 9, 0)
+    process = with_handler(LONG[command](tmp_path / "samples"), tmp_path, monkeypatch)
+    said = tmp_path / "stderr"
+    until = time.monotonic() + 60
+    while not (said.exists() and "begun" in said.read_text()) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process, number)
+    assert wait(process, 60) == code, said.read_text()
+    text = said.read_text()
+    assert "Traceback" not in text
+    assert "internal" not in text
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    if number == signal.SIGTERM:
+        assert re.search(r"kept in a\.jsonl; the same command|stopped: nothing is kept", text)
+
+
+@pytest.mark.parametrize("command", [["methods"], ["presets", "list"], ["models"]])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(
+    command: list[str], tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = os.fork()
+    if not process:
+        code = 2
+        try:
+            os.dup2(writer, 1)
+            os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            kills.cli(command, standalone_mode=True)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 2
+        finally:
+            os._exit(code)
+    os.close(writer)
+    assert wait(process, 60) == 1
+    assert (tmp_path / "stderr").read_text() == ""
