@@ -39,7 +39,7 @@ from vtprune.models.structure import find_structure
 from vtprune.preset import preset_names
 from vtprune.preset.calibration import Calibration
 from vtprune.pruners import METHODS, create
-from vtprune.pruners.base import TOWER
+from vtprune.pruners.base import ROTARY, TOWER
 from vtprune.tokens.units import Units
 
 Batch = dict[str, torch.Tensor]
@@ -70,6 +70,8 @@ EVERY = (
 )
 SOME = ("qwen3_5",)
 """The classes of the default run."""
+WITHOUT_ROTARY = ("nemotron_h_omni", "glm5_next", "inkling_mm_model", "inkling2")
+"""The classes whose layers with attention have no rotary positions."""
 ROWS = (((5, 28), 1), ((3, 12), 2), ((20, 13), 1))
 """For every prompt the text tokens before and after its pictures, and how many those are."""
 
@@ -397,12 +399,20 @@ def test_every_method_runs_at_its_own_place(model_type: str, method: str) -> Non
             pass
         place = str(first + 1)
         assert f"at: {place}" in caught.value.hint
+    if {*create(method, {}).needs} & {*ROTARY} and model_type in WITHOUT_ROTARY:
+        with (
+            pytest.raises(ModelError, match="what rotary positions alone say can't be read"),
+            vtprune.pruning(model, method=method, at=place, keep=0.7),
+        ):
+            generate(model, batches["one"], 2)
+        return
     with vtprune.pruning(model, method=method, at=place, keep=0.7) as trace:
         generate(model, batches["one"], 2)
     layers = [stage.layer for stage in trace.stages]
     assert layers == sorted({*layers})
     if reads & {"attention", "query", "key", "value"}:
-        assert {layer - 1 for layer in layers} <= {*attending(model)}
+        # At the input a method reads what layer 0 would project.
+        assert {max(layer - 1, 0) for layer in layers} <= {*attending(model)}
 
 
 def test_no_cut_goes_before_a_layer_that_takes_over_a_choice_of_keys() -> None:

@@ -174,6 +174,7 @@ INKLING_2 = {
 }
 NARROW: dict[str, dict[str, Any]] = {
     "gemma3n": {"text_config.num_kv_shared_layers": 0},
+    "emu3": {"image_token_id": 1000},
     "apertus1p5": {
         "image_token_offset": 1100,
         "vision_config.codebook_size": 100,
