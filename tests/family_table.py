@@ -47,6 +47,8 @@ NOTES = {
     "fuyu": "its processor counts on a SentencePiece tokenizer, which no tiny checkpoint has",
     "gemma3n": "its vision tower is of the package timm, without which no tiny checkpoint of it "
     "is built here",
+    "blip-2": "its generation gives the language model embeddings alone, and no position_ids, so "
+    "that tokens behind dropped ones would move up",
     **{
         name: "its language model is given no position_ids, so that tokens behind dropped "
         f"ones would move up{at_keep_1}"
@@ -64,9 +66,9 @@ NOTES = {
     "udop": "an encoder-decoder: its pictures go to the encoder, and its decoder holds no "
     "visual tokens; at keep 1 too, its processor reads the words of a picture by the package "
     "pytesseract",
-    "unlimited_ocr": "layers of type reference_sliding_attention see some tokens by their place "
-    "in the sequence, which dropping tokens would change; at keep 1 its processor gives counts "
-    "that are no tensors, which are not passed on",
+    "unlimited_ocr": "its answer sees a window of itself beside the whole prompt, by masks that "
+    "count from the length of the cache, which dropping tokens would change; at keep 1 its "
+    "processor gives counts that are no tensors, which are not passed on",
 }
 """Why a class is not asked, where the error does not say it."""
 RUNS = {"asked": "0.4", "keep 1": "1"}

@@ -151,6 +151,8 @@ A decoder reads them as in `reads_marks` (Granite 4 Vision, 5.17 to 5.24).
 """
 CHOICE = "prev_topk_indices"
 """Which keys the layer before chose to see, (B, n, k), which some layers take over."""
+REPEATED = "cache_offset"
+"""How many layers of the cache lie between a layer's and those of its next run (Inkling 2 Loop)."""
 DISTANCE = "relative_distance"
 """The distances of queries and keys, (n, K), by which attention is biased (Inkling 2, 5.24)."""
 LAST_ROWS = "logits_to_keep"

@@ -32,6 +32,7 @@ from vtprune.models.seams import (
     LAYER_TYPES,
     PER_LAYER_INPUT,
     POSITIONS,
+    REPEATED,
     SHARED,
     LayerMemory,
     Seams,
@@ -567,10 +568,11 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
     """Return the language model that has the layers; some classes return one with a head around."""
     decoder: nn.Module = model.get_decoder()
     while not hasattr(decoder, "layers"):
-        inside = getattr(decoder, "model", None)
-        if not isinstance(inside, nn.Module):
+        inside = [getattr(decoder, name, None) for name in ("model", "decoder")]  # OPT has both
+        decoders = [module for module in inside if isinstance(module, nn.Module)]
+        if not decoders:
             break
-        decoder = inside
+        decoder = decoders[0]
     return decoder
 
 
@@ -693,6 +695,10 @@ def find_reason(
     known = {BLOCKS} if carries_blocks(decoder, layers) else set()
     if all(chooses_keys(at) for at, memory in zip(layers, memories, strict=True) if memory.index):
         known.add(CHOICE)
+    if REPEATED in takes:
+        return (
+            f"some of its layers run several times, with keys of their own each time ({REPEATED})"
+        )
     if not getattr(text, "is_causal", True):
         return "its tokens see all later ones"
     for module in (decoder, *layers):
