@@ -36,7 +36,8 @@ def choose(
 
 def segments_of(layout: Layout, states: torch.Tensor, per: str = "all") -> Segments:
     budget = Budget.share(1, layout.groups(per))
-    return find_segments(layout, states, budget.group, budget.quota)[1]
+    attention = torch.ones(len(states))
+    return find_segments(layout, states, attention, budget.group, budget.quota, "fastvid")
 
 
 # -- segments -------------------------------------------------------------------------------------

@@ -149,10 +149,16 @@ def test_anchors_and_their_neighbours_stay_and_registers_fill_the_budget() -> No
 
 def test_neighbours_are_of_the_same_tile_and_patches() -> None:
     layout = tiles(((2, 2), (2, 2)))
-    assert hiprune.with_neighbours(layout, torch.tensor([3])).nonzero()[:, 0].tolist() == [1, 2, 3]
+    assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([3])).nonzero()[
+        :, 0
+    ].tolist() == [1, 2, 3]
     layout = video(frames=1, rows=2, cols=2)  # the newline is noted at the last patch's place
-    assert hiprune.with_neighbours(layout, torch.tensor([4])).nonzero()[:, 0].tolist() == [4]
-    assert hiprune.with_neighbours(layout, torch.tensor([3])).nonzero()[:, 0].tolist() == [1, 2, 3]
+    assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([4])).nonzero()[
+        :, 0
+    ].tolist() == [4]
+    assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([3])).nonzero()[
+        :, 0
+    ].tolist() == [1, 2, 3]
 
 
 def test_a_tenth_of_the_budget_is_of_objects() -> None:
@@ -161,7 +167,9 @@ def test_a_tenth_of_the_budget_is_of_objects() -> None:
     kept = set(create("hiprune", {}).select(tokens, budget).index.tolist())
     middle, last = (tokens.states[f"tower_{name}_attention"] for name in ("middle", "mean"))
     anchors = middle.argsort(descending=True)[:3]
-    objects = set(hiprune.with_neighbours(tokens.layout, anchors).nonzero()[:, 0].tolist())
+    objects = set(
+        hiprune.with_neighbours(hiprune.neighbours(tokens.layout), anchors).nonzero()[:, 0].tolist()
+    )
     assert objects <= kept
     registers = [n for n in last.argsort(descending=True).tolist() if n not in objects]
     assert kept == objects | set(registers[: 192 - len(objects)])

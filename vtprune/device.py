@@ -40,6 +40,15 @@ def clock() -> float:
     return time.perf_counter() - compile_times().seconds
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device, which the host does not wait for, unless that is its own.
+
+    A blocking copy to a GPU waits for all that the GPU has been given before it. Memory that is not
+    pinned is read before the call returns, so that it may be changed at once.
+    """
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 @dataclass(frozen=True)
 class CompileTimes:
     """The graphs that torch has compiled in this process.

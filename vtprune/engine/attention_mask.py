@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from vtprune.device import send
 from vtprune.engine.packing import Packed
 from vtprune.errors import ModelError
 from vtprune.models.seams import make_mask, masks_choice
@@ -29,7 +30,7 @@ def causal_mask(
         cache: sized by this layer's own length.
     """
     windowed = structure.windows[layer] is not None and not structure.is_chunked(layer)
-    mask = None if valid is None else valid.to(hidden.device)
+    mask = None if valid is None else send(valid, hidden.device)
     always = masks_choice(structure.layers[layer])  # its index reads the mask
     return make_mask(windowed, structure.decoder_config, hidden, mask, cache, layer, always)
 
@@ -56,8 +57,10 @@ def mask_by_columns(
         ModelError: flash attention, which takes no mask a query, and more than one query.
     """
     keys = held_columns(keys, width)
-    starts = None if starts is None else starts.to(hidden.device)
-    seen = sees(queries.to(hidden.device), keys.to(hidden.device), window, starts)  # (B, n, W)
+    starts = None if starts is None else send(starts, hidden.device)
+    seen = sees(
+        send(queries, hidden.device), send(keys, hidden.device), window, starts
+    )  # (B, n, W)
     if "flash" in structure.attention:
         if seen.shape[1] > 1:
             raise ModelError(
@@ -139,17 +142,17 @@ def gather_mask(
     """
     if keys is None:
         keys, valid = rows, rows.valid
-    index = keys.index.to(mask.device)
+    index = send(keys.index, mask.device)
     (batch, length), (_, heads, count, width) = index.shape, mask.shape
     mask = mask.expand(batch, heads, count, width)
     if count == source:
         count = rows.length
-        row = rows.index.to(mask.device)[:, None, :, None]
+        row = send(rows.index, mask.device)[:, None, :, None]
         mask = mask.gather(2, row.expand(batch, heads, count, width))
     kept = mask[..., :source].gather(3, index[:, None, None, :].expand(batch, heads, count, length))
     masked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     if valid is not None:
-        kept = kept.masked_fill(~valid.to(mask.device)[:, None, None, :], masked)
+        kept = kept.masked_fill(~send(valid, mask.device)[:, None, None, :], masked)
     if held > length:
         rest = kept.new_full((batch, heads, count, held - length), masked)
         kept = torch.cat([kept, rest], dim=3)
@@ -164,8 +167,27 @@ def attended(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
+def read_prompts(
+    ids: torch.Tensor, mask: object, past: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return prompts and which of their columns hold a token, both (B, S), on the CPU.
+
+    Both are read from the device at once.
+
+    Args:
+        ids: (B, S) int64.
+        mask, past: as of `valid_columns`.
+    """
+    batch, length = ids.shape
+    valid = valid_columns(mask, batch, length, past)
+    if valid.device != ids.device:
+        return ids.cpu(), valid.cpu()
+    read = torch.stack([ids, valid.to(ids.dtype)]).cpu()
+    return read[0], read[1].bool()
+
+
 def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch.Tensor:
-    """Return which of the last `length` columns hold a token: (B, length) bool on the CPU.
+    """Return which of the last `length` columns hold a token: (B, length) bool.
 
     Args:
         mask: as the caller gave it to the model: None, (B, past + length), a prepared 4-D mask,
@@ -179,7 +201,7 @@ def valid_columns(mask: object, batch: int, length: int, past: int = 0) -> torch
         valid = attended(mask[:, 0, :, past : past + length].diagonal(dim1=1, dim2=2))
     else:
         valid = mask[:, -length:].bool()
-    return valid.cpu().expand(batch, length)
+    return valid.expand(batch, length)
 
 
 def valid_past_columns(mask: object, past: int, length: int) -> torch.Tensor | None:
@@ -225,4 +247,4 @@ def join_valid(
         new = torch.ones(shape, dtype=torch.bool)
     past = past[:, :past_length]
     since = torch.ones(shape[0], past_length - past.shape[1], dtype=torch.bool, device=past.device)
-    return torch.cat([past, since, new.to(past.device)], dim=1)
+    return torch.cat([past, since, send(new, past.device)], dim=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from vtprune.engine.attention_mask import valid_columns
+from vtprune.engine.attention_mask import read_prompts
 from vtprune.engine.decoder import DecoderHooks
 from vtprune.engine.hooks import ALL_THREADS, LOCK, Hooks, ThreadState, this_thread, threads_before
 from vtprune.engine.inputs import PreparedInputs
@@ -27,7 +27,7 @@ from vtprune.engine.refusals import (
     warn_of_choosing_anew,
     warn_of_types,
 )
-from vtprune.engine.vision_encoder import EncoderHooks
+from vtprune.engine.vision_encoder import EncoderHooks, with_sizes
 from vtprune.models.base import PIXELS
 from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.seams import INNER, POSITIONS, Arguments, check_values, find_cache
@@ -129,7 +129,7 @@ class PruningBlock:
             refuse_lone_placeholders(self.structure, ids, given)
             return
         for modality in with_pixels:  # encoded inside this forward, so not recorded yet
-            state.calls[modality] = given
+            state.calls[modality] = with_sizes(given)
         vision = {name: noted for name, noted in state.calls.items() if name in modalities}
         refuse_piece(cache_length(find_cache("the model", given)), vision, state.prefilled)
         state.prefilled = vision
@@ -156,10 +156,9 @@ class PruningBlock:
         """
         cache = find_cache("the model", given)
         past = cache_length(cache)
-        batch, length = ids.shape
-        valid = valid_columns(given.get("attention_mask"), batch, length, past)
+        ids, valid = read_prompts(ids, given.get("attention_mask"), past)
         layouts, warnings = lay_out_batch(
-            self.structure, ids.cpu(), valid, vision, self.modality, self.inputs.media
+            self.structure, ids, valid, vision, self.modality, self.inputs.media
         )
         for warning in warnings:
             self.plan.trace.warn(warning)

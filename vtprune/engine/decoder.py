@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from vtprune.device import now
+from vtprune.device import now, send
 from vtprune.engine.attention_mask import causal_mask, distances, held_columns, mask_by_columns
 from vtprune.engine.decoding import DecodeStep, cut_cache
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
@@ -141,8 +141,8 @@ class DecoderHooks:
         if batch.by_layer and isinstance(features, dict) and isinstance(marks, torch.Tensor):
 
             def current(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-                packed = sequence.packed
-                left, rows = gather_marked(marks[..., 0], features[layer], packed)
+                packed, count = sequence.packed, sequence.num_visual
+                left, rows = gather_marked(marks[..., 0], features[layer], packed, count)
                 return left[..., None], rows
 
             given[seams.FEATURES] = seams.CurrentFeatures(features, current)
@@ -399,7 +399,7 @@ class DecoderHooks:
         attention, device = self.structure.attention_module(layer), states.device
         columns, slots = tokens.query_places(layer)
         held = held_columns(tokens.key_columns(layer), len(keys))
-        bias = seams.distance_bias(give, states, columns.to(device), held.to(device))
+        bias = seams.distance_bias(give, states, send(columns, device), send(held, device))
         if not seams.scales_queries(attention):
             return bias
         by_query = bias.transpose(1, 2)  # (B, n, H, K)
@@ -440,8 +440,9 @@ def add_to_kept_tokens(
         visual_pos_masks, visual_embeds: the marks and features of the uncut sequence.
     """
     if prefill.layers_cut:
+        sequence = prefill.sequence
         visual_pos_masks, visual_embeds = gather_marked(
-            visual_pos_masks, visual_embeds, prefill.sequence.packed
+            visual_pos_masks, visual_embeds, sequence.packed, sequence.num_visual
         )
     return add(hidden_states, visual_pos_masks, visual_embeds)
 
@@ -523,7 +524,7 @@ class Continuation:
             changed["position_ids"] = positions
         if self.pruned.offset:
             valid = self.valid_keys(self.structure.first_with_keys)
-            changed["attention_mask"] = None if valid is None else valid.to(self.device, torch.long)
+            changed["attention_mask"] = None if valid is None else send(valid.long(), self.device)
         return changed
 
     def layer_arguments(self, given: Kwargs, layer: int, hidden: torch.Tensor) -> Kwargs:
@@ -537,7 +538,7 @@ class Continuation:
         if changed.get(seams.DISTANCE) is not None:
             width = seams.held_keys(self.cache, layer, self.shape[1])
             apart = distances(self.new_columns(), self.key_columns(layer), width)
-            changed[seams.DISTANCE] = apart.to(hidden.device)
+            changed[seams.DISTANCE] = send(apart, hidden.device)
         if not memory.keys or memory.index:
             return changed
         if self.window(layer) is not None:
@@ -568,7 +569,7 @@ class Continuation:
     def shifted(self, layer: int, positions: torch.Tensor) -> torch.Tensor:
         """Return the position ids of a layer, (B, n)."""
         shift = self.pruned.shift(layer)
-        return positions if shift is None else positions - shift.to(positions.device)[:, None]
+        return positions if shift is None else positions - send(shift, positions.device)[:, None]
 
     def valid_keys(self, layer: int) -> torch.Tensor | None:
         """Return which of a layer's keys are valid after this forward, (B, past + n); None: all."""
@@ -596,7 +597,7 @@ class Continuation:
             alike = id(self.pruned.valid_in(n)), self.length(n)
             if alike not in made:
                 held = self.columns_in(n)
-                made[alike] = self.valid_keys(n), torch.cat([held, new.to(held.device)], dim=1)
+                made[alike] = self.valid_keys(n), torch.cat([held, send(new, held.device)], dim=1)
         known = [made[id(self.pruned.valid_in(n)), self.length(n)] for n in layers]
         return replace(
             self.pruned,
@@ -623,7 +624,7 @@ class Continuation:
     def key_columns(self, layer: int) -> torch.Tensor:
         """Return the original columns of a layer's keys in this forward, -1 for padding."""
         held, new = self.columns_in(layer), self.new_columns()
-        return torch.cat([held, new.to(held.device)], dim=1)
+        return torch.cat([held, send(new, held.device)], dim=1)
 
     def mask(self, given: Kwargs, layer: int, hidden: torch.Tensor) -> object:
         """Return the mask of a layer past a cut."""
@@ -673,7 +674,7 @@ def scaled_by_columns(
     """
     factor = seams.query_scale(attention, columns) / seams.query_scale(attention, slots)
     factor = factor.view(*factor.shape, *(1,) * (values.dim() - 2))
-    return values * factor.to(values.device, values.dtype)
+    return values * send(factor.to(values.dtype), values.device)
 
 
 def _valid_tokens(mask: object, length: int) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import now
+from vtprune.device import now, send
 from vtprune.engine.attention_mask import attended
 from vtprune.engine.hooks import Hooks
 from vtprune.engine.kv_cache import AnswerReadings, PrunedCache, cache_length
@@ -177,8 +177,10 @@ def cut_cache(
     assert readings is not None
     started, total = now(structure.device), cache_length(cache)
     columns, valid = list(pruned.key_columns), list(pruned.valid)
-    for group in layer_groups(pruned, cache, structure):
-        cut_group(group, pruned, cache, structure, spec, for_turns, total, (columns, valid))
+    groups = layer_groups(pruned, cache, structure)
+    received = read_sums(readings, groups)
+    for group, sums in zip(groups, received, strict=True):
+        cut_group(group, sums, pruned, cache, structure, spec, for_turns, total, (columns, valid))
     lengths = [layer_length(cache, source) for source in structure.key_layers]
     with_keys = [n for n, memory in enumerate(structure.memories) if memory.keys]
     base = structure.first_with_keys
@@ -211,8 +213,30 @@ def cut_cache(
     return after
 
 
+def read_sums(readings: AnswerReadings, groups: Sequence[LayerGroup]) -> list[torch.Tensor | None]:
+    """Return the attention that the keys of each group received, (B, n), on the CPU.
+
+    Those of all groups are read from the device at once; None where nothing was noted.
+    """
+    totals: list[torch.Tensor | None] = []
+    for group in groups:
+        sums = [readings.sums[layer] for layer in group.read if layer in readings.sums]
+        total = sums[0] if sums else None
+        for other in sums[1:]:
+            assert total is not None
+            total = total + send(other, total.device)
+        totals.append(total)
+    noted = [total for total in totals if total is not None]
+    if not noted:
+        return totals
+    flat = torch.cat([send(total.flatten(), noted[0].device) for total in noted]).cpu()
+    parts = iter(flat.split([total.numel() for total in noted]))
+    return [None if total is None else next(parts).view(total.shape) for total in totals]
+
+
 def cut_group(
     group: LayerGroup,
+    received: torch.Tensor | None,
     pruned: PrunedCache,
     cache: Cache,
     structure: Structure,
@@ -224,6 +248,7 @@ def cut_group(
     """Cut the layers of a group, and those that see their keys.
 
     Args:
+        received: (B, n) attention that its keys received, on the CPU; None: none was noted.
         total: columns that the cache stands for.
         noted: for every layer the columns of its keys, and which of them are valid; changed.
     """
@@ -237,10 +262,8 @@ def cut_group(
         [torch.isin(row, columns) for row, columns in zip(held, readings.visual, strict=True)]
     )
     scores = torch.zeros(batch, held.shape[1])
-    for read in group.read:
-        received = readings.sums.get(read)
-        if received is not None and first < known:
-            scores[:, : known - first] += received[:, first:].cpu()
+    if received is not None and first < known:
+        scores[:, : known - first] = received[:, first:]
     kept = choose(scores, visual, spec.keep, for_turns)
     if torch.equal(kept, visual):
         return

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from vtprune.device import send
 from vtprune.disk_cache import digest
 from vtprune.engine.encoded_rows import PLAIN
 from vtprune.engine.tower_attention import TowerReading
@@ -59,7 +60,7 @@ def load_features(
         if has_cls is None:
             return features, None
         num_rows = sum(name.startswith(TOWER_ROW) for name in tensors)
-        rows = [tensors[f"{TOWER_ROW}{row}"].to(device) for row in range(num_rows)]
+        rows = [send(tensors[f"{TOWER_ROW}{row}"], device) for row in range(num_rows)]
     except (KeyError, TypeError, ValueError):
         return None  # written by something else
     return features, TowerReading(bool(has_cls), rows, names)
@@ -138,7 +139,7 @@ def put_together(
             output[name] = put_together(tensors, inner, device)
         return output
     if isinstance(form, str):
-        return tensors[form] if device is None else tensors[form].to(device)
+        return tensors[form] if device is None else send(tensors[form], device)
     if isinstance(form, dict):
         ((kind, entries),) = form.items()
         values = [put_together(tensors, entry, device) for entry in entries]

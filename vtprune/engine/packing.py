@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.device import send
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -57,7 +59,7 @@ def repack(before: Packed, after: Packed) -> Packed:
 
 def gather(states: torch.Tensor, index: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """Take the slots `index`, (B, n), along `dim`; the dimension before it is B, or 1."""
-    index = index.to(states.device, non_blocking=True)
+    index = send(index, states.device)
     shape = list(states.shape)
     shape[dim - 1] = index.shape[0]
     states = states.expand(shape)
@@ -68,7 +70,7 @@ def gather(states: torch.Tensor, index: torch.Tensor, dim: int = 1) -> torch.Ten
 
 
 def gather_marked(
-    marked: torch.Tensor, rows: torch.Tensor, packed: Packed
+    marked: torch.Tensor, rows: torch.Tensor, packed: Packed, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the marked columns that are left after a cut, and their rows.
 
@@ -76,10 +78,12 @@ def gather_marked(
         marked: (B, S) bool.
         rows: (V, d), one for each marked column, sample by sample.
         packed: what is left of the S columns.
+        count: marked columns that are left.
     """
-    index = packed.index.to(marked.device)
+    index = send(packed.index, marked.device)
     number = (marked.flatten().cumsum(0) - 1).view_as(marked)  # (B, S) row of a marked column
     left = marked.gather(1, index)
     if packed.valid is not None:
-        left &= packed.valid.to(marked.device)
-    return left, rows[number.gather(1, index)[left].to(rows.device)]
+        left &= send(packed.valid, marked.device)
+    places = (~left).flatten().byte().argsort(stable=True)[:count]
+    return left, rows[send(number.gather(1, index).flatten()[places], rows.device)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vtprune.device import send
 from vtprune.engine.hooks import Hooks
 from vtprune.engine.plan import PruningPlan, StageGroup
 from vtprune.errors import ModelError, PresetError
@@ -447,7 +448,7 @@ class ReducedTower:
             changed[name] = value
         left = torch.stack([of_item.sum() for of_item in rows.split(steps.tolist())])
         short = torch.cat([left[:, None], shapes[:, 1:]], dim=1)[left > 0]
-        return {**changed, "grid_thw": short.to(grid)}
+        return {**changed, "grid_thw": send(short.to(grid.dtype), grid.device)}
 
     def after_tower(self, tower: nn.Module, args: object, output: object) -> object:
         """Return a tower's output at its full length.
@@ -484,7 +485,7 @@ class ReducedTower:
 
 def take_rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of `value` that are True in `rows`."""
-    return value.index_select(0, rows.nonzero().squeeze(1).to(value.device))
+    return value.index_select(0, send(rows.nonzero().squeeze(1), value.device))
 
 
 def restore_rows(value: object, *rows: torch.Tensor) -> object:
@@ -505,4 +506,4 @@ def restore_rows(value: object, *rows: torch.Tensor) -> object:
     if fitting is None:
         return value
     full = value.new_zeros(len(fitting), *value.shape[1:])
-    return full.index_copy(0, fitting.nonzero().squeeze(1).to(value.device), value)
+    return full.index_copy(0, send(fitting.nonzero().squeeze(1), value.device), value)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from vtprune.device import send
 from vtprune.engine.hooks import Hooks
 from vtprune.engine.packing import Packed
 from vtprune.errors import ModelError
@@ -45,9 +46,9 @@ def first_and_end(positions: torch.Tensor, columns: Sequence[torch.Tensor]) -> t
         positions: (B or 1, S).
         columns: for every sample those that hold a token.
     """
-    rows = []
+    rows, positions = [], positions.cpu()
     for sample, row in enumerate(columns):
-        ids = positions[min(sample, len(positions) - 1)].cpu()
+        ids = positions[min(sample, len(positions) - 1)]
         rows.append([int(ids[row[0]]), int(ids[row[-1]]) + 1])
     return torch.tensor(rows)
 
@@ -118,7 +119,7 @@ def refuse_inside_prompt(positions: torch.Tensor, last: torch.Tensor) -> None:
         positions: (..., B or 1, n) of the new tokens.
         last: (..., B or 1) of the last token of each prompt.
     """
-    first = positions[..., 0].to(last.device)
+    first = send(positions[..., 0], last.device)
     inside = first <= last
     if bool(inside.reshape(-1, inside.shape[-1]).all(0).any()):  # on every axis (mrope)
         raise unknown(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.device import send
 from vtprune.engine.decoding import refuse_cache
 from vtprune.engine.kv_cache import AnswerReadings, cache_before
 from vtprune.engine.plan import LayerStage, PlacedStage, PlannedBatch, PruningPlan, StageGroup
@@ -164,9 +165,9 @@ class Prefill:
                 if selection.assign is not None:
                     merges[sample] = MergedTokens(columns, selection.index, selection.assign)
                     slots = sequence.slots(sample, layout.columns)
-                    rows = merge(hidden[sample, slots.to(hidden.device)], selection)
+                    rows = merge(hidden[sample, send(slots, hidden.device)], selection)
                     merged = merged.clone() if merged is hidden else merged
-                    merged[sample, slots[selection.index].to(merged.device)] = rows
+                    merged[sample, send(slots[selection.index], merged.device)] = rows
             modality_after.append(len(sequence.layouts[sample].of_modality(modality)))
             if cut is not None:
                 check_count(stage.spec.method, modality_after[-1], cut.count)
@@ -268,7 +269,7 @@ class Prefill:
         if stage.split == "even":
             budget = Budget.share(cut.count, group)
         else:
-            slots = self.sequence.slots(sample, layout.columns).to(hidden.device)
+            slots = send(self.sequence.slots(sample, layout.columns), hidden.device)
             weights = group_information(hidden[sample, slots], group)
             least = 0 if stage.split == "entropy-or-none" else 1
             budget = Budget.share_by(cut.count, group, weights, least)

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from vtprune.device import send
 from vtprune.engine.attention_mask import attended, sees
 from vtprune.engine.sequence import SequenceState
 from vtprune.errors import ModelError
@@ -112,7 +113,7 @@ class Readings:
         slots = self.sequence.slots(sample, tokens.columns)
         if name in ATTENTION:
             rows = self.attention[sample]
-            rows = rows[..., slots.to(rows.device, non_blocking=True)]
+            rows = rows[..., send(slots, rows.device)]
             if name == "text_attention_by_head":
                 return rows
             rows = rows if rows.dim() == 2 else rows.mean(1)
@@ -122,20 +123,20 @@ class Readings:
             index = torch.searchsorted(
                 self.sequence.original_layouts[sample].columns, tokens.columns
             )
-            return scores[index.to(scores.device, non_blocking=True)].to(hidden.device)
+            return send(scores[send(index, scores.device)], hidden.device)
         if name.startswith("text_"):
             slots = self.sequence.slots(sample, self.sequence.text_columns(sample))
         name = name.removeprefix("text_")
         if name in ROTARY:
             assert self.rotary is not None
             rows = self.rotary[min(sample, len(self.rotary) - 1)]
-            return rows[slots.to(rows.device, non_blocking=True)]
+            return rows[send(slots, rows.device)]
         source = self.projected.get(name)
         if source is None:
             entering = self.previous if name == "previous" else hidden
             assert entering is not None
             source = main_stream(entering, self.structure.decoder_config)
-        rows = source[sample].index_select(0, slots.to(source.device, non_blocking=True))
+        rows = source[sample].index_select(0, send(slots, source.device))
         if name in PROJECTED:
             return rows
         if name == "normed":
@@ -309,13 +310,13 @@ def _rows_of_one(
     by_head: bool,
 ) -> torch.Tensor:
     device, heads = query.device, query.shape[0]
-    held = rows.keys[-key.shape[1] :].to(device)  # a cache with a window holds the last ones
+    held = send(rows.keys[-key.shape[1] :], device)  # a cache with a window holds the last ones
     keys = key[:, : len(held)].float().transpose(1, 2)  # (KV, D, K)
-    columns = rows.columns.to(device)
+    columns = send(rows.columns, device)
     own = torch.searchsorted(held.cummax(0).values, columns).clamp_max(len(held) - 1)  # (S,)
-    start = None if rows.start is None else rows.start.to(device)
+    start = None if rows.start is None else send(rows.start, device)
     parts = []
-    for part in rows.queries.to(device).split(max(1, CHUNK // (heads * len(held)))):
+    for part in send(rows.queries, device).split(max(1, CHUNK // (heads * len(held)))):
         seen = sees(columns[part][None], held[None], rows.window, start)[0]  # (r, K)
         added = None if bias is None else bias[:, part, : len(held)]
         attention = _softmax(query[:, part], keys, scale, seen, added)  # (H, r, K)

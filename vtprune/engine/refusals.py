@@ -325,7 +325,11 @@ def warn_of_positions(
     if streamed is not None:  # its positions are those of the whole video
         length += len(streamed.layout) - visual[0]
         visual = [len(streamed.layout)]
-    if limit is None or (structure.one_dimensional and length <= limit):
+    # A picture, and a video whose steps count one each, is no longer than its tokens are many.
+    inner = structure.seams.inner
+    timed = "second_per_grid_ts" in inner or any(name in inner for name in ROPE_INPUTS)
+    videos = any(len(layout.of_modality("video")) for layout in sequence.original_layouts)
+    if limit is None or (length <= limit and not (timed and videos)):
         return ""
     if isinstance(position_ids, torch.Tensor):
         spatial = position_ids[-3:] if position_ids.dim() == 3 else position_ids

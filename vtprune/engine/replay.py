@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vtprune.device import send
 from vtprune.engine.hooks import Hooks, this_thread
 from vtprune.engine.position_ids import given_position_ids
 from vtprune.engine.segments import Segments
@@ -106,7 +107,7 @@ class Replay:
             raise seams.unknown("a decoder that is given no inputs_embeds")
         self.structure, self.answer = structure, answer
         self.given = call.given | {"position_ids": given_position_ids(call.given, 0, embeds)}
-        self.columns, self.always = columns.to(embeds.device), tuple(always)
+        self.columns, self.always = send(columns, embeds.device), tuple(always)
         self.embeds = embeds.detach()  # (1, S, d)
         self.visual = self.embeds[0, self.columns]  # (N, d)
         self.blank = self.visual.float().mean(0, keepdim=True).to(self.visual.dtype)  # (1, d)
@@ -163,7 +164,7 @@ class Replay:
             (B, m, V) logits.
         """
         columns = torch.zeros(len(hidden), self.length, dtype=torch.bool, device=self.embeds.device)
-        columns[:, self.columns] = hidden.to(columns.device)
+        columns[:, self.columns] = send(hidden, columns.device)
         keys = (*self.always, MaskedKeys(layer, columns))
         return self.run(self.expanded(len(hidden)), len(hidden), keys)
 
@@ -184,17 +185,17 @@ class Replay:
             return self.masked(~kept, layer)
         rows, device = len(kept), self.embeds.device
         present = torch.ones(rows, self.length, dtype=torch.bool, device=device)
-        present[:, self.columns] = kept.to(device)
+        present[:, self.columns] = send(kept, device)
         index = present.nonzero()[:, 1].view(rows, -1)  # (B, n)
         given = self.expanded(rows)
         for name, value in given.items():
             if name in PER_TOKEN and value is not None:
-                chosen = kept.to(device).flatten().nonzero().squeeze(1)
+                chosen = send(kept, device).flatten().nonzero().squeeze(1)
                 given[name] = [part[chosen] for part in value]  # type: ignore[attr-defined]
             elif isinstance(value, torch.Tensor) and value.dim() > 1:
                 given[name] = _take_columns(name, value, index, self.length)
         always = [
-            MaskedKeys(keys.layer, keys.columns.to(device).expand(rows, -1).gather(1, index))
+            MaskedKeys(keys.layer, send(keys.columns, device).expand(rows, -1).gather(1, index))
             for keys in self.always
         ]
         return self.run(given, rows, always)
@@ -321,7 +322,7 @@ class Replay:
                 layers that share keys.
         """
         rows, length = hidden.shape[:2]
-        columns = columns.to(hidden.device)
+        columns = send(columns, hidden.device)
         if self.structure.attention.startswith("flash"):
             return (~columns).to(torch.long).expand(rows, -1)
         itself = torch.eye(columns.shape[1], dtype=torch.bool, device=hidden.device)[-length:]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
+from vtprune.device import send
 from vtprune.engine.attention_mask import causal_mask, distances, gather_mask, mask_by_columns
 from vtprune.engine.kv_cache import PrunedCache, refuse_padding_on_state
 from vtprune.engine.packing import Packed, gather, pack, repack
@@ -120,6 +121,11 @@ class SequenceState:
         return len(self.columns), self.packed.length
 
     @property
+    def num_visual(self) -> int:
+        """Visual tokens of the batch that are still there."""
+        return sum(map(len, self.layouts))
+
+    @property
     def total(self) -> int:
         """Columns of the original prompts up to here, those in the cache included."""
         return self.past.columns + self.original_length
@@ -177,7 +183,7 @@ class SequenceState:
             assert self.first_end is not None
             self._refuse_renumbering(layer)
             positions, shift = renumber(self.first_end, left)
-            self.position_ids = positions.to(device)
+            self.position_ids = send(positions, device)
         elif self.position_ids is not None:
             self.position_ids = gather(self.position_ids, self.last_cut.index)
         if layer == 0:  # the decoder makes its layers' arguments for what is left
@@ -206,7 +212,7 @@ class SequenceState:
         """Return (B, n, d) states at their slots of that sequence; zeros for what was dropped."""
         full = states.new_zeros(len(states), self._prepared.length, *states.shape[2:])
         for sample, slots in enumerate(self._left_of_prepared.columns):
-            full[sample, slots.to(full.device)] = states[sample, states.shape[1] - len(slots) :]
+            full[sample, send(slots, full.device)] = states[sample, states.shape[1] - len(slots) :]
         return full
 
     # -- keys ------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ class SequenceState:
         source, past = self._source(layer), self.past
         new = self._columns_of(source.packed, source.holds(now))
         held = past.columns_in(layer, len(new), past.columns, past.length(layer))
-        return torch.cat([held, new.to(held.device)], dim=1)
+        return torch.cat([held, send(new, held.device)], dim=1)
 
     def _columns_of(self, packed: Packed, valid: torch.Tensor | None) -> torch.Tensor:
         columns = packed.index + self.past.columns
@@ -295,7 +301,7 @@ class SequenceState:
     def _as_argument(self, mask: object, embeds: torch.Tensor) -> object:
         """Return a mask as a decoder takes it: one over columns holds numbers."""
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            return mask.to(embeds.device, torch.long)
+            return send(mask.long(), embeds.device)
         return mask
 
     def layer_arguments(self, given: Kwargs, layer: int, hidden: torch.Tensor) -> Kwargs:
@@ -314,7 +320,7 @@ class SequenceState:
         if changed.get(DISTANCE) is not None:
             keys, width = self.key_columns(layer), self._width(given, layer)
             apart = distances(self.query_columns(), keys, width)
-            changed[DISTANCE] = apart.to(hidden.device)
+            changed[DISTANCE] = send(apart, hidden.device)
         memory = self.structure.memories[layer]
         if memory.of_all_tokens:
             self._replace_token_mask(changed, memory, hidden)
@@ -349,7 +355,9 @@ class SequenceState:
             changed["attention_mask"] = self._share(key, make)
         elif isinstance(mask, torch.Tensor) and mask.dim() == 2:
             valid = self.valid
-            changed["attention_mask"] = None if valid is None else valid.to(mask)
+            changed["attention_mask"] = (
+                None if valid is None else send(valid.to(mask.dtype), mask.device)
+            )
         return changed
 
     def _replace_token_mask(
@@ -366,7 +374,7 @@ class SequenceState:
             valid = torch.ones(self.shape, dtype=torch.bool)
         if valid is not None:
             changed[name] = self._share(
-                ("tokens", dtype, hidden.device), lambda: valid.to(hidden.device, dtype)
+                ("tokens", dtype, hidden.device), lambda: send(valid.to(dtype), hidden.device)
             )
 
     def _replace_positions(self, changed: Kwargs, layer: int, hidden: torch.Tensor) -> None:
@@ -431,7 +439,7 @@ class SequenceState:
         if _is_prepared(mask):
             return self._gathered(mask, self.structure.first_of_type(name))
         if isinstance(mask, torch.Tensor):
-            return None if self.valid is None else self.valid.to(mask)
+            return None if self.valid is None else send(self.valid.to(mask.dtype), mask.device)
         return self._make_mask(self.structure.first_of_type(name), hidden)
 
     def _gathered(self, mask: torch.Tensor, layer: int) -> torch.Tensor:

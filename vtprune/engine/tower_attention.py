@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vtprune.device import send
 from vtprune.errors import ModelError
 from vtprune.models.adapters import running_module
 from vtprune.models.anyres import Plane
@@ -220,7 +221,8 @@ def read_scores(
         for column, name in enumerate(TOWER):
             if name not in reading.names:
                 for sample, index in enumerate(tokens):
-                    scores[sample][index.to(scores[sample].device), column] = torch.nan
+                    of_tokens = send(index, scores[sample].device)
+                    scores[sample][:, column].index_fill_(0, of_tokens, torch.nan)
                 continue
             number = reading.names.index(name)
             try:
@@ -232,8 +234,8 @@ def read_scores(
                     structure, f"the rows of its tower are not those of the {modality} tokens"
                 ) from None
             for sample, values in enumerate(received):
-                scores[sample] = scores[sample].to(values.device)
-                scores[sample][tokens[sample].to(values.device), column] = values
+                scores[sample] = send(scores[sample], values.device)
+                scores[sample][send(tokens[sample], values.device), column] = values
     return scores
 
 
@@ -269,8 +271,8 @@ class FrameRows:
         top, left = top - top.min(), left - left.min()
         shape = int(top.max()) + 1, int(left.max()) + 1
         pooled = pool(unflatten(row[int(self.has_cls) :], shape), shape)
-        scores[patch.to(scores.device)] = _look_up(pooled, top, left)
-        return torch.where((grid.kind == CLS).to(scores.device), row.max(), scores)
+        scores[send(patch, scores.device)] = _look_up(pooled, top, left)
+        return torch.where(send(grid.kind == CLS, scores.device), row.max(), scores)
 
 
 @dataclass(frozen=True)
@@ -304,13 +306,13 @@ class TiledRows:
         base = (grid.tile == 0).nonzero().squeeze(1)
         tiled = ((grid.tile > 0) & (grid.kind == PATCH)).nonzero().squeeze(1)
         scores = rows[0].new_zeros(len(grid))
-        scores[base.to(scores.device)] = frames.score_frame(grid.take(base), rows[0])
+        scores[send(base, scores.device)] = frames.score_frame(grid.take(base), rows[0])
         top, left = grid.row[tiled], grid.col[tiled]
         if not len(top):  # a picture so narrow that all of it is cut off
             return scores
         shape = int(top.max()) + 1, int(left.max()) + 1
         pooled = pool(self.lay(plane, rows[1:]), shape)
-        scores[tiled.to(scores.device)] = _look_up(pooled, top, left)
+        scores[send(tiled, scores.device)] = _look_up(pooled, top, left)
         return scores
 
     def lay(self, plane: Plane, rows: Rows) -> torch.Tensor:
@@ -352,7 +354,7 @@ class StepRows:
                 raise MisfitError
             if len(row):
                 order = self.order(grid.take(index))
-                scores[order.to(scores.device)] = row.view(-1, self.size).mean(1)
+                scores[send(order, scores.device)] = row.view(-1, self.size).mean(1)
             parts.append(scores)
         return torch.cat(parts)
 
@@ -412,13 +414,13 @@ def gather_patches(rows: Rows, pooling: torch.Tensor) -> torch.Tensor:
     Args:
         pooling: (n, p) patches of each, counted over all rows one after the other; -1 for none.
     """
-    patches = torch.cat(_filled(rows))
+    patches, pooling = torch.cat(_filled(rows)), pooling.cpu()
     if int(pooling.max()) >= len(patches):
         raise MisfitError
-    pooling = pooling.to(patches.device)
+    pooling = send(pooling[(pooling >= 0).any(1)], patches.device)
     used = pooling >= 0
     total = (patches[pooling.clamp_min(0)] * used).sum(1)
-    return (total / used.sum(1).clamp_min(1))[used.any(1)]
+    return total / used.sum(1)
 
 
 def _filled(rows: Rows) -> list[torch.Tensor]:
@@ -486,7 +488,7 @@ def _frames(grid: Grid) -> list[torch.Tensor]:
 
 
 def _look_up(values: torch.Tensor, row: torch.Tensor, col: torch.Tensor) -> torch.Tensor:
-    return values[row.to(values.device), col.to(values.device)]
+    return values[send(row, values.device), send(col, values.device)]
 
 
 def unflatten(patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from vtprune.engine.attention_mask import valid_columns
+from vtprune.engine.attention_mask import read_prompts
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError
@@ -57,8 +57,7 @@ def describe_unpruned(
             "not counted"
         )
         return
-    ids = tensors["input_ids"].cpu()
-    valid = valid_columns(tensors.get("attention_mask"), *ids.shape).cpu()
+    ids, valid = read_prompts(tensors["input_ids"], tensors.get("attention_mask"))
     vision = {modality: tensors for name, modality in PIXELS.items() if name in tensors}
     trace.layouts, warnings = lay_out_batch(model, ids, valid, vision, None, inputs.media)
     trace.kept = list(trace.layouts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vtprune.device import now
+from vtprune.device import now, send
 from vtprune.engine.encoded_rows import PER_LAYER
 from vtprune.engine.features_on_disk import features_key, load_features, store_features
 from vtprune.engine.plan import PlannedBatch, PruningPlan
@@ -75,8 +75,8 @@ class Features:
 
     def take(self, index: torch.Tensor) -> Features:
         """Return those of the tokens at `index`, (k,) int64."""
-        index = index.to(self.rows.device)
-        tower = None if self.tower is None else self.tower[index.to(self.tower.device)]
+        index = send(index, self.rows.device)
+        tower = None if self.tower is None else self.tower[send(index, self.tower.device)]
         return replace(
             self, rows=self.rows[index], layers=tuple(layer[index] for layer in self.layers),
             tower=tower,
@@ -191,7 +191,9 @@ class SegmentEncoder:
             return features, torch.arange(total)
         here = replace(layout, columns=torch.arange(total))
         with torch.no_grad():
-            words = self.structure.model.get_input_embeddings()(self.text.to(self.structure.device))
+            words = self.structure.model.get_input_embeddings()(
+                send(self.text, self.structure.device)
+            )
             embeds = torch.cat([features.rows, words.to(features.rows)])[None]
             schedule = Schedule(self.plan.num_layers, total, (Cut(0, 0, count),))
             valid = torch.ones(embeds.shape[:2], dtype=torch.bool)
@@ -206,7 +208,7 @@ class SegmentEncoder:
             merged = prefill.cut(0, embeds)
         index = prefill.sequence.layouts[0].columns
         kept = features.take(index)
-        return replace(kept, rows=merged[0, index.to(merged.device)]), index
+        return replace(kept, rows=merged[0, send(index, merged.device)]), index
 
 
 def check_apart(apart: Features, among: Features, model_type: str) -> None:

@@ -10,8 +10,8 @@ from typing import cast
 
 import torch
 
-from vtprune.device import now
-from vtprune.engine.attention_mask import valid_columns
+from vtprune.device import now, send
+from vtprune.engine.attention_mask import read_prompts
 from vtprune.engine.encoded_rows import join, split_call
 from vtprune.engine.features_on_disk import features_key, load_features, store_features
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
@@ -80,7 +80,7 @@ class EncoderHooks:
         state, features = self.state, self.inputs.features
         if state.encoding:  # called by the other: some models encode videos as pictures
             return encode(*args, **kwargs)
-        given = arguments.bind(args, kwargs)
+        given = with_sizes(arguments.bind(args, kwargs))
         state.calls[modality] = given
         streamed = self.inputs.streamed
         if streamed is not None and streamed.modality == modality:
@@ -188,11 +188,10 @@ class EncoderHooks:
         refuse_unknown_tower(self.structure)
         started = now(self.structure.device)
         tensors = pixels.tensors
-        ids = tensors["input_ids"]
-        valid = valid_columns(tensors.get("attention_mask"), *ids.shape)
+        ids, valid = read_prompts(tensors["input_ids"], tensors.get("attention_mask"))
         vision = {modality: tensors for name, modality in PIXELS.items() if name in tensors}
         layouts, _ = lay_out_batch(
-            self.structure, ids.cpu(), valid, vision, self.modality, self.inputs.media
+            self.structure, ids, valid, vision, self.modality, self.inputs.media
         )
         self.selection = select_pixels(self.plan, layouts, pixels.units)
         self.state.seconds += now(self.structure.device) - started
@@ -241,6 +240,25 @@ class EncoderHooks:
     def is_read(self, reading: object) -> bool:
         """Return whether a reading of the tower has all that the methods need."""
         return not self.plan.reads_tower or covers(reading, self.plan.tower_names)
+
+
+def with_sizes(given: Kwargs) -> Kwargs:
+    """Return arguments with their sizes and grids on the CPU, which are read at once."""
+    sizes = {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, torch.Tensor)
+        and value.numel() <= SMALL
+        and value.device.type not in ("cpu", "meta")
+        and not value.is_floating_point()
+    }
+    if not sizes:
+        return given
+    device = next(iter(sizes.values())).device
+    read = torch.cat([send(value.flatten().long(), device) for value in sizes.values()]).cpu()
+    parts = read.split([value.numel() for value in sizes.values()])
+    rows = zip(sizes.items(), parts, strict=True)
+    return given | {name: part.view(value.shape).to(value.dtype) for (name, value), part in rows}
 
 
 def _features_follow(given: Kwargs, config: object) -> Kwargs:

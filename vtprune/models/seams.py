@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from vtprune.device import send
 from vtprune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -470,11 +471,11 @@ def rotary_rows(embeddings: object) -> torch.Tensor:
             "use a method that does not read it, such as sparsevlm or fastv",
         )
     cos, sin = (part.detach().float() for part in cast("tuple[torch.Tensor, ...]", embeddings))
-    half = cos.shape[-1] // 2
-    both = torch.equal(cos[..., :half], cos[..., half:]) or torch.equal(
-        cos[..., ::2], cos[..., 1::2]
-    )
-    return torch.cat([cos, sin], dim=-1) * (1.0 if both else math.sqrt(2))
+    rows, half = torch.cat([cos, sin], dim=-1), cos.shape[-1] // 2
+    if cos.shape[-1] % 2:
+        return rows * math.sqrt(2)
+    halves, turns = cos[..., :half] == cos[..., half:], cos[..., ::2] == cos[..., 1::2]
+    return torch.where(halves.all() | turns.all(), rows, rows * math.sqrt(2))
 
 
 def unknown(message: str) -> ModelError:
@@ -652,7 +653,7 @@ def drop_keys(cache_layer: CacheLayer, index: torch.Tensor) -> None:
     count, layer = index.shape[1], cast("Any", cache_layer)
     for name in ("keys", "values"):
         states = getattr(layer, name)  # (B, KV, n, D)
-        at = index.to(states.device)
+        at = send(index, states.device)
         if len(at) == 1:
             left = states.index_select(2, at[0])
         else:

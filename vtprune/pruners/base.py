@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from vtprune.device import send
 from vtprune.errors import ModelError
 from vtprune.tokens.layout import Layout
 from vtprune.tokens.quotas import quotas, weighted_quotas
@@ -144,10 +145,10 @@ def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
     Args:
         states: (N, d) of all tokens.
     """
-    kept = states[selection.index.to(states.device)]
+    kept = states[send(selection.index, states.device)]
     if selection.assign is None or selection.weight is None:
         return kept
-    assign, weight = selection.assign.to(states.device), selection.weight.to(states.device)
+    assign, weight = send(selection.assign, states.device), send(selection.weight, states.device)
     used = assign >= 0
     shares = states.float() * weight.float()[:, None]
     merged = torch.zeros_like(kept, dtype=torch.float32)
@@ -155,17 +156,31 @@ def merge(states: torch.Tensor, selection: Selection) -> torch.Tensor:
     return merged.to(states.dtype)
 
 
-def check_finite(values: torch.Tensor, method: str) -> None:
-    """Refuse NaN and infinity; reads from the device once.
+def checked(selection: Selection, values: torch.Tensor, method: str) -> Selection:
+    """Return a selection with its index on the CPU; refuse NaN and infinity.
+
+    Both are read from the device at once, so that the host waits for it no more than once.
 
     Raises:
         ModelError: there is some in `values`, which come from the model's states.
     """
-    if not bool(values.isfinite().all()):
+    return replace(selection, index=read_checked(selection.index, values, method))
+
+
+def read_checked(numbers: torch.Tensor, values: torch.Tensor, method: str) -> torch.Tensor:
+    """Return (n,) numbers on the CPU; refuse NaN and infinity among other values.
+
+    Raises:
+        ModelError: as `checked`.
+    """
+    finite = send(values.isfinite().all(), numbers.device)
+    read = torch.cat([numbers, finite.to(numbers.dtype)[None]]).cpu()
+    if not read[-1]:
         raise ModelError(
             f"the model's states hold NaN or infinity, so {method} can't rank its tokens",
             "try --dtype float32 or bfloat16",
         )
+    return read[:-1]
 
 
 def merged_into(
@@ -253,14 +268,22 @@ def keep_best(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
         scores: (N,) on any device, finite.
     """
     device = scores.device
-    group, quota = (counts.to(device, non_blocking=True) for counts in (budget.group, budget.quota))
+    group, quota = (send(counts, device) for counts in (budget.group, budget.quota))
     order = best_first(scores, group)
     sizes = torch.zeros_like(quota).scatter_add_(0, group, torch.ones_like(group))
     first = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order), device=device) - first[group[order]]
-    dropped = rank >= quota[group[order]]
-    kept = dropped.argsort(stable=True)[: budget.count]
+    kept = true_places(rank < quota[group[order]], budget.count)
     return order[kept].sort().values
+
+
+def true_places(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (count,) int64 where a mask is True, ascending; nothing is read from the device.
+
+    Args:
+        mask: (n,) bool, True at `count` places.
+    """
+    return (~mask).byte().argsort(stable=True)[:count]
 
 
 def select_best(scores: torch.Tensor, budget: Budget) -> Selection:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import threshold
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked
 from vtprune.pruners.lazy_greedy import choose_lazily
 from vtprune.pruners.similarity import (
     WHOLE,
@@ -69,8 +69,7 @@ class CDPruner:
             lambda part, numbers, count: largest_volume(part, weight[numbers], count),
             self.segment,
         )
-        check_finite(torch.cat([rows.sum(dim=1), weight]), "cdpruner")
-        return Selection(index)
+        return checked(Selection(index), torch.cat([rows.sum(dim=1), weight]), "cdpruner")
 
 
 def text_relevance(rows: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked
 from vtprune.pruners.similarity import cosines, unit_rows
 
 
@@ -56,8 +57,7 @@ class Dart:
         similarity = cosines(pivots, rows)  # (P, N)
         similarity = torch.where(rows.any(dim=1), similarity, 1.0)
         index = least_alike(similarity, visual, budget)
-        check_finite(similarity, "dart")
-        return Selection(index)
+        return checked(Selection(index), similarity, "dart")
 
 
 def longest(keys: torch.Tensor, count: int) -> torch.Tensor:
@@ -81,8 +81,8 @@ def least_alike(similarity: torch.Tensor, pivots: torch.Tensor, budget: Budget) 
     num = similarity.shape[1]
     sizes = torch.bincount(budget.group)
     # Of each group, in the order of the groups.
-    first = (sizes.cumsum(0) - sizes).to(device, non_blocking=True)
-    group, quota = (counts.to(device, non_blocking=True) for counts in (budget.group, budget.quota))
+    first = send(sizes.cumsum(0) - sizes, device)
+    group, quota = (send(counts, device) for counts in (budget.group, budget.quota))
     place = group.sort().values  # group at each place of that order
     rank = torch.full((1, num), float(num), device=device)
     rank[0, pivots] = torch.arange(len(pivots), dtype=rank.dtype, device=device)

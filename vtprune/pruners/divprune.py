@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked
 from vtprune.pruners.lazy_greedy import choose_lazily
 from vtprune.pruners.similarity import (
     WHOLE,
@@ -79,8 +79,7 @@ def choose_farthest(
     index = choose_in_groups(
         rows, budget, lambda part, _, count: farthest_first(part, count), segment
     )
-    check_finite(rows, method)
-    return Selection(index)
+    return checked(Selection(index), rows, method)
 
 
 def farthest_first(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

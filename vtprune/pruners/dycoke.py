@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.pruners.evs import changes
 from vtprune.pruners.uniform import sub_grid
 from vtprune.tokens.layout import PATCH, Layout
@@ -52,7 +53,6 @@ class DyCoke:
         step = steps(layout)
         place = step % WINDOW
         changed = changes(tokens.states["hidden"].flatten(1), references(layout, step))
-        check_finite(changed, "dycoke")
         if len(budget.quota) == 1:
             budget = share_by_window(budget.count, layout, place == 0, patch)
         fixed = torch.full((len(layout),), float("nan"))
@@ -63,8 +63,9 @@ class DyCoke:
             members = (whole & (budget.group == group)).nonzero().squeeze(1)
             picked = sub_grid(layout.grid.take(members), min(quota, len(members)))
             fixed[members[picked]] = FIRST
-        fixed = fixed.to(changed.device)
-        return select_best(torch.where(fixed.isnan(), changed, fixed), budget)
+        fixed = send(fixed, changed.device)
+        scores = torch.where(fixed.isnan(), changed, fixed)
+        return checked(select_best(scores, budget), changed, "dycoke")
 
 
 def steps(layout: Layout) -> torch.Tensor:

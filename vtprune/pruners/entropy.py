@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.errors import ModelError
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 
 SMALLEST_EIGENVALUE = 1e-10  # the released code's clamp
 CHUNK = 4096  # tokens whose states are raised to float32 at once
@@ -51,8 +51,7 @@ class Entropy:
         states = tokens.states[self.states]  # (N, H, D)
         check_heads(states.shape[1], self.norm, self.states)
         scores = token_entropy(states, self.norm)
-        check_finite(scores, "entropy")
-        return select_best(scores, budget)
+        return checked(select_best(scores, budget), scores, "entropy")
 
 
 def check_heads(num_heads: int, norm: str, states: str) -> None:

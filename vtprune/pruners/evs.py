@@ -26,7 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.pruners.uniform import sub_grid
 from vtprune.tokens.layout import PATCH, Layout
@@ -43,9 +44,9 @@ class Evs:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout = tokens.layout
         changed = changes(tokens.states["hidden"].flatten(1), layout.previous())
-        check_finite(changed, "evs")
-        fixed = fixed_scores(layout, budget).to(changed.device)
-        return select_best(torch.where(fixed.isnan(), changed, fixed), budget)
+        fixed = send(fixed_scores(layout, budget), changed.device)
+        scores = torch.where(fixed.isnan(), changed, fixed)
+        return checked(select_best(scores, budget), changed, "evs")
 
 
 def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,7 @@ def changes(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     now = (previous >= 0).nonzero().squeeze(1)
     changed = torch.full((len(states),), NEW, device=states.device)
     for part in now.split(1024):  # in float32 all of them would be gigabytes of a long video
-        current, before = part.to(states.device), previous[part].to(states.device)
+        current, before = send(part, states.device), send(previous[part], states.device)
         # Half the squared distance of unit rows is that, and 0, not noise, where both are equal.
         apart = unit_rows(states[current]) - unit_rows(states[before])
         changed[current] = apart.square().sum(dim=1) / 2

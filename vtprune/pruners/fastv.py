@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vtprune.device import send
 from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
-    check_finite,
+    checked,
     merged_into,
     select_best,
 )
@@ -49,11 +50,11 @@ class FastV:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]
-        check_finite(attention, "fastv")
         selection = select_best(attention, budget)
         if self.rest == "drop":
-            return selection
+            return checked(selection, attention, "fastv")
         rows = unit_rows(tokens.states["hidden"])
-        index = selection.index.to(rows.device)
-        target = most_alike(rows, index, budget.group.to(rows.device))
-        return merged_into(target, index, selection.scores)
+        index = send(selection.index, rows.device)
+        target = most_alike(rows, index, send(budget.group, rows.device))
+        merged = merged_into(target, index, selection.scores)
+        return checked(merged, attention, "fastv")

@@ -33,13 +33,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
-    check_finite,
     keep_best,
     merged_into,
+    read_checked,
+    true_places,
 )
 from vtprune.pruners.holitom import shares
 from vtprune.pruners.similarity import BLOCK, SAME, cosines, density_peaks, unit_rows
@@ -70,13 +72,15 @@ class FastVid:
         target = torch.full((len(states),), -1, device=states.device)
         target[attended] = attended
         for frames in video.frames_of_segments():
-            rest = torch.cat([video.tokens[frame] for frame in frames]).to(states.device)
-            rest = rest[target[rest] < 0]
+            rest = send(torch.cat([video.tokens[frame] for frame in frames]), states.device)
+            free = len(rest) - int(num_attended[frames].sum())
+            rest = rest[true_places(target[rest] < 0, free)]
             anchors = [rest[:0]]
             for frame in frames[::ANCHOR_STEP]:
                 if num_anchors[frame]:
-                    members = video.tokens[frame].to(states.device)
-                    members = members[target[members] < 0]
+                    members = send(video.tokens[frame], states.device)
+                    free = len(members) - int(num_attended[frame])
+                    members = members[true_places(target[members] < 0, free)]
                     rows = states[members].float() / states.shape[1] ** 0.5
                     count = int(num_anchors[frame])
                     anchors.append(members[density_peaks(rows, count, NEIGHBOURS)[0]])
@@ -156,7 +160,7 @@ def select_patches(tokens: VisualTokens, budget: Budget, method: str, merge: Mer
         ModelError: states that are not finite.
     """
     states = tokens.states["hidden"].flatten(1)
-    attention = tokens.states["tower_attention"].to(states.device)
+    attention = send(tokens.states["tower_attention"], states.device)
     is_patch = tokens.layout.grid.kind == PATCH
     patch = is_patch.nonzero().squeeze(1)
     sizes = torch.bincount(budget.group[patch], minlength=len(budget.quota))
@@ -164,23 +168,29 @@ def select_patches(tokens: VisualTokens, budget: Budget, method: str, merge: Mer
     others = keep_best(-is_patch.float(), Budget(budget.group, budget.quota - quota))
     target = torch.full((len(tokens),), -1, device=states.device)
     weight = torch.zeros(len(tokens), device=states.device)
-    others = others.to(states.device)
-    target[others], weight[others] = others, 1.0
+    others = send(others, states.device)
+    target[others] = others
+    weight.index_fill_(0, others, 1.0)
     if len(patch):
-        layout, place = tokens.layout.take(patch), patch.to(states.device)
+        layout, place = tokens.layout.take(patch), send(patch, states.device)
         states, group = states[place], budget.group[patch]
-        means, video = find_segments(layout, states, group, quota)
-        check_finite(torch.cat([attention[place], means.sum(dim=1)]), method)
+        video = find_segments(layout, states, attention[place], group, quota, method)
         into, weight[place] = merge(video, states, attention[place])
         target[place] = torch.where(into >= 0, place[into], -1)
-    index = (target == torch.arange(len(target), device=target.device)).nonzero().squeeze(1)
+    itself = target == torch.arange(len(target), device=target.device)
+    index = true_places(itself, budget.count)
     return replace(merged_into(target, index), weight=weight)
 
 
 def find_segments(
-    layout: Layout, states: torch.Tensor, group: torch.Tensor, quota: torch.Tensor
-) -> tuple[torch.Tensor, Segments]:
-    """Return (F, d) float32 means of the frames, and the segments.
+    layout: Layout,
+    states: torch.Tensor,
+    attention: torch.Tensor,
+    group: torch.Tensor,
+    quota: torch.Tensor,
+    method: str,
+) -> Segments:
+    """Return the frames of the videos, in segments; the host reads how similar they are.
 
     A segment ends where the next frame of its video and group is less than `SIMILAR` to it, and
     where that is least, until the video has `SEGMENTS`.
@@ -188,15 +198,21 @@ def find_segments(
     Args:
         layout: of patches alone.
         states: (N, d).
+        attention: (N,) of the tower.
         group: (N,) int64.
         quota: (G,) int64.
+        method: whose states they are, for an error's sake.
+
+    Raises:
+        ModelError: states or attention that are not finite.
     """
     key = torch.stack([group, layout.groups("frame")])
     (of_group, _), frame = torch.unique(key, dim=1, return_inverse=True)
     tokens = frame.argsort(stable=True).split(torch.bincount(frame).tolist())
-    means = torch.stack([states[part.to(states.device)].float().mean(dim=0) for part in tokens])
+    means = torch.stack([states[send(part, states.device)].float().mean(dim=0) for part in tokens])
     rows = unit_rows(means)
-    similar = (rows[1:] * rows[:-1]).sum(dim=1).cpu()
+    similar = (rows[1:] * rows[:-1]).sum(dim=1)
+    similar = read_checked(similar, torch.cat([attention, means.sum(dim=1)]), method)
     similar = similar.masked_fill(similar > SAME, 1.0)
     video = torch.stack([layout.media[part[0]] for part in tokens])
     same = (video[1:] == video[:-1]) & (of_group[1:] == of_group[:-1])
@@ -206,4 +222,4 @@ def find_segments(
         inside = (same & (stretch[1:] == number)).nonzero().squeeze(1)
         ends[inside[similar[inside].argsort(stable=True)[: SEGMENTS - 1]]] = True
     segment = torch.cat([torch.zeros(1, dtype=torch.long), ends.long().cumsum(0)])
-    return means, Segments(frame, segment, of_group, quota, tokens)
+    return Segments(frame, segment, of_group, quota, tokens)

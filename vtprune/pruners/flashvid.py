@@ -35,6 +35,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.fastvid import Merged, Segments, select_patches
 from vtprune.pruners.holitom import cluster_heads
@@ -76,8 +77,8 @@ class FlashVid:
             linked = tokens[parent[tokens] >= 0]
             head[linked] = head[parent[linked]]
         parts = parts_of(video, free & (parent < 0), num_trees)
-        head = head.to(states.device)
         _, into = cluster_heads(parts, states, head)
+        head = send(head, states.device)
         into[chosen] = chosen
         return into[head], tree_shares(head, into)
 
@@ -94,13 +95,21 @@ class FlashVid:
         parent = torch.full((len(states),), -1)
         similarity = torch.zeros(len(states))
         members = [tokens[free[tokens]] for tokens in video.tokens]
+        pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for number in (video.segment[1:] == video.segment[:-1]).nonzero().squeeze(1).tolist():
             before, tokens = members[number], members[number + 1]
             if not len(before) or not len(tokens):
                 continue
-            rows, aims = (unit_rows(states[some.to(states.device)]) for some in (tokens, before))
-            best, place = cosines(rows, aims).max(dim=1)
-            best, place = best.cpu(), place.cpu()
+            rows, aims = (unit_rows(states[send(some, states.device)]) for some in (tokens, before))
+            pairs.append((before, tokens, *cosines(rows, aims).max(dim=1)))
+        if not pairs:
+            return parent, similarity
+        # The cosines' bits beside the places, so that the host reads all frames at once.
+        bits = torch.cat([best.view(torch.int32) for *_, best, _ in pairs])
+        read = torch.stack([bits, torch.cat([place for *_, place in pairs]).int()]).cpu()
+        parts = read.split([len(tokens) for _, tokens, *_ in pairs], dim=1)
+        for (before, tokens, *_), (bits, place) in zip(pairs, parts, strict=True):
+            best = bits.contiguous().view(torch.float32)
             linked = best >= self.similar
             parent[tokens[linked]] = before[place[linked]]
             similarity[tokens] = best
@@ -129,7 +138,7 @@ def relevance(video: Segments, states: torch.Tensor) -> torch.Tensor:
     """
     weight = states.new_zeros(len(states), dtype=torch.float32)
     for frames in video.frames_of_segments():
-        members = [video.tokens[frame].to(states.device) for frame in frames]
+        members = [send(video.tokens[frame], states.device) for frame in frames]
         mean = torch.stack([states[some].float().mean(dim=0) for some in members]).mean(dim=0)
         for some in members:
             weight[some] = states[some].float() @ mean
@@ -216,7 +225,8 @@ def tree_shares(head: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         into: (N,) int64 root that each root is merged into, -1 for none.
     """
     number = torch.arange(len(head), device=head.device)
-    size = torch.bincount(head, minlength=len(head)).float()
+    size = torch.zeros(len(head), device=head.device)
+    size.index_add_(0, head, torch.ones_like(size))
     counted = ((head == number) & (into >= 0)).float()
     trees = torch.zeros_like(size).index_add_(0, into.clamp_min(0), counted)
     return (counted / trees[into.clamp_min(0)].clamp_min(1) / size.clamp_min(1))[head]

@@ -30,8 +30,9 @@ from typing import cast
 
 import torch
 
+from vtprune.device import send
 from vtprune.errors import ModelError
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 
 EQUAL = "equal"
 
@@ -44,13 +45,12 @@ class Hawk:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         keys = tokens.states["key"].float()  # (N, KV, D)
-        queries = tokens.states["text_query"].float().to(keys.device)  # (M, H, D)
+        queries = send(tokens.states["text_query"].float(), keys.device)  # (M, H, D)
         weights = torch.ones(queries.shape[1])
         if self.heads != EQUAL:
             weights = head_weights(self.heads, queries.shape[1])
-        scores = score(keys, queries, weights.to(keys.device))
-        check_finite(scores, "hawk")
-        return select_best(scores, budget)
+        scores = score(keys, queries, send(weights, keys.device))
+        return checked(select_best(scores, budget), scores, "hawk")
 
 
 def score(keys: torch.Tensor, queries: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

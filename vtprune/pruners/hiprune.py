@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, keep_best
 from vtprune.tokens.layout import PATCH, Layout
 from vtprune.tokens.schedule import SLACK
 
@@ -44,35 +45,47 @@ class HiPrune:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         middle, last = (tokens.states[name] for name in self.needs)
-        check_finite(torch.cat([middle, last]), "hiprune")
         num_anchors = (budget.quota * (self.objects / (1 + len(CROSS))) + SLACK).long()
-        anchors = keep_best(middle, Budget(budget.group, num_anchors)).cpu()
-        first = with_neighbours(tokens.layout, anchors).to(last.device)
+        anchors = keep_best(middle, Budget(budget.group, num_anchors))
+        first = with_neighbours(send(neighbours(tokens.layout), anchors.device), anchors)
         # A register's score is at most 1 after this, an anchor's or a buffer's above.
         scores = (last - last.min()) / (last.max() - last.min()).clamp_min(SLACK)
-        return Selection(keep_best(scores + 2 * first, budget), scores=last)
+        selection = Selection(keep_best(scores + 2 * first, budget), scores=last)
+        return checked(selection, torch.cat([middle, last]), "hiprune")
 
 
-def with_neighbours(layout: Layout, tokens: torch.Tensor) -> torch.Tensor:
-    """Return which of all tokens are among some or beside them in their frame or tile, (N,) bool.
+def with_neighbours(beside: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return which of all tokens are among some or beside them, (N,) bool.
 
     Args:
-        tokens: (k,) int64 of the layout; what is no patch has no neighbours.
+        beside: (N, 4) as `neighbours` gives it.
+        tokens: (k,) int64.
+    """
+    wanted = torch.cat([tokens, beside[tokens].flatten()])
+    among = torch.zeros(len(beside) + 1, dtype=torch.bool, device=beside.device)
+    return among.index_fill_(0, wanted, True)[:-1]  # the last one for no neighbour
+
+
+def neighbours(layout: Layout) -> torch.Tensor:
+    """Return (N, 4) int64 the patches beside each in its frame or tile; N for none.
+
+    What is no patch has no neighbours.
     """
     grid = layout.grid
     axes = [layout.items(), grid.frame, grid.tile, grid.row + 1, grid.col + 1]
     sizes = [int(axis.max()) + 2 for axis in axes]
 
-    def number(places: list[torch.Tensor]) -> torch.Tensor:
-        code = torch.zeros_like(places[0])
-        for place, size in zip(places, sizes, strict=True):
+    def number(row: int, col: int) -> torch.Tensor:
+        code = torch.zeros_like(grid.row)
+        for place, size in zip([*axes[:3], axes[3] + row, axes[4] + col], sizes, strict=True):
             code = code * size + place
         return code
 
-    patch = grid.kind == PATCH
-    places = [axis[tokens[patch[tokens]]] for axis in axes]
-    wanted = [number([*places[:3], places[3] + row, places[4] + col]) for row, col in CROSS]
-    beside = torch.isin(number(axes), torch.cat(wanted))
-    beside &= patch
-    beside[tokens] = True
-    return beside
+    codes, order = torch.where(grid.kind == PATCH, number(0, 0), -1).sort(stable=True)
+    found = []
+    for row, col in CROSS:
+        wanted = number(row, col)
+        place = torch.searchsorted(codes, wanted).clamp_max(len(codes) - 1)
+        there = (codes[place] == wanted) & (grid.kind == PATCH)
+        found.append(torch.where(there, order[place], len(codes)))
+    return torch.stack(found, dim=1)

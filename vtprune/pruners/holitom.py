@@ -43,7 +43,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, keep_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, keep_best, read_checked
 from vtprune.pruners.evs import changes
 from vtprune.pruners.similarity import density_peaks
 from vtprune.tokens.layout import PATCH, Layout
@@ -72,15 +73,16 @@ class HoliTom:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout, states = tokens.layout, tokens.states["hidden"].flatten(1)
-        changed = changes(states, layout.previous()).cpu()
-        check_finite(changed, "holitom")
+        changed = changes(states, layout.previous())
+        changed = read_checked(changed, changed, "holitom")
         head = run_heads(layout, changed < 1 - self.least_similar(budget))
         alone = stay_alone(layout, head, changed, budget)
         token_index = torch.arange(len(layout))
         parts = parts_of(layout, head, budget)
-        head = torch.where(alone, token_index, head).to(states.device)
+        head = torch.where(alone, token_index, head)
         centres, into = cluster_heads(parts, states, head)
-        single = token_index[alone].to(states.device)
+        head = send(head, states.device)
+        single = send(token_index[alone], states.device)
         into[single] = single
         index = torch.cat([centres, single]).sort().values
         place = torch.full((len(layout) + 1,), -1, device=states.device)  # the last one for none
@@ -173,14 +175,14 @@ def cluster_heads(
     Args:
         parts: heads that are clustered together, and how many of them are kept.
         states: (N, d).
-        head: (N,) int64 head of the run that each token is merged into.
+        head: (N,) int64 head of the run that each token is merged into, on the CPU.
     """
     into = torch.full((len(states),), -1, device=states.device)
     kept = []
     for members, share in parts:
-        heads = members.to(states.device)
+        heads = send(members, states.device)
         if 0 < share < len(members):
-            rows = run_means(states, head, heads) / states.shape[1] ** 0.5
+            rows = run_means(states, head, members) / states.shape[1] ** 0.5
             chosen, nearest = density_peaks(rows, share, min(NEIGHBOURS, share))
             into[heads] = heads[chosen][nearest]
             kept.append(heads[chosen])
@@ -191,14 +193,22 @@ def cluster_heads(
 
 
 def run_means(states: torch.Tensor, head: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-    """(n, d) float32 means of the runs whose heads are `members`, (n,) int64."""
+    """(n, d) float32 means of the runs whose heads are `members`.
+
+    Args:
+        states: (N, d).
+        head: (N,) int64 head of each token's run, on the CPU.
+        members: (n,) int64, on the CPU.
+    """
     place = torch.full_like(head, -1)
-    place[members] = torch.arange(len(members), device=head.device)
+    place[members] = torch.arange(len(members))
     place = place[head]
     in_runs = (place >= 0).nonzero().squeeze(1)
+    place = place[in_runs]
+    sizes = send(torch.bincount(place, minlength=len(members)), states.device)
     rows = torch.zeros(len(members), states.shape[1], device=states.device)
-    rows.index_add_(0, place[in_runs], states[in_runs].float())
-    return rows / torch.bincount(place[in_runs], minlength=len(members))[:, None]
+    inside = states[send(in_runs, states.device)].float()
+    return rows.index_add_(0, send(place, states.device), inside) / sizes[:, None]
 
 
 def parts_of(

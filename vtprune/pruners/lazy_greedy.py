@@ -67,9 +67,8 @@ def choose_lazily(
         current = bound[tokens]
         taken = torch.zeros_like(tokens, dtype=torch.bool)
         while len(order) < count:
-            place = int(current.argmax())
-            token, gain = int(tokens[place]), float(current[place])
-            if taken[place] or gain < rest or (gain == rest and token > rival):
+            place, token, gain, is_taken = best_of(current, tokens, taken)
+            if is_taken or gain < rest or (gain == rest and token > rival):
                 break
             order.append(token)
             added.append(gain)
@@ -77,3 +76,23 @@ def choose_lazily(
             current = gains.choose(place).masked_fill(taken, -torch.inf)
         bound[tokens] = current
     return torch.tensor(order), torch.tensor(added)
+
+
+def best_of(
+    gains: torch.Tensor, tokens: torch.Tensor, taken: torch.Tensor
+) -> tuple[int, int, float, bool]:
+    """Return the place of the largest gain, and the token, the gain and whether it is taken there.
+
+    Args:
+        gains: (C,) float32.
+        tokens: (C,) int64.
+        taken: (C,) bool.
+    """
+    best = gains.argmax()
+    if best.device.type == "cpu":
+        place = int(best)
+        return place, int(tokens[place]), float(gains[place]), bool(taken[place])
+    # One copy for the four; a number of a token is less than 2 ** 24, and so the same in float32.
+    there = [of.index_select(0, best[None]).float() for of in (tokens, gains, taken)]
+    number, token, gain, is_taken = torch.cat([best[None].float(), *there]).tolist()
+    return int(number), int(token), gain, bool(is_taken)

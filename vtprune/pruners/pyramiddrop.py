@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.tokens.schedule import CutProfile
 
 
@@ -38,5 +38,4 @@ class PyramidDrop:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention = tokens.states["attention"]
-        check_finite(attention, "pyramiddrop")
-        return select_best(attention, budget)
+        return checked(select_best(attention, budget), attention, "pyramiddrop")

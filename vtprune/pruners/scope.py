@@ -31,13 +31,15 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked
 from vtprune.pruners.lazy_greedy import ACTIVE, choose_lazily
 from vtprune.pruners.similarity import (
     ANYWAY,
     WHOLE,
     choose_in_groups,
     cosines,
+    is_small,
     unit_rows,
 )
 
@@ -52,8 +54,7 @@ class Scope:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         rows = unit_rows(tokens.states["hidden"])
-        attention = tokens.states["tower_attention"].to(rows.device)
-        check_finite(torch.cat([attention, rows.sum(dim=1)]), "scope")
+        attention = send(tokens.states["tower_attention"], rows.device)
 
         def choose(
             part: torch.Tensor, numbers: torch.Tensor, count: int
@@ -62,7 +63,8 @@ class Scope:
             chosen = [cover_greedily(*group, count) for group in groups]
             return torch.stack([c[0] for c in chosen]), torch.stack([c[1] for c in chosen])
 
-        return Selection(choose_in_groups(rows, budget, choose, self.segment))
+        index = choose_in_groups(rows, budget, choose, self.segment)
+        return checked(Selection(index), torch.cat([attention, rows.sum(dim=1)]), "scope")
 
 
 def cover_greedily(
@@ -74,11 +76,30 @@ def cover_greedily(
         rows: (n, d) of unit length, or zero.
         attention: (n,) that each receives, at least 0.
     """
+    if is_small(len(rows), rows.device):
+        return cover_step_by_step(rows, attention, count)
     coverage = Coverage(rows, attention)
     parts = torch.arange(len(rows), device=rows.device).split(ACTIVE)
     bound = torch.cat([coverage.renew(part) for part in parts])
     order, added = choose_lazily(bound, count, coverage, min(FEW, ACTIVE))
-    return order.to(rows.device), added.to(rows.device)
+    return send(order, rows.device), send(added, rows.device)
+
+
+def cover_step_by_step(
+    rows: torch.Tensor, attention: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `cover_greedily` does, all gains worked out in every step and none read."""
+    similar = cosines(rows, rows).clamp_min_(0)
+    covered, taken = rows.new_zeros(len(rows)), rows.new_zeros(len(rows))
+    order, added = [], []
+    for _ in range(count):
+        gain = attention * (similar - covered).clamp_min_(0).sum(dim=1)
+        most, place = (gain.nan_to_num_() + taken).max(dim=0, keepdim=True)
+        order.append(place)
+        added.append(most)
+        taken.index_fill_(0, place, -torch.inf)
+        covered = torch.maximum(covered, similar.index_select(0, place)[0])
+    return torch.cat(order), torch.cat(added)
 
 
 class Coverage:

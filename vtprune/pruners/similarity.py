@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from vtprune.device import total_memory
+from vtprune.device import send, total_memory
 from vtprune.pruners.base import Budget
 
 HELD = 2**30  # the most similarities held at once: 4 GiB
@@ -17,6 +17,7 @@ SHARE = 5  # more than that may take up one part in so many of a device's memory
 FEW = 2**22  # so many are held on a CPU
 BLOCK = 256  # tokens whose similarities to all are worked out at once, where they are not held
 LIKELY = 32  # rows that may be farthest, compared with all at once
+SMALL = 4096  # rows of which a GPU works out all in every step of a choice
 CLOSE = 4  # blocks on either side, its own included, that a row is compared with before all others
 SAME = 1 - 1e-6  # a cosine above it is that of one direction: float32 tells no more
 
@@ -56,6 +57,15 @@ def may_hold(pairs: int, device: torch.device) -> bool:
 def at_once(device: torch.device) -> int:
     """Return how many similarities are held on every device of a kind."""
     return FEW if device.type == "cpu" else ANYWAY
+
+
+def is_small(num: int, device: torch.device) -> bool:
+    """Return whether to work out all of a choice from `num` rows on a device, and read nothing.
+
+    For a CPU, which reads at no cost, or more rows, less work with a reading in each step is less
+    time.
+    """
+    return device.type != "cpu" and num <= SMALL
 
 
 def is_lazy(rows: torch.Tensor) -> bool:
@@ -206,19 +216,19 @@ def choose_in_groups(
     """
     size = len(rows) if segment == WHOLE else int(segment)
     kept_whole = budget.quota == torch.bincount(budget.group)
-    kept = [kept_whole[budget.group].nonzero().squeeze(1).to(rows.device, non_blocking=True)]
+    kept = [send(kept_whole[budget.group].nonzero().squeeze(1), rows.device)]
     for tokens, numbers in by_size(
         budget.group, (budget.quota > 0) & ~kept_whole, at_once(rows.device)
     ):
         quota = budget.quota[numbers]
         most = int(quota.max())
-        members = tokens.to(rows.device, non_blocking=True)
+        members = send(tokens, rows.device)
         if members.shape[1] > size:
             order = choose_in_segments(rows, members, most, choose, size)
         else:
             order = members.gather(1, choose(rows[members], members, most)[0])
         first = (torch.arange(most) < quota[:, None]).flatten().nonzero().squeeze(1)
-        kept.append(order.flatten()[first.to(rows.device, non_blocking=True)])
+        kept.append(order.flatten()[send(first, rows.device)])
     return torch.cat(kept).sort().values
 
 

@@ -39,13 +39,15 @@ from itertools import pairwise
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
     best_first,
-    check_finite,
+    checked,
     merged_into,
+    read_checked,
     select_best,
 )
 from vtprune.pruners.similarity import density_peaks
@@ -107,14 +109,16 @@ class SparseVLM:
         visual = tokens.states["hidden"].flatten(1).float()  # (N, d)
         text = tokens.states["text_hidden"].flatten(1).float()  # (M, d)
         attention = tokens.states["text_attention"].float()  # (M, N)
-        check_finite(attention, "sparsevlm")
-        rates = choose_raters(visual, text).to(attention.device)  # (M,)
+        rates = send(choose_raters(visual, text), attention.device)  # (M,)
         if self.ratio == "rank":
-            budget = shrink(budget, *torch.stack([*rank_of(attention, rates)]).tolist())
+            ranks = torch.stack([*rank_of(attention.nan_to_num(), rates)])
+            budget = shrink(budget, *read_checked(ranks, attention, "sparsevlm").tolist())
         scores = rates @ attention / rates.sum()
         if self.recycle == "none":
-            return select_best(scores, budget)
-        return keep_and_recycle(scores, visual, budget)
+            selection = select_best(scores, budget)
+        else:
+            selection = keep_and_recycle(scores, visual, budget)
+        return checked(selection, attention, "sparsevlm")
 
 
 def choose_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -179,7 +183,7 @@ def keep_and_recycle(scores: torch.Tensor, states: torch.Tensor, budget: Budget)
         states: (N, d) float32.
     """
     device = scores.device
-    order = best_first(scores, budget.group.to(device))
+    order = best_first(scores, send(budget.group, device))
     sizes = torch.bincount(budget.group, minlength=len(budget.quota)).tolist()
     kept: list[torch.Tensor] = []
     target = torch.full((len(scores),), -1, device=device)  # the token that each is merged into

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.pruners.sparsevlm import LAYERS, choose_raters, fractions_between
 from vtprune.tokens.schedule import CutProfile
 
@@ -57,12 +58,11 @@ class SparseVLMPlus:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         attention, *_ = states = [tokens.states[name].float() for name in self.needs]
-        _, text, visual, rotary, text_rotary = (state.to(attention.device) for state in states)
+        _, text, visual, rotary, text_rotary = (send(state, attention.device) for state in states)
         raters = choose_raters(visual.flatten(1), text.flatten(1))  # (M,)
         by_position = (text_rotary @ rotary.T).softmax(dim=1)  # (M, N)
         scores = score(attention, raters, by_position)
-        check_finite(scores, "sparsevlm-plus")
-        return select_best(scores, budget)
+        return checked(select_best(scores, budget), scores, "sparsevlm-plus")
 
 
 def score(attention: torch.Tensor, raters: torch.Tensor, by_position: torch.Tensor) -> torch.Tensor:

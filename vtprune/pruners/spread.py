@@ -37,6 +37,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.divprune import choose_farthest
 from vtprune.pruners.similarity import WHOLE, unit_rows
@@ -67,7 +68,7 @@ class Spread:
         states = unit_rows(tokens.states[self.states])
         weights = self.time, self.space / 2, self.space / 2
         circles = [circle(*axis) for axis in zip(turns(tokens.layout), weights, strict=True)]
-        position = torch.cat(circles, dim=1).to(states.device, non_blocking=True)
+        position = send(torch.cat(circles, dim=1), states.device)
         # A state that is zero shows nothing, wherever it stands: the whole row is zero.
         rows = unit_rows(torch.cat([states, position], dim=1) * states.any(dim=1)[:, None])
         return choose_farthest(rows, budget, "spread", self.segment)

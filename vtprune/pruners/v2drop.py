@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, check_finite, select_best
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.tokens.schedule import CutProfile
 
 LAYERS = (3, 17, 22)  # of 32
@@ -48,7 +49,6 @@ class V2Drop:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         after = tokens.states["hidden"].flatten(1).float()  # (N, d)
-        before = tokens.states["previous"].flatten(1).float().to(after.device)
+        before = send(tokens.states["previous"].flatten(1).float(), after.device)
         scores = (after - before).norm(dim=1)
-        check_finite(scores, "v2drop")
-        return select_best(scores, budget)
+        return checked(select_best(scores, budget), scores, "v2drop")

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import Budget, Selection, VisualTokens, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import PATCH, Layout
@@ -45,7 +46,7 @@ class VidCom2:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         layout = tokens.layout
         rows = steady_rows(tokens.states["hidden"].flatten(1))
-        patch = (layout.grid.kind == PATCH).to(rows.device)
+        patch = send(layout.grid.kind == PATCH, rows.device)
         frame = layout.groups("frame")
         video = layout.items()
         to_video, to_frame = (likeness(rows, group, patch) for group in (video, frame))
@@ -79,7 +80,7 @@ def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> 
         counted: (N,) bool, the rows that the means are taken over.
     """
     weight, num_groups = counted.to(rows.dtype), len(torch.bincount(group))
-    group = group.to(rows.device)
+    group = send(group, rows.device)
     total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, group, rows * weight[:, None])
     counts = rows.new_zeros(num_groups).index_add_(0, group, weight).clamp_min(1)
     apart = (rows - (total / counts[:, None])[group]).square().sum(dim=1)
@@ -98,7 +99,7 @@ def frame_weights(
         to_video, patch: (N,) likeness to the video's mean, and whether it is a patch.
     """
     sizes = torch.bincount(frame)
-    index, weight = frame.to(to_video.device), patch.to(to_video.dtype)
+    index, weight = send(frame, to_video.device), patch.to(to_video.dtype)
     zero = to_video.new_zeros(len(sizes))
     num_patches = zero.index_add(0, index, weight)
     mean = zero.index_add(0, index, to_video * weight) / num_patches.clamp_min(1)

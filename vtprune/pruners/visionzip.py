@@ -32,11 +32,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
-    check_finite,
+    checked,
     keep_best,
     merged_into,
     select_best,
@@ -52,9 +53,8 @@ class VisionZip:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         scores = tokens.states["tower_attention"]
-        check_finite(scores, "visionzip")
         if self.contextual == "none":
-            return select_best(scores, budget)
+            return checked(select_best(scores, budget), scores, "visionzip")
         sizes = torch.bincount(budget.group, minlength=len(budget.quota))
         contextual = budget.quota * int(self.contextual.removesuffix("/64")) // 64
         contextual = torch.where(budget.quota < sizes, contextual, 0)
@@ -63,7 +63,7 @@ class VisionZip:
         states = unit_rows(tokens.states["hidden"])
         merged = merge_rest(states, kept, budget.group, (sizes - dominant).tolist(),
                             contextual.tolist())  # fmt: skip
-        return replace(merged, scores=scores)
+        return checked(replace(merged, scores=scores), scores, "visionzip")
 
 
 def merge_rest(
@@ -87,7 +87,7 @@ def merge_rest(
     target = torch.full((len(states),), -1, device=states.device)  # what each is merged into
     target[dominant] = dominant
     kept = [dominant]
-    order = group.argsort(stable=True).to(states.device)
+    order = send(group.argsort(stable=True), states.device)
     sizes = torch.bincount(group).tolist()
     for members, num_others, count in zip(order.split(sizes), others, contextual, strict=True):
         if not count:

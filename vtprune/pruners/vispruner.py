@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.pruners.base import Budget, Selection, VisualTokens, best_first, check_finite
-from vtprune.pruners.similarity import BLOCK, cosines, unit_rows
+from vtprune.device import send
+from vtprune.pruners.base import Budget, Selection, VisualTokens, best_first, checked
+from vtprune.pruners.similarity import BLOCK, cosines, is_small, unit_rows
 from vtprune.tokens.schedule import SLACK
 
 ROUND = 8  # tokens that go in a round, as published
@@ -45,8 +46,7 @@ class VisPruner:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         scores = tokens.states["tower_attention"]
         rows = unit_rows(tokens.states["hidden"])
-        check_finite(torch.cat([scores, rows.sum(dim=1)]), "vispruner")
-        ranked = best_first(scores, budget.group.to(scores.device))
+        ranked = best_first(scores, send(budget.group, scores.device))
         sizes = torch.bincount(budget.group, minlength=len(budget.quota)).tolist()
         kept = []
         for members, quota in zip(ranked.split(sizes), budget.quota.tolist(), strict=True):
@@ -54,7 +54,8 @@ class VisPruner:
             kept.append(members[:num_important])
             others = members[num_important:]
             kept.append(others[thin_out(rows[others], quota - num_important)])
-        return Selection(torch.cat(kept).sort().values)
+        selection = Selection(torch.cat(kept).sort().values)
+        return checked(selection, torch.cat([scores, rows.sum(dim=1)]), "vispruner")
 
 
 def thin_out(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -69,9 +70,26 @@ def thin_out(rows: torch.Tensor, count: int) -> torch.Tensor:
     left = torch.arange(len(rows), device=rows.device)
     if not count:
         return left[:0]
+    if is_small(len(rows), rows.device):
+        similar = cosines(rows, rows)
+        while len(left) > count:
+            even, odd = left[::2], left[1::2]
+            left = _without(left, similar[even][:, odd].amax(dim=1), count)
     while len(left) > count:
         left = left[_thin_out_by_half(rows[left], count)]
     return left
+
+
+def _without(left: torch.Tensor, similarity: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the rows that a round leaves, of which `count` are to stay.
+
+    Args:
+        similarity: of every second row, from the first on, to the nearest of the others.
+    """
+    num_dropped = min(ROUND, len(left) - count, len(similarity))
+    dropped = torch.zeros_like(left, dtype=torch.bool)
+    dropped.index_fill_(0, 2 * similarity.argsort(stable=True)[-num_dropped:], True)
+    return left[dropped.argsort(stable=True)[: len(left) - num_dropped]]
 
 
 def _thin_out_by_half(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -94,10 +112,7 @@ def _thin_out_by_half(rows: torch.Tensor, count: int) -> torch.Tensor:
             num_noted = noted.indices.shape[1]
             nearest[which, :num_noted] = left[noted.indices]
             similarity[which, :num_noted] = noted.values
-        num_dropped = min(ROUND, len(left) - count, len(even))
-        stays = torch.ones_like(left, dtype=torch.bool)
-        stays[2 * best.argsort(stable=True)[-num_dropped:]] = False
-        left = left[stays]
+        left = _without(left, best, count)
     return left
 
 

@@ -32,11 +32,12 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.device import send
 from vtprune.pruners.base import (
     Budget,
     Selection,
     VisualTokens,
-    check_finite,
+    checked,
     keep_best,
     merged_into,
 )
@@ -63,14 +64,15 @@ class VScan:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         early, last = (tokens.states[name] for name in self.needs[:2])
         rows = unit_rows(tokens.states["hidden"])
-        check_finite(torch.cat([early, last, rows.sum(dim=1)]), "vscan")
         by_window = share_over_windows(tokens.layout, budget, self.local)
         first = torch.zeros(len(tokens), device=last.device)
-        first[keep_best(early, by_window)] = 1.0
+        first.index_fill_(0, keep_best(early, by_window), 1.0)
         # A score by the last layer is at most 1 after this, a local token's above.
         scores = (last - last.min()) / (last.max() - last.min()).clamp_min(SLACK)
         index = keep_best(scores + 2 * first, budget)
-        return merged_into(most_alike(rows, index, budget.group.to(rows.device)), index, last)
+        target = most_alike(rows, index, send(budget.group, rows.device))
+        values = torch.cat([early, last, rows.sum(dim=1)])
+        return checked(merged_into(target, index, last), values, "vscan")
 
 
 def share_over_windows(layout: Layout, budget: Budget, local: float) -> Budget:

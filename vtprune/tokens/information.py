@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.device import send
+
 SMALLEST_EIGENVALUE = 1e-12
 
 
@@ -25,7 +27,7 @@ def group_information(states: torch.Tensor, group: torch.Tensor) -> list[float]:
     rows = rows - rows.mean(dim=0, keepdim=True)
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     sizes = torch.bincount(group).tolist()
-    order = group.argsort(stable=True).to(states.device)
+    order = send(group.argsort(stable=True), states.device)
     information = [0.0] * len(sizes)
     by_size: dict[int, list[int]] = {}
     for number, size in enumerate(sizes):
