@@ -14,6 +14,7 @@ import pytest
 import tiny
 import tiny_processor
 import torch
+import yaml
 import zoo
 from conftest import save_noise
 from matplotlib.figure import Figure
@@ -23,8 +24,15 @@ from test_forced_answers import CASES, loaded_tiny, prompt_of
 from transformers import PreTrainedModel
 
 from vtprune import __version__
-from vtprune.errors import ModelError, PresetError
-from vtprune.evaluation.bootstrap import Change, Gap, relative_change, relative_gap
+from vtprune.errors import ModelError, PresetError, VtpruneError
+from vtprune.evaluation.bootstrap import (
+    DRAWS,
+    Change,
+    Gap,
+    drawn_changes,
+    relative_change,
+    relative_gap,
+)
 from vtprune.evaluation.calibration.calibrate import CalibrationSettings, calibrate, score_variant
 from vtprune.evaluation.calibration.chart import draw_change, plot
 from vtprune.evaluation.calibration.entropy import (
@@ -33,14 +41,19 @@ from vtprune.evaluation.calibration.entropy import (
     find_collapse,
     matrix_entropy,
 )
-from vtprune.evaluation.calibration.horizon import find_horizon, quality, questions_needed
+from vtprune.evaluation.calibration.horizon import (
+    find_horizon,
+    quality,
+    questions_needed,
+    spread_of_horizons,
+)
 from vtprune.evaluation.calibration.layer_scores import (
     drop_scores,
     open_prefix,
     token_information,
     windows,
 )
-from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
+from vtprune.evaluation.calibration.result import CalibrationResult, Sample, TokenInformation
 from vtprune.evaluation.calibration.schedules import (
     CandidateSchedule,
     TriedSchedule,
@@ -53,6 +66,7 @@ from vtprune.inference.generate import Generation
 from vtprune.inference.questions_file import Asked
 from vtprune.models import FAMILIES
 from vtprune.models.loading import Loaded, load
+from vtprune.preset import calibration as calibrations
 from vtprune.preset import load_preset
 from vtprune.preset.calibration import Calibration, read_calibration
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, single
@@ -607,8 +621,80 @@ def measured(**values: object) -> CalibrationResult:
     collapse = find_collapse(torch.tensor([[0.9, 0.5, 0.4, 0.4]]))
     model = {"name": "m", "model_type": "llava", "layers": 4, "hidden_size": 64}
     plain = {"model": model, "source": "s", "questions": 200, "labelled": 200, "inputs": 50,
-             "collapse": collapse, "horizons": horizons, "day": "2026-01-01"}  # fmt: skip
+             "collapse": collapse, "horizons": horizons, "day": "2026-01-01",
+             "sample": Sample("abc123", {"vtprune": "0.1"}, {"image": 30, "video": 20},
+                              ("colour", "ocr"), 3)}  # fmt: skip
     return CalibrationResult(**{**plain, **values})  # type: ignore[arg-type]
+
+
+def test_draws_of_inputs_say_how_sure_the_collapse_layer_is() -> None:
+    """Three inputs of four fall to layer 1, one much more to layer 2: it wins where drawn often."""
+    curves = torch.tensor([[0.9, 0.6, 0.6, 0.6, 0.6]] * 3 + [[0.9, 0.9, 0.2, 0.2, 0.2]])
+    found = find_collapse(curves)
+    assert (found.layer, list(found.draws)) == (1, [1, 2])
+    # layer 2 wins with 2 or more of 4 draws: 0.7 k > 0.3 (4 - k), of chance 1/4 each
+    chance = 1 - 0.75**4 - 4 * 0.25 * 0.75**3
+    assert found.draws[2] == pytest.approx(chance, abs=0.03)
+    assert found.spread() == f"in {found.draws[1]:.0%} of draws (layer 2 in {found.draws[2]:.0%})"
+    assert find_collapse(curves, seed=1).draws != found.draws
+
+
+def test_draws_of_files_say_between_which_layers_a_horizon_is() -> None:
+    drawn = np.full((1000, 4), -0.5)
+    drawn[:, 3] = 0.0  # 3 in all
+    drawn[:30, 3] = -0.02  # but for 3 %, in which there is none
+    drawn[30:500, 1:] = 0.0  # and 1 in nearly half
+    assert spread_of_horizons(drawn) == (1, 4)
+    found = find_horizon(change([-0.5] * 4, [-0.6] * 4), [0.0] * 4, drawn)
+    assert found.spread() == "layer 1 to none in 95 % of draws"
+    assert spread_of_horizons(drawn[500:]) == (3, 3)
+    assert find_horizon(change([0.0] * 4, [0.0] * 4, files=9), [1.0] * 4, drawn).spread() == ""
+
+
+def test_the_interval_holds_the_horizon_of_the_files_themselves() -> None:
+    """Answers that the last layer alone needs, a little noise in the layers before it."""
+    rng = np.random.default_rng(0)
+    after = np.clip(0.9 + rng.normal(0, 0.05, (64, 3)) * [1, 0.2, 0.02], 0, 1)
+    drawn = drawn_changes([0.9] * 64, after, [str(number) for number in range(64)])
+    assert drawn.shape == (DRAWS, 3)
+    assert drawn.mean(0) == pytest.approx(after.mean(0) / 0.9 - 1, abs=2e-3)
+    low, high = spread_of_horizons(drawn)
+    assert low == 0
+    assert high == 1
+
+
+def test_a_contribution_is_an_entry_of_the_packaged_calibrations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = measured(source="/home/me/secret.jsonl", media=["/home/me/a.png"])
+    (entry,) = yaml.safe_load(found.contribution())
+    assert (entry["ecl"], entry["horizon"], entry["horizon_text"]) == (1, 2, 3)
+    assert entry["measured"] == {
+        "model": "m", "revision": "abc123", "vtprune": "0.1", "day": "2026-01-01",
+        "files": {"image": 30, "video": 20}, "questions": 200, "right_answers": 200,
+        "kinds": ["colour", "ocr"], "seed": 3,
+    }  # fmt: skip
+    assert "secret" not in found.contribution()
+    assert "/" not in found.contribution()
+    packaged = {**calibrations.packaged_models(), "calibrations": [entry]}
+    monkeypatch.setattr(calibrations, "packaged_models", lambda: packaged)
+    known, notes = calibrations.find_calibration("llava", 4, 64)
+    assert (known.ecl, known.horizon, known.origin, notes) == (1, 2, "packaged", [])
+    assert known.sources["ecl"].startswith("contributed (m, 50 files (30 image, 20 video); in 100%")
+
+
+def test_a_contribution_leaves_out_what_was_not_found_and_a_checkpoints_path() -> None:
+    flat = find_collapse(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
+    sample = replace(measured().sample, revision=None)
+    model = {"name": "/home/me/model", "model_type": "llava", "layers": 4, "hidden_size": 64}
+    found = measured(collapse=flat, sample=sample, model=model)
+    (entry,) = yaml.safe_load(found.contribution())
+    assert "ecl" not in entry
+    assert "/home" not in found.contribution()
+    assert entry["measured"]["model"] == "a checkpoint of one's own"
+    none = {"general": find_horizon(change([-0.4, -0.03], [-0.5, -0.04]), [0.0] * 2)}
+    with pytest.raises(VtpruneError, match="nothing to contribute"):
+        measured(collapse=flat, horizons=none).contribution()
 
 
 def test_each_group_has_its_horizon() -> None:
@@ -617,7 +703,7 @@ def test_each_group_has_its_horizon() -> None:
     assert known.sources["horizon"].endswith(
         "m, s, 100 questions on 50 files, probability of the right answers"
     )
-    assert known.sources["ecl"].endswith("m, s, 50 inputs, 100% agree")
+    assert known.sources["ecl"].endswith("m, s, 50 inputs, 100% agree, in 100% of draws")
 
 
 def test_a_group_without_questions_is_left_out_or_stands_in() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from conftest import assert_refused
 from PIL import Image
@@ -104,6 +105,16 @@ def test_every_save_is_written_in_the_format_of_its_suffix(fake: Fake, folder: P
     assert Image.open("c.png").format == "PNG"
     assert "<svg" in Path("c.svg").read_text()
     assert json.loads(Path("c.json").read_text())["calibration"]["horizon"] == 2
+
+
+def test_a_contribution_is_alone_on_stdout(fake: Fake, folder: Path) -> None:
+    result = invoke("q.jsonl", "--contribute")
+    assert result.exit_code == 0
+    (entry,) = yaml.safe_load(result.stdout)
+    assert entry["sources"]["horizon"].startswith("contributed (m, 50 files")
+    assert "ecl       layer 1: entropy falls" in result.stderr
+    assert invoke("q.jsonl", "--contribute", "--quiet").stderr == ""
+    assert_refused(invoke("q.jsonl", "--contribute", "--json"), "Error: --contribute and --json")
 
 
 def test_quiet_leaves_the_tables_and_the_files(fake: Fake, folder: Path) -> None:

@@ -63,6 +63,7 @@ FORMATS = (".yaml", ".yml", ".json", *TABLES, *CHARTS)
     "methods",
     "option",
     "propose_preset",
+    "contribute",
     "saves",
     "json",
     "quiet",
@@ -76,7 +77,6 @@ FORMATS = (".yaml", ".yml", ".json", *TABLES, *CHARTS)
         TABLES_TEXT,
         ("the curves drawn", CHARTS_TEXT),
     ],
-    needs_save=True,
 )
 def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     """Find the layers where a model can be cut, on your own questions.
@@ -85,8 +85,8 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     on, answers do not need them at all. QUESTIONS.jsonl has lines as `vtprune demo` writes them:
     file, question and, where known, answer and kind; kinds number_*, ocr, text, document, chart and
     table count as text-heavy, and get their own horizon. Quality is the probability of the right
-    answer; for questions without one, whether the unpruned model's answer is still given. Use 50
-    files or more.
+    answer; for questions without one, whether the unpruned model's answer is still given. Draws of
+    files say how sure each layer is. Use 50 files or more. --save or --contribute has to be given.
     """
     from vtprune.cli.config import load_config
     from vtprune.cli.console import stderr_console, stdout_console
@@ -96,6 +96,8 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
     from vtprune.preset import Preset
 
     user = load_config()
+    if not (flags.saves or flags.contribute):
+        raise click.UsageError("Missing option '--save'.", click.get_current_context())
     check_saves(flags.saves, FORMATS, inputs, {"--propose-preset": flags.propose_preset})
     _check(flags)
     listed, source = listed_or_media(inputs, flags.question, columns_from(flags))
@@ -127,13 +129,20 @@ def calibrate(inputs: tuple[str, ...], flags: Flags) -> None:
             if flags.json:
                 click.echo(to_json(measured.to_dict()))
             else:
-                show_calibration(measured, stdout_console())
+                tables = stderr_console() if flags.contribute else stdout_console()
+                if not (flags.contribute and flags.quiet):
+                    show_calibration(measured, tables)
                 if not flags.quiet:
                     show_notes(measured, written, stderr_console())
+                if flags.contribute:
+                    click.echo(measured.contribution(), nl=False)
 
 
 def _check(flags: Flags) -> None:
     """Refuse methods and options that don't fit, before anything is read."""
+    if flags.contribute and flags.json:
+        raise VtpruneError("--contribute and --json exclude each other",
+                           "--contribute prints YAML; run it again for JSON")  # fmt: skip
     from vtprune.evaluation.calibration.schedules import SELECTORS
     from vtprune.evaluation.variants import split_options
     from vtprune.preset import check_keep

@@ -352,6 +352,9 @@ class Flags:
     propose: float | None = _search(
         "KEEP", "Try schedules that keep this fraction of the visual tokens, averaged over the "
         "decoder's layers.")
+    contribute: bool = _output(
+        "", "Print the calibration as an entry of the packaged ones, with the model's revision, "
+        "versions and what it was measured on, and without names of files.", default=False)
     propose_preset: Path | None = _search(
         "FILE", "Write the best schedule to FILE as a preset; --save writes the calibration.")
 

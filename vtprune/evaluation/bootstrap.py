@@ -7,6 +7,7 @@ questions.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,6 +121,13 @@ def draw_files(sums: Figures, seed: int = 0) -> Figures:
     return drawn
 
 
+def shares_of_draws(found: Sequence[int], first: int) -> dict[int, float]:
+    """Return how often draws gave each value; `first` comes first, then the most frequent."""
+    counts = Counter(found)
+    order = sorted(counts, key=lambda value: (value != first, -counts[value], value))
+    return {value: counts[value] / len(found) for value in order}
+
+
 # -- means and differences -------------------------------------------------------------------------
 
 
@@ -177,15 +185,25 @@ def relative_change(
         files: (n,) the file that each question is about.
     """
     sums = sum_by_file(np.column_stack([before, after]).T, files)
-    total = sums.sum(axis=0)
-    mean = total[1:] / max(float(total[0]), TINY) - 1
-    drawn = draw_files(sums, seed)
-    changes = drawn[:, 1:] / np.maximum(drawn[:, :1], TINY) - 1
-    half = mean - np.quantile(changes, 1 - CONFIDENCE, axis=0)
+    mean = _changes(sums.sum(axis=0, keepdims=True))[0]
+    half = mean - np.quantile(_changes(draw_files(sums, seed)), 1 - CONFIDENCE, axis=0)
     lower = np.full_like(mean, -1.0)  # nothing loses more than all
     if len(sums) > 1:  # one file has no interval
         lower = np.maximum(lower, mean - half * _widening(len(sums)))
     return Change(tuple(mean.tolist()), tuple(lower.tolist()), len(files), len(sums))
+
+
+def drawn_changes(
+    before: Sequence[float], after: Figures, files: Sequence[str], seed: int = 0
+) -> Figures:
+    """Return (DRAWS, k) changes as of `relative_change`, each over files drawn with replacement."""
+    return _changes(draw_files(sum_by_file(np.column_stack([before, after]).T, files), seed))
+
+
+def _changes(sums: Figures) -> Figures:
+    """Return (n, k) relative changes of (n, 1 + k) sums: of the unpruned model, and of variants."""
+    changes: Figures = sums[:, 1:] / np.maximum(sums[:, :1], TINY) - 1
+    return changes
 
 
 def relative_gap(

@@ -21,7 +21,9 @@ TableCells = tuple[list[str], list[list[str]]]
 TABLE = (
     "fall: of the entropy from the layer before; general, text-heavy: change of the quality, "
     "relative to the unpruned model's, when all visual tokens are dropped from that layer on; "
-    "lower: its lower 95 % bound; exact: share of answers that greedy decoding still gives"
+    "lower: its lower 95 % bound; exact: share of answers that greedy decoding still gives; draws: "
+    "of files, with replacement; of a horizon the first layers from which on the mean change, and "
+    "not its lower bound, is at -1 % or above"
 )
 SCHEDULES = (
     "behind: share of the unpruned quality that is lost beyond what the best loses, with its 95 % "
@@ -97,7 +99,7 @@ def _facts(measured: CalibrationResult) -> Iterable[tuple[str, str]]:
     yield (
         "ecl",
         f"layer {collapse.layer}: entropy {fall}; {collapse.share:.0%} of "
-        f"{counted(measured.inputs, 'input')} agree",
+        f"{counted(measured.inputs, 'input')} agree; it is {collapse.spread()}",
     )
     for group, horizon in measured.horizons.items():
         yield "horizon", f"{group}: {_horizon(horizon)}"
@@ -106,10 +108,11 @@ def _facts(measured: CalibrationResult) -> Iterable[tuple[str, str]]:
 
 def _horizon(horizon: Horizon) -> str:
     if horizon.layer is None:
-        return f"not found ({horizon.asked()}): {horizon.reason()}"
+        text = f"not found ({horizon.asked()}): {horizon.reason()}"
+        return f"{text}; {horizon.spread()}" if horizon.spread() else text
     lowest = min(horizon.change.lower[horizon.layer :])
     text = f"layer {horizon.layer} ({horizon.asked()}): the lower bound is {lowest:+.1%} from there"
-    return f"{text}; {horizon.reason()}" if horizon.reason() else text
+    return "; ".join(filter(None, (text, horizon.spread(), horizon.reason())))
 
 
 def _schedules(measured: CalibrationResult) -> TableCells:

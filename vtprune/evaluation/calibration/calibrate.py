@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,11 @@ import torch
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
-from vtprune.evaluation.bootstrap import relative_change
+from vtprune.evaluation.bootstrap import drawn_changes, relative_change
 from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
 from vtprune.evaluation.calibration.horizon import Horizon, find_horizon, quality
 from vtprune.evaluation.calibration.layer_scores import drop_scores, open_prefix, token_information
-from vtprune.evaluation.calibration.result import CalibrationResult, TokenInformation
+from vtprune.evaluation.calibration.result import CalibrationResult, Sample, TokenInformation
 from vtprune.evaluation.calibration.schedules import (
     SELECTORS,
     CandidateSchedule,
@@ -31,6 +32,7 @@ from vtprune.evaluation.records import Record
 from vtprune.evaluation.runner import UNPRUNED_PRESET, AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
 from vtprune.inference.forced_answers import Score, score
+from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.out_of_memory import FEWER, as_memory_error
 from vtprune.inference.questions_file import Asked
 from vtprune.media import AskedMedia
@@ -59,6 +61,7 @@ class FileScores:
             unpruned.
         curve: the matrix entropy by layer.
         information: (L, W) what the text reads from each window; None where it was not measured.
+        modality: "image", "video" or "mixed".
     """
 
     asked: Sequence[Asked]
@@ -66,6 +69,7 @@ class FileScores:
     scores: Sequence[tuple[Score, ...]]
     curve: tuple[float, ...]
     information: torch.Tensor | None
+    modality: str
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,9 @@ def _measure_file(runner: FileRunner, windows: bool, warnings: list[str]) -> Fil
             f"{first.asked.file}: token information needs visual tokens without text in between"
         )
     answers = [prompt.answer for prompt in prompts]
-    return FileScores(runner.asked, answers, scores, curve, information)
+    kinds = {item.source.kind for item in first.prepared.media.items}
+    modality = kinds.pop() if len(kinds) == 1 else "mixed"
+    return FileScores(runner.asked, answers, scores, curve, information, modality)
 
 
 def _conclude(
@@ -183,7 +189,7 @@ def _conclude(
     warnings: list[str],
 ) -> CalibrationResult:
     """Return what all files give together."""
-    collapse = find_collapse(torch.tensor([file.curve for file in files]))
+    collapse = find_collapse(torch.tensor([file.curve for file in files]), settings.seed)
     if len(files) < ENOUGH_INPUTS:
         warnings.append(
             f"the entropy collapse layer is of {len(files)} inputs; {ENOUGH_INPUTS} or more are "
@@ -215,6 +221,13 @@ def _conclude(
         warnings=tuple(dict.fromkeys(warnings)),
         day=date.today().isoformat(),
         media=list(dict.fromkeys(str(asked.file) for asked, _ in rows)),
+        sample=Sample(
+            revision=describe_model(loaded).revision,
+            versions=describe_versions().to_dict(),
+            modalities=dict(Counter(file.modality for file in files)),
+            kinds=tuple(sorted({asked.kind for asked, _ in rows if asked.kind})),
+            seed=settings.seed,
+        ),
     )
 
 
@@ -222,8 +235,10 @@ def _horizon(rows: Sequence[tuple[Asked, tuple[Score, ...]]], seed: int) -> Hori
     values = np.array([[quality(asked, score) for score in scores] for asked, scores in rows])
     exact = np.array([[score.greedy for score in scores] for _, scores in rows])
     files = [str(asked.file) for asked, _ in rows]
-    change = relative_change(values[:, -1].tolist(), values[:, :-1], files, seed)
-    return find_horizon(change, exact.mean(axis=0)[:-1].tolist())
+    before, after = values[:, -1].tolist(), values[:, :-1]
+    change = relative_change(before, after, files, seed)
+    drawn = drawn_changes(before, after, files, seed)
+    return find_horizon(change, exact.mean(axis=0)[:-1].tolist(), drawn)
 
 
 def _information(files: Sequence[FileScores]) -> TokenInformation | None:

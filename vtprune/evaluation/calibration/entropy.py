@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
+from vtprune.evaluation.bootstrap import draw_files, shares_of_draws
 from vtprune.models.seams import fold_streams, main_stream
 from vtprune.models.structure import find_structure
 
@@ -30,16 +31,28 @@ class EntropyCollapse:
         curve: H_l for every layer l, of the states that enter it; 0 are the embeddings.
         layer: the l in 1..L/2 with the largest H_(l-1) - H_l.
         share: of the inputs whose own curve has its largest drop there.
+        draws: layer -> share of the draws of inputs, with replacement, that give it; the layer
+            itself first, then the others by their shares.
     """
 
     curve: tuple[float, ...]
     layer: int
     share: float
+    draws: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def drop(self) -> float:
         """H_(l-1) - H_l at the layer; not above 0 where entropy does not fall at all."""
         return self.curve[self.layer - 1] - self.curve[self.layer]
+
+    def spread(self) -> str:
+        """Return in how many draws it is this layer, and which ones else, in words."""
+        first, *others = [
+            f"{share:.0%}" if layer == self.layer else f"{layer} in {share:.0%}"
+            for layer, share in self.draws.items()
+            if share >= 0.05 or layer == self.layer
+        ] or [""]
+        return f"in {first} of draws" + (f" (layer {', '.join(others)})" if others else "")
 
 
 def matrix_entropy(states: torch.Tensor) -> float:
@@ -115,12 +128,18 @@ def entropy_curve(
     return curve_of(entering, trace.layouts[0].columns)
 
 
-def find_collapse(curves: torch.Tensor) -> EntropyCollapse:
-    """Find the entropy collapse layer from (n, L) curves."""
+def find_collapse(curves: torch.Tensor, seed: int = 0) -> EntropyCollapse:
+    """Find the entropy collapse layer from (n, L) curves, and how sure it is.
+
+    Args:
+        seed: of the draws of inputs.
+    """
     until = curves.shape[1] // 2
     drops = (
         curves[:, :until] - curves[:, 1 : until + 1]
     )  # (n, L/2); column 0 is the drop to layer 1
     layer = int(drops.mean(dim=0).argmax()) + 1
     share = float((drops.argmax(dim=1) + 1 == layer).double().mean())
-    return EntropyCollapse(tuple(curves.mean(dim=0).tolist()), layer, share)
+    found = draw_files(drops.double().numpy(), seed).argmax(axis=1) + 1
+    return EntropyCollapse(tuple(curves.mean(dim=0).tolist()), layer, share,
+                           shares_of_draws(found.tolist(), layer))  # fmt: skip

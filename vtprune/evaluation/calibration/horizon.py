@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vtprune.evaluation.bootstrap import FEWEST_FILES, Change
+import numpy as np
+
+from vtprune.evaluation.bootstrap import CONFIDENCE, FEWEST_FILES, Change, Figures
 from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
@@ -29,17 +31,31 @@ class Horizon:
             horizon was found, else the one before the horizon; None where they suffice.
         exact: share of the questions whose answer (the right one, or the unpruned model's) is what
             greedy decoding gives, by layer.
+        interval: first and last layer of 95 % of the draws of files, in each of which it is the
+            first layer from which on the mean change itself is at -1 % or above; the number of
+            layers where there is none. None of fewer than FEWEST_FILES files. The layer, which goes
+            by the lower bounds, lies at its end.
     """
 
     change: Change
     layer: int | None
     needed: int | None
     exact: tuple[float, ...]
+    interval: tuple[int, int] | None = None
 
     def asked(self) -> str:
         """Return how many questions on how many files were asked."""
         change = self.change
         return f"{counted(change.questions, 'question')} on {counted(change.files, 'file')}"
+
+    def spread(self) -> str:
+        """Return the interval in words; "" without one."""
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        layers = len(self.change.mean)
+        first, last = (f"layer {at}" if at < layers else "none" for at in (low, high))
+        return f"{first} in 95 % of draws" if low == high else f"{first} to {last} in 95 % of draws"
 
     def reason(self) -> str:
         """Return why none was found, or what is left open; "" where there is nothing to say."""
@@ -67,8 +83,12 @@ def quality(asked: Asked, score: Score) -> float:
     return float(score.greedy) if asked.answer is None else score.probability
 
 
-def find_horizon(change: Change, exact: Sequence[float]) -> Horizon:
-    """Find the information horizon from the changes by layer."""
+def find_horizon(change: Change, exact: Sequence[float], drawn: Figures | None = None) -> Horizon:
+    """Find the information horizon from the changes by layer.
+
+    Args:
+        drawn: (n, L) changes of draws of files, which say how sure it is; None: not drawn.
+    """
     kept = [lower >= -TOLERANCE for lower in change.lower]
     layer = len(kept)
     while layer and kept[layer - 1]:
@@ -79,7 +99,20 @@ def find_horizon(change: Change, exact: Sequence[float]) -> Horizon:
         needed = questions_needed(change, len(kept) - 1)
     elif layer:
         needed = questions_needed(change, layer - 1)
-    return Horizon(change, layer if is_found else None, needed, tuple(exact))
+    interval = None
+    if drawn is not None and change.files >= FEWEST_FILES:
+        interval = spread_of_horizons(drawn)
+    return Horizon(change, layer if is_found else None, needed, tuple(exact), interval)
+
+
+def spread_of_horizons(drawn: Figures) -> tuple[int, int]:
+    """Return the first and the last horizon of 95 % of draws, of (n, L) changes by layer."""
+    lost = drawn < -TOLERANCE
+    # One past the last layer that loses too much.
+    horizons = np.where(lost.any(1), lost.shape[1] - lost[:, ::-1].argmax(1), 0)
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(horizons, ends, method="nearest")
+    return int(low), int(high)
 
 
 def questions_needed(change: Change, layer: int) -> int | None:

@@ -33,6 +33,25 @@ class TokenInformation:
     inputs: int
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a calibration was measured on, without anything that is the user's own.
+
+    Args:
+        revision: commit of the checkpoint on the hub; None of a directory.
+        versions: of this project, torch and transformers.
+        modalities: "image", "video" or "mixed" -> files.
+        kinds: of the questions, as the list calls them.
+        seed: of the draws of files.
+    """
+
+    revision: str | None
+    versions: Mapping[str, object]
+    modalities: Mapping[str, int]
+    kinds: tuple[str, ...]
+    seed: int
+
+
 @dataclass(frozen=True, eq=False)
 class CalibrationResult:
     """The result of a calibration.
@@ -50,6 +69,7 @@ class CalibrationResult:
         warnings: what to know before believing a figure.
         day: when, as YYYY-MM-DD.
         failed, host, media: as of an evaluation.
+        sample: what it was measured on, for `contribution`.
     """
 
     model: Mapping[str, object]
@@ -68,6 +88,7 @@ class CalibrationResult:
     failed: Mapping[int, VtpruneError] = field(default_factory=dict)
     host: HostInfo = field(default_factory=describe_host)
     media: Sequence[str] = ()
+    sample: Sample | None = None
 
     @property
     def num_layers(self) -> int:
@@ -91,7 +112,7 @@ class CalibrationResult:
         about = f"measured: {self.about()}"
         agree = f"{counted(self.inputs, 'input')}, {self.collapse.share:.0%} agree"
         fall = "" if self.collapse.drop > 0 else ", no fall found"
-        sources = {"ecl": f"{about}, {agree}{fall}"}
+        sources = {"ecl": f"{about}, {agree}, {self.collapse.spread()}{fall}"}
         layers: dict[str, int | None] = {"horizon": None, "horizon_text": None}
         for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
             instead = group not in self.horizons
@@ -101,7 +122,8 @@ class CalibrationResult:
             asked = f"{horizon.asked()}{', text-heavy ones' if instead else ''}"
             layers[figure] = self.num_layers if horizon.layer is None else horizon.layer
             missing = "" if horizon.layer is not None else f", not found: {horizon.reason()}"
-            sources[figure] = f"{about}, {asked}, {self.quality()}{missing}"
+            spread = f", {horizon.spread()}" if horizon.spread() else ""
+            sources[figure] = f"{about}, {asked}, {self.quality()}{spread}{missing}"
         assert layers["horizon"] is not None
         return Calibration(
             self.collapse.layer, layers["horizon"], layers["horizon_text"], sources, "file"
@@ -145,6 +167,66 @@ class CalibrationResult:
             int(str(model["hidden_size"])), self.proposal(),
         )  # fmt: skip
 
+    def contribution(self) -> str:
+        """Return the entry for `calibrations` of `_data/models.yaml`, with what it was measured on.
+
+        It names no file, and of a checkpoint that is a directory no path. A layer that was not
+        found is left out.
+
+        Raises:
+            VtpruneError: none was found.
+        """
+        import yaml
+
+        assert self.sample is not None
+        sample = self.sample
+        found = {
+            "ecl": self.collapse.layer if self.collapse.drop > 0 else None,
+            "horizon": self.found("general"),
+            "horizon_text": self.found("text-heavy"),
+        }
+        layers = {figure: layer for figure, layer in found.items() if layer is not None}
+        if not layers:
+            raise VtpruneError(
+                "there is nothing to contribute: no layer was found",
+                "measure more files, or questions with right answers",
+            )
+        named = sample.revision is not None or self.model["name"] == "embedded"
+        name = str(self.model["name"]) if named else "a checkpoint of one's own"
+        files = ", ".join(
+            f"{count} {modality}" for modality, count in sorted(sample.modalities.items())
+        )
+        about = f"{name}, {counted(self.inputs, 'file')} ({files})"
+        spreads = {"ecl": self.collapse.spread()}
+        for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
+            if group in self.horizons:
+                horizon = self.horizons[group]
+                spreads[figure] = ", ".join(filter(None, (horizon.asked(), horizon.spread())))
+        measured = {
+            "model": name,
+            "revision": sample.revision,
+            **sample.versions,
+            "day": self.day,
+            "files": dict(sample.modalities),
+            "questions": self.questions,
+            "right_answers": self.labelled,
+            "kinds": list(sample.kinds),
+            "seed": sample.seed,
+        }
+        entry = {
+            "model_type": self.model["model_type"],
+            "layers": self.num_layers,
+            "hidden_size": self.model["hidden_size"],
+            **layers,
+            "sources": {figure: f"contributed ({about}; {spreads[figure]})" for figure in layers},
+            "measured": measured,
+        }
+        return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=10_000)
+
+    def found(self, group: str) -> int | None:
+        """Return the horizon of a group of questions; None where there is none."""
+        return self.horizons[group].layer if group in self.horizons else None
+
     def preset_text(self) -> str:
         """Return the best schedule as a preset's file; needs a `best`."""
         import yaml
@@ -166,6 +248,9 @@ class CalibrationResult:
         """Return it as JSON has it."""
         values = asdict(replace(self, failed={})) | {"failed": faults_of(self.failed)}
         values["collapse"]["drop"] = self.collapse.drop
+        values["collapse"]["draws"] = {
+            str(layer): share for layer, share in self.collapse.draws.items()
+        }
         values["quality"] = self.quality()
         values["proposal"], values["too_few"] = self.proposal(), self.too_few()
         for group, horizon in self.horizons.items():
