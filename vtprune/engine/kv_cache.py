@@ -41,7 +41,9 @@ GUARDED = ("update", *STATE_METHODS)
 """The methods of a cache that are refused outside of blocks where they would give wrong states."""
 
 
-REARRANGING = ("crop", "reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+TAKING_ROWS = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+"""The methods of a cache that put other rows in the place of its own."""
+REARRANGING = ("crop", *TAKING_ROWS)
 """The methods of a cache that are refused where it is cut while decoding."""
 
 
@@ -133,6 +135,39 @@ class PrunedCache:
         """Whether any layer holds keys of padding."""
         return any(valid is not None for valid in self.valid)
 
+    @property
+    def differs_by_row(self) -> bool:
+        """Whether anything is noted of each row by itself."""
+        noted = (*self.valid, *self.key_columns, *self.shifts, self.starts, self.last_positions)
+        return any(rows is not None for rows in noted)
+
+    def with_rows(self, take: Callable[[torch.Tensor], torch.Tensor]) -> PrunedCache:
+        """Return what is known once other rows are in the place of these.
+
+        Args:
+            take: (B, ...) to (B', ...), of the rows that are there then.
+        """
+        taken: dict[int, torch.Tensor] = {}  # layers share tensors
+
+        def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            if id(tensor) not in taken:
+                taken[id(tensor)] = take(tensor)
+            return taken[id(tensor)]
+
+        last = self.last_positions
+        if last is not None and last.shape[-1] > 1:
+            last = take(last.movedim(-1, 0)).movedim(0, -1)
+        return replace(
+            self,
+            valid=[rows(valid) for valid in self.valid],
+            key_columns=[take(columns) for columns in self.key_columns],
+            starts=rows(self.starts),
+            shifts=[rows(shift) for shift in self.shifts],
+            last_positions=last,
+        )
+
     def length(self, layer: int) -> int:
         """Return how many keys a layer held."""
         return self.lengths[layer] if self.lengths else 0
@@ -200,6 +235,10 @@ class PrunedCache:
             for name in REARRANGING:
                 if hasattr(cache, name):
                     replaced[name] = functools.partial(_refuse_rearranging, name)
+        elif self.differs_by_row:
+            for name in TAKING_ROWS:
+                if hasattr(cache, name):
+                    replaced[name] = functools.partial(_take_rows, name)
         setattr(cache, NOTE, self)
         for name, method in replaced.items():
             setattr(cache, name, types.MethodType(method, cache))
@@ -327,6 +366,23 @@ def _refuse_outside(cache: Cache) -> None:
             "see the wrong keys",
             "keep the block open until all threads have generated, or go on in a new one",
         )
+
+
+def _take_rows(name: str, cache: Cache, rows: torch.Tensor | int) -> None:
+    """Put other rows in the place of a cache's, and of what is noted of each.
+
+    Args:
+        rows: as the method of this name takes them: their numbers, or how often each is repeated.
+    """
+    pruned: PrunedCache = cache._vtprune  # type: ignore[attr-defined]
+    getattr(type(cache), name)(cache, rows)
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(rows, int):
+            return tensor.repeat_interleave(rows, dim=0)
+        return tensor[rows.to(tensor.device)]
+
+    pruned.with_rows(take).tie(cache)
 
 
 def _refuse_rearranging(name: str, cache: Cache, *args: object, **kwargs: object) -> object:
