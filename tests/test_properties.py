@@ -424,9 +424,9 @@ def operations(name: str, preset: str) -> int:
 def test_the_model_is_as_before_after_an_exception_at_any_point(name: str, preset: str) -> None:
     model = shared_model(name)
     inputs = tiny.inputs(name, model, "image")
-    total = operations(name, preset)
     expected = oracle.generate(model, inputs, 2)
     before = state_of(model)
+    total = operations(name, preset)
 
     @holds(10)
     @given(st.integers(0, total - 1))

@@ -260,6 +260,29 @@ def test_places_resolve_to_layers(at: str, num_layers: int, layer: int) -> None:
     assert resolve_layer(at, num_layers, ecl=2, horizon=20) == layer
 
 
+def test_the_collapse_layer_is_never_past_the_last() -> None:
+    assert [resolve_layer("ecl", layers, 5, 9) for layers in (3, 5, 6, 7)] == [2, 4, 5, 5]
+    assert resolve_layer("pixels", 6, 5, 9) == 0
+
+
+@pytest.mark.parametrize(("layer", "depth"), [(40, "40%"), (99, "99%"), (300, "33%")])
+def test_a_layer_past_the_last_is_refused_with_a_depth_that_fits(layer: int, depth: str) -> None:
+    with pytest.raises(PresetError, match=f"at: {layer}: this model has 32") as raised:
+        resolve_layer(str(layer), 32, 2, 24)
+    assert raised.value.hint == f'a depth such as "{depth}", ecl or horizon fits any model'
+
+
+def test_cuts_of_a_schedule_of_its_own_are_at_least_one_layer_apart() -> None:
+    profile = CutProfile((0.1, 0.1, 0.3), lambda t: (t, t, t))
+    assert profile.layers(10) == [1, 2, 3]
+    assert profile.layers(10, lowest=3) == [3, 4, 5]
+    assert profile.layers(30) == [3, 4, 9]
+    assert profile.layers(3) == [0, 1, 2]
+    with pytest.raises(PresetError, match="2 decoder layers are too few for 3 cuts") as raised:
+        profile.layers(2)
+    assert raised.value.hint == "name a place: --at ecl, or a layer number"
+
+
 def test_a_layer_past_the_last_is_refused_with_the_range() -> None:
     with pytest.raises(PresetError, match=r"at: 32: this model has 32 decoder layers, 0 to 31"):
         resolve_layer("32", 32, 2, 20)
