@@ -598,7 +598,7 @@ def test_every_class_is_calibrated_and_its_schedules_run(kind: str, tmp_path: Pa
         pytest.importorskip("timm")
     build = tiny.build if kind in tiny.FAMILIES else tiny_processor.build
     loaded = load(str(build(kind, tmp_path / "checkpoint")))
-    about = [Asked(save_noise(tmp_path / "noise.png", 90, 150), "what is it?")]
+    about = [Asked(save_noise(tmp_path / "noise.png", 90, 150), "what is it?", "a red ball")]
     asking = AskSettings(generation=Generation(max_new_tokens=3))
     settings = CalibrationSettings(asking, keep=0.5, methods=("entropy", "random"))
     found = calibrate(loaded, about, settings=settings)

@@ -7,6 +7,7 @@ sizes that such modules name.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -171,7 +172,21 @@ def _measure_layer(layer: nn.Module, config: PreTrainedConfig) -> LayerCost:
 def _expanded_keys(module: nn.Module) -> int:
     """Return the products that make a key and value of what the cache holds of both."""
     expand = _child(module, ("kv_b_proj",))
-    return _num_products(expand) if expand is not None and _int(module, "kv_lora_rank") else 0
+    return _num_products(expand) if expand is not None and _cached_latent(module) else 0
+
+
+def _cached_latent(module: nn.Module) -> int:
+    """Return the width of what keys and values are made of, where the cache holds that; else 0.
+
+    GLM-5-next's holds keys and values themselves in 5.17.
+    """
+    rank = _int(module, "kv_lora_rank")
+    return 0 if rank and _caches_keys(type(module)) else rank  # type: ignore[arg-type]
+
+
+@functools.cache
+def _caches_keys(kind: type[nn.Module]) -> bool:
+    return ".update(key_states, value_states" in inspect.getsource(kind.forward)
 
 
 def _has_sizes(module: nn.Module, names: tuple[str, ...]) -> bool:
@@ -263,8 +278,10 @@ def _attention_sizes(module: nn.Module, config: PreTrainedConfig) -> tuple[int, 
         keys = int(key.out_features)  # type: ignore[arg-type]
         return queries + values, keys + (keys if value is None else int(value.out_features))  # type: ignore[arg-type]
     fused = _child(module, QUERIES)
-    if rank := _int(module, "kv_lora_rank"):  # the cache holds what both are made of
+    if rank := _cached_latent(module):
         return queries + values, rank + _int(module, "qk_rope_head_dim")
+    if _int(module, "kv_lora_rank"):
+        return queries + values, queries + values
     assert fused is not None
     return queries + values, int(fused.out_features) - queries  # type: ignore[arg-type]
 
