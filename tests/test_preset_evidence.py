@@ -86,7 +86,7 @@ def test_a_packaged_figure_is_that_of_its_page(
         assert re.search(rf"\b{round(figure.right * figure.questions / 100)} with it\b", words)
         return
     methods = {stage.method for stage in load_preset(name).every_stage()}
-    media = (figure.note or "").partition(",")[0].partition(" of ")[0]
+    media = figure.media
     for rows in tables(text):
         unpruned = next(row for row in rows if row[0].startswith("unpruned"))
         for row in rows:
@@ -175,6 +175,7 @@ def test_evidence_is_read_and_written() -> None:
         ({"published": {**PUBLISHED, "retained": 0}}, "retained: 0 is not a number above 0"),
         ({"published": {**PUBLISHED, "figure": 1}}, "unknown key 'figure'"),
         ({"published": {**PUBLISHED, "paper": 7}}, "paper: 7 is not text"),
+        ({"measured": {**MEASURED, "media": "tables"}}, "media: tables is not pictures or clips"),
     ],
 )
 def test_wrong_evidence_is_refused(entry: object, message: str) -> None:
@@ -201,7 +202,8 @@ def test_presets_list_and_show_have_the_evidence() -> None:
     listed = CliRunner().invoke(cli, ["presets", "list"], env={"COLUMNS": "80"}).stdout
     assert all(len(line.rstrip()) <= 80 for line in listed.splitlines())
     for name, figure in FIGURES:
-        row = rf"^{name} +{figure.model} .*{re.escape(figure.score)} +{figure.origin}"
+        media = figure.media or "both"
+        row = rf"^{name} +{figure.model} +{media} .*{re.escape(figure.score)} +{figure.origin}"
         assert re.search(row, listed, flags=re.MULTILINE)
     shown = CliRunner().invoke(cli, ["presets", "show", "published-image", "--json"]).stdout
     entry, _ = json.loads(shown)["evidence"]
@@ -222,7 +224,39 @@ def test_a_report_names_the_figure_of_another_model_alone() -> None:
     assert line in shown_report("Qwen/Qwen2.5-VL-7B-Instruct", "balanced")
     assert "rests on" not in shown_report("embedded", "balanced")
     assert "rests on" not in shown_report("Qwen/Qwen2.5-VL-7B-Instruct", "published-image")
-    assert "arXiv 2602.17196" in shown_report("llava-onevision-7b", "entropy-horizon")
+    of_clips = "model embedded at keep 0.3, clips: 47.7 of 97.3 %"  # as the report's medium is
+    assert of_clips in shown_report("llava-onevision-7b", "entropy-horizon")
+
+
+@pytest.mark.parametrize(("modality", "score"), [("image", "94.7"), ("video", "88.0")])
+def test_a_report_names_the_figure_of_its_media(modality: str, score: str) -> None:
+    values: dict[str, Any] = copy.deepcopy(REPORT)
+    values["model"]["name"] = "mine"
+    values["input"]["modality"] = modality
+    values["preset"]["evidence"] = [to_entry(one) for one in load_preset("fast").evidence]
+    out = io.StringIO()
+    console.render(report_of(values), Console(file=out, width=80))
+    media = {"image": "pictures", "video": "clips"}[modality]
+    assert f"model embedded at keep 0.15, {media}: {score} of 97." in out.getvalue()
+
+
+def test_the_page_and_the_figures_say_alike_which_media_they_are_of() -> None:
+    (rows,) = tables(section("docs/presets.md#what-the-packaged-presets-rest-on"))
+    said = [re.search(r"about (pictures|clips)(?! and)", row[2]) for row in rows[1:]]
+    figures = [figure.media for name in preset_names_of(rows) for figure in evidence_of(name)]
+    measured = [
+        (match[1], media) for match, media in zip(said, figures, strict=True) if match is not None
+    ]
+    assert len(measured) > 5
+    assert all(page == media for page, media in measured)
+
+
+def preset_names_of(rows: list[list[str]]) -> list[str]:
+    return [row[0].strip("`") for row in rows[1:] if row[0]]
+
+
+def evidence_of(name: str) -> tuple[MeasuredFigure | PublishedFigure, ...]:
+    return load_preset(name).evidence
 
 
 def test_a_report_has_the_evidence_of_its_preset(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class MeasuredFigure:
         source: page of the documentation, or command.
         unpruned: percent of right answers without pruning; None: not recorded.
         keep: the keep that was asked for; None: not recorded.
-        note: what else is to be known, as of which media it was.
+        note: what else is to be known.
+        media: "pictures" or "clips" that it is of; None: both.
     """
 
     model: str
@@ -30,6 +31,7 @@ class MeasuredFigure:
     unpruned: float | None = None
     keep: float | None = None
     note: str | None = None
+    media: str | None = None
 
     kind = "measured"
 
@@ -56,6 +58,7 @@ class PublishedFigure:
         retained: percent of the unpruned score.
         keep: fraction of the tokens that the paper left; None: not said.
         note: what else is to be known, as where the preset differs.
+        media: as of a measured figure.
     """
 
     paper: str
@@ -64,6 +67,7 @@ class PublishedFigure:
     retained: float
     keep: float | None = None
     note: str | None = None
+    media: str | None = None
 
     kind = "published"
 

@@ -103,6 +103,7 @@ class MeasuredSchema(Schema):
     unpruned: Percent | None = Field(None, description="a number from 0 to 100")
     keep: Keep = None
     note: Sentence | None = Field(None, description="text of 1 to 300 characters")
+    media: Literal["pictures", "clips"] | None = Field(None, description="pictures or clips")
 
 
 class PublishedSchema(Schema):
@@ -114,6 +115,7 @@ class PublishedSchema(Schema):
     retained: Annotated[float, Field(gt=0, le=1000, description="a number above 0, at most 1000")]
     keep: Keep = None
     note: Sentence | None = Field(None, description="text of 1 to 300 characters")
+    media: Literal["pictures", "clips"] | None = Field(None, description="pictures or clips")
 
 
 class EvidenceSchema(Schema):

@@ -92,6 +92,7 @@ def show_presets(presets: Sequence[Preset], console: Console) -> None:
         (
             str(preset.name),
             figure.model,
+            figure.media or "both",
             "" if figure.keep is None else f"{figure.keep:g}",
             figure.score,
             figure.origin,
@@ -100,8 +101,11 @@ def show_presets(presets: Sequence[Preset], console: Console) -> None:
         for figure in preset.evidence
     ]
     console.print()
-    show_table(("rests on", "model", "<keep", "<of unpruned", "source"), figures, console)
-    note = "(questions: right answers, measured here; else as published, unpruned = 100)"
+    show_table(("rests on", "model", "media", "<keep", "<of unpruned", "source"), figures, console)
+    note = (
+        "(media: pictures, clips or both; questions: right answers, measured here; else as "
+        "published, unpruned = 100)"
+    )
     console.print(Text(note, "dim"))
 
 

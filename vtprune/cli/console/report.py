@@ -72,15 +72,20 @@ def _facts(report: Report) -> Table:
 
 
 def _rests_on(report: Report) -> str | None:
-    """Return what a preset rests on where that is not the model that answered."""
+    """Return what a preset rests on where that is not the model that answered.
+
+    A figure of the media that were asked about is named before one of others.
+    """
     figures = [figure_of(entry) for entry in report.preset.evidence or ()]
     aliases = packaged_models()["aliases"] if figures else {}
     hub_ids = [aliases.get(figure.model.lower(), {}).get("hub_id") for figure in figures]
     if not figures or report.model.name in (*hub_ids, *(figure.model for figure in figures)):
         return None
-    first = figures[0]
+    asked = {"image": "pictures", "video": "clips"}.get(report.input.modality)
+    first = next((one for one in figures if one.media in (None, asked)), figures[0])
     keep = "" if first.keep is None else f" at keep {first.keep:g}"
-    return f"model {first.model}{keep}: {first.score} ({first.origin})"
+    media = "" if first.media is None else f", {first.media}"
+    return f"model {first.model}{keep}{media}: {first.score} ({first.origin})"
 
 
 def _what_ran(preset: ResolvedPreset, tokens: TokenCounts) -> tuple[str, str]:
