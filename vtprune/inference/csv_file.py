@@ -6,7 +6,11 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+
+FORMULA = re.compile(r"[=+@\t\r]|-[^\d.\s]")
+"""The beginning of a text that a spreadsheet would take for a formula, which may run programs."""
 
 
 def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
@@ -50,5 +54,7 @@ def _item(value: object) -> str:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, str) and FORMULA.match(value):
+        return f"'{value}"
     missing = value is None or (isinstance(value, float) and not math.isfinite(value))
     return "" if missing else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 from rich.console import Console
@@ -35,8 +36,12 @@ def stdout_console() -> Console:
 
 
 def _console(stderr: bool) -> Console:
+    environ: Mapping[str, str] = os.environ
+    if re.fullmatch("0+", environ.get("COLUMNS", "")):  # rich would print nothing
+        environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     return Console(
         stderr=stderr,
+        _environ=environ,
         highlight=False,
         emoji=False,
         markup=False,

@@ -1,0 +1,102 @@
+"""What the pages of security and reliability say is so."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vtprune._dev import licences, reliability
+from vtprune._dev.fuzz.trials import MOST_MEMORY, MOST_SECONDS, SCREEN, Trial
+from vtprune._dev.lines import read_lines
+from vtprune._dev.reliability import BEGIN, COUNTS, END, PAGE, Count, count_log, table, write_page
+from vtprune.cli import cli
+from vtprune.inference.csv_file import csv_text
+
+SECURITY = Path(__file__).parents[1] / "docs" / "security.md"
+
+
+def test_no_copyleft_among_the_dependencies_is_unnamed() -> None:
+    prose = SECURITY.read_text("utf-8").partition(licences.BEGIN)[0]
+    named = licences.dependencies()
+    assert {"torch", "transformers", "av", "pillow", "tqdm"} <= named.keys()
+    for name, package in named.items():
+        if licences.COPYLEFT.search(licences.licence(package)):
+            assert f"`{name}`" in prose, f"{name}: {licences.licence(package)}"
+
+
+def test_the_table_of_licences_has_every_package_that_is_required() -> None:
+    listed = SECURITY.read_text("utf-8").partition(licences.BEGIN)[2].partition(licences.END)[0]
+    direct = {name for name in licences.dependencies() if f"| {name} |" in listed}
+    assert {"torch", "transformers", "av", "pillow", "jinja2", "pydantic", "rich"} <= direct
+
+
+@pytest.mark.parametrize("licence", ["GPL-3.0", "LGPLv2+", "AGPL", "MPL-2.0 AND MIT", "GNU GPL"])
+def test_copyleft_is_known_by_its_names(licence: str) -> None:
+    assert licences.COPYLEFT.search(licence)
+    assert not licences.COPYLEFT.search("Apache-2.0 AND BSD-3-Clause AND MIT")
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1", "'+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-cmd|x", "'-cmd|x"),
+        ("-0.5", "-0.5"),
+        ("- none", "- none"),
+        ("a=b", "a=b"),
+        (-0.5, "-0.5"),
+    ],
+)
+def test_no_cell_is_a_formula(text: object, cell: str) -> None:
+    ((found,),) = list(csv.reader(io.StringIO(csv_text([{"name": text}]))))[1:]
+    assert found == cell
+
+
+@pytest.mark.parametrize("columns", ["0", "00"])
+def test_tables_are_whole_at_no_columns(columns: str) -> None:
+    shown = CliRunner().invoke(cli, ["methods"], env={"COLUMNS": columns}).stdout
+    assert shown == CliRunner().invoke(cli, ["methods"], env={"COLUMNS": "80"}).stdout
+    assert "entropy" in shown
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_table_of_its_counts() -> None:
+    counts = [Count(**line) for line in read_lines(COUNTS)]
+    assert f"{BEGIN}\n{table(counts)}\n{END}" in PAGE.read_text("utf-8")
+    assert not any(count.findings for count in counts)
+
+
+def test_logs_become_counts(tmp_path: Path) -> None:
+    trials = [
+        Trial(0, "moving.png", "cut", "taken", cpu=1.0, memory=5),
+        Trial(1, "png", "cut", "refused", "Error: no"),
+        Trial(2, "png", "cut", "raised", "KeyError: 3"),
+        Trial(3, "preset", "cut", "refused", "Error: no"),
+    ]
+    assert count_log([vars(trial) for trial in trials]) == [
+        Count("media", "png", 3, 1, 1, 1, 1.0, 5),
+        Count("text", "preset", 1, 0, 0, 1),
+    ]
+    run = {"command": "batch", "seed": 0, "kills": 3, "moments": [], "fault": "", "seconds": 1.0}
+    killed = count_log([run, {**run, "fault": "lost"}])
+    assert killed == [Count("kills", "batch", 6, 1, 2, 0)]
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n{BEGIN}\nold\n{END}\nb\n")
+    write_page(killed, page)
+    assert page.read_text() == f"a\n{BEGIN}\n{table(killed)}\n{END}\nb\n"
+    assert page != reliability.PAGE
+
+
+def test_the_page_names_the_bounds_of_a_finding() -> None:
+    text = " ".join(PAGE.read_text("utf-8").split())
+    assert f"more than {MOST_SECONDS:.0f} s of processor time" in text
+    assert f"more than {MOST_MEMORY / 1e9} GB" in text
+    assert f"{SCREEN[1]} lines of {SCREEN[0]} columns" in text

@@ -1,0 +1,135 @@
+"""The counts of docs/reliability.md: `python -m vtprune._dev.reliability LOG...`.
+
+LOGs are of `vtprune._dev.fuzz` and `vtprune._dev.kills`. Their counts are kept in
+docs/reliability.jsonl, one line a row, in place of what was there under the same name; the table
+between the markers of the page is made of that file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vtprune._dev import CHECKOUT
+from vtprune._dev.arguments import Parser
+from vtprune._dev.fuzz.trials import Trial
+from vtprune._dev.kills import Kills
+from vtprune._dev.lines import read_lines
+
+COUNTS, PAGE = CHECKOUT / "docs" / "reliability.jsonl", CHECKOUT / "docs" / "reliability.md"
+BEGIN, END = "<!-- counts -->", "<!-- end of counts -->"
+TEXTS = ("answers", "cache", "calibration", "checkpoint", "config file", "flags", "preset",
+         "questions", "requests", "server", "template")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Count:
+    """One row.
+
+    Args:
+        subject: "media", "text" or "kills".
+        kind: of file, of text, or the command that was killed.
+        number: of damaged inputs, or of kills.
+        findings: of which each is a fault.
+        taken, refused: of damaged inputs; of kills: runs, and 0.
+        cpu: the most processor seconds of one.
+        memory: the most bytes of one.
+    """
+
+    subject: str
+    kind: str
+    number: int
+    findings: int
+    taken: int
+    refused: int
+    cpu: float = 0.0
+    memory: int = 0
+
+
+def count_log(lines: Sequence[dict[str, Any]]) -> list[Count]:
+    """Return the counts of the lines of logs of one kind."""
+    if lines and "kills" in lines[0]:
+        runs = [Kills(**line) for line in lines]
+        return [
+            Count("kills", command, sum(run.kills for run in of),
+                  sum(run.fault != "" for run in of), len(of), 0)
+            for command, of in sorted(_by_name((run.command, run) for run in runs).items())
+        ]  # fmt: skip
+    trials = [Trial(**line) for line in lines]
+    return [
+        Count(
+            "text" if kind in TEXTS else "media",
+            kind or "ended or hung",
+            len(of),
+            sum(trial.finding != "" for trial in of),
+            sum(trial.outcome == "taken" for trial in of),
+            sum(trial.outcome == "refused" for trial in of),
+            max(trial.cpu for trial in of),
+            max(trial.memory for trial in of),
+        )
+        for kind, of in sorted(_by_name((trial.kind, trial) for trial in trials).items())
+    ]
+
+
+def _by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
+    groups = defaultdict(list)
+    for name, value in pairs:
+        groups[name.rpartition(".")[2]].append(value)
+    return groups
+
+
+def table(counts: Sequence[Count]) -> str:
+    """Return the counts as a table of Markdown."""
+    rows = [
+        "| what | damaged, or kills | read, or runs | refused | processor, most | memory, most "
+        "| findings |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for count in sorted(counts, key=lambda each: (each.subject, each.kind)):
+        time, memory = f"{count.cpu:.1f} s", f"{count.memory / 1e6:,.0f} MB"
+        refused = f"{count.refused:,}"
+        if count.subject == "kills":
+            time = memory = refused = ""
+        rows.append(
+            f"| {count.subject}: {count.kind} | {count.number:,} | {count.taken:,} | {refused} | "
+            f"{time} | {memory} | {count.findings} |"
+        )
+    for subject in sorted({count.subject for count in counts}):
+        of = [count for count in counts if count.subject == subject]
+        number, findings = sum(each.number for each in of), sum(each.findings for each in of)
+        rows.append(f"| **{subject}, all** | {number:,} | | | | | {findings} |")
+    return "\n".join(rows)
+
+
+def write_page(counts: Sequence[Count], page: Path = PAGE) -> None:
+    """Put the table between the markers of the page."""
+    text = page.read_text("utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    page.write_text(f"{head}{BEGIN}\n{table(counts)}\n{END}{tail}", "utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "logs", type=Path, nargs="*", help="of fuzz and kills; none: the page alone"
+    )
+    args = parser.parse_args(arguments)
+    kept = {(line["subject"], line["kind"]): Count(**line) for line in read_lines(COUNTS)}
+    lines = [line for log in args.logs for line in read_lines(log)]
+    for of in (
+        [line for line in lines if "kills" in line],
+        [line for line in lines if "noise" in line],
+    ):
+        kept |= {(count.subject, count.kind): count for count in count_log(of)}
+    counts = [kept[key] for key in sorted(kept)]
+    COUNTS.write_text("".join(json.dumps(asdict(count)) + "\n" for count in counts), "utf-8")
+    write_page(counts)
+
+
+if __name__ == "__main__":
+    main()
