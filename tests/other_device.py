@@ -439,6 +439,8 @@ def devices(count: int = 1, free: int = MEMORY) -> Iterator[Devices]:
         "mem_get_info": lambda device=None: (free, MEMORY),
         "get_device_name": lambda device=None: properties.name,
         "get_device_properties": lambda device=None: properties,
+        "max_memory_allocated": lambda device=None: MEMORY - free,
+        "reset_peak_memory_stats": lambda device=None: None,
         "get_device_capability": lambda device=None: (9, 0),
     }
     with ExitStack() as stack:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import transformers
+from conftest import save_noise
 from host_waits import (
     BY_TOKEN,
     FAMILY,
@@ -25,7 +28,8 @@ from host_waits import (
     tables,
     there,
 )
-from other_device import MEMORY, devices
+from other_device import MEMORY, devices, move
+from packaging.version import Version
 
 import vtprune
 from vtprune.device import free_memory, now, send, total_memory
@@ -279,6 +283,24 @@ def split_over_two(name: str) -> torch.nn.Module:
     return split
 
 
+# -- from a file to the answer, as `--device cuda` has it ------------------------------------------
+
+
+def test_a_question_is_answered_on_a_device_as_on_a_cpu(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    picture = save_noise(tmp_path / "noise.png", 90, 150)
+    loaded, remote = (vtprune.load(str(checkpoints(FAMILY))) for _ in range(2))
+    ask = functools.partial(vtprune.answer, preset="fast", keep=0.5)
+    here = ask(loaded, [(picture, "what?"), (picture, "where?")])
+    with devices(free=MEMORY - 12345) as noted:
+        move(remote.model, "cuda:0")
+        far = ask(remote, [(picture, "what?"), (picture, "where?")])
+    assert [report.answer for report in far] == [report.answer for report in here]
+    assert [report.tokens for report in far] == [report.tokens for report in here]
+    assert far[0].model.device == "cuda:0"
+    assert far[0].memory_bytes.peak == 12345
+    assert "to device" not in {wait.kind for wait in noted.waits if wait.place}
+
+
 # -- torch.cuda ------------------------------------------------------------------------------------
 
 
@@ -323,5 +345,8 @@ def test_what_fits_is_what_the_device_has_free(free: int, cuts: bool) -> None:
 # -- the page --------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__).release[:2] != (5, 23), reason="counted with 5.23"
+)
 def test_the_page_has_what_is_counted() -> None:
     assert PAGE.read_text(encoding="utf-8").split(MARK)[1].strip() == tables()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.device import send
+
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded
 
@@ -26,8 +28,8 @@ def pixels_in(tensors: Tensors) -> dict[str, torch.Tensor]:
 def to_device(loaded: Loaded, tensors: Tensors) -> dict[str, torch.Tensor]:
     """Return inputs on the model's device, pixels in its dtype."""
     model = loaded.model
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() and
-                       name.startswith("pixel_values") else None)
-        for name, value in tensors.items()
-    }  # fmt: skip
+    moved = {}
+    for name, value in tensors.items():
+        pixels = value.is_floating_point() and name.startswith("pixel_values")
+        moved[name] = send(value.to(model.dtype) if pixels else value, model.device)
+    return moved
