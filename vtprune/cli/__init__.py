@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "reproduce": (
         "vtprune.cli.reproduce:reproduce",
-        "Run a published table, and put its figures beside your own.",
+        "Run a published table, and put its figures beside those that come out here.",
     ),
     "check": (
         "vtprune.cli.check:check",
