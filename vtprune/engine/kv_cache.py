@@ -239,6 +239,8 @@ class PrunedCache:
             for name in TAKING_ROWS:
                 if hasattr(cache, name):
                     replaced[name] = functools.partial(_take_rows, name)
+            if self.last_positions is not None and hasattr(cache, "crop"):
+                replaced["crop"] = _crop
         setattr(cache, NOTE, self)
         for name, method in replaced.items():
             setattr(cache, name, types.MethodType(method, cache))
@@ -383,6 +385,19 @@ def _take_rows(name: str, cache: Cache, rows: torch.Tensor | int) -> None:
         return tensor[rows.to(tensor.device)]
 
     pruned.with_rows(take).tie(cache)
+
+
+def _crop(cache: Cache, tokens: int) -> None:
+    """Take a cache's last tokens out, and say what is the last one then.
+
+    The first forward of assisted generation has the prompt and guessed tokens in one.
+    """
+    pruned: PrunedCache = cache._vtprune  # type: ignore[attr-defined]
+    before = cache.get_seq_length()
+    type(cache).crop(cache, tokens)  # type: ignore[attr-defined]
+    if pruned.last_positions is not None:
+        last = pruned.last_positions - (before - cache.get_seq_length())
+        replace(pruned, last_positions=last).tie(cache)
 
 
 def _refuse_rearranging(name: str, cache: Cache, *args: object, **kwargs: object) -> object:
