@@ -44,9 +44,10 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device, which the host does not wait for, unless that is its own.
 
     A blocking copy to a GPU waits for all that the GPU has been given before it. Memory that is not
-    pinned is read before the call returns, so that it may be changed at once.
+    pinned is read before the call returns, so that it may be changed at once: CUDA promises that,
+    other kinds of device do not, and are waited for.
     """
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
