@@ -252,7 +252,7 @@ def test_the_page_has_a_table_of_selection_for_every_keep() -> None:
     assert "| `spread` | 20.0 | 1.00% | - | - |" in page
     assert "| `spread` | 40.0 | 2.00% |" in page
     told = " ".join(page.split())
-    assert "30% are kept, float32, medians of 1 pass. Dense prefill: 2.0 s at 64 tokens" in told
+    assert "30% are kept, float32, medians. Dense prefill: 2.0 s at 64 tokens (1 pass)" in told
     assert "50% are kept" in told
 
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         subject = TextSubject(given, only)  # type: ignore[assignment]
     run_seeds(subject, range(args.seed, args.seed + args.count), args.save)
-    sys.stdout.write(summary(args.save) + "\n")
+    sys.stdout.write(summary(args.save).encode("utf-8", "backslashreplace").decode() + "\n")
 
 
 if __name__ == "__main__":
