@@ -132,7 +132,7 @@ def test_without_references_the_unpruned_captions_weigh_ngrams() -> None:
 )
 def test_a_verdict_goes_by_the_interval(low: float, high: float, words: str) -> None:
     gap = Difference((low + high) / 2, low, high, 0.5)
-    row = CaptionRow("a", "asked", "a", None, "", 0.3, 0.3, 1, {}, 9, {}, {"cider": gap})
+    row = CaptionRow("a", "asked", "a", None, "", 0.3, 0.3, 1, 9, {}, {"cider": gap})
     assert row.verdict == f"{words} (CIDEr {gap.mean:+.2f}, {low:+.2f} to {high:+.2f})"
 
 

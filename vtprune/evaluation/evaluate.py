@@ -217,14 +217,19 @@ def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
     if fewest < SEEDS:
         notes.append(f"random rows of {counted(fewest, 'seed')} say little: run {SEEDS} seeds or "
                      "more")  # fmt: skip
-    if files < FEW_FILES:
-        notes.append(f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} files are "
-                     "rough")  # fmt: skip
+    notes += rough_intervals(files)
     aware = [row.name for row in rows if row.reads_question]
     if aware:
         notes.append("these rows are question-aware: a follow-up question on the same KV cache "
                      f"sees only the tokens kept for the first: {', '.join(aware)}")  # fmt: skip
     return notes
+
+
+def rough_intervals(files: int) -> list[str]:
+    """Return the warning of intervals from so few files."""
+    if files >= FEW_FILES:
+        return []
+    return [f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} files are rough"]
 
 
 def _name_damaged(asked: Sequence[Asked], damaged: Mapping[AskedMedia, DamagedError]) -> list[str]:

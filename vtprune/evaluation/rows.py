@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, median
+from typing import Any
 
 from vtprune.evaluation.bootstrap import Difference, Estimate, difference, estimate
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.variants import FOLLOW_UP, UNPRUNED, Variant
+from vtprune.evaluation.variants import FOLLOW_UP, UNPRUNED, Variant, group_by_row
 from vtprune.inference.questions_file import Asked
 
 LARGEST_LOSS = 700.0  # math.exp goes no further
@@ -156,21 +157,86 @@ def compare_follow_ups(row: str, rows: Mapping[str, RowRecords]) -> FollowUps | 
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
-    """One row of an evaluation; a row with several seeds is the mean over them.
+class VariantRow:
+    """One way to prune, as a row of any table; a row with several seeds is the mean over them.
 
     Args:
         name: method or preset, place and keep.
         role: "unpruned", "asked" or "baseline".
         preset: the preset's name; None for a method.
         method: the method's name; None for a preset.
-        options: of the method, as given.
-        resolved: the preset that ran, every stage with all its options.
         at: where it cuts, as it was asked for.
         keep: as asked; None where the preset sets its keeps itself.
         keep_mean: the layer average that was really kept.
-        questions: how many were answered for every seed.
         seeds: how many it was run with.
+        options: of the method, as given.
+        errors: why questions could not be asked.
+    """
+
+    name: str
+    role: str
+    preset: str | None
+    method: str | None
+    at: str
+    keep: float | None
+    keep_mean: float
+    seeds: int
+    options: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    errors: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def named(self, *counts: str) -> dict[str, object]:
+        """Return what JSON has of every row first, its counts such as "seeds" last."""
+        keys = ("role", "preset", "method", "at", "keep", "keep_mean", *counts)
+        return {"row": self.name, **{key: getattr(self, key) for key in keys}}
+
+    def with_errors(self, values: dict[str, object]) -> dict[str, object]:
+        """Return what JSON has of a row, with its errors last where there are some."""
+        return {**values, "errors": list(self.errors)} if self.errors else values
+
+
+def describe_row(
+    seeds: Sequence[Variant],
+    records: Sequence[Record],
+    errors: Iterable[str],
+) -> dict[str, Any]:
+    """Return the fields of `VariantRow`.
+
+    Args:
+        seeds: the variants of the row.
+        records: of the questions that were answered.
+        errors: of the others, each told once.
+    """
+    variant = seeds[0]
+    return {
+        "name": variant.row,
+        "role": variant.role,
+        "preset": None if variant.method else variant.preset.name,
+        "method": variant.method if variant.method and variant.role != UNPRUNED else None,
+        "at": variant.at,
+        "keep": variant.keep,
+        "keep_mean": mean(record.keep_mean for record in records) if records else math.nan,
+        "seeds": len(seeds),
+        "options": dict(variant.options),
+        "errors": tuple(dict.fromkeys(errors)),
+    }
+
+
+def errors_of(questions: int, keys: Sequence[str], records: Records) -> Iterator[str]:
+    """Yield why questions could not be asked, of each key of an answers file in turn."""
+    for key in keys:
+        for number in range(questions):
+            record = records.get((number, key))
+            if record is not None and record.error:
+                yield record.error
+
+
+@dataclass(frozen=True)
+class EvaluationRow(VariantRow):
+    """One row of an evaluation.
+
+    Args:
+        resolved: the preset that ran, every stage with all its options.
+        questions: how many were answered for every seed.
         accuracy: the share of right answers; None without labels.
         relative: accuracy over the unpruned model's.
         agreement: the share of answers that are the unpruned model's.
@@ -182,19 +248,10 @@ class EvaluationRow:
         prefill_speedup, first_token_speedup: medians of the questions' ratios.
         reads_question: the method is question-aware.
         second: of the questions asked as follow-ups; None where they were not.
-        errors: why questions could not be asked.
         passes: what was measured of every question, under every seed.
     """
 
-    name: str
-    role: str
-    preset: str | None
-    method: str | None
-    at: str
-    keep: float | None
-    keep_mean: float
     questions: int
-    seeds: int
     accuracy: Estimate | None
     relative: float | None
     agreement: Estimate
@@ -206,10 +263,8 @@ class EvaluationRow:
     prefill_speedup: float
     first_token_speedup: float
     reads_question: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, object] = field(default_factory=dict)
     second: FollowUps | None = None
-    errors: tuple[str, ...] = ()
     kind_questions: Mapping[str, int] = field(default_factory=dict)
     passes: Sequence[Record] = ()
 
@@ -222,9 +277,7 @@ class EvaluationRow:
         """Return it as JSON has it."""
         accuracy = self.accuracy
         values: dict[str, object] = {
-            "row": self.name,
-            **{key: getattr(self, key) for key in ("role", "preset", "method", "at", "keep",
-                                                   "keep_mean", "questions", "seeds")},
+            **self.named("questions", "seeds"),
             "accuracy": accuracy.mean if accuracy else None,
             "interval": [accuracy.low, accuracy.high] if accuracy else None,
             "relative": self.relative,
@@ -242,7 +295,7 @@ class EvaluationRow:
         }  # fmt: skip
         if self.second:
             values["second"] = self.second.to_dict(accuracy is not None)
-        return {**values, "errors": list(self.errors)} if self.errors else values
+        return self.with_errors(values)
 
 
 def make_rows(
@@ -253,9 +306,7 @@ def make_rows(
     Args:
         records: by question number and key of the variant.
     """
-    groups: dict[str, list[Variant]] = {}
-    for variant in variants:
-        groups.setdefault(variant.row, []).append(variant)
+    groups = group_by_row(variants)
     rows = {row: records_of(asked, seeds, records) for row, seeds in groups.items()}
     return [
         _make_row(asked, seeds, rows, records)
@@ -281,24 +332,11 @@ def _make_row(
         by_kind.setdefault(asked[number].kind, []).append(value)
     every = [record for of_seeds in of_row.records for record in of_seeds]
     random = None if variant.keep is None else rows.get(f"random at input keep {variant.keep:g}")
-    errors = [
-        record.error
-        for variant in seeds
-        for number in range(len(asked))
-        if (record := records.get((number, variant.key))) is not None and record.error
-    ]
-    is_method = bool(variant.method) and variant.role != UNPRUNED
+    errors = errors_of(len(asked), [variant.key for variant in seeds], records)
     losses = [record.loss for record in every]
     return EvaluationRow(
-        name=variant.row,
-        role=variant.role,
-        preset=None if variant.method else variant.preset.name,
-        method=variant.method if is_method else None,
-        at=variant.at,
-        keep=variant.keep,
-        keep_mean=mean(record.keep_mean for record in every) if every else math.nan,
+        **describe_row(seeds, every, errors),
         questions=len(of_row.questions),
-        seeds=len(seeds),
         accuracy=accuracy,
         relative=relative,
         agreement=estimate(of_row.same, of_row.files),
@@ -311,10 +349,8 @@ def _make_row(
         prefill_speedup=_median_speedup(of_row, before, lambda record: record.prefill),
         first_token_speedup=_median_speedup(of_row, before, lambda record: record.first),
         reads_question=bool(variant.preset.question_aware_methods()),
-        options=dict(variant.options),
         resolved={} if variant.matches else variant.preset.to_dict(),
         second=compare_follow_ups(variant.row, rows),
-        errors=tuple(dict.fromkeys(errors)),
         passes=every,
     )
 

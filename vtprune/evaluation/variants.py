@@ -378,6 +378,14 @@ def _preset_with_counts(seed: int, stages: Sequence[StageCount], method: str) ->
 # -- seeds and follow-up questions -----------------------------------------------------------------
 
 
+def group_by_row(variants: Iterable[Variant]) -> dict[str, list[Variant]]:
+    """Return row -> its variants, which differ by their seeds."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in variants:
+        groups.setdefault(variant.row, []).append(variant)
+    return groups
+
+
 def repeat_variants(
     listed: VariantList, seeds: int = SEEDS, matched: bool = False, follow_ups: bool = False
 ) -> list[Variant]:

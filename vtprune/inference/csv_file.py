@@ -37,6 +37,20 @@ def flat(values: Mapping[str, object]) -> dict[str, object]:
     return dict(_columns(values, ""))
 
 
+def with_ends(values: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    """Return a row with `x_low` and `x_high` in place of intervals.
+
+    Args:
+        values: with `x_interval`, [low, high] or None, of each name x.
+    """
+    row = dict(values)
+    for name in names:
+        interval = row.pop(f"{name}_interval")
+        low, high = interval if isinstance(interval, list) else (None, None)
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
 def _columns(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
     for name, value in values.items():
         if isinstance(value, Mapping):

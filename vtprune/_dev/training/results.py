@@ -19,7 +19,13 @@ from vtprune._dev.arguments import Parser
 from vtprune._dev.training.asking import Job, Records, questions, split_parts
 from vtprune.evaluation.bootstrap import Difference, Estimate
 from vtprune.evaluation.rows import EvaluationRow, make_rows, records_of
-from vtprune.evaluation.variants import UNPRUNED, Variant, list_variants, repeat_variants
+from vtprune.evaluation.variants import (
+    UNPRUNED,
+    Variant,
+    group_by_row,
+    list_variants,
+    repeat_variants,
+)
 from vtprune.inference.questions_file import Asked
 from vtprune.pruners import BASELINES, METHODS
 from vtprune.saving import save_file
@@ -109,9 +115,7 @@ def compare_with_rivals(
     A p-value is one-sided, that the row is not worse, and adjusted by Holm. Below 0.05 it is worse
     than that rival, also after the correction for their number.
     """
-    groups: dict[str, list[Variant]] = {}
-    for variant in (one for one in variants if not one.follow_up):
-        groups.setdefault(variant.row, []).append(variant)
+    groups = group_by_row(variant for variant in variants if not variant.follow_up)
     mine = records_of(asked, groups[row], records)
     rivals = [
         name

@@ -11,14 +11,13 @@ import torch
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.captions.result import CaptionTest, caption_key, make_rows
-from vtprune.evaluation.evaluate import FEW_FILES, file_names, settings_head
+from vtprune.evaluation.evaluate import file_names, rough_intervals, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import UNPRUNED, Variant
 from vtprune.inference.generate import generate
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.wording import counted
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
@@ -63,11 +62,8 @@ def measure_captions(
             _sample(loaded, asked, numbers, variants, number, settings, answers)
             done += len(numbers)
     files = file_names(asked)
-    warnings = [*loaded.warnings, *notes]
-    if len(files) < FEW_FILES:
-        warnings.append(f"{counted(len(files), 'file')}: intervals from fewer than {FEW_FILES} "
-                        "files are rough")  # fmt: skip
     rows, rows_notes = make_rows(asked, variants, number, answers.records)
+    warnings = [*loaded.warnings, *notes, *rough_intervals(len(files)), *rows_notes]
     return CaptionTest(
         model=describe_model(loaded),
         rows=tuple(rows),
@@ -76,7 +72,7 @@ def measure_captions(
         top_p=generation.top_p,
         questions=len(asked),
         version=describe_versions(),
-        warnings=tuple(dict.fromkeys([*warnings, *rows_notes])),
+        warnings=tuple(dict.fromkeys(warnings)),
         media=files,
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -11,9 +10,9 @@ from vtprune.errors import VtpruneError
 from vtprune.evaluation.bootstrap import Difference, Estimate, difference, estimate
 from vtprune.evaluation.captions.scores import Cider, distinct, words
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.rows import Records
-from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.csv_file import csv_text, flat
+from vtprune.evaluation.rows import Records, VariantRow, describe_row, errors_of
+from vtprune.evaluation.variants import UNPRUNED, Variant, group_by_row
+from vtprune.inference.csv_file import csv_text, flat, with_ends
 from vtprune.inference.provenance import file_digests
 from vtprune.inference.questions_file import Asked, faults_of
 from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
@@ -30,30 +29,18 @@ def caption_key(variant: Variant, turn: int) -> str:
 
 
 @dataclass(frozen=True)
-class CaptionRow:
+class CaptionRow(VariantRow):
     """The captions under one way to prune.
 
     Args:
-        name, role, preset, method, at, keep, keep_mean, seeds, options: as of EvaluationRow.
         questions: how many were answered.
         figures: measure -> its mean over the questions; CIDER without references is not there.
         against_unpruned: measure -> paired difference from the unpruned model's; {} of its own.
-        errors: why questions could not be asked.
     """
 
-    name: str
-    role: str
-    preset: str | None
-    method: str | None
-    at: str
-    keep: float | None
-    keep_mean: float
-    seeds: int
-    options: Mapping[str, str]
     questions: int
     figures: Mapping[str, Estimate]
     against_unpruned: Mapping[str, Difference]
-    errors: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -73,18 +60,16 @@ class CaptionRow:
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
         values: dict[str, object] = {
-            "row": self.name,
-            **{key: getattr(self, key) for key in ("role", "preset", "method", "at", "keep",
-                                                   "keep_mean", "seeds", "questions")},
+            **self.named("seeds", "questions"),
             "options": dict(self.options),
             "verdict": self.verdict,
-        }  # fmt: skip
+        }
         for name in MEASURES:
             figure, gap = self.figures.get(name), self.against_unpruned.get(name)
             values[name] = figure and figure.mean
             values[f"{name}_interval"] = figure and [figure.low, figure.high]
             values[f"{name}_against_unpruned"] = gap and gap.to_dict()
-        return {**values, "errors": list(self.errors)} if self.errors else values
+        return self.with_errors(values)
 
 
 @dataclass(frozen=True)
@@ -131,11 +116,7 @@ class CaptionTest:
         lines = []
         for row in self.rows:
             values = row.to_dict()
-            for name in MEASURES:
-                interval = values.pop(f"{name}_interval")
-                low, high = interval if isinstance(interval, list) else (None, None)
-                values |= {f"{name}_low": low, f"{name}_high": high}
-            lines.append({**self.model.to_columns(), **flat(values)})
+            lines.append({**self.model.to_columns(), **flat(with_ends(values, MEASURES))})
         return csv_text(lines)
 
 
@@ -155,9 +136,7 @@ def make_rows(
     N-grams are weighed by the references where all questions have some, else by the unpruned
     model's captions.
     """
-    groups: dict[str, list[Variant]] = {}
-    for variant in variants:
-        groups.setdefault(variant.row, []).append(variant)
+    groups = group_by_row(variants)
     captions = {row: _collect(len(asked), seeds, number, records) for row, seeds in groups.items()}
     notes = []
     referenced = all(question.right_answers for question in asked)
@@ -173,10 +152,7 @@ def make_rows(
     measured = {row: _measure(asked, of_row, cider, referenced) for row, of_row in captions.items()}
     rows = []
     for row, seeds in groups.items():
-        errors = [
-            record.error for variant in seeds for question in range(len(asked))
-            if (record := records.get((question, caption_key(variant, 0)))) and record.error
-        ]  # fmt: skip
+        errors = errors_of(len(asked), [caption_key(variant, 0) for variant in seeds], records)
         rows.append(_make_row(asked, seeds, captions[row], measured[row], measured[UNPRUNED],
                               errors))  # fmt: skip
     return rows, notes
@@ -229,28 +205,18 @@ def _make_row(
     captions: _Captions,
     measured: Mapping[str, Mapping[int, float]],
     unpruned: Mapping[str, Mapping[int, float]],
-    errors: Sequence[str],
+    errors: Iterable[str],
 ) -> CaptionRow:
-    variant = seeds[0]
     questions = list(captions.by_question)
     files = [str(asked[question].file) for question in questions]
     values = {name: [measured[name][each] for each in questions] for name in measured}
     before = {name: [unpruned[name][each] for each in questions] for name in measured}
-    of_another = variant.role != UNPRUNED and questions
+    of_another = seeds[0].role != UNPRUNED and questions
     return CaptionRow(
-        name=variant.row,
-        role=variant.role,
-        preset=None if variant.method else variant.preset.name,
-        method=variant.method if variant.method and variant.role != UNPRUNED else None,
-        at=variant.at,
-        keep=variant.keep,
-        keep_mean=mean(one.keep_mean for one in captions.records) if questions else math.nan,
-        seeds=len(seeds),
-        options=dict(variant.options),
+        **describe_row(seeds, captions.records, errors),
         questions=len(questions),
         figures={name: estimate(values[name], files) for name in values} if questions else {},
         against_unpruned={
             name: difference(values[name], before[name], files) for name in values
         } if of_another else {},
-        errors=tuple(dict.fromkeys(errors)),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.evaluation.evaluate import FEW_FILES, answer_all, settings_head
+from vtprune.evaluation.evaluate import answer_all, rough_intervals, settings_head
 from vtprune.evaluation.needles.planting import Needle
 from vtprune.evaluation.needles.result import NeedleTest, make_rows
 from vtprune.evaluation.records import AnswersFile, NeedleKept
@@ -20,7 +20,6 @@ from vtprune.inference.kept_tokens import KeptTokens
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.places import find_places
 from vtprune.inference.questions_file import Asked
-from vtprune.inference.wording import counted
 from vtprune.media import AskedMedia
 
 if TYPE_CHECKING:
@@ -92,10 +91,7 @@ def measure_needles(
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:
         answer_all(loaded, asked, variants, answers, settings, on_progress)
     bases = list(dict.fromkeys(needle.base for needle in needles))
-    warnings = [*loaded.warnings, *notes]
-    if len(bases) < FEW_FILES:
-        warnings.append(f"{counted(len(bases), 'file')}: intervals from fewer than {FEW_FILES} "
-                        "files are rough")  # fmt: skip
+    warnings = [*loaded.warnings, *notes, *rough_intervals(len(bases))]
     return NeedleTest(
         model=describe_model(loaded),
         rows=tuple(make_rows(needles, variants, answers.records)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
@@ -11,9 +10,9 @@ from vtprune.evaluation.bootstrap import Estimate, estimate
 from vtprune.evaluation.needles.kinds import KINDS
 from vtprune.evaluation.needles.planting import Needle
 from vtprune.evaluation.records import Record
-from vtprune.evaluation.rows import Records, records_of
-from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.csv_file import csv_text, flat
+from vtprune.evaluation.rows import Records, VariantRow, describe_row, errors_of, records_of
+from vtprune.evaluation.variants import Variant, group_by_row
+from vtprune.inference.csv_file import csv_text, flat, with_ends
 from vtprune.inference.provenance import file_digests
 from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
 
@@ -62,29 +61,17 @@ class NeedleFigures:
 
 
 @dataclass(frozen=True)
-class NeedleRow:
+class NeedleRow(VariantRow):
     """One way to prune, with its figures.
 
     Args:
-        name, role, preset, method, at, keep, keep_mean, seeds: as of EvaluationRow.
         figures: by (kind, size); None stands for all.
         smallest: the least size from which on MOST_NEEDLES of the needles are kept; None where
             not even the largest are.
-        errors: why questions could not be asked.
     """
 
-    name: str
-    role: str
-    preset: str | None
-    method: str | None
-    at: str
-    keep: float | None
-    keep_mean: float
-    seeds: int
-    options: Mapping[str, str]
     figures: Mapping[tuple[str | None, float | None], NeedleFigures]
     smallest: float | None = None
-    errors: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[float]:
@@ -108,13 +95,11 @@ class NeedleRow:
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
         values: dict[str, object] = {
-            "row": self.name,
-            **{key: getattr(self, key) for key in ("role", "preset", "method", "at", "keep",
-                                                   "keep_mean", "seeds", "smallest", "sentence")},
+            **self.named("seeds", "smallest", "sentence"),
             "options": dict(self.options),
             "figures": [figures.to_dict() for figures in self.figures.values()],
-        }  # fmt: skip
-        return {**values, "errors": list(self.errors)} if self.errors else values
+        }
+        return self.with_errors(values)
 
 
 @dataclass(frozen=True)
@@ -152,16 +137,10 @@ class NeedleTest:
         """Return one line for each row, kind and size; an empty cell stands for all."""
         lines = []
         for row in self.rows:
-            values = row.to_dict()
-            own = {key: values[key] for key in ("row", "role", "preset", "method", "at", "keep",
-                                                "keep_mean", "seeds")}  # fmt: skip
+            same = {**self.model.to_columns(), **flat(row.named("seeds"))}
             for figures in row.figures.values():
-                line = figures.to_dict()
-                for name in ("tokens", "right", "same"):
-                    interval = line.pop(f"{name}_interval")
-                    low, high = interval if isinstance(interval, list) else (None, None)
-                    line |= {f"{name}_low": low, f"{name}_high": high}
-                lines.append({**self.model.to_columns(), **flat(own), **line})
+                line = with_ends(figures.to_dict(), ("tokens", "right", "same"))
+                lines.append({**same, **line})
         return csv_text(lines)
 
 
@@ -169,14 +148,11 @@ def make_rows(
     needles: Sequence[Needle], variants: Sequence[Variant], records: Records
 ) -> list[NeedleRow]:
     """Make the rows of a test from the records that there are."""
-    groups: dict[str, list[Variant]] = {}
-    for variant in variants:
-        groups.setdefault(variant.row, []).append(variant)
+    groups = group_by_row(variants)
     return [_make_row(needles, seeds, records) for seeds in groups.values()]
 
 
 def _make_row(needles: Sequence[Needle], seeds: Sequence[Variant], records: Records) -> NeedleRow:
-    variant = seeds[0]
     of_row = records_of([needle.asked for needle in needles], seeds, records)
     answered = [
         (needles[number], of_seeds)
@@ -190,25 +166,11 @@ def _make_row(needles: Sequence[Needle], seeds: Sequence[Variant], records: Reco
             cells.setdefault(key, []).append((needle, of_seeds))
     figures = {key: _figures(*key, cells[key]) for key in sorted(cells, key=_in_order)}
     every = [record for of_seeds in of_row.records for record in of_seeds]
-    errors = [
-        record.error
-        for variant in seeds
-        for number in range(len(needles))
-        if (record := records.get((number, variant.key))) is not None and record.error
-    ]
+    errors = errors_of(len(needles), [variant.key for variant in seeds], records)
     return NeedleRow(
-        name=variant.row,
-        role=variant.role,
-        preset=None if variant.method else variant.preset.name,
-        method=variant.method if variant.method and variant.role != UNPRUNED else None,
-        at=variant.at,
-        keep=variant.keep,
-        keep_mean=mean(record.keep_mean for record in every) if every else math.nan,
-        seeds=len(seeds),
-        options=dict(variant.options),
+        **describe_row(seeds, every, errors),
         figures=figures,
         smallest=_smallest(figures),
-        errors=tuple(dict.fromkeys(errors)),
     )
 
 
