@@ -139,6 +139,7 @@ SHARED = Counter(str(param.name) for param in OPTIONS.values() if param.name != 
 def test_an_option_has_one_help_and_one_section(name: str) -> None:
     found = [param for param in OPTIONS.values() if param.name == name]
     assert len({str(param.help).partition("  [default")[0] for param in found}) == 1
+    assert all(str(param.help).count("[default: ") <= 1 for param in found)
     assert len({getattr(param, "section", "Other") for param in found}) == 1
 
 

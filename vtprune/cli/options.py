@@ -431,7 +431,8 @@ def takes(
     Args:
         names: fields of `Flags`, in the order of the help.
         defaults: values of this command in place of the fields' own.
-        default_words: what happens in this command where an option is not given, in words.
+        default_words: what happens in this command where an option is not given, in words; in
+            place of what the option's help says of it.
         save: what --save writes, and the suffixes for it: ("the rows", ".csv").
         needs_save: --save has to be given.
     """
@@ -452,7 +453,7 @@ def takes(
             settings = _click_settings(name, (defaults or {}).get(name))
             text = str(settings["help"]).replace("{formats}", formats)
             if words := (default_words or {}).get(name):
-                text += f"  [default: {words}]"
+                text = f"{text.split('  [default: ')[0]}  [default: {words}]"
             required = name == "saves" and needs_save
             decorated = click.option(
                 *(declaration(name).names or (flag_of(name),)),
