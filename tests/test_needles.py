@@ -17,7 +17,7 @@ from vtprune import demo
 from vtprune.cli import cli
 from vtprune.cli.console.needles import show_needles
 from vtprune.cli.console.terminal import stdout_console
-from vtprune.errors import VtpruneError
+from vtprune.errors import MediaError, VtpruneError
 from vtprune.evaluation.bootstrap import Estimate
 from vtprune.evaluation.needles import result
 from vtprune.evaluation.needles.kinds import KINDS
@@ -115,6 +115,19 @@ def test_the_seed_says_what_is_planted(loaded: vtprune.Loaded, files: list[Path]
 
     assert plant(0) == plant(0)
     assert plant(0) != plant(1)
+
+
+def test_a_file_that_does_not_open_is_left_out_and_named(
+    loaded: vtprune.Loaded, files: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    plan = NeedlePlan(kinds=("digit",), sizes=(0.3,), count=2)
+    needles, notes = plant_needles(loaded, [broken, *files], plan, Sampling(), Limits())
+    assert len(needles) == 2
+    assert [note for note in notes if "broken.mp4" in note and note.startswith("left out: ")]
+    with pytest.raises(MediaError, match=r"broken\.mp4"):
+        plant_needles(loaded, [broken], plan, Sampling(), Limits())
 
 
 def test_a_run_goes_on_in_another_folder(planted: list[Needle], files: list[Path]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vtprune.errors import VtpruneError, brief
+from vtprune.errors import MediaError, VtpruneError, brief
 from vtprune.evaluation.needles.kinds import (
     FROM_OTHERS,
     KINDS,
@@ -180,14 +180,16 @@ def plant_needles(
     """Return the needles, those in one file after each other, and what the reader should know.
 
     Args:
-        files: pictures and clips.
+        files: pictures and clips; one that does not open is left out, and named in a note.
         sampling: frames and tiles that the model gets of them.
 
     Raises:
-        VtpruneError: a file that can't be read, or kinds that the files don't allow.
+        VtpruneError: no file that opens, one whose frames can't be decoded, or kinds that the files
+            don't allow.
     """
-    sources = list({source.name: source for source in open_all(loaded, files, limits)}.values())
+    sources, unread = _open(loaded, files, limits)
     kinds, notes = _possible_kinds(sources, plan)
+    notes = [*unread, *notes]
     planter = _Planter(loaded, sources, plan, sampling, limits)
     order = np.random.default_rng(plan.seed).permutation(len(sources)).tolist()
     wanted: list[tuple[int, str, float | None, int]] = []
@@ -201,6 +203,22 @@ def plant_needles(
         ]
     # by file, so that each is decoded once
     return [planter.plant(*each) for each in sorted(wanted, key=lambda each: each[0])], notes
+
+
+def _open(
+    loaded: Loaded, files: Sequence[Medium], limits: Limits
+) -> tuple[list[Source], list[str]]:
+    """Return the files that open, each once, and a note for each of the others."""
+    sources: dict[str, Source] = {}
+    faults: list[MediaError] = []
+    for file in files:
+        try:
+            sources |= {source.name: source for source in open_all(loaded, [file], limits)}
+        except MediaError as error:
+            faults.append(error)
+    if faults and not sources:
+        raise faults[0]
+    return list(sources.values()), [f"left out: {error.message}" for error in faults]
 
 
 def _fits(kind: str, source: Source) -> bool:
