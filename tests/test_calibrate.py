@@ -43,9 +43,9 @@ from vtprune.evaluation.calibration.entropy import (
 )
 from vtprune.evaluation.calibration.horizon import (
     find_horizon,
+    horizon_interval,
     quality,
     questions_needed,
-    spread_of_horizons,
 )
 from vtprune.evaluation.calibration.layer_scores import (
     drop_scores,
@@ -53,7 +53,11 @@ from vtprune.evaluation.calibration.layer_scores import (
     token_information,
     windows,
 )
-from vtprune.evaluation.calibration.result import CalibrationResult, Sample, TokenInformation
+from vtprune.evaluation.calibration.result import (
+    CalibrationResult,
+    CalibrationSample,
+    TokenInformation,
+)
 from vtprune.evaluation.calibration.schedules import (
     CandidateSchedule,
     TriedSchedule,
@@ -622,7 +626,7 @@ def measured(**values: object) -> CalibrationResult:
     model = {"name": "m", "model_type": "llava", "layers": 4, "hidden_size": 64}
     plain = {"model": model, "source": "s", "questions": 200, "labelled": 200, "inputs": 50,
              "collapse": collapse, "horizons": horizons, "day": "2026-01-01",
-             "sample": Sample("abc123", {"vtprune": "0.1"}, {"image": 30, "video": 20},
+             "sample": CalibrationSample("abc123", {"vtprune": "0.1"}, {"image": 30, "video": 20},
                               ("colour", "ocr"), 3)}  # fmt: skip
     return CalibrationResult(**{**plain, **values})  # type: ignore[arg-type]
 
@@ -635,7 +639,9 @@ def test_draws_of_inputs_say_how_sure_the_collapse_layer_is() -> None:
     # layer 2 wins with 2 or more of 4 draws: 0.7 k > 0.3 (4 - k), of chance 1/4 each
     chance = 1 - 0.75**4 - 4 * 0.25 * 0.75**3
     assert found.draws[2] == pytest.approx(chance, abs=0.03)
-    assert found.spread() == f"in {found.draws[1]:.0%} of draws (layer 2 in {found.draws[2]:.0%})"
+    assert (
+        found.certainty() == f"in {found.draws[1]:.0%} of draws (layer 2 in {found.draws[2]:.0%})"
+    )
     assert find_collapse(curves, seed=1).draws != found.draws
 
 
@@ -644,11 +650,11 @@ def test_draws_of_files_say_between_which_layers_a_horizon_is() -> None:
     drawn[:, 3] = 0.0  # 3 in all
     drawn[:30, 3] = -0.02  # but for 3 %, in which there is none
     drawn[30:500, 1:] = 0.0  # and 1 in nearly half
-    assert spread_of_horizons(drawn) == (1, 4)
+    assert horizon_interval(drawn) == (1, 4)
     found = find_horizon(change([-0.5] * 4, [-0.6] * 4), [0.0] * 4, drawn)
-    assert found.spread() == "layer 1 to none in 95 % of draws"
-    assert spread_of_horizons(drawn[500:]) == (3, 3)
-    assert find_horizon(change([0.0] * 4, [0.0] * 4, files=9), [1.0] * 4, drawn).spread() == ""
+    assert found.certainty() == "layer 1 to none in 95 % of draws"
+    assert horizon_interval(drawn[500:]) == (3, 3)
+    assert find_horizon(change([0.0] * 4, [0.0] * 4, files=9), [1.0] * 4, drawn).certainty() == ""
 
 
 def test_the_interval_holds_the_horizon_of_the_files_themselves() -> None:
@@ -658,7 +664,7 @@ def test_the_interval_holds_the_horizon_of_the_files_themselves() -> None:
     drawn = drawn_changes([0.9] * 64, after, [str(number) for number in range(64)])
     assert drawn.shape == (DRAWS, 3)
     assert drawn.mean(0) == pytest.approx(after.mean(0) / 0.9 - 1, abs=2e-3)
-    low, high = spread_of_horizons(drawn)
+    low, high = horizon_interval(drawn)
     assert low == 0
     assert high == 1
 

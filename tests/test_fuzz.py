@@ -19,7 +19,7 @@ from vtprune._dev.fuzz import trials
 from vtprune._dev.fuzz.blocks import blocks_of, damage_blocks
 from vtprune._dev.fuzz.media import MediaSubject, make_samples
 from vtprune._dev.fuzz.mutations import damage_value
-from vtprune._dev.fuzz.trials import Case, Trial, run_seeds, summary
+from vtprune._dev.fuzz.trials import Case, CaseTrial, run_seeds, summary
 from vtprune.errors import VtpruneError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -145,7 +145,7 @@ def test_damaged_input_is_read_or_refused(tmp_path: Path, subject: str, count: i
     command += ["--count", str(count), "--save", str(log)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ", 0 findings" in ended.stdout, ended.stdout + ended.stderr
-    found = [Trial(**json.loads(line)) for line in log.read_text().splitlines()]
+    found = [CaseTrial(**json.loads(line)) for line in log.read_text().splitlines()]
     assert len(found) == count
     assert not [trial for trial in found if trial.finding]
     assert {"taken", "refused"} == {trial.outcome for trial in found}

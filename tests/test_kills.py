@@ -15,7 +15,7 @@ import pytest
 
 from vtprune import demo
 from vtprune._dev import kills
-from vtprune._dev.kills import Run, kill_run, lines_of, run_kills, start, wait, whole_lines
+from vtprune._dev.kills import KilledRun, kill_run, lines_of, run_kills, start, wait, whole_lines
 from vtprune.cli import TERMINATED, _terminate
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -55,7 +55,7 @@ def test_a_line_that_is_there_twice_or_by_half_is_a_fault(tmp_path: Path) -> Non
 def test_another_result_and_an_error_are_faults(
     tmp_path: Path, arguments: list[str], expected: str, fault: str
 ) -> None:
-    run = Run(arguments, lambda folder: "result", lambda folder: None)
+    run = KilledRun(arguments, lambda folder: "result", lambda folder: None)
     assert fault in kill_run("methods", run, expected, 0.0001, 0, tmp_path).fault
 
 

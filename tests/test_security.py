@@ -10,9 +10,18 @@ import pytest
 from click.testing import CliRunner
 
 from vtprune._dev import licences, reliability
-from vtprune._dev.fuzz.trials import MOST_MEMORY, MOST_SECONDS, SCREEN, Trial
+from vtprune._dev.fuzz.trials import MOST_MEMORY, MOST_SECONDS, SCREEN, CaseTrial
 from vtprune._dev.lines import read_lines
-from vtprune._dev.reliability import BEGIN, COUNTS, END, PAGE, Count, count_log, table, write_page
+from vtprune._dev.reliability import (
+    BEGIN,
+    COUNTS,
+    END,
+    PAGE,
+    CountRow,
+    count_log,
+    table,
+    write_page,
+)
 from vtprune.cli import cli
 from vtprune.inference.csv_file import csv_text
 
@@ -69,25 +78,25 @@ def test_tables_are_whole_at_no_columns(columns: str) -> None:
 
 
 def test_the_page_has_the_table_of_its_counts() -> None:
-    counts = [Count(**line) for line in read_lines(COUNTS)]
+    counts = [CountRow(**line) for line in read_lines(COUNTS)]
     assert f"{BEGIN}\n{table(counts)}\n{END}" in PAGE.read_text("utf-8")
     assert not any(count.findings for count in counts)
 
 
 def test_logs_become_counts(tmp_path: Path) -> None:
     trials = [
-        Trial(0, "moving.png", "cut", "taken", cpu=1.0, memory=5),
-        Trial(1, "png", "cut", "refused", "Error: no"),
-        Trial(2, "png", "cut", "raised", "KeyError: 3"),
-        Trial(3, "preset", "cut", "refused", "Error: no"),
+        CaseTrial(0, "moving.png", "cut", "taken", cpu=1.0, memory=5),
+        CaseTrial(1, "png", "cut", "refused", "Error: no"),
+        CaseTrial(2, "png", "cut", "raised", "KeyError: 3"),
+        CaseTrial(3, "preset", "cut", "refused", "Error: no"),
     ]
     assert count_log([vars(trial) for trial in trials]) == [
-        Count("media", "png", 3, 1, 1, 1, 1.0, 5),
-        Count("text", "preset", 1, 0, 0, 1),
+        CountRow("media", "png", 3, 1, 1, 1, 1.0, 5),
+        CountRow("text", "preset", 1, 0, 0, 1),
     ]
     run = {"command": "batch", "seed": 0, "kills": 3, "moments": [], "fault": "", "seconds": 1.0}
     killed = count_log([run, {**run, "fault": "lost"}])
-    assert killed == [Count("kills", "batch", 6, 1, 2, 0)]
+    assert killed == [CountRow("kills", "batch", 6, 1, 2, 0)]
     page = tmp_path / "page.md"
     page.write_text(f"a\n{BEGIN}\nold\n{END}\nb\n")
     write_page(killed, page)

@@ -46,7 +46,7 @@ CLIENTS = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class KilledRun:
     """What a run is started by, and what it leaves.
 
     Args:
@@ -127,30 +127,30 @@ def absent_or_whole(name: str, load: Callable[[str], object]) -> Callable[[Path]
     return check
 
 
-def runs(samples: Path) -> dict[str, Run]:
+def runs(samples: Path) -> dict[str, KilledRun]:
     """Return the runs that are killed, by the name of their command."""
     questions = str(samples / "questions.jsonl")
     evaluation = [questions, "--methods", "random", "--keep", "0.3", "--limit", "4", "--quiet"]
     answers = lines_of("answers.jsonl", ("question", "cell"))
     return {
-        "batch": Run(
+        "batch": KilledRun(
             ["batch", str(samples), "-q", "what is it?", "-q", "colour?", "--max-new-tokens", "2",
              "--batch-size", "2", "--save", "answers.jsonl", "--quiet"],
             lines_of("answers.jsonl", ("key",)),
             whole_lines("answers.jsonl"),
         ),
-        "evaluate": Run(
+        "evaluate": KilledRun(
             ["evaluate", *evaluation, "--answers", "answers.jsonl", "--save", "table.json"],
             lambda folder: (answers(folder), file_of("table.json", json.loads)(folder)),
             whole_lines("answers.jsonl"),
         ),
-        "tune": Run(
+        "tune": KilledRun(
             ["tune", questions, "--methods", "random", "--keep", "0.5", "--floor", "0.1",
              "--answers", "answers.jsonl", "--save", "tuned.yaml", "--quiet"],
             lambda folder: (answers(folder), file_of("tuned.yaml", yaml.safe_load)(folder)),
             absent_or_whole("tuned.yaml", yaml.safe_load),
         ),
-        "calibrate": Run(
+        "calibrate": KilledRun(
             ["calibrate", questions, "--save", "c.yaml", "--quiet"],
             file_of("c.yaml", yaml.safe_load),
             absent_or_whole("c.yaml", yaml.safe_load),
@@ -203,7 +203,7 @@ def kill(process: int) -> None:
     os.waitpid(process, 0)
 
 
-def undisturbed(run: Run, folder: Path) -> tuple[object, float]:
+def undisturbed(run: KilledRun, folder: Path) -> tuple[object, float]:
     """Return what a run leaves that nobody kills, and its seconds."""
     began = time.monotonic()
     code = wait(start(run.arguments, folder), PATIENCE)
@@ -212,7 +212,7 @@ def undisturbed(run: Run, folder: Path) -> tuple[object, float]:
 
 
 def kill_run(
-    name: str, run: Run, expected: object, length: float, seed: int, folder: Path
+    name: str, run: KilledRun, expected: object, length: float, seed: int, folder: Path
 ) -> Kills:
     """Kill a run at random moments until it is done, and compare what it leaves."""
     rng, moments = random.Random(seed), list[float]()

@@ -16,7 +16,7 @@ from typing import Any
 
 from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
-from vtprune._dev.fuzz.trials import Trial
+from vtprune._dev.fuzz.trials import CaseTrial
 from vtprune._dev.kills import Kills
 from vtprune._dev.lines import read_lines
 
@@ -27,7 +27,7 @@ TEXTS = ("answers", "cache", "calibration", "checkpoint", "config file", "flags"
 
 
 @dataclass(frozen=True)
-class Count:
+class CountRow:
     """One row.
 
     Args:
@@ -50,18 +50,18 @@ class Count:
     memory: int = 0
 
 
-def count_log(lines: Sequence[dict[str, Any]]) -> list[Count]:
+def count_log(lines: Sequence[dict[str, Any]]) -> list[CountRow]:
     """Return the counts of the lines of logs of one kind."""
     if lines and "kills" in lines[0]:
         runs = [Kills(**line) for line in lines]
         return [
-            Count("kills", command, sum(run.kills for run in of),
+            CountRow("kills", command, sum(run.kills for run in of),
                   sum(run.fault != "" for run in of), len(of), 0)
             for command, of in sorted(_by_name((run.command, run) for run in runs).items())
         ]  # fmt: skip
-    trials = [Trial(**line) for line in lines]
+    trials = [CaseTrial(**line) for line in lines]
     return [
-        Count(
+        CountRow(
             "text" if kind in TEXTS else "media",
             kind or "ended or hung",
             len(of),
@@ -82,7 +82,7 @@ def _by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
     return groups
 
 
-def table(counts: Sequence[Count]) -> str:
+def table(counts: Sequence[CountRow]) -> str:
     """Return the counts as a table of Markdown."""
     rows = [
         "| what | damaged, or kills | read, or runs | refused | processor, most | memory, most "
@@ -105,7 +105,7 @@ def table(counts: Sequence[Count]) -> str:
     return "\n".join(rows)
 
 
-def write_page(counts: Sequence[Count], page: Path = PAGE) -> None:
+def write_page(counts: Sequence[CountRow], page: Path = PAGE) -> None:
     """Put the table between the markers of the page."""
     text = page.read_text("utf-8")
     head, _, rest = text.partition(BEGIN)
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "logs", type=Path, nargs="*", help="of fuzz and kills; none: the page alone"
     )
     args = parser.parse_args(arguments)
-    kept = {(line["subject"], line["kind"]): Count(**line) for line in read_lines(COUNTS)}
+    kept = {(line["subject"], line["kind"]): CountRow(**line) for line in read_lines(COUNTS)}
     lines = [line for log in args.logs for line in read_lines(log)]
     for of in (
         [line for line in lines if "kills" in line],

@@ -7,13 +7,13 @@ import numpy as np
 from vtprune.demo.draw import place_number, place_shape
 from vtprune.demo.world import COLOURS, SHAPES, Number, Thing
 from vtprune.evaluation.needles.kinds import (
-    Drawing,
     Makers,
+    NeedleDrawing,
     Spot,
     draw_digits,
-    drawn,
     make_frame,
     make_patch,
+    with_sticker,
 )
 from vtprune.pictures.needles import Pixels, Sticker
 
@@ -21,17 +21,17 @@ NEAR = 60.0  # distance of two colours, of 255 in red, green and blue, that look
 LARGE = 0.12  # of the shorter side: digits that the world calls large are higher
 
 
-def world_patch(spot: Spot) -> Drawing:
+def world_patch(spot: Spot) -> NeedleDrawing:
     """Return a patch of noise; what is asked is how many objects there are.
 
     The world has no words for patches: no answer is known to be right.
     """
     when = " at the start" if spot.is_clip else ""
     drawing = make_patch(spot)
-    return Drawing(drawing.size, drawing.draw, f"how many objects are there{when}?")
+    return NeedleDrawing(drawing.size, drawing.draw, f"how many objects are there{when}?")
 
 
-def world_digit(spot: Spot) -> Drawing:
+def world_digit(spot: Spot) -> NeedleDrawing:
     """Return a number of two digits on a plate; in a clip it flashes."""
     digits = draw_digits(spot.rng)
     # Two digits on their plate are 13 dots wide, of which a digit is 7 high.
@@ -43,10 +43,10 @@ def world_digit(spot: Spot) -> Drawing:
     question = f"what is the {'large' if large else 'small'} number?"
     if spot.is_clip:
         question = "what number flashes?"
-    return drawn(Sticker(shade.astype(np.uint8), plate), question, digits)
+    return with_sticker(Sticker(shade.astype(np.uint8), plate), question, digits)
 
 
-def world_object(spot: Spot) -> Drawing:
+def world_object(spot: Spot) -> NeedleDrawing:
     """Return a thing of a colour that the picture has least of, and ask where it is."""
     colour = _rarest_colour(spot.rng, spot.picture)
     shape = SHAPES[int(spot.rng.integers(len(SHAPES)))]
@@ -56,13 +56,13 @@ def world_object(spot: Spot) -> Drawing:
     mask = mask[: spot.side, : spot.side]
     pixels = np.empty((*mask.shape, 3), np.uint8)
     pixels[:] = COLOURS[colour]
-    return drawn(Sticker(pixels, mask), f"where is the {colour} {shape}?", spot.place)
+    return with_sticker(Sticker(pixels, mask), f"where is the {colour} {shape}?", spot.place)
 
 
-def world_frame(spot: Spot) -> Drawing:
+def world_frame(spot: Spot) -> NeedleDrawing:
     """Return a frame of another clip, and ask what happens; no answer is known to be right."""
     drawing = make_frame(spot)
-    return Drawing(drawing.size, drawing.draw, "what happens?")
+    return NeedleDrawing(drawing.size, drawing.draw, "what happens?")
 
 
 def _rarest_colour(rng: np.random.Generator, picture: Pixels) -> str:

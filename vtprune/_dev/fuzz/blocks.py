@@ -19,7 +19,7 @@ MOST_BLOCKS = 400
 
 
 @dataclass(frozen=True)
-class Block:
+class FileBlock:
     """A part of a file.
 
     Args:
@@ -47,7 +47,9 @@ def damage_blocks(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return " ".join(damages), changed
 
 
-def _damage(data: bytes, block: Block, other: Block, rng: random.Random) -> tuple[str, bytes]:
+def _damage(
+    data: bytes, block: FileBlock, other: FileBlock, rng: random.Random
+) -> tuple[str, bytes]:
     whole, content = data[block.start : block.end], bytearray(data[block.content : block.end])
     damage = rng.choice(
         ("content", "content", "content", "values", "drop", "double", "move", "length", "empty")
@@ -79,7 +81,7 @@ def _damage(data: bytes, block: Block, other: Block, rng: random.Random) -> tupl
     return damage, data[: block.content] + _sealed(data, block, bytes(content)) + data[block.end :]
 
 
-def _sealed(data: bytes, block: Block, content: bytes) -> bytes:
+def _sealed(data: bytes, block: FileBlock, content: bytes) -> bytes:
     """Return a block's content with its checksum, which of PNG is over the name too."""
     if not block.checked:
         return content
@@ -87,9 +89,9 @@ def _sealed(data: bytes, block: Block, content: bytes) -> bytes:
     return body + struct.pack(">I", zlib.crc32(data[block.content - 4 : block.content] + body))
 
 
-def blocks_of(data: bytes) -> Iterator[Block]:
+def blocks_of(data: bytes) -> Iterator[FileBlock]:
     """Yield the blocks of a file, of the kinds whose form is known here."""
-    readers: tuple[tuple[bytes, int, Callable[[bytes], Iterator[Block]]], ...] = (
+    readers: tuple[tuple[bytes, int, Callable[[bytes], Iterator[FileBlock]]], ...] = (
         (b"\x89PNG", 0, _chunks),
         (b"\xff\xd8", 0, _segments),
         (b"RIFF", 0, lambda data: _riff(data, 12, len(data))),
@@ -104,46 +106,46 @@ def blocks_of(data: bytes) -> Iterator[Block]:
             yield from read(data)
 
 
-def _chunks(data: bytes) -> Iterator[Block]:
+def _chunks(data: bytes) -> Iterator[FileBlock]:
     place = 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
         end = place + 12 + length
         if end > len(data):
             return
-        yield Block(place, end, place + 8, (">I", place), checked=True)
+        yield FileBlock(place, end, place + 8, (">I", place), checked=True)
         place = end
 
 
-def _segments(data: bytes) -> Iterator[Block]:
+def _segments(data: bytes) -> Iterator[FileBlock]:
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         (length,) = struct.unpack_from(">H", data, place + 2)
-        yield Block(place, min(place + 2 + length, len(data)), place + 4, (">H", place + 2))
+        yield FileBlock(place, min(place + 2 + length, len(data)), place + 4, (">H", place + 2))
         place += 2 + length
 
 
-def _riff(data: bytes, place: int, end: int) -> Iterator[Block]:
+def _riff(data: bytes, place: int, end: int) -> Iterator[FileBlock]:
     while place + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, place)
         last = min(place + 8 + length + length % 2, end)
-        yield Block(place, last, place + 8, ("<I", place + 4))
+        yield FileBlock(place, last, place + 8, ("<I", place + 4))
         if name in PARENTS:
             yield from _riff(data, place + 12, last)
         place = last
 
 
-def _boxes(data: bytes, place: int, end: int) -> Iterator[Block]:
+def _boxes(data: bytes, place: int, end: int) -> Iterator[FileBlock]:
     while place + 8 <= end:
         length, name = struct.unpack_from(">I4s", data, place)
         last = min(place + length, end) if length >= 8 else end
-        yield Block(place, last, place + 8, (">I", place))
+        yield FileBlock(place, last, place + 8, (">I", place))
         if name in PARENTS:
             yield from _boxes(data, place + (12 if name == b"meta" else 8), last)
         place = last
 
 
-def _entries(data: bytes, order: str) -> Iterator[Block]:
+def _entries(data: bytes, order: str) -> Iterator[FileBlock]:
     """Yield the entries of a TIFF file's directories, in which tag, type, count and value lie."""
     (place,) = struct.unpack_from(f"{order}I", data, 4)
     seen: set[int] = set()
@@ -153,15 +155,15 @@ def _entries(data: bytes, order: str) -> Iterator[Block]:
         for number in range(count):
             start = place + 2 + 12 * number
             if start + 12 <= len(data):
-                yield Block(start, start + 12, start + 2, (f"{order}I", start + 4))
+                yield FileBlock(start, start + 12, start + 2, (f"{order}I", start + 4))
         after = place + 2 + 12 * count
         if after + 4 > len(data):
             return
         (place,) = struct.unpack_from(f"{order}I", data, after)
 
 
-def _parts(data: bytes) -> Iterator[Block]:
+def _parts(data: bytes) -> Iterator[FileBlock]:
     """Yield sixteenths of a file."""
     step = max(1, len(data) // 16)
     for start in range(0, len(data), step):
-        yield Block(start, min(start + step, len(data)), start)
+        yield FileBlock(start, min(start + step, len(data)), start)

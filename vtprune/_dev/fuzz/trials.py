@@ -54,7 +54,7 @@ class Case:
     run: Callable[[], str]
 
 
-class Subject(Protocol):
+class CaseMaker(Protocol):
     """What makes cases."""
 
     def case(self, rng: random.Random, folder: Path) -> Case:
@@ -63,7 +63,7 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class Trial:
+class CaseTrial:
     """How one damaged input was read.
 
     Args:
@@ -113,7 +113,7 @@ def lines_on_screen(text: str) -> int:
     return sum(max(1, -(-width // SCREEN[0])) for width in widths)
 
 
-def run_case(subject: Subject, seed: int, folder: Path) -> Trial:
+def run_case(subject: CaseMaker, seed: int, folder: Path) -> CaseTrial:
     """Make the case of a seed, and read it."""
     case = subject.case(random.Random(seed), folder)
     outcome, message = "taken", ""
@@ -125,13 +125,13 @@ def run_case(subject: Subject, seed: int, folder: Path) -> Trial:
         message = f"Error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
     except BaseException as error:
         outcome, message = "raised", f"{type(error).__name__}: {error}"[:1000]
-    return Trial(seed, case.kind, case.damage, outcome, message.replace(f"{folder}/", ""))
+    return CaseTrial(seed, case.kind, case.damage, outcome, message.replace(f"{folder}/", ""))
 
 
-class Worker:
+class CaseReader:
     """A process that reads case after case."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: CaseMaker) -> None:
         self.asked, asking = os.pipe()
         answering, answers = os.pipe()
         self.number = os.fork()
@@ -142,7 +142,7 @@ class Worker:
         self.questions, self.answers = asking, answering
         self.done = 0
 
-    def try_seed(self, seed: int) -> Trial:
+    def try_seed(self, seed: int) -> CaseTrial:
         """Return the trial of a seed; the process may be over after it."""
         began = time.monotonic()
         _forget_peaks(self.number)
@@ -164,7 +164,7 @@ class Worker:
         seconds = time.monotonic() - began
         if outcome:
             self.end()
-            return Trial(
+            return CaseTrial(
                 seed, "", "", outcome, "", round(seconds, 3), round(cpu - cpu_before, 3), memory
             )
         self.done += 1
@@ -173,7 +173,7 @@ class Worker:
             "cpu": round(cpu - cpu_before, 3),
             "memory": memory,
         }
-        return Trial(**values)
+        return CaseTrial(**values)
 
     def end(self) -> None:
         """End the process."""
@@ -182,7 +182,7 @@ class Worker:
         os.close(self.questions), os.close(self.answers)  # type: ignore[func-returns-value]
 
 
-def _work(subject: Subject, asked: int, answers: int) -> None:
+def _work(subject: CaseMaker, asked: int, answers: int) -> None:
     """Read cases until nobody asks; what is written to standard streams goes into the answers."""
     resource.setrlimit(resource.RLIMIT_DATA, (HARD_MEMORY, HARD_MEMORY))
     code = 1
@@ -248,19 +248,19 @@ def _forget_peaks(number: int) -> None:
             (process / "clear_refs").write_text("5")
 
 
-def run_seeds(subject: Subject, seeds: Sequence[int], log: Path) -> list[Trial]:
+def run_seeds(subject: CaseMaker, seeds: Sequence[int], log: Path) -> list[CaseTrial]:
     """Try those seeds that a log does not have yet, and add them to it; return the trials.
 
     A process reads some hundred of them, and is then replaced.
     """
     done = {line["seed"] for line in read_lines(log)}
-    trials: list[Trial] = []
-    worker: Worker | None = None
+    trials: list[CaseTrial] = []
+    worker: CaseReader | None = None
     with log.open("a", encoding="utf-8") as file:
         for seed in seeds:
             if seed in done:
                 continue
-            worker = worker or Worker(subject)
+            worker = worker or CaseReader(subject)
             trial = worker.try_seed(seed)
             trials.append(trial)
             file.write(json.dumps(asdict(trial)) + "\n")
@@ -277,7 +277,7 @@ def run_seeds(subject: Subject, seeds: Sequence[int], log: Path) -> list[Trial]:
 
 def summary(log: Path) -> str:
     """Return what a log says, in a few lines."""
-    trials = [Trial(**line) for line in read_lines(log)]
+    trials = [CaseTrial(**line) for line in read_lines(log)]
     if not trials:
         return "0 trials"
     outcomes = Counter(trial.outcome for trial in trials)

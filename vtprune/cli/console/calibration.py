@@ -99,7 +99,7 @@ def _facts(measured: CalibrationResult) -> Iterable[tuple[str, str]]:
     yield (
         "ecl",
         f"layer {collapse.layer}: entropy {fall}; {collapse.share:.0%} of "
-        f"{counted(measured.inputs, 'input')} agree; it is {collapse.spread()}",
+        f"{counted(measured.inputs, 'input')} agree; it is {collapse.certainty()}",
     )
     for group, horizon in measured.horizons.items():
         yield "horizon", f"{group}: {_horizon(horizon)}"
@@ -109,10 +109,10 @@ def _facts(measured: CalibrationResult) -> Iterable[tuple[str, str]]:
 def _horizon(horizon: Horizon) -> str:
     if horizon.layer is None:
         text = f"not found ({horizon.asked()}): {horizon.reason()}"
-        return f"{text}; {horizon.spread()}" if horizon.spread() else text
+        return f"{text}; {horizon.certainty()}" if horizon.certainty() else text
     lowest = min(horizon.change.lower[horizon.layer :])
     text = f"layer {horizon.layer} ({horizon.asked()}): the lower bound is {lowest:+.1%} from there"
-    return "; ".join(filter(None, (text, horizon.spread(), horizon.reason())))
+    return "; ".join(filter(None, (text, horizon.certainty(), horizon.reason())))
 
 
 def _schedules(measured: CalibrationResult) -> TableCells:

@@ -20,7 +20,11 @@ from vtprune.evaluation.bootstrap import drawn_changes, relative_change
 from vtprune.evaluation.calibration.entropy import entropy_curve, find_collapse
 from vtprune.evaluation.calibration.horizon import Horizon, find_horizon, quality
 from vtprune.evaluation.calibration.layer_scores import drop_scores, open_prefix, token_information
-from vtprune.evaluation.calibration.result import CalibrationResult, Sample, TokenInformation
+from vtprune.evaluation.calibration.result import (
+    CalibrationResult,
+    CalibrationSample,
+    TokenInformation,
+)
 from vtprune.evaluation.calibration.schedules import (
     SELECTORS,
     CandidateSchedule,
@@ -221,7 +225,7 @@ def _conclude(
         warnings=tuple(dict.fromkeys(warnings)),
         day=date.today().isoformat(),
         media=list(dict.fromkeys(str(asked.file) for asked, _ in rows)),
-        sample=Sample(
+        sample=CalibrationSample(
             revision=describe_model(loaded).revision,
             versions=describe_versions().to_dict(),
             modalities=dict(Counter(file.modality for file in files)),

@@ -45,8 +45,8 @@ class EntropyCollapse:
         """H_(l-1) - H_l at the layer; not above 0 where entropy does not fall at all."""
         return self.curve[self.layer - 1] - self.curve[self.layer]
 
-    def spread(self) -> str:
-        """Return in how many draws it is this layer, and which ones else, in words."""
+    def certainty(self) -> str:
+        """Return the share of draws with this layer, and other layers' shares, in words."""
         first, *others = [
             f"{share:.0%}" if layer == self.layer else f"{layer} in {share:.0%}"
             for layer, share in self.draws.items()

@@ -48,7 +48,7 @@ class Horizon:
         change = self.change
         return f"{counted(change.questions, 'question')} on {counted(change.files, 'file')}"
 
-    def spread(self) -> str:
+    def certainty(self) -> str:
         """Return the interval in words; "" without one."""
         if self.interval is None:
             return ""
@@ -101,11 +101,11 @@ def find_horizon(change: Change, exact: Sequence[float], drawn: Figures | None =
         needed = questions_needed(change, layer - 1)
     interval = None
     if drawn is not None and change.files >= FEWEST_FILES:
-        interval = spread_of_horizons(drawn)
+        interval = horizon_interval(drawn)
     return Horizon(change, layer if is_found else None, needed, tuple(exact), interval)
 
 
-def spread_of_horizons(drawn: Figures) -> tuple[int, int]:
+def horizon_interval(drawn: Figures) -> tuple[int, int]:
     """Return the first and the last horizon of 95 % of draws, of (n, L) changes by layer."""
     lost = drawn < -TOLERANCE
     # One past the last layer that loses too much.

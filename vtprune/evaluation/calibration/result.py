@@ -34,7 +34,7 @@ class TokenInformation:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """What a calibration was measured on, without anything that is the user's own.
 
     Args:
@@ -88,7 +88,7 @@ class CalibrationResult:
     failed: Mapping[int, VtpruneError] = field(default_factory=dict)
     host: HostInfo = field(default_factory=describe_host)
     media: Sequence[str] = ()
-    sample: Sample | None = None
+    sample: CalibrationSample | None = None
 
     @property
     def num_layers(self) -> int:
@@ -112,7 +112,7 @@ class CalibrationResult:
         about = f"measured: {self.about()}"
         agree = f"{counted(self.inputs, 'input')}, {self.collapse.share:.0%} agree"
         fall = "" if self.collapse.drop > 0 else ", no fall found"
-        sources = {"ecl": f"{about}, {agree}, {self.collapse.spread()}{fall}"}
+        sources = {"ecl": f"{about}, {agree}, {self.collapse.certainty()}{fall}"}
         layers: dict[str, int | None] = {"horizon": None, "horizon_text": None}
         for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
             instead = group not in self.horizons
@@ -122,8 +122,8 @@ class CalibrationResult:
             asked = f"{horizon.asked()}{', text-heavy ones' if instead else ''}"
             layers[figure] = self.num_layers if horizon.layer is None else horizon.layer
             missing = "" if horizon.layer is not None else f", not found: {horizon.reason()}"
-            spread = f", {horizon.spread()}" if horizon.spread() else ""
-            sources[figure] = f"{about}, {asked}, {self.quality()}{spread}{missing}"
+            certainty = f", {horizon.certainty()}" if horizon.certainty() else ""
+            sources[figure] = f"{about}, {asked}, {self.quality()}{certainty}{missing}"
         assert layers["horizon"] is not None
         return Calibration(
             self.collapse.layer, layers["horizon"], layers["horizon_text"], sources, "file"
@@ -197,11 +197,13 @@ class CalibrationResult:
             f"{count} {modality}" for modality, count in sorted(sample.modalities.items())
         )
         about = f"{name}, {counted(self.inputs, 'file')} ({files})"
-        spreads = {"ecl": self.collapse.spread()}
+        certainties = {"ecl": self.collapse.certainty()}
         for figure, group in (("horizon", "general"), ("horizon_text", "text-heavy")):
             if group in self.horizons:
                 horizon = self.horizons[group]
-                spreads[figure] = ", ".join(filter(None, (horizon.asked(), horizon.spread())))
+                certainties[figure] = ", ".join(
+                    filter(None, (horizon.asked(), horizon.certainty()))
+                )
         measured = {
             "model": name,
             "revision": sample.revision,
@@ -218,7 +220,9 @@ class CalibrationResult:
             "layers": self.num_layers,
             "hidden_size": self.model["hidden_size"],
             **layers,
-            "sources": {figure: f"contributed ({about}; {spreads[figure]})" for figure in layers},
+            "sources": {
+                figure: f"contributed ({about}; {certainties[figure]})" for figure in layers
+            },
             "measured": measured,
         }
         return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=10_000)

@@ -45,7 +45,7 @@ class CaptionRow(VariantRow):
     @property
     def verdict(self) -> str:
         """Whether pruning makes captions poorer, or more alike, in words; "" of no difference."""
-        told = []
+        verdicts = []
         for name, title, less, more in (
             (CIDER, "CIDEr", "poorer", "better"),
             (SELF_CIDER, "self-CIDEr", "more alike", "more different"),
@@ -54,8 +54,8 @@ class CaptionRow(VariantRow):
             if gap is None:
                 continue
             word = less if gap.high < 0 else more if gap.low > 0 else f"not {less} for certain"
-            told.append(f"{word} ({title} {gap.mean:+.2f}, {gap.low:+.2f} to {gap.high:+.2f})")
-        return "; ".join(told)
+            verdicts.append(f"{word} ({title} {gap.mean:+.2f}, {gap.low:+.2f} to {gap.high:+.2f})")
+        return "; ".join(verdicts)
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""

@@ -63,7 +63,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class NeedleDrawing:
     """What is planted, and asked about it.
 
     Args:
@@ -80,7 +80,7 @@ class Drawing:
     choices: tuple[str, ...] = ()
 
 
-Maker = Callable[[Spot], Drawing]
+Maker = Callable[[Spot], NeedleDrawing]
 Makers = Mapping[str, Maker]
 """What makes a needle of each kind."""
 
@@ -90,40 +90,43 @@ def draw_digits(rng: np.random.Generator) -> str:
     return str(int(rng.integers(10, 100)))
 
 
-def drawn(sticker: Sticker, question: str, answer: str | None, choices: tuple[str, ...] = ()) \
-        -> Drawing:  # fmt: skip
-    """Return the drawing of a sticker that is made already."""
-    return Drawing(sticker.size, lambda: sticker, question, answer, choices)
+def with_sticker(
+    sticker: Sticker, question: str, answer: str | None, choices: tuple[str, ...] = ()
+) -> NeedleDrawing:
+    """Return a needle whose pixels are those of a sticker."""
+    return NeedleDrawing(sticker.size, lambda: sticker, question, answer, choices)
 
 
-def make_patch(spot: Spot) -> Drawing:
+def make_patch(spot: Spot) -> NeedleDrawing:
     """Return a round patch of noise, of the mean colour of what it covers."""
     question = f"In this {spot.medium}, a small round patch was replaced by noise. Where is it?"
-    return drawn(noise_patch(spot.rng, spot.below), _choose(question, PLACES), spot.place, PLACES)
+    return with_sticker(
+        noise_patch(spot.rng, spot.below), _choose(question, PLACES), spot.place, PLACES
+    )
 
 
-def make_digit(spot: Spot) -> Drawing:
+def make_digit(spot: Spot) -> NeedleDrawing:
     """Return a number of two digits, in black on a white plate."""
     digits = draw_digits(spot.rng)
     question = (
         f"A number is written in black on a small white plate in this {spot.medium}. Which "
         "number is it? Answer with the number only."
     )
-    return drawn(written_number(digits, spot.side), question, digits)
+    return with_sticker(written_number(digits, spot.side), question, digits)
 
 
-def make_object(spot: Spot) -> Drawing:
+def make_object(spot: Spot) -> NeedleDrawing:
     """Return a round piece of another file."""
     question = f"A round piece of another picture was pasted into this {spot.medium}. Where is it?"
     piece = round_piece(spot.rng, spot.donor(), spot.side)
-    return drawn(piece, _choose(question, PLACES), spot.place, PLACES)
+    return with_sticker(piece, _choose(question, PLACES), spot.place, PLACES)
 
 
-def make_frame(spot: Spot) -> Drawing:
+def make_frame(spot: Spot) -> NeedleDrawing:
     """Return a frame of another file in the place of the clip's own."""
     question = "A part of this video is from another one. When is it shown?"
     (height, width), donor = spot.picture.shape[:2], spot.donor
-    return Drawing(
+    return NeedleDrawing(
         None,
         lambda: whole_picture(donor(), height, width),
         _choose(question, MOMENTS),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class NeedleTokens:
-    """Tells how much of a needle's tokens a run kept.
+    """Count how much of a needle's tokens a run kept.
 
     A token is the needle's where its box and frames meet the needle's. A token that was merged
     into another counts as dropped. Where a run gets other tokens, of smaller media, those that
@@ -40,7 +40,7 @@ class NeedleTokens:
         self._tokens: dict[AskedMedia, int] = {}
 
     def __call__(self, asked: Asked, kept: KeptTokens) -> NeedleKept | None:
-        """Return it; None where no token shows the needle.
+        """Return what a run kept of a needle; None where no token shows it.
 
         The first run of a question has to be that of the unpruned model.
         """

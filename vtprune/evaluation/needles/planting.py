@@ -17,8 +17,8 @@ from vtprune.evaluation.needles.kinds import (
     MOMENTS,
     OF_CLIPS,
     PLACES,
-    Drawing,
     Makers,
+    NeedleDrawing,
     Spot,
 )
 from vtprune.inference.prompt_media import open_all, plan_media
@@ -154,7 +154,7 @@ class PlantedFrames(Sequence[Pixels]):
     reader: FrameReader
     source: Source
     sampled: tuple[int, ...]
-    drawing: Drawing
+    drawing: NeedleDrawing
     top: int
     left: int
     first: int
