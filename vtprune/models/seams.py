@@ -959,13 +959,18 @@ def _gives_mask(kind: type[nn.Module]) -> bool:
 @functools.cache
 def _chooses_by_mask(kind: type[nn.Module]) -> bool:
     """Return whether an index takes the keys that a mask hides out of its choice."""
-    source = inspect.getsource(kind.forward)
-    lines = (
+    return _forward_has(
+        kind,
         'index_scores = index_scores.masked_fill(~attention_mask, float("-inf"))',
         "index_scores = index_scores + attention_mask",
         "index_scores.topk(topk, dim=-1)",
     )
-    return all(line in source for line in lines)
+
+
+def _forward_has(kind: type[nn.Module], *parts: str) -> bool:
+    """Return whether all these parts are in the source of a module's forward."""
+    source = inspect.getsource(kind.forward)
+    return all(part in source for part in parts)
 
 
 def sees_all_positions(layer: nn.Module) -> bool:
@@ -983,14 +988,13 @@ def sees_all_positions(layer: nn.Module) -> bool:
 @functools.cache
 def _pools_visible(kind: type[nn.Module]) -> bool:
     """Return whether an index takes the keys that a mask hides for not there."""
-    source = inspect.getsource(kind.forward)
-    lines = (
+    return _forward_has(
+        kind,
         "full_cos[:, -seq_length:, :], full_sin[:, -seq_length:, :]",
         "attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0",
         "visible_token_indices[batch_idx, 0, query_idx]",
         "cos=full_cos[batch_idx].index_select(0, group_starts)",
     )
-    return all(line in source for line in lines)
 
 
 def takes_over_choice(layer: nn.Module) -> bool:
