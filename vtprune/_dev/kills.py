@@ -28,6 +28,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -168,6 +169,7 @@ def start(arguments: Sequence[str], folder: Path) -> int:
         return process
     code = 1
     try:
+        torch.set_num_threads(1)  # OpenMP's other threads are not in the copy of a process
         os.setsid()
         os.chdir(folder)
         log = os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

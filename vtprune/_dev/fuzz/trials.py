@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from vtprune._dev.lines import read_lines
 from vtprune.errors import VtpruneError
 
@@ -184,6 +186,7 @@ class CaseReader:
 
 def _work(subject: CaseMaker, asked: int, answers: int) -> None:
     """Read cases until nobody asks; what is written to standard streams goes into the answers."""
+    torch.set_num_threads(1)  # OpenMP's other threads are not in the copy of a process
     resource.setrlimit(resource.RLIMIT_DATA, (HARD_MEMORY, HARD_MEMORY))
     code = 1
     try:

@@ -59,8 +59,6 @@ def train_tower(subject: Architecture, model: Any, args: argparse.Namespace) -> 
     heads = subject.make_dense(model).to(device)
     optims = optimisers([(tower, 4e-3), (heads, 4e-3)])
     first, seconds = 0, 0.0
-    if args.tower and not state_path.exists():
-        write_atomically(state_path, read_tower(args.tower, args.tower_steps))
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         tower.load_state_dict(state["tower"])
@@ -313,6 +311,10 @@ def work(rank: int, args: argparse.Namespace) -> None:
     model = subject.make_model(args.seed).to(args.device)
     if args.compile:
         subject.compile_tower(model)
+    if args.tower and rank == 0 and not (args.out / "tower.pt").exists():
+        write_atomically(args.out / "tower.pt", read_tower(args.tower, args.tower_steps))
+    if args.processes > 1:
+        distributed.barrier()
     train_tower(subject, model, args)
     if ranks()[1] > 1:
         distributed.barrier()
