@@ -51,6 +51,24 @@ def test_cider_d_is_that_of_the_paper(caption: str, score: float) -> None:
     assert TWO.score(caption, ["a cat sits"]) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("caption", "references", "score"),
+    [
+        ("a red red circle moves to the left", 0, 2.16273603),
+        ("two squares fall down", 1, 3.39613187),
+        ("a star turns", 2, 2.74685049),
+    ],
+)
+def test_cider_is_that_of_the_coco_evaluation(caption: str, references: int, score: float) -> None:
+    """Figures of `Cider().compute_score` of pycocoevalcap 1.2 on these texts."""
+    documents = [
+        ["a red circle moves left and stops", "the circle goes left"],
+        ["two blue squares fall", "blue squares fall down fast"],
+        ["a small star turns red"],
+    ]
+    assert Cider(documents).score(caption, documents[references]) == pytest.approx(score, abs=1e-8)
+
+
 def test_cider_of_several_references_is_their_mean() -> None:
     cider = Cider([["a cat sits", "cats sit"], ["a dog runs"], ["two birds fly"]])
     apart = [cider.score("a cat sits", [text]) for text in ("a cat sits", "cats sit")]
