@@ -155,6 +155,8 @@ def test_a_full_standard_output_is_a_clear_error() -> None:
         ("<&-", ("ask", str(CLIP), "-"), 1, "Error: the question from standard input is empty"),
         (">&-", ("presets", "list"), 1, "Error: standard output is closed"),
         ("2>&-", ("presets", "list"), 0, ""),
+        ("2>&-", ("presets", "check", "none.yaml"), 1, ""),
+        (">&- 2>&- <&-", ("methods",), 1, ""),
     ],
 )
 def test_closed_streams_are_clear_errors(

@@ -67,7 +67,7 @@ def test_no_cell_is_a_formula(text: object, cell: str) -> None:
     assert found == cell
 
 
-@pytest.mark.parametrize("columns", ["0", "00"])
+@pytest.mark.parametrize("columns", ["0", "00", "²", "9" * 30])
 def test_tables_are_whole_at_no_columns(columns: str) -> None:
     shown = CliRunner().invoke(cli, ["methods"], env={"COLUMNS": columns}).stdout
     assert shown == CliRunner().invoke(cli, ["methods"], env={"COLUMNS": "80"}).stdout

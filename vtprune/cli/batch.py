@@ -109,7 +109,7 @@ def batch(inputs: tuple[str, ...], flags: Flags) -> None:
     )
     loading = loading_from(flags, user)
     # Ray prints on standard output: while it runs, that is another stream.
-    write = None if flags.json else partial(click.echo, file=sys.stdout)
+    write = None if flags.json else partial(output.print_line, stream=sys.stdout)
     with (
         output.libraries_silenced(),
         AnswerLines(path, run_id(_same(loading, flags, generation, preset)), write) as lines,

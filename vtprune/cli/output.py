@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -106,6 +107,15 @@ class Transcript:
         if self._in_line:
             click.echo()
             self._in_line = False
+
+
+def print_line(line: str, stream: TextIO) -> None:
+    """Print a line of JSON, in ASCII where the stream's encoding does not hold it."""
+    try:
+        line.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:  # the stream would write "?"
+        line = json.dumps(json.loads(line))
+    click.echo(line, file=stream)
 
 
 def show_tables(

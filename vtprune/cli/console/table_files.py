@@ -61,7 +61,7 @@ class TableRecorder(Console):
 
     def __init__(self) -> None:
         super().__init__(file=io.StringIO(), width=WIDTH, color_system=None, emoji=False,
-                         markup=False, highlight=False)  # fmt: skip
+                         markup=False, highlight=False, _environ={})  # fmt: skip
         self.recorded = Recorded()
         self._line = ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 
 from rich.console import Console
@@ -23,6 +22,8 @@ BAR = 14  # characters of the progress bar
 PLAIN_SECONDS = 10  # at least, between two plain lines of progress
 CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}]")
 """All but tab and newline."""
+SIZES = ("COLUMNS", "LINES")
+"""Environment variables that say how large the terminal is."""
 
 
 def stderr_console() -> Console:
@@ -36,9 +37,9 @@ def stdout_console() -> Console:
 
 
 def _console(stderr: bool) -> Console:
-    environ: Mapping[str, str] = os.environ
-    if re.fullmatch("0+", environ.get("COLUMNS", "")):  # rich would print nothing
-        environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    # Of other sizes rich would print nothing, or end.
+    environ = {name: value for name, value in os.environ.items()
+               if name not in SIZES or re.fullmatch("0*[1-9][0-9]{0,4}", value)}  # fmt: skip
     return Console(
         stderr=stderr,
         _environ=environ,

@@ -1,0 +1,116 @@
+"""Other locales, homes, terminals and streams: the command line answers, or refuses in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from conftest import save_noise
+
+from vtprune.cli.output import print_line
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locales and names")
+ROOT = Path(__file__).parents[1]
+NAME, QUESTION = "é円.png", "où? 円"
+COMMANDS: dict[tuple[str, ...], int] = {
+    ("--help",): 0,
+    ("ask", "--help"): 0,
+    ("presets", "list"): 0,
+    ("presets", "list", "--json"): 0,
+    ("presets", "list", "--save", "é.md"): 0,
+    ("presets", "show", "balanced"): 0,
+    ("presets", "check", "é.yaml"): 1,
+    ("presets", "check", "none-é.yaml"): 1,
+    ("models",): 0,
+    ("methods", "entropy"): 0,
+    ("methods", "é"): 1,
+    ("é",): 2,
+    ("ask", f"none-{NAME}", QUESTION): 1,
+    ("ask", os.fsdecode(b"\xff\xfe.png"), QUESTION): 1,
+    ("ask", NAME, " "): 1,
+    ("batch", "é.jsonl", "--save", "none-é/a.jsonl"): 1,
+    ("evaluate", "é.jsonl", "--save", "é.md", "--keep", "7"): 1,
+}
+"""Arguments -> the exit code; none of them needs a model."""
+PLACES: dict[str, Mapping[str, str]] = {
+    "locale C": {"LC_ALL": "C", "PYTHONUTF8": "0", "HOME": "/"},
+    "POSIX, no home": {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
+    "no such home": {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "COLUMNS": "0", "LINES": "0"},
+    "dumb terminal": {"LANG": "C.UTF-8", "HOME": "relative", "TERM": "dumb", "COLUMNS": "20"},
+    "no size": {"PYTHONIOENCODING": "latin-1", "TERM": "", "COLUMNS": "²", "LINES": "²"},
+}
+SEVERAL = """
+import json, os, sys
+from vtprune.cli import main
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = map(os.fsdecode, map(bytes.fromhex, arguments))
+    try:
+        main()
+    except SystemExit as ended:
+        codes.append(ended.code)
+    sys.stderr.write("end of a command\\n")
+sys.stderr.write(json.dumps(codes))
+"""
+"""Runs several commands, each as the program runs its one, in one process."""
+
+
+def run(
+    command: Sequence[str], place: Mapping[str, str], folder: Path
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in an environment that has nothing but what Python needs."""
+    environ = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), **place}
+    return subprocess.run(command, env=environ, cwd=folder, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_command_answers_or_refuses_in_words(place: str, tmp_path: Path) -> None:
+    (tmp_path / "é.yaml").write_text("description: é\nkeep: 7\n", "utf-8")
+    (tmp_path / "é.jsonl").write_text(json.dumps({"file": NAME, "question": QUESTION}), "utf-8")
+    save_noise(tmp_path / NAME, 8, 8)
+    given = [[os.fsencode(part).hex() for part in arguments] for arguments in COMMANDS]
+    before = sorted(os.listdir(tmp_path))
+    ended = run([sys.executable, "-c", SEVERAL, json.dumps(given)], PLACES[place], tmp_path)
+    *parts, codes = ended.stderr.decode("utf-8", "replace").split("end of a command\n")
+    assert dict(zip(COMMANDS, json.loads(codes), strict=True)) == COMMANDS
+    for (arguments, code), said in zip(COMMANDS.items(), parts, strict=True):
+        assert "Traceback" not in said, arguments
+        assert "internal" not in said, arguments
+        if code == 1:
+            assert said.startswith("Error: "), arguments
+            assert said.count("\n") <= 2 or arguments[0] == "presets", arguments
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "é.md"])
+    table = (tmp_path / "é.md").read_text("utf-8")
+    assert "| balanced" in table
+    assert all(name.encode() in ended.stdout for name in ("balanced", "entropy", "Examples:"))
+
+
+def test_a_line_of_json_is_whole_in_a_locale_without_its_characters(tmp_path: Path) -> None:
+    """The answer itself, with everything against it at once."""
+    names = {NAME, os.fsdecode(b"\xff\xfe.png")}
+    for name in names:
+        save_noise(tmp_path / name, 32, 32)
+    place = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb", "COLUMNS": "20"}
+    command = [sys.executable, "-m", "vtprune", "batch", *names, "-q", QUESTION,
+               "--max-new-tokens", "1"]  # fmt: skip
+    ended = run(command, place, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in ended.stdout.decode("ascii").splitlines()]
+    found = {os.fsencode(line["files"][0]) for line in lines}
+    assert found == set(map(os.fsencode, names)) == set(map(os.fsencode, os.listdir(tmp_path)))
+    assert [(line["question"], line["error"]) for line in lines] == [(QUESTION, None)] * 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_stream_does_not_hold_is_an_escape(encoding: str, tmp_path: Path) -> None:
+    text = json.dumps({"a": "é 円 \U0001f600"}, ensure_ascii=False)
+    with (tmp_path / "a").open("w", encoding=encoding, errors="replace") as file:
+        print_line(text, file)
+    written = (tmp_path / "a").read_text(encoding)
+    assert json.loads(written) == json.loads(text)
+    assert ("円" in written) == (encoding == "utf-8")
