@@ -64,3 +64,35 @@ def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: P
     assert {trial.variant.keep for trial in tuned.trials} == {0.5}
     with pytest.raises(MediaError, match=r"none\.png"):
         vtprune.tune(loaded, [missing], 0.2, ["random"], [0.5])
+
+
+def test_needles_captions_and_published_tables_are_data(
+    loaded: vtprune.Loaded, picture: Path, tmp_path: Path
+) -> None:
+    plan = vtprune.NeedlePlan(kinds=("patch",), sizes=(0.5,), count=2)
+    media = [picture, Image.open(picture).copy(), tmp_path / "none.png"]
+    found = vtprune.evaluate_needles(
+        loaded, media, ["uniform"], [0.5], plan=plan, seeds=1, generation=SHORT
+    )
+    assert (found.needles, len(found.media)) == (2, 2)
+    assert any("none.png" in warning for warning in found.warnings)
+    asked = {row.method: row for row in found.rows if not row.errors}  # too small to downsample
+    assert found.rows[0].figures[None, 0.5].found == 1
+    assert 0 < asked["uniform"].figures[None, 0.5].tokens.mean < 1
+    references = ["red or blue", "a cat"]
+    questions = [(medium, "describe", references) for medium in (*media[:2], "none.png")]
+    captions = vtprune.evaluate_captions(
+        loaded, questions, ["uniform"], [0.5], number=2, seeds=1,
+        generation=vtprune.Generation(max_new_tokens=2, temperature=1.0),
+    )  # fmt: skip
+    assert (captions.captions, captions.questions, list(captions.failed)) == (2, 2, [2])
+    figures = [row.figures["self_cider"].mean for row in captions.rows if not row.errors]
+    assert len(figures) >= 2
+    assert all(0 <= figure <= 1 for figure in figures)
+    with pytest.raises(VtpruneError, match="temperature 0"):
+        vtprune.evaluate_captions(loaded, questions, ["uniform"], generation=SHORT)
+    table = vtprune.reproduce("entropyprune-llava-1.5")
+    gaps = [row.flops - row.published.flops for row in table.rows
+            if row.flops is not None and row.published.flops is not None]  # fmt: skip
+    assert len(gaps) == 1
+    assert abs(gaps[0]) < 0.1

@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     from vtprune.engine.inputs import PreparedInputs
     from vtprune.engine.trace import StageRecord, Trace
     from vtprune.evaluation.calibration.result import CalibrationResult
+    from vtprune.evaluation.captions.result import CaptionTest
     from vtprune.evaluation.compare import compare_methods
     from vtprune.evaluation.comparison import Comparison, ComparisonRow
     from vtprune.evaluation.evaluate import Evaluation
-    from vtprune.evaluation.library import calibrate, evaluate, tune
+    from vtprune.evaluation.library import (
+        calibrate,
+        evaluate,
+        evaluate_captions,
+        evaluate_needles,
+        reproduce,
+        tune,
+    )
+    from vtprune.evaluation.needles.planting import NeedlePlan
+    from vtprune.evaluation.needles.result import NeedleTest
     from vtprune.evaluation.profiling.profile import ProfileOptions, profile
     from vtprune.evaluation.profiling.result import Profile
+    from vtprune.evaluation.reproduction.reproduce import Reproduction
     from vtprune.evaluation.tuning_result import Tuning
     from vtprune.inference.evidence.explain import explain
     from vtprune.inference.evidence.explanation import Explanation
@@ -72,12 +83,13 @@ _LAZY = {
     "Budget": "vtprune.pruners.base",
     "Calibration": "vtprune.preset.calibration",
     "CalibrationResult": "vtprune.evaluation.calibration.result",
+    "CaptionTest": "vtprune.evaluation.captions.result",
     "Clip": "vtprune.media",
     "CompareResult": _REPORT,
     "CompareSeconds": _REPORT,
-    "CompileInfo": _REPORT,
     "Comparison": "vtprune.evaluation.comparison",
     "ComparisonRow": "vtprune.evaluation.comparison",
+    "CompileInfo": _REPORT,
     "Drawing": "vtprune.pictures.drawing",
     "Evaluation": "vtprune.evaluation.evaluate",
     "Explanation": "vtprune.inference.evidence.explanation",
@@ -91,11 +103,14 @@ _LAZY = {
     "MemoryBytes": _REPORT,
     "ModalitySettings": _REPORT,
     "ModelInfo": _REPORT,
+    "NeedlePlan": "vtprune.evaluation.needles.planting",
+    "NeedleTest": "vtprune.evaluation.needles.result",
     "PreparedInputs": "vtprune.engine.inputs",
     "Preset": "vtprune.preset",
     "Profile": "vtprune.evaluation.profiling.result",
     "ProfileOptions": "vtprune.evaluation.profiling.profile",
     "Report": _REPORT,
+    "Reproduction": "vtprune.evaluation.reproduction.reproduce",
     "ResolvedPreset": _REPORT,
     "ResolvedStage": _REPORT,
     "Sampling": "vtprune.models.base",
@@ -115,12 +130,15 @@ _LAZY = {
     "compile_model": "vtprune.models.compiling",
     "draw": "vtprune.pictures.drawing",
     "evaluate": "vtprune.evaluation.library",
+    "evaluate_captions": "vtprune.evaluation.library",
+    "evaluate_needles": "vtprune.evaluation.library",
     "explain": "vtprune.inference.evidence.explain",
     "load": "vtprune.models.loading",
     "load_preset": "vtprune.preset",
     "profile": "vtprune.evaluation.profiling.profile",
     "pruning": "vtprune.engine",
     "register_method": "vtprune.pruners",
+    "reproduce": "vtprune.evaluation.library",
     "stream": "vtprune.inference.streaming",
     "tune": "vtprune.evaluation.library",
     "unregister_method": "vtprune.pruners",
@@ -131,6 +149,7 @@ __all__ = [
     "Budget",
     "Calibration",
     "CalibrationResult",
+    "CaptionTest",
     "Clip",
     "CompareResult",
     "CompareSeconds",
@@ -153,12 +172,15 @@ __all__ = [
     "ModalitySettings",
     "ModelError",
     "ModelInfo",
+    "NeedlePlan",
+    "NeedleTest",
     "PreparedInputs",
     "Preset",
     "PresetError",
     "Profile",
     "ProfileOptions",
     "Report",
+    "Reproduction",
     "ResolvedPreset",
     "ResolvedStage",
     "Sampling",
@@ -179,12 +201,15 @@ __all__ = [
     "compile_model",
     "draw",
     "evaluate",
+    "evaluate_captions",
+    "evaluate_needles",
     "explain",
     "load",
     "load_preset",
     "profile",
     "pruning",
     "register_method",
+    "reproduce",
     "stream",
     "tune",
     "unregister_method",

@@ -84,19 +84,15 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
     with output.libraries_silenced():
         with output.importing(flags.quiet):
             from vtprune.evaluation.reproduction.reproduce import (
-                count_budgets,
                 list_rows,
                 put_beside,
+                try_budgets,
             )
-        name, warnings = loading_from(flags, user)["name"], []
-        budgets = None
+        name = loading_from(flags, user)["name"]
         with output.progress_line(flags.quiet) as show:
-            try:
-                budgets = count_budgets(published, name, flags.calibration, show)
-            except VtpruneError as error:
-                if questions is None:
-                    raise
-                warnings.append(f"no budgets: {error.message}")
+            budgets, warnings = try_budgets(
+                published, name, flags.calibration, show, needed=questions is None
+            )
             listed = list_rows(published, flags.seed)
             asked: Sequence[Asked] = ()
             evaluation = None

@@ -1,4 +1,4 @@
-"""What Python code calls to measure many questions: evaluate, tune and calibrate."""
+"""What Python code calls to measure many questions: evaluate, tune, calibrate and the like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from vtprune.evaluation import evaluate as evaluation
 from vtprune.evaluation import tune as tuning
 from vtprune.evaluation.calibration import calibrate as calibration
 from vtprune.evaluation.calibration.result import CalibrationResult
+from vtprune.evaluation.captions.measure import measure_captions
+from vtprune.evaluation.captions.result import CaptionTest
 from vtprune.evaluation.evaluate import Evaluation
+from vtprune.evaluation.needles.measure import measure_needles
+from vtprune.evaluation.needles.planting import NeedlePlan, plant_needles
+from vtprune.evaluation.needles.result import NeedleTest
+from vtprune.evaluation.reproduction import reproduce as reproduction
+from vtprune.evaluation.reproduction.reproduce import Reproduction
+from vtprune.evaluation.reproduction.tables import load_table
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import METRICS
 from vtprune.evaluation.tuning_result import Tuning
@@ -29,9 +37,9 @@ from vtprune.inference.questions_file import (
     read_askable,
     read_row,
 )
-from vtprune.media import Limits
+from vtprune.media import Limits, media_list
 from vtprune.models.base import Sampling
-from vtprune.models.loading import find_loaded
+from vtprune.models.loading import EMBEDDED, find_loaded
 from vtprune.preset import Preset
 
 if TYPE_CHECKING:
@@ -204,6 +212,169 @@ def calibrate(
     )
     result = calibration.calibrate(find_loaded(model), asked, source, wanted, on_progress)
     return replace(result, failed=failed)
+
+
+def evaluate_needles(
+    model: nn.Module | Loaded | str | Path | None,
+    media: Media,
+    methods: Sequence[str] = (),
+    keeps: Sequence[float | str] = KEEPS,
+    *,
+    plan: NeedlePlan | None = None,
+    presets: Sequence[str | Path | Mapping[str, object] | Preset] = (),
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    seeds: int = SEEDS,
+    beside: bool = False,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    answers: Path | None = None,
+    on_progress: Progress | None = None,
+) -> NeedleTest:
+    """Plant small changes in one's own media: which of them does pruning keep?
+
+    >>> import vtprune
+    >>> plan = vtprune.NeedlePlan(sizes=(0.05, 0.1), count=4)
+    >>> result = vtprune.evaluate_needles(
+    ...     None, ["a.jpg", "clip.mp4"], ["divprune"], [0.3], plan=plan
+    ... )
+    >>> for row in result.rows:
+    ...     print(row.name, row.sentence)
+
+    Args:
+        media: pictures and clips, as of `ask`; one that can't be read is left out, and the result's
+            warnings say so.
+        plan: which needles; default: all kinds that the media allow. The embedded model knows the
+            things of its own world alone: `makers=vtprune.demo.needles.WORLD_MAKERS`.
+        model, methods, keeps, presets, at, options, seed, seeds, beside, sampling, generation,
+            limits, answers: as of `evaluate`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    check_model(model)
+    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    settings = _settings("auto", sampling or sampling_of(listed.media), generation, limits)
+    loaded = find_loaded(model)
+    needles, notes = plant_needles(
+        loaded, media_list(media), plan or NeedlePlan(), settings.sampling, settings.limits
+    )
+    variants = repeat_variants(listed, seeds, beside)
+    return measure_needles(
+        loaded, needles, variants, settings, answers, on_progress, (*listed.notes, *notes)
+    )
+
+
+def evaluate_captions(
+    model: nn.Module | Loaded | str | Path | None,
+    questions: Questions,
+    methods: Sequence[str] = (),
+    keeps: Sequence[float | str] = KEEPS,
+    *,
+    number: int = 5,
+    presets: Sequence[str | Path | Mapping[str, object] | Preset] = (),
+    at: str | int | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    seeds: int = SEEDS,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    answers: Path | None = None,
+    on_progress: Progress | None = None,
+) -> CaptionTest:
+    """Sample captions with and without pruning: do they get poorer, or more alike?
+
+    >>> import vtprune
+    >>> questions = [("clip.mp4", "describe the clip", ["a circle falls"])]
+    >>> result = vtprune.evaluate_captions(None, questions, ["divprune"], [0.3])
+    >>> for row in result.rows:
+    ...     print(row.name, row.figures["cider"])
+
+    Args:
+        questions: what asks for a caption, as of `evaluate`; right answers are the references.
+        number: of captions of each, 2 or more.
+        generation: how they are sampled; default: temperature 1, 64 tokens at most.
+        model, methods, keeps, presets, at, options, seed, seeds, columns, limit, sampling, limits,
+            answers: as of `evaluate`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out; where a question can't be asked, its error is
+            in the result's `failed`.
+    """
+    check_model(model)
+    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    settings = _settings("auto", sampling or sampling_of(listed.media), None, limits)
+    sampled = generation or replace(LONGEST, temperature=1.0, seed=seed or 0)
+    asked, failed = _questions(questions, columns, limit, settings.limits)
+    result = measure_captions(
+        find_loaded(model),
+        asked,
+        repeat_variants(listed, seeds),
+        number,
+        replace(settings, generation=sampled),
+        answers,
+        on_progress,
+        listed.notes,
+    )
+    return replace(result, failed=failed)
+
+
+def reproduce(
+    table: str | Path,
+    questions: Questions | None = None,
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    seeds: int = SEEDS,
+    metric: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    generation: Generation | None = None,
+    limits: Limits | None = None,
+    calibration: Path | None = None,
+    answers: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Reproduction:
+    """Put a published table's figures beside those that come out here.
+
+    >>> import vtprune
+    >>> for row in vtprune.reproduce("entropyprune-llava-1.5").rows:
+    ...     print(row.published.name, row.flops)
+
+    Args:
+        table: a packaged one, or a YAML file with the same keys.
+        questions: as of `evaluate`; None: tokens and FLOPs alone, without weights.
+        model: as of `profile`; default: the table's own.
+        calibration: a file of the model's own layers.
+        seed, seeds, metric, columns, limit, sampling, generation, limits, answers: as of
+            `evaluate`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
+    """
+    published = load_table(str(table))
+    model = model or published.model_name
+    budgets, warnings = reproduction.try_budgets(
+        published, model, calibration, on_progress, needed=questions is None
+    )
+    listed = reproduction.list_rows(published, seed)
+    asked: Sequence[Asked] = ()
+    evaluated = None
+    if questions is not None:
+        settings = _settings(metric, sampling or Sampling(), generation, limits)
+        asked, failed = _questions(questions, columns, limit, settings.limits)
+        variants = repeat_variants(listed, seeds)
+        loaded = find_loaded(model)
+        evaluated = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
+        evaluated = replace(evaluated, failed=failed)
+    name = evaluated.model.name if evaluated else model or EMBEDDED
+    return reproduction.put_beside(published, name, budgets, evaluated, asked, warnings)
 
 
 def _default(methods: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.bootstrap import FEWEST_FILES, relative_gap
 from vtprune.evaluation.profiling.profile import ProfileOptions, profile
 from vtprune.evaluation.profiling.prompts import parse_size
@@ -163,6 +164,26 @@ def count_budgets(
     presets = [row.preset for row in table.rows]
     return profile(model, media, keeps=[1.0], presets=presets, options=options,
                    on_progress=on_progress)  # fmt: skip
+
+
+def try_budgets(
+    table: PublishedTable,
+    model: str | None,
+    calibration: Path | None,
+    on_progress: Progress | None,
+    needed: bool,
+) -> tuple[Profile | None, list[str]]:
+    """Return what `count_budgets` does, or None and a warning that says why there are none.
+
+    Raises:
+        VtpruneError: why there are none, where nothing else is asked for.
+    """
+    try:
+        return count_budgets(table, model, calibration, on_progress), []
+    except VtpruneError as error:
+        if needed:
+            raise
+        return None, [f"no budgets: {error.message}"]
 
 
 def put_beside(
