@@ -6,17 +6,24 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from conftest import assert_refused
 
 from vtprune import demo
 from vtprune._dev import kills
 from vtprune._dev.kills import KilledRun, kill_run, lines_of, run_kills, start, wait, whole_lines
-from vtprune.cli import TERMINATED, _terminate
+from vtprune.cli import TERMINATED, _terminate, cli
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -114,6 +121,78 @@ def test_a_signal_ends_every_long_command_with_a_word_and_its_code(
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
     if number == signal.SIGTERM:
         assert re.search(r"kept in a\.jsonl; the same command|stopped: nothing is kept", text)
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "words", "answered"),
+    [
+        ([signal.SIGTERM], TERMINATED, "stopped: the requests that were here are answered", True),
+        ([signal.SIGINT], 130, "stopped: the requests that were here are answered", True),
+        ([signal.SIGINT] * 2, 130, "stopped at once: requests that were still here have", False),
+    ],
+)
+def test_a_server_that_is_stopped_answers_what_is_here_unless_told_twice(
+    signals: list[int], code: int, words: str, answered: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("uvicorn")
+    from vtprune.serving import queue
+
+    generate = queue.generate
+
+    def held(*args: Any, stopped: Callable[[], list[bool]], **options: Any) -> object:
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "go").exists() and not any(stopped()):
+            time.sleep(0.01)
+        return generate(*args, stopped=stopped, **options)
+
+    monkeypatch.setattr(queue, "generate", held)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    demo.write(tmp_path / "samples", 9, 0)
+    body = kills.chat_body(next((tmp_path / "samples").glob("*.png")).read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = with_handler(["serve", "--port", str(port)], tmp_path, monkeypatch)
+    said, answers = tmp_path / "stderr", list[object]()
+    until = time.monotonic() + 60
+    while not ("serving" in said.read_text() if said.exists() else False):
+        assert time.monotonic() < until, said.read_text()
+        time.sleep(0.01)
+
+    def ask() -> None:
+        try:
+            answers.append(kills.ask(port, body))
+        except (OSError, HTTPException) as error:  # the connection broke
+            answers.append(error)
+
+    client = threading.Thread(target=ask, daemon=True)
+    client.start()
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < until, said.read_text()
+        time.sleep(0.01)
+    assert os.listdir(tmp_path / "temporary")
+    for number in signals:
+        os.kill(process, number)
+        time.sleep(1)  # two that come at once are one
+    (tmp_path / "go").touch()
+    assert wait(process, 60) == code, said.read_text()
+    client.join(60)
+    assert isinstance(answers[0], str) == answered
+    *_, last = said.read_text().splitlines()
+    assert last.startswith(words)
+    assert "Traceback" not in said.read_text()
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_a_server_without_room_for_uploads_says_so_before_a_model_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("uvicorn")
+    monkeypatch.setattr(tempfile, "tempdir", "/none")
+    monkeypatch.setattr("vtprune.models.loading.load", None)
+    result = CliRunner().invoke(cli, ["serve", "--port", "0"])
+    assert_refused(result, "Error: /none/vtprune-serve-.*: No such file or directory")
 
 
 @pytest.mark.parametrize("command", [["methods"], ["presets", "list"], ["models"]])

@@ -89,10 +89,10 @@ def unmeasured(value: Any) -> Any:
     return [unmeasured(item) for item in value] if isinstance(value, list) else value
 
 
-def lines_of(file: str, keys: Sequence[str]) -> Callable[[Path], object]:
+def lines_of(file: str, keys: Sequence[str]) -> Callable[[Path], list[str]]:
     """Return what reads a file of answers, in any order; each is there once."""
 
-    def read(folder: Path) -> object:
+    def read(folder: Path) -> list[str]:
         lines = [line for line in read_lines(folder / file) if keys[0] in line]
         named = [tuple(line[key] for key in keys) for line in lines]
         assert len(named) == len(set(named)), f"{len(named) - len(set(named))} doubled"
@@ -248,14 +248,10 @@ def asking(port: int, body: bytes, answers: list[object]) -> Iterator[None]:
     """Have clients ask a server all the time; what they were answered goes to `answers`."""
     stop = threading.Event()
 
-    def ask() -> None:
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    def ask_on() -> None:
         while not stop.is_set():
-            request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
             try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    values = json.loads(response.read())
-                answers.append(values["choices"][0]["message"]["content"])
+                answers.append(ask(port, body))
             except urllib.error.HTTPError as error:
                 answers.append(f"status {error.code}" if error.code not in (429, 503) else None)
             except (OSError, HTTPException):  # the connection broke, which a client sees
@@ -263,7 +259,7 @@ def asking(port: int, body: bytes, answers: list[object]) -> Iterator[None]:
             except ValueError as error:
                 answers.append(f"half an answer: {error}")
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=ask_on, daemon=True) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     try:
@@ -272,6 +268,14 @@ def asking(port: int, body: bytes, answers: list[object]) -> Iterator[None]:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def ask(port: int, body: bytes) -> str:
+    """Return what a server answers to a request."""
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return str(json.loads(response.read())["choices"][0]["message"]["content"])
 
 
 def kill_server(seed: int, folder: Path, samples: Path, kills: int) -> Kills:

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import json
 import socket
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,16 +71,20 @@ def serve(flags: Flags) -> None:
     Answers /v1/chat/completions with pictures and videos in messages, also streamed; requests that
     wait are joined in batches. A request's "vtprune": {"keep": 0.2} is its own keep; preset, method
     and seed likewise. There are /v1/models, /v1/files, /health, /metrics and, at /, a page to try
-    it. Ctrl-C finishes what runs. Needs vtprune[serve].
+    it. Ctrl-C finishes what runs, a second one ends at once. Needs vtprune[serve].
     """
     from vtprune.cli import output
     from vtprune.cli.config import load_config
+    from vtprune.serving.uploads import PREFIX
 
     user = load_config()
     preset = preset_from(flags, user)
     rules = _rules(flags)
     key = _read_key(flags.api_key_file)
-    with _bind(flags) as listening:
+    with (
+        _bind(flags) as listening,
+        tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder,
+    ):
         uvicorn, app, guard, connection = _libraries()
         with output.importing(flags.quiet):
             from vtprune.models.loading import load
@@ -103,10 +108,12 @@ def serve(flags: Flags) -> None:
                 ),
                 rules,
                 guard.GuardRules(key, () if key else _names_of(flags.host)),
+                Path(folder),
                 lambda line: click.echo(one_line(line, LONGEST), err=True),
             )
+            application = app.create_app(loaded, settings)
             config = uvicorn.Config(
-                app.create_app(loaded, settings),
+                application,
                 http=connection.WatchedConnection,
                 ws="none",
                 log_level="critical",
@@ -121,10 +128,15 @@ def serve(flags: Flags) -> None:
                 click.echo(json.dumps(values))
             elif not flags.quiet:
                 click.echo(f"serving   {settings.name} at http://{host}:{port}", err=True)
+            server = uvicorn.Server(config)
             try:
-                uvicorn.Server(config).run(sockets=[listening])
+                server.run(sockets=[listening])
             except KeyboardInterrupt as stopped:  # uvicorn raises the signal again, at its end
-                stopped.add_note("stopped: the requests that were here are answered")
+                note = "stopped: the requests that were here are answered"
+                if server.force_exit:  # at a second Ctrl-C, without the app's own end
+                    application.state.server.stop()
+                    note = "stopped at once: requests that were still here have no answer"
+                stopped.add_note(note)
                 raise
 
 

@@ -31,7 +31,7 @@ from vtprune.serving.chat import Answer, ChatRequest, make_job, read_request
 from vtprune.serving.guard import HUNG_UP, Bodies, Guard, GuardRules, error_response
 from vtprune.serving.metrics import CONTENT_TYPE, Metrics
 from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings, StoppingError
-from vtprune.serving.uploads import Upload, UploadRules, Uploads, UploadsFullError
+from vtprune.serving.uploads import PREFIX, Upload, UploadRules, Uploads, UploadsFullError
 
 if TYPE_CHECKING:
     from vtprune.inference.report import Report
@@ -68,6 +68,7 @@ class ServerSettings:
         name: of the model, as clients give it.
         preset: of requests that name none.
         generation: likewise.
+        folder: for what clients send, removed at the end; None: one is made.
         on_fault: gets a line about what went wrong here and not with the client.
     """
 
@@ -77,6 +78,7 @@ class ServerSettings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     uploads: UploadRules = field(default_factory=UploadRules)
     guard: GuardRules = field(default_factory=GuardRules)
+    folder: Path | None = None
     on_fault: Callable[[str], None] = lambda line: None
 
 
@@ -139,7 +141,7 @@ class Server:
 
     def start(self) -> None:
         """Make the folder for what clients send, and the queue."""
-        self.folder = Path(tempfile.mkdtemp(prefix="vtprune-serve-"))
+        self.folder = self.settings.folder or Path(tempfile.mkdtemp(prefix=PREFIX))
         self.uploads = Uploads(self.folder, self.settings.uploads)
         self.pool = ThreadPoolExecutor(THREADS, "requests")
         self.queue = JobQueue(self.loaded, self.settings.queue, self.metrics.count_answer)

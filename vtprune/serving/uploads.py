@@ -27,6 +27,8 @@ from vtprune.media.addresses import BLOCK, FetchRules, fetch, split_address, too
 
 DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.=+-]+)*;base64,", re.ASCII)
 UPLOAD = re.compile(r"file-[0-9a-f]{24}")
+PREFIX = "vtprune-serve-"
+"""Of the name of the folder for what clients send."""
 
 
 @dataclass(frozen=True)
