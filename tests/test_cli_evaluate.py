@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_refused
+from conftest import assert_refused, small_disk
 
 from vtprune import demo
 from vtprune.cli import cli
@@ -351,30 +351,21 @@ def test_a_second_run_on_one_file_is_refused_and_names_the_first(tmp_path: Path)
             AnswersFile(path, {"a": 1}, 4)
 
 
-SMALL_DISK = """
-import resource, sys, pathlib
-from vtprune.errors import VtpruneError
-from vtprune.evaluation.records import AnswersFile, Record, read_records
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-with AnswersFile(pathlib.Path(sys.argv[1]), {"a": 1}) as book:
-    try:
-        for number in range(100):
-            book.add([Record(number, "x")])
-    except VtpruneError as error:
-        print(len(book.records), error.message)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
 def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "book.jsonl"
-    command = [sys.executable, "-c", SMALL_DISK, str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    count, _, message = found.stdout.strip().partition(" ")
-    kept = rf"File too large \({count} answers kept in .*book\.jsonl\)"
-    assert re.fullmatch(rf".*book\.jsonl: can't be written: {kept}", message)
+    path, kept = tmp_path / "book.jsonl", r"\(\d+ answers kept in .*book\.jsonl\)"
+    message = rf"^.*book\.jsonl: can't be written: File too large {kept}$"
     with AnswersFile(path, {"a": 1}) as book:
-        assert len(book.records) == int(count) > 0
+
+        def fill() -> None:
+            for number in range(100):
+                book.add([Record(number, "x")])
+
+        with small_disk(1000), pytest.raises(VtpruneError, match=message):
+            fill()
+        count = len(book.records)
+    with AnswersFile(path, {"a": 1}) as book:
+        assert len(book.records) == count > 0
 
 
 def test_an_interrupt_before_a_record_is_counted_counts_it(

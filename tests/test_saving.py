@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+import torch
+from click.testing import CliRunner, Result
+from conftest import assert_refused, small_disk
 
+import vtprune
 from vtprune import demo
+from vtprune._dev.kills import lines_of
 from vtprune.cli import cli
-from vtprune.errors import VtpruneError
+from vtprune.disk_cache import DiskCache
+from vtprune.errors import MediaError, VtpruneError
 from vtprune.inference.questions_file import LONGEST_QUESTION
 from vtprune.saving import check_target, save_file
 
@@ -96,7 +103,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    demo.write(folder, 4, 0)
+    demo.write(folder, 9, 0)
     return folder
 
 
@@ -203,3 +210,164 @@ def test_a_killed_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) ->
         run.send_signal(number)
         run.communicate(timeout=120)
     assert os.listdir(folder) == []
+
+
+# -- a folder that can't be written, and a disk that gets full -----------------------------------
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Path:
+    """A folder in which nobody can make a file, root included."""
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o555)
+    for path in (folder, Path("/sys")):
+        try:
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError:
+            return path
+    pytest.skip("every folder can be written here")
+
+
+PICTURE, LIST = "picture-001.png", "questions.jsonl"
+READ_ONLY: tuple[tuple[str, ...], ...] = (
+    ("ask", PICTURE, "what?", "--save", "{}/a.json"),
+    ("ask", PICTURE, "what?", "--show", "{}/a.png"),
+    ("ask", PICTURE, "what?", "--cache", "{}/cache"),
+    ("show", PICTURE, "what?", "--save", "{}/a.html"),
+    ("explain", PICTURE, "what?", "--save", "{}/a.png"),
+    ("compare", PICTURE, "what?", "--save", "{}/a.csv"),
+    ("evaluate", LIST, "--save", "{}/a.svg"),
+    ("evaluate", LIST, "--answers", "{}/a.jsonl"),
+    ("tune", LIST, "--save", "{}/a.yaml"),
+    ("tune", LIST, "--save", "a.yaml", "--answers", "{}/a.jsonl"),
+    ("calibrate", LIST, "--save", "{}/a.yaml"),
+    ("calibrate", LIST, "--save", "a.yaml", "--propose", "0.3", "--propose-preset", "{}/p.yaml"),
+    ("batch", PICTURE, "-q", "what?", "--save", "{}/a.jsonl"),
+    ("batch", PICTURE, "-q", "what?", "--cache", "{}/cache"),
+    ("serve", "--cache", "{}/cache", "--port", "0"),
+    ("profile", PICTURE, "--save", "{}/a.json"),
+    ("check", PICTURE, "--save", "{}/a.json"),
+    ("reproduce", "entropyprune-llava-1.5", "--save", "{}/a.md"),
+    ("presets", "list", "--save", "{}/a.md"),
+    ("models", "--save", "{}/a.md"),
+    ("methods", "--save", "{}/a.tex"),
+    ("demo", "{}/samples"),
+)
+
+
+@POSIX
+@pytest.mark.parametrize("args", READ_ONLY, ids=lambda args: f"{args[0]} {args[-2]}")
+def test_a_read_only_folder_is_refused_before_the_work(
+    samples: Path, read_only_folder: Path, args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(samples)
+    before = sorted(os.listdir(samples))
+    given = [part.replace("{}", str(read_only_folder)) for part in args]
+    assert_refused(CliRunner().invoke(cli, given), r"Error: .*(denied|permitted|(?i:read-only))")
+    assert sorted(os.listdir(samples)) == before
+
+
+def within(size: int, folder: Path, *args: object) -> Result:
+    """Run a command in a folder, on a disk that is full where a file has so many bytes."""
+    with pytest.MonkeyPatch.context() as patch, small_disk(size):
+        patch.chdir(folder)
+        return CliRunner().invoke(cli, list(map(str, args)))
+
+
+SAVING = {
+    "ask": ("ask", PICTURE, "what?", "--save", "kept.json"),
+    "show": ("show", PICTURE, "what?", "--save", "kept.html"),
+    "show --save .png": ("show", PICTURE, "what?", "--save", "kept.png"),
+    "explain": ("explain", PICTURE, "what?", "--passes", "8", "--save", "kept.json"),
+    "evaluate": ("evaluate", LIST, "--methods", "uniform", "--keep", "0.3", "--limit", "1",
+                 "--seeds", "1", "--save", "kept.csv"),
+    "tune": ("tune", LIST, "--methods", "uniform", "--keep", "0.5", "--floor", "0.1",
+             "--save", "kept.yaml"),
+    "calibrate": ("calibrate", LIST, "--max-new-tokens", "1", "--save", "kept.yaml"),
+    "methods": ("methods", "--save", "kept.tex"),
+}  # fmt: skip
+
+
+@POSIX
+@pytest.mark.parametrize("command", SAVING)
+def test_a_disk_that_gets_full_leaves_the_old_file_and_shows_the_result(
+    samples: Path, tmp_path: Path, command: str
+) -> None:
+    name = SAVING[command][-1]
+    (tmp_path / name).write_text("old")
+    args = [str(samples / part) if part in (PICTURE, LIST) else part for part in SAVING[command]]
+    ended = within(64, tmp_path, *args)
+    assert ended.exit_code == 1
+    words = f"Error: {name}: can't save there: File too large\nhint: free some space"
+    assert words in ended.stderr
+    assert ended.stdout or command == "methods"
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "old"
+
+
+LINES = {
+    "batch": (
+        1700,
+        ("key",),
+        ("batch", PICTURE, "clip-000.mp4", "-q", "what?", "-q", "where?", "--batch-size", "1",
+         "--max-new-tokens", "1", "--save", "kept.jsonl"),
+    ),
+    "evaluate": (
+        4000,
+        ("question", "cell"),
+        ("evaluate", LIST, "--methods", "uniform", "--keep", "0.3", "--limit", "2", "--seeds", "1",
+         "--answers", "kept.jsonl", "--quiet"),
+    ),
+}  # fmt: skip
+"""Command -> bytes that not all of its lines fit in, what tells its lines apart, and arguments."""
+
+
+@POSIX
+@pytest.mark.parametrize("command", LINES)
+def test_a_disk_that_gets_full_leaves_whole_lines_and_the_next_run_goes_on(
+    samples: Path, tmp_path: Path, command: str
+) -> None:
+    size, keys, arguments = LINES[command]
+    args = [str(samples / part) if (samples / part).exists() else part for part in arguments]
+    path = tmp_path / "kept.jsonl"
+    ended = within(size, tmp_path, *args)
+    assert ended.exit_code == 1
+    said = re.search(r"File too large \((\d+) answers? kept in kept.jsonl\)\nhint: ", ended.stderr)
+    assert said, ended.stderr
+    kept = path.read_text()
+    assert kept.endswith("\n")
+    assert len(lines_of("kept.jsonl", keys)(tmp_path)) == int(said[1]) > 0
+    assert os.listdir(tmp_path) == ["kept.jsonl"]
+    assert within(1 << 30, tmp_path, *args).exit_code == 0
+    assert path.read_text().startswith(kept)
+    assert len(lines_of("kept.jsonl", keys)(tmp_path)) > int(said[1])
+
+
+@POSIX
+def test_a_cache_on_a_full_disk_and_in_a_read_only_folder_adds_nothing(
+    tmp_path: Path, read_only_folder: Path
+) -> None:
+    tensors = {"a": torch.zeros(1000)}
+    cache = DiskCache(tmp_path / "cache")
+    with small_disk(1000):
+        cache.store("a", tensors, [])
+    assert cache.describe() == "cache: 0 found, 0 added; not written: file too large"
+    assert os.listdir(tmp_path / "cache") == []
+    cache.store("a", tensors, [])
+    assert cache.load("a") is not None
+    cache = DiskCache(read_only_folder)
+    cache.store("a", tensors, [])
+    assert (cache.load("a"), cache.added, cache.failed) == (None, 0, 1)
+
+
+@POSIX
+def test_media_in_memory_on_a_full_disk_are_an_error_of_their_item(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (samples / PICTURE).read_bytes()
+    with small_disk(100), pytest.raises(MediaError, match="bytes: can't be kept on disk: File too"):
+        vtprune.media.open_source(data)
+    monkeypatch.setattr(tempfile, "tempdir", "/none")
+    with pytest.raises(MediaError, match="bytes: can't be kept on disk: No such file"):
+        vtprune.media.open_source(data)

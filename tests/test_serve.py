@@ -29,7 +29,7 @@ from unittest.mock import Mock
 import av
 import pytest
 from click.testing import CliRunner
-from conftest import save_clip, save_noise
+from conftest import save_clip, save_noise, small_disk
 from PIL import Image
 
 import vtprune
@@ -762,6 +762,29 @@ def test_files_outside_of_the_root_are_never_reached(tmp_path: Path) -> None:
                     "file:///" + "a" * 5000):  # fmt: skip
         with pytest.raises(MediaError):
             found.resolve(address, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_a_disk_that_gets_full_is_no_clients_fault_and_keeps_nothing(
+    loaded: vtprune.Loaded, pictures: list[Path]
+) -> None:
+    faults: list[str] = []
+    app = create_app(loaded, replace(SETTINGS, on_fault=faults.append))
+    body = ask(data_url(pictures[2]))
+    with TestClient(app) as client:
+        server = app.state.server
+        with small_disk(1000):
+            answers = [client.post("/v1/files", files={"file": ("a.png", bytes(size))})
+                       for size in (5_000, 2 << 20)]  # fmt: skip
+            answers.append(client.post(CHAT, json=body))
+        for answer in answers:
+            assert answer.status_code == 507
+            assert "the server can't store the media" in answer.json()["error"]["message"]
+        assert len(faults) == 3
+        assert all("File too large" in fault for fault in faults)
+        assert os.listdir(server.folder) == []
+        assert (server.uploads.files, server.queue.waiting) == ({}, 0)
+        assert client.post(CHAT, json=body).status_code == 200
 
 
 def test_uploads_are_bounded_and_go_after_a_time(

@@ -286,7 +286,8 @@ def hold(item: Stored | bytes | bytearray | memoryview | BinaryIO, limits: Limit
     """Write bytes, or what an open file holds from its start on, to a temporary file.
 
     Raises:
-        MediaError: nothing in it, more than the limit, or a file that is closed or of text.
+        MediaError: nothing in it, more than the limit, a file that is closed or of text, or no room
+            on disk.
     """
     if isinstance(item, Stored):
         return _write(item.name, iter([item.load()]), limits, item.name)
@@ -322,18 +323,24 @@ def _write(name: str, blocks: Iterator[bytes], limits: Limits, named: str | None
         named: its label; None for one made of its content.
     """
     stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).name)[-60:]
-    held = HeldFile(stem.lstrip("._") or "media")
     size, digest = 0, hashlib.blake2b(digest_size=8)
-    with held.path.open("wb") as file:
-        for block in blocks:
-            size += len(block)
-            if size > limits.max_bytes:
-                raise MediaError(
-                    f"{name}: more than the limit of {limits.max_bytes:,} bytes",
-                    "save it to a file first, and give its path",
-                )
-            file.write(block)
-            digest.update(block)
+    try:
+        held = HeldFile(stem.lstrip("._") or "media")
+        with held.path.open("wb") as file:
+            for block in blocks:
+                size += len(block)
+                if size > limits.max_bytes:
+                    raise MediaError(
+                        f"{name}: more than the limit of {limits.max_bytes:,} bytes",
+                        "save it to a file first, and give its path",
+                    )
+                file.write(block)
+                digest.update(block)
+    except OSError as error:
+        raise MediaError(
+            f"{name}: can't be kept on disk: {error.strerror or error}",
+            "make room in the system's folder for temporary files, or give the path of a file",
+        ) from error
     if not size:
         raise MediaError(f"{name}: it holds no bytes", "give a picture or a video")
     held.label = f"{name}-{digest.hexdigest()}" if named is None else named
