@@ -173,9 +173,10 @@ class Qwen25VL:
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
             # Eight frequencies, two for time and three each for height and width: with the usual
-            # base, width would turn by a hundredth of a degree a token.
+            # base, width would turn by a hundredth of a degree a token; with a base of ten, no
+            # head could compare a word with tokens near and far alike.
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10.0, "mrope_section": [2, 3, 3]
+                "rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]
             },
             "rms_norm_eps": 1e-6,
             "bos_token_id": None,
