@@ -1,21 +1,25 @@
 """Keep the visual tokens that the vision tower attends to most, and of the rest no copies.
 
 Idea: a part of the budget goes to the tokens that the vision tower attends to most. The rest are
-thinned out: in each round they are split in two by even and odd rank of attention, and those of the
-first half that are most alike to one of the second go, until what is left fits the budget.
+thinned out: in each round they are split in two by even and odd rank, at first of attention, and
+those of the first half that are most alike to one of the second go, until what is left fits the
+budget.
 
 Why it works: attention inside the tower says better what a picture shows than the attention of the
 text does; but it stays on the main object, and thinning out the rest keeps something of all that
 stands beside it, once.
 
 Paper: VisPruner, arXiv 2412.01818.
-Official code: Theia-4869/VisPruner (not looked at).
+Official code: Theia-4869/VisPruner.
 Differences: tokens are compared behind the projector, as they enter the language model, where the
 authors compare what the tower gives. A tower without a CLS token gives the attention that its
 patches receive in the mean. The budget is over all pictures and frames together unless the stage
-says `per: tile` or `per: frame`; the authors handle each tile by itself. Ranks are counted anew in
-each round, by attention; no more tokens go in a round than the first half holds. Positions are
-kept. Of equal cosines the less attended token goes; a state that is zero is like no other. Float32.
+says `per: tile` or `per: frame`; the authors handle each tile by itself. As in their code, ranks
+are by attention in the first round alone: in the next one what is left of the first half comes
+first, the most similar ahead, and the other half behind it. Any number of tokens can be thinned
+out, where their code fails at odd ones, and no more go in a round than the first half holds.
+Positions are kept, where theirs are renumbered. Of equal cosines the less attended token goes
+first; a state that is zero is like no other. Float32.
 
 Options:
     important: 0.5 (default), the part of the budget that is kept by attention; from 0 to 1.
@@ -59,7 +63,7 @@ class VisPruner:
 
 
 def thin_out(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the rows that are left, (count,) int64 ascending.
+    """Return the rows that are left, (count,) int64 in the order that another round would have.
 
     Of each row the most similar ones are noted, so that a round need not compare all with all; they
     are noted anew whenever half of the rows are gone.
@@ -81,15 +85,14 @@ def thin_out(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _without(left: torch.Tensor, similarity: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the rows that a round leaves, of which `count` are to stay.
+    """Return the rows that a round leaves, of which `count` are to stay, in the next one's order.
 
     Args:
         similarity: of every second row, from the first on, to the nearest of the others.
     """
     num_dropped = min(ROUND, len(left) - count, len(similarity))
-    dropped = torch.zeros_like(left, dtype=torch.bool)
-    dropped.index_fill_(0, 2 * similarity.argsort(stable=True)[-num_dropped:], True)
-    return left[dropped.argsort(stable=True)[: len(left) - num_dropped]]
+    falling = similarity.argsort(stable=True).flip(0)
+    return torch.cat([left[::2][falling[num_dropped:]], left[1::2]])
 
 
 def _thin_out_by_half(rows: torch.Tensor, count: int) -> torch.Tensor:
