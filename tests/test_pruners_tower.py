@@ -175,16 +175,37 @@ def test_neighbours_are_of_the_same_tile_and_patches() -> None:
 
 def test_a_tenth_of_the_budget_is_of_objects() -> None:
     tokens = tokens_of(video(frames=1, rows=24, cols=24, newline=False))
-    budget = Budget.share(192, torch.zeros(576, dtype=torch.long))  # 192 x 0.1 / 5: 3 anchors
+    budget = Budget.share(192, torch.zeros(576, dtype=torch.long))  # 192 x 0.1 / 5: 4 anchors
     kept = set(create("hiprune", {}).select(tokens, budget).index.tolist())
     middle, last = (tokens.states[f"tower_{name}_attention"] for name in ("middle", "mean"))
-    anchors = middle.argsort(descending=True)[:3]
+    anchors = middle.argsort(descending=True)[:4]
     objects = set(
         hiprune.with_neighbours(hiprune.neighbours(tokens.layout), anchors).nonzero()[:, 0].tolist()
     )
     assert objects <= kept
     registers = [n for n in last.argsort(descending=True).tolist() if n not in objects]
     assert kept == objects | set(registers[: 192 - len(objects)])
+
+
+def test_the_number_of_anchors_is_rounded_to_the_nearest() -> None:
+    # Of 8 tokens in a row 3 are kept: 0.9 x 3 / 5 = 0.54 anchors, that is 4, with 3 and 5 beside it.
+    middle, last = torch.zeros(8), torch.arange(8.0)
+    middle[4] = 1.0
+    states = {"tower_middle_attention": middle, "tower_mean_attention": last}
+    budget = Budget.share(3, torch.zeros(8, dtype=torch.long))
+    tokens = VisualTokens(flat(8), states)
+    assert create("hiprune", {"objects": 0.9}).select(tokens, budget).index.tolist() == [3, 4, 5]
+    assert create("hiprune", {"objects": 0.8}).select(tokens, budget).index.tolist() == [5, 6, 7]
+
+
+def test_an_anchor_goes_before_its_neighbours() -> None:
+    # In a grid of 3 x 3 the anchor of 3 tokens has four beside it, all more attended to at the end.
+    middle, last = torch.zeros(9), torch.arange(9.0)
+    middle[4], last[4] = 1.0, -1.0
+    states = {"tower_middle_attention": middle, "tower_mean_attention": last}
+    tokens = VisualTokens(video(frames=1, rows=3, cols=3, newline=False), states)
+    budget = Budget.share(3, torch.zeros(9, dtype=torch.long))
+    assert create("hiprune", {"objects": 1}).select(tokens, budget).index.tolist() == [4, 5, 7]
 
 
 # -- vscan ----------------------------------------------------------------------------------------

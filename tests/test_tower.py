@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import oracle
@@ -267,6 +268,16 @@ def test_tokens_receive_in_the_mean_and_in_layers_on_the_way(
         read = tokens.states[f"tower_{state}_attention"][patch]
         torch.testing.assert_close(read, expected[patch], atol=1e-6, rtol=1e-4)
         assert float(read.std()) > 1e-2
+
+
+def test_layers_on_the_way_are_the_published_ones() -> None:
+    structure: Any = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace()))
+    assert tower._layer_at(structure, tower.MIDDLE, 24, 22) == 8  # HiPrune: the ninth of CLIP's
+    assert tower._layer_at(structure, tower.EARLY, 24, 22) == 5  # VScan: the sixth
+    assert tower._layer_at(structure, tower.EARLY, 2, 1) == 0
+    structure.config.vision_config.fullatt_block_indexes = [7, 15, 23, 31]
+    assert tower._layer_at(structure, tower.MIDDLE, 32, 31) == 15  # the sixteenth of Qwen2.5-VL's
+    assert tower._layer_at(structure, tower.EARLY, 32, 31) == 7  # the eighth
 
 
 @pytest.mark.parametrize("size", [(168, 168), (168, 100), (40, 168), (300, 20)])

@@ -25,8 +25,8 @@ TOWERS = ("vision_tower", "visual", "vision_model")
 LAYERS = ("layers", "layer", "blocks")
 ATTENTION = ("self_attn", "attn", "attention")
 CLS_WEIGHTS = ("class_embedding", "cls_token")
-MIDDLE = 9 / 24  # of a tower's depth; HiPrune's layer 9 of CLIP's 24, counted from 0
-EARLY = 6 / 24  # VScan's layer 6
+MIDDLE = 9 / 24  # of a tower's depth: HiPrune's ninth layer of CLIP's 24
+EARLY = 6 / 24  # VScan's sixth
 WAY_OUT = "use a method that does not read the vision tower, such as entropy or uniform"
 
 Rows = Sequence[torch.Tensor] | torch.Tensor
@@ -45,7 +45,8 @@ class Tower:
 
     Args:
         last: the module in which the layer attends whose output the projector is given.
-        middle, early: the same of layers `MIDDLE` and `EARLY` down the tower, at most the last.
+        middle, early: the same of the layers that end `MIDDLE` and `EARLY` down the tower, at most
+            the last.
         has_cls: its rows begin with a CLS token.
     """
 
@@ -140,13 +141,13 @@ def _attention_of(structure: Structure, layer: nn.Module) -> nn.Module:
 
 
 def _layer_at(structure: Structure, depth: float, count: int, last: int) -> int:
-    """Return the layer of a tower that is `depth` of its `count` layers down, at most the last.
+    """Return the layer of a tower that ends `depth` of its `count` layers down, at most the last.
 
-    Where most layers attend in windows, it is the nearest that does not.
+    Where most layers attend in windows, it is the nearest that does not, of two the deeper.
     """
-    layer = min(int(depth * count + SLACK), last)
+    layer = min(max(int(depth * count + SLACK) - 1, 0), last)
     unwindowed = getattr(structure.config.vision_config, "fullatt_block_indexes", None) or [layer]
-    return int(min((n for n in unwindowed if n <= last), key=lambda n: abs(n - layer)))
+    return int(min((n for n in unwindowed if n <= last), key=lambda n: (abs(n - layer), -n)))
 
 
 def _unreadable(structure: Structure, reason: str) -> ModelError:

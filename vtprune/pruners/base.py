@@ -35,8 +35,8 @@ TOWER = (
 )
 """Attention that each token's patches receive in the vision tower, as a multiple of what they would
 receive if it went to all of their frame or tile alike: in its last layer from the CLS token, from
-all patches in the mean where there is none; there from all in the mean; so in a layer 9/24 down the
-tower; and as the first in a layer 6/24 down."""
+all patches in the mean where there is none; there from all in the mean; so in the layer that ends
+9/24 down the tower; and as the first in the one that ends 6/24 down."""
 
 
 def depends_on_question(needs: Iterable[str]) -> bool:

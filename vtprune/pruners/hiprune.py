@@ -9,14 +9,17 @@ Why it works: anchors and their neighbours keep an object's details at their pla
 have lost; registers say what the picture is about. No CLS token is needed.
 
 Paper: HiPrune, arXiv 2508.00553.
-Official code: Danielement321/HiPrune (not looked at).
-Differences: the middle layer is the one 9/24 down the tower, the paper's for CLIP, counted from 0;
-where most layers of a tower attend in windows, the nearest that does not. The last layer is the one
-that the projector is given. The budget is over all pictures and frames together unless the stage
-says `per: tile` or `per: frame`; neighbours are those of the same frame or tile. Where a model
-joins patches into one token, a token is attended to as its patches are in the mean, and neighbours
-are tokens. The number of anchors is rounded down, and where anchors and neighbours coincide,
-registers take their places, so that counts are exact. Positions are kept. Ties go to the earlier.
+Official code: Danielement321/HiPrune (a copy of it).
+Differences: the middle layer is the ninth of 24, the paper's for CLIP, and as far down in towers of
+other depths; where most layers of a tower attend in windows, the nearest that does not, which is
+the paper's sixteenth of 32 for Qwen2.5-VL. As in the authors' code, the last layer is the one that
+the projector is given, and the number of anchors is rounded to the nearest. The budget is over all
+pictures and frames together unless the stage says `per: tile` or `per: frame`. Neighbours are those
+of the same frame or tile, where their code counts places: a patch at an edge has one at the other
+end of the row before or behind, and past the corners the corner itself. Where a model joins patches
+into one token, a token is attended to as its patches are in the mean, and neighbours are tokens.
+Where anchors and neighbours coincide, registers take their places, also as in their code. Positions
+are kept, where theirs are renumbered. Ties go to the earlier.
 
 Options:
     objects: 0.1 (default), the part of the budget for anchors and buffers; from 0 to 1.
@@ -45,12 +48,13 @@ class HiPrune:
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         middle, last = (tokens.states[name] for name in self.needs)
-        num_anchors = (budget.quota * (self.objects / (1 + len(CROSS))) + SLACK).long()
+        num_anchors = (budget.quota * self.objects / (1 + len(CROSS))).round().long()
         anchors = keep_best(middle, Budget(budget.group, num_anchors))
         first = with_neighbours(send(neighbours(tokens.layout), anchors.device), anchors)
-        # A register's score is at most 1 after this, an anchor's or a buffer's above.
+        # A register's score is at most 1 after this, a buffer's and then an anchor's above.
         scores = (last - last.min()) / (last.max() - last.min()).clamp_min(SLACK)
-        selection = Selection(keep_best(scores + 2 * first, budget), scores=last)
+        rank = first.float().index_fill_(0, anchors, 2.0)
+        selection = Selection(keep_best(scores + 2 * rank, budget), scores=last)
         return checked(selection, torch.cat([middle, last]), "hiprune")
 
 

@@ -11,16 +11,18 @@ patches that stand for the whole picture; windows keep something of every region
 layers of a decoder attention favours late places; half-way down it goes to what is asked about.
 
 Paper: VScan, arXiv 2505.22654.
-Official code: Tencent/SelfEvolvingAgent, VScan, MIT (not looked at).
-Differences: the early layer is the one 6/24 down the tower, the paper's for CLIP; where most layers
-of a tower attend in windows, the nearest that does not. A tower without a CLS token gives the
-attention that patches receive in the mean. The budget is over all pictures and frames together
-unless the stage says `per: tile` or `per: frame`; every frame or tile has its own windows, and a
-token is merged into one of its own group. Windows are 6 x 6 tokens in the paper's 24 x 24; here a
-grid of any size has up to 4 x 4. Tokens are compared behind the projector, by the cosines of what
-enters the language model. The second cut is `fastv`, before layer 16 of 32, and where the budget
-lets the first keep everything, it gets the rest; at a place of its own there is the first cut
-alone. The local half is rounded down. Positions are kept. Ties go to the earlier token. Float32.
+Official code: Tencent/SelfEvolvingAgent, VScan, MIT (a copy of its first part).
+Differences: the early layer is the sixth of 24, the paper's for CLIP, and as far down in towers of
+other depths; where most layers of a tower attend in windows, the nearest that does not. A tower
+without a CLS token gives the attention that patches receive in the mean. The budget is over all
+pictures and frames together unless the stage says `per: tile` or `per: frame`; every frame or tile
+has its own windows, and a token is merged into one of its own group. Windows are 6 x 6 tokens in
+the paper's 24 x 24; here a grid of any size has up to 4 x 4. As in the authors' code, tokens are
+compared and merged behind the projector, and the local half is rounded down; where the windows
+can't share it equally, some have one more, where their code keeps fewer tokens than it is asked
+for. The second cut is `fastv`, before layer 16 of 32, and where the budget lets the first keep
+everything, it gets the rest; at a place of its own there is the first cut alone. Positions are
+kept, where theirs are renumbered. Ties go to the earlier token. Float32.
 
 Options:
     local: 0.5 (default), the part of the budget that is kept window by window; from 0 to 1.
