@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from test_pruners_attention import scheduled
 from test_pruners_video import clip, moving
 
 from vtprune.errors import ModelError
-from vtprune.pruners import create, fastvid
+from vtprune.pruners import create, fastvid, flashvid
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.contract import tokens_of
 from vtprune.pruners.fastvid import Segments, find_segments
-from vtprune.pruners.flashvid import choose_by_weight, cut_weakest
+from vtprune.pruners.flashvid import choose_by_weight, cut_weakest, parts_of, share
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import Layout
 
@@ -78,31 +79,60 @@ LATE = [[4.0, 0.5], [4.0, 2.0], [0.5, 4.0], [2.0, 2.0]]  # at 7, 27, 83 and 45 d
 def test_fastvid_keeps_attended_tokens_and_merges_the_rest_into_anchors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # One segment of five frames. Of 5 tokens 2 are anchors, in the first frame and the fifth; the
-    # last place is attended to in three of the frames. Of the others in frame 0 the squared
-    # distances are 1, 25 and 32, of frame 4 2.25, 16.25 and 24.5: the second place is densest.
+    # One segment of five frames. Of 7 tokens two frames have 2, half of them anchors: one in the
+    # first frame and one in the fifth; the last place is attended to everywhere. Of the others in
+    # frame 0 the squared distances are 1, 25 and 32, of frame 4 2.25, 16.25 and 24.5: the second
+    # place is densest.
     monkeypatch.setattr(fastvid, "SEGMENTS", 1)
     states = EARLY * 3 + LATE * 2
-    chosen = choose("fastvid", clip(5, 1, 4), states, [0.1, 0.1, 0.1, 0.9] * 5, 5)
-    assert chosen.index.tolist() == [1, 3, 11, 17, 19]
+    attention = [0.1, 0.1, 0.1, 0.9] * 5
+    chosen = choose("fastvid", clip(5, 1, 4), states, attention, 7, contextual=0.5)
+    assert chosen.index.tolist() == [1, 3, 7, 11, 15, 17, 19]
     # To the nearer of 14 and 27 degrees.
     assert chosen.assign is not None
     assert chosen.assign.view(5, 4).tolist() == [
-        [0, 0, 3, 1], [0, 0, 3, 3], [0, 0, 3, 2], [0, 3, 3, 3], [0, 3, 3, 4],
+        [0, 0, 5, 1], [0, 0, 5, 2], [0, 0, 5, 3], [0, 5, 5, 4], [0, 5, 5, 6],
     ]  # fmt: skip
-    # An anchor has 0.6 of itself and 0.4 from the mean of the 7 and the 8 that join it.
+    # An anchor has 0.6 of itself, and all of its 8 and 7 have equal parts of 0.4, itself included.
     assert chosen.weight is not None
-    assert chosen.weight[[1, 0, 17, 2, 3]].tolist() == pytest.approx([0.6, 0.4 / 7, 0.6, 0.05, 1])
+    shares = [0.65, 0.05, 0.6 + 0.4 / 7, 0.4 / 7, 1]
+    assert chosen.weight[[1, 0, 17, 2, 3]].tolist() == pytest.approx(shares)
 
 
 def test_fastvid_merges_nothing_into_another_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two segments of two frames, 2 tokens each: two anchors in the segment's last frame.
     monkeypatch.setattr(fastvid, "SEGMENTS", 1)
     states = EARLY * 2 + [[-x, -y] for x, y in EARLY] * 2
-    chosen = choose("fastvid", clip(4, 1, 4), states, [0.1, 0.1, 0.1, 0.9] * 4, 6)
-    assert chosen.index.tolist() == [1, 3, 7, 9, 11, 15]
+    attention = [0.1, 0.1, 0.1, 0.9] * 4
+    chosen = choose("fastvid", clip(4, 1, 4), states, attention, 8, contextual=0.5)
+    assert chosen.index.tolist() == [3, 4, 5, 7, 11, 12, 13, 15]
     assert chosen.assign is not None
-    assert chosen.assign.tolist()[:8] == [0, 0, 0, 1, 0, 0, 0, 2]
-    assert chosen.assign.tolist()[8:] == [3, 3, 3, 4, 3, 3, 3, 5]
+    assert chosen.assign.tolist()[:8] == [1, 2, 2, 0, 1, 2, 2, 3]
+    assert chosen.assign.tolist()[8:] == [5, 6, 6, 4, 5, 6, 6, 7]
+
+
+def test_fastvid_has_anchors_in_the_last_frame_of_a_segment_and_every_fourth_before() -> None:
+    assert fastvid.with_anchors([3]) == [3]
+    assert fastvid.with_anchors([3, 4, 5, 6]) == [6]
+    assert fastvid.with_anchors([3, 4, 5, 6, 7, 8]) == [4, 8]
+
+
+def test_fastvid_rounds_the_anchors_of_each_frame_down() -> None:
+    # Three frames of ten tokens, 4 of each: 0.4 of that is 1.6, in all 3 anchors and not 4.
+    states = torch.ones(30, 2)
+    video = replace(
+        segments_of(clip(3, 1, 10), states),
+        segment=torch.zeros(3, dtype=torch.long),
+        quota=torch.tensor([12]),
+    )
+    anchors, attended = fastvid.FastVid().share(video)
+    assert (anchors.tolist(), attended.tolist()) == ([0, 0, 3], [3, 3, 3])
+
+
+def test_frames_share_a_budget_equally_whatever_their_segments() -> None:
+    # 2 of each frame: of one for each segment and 4 by their tokens, the second would have 2.33.
+    assert two_segments(6).shares().tolist() == [2, 2, 2]
+    assert two_segments(10).shares().tolist() == [4, 3, 3]
 
 
 def test_fastvid_without_anchors_keeps_the_attended_and_drops_the_rest() -> None:
@@ -132,6 +162,7 @@ def test_flashvid_chains_what_moves_and_clusters_the_trees(
     # Of 6 tokens 2 are each frame's, of which 1 is chosen; 3 are of the trees: 0-5-10, 1-4-9, 2, 6
     # and 8, which begin in frames 0, 0, 0, 1 and 2, so that each frame keeps one.
     monkeypatch.setattr(fastvid, "SEGMENTS", 1)
+    monkeypatch.setattr(flashvid, "CHOSEN", 0.5)
     chosen = choose("flashvid", clip(3, 1, 4), MOVING, ATTENDED, 6)
     assert chosen.index.tolist() == [0, 3, 6, 7, 8, 11]
     assert chosen.assign is not None
@@ -145,6 +176,7 @@ def test_flashvid_chains_what_moves_and_clusters_the_trees(
 def test_flashvid_links_what_is_as_similar_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     # South-west is 45 degrees from west, and west in the third frame 51 degrees from that.
     monkeypatch.setattr(fastvid, "SEGMENTS", 1)
+    monkeypatch.setattr(flashvid, "CHOSEN", 0.5)
     chosen = choose("flashvid", clip(3, 1, 4), MOVING, ATTENDED, 6, similar=0.6)
     assert chosen.index.tolist() == [0, 1, 2, 3, 7, 11]
     assert chosen.assign is not None
@@ -153,8 +185,9 @@ def test_flashvid_links_what_is_as_similar_as_asked(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(merged[0], torch.tensor([4.0, 1.4 / 3]))
 
 
-def test_flashvid_links_nothing_over_a_cut() -> None:
+def test_flashvid_links_nothing_over_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     # With eight segments at least, each of the three frames is one: no tree has two tokens.
+    monkeypatch.setattr(flashvid, "CHOSEN", 0.5)
     chosen = choose("flashvid", clip(3, 1, 4), MOVING, ATTENDED, 6)
     assert chosen.assign is not None
     frames = torch.arange(12) // 4
@@ -170,6 +203,32 @@ def test_the_weakest_links_are_cut_where_trees_are_few() -> None:
     similarity = torch.tensor([0, 0, 0, 0.9, 0.8, 0.85])
     cut_weakest(video, parent, similarity, torch.ones(6, dtype=torch.bool), [5])
     assert parent.tolist() == [-1, -1, -1, 0, -1, -1]
+
+
+def two_segments(*quota: int) -> Segments:
+    """Two frames of four tokens in the first, and one in the second."""
+    tokens = torch.arange(12).split(4)
+    segment, group = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long)
+    return Segments(torch.arange(12) // 4, segment, group, torch.tensor(quota), tuple(tokens))
+
+
+def test_what_flashvid_chooses_is_rounded_up_and_a_segment_keeps_trees_for_the_rest() -> None:
+    # 2 of each frame: 1.4. 3 of each: 2.1. Of 10, 4 and twice 3: 2.8, and one tree in the first.
+    for quota, chosen, trees in (
+        (6, [2, 2, 2], [0, 0]), (9, [3, 3, 3], [0, 0]), (10, [3, 3, 3], [1, 0]),
+    ):  # fmt: skip
+        found = share(two_segments(quota))
+        assert (found[0].tolist(), found[1]) == (chosen, trees)
+
+
+def test_a_segment_clusters_its_own_trees() -> None:
+    # The first keeps both of the trees of its first frame, the second 2 of its 4; of all trees
+    # together 4 of 6 would be 1 and 3.
+    root = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]).bool()
+    parts = parts_of(two_segments(10), root, [2, 2])
+    assert [(members.tolist(), count) for members, count in parts] == [
+        ([0, 1], 2), ([8, 9, 10, 11], 2),
+    ]  # fmt: skip
 
 
 def test_distances_count_by_the_weight_of_the_token() -> None:

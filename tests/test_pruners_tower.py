@@ -188,7 +188,7 @@ def test_a_tenth_of_the_budget_is_of_objects() -> None:
 
 
 def test_the_number_of_anchors_is_rounded_to_the_nearest() -> None:
-    # Of 8 tokens in a row 3 are kept: 0.9 x 3 / 5 = 0.54 anchors, that is 4, with 3 and 5 beside it.
+    # Of 8 in a row 3 are kept: 0.9 x 3 / 5 = 0.54 anchors, that is 4, with 3 and 5 beside it.
     middle, last = torch.zeros(8), torch.arange(8.0)
     middle[4] = 1.0
     states = {"tower_middle_attention": middle, "tower_mean_attention": last}

@@ -2,24 +2,29 @@
 
 Idea: a video is cut into segments where neighbouring frames differ most. In every segment three
 fifths of what is kept are the tokens that the vision tower attends to most, frame by frame. The
-others are anchors: in every fourth frame of the segment the tokens that are dense and far from what
-is denser. All other tokens of the segment are merged into the most similar anchor.
+others are anchors: in the segment's last frame, and in every fourth before it, the tokens that are
+dense and far from what is denser. All other tokens of the segment are merged into the most similar
+anchor.
 
 Why it works: inside a segment frames show nearly the same, so that a few anchors stand for what is
 there, while attended tokens hold the details; and nothing is merged across a change of scene.
 
 Paper: FastVID, arXiv 2503.11187 (NeurIPS 2025).
-Official code: LunarShen/FastVID (not looked at).
-Differences: frames are compared by the mean of their tokens behind the projector, where the paper
-uses the tower's own feature of a frame; a tower without a CLS token gives the attention that its
+Official code: LunarShen/FastVID.
+Differences: frames are compared by the mean of their tokens behind the projector, where the authors
+use the tower's own feature of a frame; a tower without a CLS token gives the attention that its
 patches receive in the mean, as the paper does for Qwen, and no head is added to SigLIP. Tokens are
-merged into one anchor of the segment, where the paper assigns them anew for each anchor frame;
-attended tokens stay as they are. Squared distances are divided by the width of the states, as in
-`holitom`, and the density counts the nearest 4, the token itself included; the paper's text names
-neither. Counts are exact: segments have shares by their tokens; where too few fit into the anchor
-frames, attended tokens take their places. Several videos share one budget, and each has its own
-segments. With `per: frame` each frame is a segment of its own. Tokens that are not patches
-(newlines) go first. Positions are kept, as in the paper. Ties go to the earlier token. Float32.
+merged into one anchor of the segment, where the authors assign them anew for each anchor frame: the
+same in segments of up to four frames. As in their code, attended tokens stay as they are; an anchor
+keeps 0.6 of itself and takes 0.4 from the mean of all that join it, itself included; each frame's
+part for anchors is rounded down; squared distances are divided by the width of the states, and the
+density counts the nearest 4, the token itself included. Where theirs adds noise to the density, of
+equal ones none is the denser. Counts are exact, where theirs rounds each frame down: frames share
+the budget equally, and where too few anchors fit into their frames, attended tokens take their
+places.
+Several videos share one budget, and each has its own segments. With `per: frame` each frame is a
+segment of its own. Tokens that are not patches (newlines) go first. Positions are kept, as in their
+code. Ties go to the earlier token. Float32.
 
 Options:
     contextual: 0.4 (default), the part of the budget for anchors; from 0 to 1.
@@ -43,10 +48,9 @@ from vtprune.pruners.base import (
     read_checked,
     true_places,
 )
-from vtprune.pruners.holitom import shares
 from vtprune.pruners.similarity import BLOCK, SAME, cosines, density_peaks, unit_rows
 from vtprune.tokens.layout import PATCH, Layout
-from vtprune.tokens.quotas import quotas, weighted_quotas
+from vtprune.tokens.quotas import quotas
 from vtprune.tokens.schedule import SLACK
 
 # As published.
@@ -54,6 +58,7 @@ SEGMENTS = 8  # at least, in a video of as many frames
 SIMILAR = 0.9  # cosine of neighbouring frames below which a segment ends
 ANCHOR_STEP = 4  # frames from one with anchors to the next
 NEIGHBOURS = 4  # of a token's density, itself included
+OWN_SHARE = 0.6  # of an anchor, beside its part in the mean of all that join it
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class FastVid:
             free = len(rest) - int(num_attended[frames].sum())
             rest = rest[true_places(target[rest] < 0, free)]
             anchors = [rest[:0]]
-            for frame in frames[::ANCHOR_STEP]:
+            for frame in with_anchors(frames):
                 if num_anchors[frame]:
                     members = send(video.tokens[frame], states.device)
                     free = len(members) - int(num_attended[frame])
@@ -90,29 +95,40 @@ class FastVid:
                 for part in rest.split(BLOCK):
                     target[part] = aims[cosines(unit_rows(states[part]), rows).argmax(dim=1)]
                 target[aims] = aims
-        return target, shares(torch.arange(len(states), device=states.device), target)
+        return target, anchor_shares(target)
 
     def share(self, video: Segments) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (F,) int64 how many anchors, and how many attended tokens, each frame has."""
-        sizes = torch.bincount(video.frame)
+        sizes, shares = torch.bincount(video.frame), video.shares()
         anchors, attended = torch.zeros_like(sizes), torch.zeros_like(sizes)
-        segments = video.frames_of_segments()
-        in_segments = [int(sizes[frames].sum()) for frames in segments]
-        group = [int(video.group[frames[0]]) for frames in segments]
-        counts = [0] * len(segments)
-        for number, quota in enumerate(video.quota.tolist()):
-            own = [place for place, of in enumerate(group) if of == number]
-            there = [in_segments[place] for place in own]
-            for place, count in zip(own, weighted_quotas(quota, there, there), strict=True):
-                counts[place] = count
-        for frames, count, total in zip(segments, counts, in_segments, strict=True):
-            with_anchors = frames[::ANCHOR_STEP]
-            contextual = 0 if count == total else math.floor(self.contextual * count + SLACK)
-            contextual = min(contextual, int(sizes[with_anchors].sum()))
-            anchors[with_anchors] = torch.tensor(quotas(contextual, sizes[with_anchors].tolist()))
+        for frames in video.frames_of_segments():
+            with_some, shared = with_anchors(frames), shares[frames].tolist()
+            contextual = sum(math.floor(self.contextual * share + SLACK) for share in shared)
+            contextual = min(contextual, int(sizes[with_some].sum()))
+            if sum(shared) == int(sizes[frames].sum()):
+                contextual = 0
+            anchors[with_some] = torch.tensor(quotas(contextual, sizes[with_some].tolist()))
             left = (sizes - anchors)[frames].tolist()
-            attended[frames] = torch.tensor(quotas(count - contextual, left))
+            attended[frames] = torch.tensor(quotas(sum(shared) - contextual, left))
         return anchors, attended
+
+
+def with_anchors(frames: list[int]) -> list[int]:
+    """Return the frames of a segment that have anchors: its last one, and every fourth before."""
+    return frames[(len(frames) - 1) % ANCHOR_STEP :: ANCHOR_STEP]
+
+
+def anchor_shares(target: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float32 share of every token in the one that it is merged into.
+
+    Args:
+        target: (N,) int64, its own number for an anchor or an attended token, -1 for none.
+    """
+    used = (target >= 0).float()
+    into = target.clamp_min(0)
+    sizes = torch.zeros_like(used).index_add_(0, into, used)[into]
+    itself = target == torch.arange(len(target), device=target.device)
+    return used * ((1 - OWN_SHARE) / sizes.clamp_min(1) + OWN_SHARE * itself)
 
 
 # -- patches and segments of videos ----------------------------------------------------------------
@@ -139,6 +155,15 @@ class Segments:
     group: torch.Tensor
     quota: torch.Tensor
     tokens: tuple[torch.Tensor, ...]
+
+    def shares(self) -> torch.Tensor:
+        """Return (F,) int64 equal shares of the frames in their groups' quotas."""
+        sizes = torch.bincount(self.frame)
+        shared = torch.zeros_like(sizes)
+        for number, quota in enumerate(self.quota.tolist()):
+            frames = (self.group == number).nonzero().squeeze(1)
+            shared[frames] = torch.tensor(quotas(quota, sizes[frames].tolist()), dtype=torch.long)
+        return shared
 
     def frames_of_segments(self) -> list[list[int]]:
         """Return the frames of every segment."""

@@ -11,19 +11,21 @@ another thing; and a mean over time loses less than a dropped token. What must n
 is chosen before.
 
 Paper: FlashVID, arXiv 2602.08024 (ICLR 2026).
-Official code: Fanziyang-v/FlashVID, MIT (not looked at).
+Official code: Fanziyang-v/FlashVID, MIT.
 Differences: the first cut leaves 1.25 times the budget and the second, before layer 20 of 28, 0.3
 of that, as published, in decoders of any depth; where the budget lets the first keep everything,
 the second gets the rest; at a place of its own (`at: input`) there is the first cut alone. Frames
-share the budget equally, and 0.7 of each share, rounded down, is chosen. Where the trees are more
-than the rest of the budget, it is shared over the frames in proportion to the trees that begin
-there, and density peaks choose, as in `holitom`, the other trees merged into them; where they are
-fewer, the weakest links are cut until counts are exact. The paper says that density peaks meet the
-budget, and not how. Segments are those of `fastvid`, whose minimum of 8 and threshold of 0.9 the
-paper takes over. A relevance below zero counts as zero. The first token's rule is the paper's own:
-the largest weighted distance to its nearest neighbour. Several videos share one budget. With
-`per: frame` nothing is linked. Tokens that are not patches (newlines) go first. Positions are kept.
-Ties go to the earlier token. Float32.
+share the budget equally, and 0.7 of each share, rounded up as in the authors' code, is chosen. Each
+segment keeps as many trees as its frames have places left; where it has more, they are shared over
+the frames in proportion to the trees that begin there, and density peaks choose, as in `holitom`,
+the other trees merged into them; where it has fewer, its weakest links are cut. Counts are exact,
+where their code rounds up in every frame of a segment. A tree is the mean of its tokens, as in the
+paper, where their code divides the sum of a chain of three or more by fewer. What is chosen is not
+clustered once more in a segment of one frame, nor chosen twice, as their code may do. Segments are
+those of `fastvid`, whose minimum of 8 and threshold of 0.9 the paper takes over. A relevance below
+zero counts as zero. The first token's rule is the paper's own: the largest weighted distance to its
+nearest neighbour. Several videos share one budget. With `per: frame` nothing is linked. Tokens that
+are not patches (newlines) go first. Positions are kept. Ties go to the earlier token. Float32.
 
 Options:
     similar: 0.8 (default), the least cosine of a link; from 0 to 1.
@@ -40,7 +42,7 @@ from vtprune.pruners.base import Budget, Selection, VisualTokens
 from vtprune.pruners.fastvid import Merged, Segments, select_patches
 from vtprune.pruners.holitom import cluster_heads
 from vtprune.pruners.similarity import Similarity, choose_in_groups, cosines, unit_rows
-from vtprune.tokens.quotas import quotas, weighted_quotas
+from vtprune.tokens.quotas import weighted_quotas
 from vtprune.tokens.schedule import SLACK, CutProfile, falling_once
 
 # As published.
@@ -65,7 +67,7 @@ class FlashVid:
 
     def merge(self, video: Segments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
         """Return what each patch is merged into, and its share there."""
-        num_chosen, num_trees = share(video)
+        num_chosen, num_trees = share(video)  # of each frame and of each segment
         weight = attention * relevance(video, states)
         chosen = choose_by_weight(unit_rows(states), weight, Budget(video.frame, num_chosen))
         free = torch.ones(len(states), dtype=torch.bool)
@@ -117,15 +119,11 @@ class FlashVid:
 
 
 def share(video: Segments) -> tuple[torch.Tensor, list[int]]:
-    """Return (F,) int64 tokens to choose in each frame, and how many trees each group keeps."""
-    sizes = torch.bincount(video.frame)
-    chosen, trees = torch.zeros_like(sizes), []
-    for number, quota in enumerate(video.quota.tolist()):
-        frames = (video.group == number).nonzero().squeeze(1)
-        shared = torch.tensor(quotas(quota, sizes[frames].tolist()), dtype=torch.long)
-        chosen[frames] = (shared * CHOSEN + SLACK).long()
-        trees.append(quota - int(chosen[frames].sum()))
-    return chosen, trees
+    """Return (F,) int64 tokens to choose in each frame, and how many trees each segment keeps."""
+    shared = video.shares()
+    chosen = (shared * CHOSEN - SLACK).ceil().long()
+    trees = torch.zeros(int(video.segment.max()) + 1, dtype=torch.long)
+    return chosen, trees.index_add_(0, video.segment, shared - chosen).tolist()
 
 
 def relevance(video: Segments, states: torch.Tensor) -> torch.Tensor:
@@ -181,17 +179,17 @@ def cut_weakest(
     free: torch.Tensor,
     num_trees: list[int],
 ) -> None:
-    """Cut the links of the least similar tokens where a group has fewer trees than it keeps.
+    """Cut the links of the least similar tokens where a segment has fewer trees than it keeps.
 
     Args:
         parent: (N,) int64, changed.
         similarity: (N,) with the parent.
         free: (N,) bool, the tokens of the trees.
-        num_trees: of every group.
+        num_trees: of every segment.
     """
-    group = video.group[video.frame]
+    segment = video.segment[video.frame]
     for number, count in enumerate(num_trees):
-        members = free & (group == number)
+        members = free & (segment == number)
         missing = count - int((members & (parent < 0)).sum())
         if missing > 0:
             linked = (members & (parent >= 0)).nonzero().squeeze(1)
@@ -205,12 +203,11 @@ def parts_of(
 
     Args:
         root: (N,) bool.
-        num_trees: of every group.
+        num_trees: of every segment.
     """
-    roots = [tokens[root[tokens]] for tokens in video.tokens]
     parts: list[tuple[torch.Tensor, int]] = []
-    for number, count in enumerate(num_trees):
-        members = [roots[frame] for frame in (video.group == number).nonzero().squeeze(1).tolist()]
+    for frames, count in zip(video.frames_of_segments(), num_trees, strict=True):
+        members = [tokens[root[tokens]] for tokens in (video.tokens[frame] for frame in frames)]
         members = [some for some in members if len(some)]
         sizes = [len(some) for some in members]
         parts += zip(members, weighted_quotas(count, sizes, sizes), strict=True)
