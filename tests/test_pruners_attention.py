@@ -319,41 +319,51 @@ def test_the_counts_of_version_2_come_out_at_their_layer_average(
     assert scheduled("sparsevlm-plus", tokens / 576, 32, 576) == [(3, a), (7, b), (16, c)]
 
 
-def test_attention_is_read_in_the_heads_on_pictures_and_divided_by_that_of_positions() -> None:
-    # Heads pay 0.1, 0.9 + 0.6, 0.2 and 0.8 in all: of 4 the best 2, the second and the fourth.
+def test_attention_is_divided_and_read_in_the_heads_in_which_raters_then_pay_most() -> None:
+    # Over what positions give, the first text token pays 4, 4.33, 0.17 and 2 in the four heads, the
+    # second 0, 2.07, 0.5 and 1.03. Undivided both pay 0.4, 1.5, 0.2 and 0.8.
     attention = torch.tensor(
         [
-            [[0.1, 0.0, 0.0], [0.3, 0.4, 0.2], [0.0, 0.1, 0.0], [0.1, 0.2, 0.2]],
+            [[0.4, 0.0, 0.0], [0.3, 0.4, 0.2], [0.0, 0.1, 0.0], [0.1, 0.2, 0.2]],
             [[0.0, 0.0, 0.0], [0.2, 0.2, 0.2], [0.1, 0.0, 0.0], [0.1, 0.1, 0.1]],
         ]
     )
     by_position = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
-    # The first text token alone: means 0.2, 0.3, 0.2, over 0.1, 0.6, 0.3.
-    first = sparsevlm_plus.score(attention, torch.tensor([1.0, 0.0]), by_position)
-    torch.testing.assert_close(first, torch.tensor([2.0, 0.5, 2 / 3]))
-    # Both: and 0.15 each, over 0.2, 0.3 and 0.5; the mean of the two.
-    both = sparsevlm_plus.score(attention, torch.ones(2), by_position)
-    torch.testing.assert_close(both, torch.tensor([1.375, 0.5, (2 / 3 + 0.3) / 2]))
+    # Of 4 heads the best 2: the first and the second, or the second and the fourth.
+    for raters, expected in (
+        ([1.0, 0.0], [3.5, 1 / 3, 1 / 3]), ([0.0, 1.0], [0.75, 0.5, 0.3]),
+        ([1.0, 1.0], [2.0, 1 / 3, (1 / 3 + 0.2) / 2]),
+    ):  # fmt: skip
+        scores = sparsevlm_plus.score(attention, torch.tensor(raters), by_position)
+        torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def scores_by_position(rotary: list[float], attention: list[float]) -> list[float]:
+    """Return what tokens score for one text token, one head and rotary rows of one place."""
+    rows = torch.tensor(rotary)[:, None]
+    states = {
+        "text_attention_by_head": torch.tensor(attention)[None, None],
+        "text_hidden": torch.ones(1, 1, 2),
+        "hidden": torch.ones(len(rows), 1, 2),
+        "rotary": rows,
+        "text_rotary": torch.ones(1, 1),
+    }
+    tokens = VisualTokens(flat(len(rows)), states)
+    kept = create("sparsevlm-plus", {}).select(tokens, whole(1, tokens.layout))
+    assert kept.scores is not None
+    return kept.scores.tolist()
 
 
 def test_what_positions_alone_favour_is_not_kept_for_it() -> None:
-    # One text token, one head: attention as positions give it, but for the first token.
-    rotary = torch.tensor([[0.0], [1.0], [2.0]])
-    by_position = rotary[:, 0].softmax(0)
-    attention = by_position * torch.tensor([1.5, 1.0, 1.0])
-    states = {
-        "text_attention_by_head": attention[None, None] / 2,
-        "text_hidden": torch.ones(1, 1, 2),
-        "hidden": torch.ones(3, 1, 2),
-        "rotary": rotary,
-        "text_rotary": torch.ones(1, 1),
-    }
-    assert int(attention.argmax()) == 2
-    tokens = VisualTokens(flat(3), states)
-    kept = create("sparsevlm-plus", {}).select(tokens, whole(1, tokens.layout))
-    assert kept.index.tolist() == [0]
-    assert kept.scores is not None
-    torch.testing.assert_close(kept.scores, torch.tensor([0.75, 0.5, 0.5]))
+    # Attention as positions give it, but for the first token; a softmax of them would say more.
+    scores = scores_by_position([1.0, 2.0, 4.0], [0.15, 0.2, 0.4])
+    assert scores == pytest.approx([0.15, 0.1, 0.1])
+
+
+def test_far_apart_attention_is_divided_by_a_part_of_what_it_is_at_one_place() -> None:
+    # A product of -2 counts as 1/32 of 2 x 2; one of 0.01 is more than 1/32 of its square.
+    scores = scores_by_position([-2.0, 0.01, 1.0], [0.1, 0.1, 0.1])
+    assert scores == pytest.approx([0.8, 10.0, 0.1])
 
 
 # -- visionzip ------------------------------------------------------------------------------------

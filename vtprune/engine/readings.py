@@ -86,8 +86,9 @@ class Readings:
             ModelError: they are of a form that is not known.
         """
         module = self.structure.attention_module(layer)
-        scale = getattr(module, "scaling", self.structure.head_dim(layer) ** -0.5)
-        self.rotary = rotary_rows(embeddings) * float(scale) ** 0.5 * turns_by_position(module)
+        width = self.structure.head_dim(layer)
+        rows = rotary_rows(embeddings, width, turns_by_position(module))
+        self.rotary = rows * float(getattr(module, "scaling", width**-0.5)) ** 0.5
 
     def take_attention(
         self, layer: int, call: KernelCall, all_text: bool, by_head: bool = False

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -446,16 +445,18 @@ def turns_by_position(attention: nn.Module) -> bool:
     return bool(getattr(attention, "use_rope", True))
 
 
-def rotary_rows(embeddings: object) -> torch.Tensor:
-    """Return (B or 1, n, R) float32 rows whose products are those of ones with rotary positions.
+def rotary_rows(embeddings: object, width: int, turns: bool) -> torch.Tensor:
+    """Return (B or 1, n, R + 1) float32 rows whose products are those of ones at rotary positions.
 
     A pair of ones turned by its angle is (cos - sin, cos + sin), so that the product of two is
     twice cos cos + sin sin, whichever places of a head are a pair. Places that are not turned add
-    the same to all products, and are left out.
+    one each to all products: their number's root is the last of each row.
 
     Args:
         embeddings: a layer's position embeddings; transformers (5.17 to 5.24) gives cosines and
-            sines, (B or 1, n, R) each, of most models both places of each pair.
+            sines, (B or 1, n, R / 2) each, of most models both places of each pair.
+        width: places of a head.
+        turns: whether the layer turns any.
 
     Raises:
         ModelError: they are of another form.
@@ -472,10 +473,13 @@ def rotary_rows(embeddings: object) -> torch.Tensor:
         )
     cos, sin = (part.detach().float() for part in cast("tuple[torch.Tensor, ...]", embeddings))
     rows, half = torch.cat([cos, sin], dim=-1), cos.shape[-1] // 2
-    if cos.shape[-1] % 2:
-        return rows * math.sqrt(2)
-    halves, turns = cos[..., :half] == cos[..., half:], cos[..., ::2] == cos[..., 1::2]
-    return torch.where(halves.all() | turns.all(), rows, rows * math.sqrt(2))
+    places = torch.tensor(2, device=rows.device)  # of a pair that are not given twice
+    if not cos.shape[-1] % 2:
+        halves, pairs = cos[..., :half] == cos[..., half:], cos[..., ::2] == cos[..., 1::2]
+        places = torch.where(halves.all() | pairs.all(), 1, places)
+    places = places * turns
+    still = (width - places * cos.shape[-1]).clamp_min(0).sqrt()
+    return torch.cat([rows * places.sqrt(), still.expand(*rows.shape[:-1], 1)], dim=-1)
 
 
 def unknown(message: str) -> ModelError:

@@ -1,24 +1,25 @@
 """Keep the visual tokens that relevant words attend to, less what positions alone would give.
 
 Idea: as `sparsevlm`, text tokens that relate to the picture ("raters") score the visual tokens by
-the attention they pay them. That attention is read in the heads that attend most from text to
-pictures, and divided by what rotary positions alone would give it: the attention of queries and
-keys that are all ones.
+the attention they pay them. That attention is divided by what rotary positions alone would give it,
+the products of queries and keys that are all ones, and read in the heads where the raters then pay
+most.
 
 Why it works: rotary positions favour what lies near, so that late tokens of a picture, its lower
 rows, are attended to whatever they show; and most heads hardly attend to pictures at all.
 
 Paper: SparseVLM+, the version 2.0 of December 2025 of SparseVLM, arXiv 2410.04417.
-Official code: Gumpest/SparseVLMs, its version 2.0 (not looked at).
-Differences: what is published of it leaves open how heads are ranked and over what the positions'
-attention adds up to 1; here heads are ranked by the attention that they pay, undivided, from all
-text behind the last visual token to all visual tokens, and that of positions adds up to 1 over the
-visual tokens. The published 14 heads are of 32; here 14/32 of all, rounded. Raters are as in
-`sparsevlm`, chosen at every cut. The names of the published budgets are no layer averages: "192",
-"128", "96" and "64" average 206.8, 144.1, 113.9 and 81.8 tokens; at each of these averages the
-counts are the published ones, and between them the schedule interpolates. Nothing is recycled and
-positions are kept, as there. A layer without rotary positions divides by the same everywhere. Ties
-go to the earlier token. Float32.
+Official code: Gumpest/SparseVLMs, its version 2.0.
+Differences: raters are as in `sparsevlm`, chosen at every cut, where the authors' code chooses them
+once. As in their code, attention is divided by the products of queries and keys of ones, not by
+what a softmax makes of them; heads are then ranked by all that the raters pay in them; nothing is
+recycled and positions are kept. Far apart the products are near zero or below, where their code
+divides all the same: here what is less than 1/32 of the product at one place counts as that, which
+is never so in LLaVA-1.5. The published 14 heads are of 32; here 14/32 of all, rounded. The names of
+the published budgets are no layer averages: "192", "128", "96" and "64" average 206.8, 144.1, 113.9
+and 81.8 tokens; at each of these averages the counts are the published ones, and between them the
+schedule interpolates. A layer without rotary positions divides by the same everywhere. Ties go to
+the earlier token. Float32.
 
 Options: none.
 """
@@ -44,6 +45,7 @@ BUDGETS = (
 )
 """The published tokens after each cut, of 576, by the budget's name."""
 HEADS = 14 / 32  # of all
+LEAST = 1 / 32  # of the product of queries and keys of ones at one place
 
 
 def schedule() -> CutProfile:
@@ -60,9 +62,11 @@ class SparseVLMPlus:
         attention, *_ = states = [tokens.states[name].float() for name in self.needs]
         _, text, visual, rotary, text_rotary = (send(state, attention.device) for state in states)
         raters = choose_raters(visual.flatten(1), text.flatten(1))  # (M,)
-        by_position = (text_rotary @ rotary.T).softmax(dim=1)  # (M, N)
+        by_position = text_rotary @ rotary.T  # (M, N)
+        by_position = by_position.maximum(LEAST * rotary.square().sum(dim=1))
         scores = score(attention, raters, by_position)
-        return checked(select_best(scores, budget), scores, "sparsevlm-plus")
+        values = torch.cat([scores, by_position.sum(dim=1)])
+        return checked(select_best(scores, budget), values, "sparsevlm-plus")
 
 
 def score(attention: torch.Tensor, raters: torch.Tensor, by_position: torch.Tensor) -> torch.Tensor:
@@ -71,11 +75,10 @@ def score(attention: torch.Tensor, raters: torch.Tensor, by_position: torch.Tens
     Args:
         attention: (M, H, N) of the text to the visual tokens, head by head.
         raters: (M,) 1 for the text tokens that rate, else 0.
-        by_position: (M, N) attention that positions alone would give.
+        by_position: (M, N) what positions alone would give, above 0.
     """
-    paid = attention.sum(dim=(0, 2))  # (H,)
+    rated = attention / by_position[:, None] * raters[:, None, None]
+    paid = rated.sum(dim=(0, 2))  # (H,)
     count = max(1, round(HEADS * len(paid)))
     heads = paid.argsort(descending=True, stable=True)[:count]
-    mean = attention[:, heads].mean(dim=1)  # (M, N)
-    least = torch.finfo(by_position.dtype).tiny
-    return raters @ (mean / by_position.clamp_min(least)) / raters.sum()
+    return rated[:, heads].mean(dim=1).sum(dim=0) / raters.sum()
