@@ -124,15 +124,16 @@ def test_a_signal_ends_every_long_command_with_a_word_and_its_code(
 
 
 @pytest.mark.parametrize(
-    ("signals", "code", "words", "answered"),
+    ("signals", "grace", "code", "answered"),
     [
-        ([signal.SIGTERM], TERMINATED, "stopped: the requests that were here are answered", True),
-        ([signal.SIGINT], 130, "stopped: the requests that were here are answered", True),
-        ([signal.SIGINT] * 2, 130, "stopped at once: requests that were still here have", False),
+        ([signal.SIGTERM], 300, TERMINATED, True),
+        ([signal.SIGINT], 300, 130, True),
+        ([signal.SIGINT] * 2, 300, 130, False),
+        ([signal.SIGTERM], 1, TERMINATED, False),
     ],
 )
-def test_a_server_that_is_stopped_answers_what_is_here_unless_told_twice(
-    signals: list[int], code: int, words: str, answered: bool, tmp_path: Path,
+def test_a_server_that_is_stopped_answers_what_is_here_or_says_that_it_does_not(
+    signals: list[int], grace: int, code: int, answered: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     pytest.importorskip("uvicorn")
@@ -147,6 +148,7 @@ def test_a_server_that_is_stopped_answers_what_is_here_unless_told_twice(
         return generate(*args, stopped=stopped, **options)
 
     monkeypatch.setattr(queue, "generate", held)
+    monkeypatch.setattr("vtprune.cli.serve.GRACE", grace)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     demo.write(tmp_path / "samples", 9, 0)
@@ -175,12 +177,14 @@ def test_a_server_that_is_stopped_answers_what_is_here_unless_told_twice(
     for number in signals:
         os.kill(process, number)
         time.sleep(1)  # two that come at once are one
-    (tmp_path / "go").touch()
+    if answered:
+        (tmp_path / "go").touch()
     assert wait(process, 60) == code, said.read_text()
     client.join(60)
     assert isinstance(answers[0], str) == answered
     *_, last = said.read_text().splitlines()
-    assert last.startswith(words)
+    which = "the requests that were here are" if answered else "requests that were still here have"
+    assert last.startswith(f"stopped: {which}")
     assert "Traceback" not in said.read_text()
     assert os.listdir(tmp_path / "temporary") == []
 

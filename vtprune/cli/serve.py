@@ -128,14 +128,14 @@ def serve(flags: Flags) -> None:
                 click.echo(json.dumps(values))
             elif not flags.quiet:
                 click.echo(f"serving   {settings.name} at http://{host}:{port}", err=True)
-            server = uvicorn.Server(config)
+            server = connection.WatchedServer(config)
             try:
                 server.run(sockets=[listening])
             except KeyboardInterrupt as stopped:  # uvicorn raises the signal again, at its end
                 note = "stopped: the requests that were here are answered"
-                if server.force_exit:  # at a second Ctrl-C, without the app's own end
-                    application.state.server.stop()
-                    note = "stopped at once: requests that were still here have no answer"
+                if server.cut_off:
+                    application.state.server.stop()  # which a second Ctrl-C leaves out
+                    note = "stopped: requests that were still here have no answer"
                 stopped.add_note(note)
                 raise
 

@@ -1,9 +1,13 @@
-"""uvicorn's connections, which end when a client takes too long to ask or to read."""
+"""uvicorn's connections, which end when a client takes too long to ask or to read; its end."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
+import time
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE = 30.0
@@ -36,3 +40,15 @@ class WatchedConnection(H11Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.timer.cancel()
         super().connection_lost(error)
+
+
+class WatchedServer(uvicorn.Server):
+    """A server that notes whether its end left requests without an answer."""
+
+    cut_off = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests that are here, until a time is over or a second Ctrl-C comes."""
+        began, most = time.monotonic(), self.config.timeout_graceful_shutdown or math.inf
+        await super().shutdown(sockets)
+        self.cut_off = self.force_exit or time.monotonic() - began >= most
