@@ -83,6 +83,7 @@ def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     path = config_path()
+    assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

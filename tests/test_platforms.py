@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import save_noise
+from click.testing import CliRunner
+from conftest import assert_refused, save_noise
 
+from vtprune.cli import cli
+from vtprune.cli.config import load_config
+from vtprune.cli.options import Flags
 from vtprune.cli.output import print_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locales and names")
@@ -104,6 +108,22 @@ def test_a_line_of_json_is_whole_in_a_locale_without_its_characters(tmp_path: Pa
     found = {os.fsencode(line["files"][0]) for line in lines}
     assert found == set(map(os.fsencode, names)) == set(map(os.fsencode, os.listdir(tmp_path)))
     assert [(line["question"], line["error"]) for line in lines] == [(QUESTION, None)] * 2
+
+
+def test_a_user_whom_the_system_does_not_know_has_no_config_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container that runs under a number of its own."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CONFIG_HOME", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert load_config() == Flags()
+    result = CliRunner().invoke(cli, ["ask", "none.png", "what?"])
+    assert_refused(result, r"Error: none\.png: no such file")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
 
 
-def config_path() -> Path:
-    """Return the path of the user's config file."""
+def config_path() -> Path | None:
+    """Return the path of the user's config file; None for a user without a home."""
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("vtprune", appauthor=False)) / "config.yaml"
+    try:
+        return Path(platformdirs.user_config_dir("vtprune", appauthor=False)) / "config.yaml"
+    except RuntimeError:  # no HOME, and a number that the system has no user for
+        return None
 
 
 def load_config(path: Path | None = None) -> Flags:
@@ -28,7 +31,7 @@ def load_config(path: Path | None = None) -> Flags:
         VtpruneError: not readable, not YAML, unknown keys or bad values; each with its line.
     """
     path = config_path() if path is None else path
-    if not os.path.exists(path):
+    if path is None or not os.path.exists(path):
         return Flags()
     data, lines = read_yaml(path)
     if data is None:
