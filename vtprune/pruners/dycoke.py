@@ -9,15 +9,18 @@ from adding up over a long video.
 
 Paper: DyCoke, arXiv 2411.15024 (CVPR 2025), its first part, token temporal merging. Its second
 part, cutting the cache while decoding, is `decode` of a preset; see docs/methods.md.
-Official code: KD-TAO/DyCoke (not looked at).
+Official code: KD-TAO/DyCoke.
 Differences: the share that goes is solved from the budget (the paper's 70 % keep 0.475 of the
 tokens). Less than the first frames of all fours is past the method: then these share the budget
 equally, and each keeps a regular sub-grid. What goes is dropped, as the paper's text and formulas
-say, although it calls that merging. Where a model merges frames in time, its steps are the frames.
-States that enter the layer of the cut are compared, the projected features at the input. Tokens
-that are not patches (newlines) go first; a place that is not in the frame that it is compared with
-counts as wholly changed. Several videos share one budget. With `per: frame` the budget's own shares
-hold, and only the choice inside a frame is DyCoke's. Positions are kept. Ties go to the earlier.
+say, although it calls that merging. In the authors' code the second and the fourth frame lose
+tokens by the similarities of the pair of frames before theirs, the first pair by those of the last,
+and the last four keep their third frame whole; here each frame is compared as the paper says. Where
+a model merges frames in time, its steps are the frames. States that enter the layer of the cut are
+compared, the projected features at the input. Tokens that are not patches (newlines) go first; a
+place that is not in the frame that it is compared with counts as wholly changed. Several videos
+share one budget. With `per: frame` the budget's own shares hold, and only the choice inside a frame
+is DyCoke's. Positions are kept, where theirs are renumbered. Ties go to the earlier.
 
 Options: none.
 """

@@ -8,14 +8,15 @@ Why it works: without positions no place in the prompt is favoured; at one scale
 others; and heads that do without pictures can count for less.
 
 Paper: HAWK, arXiv 2604.07812.
-Official code: peppery77/HAWK, Apache-2.0 (looked at only for its weights of heads).
+Official code: peppery77/HAWK, Apache-2.0.
 Differences: weights of heads are measured once for a model, by what it loses when a head is
 switched off; the authors published those of Qwen2.5-VL-7B. Equal weights, the default, are ours and
 not the paper's, and so the default for every model. The question is all text behind the last visual
-token, the template's included. Where one key serves several query heads, each of them has scores.
-The norms that some decoders put on queries and keys (Qwen3-VL) are left out. Scores are of the
-tokens that a stage chooses from; past the input, of the layer before the cut. Positions are kept,
-as in the paper. Ties go to the earlier token. Float32.
+token, the template's included, where the authors' code leaves out the marker behind the pictures
+and what follows the end of the question. Where one key serves several query heads, each of them has
+scores. The norms that some decoders put on queries and keys (Qwen3-VL) are left out. Scores are of
+the tokens that a stage chooses from; past the input, of the layer before the cut. Positions are
+kept, as in the paper. Ties go to the earlier token. Float32.
 
 Options:
     heads: "equal" (default) weights, or "qwen2.5-vl-7b" for the published ones of that model.

@@ -21,14 +21,15 @@ where the authors' code adds noise. Tokens that are not patches (newlines) go fi
 authors' code makes a newline for every row that keeps a token. Positions are kept, where the
 authors' code renumbers them (`positions: renumber`). Videos of one prompt share one budget. The
 published 99.1 % is with a second part: at layer 18 of 28 half of the tokens stay, those that the
-prompt's last token attends to most, and the others are merged into those most similar to them.
-With `at: schedule` both are done from one budget, whose layer average is 23/28 of what is left
-at the input; the second cut is a stage of `fastv` with `rest: merge`. As in the authors' code: a
-run is clustered by its mean over its frames; the density of a token is exp(-d^2 / D), d^2 the mean
-squared distance to its nearest 7 and D the width of the states, which are not scaled, so that it is
-the densest tokens that stay, however alike, where states are long (in the embedded model d^2 / D is
-above 500); a centre keeps 0.6 of itself and takes 0.4 from the mean of its cluster; frames share
-one ratio, and pictures are left alone.
+prompt's last token attends to most, and the others are merged into those most similar to them. With
+`at: schedule` both are done from one budget, whose layer average is 23/28 of what is left at the
+input; the second cut is a stage of `fastv` with `rest: merge`, which merges by plain means, where
+the authors' code halves a token with each that joins it, in order: the same where no more than one
+does. As in the authors' code: a run is clustered by its mean over its frames; the density of a
+token is exp(-d^2 / D), d^2 the mean squared distance to its nearest 7 and D the width of the
+states, which are not scaled, so that it is the densest tokens that stay, however alike, where
+states are long (in the embedded model d^2 / D is above 500); a centre keeps 0.6 of itself and takes
+0.4 from the mean of its cluster; frames share one ratio, and pictures are left alone.
 
 Options:
     similar: "budget" (default) or a number from 0 to 1: a run is merged where every step of it is

@@ -9,13 +9,12 @@ patch of a wide background; their product asks for tokens that matter and stand 
 not yet stood for.
 
 Paper: SCOPE, arXiv 2510.24214.
-Official code: kinredon/SCOPE (not looked at).
+Official code: kinredon/SCOPE.
 Differences: tokens are compared behind the projector, as they enter the language model, where the
 authors compare what the tower gives. A tower without a CLS token gives the attention that its
 patches receive in the mean. Tokens of all pictures and frames are chosen from together unless the
-stage says `per: tile` or `per: frame`; the authors handle each tile by itself. Attention is
-multiplied as it is, with no exponent: that is assumed, as their code was not looked at. Positions
-are kept.
+stage says `per: tile` or `per: frame`; the authors handle each tile by itself. As in their code,
+attention is multiplied as it is. Positions are kept, where theirs are renumbered.
 Ties go to the earlier token; a state that is zero covers nothing. Float32. What a token would add
 never grows, so that few are looked at again in each step, with the same choices. The cosines of all
 pairs are held at once up to 16,384 tokens; past that they are worked out where they are asked for.

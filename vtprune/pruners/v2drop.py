@@ -8,14 +8,15 @@ whatever is asked. The length of a difference favours no place in the prompt, as
 and needs no attention map.
 
 Paper: V2Drop, arXiv 2509.01552.
-Official code: xuyang-liu16/V2Drop (not looked at).
+Official code: xuyang-liu16/V2Drop.
 Differences: the published cuts, before layers 3, 17 and 22 of 32, to 1/2, 1/4 and one token, are a
 layer average of 0.352. A smaller budget keeps their ratio; at a larger one, from half of the tokens
 after the first cut on, the later cuts rise in proportion to all. Their depths are those of 32
 layers in decoders of others. Tokens of all pictures and frames are ranked together unless the stage
 says otherwise; at a place of its own (`at:`) there is one cut by the same score. Positions are
-kept. Where a decoder carries several streams of states, the one that other methods read counts.
-Ties go to the earlier token. Float32.
+kept, as in the authors' code, of which another version ranks by cosine. Where a decoder carries
+several streams of states, the one that other methods read counts. Ties go to the earlier token.
+Float32.
 
 Options: none.
 """
