@@ -41,7 +41,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("evaluate", "é.jsonl", "--save", "é.md", "--keep", "7"): 1,
 }
 """Arguments -> the exit code; none of them needs a model."""
-PLACES: dict[str, Mapping[str, str]] = {
+ENVIRONMENTS: dict[str, Mapping[str, str]] = {
     "locale C": {"LC_ALL": "C", "PYTHONUTF8": "0", "HOME": "/"},
     "POSIX, no home": {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
     "no such home": {"LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "COLUMNS": "0", "LINES": "0"},
@@ -65,21 +65,27 @@ sys.stderr.write(json.dumps(codes))
 
 
 def run(
-    command: Sequence[str], place: Mapping[str, str], folder: Path
+    command: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command in an environment that has nothing but what Python needs."""
-    environ = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), **place}
-    return subprocess.run(command, env=environ, cwd=folder, capture_output=True, timeout=120)
+    needed = {"PATH": os.defpath, "PYTHONPATH": str(ROOT)}
+    if "LD_LIBRARY_PATH" in os.environ:  # of a Python whose library lies elsewhere
+        needed["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return subprocess.run(
+        command, env={**needed, **environment}, cwd=folder, capture_output=True, timeout=120
+    )
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_every_command_answers_or_refuses_in_words(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_command_answers_or_refuses_in_words(environment: str, tmp_path: Path) -> None:
     (tmp_path / "é.yaml").write_text("description: é\nkeep: 7\n", "utf-8")
     (tmp_path / "é.jsonl").write_text(json.dumps({"file": NAME, "question": QUESTION}), "utf-8")
     save_noise(tmp_path / NAME, 8, 8)
     given = [[os.fsencode(part).hex() for part in arguments] for arguments in COMMANDS]
     before = sorted(os.listdir(tmp_path))
-    ended = run([sys.executable, "-c", SEVERAL, json.dumps(given)], PLACES[place], tmp_path)
+    ended = run(
+        [sys.executable, "-c", SEVERAL, json.dumps(given)], ENVIRONMENTS[environment], tmp_path
+    )
     *parts, codes = ended.stderr.decode("utf-8", "replace").split("end of a command\n")
     assert dict(zip(COMMANDS, json.loads(codes), strict=True)) == COMMANDS
     for (arguments, code), said in zip(COMMANDS.items(), parts, strict=True):
@@ -99,14 +105,14 @@ def test_a_line_of_json_is_whole_in_a_locale_without_its_characters(tmp_path: Pa
     names = {NAME, os.fsdecode(b"\xff\xfe.png")}
     for name in names:
         save_noise(tmp_path / name, 32, 32)
-    place = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb", "COLUMNS": "20"}
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb", "COLUMNS": "20"}
     command = [sys.executable, "-m", "vtprune", "batch", *names, "-q", QUESTION,
                "--max-new-tokens", "1"]  # fmt: skip
-    ended = run(command, place, tmp_path)
+    ended = run(command, environment, tmp_path)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in ended.stdout.decode("ascii").splitlines()]
-    found = {os.fsencode(line["files"][0]) for line in lines}
-    assert found == set(map(os.fsencode, names)) == set(map(os.fsencode, os.listdir(tmp_path)))
+    files = {os.fsencode(line["files"][0]) for line in lines}
+    assert files == set(map(os.fsencode, names)) == set(map(os.fsencode, os.listdir(tmp_path)))
     assert [(line["question"], line["error"]) for line in lines] == [(QUESTION, None)] * 2
 
 
@@ -124,6 +130,20 @@ def test_a_user_whom_the_system_does_not_know_has_no_config_file(
     assert load_config() == Flags()
     result = CliRunner().invoke(cli, ["ask", "none.png", "what?"])
     assert_refused(result, r"Error: none\.png: no such file")
+
+
+def test_a_home_that_stays_a_tilde_is_no_folder_of_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older platformdirs returns it for such a user."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "~/.config/vtprune"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("keep: 7\n")
+    monkeypatch.setattr(
+        "platformdirs.user_config_dir", lambda *args, **options: "~/.config/vtprune"
+    )
+    assert load_config() == Flags()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

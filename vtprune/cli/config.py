@@ -19,9 +19,11 @@ def config_path() -> Path | None:
     import platformdirs
 
     try:
-        return Path(platformdirs.user_config_dir("vtprune", appauthor=False)) / "config.yaml"
+        folder = Path(platformdirs.user_config_dir("vtprune", appauthor=False))
     except RuntimeError:  # no HOME, and a number that the system has no user for
         return None
+    # Older platformdirs returns "~/.config" then, which would be a folder of the current one.
+    return folder / "config.yaml" if folder.is_absolute() else None
 
 
 def load_config(path: Path | None = None) -> Flags:
