@@ -70,7 +70,9 @@ def check_seconds(value: object) -> None:
 
 
 def test_the_clock_is_read_for_dates_alone() -> None:
-    files = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in ROOT.rglob("*.py")}
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.rglob("*.py")
+    }
     assert {name for name, text in files.items() if WALL_CLOCK.search(text)} == DATED
 
 

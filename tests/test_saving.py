@@ -314,7 +314,7 @@ LINES = {
          "--max-new-tokens", "1", "--save", "kept.jsonl"),
     ),
     "evaluate": (
-        4000,
+        3300,
         ("question", "cell"),
         ("evaluate", LIST, "--methods", "uniform", "--keep", "0.3", "--limit", "2", "--seeds", "1",
          "--answers", "kept.jsonl", "--quiet"),
