@@ -248,7 +248,7 @@ def asking(port: int, body: bytes, answers: list[object]) -> Iterator[None]:
     """Have clients ask a server all the time; what they were answered goes to `answers`."""
     stop = threading.Event()
 
-    def ask_on() -> None:
+    def keep_asking() -> None:
         while not stop.is_set():
             try:
                 answers.append(ask(port, body))
@@ -259,7 +259,7 @@ def asking(port: int, body: bytes, answers: list[object]) -> Iterator[None]:
             except ValueError as error:
                 answers.append(f"half an answer: {error}")
 
-    threads = [threading.Thread(target=ask_on, daemon=True) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=keep_asking, daemon=True) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     try:

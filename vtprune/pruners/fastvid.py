@@ -21,10 +21,9 @@ part for anchors is rounded down; squared distances are divided by the width of 
 density counts the nearest 4, the token itself included. Where theirs adds noise to the density, of
 equal ones none is the denser. Counts are exact, where theirs rounds each frame down: frames share
 the budget equally, and where too few anchors fit into their frames, attended tokens take their
-places.
-Several videos share one budget, and each has its own segments. With `per: frame` each frame is a
-segment of its own. Tokens that are not patches (newlines) go first. Positions are kept, as in their
-code. Ties go to the earlier token. Float32.
+places. Several videos share one budget, and each has its own segments. With `per: frame` each frame
+is a segment of its own. Tokens that are not patches (newlines) go first. Positions are kept, as in
+their code. Ties go to the earlier token. Float32.
 
 Options:
     contextual: 0.4 (default), the part of the budget for anchors; from 0 to 1.
@@ -102,12 +101,12 @@ class FastVid:
         sizes, shares = torch.bincount(video.frame), video.shares()
         anchors, attended = torch.zeros_like(sizes), torch.zeros_like(sizes)
         for frames in video.frames_of_segments():
-            with_some, shared = with_anchors(frames), shares[frames].tolist()
+            anchor_frames, shared = with_anchors(frames), shares[frames].tolist()
             contextual = sum(math.floor(self.contextual * share + SLACK) for share in shared)
-            contextual = min(contextual, int(sizes[with_some].sum()))
+            contextual = min(contextual, int(sizes[anchor_frames].sum()))
             if sum(shared) == int(sizes[frames].sum()):
                 contextual = 0
-            anchors[with_some] = torch.tensor(quotas(contextual, sizes[with_some].tolist()))
+            anchors[anchor_frames] = torch.tensor(quotas(contextual, sizes[anchor_frames].tolist()))
             left = (sizes - anchors)[frames].tolist()
             attended[frames] = torch.tensor(quotas(sum(shared) - contextual, left))
         return anchors, attended

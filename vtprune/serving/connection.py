@@ -1,4 +1,4 @@
-"""uvicorn's connections, which end when a client takes too long to ask or to read; its end."""
+"""uvicorn's connections and server: slow clients are cut off, unanswered requests noted."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ class WatchedServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the requests that are here, until a time is over or a second Ctrl-C comes."""
-        began, most = time.monotonic(), self.config.timeout_graceful_shutdown or math.inf
+        began, limit = time.monotonic(), self.config.timeout_graceful_shutdown or math.inf
         await super().shutdown(sockets)
-        self.cut_off = self.force_exit or time.monotonic() - began >= most
+        self.cut_off = self.force_exit or time.monotonic() - began >= limit
