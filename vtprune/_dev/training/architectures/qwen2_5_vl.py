@@ -45,6 +45,7 @@ TOKENS_PER_SECOND = 3
 # Pixels of a picture, and of a frame of a clip.
 IMAGE_PIXELS, VIDEO_PIXELS = (168**2, 336**2), (56**2, TILE**2)
 MOST_ROWS = 12
+CELLS = 3  # along a side: the world's words for places
 SPECIALS = (
     *checkpoint.SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 )  # fmt: skip
@@ -110,6 +111,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
         ),
     ),
     (
+        1350,
+        (
+            ("place",) * 3 + ("number_large",) * 3 + ("number_small", "comparison", "count"),
+            ("moment", "order") * 2 + ("what_happens",) * 2 + ("change", "between"),
+        ),
+    ),
+    (
         1800,
         (
             ("comparison",) * 4 + ("count",) * 4 + ("places", "shape"),
@@ -141,7 +149,7 @@ class Qwen25VL:
     )
     compiled = ("picture", "picture 2x2", "clip 8")
     probes = (
-        Probe(3, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS)),
+        Probe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
         Probe(7, "tokens", 0, TOKEN_CLASSES),
         Probe(12, "names", 0, NAME_CLASSES),
     )
@@ -294,12 +302,14 @@ class Qwen25VL:
     def token_labels(
         self, scene: Scene, times: NDArray[np.float64], layout: BatchShape
     ) -> NDArray[np.int64]:
-        """Of every token: what has happened there or its ordinals, then its row and column."""
+        """Of every token: what has happened there or its ordinals; its row, column and cell."""
         grid = grid_of(layout)
         seen = times[TEMPORAL - 1 :: TEMPORAL].tolist() if scene.is_clip else [0.0]
         told = hints.token_labels(scene, seen, grid)
         places = np.indices(grid).reshape(2, -1).T
-        return np.concatenate((told, np.tile(places, (len(seen), 1))), axis=1)
+        down, across = (CELLS * (2 * places + 1) // (2 * np.array(grid))).T
+        marks = np.column_stack((places, CELLS * down + across))
+        return np.concatenate((told, np.tile(marks, (len(seen), 1))), axis=1)
 
 
 def resized(layout: BatchShape) -> tuple[int, int]:
