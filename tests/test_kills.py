@@ -11,7 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def test_another_result_and_an_error_are_faults(
 # -- signals ---------------------------------------------------------------------------------------
 
 
+STARTED: list[int] = []
+"""Processes that a test has started by `with_handler`."""
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """After a test that failed, a server would go on."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        with suppress(ChildProcessError):  # it has ended, and was waited for
+            if os.waitpid(process, os.WNOHANG)[0] == 0:
+                kills.kill(process)
+
+
 def with_handler(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Start a command in a process that takes signals as the program does."""
 
@@ -81,7 +97,8 @@ def with_handler(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyP
     program = kills.cli
     with monkeypatch.context() as patch:
         patch.setattr(kills, "cli", command)
-        return start(arguments, folder)
+        STARTED.append(start(arguments, folder))
+    return STARTED[-1]
 
 
 LONG: dict[str, Callable[[Path], list[str]]] = {
