@@ -64,9 +64,9 @@ def seconds_in(value: object, inside: bool = False) -> Iterator[float]:
 
 
 def check_seconds(value: object) -> None:
-    found = list(seconds_in(value))
-    assert found
-    assert all(0 <= seconds < 600 for seconds in found)
+    seconds = list(seconds_in(value))
+    assert seconds
+    assert all(0 <= each < 600 for each in seconds)
 
 
 def test_the_clock_is_read_for_dates_alone() -> None:
@@ -140,7 +140,7 @@ def test_a_cache_keeps_its_entries(
     cache.store("after", tensors, [])
     assert other.exists() == (days < 0)
     for key in ("before", "after"):
-        found = cache.load(key)
-        assert found is not None
-        assert torch.equal(found[0]["a"], tensors["a"])
+        entry = cache.load(key)
+        assert entry is not None
+        assert torch.equal(entry[0]["a"], tensors["a"])
     assert cache.failed == 0

@@ -71,14 +71,14 @@ def test_needles_captions_and_published_tables_are_data(
 ) -> None:
     plan = vtprune.NeedlePlan(kinds=("patch",), sizes=(0.5,), count=2)
     media = [picture, Image.open(picture).copy(), tmp_path / "none.png"]
-    found = vtprune.evaluate_needles(
+    needles = vtprune.evaluate_needles(
         loaded, media, ["uniform"], [0.5], plan=plan, seeds=1, generation=SHORT
     )
-    assert (found.needles, len(found.media)) == (2, 2)
-    assert any("none.png" in warning for warning in found.warnings)
-    asked = {row.method: row for row in found.rows if not row.errors}  # too small to downsample
-    assert found.rows[0].figures[None, 0.5].found == 1
-    assert 0 < asked["uniform"].figures[None, 0.5].tokens.mean < 1
+    assert (needles.needles, len(needles.media)) == (2, 2)
+    assert any("none.png" in warning for warning in needles.warnings)
+    rows = {row.method: row for row in needles.rows if not row.errors}  # too small to downsample
+    assert needles.rows[0].figures[None, 0.5].found == 1
+    assert 0 < rows["uniform"].figures[None, 0.5].tokens.mean < 1
     references = ["red or blue", "a cat"]
     questions = [(medium, "describe", references) for medium in (*media[:2], "none.png")]
     captions = vtprune.evaluate_captions(

@@ -217,8 +217,8 @@ def test_what_flashvid_chooses_is_rounded_up_and_a_segment_keeps_trees_for_the_r
     for quota, chosen, trees in (
         (6, [2, 2, 2], [0, 0]), (9, [3, 3, 3], [0, 0]), (10, [3, 3, 3], [1, 0]),
     ):  # fmt: skip
-        found = share(two_segments(quota))
-        assert (found[0].tolist(), found[1]) == (chosen, trees)
+        num_chosen, num_trees = share(two_segments(quota))
+        assert (num_chosen.tolist(), num_trees) == (chosen, trees)
 
 
 def test_a_segment_clusters_its_own_trees() -> None:

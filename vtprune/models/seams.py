@@ -473,13 +473,13 @@ def rotary_rows(embeddings: object, width: int, turns: bool) -> torch.Tensor:
         )
     cos, sin = (part.detach().float() for part in cast("tuple[torch.Tensor, ...]", embeddings))
     rows, half = torch.cat([cos, sin], dim=-1), cos.shape[-1] // 2
-    places = rows.new_full((), 2.0)  # turned by each that is given: a pair, or one of it
+    turned = rows.new_full((), 2.0)  # places by each cosine that is given: a pair, or one of it
     if not cos.shape[-1] % 2:
         halves, pairs = cos[..., :half] == cos[..., half:], cos[..., ::2] == cos[..., 1::2]
-        places = torch.where(halves.all() | pairs.all(), 1.0, places)
-    places = places * turns
-    still = (width - places * cos.shape[-1]).clamp_min(0).sqrt()
-    return torch.cat([rows * places.sqrt(), still.expand(*rows.shape[:-1], 1)], dim=-1)
+        turned = torch.where(halves.all() | pairs.all(), 1.0, turned)
+    turned = turned * turns
+    unturned = (width - turned * cos.shape[-1]).clamp_min(0).sqrt()
+    return torch.cat([rows * turned.sqrt(), unturned.expand(*rows.shape[:-1], 1)], dim=-1)
 
 
 def unknown(message: str) -> ModelError:
