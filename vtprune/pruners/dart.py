@@ -8,7 +8,7 @@ what some score finds unimportant; a handful of pivots is enough to tell copies,
 linear in the tokens and no attention map is read.
 
 Paper: DART, arXiv 2502.11494.
-Official code: ZichenWen1/DART (Apache-2.0; not looked at).
+Official code: ZichenWen1/DART (Apache-2.0).
 Differences: keys are read before rotary positions, which leave a key's Euclidean norm but change
 its L1 norm, so other pivots may come out. Pivots take turns in the order of their keys' norms; in
 the authors' code the order is that of a Python set. The count is met exactly: visual pivots are

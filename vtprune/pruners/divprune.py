@@ -8,7 +8,7 @@ Why it works: what an attention score keeps are often copies of one thing; a set
 tokens are alike still shows something of every region, also at low keeps.
 
 Paper: DivPrune, arXiv 2503.02175.
-Official code: vbdi/divprune (CC BY-NC; not looked at).
+Official code: vbdi/divprune (CC BY-NC).
 Differences: positions are kept, where the authors' code renumbers them (`positions: renumber`). All
 tokens of a prompt are chosen from together, tiles too; with `per: frame` or `tile`, each group by
 itself. The count is the budget's, and all kept tokens are distinct, where the authors' code may

@@ -5,7 +5,7 @@ Idea: from one layer on the language model goes on without any visual token.
 Why it works: by then what the pictures say has moved into the text tokens.
 
 Paper: Visual Tokens Withdrawal, arXiv 2405.05803.
-Official code: lzhxmu/VTW (no licence; not looked at).
+Official code: lzhxmu/VTW (no licence).
 Differences: the layer comes from the budget (keep x layers, rounded down) or the stage's place. The
 authors search it: the first layer, from 5 on, at which the KL divergence of the last position from
 the full model's, in the mean over 20 samples, is below 0.003 (7B), 0.0005 (13B) or 0.0001

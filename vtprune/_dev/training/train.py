@@ -265,8 +265,8 @@ class TrainingRun:
             if mean > self.best:
                 self.best = mean
                 self.subject.save(model, self.out / "snapshot")
-                told = {"step": self.step, "dev": mean, "kinds": kinds}
-                (self.out / "snapshot.json").write_text(json.dumps(told))
+                accuracy = {"step": self.step, "dev": mean, "kinds": kinds}
+                (self.out / "snapshot.json").write_text(json.dumps(accuracy))
             log(
                 self.out / "dev.jsonl",
                 step=self.step,
@@ -282,16 +282,16 @@ def train(subject: Architecture, model: Any, args: argparse.Namespace) -> None:
     run = TrainingRun(subject, model, args)
     first = ranks()[0] == 0
     losses: dict[str, list[float]] = defaultdict(list)
-    told: dict[str, list[float]] = {}
+    hints: dict[str, list[float]] = {}
     while run.step < args.steps:
         name, loss, right = run.learn()
         losses[name].append(loss)
         if right:
-            told["clip" if name == "clip" else "picture"] = right
+            hints["clip" if name == "clip" else "picture"] = right
         if first and run.step % 20 == 0:
             means = {name: round(sum(v) / len(v), 4) for name, v in losses.items()}
             seconds = round(run.seconds, 1)
-            log(args.out / "loss.jsonl", step=run.step, seconds=seconds, loss=means, hints=told)
+            log(args.out / "loss.jsonl", step=run.step, seconds=seconds, loss=means, hints=hints)
             losses.clear()
         if run.step % args.evaluate_every == 0 or run.step == args.steps:
             run.evaluate()
@@ -313,7 +313,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
         subject.compile_tower(model)
     if args.tower and rank == 0 and not (args.out / "tower.pt").exists():
         write_atomically(args.out / "tower.pt", read_tower(args.tower, args.tower_steps))
-    if args.processes > 1:
+    if ranks()[1] > 1:
         distributed.barrier()
     train_tower(subject, model, args)
     if ranks()[1] > 1:

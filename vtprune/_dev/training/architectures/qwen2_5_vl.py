@@ -305,11 +305,11 @@ class Qwen25VL:
         """Of every token: what has happened there or its ordinals; its row, column and cell."""
         grid = grid_of(layout)
         seen = times[TEMPORAL - 1 :: TEMPORAL].tolist() if scene.is_clip else [0.0]
-        told = hints.token_labels(scene, seen, grid)
+        history = hints.token_labels(scene, seen, grid)
         places = np.indices(grid).reshape(2, -1).T
         down, across = (CELLS * (2 * places + 1) // (2 * np.array(grid))).T
         marks = np.column_stack((places, CELLS * down + across))
-        return np.concatenate((told, np.tile(marks, (len(seen), 1))), axis=1)
+        return np.concatenate((history, np.tile(marks, (len(seen), 1))), axis=1)
 
 
 def resized(layout: BatchShape) -> tuple[int, int]:
