@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtprune._dev.training.asking import Job, Part, split_parts
+from vtprune._dev.training.asking import AskingJob, Part, split_parts
 from vtprune._dev.training.results import all_cells, holm, in_headline, of_medium, table
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import make_rows
@@ -21,8 +21,8 @@ def parts(few: int) -> tuple[Part, ...]:
     return split_parts(ASKED, CELLS, headline, few)
 
 
-def job(folder: Path, few: int, processes: int) -> Job:
-    return Job(folder, tuple(ASKED), parts(few), processes=processes)
+def job(folder: Path, few: int, processes: int) -> AskingJob:
+    return AskingJob(folder, tuple(ASKED), parts(few), processes=processes)
 
 
 def test_the_first_part_ends_with_a_file() -> None:

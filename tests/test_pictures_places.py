@@ -16,7 +16,7 @@ from torch import nn
 
 from vtprune.inference.generate import Generation, generate
 from vtprune.inference.kept_tokens import KeptTokens, keep_record
-from vtprune.inference.places import Place, find_places
+from vtprune.inference.places import TokenPlace, find_places
 from vtprune.inference.prepare import PreparedQuestion, prepare_question
 from vtprune.inference.prompt_media import PromptMedia
 from vtprune.media import Source
@@ -129,7 +129,7 @@ def features(loaded: Loaded, question: PreparedQuestion) -> torch.Tensor:
     return seen[0]
 
 
-def lit(pixels: torch.Tensor, place: Place) -> torch.Tensor:
+def lit(pixels: torch.Tensor, place: TokenPlace) -> torch.Tensor:
     """A light in the middle of a token's box, in its frames alone."""
     assert place.box is not None
     left, top, right, bottom = place.box

@@ -13,7 +13,7 @@ from vtprune.evaluation.profiling.prompts import ProfiledMedia, ProfiledPrompt, 
 from vtprune.evaluation.profiling.result import count_flops, count_tokens
 from vtprune.evaluation.profiling.rows import PlannedRow, is_preset, plan_row, profile_variants
 from vtprune.evaluation.profiling.shapes import find_shape
-from vtprune.inference.roofline import Ceilings, Weights, decode_bound, prefill_bound
+from vtprune.inference.roofline import Ceilings, WeightBytes, decode_bound, prefill_bound
 from vtprune.models import cost
 from vtprune.models.base import Sampling
 from vtprune.models.layer_cost import measure_decoder
@@ -154,7 +154,7 @@ def test_a_prompt_longer_than_a_window_is_pruned() -> None:
 def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
     shape = cost.plain_decoder(2, 100, 10, 10, 10, 400, 1000)
     # One layer: 2 n (4 x 100^2 + 3 x 100 x 400) + 4 n^2 x 100 FLOPs.
-    given = Ceilings(1e6, 1e6), shape, Weights(total=0, layer=640_000, head=400_000), [10, 1], 4
+    given = Ceilings(1e6, 1e6), shape, WeightBytes(total=0, layer=640_000, head=400_000), [10, 1], 4
     prefill, decode = prefill_bound(*given), decode_bound(*given)
     arithmetic = (2 * 10 * 160_000 + 4 * 100 * 100) / 1e6  # 3.24 s, more than reading
     reading = 640_000 / 1e6  # 0.64 s, more than the arithmetic of one token, 0.3204
@@ -170,7 +170,9 @@ def test_every_layer_takes_the_longer_of_arithmetic_and_reading() -> None:
 
 def test_a_token_reads_the_experts_that_it_goes_through() -> None:
     dense = cost.plain_decoder(1, 100, 10, 10, 10, 400, 1000)
-    weights = Weights(total=0, layer=8 * 640_000, head=0)  # of which a token goes through an eighth
+    weights = WeightBytes(
+        total=0, layer=8 * 640_000, head=0
+    )  # of which a token goes through an eighth
     reads = [
         prefill_bound(Ceilings(1e6, 1e6), dense, weights, [count], 4).reading
         for count in (1, 4, 90)
@@ -180,7 +182,7 @@ def test_a_token_reads_the_experts_that_it_goes_through() -> None:
 
 def test_the_peak_is_weights_cache_and_one_layers_states() -> None:
     shape = cost.plain_decoder(2, 100, 10, 5, 10, 400, 1000)
-    weights = Weights(total=5000, layer=0, head=0)
+    weights = WeightBytes(total=5000, layer=0, head=0)
     cache = 2 * 5 * 10 * 2 * (7 + 3)
     states = 2 * 7 * (6 * 100 + 2 * (100 + 50) + 3 * 400)
     assert peak_bytes(shape, weights, [7, 3], 2) == 5000 + cache + states

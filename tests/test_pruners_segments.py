@@ -14,7 +14,7 @@ from vtprune.errors import ModelError
 from vtprune.pruners import create, fastvid, flashvid
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.contract import tokens_of
-from vtprune.pruners.fastvid import Segments, find_segments
+from vtprune.pruners.fastvid import FrameSegments, find_segments
 from vtprune.pruners.flashvid import choose_by_weight, cut_weakest, parts_of, share
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import Layout
@@ -35,7 +35,7 @@ def choose(
     return create(method, options).select(VisualTokens(layout, given), budget)
 
 
-def segments_of(layout: Layout, states: torch.Tensor, per: str = "all") -> Segments:
+def segments_of(layout: Layout, states: torch.Tensor, per: str = "all") -> FrameSegments:
     budget = Budget.share(1, layout.groups(per))
     attention = torch.ones(len(states))
     return find_segments(layout, states, attention, budget.group, budget.quota, "fastvid")
@@ -198,18 +198,18 @@ def test_flashvid_links_nothing_over_a_cut(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_weakest_links_are_cut_where_trees_are_few() -> None:
     tokens = torch.arange(6).split(3)
     zeros = torch.zeros(2, dtype=torch.long)
-    video = Segments(torch.arange(6) // 3, zeros, zeros, torch.tensor([5]), tuple(tokens))
+    video = FrameSegments(torch.arange(6) // 3, zeros, zeros, torch.tensor([5]), tuple(tokens))
     parent = torch.tensor([-1, -1, -1, 0, 1, 1])
     similarity = torch.tensor([0, 0, 0, 0.9, 0.8, 0.85])
     cut_weakest(video, parent, similarity, torch.ones(6, dtype=torch.bool), [5])
     assert parent.tolist() == [-1, -1, -1, 0, -1, -1]
 
 
-def two_segments(*quota: int) -> Segments:
+def two_segments(*quota: int) -> FrameSegments:
     """Two frames of four tokens in the first, and one in the second."""
     tokens = torch.arange(12).split(4)
     segment, group = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long)
-    return Segments(torch.arange(12) // 4, segment, group, torch.tensor(quota), tuple(tokens))
+    return FrameSegments(torch.arange(12) // 4, segment, group, torch.tensor(quota), tuple(tokens))
 
 
 def test_what_flashvid_chooses_is_rounded_up_and_a_segment_keeps_trees_for_the_rest() -> None:

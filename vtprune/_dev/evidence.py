@@ -22,7 +22,7 @@ from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
 from vtprune._dev.lines import read_lines
 from vtprune.demo.questions import Question
-from vtprune.demo.regions import Region, boxes_at, find_region
+from vtprune.demo.regions import SceneRegion, boxes_at, find_region
 from vtprune.demo.samples import samples, write_file
 from vtprune.demo.world import Scene
 from vtprune.evaluation.bootstrap import estimate
@@ -33,7 +33,7 @@ from vtprune.inference.evidence.explanation import to_shares
 from vtprune.inference.evidence.probe import Passes
 from vtprune.inference.generate import Generation
 from vtprune.inference.kept_tokens import keep_record
-from vtprune.inference.places import Place, find_places
+from vtprune.inference.places import TokenPlace, find_places
 from vtprune.inference.prepare import prepare_question
 from vtprune.inference.prompt_media import read_media
 from vtprune.media import Limits
@@ -149,7 +149,7 @@ def measure_question(
 
 
 def map_of(
-    answer: ExplainedAnswer, name: str, passes: Passes, places: Sequence[Place]
+    answer: ExplainedAnswer, name: str, passes: Passes, places: Sequence[TokenPlace]
 ) -> torch.Tensor:
     """Return the (N, parts) map of a method or a baseline."""
     shape = len(answer.layout), len(answer.parts)
@@ -164,7 +164,7 @@ def map_of(
 Target = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def target_of(scene: Scene, places: Sequence[Place], region: Region) -> Target:
+def target_of(scene: Scene, places: Sequence[TokenPlace], region: SceneRegion) -> Target:
     """Return which tokens lie on a region (their centre within half a token of its boxes), and
     which are in its time; None where it has none."""
     last = max(scene.num_frames - 1, 1)
@@ -189,7 +189,7 @@ def target_of(scene: Scene, places: Sequence[Place], region: Region) -> Target:
 
 def judge(
     shares: torch.Tensor,
-    places: Sequence[Place],
+    places: Sequence[TokenPlace],
     inside: torch.Tensor,
     in_time: torch.Tensor | None,
 ) -> Row:

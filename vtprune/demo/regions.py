@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Region:
+class SceneRegion:
     """What an answer, or a part of it, rests on.
 
     Args:
@@ -28,7 +28,7 @@ class Region:
     span: tuple[float, float] | None = None
 
 
-def find_region(scene: Scene, question: Question) -> list[Region] | None:
+def find_region(scene: Scene, question: Question) -> list[SceneRegion] | None:
     """Return the region of a question; of "what happens?" one an event, in order.
 
     None where the answer rests on nothing in particular: that there is none of something, or that
@@ -41,7 +41,7 @@ def find_region(scene: Scene, question: Question) -> list[Region] | None:
     return regions
 
 
-def boxes_at(scene: Scene, region: Region, time: float) -> list[Box]:
+def boxes_at(scene: Scene, region: SceneRegion, time: float) -> list[Box]:
     """Return the boxes of a region at a time in [0, 1]."""
     boxes: list[Box] = []
     for thing in things_at(scene, time):
@@ -65,13 +65,13 @@ def _named(scene: Scene, text: str) -> list[int]:
     return [number for number, of_thing in enumerate(names) if any(n in text for n in of_thing)]
 
 
-def _of_event(scene: Scene, event: Event) -> Region:
+def _of_event(scene: Scene, event: Event) -> SceneRegion:
     if event.verb == "flashes":
-        return Region(numbers=(0,), span=(event.start, event.end))
-    return Region(things=(event.thing,), span=(event.start, event.end))
+        return SceneRegion(numbers=(0,), span=(event.start, event.end))
+    return SceneRegion(things=(event.thing,), span=(event.start, event.end))
 
 
-def _attribute(scene: Scene, question: Question) -> list[Region]:
+def _attribute(scene: Scene, question: Question) -> list[SceneRegion]:
     place = question.text.removesuffix("?").partition(" at the ")[2]
     words = set(re.findall(r"\w+", question.text))
     if place:
@@ -79,26 +79,26 @@ def _attribute(scene: Scene, question: Question) -> list[Region]:
     else:
         name = "shape" if question.kind == "colour" else "colour"
         things = [n for n, t in enumerate(scene.things) if getattr(t, name) in words]
-    return [Region(tuple(things))]
+    return [SceneRegion(tuple(things))]
 
 
-def _by_name(scene: Scene, question: Question) -> list[Region]:
+def _by_name(scene: Scene, question: Question) -> list[SceneRegion]:
     return [] if question.answer == "no" and question.kind == "existence" else [
-        Region(tuple(_named(scene, question.text)))
+        SceneRegion(tuple(_named(scene, question.text)))
     ]  # fmt: skip
 
 
-def _count(scene: Scene, question: Question) -> list[Region]:
+def _count(scene: Scene, question: Question) -> list[SceneRegion]:
     words = set(re.findall(r"\w+", question.text.replace("crosses", "cross")))
     words |= {word.removesuffix("s") for word in words}
     every = "how many objects are" in question.text
     things = [n for n, t in enumerate(scene.things) if every or words & {t.colour, t.shape}]
     if not scene.is_clip:
-        return [Region(tuple(things))]
-    return [Region(tuple(things), span=(0.0, 0.1) if "start" in question.text else (0.9, 1.0))]
+        return [SceneRegion(tuple(things))]
+    return [SceneRegion(tuple(things), span=(0.0, 0.1) if "start" in question.text else (0.9, 1.0))]
 
 
-def _events(scene: Scene, question: Question) -> list[Region]:
+def _events(scene: Scene, question: Question) -> list[SceneRegion]:
     if question.kind == "what_happens":
         return [_of_event(scene, event) for event in scene.events]
     if question.kind == "order":
@@ -114,10 +114,12 @@ def _events(scene: Scene, question: Question) -> list[Region]:
     return [_of_event(scene, events[0])] if events else []
 
 
-def _number(scene: Scene, question: Question) -> list[Region]:
+def _number(scene: Scene, question: Question) -> list[SceneRegion]:
     large = question.kind == "number_large"
     return [
-        Region(numbers=tuple(n for n, number in enumerate(scene.numbers) if number.large == large))
+        SceneRegion(
+            numbers=tuple(n for n, number in enumerate(scene.numbers) if number.large == large)
+        )
     ]
 
 

@@ -22,7 +22,7 @@ EDGE = 2
 
 
 @dataclass(frozen=True)
-class Place:
+class TokenPlace:
     """Where one visual token lies.
 
     Args:
@@ -78,10 +78,10 @@ class Canvas:
     span: tuple[float, float, float, float]
 
 
-def find_places(kept: KeptTokens) -> list[Place]:
+def find_places(kept: KeptTokens) -> list[TokenPlace]:
     """Return where each visual token of a prompt lies, in the order of the prompt."""
     layout, item_of = kept.layout, kept.layout.items()
-    places: list[Place] = []
+    places: list[TokenPlace] = []
     coordinates = {number: prepare_coordinates(item) for number, item in enumerate(kept.media)}
     for number, (media, row) in enumerate(kept.items):
         index = (item_of == number).nonzero().squeeze(1)
@@ -95,7 +95,7 @@ def find_places(kept: KeptTokens) -> list[Place]:
             span = slice(frame * group, (frame + 1) * group)
             frames = item.index[span] if item.timestamps else ()
             seconds = item.timestamps[span]
-            places.append(Place(column, number, media, frame, tile, down, across, KINDS[kind],
+            places.append(TokenPlace(column, number, media, frame, tile, down, across, KINDS[kind],
                                 frames, seconds, box))  # fmt: skip
     return sorted(places, key=lambda place: place.column)
 

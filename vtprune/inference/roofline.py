@@ -39,7 +39,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightBytes:
     """Bytes of a model's weights, by part.
 
     Args:
@@ -53,7 +53,7 @@ class Weights:
     head: int
 
 
-def weigh(model: PreTrainedModel, size: int) -> Weights:
+def weigh(model: PreTrainedModel, size: int) -> WeightBytes:
     """Return the bytes of a model's weights, which may be without values.
 
     Args:
@@ -61,7 +61,7 @@ def weigh(model: PreTrainedModel, size: int) -> Weights:
     """
     layers = decoder_layers(model)
     head = model.get_output_embeddings()
-    return Weights(
+    return WeightBytes(
         total=size * count_weights(model),
         layer=size * count_weights(layers) / max(1, len(layers)),
         head=size * (count_weights(head) if head is not None else 0),
@@ -105,7 +105,7 @@ class Roofline:
 def prefill_bound(
     ceilings: Ceilings,
     shape: cost.DecoderShape,
-    weights: Weights,
+    weights: WeightBytes,
     counts: Sequence[int],
     dtype_size: int,
 ) -> Bound:
@@ -127,7 +127,7 @@ def prefill_bound(
 def decode_bound(
     ceilings: Ceilings,
     shape: cost.DecoderShape,
-    weights: Weights,
+    weights: WeightBytes,
     counts: Sequence[int],
     dtype_size: int,
 ) -> Bound:
@@ -142,7 +142,7 @@ def decode_bound(
 
 
 def _weights_read(
-    shape: cost.DecoderShape, weights: Weights, layer: int, tokens: int, dtype_size: int
+    shape: cost.DecoderShape, weights: WeightBytes, layer: int, tokens: int, dtype_size: int
 ) -> float:
     """Return the bytes of a layer's weights that tokens go through.
 

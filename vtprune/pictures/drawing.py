@@ -13,7 +13,7 @@ from vtprune.engine.trace import Trace
 from vtprune.errors import VtpruneError
 from vtprune.inference.evidence.explanation import Explanation
 from vtprune.inference.kept_tokens import KeptTokens, MediaItem, StageOfSample, stages_of
-from vtprune.inference.places import Box, Place, find_places
+from vtprune.inference.places import Box, TokenPlace, find_places
 from vtprune.inference.prompt_media import THUMBNAIL, Media, shrink
 from vtprune.inference.report import FailedReport, Report
 from vtprune.media import media_list
@@ -43,7 +43,7 @@ class Token:
         scores: for every stage what its method ranked it by; None where the stage did not.
     """
 
-    place: Place
+    place: TokenPlace
     dropped_by: int | None
     merged_into: int | None
     scores: tuple[float | None, ...] = ()

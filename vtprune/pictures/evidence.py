@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from vtprune.errors import VtpruneError
-from vtprune.inference.evidence.explanation import EvidenceMap, ExplainedRun, Explanation, Region
+from vtprune.inference.evidence.explanation import (
+    EvidenceMap,
+    EvidenceRegion,
+    ExplainedRun,
+    Explanation,
+)
 from vtprune.inference.wording import counted
 from vtprune.pictures import FORMATS
 from vtprune.pictures.contact_sheet import (
@@ -284,7 +289,7 @@ class EvidenceDrawing:
         return "\n".join(lines)
 
 
-def lies_on(region: Region, panel: Panel) -> bool:
+def lies_on(region: EvidenceRegion, panel: Panel) -> bool:
     """Return whether a map's region is on a panel."""
     frames = panel.tokens[0].place.frames
     in_time = not frames or not region.frames or frames[0] in region.frames

@@ -69,7 +69,7 @@ class FastVid:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         return select_patches(tokens, budget, "fastvid", self.merge)
 
-    def merge(self, video: Segments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+    def merge(self, video: FrameSegments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
         """Return what each patch is merged into, and its share there."""
         num_anchors, num_attended = self.share(video)
         attended = keep_best(attention, Budget(video.frame, num_attended))
@@ -96,7 +96,7 @@ class FastVid:
                 target[aims] = aims
         return target, anchor_shares(target)
 
-    def share(self, video: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+    def share(self, video: FrameSegments) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (F,) int64 how many anchors, and how many attended tokens, each frame has."""
         sizes, shares = torch.bincount(video.frame), video.shares()
         anchors, attended = torch.zeros_like(sizes), torch.zeros_like(sizes)
@@ -138,7 +138,7 @@ float32 its share there."""
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
+class FrameSegments:
     """The patches of videos, by frame and segment; frames of two groups of the budget are apart.
 
     Args:
@@ -170,7 +170,7 @@ class Segments:
         return [part.tolist() for part in torch.arange(len(self.segment)).split(sizes)]
 
 
-Merge = Callable[[Segments, torch.Tensor, torch.Tensor], Merged]
+Merge = Callable[[FrameSegments, torch.Tensor, torch.Tensor], Merged]
 """(segments, states (N, d), attention (N,) of the tower) of the patches -> what they become."""
 
 
@@ -213,7 +213,7 @@ def find_segments(
     group: torch.Tensor,
     quota: torch.Tensor,
     method: str,
-) -> Segments:
+) -> FrameSegments:
     """Return the frames of the videos, in segments; the host reads how similar they are.
 
     A segment ends where the next frame of its video and group is less than `SIMILAR` to it, and
@@ -246,4 +246,4 @@ def find_segments(
         inside = (same & (stretch[1:] == number)).nonzero().squeeze(1)
         ends[inside[similar[inside].argsort(stable=True)[: SEGMENTS - 1]]] = True
     segment = torch.cat([torch.zeros(1, dtype=torch.long), ends.long().cumsum(0)])
-    return Segments(frame, segment, of_group, quota, tokens)
+    return FrameSegments(frame, segment, of_group, quota, tokens)

@@ -39,7 +39,7 @@ import torch
 
 from vtprune.device import send
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.pruners.fastvid import Merged, Segments, select_patches
+from vtprune.pruners.fastvid import FrameSegments, Merged, select_patches
 from vtprune.pruners.holitom import cluster_heads
 from vtprune.pruners.similarity import Similarity, choose_in_groups, cosines, unit_rows
 from vtprune.tokens.quotas import weighted_quotas
@@ -65,7 +65,7 @@ class FlashVid:
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         return select_patches(tokens, budget, "flashvid", self.merge)
 
-    def merge(self, video: Segments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+    def merge(self, video: FrameSegments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
         """Return what each patch is merged into, and its share there."""
         num_chosen, num_trees = share(video)  # of each frame and of each segment
         weight = attention * relevance(video, states)
@@ -85,7 +85,7 @@ class FlashVid:
         return into[head], tree_shares(head, into)
 
     def link(
-        self, video: Segments, states: torch.Tensor, free: torch.Tensor
+        self, video: FrameSegments, states: torch.Tensor, free: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (N,) the token of the frame before that each is linked to, -1 for none; and their
         cosine.
@@ -118,7 +118,7 @@ class FlashVid:
         return parent, similarity
 
 
-def share(video: Segments) -> tuple[torch.Tensor, list[int]]:
+def share(video: FrameSegments) -> tuple[torch.Tensor, list[int]]:
     """Return (F,) int64 tokens to choose in each frame, and how many trees each segment keeps."""
     shared = video.shares()
     chosen = (shared * CHOSEN - SLACK).ceil().long()
@@ -126,7 +126,7 @@ def share(video: Segments) -> tuple[torch.Tensor, list[int]]:
     return chosen, trees.index_add_(0, video.segment, shared - chosen).tolist()
 
 
-def relevance(video: Segments, states: torch.Tensor) -> torch.Tensor:
+def relevance(video: FrameSegments, states: torch.Tensor) -> torch.Tensor:
     """Return (N,) float32 mean product of each patch with the mean patches of its segment's frames.
 
     Negative ones are 0.
@@ -173,7 +173,7 @@ def choose_by_weight(rows: torch.Tensor, weight: torch.Tensor, budget: Budget) -
 
 
 def cut_weakest(
-    video: Segments,
+    video: FrameSegments,
     parent: torch.Tensor,
     similarity: torch.Tensor,
     free: torch.Tensor,
@@ -197,7 +197,7 @@ def cut_weakest(
 
 
 def parts_of(
-    video: Segments, root: torch.Tensor, num_trees: list[int]
+    video: FrameSegments, root: torch.Tensor, num_trees: list[int]
 ) -> list[tuple[torch.Tensor, int]]:
     """Return the trees that begin in each frame, by their roots, and how many of them are kept.
 

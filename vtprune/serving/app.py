@@ -27,7 +27,7 @@ from vtprune.errors import MediaError, VtpruneError, quote
 from vtprune.inference.generate import Generation
 from vtprune.inference.out_of_memory import OutOfMemoryError
 from vtprune.preset import Preset
-from vtprune.serving.chat import Answer, ChatRequest, make_job, read_request
+from vtprune.serving.chat import AnswerObjects, ChatRequest, make_job, read_request
 from vtprune.serving.guard import HUNG_UP, Bodies, Guard, GuardRules, error_response
 from vtprune.serving.metrics import CONTENT_TYPE, Metrics
 from vtprune.serving.queue import Job, JobQueue, QueueFullError, QueueSettings, StoppingError
@@ -273,7 +273,7 @@ class Server:
         except BaseException:
             self.queue.hang_up(job)
             raise
-        values = Answer(self.settings.name, "chat.completion").whole(job, report)
+        values = AnswerObjects(self.settings.name, "chat.completion").whole(job, report)
         if body.vtprune.draw and report.input.files:
             html = await self.in_thread(partial(draw_page, report, self.settings.name))
             values["vtprune"] = {"html": html}
@@ -332,7 +332,7 @@ class Server:
         pieces: asyncio.Queue[str | None],
     ) -> AsyncIterator[str]:
         """Yield an answer's events as its pieces come; a client that hangs up ends it."""
-        answer = Answer(self.settings.name, "chat.completion.chunk")
+        answer = AnswerObjects(self.settings.name, "chat.completion.chunk")
         result.add_done_callback(lambda _: pieces.put_nowait(None))  # after the last piece
         try:
             yield answer.piece({"role": "assistant", "content": ""})

@@ -181,7 +181,7 @@ def make_job(body: ChatRequest, resolve: Resolve, preset: Preset, usual: Generat
     return Job(question, generation, stops=body.stops, thumbnails=options.draw and bool(files))
 
 
-class Answer:
+class AnswerObjects:
     """An answer's objects, which share their head.
 
     Args:

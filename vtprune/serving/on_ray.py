@@ -49,7 +49,7 @@ NUMBER, TEXT, FAILED, NOTE, FAULT, HINT = "number", "text", "failed", "note", "f
 
 
 @dataclass(frozen=True)
-class Job:
+class RayJob:
     """All that a worker needs.
 
     Args:
@@ -75,7 +75,7 @@ class Worker:
     request would have (a model that is not there) is handed to the driver with the first of them.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RayJob) -> None:
         self.job, self.lock = job, Lock()
         self.fault: VtpruneError | None = None
         try:
@@ -172,7 +172,7 @@ def run_on_ray(
     if not todo:
         return counts
     writer = Writer(lines, todo, settings.in_order, counts, on_progress)
-    job = Job(loading, todo, settings, lines.run, os.getcwd(), describe_versions())
+    job = RayJob(loading, todo, settings, lines.run, os.getcwd(), describe_versions())
     left = dict.fromkeys(range(len(todo)))
     notes: dict[str, None] = {}
     with connected(address):
@@ -204,7 +204,7 @@ def run_on_ray(
     return counts
 
 
-def answer_rows(job: Job, numbers: Sequence[int], alone: bool) -> Iterator[dict[str, object]]:
+def answer_rows(job: RayJob, numbers: Sequence[int], alone: bool) -> Iterator[dict[str, object]]:
     """Yield what workers give for requests, as it comes; those are missing that were lost.
 
     Args:

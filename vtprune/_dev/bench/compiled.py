@@ -11,7 +11,7 @@ from torch import nn
 
 from vtprune._dev.bench.prefill import UNPRUNED, name_of
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
-from vtprune._dev.bench.subject import Subject, build_subject
+from vtprune._dev.bench.subject import BenchSubject, build_subject
 from vtprune.evaluation.profiling.model_runs import run_once
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
@@ -69,7 +69,7 @@ def measure_compiled(
 
 
 def run(
-    subject: Subject, compiled: CompiledModel, how: str, preset: Preset | None, steps: int
+    subject: BenchSubject, compiled: CompiledModel, how: str, preset: Preset | None, steps: int
 ) -> dict[str, float]:
     """Generate once; return seconds without those of compiling, and what compiling took."""
     before = compiled.cost

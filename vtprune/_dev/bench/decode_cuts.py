@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune._dev.bench.subject import Subject
+from vtprune._dev.bench.subject import BenchSubject
 from vtprune._dev.bench.tables import spread
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
@@ -40,7 +40,7 @@ class Decoded:
 
 
 def compare_decoding(
-    subject: Subject, decode: DecodeSpec, tokens: int, repeats: int
+    subject: BenchSubject, decode: DecodeSpec, tokens: int, repeats: int
 ) -> list[tuple[Decoded, Decoded]]:
     """Return answers without and with cuts, in turns, on the cache of one prefill."""
     with prefilled(subject, Preset(decode=decode)) as cache:
@@ -61,7 +61,7 @@ def compare_decoding(
 
 
 @contextmanager
-def prefilled(subject: Subject, preset: Preset) -> Iterator[Cache]:
+def prefilled(subject: BenchSubject, preset: Preset) -> Iterator[Cache]:
     """Prefill the subject's prompt in a block that stays open."""
     loaded = subject.loaded
     inputs = PreparedInputs.of(subject.tensors, [subject.case.inputs])
@@ -69,7 +69,7 @@ def prefilled(subject: Subject, preset: Preset) -> Iterator[Cache]:
         yield prefill(loaded, subject.tensors)[1]
 
 
-def decode_tokens(subject: Subject, cache: Cache, tokens: int) -> Decoded:
+def decode_tokens(subject: BenchSubject, cache: Cache, tokens: int) -> Decoded:
     """Decode tokens one by one."""
     model = subject.loaded.model
     argument = cache_argument(model, cache)

@@ -10,7 +10,7 @@ import torch
 
 from vtprune._dev.bench.prefill import UNPRUNED
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
-from vtprune._dev.bench.subject import Subject, build_subject, stages_of
+from vtprune._dev.bench.subject import BenchSubject, build_subject, stages_of
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.models.base import Sampling
@@ -72,7 +72,7 @@ def measure_end_to_end(
         rows = rows_of(pixels, keep)
         return {name: partial(run, subject, preset) for name, preset in rows.items()}
 
-    def run(subject: Subject, preset: Preset | None) -> dict[str, float]:
+    def run(subject: BenchSubject, preset: Preset | None) -> dict[str, float]:
         return {**subject.run(preset, tower=True), "visual": float(subject.visual)}
 
     return results.measure("end-to-end", settings, sides, repeats, device)

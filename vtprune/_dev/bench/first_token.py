@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from vtprune._dev.bench.subject import Subject
+from vtprune._dev.bench.subject import BenchSubject
 from vtprune._dev.bench.tables import spread, table
 from vtprune.evaluation.profiling.profile import TEXT_TOKENS
 from vtprune.evaluation.profiling.prompts import ProfiledMedia, make_prompt
@@ -63,7 +63,7 @@ def measure_first_token(
         case = make_prompt(
             loaded, ProfiledMedia("video", paths=(str(clip),)), Sampling(frames=frames), TEXT_TOKENS
         )
-        subject = Subject(loaded, case, to_device(loaded, case.inputs.tensors), {})
+        subject = BenchSubject(loaded, case, to_device(loaded, case.inputs.tensors), {})
         seconds: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
         for number in range(passes):
             order = list(rows) if number % 2 == 0 else list(rows)[::-1]

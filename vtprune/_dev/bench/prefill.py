@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from vtprune._dev.bench.results import Pass, Results, Side, run_in
-from vtprune._dev.bench.subject import Subject, build_subject, one_stage
+from vtprune._dev.bench.subject import BenchSubject, build_subject, one_stage
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.shapes import find_shape
 
@@ -50,7 +50,7 @@ def measure_prefill(
     def told(side: Side, waits: float) -> dict[str, float]:
         return {**side(), "waits": waits}
 
-    def run(subject: Subject, at: str | None) -> dict[str, float]:
+    def run(subject: BenchSubject, at: str | None) -> dict[str, float]:
         preset = None if at is None else one_stage(at, method, keep)
         return {**subject.run(preset), "visual": float(subject.visual)}
 

@@ -36,7 +36,7 @@ NARROW = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class BenchSubject:
     """A model and its input.
 
     Args:
@@ -96,7 +96,7 @@ def build_subject(
     tower: bool = False,
     sampling: Sampling | None = None,
     text_tokens: int = TEXT_TOKENS,
-) -> Subject:
+) -> BenchSubject:
     """A model with random weights, and an input for it.
 
     Args:
@@ -114,7 +114,7 @@ def build_subject(
     loaded = Loaded(shape.name, model, files, shape.family)
     shown = shown or largest_picture(loaded)
     case = make_prompt(loaded, shown, sampling or Sampling(), text_tokens)
-    return Subject(loaded, case, to_device(loaded, case.inputs.tensors), {})
+    return BenchSubject(loaded, case, to_device(loaded, case.inputs.tensors), {})
 
 
 def narrow_shape(name: str, side: int) -> Shape:

@@ -46,7 +46,7 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
-class Probe:
+class HintProbe:
     """Heads on what comes out of one layer of the decoder.
 
     Args:
@@ -99,7 +99,7 @@ class Architecture(Protocol):
     emphasis: tuple[tuple[int, Emphasis], ...]
     dev: tuple[tuple[str, int], ...]
     compiled: tuple[str, ...]
-    probes: tuple[Probe, ...]
+    probes: tuple[HintProbe, ...]
     steps: tuple[int, int, int]
     decay: float
     dense_tiles: tuple[int, int]

@@ -26,7 +26,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Job:
+class AskingJob:
     """What is to be answered, and where its files and answers are.
 
     Args:
@@ -78,7 +78,7 @@ def questions(out: Path, split: str, num: int, seed: int) -> tuple[Asked, ...]:
     return tuple(read_questions(listed))
 
 
-def answer(rank: int, job: Job) -> None:
+def answer(rank: int, job: AskingJob) -> None:
     """One process: its share of the files, on one thread."""
     import torch
 

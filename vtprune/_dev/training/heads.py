@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtprune._dev.training.architecture import Probe
+from vtprune._dev.training.architecture import HintProbe
 from vtprune._dev.training.batches import Batch
 from vtprune._dev.training.hints import IGNORED
 
@@ -20,7 +20,7 @@ class Hints(nn.Module):
         start: the position of the first visual token.
     """
 
-    def __init__(self, width: int, start: int, probes: Sequence[Probe]) -> None:
+    def __init__(self, width: int, start: int, probes: Sequence[HintProbe]) -> None:
         super().__init__()
         self.start, self.probes = start, probes
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in probes)

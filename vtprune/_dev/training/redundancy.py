@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from vtprune._dev.arguments import Parser
-from vtprune._dev.training.asking import Job, Part, Records, questions
+from vtprune._dev.training.asking import AskingJob, Part, Records, questions
 from vtprune.demo.questions import KINDS
 from vtprune.evaluation.rows import EvaluationRow, make_rows
 from vtprune.evaluation.variants import Variant, list_variants, repeat_variants
@@ -169,7 +169,7 @@ def main() -> None:
     asked = questions(args.out, args.split, args.questions, args.seed)
     cells = norm_cells(layer)
     part = Part(f"layer-{layer}", tuple(range(len(asked))), cells)
-    records = Job(args.out, asked, (part,), args.model, args.processes).run()
+    records = AskingJob(args.out, asked, (part,), args.model, args.processes).run()
     spread, agreement = compare_norms(loaded, asked[::8], layer)
     spreads = ", ".join(f"{norm} {value:.3f}" for norm, value in spread.items())
     sys.stdout.write(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vtprune._dev.arguments import Parser
-from vtprune._dev.training.asking import Job, Records, questions, split_parts
+from vtprune._dev.training.asking import AskingJob, Records, questions, split_parts
 from vtprune.evaluation.bootstrap import Difference, Estimate
 from vtprune.evaluation.rows import EvaluationRow, make_rows, records_of
 from vtprune.evaluation.variants import (
@@ -56,13 +56,13 @@ def in_headline(cell: Variant, rivals: Sequence[str]) -> bool:
     return not entry.method or entry.role == UNPRUNED or plain or entry.method in rivals
 
 
-def job_of(args: argparse.Namespace) -> Job:
+def job_of(args: argparse.Namespace) -> AskingJob:
     """The questions, and what is asked of them."""
     asked = questions(args.out, args.split, args.questions, args.seed)
     cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
     headline = [cell for cell in cells if in_headline(cell, args.rivals)]
     parts = split_parts(asked, cells, headline, args.few)
-    return Job(args.out, asked, parts, args.model, args.processes)
+    return AskingJob(args.out, asked, parts, args.model, args.processes)
 
 
 def table(rows: Sequence[EvaluationRow], keeps: Sequence[float]) -> Iterator[str]:
@@ -170,7 +170,7 @@ def of_medium(asked: Sequence[Asked], records: Records, medium: str) -> tuple[li
     return [asked[number] for number in numbers], own
 
 
-def report(args: argparse.Namespace, job: Job, records: Records) -> str:
+def report(args: argparse.Namespace, job: AskingJob, records: Records) -> str:
     """The tables, of what is there."""
     lines: list[str] = []
     json_lines: list[str] = []

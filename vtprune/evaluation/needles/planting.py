@@ -27,7 +27,7 @@ from vtprune.media import Limits, Medium, Source, read
 from vtprune.pictures.needles import Pixels, lay
 
 if TYPE_CHECKING:
-    from vtprune.inference.places import Box, Place
+    from vtprune.inference.places import Box, TokenPlace
     from vtprune.models.base import Sampling
     from vtprune.models.loading import Loaded
 
@@ -101,7 +101,7 @@ class Needle:
     box: Box
     frames: tuple[int, int] | None
 
-    def meets(self, place: Place) -> bool:
+    def meets(self, place: TokenPlace) -> bool:
         """Return whether a token shows a part of the needle, by boxes as `vtprune show` has them.
 
         They are rounded: edges that are the same but for the last digits have nothing between them.

@@ -14,7 +14,7 @@ from vtprune.inference.report import Block
 from vtprune.inference.roofline import (
     Ceilings,
     Roofline,
-    Weights,
+    WeightBytes,
     decode_bound,
     measure_ceilings,
     prefill_bound,
@@ -103,7 +103,7 @@ def device_name(device: torch.device) -> str:
 
 def peak_bytes(
     shape: cost.DecoderShape,
-    weights: Weights,
+    weights: WeightBytes,
     counts: Sequence[int],
     dtype_size: int,
     eager: bool = False,
@@ -136,7 +136,7 @@ class ProfiledModel:
     device: torch.device
     dtype: torch.dtype
     machine: Machine
-    weights: Weights
+    weights: WeightBytes
     attention: str | None = None
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vtprune.inference.kept_tokens import KeptTokens, StageOfSample
-from vtprune.inference.places import Box, Place, find_places
+from vtprune.inference.places import Box, TokenPlace, find_places
 from vtprune.tokens.layout import Layout
 
 SCHEMA = 1
@@ -20,7 +20,7 @@ AROUND = 0.5
 
 
 @dataclass(frozen=True)
-class Region:
+class EvidenceRegion:
     """The place that a map points at: a file, its frames, a tile, a box.
 
     Args:
@@ -122,7 +122,7 @@ class ExplainedRun:
     seconds: float
 
     @cached_property
-    def places(self) -> list[Place]:
+    def places(self) -> list[TokenPlace]:
         """Where each token lies, in the order of the prompt."""
         return find_places(self.kept)
 
@@ -149,7 +149,7 @@ class ExplainedRun:
             share for place, share in zip(self.places, shares, strict=True) if place.box is None
         )
 
-    def region(self, evidence: EvidenceMap) -> Region | None:
+    def region(self, evidence: EvidenceMap) -> EvidenceRegion | None:
         """Return the place around a map's highest token; None where nothing carries the part.
 
         In time it goes on over the steps next to it whose tokens in that box come near.
@@ -180,7 +180,7 @@ class ExplainedRun:
         share = sum(
             s for place, s in zip(self.places, shares, strict=True) if place.column in columns
         )
-        return Region(peak.media, tuple(frames), tuple(seconds), peak.tile, box, share)
+        return EvidenceRegion(peak.media, tuple(frames), tuple(seconds), peak.tile, box, share)
 
     def to_dict(self) -> dict[str, object]:
         """Return it as the JSON has it."""
@@ -206,7 +206,7 @@ class ExplainedRun:
         }
 
 
-def grow(places: Sequence[Place], peak: Place) -> list[Place]:
+def grow(places: Sequence[TokenPlace], peak: TokenPlace) -> list[TokenPlace]:
     """Return the places connected to the peak by steps of one in time, row or column."""
     at = {(place.frame, place.row, place.col): place for place in places}
     waiting, inside = [(peak.frame, peak.row, peak.col)], {}

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.image_processing_utils import select_best_resolution
 
 from vtprune._dev.training import checkpoint, hints
-from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, Probe
+from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, HintProbe
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
 from vtprune._dev.training.checkpoint import (
     END,
@@ -192,7 +192,7 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
 )
 
 
-class LlavaOnevision:
+class TrainedLlavaOnevision:
     """A SigLIP tower on tiles of 112 pixels, a projector, and a Qwen2 decoder."""
 
     name = Path(__file__).stem
@@ -213,7 +213,7 @@ class LlavaOnevision:
         ("clip 16", 2),
     )
     compiled: tuple[str, ...] = ("one of several", "picture", "picture 2x2", "clip 8")
-    probes = (Probe(6, "tokens", 0, TOKEN_CLASSES), Probe(9, "names", 0, NAME_CLASSES))
+    probes = (HintProbe(6, "tokens", 0, TOKEN_CLASSES), HintProbe(9, "names", 0, NAME_CLASSES))
     steps = 2500, 6900, 3600
     decay = 0.14
     dense_tiles = 64, 48
@@ -501,4 +501,4 @@ and load as float32.
 Licence: Apache-2.0, as the project. No data of others was used.
 """
 
-ARCHITECTURE = LlavaOnevision()
+ARCHITECTURE = TrainedLlavaOnevision()

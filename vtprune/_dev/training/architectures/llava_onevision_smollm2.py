@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from vtprune._dev.training import checkpoint
-from vtprune._dev.training.architecture import Probe
+from vtprune._dev.training.architecture import HintProbe
 from vtprune._dev.training.architectures.llava_onevision import (
     LAYOUTS,
-    LlavaOnevision,
     Model,
+    TrainedLlavaOnevision,
     start_projector,
     tile_batch,
 )
@@ -80,7 +80,7 @@ def read_pretrained() -> tuple[LlamaForCausalLM, Tokenizer]:
     return model, cast(Tokenizer, tokenizer)
 
 
-class PretrainedDecoder(LlavaOnevision):
+class PretrainedDecoder(TrainedLlavaOnevision):
     """The embedded model's tower and inputs, a new projector, and SmolLM2 as the decoder."""
 
     name = Path(__file__).stem
@@ -89,7 +89,7 @@ class PretrainedDecoder(LlavaOnevision):
     suffix = "<|im_end|>\n<|im_start|>assistant\n"
     layouts = LONGER
     compiled: tuple[str, ...] = ()
-    probes = (Probe(11, "tokens", 0, TOKEN_CLASSES), Probe(17, "names", 0, NAME_CLASSES))
+    probes = (HintProbe(11, "tokens", 0, TOKEN_CLASSES), HintProbe(17, "names", 0, NAME_CLASSES))
     # The tower has learned already, its heads have not.
     steps = 300, 6000, 0
     decay = 0.2

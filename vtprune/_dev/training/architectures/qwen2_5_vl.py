@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtprune._dev.training import checkpoint, hints
-from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, Probe
+from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, HintProbe
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
 from vtprune._dev.training.checkpoint import (
     END,
@@ -127,7 +127,7 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
 )
 
 
-class Qwen25VL:
+class TrainedQwen25VL:
     """A tower of windows on patches of 14 pixels, a merger of 2 x 2 of them, and a decoder."""
 
     name = Path(__file__).stem
@@ -149,9 +149,9 @@ class Qwen25VL:
     )
     compiled = ("picture", "picture 2x2", "clip 8")
     probes = (
-        Probe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
-        Probe(7, "tokens", 0, TOKEN_CLASSES),
-        Probe(12, "names", 0, NAME_CLASSES),
+        HintProbe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
+        HintProbe(7, "tokens", 0, TOKEN_CLASSES),
+        HintProbe(12, "names", 0, NAME_CLASSES),
     )
     steps = 1500, 5000, 0
     decay = 0.15
@@ -456,4 +456,4 @@ float32.
 
 Licence: Apache-2.0, as the project. No data of others was used.
 """
-ARCHITECTURE = Qwen25VL()
+ARCHITECTURE = TrainedQwen25VL()
