@@ -320,7 +320,9 @@ def _lower_bound(sums: Figures, times: float, seed: int) -> float:
         rows = min(size, BOUND_DRAWS - start)
         # Gamma weights, divided by their sum, are a Dirichlet's; a file that is there k times
         # has the sum of k of them.
-        kept, total = (rng.standard_gamma(times, (rows, num_files)) @ sums).T
+        # Not a product of matrices: BLAS's threads wait for each other where cores are busy.
+        weights = rng.standard_gamma(times, (rows, num_files))
+        kept, total = (np.einsum("rf,f->r", weights, column) for column in sums.T)
         unseen = rng.standard_exponential(rows) * sums[counting, 1].mean()
         shares.append(kept / (total + unseen))
     return float(np.quantile(np.concatenate(shares), 1 - CONFIDENCE))
