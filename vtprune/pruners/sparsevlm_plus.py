@@ -64,7 +64,7 @@ class SparseVLMPlus:
         raters = choose_raters(visual.flatten(1), text.flatten(1))  # (M,)
         by_position = text_rotary @ rotary.T  # (M, N)
         by_position = by_position.maximum(LEAST * rotary.square().sum(dim=1))
-        by_position = by_position.where(by_position > 0, 1.0)  # nothing is turned, nothing to undo
+        by_position = by_position.where(by_position != 0, 1.0)  # nothing is turned, nothing to undo
         scores = score(attention, raters, by_position)
         values = torch.cat([scores, by_position.sum(dim=1)])
         return checked(select_best(scores, budget), values, "sparsevlm-plus")
