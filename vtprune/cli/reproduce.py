@@ -98,8 +98,7 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
             evaluation = None
             if questions is not None:
                 asked, evaluation = _evaluate(questions, flags, user, listed.variants, show)
-        model = evaluation.model.name if evaluation else name or EMBEDDED
-        result = put_beside(published, model, budgets, evaluation, asked, warnings)
+        result = put_beside(published, name, budgets, evaluation, asked, warnings)
         makers = {
             ".json": lambda: json_file(result.to_dict()),
             ".csv": lambda: result.to_csv().encode(),

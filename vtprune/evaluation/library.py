@@ -25,7 +25,7 @@ from vtprune.evaluation.reproduction.tables import load_table
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import METRICS
 from vtprune.evaluation.tuning_result import Tuning
-from vtprune.evaluation.variants import KEEPS, SEEDS, list_variants, repeat_variants
+from vtprune.evaluation.variants import KEEPS, SEEDS, VariantList, list_variants, repeat_variants
 from vtprune.inference.generate import Generation
 from vtprune.inference.library import check_model
 from vtprune.inference.prepare import sampling_of
@@ -39,8 +39,8 @@ from vtprune.inference.questions_file import (
 )
 from vtprune.media import Limits, media_list
 from vtprune.models.base import Sampling
-from vtprune.models.loading import EMBEDDED, find_loaded
-from vtprune.preset import Preset
+from vtprune.models.loading import find_loaded
+from vtprune.preset import DEFAULT, Preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ def evaluate(
         VtpruneError: of any kind, with the way out; no question can be asked.
     """
     check_model(model)
-    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    listed = _list_variants(methods, keeps, presets, at, options, seed)
     variants = repeat_variants(listed, seeds, beside, turns)
     settings = _settings(metric, sampling or sampling_of(listed.media), generation, limits)
     asked, failed = _questions(questions, columns, limit, settings.limits)
@@ -255,7 +255,7 @@ def evaluate_needles(
         VtpruneError: of any kind, with the way out.
     """
     check_model(model)
-    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    listed = _list_variants(methods, keeps, presets, at, options, seed)
     settings = _settings("auto", sampling or sampling_of(listed.media), generation, limits)
     loaded = find_loaded(model)
     needles, notes = plant_needles(
@@ -307,7 +307,7 @@ def evaluate_captions(
             in the result's `failed`.
     """
     check_model(model)
-    listed = list_variants(methods, keeps, presets or _default(methods), at, options, seed)
+    listed = _list_variants(methods, keeps, presets, at, options, seed)
     settings = _settings("auto", sampling or sampling_of(listed.media), None, limits)
     sampled = generation or replace(LONGEST, temperature=1.0, seed=seed or 0)
     asked, failed = _questions(questions, columns, limit, settings.limits)
@@ -373,13 +373,20 @@ def reproduce(
         loaded = find_loaded(model)
         evaluated = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
         evaluated = replace(evaluated, failed=failed)
-    name = evaluated.model.name if evaluated else model or EMBEDDED
-    return reproduction.put_beside(published, name, budgets, evaluated, asked, warnings)
+    return reproduction.put_beside(published, model, budgets, evaluated, asked, warnings)
 
 
-def _default(methods: Sequence[str]) -> list[str]:
-    """Return the presets where none is named."""
-    return [] if methods else ["balanced"]
+def _list_variants(
+    methods: Sequence[str],
+    keeps: Sequence[float | str],
+    presets: Sequence[str | Path | Mapping[str, object] | Preset],
+    at: str | int | None,
+    options: Mapping[str, str] | None,
+    seed: int | None,
+) -> VariantList:
+    """Return the variants of a table; of the preset "balanced" where nothing is named."""
+    presets = presets or ([] if methods else [DEFAULT])
+    return list_variants(methods, keeps, presets, at, options, seed)
 
 
 def _settings(

@@ -14,7 +14,7 @@ from vtprune.evaluation.bootstrap import FEWEST_FILES, relative_gap
 from vtprune.evaluation.profiling.profile import ProfileOptions, profile
 from vtprune.evaluation.profiling.prompts import parse_size
 from vtprune.evaluation.profiling.result import Profile, ProfileRow
-from vtprune.evaluation.reproduction.tables import PublishedRow, PublishedTable
+from vtprune.evaluation.reproduction.tables import EMBEDDED, PublishedRow, PublishedTable
 from vtprune.evaluation.variants import Variant, VariantList, all_stages
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.preset.spec import Preset
@@ -188,7 +188,7 @@ def try_budgets(
 
 def put_beside(
     table: PublishedTable,
-    model: str,
+    model: str | None,
     budgets: Profile | None,
     evaluation: Evaluation | None = None,
     asked: Sequence[Asked] = (),
@@ -197,7 +197,7 @@ def put_beside(
     """Return a table's figures beside what came out here.
 
     Args:
-        model: its name.
+        model: as of `count_budgets`; the evaluation's name of it comes first.
         budgets: of `count_budgets`.
         evaluation: of the variants of `list_rows`, on the questions `asked`.
     """
@@ -215,7 +215,8 @@ def put_beside(
     if table.tokens is not None and tokens not in (None, table.tokens):
         notes.append(f"the published counts are of {table.tokens:,} visual tokens, and this model "
                      f"has {tokens:,}")  # fmt: skip
-    return Reproduction(table, model, tuple(rows), tokens, evaluation, tuple(dict.fromkeys(notes)))
+    name = evaluation.model.name if evaluation else model or EMBEDDED
+    return Reproduction(table, name, tuple(rows), tokens, evaluation, tuple(dict.fromkeys(notes)))
 
 
 @dataclass
