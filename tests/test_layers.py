@@ -221,6 +221,16 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
     }
 
 
+def test_the_packaged_model_is_named_in_one_place() -> None:
+    naming = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == "embedded" and part(module) in ROOMS
+    }
+    assert naming == {"vtprune.models"}
+
+
 def test_nothing_but_the_console_and_the_command_line_writes() -> None:
     users = {
         part(module)

@@ -113,6 +113,11 @@ def test_a_hub_id_of_a_published_model_needs_no_network() -> None:
     assert find_shape("Qwen/Qwen2.5-VL-7B-Instruct").source == "packaged"
 
 
+def test_the_packaged_model_has_a_shape_by_name_too() -> None:
+    named, unnamed = find_shape("embedded"), find_shape()
+    assert (named.name, named.source) == (unnamed.name, unnamed.source)
+
+
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_a_directory_is_read_with_its_preparation_files(name: str, tmp_path: Path) -> None:
     shape = find_shape(str(tiny.describe(name, tmp_path)))

@@ -46,7 +46,7 @@ def test_the_published_counts_are_all_of_the_page() -> None:
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_tables_rows_leave_the_published_counts(name: str) -> None:
     table = load_table(name)
-    result = put_beside(table, table.model, count_budgets(table, table.model_name))
+    result = put_beside(table, table.model, count_budgets(table, table.model))
     for row in result.rows:
         assert row.errors == ()
         if name == "entropyprune-llava-next" and "average" in row.published.name:

@@ -13,6 +13,7 @@ import click
 
 from vtprune.cli.options import MAX_NEW_TOKENS, Flags, method_options
 from vtprune.errors import VtpruneError, quote
+from vtprune.models import EMBEDDED
 
 if TYPE_CHECKING:
     from vtprune.inference.generate import Generation
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from vtprune.preset import Preset
 
 STDIN = "-"  # as a medium or a question: what standard input holds
-EMBEDDED = "embedded"  # the name of the model that ships with the package
 
 
 def media_and_questions(

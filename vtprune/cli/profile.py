@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtprune.cli.flags import (
-    EMBEDDED,
-    check_at,
-    check_rows,
-    limits_from,
-)
+from vtprune.cli.flags import check_at, check_rows, limits_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import LIMITS, ROWS, Flags, method_options, takes
 from vtprune.cli.results import (
@@ -160,7 +155,6 @@ def run(flags: Flags, user: Flags, media: ProfiledMedia | None) -> Profile:
         from vtprune.models.base import Sampling
     from vtprune.preset import check_keep
 
-    name = flags.model or user.model
     options = ProfileOptions(
         device="auto" if flags.gpu else flags.device or user.device or "auto",
         gpu=flags.gpu,
@@ -177,7 +171,7 @@ def run(flags: Flags, user: Flags, media: ProfiledMedia | None) -> Profile:
     )
     with progress_line(flags.quiet) as show:
         return profile(
-            None if name == EMBEDDED else name,
+            flags.model or user.model,
             media,
             keeps=[check_keep(part) for part in flags.keeps],
             presets=flags.presets or None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
-from vtprune.cli.flags import EMBEDDED, loading_from
+from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
 from vtprune.cli.options import MEDIA, MODEL, Flags, takes
 from vtprune.cli.results import TABLES, check_saves, json_file, list_and_save, save_and_show
@@ -77,7 +77,7 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
         raise VtpruneError("--answers needs QUESTIONS.jsonl: without it nothing is asked",
                            "give a list of questions")  # fmt: skip
     if flags.model is None and not flags.adapter:
-        flags = replace(flags, model=published.model_name or EMBEDDED)
+        flags = replace(flags, model=published.model)
 
     from vtprune.cli import output
 

@@ -14,7 +14,6 @@ import click
 
 from vtprune import __version__
 from vtprune.cli.flags import (
-    EMBEDDED,
     cache_from,
     generation_from,
     limits_from,
@@ -25,6 +24,7 @@ from vtprune.cli.flags import (
 from vtprune.cli.help import Command
 from vtprune.cli.options import CACHE, DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.errors import LONGEST, VtpruneError, one_line, path_hint
+from vtprune.models import EMBEDDED
 from vtprune.small_files import read_small
 
 if TYPE_CHECKING:

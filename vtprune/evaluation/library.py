@@ -359,7 +359,7 @@ def reproduce(
         VtpruneError: of any kind, with the way out.
     """
     published = load_table(str(table))
-    model = model or published.model_name
+    model = model or published.model
     budgets, warnings = reproduction.try_budgets(
         published, model, calibration, on_progress, needed=questions is None
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from vtprune.models.base import Family
 
+EMBEDDED = "embedded"  # the name of the model that ships with the package
 FAMILIES: dict[str, str] = {
     "llava_onevision": "vtprune.models.llava_onevision:LlavaOnevision",
     "llava_next": "vtprune.models.llava_next:LlavaNext",

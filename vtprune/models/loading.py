@@ -16,7 +16,7 @@ from torch import nn
 
 from vtprune.disk_cache import DEFAULT_BYTES, DiskCache
 from vtprune.errors import ModelError, format_bytes
-from vtprune.models import FAMILIES, find_family
+from vtprune.models import EMBEDDED, FAMILIES, find_family
 from vtprune.models.adapters import (
     CONFIG,
     Adapter,
@@ -47,7 +47,6 @@ from vtprune.models.encoder_cost import EncoderCounter
 from vtprune.models.generation_defaults import read_generation_config
 from vtprune.models.layer_cost import measure_decoder
 from vtprune.models.names import (
-    EMBEDDED,
     GGUF,
     GGUF_HINT,
     HUB_ID,
@@ -501,7 +500,7 @@ def find_checkpoint(name: str | None) -> str:
     Raises:
         ModelError: neither, with the closest alias.
     """
-    if name is None:
+    if name is None or name == EMBEDDED:
         path = embedded_weights()
         if not (path / "config.json").is_file():
             raise ModelError("the embedded model is not in this installation", "name a --model")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtprune.errors import ModelError, path_hint
+from vtprune.models import EMBEDDED
 from vtprune.preset.calibration import Calibration, find_calibration, packaged_models
 
 
@@ -50,7 +51,6 @@ def weights_memory(number: int, decoder: Mapping[str, int]) -> dict[str, int]:
     return {"bfloat16": 2 * number, "4bit": int(four_bit)}
 
 
-EMBEDDED = "embedded"
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 GGUF = "is a GGUF file, which holds the language model without its vision tower"
 GGUF_HINT = (

@@ -15,6 +15,7 @@ from vtprune.inference.provenance import file_digests
 from vtprune.inference.questions_file import faults_of
 from vtprune.inference.report import HostInfo, describe_host
 from vtprune.inference.wording import counted
+from vtprune.models import EMBEDDED
 from vtprune.preset.calibration import Calibration, write_calibration
 
 
@@ -191,7 +192,7 @@ class CalibrationResult:
                 "there is nothing to contribute: no layer was found",
                 "measure more files, or questions with right answers",
             )
-        named = sample.revision is not None or self.model["name"] == "embedded"
+        named = sample.revision is not None or self.model["name"] == EMBEDDED
         name = str(self.model["name"]) if named else "a checkpoint of one's own"
         files = ", ".join(
             f"{count} {modality}" for modality, count in sorted(sample.modalities.items())

@@ -16,11 +16,11 @@ from torch import nn
 
 from vtprune.errors import ModelError
 from vtprune.evaluation.profiling.published_pictures import MARKER, WORD, PublishedPictures
-from vtprune.models import find_family
+from vtprune.models import EMBEDDED, find_family
 from vtprune.models.base import Family, Files
 from vtprune.models.checkpoint import read_config, read_files
 from vtprune.models.generic import placeholder_ids
-from vtprune.models.loading import EMBEDDED, find_checkpoint, prepare_family, refuse_other_kinds
+from vtprune.models.loading import find_checkpoint, prepare_family, refuse_other_kinds
 from vtprune.models.names import Alias, aliases, hub_id_of
 from vtprune.models.skeleton import build_skeleton
 from vtprune.models.structure import decoder_layers

@@ -14,9 +14,10 @@ from vtprune.evaluation.bootstrap import FEWEST_FILES, relative_gap
 from vtprune.evaluation.profiling.profile import ProfileOptions, profile
 from vtprune.evaluation.profiling.prompts import parse_size
 from vtprune.evaluation.profiling.result import Profile, ProfileRow
-from vtprune.evaluation.reproduction.tables import EMBEDDED, PublishedRow, PublishedTable
+from vtprune.evaluation.reproduction.tables import PublishedRow, PublishedTable
 from vtprune.evaluation.variants import Variant, VariantList, all_stages
 from vtprune.inference.csv_file import csv_text, flat
+from vtprune.models import EMBEDDED
 from vtprune.preset.spec import Preset
 
 if TYPE_CHECKING:

@@ -20,8 +20,6 @@ from vtprune.preset.yaml_file import read_yaml
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
 
-EMBEDDED = "embedded"
-
 
 @dataclass(frozen=True)
 class PublishedRow:
@@ -51,7 +49,7 @@ class PublishedTable:
     Args:
         name: of its file.
         title, paper, source: what it is, and whose figures they are.
-        model: short name of the model that was asked; "embedded" for that of the package.
+        model: the model that was asked, as `load` takes it.
         benchmark: that the scores are of.
         rows: without the unpruned one.
         tokens: visual tokens before any cut; None: of several sizes.
@@ -70,11 +68,6 @@ class PublishedTable:
     text_tokens: int = 64
     image: str | None = None
     video: str | None = None
-
-    @property
-    def model_name(self) -> str | None:
-        """The model as `load` takes it."""
-        return None if self.model == EMBEDDED else self.model
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it, without its rows."""

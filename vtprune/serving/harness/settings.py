@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune.errors import PresetError, VtpruneError
+from vtprune.models import EMBEDDED
 from vtprune.preset import Preset, load_preset, override
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Settings:
         VtpruneError: a value out of range, or one that does not exist.
     """
 
-    pretrained: str = "embedded"
+    pretrained: str = EMBEDDED
     adapter: str | None = None
     preset: str | None = None
     keep: float | str | None = None
@@ -126,10 +127,10 @@ class Settings:
         Args:
             device: in place of the settings' own.
         """
-        from vtprune.models.loading import EMBEDDED, load
+        from vtprune.models.loading import load
 
         return load(
-            None if self.pretrained == EMBEDDED else self.pretrained,
+            self.pretrained,
             adapter=self.adapter,
             device=device or self.device,
             dtype=self.dtype,

@@ -21,6 +21,7 @@ from vlmeval.vlm.base import BaseModel
 
 from vtprune.errors import VtpruneError
 from vtprune.inference.generate import Generation
+from vtprune.models import EMBEDDED
 from vtprune.serving.harness.asking import Asker, naming
 from vtprune.serving.harness.conversation import (
     Conversation,
@@ -53,7 +54,7 @@ class Pruned(BaseModel):
     allowed_types = ("text", "image", "video")
 
     def __init__(
-        self, pretrained: str = "embedded", use_vllm: bool = False, **arguments: object
+        self, pretrained: str = EMBEDDED, use_vllm: bool = False, **arguments: object
     ) -> None:
         super().__init__()
         if use_vllm:
