@@ -45,8 +45,10 @@ def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture
     assert (result.questions, set(result.failed)) == (1, {2}), "numbers are those of the list"
     with pytest.raises(MediaError, match=r"none\.png"):
         vtprune.evaluate(loaded, [("none.png", "what?")], ["random"])
-    with pytest.raises(VtpruneError, match="metric 'best' is unknown"):
+    with pytest.raises(VtpruneError, match="metric best is unknown"):
         vtprune.evaluate(loaded, questions, ["random"], metric="best")  # type: ignore[arg-type]
+    with pytest.raises(VtpruneError, match=r"metric choice, but 'what' about .* has no choices"):
+        vtprune.evaluate(loaded, [(picture, "what", "red")], ["random"], metric="choice")
 
 
 def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: Path) -> None:

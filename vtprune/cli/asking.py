@@ -35,32 +35,6 @@ LONGEST = 64  # tokens of an answer
 DEMO, DEMO_QUESTIONS = "demo", 200
 
 
-def check_metric(metric: str) -> None:
-    """Refuse a metric that does not exist.
-
-    Raises:
-        VtpruneError: with the metrics.
-    """
-    from vtprune.evaluation.scoring import METRICS
-
-    if metric not in METRICS:
-        raise VtpruneError(f"--metric {metric} is unknown", f"choose from {', '.join(METRICS)}")
-
-
-def check_choices(metric: str, asked: Sequence[Asked]) -> None:
-    """Refuse to score by choices where a question has none.
-
-    Raises:
-        VtpruneError: with the first such question.
-    """
-    bare = next((question for question in asked if not question.choices), None)
-    if metric == "choice" and bare is not None:
-        raise VtpruneError(
-            f"--metric choice, but {bare.question!r} about {bare.file.name} has no choices",
-            "give every question its choices, or another --metric",
-        )
-
-
 def columns_from(flags: Flags, keys: Sequence[str] = KEYS) -> dict[str, str]:
     """Return which columns of a list hold what.
 
@@ -161,12 +135,13 @@ def asked_questions(
     Raises:
         VtpruneError: as `listed_or_media`; a metric or limit that does not fit.
     """
+    from vtprune.evaluation.scoring import check_choices, check_metric
     from vtprune.inference.questions_file import open_questions, read_askable
 
-    check_metric(flags.metric)
+    check_metric(flags.metric, "--metric")
     if len(inputs) == 1 and is_demo(inputs[0]):
         with demo_questions(flags.limit, split) as asked:
-            check_choices(flags.metric, asked)
+            check_choices(flags.metric, asked, "--metric")
             yield asked, {}
     else:
         columns = columns_from(flags)
@@ -176,7 +151,7 @@ def asked_questions(
             else read_askable(inputs[0], columns)
         )
         asked, failed = open_questions(listed, limits_from(flags), flags.limit)
-        check_choices(flags.metric, asked)
+        check_choices(flags.metric, asked, "--metric")
         yield asked, failed
 
 

@@ -23,7 +23,7 @@ from vtprune.evaluation.reproduction import reproduce as reproduction
 from vtprune.evaluation.reproduction.reproduce import Reproduction
 from vtprune.evaluation.reproduction.tables import load_table
 from vtprune.evaluation.runner import AskSettings
-from vtprune.evaluation.scoring import METRICS
+from vtprune.evaluation.scoring import check_choices, check_metric
 from vtprune.evaluation.tuning_result import Tuning
 from vtprune.evaluation.variants import KEEPS, SEEDS, VariantList, list_variants, repeat_variants
 from vtprune.inference.generate import Generation
@@ -110,7 +110,7 @@ def evaluate(
     listed = _list_variants(methods, keeps, presets, at, options, seed)
     variants = repeat_variants(listed, seeds, beside, turns)
     settings = _settings(metric, sampling or sampling_of(listed.media), generation, limits)
-    asked, failed = _questions(questions, columns, limit, settings.limits)
+    asked, failed = _questions(questions, columns, limit, settings.limits, metric)
     result = evaluation.evaluate(
         find_loaded(model), asked, variants, settings, answers, on_progress, listed.notes
     )
@@ -159,7 +159,7 @@ def tune(
     """
     check_model(model)
     settings_limits = limits or Limits()
-    asked, failed = _questions(questions, columns, limit, settings_limits)
+    asked, failed = _questions(questions, columns, limit, settings_limits, metric)
     plan = tuning.plan_tuning(asked, floor, keeps, presets, methods, seed, at, options)
     sampling = sampling or sampling_of(plan.listed.media)
     settings = _settings(metric, sampling, generation, settings_limits)
@@ -368,7 +368,7 @@ def reproduce(
     evaluated = None
     if questions is not None:
         settings = _settings(metric, sampling or Sampling(), generation, limits)
-        asked, failed = _questions(questions, columns, limit, settings.limits)
+        asked, failed = _questions(questions, columns, limit, settings.limits, metric)
         variants = repeat_variants(listed, seeds)
         loaded = find_loaded(model)
         evaluated = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
@@ -397,24 +397,30 @@ def _settings(
     Raises:
         VtpruneError: a metric that there is not.
     """
-    if metric not in METRICS:
-        raise VtpruneError(f"metric {metric!r} is unknown", f"choose from {', '.join(METRICS)}")
+    check_metric(metric)
     return AskSettings(sampling, (generation or LONGEST).greedy, limits or Limits(), metric=metric)
 
 
 def _questions(
-    questions: Questions, columns: Mapping[str, str] | None, limit: int | None, limits: Limits
+    questions: Questions,
+    columns: Mapping[str, str] | None,
+    limit: int | None,
+    limits: Limits,
+    metric: str = "auto",
 ) -> tuple[list[Asked], dict[int, VtpruneError]]:
     """Return the questions that can be asked, and the errors of the others by their numbers.
 
     Raises:
-        VtpruneError: a list that can't be read, or no question that can be asked.
+        VtpruneError: a list that can't be read, no question that can be asked, or a metric that
+            does not fit one.
     """
     if isinstance(questions, (str, Path)):
         listed: list[Asked | FaultyRow | VtpruneError] = [*read_askable(questions, columns)]
     else:
         listed = [attempt(partial(_asked, item)) for item in questions]
-    return open_questions(listed, limits, limit)
+    asked, failed = open_questions(listed, limits, limit)
+    check_choices(metric, asked)
+    return asked, failed
 
 
 def _asked(item: object) -> Asked:

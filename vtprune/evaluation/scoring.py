@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vtprune.errors import VtpruneError, brief, quote
+
+if TYPE_CHECKING:
+    from vtprune.inference.questions_file import Asked
 
 METRICS = ("auto", "exact", "contains", "choice", "number", "anls", "vqa")
 ARTICLES = {"a", "an", "the"}
@@ -19,6 +25,38 @@ VQA_ANSWERS = 10
 VQA_AGREEING = 3  # people who gave an answer that counts in full
 LETTER = re.compile(r"^\W*(?:answer|option|choice)?\W*([a-z])(?:\W|$)", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def check_metric(metric: str, label: str = "metric") -> None:
+    """Refuse a metric that does not exist.
+
+    Args:
+        label: what it is called where it was given.
+
+    Raises:
+        VtpruneError: with the metrics.
+    """
+    if metric not in METRICS:
+        raise VtpruneError(
+            f"{label} {brief(metric)} is unknown", f"choose from {', '.join(METRICS)}"
+        )
+
+
+def check_choices(metric: str, asked: Sequence[Asked], label: str = "metric") -> None:
+    """Refuse to score by choices where a question has none: no answer to it would be right.
+
+    Args:
+        label: as of `check_metric`.
+
+    Raises:
+        VtpruneError: with the first such question.
+    """
+    bare = next((question for question in asked if not question.choices), None)
+    if metric == "choice" and bare is not None:
+        raise VtpruneError(
+            f"{label} choice, but {quote(bare.question)} about {bare.file.name} has no choices",
+            f"give every question its choices, or another {label}",
+        )
 
 
 def score(expected: str, answer: str, choices: Sequence[str] = (), metric: str = "auto") -> float:
