@@ -322,6 +322,14 @@ def test_ask_with_an_adapter_gives_what_the_merged_model_gives(
     assert "adapter" not in plain["model"]
 
 
+def test_a_table_is_counted_on_an_adapters_base_model(saved: dict[str, Path]) -> None:
+    args = ["reproduce", "schedules-llava-1.5", "--json", "--adapter", str(saved["adapter"])]
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 0, result.stderr
+    counted = vtprune.reproduce("schedules-llava-1.5", model=str(saved["base"]))
+    assert json.loads(result.stdout) == json.loads(json.dumps(counted.to_dict()))
+
+
 def test_a_base_model_in_shards_is_adapted_as_a_whole_one(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:

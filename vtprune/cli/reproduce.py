@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -83,22 +84,14 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
 
     with output.libraries_silenced():
         with output.importing(flags.quiet):
-            from vtprune.evaluation.reproduction.reproduce import (
-                list_rows,
-                put_beside,
-                try_budgets,
-            )
-        name = loading_from(flags, user)["name"]
+            from vtprune.evaluation.reproduction.reproduce import run_table
+            from vtprune.models.loading import find_base
+        model, _ = find_base(loading_from(flags, user)["name"], flags.adapter)
         with output.progress_line(flags.quiet) as show:
-            budgets, warnings = try_budgets(
-                published, name, flags.calibration, show, needed=questions is None
+            ask = None if questions is None else partial(_evaluate, questions, flags, user, show)
+            result = run_table(
+                published, model, flags.seed, flags.seeds, flags.calibration, show, ask
             )
-            listed = list_rows(published, flags.seed)
-            asked: Sequence[Asked] = ()
-            evaluation = None
-            if questions is not None:
-                asked, evaluation = _evaluate(questions, flags, user, listed.variants, show)
-        result = put_beside(published, name, budgets, evaluation, asked, warnings)
         makers = {
             ".json": lambda: json_file(result.to_dict()),
             ".csv": lambda: result.to_csv().encode(),
@@ -107,18 +100,16 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
 
 
 def _evaluate(
-    questions: str, flags: Flags, user: Flags, rows: Sequence[Variant], show: Progress
+    questions: str, flags: Flags, user: Flags, show: Progress, variants: Sequence[Variant]
 ) -> tuple[list[Asked], Evaluation]:
     """Ask a list of questions under every row."""
     from vtprune.evaluation.evaluate import evaluate
-    from vtprune.evaluation.variants import VariantList, repeat_variants
     from vtprune.models.loading import load
     from vtprune.preset import Preset
 
     with asked_questions([questions], flags, "test", media=False) as (asked, failed):
         check_saves(flags.saves, FORMATS, asked_paths(asked), {"--answers": flags.answers})
         settings = settings_from(flags, user, Preset(), is_demo(questions))
-        variants = repeat_variants(VariantList(tuple(rows), Preset(), flags.seed or 0), flags.seeds)
         loaded = load(**loading_from(flags, user), on_progress=show)
         result = evaluate(loaded, asked, variants, settings, flags.answers, show)
         return asked, replace(result, failed=failed)

@@ -19,8 +19,7 @@ from vtprune.evaluation.evaluate import Evaluation
 from vtprune.evaluation.needles.measure import measure_needles
 from vtprune.evaluation.needles.planting import NeedlePlan, plant_needles
 from vtprune.evaluation.needles.result import NeedleTest
-from vtprune.evaluation.reproduction import reproduce as reproduction
-from vtprune.evaluation.reproduction.reproduce import Reproduction
+from vtprune.evaluation.reproduction.reproduce import Reproduction, run_table
 from vtprune.evaluation.reproduction.tables import load_table
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.scoring import check_choices, check_metric
@@ -45,6 +44,7 @@ from vtprune.preset import DEFAULT, Preset
 if TYPE_CHECKING:
     from torch import nn
 
+    from vtprune.evaluation.variants import Variant
     from vtprune.models.loading import Loaded, Progress
 
 Question = Asked | Mapping[str, Any] | tuple[Media, str] | tuple[Media, str, object]
@@ -360,20 +360,17 @@ def reproduce(
     """
     published = load_table(str(table))
     model = model or published.model
-    budgets, warnings = reproduction.try_budgets(
-        published, model, calibration, on_progress, needed=questions is None
-    )
-    listed = reproduction.list_rows(published, seed)
-    asked: Sequence[Asked] = ()
-    evaluated = None
-    if questions is not None:
+    if questions is None:
+        return run_table(published, model, seed, seeds, calibration, on_progress)
+
+    def ask(variants: Sequence[Variant]) -> tuple[Sequence[Asked], Evaluation]:
         settings = _settings(metric, sampling or Sampling(), generation, limits)
         asked, failed = _questions(questions, columns, limit, settings.limits, metric)
-        variants = repeat_variants(listed, seeds)
         loaded = find_loaded(model)
-        evaluated = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
-        evaluated = replace(evaluated, failed=failed)
-    return reproduction.put_beside(published, model, budgets, evaluated, asked, warnings)
+        result = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
+        return asked, replace(result, failed=failed)
+
+    return run_table(published, model, seed, seeds, calibration, on_progress, ask)
 
 
 def _list_variants(

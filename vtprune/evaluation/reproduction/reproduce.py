@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -15,7 +15,13 @@ from vtprune.evaluation.profiling.profile import ProfileOptions, profile
 from vtprune.evaluation.profiling.prompts import parse_size
 from vtprune.evaluation.profiling.result import Profile, ProfileRow
 from vtprune.evaluation.reproduction.tables import PublishedRow, PublishedTable
-from vtprune.evaluation.variants import Variant, VariantList, all_stages
+from vtprune.evaluation.variants import (
+    SEEDS,
+    Variant,
+    VariantList,
+    all_stages,
+    repeat_variants,
+)
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.models import EMBEDDED
 from vtprune.preset.spec import Preset
@@ -167,24 +173,36 @@ def count_budgets(
                    on_progress=on_progress)  # fmt: skip
 
 
-def try_budgets(
+def run_table(
     table: PublishedTable,
     model: str | None,
-    calibration: Path | None,
-    on_progress: Progress | None,
-    needed: bool,
-) -> tuple[Profile | None, list[str]]:
-    """Return what `count_budgets` does, or None and a warning that says why there are none.
+    seed: int | None = None,
+    seeds: int = SEEDS,
+    calibration: Path | None = None,
+    on_progress: Progress | None = None,
+    ask: Callable[[Sequence[Variant]], tuple[Sequence[Asked], Evaluation]] | None = None,
+) -> Reproduction:
+    """Count the budgets of a table's rows, and ask questions under them.
+
+    Args:
+        model: as of `profile`.
+        ask: gets the rows as variants; returns the questions, and what came out. None: tokens and
+            FLOPs alone.
 
     Raises:
-        VtpruneError: why there are none, where nothing else is asked for.
+        VtpruneError: of any kind; that there are no budgets, where nothing is asked.
     """
+    budgets, warnings = None, []
     try:
-        return count_budgets(table, model, calibration, on_progress), []
+        budgets = count_budgets(table, model, calibration, on_progress)
     except VtpruneError as error:
-        if needed:
+        if ask is None:
             raise
-        return None, [f"no budgets: {error.message}"]
+        warnings = [f"no budgets: {error.message}"]
+    if ask is None:
+        return put_beside(table, model, budgets)
+    asked, evaluation = ask(repeat_variants(list_rows(table, seed), seeds))
+    return put_beside(table, model, budgets, evaluation, asked, warnings)
 
 
 def put_beside(
