@@ -186,7 +186,9 @@ run:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--correctness-table", metavar="FILE", help="write which cells of pruned = masked hold"
+        "--correctness-table",
+        metavar="FILE",
+        help="try pruned = masked in all ways, and write which cells hold",
     )
 
     parser.addoption("--ray", action="store_true", help="run batches on a Ray cluster of two nodes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from functools import partial
+from itertools import combinations, product
 
 import oracle
 import pytest
@@ -34,15 +35,54 @@ SCHEDULES = {
         {"at": 3, "method": "uniform", "keep": 0.2, "per": "tile"},
     ],
 }
+KERNELS, BATCHES, CACHES = ("sdpa", "eager"), ("one", "ragged"), ("dynamic", "static")
+WAYS = list(product(SCHEDULES, KERNELS, BATCHES, CACHES))
 LAYER_TWO = {"stages": SCHEDULES["one_layer"]}
 BOTH = {"stages": SCHEDULES["input_and_layer"]}
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("batch", ["one", "ragged"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("name", "kind"), CASES)
+def chosen_ways(number: int) -> list[tuple[str, str, str, str]]:
+    """Return 8 of the 32 ways, in which every two of the four choices meet in all combinations.
+
+    Of four cases that follow each other, each has other ways.
+    """
+    return [
+        (
+            schedule,
+            attention,
+            BATCHES[(first + second + number) % 2],
+            CACHES[(first // 2 + second + number // 2) % 2],
+        )
+        for first, schedule in enumerate(SCHEDULES)
+        for second, attention in enumerate(KERNELS)
+    ]
+
+
+def test_two_choices_meet_in_every_case_and_all_four_in_any_four_cases() -> None:
+    for number in range(4):
+        ways = chosen_ways(number)
+        for one, other in combinations(range(4), 2):
+            assert len({(way[one], way[other]) for way in ways}) == len(
+                {(way[one], way[other]) for way in WAYS}
+            )
+        assert {way for four in range(4) for way in chosen_ways(number + four)} == set(WAYS)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give every case all ways where the table of docs/correctness.md is written, else some."""
+    if metafunc.function is not test_pruned_equals_masked_at_prefill_and_decode:
+        return
+    every = metafunc.config.getoption("--correctness-table")
+    metafunc.parametrize(
+        ("name", "kind", "schedule", "attention", "batch", "cache"),
+        [
+            (*case, *way)
+            for number, case in enumerate(CASES)
+            for way in (WAYS if every else chosen_ways(number))
+        ],
+    )
+
+
 def test_pruned_equals_masked_at_prefill_and_decode(
     name: str, kind: str, schedule: str, attention: str, batch: str, cache: str
 ) -> None:
