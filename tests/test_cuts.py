@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations, product
 from typing import Any, ClassVar
 
 import oracle
@@ -29,13 +30,7 @@ from vtprune.tokens.quotas import weighted_quotas
 from vtprune.tokens.schedule import CutProfile, Place
 from vtprune.tokens.solver import solve
 
-CELLS = [
-    (name, family, kind)
-    for name, method in METHODS.items()
-    if not method.before_tower
-    for family in tiny.MODELS
-    for kind in tiny.KINDS[family]
-]
+BY_TOKEN = [name for name, method in METHODS.items() if not method.before_tower]
 MERGING = {
     "visionzip": {"contextual": "32/64"},
     "sparsevlm": {},
@@ -707,6 +702,33 @@ def takes(name: str, kind: str) -> bool:
     return set(METHODS[name].modalities) >= ({"video"} if kind == "video" else {"image"})
 
 
+def cells(taken: bool) -> list[tuple[str, str, str]]:
+    """Return every method with every family, on one kind of prompt that it takes, or does not.
+
+    The kinds take turns, so that every method meets all of them, and so does every family.
+    """
+    found = []
+    for (number, name), (place, family) in product(enumerate(BY_TOKEN), enumerate(tiny.MODELS)):
+        kinds = [kind for kind in tiny.KINDS[family] if takes(name, kind) == taken]
+        if kinds:
+            found.append((name, family, kinds[(number + place) % len(kinds)]))
+    return found
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_every_two_of_method_family_and_kind_meet(taken: bool) -> None:
+    every = [
+        (name, family, kind)
+        for name, family in product(BY_TOKEN, tiny.MODELS)
+        for kind in tiny.KINDS[family]
+        if takes(name, kind) == taken
+    ]
+    for one, other in combinations(range(3), 2):
+        assert {(cell[one], cell[other]) for cell in cells(taken)} == {
+            (cell[one], cell[other]) for cell in every
+        }
+
+
 def pruned_by(model, name: str, kind: str):  # type: ignore[no-untyped-def]
     """A block with one method; placeholders that both modalities share hold what `kind` says."""
     modality = "video" if kind == "video" else "image"
@@ -714,7 +736,7 @@ def pruned_by(model, name: str, kind: str):  # type: ignore[no-untyped-def]
     return vtprune.pruning(model, method=name, keep=0.4, options=options, modality=modality)
 
 
-@pytest.mark.parametrize(("name", "family", "kind"), [cell for cell in CELLS if takes(*cell[::2])])
+@pytest.mark.parametrize(("name", "family", "kind"), cells(taken=True))
 def test_pruned_equals_masked_with_every_method(
     name: str, family: str, kind: str, choices: list[Choice]
 ) -> None:
@@ -761,9 +783,7 @@ def test_merging_in_a_deep_layer_equals_masked(
         oracle.assert_masked(model, inputs, trace, tokens, logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "kind"), [cell for cell in CELLS if not takes(*cell[::2])]
-)
+@pytest.mark.parametrize(("name", "family", "kind"), cells(taken=False))
 def test_a_method_for_clips_is_refused_in_every_family(name: str, family: str, kind: str) -> None:
     model = shared_model(family)
     inputs = tiny.inputs(family, model, kind)
