@@ -62,8 +62,9 @@ def test_a_split_model_is_asked_as_a_whole_one(
     directory = checkpoints("llava_onevision")
     plain = load(str(directory))
     loaded = split(directory, tmp_path, monkeypatch)
+    few = vtprune.Generation(max_new_tokens=8)
     reports = [
-        vtprune.answer(model, [(picture, "what?")], preset="fast", keep=0.5)[0]
+        vtprune.answer(model, [(picture, "what?")], preset="fast", keep=0.5, generation=few)[0]
         for model in (plain, loaded)
     ]
     assert reports[0].answer == reports[1].answer

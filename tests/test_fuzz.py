@@ -135,7 +135,7 @@ def test_values_are_damaged_in_a_copy() -> None:
     assert len(set(changed)) > 50
 
 
-@pytest.mark.parametrize(("subject", "count"), [("media", 200), ("text", 200)])
+@pytest.mark.parametrize(("subject", "count"), [("media", 100), ("text", 100)])
 def test_damaged_input_is_read_or_refused(tmp_path: Path, subject: str, count: int) -> None:
     if subject == "text":
         pytest.importorskip("fastapi")

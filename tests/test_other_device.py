@@ -289,7 +289,8 @@ def split_over_two(name: str) -> torch.nn.Module:
 def test_a_question_is_answered_on_a_device_as_on_a_cpu(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     picture = save_noise(tmp_path / "noise.png", 90, 150)
     loaded, remote = (vtprune.load(str(checkpoints(FAMILY))) for _ in range(2))
-    ask = functools.partial(vtprune.answer, preset="fast", keep=0.5)
+    few = vtprune.Generation(max_new_tokens=4)
+    ask = functools.partial(vtprune.answer, preset="fast", keep=0.5, generation=few)
     here = ask(loaded, [(picture, "what?"), (picture, "where?")])
     with devices(free=MEMORY - 12345) as noted:
         move(remote.model, "cuda:0")

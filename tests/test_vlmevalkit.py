@@ -113,7 +113,8 @@ def test_the_documented_runner_adds_models_that_answer(
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     place = str(checkpoints("llava"))
     runner = tmp_path / "runner.py"
-    runner.write_text(code.replace("llava-1.5-7b", place).replace("at=2", "at=1"))
+    few = f"at=1, max_new_tokens={SHORT}"
+    runner.write_text(code.replace("llava-1.5-7b", place).replace("at=2", few))
     ran: list[str] = []
     run_path = runpy.run_path
     monkeypatch.setattr(runpy, "run_path", lambda path, run_name: ran.append(path))
@@ -124,7 +125,7 @@ def test_the_documented_runner_adds_models_that_answer(
     assert ran == ["run.py"]
     message = [{"type": "image", "value": str(files[0])}, {"type": "text", "value": "what?"}]
     for name, keep in {"full": 1, "192": 0.3333}.items():
-        own = pruned(place, method="entropy", at=1, norm="none", keep=keep)
+        own = build(pruned, checkpoints, "llava", method="entropy", at=1, norm="none", keep=keep)
         assert known[f"llava-{name}"]().generate(message) == own.generate(message)
     assert {"llava-128", "llava-64"} <= set(known)
 
