@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,7 @@ from conftest import save_noise
 from PIL import Image
 
 import vtprune
+from vtprune._dev import kills
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
 from vtprune.inference.generate import Generation, Run
@@ -450,6 +448,7 @@ def test_the_command_says_what_is_wrong(
     assert reason in result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_loses_and_doubles_nothing(
     checkpoints: Callable[[str], Path], folder: Path, tmp_path: Path
 ) -> None:
@@ -457,12 +456,11 @@ def test_a_killed_run_loses_and_doubles_nothing(
     args = ["batch", str(folder), "-q", "what?", "-q", "which?", "-q", "where?", "--model",
             str(checkpoints("llava_onevision")), "--keep", "0.4", "--max-new-tokens", "2",
             "--batch-size", "1", "--save", str(path)]  # fmt: skip
-    command = [sys.executable, "-m", "vtprune", *args]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (path.exists() and path.stat().st_size):
-            time.sleep(0.01)
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+    process, until = kills.start(args, tmp_path), time.monotonic() + 60
+    while time.monotonic() < until and not (path.exists() and path.stat().st_size):
+        time.sleep(0.01)
+    time.sleep(0.05)
+    kills.kill(process)
     held = path.read_bytes().count(b"\n")
     assert 0 < held < 24
     assert CliRunner().invoke(cli, args).exit_code == 0

@@ -140,6 +140,24 @@ def test_a_signal_ends_every_long_command_with_a_word_and_its_code(
         assert re.search(r"kept in a\.jsonl; the same command|stopped: nothing is kept", text)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, 130)])
+def test_a_signal_says_how_many_answers_are_kept(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.write(tmp_path / "samples", 9, 0)
+    answers, said = tmp_path / "a.jsonl", tmp_path / "stderr"
+    command = ["evaluate", str(tmp_path / "samples" / "questions.jsonl"), "--methods", "uniform",
+               "--keep", "0.3", "--seeds", "1", "--answers", answers.name]  # fmt: skip
+    process, until = with_handler(command, tmp_path, monkeypatch), time.monotonic() + 120
+    while not (answers.exists() and answers.read_bytes().count(b"\n") > 1):
+        assert time.monotonic() < until, said.read_text()
+        time.sleep(0.01)
+    os.kill(process, number)
+    assert wait(process, 60) == code, said.read_text()
+    kept = len(answers.read_text().splitlines()) - 1
+    assert f"{kept} answers kept in a.jsonl; the same command goes on" in said.read_text()
+
+
 @pytest.mark.parametrize(
     ("signals", "grace", "code", "answered"),
     [

@@ -1,4 +1,4 @@
-"""Files are written whole, or refused before anything expensive is done; streams and signals."""
+"""Files are written whole, or refused before anything expensive is done; streams and kills."""
 
 from __future__ import annotations
 
@@ -174,27 +174,6 @@ def test_closed_streams_are_clear_errors(
     assert found.returncode == code
     assert found.stderr.startswith(stderr)
     assert "internal" not in found.stderr
-
-
-@POSIX
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_says_what_is_kept(
-    samples: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    answers = tmp_path / "answers.jsonl"
-    args = command("evaluate", samples / "questions.jsonl", "--methods", "random", "--keep", "0.3",
-                   "--answers", answers)  # fmt: skip
-    with subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and run.poll() is None:
-            if answers.exists() and answers.read_bytes().count(b"\n") > 1:
-                break
-            time.sleep(0.02)
-        run.send_signal(number)
-        _, stderr = run.communicate(timeout=120)
-    assert run.returncode == code
-    kept = len(answers.read_text().splitlines()) - 1
-    assert f"{kept} answers kept in {answers}; the same command goes on" in stderr
 
 
 @POSIX

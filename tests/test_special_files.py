@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -226,9 +225,8 @@ def test_what_is_no_utf8_in_a_name_is_an_escape_in_lines(tmp_path: Path) -> None
     name = os.fsdecode(b"\xff\xfe.png")
     save_noise(tmp_path / "a.png", 32, 32).rename(tmp_path / name)
     lines = tmp_path / "answers.jsonl"
-    command = [sys.executable, "-m", "vtprune", "batch", str(tmp_path / name), "-q", "what?",
-               "--max-new-tokens", "1", "--save", str(lines)]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+    command = ["batch", str(tmp_path / name), "-q", "what?", "--max-new-tokens", "1"]
+    assert CliRunner().invoke(cli, [*command, "--save", str(lines)]).exit_code == 0
     (line,) = lines.read_text("utf-8").splitlines()
     assert json.loads(line)["files"] == [str(tmp_path / name)]
 
