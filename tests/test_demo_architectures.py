@@ -22,6 +22,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from vtprune._dev.training import train
@@ -30,7 +31,7 @@ from vtprune._dev.training.batches import make_batch
 from vtprune._dev.training.checkpoint import SPECIALS, vocabulary
 from vtprune._dev.training.forward import answer_states
 from vtprune._dev.training.hints import IGNORED
-from vtprune._dev.training.packed import decoder_layer
+from vtprune._dev.training.packed import Turns, decoder_layer, looks
 from vtprune.models import find_family
 from vtprune.models.checkpoint import read_files
 
@@ -91,7 +92,8 @@ def small(name: str) -> Architecture:
             shape.name: replace(shape, scenes=2, questions=2, rows=min(shape.rows, 1))
             for shape in subject.layouts.values()
         },
-        "probes": tuple(replace(probe, layer=1) for probe in subject.probes),
+        "probes": tuple(replace(probe, layer=0) for probe in subject.probes),
+        "looks": tuple(replace(look, layer=1) for look in subject.looks),
         "dev": (("picture", 1),),
         "dense_tiles": (2, 2),
     }
@@ -134,6 +136,39 @@ def test_training_sees_what_the_official_preparation_and_the_stock_model_give(
             torch.testing.assert_close(packed, expected, atol=2e-5, rtol=1e-4)
         assert len(batch.questions[0]) >= 2
         assert expected.std() > 0.1
+
+
+def test_looks_are_what_the_stock_attention_sees() -> None:
+    subject = small("qwen2_5_vl")
+    model = subject.make_model(0).eval()
+    layer = model.model.language_model.layers[1]
+    layer.self_attn.q_proj.weight.data *= 30
+    layer.self_attn.config._attn_implementation = "eager"
+    shape = replace(architecture(subject.name).layouts["picture"], scenes=4)
+    batch = make_batch(subject, "dev", 0, 0, shape)
+    seen: dict[int, tuple[Tensor, Turns]] = {}
+    with torch.no_grad():
+        answer_states(
+            subject, model, batch, torch.device("cpu"), decoder_layer,
+            lambda number, states, turns: seen.__setitem__(number, (states, turns)),
+        )  # fmt: skip
+        states, (cos, sin) = seen[1]
+        asked = torch.from_numpy(batch.names)[..., -1].flatten(1) != IGNORED
+        num_prefix = states.shape[1] - asked.shape[1]
+        future = torch.full((states.shape[1],) * 2, -torch.inf).triu(1)
+        _, weights = layer.self_attn(
+            layer.input_layernorm(states),
+            attention_mask=future[None, None],
+            position_embeddings=(cos[:, :, 0], sin[:, :, 0]),
+        )
+        group = layer.self_attn.num_key_value_groups
+        for key_head in (0, 2):
+            logs = looks(states, layer, (cos, sin), num_prefix, key_head, asked)
+            of = weights[:, key_head * group : (key_head + 1) * group, num_prefix:, :num_prefix]
+            of = of.transpose(1, 2)[asked]
+            torch.testing.assert_close(logs.exp(), of / of.sum(-1, keepdim=True))
+    assert asked.sum() >= 2
+    assert logs.exp().max() > 0.2
 
 
 def run(

@@ -8,12 +8,14 @@ import pytest
 from vtprune._dev.training.checkpoint import SPECIALS, make_tokenizer
 from vtprune._dev.training.hints import (
     DETAILS,
+    DIGIT_CLASSES,
     IGNORED,
     NAME_CLASSES,
     TOKEN_CLASSES,
     VERBS,
     name_labels,
     names_of,
+    shown,
     token_labels,
 )
 from vtprune.demo.world import Event, Number, Scene, Thing, make_clip, make_picture
@@ -44,9 +46,9 @@ CLIP = Scene(
 
 def test_a_name_in_a_picture_tells_its_cell_and_size() -> None:
     assert names_of(PICTURE) == {
-        ("red", "star"): (7, 1, IGNORED, IGNORED, IGNORED),
-        ("red", "ring"): (0, 0, IGNORED, IGNORED, IGNORED),
-        ("blue", "star"): (2, 1, IGNORED, IGNORED, IGNORED),
+        ("red", "star"): (7, 1, *[IGNORED] * 5, 0),
+        ("red", "ring"): (0, 0, *[IGNORED] * 5, 1),
+        ("blue", "star"): (2, 1, *[IGNORED] * 5, 2),
     }
 
 
@@ -59,17 +61,18 @@ def test_a_name_in_a_clip_tells_what_its_thing_does_and_when() -> None:
     moves, turns = VERBS.index("moves"), VERBS.index("turns")
     cyan, right = DETAILS.index("cyan"), DETAILS.index("right")
     assert names_of(CLIP) == {
-        ("red", "star"): (0, IGNORED, moves, 1, right),
-        ("blue", "ring"): (8, IGNORED, turns, 2, cyan),
-        ("cyan", "ring"): (8, IGNORED, turns, 2, cyan),
-        ("green", "cross"): (6, IGNORED, 0, 0, 0),
+        ("red", "star"): (0, IGNORED, moves, 1, right, IGNORED, IGNORED, 0),
+        ("blue", "ring"): (8, IGNORED, turns, 2, cyan, IGNORED, IGNORED, 1),
+        ("cyan", "ring"): (8, IGNORED, turns, 2, cyan, IGNORED, IGNORED, 1),
+        ("green", "cross"): (6, IGNORED, 0, 0, 0, IGNORED, IGNORED, 2),
+        ("large", "number"): (2, *[IGNORED] * 4, 4, 2, 3),
     }
 
 
 def test_labels_stand_at_the_word_that_completes_a_name() -> None:
     encoded = make_tokenizer(SPECIALS).encode("is the red star above the blue cross?")
     rows = name_labels(encoded.tokens, names_of(PICTURE))
-    assert [row != NONE for row in rows] == [word == "star" for word in encoded.tokens]
+    assert [row != (IGNORED,) * 8 for row in rows] == [word == "star" for word in encoded.tokens]
     assert rows[encoded.tokens.index("star")][:2] == (7, 1)
 
 
@@ -104,13 +107,29 @@ def test_where_a_thing_vanished_is_remembered() -> None:
     assert marks[2, 0, 0, :2].tolist() == [VERBS.index("vanishes"), 2]
 
 
+def test_tokens_tell_which_thing_or_number_they_show() -> None:
+    marks = shown(CLIP, [0.0, 0.8], (4, 4)).reshape(2, 4, 4)
+    assert marks[0].tolist() == [  # the number does not show yet
+        [0, IGNORED, IGNORED, IGNORED],
+        [IGNORED] * 4,
+        [IGNORED] * 4,
+        [2, IGNORED, IGNORED, 1],
+    ]
+    # The star has gone to the middle of the top row: its centre is on the line of two tokens.
+    assert marks[1, 0, 2:].tolist() == [0, 3]
+    assert marks[1, 0, 0] == IGNORED
+    assert marks[1, 1:].tolist() == marks[0, 1:].tolist()
+
+
 @pytest.mark.parametrize("index", range(20))
 def test_labels_are_classes_of_their_heads(index: int) -> None:
     for scene in (make_clip("dev", 0, index), make_picture("dev", 0, index, size=(200, 180))):
         times = np.linspace(0, 1, 8) if scene.is_clip else np.zeros(1)
         marks = token_labels(scene, times.tolist(), (4, 6))
-        names = np.array(list(names_of(scene).values()) or [NONE])
-        for labels, classes in ((marks, TOKEN_CLASSES), (names, NAME_CLASSES)):
+        names = np.array(list(names_of(scene).values()) or [(IGNORED,) * 8])
+        num = len(scene.things) + len(scene.numbers)
+        of_names = (*NAME_CLASSES, *DIGIT_CLASSES, num)
+        for labels, classes in ((marks, TOKEN_CLASSES), (names, of_names)):
             known = labels != IGNORED
             assert (labels >= 0)[known].all()
             assert (labels < np.array(classes)).all()

@@ -61,6 +61,21 @@ class HintProbe:
     classes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class HintLook:
+    """Heads of attention that look from a name at what it names.
+
+    Args:
+        layer: of the decoder.
+        key_head: all query heads of this one look.
+        column: the label of a visual token that says what it shows.
+    """
+
+    layer: int
+    key_head: int
+    column: int
+
+
 Emphasis = tuple[tuple[str, ...], tuple[str, ...]]
 Curriculum = tuple[tuple[int, dict[str, float], int, int], ...]
 
@@ -82,6 +97,7 @@ class Architecture(Protocol):
         dev: how many batches of each layout the accuracy on dev is taken from.
         compiled: the layouts that pay for a compiled decoder layer.
         probes: where hints are asked for.
+        looks: which heads of attention are told where to look.
         steps: of the tower alone, of everything, and the one from which hints are asked for.
         decay: the last part of the steps, of falling rate.
         dense_tiles: how many tiles with dense labels a step of the tower alone has, and a later
@@ -100,6 +116,7 @@ class Architecture(Protocol):
     dev: tuple[tuple[str, int], ...]
     compiled: tuple[str, ...]
     probes: tuple[HintProbe, ...]
+    looks: tuple[HintLook, ...]
     steps: tuple[int, int, int]
     decay: float
     dense_tiles: tuple[int, int]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtprune._dev.training.architecture import HintProbe
+from vtprune._dev.training.architecture import HintLook, HintProbe
 from vtprune._dev.training.batches import Batch
 from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.packed import Turns, looks
 
 
 class Hints(nn.Module):
@@ -18,32 +19,46 @@ class Hints(nn.Module):
 
     Args:
         start: the position of the first visual token.
+        looks: the heads of attention that are told where to look.
     """
 
-    def __init__(self, width: int, start: int, probes: Sequence[HintProbe]) -> None:
+    def __init__(
+        self,
+        width: int,
+        start: int,
+        probes: Sequence[HintProbe],
+        looks: Sequence[HintLook],
+    ) -> None:
         super().__init__()
-        self.start, self.probes = start, probes
+        self.start, self.probes, self.looks = start, probes, looks
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in probes)
         self.heads = nn.ModuleList(
             nn.ModuleList(nn.Linear(width, size) for size in probe.classes) for probe in probes
         )
         self.states: dict[int, Tensor] = {}
+        self.turns: Turns | None = None
 
-    def watch(self, number: int, states: Tensor) -> None:
-        """Keep what comes out of the layers that are asked."""
-        if any(probe.layer == number for probe in self.probes):
+    def watch(self, number: int, states: Tensor, turns: Turns) -> None:
+        """Keep what goes into the layers that are asked."""
+        asked = {probe.layer + 1 for probe in self.probes} | {look.layer for look in self.looks}
+        if number in asked:
             self.states[number] = states
+        self.turns = turns
 
-    def loss(self, batch: Batch) -> tuple[Tensor, list[float]]:
+    def loss(self, batch: Batch, layers: Sequence[nn.Module]) -> tuple[Tensor, list[float]]:
         """The mean loss of the heads that a batch has labels for, and each head's share of right.
 
+        That of the looks is added, and the mean share of attention that is where it should be.
         What was watched is forgotten.
+
+        Args:
+            layers: the decoder's.
         """
         marks, names = torch.from_numpy(batch.marks), torch.from_numpy(batch.names).flatten(1, 2)
         losses, right = [], []
         for probe, norm, heads in zip(self.probes, self.norms, self.heads, strict=True):
             assert isinstance(heads, nn.ModuleList)
-            states = self.states[probe.layer]
+            states = self.states[probe.layer + 1]
             if probe.at == "tokens":
                 labels, states = marks, states[:, self.start : self.start + marks.shape[1]]
             else:
@@ -57,8 +72,30 @@ class Hints(nn.Module):
                 logits = head(norm(states[wanted].float())).float()
                 losses.append(F.cross_entropy(logits, label[wanted]))
                 right.append(round(float((logits.argmax(-1) == label[wanted]).float().mean()), 3))
-        self.states = {}
-        return torch.stack(losses).mean(), right
+        total = torch.stack(losses).mean()
+        for look in self.looks:
+            loss, share = self._look(look, layers[look.layer], marks, names[..., -1])
+            total = total + loss / len(self.looks)
+            right.append(round(share, 3))
+        self.states, self.turns = {}, None
+        return total, right
+
+    def _look(
+        self, look: HintLook, layer: nn.Module, marks: Tensor, names: Tensor
+    ) -> tuple[Tensor, float]:
+        """The loss of one layer's looks, and the share of attention that is where it should be."""
+        states = self.states[look.layer]
+        assert self.turns is not None
+        num_prefix = states.shape[1] - names.shape[1]
+        names, shown = names.to(states.device), marks[..., look.column].to(states.device)
+        aimed = shown[:, None] == names[..., None]  # (B, R x L, N)
+        asked = (names != IGNORED) & aimed.any(-1)
+        if not asked.any():
+            return states.new_zeros(()), -1.0
+        logs = looks(states, layer, self.turns, num_prefix, look.key_head, asked)
+        logs = logs[..., self.start : self.start + shown.shape[1]]
+        of = logs.masked_fill(~aimed[asked][:, None], -torch.inf).logsumexp(-1)
+        return -of.mean(), float(of.detach().exp().mean())
 
 
 class Dense(nn.Module):

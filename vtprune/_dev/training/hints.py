@@ -3,7 +3,8 @@
 A question that takes two looks ("is the red star above the blue ring?") is not learned from its yes
 or no: the looks have to be there first. So small heads, thrown away later, ask the decoder's middle
 layers what they should know by then: of a thing, at the word that completes its name; of what has
-happened to it and how many like it came before, at its visual tokens.
+happened to it and how many like it came before, at its visual tokens. And heads of attention are
+told where to look from a name: at the tokens that show what it names.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vtprune.demo.world import COLOURS, DIRECTIONS, Event, Scene, Thing, things_at
+from vtprune.demo.world import COLOURS, DIRECTIONS, Event, Scene, Thing, numbers_at, things_at
 
 IGNORED = -100
 VERBS = ("none", "moves", "appears", "vanishes", "turns", "flashes")
 DETAILS = ("", *DIRECTIONS, *COLOURS)
 MOST = 8  # ordinals 0 to 7
-# Classes of each label: of a name its cell, size, verb, third of the clip and detail; of a visual
+# Classes of each label: of a name its cell, size, verb, third of the clip and detail, then, of a
+# number, its two digits; of a visual
 # token the verb and third of what has happened there, and its thing's number among those of its
 # colour, of its shape and among all.
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
+DIGIT_CLASSES = (10, 10)
 TOKEN_CLASSES = (len(VERBS), 4, MOST, MOST, MOST)
 Grid = tuple[int, int]  # rows and columns of visual tokens
 
@@ -30,13 +33,16 @@ Names = dict[tuple[str, str], tuple[int, ...]]
 
 
 def names_of(scene: Scene) -> Names:
-    """The labels of every colour and shape that names one thing of the scene."""
+    """The labels of every colour and shape that names one thing of the scene, and of its numbers.
+
+    The last label is the place of what is named among the scene's things and then its numbers.
+    """
     done: dict[int, Event] = {e.thing: e for e in scene.events if e.verb != "flashes"}
     labels_of_name: Names = {}
     shared: set[tuple[str, str]] = set()
     for i, thing in enumerate(scene.things):
         event = done.get(i)
-        labels = _name_labels(thing, event, scene.is_clip)
+        labels = (*_name_labels(thing, event, scene.is_clip), IGNORED, IGNORED, i)
         names = [(thing.colour, thing.shape)]
         if event is not None and event.verb == "turns":
             names.append((event.detail, thing.shape))
@@ -44,6 +50,9 @@ def names_of(scene: Scene) -> Names:
             if name in labels_of_name:
                 shared.add(name)
             labels_of_name[name] = labels
+    for i, number in enumerate(scene.numbers, start=len(scene.things)):
+        labels = number.row * 3 + number.column, *[IGNORED] * 4, *map(int, number.digits), i
+        labels_of_name["large" if number.large else "small", "number"] = labels
     return {name: labels for name, labels in labels_of_name.items() if name not in shared}
 
 
@@ -57,11 +66,34 @@ def _name_labels(thing: Thing, event: Event | None, is_clip: bool) -> tuple[int,
 
 
 def name_labels(words: Sequence[str], names: Names) -> list[tuple[int, ...]]:
-    """Labels (L, 5) of a row of tokens: at each shape that follows its colour."""
-    rows = [(IGNORED,) * len(NAME_CLASSES)] * len(words)
+    """Labels (L, 8) of a row of tokens: at each word that ends a name."""
+    rows = [(IGNORED,) * (len(NAME_CLASSES) + len(DIGIT_CLASSES) + 1)] * len(words)
     for i in range(1, len(words)):
         rows[i] = names.get((words[i - 1], words[i]), rows[i])
     return rows
+
+
+def shown(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]:
+    """What each token (N,) of the grids at `times` shows, as `names_of` counts it."""
+    out = np.full((len(times), *grid), IGNORED)
+    for picture, time in zip(out, times, strict=True):
+        there = {(t.shape, t.radius): t for t in things_at(scene, float(time))}
+        for i, thing in enumerate(scene.things):
+            seen = there.get((thing.shape, thing.radius))
+            if seen is not None:
+                picture[_covered(seen.x, seen.y, *_radii(scene, seen.radius), grid)] = i
+        numbers = numbers_at(scene, float(time))
+        for i, number in enumerate(scene.numbers, start=len(scene.things)):
+            if number in numbers:
+                wide, tall = _radii(scene, number.height / 2)
+                picture[_covered(number.x, number.y, 1.2 * wide, tall, grid)] = i
+    return out.reshape(-1)
+
+
+def _radii(scene: Scene, radius: float) -> tuple[float, float]:
+    """A radius, a fraction of the shorter side, as fractions of width and height."""
+    shorter = min(scene.height, scene.width)
+    return radius * shorter / scene.width, radius * shorter / scene.height
 
 
 def token_labels(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoder
 Decoder = LlamaModel | Qwen2Model | Qwen2_5_VLTextModel
 DecoderLayer = LlamaDecoderLayer | Qwen2DecoderLayer | Qwen2_5_VLDecoderLayer
 LayerWeights = tuple[Tensor, ...]
+Turns = tuple[Tensor, Tensor]  # cosine and sine of positions
 
 
 def layer_weights(layer: DecoderLayer | nn.Module) -> LayerWeights:
@@ -127,6 +128,38 @@ def decoder_layer(
     return x + F.linear(F.silu(F.linear(y, w_gate)) * F.linear(y, w_up), w_down)
 
 
+def looks(
+    x: Tensor,
+    layer: DecoderLayer | nn.Module,
+    turns: Turns,
+    num_prefix: int,
+    key_head: int,
+    asked: Tensor,
+) -> Tensor:
+    """How one key head's queries divide their attention among the prefix: logarithms (n, G, P).
+
+    Args:
+        x: what goes into the layer, (B, P + R x L, D).
+        asked: of which of the questions' tokens, (B, R x L) bool.
+    """
+    assert isinstance(layer, DecoderLayer)
+    attention, width = layer.self_attn, layer.self_attn.head_dim
+    group = attention.num_key_value_groups
+    y = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+    part = slice(key_head * width, (key_head + 1) * width)
+    parts = slice(key_head * width * group, (key_head + 1) * width * group)
+    rows, keys = asked.nonzero(as_tuple=True)[0], y[:, :num_prefix]
+    cos, sin = (value.expand(len(x), *value.shape[1:]) for value in turns)
+    at = [value[:, num_prefix:][asked] for value in (y, cos, sin)]
+    query, key = attention.q_proj, attention.k_proj
+    q = F.linear(at[0], query.weight[parts], query.bias[parts]).unflatten(-1, (group, width))
+    k = F.linear(keys, key.weight[part], key.bias[part])
+    k = rotate(k[:, :, None], cos[:, :num_prefix], sin[:, :num_prefix])[:, :, 0]
+    q = rotate(q, at[1], at[2])
+    scores = torch.einsum("ngd,npd->ngp", q.float(), k.float()[rows]) * width**-0.5
+    return scores.log_softmax(-1)
+
+
 def read_packed(
     decoder: Decoder,
     prefix: Tensor,
@@ -134,7 +167,7 @@ def read_packed(
     positions: tuple[Tensor, Tensor],
     segments: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,
-    watch: Callable[[int, Tensor], None] | None = None,
+    watch: Callable[[int, Tensor, Turns], None] | None = None,
 ) -> Tensor:
     """The decoder's last states (B, R, L, D) at the tokens of questions that share a prefix.
 
@@ -145,7 +178,8 @@ def read_packed(
         positions: of the prefix, (P,) or (3, P), and of the rows' tokens, (B, R, L).
         segments: (B, R, L): tokens of one question have one number.
         layer: `decoder_layer`, or a compiled version of it.
-        watch: is given the number of each layer and what comes out of it, (B, P + R x L, D).
+        watch: is given the number of each layer, what goes into it, (B, P + R x L, D), and the
+            cosine and sine of its positions.
     """
     config = decoder.config
     batch, num_prefix, width = prefix.shape
@@ -161,6 +195,8 @@ def read_packed(
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     apart = ~(causal & (segments[..., :, None] == segments[..., None, :]))
     for number, module in enumerate(decoder.layers):
+        if watch is not None:
+            watch(number, x, (cos, sin))
         x = layer(
             x,
             layer_weights(module),
@@ -173,7 +209,5 @@ def read_packed(
             config.num_key_value_heads,
             config.rms_norm_eps,
         )
-        if watch is not None:
-            watch(number, x)
     x = rms_norm(x[:, num_prefix:], decoder.norm.weight, config.rms_norm_eps)
     return x.view(batch, num_rows, length, width)

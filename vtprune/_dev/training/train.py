@@ -169,7 +169,7 @@ class TrainingRun:
         subject.start(model, self.heads, args.seed, args.tower_steps)
         start = len(subject.tokenizer.encode(subject.prefix).ids)
         width = model.config.get_text_config().hidden_size
-        self.hints = Hints(width, start, subject.probes).to(self.device)
+        self.hints = Hints(width, start, subject.probes, subject.looks).to(self.device)
         parts, singles = subject.groups(model)
         self.optims = optimisers(parts)
         others = [(list(self.heads.parameters()), 1e-3), (list(self.hints.parameters()), 3e-3)]
@@ -233,7 +233,7 @@ class TrainingRun:
             logits, targets = answer_states(subject, model, batch, self.device, layer, watch)
         loss = whole = F.cross_entropy(logits, targets)
         if hinted:
-            hint, right = self.hints.loss(batch)
+            hint, right = self.hints.loss(batch, model.model.language_model.layers)
             whole = loss + HINT_WEIGHT * hint
         whole.backward()
         if number >= args.unfreeze:

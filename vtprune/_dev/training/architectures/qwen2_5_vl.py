@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtprune._dev.training import checkpoint, hints
-from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, HintProbe
+from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, HintLook, HintProbe
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
 from vtprune._dev.training.checkpoint import (
     END,
@@ -25,7 +25,7 @@ from vtprune._dev.training.checkpoint import (
     write_json,
 )
 from vtprune._dev.training.heads import Dense, weigh_labels
-from vtprune._dev.training.hints import NAME_CLASSES, TOKEN_CLASSES
+from vtprune._dev.training.hints import DIGIT_CLASSES, NAME_CLASSES, TOKEN_CLASSES
 from vtprune._dev.training.labels import labels
 from vtprune._dev.training.packed import rms_norm, rotate
 from vtprune._dev.training.pixels import normalise, resize
@@ -45,6 +45,7 @@ TOKENS_PER_SECOND = 3
 # Pixels of a picture, and of a frame of a clip.
 IMAGE_PIXELS, VIDEO_PIXELS = (168**2, 336**2), (56**2, TILE**2)
 MOST_ROWS = 12
+STILL = 1e-6  # radians a position
 CELLS = 3  # along a side: the world's words for places
 SPECIALS = (
     *checkpoint.SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -113,12 +114,15 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
     (
         1350,
         (
-            ("place",) * 3 + ("number_large",) * 3 + ("number_small", "comparison", "count"),
+            ("place",) * 3
+            + ("number_large",) * 3
+            + ("number_small",) * 2
+            + ("comparison", "count"),
             ("moment", "order") * 2 + ("what_happens",) * 2 + ("change", "between"),
         ),
     ),
     (
-        1800,
+        2400,
         (
             ("comparison",) * 4 + ("count",) * 4 + ("places", "shape"),
             ("what_happens", "order") * 4 + ("moment",) * 3 + ("count",),
@@ -151,8 +155,9 @@ class TrainedQwen25VL:
     probes = (
         HintProbe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
         HintProbe(7, "tokens", 0, TOKEN_CLASSES),
-        HintProbe(12, "names", 0, NAME_CLASSES),
+        HintProbe(12, "names", 0, (*NAME_CLASSES, *DIGIT_CLASSES)),
     )
+    looks = tuple(HintLook(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
     steps = 1500, 5000, 0
     decay = 0.15
     dense_tiles = 64, 16
@@ -180,12 +185,7 @@ class TrainedQwen25VL:
             "num_attention_heads": 24,
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
-            # Eight frequencies, two for time and three each for height and width: with the usual
-            # base, width would turn by a hundredth of a degree a token; with a base of ten, no
-            # head could compare a word with tokens near and far alike.
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]
-            },
+            "rope_parameters": rope_parameters(),
             "rms_norm_eps": 1e-6,
             "bos_token_id": None,
             "eos_token_id": END,
@@ -302,14 +302,37 @@ class TrainedQwen25VL:
     def token_labels(
         self, scene: Scene, times: NDArray[np.float64], layout: BatchShape
     ) -> NDArray[np.int64]:
-        """Of every token: what has happened there or its ordinals; its row, column and cell."""
+        """Of every token: what has happened there or its ordinals; its row, column and cell; what
+        it shows."""
         grid = grid_of(layout)
         seen = times[TEMPORAL - 1 :: TEMPORAL].tolist() if scene.is_clip else [0.0]
         history = hints.token_labels(scene, seen, grid)
         places = np.indices(grid).reshape(2, -1).T
         down, across = (CELLS * (2 * places + 1) // (2 * np.array(grid))).T
         marks = np.column_stack((places, CELLS * down + across))
-        return np.concatenate((history, np.tile(marks, (len(seen), 1))), axis=1)
+        shown = hints.shown(scene, seen, grid)[:, None]
+        return np.concatenate((history, np.tile(marks, (len(seen), 1)), shown), axis=1)
+
+
+def rope_parameters() -> dict[str, object]:
+    """Of a head's eight frequencies one each for time, height and width, and five that don't turn.
+
+    The usual ones turn nearly all of a head within a question's distance from its picture, so that
+    little of it is left to compare words with visual tokens wherever they are. A real checkpoint's
+    heads are eight times as wide, and most of their frequencies are as good as still.
+    """
+    turns = (0.6, STILL, 0.45, STILL, STILL, 0.45, STILL, STILL)
+    factors = [1 / turn for turn in turns]
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1.0,
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": 4096,
+        "mrope_section": [2, 3, 3],
+    }
 
 
 def resized(layout: BatchShape) -> tuple[int, int]:
