@@ -31,7 +31,7 @@ from vtprune._dev.training.batches import make_batch
 from vtprune._dev.training.checkpoint import SPECIALS, vocabulary
 from vtprune._dev.training.forward import answer_states
 from vtprune._dev.training.hints import IGNORED
-from vtprune._dev.training.packed import Turns, decoder_layer, looks
+from vtprune._dev.training.packed import Seen, decoder_layer, looks
 from vtprune.models import find_family
 from vtprune.models.checkpoint import read_files
 
@@ -146,27 +146,33 @@ def test_looks_are_what_the_stock_attention_sees() -> None:
     layer.self_attn.config._attn_implementation = "eager"
     shape = replace(architecture(subject.name).layouts["picture"], scenes=4)
     batch = make_batch(subject, "dev", 0, 0, shape)
-    seen: dict[int, tuple[Tensor, Turns]] = {}
+    watched: dict[int, tuple[Tensor, Seen]] = {}
     with torch.no_grad():
         answer_states(
             subject, model, batch, torch.device("cpu"), decoder_layer,
-            lambda number, states, turns: seen.__setitem__(number, (states, turns)),
+            lambda number, states, seen: watched.__setitem__(number, (states, seen)),
         )  # fmt: skip
-        states, (cos, sin) = seen[1]
-        asked = torch.from_numpy(batch.names)[..., -1].flatten(1) != IGNORED
-        num_prefix = states.shape[1] - asked.shape[1]
+        states, seen = watched[1]
+        asked = torch.from_numpy(batch.names)[..., -1] != IGNORED
+        num_prefix = states.shape[1] - asked[0].numel()
+        num_rows, length = asked.shape[1:]
         future = torch.full((states.shape[1],) * 2, -torch.inf).triu(1)
+        mask = future.expand(len(states), 1, -1, -1).clone()
+        mask[..., num_prefix:, num_prefix:] = -torch.inf  # rows don't see each other
+        for row in range(num_rows):
+            of = slice(num_prefix + row * length, num_prefix + (row + 1) * length)
+            mask[..., of, of] = torch.zeros(()).where(~seen.apart[:, None, row], -torch.inf)
         _, weights = layer.self_attn(
             layer.input_layernorm(states),
-            attention_mask=future[None, None],
-            position_embeddings=(cos[:, :, 0], sin[:, :, 0]),
+            attention_mask=mask,
+            position_embeddings=(seen.cos[:, :, 0], seen.sin[:, :, 0]),
         )
         group = layer.self_attn.num_key_value_groups
         for key_head in (0, 2):
-            logs = looks(states, layer, (cos, sin), num_prefix, key_head, asked)
-            of = weights[:, key_head * group : (key_head + 1) * group, num_prefix:, :num_prefix]
-            of = of.transpose(1, 2)[asked]
-            torch.testing.assert_close(logs.exp(), of / of.sum(-1, keepdim=True))
+            logs = looks(states, layer, seen, key_head, asked)
+            of_head = slice(key_head * group, (key_head + 1) * group)
+            expected = weights[:, of_head, num_prefix:, :num_prefix].transpose(1, 2)
+            torch.testing.assert_close(logs.exp(), expected[asked.flatten(1)])
     assert asked.sum() >= 2
     assert logs.exp().max() > 0.2
 

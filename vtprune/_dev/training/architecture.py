@@ -98,6 +98,7 @@ class Architecture(Protocol):
         compiled: the layouts that pay for a compiled decoder layer.
         probes: where hints are asked for.
         looks: which heads of attention are told where to look.
+        hint_weight: how much the loss of hints weighs beside that of answers.
         steps: of the tower alone, of everything, and the one from which hints are asked for.
         decay: the last part of the steps, of falling rate.
         dense_tiles: how many tiles with dense labels a step of the tower alone has, and a later
@@ -117,6 +118,7 @@ class Architecture(Protocol):
     compiled: tuple[str, ...]
     probes: tuple[HintProbe, ...]
     looks: tuple[HintLook, ...]
+    hint_weight: float
     steps: tuple[int, int, int]
     decay: float
     dense_tiles: tuple[int, int]

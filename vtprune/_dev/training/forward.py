@@ -11,7 +11,7 @@ from torch import Tensor
 from vtprune._dev.training.architecture import Architecture, Layer
 from vtprune._dev.training.batches import Batch
 from vtprune._dev.training.hints import IGNORED
-from vtprune._dev.training.packed import Turns, read_packed
+from vtprune._dev.training.packed import Seen, read_packed
 
 
 def answer_states(
@@ -20,7 +20,7 @@ def answer_states(
     batch: Batch,
     device: torch.device,
     layer: Layer,
-    watch: Callable[[int, Tensor, Turns], None] | None = None,
+    watch: Callable[[int, Tensor, Seen], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, vocabulary) and targets (n,) at every answer token of a batch, row by row."""
     visual = architecture.visual_tokens(model, batch, device).float()

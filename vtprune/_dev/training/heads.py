@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vtprune._dev.training.architecture import HintLook, HintProbe
 from vtprune._dev.training.batches import Batch
 from vtprune._dev.training.hints import IGNORED
-from vtprune._dev.training.packed import Turns, looks
+from vtprune._dev.training.packed import Seen, looks
 
 
 class Hints(nn.Module):
@@ -36,28 +36,30 @@ class Hints(nn.Module):
             nn.ModuleList(nn.Linear(width, size) for size in probe.classes) for probe in probes
         )
         self.states: dict[int, Tensor] = {}
-        self.turns: Turns | None = None
+        self.seen: Seen | None = None
 
-    def watch(self, number: int, states: Tensor, turns: Turns) -> None:
+    def watch(self, number: int, states: Tensor, seen: Seen) -> None:
         """Keep what goes into the layers that are asked."""
         asked = {probe.layer + 1 for probe in self.probes} | {look.layer for look in self.looks}
         if number in asked:
             self.states[number] = states
-        self.turns = turns
+        self.seen = seen
 
     def loss(self, batch: Batch, layers: Sequence[nn.Module]) -> tuple[Tensor, list[float]]:
-        """The mean loss of the heads that a batch has labels for, and each head's share of right.
+        """The loss of all hints, and each head's share of right.
 
-        That of the looks is added, and the mean share of attention that is where it should be.
-        What was watched is forgotten.
+        Each probe adds the mean loss of its heads that a batch has labels for. The looks add their
+        mean loss, and to the shares how much of their attention is where it should be. What was
+        watched is forgotten.
 
         Args:
             layers: the decoder's.
         """
         marks, names = torch.from_numpy(batch.marks), torch.from_numpy(batch.names).flatten(1, 2)
-        losses, right = [], []
+        total, right = torch.zeros(()), list[float]()
         for probe, norm, heads in zip(self.probes, self.norms, self.heads, strict=True):
             assert isinstance(heads, nn.ModuleList)
+            losses = []
             states = self.states[probe.layer + 1]
             if probe.at == "tokens":
                 labels, states = marks, states[:, self.start : self.start + marks.shape[1]]
@@ -72,12 +74,14 @@ class Hints(nn.Module):
                 logits = head(norm(states[wanted].float())).float()
                 losses.append(F.cross_entropy(logits, label[wanted]))
                 right.append(round(float((logits.argmax(-1) == label[wanted]).float().mean()), 3))
-        total = torch.stack(losses).mean()
+            if losses:
+                total = total.to(states.device) + torch.stack(losses).mean()
+        named = torch.from_numpy(batch.names[..., -1])
         for look in self.looks:
-            loss, share = self._look(look, layers[look.layer], marks, names[..., -1])
+            loss, share = self._look(look, layers[look.layer], marks, named)
             total = total + loss / len(self.looks)
             right.append(round(share, 3))
-        self.states, self.turns = {}, None
+        self.states, self.seen = {}, None
         return total, right
 
     def _look(
@@ -85,14 +89,13 @@ class Hints(nn.Module):
     ) -> tuple[Tensor, float]:
         """The loss of one layer's looks, and the share of attention that is where it should be."""
         states = self.states[look.layer]
-        assert self.turns is not None
-        num_prefix = states.shape[1] - names.shape[1]
+        assert self.seen is not None
         names, shown = names.to(states.device), marks[..., look.column].to(states.device)
-        aimed = shown[:, None] == names[..., None]  # (B, R x L, N)
+        aimed = shown[:, None, None] == names[..., None]  # (B, R, L, N)
         asked = (names != IGNORED) & aimed.any(-1)
         if not asked.any():
             return states.new_zeros(()), -1.0
-        logs = looks(states, layer, self.turns, num_prefix, look.key_head, asked)
+        logs = looks(states, layer, self.seen, look.key_head, asked)
         logs = logs[..., self.start : self.start + shown.shape[1]]
         of = logs.masked_fill(~aimed[asked][:, None], -torch.inf).logsumexp(-1)
         return -of.mean(), float(of.detach().exp().mean())

@@ -10,6 +10,7 @@ this pass equal to the stock one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoder
 Decoder = LlamaModel | Qwen2Model | Qwen2_5_VLTextModel
 DecoderLayer = LlamaDecoderLayer | Qwen2DecoderLayer | Qwen2_5_VLDecoderLayer
 LayerWeights = tuple[Tensor, ...]
-Turns = tuple[Tensor, Tensor]  # cosine and sine of positions
+
+
+class Seen(NamedTuple):
+    """What tokens see: cosine and sine of their positions, and `apart` as in `decoder_layer`."""
+
+    cos: Tensor
+    sin: Tensor
+    apart: Tensor
 
 
 def layer_weights(layer: DecoderLayer | nn.Module) -> LayerWeights:
@@ -131,33 +139,37 @@ def decoder_layer(
 def looks(
     x: Tensor,
     layer: DecoderLayer | nn.Module,
-    turns: Turns,
-    num_prefix: int,
+    seen: Seen,
     key_head: int,
     asked: Tensor,
 ) -> Tensor:
-    """How one key head's queries divide their attention among the prefix: logarithms (n, G, P).
+    """How much of its attention one key head's queries give the prefix: logarithms (n, G, P).
 
     Args:
         x: what goes into the layer, (B, P + R x L, D).
-        asked: of which of the questions' tokens, (B, R x L) bool.
+        asked: of which of the questions' tokens, (B, R, L) bool.
     """
     assert isinstance(layer, DecoderLayer)
     attention, width = layer.self_attn, layer.self_attn.head_dim
     group = attention.num_key_value_groups
+    batch, row, _ = place = asked.nonzero(as_tuple=True)
+    num_prefix = x.shape[1] - asked[0].numel()
     y = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+    cos, sin = (value.expand(len(x), *value.shape[1:]) for value in (seen.cos, seen.sin))
     part = slice(key_head * width, (key_head + 1) * width)
-    parts = slice(key_head * width * group, (key_head + 1) * width * group)
-    rows, keys = asked.nonzero(as_tuple=True)[0], y[:, :num_prefix]
-    cos, sin = (value.expand(len(x), *value.shape[1:]) for value in turns)
-    at = [value[:, num_prefix:][asked] for value in (y, cos, sin)]
-    query, key = attention.q_proj, attention.k_proj
-    q = F.linear(at[0], query.weight[parts], query.bias[parts]).unflatten(-1, (group, width))
-    k = F.linear(keys, key.weight[part], key.bias[part])
-    k = rotate(k[:, :, None], cos[:, :num_prefix], sin[:, :num_prefix])[:, :, 0]
-    q = rotate(q, at[1], at[2])
-    scores = torch.einsum("ngd,npd->ngp", q.float(), k.float()[rows]) * width**-0.5
-    return scores.log_softmax(-1)
+    keys = F.linear(y, attention.k_proj.weight[part], attention.k_proj.bias[part])
+    keys = rotate(keys[:, :, None], cos, sin)[:, :, 0].float()
+    own = keys[:, num_prefix:].unflatten(1, asked.shape[1:])[batch, row]  # (n, L, head width)
+    asking, cos, sin = (
+        value[:, num_prefix:].unflatten(1, asked.shape[1:])[place] for value in (y, cos, sin)
+    )
+    part = slice(part.start * group, part.stop * group)
+    q = F.linear(asking, attention.q_proj.weight[part], attention.q_proj.bias[part])
+    q = rotate(q.unflatten(-1, (group, width)), cos, sin).float() * width**-0.5
+    of_prefix = torch.einsum("ngd,npd->ngp", q, keys[batch, :num_prefix])
+    of_row = torch.einsum("ngd,nld->ngl", q, own)
+    of_row = of_row.masked_fill(seen.apart[place][:, None], -torch.inf)
+    return torch.cat((of_prefix, of_row), dim=-1).log_softmax(-1)[..., :num_prefix]
 
 
 def read_packed(
@@ -167,7 +179,7 @@ def read_packed(
     positions: tuple[Tensor, Tensor],
     segments: Tensor,
     layer: Callable[..., Tensor] = decoder_layer,
-    watch: Callable[[int, Tensor, Turns], None] | None = None,
+    watch: Callable[[int, Tensor, Seen], None] | None = None,
 ) -> Tensor:
     """The decoder's last states (B, R, L, D) at the tokens of questions that share a prefix.
 
@@ -178,8 +190,8 @@ def read_packed(
         positions: of the prefix, (P,) or (3, P), and of the rows' tokens, (B, R, L).
         segments: (B, R, L): tokens of one question have one number.
         layer: `decoder_layer`, or a compiled version of it.
-        watch: is given the number of each layer, what goes into it, (B, P + R x L, D), and the
-            cosine and sine of its positions.
+        watch: is given the number of each layer, what goes into it, (B, P + R x L, D), and what its
+            tokens see.
     """
     config = decoder.config
     batch, num_prefix, width = prefix.shape
@@ -196,7 +208,7 @@ def read_packed(
     apart = ~(causal & (segments[..., :, None] == segments[..., None, :]))
     for number, module in enumerate(decoder.layers):
         if watch is not None:
-            watch(number, x, (cos, sin))
+            watch(number, x, Seen(cos, sin, apart))
         x = layer(
             x,
             layer_weights(module),

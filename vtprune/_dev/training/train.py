@@ -38,7 +38,6 @@ from vtprune._dev.training.running import (
 )
 from vtprune.demo.questions import KINDS
 
-HINT_WEIGHT = 0.3
 # How many batches of each layout the accuracy on dev is taken from.
 DEV = (
     ("picture", 5),
@@ -234,7 +233,7 @@ class TrainingRun:
         loss = whole = F.cross_entropy(logits, targets)
         if hinted:
             hint, right = self.hints.loss(batch, model.model.language_model.layers)
-            whole = loss + HINT_WEIGHT * hint
+            whole = loss + subject.hint_weight * hint
         whole.backward()
         if number >= args.unfreeze:
             tower.requires_grad_(True)

@@ -91,6 +91,7 @@ class PretrainedDecoder(TrainedLlavaOnevision):
     compiled: tuple[str, ...] = ()
     probes = (HintProbe(11, "tokens", 0, TOKEN_CLASSES), HintProbe(17, "names", 0, NAME_CLASSES))
     looks = ()
+    hint_weight = 0.15
     # The tower has learned already, its heads have not.
     steps = 300, 6000, 0
     decay = 0.2

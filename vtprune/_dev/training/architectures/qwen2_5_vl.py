@@ -114,10 +114,7 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
     (
         1350,
         (
-            ("place",) * 3
-            + ("number_large",) * 3
-            + ("number_small",) * 2
-            + ("comparison", "count"),
+            ("place", "number_large") * 3 + ("number_small",) * 2 + ("comparison", "count"),
             ("moment", "order") * 2 + ("what_happens",) * 2 + ("change", "between"),
         ),
     ),
@@ -156,8 +153,11 @@ class TrainedQwen25VL:
         HintProbe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
         HintProbe(7, "tokens", 0, TOKEN_CLASSES),
         HintProbe(12, "names", 0, (*NAME_CLASSES, *DIGIT_CLASSES)),
+        HintProbe(3, "names", 0, NAME_CLASSES[:1]),
+        HintProbe(3, "names", len(NAME_CLASSES), DIGIT_CLASSES),
     )
     looks = tuple(HintLook(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
+    hint_weight = 0.3
     steps = 1500, 5000, 0
     decay = 0.15
     dense_tiles = 64, 16
