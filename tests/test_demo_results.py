@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from vtprune._dev.training.asking import AskingJob, Part, split_parts
+from vtprune._dev.lines import read_lines
+from vtprune._dev.training.asking import AskingJob, Part, answer, questions, split_parts
 from vtprune._dev.training.results import all_cells, holm, in_headline, of_medium, table
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import make_rows
@@ -92,6 +94,22 @@ def test_what_processes_answered_becomes_one_table(tmp_path: Path) -> None:
     lines = list(table(rows, (0.5, 0.3)))
     assert lines[2].startswith("| unpruned, 12 questions | 100.0 (100.0-100.0)")
     assert "| `divprune` at input | 33.3 (33.3-33.3) | 33.3 (33.3-33.3) |" in lines
+
+
+def test_methods_cut_at_the_layers_of_the_calibration(tmp_path: Path) -> None:
+    asked = questions(tmp_path, "dev", 1, 0)[:1]
+    cells = tuple(cell for cell in all_cells(("fastv",), (), (0.5,), 1) if cell.method != "random")
+    part = Part("first", (0,), cells)
+    file = tmp_path / "layers.yaml"
+    for ecl in (3, 5):
+        figures = {"model_type": "llava_onevision", "layers": 16, "hidden_size": 192}
+        file.write_text(json.dumps({**figures, "ecl": ecl, "horizon": 9}), encoding="utf-8")
+        out = tmp_path / str(ecl)
+        out.mkdir()
+        asking = AskingJob(out, asked, (part,), processes=1, calibration=file)
+        answer(0, asking)
+        about, *_ = read_lines(asking.path(part, 0))
+        assert about["vtprune"]["calibration"] == [ecl, 9]
 
 
 def test_holm_is_the_textbook_case() -> None:

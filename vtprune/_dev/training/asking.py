@@ -32,6 +32,7 @@ class AskingJob:
     Args:
         out: folder of media, questions and answers.
         model: a checkpoint; None: the packaged one.
+        calibration: a file of its layers.
     """
 
     out: Path
@@ -39,6 +40,7 @@ class AskingJob:
     parts: tuple[Part, ...]
     model: str | None = None
     processes: int = 2
+    calibration: Path | None = None
 
     def share(self, part: Part, rank: int) -> tuple[int, ...]:
         """The numbers of one process: every so many files, each whole."""
@@ -92,7 +94,7 @@ def answer(rank: int, job: AskingJob) -> None:
             sys.stderr.write(f"{part.name}: {done} of {total}\n")
 
     torch.set_num_threads(1)
-    loaded = load(job.model)
+    loaded = load(job.model, calibration=job.calibration)
     for part in job.parts:
         own = tuple(job.asked[number] for number in job.share(part, rank))
         if own:

@@ -62,7 +62,7 @@ def job_of(args: argparse.Namespace) -> AskingJob:
     cells = all_cells(args.methods, args.presets, args.keep, args.seeds)
     headline = [cell for cell in cells if in_headline(cell, args.rivals)]
     parts = split_parts(asked, cells, headline, args.few)
-    return AskingJob(args.out, asked, parts, args.model, args.processes)
+    return AskingJob(args.out, asked, parts, args.model, args.processes, args.calibration)
 
 
 def table(rows: Sequence[EvaluationRow], keeps: Sequence[float]) -> Iterator[str]:
@@ -207,6 +207,7 @@ def main() -> None:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of files, answers and what goes on")
     parser.add_argument("--model", help="a checkpoint; default: the packaged one")
+    parser.add_argument("--calibration", type=Path, help="a file of the model's own layers")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0, help="of the files and questions")
     parser.add_argument("--questions", type=int, default=2000)

@@ -121,8 +121,8 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
     (
         2400,
         (
-            ("comparison",) * 4 + ("count",) * 4 + ("places", "shape"),
-            ("what_happens", "order") * 4 + ("moment",) * 3 + ("count",),
+            ("comparison",) * 4 + ("count",) * 3 + ("number_large", "number_small", "place") * 2,
+            ("what_happens", "order") * 4 + ("moment",) * 3 + ("count", "number_small"),
         ),
     ),
 )
