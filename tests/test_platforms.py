@@ -13,10 +13,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import assert_refused, save_noise
 
+import vtprune
 from vtprune.cli import cli
 from vtprune.cli.config import load_config
 from vtprune.cli.options import Flags
 from vtprune.cli.output import print_line
+from vtprune.errors import ModelError
+from vtprune.models.names import embedded_weights
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locales and names")
 ROOT = Path(__file__).parents[1]
@@ -62,6 +65,17 @@ for arguments in json.loads(sys.argv[1]):
 sys.stderr.write(json.dumps(codes))
 """
 """Runs several commands, each as the program runs its one, in one process."""
+NAMED_IN_LISTS = """
+import json, sys
+from vtprune.inference.questions_file import read_questions
+from vtprune.preset import load_preset
+from vtprune.serving.requests import is_missing, read_requests
+questions = read_questions(sys.argv[1])
+requests = read_requests(sys.argv[1], load_preset(None))
+assert all(question.file.is_file() for question in questions)
+assert not any(map(is_missing, (request.files[0] for request in requests)))
+print([request.preset.keep for request in requests], [request.fault for request in requests])
+"""
 
 
 def run(
@@ -114,6 +128,29 @@ def test_a_line_of_json_is_whole_in_a_locale_without_its_characters(tmp_path: Pa
     files = {os.fsencode(line["files"][0]) for line in lines}
     assert files == set(map(os.fsencode, names)) == set(map(os.fsencode, os.listdir(tmp_path)))
     assert [(line["question"], line["error"]) for line in lines] == [(QUESTION, None)] * 2
+
+
+def test_a_list_names_files_in_a_locale_without_their_characters(tmp_path: Path) -> None:
+    save_noise(tmp_path / NAME, 8, 8)
+    (tmp_path / "é.yaml").write_text("keep: 0.25\nstages: [{at: input, method: uniform}]\n")
+    preset = str(tmp_path / "é.yaml")
+    named = [NAME, str(tmp_path / NAME), (tmp_path / NAME).as_uri()]
+    lines = [{"file": name, "question": QUESTION, "preset": preset} for name in named]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (tmp_path / "é.jsonl").write_text(text, "utf-8")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = run(
+        [sys.executable, "-c", NAMED_IN_LISTS, str(tmp_path / "é.jsonl")], environment, tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode() == f"{[0.25] * 3} {[''] * 3}\n"
+
+
+def test_a_model_whose_folder_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.symlink_to(embedded_weights())
+    with pytest.raises(ModelError, match="the name of its folder is not text in this locale"):
+        vtprune.load(str(folder))
 
 
 def test_a_user_whom_the_system_does_not_know_has_no_config_file(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vtprune.errors import DamagedError, MediaError, path_hint
+from vtprune.small_files import system_name
 
 if TYPE_CHECKING:
     import torch
@@ -300,12 +301,12 @@ class Frames:
 
 
 def file_name(address: str | Path) -> str:
-    """Return the path that a `file:` address means; anything else as it is.
+    """Return the path that a name or a `file:` address means, as `system_name` has it.
 
     Raises:
         MediaError: an address on another machine, or with a query or fragment.
     """
-    text = str(address)
+    text = system_name(str(address))
     if not re.match("file:/", text, re.IGNORECASE) or os.path.exists(text):
         return text
     parts = urlsplit(text)
@@ -319,7 +320,7 @@ def file_name(address: str | Path) -> str:
             f"{printable(text)}: an address of a file ends with its path",
             "write ? as %3F and # as %23; choose pages with --pages",
         )
-    path = unquote(parts.path, errors="surrogateescape")
+    path = system_name(unquote(parts.path, errors="surrogateescape"))
     return path[1:] if os.name == "nt" and re.match("/[A-Za-z]:", path) else path
 
 

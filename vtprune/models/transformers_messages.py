@@ -62,6 +62,11 @@ def explain(name: str, error: Exception) -> tuple[str, str]:
             f"{name}: transformers does not run it with this attention kernel ({first})",
             "--attention sdpa or eager runs everywhere",
         )
+    if isinstance(error, UnicodeEncodeError):  # tokenizers and safetensors take text alone
+        return (
+            f"{name}: the name of its folder is not text in this locale",
+            "rename the folder, or set a locale that has its characters: LC_ALL=C.UTF-8",
+        )
     if "gated" in text.lower() or kind == "GatedRepoError":
         return f"{name}: access to this model is restricted", "accept its terms on the hub, log in"
     if "trust_remote_code" in text:

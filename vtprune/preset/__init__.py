@@ -26,6 +26,7 @@ from vtprune.preset.spec import (
 )
 from vtprune.preset.yaml_file import read_yaml
 from vtprune.pruners import METHODS, check_options, find_method
+from vtprune.small_files import system_name
 
 __all__ = [
     "DEFAULT",
@@ -91,7 +92,7 @@ def _check_and_build(
 
 def find_preset(name: str | Path) -> Path:
     """Return the file of a preset that is given by packaged name or path."""
-    text = str(name)  # may be anything: Path.is_file raises where a name is too long
+    text = system_name(str(name))  # may be anything: Path.is_file raises where a name is too long
     packaged = preset_directory() / f"{text}.yaml"
     if "/" not in text and "\\" not in text and os.path.isfile(packaged):
         return packaged
