@@ -438,6 +438,21 @@ def test_a_directory_of_different_sizes_is_refused_by_file(tmp_path: Path) -> No
 def test_a_directory_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="has no pictures"):
         open_source(tmp_path)
+    (tmp_path / "inside").mkdir()
+    with pytest.raises(MediaError, match="has 1 folder and no pictures"):
+        open_source(tmp_path)
+
+
+def test_a_directory_of_all_sorts_points_to_batch(tmp_path: Path) -> None:
+    saved(tmp_path / "1.png", Image.new("RGB", (8, 6)))
+    write_video(tmp_path / "a.mp4", [0, 9])
+    (warning,) = open_source(tmp_path).warnings
+    assert "read as one video of its 1 picture, without the 1 video in it" in warning
+    assert f"vtprune batch {tmp_path} -q" in warning
+    saved(tmp_path / "2.png", Image.new("RGB", (8, 7)))
+    with pytest.raises(MediaError) as refused:
+        open_source(tmp_path)
+    assert f"vtprune batch {tmp_path} -q" in refused.value.hint
 
 
 # Sampling

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def open_folder(path: Path, limits: Limits) -> Source:
     Raises:
         MediaError: for no pictures, or pictures of different sizes.
     """
-    files = picture_files(path)
+    entries = _entries(path)
+    files = _pictures(path, entries)
     sizes = []
     for file in files:
         picture = _open_picture(file, limits)
@@ -50,8 +52,13 @@ def open_folder(path: Path, limits: Limits) -> Source:
                 f"{printable(file)}: {sizes[-1][0]} x {sizes[-1][1]}, but "
                 f"{printable(files[0].name)} is {sizes[0][0]} x {sizes[0][1]}: the frames of a "
                 "video have one size",
-                "take it out of the directory, or give the pictures one by one",
+                f"take it out of the directory, or {_ask_each(path)}",
             )
+    videos = _count_videos(entry for entry in entries if not _is_picture(entry))
+    warnings = () if not videos else (
+        f"{printable(path)}: read as one video of its {_several(len(files), 'picture')}, without "
+        f"the {_several(videos, 'video')} in it; to have all files answered, {_ask_each(path)}",
+    )  # fmt: skip
     times = tuple(float(i) for i in range(len(files)))
     return Source(
         path,
@@ -62,7 +69,7 @@ def open_folder(path: Path, limits: Limits) -> Source:
         1.0,
         float(len(files)),
         "directory",
-        (),
+        warnings,
         _pictures=tuple(files),
     )
 
@@ -75,23 +82,30 @@ def picture_files(path: Path) -> list[Path]:
     Raises:
         MediaError: for no pictures.
     """
+    return _pictures(path, _entries(path))
+
+
+def _entries(path: Path) -> list[Path]:
     try:
-        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        return [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise MediaError(
             f"{printable(path)}: {error.strerror}", "check the path and its permissions"
         ) from error
+
+
+def _pictures(path: Path, entries: list[Path]) -> list[Path]:
     files = [entry for entry in entries if _is_picture(entry)]
     if files:
         return sorted(files, key=lambda file: natural_order(file.name))
-    videos = sum(map(_is_video, entries[:_MOST_TYPES]))
+    videos = _count_videos(entries)
     folders = sum(entry.is_dir() for entry in entries)
     if videos or folders:
-        has = f"{videos:,} videos" if videos else f"{folders:,} folders"
+        has = _several(videos, "video") if videos else _several(folders, "folder")
         raise MediaError(
             f"{printable(path)}: the directory has {has} and no pictures, and a directory is read "
             "as one video of numbered pictures",
-            f'name the files, or ask about each: vtprune batch {printable(path)} -q "..."',
+            f"name the files, or {_ask_each(path)}",
         )
     raise MediaError(
         f"{printable(path)}: the directory has no pictures",
@@ -131,6 +145,19 @@ def _open_picture(file: Path, limits: Limits) -> Source:
             "take it out of the directory",
         )
     return sources[0]
+
+
+def _ask_each(path: Path) -> str:
+    return f'ask about each: vtprune batch {printable(path)} -q "..."'
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _count_videos(entries: Iterable[Path]) -> int:
+    """Return how many of the first entries are videos."""
+    return sum(map(_is_video, islice(entries, _MOST_TYPES)))
 
 
 def _is_video(file: Path) -> bool:
