@@ -549,6 +549,9 @@ def test_a_warning_names_what_it_comes_from() -> None:
     assert name_sources(rows) == ["all", "a, b: two", "c: one"]
     many = [(str(number), ["four"] * (number < 4)) for number in range(5)]
     assert name_sources(many) == ["0, 1, 2, 1 more: four"]
+    own = [("hawk", ["hawk kept them"]), ("fast", ["fast: left out"]), ("dart at 2", ["dart cut"])]
+    assert name_sources(own) == ["hawk kept them", "fast: left out", "dart cut"]
+    assert name_sources([("fast", ["hawk kept them"]), ("b", [])]) == ["fast: hawk kept them"]
 
 
 def test_passes_are_bounded(one_answer: ExplainedAnswer) -> None:

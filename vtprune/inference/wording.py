@@ -32,7 +32,9 @@ NAMED = 3
 
 
 def name_sources(warnings: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Return each warning once, after the names of the rows that it comes from; all need none.
+    """Return each warning once, after the names of the rows that it comes from.
+
+    None are named where it is of all rows, or names the method or preset of its rows itself.
 
     Args:
         warnings: (name, its warnings) of each row.
@@ -45,5 +47,7 @@ def name_sources(warnings: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     for note, rows in names.items():
         more = [f"{len(rows) - NAMED} more"] if len(rows) > NAMED else []
         sources = ", ".join([*rows[:NAMED], *more])
-        lines.append(note if len(rows) == len(warnings) else f"{sources}: {note}")
+        first = note.split(maxsplit=1)[0].rstrip(":")
+        named = len(rows) == len(warnings) or {row.split(maxsplit=1)[0] for row in rows} == {first}
+        lines.append(note if named else f"{sources}: {note}")
     return lines
