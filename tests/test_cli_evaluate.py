@@ -209,7 +209,7 @@ def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(
     assert shown.exit_code == 0, shown.output
     assert re.search(r"left out +3 of 8 questions", shown.stdout)
     assert f"question1:{questions / 'empty.mp4'}:" in "".join(shown.stdout.split())
-    assert "question 2: line 2: not JSON" in shown.stdout
+    assert re.search(r"^ +line 2: not JSON", shown.stdout, re.MULTILINE)
     saved = json.loads((questions / "failed.json").read_text())
     assert [fault["question"] for fault in saved["failed"]] == [0, 1, 2]
     assert {row["questions"] for row in saved["rows"]} == {5}

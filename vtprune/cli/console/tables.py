@@ -17,6 +17,7 @@ from vtprune.errors import VtpruneError
 BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
 MOST_FAILED = 5  # questions named one by one
+PLACES = ("line ", "item ", "row ")  # how a list's faults begin, which needs no number beside it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def list_failed(failed: Mapping[int, VtpruneError], asked: int, lines: Table) ->
         total = asked + len(failed)
         lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
     for number, error in list(failed.items())[:MOST_FAILED]:
-        lines.add_row("", Text(f"question {number + 1}: {printable(error.message)}", "dim"))
+        message = printable(error.message)
+        head = "" if message.startswith(PLACES) else f"question {number + 1}: "
+        lines.add_row("", Text(head + message, "dim"))
     if len(failed) > MOST_FAILED:
         lines.add_row("", Text(f"and {len(failed) - MOST_FAILED} more", "dim"))
 
