@@ -153,6 +153,17 @@ def test_a_model_whose_folder_is_no_text_is_refused(tmp_path: Path) -> None:
         vtprune.load(str(folder))
 
 
+def test_a_directory_that_was_removed_is_refused_before_torch_aborts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "removed"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert_refused(CliRunner().invoke(cli, ["models"]), "Error: the current directory was removed")
+    assert CliRunner().invoke(cli, ["--help"]).exit_code == 0
+
+
 def test_a_user_whom_the_system_does_not_know_has_no_config_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

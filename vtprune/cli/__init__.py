@@ -115,6 +115,7 @@ class LazyGroup(Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
+            _check_directory()
             return super().invoke(ctx)
         except click.ClickException as error:
             _shorten(error)
@@ -147,6 +148,21 @@ class LazyGroup(Group):
             hint = "this is a bug; please report it with what `vtprune --traceback ...` prints"
             _say(VtpruneError(f"internal: {type(error).__name__}: {error}", hint))
             ctx.exit(1)
+
+
+def _check_directory() -> None:
+    """Refuse a current directory that was removed, in which torch's libraries abort.
+
+    Raises:
+        VtpruneError: with the way out.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise VtpruneError(
+            "the current directory was removed, and torch can't be loaded in none",
+            "change to another directory first: cd ~",
+        ) from error
 
 
 def _explain(error: OSError) -> VtpruneError:
